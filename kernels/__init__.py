@@ -1,0 +1,16 @@
+"""Fused operations for convolutions whose kernels differ per sample; needs neither a GPU nor Triton to import."""
+
+from kernels import flops as _flops  # noqa: F401  (registers the FLOP formulas)
+from kernels.backend import use_backend
+from kernels.channel_gate import channel_gate
+from kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
+from kernels.spatial_attention import channel_stats, spatial_attention
+
+__all__ = [
+    "channel_gate",
+    "channel_stats",
+    "dynamic_conv2d",
+    "per_sample_conv2d",
+    "spatial_attention",
+    "use_backend",
+]

@@ -1,0 +1,47 @@
+"""Registration of ops in the `polychrome` namespace."""
+
+from collections.abc import Callable
+from functools import wraps
+
+import torch
+
+NAMESPACE = "polychrome"
+
+
+def register_op(name: str, implementation: Callable, fake: Callable) -> None:
+    """Define the opaque op `polychrome::<name>` for all devices from an annotated eager implementation."""
+    qualified = f"{NAMESPACE}::{name}"
+    schema = torch.library.infer_schema(implementation, mutates_args=())
+    torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(qualified, "default", _without_autocast(implementation))
+    torch.library.register_fake(qualified, fake)
+
+
+def register_backward(name: str, setup_context: Callable, backward: Callable) -> None:
+    """Make `backward` the gradient of `polychrome::<name>`; differentiating its `_backward` op raises."""
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context)
+
+    def refuse(ctx, *grads):
+        raise RuntimeError(
+            f"{name} has no second derivative; call it under kernels.use_backend('reference') to get one"
+        )
+
+    torch.library.register_autograd(f"{NAMESPACE}::{name}_backward", refuse)
+
+
+def asked(gradients, needed) -> tuple:
+    """Return the gradients with None for those not needed."""
+    return tuple(gradient if need else None for gradient, need in zip(gradients, needed, strict=True))
+
+
+def _without_autocast(implementation: Callable) -> Callable:
+    # The autocast key is still on inside an op, so F.conv2d or a matmul there would cast its operands once more.
+    @wraps(implementation)
+    def run(*args):
+        device = next(argument for argument in args if isinstance(argument, torch.Tensor)).device.type
+        if not torch.is_autocast_enabled(device):
+            return implementation(*args)
+        with torch.autocast(device, enabled=False):
+            return implementation(*args)
+
+    return run

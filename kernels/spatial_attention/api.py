@@ -1,0 +1,78 @@
+"""The public functions: they check the arguments and pick the implementation."""
+
+import torch
+from torch import Tensor
+
+from kernels.backend import call_reference, calls_reference
+from kernels.checks import check_device, check_input, check_shape, check_small_dtype, sizes
+from kernels.spatial_attention import reference, register  # noqa: F401  (registers the ops)
+from kernels.spatial_attention.eager import check_present
+
+
+def channel_stats(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return mean and max over the channels present, per pixel (CBAM, Woo et al. 2018; report A).
+
+    Args:
+        x: [batch, channels, height, width], float32, float64, float16 or bfloat16.
+        mask: [batch, channels] bool, true where a channel is present; by default all are.
+
+    Returns:
+        [batch, 2, height, width]: the mean, summed in float32 (float64 for float64), and the max, in x's dtype,
+        channels_last if x is. The max's gradient goes to the one channel `torch.max(dim=1)` names; ties are not shared.
+
+    Raises:
+        ValueError: a shape or device does not fit, or, on the CPU, a sample has no present channel. On other devices
+            that would cost a synchronisation, so such a sample's mean is nan and its max -inf.
+        TypeError: x is none of these dtypes or mask is not bool.
+    """
+    check_input(x)
+    if mask is not None:
+        _check_mask(mask, x)
+    if not calls_reference("channel_stats"):
+        return torch.ops.polychrome.channel_stats(x, mask)[0]
+    if mask is not None and mask.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_present(mask)
+    return call_reference(reference.channel_stats, x, mask)
+
+
+def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x * sigmoid(conv2d(channel_stats(x), weight, bias, padding=k//2)) (CBAM, Woo et al. 2018; report A).
+
+    Args:
+        x: [batch, channels, height, width], float32, float64, float16 or bfloat16.
+        weight: [1, 2, k, k] with k odd and at least 3; float32 or x's dtype.
+        bias: [1], float32 or x's dtype.
+
+    Returns:
+        [batch, channels, height, width] in x's dtype, channels_last if x is. The two maps, their convolution and the
+        sigmoid stay in float32 (float64 for float64), under autocast too; only the product is rounded.
+
+    Raises:
+        ValueError: a shape or device does not fit, or k is even or below 3.
+        TypeError: a dtype is none of the above.
+    """
+    check_input(x)
+    check_small_dtype("weight", weight, x)
+    check_device("weight", weight, x)
+    if weight.dim() != 4 or weight.shape[:2] != (1, 2) or weight.shape[2] != weight.shape[3]:
+        raise ValueError(f"weight must be [1, 2, k, k], got {sizes(weight)}")
+    if weight.shape[2] < 3 or weight.shape[2] % 2 == 0:
+        raise ValueError(f"weight must be [1, 2, k, k] with k odd and at least 3, got {sizes(weight)}")
+    if bias is not None:
+        check_small_dtype("bias", bias, x)
+        check_device("bias", bias, x)
+        check_shape("bias", bias, out_channels=1)
+    if calls_reference("spatial_attention"):
+        return call_reference(reference.spatial_attention, x, weight, bias)
+    return torch.ops.polychrome.spatial_attention(x, weight, bias)[0]
+
+
+channel_stats.reference = reference.channel_stats
+spatial_attention.reference = reference.spatial_attention
+
+
+def _check_mask(mask: Tensor, x: Tensor) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"mask must be a bool tensor, got {getattr(mask, 'dtype', type(mask).__name__)}")
+    check_device("mask", mask, x)
+    check_shape("mask", mask, batch=x.shape[0], channels=x.shape[1])

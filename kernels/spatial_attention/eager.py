@@ -1,0 +1,77 @@
+"""The ops in eager PyTorch with explicit gradients: autograd is off inside an opaque op."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.spatial_attention.reference import wide_stats
+from kernels.tensors import laid_out_as, not_asked, wide_dtype
+
+
+def channel_stats(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return (stats [batch, 2, height, width], the channel of each max [batch, 1, height, width])."""
+    if mask is not None and mask.device.type == "cpu":
+        check_present(mask)
+    stats, argmax = wide_stats(x, mask)
+    return laid_out_as(x, stats), argmax.to(torch.int32).contiguous()
+
+
+def check_present(mask: Tensor) -> None:
+    """Raise ValueError naming the first sample without a present channel."""
+    absent = (~mask.any(1)).nonzero().flatten().tolist()
+    if absent:
+        raise ValueError(f"mask must leave at least one channel in every sample, got none in sample {absent[0]}")
+
+
+def channel_stats_backward(
+    grad: Tensor, mask: Tensor | None, argmax: Tensor, channels: int, channels_last: bool
+) -> Tensor:
+    """Return the gradient of x; its channel count and layout are all that is kept of x."""
+    dx = _spread(grad.to(wide_dtype(grad.dtype)), mask, argmax, channels).to(grad.dtype)
+    return dx.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (y, stats, argmax, gate); stats and gate in the wide dtype, for the backward pass."""
+    wide = wide_dtype(x.dtype)
+    stats, argmax = wide_stats(x)
+    stats = stats.contiguous()
+    wide_bias = None if bias is None else bias.to(wide)
+    gate = F.conv2d(stats, weight.to(wide), wide_bias, padding=weight.shape[-1] // 2).sigmoid()
+    return laid_out_as(x, x * gate), stats, argmax.to(torch.int32).contiguous(), gate.contiguous()
+
+
+def spatial_attention_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stats: Tensor,
+    argmax: Tensor,
+    gate: Tensor,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, weight and bias; one not needed is an empty placeholder."""
+    wide = wide_dtype(x.dtype)
+    grad = grad.to(wide)
+    dlogits = (grad * x).sum(1, keepdim=True) * gate * (1 - gate)
+    half = weight.shape[-1] // 2
+    dstats, dweight, _ = torch.ops.aten.convolution_backward(
+        dlogits, stats, weight.to(wide), None, [1, 1], [half, half], [1, 1], False, [0, 0], 1, [*needed[:2], False]
+    )
+    return (
+        laid_out_as(x, grad * gate + _spread(dstats, None, argmax, x.shape[1])) if needed[0] else not_asked(x),
+        dweight.to(weight.dtype) if needed[1] else not_asked(x),
+        dlogits.sum((0, 2, 3)).to(bias.dtype) if needed[2] else not_asked(x),
+    )
+
+
+def _spread(dstats: Tensor, mask: Tensor | None, argmax: Tensor, channels: int) -> Tensor:
+    """Return the gradient of x: the mean's share to every present channel, the max's to the one it came from."""
+    dmean, dmax = dstats[:, :1], dstats[:, 1:]
+    if mask is None:
+        share = (dmean / channels).expand(-1, channels, -1, -1)
+    else:
+        present = mask[:, :, None, None]
+        share = (dmean / present.sum(1, keepdim=True)).where(present, 0)
+    return share.scatter_add(1, argmax.long(), dmax)

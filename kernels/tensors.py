@@ -1,0 +1,48 @@
+"""Dtypes and memory layouts that the definition, the op and its fake must agree on."""
+
+import torch
+from torch import Tensor
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype sums are kept in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def cast_for_autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the tensors in the autocast dtype of x's device where autocast is on; float64 stays, as in torch."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return (x, *others)
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t.to(dtype) if _follows_autocast(t) else t for t in (x, *others))
+
+
+def _follows_autocast(tensor: Tensor | None) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Return whether x's channels lie next to each other; strides of dimensions of size one say nothing about it."""
+    _, channels, height, width = x.shape
+    return channels > 1 and height * width > 1 and x.stride(1) == 1
+
+
+def memory_layout(x: Tensor) -> torch.memory_format:
+    """Return the memory format of the outputs and the gradient of `x`."""
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+def empty_as(x: Tensor, shape, dtype: torch.dtype | None = None) -> Tensor:
+    """Return an uninitialised [batch, channels, height, width] tensor in x's memory format."""
+    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_layout(x))
+
+
+def laid_out_as(x: Tensor, y: Tensor) -> Tensor:
+    """Return `y` in x's dtype and memory format."""
+    return y.to(x.dtype).contiguous(memory_format=memory_layout(x))
+
+
+def not_asked(x: Tensor) -> Tensor:
+    """Return the empty tensor that stands for a gradient nobody asked for (an op's outputs cannot be None)."""
+    return x.new_empty(0)

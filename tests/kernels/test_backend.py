@@ -1,0 +1,136 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import kernels
+from kernels import channel_gate, channel_stats, dynamic_conv2d, per_sample_conv2d, spatial_attention, use_backend
+from kernels.backend import current_backend
+from tests.kernels.oracle import randn
+
+CALLS = {
+    dynamic_conv2d: (randn(2, 3, 5, 5), randn(4, 6, 3, 3, 3), randn(2, 4)),
+    per_sample_conv2d: (randn(2, 3, 5, 5), randn(2, 6, 3, 3, 3)),
+    channel_stats: (randn(2, 3, 5, 5),),
+    spatial_attention: (randn(2, 3, 5, 5), randn(1, 2, 3, 3)),
+    channel_gate: (randn(2, 3, 5, 5), None, None, randn(3, 3), None),
+}
+every_op = pytest.mark.parametrize("function", CALLS, ids=lambda f: f.__name__)
+
+
+def ops_in(graph: torch.fx.GraphModule) -> set[str]:
+    return {str(node.target) for node in graph.graph.nodes if "polychrome" in str(node.target)}
+
+
+def test_the_choice_nests_and_ends_with_the_block():
+    assert current_backend() == "auto"
+    with use_backend("reference"):
+        with use_backend("triton"):
+            assert current_backend() == "triton"
+        assert current_backend() == "reference"
+        with pytest.raises(ZeroDivisionError), use_backend("auto"):
+            _ = 1 / 0
+        assert current_backend() == "reference"
+    assert current_backend() == "auto"
+
+
+def test_an_unknown_name_lists_the_names():
+    with pytest.raises(ValueError, match="backend must be one of auto, triton, reference, got 'cudnn'"):
+        use_backend("cudnn")
+
+
+@every_op
+def test_reference_calls_the_definition_and_auto_the_op(function):
+    with use_backend("reference"):
+        assert torch.equal(function(*CALLS[function]), function.reference(*CALLS[function]))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as plain:
+            function(*CALLS[function])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as opaque:
+        function(*CALLS[function])
+    name = f"polychrome::{function.__name__}"
+    assert name not in {event.key for event in plain.key_averages()}
+    assert name in {event.key for event in opaque.key_averages()}
+
+
+@every_op
+def test_triton_says_that_there_is_no_kernel_yet(function):
+    with use_backend("triton"), pytest.raises(RuntimeError) as caught:
+        function(*CALLS[function])
+    assert str(caught.value) == (
+        f"{function.__name__} has no Triton kernel in this version; use use_backend('auto') or use_backend('reference')"
+    )
+
+
+@every_op
+def test_bad_arguments_are_found_before_the_backend(function):
+    with use_backend("triton"), pytest.raises(TypeError, match="x must be a tensor"):
+        function(None, *CALLS[function][1:])
+
+
+@every_op
+def test_the_choice_is_read_under_fullgraph_compile(function):
+    torch._dynamo.reset()
+    backend = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda *a: function(*a), fullgraph=True, backend=backend)
+    arguments = CALLS[function]
+    expected = function(*arguments)
+    torch.testing.assert_close(compiled(*arguments), expected)
+    with use_backend("reference"):
+        torch.testing.assert_close(compiled(*arguments), expected)
+    torch.testing.assert_close(compiled(*arguments), expected)
+    assert backend.frame_count == 2
+    auto, reference = (ops_in(graph) for graph in backend.graphs)
+    assert {name.removesuffix(".default") for name in auto} == {f"polychrome.{function.__name__}"}
+    assert not reference
+
+
+def test_the_choice_can_be_made_inside_a_compiled_function():
+    torch._dynamo.reset()
+    backend = CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(fullgraph=True, backend=backend)
+    def attend(x, weight):
+        with use_backend("reference"):
+            return spatial_attention(x, weight)
+
+    arguments = CALLS[spatial_attention]
+    torch.testing.assert_close(attend(*arguments), spatial_attention(*arguments))
+    assert not ops_in(backend.graphs[0])
+    assert current_backend() == "auto"
+
+
+def test_import_needs_no_triton():
+    code = "import sys; sys.modules['triton'] = None; import kernels.modules"
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_public_names():
+    for name in kernels.__all__:
+        assert callable(getattr(kernels, name))
+    for function in CALLS:
+        assert callable(function.reference)
+
+
+@pytest.mark.slow
+def test_inductor_trains_through_every_op():
+    torch._dynamo.reset()
+
+    def network(x, experts, mixing, weight, gate):
+        y = dynamic_conv2d(x, experts, mixing, stride=2, padding=1).relu()
+        y = channel_gate(spatial_attention(y, weight), None, None, gate, None)
+        return y.sum() + channel_stats(y).sum() + per_sample_conv2d(y, experts[:, :, :1].expand(2, -1, 6, 3, 3)).sum()
+
+    def gradients(function, batch_layout):
+        inputs = (randn(2, 3, 9, 9), randn(2, 6, 3, 3, 3), randn(2, 2), randn(1, 2, 3, 3), randn(6, 6))
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        leaves[0] = leaves[0].detach().to(memory_format=batch_layout).requires_grad_()
+        function(*leaves).backward()
+        return [leaf.grad for leaf in leaves]
+
+    compiled = torch.compile(network, fullgraph=True)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for got, expected in zip(gradients(compiled, layout), gradients(network, layout), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
