@@ -1,0 +1,1 @@
+"""Data pipelines, the training loop, evaluation and reports. Imports `models` and `kernels`, never `train`."""

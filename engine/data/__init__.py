@@ -1,0 +1,1 @@
+"""Image sets on disk: listing, scanning, sampling and loading."""

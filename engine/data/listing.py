@@ -1,0 +1,198 @@
+"""Which images there are: list files or folders per class, read into one form."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.errors import UserError
+
+SPLITS = ("train", "val", "test")
+SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"])
+HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split: posix paths relative to the root, their labels and, once scanned, (height, width)."""
+
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A labelled image set: `splits` has the keys train, val and test."""
+
+    root: Path
+    class_names: tuple[str, ...]
+    splits: dict[str, Split]
+
+
+def read(root: str | Path, num_classes: int | None = None, seed: int = 0) -> ImageSet:
+    """List the images under a folder; no image is opened.
+
+    Three forms: train.txt, val.txt and test.txt of lines `path label` (and classes.txt, if there is one);
+    train/, val/ and test/ with a folder per class; or folders per class alone, split 80/10/10 per class by `seed`.
+    Raises UserError, naming file and line, for whatever does not fit.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"no data folder at {root}: wanted a folder with list files or with a folder per class")
+    if any((root / f"{split}.txt").exists() for split in SPLITS):
+        return _from_lists(root, num_classes)
+    if (root / "train").is_dir():
+        return _from_split_folders(root, num_classes)
+    if _folders(root):
+        return _from_class_folders(root, num_classes, seed)
+    raise UserError(f"{root} has neither train.txt, val.txt and test.txt nor train/, val/ and test/ nor class folders")
+
+
+def image_files(folder: str | Path) -> list[str]:
+    """Return the image files below a folder and those its list files name, relative to it, each once.
+
+    Raises UserError where there is no such folder, no image in it, or a list file is malformed.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    listed = [
+        path
+        for split in SPLITS
+        if (folder / f"{split}.txt").is_file()
+        for _, path, _ in _entries(folder / f"{split}.txt")
+    ]
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = dict.fromkeys([*listed, *sorted(path.relative_to(folder).as_posix() for path in found)])
+    if not paths:
+        raise UserError(f"{folder} has no images: wanted {' '.join(sorted(SUFFIXES))}")
+    return list(paths)
+
+
+def _from_lists(root: Path, num_classes: int | None) -> ImageSet:
+    for split in SPLITS:
+        if not (root / f"{split}.txt").is_file():
+            raise UserError(f"no {split}.txt in {root}: wanted train.txt, val.txt and test.txt")
+    listed = {split: list(_entries(root / f"{split}.txt")) for split in SPLITS}
+    for split, entries in listed.items():
+        if not entries:
+            raise UserError(f"{root / split}.txt lists no images: wanted lines of `path label`")
+    names = _class_names(root / "classes.txt")
+    count, source = num_classes, "asked for"
+    if count is None and names:
+        count, source = len(names), "named in classes.txt"
+    if count is None:
+        count, source = len({label for _, _, label in listed["train"]}), "found in train.txt"
+    for split, entries in listed.items():
+        for number, _, label in entries:
+            if not 0 <= label < count:
+                where = f"{root / split}.txt:{number}"
+                raise UserError(f"{where}: label {label} is outside 0..{count - 1}, as {count} classes are {source}")
+    names = [*names, *map(str, range(len(names), count))][:count]
+    splits = {
+        split: Split(tuple(path for _, path, _ in entries), tuple(label for _, _, label in entries))
+        for split, entries in listed.items()
+    }
+    return ImageSet(root, tuple(names), splits)
+
+
+def _entries(file: Path) -> Iterator[tuple[int, str, int]]:
+    for number, line in _lines(file):
+        path, _, label = re.sub(r"\s+", " ", line[::-1], count=1)[::-1].rpartition(" ")
+        if not path:
+            raise UserError(f"{file}:{number}: wanted `path label`, got {line!r}")
+        if not re.fullmatch(r"[+-]?[0-9]+", label):
+            raise UserError(f"{file}:{number}: label must be a whole number, got {label!r}")
+        if path.startswith("/") or re.match(r"[A-Za-z]:[\\/]", path):
+            raise UserError(f"{file}:{number}: path must be relative to {file.parent}, got {path!r}")
+        if posixpath.normpath(path).split("/")[0] == "..":
+            raise UserError(f"{file}:{number}: path leaves the data folder: {path!r}")
+        yield number, path, int(label)
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    # Not splitlines(): it also cuts at characters that file names may hold.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def _class_names(file: Path) -> list[str]:
+    if not file.exists():
+        return []
+    names = []
+    for number, line in _lines(file):
+        fields = line.split("\t")
+        if len(fields) > 1 and fields[0].strip() != str(len(names)):
+            raise UserError(f"{file}:{number}: wanted label {len(names)}, got {fields[0]!r}")
+        names.append(fields[-1].split(",")[0].strip())
+    if not names:
+        raise UserError(f"{file} names no classes: wanted a line for each")
+    return names
+
+
+def _from_split_folders(root: Path, num_classes: int | None) -> ImageSet:
+    for split in SPLITS:
+        if not (root / split).is_dir():
+            raise UserError(f"no {split}/ in {root}: wanted train/, val/ and test/ with a folder per class")
+    names = _folders(root / "train")
+    _check_count(root / "train", names, num_classes)
+    splits = {}
+    for split in SPLITS:
+        for name in _folders(root / split):
+            if name not in names:
+                raise UserError(f"class {name!r} is in {root / split} but not in {root / 'train'}")
+        images = [(path, label) for label, name in enumerate(names) for path in _images(root, f"{split}/{name}")]
+        if not images:
+            raise UserError(f"no images in the class folders of {root / split}: wanted {' '.join(sorted(SUFFIXES))}")
+        splits[split] = Split(*map(tuple, zip(*images, strict=True)))
+    for label in set(range(len(names))) - set(splits["train"].labels):
+        raise UserError(f"no images of class {names[label]!r} in {root / 'train' / names[label]}")
+    return ImageSet(root, tuple(names), splits)
+
+
+def _from_class_folders(root: Path, num_classes: int | None, seed: int) -> ImageSet:
+    names = _folders(root)
+    _check_count(root, names, num_classes)
+    images: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
+    for label, name in enumerate(names):
+        paths = _images(root, name)
+        if len(paths) < len(SPLITS):
+            raise UserError(f"{len(paths)} images in {root / name}: wanted at least 3, for train, val and test")
+        held = max(1, round(HELD_OUT * len(paths)))
+        shuffled = np.random.default_rng([seed, label]).permutation(len(paths))
+        parts = {"val": shuffled[:held], "test": shuffled[held : 2 * held], "train": shuffled[2 * held :]}
+        for split, part in parts.items():
+            images[split] += [(paths[i], label) for i in sorted(part)]
+    splits = {split: Split(*map(tuple, zip(*images[split], strict=True))) for split in SPLITS}
+    return ImageSet(root, tuple(names), splits)
+
+
+def _check_count(folder: Path, names: list[str], num_classes: int | None) -> None:
+    if not names:
+        raise UserError(f"no class folders in {folder}: wanted one folder per class")
+    if num_classes not in (None, len(names)):
+        raise UserError(f"{len(names)} class folders in {folder}, {num_classes} classes asked for")
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(root: Path, folder: str) -> list[str]:
+    if not (root / folder).is_dir():
+        return []
+    files = (entry.name for entry in (root / folder).iterdir() if entry.suffix.lower() in SUFFIXES)
+    return [f"{folder}/{name}" for name in sorted(files) if not name.startswith(".")]

@@ -1,0 +1,173 @@
+"""Batches of one split, the same ones from every backend."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.data import sampling
+from engine.data.listing import ImageSet, Split
+from engine.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+BACKENDS = ("dali", "torch", "synthetic")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images: uint8 [batch, 3, size, size], channels last in memory, and labels: int64 [batch], on the device;
+    indices: int64 [batch], a numpy array, the images' places in the split."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: np.ndarray
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a backend is to do for one batch: int64 [batch] indices, int64 [batch, 4] crops, bool [batch] flips."""
+
+    indices: np.ndarray
+    crops: np.ndarray
+    flips: np.ndarray
+
+
+class Loader:
+    """Batches of one split; made by `create`. A context manager that frees the backend's workers."""
+
+    def __init__(self, split: Split, reader, *, batch_size: int, train: bool, seed: int, device, crop_scale, eval_crop):
+        import torch
+
+        self.samples = len(split.paths)
+        self.batch_size, self.train, self.seed, self.device = batch_size, train, seed, device
+        self.crop_scale, self.eval_crop = crop_scale, eval_crop
+        # A batch of one would give batch normalisation no variance to train on.
+        lone = train and batch_size > 1 and self.samples % batch_size == 1
+        self._batches = -(-self.samples // batch_size) - lone
+        self._sizes = np.ones((self.samples, 2), np.int64) if split.sizes is None else np.array(split.sizes, np.int64)
+        self._labels = torch.tensor(split.labels, dtype=torch.int64)
+        self._reader = reader
+        self._running: Iterator[Batch] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return self._batches
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, from batch number `start` on.
+
+        Training: every image once in an order drawn by (seed, epoch), cropped and mirrored at random; a last batch
+        of a single image is left out. Evaluation: every image once in list order, centre crop, whatever the epoch.
+        Starting an epoch ends the one before it, if that is still being read.
+        """
+        if self._running is not None:
+            self._running.close()
+        self._running = self._epoch(self.plan(epoch)[start:])
+        return self._running
+
+    def plan(self, epoch: int) -> list[Work]:
+        """Return what happens in each batch of an epoch."""
+        if self.train:
+            order = sampling.order(self.samples, self.seed, epoch)
+            crops = sampling.random_crops(self._sizes, self.seed, epoch, self.crop_scale)
+            flips = sampling.flips(self.samples, self.seed, epoch)
+        else:
+            order = np.arange(self.samples)
+            crops = sampling.center_crops(self._sizes, self.eval_crop)
+            flips = np.zeros(self.samples, bool)
+        batches = [order[start : start + self.batch_size] for start in range(0, self.samples, self.batch_size)]
+        return [Work(indices, crops[indices], flips[indices]) for indices in batches[: len(self)]]
+
+    def close(self) -> None:
+        """Free the backend's workers; the loader cannot be used afterwards."""
+        if self._running is not None:
+            self._running.close()
+        self._reader.close()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _epoch(self, plan: list[Work]) -> Iterator[Batch]:
+        import torch
+
+        with closing(self._reader.read(plan)) as images:
+            for work in plan:
+                labels = self._labels[torch.from_numpy(work.indices)]
+                yield Batch(next(images), labels.to(self.device, non_blocking=True), work.indices)
+
+
+def create(
+    images: ImageSet,
+    split: str,
+    *,
+    size: int,
+    batch_size: int,
+    train: bool,
+    backend: str = "auto",
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    workers: int = 1,
+    crop_scale: tuple[float, float] = (0.35, 1.0),
+    eval_crop: float = 0.875,
+) -> Loader:
+    """Return a loader of images of `size` by `size` pixels from one split of a scanned set.
+
+    `crop_scale` is the range of the share of the area that training crops keep; `eval_crop` the share of the short
+    side that evaluation's central square keeps. `workers` counts decoding threads (dali) or processes (torch).
+    Raises UserError for a backend that is not there and for a training split of one image, ValueError for a set
+    without sizes (see `engine.data.scan`), which only the synthetic backend can do without.
+    """
+    import torch
+
+    backend, device, chosen = resolve(backend), torch.device(device), images.splits[split]
+    if chosen.sizes is None and backend != "synthetic":
+        raise ValueError(f"split {split!r} has no image sizes: pass the set through scan.scan and scan.apply first")
+    if train and len(chosen.paths) < 2:
+        raise UserError(f"{split} of {images.root} has {len(chosen.paths)} usable images: training needs at least 2")
+    if backend == "dali":
+        from engine.data.dali import Reader
+
+        reader = Reader(images.root, chosen.paths, size, batch_size, device, workers)
+    elif backend == "torch":
+        from engine.data.torch_backend import Reader
+
+        reader = Reader(images.root, chosen.paths, size, device, workers)
+    else:
+        from engine.data.synthetic import Reader
+
+        reader = Reader(len(chosen.paths), size, device, seed)
+    return Loader(
+        chosen,
+        reader,
+        batch_size=batch_size,
+        train=train,
+        seed=seed,
+        device=device,
+        crop_scale=crop_scale,
+        eval_crop=eval_crop,
+    )
+
+
+def resolve(backend: str) -> str:
+    """Return the backend that a name stands for: "auto" is dali where it is installed, else torch."""
+    if backend not in (*BACKENDS, "auto"):
+        raise UserError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
+    if backend not in ("auto", "dali"):
+        return backend
+    try:
+        installed = importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:
+        installed = False
+    if backend == "dali" and not installed:
+        raise UserError("backend dali needs NVIDIA DALI: pip install nvidia-dali-cuda130, or use --backend torch")
+    return "dali" if installed else "torch"

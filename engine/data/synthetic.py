@@ -1,0 +1,33 @@
+"""Batches of random pixels that cost nothing to make: the ceiling for any loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from engine.data.loader import Work
+
+BANK = 256
+
+
+class Reader:
+    """Random images that depend on the seed and the image's index alone; no file is read."""
+
+    def __init__(self, samples: int, size: int, device: torch.device, seed: int):
+        generator = torch.Generator().manual_seed(seed)
+        shape = (min(samples, BANK), size, size, 3)
+        self.device = device
+        self._bank = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+
+    def read(self, plan: Sequence[Work]) -> Iterator[torch.Tensor]:
+        """Yield uint8 [batch, 3, size, size] on the device, channels last in memory, for each piece of work."""
+        for work in plan:
+            indices = torch.from_numpy(work.indices % len(self._bank)).to(self.device, non_blocking=True)
+            yield self._bank[indices].permute(0, 3, 1, 2)
+
+    def close(self) -> None:
+        """Free the images."""
+        self._bank = None

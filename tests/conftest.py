@@ -1,0 +1,40 @@
+"""Fixtures that several test folders share."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(autouse=True, scope="session")
+def user_cache(tmp_path_factory):
+    """Keep scans and generated sets of the tests out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def draw(label: int, seed: int) -> np.ndarray:
+    """Return an image [48, 56, 3] of stripes whose direction is the class; every channel shows them."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:48, :56]
+    wave = np.sin((rows, columns, rows + columns)[label] * 0.8 + rng.uniform(0, 6))
+    return (128 + 90 * wave[..., None] + rng.normal(0, 12, (48, 56, 3))).clip(0, 255).astype(np.uint8)
+
+
+def write_list_folder(root, per_class=(24, 6, 6)):
+    """Write a data folder of three classes with list files."""
+    (root / "images").mkdir(parents=True)
+    for split, count in zip(("train", "val", "test"), per_class, strict=True):
+        lines = []
+        for number in range(3 * count):
+            path = f"images/{split} {number}.jpg"
+            Image.fromarray(draw(number % 3, 1000 * len(split) + number)).save(root / path, quality=92)
+            lines.append(f"{path} {number % 3}\n")
+        (root / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="session")
+def stripes(tmp_path_factory):
+    """A data folder with list files: three classes of striped images, 72 / 18 / 18."""
+    return write_list_folder(tmp_path_factory.mktemp("data") / "stripes")

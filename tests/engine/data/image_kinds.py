@@ -1,0 +1,125 @@
+"""Image files of every kind that may turn up, as bytes, for the tests of decoding, scanning and loading."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image, ImageCms
+
+HEIGHT, WIDTH = 93, 121
+
+
+def picture(height=HEIGHT, width=WIDTH, channels=3, seed=0):
+    """Return smooth random colours, uint8 [height, width, channels], of at most 4 channels."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 4), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))[..., :channels].copy()
+
+
+def encoded(image, kind, **options):
+    """Return an image (or array) as the bytes of a file."""
+    stream = io.BytesIO()
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def orientation(value):
+    """Return EXIF data that says how the stored image is rotated."""
+    exif = Image.Exif()
+    exif[0x112] = value
+    return exif
+
+
+def png16(values, colour_type):
+    """Return a PNG of 16 bits a channel; colour types 0, 2, 4 and 6 are gray, RGB, gray + alpha and RGBA."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    height, width = values.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def accepted():
+    """Return the kinds that must decode alike everywhere, as {name: bytes}."""
+    colour, gray = Image.fromarray(picture()), Image.fromarray(picture()).convert("L")
+    clear = Image.fromarray(picture(channels=4))
+    gray_clear = Image.merge("LA", (gray, clear.getchannel("A")))
+    palette = colour.quantize(64)
+    deep = np.random.default_rng(1).integers(0, 65536, (HEIGHT, WIDTH, 4)).astype(np.uint16)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    files = {f"jpeg exif {value}": encoded(colour, "JPEG", exif=orientation(value)) for value in range(1, 9)}
+    files |= {f"jpeg sampling {value}": encoded(colour, "JPEG", quality=80, subsampling=value) for value in range(3)}
+    files |= {
+        "jpeg progressive": encoded(colour, "JPEG", progressive=True),
+        "jpeg gray": encoded(gray, "JPEG"),
+        "jpeg cmyk": encoded(colour.convert("CMYK"), "JPEG"),
+        "jpeg stored as rgb": encoded(colour, "JPEG", keep_rgb=True),
+        "jpeg profile": encoded(colour, "JPEG", icc_profile=profile),
+        "jpeg one pixel": encoded(colour.resize((1, 1)), "JPEG"),
+        "jpeg with junk after it": encoded(colour, "JPEG") + b"junk" * 50,
+        "mpo": encoded(colour, "MPO", save_all=True, append_images=[colour]),
+        "png exif": encoded(colour, "PNG", exif=orientation(6)),
+        "png rgba": encoded(clear, "PNG"),
+        "png gray": encoded(gray, "PNG"),
+        "png gray alpha": encoded(gray_clear, "PNG"),
+        "png palette": encoded(palette, "PNG"),
+        "png palette transparent": encoded(palette, "PNG", transparency=3),
+        "png palette 2 bits": encoded(colour.quantize(4), "PNG", bits=2),
+        "png bilevel": encoded(gray.convert("1"), "PNG"),
+        "png 16 gray": png16(deep[..., 0], 0),
+        "png 16 rgb": png16(deep[..., :3], 2),
+        "png 16 gray alpha": png16(deep[..., :2], 4),
+        "png 16 rgba": png16(deep, 6),
+        "webp": encoded(colour, "WEBP"),
+        "webp lossless": encoded(colour, "WEBP", lossless=True),
+        "webp rgba": encoded(clear, "WEBP"),
+        "webp profile": encoded(colour, "WEBP", icc_profile=profile),
+        "bmp": encoded(colour, "BMP"),
+        "bmp palette": encoded(palette, "BMP"),
+        "bmp gray": encoded(gray, "BMP"),
+        "tiff": encoded(colour, "TIFF"),
+        "tiff exif": encoded(colour, "TIFF", exif=orientation(6)),
+        "tiff rgba": encoded(clear, "TIFF"),
+        "tiff gray": encoded(gray, "TIFF"),
+        "tiff palette": encoded(palette, "TIFF"),
+        "tiff 16 gray": encoded(deep[..., 0], "TIFF"),
+        "tiff lzw": encoded(colour, "TIFF", compression="tiff_lzw"),
+        "tiff deflate": encoded(colour, "TIFF", compression="tiff_adobe_deflate"),
+        "ppm": encoded(colour, "PPM"),
+        "pgm": encoded(gray, "PPM"),
+        "pgm 16": b"P5\n%d %d\n65535\n" % (WIDTH, HEIGHT) + deep[..., 0].astype(">u2").tobytes(),
+    }
+    return files
+
+
+def refused():
+    """Return whole files of kinds that are set aside, as {name: (bytes, what the reason says)}."""
+    colour, gray = Image.fromarray(picture()), Image.fromarray(picture()).convert("L")
+    raw = np.zeros((HEIGHT, WIDTH + WIDTH % 2), "<u2").tobytes()
+    info = struct.pack("<IiiHHIIiiII", 40, WIDTH, HEIGHT, 1, 16, 0, len(raw), 0, 0, 0, 0)
+    return {
+        "gif": (encoded(colour.quantize(64), "GIF"), "GIF is not supported, convert it to PNG or JPEG"),
+        "jpeg 2000": (encoded(colour, "JPEG2000"), "JPEG2000 is not supported, convert it to PNG or JPEG"),
+        "ico": (encoded(colour, "ICO"), "ICO is not supported"),
+        "animated webp": (encoded(colour, "WEBP", save_all=True, append_images=[gray]), "2 frames in one WEBP file"),
+        "animated png": (encoded(colour, "PNG", save_all=True, append_images=[gray]), "2 frames in one PNG file"),
+        "tiff pages": (encoded(colour, "TIFF", save_all=True, append_images=[gray]), "2 frames in one TIFF file"),
+        "webp exif": (encoded(colour, "WEBP", exif=orientation(6)), "WEBP with EXIF data is not supported"),
+        "tiff bilevel": (encoded(gray.convert("1"), "TIFF"), "TIFF of mode 1 is not supported"),
+        "tiff float": (encoded(gray.convert("F"), "TIFF"), "TIFF of mode F is not supported"),
+        "tiff cmyk": (encoded(colour.convert("CMYK"), "TIFF"), "TIFF of mode CMYK is not supported"),
+        "bmp 16 bits": (b"BM" + struct.pack("<IHHI", 54 + len(raw), 0, 0, 54) + info + raw, "BMP stored as raw BGR;15"),
+        "ppm text": (b"P3\n2 1\n255\n1 2 3 4 5 6\n", "PPM of floats, as text or with a maximum other than 255"),
+        "pgm maximum 100": (b"P5\n2 1\n100\n\1\2", "PPM of floats, as text or with a maximum other than 255"),
+    }
+
+
+def write(folder, files):
+    """Write {name: bytes} into a folder and return the file names, in the same order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return list(files)

@@ -1,0 +1,159 @@
+import re
+import subprocess
+import sys
+
+import pytest
+
+from engine.data import listing
+from engine.errors import UserError
+
+LISTS = {"train.txt": "a.jpg 0\nb.jpg 1\n", "val.txt": "c.jpg 0\n", "test.txt": "d.jpg 1\n"}
+
+
+def write(folder, **contents):
+    for name, text in (LISTS | {f"{name}.txt": text for name, text in contents.items()}).items():
+        if text is not None:
+            (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def fault(root, **options):
+    with pytest.raises(UserError) as caught:
+        listing.read(root, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_list_files_are_read_in_order(tmp_path):
+    images = listing.read(write(tmp_path))
+    assert images.root == tmp_path
+    assert images.splits["train"] == listing.Split(("a.jpg", "b.jpg"), (0, 1))
+    assert images.splits["val"] == listing.Split(("c.jpg",), (0,))
+    assert images.splits["test"] == listing.Split(("d.jpg",), (1,))
+    assert images.class_names == ("0", "1")
+
+
+def test_spaces_line_ends_marks_and_other_scripts_are_fine(tmp_path):
+    text = "\ufeffmy dir/two  spaces.JPEG 0\r\n\r\nnaïve/日本 語.png\t1\r\n  \r\nodd\u2028name 3.jpg   1"
+    images = listing.read(write(tmp_path, train=text))
+    assert images.splits["train"].paths == ("my dir/two  spaces.JPEG", "naïve/日本 語.png", "odd\u2028name 3.jpg")
+    assert images.splits["train"].labels == (0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("0\tn01\thouse finch, linnet\n1\tn02\ttriceratops\n", ("house finch", "triceratops")),
+        ("house finch, linnet\r\ntriceratops\r\n", ("house finch", "triceratops")),
+    ],
+)
+def test_class_names_are_the_first_of_each_line(tmp_path, text, names):
+    assert listing.read(write(tmp_path, classes=text)).class_names == names
+
+
+def test_a_given_number_of_classes_wins(tmp_path):
+    assert listing.read(write(tmp_path, classes="x\ny\n"), num_classes=4).class_names == ("x", "y", "2", "3")
+
+
+@pytest.mark.parametrize(
+    ("lists", "options", "message"),
+    [
+        ({"train": "a.jpg 0\nb.jpg 2\n"}, {}, r"train.txt:2: label 2 is outside 0..1, as 2 classes are found in train"),
+        ({"val": "c.jpg 5\n"}, {}, r"val.txt:1: label 5 is outside 0..1"),
+        ({"test": "c.jpg -1\n"}, {}, r"test.txt:1: label -1 is outside 0..1"),
+        ({"classes": "only\n"}, {}, r"train.txt:2: label 1 is outside 0..0, as 1 classes are named in classes.txt"),
+        ({}, {"num_classes": 1}, r"train.txt:2: label 1 is outside 0..0, as 1 classes are asked for"),
+        ({"train": "a.jpg 0\nb.jpg one\n"}, {}, r"train.txt:2: label must be a whole number, got 'one'"),
+        ({"train": "a.jpg 0.5\n"}, {}, r"train.txt:1: label must be a whole number, got '0.5'"),
+        ({"train": "a.jpg\n"}, {}, r"train.txt:1: wanted `path label`, got 'a.jpg'"),
+        ({"train": "a.jpg 0\n\n/etc/x.jpg 0\n"}, {}, r"train.txt:3: path must be relative to .*, got '/etc/x.jpg'"),
+        ({"train": "C:\\x.jpg 0\n"}, {}, r"train.txt:1: path must be relative"),
+        ({"train": "a/../../x.jpg 0\n"}, {}, r"train.txt:1: path leaves the data folder: 'a/../../x.jpg'"),
+        ({"val": "\r\n \n"}, {}, r"val.txt lists no images"),
+        ({"val": None}, {}, r"no val.txt in .*: wanted train.txt, val.txt and test.txt"),
+        ({"train": b"\xff\xfea"}, {}, r"train.txt is not UTF-8 text: byte 0 is 0xff"),
+        ({"classes": "0\ta\tb\n2\tc\td\n"}, {}, r"classes.txt:2: wanted label 1, got '2'"),
+        ({"classes": ""}, {}, r"classes.txt names no classes"),
+    ],
+)
+def test_faults_in_lists_name_file_and_line(tmp_path, lists, options, message):
+    assert re.search(message, fault(write(tmp_path, **lists), **options))
+
+
+def test_missing_folder_and_missing_forms_are_faults(tmp_path):
+    assert "no data folder at" in fault(tmp_path / "none")
+    assert "has neither train.txt, val.txt and test.txt nor train/" in fault(tmp_path)
+    (tmp_path / "file").write_text("x")
+    assert "no data folder at" in fault(tmp_path / "file")
+
+
+def test_a_path_within_the_folder_may_turn_back(tmp_path):
+    assert listing.read(write(tmp_path, train="x/../a.jpg 0\nb.jpg 1\n")).splits["train"].paths[0] == "x/../a.jpg"
+
+
+def test_split_folders_are_sorted_and_known_suffixes_listed(tmp_path):
+    touch(tmp_path, "train/dog/2.JPG", "train/dog/1.gif", "train/dog/notes.txt", "train/ant/ü x.webp")
+    touch(tmp_path, "train/dog/._2.JPG", "val/dog/1.png", "test/ant/1.Tiff")
+    images = listing.read(tmp_path)
+    assert images.class_names == ("ant", "dog")
+    paths = ("train/ant/ü x.webp", "train/dog/1.gif", "train/dog/2.JPG")
+    assert images.splits["train"] == listing.Split(paths, (0, 1, 1))
+    assert images.splits["val"] == listing.Split(("val/dog/1.png",), (1,))
+
+
+def test_faults_in_split_folders(tmp_path):
+    touch(tmp_path, "train/ant/1.jpg", "train/dog/1.jpg", "val/ant/1.jpg", "test/ant/1.jpg")
+    assert "2 class folders in" in fault(tmp_path, num_classes=3)
+    (tmp_path / "train/cow").mkdir()
+    assert "no images of class 'cow' in" in fault(tmp_path)
+    touch(tmp_path, "train/cow/1.jpg", "val/elk/1.jpg")
+    assert re.search("class 'elk' is in .*val but not in .*train", fault(tmp_path))
+    (tmp_path / "val/elk/1.jpg").unlink()
+    (tmp_path / "val/elk").rmdir()
+    (tmp_path / "val/ant/1.jpg").unlink()
+    assert "no images in the class folders of" in fault(tmp_path)
+
+
+def test_missing_split_folder_is_a_fault(tmp_path):
+    touch(tmp_path, "train/ant/1.jpg", "val/ant/1.jpg")
+    assert re.search("no test/ in .*: wanted train/, val/ and test/", fault(tmp_path))
+
+
+def test_class_folders_are_split_eight_to_one_to_one_by_seed(tmp_path):
+    touch(tmp_path, *(f"{name}/{i:02d}.jpg" for name in ("b", "a") for i in range(20)))
+    images = listing.read(tmp_path, seed=3)
+    assert images.class_names == ("a", "b")
+    assert {name: len(split.paths) for name, split in images.splits.items()} == {"train": 32, "val": 4, "test": 4}
+    assert images.splits["val"].labels == (0, 0, 1, 1)
+    every = sorted(path for split in images.splits.values() for path in split.paths)
+    assert every == sorted(f"{name}/{i:02d}.jpg" for name in "ab" for i in range(20))
+    assert listing.read(tmp_path, seed=3) == images
+    assert listing.read(tmp_path, seed=4) != images
+
+
+def test_a_class_too_small_to_split_is_a_fault(tmp_path):
+    touch(tmp_path, "a/1.jpg", "a/2.jpg")
+    assert re.search("2 images in .*a: wanted at least 3", fault(tmp_path))
+
+
+def test_listing_and_scanning_need_no_torch():
+    code = "import sys, engine.data.listing, engine.data.scan; print({'torch', 'nvidia', 'PIL'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_image_files_are_those_in_the_folder_and_those_listed(tmp_path):
+    touch(write(tmp_path), "a.jpg", "deep/x.PNG", "deep/notes.md")
+    assert listing.image_files(tmp_path) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "deep/x.PNG"]
+
+
+@pytest.mark.parametrize(("folder", "message"), [("none", "no such folder"), ("", "has no images: wanted .bmp .gif")])
+def test_image_files_need_a_folder_with_images(tmp_path, folder, message):
+    with pytest.raises(UserError, match=message):
+        listing.image_files(tmp_path / folder)

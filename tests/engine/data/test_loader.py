@@ -1,0 +1,206 @@
+import dataclasses
+import importlib.util
+
+import image_kinds
+import numpy as np
+import pytest
+import torch
+
+from engine.data import decode, listing, loader, sampling, scan
+from engine.errors import UserError
+
+needs_dali = pytest.mark.skipif(loader.resolve("auto") != "dali", reason="NVIDIA DALI is not installed")
+BOTH = [pytest.param("dali", marks=needs_dali), "torch"]
+ALL = [*BOTH, "synthetic"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Every accepted kind of file, 41 or so images in four classes, under names with spaces and accents."""
+    root = tmp_path_factory.mktemp("my images")
+    paths = image_kinds.write(root, {f"{name} é.bin": content for name, content in image_kinds.accepted().items()})
+    split = listing.Split(tuple(paths), tuple(i % 4 for i in range(len(paths))))
+    whole = listing.ImageSet(root, tuple("abcd"), dict.fromkeys(("train", "val", "test"), split))
+    return scan.apply(whole, scan.scan(root, paths, workers=1, cache=False))
+
+
+def create(images, backend, **options):
+    defaults = {"size": 48, "batch_size": 8, "train": True, "workers": 1, "seed": 3}
+    return loader.create(images, options.pop("split", "train"), backend=backend, **defaults | options)
+
+
+def first(images, count):
+    """Return the set with only the first images in each split."""
+    cut = {
+        name: listing.Split(split.paths[:count], split.labels[:count], split.sizes[:count])
+        for name, split in images.splits.items()
+    }
+    return dataclasses.replace(images, splits=cut)
+
+
+def pixels(batches):
+    return torch.cat([batch.images for batch in batches])
+
+
+@needs_dali
+@pytest.mark.parametrize("train", [True, False])
+def test_backends_give_the_same_images(images, train):
+    with create(images, "dali", train=train) as ours, create(images, "torch", train=train, workers=0) as theirs:
+        for a, b in zip(ours.epoch(2), theirs.epoch(2), strict=True):
+            np.testing.assert_array_equal(a.indices, b.indices)
+            assert torch.equal(a.labels, b.labels)
+            difference = (a.images.int() - b.images.int()).abs().float().mean((1, 2, 3))
+            for index, value in zip(a.indices, difference, strict=True):
+                rounded = images.splits["train"].paths[index].startswith(("png 16", "tiff palette"))
+                assert value <= (1 if rounded else 0)
+
+
+@needs_dali
+def test_dalis_own_resize_and_flip_agree_with_torchs(images):
+    """The pipeline that a GPU runs, built on the CPU."""
+    from engine.data import dali
+
+    with create(images, "torch", workers=0) as theirs:
+        plan, expected = theirs.plan(0), list(theirs.epoch(0))
+    files = [np.frombuffer(str(images.root / path).encode(), np.uint8) for path in images.splits["train"].paths]
+    source = (dali.feed(files, work) for work in plan)
+    pipeline = dali.resized(source, 48, "cpu", batch_size=8, num_threads=1, device_id=None)
+    for batch in expected:
+        ours = torch.from_dlpack(pipeline.run()[0].as_tensor()).permute(0, 3, 1, 2)
+        difference = (ours.int() - batch.images.int()).abs().float()
+        assert difference.mean((1, 2, 3)).max() < 1.0
+        assert difference.max() <= 16
+
+
+def test_the_torch_backend_is_the_definition_cropped_and_resized(images):
+    from torchvision.transforms.v2 import functional
+
+    split = images.splits["train"]
+    crops = sampling.random_crops(np.array(split.sizes), 3, 1)
+    flips = sampling.flips(len(split.paths), 3, 1)
+    with create(images, "torch", workers=0) as batches:
+        for batch in batches.epoch(1):
+            for image, index in zip(batch.images, batch.indices, strict=True):
+                whole = torch.from_numpy(decode.rgb(images.root / split.paths[index]).copy()).permute(2, 0, 1)
+                expected = functional.resized_crop(whole, *crops[index].tolist(), [48, 48], antialias=True)
+                assert torch.equal(image, expected.flip(-1) if flips[index] else expected)
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_batches_have_the_promised_form(images, backend):
+    with create(images, backend) as batches:
+        assert batches.samples == len(images.splits["train"].paths)
+        seen = list(batches.epoch(0))
+        assert len(seen) == len(batches)
+    for batch in seen:
+        assert batch.images.dtype == torch.uint8
+        assert batch.images.shape == (len(batch.indices), 3, 48, 48)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.labels.dtype == torch.int64
+        assert batch.indices.dtype == np.int64
+        assert batch.labels.tolist() == [images.splits["train"].labels[i] for i in batch.indices]
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_evaluation_gives_every_image_once_in_list_order(images, backend):
+    with create(first(images, 11), backend, split="test", train=False, batch_size=4) as batches:
+        for _ in range(2):
+            seen = list(batches.epoch(0))
+            assert [len(batch.indices) for batch in seen] == [4, 4, 3]
+            assert np.concatenate([batch.indices for batch in seen]).tolist() == list(range(11))
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(8, [4, 4]), (9, [4, 4]), (10, [4, 4, 2]), (3, [3])])
+def test_training_leaves_out_only_a_last_batch_of_one(images, count, sizes):
+    with create(first(images, count), "synthetic", batch_size=4) as batches:
+        assert [len(batch.indices) for batch in batches.epoch(0)] == sizes
+        assert len(batches) == len(sizes)
+    with create(first(images, count), "synthetic", batch_size=1) as batches:
+        assert len(batches) == count
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_seed_and_epoch_decide_the_batches(images, backend):
+    def read(epoch, **options):
+        with create(images, backend, **options) as batches:
+            return pixels(batches.epoch(epoch))
+
+    assert torch.equal(read(1), read(1))
+    assert not torch.equal(read(1), read(2))
+    assert not torch.equal(read(1), read(1, seed=4))
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_workers_do_not_change_the_batches(images, backend):
+    with create(images, backend, workers=1) as one, create(images, backend, workers=3) as three:
+        assert torch.equal(pixels(one.epoch(1)), pixels(three.epoch(1)))
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_an_epoch_can_be_left_and_entered_in_the_middle(images, backend):
+    with create(images, backend) as batches:
+        whole = pixels(batches.epoch(5))
+        next(batches.epoch(4))
+        left = batches.epoch(4)
+        next(left)
+        assert torch.equal(pixels(batches.epoch(5, start=2)), whole[16:])
+        assert list(left) == []
+        assert list(batches.epoch(5, start=len(batches))) == []
+        assert torch.equal(pixels(batches.epoch(5)), whole)
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_batches_kept_are_not_overwritten(images, backend):
+    with create(images, backend) as batches:
+        kept = list(batches.epoch(0))
+        copies = [batch.images.clone() for batch in kept]
+        list(batches.epoch(1))
+        assert all(torch.equal(batch.images, copy) for batch, copy in zip(kept, copies, strict=True))
+
+
+def test_evaluation_crops_the_central_square(images):
+    split = images.splits["train"]
+    index = split.paths.index("png gray é.bin")
+    with create(images, "torch", workers=0, train=False, eval_crop=0.5, size=46, batch_size=99) as batches:
+        (batch,) = batches.epoch(0)
+    whole = decode.rgb(images.root / split.paths[index])
+    np.testing.assert_array_equal(batch.images[index].permute(1, 2, 0).numpy(), whole[23:69, 37:83])
+
+
+def test_synthetic_images_need_no_files(tmp_path):
+    split = listing.Split(("none.jpg",) * 10, (0, 1) * 5)
+    images = listing.ImageSet(tmp_path, ("a", "b"), {"train": split})
+    with create(images, "synthetic") as batches:
+        assert [len(batch.indices) for batch in batches.epoch(0)] == [8, 2]
+    with pytest.raises(ValueError, match="has no image sizes"):
+        create(images, "torch")
+
+
+def test_faults_are_the_users(images, monkeypatch):
+    with pytest.raises(UserError, match="has 1 usable images: training needs at least 2"):
+        create(first(images, 1), "synthetic")
+    with pytest.raises(UserError, match="backend must be one of auto, dali, torch, synthetic, got 'ffcv'"):
+        loader.resolve("ffcv")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert loader.resolve("auto") == "torch"
+    with pytest.raises(UserError, match="backend dali needs NVIDIA DALI: pip install nvidia-dali"):
+        loader.resolve("dali")
+
+
+@needs_dali
+def test_auto_is_dali_where_it_is_installed():
+    assert loader.resolve("auto") == "dali"
+
+
+@pytest.mark.gpu
+@needs_dali
+@pytest.mark.parametrize("train", [True, False])
+def test_dali_on_the_gpu_agrees_with_torch(images, train):
+    with create(images, "dali", train=train, device="cuda") as ours, create(images, "torch", train=train) as theirs:
+        for _ in range(2):
+            for a, b in zip(ours.epoch(0), theirs.epoch(0), strict=True):
+                assert a.images.is_cuda
+                assert a.labels.is_cuda
+                assert a.images.is_contiguous(memory_format=torch.channels_last)
+                difference = (a.images.cpu().int() - b.images.int()).abs().float().mean((1, 2, 3))
+                assert difference.max() < 3

@@ -1,0 +1,175 @@
+import json
+import os
+
+import image_kinds
+import numpy as np
+import pytest
+
+from engine.data import listing
+from engine.data import scan as scanning
+from engine.errors import UserError
+
+WHOLE = image_kinds.encoded(image_kinds.picture(), "JPEG", quality=90)
+
+
+def scan(root, files, **options):
+    return scanning.scan(root, image_kinds.write(root, files), workers=1, **options)
+
+
+def reasons(report):
+    return {fault.path: fault.reason for fault in report.rejected}
+
+
+def test_every_accepted_kind_passes_with_its_rotated_size(tmp_path):
+    report = scan(tmp_path, image_kinds.accepted())
+    assert report.rejected == ()
+    assert report.sizes["jpeg exif 1"] == (93, 121)
+    assert {report.sizes[f"jpeg exif {value}"] for value in (5, 6, 7, 8)} == {(121, 93)}
+
+
+def test_refused_kinds_are_rejected_with_their_reason(tmp_path):
+    refused = image_kinds.refused()
+    found = reasons(scan(tmp_path, {name: content for name, (content, _) in refused.items()}))
+    assert found.keys() == refused.keys()
+    for name, (_, reason) in refused.items():
+        assert reason in found[name]
+
+
+def test_reasons_are_readable(tmp_path):
+    whole_png = image_kinds.encoded(image_kinds.picture(), "PNG")
+    files = {
+        "page.jpg": b"<!DOCTYPE html>\n<html><body>404</body></html>",
+        "zeros.jpg": bytes(5000),
+        "empty.jpg": b"",
+        "half.jpg": WHOLE[: len(WHOLE) // 2],
+        "header.jpg": WHOLE[:50],
+        "half.png": whole_png[: len(whole_png) // 2],
+        "endless.png": whole_png[:-12],
+        "flipped.png": whole_png[:2000] + bytes([whole_png[2000] ^ 1]) + whole_png[2001:],
+    }
+    image_kinds.write(tmp_path, files)
+    (tmp_path / "folder.jpg").mkdir()
+    found = reasons(scanning.scan(tmp_path, [*files, "missing.jpg", "folder.jpg"], workers=1))
+    assert found["page.jpg"].startswith("not an image: it starts with b'<!DOCTYPE html")
+    assert found["zeros.jpg"].startswith("not an image: it starts with b'\\x00")
+    assert found["empty.jpg"] == "empty file"
+    assert found["half.jpg"].startswith("truncated: ")
+    assert found["header.jpg"].startswith("truncated")
+    assert found["half.png"].startswith("truncated: ")
+    assert found["endless.png"].startswith("truncated: ")
+    assert found["flipped.png"].startswith("damaged: ")
+    assert found["missing.jpg"] == "missing file"
+    assert found["folder.jpg"] == "Is a directory"
+    assert not any("\n" in reason for reason in found.values())
+
+
+def damaged_files():
+    rng = np.random.default_rng(0)
+    cuts = [1, 2, 3, 10, 100, *rng.integers(4, len(WHOLE), 60)]
+    files = {f"cut {cut}": WHOLE[:-cut] for cut in cuts}
+    for i in range(150):
+        content = bytearray(WHOLE)
+        for place in rng.integers(2, len(WHOLE) if i % 2 else 700, rng.integers(1, 5)):
+            content[place] ^= 1 << int(rng.integers(8))
+        files[f"flips {i}"] = bytes(content)
+    for i, place in enumerate(rng.integers(0, len(WHOLE), 60)):
+        files[f"zeros {i}"] = WHOLE[:place] + bytes(30) + WHOLE[place + 30 :]
+    for kind, content in image_kinds.accepted().items():
+        for i in range(3):
+            place = int(rng.integers(1, len(content)))
+            files[f"{kind} cut {i}"] = content[:place]
+            files[f"{kind} flip {i}"] = content[:place] + bytes([content[place] ^ 0x11]) + content[place + 1 :]
+    return files
+
+
+def test_a_truncated_jpeg_is_never_accepted(tmp_path):
+    files = {name: content for name, content in damaged_files().items() if name.startswith("cut")}
+    found = reasons(scan(tmp_path, files))
+    assert found.keys() == files.keys()
+    assert {reason for reason in found.values() if "truncated" not in reason} == set()
+
+
+def test_whatever_is_accepted_goes_through_dali(tmp_path):
+    pytest.importorskip("nvidia.dali")
+    import torch
+
+    from engine.data import dali, loader
+
+    report = scan(tmp_path, damaged_files())
+    assert len(report.sizes) > 150
+    assert len(report.rejected) > 150
+    sizes = np.array(list(report.sizes.values()))
+    rng = np.random.default_rng(1)
+    top_left = rng.integers(0, (sizes + 1) // 2)
+    crops = np.concatenate([top_left, sizes - top_left], 1)
+    reader = dali.Reader(tmp_path, list(report.sizes), 16, 32, torch.device("cpu"), 1)
+    plan = [
+        loader.Work(part, crops[part], np.zeros(len(part), bool)) for part in np.array_split(np.arange(len(sizes)), 10)
+    ]
+    assert sum(len(images) for images in reader.read(plan)) == len(sizes)
+    reader.close()
+
+
+def test_a_second_scan_decodes_nothing_and_a_changed_file_is_scanned_again(tmp_path, cache_home):
+    files = {"a.jpg": WHOLE, "b.jpg": WHOLE[:-9], "c.png": image_kinds.encoded(image_kinds.picture(), "PNG")}
+    first = scan(tmp_path, files)
+    assert first.decoded == 3
+    again = scanning.scan(tmp_path, list(files))
+    assert (again.sizes, again.rejected, again.decoded) == (first.sizes, first.rejected, 0)
+    (tmp_path / "b.jpg").write_bytes(WHOLE)
+    third = scanning.scan(tmp_path, list(files))
+    assert (third.decoded, third.rejected) == (1, ())
+    os.utime(tmp_path / "a.jpg", ns=(1, 1))
+    assert scanning.scan(tmp_path, list(files)).decoded == 1
+    assert scanning.scan(tmp_path, list(files), cache=False).decoded == 3
+    assert [path.suffix for path in cache_home.iterdir()] == [".json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"rules": 1}', b"\xff\xfe", b"null"])
+def test_a_damaged_cache_is_ignored(tmp_path, cache_home, content):
+    scan(tmp_path, {"a.jpg": WHOLE})
+    (file,) = cache_home.iterdir()
+    file.write_bytes(content)
+    assert scanning.scan(tmp_path, ["a.jpg"]).decoded == 1
+    assert scanning.scan(tmp_path, ["a.jpg"]).decoded == 0
+
+
+def test_malformed_entries_and_other_rules_are_scanned_again(tmp_path, cache_home, monkeypatch):
+    scan(tmp_path, {"a.jpg": WHOLE})
+    (file,) = cache_home.iterdir()
+    content = json.loads(file.read_text())
+    content["files"]["a.jpg"][2] = None
+    file.write_text(json.dumps(content))
+    assert scanning.scan(tmp_path, ["a.jpg"]).decoded == 1
+    monkeypatch.setattr(scanning, "RULES", -1)
+    assert scanning.scan(tmp_path, ["a.jpg"]).decoded == 1
+
+
+def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path, monkeypatch):
+    (tmp_path / "occupied").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "occupied"))
+    with pytest.warns(UserWarning, match="could not be kept"):
+        assert scan(tmp_path / "data", {"a.jpg": WHOLE}).sizes == {"a.jpg": (93, 121)}
+
+
+def test_processes_and_progress(tmp_path):
+    files = {f"{i}.jpg": WHOLE if i % 5 else WHOLE[:-50] for i in range(150)}
+    calls = []
+    paths = image_kinds.write(tmp_path, files)
+    report = scanning.scan(tmp_path, paths, workers=2, progress=lambda *now: calls.append(now))
+    assert calls == [(64, 150), (128, 150), (150, 150)]
+    assert list(report.sizes) == [path for i, path in enumerate(paths) if i % 5]
+    assert [fault.path for fault in report.rejected] == [path for i, path in enumerate(paths) if i % 5 == 0]
+    scanning.scan(tmp_path, paths, progress=lambda *now: calls.append(now))
+    assert calls[3:] == [(150, 150)]
+
+
+def test_apply_drops_the_rejected_and_fills_sizes(tmp_path):
+    report = scan(tmp_path, {"a.jpg": WHOLE, "b.jpg": b"", "c.jpg": WHOLE})
+    splits = {"train": (("a.jpg", "b.jpg", "c.jpg"), (0, 1, 1)), "val": (("a.jpg",), (0,)), "test": (("c.jpg",), (1,))}
+    images = listing.ImageSet(tmp_path, ("x", "y"), {name: listing.Split(*split) for name, split in splits.items()})
+    kept = scanning.apply(images, report)
+    assert kept.splits["train"] == listing.Split(("a.jpg", "c.jpg"), (0, 1), ((93, 121), (93, 121)))
+    images.splits["val"] = listing.Split(("b.jpg",), (1,))
+    with pytest.raises(UserError, match=r"no usable image in val of .*all 1 were rejected.*b.jpg: empty file"):
+        scanning.apply(images, report)
