@@ -1,0 +1,62 @@
+"""Checkpoints: written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+
+from engine.errors import UserError
+
+
+def save(path: Path, content: dict) -> None:
+    """Write `content` (tensors, numbers, strings and containers of them) atomically: write, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict:
+    """Return what `save` wrote.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds more than plain data.
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged or is no checkpoint ({reason})") from None
+    if not isinstance(content, dict) or "model" not in content:
+        raise UserError(f"{path} is no checkpoint of this project: it has no 'model' entry")
+    return content
+
+
+def restore(model: torch.nn.Module, content: dict, path: Path) -> None:
+    """Load the checkpoint's weights into `model`.
+
+    Raises:
+        UserError: the weights belong to another model.
+    """
+    wanted, got = model.state_dict(), content["model"]
+    missing, extra = wanted.keys() - got.keys(), got.keys() - wanted.keys()
+    shapes = [key for key in wanted.keys() & got.keys() if wanted[key].shape != got[key].shape]
+    if missing or extra or shapes:
+        example = sorted([*missing, *extra, *shapes])[0]
+        raise UserError(
+            f"{path} is a checkpoint of another model: {len(missing)} weights missing, {len(extra)} unknown, "
+            f"{len(shapes)} of another shape (first: {example})"
+        )
+    model.load_state_dict(got)

@@ -1,0 +1,121 @@
+"""What the machine offers: device, native precisions, and the description kept with each run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+from contextlib import AbstractContextManager, nullcontext
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from engine.errors import UserError
+
+
+def device(name: str) -> torch.device:
+    """Return the device called "auto", "cpu" or "cuda".
+
+    Raises:
+        UserError: CUDA was asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def native_precision(on: torch.device) -> str:
+    """Return "bf16" where the device multiplies bfloat16 natively (GPUs; CPUs with AMX or AVX512-BF16), else "fp32"."""
+    if on.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if {"amx_bf16", "avx512_bf16"} & _cpu_flags() else "fp32"
+
+
+def autocast(on: torch.device, precision: str) -> AbstractContextManager:
+    """Return the context in which a model runs at `precision` ("fp32", "bf16" or "fp16")."""
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(on.type, dtypes[precision]) if precision in dtypes else nullcontext()
+
+
+def describe() -> dict:
+    """Return machine and versions as JSON-ready values, for `environment.json`."""
+    packages = ("torch", "torchvision", "triton", "nvidia-dali-cuda130", "numpy", "torchmetrics")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {name: _version(name) for name in packages},
+        "commit": _commit(),
+    }
+
+
+class PeakMemory:
+    """The peak memory of a span of work in MB: the GPU's allocations on CUDA, else the process's resident set."""
+
+    def __init__(self, on: torch.device) -> None:
+        self.on = on
+        if on.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(on)
+        else:
+            _reset_resident_peak()
+
+    def megabytes(self) -> float:
+        """Return the peak since this object was made."""
+        if self.on.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.on) / 1e6
+        return _resident_peak_kb() * 1024 / 1e6
+
+
+def _reset_resident_peak() -> None:
+    # Linux forgets the peak when "5" is written here; elsewhere the peak is the process's whole life.
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _resident_peak_kb() -> int:
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _cpu_info(key: str) -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith(key)), "")
+
+
+def _cpu_flags() -> set[str]:
+    return set(_cpu_info("flags").split())
+
+
+def _cpu_name() -> str:
+    return _cpu_info("model name") or platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    result = subprocess.run(
+        ["git", "-C", root, "rev-parse", "--verify", "--quiet", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() or None

@@ -1,0 +1,134 @@
+"""A run's folder, `<out>/<task>/<name>/`: what is in it and how it is written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from dataclasses import asdict, fields
+from datetime import datetime
+from pathlib import Path
+
+from engine.errors import UserError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+class RunFolder:
+    """Paths and files of one run.
+
+    `config.toml`, `environment.json`, `history.csv`, `results.json`, `report.md`, `report.html`, `plots/`,
+    `checkpoints/<model>/{last,best}.pt`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.toml"
+        self.environment = root / "environment.json"
+        self.history = root / "history.csv"
+        self.results = root / "results.json"
+        self.plots = root / "plots"
+        self.trace = root / "trace"
+
+    @classmethod
+    def create(cls, out: Path, task: str, name: str | None = None) -> RunFolder:
+        """Make an empty run folder; without a name, one of date and time.
+
+        Raises:
+            UserError: the folder cannot be written, the name is a path, or a run of this name is there already.
+        """
+        if name is not None and (not name or name in (".", "..") or Path(name).name != name):
+            raise UserError(f"--name {name!r} must be a plain folder name")
+        parent = out / task
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            if name is not None:
+                root = parent / name
+                root.mkdir()
+            else:
+                root = _make_dated(parent)
+            (root / "plots").mkdir()
+        except FileExistsError as error:
+            raise UserError(f"{error.filename} is there already; choose another --name or --out") from None
+        except OSError as error:
+            raise UserError(f"the output folder {out} cannot be written: {error.strerror}") from None
+        return cls(root)
+
+    @classmethod
+    def open(cls, root: Path) -> RunFolder:
+        """Return an existing run.
+
+        Raises:
+            UserError: the folder is missing or is no run.
+        """
+        folder = cls(root)
+        if not root.is_dir():
+            raise UserError(f"{root}: no such run folder")
+        for path in (folder.config, folder.results):
+            if not path.is_file():
+                raise UserError(f"{root} is no run folder: it has no {path.name}")
+        return folder
+
+    def checkpoints(self, model: str) -> Path:
+        """Return the folder of a model's checkpoints."""
+        return self.root / "checkpoints" / model
+
+    def write_history(self, rows: list) -> None:
+        """Write `history.csv` from dataclass rows of one type."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [item.name for item in fields(rows[0])], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(asdict, rows))
+        write_atomically(self.history, text.getvalue())
+
+    def read_history(self) -> list[dict[str, str]]:
+        """Return the rows of `history.csv` as text by column; none where there is no file."""
+        if not self.history.exists():
+            return []
+        with open(self.history, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def write_json(self, path: Path, content: dict) -> None:
+        """Write a JSON file whole or not at all; NaN and infinity become null."""
+        write_atomically(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def read_results(self) -> dict:
+        """Return `results.json`.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        try:
+            results = json.loads(self.results.read_text(encoding="utf-8"))
+            if not isinstance(results, dict) or not {"task", "data", "models"} <= results.keys():
+                raise ValueError("it lacks task, data or models")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.results} is damaged: {error}") from None
+        return results
+
+
+def _make_dated(parent: Path) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for number in range(1, 1000):
+        root = parent / (stamp if number == 1 else f"{stamp}-{number}")
+        try:
+            root.mkdir()
+        except FileExistsError:
+            continue
+        return root
+    raise FileExistsError(None, None, str(parent / stamp))
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
