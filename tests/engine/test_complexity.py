@@ -1,0 +1,74 @@
+import pytest
+import torch
+from torch import nn
+
+import models
+from engine import complexity
+
+
+class TwoConvs(nn.Module):
+    """Conv k3 3->8, conv k3 8->16 stride 2 beside a 1x1 shortcut, a hand-made channel gate, a two-layer head."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.shortcut = nn.Conv2d(8, 16, 1, stride=2)
+        self.gate = nn.Conv2d(16, 16, 1)
+        self.hidden = nn.Linear(16, 12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.first(x).relu_()
+        x = self.second(x) + self.shortcut(x)
+        x = x * self.gate(x.mean((2, 3), keepdim=True)).sigmoid()
+        return self.head(self.hidden(x.mean((2, 3))).relu())
+
+
+def test_costs_equal_hand_computed_ones():
+    costs = complexity.measure(TwoConvs(), channels=3, size=10)
+    convs = 100 * 8 * 27 + 25 * 16 * 72 + 25 * 16 * 8
+    assert costs.macs == convs + 16 * 16 + 16 * 12 + 12 * 5
+    assert costs.flops == 2 * costs.macs
+    assert costs.params == (8 * 27 + 8) + (16 * 72 + 16) + (16 * 8 + 16) + (256 + 16) + (16 * 12 + 12) + (12 * 5 + 5)
+    outputs = 8 * 100 + 16 * 25 + 16 * 25 + 16 + 12 + 5
+    assert costs.activation_mb == pytest.approx(2 * 4 * outputs / 1e6)
+
+
+def test_depth_counts_the_longest_path_without_gates_shortcuts_and_head():
+    assert complexity.measure(TwoConvs(), channels=3, size=10).depth == 2
+
+
+def test_depth_counts_linear_layers_on_tokens():
+    class Tokens(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.flatten(2).mT).mean(1)
+
+    assert complexity.depth(Tokens(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 6)), torch.rand(2, 3, 4, 4)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "depth"),
+    [
+        ("simple_cnn", 139_570, 3),
+        ("pool_attention_cnn", 139_299, 5),
+        ("attention_cnn", 446_868, 4),
+        ("resnet34", 21_310_322, 33),
+    ],
+)
+def test_report_a_systems(name, params, depth):
+    costs = complexity.measure(models.create(name), channels=3, size=64)
+    assert (costs.params, costs.depth) == (params, depth)
+
+
+def test_resnet34_costs_3_67_billion_multiply_adds_at_224():
+    costs = complexity.measure(models.create("resnet34", num_classes=1000), channels=3, size=224)
+    assert costs.macs == pytest.approx(3.66e9, rel=0.005)
+
+
+def test_measuring_leaves_the_model_alone():
+    model = TwoConvs().train()
+    complexity.measure(model, channels=3, size=10)
+    assert model.training
+    assert model.first.weight.device.type == "cpu"
+    assert not model.first._forward_hooks

@@ -1,0 +1,154 @@
+"""What the user gets wrong: one line on stderr, exit status 2, nothing written."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from train.run import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def fails(tmp_path, capsys, monkeypatch):
+    """Run a command line in an empty folder and return its one line on stderr; checks that nothing was written."""
+
+    def run(*arguments, leaves=()):
+        folder = tmp_path / "cwd"
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        assert main([str(argument) for argument in arguments]) == 2
+        assert sorted(os.listdir(folder)) == sorted(leaves)
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert error.startswith("error: ")
+        return error
+
+    return run
+
+
+@pytest.fixture
+def broken(stripes, tmp_path):
+    """A copy of the data folder, to be broken."""
+    return Path(shutil.copytree(stripes, tmp_path / "broken"))
+
+
+def add_line(folder, line, to="train.txt"):
+    with open(folder / to, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["task9"], "no task or command is named 'task9', did you mean 'task2'?"),
+        (["frobnicate"], "no task or command is named 'frobnicate'; there are task1, task2, evaluate, predict, scan"),
+        (["task1", "--models", "simple_cn"], "simple_cn"),
+        (["task1", "--models", "simple_cnn,simple_cnn"], "--models names simple_cnn 2 times"),
+        (["task1", "--channels", "RGX"], "channels 'RGX': no channel 'X'; the data has R, G, B"),
+        (["task1", "--backend", "cv2"], "'--backend': 'cv2' is not one of"),
+        (["task1", "--batch-size", "0"], "'--batch-size': 0 is not in the range x>=1"),
+        (["task1", "--epochs", "many"], "'--epochs': 'many' is not a valid integer"),
+        (["task1", "--lr", "0"], "'--lr': 0.0 is not in the range x>0"),
+        (["task1", "--data", "missing"], "missing"),
+        (["task1", "--config", "missing.toml"], "cannot read missing.toml: No such file or directory"),
+        (["task1", "--resume", "nowhere"], "nowhere: no such run folder"),
+        (["task1", "--frobnicate"], "No such option"),
+        (["evaluate", "nowhere"], "nowhere: no such run folder"),
+        (["evaluate"], "Missing argument 'RUN'"),
+        (["predict", "nowhere", "x.jpg"], "nowhere: no such run folder"),
+        (["scan", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_arguments(fails, arguments, message):
+    assert message in fails(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("images/train 0.jpg zero", "train.txt:73"),
+        ("images/train 0.jpg 3", "train.txt:73"),
+        ("images/train 0.jpg -1", "train.txt:73"),
+        ("../outside.jpg 0", "train.txt:73"),
+        ("/etc/passwd 0", "train.txt:73"),
+        ("images/train_0.jpg", "train.txt:73"),
+    ],
+)
+def test_wrong_lines_of_a_list_file(fails, broken, line, message):
+    (broken / "classes.txt").write_text("0\ta\n1\tb\n2\tc\n")
+    add_line(broken, line)
+    assert message in fails("task1", "--data", broken)
+
+
+def test_empty_and_missing_lists(fails, broken):
+    (broken / "val.txt").write_text("")
+    assert "val.txt" in fails("task1", "--data", broken)
+    (broken / "val.txt").unlink()
+    assert "val.txt" in fails("task1", "--data", broken)
+
+
+def test_an_empty_data_folder(fails, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "empty" in fails("task1", "--data", tmp_path / "empty")
+
+
+def test_strict_names_the_first_undecodable_file(fails, broken):
+    (broken / "images/train 5.jpg").write_bytes(b"")
+    assert "--strict: 1 files cannot be used; the first is images/train 5.jpg" in fails(
+        "task1", "--data", broken, "--strict"
+    )
+
+
+def test_a_split_without_a_decodable_file(fails, broken):
+    for path in broken.glob("images/val*"):
+        path.write_bytes(b"")
+    assert "val" in fails("task1", "--data", broken)
+
+
+def test_images_too_small_for_the_model(fails, stripes):
+    error = fails("task1", "--data", stripes, "--image-size", 8, "--models", "attention_cnn")
+    assert "attention_cnn cannot take 8 px images" in error
+
+
+def test_an_output_folder_that_cannot_be_written(fails, stripes, tmp_path):
+    (tmp_path / "file").write_text("")
+    error = fails("task1", "--data", stripes, "--out", tmp_path / "file", "--image-size", 32)
+    assert f"the output folder {tmp_path / 'file'} cannot be written" in error
+    assert "must be a plain folder name" in fails("task1", "--data", stripes, "--name", "../x", "--image-size", 32)
+
+
+def test_a_run_of_this_name_exists(fails, stripes, tmp_path):
+    (tmp_path / "cwd/runs/task1/mine").mkdir(parents=True)
+    error = fails("task1", "--data", stripes, "--name", "mine", "--image-size", 32, leaves=["runs"])
+    assert "runs/task1/mine is there already" in error
+    assert os.listdir(tmp_path / "cwd/runs/task1/mine") == []
+
+
+def test_config_files(fails, tmp_path):
+    config = tmp_path / "config.toml"
+    for text, message in (
+        ("epochs = ", "is not valid TOML"),
+        ("epoch = 3", "no setting is named 'epoch', did you mean 'epochs'?"),
+        ("epochs = 0", "0 is not in the range x>=1"),
+        ('precision = "fp8"', "'fp8' is not one of"),
+    ):
+        config.write_text(text)
+        assert message in fails("task1", "--config", config)
+
+
+def test_the_exit_status_and_the_one_line_reach_the_shell():
+    result = subprocess.run(
+        [sys.executable, "-m", "train.run", "task1", "--data", "/nowhere/at all"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert "/nowhere/at all" in result.stderr

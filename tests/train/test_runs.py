@@ -1,0 +1,181 @@
+"""Whole runs on a small data folder, through the command line."""
+
+import csv
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+
+from engine import checkpoint
+from train.run import main
+
+COMBINATIONS = ["RGB", "RG", "GB", "RB", "R", "G", "B"]
+# fp32 and the torch-free decoder's defaults: small and the same on every machine.
+SMALL = ["--image-size", "32", "--batch-size", "24", "--epochs", "3", "--workers", "1", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def task1(stripes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    assert main(["task1", "--data", str(stripes), "--out", str(out), "--name", "a", *SMALL]) == 0
+    return out / "task1/a"
+
+
+def results(run):
+    return json.loads((run / "results.json").read_text())
+
+
+def test_task1_leaves_a_whole_run_folder(task1):
+    names = {str(path.relative_to(task1)) for path in task1.rglob("*") if path.is_file()}
+    models = ("simple_cnn", "pool_attention_cnn")
+    assert names == {
+        "config.toml", "environment.json", "history.csv", "results.json", "report.md", "report.html",
+        "plots/curves.png", "plots/combinations.png",
+        *(f"plots/{kind}-{model}.png" for kind in ("confusion", "predictions") for model in models),
+        *(f"checkpoints/{model}/{kind}.pt" for kind in ("best", "last") for model in models),
+    }  # fmt: skip
+
+
+def test_results_hold_every_figure_for_every_combination(task1):
+    found = results(task1)
+    data = found["data"]
+    assert [data[key] for key in ("classes", "train", "val", "test", "rejected")] == [3, 72, 18, 18, 0]
+    assert {name: entry["protocol"] for name, entry in found["models"].items()} == {
+        "simple_cnn": "zero-pad",
+        "pool_attention_cnn": "subset",
+    }
+    for entry in found["models"].values():
+        assert list(entry["test"]) == COMBINATIONS
+        assert all(set(row) == {"loss", "accuracy", "precision", "recall", "f1"} for row in entry["test"].values())
+        assert entry["macs"] * 2 == entry["flops"]
+        assert 1 <= entry["best_epoch"] <= entry["epochs"] == 3
+        assert min(entry[key] for key in ("train_seconds", "images_per_second", "peak_memory_mb", "activation_mb")) > 0
+
+
+def test_history_has_a_row_per_model_and_epoch_and_the_best_epoch_is_its_least_validation_loss(task1):
+    rows = list(csv.DictReader((task1 / "history.csv").open()))
+    assert [(row["model"], row["epoch"]) for row in rows] == [
+        (model, str(epoch)) for model in ("simple_cnn", "pool_attention_cnn") for epoch in (1, 2, 3)
+    ]
+    for name, entry in results(task1)["models"].items():
+        best = min((row for row in rows if row["model"] == name), key=lambda row: float(row["val_loss"]))
+        assert entry["best_epoch"] == int(best["epoch"])
+        assert entry["val"]["loss"] == float(best["val_loss"])
+        assert checkpoint.load(task1 / f"checkpoints/{name}/best.pt")["epoch"] == entry["best_epoch"]
+
+
+def test_pictures_are_not_empty(task1):
+    for path in (task1 / "plots").iterdir():
+        with Image.open(path) as image:
+            assert min(image.size) > 200
+            assert len(image.convert("RGB").getcolors(1 << 20)) > 50
+
+
+def test_report_html_is_self_contained(task1):
+    page = (task1 / "report.html").read_text()
+
+    class Sources(HTMLParser):
+        found: list = []  # noqa: RUF012
+
+        def handle_starttag(self, tag, attributes):
+            self.found += [value for key, value in attributes if key in ("src", "href")]
+
+    Sources().feed(page)
+    assert len(Sources.found) == 6
+    assert all(source.startswith("data:image/png;base64,") for source in Sources.found)
+
+
+def test_evaluate_repeats_the_runs_figures_from_the_folder_alone(task1, tmp_path, monkeypatch, capsys):
+    moved = shutil.copytree(task1, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", str(moved), "--channels", "all"]) == 0
+    again = json.loads((moved / "evaluation.json").read_text())["models"]
+    for name, entry in results(task1)["models"].items():
+        assert again[name]["test"] == entry["test"]
+    printed = capsys.readouterr().out
+    assert all(re.search(rf"^ +{combination} +[0-9.]+%", printed, re.M) for combination in COMBINATIONS)
+
+
+def test_predict_prints_the_likeliest_class_of_each_image(task1, stripes, capsys):
+    images = [str(stripes / f"images/test {number}.jpg") for number in range(6)]
+    assert main(["predict", str(task1), *images, "--model", "pool_attention_cnn", "--channels", "G"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("test ") == 6
+    assert printed.count("%") == 18
+
+
+def test_the_same_seed_gives_the_same_history_and_another_seed_does_not(task1, stripes, tmp_path):
+    def history(name, *arguments):
+        run = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", name, *SMALL]
+        assert main([*run, "--models", "simple_cnn", *arguments]) == 0
+        return (tmp_path / "task1" / name / "history.csv").read_text()
+
+    first = history("first")
+    assert history("again") == first
+    assert (task1 / "history.csv").read_text().startswith(first)
+    assert history("other", "--seed", "1") != first
+
+
+def test_a_resumed_run_equals_an_unbroken_one(task1, tmp_path):
+    run = tmp_path / "task1/b"
+    shutil.copytree(task1, run)
+    # As a kill in the second model's third epoch leaves it.
+    found = results(run)
+    del found["models"]["pool_attention_cnn"]
+    (run / "results.json").write_text(json.dumps(found))
+    config = (run / "config.toml").read_text()
+    two = [part for part in (run / "history.csv").read_text().splitlines(keepends=True)][:-1]
+    shutil.rmtree(run / "checkpoints/pool_attention_cnn")
+    data = re.search(r'data = "(.*)"', config)[1]
+    short = ["task1", "--data", data, "--out", str(tmp_path), "--name", "short", *SMALL, "--epochs", "2"]
+    assert main([*short, "--models", "pool_attention_cnn"]) == 0
+    shutil.copytree(tmp_path / "task1/short/checkpoints/pool_attention_cnn", run / "checkpoints/pool_attention_cnn")
+    (run / "history.csv").write_text("".join(two))
+    (run / "config.toml").touch()
+    assert main(["task1", "--out", str(tmp_path), "--resume", "auto"]) == 0
+    assert (run / "history.csv").read_text() == (task1 / "history.csv").read_text()
+    for name, entry in results(task1)["models"].items():
+        assert results(run)["models"][name]["test"] == entry["test"]
+
+
+def test_task2_prints_accuracy_ratio_and_cost(stripes, tmp_path, capsys):
+    arguments = ["--data", str(stripes), "--out", str(tmp_path), "--name", "b", *SMALL, "--epochs", "1", "--profile"]
+    assert main(["task2", *arguments, "--channels", "RGB,G"]) == 0
+    entries = results(tmp_path / "task2/b")["models"]
+    assert list(entries) == ["resnet34", "attention_cnn"]
+    accuracy = {name: entry["test"]["RGB"]["accuracy"] for name, entry in entries.items()}
+    if accuracy["resnet34"]:
+        assert entries["attention_cnn"]["ratio_to_resnet34"] == accuracy["attention_cnn"] / accuracy["resnet34"]
+    assert list(entries["resnet34"]["test"]) == ["RGB", "G"]
+    printed = capsys.readouterr().out
+    for wanted in ("ResNet34's", "mult-adds", "params", f"{entries['resnet34']['params']:,}"):
+        assert wanted in printed
+    trace = json.loads((tmp_path / "task2/b/trace/resnet34.json").read_text())
+    assert any(event.get("name") == "aten::conv2d" for event in trace["traceEvents"])
+
+
+def test_checkpoints_of_another_model_and_damaged_ones_are_refused(task1, tmp_path, capsys):
+    run = shutil.copytree(task1, tmp_path / "run")
+    best = run / "checkpoints/simple_cnn/best.pt"
+    shutil.copy(run / "checkpoints/pool_attention_cnn/best.pt", best)
+    for damage, message in ((lambda: None, "is a checkpoint of another model"),
+                            (lambda: best.write_bytes(best.read_bytes()[:1000]), "is damaged or is no checkpoint"),
+                            (best.unlink, "no such checkpoint")):  # fmt: skip
+        damage()
+        assert main(["evaluate", str(run)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert not (run / "evaluation.json").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(stripes, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        torch.nn.functional, "cross_entropy", lambda *_, **__: torch.tensor(float("nan")).requires_grad_()
+    )
+    with pytest.raises(RuntimeError, match="simple_cnn: epoch 1 ended with training loss nan"):
+        main(["task1", "--data", str(stripes), "--out", str(tmp_path), *SMALL, "--models", "simple_cnn"])

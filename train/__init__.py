@@ -1,0 +1,1 @@
+"""The command line and the tasks: what `python -m train.run` does."""

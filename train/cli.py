@@ -1,0 +1,124 @@
+"""Commands and flags. Heavy imports wait inside the commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+import click
+
+from engine.errors import UserError
+from train.config import TASKS, Settings, read_toml
+
+
+class Commands(click.Group):
+    """A group that names the closest command when the user's is unknown."""
+
+    def resolve_command(self, ctx, args):
+        name = args[0]
+        if self.get_command(ctx, name) is None:
+            known = self.list_commands(ctx)
+            close = get_close_matches(name, known, n=1)
+            hint = f", did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+            raise click.UsageError(f"no task or command is named {name!r}{hint}")
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx):
+        return list(self.commands)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def cli():
+    """Train, evaluate and use image models whose input channels vary."""
+
+
+def _load_config(context: click.Context, _option: click.Option, path: Path | None) -> None:
+    if path is not None:
+        context.default_map = read_toml(path)
+
+
+def _task_command(task: str, summary: str) -> click.Command:
+    @click.pass_context
+    def run(context: click.Context, print_config: bool, config: None, resume: str | None, **values) -> None:
+        folder = None
+        if resume is not None:
+            from train.resume import find, merge
+
+            folder = find(task, Path(values["out"]), resume)
+            if folder is not None:
+                values = merge(context, folder, values)
+        settings = Settings(**values).resolve(task)
+        if print_config:
+            click.echo(settings.to_toml(), nl=False)
+            return
+        from train.tasks import run as run_task
+
+        run_task(task, settings, folder)
+
+    options = [
+        click.Option(
+            ["--config"],
+            type=click.Path(path_type=Path),
+            callback=_load_config,
+            is_eager=True,
+            help="TOML file of settings; flags win over it.",
+        ),
+        click.Option(
+            ["--resume"],
+            help="Go on with a run: its folder, or auto for the newest unfinished one. The run's "
+            "settings hold; flags win over them.",
+        ),
+        click.Option(["--print-config"], is_flag=True, help="Print the effective settings as TOML and stop."),
+    ]
+    return click.Command(task, params=Settings.flags() + options, callback=run, help=summary)
+
+
+cli.add_command(
+    _task_command(
+        "task1",
+        "Variable input channels: a fixed-channel and an any-channel model, tested on every channel combination.",
+    )
+)
+cli.add_command(_task_command("task2", "Shallow against deep: a four-layer network and ResNet34, trained alike."))
+assert list(cli.commands) == list(TASKS)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--channels", default="all", show_default=True, help="Channel combinations such as RGB,RG,B, or all.")
+@click.option("--split", default="test", show_default=True, type=click.Choice(["train", "val", "test"]))
+@click.option("--data", help="Folder of the data, where it has moved since the run.")
+@click.option("--backend", type=click.Choice(["auto", "dali", "torch"]), help="What decodes.  [default: the run's]")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
+def evaluate(run: Path, **options) -> None:
+    """Evaluate the best checkpoints of a RUN folder on channel combinations; writes RUN/evaluation.json."""
+    from train.inspect import evaluate_run
+
+    evaluate_run(run, **options)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", help="Which of the run's models.  [default: the one with the best validation loss]")
+@click.option("--channels", default="RGB", show_default=True, help="Channels of the image to use, such as RG.")
+@click.option("--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes to print.")
+def predict(run: Path, **options) -> None:
+    """Print the most likely classes of each image, by a model of a RUN folder."""
+    from train.inspect import predict_images
+
+    predict_images(run, **options)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per core]")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the list as CSV (path, reason).")
+def scan(folder: Path, **options) -> None:
+    """Decode every image under FOLDER and list those that cannot be read, with the reason."""
+    from train.inspect import scan_folder
+
+    scan_folder(folder, **options)
+
+
+__all__ = ["UserError", "cli"]

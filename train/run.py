@@ -1,0 +1,30 @@
+"""Entry point: `python -m train.run TASK`.
+
+Exit status: 0 done, 2 the user's input was wrong (one line on stderr), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from engine.errors import UserError
+from train.cli import cli
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    try:
+        return cli.main(arguments, prog_name="python -m train.run", standalone_mode=False) or 0
+    except (click.ClickException, UserError) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        print("error: " + " ".join(message.split()), file=sys.stderr)
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
