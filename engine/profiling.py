@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 # Steps left out while compilers and caches warm up, then steps recorded.
-SKIPPED, RECORDED = 5, 5
+SKIPPED, RECORDED = 3, 5
 
 
 @contextmanager

@@ -111,7 +111,8 @@ def fit(
     scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
     precision = autocast(plan.device, plan.precision)
     course = _resume(checkpoints / "last.pt", model, optimizer, scaler, plan.device)
-    on_batch(len(course.history) * (train.samples + val.samples))
+    if course.history:
+        on_batch(len(course.history) * (train.samples + val.samples))
     for epoch in range(len(course.history) + 1, plan.epochs + 1):
         if plan.patience and course.waited >= plan.patience:
             break

@@ -6,6 +6,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -143,7 +144,7 @@ def test_a_resumed_run_equals_an_unbroken_one(task1, tmp_path):
 
 
 def test_task2_prints_accuracy_ratio_and_cost(stripes, tmp_path, capsys):
-    arguments = ["--data", str(stripes), "--out", str(tmp_path), "--name", "b", *SMALL, "--epochs", "1", "--profile"]
+    arguments = ["--data", str(stripes), "--out", str(tmp_path), "--name", "b", *SMALL, "--epochs", "2", "--profile"]
     assert main(["task2", *arguments, "--channels", "RGB,G"]) == 0
     entries = results(tmp_path / "task2/b")["models"]
     assert list(entries) == ["resnet34", "attention_cnn"]
@@ -179,3 +180,58 @@ def test_a_loss_that_is_not_finite_stops_the_run(stripes, tmp_path, monkeypatch)
     )
     with pytest.raises(RuntimeError, match="simple_cnn: epoch 1 ended with training loss nan"):
         main(["task1", "--data", str(stripes), "--out", str(tmp_path), *SMALL, "--models", "simple_cnn"])
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_a_folder_with_every_fault_trains_and_names_what_it_left_out(stripes, tmp_path, backend, capsys):
+    if backend == "dali":
+        pytest.importorskip("nvidia.dali")
+    data = tmp_path / "data"
+    shutil.copytree(stripes, data)
+    images = data / "images"
+    whole = (images / "train 0.jpg").read_bytes()
+    (images / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (images / "empty.jpg").write_bytes(b"")
+    (images / "page.jpg").write_text("<!doctype html><title>404</title>")
+    picture = Image.open(images / "train 1.jpg")
+    picture.save(images / "moving.gif")
+    picture.convert("CMYK").save(images / "cmyk.jpg")
+    picture.convert("L").save(images / "grau — façade.jpg")
+    Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(images / "deep.png")
+    names = ["cut.jpg", "empty.jpg", "page.jpg", "gone.jpg", "moving.gif", "cmyk.jpg", "grau — façade.jpg", "deep.png"]
+    with open(data / "train.txt", "a", encoding="utf-8", newline="") as file:
+        file.writelines(f"images/{name} 1\r\n" for name in names)
+    arguments = ["--data", str(data), "--out", str(tmp_path), "--name", "c", *SMALL, "--epochs", "1"]
+    assert main(["task1", *arguments, "--models", "simple_cnn", "--backend", backend]) == 0
+    found = results(tmp_path / "task1/c")["data"]
+    assert (found["train"], found["rejected"]) == (72 + 3, 5)
+    reasons = {item["path"]: item["reason"] for item in found["rejected_files"]}
+    wanted = {
+        "images/cut.jpg": "truncated",
+        "images/empty.jpg": "empty file",
+        "images/page.jpg": "not an image",
+        "images/gone.jpg": "missing file",
+        "images/moving.gif": "GIF is not supported",
+    }
+    assert reasons.keys() == wanted.keys()
+    printed = capsys.readouterr().out
+    for path, reason in wanted.items():
+        assert reason in reasons[path]
+        assert f"left out: {path} (train): {reasons[path]}" in printed
+        assert path in (tmp_path / "task1/c/report.html").read_text()
+
+
+def test_report_html_escapes_names(stripes, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(stripes, data)
+    (data / "classes.txt").write_text("<script>alert(1)</script>\n$x_{2}$\nc & d\n")
+    (data / "images/<b>.jpg").write_bytes(b"")
+    with open(data / "train.txt", "a") as file:
+        file.write("images/<b>.jpg 0\n")
+    arguments = ["--data", str(data), "--out", str(tmp_path), "--name", "e", *SMALL, "--epochs", "1"]
+    assert main(["task1", *arguments, "--models", "simple_cnn"]) == 0
+    page = (tmp_path / "task1/e/report.html").read_text()
+    assert "&lt;b&gt;.jpg" in page
+    assert "<b>" not in page
+    assert "<script" not in page
+    assert "&lt;b&gt;.jpg" in (tmp_path / "task1/e/report.md").read_text()
