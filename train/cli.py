@@ -47,6 +47,8 @@ def _task_command(task: str, summary: str) -> click.Command:
             folder = find(task, Path(values["out"]), resume)
             if folder is not None:
                 values = merge(context, folder, values)
+            elif not print_config:
+                click.echo("no unfinished run to go on with; starting one")
         settings = Settings(**values).resolve(task)
         if print_config:
             click.echo(settings.to_toml(), nl=False)

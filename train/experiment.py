@@ -46,10 +46,13 @@ class Experiment:
     """Data, settings, run folder and results so far. Everything of the user's is checked before a file is written."""
 
     def __init__(self, task: str, settings: Settings, resume: RunFolder | None) -> None:
-        self.settings = replace(settings, backend=loader.resolve(settings.backend))
+        # The run's folder must tell where the data is from anywhere.
+        root = settings.data and str(Path(settings.data).expanduser().absolute())
+        self.settings = replace(settings, data=root, backend=loader.resolve(settings.backend))
         self.combinations = channels.parse(settings.channels)
         check_models(settings.models)
         data = open_data(self.settings)
+        loader.check_trainable(data.images)
         self.images = data.images
         self.costs = {
             name: measure(name, len(self.images.class_names), settings.image_size) for name in settings.models

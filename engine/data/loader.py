@@ -132,8 +132,8 @@ def create(
     backend, device, chosen = resolve(backend), torch.device(device), images.splits[split]
     if chosen.sizes is None and backend != "synthetic":
         raise ValueError(f"split {split!r} has no image sizes: pass the set through scan.scan and scan.apply first")
-    if train and len(chosen.paths) < 2:
-        raise UserError(f"{split} of {images.root} has {len(chosen.paths)} usable images: training needs at least 2")
+    if train:
+        check_trainable(images, split)
     if backend == "dali":
         from engine.data.dali import Reader
 
@@ -156,6 +156,13 @@ def create(
         crop_scale=crop_scale,
         eval_crop=eval_crop,
     )
+
+
+def check_trainable(images: ImageSet, split: str = "train") -> None:
+    """Raise UserError where a split has too few images to train on."""
+    count = len(images.splits[split].paths)
+    if count < 2:
+        raise UserError(f"{split} of {images.root} has {count} usable images: training needs at least 2")
 
 
 def resolve(backend: str) -> str:

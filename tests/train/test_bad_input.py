@@ -110,6 +110,13 @@ def test_a_split_without_a_decodable_file(fails, broken):
     assert "val" in fails("task1", "--data", broken)
 
 
+def test_a_training_split_of_one_image(fails, broken):
+    first = (broken / "train.txt").read_text().splitlines()[0]
+    (broken / "classes.txt").write_text("a\nb\nc\n")
+    (broken / "train.txt").write_text(first)
+    assert "has 1 usable images: training needs at least 2" in fails("task1", "--data", broken)
+
+
 def test_images_too_small_for_the_model(fails, stripes):
     error = fails("task1", "--data", stripes, "--image-size", 8, "--models", "attention_cnn")
     assert "attention_cnn cannot take 8 px images" in error

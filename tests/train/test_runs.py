@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -22,7 +23,7 @@ SMALL = ["--image-size", "32", "--batch-size", "24", "--epochs", "3", "--workers
 @pytest.fixture(scope="module")
 def task1(stripes, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    assert main(["task1", "--data", str(stripes), "--out", str(out), "--name", "a", *SMALL]) == 0
+    assert main(["task1", "--data", os.path.relpath(stripes), "--out", str(out), "--name", "a", *SMALL]) == 0
     return out / "task1/a"
 
 
