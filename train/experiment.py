@@ -28,15 +28,14 @@ SHOWN_PREDICTIONS = 18
 def run(task: str, settings: Settings, resume: RunFolder | None = None) -> tuple[RunFolder, dict]:
     """Train and test all models of `settings`; return the run's folder and the content of its `results.json`.
 
-    With `resume`, the models that this run has finished are kept, and the one it was training goes on after its last
-    whole epoch.
+    With `resume`, the models that this run has finished are kept, and others go on after their last whole epoch.
 
     Raises:
         UserError: data, a model, a channel or the output folder is not usable; nothing has been written then.
     """
     experiment = Experiment(task, settings, resume)
     for name in experiment.settings.models:
-        if name not in experiment.results["models"]:
+        if not experiment.is_done(name):
             experiment.train_and_test(name)
     experiment.report()
     return experiment.folder, experiment.results
@@ -67,6 +66,11 @@ class Experiment:
         self.folder.config.write_text(self.settings.to_toml(), encoding="utf-8")
         self.folder.write_json(self.folder.environment, hardware.describe())
         self.folder.write_json(self.folder.results, self.results)
+
+    def is_done(self, name: str) -> bool:
+        """Return whether the run that is resumed has tested this model after as many epochs as are asked for now."""
+        entry = self.results["models"].get(name)
+        return entry is not None and entry["epochs"] >= self.settings.epochs
 
     def train_and_test(self, name: str) -> None:
         """Train a model, test its best weights, and add both to the results."""

@@ -29,6 +29,8 @@ class Reader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
+            # Its own, as the seeds drawn for the workers would shift the model's dropout.
+            generator=torch.Generator(),
         )
 
     def read(self, plan: Sequence[Work]) -> Iterator[torch.Tensor]:

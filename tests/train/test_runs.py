@@ -122,26 +122,39 @@ def test_the_same_seed_gives_the_same_history_and_another_seed_does_not(task1, s
     assert history("other", "--seed", "1") != first
 
 
-def test_a_resumed_run_equals_an_unbroken_one(task1, tmp_path):
-    run = tmp_path / "task1/b"
-    shutil.copytree(task1, run)
-    # As a kill in the second model's third epoch leaves it.
-    found = results(run)
-    del found["models"]["pool_attention_cnn"]
-    (run / "results.json").write_text(json.dumps(found))
-    config = (run / "config.toml").read_text()
-    two = [part for part in (run / "history.csv").read_text().splitlines(keepends=True)][:-1]
-    shutil.rmtree(run / "checkpoints/pool_attention_cnn")
-    data = re.search(r'data = "(.*)"', config)[1]
-    short = ["task1", "--data", data, "--out", str(tmp_path), "--name", "short", *SMALL, "--epochs", "2"]
-    assert main([*short, "--models", "pool_attention_cnn"]) == 0
-    shutil.copytree(tmp_path / "task1/short/checkpoints/pool_attention_cnn", run / "checkpoints/pool_attention_cnn")
-    (run / "history.csv").write_text("".join(two))
-    (run / "config.toml").touch()
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_a_resumed_run_equals_an_unbroken_one(stripes, tmp_path, monkeypatch, backend):
+    if backend == "dali":
+        pytest.importorskip("nvidia.dali")
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--backend", backend, *SMALL]
+    assert main([*start, "--name", "whole"]) == 0
+    saved, save = [], checkpoint.save
+
+    def killed_after(path, content):
+        save(path, content)
+        saved.append(path)
+        if saved.count(path) == 2 and path.parts[-2:] == ("pool_attention_cnn", "last.pt"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed_after)
+        assert main([*start, "--name", "broken"]) == 1
+    whole, broken = tmp_path / "task1/whole", tmp_path / "task1/broken"
+    assert list(results(broken)["models"]) == ["simple_cnn"]
+    assert len((broken / "history.csv").read_text().splitlines()) == 1 + 3 + 1
     assert main(["task1", "--out", str(tmp_path), "--resume", "auto"]) == 0
-    assert (run / "history.csv").read_text() == (task1 / "history.csv").read_text()
-    for name, entry in results(task1)["models"].items():
-        assert results(run)["models"][name]["test"] == entry["test"]
+    assert (broken / "history.csv").read_text() == (whole / "history.csv").read_text()
+    for name, entry in results(whole)["models"].items():
+        assert results(broken)["models"][name]["test"] == entry["test"]
+
+
+def test_a_finished_run_goes_on_when_asked_for_more_epochs(task1, tmp_path):
+    shutil.copytree(task1, tmp_path / "run")
+    assert main(["task1", "--resume", str(tmp_path / "run"), "--epochs", "4"]) == 0
+    before, after = ((run / "history.csv").read_text().splitlines() for run in (task1, tmp_path / "run"))
+    assert after[:4] == before[:4]
+    assert len(after) == 1 + 2 * 4
+    assert {entry["epochs"] for entry in results(tmp_path / "run")["models"].values()} == {4}
 
 
 def test_task2_prints_accuracy_ratio_and_cost(stripes, tmp_path, capsys):
