@@ -12,14 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+import kernels.modules
+
 
 @dataclass(frozen=True)
 class Complexity:
     """Costs of one image of the measured size.
 
     `macs` is half of `flops`, which torch's flop counter gives (convolutions, matrix products and this project's
-    ops). `activation_mb` is the "forward/backward pass size" of the reports' summaries: twice the outputs of all
-    leaf modules in float32, in units of 10^6 bytes. `depth` is the number of weight layers on the longest path
+    ops). `activation_mb` is torchinfo's "forward/backward pass size": twice the outputs of all layers that have
+    parameters, in float32, in units of 10^6 bytes. `depth` is the number of weight layers on the longest path
     between the input and the classifier head; see `depth`.
     """
 
@@ -37,7 +39,7 @@ def measure(model: nn.Module, channels: int, size: int) -> Complexity:
     images = torch.empty(2, channels, size, size, device="meta")
     outputs: list[int] = []
     for module in model.modules():
-        if not any(True for _ in module.children()):
+        if _is_layer(module):
             module.register_forward_hook(partial(_count_output, outputs))
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
@@ -74,38 +76,68 @@ _CONVOLUTIONS = {
 }
 
 
+# Operators that pool a whole map when what they leave is one value per channel.
+_POOLS = {
+    "aten::mean",
+    "aten::adaptive_avg_pool2d",
+    "aten::_adaptive_avg_pool2d",
+    "aten::adaptive_max_pool2d",
+    "aten::amax",
+}
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """The largest number of weight layers between the input and a tensor, and whether the map has been pooled away."""
+
+    depth: int
+    pooled: bool
+
+
 class _DepthMode(TorchDispatchMode):
-    """Gives every tensor the largest number of weight layers between the input and it."""
+    """Traces every tensor that depends on the images; parameters and what is made of them alone have no trace."""
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()
         self._batch = len(images)
-        self._depths: dict[int, int] = {}
-        self._alive: list[Tensor] = []
+        # Ids are unique only among living tensors, so each one is kept to the end.
+        self._alive = [images]
+        self._traces = {id(images): _Trace(0, pooled=False)}
 
     def of(self, tensor: Tensor) -> int:
-        return self._depths.get(id(tensor), 0)
+        return self._traces[id(tensor)].depth
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         name = func._schema.name
+        leaves = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        weighted = name in _CONVOLUTIONS or name in _LINEAR
         if name in _CONVOLUTIONS:
-            value = self.of(args[0]) + (not self._is_vector(args[0]))
+            leaves = [args[0]]
         elif name in _LINEAR:
-            value = max(map(self.of, inputs)) + (not self._is_vector(args[_LINEAR[name]]))
-        else:
-            value = max(map(self.of, inputs), default=0)
+            leaves = [args[_LINEAR[name]]]
+        traces = [self._traces[id(leaf)] for leaf in leaves if id(leaf) in self._traces]
+        if not traces:
+            return result
+        pooled = all(trace.pooled for trace in traces)
+        depth = max(trace.depth for trace in traces) + (weighted and not pooled)
         for output in tree_leaves(result):
             if isinstance(output, Tensor):
-                # Ids are unique only among living tensors, so each one is kept to the end.
                 self._alive.append(output)
-                self._depths[id(output)] = max(value, self.of(output))
+                self._traces[id(output)] = _Trace(depth, pooled or self._pools(name, output))
         return result
 
-    def _is_vector(self, features: Tensor) -> bool:
-        """Return whether `features` has one vector per sample, [batch, channels] or [batch, channels, 1, 1]."""
-        return features.shape[0] == self._batch and features[0].numel() == features.shape[1]
+    def _pools(self, name: str, output: Tensor) -> bool:
+        """Return whether the operator leaves one vector per sample: by global pooling, or by flattening the map."""
+        if output.ndim == 2:
+            return output.shape[0] == self._batch
+        return name in _POOLS and output.ndim == 4 and output.shape[2:] == (1, 1)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Return whether a module with parameters computes its output itself, rather than by calling its children."""
+    calls_children = any(True for _ in module.children()) and type(module).__module__ != kernels.modules.__name__
+    return not calls_children and any(True for _ in module.parameters())
 
 
 def _count_output(outputs: list[int], _module: nn.Module, _inputs: tuple, output) -> None:

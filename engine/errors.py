@@ -1,4 +1,4 @@
-"""The one exception that means "what the user gave us was wrong"."""
+"""The exceptions that the command line shows as one line."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one line that says what was got, what was wanted and what to do. The command line
     prints it on stderr and exits with status 2; no traceback.
     """
+
+
+class NotFiniteError(RuntimeError):
+    """A loss became NaN or infinite; the message, one line, says which, when and what to try."""

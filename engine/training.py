@@ -17,6 +17,7 @@ from engine import checkpoint
 from engine.batch import normalise
 from engine.channels import FULL, sample_masks
 from engine.data.loader import Batch, Loader
+from engine.errors import NotFiniteError, UserError
 from engine.evaluation import evaluate
 from engine.hardware import autocast
 
@@ -79,10 +80,6 @@ class Fit:
         return median(self.speeds[1:] or self.speeds)
 
 
-class NotFiniteError(RuntimeError):
-    """A loss became NaN or infinite."""
-
-
 def fit(
     name: str,
     model: nn.Module,
@@ -91,6 +88,7 @@ def fit(
     plan: Plan,
     checkpoints: Path,
     on_batch: Callable[[int], None] = lambda images: None,
+    on_step: Callable[[], None] = lambda: None,
     on_epoch: Callable[[Fit], None] = lambda course: None,
 ) -> Fit:
     """Train `model`, from `last.pt` in `checkpoints` where there is one; the model ends with the weights of `best.pt`.
@@ -98,7 +96,8 @@ def fit(
     Order, crops, channel sampling and dropout follow from (seed, epoch), so a continued run equals an unbroken one.
 
     Args:
-        on_batch: called after each step or validation batch with its number of images.
+        on_batch: called after each training or validation batch with its number of images.
+        on_step: called after each training step.
         on_epoch: called after each epoch with the course so far.
 
     Raises:
@@ -111,13 +110,15 @@ def fit(
     scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
     precision = autocast(plan.device, plan.precision)
     course = _resume(checkpoints / "last.pt", model, optimizer, scaler, plan.device)
+    for group in optimizer.param_groups:
+        group["lr"] = plan.lr  # the plan's, not the one the checkpoint was trained with
     if course.history:
         on_batch(len(course.history) * (train.samples + val.samples))
     for epoch in range(len(course.history) + 1, plan.epochs + 1):
         if plan.patience and course.waited >= plan.patience:
             break
         started = time.perf_counter()
-        loss, accuracy = train_epoch(step_model, train, optimizer, scaler, plan, epoch, on_batch)
+        loss, accuracy = train_epoch(step_model, train, optimizer, scaler, plan, epoch, on_batch, on_step)
         course.speeds.append(train.samples / (time.perf_counter() - started))
         scores = evaluate(step_model, val, (FULL,), plan.num_classes, precision, on_batch).scores[FULL]
         row = EpochRow(name, epoch, plan.lr, loss, accuracy, scores.loss, scores.accuracy)
@@ -151,10 +152,13 @@ def _resume(path: Path, model: nn.Module, optimizer, scaler, device: torch.devic
         return Fit()
     content = checkpoint.load(path, device)
     checkpoint.restore(model, content, path)
-    optimizer.load_state_dict(content["optimizer"])
-    scaler.load_state_dict(content["scaler"])
-    course = content["course"]
-    return Fit([EpochRow(**row) for row in course["history"]], course["speeds"], course["seconds"])
+    try:
+        course = content["course"]
+        optimizer.load_state_dict(content["optimizer"])
+        scaler.load_state_dict(content["scaler"])
+        return Fit([EpochRow(**row) for row in course["history"]], course["speeds"], course["seconds"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no checkpoint to go on from ({type(error).__name__}: {error})") from None
 
 
 def train_epoch(
@@ -165,6 +169,7 @@ def train_epoch(
     plan: Plan,
     epoch: int,
     on_batch: Callable[[int], None],
+    on_step: Callable[[], None],
 ) -> tuple[float, float]:
     """Take one step per batch and return the epoch's mean loss and accuracy; the host waits only at its end."""
     model.train()
@@ -186,6 +191,7 @@ def train_epoch(
             correct += (logits.argmax(1) == batch.labels).sum()
         count += len(batch.labels)
         on_batch(len(batch.labels))
+        on_step()
     return total_loss.item() / count, correct.item() / count
 
 

@@ -25,16 +25,17 @@ class use_backend:
         if name not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
         self.name = name
+        self.previous: list[str] = []
 
     def __enter__(self):
         global _current
-        self.previous = _current
+        self.previous.append(_current)
         _current = self.name
         return self
 
     def __exit__(self, *_):
         global _current
-        _current = self.previous
+        _current = self.previous.pop()
 
 
 def current_backend() -> str:

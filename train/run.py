@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from engine.errors import UserError
+from engine.errors import NotFiniteError, UserError
 from train.cli import cli
 
 
@@ -17,10 +17,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
         return cli.main(arguments, prog_name="python -m train.run", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return 2
     except (click.ClickException, UserError) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         print("error: " + " ".join(message.split()), file=sys.stderr)
         return 2
+    except NotFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (click.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         return 1

@@ -61,7 +61,7 @@ def per_sample_conv2d_backward(
         )
     return (
         _crop_to(x, dx.unflatten(1, (batch, -1)).squeeze(0), padding, symmetric) if needed[0] else not_asked(x),
-        dweight.reshape(weight.shape) if needed[1] else not_asked(x),
+        dweight.reshape(weight.shape).contiguous() if needed[1] else not_asked(x),
         grad.sum((2, 3)) if needed[2] else not_asked(x),
     )
 

@@ -61,7 +61,7 @@ def spatial_attention_backward(
     )
     return (
         laid_out_as(x, grad * gate + _spread(dstats, None, argmax, x.shape[1])) if needed[0] else not_asked(x),
-        dweight.to(weight.dtype) if needed[1] else not_asked(x),
+        dweight.to(weight.dtype).contiguous() if needed[1] else not_asked(x),
         dlogits.sum((0, 2, 3)).to(bias.dtype) if needed[2] else not_asked(x),
     )
 

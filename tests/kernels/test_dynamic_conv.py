@@ -284,8 +284,11 @@ def test_opcheck(case, layout):
     with torch.no_grad():
         grad = torch.randn_like(ops.per_sample_conv2d(x, weight, None, *geometry))
         x, experts, mixing, weight = (t.detach() for t in (x, experts, mixing, weight))
-        for needed in ([True] * 3, [False, True, False]):
-            torch.library.opcheck(ops.per_sample_conv2d_backward.default, (grad, x, weight, *geometry, needed))
+        # Generated kernels often come permuted: out_channels, kernel, in_channels in memory.
+        permuted = weight.movedim(2, -1).contiguous().movedim(-1, 2)
+        for kernels in (weight, permuted):
+            for needed in ([True] * 3, [False, True, False]):
+                torch.library.opcheck(ops.per_sample_conv2d_backward.default, (grad, x, kernels, *geometry, needed))
         bias = None if bias is None else bias.detach()
         for needed in ([True, True, True, bias is not None], [False, False, True, False], [True, False, False, False]):
             everything = (grad, x, experts, mixing, bias, *geometry, needed)

@@ -233,8 +233,10 @@ def test_opcheck(shape, layout):
     torch.library.opcheck(ops.channel_stats_backward.default, (stats, mask, argmax, shape[1], False))
     torch.library.opcheck(ops.channel_stats_backward.default, (stats, None, argmax, shape[1], True))
     y, *saved = ops.spatial_attention(x, weight, bias)
-    for needed in ([True, True, True], [True, False, False], [False, False, True]):
-        torch.library.opcheck(ops.spatial_attention_backward.default, (y, x, weight, bias, *saved, needed))
+    # A model in channels_last has its weights so, too.
+    for kernel in (weight, weight.to(memory_format=torch.channels_last)):
+        for needed in ([True, True, True], [True, False, False], [False, False, True]):
+            torch.library.opcheck(ops.spatial_attention_backward.default, (y, x, kernel, bias, *saved, needed))
 
 
 def test_one_compilation_serves_every_batch_size():
