@@ -33,6 +33,8 @@ def parse(wanted: tuple[str, ...], names: tuple[str, ...] = RGB) -> tuple[str, .
         return all_combinations(names)
     for combination in wanted:
         indices(combination, names)
+        if wanted.count(combination) > 1:
+            raise UserError(f"channels {combination!r} are named {wanted.count(combination)} times")
     return wanted
 
 
@@ -43,7 +45,9 @@ def indices(combination: str, names: tuple[str, ...] = RGB) -> list[int]:
         UserError: as `parse`.
     """
     unknown = [channel for channel in combination if channel not in names]
-    if unknown or not combination:
+    if not combination:
+        raise UserError(f"channels must name at least one of {', '.join(names)}")
+    if unknown:
         raise UserError(f"channels {combination!r}: no channel {''.join(unknown)!r}; the data has {', '.join(names)}")
     if len(set(combination)) != len(combination):
         raise UserError(f"channels {combination!r}: a channel is named twice")

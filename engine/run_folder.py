@@ -17,7 +17,8 @@ from engine.errors import UserError
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    # Names of files need not be valid text; such bytes are shown as escapes.
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(partial, path)
 
 
@@ -34,6 +35,7 @@ class RunFolder:
         self.environment = root / "environment.json"
         self.history = root / "history.csv"
         self.results = root / "results.json"
+        self.html = root / "report.html"
         self.plots = root / "plots"
         self.trace = root / "trace"
 
@@ -44,7 +46,7 @@ class RunFolder:
         Raises:
             UserError: the folder cannot be written, the name is a path, or a run of this name is there already.
         """
-        if name is not None and (not name or name in (".", "..") or Path(name).name != name):
+        if name is not None and (name in ("", ".", "..") or Path(name).name != name or len(os.fsencode(name)) > 255):
             raise UserError(f"--name {name!r} must be a plain folder name")
         parent = out / task
         try:
@@ -75,6 +77,18 @@ class RunFolder:
             if not path.is_file():
                 raise UserError(f"{root} is no run folder: it has no {path.name}")
         return folder
+
+    def begin(self, config: str, environment: dict, results: dict) -> None:
+        """Write what is known before training: the settings as TOML, the machine, and the results so far."""
+        self.html.unlink(missing_ok=True)
+        write_atomically(self.config, config)
+        self.write_json(self.environment, environment)
+        self.write_json(self.results, results)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end: the report is written last, and taken away when a run goes on."""
+        return self.html.exists()
 
     def checkpoints(self, model: str) -> Path:
         """Return the folder of a model's checkpoints."""
@@ -107,9 +121,12 @@ class RunFolder:
         """
         try:
             results = json.loads(self.results.read_text(encoding="utf-8"))
-            if not isinstance(results, dict) or not {"task", "data", "models"} <= results.keys():
-                raise ValueError("it lacks task, data or models")
-        except (OSError, ValueError) as error:
+            missing = {"task", "data", "models"} - results.keys() or {"classes", "class_names"} - results["data"].keys()
+            for entry in results["models"].values():
+                missing |= {"protocol", "epochs", "val", "test"} - entry.keys()
+            if missing:
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        except (OSError, ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{self.results} is damaged: {error}") from None
         return results
 

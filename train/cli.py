@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from engine.errors import UserError
-from train.config import TASKS, Settings, read_toml
+from train.config import TASKS, TEXT, NameList, Settings, read_toml
 
 
 class Commands(click.Group):
@@ -67,6 +66,7 @@ def _task_command(task: str, summary: str) -> click.Command:
         ),
         click.Option(
             ["--resume"],
+            type=TEXT,
             help="Go on with a run: its folder, or auto for the newest unfinished one. The run's "
             "settings hold; flags win over them.",
         ),
@@ -87,7 +87,7 @@ assert list(cli.commands) == list(TASKS)
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--channels", default="all", show_default=True, help="Channel combinations such as RGB,RG,B, or all.")
+@click.option("--channels", default="all", show_default=True, type=NameList(), help="Combinations such as RGB,RG,B.")
 @click.option("--split", default="test", show_default=True, type=click.Choice(["train", "val", "test"]))
 @click.option("--data", help="Folder of the data, where it has moved since the run.")
 @click.option("--backend", type=click.Choice(["auto", "dali", "torch"]), help="What decodes.  [default: the run's]")
@@ -121,6 +121,3 @@ def scan(folder: Path, **options) -> None:
     from train.inspect import scan_folder
 
     scan_folder(folder, **options)
-
-
-__all__ = ["UserError", "cli"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -27,6 +27,27 @@ class NameList(click.ParamType):
         return names
 
 
+class FiniteRange(click.FloatRange):
+    """A range of floats that has no room for NaN and infinity."""
+
+    def convert(self, value, param, ctx):
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number", param, ctx)
+        return number
+
+
+class Text(click.ParamType):
+    """Text of at least one character."""
+
+    name = "TEXT"
+
+    def convert(self, value, param, ctx):
+        if not value:
+            self.fail("must not be empty", param, ctx)
+        return str(value)
+
+
 @dataclass(frozen=True)
 class TaskDefaults:
     """What a task trains, and for how long, when the user does not say."""
@@ -45,7 +66,10 @@ TASKS = {
 }
 
 
-def _setting(default: Any, text: str, kind: Any = str, flag: str | None = None) -> Any:
+TEXT = Text()
+
+
+def _setting(default: Any, text: str, kind: Any = TEXT, flag: str | None = None) -> Any:
     return field(default=default, metadata={"help": text, "type": kind, "flag": flag})
 
 
@@ -65,7 +89,7 @@ class Settings:
         "Height and width of the model's input in pixels.  [default: 256; 64 on the generated set]",
         click.IntRange(min=8),
     )
-    lr: float = _setting(1e-3, "Learning rate of Adam.", click.FloatRange(min=0, min_open=True))
+    lr: float = _setting(1e-3, "Learning rate of Adam.", FiniteRange(min=0, min_open=True))
     patience: int = _setting(
         10, "Stop after this many epochs without a better validation loss; 0 never stops.", click.IntRange(min=0)
     )
@@ -78,14 +102,14 @@ class Settings:
     crop_scale: float = _setting(
         0.35,
         "Smallest share of the image's area that a random training crop keeps.",
-        click.FloatRange(min=0, max=1, min_open=True),
+        FiniteRange(min=0, max=1, min_open=True),
     )
     eval_crop: float = _setting(
         0.875,
         "Side of the centre crop at evaluation, as a share of the shorter side.",
-        click.FloatRange(min=0, max=1, min_open=True),
+        FiniteRange(min=0, max=1, min_open=True),
     )
-    seed: int = _setting(0, "Seed of weights, order, crops and channel sampling.", click.IntRange(min=0))
+    seed: int = _setting(0, "Seed of weights, order, crops and channel sampling.", click.IntRange(0, 2**32 - 1))
     precision: str | None = _setting(
         None,
         "Arithmetic of the model.  [default: bf16 where the device computes it natively, else fp32]",
@@ -114,6 +138,7 @@ class Settings:
     def resolve(self, task: str) -> Settings:
         """Return the effective settings: every `None` replaced, device and precision checked against the machine."""
         from engine import hardware
+        from engine.data.cache import cpus
 
         defaults = TASKS[task]
         generated = self.data is None
@@ -126,7 +151,7 @@ class Settings:
             device=device.type,
             precision=self.precision or hardware.native_precision(device),
             compile=device.type == "cuda" if self.compile is None else self.compile,
-            workers=self.workers or len(os.sched_getaffinity(0)),
+            workers=self.workers or cpus(),
         )
 
     def to_toml(self) -> str:
@@ -168,14 +193,38 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
-    names = [item.name for item in fields(Settings)]
-    for key in list(values):
+    known = {item.name: item for item in fields(Settings)}
+    settings = {}
+    for key, value in values.items():
         name = key.replace("-", "_")
-        if name not in names:
-            close = get_close_matches(name, names, n=1)
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
             raise UserError(f"{path}: no setting is named {key!r}" + (f", did you mean {close[0]!r}?" if close else ""))
-        values[name] = values.pop(key)
-    return values
+        if name in settings:
+            raise UserError(f"{path}: {key} is set twice, with a dash and with an underscore")
+        wanted = _toml_kind(known[name].metadata["type"])
+        if not _is_kind(value, wanted):
+            raise UserError(f"{path}: {key} must be {wanted}, got {value!r}")
+        settings[name] = value
+    return settings
+
+
+def _toml_kind(kind: Any) -> str:
+    """Return in words what a TOML file has to give for a setting of click type `kind`."""
+    if kind is bool:
+        return "true or false"
+    if isinstance(kind, click.FloatRange):
+        return "a number"
+    if isinstance(kind, click.IntRange):
+        return "a whole number"
+    return "a list of names" if isinstance(kind, NameList) else "text"
+
+
+def _is_kind(value: Any, wanted: str) -> bool:
+    if wanted == "a list of names":
+        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+    types = {"true or false": (bool,), "a number": (int, float), "a whole number": (int,), "text": (str,)}
+    return type(value) in types[wanted]
 
 
 def _option(item) -> click.Option:

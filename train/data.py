@@ -41,7 +41,7 @@ def open_data(settings: Settings) -> Data:
     """
     if settings.data is None:
         with console.waiting("making the generated set"):
-            images = listing.read(generated.ensure())
+            images = listing.read(_generated())
     else:
         images = listing.read(Path(settings.data), settings.num_classes, settings.seed)
     if settings.backend == "synthetic":
@@ -64,6 +64,15 @@ def open_data(settings: Settings) -> Data:
             f"--strict: {len(rejected)} files cannot be used; the first is {first['path']}: {first['reason']}"
         )
     return Data(scan.apply(images, report), rejected)
+
+
+def _generated() -> Path:
+    try:
+        return generated.ensure()
+    except OSError as error:
+        raise UserError(
+            f"the generated set cannot be written to {error.filename}: {error.strerror}; give --data"
+        ) from None
 
 
 def make_loader(images: ImageSet, split: str, settings: Settings, train: bool = False) -> loader.Loader:

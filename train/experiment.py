@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,16 +57,30 @@ class Experiment:
         self.costs = {
             name: measure(name, len(self.images.class_names), settings.image_size) for name in settings.models
         }
-        self.folder = resume or RunFolder.create(Path(settings.out), task, settings.name)
         self.results = {"task": task, "seed": settings.seed, "data": data.summary(), "models": {}}
         self.history: dict[str, list[training.EpochRow]] = {}
         if resume:
-            self.results["models"] = resume.read_results()["models"]
-            for row in map(training.EpochRow.from_text, resume.read_history()):
+            self._go_on_from(resume)
+        self.environment = hardware.describe()
+        self.folder = resume or RunFolder.create(Path(settings.out), task, settings.name)
+        self.folder.begin(self.settings.to_toml(), self.environment, self.results)
+
+    def _go_on_from(self, run: RunFolder) -> None:
+        """Take over what a run has; raise UserError where it does not fit the data or the channels asked for."""
+        before = run.read_results()
+        if before["data"]["class_names"] != self.results["data"]["class_names"]:
+            raise UserError(f"{run.root} was trained on other classes than {self.images.root} has")
+        for entry in before["models"].values():
+            if tuple(entry["test"]) != self.combinations:
+                raise UserError(
+                    f"{run.root} was tested on channels {','.join(entry['test'])}: leave --channels as it was"
+                )
+        self.results["models"] = before["models"]
+        try:
+            for row in map(training.EpochRow.from_text, run.read_history()):
                 self.history.setdefault(row.model, []).append(row)
-        self.folder.config.write_text(self.settings.to_toml(), encoding="utf-8")
-        self.folder.write_json(self.folder.environment, hardware.describe())
-        self.folder.write_json(self.folder.results, self.results)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{run.history} is damaged ({type(error).__name__}: {error})") from None
 
     def is_done(self, name: str) -> bool:
         """Return whether the run that is resumed has tested this model after as many epochs as are asked for now."""
@@ -80,6 +95,7 @@ class Experiment:
         model = models.create(name, num_classes=len(self.images.class_names))
         plan = make_plan(model, settings, len(self.images.class_names))
         course = self._train(name, model, plan)
+        self._write_history(name, course)
         tested = self._test(name, model, plan)
         self.results["models"][name] = vars(self.costs[name]) | {
             "epochs": len(course.history),
@@ -103,7 +119,7 @@ class Experiment:
             for name, entry in self.results["models"].items()
         }
         plots.combinations(accuracy, 1 / len(self.images.class_names), self.folder.plots / "combinations.png")
-        pages.write(self.folder, self.results, hardware.describe())
+        pages.write(self.folder, self.results, self.environment)
 
     def _train(self, name: str, model: torch.nn.Module, plan: training.Plan) -> training.Fit:
         settings = self.settings
@@ -116,13 +132,17 @@ class Experiment:
             console.progress(f"training {name}", plan.epochs * (train.samples + val.samples)) as bar,
             profiler as step,
         ):
-
-            def on_batch(images: int) -> None:
-                bar.advance(images)
-                step()
-
-            on_epoch = lambda course: self._record(name, course)  # noqa: E731
-            return training.fit(name, model, train, val, plan, self.folder.checkpoints(name), on_batch, on_epoch)
+            return training.fit(
+                name,
+                model,
+                train,
+                val,
+                plan,
+                self.folder.checkpoints(name),
+                on_batch=bar.advance,
+                on_step=step,
+                on_epoch=partial(self._record, name),
+            )
 
     def _test(self, name: str, model: torch.nn.Module, plan: training.Plan) -> Evaluation:
         precision = hardware.autocast(plan.device, plan.precision)
@@ -156,9 +176,12 @@ class Experiment:
                     found.append(plots.Prediction(row[0], names[row[1]], names[row[2]], row[3]))
         return found
 
-    def _record(self, name: str, course: training.Fit) -> None:
+    def _write_history(self, name: str, course: training.Fit) -> None:
         self.history[name] = course.history
         self.folder.write_history([row for rows in self.history.values() for row in rows])
+
+    def _record(self, name: str, course: training.Fit) -> None:
+        self._write_history(name, course)
         row = course.history[-1]
         console.say(
             f"{name} epoch {row.epoch}/{self.settings.epochs}: loss {row.train_loss:.3f}, accuracy "

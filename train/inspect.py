@@ -23,22 +23,22 @@ from train.config import Settings
 from train.data import make_loader, open_data
 
 
-def evaluate_run(run: Path, channels: str, split: str, data: str | None, backend: str | None, device: str) -> None:
+def evaluate_run(
+    run: Path, channels: tuple[str, ...], split: str, data: str | None, backend: str | None, device: str
+) -> None:
     """Test the best checkpoint of each model of a run and write `evaluation.json` into the run's folder.
 
     Raises:
         UserError: the folder is no run, or its data, a checkpoint or a channel is not usable.
     """
     trained = Run(run, device)
-    wanted = trained.combinations(channels)
+    wanted = parse(channels)
     settings = trained.settings
     settings = replace(settings, data=data or settings.data, backend=backend or settings.backend)
     networks = {name: trained.network(name) for name in trained.results["models"]}
     images = open_data(settings).images
-    if len(images.class_names) != trained.num_classes:
-        raise UserError(
-            f"the run was trained on {trained.num_classes} classes, {images.root} has {len(images.class_names)}"
-        )
+    if list(images.class_names) != trained.results["data"]["class_names"]:
+        raise UserError(f"{run} was trained on other classes than {images.root} has")
     found, shown = {}, []
     for name, model in networks.items():
         with (
@@ -61,7 +61,9 @@ def predict_images(run: Path, images: tuple[Path, ...], model: str | None, chann
         UserError: the folder is no run, the model was not trained there, or an image cannot be read.
     """
     trained = Run(run, "auto")
-    (combination,) = trained.combinations(channels)
+    if channels == "all":
+        raise UserError("predict takes one combination of channels, not 'all'")
+    (combination,) = parse((channels,))
     entries = trained.results["models"]
     name = model or min(entries, key=lambda key: entries[key]["val"]["loss"])
     network = trained.network(name)
@@ -104,12 +106,14 @@ def scan_folder(folder: Path, workers: int | None, output: Path | None) -> None:
         UserError: the folder is missing or has no images, or the output cannot be written.
     """
     paths = listing.image_files(folder)
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output} cannot be written: no folder {output.absolute().parent}")
     with console.progress("decoding", len(paths)) as bar:
         report = scan.scan(folder, paths, workers, bar.reach, cache=False)
     rows = tuple((item.path, item.reason) for item in report.rejected)
     if output is not None:
         try:
-            with open(output, "w", newline="", encoding="utf-8") as file:
+            with open(output, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 csv.writer(file).writerows([("path", "reason"), *rows])
         except OSError as error:
             raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
@@ -127,9 +131,10 @@ class Run:
         self.device = hardware.device(device)
         self.settings = replace(Settings.from_toml(self.folder.config), device=self.device.type)
         self.num_classes = self.results["data"]["classes"]
-
-    def combinations(self, wanted: str) -> tuple[str, ...]:
-        return parse(tuple(wanted.split(",")))
+        if None in (self.settings.image_size, self.settings.precision, self.settings.workers):
+            raise UserError(f"{self.folder.config} is damaged: it lacks image_size, precision or workers")
+        if not self.results["models"]:
+            raise UserError(f"{root} has no trained model yet; go on with it by --resume {root}")
 
     def autocast(self):
         return hardware.autocast(self.device, self.settings.precision)

@@ -25,8 +25,8 @@ def find(task: str, out: Path, wanted: str) -> RunFolder | None:
         if folder.read_results()["task"] != task:
             raise UserError(f"--resume {wanted}: that is a run of {folder.read_results()['task']}, not of {task}")
         return folder
-    runs = [RunFolder(path.parent) for path in (out / task).glob("*/config.toml")]
-    unfinished = [run for run in runs if run.results.is_file() and not _finished(run)]
+    runs = [RunFolder(path.parent) for path in (out / task).glob("*/results.json")]
+    unfinished = [run for run in runs if run.config.is_file() and not run.finished]
     return max(unfinished, key=lambda run: run.config.stat().st_mtime, default=None)
 
 
@@ -38,7 +38,3 @@ def merge(context: click.Context, folder: RunFolder, values: dict[str, Any]) -> 
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
     return asdict(Settings.from_toml(folder.config)) | said
-
-
-def _finished(run: RunFolder) -> bool:
-    return set(Settings.from_toml(run.config).models) <= run.read_results()["models"].keys()

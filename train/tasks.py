@@ -11,9 +11,10 @@ from train.config import Settings
 def run(task: str, settings: Settings, resume: RunFolder | None = None) -> None:
     """Run a task and print its tables."""
     folder, results = experiment.run(task, settings, resume)
-    # One model after another: side by side for comparison where the terminal is wide enough.
+    entries = results["models"]
     console.show(
-        *(tables.combinations(name, entry["protocol"], entry["test"]) for name, entry in results["models"].items())
+        *(tables.combinations(name, entry["protocol"], entry["test"]) for name, entry in entries.items()),
+        narrow=tables.accuracies(entries),
     )
     console.show(tables.models(results))
     console.say(f"report: {folder.root / 'report.html'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +34,7 @@ class Reader:
         self, root: Path, paths: Sequence[str], size: int, batch_size: int, device: torch.device, workers: int
     ):
         self.size, self.device = size, device
-        self._files = [np.frombuffer(str(root / path).encode(), np.uint8) for path in paths]
+        self._files = [np.frombuffer(os.fsencode(root / path), np.uint8) for path in paths]
         self._plan: Iterator[Work] = iter(())
         threads = max(1, workers)
         options = {"batch_size": batch_size, "num_threads": threads, "prefetch_queue_depth": PREFETCH}

@@ -43,6 +43,16 @@ def read(root: str | Path, num_classes: int | None = None, seed: int = 0) -> Ima
     Raises UserError, naming file and line, for whatever does not fit.
     """
     root = Path(root).expanduser()
+    try:
+        images = _read(root, num_classes, seed)
+    except PermissionError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+    if len(images.class_names) < 2:
+        raise UserError(f"{root} has one class: wanted at least 2")
+    return images
+
+
+def _read(root: Path, num_classes: int | None, seed: int) -> ImageSet:
     if not root.is_dir():
         raise UserError(f"no data folder at {root}: wanted a folder with list files or with a folder per class")
     if any((root / f"{split}.txt").exists() for split in SPLITS):
@@ -107,8 +117,10 @@ def _entries(file: Path) -> Iterator[tuple[int, str, int]]:
         path, _, label = re.sub(r"\s+", " ", line[::-1], count=1)[::-1].rpartition(" ")
         if not path:
             raise UserError(f"{file}:{number}: wanted `path label`, got {line!r}")
-        if not re.fullmatch(r"[+-]?[0-9]+", label):
+        if not re.fullmatch(r"[+-]?[0-9]{1,9}", label):
             raise UserError(f"{file}:{number}: label must be a whole number, got {label!r}")
+        if "\0" in path:
+            raise UserError(f"{file}:{number}: path has a null character")
         if path.startswith("/") or re.match(r"[A-Za-z]:[\\/]", path):
             raise UserError(f"{file}:{number}: path must be relative to {file.parent}, got {path!r}")
         if posixpath.normpath(path).split("/")[0] == "..":

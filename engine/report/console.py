@@ -29,6 +29,10 @@ from engine.report.tables import Table
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 
+# Blank columns between two tables.
+GAP = 4
+
+
 class SpeedColumn(ProgressColumn):
     """Images a second over the last moments."""
 
@@ -77,13 +81,17 @@ def waiting(description: str) -> Iterator[None]:
 
 def say(message: str) -> None:
     """Print one line of plain text."""
-    console.print(Text(message), soft_wrap=True)
+    # Names of files need not be valid text; such bytes are shown as escapes.
+    console.print(Text(message.encode("utf-8", "backslashreplace").decode()), soft_wrap=True)
 
 
-def show(*tables: Table) -> None:
-    """Print tables, side by side where the terminal is wide enough."""
+def show(*tables: Table, narrow: Table | None = None) -> None:
+    """Print tables side by side; where the terminal is too narrow for that, `narrow` instead, if there is one."""
     rendered = [_render(table) for table in tables]
-    console.print(Columns(rendered, padding=(0, 4)) if len(rendered) > 1 else rendered[0])
+    width = sum(console.measure(table).maximum + GAP for table in rendered)
+    if narrow is not None and width - GAP > console.width:
+        rendered = [_render(narrow)]
+    console.print(Columns(rendered, padding=(0, GAP)) if len(rendered) > 1 else rendered[0])
 
 
 def _render(table: Table) -> RichTable:
@@ -91,5 +99,5 @@ def _render(table: Table) -> RichTable:
     for number, name in enumerate(table.columns):
         rich.add_column(Text(name), justify="right" if number else "left", no_wrap=bool(number), overflow="fold")
     for row in table.rows:
-        rich.add_row(*(Text(cell) for cell in row))
+        rich.add_row(*(Text(cell.encode("utf-8", "backslashreplace").decode()) for cell in row))
     return rich

@@ -34,7 +34,7 @@ def write(folder: RunFolder, results: dict, environment: dict) -> None:
         "rejected": tables.rejected(results) if results["data"]["rejected"] else None,
         "pictures": _pictures(folder.plots, results["models"]),
     }
-    for name in ("report.html", "report.md"):
+    for name in ("report.md", folder.html.name):
         templates = Environment(
             loader=PackageLoader("engine.report"),
             autoescape=name.endswith(".html"),

@@ -44,6 +44,13 @@ def combinations(name: str, protocol: str, scores: dict[str, dict]) -> Table:
     return Table(f"{name} ({protocol})", ("channels", "accuracy", "precision", "recall", "F1", "loss"), rows)
 
 
+def accuracies(entries: dict[str, dict]) -> Table:
+    """Return the test accuracy of all models by channel combination, a column per model."""
+    names = list(next(iter(entries.values()))["test"])
+    rows = tuple((name, *(_share(entry["test"][name]["accuracy"]) for entry in entries.values())) for name in names)
+    return Table("Test accuracy", ("channels", *entries), rows)
+
+
 def models(results: dict) -> Table:
     """Return a row per model: what it reached, the ratio to ResNet34 where that was trained too, and its costs."""
     return _select(results, ("accuracy", "ratio", "params", "mult-adds", "best", "train s"))

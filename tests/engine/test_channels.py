@@ -21,7 +21,7 @@ def test_combinations_of_other_channels_are_every_subset_once():
     [
         ("RX", "channels 'RX': no channel 'X'; the data has R, G, B"),
         ("RR", "channels 'RR': a channel is named twice"),
-        ("", "channels '': no channel ''; the data has R, G, B"),
+        ("", "channels must name at least one of R, G, B"),
     ],
 )
 def test_unknown_and_repeated_channels_are_refused(wanted, message):

@@ -51,7 +51,7 @@ def test_a_missing_checkpoint_and_other_content_are_named(tmp_path):
     with pytest.raises(UserError, match="no such checkpoint"):
         checkpoint.load(tmp_path / "none.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(UserError, match="has no 'model' entry"):
+    with pytest.raises(UserError, match="has no 'model' entry of weights"):
         checkpoint.load(tmp_path / "list.pt")
 
 

@@ -57,8 +57,16 @@ def test_depth_counts_linear_layers_on_tokens():
     ],
 )
 def test_report_a_systems(name, params, depth):
-    costs = complexity.measure(models.create(name), channels=3, size=64)
-    assert (costs.params, costs.depth) == (params, depth)
+    for size in (16, 24, 64):
+        costs = complexity.measure(models.create(name), channels=3, size=size)
+        assert (costs.params, costs.depth) == (params, depth)
+
+
+@pytest.mark.parametrize(("name", "megabytes"), [("simple_cnn", 44.96), ("resnet34", 59.81)])
+def test_activations_are_what_torchinfo_1_8_counts_at_224(name, megabytes):
+    assert complexity.measure(models.create(name), channels=3, size=224).activation_mb == pytest.approx(
+        megabytes, abs=0.01
+    )
 
 
 def test_resnet34_costs_3_67_billion_multiply_adds_at_224():

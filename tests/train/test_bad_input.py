@@ -47,21 +47,26 @@ def add_line(folder, line, to="train.txt"):
     [
         (["task9"], "no task or command is named 'task9', did you mean 'task2'?"),
         (["frobnicate"], "no task or command is named 'frobnicate'; there are task1, task2, evaluate, predict, scan"),
-        (["task1", "--models", "simple_cn"], "simple_cn"),
+        (["task1", "--models", "simple_cn"], "no model is called 'simple_cn'"),
+        (["task1", "--models", ","], "names at least one item"),
         (["task1", "--models", "simple_cnn,simple_cnn"], "--models names simple_cnn 2 times"),
         (["task1", "--channels", "RGX"], "channels 'RGX': no channel 'X'; the data has R, G, B"),
         (["task1", "--backend", "cv2"], "'--backend': 'cv2' is not one of"),
         (["task1", "--batch-size", "0"], "'--batch-size': 0 is not in the range x>=1"),
         (["task1", "--epochs", "many"], "'--epochs': 'many' is not a valid integer"),
+        (["task1", "--channels", "RG,RG"], "channels 'RG' are named 2 times"),
+        (["task1", "--lr", "nan"], "nan is not a finite number"),
+        (["task1", "--seed", str(2**64)], "is not in the range"),
+        (["task1", "--data", ""], "'--data': must not be empty"),
         (["task1", "--lr", "0"], "'--lr': 0.0 is not in the range x>0"),
-        (["task1", "--data", "missing"], "missing"),
+        (["task1", "--data", "missing"], "no data folder at"),
         (["task1", "--config", "missing.toml"], "cannot read missing.toml: No such file or directory"),
         (["task1", "--resume", "nowhere"], "nowhere: no such run folder"),
         (["task1", "--frobnicate"], "No such option"),
         (["evaluate", "nowhere"], "nowhere: no such run folder"),
         (["evaluate"], "Missing argument 'RUN'"),
         (["predict", "nowhere", "x.jpg"], "nowhere: no such run folder"),
-        (["scan", "nowhere"], "nowhere"),
+        (["scan", "nowhere"], "nowhere: no such folder"),
     ],
 )
 def test_wrong_arguments(fails, arguments, message):
@@ -71,12 +76,15 @@ def test_wrong_arguments(fails, arguments, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("images/train 0.jpg zero", "train.txt:73"),
-        ("images/train 0.jpg 3", "train.txt:73"),
-        ("images/train 0.jpg -1", "train.txt:73"),
-        ("../outside.jpg 0", "train.txt:73"),
-        ("/etc/passwd 0", "train.txt:73"),
-        ("images/train_0.jpg", "train.txt:73"),
+        ("images/train 0.jpg zero", "train.txt:73: label must be a whole number, got 'zero'"),
+        ("images/train 0.jpg 3", "train.txt:73: label 3 is outside 0..2"),
+        ("images/train 0.jpg -1", "train.txt:73: label -1 is outside 0..2"),
+        ("images/train 0.jpg " + "9" * 5000, "train.txt:73: label must be a whole number"),
+        ("images/../../outside.jpg 0", "train.txt:73: path leaves the data folder"),
+        ("../outside.jpg 0", "train.txt:73: path leaves the data folder"),
+        ("/etc/passwd 0", "train.txt:73: path must be relative"),
+        ("images/\0.jpg 0", "train.txt:73: path has a null character"),
+        ("images/train_0.jpg", "train.txt:73: wanted `path label`"),
     ],
 )
 def test_wrong_lines_of_a_list_file(fails, broken, line, message):
@@ -87,14 +95,25 @@ def test_wrong_lines_of_a_list_file(fails, broken, line, message):
 
 def test_empty_and_missing_lists(fails, broken):
     (broken / "val.txt").write_text("")
-    assert "val.txt" in fails("task1", "--data", broken)
+    assert "val.txt lists no images" in fails("task1", "--data", broken)
     (broken / "val.txt").unlink()
-    assert "val.txt" in fails("task1", "--data", broken)
+    assert "no val.txt in" in fails("task1", "--data", broken)
 
 
 def test_an_empty_data_folder(fails, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "empty" in fails("task1", "--data", tmp_path / "empty")
+    assert "has neither train.txt, val.txt and test.txt nor" in fails("task1", "--data", tmp_path / "empty")
+
+
+def test_a_single_class(fails, broken):
+    for name in ("train", "val", "test"):
+        (broken / f"{name}.txt").write_text(f"images/{name} 0.jpg 0\nimages/{name} 3.jpg 0\n")
+    assert "has one class: wanted at least 2" in fails("task1", "--data", broken)
+
+
+def test_no_arguments_print_the_help(capsys):
+    assert main([]) == 2
+    assert "Commands:\n  task1" in capsys.readouterr().err
 
 
 def test_strict_names_the_first_undecodable_file(fails, broken):
@@ -107,7 +126,7 @@ def test_strict_names_the_first_undecodable_file(fails, broken):
 def test_a_split_without_a_decodable_file(fails, broken):
     for path in broken.glob("images/val*"):
         path.write_bytes(b"")
-    assert "val" in fails("task1", "--data", broken)
+    assert "no usable image in val of" in fails("task1", "--data", broken)
 
 
 def test_a_training_split_of_one_image(fails, broken):
@@ -143,6 +162,11 @@ def test_config_files(fails, tmp_path):
         ("epoch = 3", "no setting is named 'epoch', did you mean 'epochs'?"),
         ("epochs = 0", "0 is not in the range x>=1"),
         ('precision = "fp8"', "'fp8' is not one of"),
+        ("models = 3", "models must be a list of names, got 3"),
+        ("compile = 3", "compile must be true or false, got 3"),
+        ("epochs = 2.7", "epochs must be a whole number, got 2.7"),
+        ("lr = true", "lr must be a number, got True"),
+        ("image-size = 32\nimage_size = 64", "image_size is set twice"),
     ):
         config.write_text(text)
         assert message in fails("task1", "--config", config)

@@ -1,10 +1,12 @@
 import dataclasses
 import importlib.util
+import os
 
 import image_kinds
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from engine.data import decode, listing, loader, sampling, scan
 from engine.errors import UserError
@@ -204,3 +206,17 @@ def test_dali_on_the_gpu_agrees_with_torch(images, train):
                 assert a.images.is_contiguous(memory_format=torch.channels_last)
                 difference = (a.images.cpu().int() - b.images.int()).abs().float().mean((1, 2, 3))
                 assert difference.max() < 3
+
+
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_file_names_need_not_be_utf8(tmp_path, backend):
+    if backend == "dali":
+        pytest.importorskip("nvidia.dali")
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.fromarray(np.full((20, 20, 3), 77, np.uint8)).save(tmp_path / "plain.png")
+    os.rename(tmp_path / "plain.png", tmp_path / name)
+    images = listing.ImageSet(tmp_path, ("a",), {"test": listing.Split((name,), (0,))})
+    images = scan.apply(images, scan.scan(tmp_path, [name], cache=False))
+    with loader.create(images, "test", size=16, batch_size=1, train=False, backend=backend) as batches:
+        (batch,) = batches.epoch(0)
+    assert batch.images.eq(77).all()
