@@ -13,8 +13,8 @@ from PIL import Image
 from engine.data import listing, loader, scan
 from engine.data.cache import cpus
 
-FILES, REPEATS, HEIGHT, WIDTH = 384, 2, 375, 500
-SIZE, BATCH, ROUNDS = 224, 32, 7
+FILES, REPEATS, HEIGHT, WIDTH = 384, 4, 375, 500
+SIZE, BATCH, ROUNDS = 224, 64, 7
 
 
 @pytest.fixture(scope="session")
