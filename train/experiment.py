@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import models
-from engine import channels, complexity, hardware, profiling, training
+from engine import channels, checkpoint, complexity, hardware, profiling, training
 from engine.batch import normalise
 from engine.data import loader
 from engine.data.listing import Split
@@ -66,7 +66,7 @@ class Experiment:
         self.folder.begin(self.settings.to_toml(), self.environment, self.results)
 
     def _go_on_from(self, run: RunFolder) -> None:
-        """Take over what a run has; raise UserError where it does not fit the data or the channels asked for."""
+        """Take over what a run has; raise UserError where it is damaged or does not fit the data or the channels."""
         before = run.read_results()
         if before["data"]["class_names"] != self.results["data"]["class_names"]:
             raise UserError(f"{run.root} was trained on other classes than {self.images.root} has")
@@ -76,6 +76,10 @@ class Experiment:
                     f"{run.root} was tested on channels {','.join(entry['test'])}: leave --channels as it was"
                 )
         self.results["models"] = before["models"]
+        for name in self.settings.models:
+            last = run.checkpoints(name) / "last.pt"
+            if not self.is_done(name) and last.exists():
+                checkpoint.load(last)
         try:
             for row in map(training.EpochRow.from_text, run.read_history()):
                 self.history.setdefault(row.model, []).append(row)

@@ -81,8 +81,7 @@ def waiting(description: str) -> Iterator[None]:
 
 def say(message: str) -> None:
     """Print one line of plain text."""
-    # Names of files need not be valid text; such bytes are shown as escapes.
-    console.print(Text(message.encode("utf-8", "backslashreplace").decode()), soft_wrap=True)
+    console.print(_text(message), soft_wrap=True)
 
 
 def show(*tables: Table, narrow: Table | None = None) -> None:
@@ -94,10 +93,15 @@ def show(*tables: Table, narrow: Table | None = None) -> None:
     console.print(Columns(rendered, padding=(0, GAP)) if len(rendered) > 1 else rendered[0])
 
 
+def _text(value: str) -> Text:
+    # Names of files need not be valid text; such bytes are shown as escapes.
+    return Text(value.encode("utf-8", "backslashreplace").decode())
+
+
 def _render(table: Table) -> RichTable:
     rich = RichTable(title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
     for number, name in enumerate(table.columns):
         rich.add_column(Text(name), justify="right" if number else "left", no_wrap=bool(number), overflow="fold")
     for row in table.rows:
-        rich.add_row(*(Text(cell.encode("utf-8", "backslashreplace").decode()) for cell in row))
+        rich.add_row(*(_text(cell) for cell in row))
     return rich

@@ -185,9 +185,12 @@ def test_a_refused_resume_leaves_the_run_as_it_was(task1, stripes, tmp_path, cap
     data = tmp_path / "data"
     shutil.copytree(stripes, data)
     (data / "classes.txt").write_text("a\nb\nc\n")
+    last = run / "checkpoints/simple_cnn/last.pt"
+    last.write_bytes(last.read_bytes()[:5000])
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for arguments, message in (
         (["--data", str(data)], "was trained on other classes than"),
+        (["--epochs", "9"], "last.pt is damaged or is no checkpoint"),
         (["--channels", "RG"], "was tested on channels RGB,RG,GB,RB,R,G,B: leave --channels as it was"),
     ):
         assert main(["task1", "--resume", str(run), *arguments]) == 2
