@@ -1,11 +1,21 @@
 """The ops as modules, each a drop-in for the layers it replaces."""
 
+import math
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.channel_gate import channel_gate
-from kernels.dynamic_conv import per_sample_conv2d
+from kernels.checks import check_float, check_shape
+from kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
 from kernels.dynamic_conv.api import Pair
+from kernels.dynamic_conv.geometry import resolve_padding, resolve_pair
 from kernels.spatial_attention import channel_stats, spatial_attention
+from kernels.tensors import wide_dtype
+
+ROUTINGS = ("softmax", "sigmoid")
 
 
 class ChannelStats(nn.Module):
@@ -69,3 +79,214 @@ class PerSampleConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"stride={self.stride}, padding={self.padding!r}, dilation={self.dilation}, groups={self.groups}"
+
+
+class DynamicConv2d(nn.Module):
+    """`nn.Conv2d` with `experts` kernels, mixed anew for each sample by attention over its channel means.
+
+    With the defaults, the dynamic convolution of Chen et al. 2020, whose temperature `anneal_temperature` lowers; with
+    `routing="sigmoid"`, CondConv (Yang et al. 2019). The arguments that `nn.Conv2d` has mean the same; padding is with
+    zeros. `hidden_channels` is the width of the attention's hidden layer, 0 for none; left out, it is
+    in_channels // 4 + 1 with softmax and 0 with sigmoid. Each expert starts as an `nn.Conv2d` would.
+
+    State dict, in the names of the public Dynamic-convolution-Pytorch:
+        `weight` [experts, out_channels, in_channels/groups, kernel_height, kernel_width]; timm's CondConv2d holds it
+            as [experts, -1], so `.view(layer.weight.shape)` converts it
+        `bias` [experts, out_channels], with `bias=True`
+        `attention.fc1.weight` [hidden_channels, in_channels, 1, 1], where there is a hidden layer
+        `attention.fc2.weight` [experts, hidden_channels or in_channels, 1, 1], `attention.fc2.bias` [experts]
+        `attention.temperature` [], float32; where a state dict lacks it, it stays as it is
+        `scale`, `shift` [out_channels], float32, after `kernels.fusion.fuse` has put a batch normalisation here
+
+    Raises:
+        ValueError: a size, the padding, the routing or the temperature is out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair | str = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        experts: int = 4,
+        routing: str = "softmax",
+        hidden_channels: int | None = None,
+        temperature: float = 1.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups, "experts": experts}
+        for name, size in sizes.items():
+            _check_size(name, size, least=1)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups must divide in_channels={in_channels} and out_channels={out_channels}, got {groups}"
+            )
+        kernel = resolve_pair("kernel_size", kernel_size)
+        strides, dilations = resolve_pair("stride", stride), resolve_pair("dilation", dilation)
+        top, _, left, _ = resolve_padding(padding, kernel, strides, dilations)
+        self.in_channels, self.out_channels, self.groups, self.experts = in_channels, out_channels, groups, experts
+        self.kernel_size, self.stride, self.dilation = tuple(kernel), tuple(strides), tuple(dilations)
+        self.padding = padding if isinstance(padding, str) else (top, left)
+        made = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(experts, out_channels, in_channels // groups, *kernel, **made))
+        self.bias = nn.Parameter(torch.empty(experts, out_channels, **made)) if bias else None
+        self.attention = ExpertAttention(in_channels, experts, routing, hidden_channels, temperature, **made)
+        self.register_buffer("scale", None)
+        self.register_buffer("shift", None)
+        self.relu = False
+        self._reset_experts()
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, experts: int = 4, **options) -> "DynamicConv2d":
+        """Return a layer whose experts are all copies of `conv`; `options` go to the constructor.
+
+        With softmax routing it computes what `conv` does, up to rounding, until training tells the experts apart.
+
+        Raises:
+            ValueError: `conv` pads with something other than zeros.
+        """
+        if conv.padding_mode != "zeros":
+            raise ValueError(f"conv.padding_mode must be 'zeros', got {conv.padding_mode!r}")
+        geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+        options = {"experts": experts, "device": conv.weight.device, "dtype": conv.weight.dtype, **options}
+        layer = cls(conv.in_channels, conv.out_channels, *geometry, conv.bias is not None, **options)
+        with torch.no_grad():
+            layer.weight.copy_(conv.weight)
+            if conv.bias is not None:
+                layer.bias.copy_(conv.bias)
+        return layer.train(conv.training)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, the attention's too, and set the temperature back."""
+        self._reset_experts()
+        self.attention.reset_parameters()
+
+    def _reset_experts(self) -> None:
+        # nn.Conv2d's kaiming_uniform_(a=sqrt(5)) is this bound; given all experts at once it would misread the fan
+        bound = 1 / math.sqrt(self.weight[0, 0].numel())
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor, mixing: Tensor | None = None) -> Tensor:
+        """Return `kernels.dynamic_conv2d` of x [batch, in_channels, height, width].
+
+        A `mixing` [batch, experts] that is given, such as one shared by several layers, replaces the attention's.
+        """
+        mixing = self.attention(x) if mixing is None else mixing
+        geometry = self.stride, self.padding, self.dilation, self.groups
+        epilogue = {"scale": self.scale, "shift": self.shift, "relu": self.relu}
+        return dynamic_conv2d(x, self.weight, mixing, self.bias, *geometry, **epilogue)
+
+    def extra_repr(self) -> str:
+        shown = "kernel_size", "stride", "padding", "dilation", "groups", "experts"
+        words = [f"{name}={getattr(self, name)!r}" for name in shown]
+        words += ["bias=False"] * (self.bias is None) + ["scale, shift"] * (self.scale is not None)
+        return ", ".join([f"{self.in_channels}, {self.out_channels}", *words, *["relu"] * self.relu])
+
+
+class ExpertAttention(nn.Module):
+    """The mixing weights of a `DynamicConv2d`: [batch, channels, height, width] -> [batch, experts].
+
+    softmax or sigmoid of `fc2(relu(fc1(mean over pixels))) / temperature`. All of it is in float32 (float64 for
+    float64), under autocast too. State dict and arguments: see `DynamicConv2d`; `fc1` and `fc2` hold the parameters
+    and are not called themselves.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        experts: int,
+        routing: str = "softmax",
+        hidden_channels: int | None = None,
+        temperature: float = 1.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        if routing not in ROUTINGS:
+            raise ValueError(f"routing must be {' or '.join(map(repr, ROUTINGS))}, got {routing!r}")
+        if hidden_channels is None:
+            hidden_channels = channels // 4 + 1 if routing == "softmax" else 0
+        _check_size("hidden_channels", hidden_channels, least=0)
+        _check_temperature("temperature", temperature)
+        self.routing, self.first_temperature = routing, float(temperature)
+        made = {"device": device, "dtype": dtype}
+        self.fc1 = nn.Conv2d(channels, hidden_channels, 1, bias=False, **made) if hidden_channels else None
+        self.fc2 = nn.Conv2d(hidden_channels or channels, experts, 1, **made)
+        self.register_buffer("temperature", torch.tensor(self.first_temperature, dtype=torch.float32, device=device))
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew and set the temperature back to the constructor's."""
+        for layer in self.children():
+            layer.reset_parameters()
+        self.temperature.fill_(self.first_temperature)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mixing weights in float32 (float64 for float64); softmax's sum to one."""
+        check_float("x", x)
+        check_shape("x", x, batch=None, channels=(self.fc1 or self.fc2).in_channels, height=None, width=None)
+        with _without_autocast(x.device.type):
+            features = x.mean((2, 3), dtype=wide_dtype(x.dtype))
+            if self.fc1 is not None:
+                features = F.relu(_on_vectors(self.fc1, features))
+            logits = _on_vectors(self.fc2, features) / self.temperature
+            return logits.softmax(1) if self.routing == "softmax" else logits.sigmoid()
+
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        state_dict.setdefault(prefix + "temperature", self.temperature)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def extra_repr(self) -> str:
+        return f"routing={self.routing!r}"
+
+
+def anneal_temperature(
+    model: nn.Module, epoch: float, epochs: float = 10, start: float = 30.0, end: float = 1.0
+) -> float:
+    """Set the temperature of every `DynamicConv2d` in `model` for `epoch`, which counts from 0, and return it.
+
+    It falls linearly from `start` at epoch 0 to `end` at `epochs` and stays there (Chen et al. 2020: 30 to 1 in ten
+    epochs). A fraction of an epoch anneals per step. The buffers change in place: a compiled model is not compiled
+    again, and CUDA graphs see the new value.
+
+    Raises:
+        ValueError: `epoch` is negative, or `epochs`, `start` or `end` is not positive.
+    """
+    if epoch < 0 or epochs <= 0:
+        raise ValueError(f"epoch must be at least 0 and epochs above 0, got epoch={epoch!r}, epochs={epochs!r}")
+    _check_temperature("start", start)
+    _check_temperature("end", end)
+    temperature = start + (end - start) * min(epoch / epochs, 1)
+    for module in model.modules():
+        if isinstance(module, ExpertAttention):
+            module.temperature.fill_(temperature)
+    return temperature
+
+
+def _without_autocast(device: str):
+    """Return a context in which autocast is off; the meta device has none to turn off."""
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+
+
+def _on_vectors(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return the 1x1 convolution of the vectors x [batch, channels], in x's dtype."""
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    return F.linear(x, layer.weight.flatten(1).to(x.dtype), bias)
+
+
+def _check_size(name: str, size: int, least: int) -> None:
+    if not isinstance(size, int) or size < least:
+        raise ValueError(f"{name} must be an int, at least {least}, got {size!r}")
+
+
+def _check_temperature(name: str, temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {temperature!r}")

@@ -1,7 +1,23 @@
+import copy
+import io
+import pickle
+
+import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import channel_gate, channel_stats, per_sample_conv2d, spatial_attention
-from kernels.modules import ChannelGate, ChannelStats, PerSampleConv2d, SpatialAttention
+from kernels.modules import (
+    ChannelGate,
+    ChannelStats,
+    DynamicConv2d,
+    PerSampleConv2d,
+    SpatialAttention,
+    anneal_temperature,
+)
 from tests.kernels.oracle import randn
 
 
@@ -48,9 +64,265 @@ def test_channel_gate_loads_torchvisions_squeeze_excitation():
 
 
 def test_modules_train_in_low_precision():
-    for module in (SpatialAttention(3, bias=True), ChannelGate(8, 2)):
+    for module in (SpatialAttention(3, bias=True), ChannelGate(8, 2), DynamicConv2d(8, 6, 3)):
         module = module.to(torch.bfloat16)
         x = randn(2, 8, 5, 5, dtype=torch.bfloat16).requires_grad_()
         module(x).sum().backward()
         assert x.grad.dtype == torch.bfloat16
         assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in module.parameters())
+
+
+def dynamic_conv(*arguments, seed=0, **options):
+    torch.manual_seed(seed)
+    return DynamicConv2d(*arguments, **options)
+
+
+def mixing_of(layer, x):
+    """Return the mixing weights by definition."""
+    first, second = layer.attention.fc1, layer.attention.fc2
+    features = x.mean((2, 3))
+    if first is not None:
+        features = torch.relu(features @ first.weight[:, :, 0, 0].T)
+    logits = (features @ second.weight[:, :, 0, 0].T + second.bias) / layer.attention.temperature
+    return torch.softmax(logits, 1) if layer.attention.routing == "softmax" else torch.sigmoid(logits)
+
+
+def definition(layer, x):
+    """Return the output of a DynamicConv2d written as one convolution a sample."""
+    outputs = []
+    for sample, mixing in zip(x, mixing_of(layer, x), strict=True):
+        weight = (mixing[:, None, None, None, None] * layer.weight).sum(0)
+        bias = None if layer.bias is None else (mixing[:, None] * layer.bias).sum(0)
+        outputs.append(F.conv2d(sample[None], weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups))
+    return torch.cat(outputs)
+
+
+LAYERS = {
+    "defaults": ((8, 6, 3), {}),
+    "geometry": ((8, 6, (3, 2), (2, 1), (1, 0), 2, 2, False), {"experts": 3, "temperature": 5.0}),
+    "same": ((8, 6, (5, 3)), {"padding": "same", "hidden_channels": 5}),
+    "condconv": ((8, 6, 3), {"routing": "sigmoid"}),
+    "sigmoid, hidden layer": ((8, 6, 3), {"routing": "sigmoid", "hidden_channels": 2}),
+    "one expert": ((8, 6, 1), {"experts": 1}),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_dynamic_conv_equals_its_definition_with_gradients(name):
+    arguments, options = LAYERS[name]
+    layer = dynamic_conv(*arguments, **options)
+    twin = copy.deepcopy(layer)
+    x = randn(3, 8, 9, 7).requires_grad_()
+    x_twin = x.detach().clone().requires_grad_()
+    y, expected = layer(x), definition(twin, x_twin)
+    torch.testing.assert_close(y, expected)
+    grad = randn(*y.shape, seed=5)
+    y.backward(grad)
+    expected.backward(grad)
+    torch.testing.assert_close(x.grad, x_twin.grad, rtol=1e-4, atol=1e-5)
+    for (parameter, value), other in zip(layer.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(value.grad, other.grad, rtol=1e-4, atol=1e-5, msg=parameter)
+        assert options.get("experts") == 1 or value.grad.abs().sum() > 0, parameter
+
+
+def test_dynamic_conv_takes_a_given_mixing():
+    layer, x = dynamic_conv(8, 6, 3), randn(3, 8, 5, 5)
+    second = torch.tensor([0.0, 1, 0, 0]).expand(3, 4)
+    torch.testing.assert_close(layer(x, second), F.conv2d(x, layer.weight[1], layer.bias[1]))
+
+
+def test_dynamic_conv_state_dict_names_are_the_documented_ones():
+    assert shapes(DynamicConv2d(8, 6, (3, 5), groups=2)) == {
+        "weight": (4, 6, 4, 3, 5),
+        "bias": (4, 6),
+        "attention.fc1.weight": (3, 8, 1, 1),
+        "attention.fc2.weight": (4, 3, 1, 1),
+        "attention.fc2.bias": (4,),
+        "attention.temperature": (),
+    }
+    assert shapes(DynamicConv2d(8, 6, 1, bias=False, experts=2, routing="sigmoid")) == {
+        "weight": (2, 6, 8, 1, 1),
+        "attention.fc2.weight": (2, 8, 1, 1),
+        "attention.fc2.bias": (2,),
+        "attention.temperature": (),
+    }
+
+
+def test_dynamic_conv_loads_public_state_dicts():
+    theirs = {
+        "attention.fc1.weight": randn(2, 8, 1, 1),
+        "attention.fc2.weight": randn(4, 2, 1, 1),
+        "attention.fc2.bias": randn(4),
+        "weight": randn(4, 6, 8, 3, 3),
+        "bias": randn(4, 6),
+    }
+    layer = DynamicConv2d(8, 6, 3, hidden_channels=2, temperature=7.0)
+    layer.load_state_dict(theirs)
+    assert layer.attention.temperature == 7
+    assert all(torch.equal(layer.state_dict()[name], tensor) for name, tensor in theirs.items())
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_each_expert_starts_as_a_conv_would(groups):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 128, 3, groups=groups)
+    layer = dynamic_conv(64, 128, 3, groups=groups, experts=5)
+    bound = conv.weight[0].numel() ** -0.5
+    for _ in range(2):
+        assert layer.weight.flatten(1).std(1).tolist() == pytest.approx([conv.weight.std().item()] * 5, rel=0.02)
+        assert layer.bias.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+        for parameter in (layer.weight, layer.bias):
+            assert 0.98 * bound < parameter.abs().max().item() <= bound * (1 + 1e-6)
+        before = layer.weight.detach().clone()
+        layer.reset_parameters()
+        assert not torch.equal(layer.weight, before)
+
+
+def test_reset_parameters_completes_a_layer_made_on_the_meta_device():
+    layer = DynamicConv2d(8, 6, 3, temperature=9.0, device="meta").to_empty(device="cpu")
+    for parameter in layer.parameters():
+        nn.init.constant_(parameter, float("nan"))
+    layer.attention.temperature.fill_(float("nan"))
+    layer.reset_parameters()
+    assert all(parameter.isfinite().all() for parameter in layer.parameters())
+    assert layer.attention.temperature == 9
+
+
+class OpDtypes(TorchDispatchMode):
+    """Collects the dtypes of x, experts and mixing that the op is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name == "polychrome::dynamic_conv2d":
+            self.seen.append(tuple(argument.dtype for argument in args[:3]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_autocast_keeps_the_mixing_weights_in_float32():
+    layer, x = dynamic_conv(8, 6, 3), randn(3, 8, 9, 7)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), OpDtypes() as dtypes:
+        y = layer(x)
+        mixing = layer.attention(x)
+    torch.testing.assert_close(mixing, mixing_of(layer, x))
+    assert dtypes.seen == [(torch.bfloat16, torch.bfloat16, torch.float32)]
+    assert y.dtype == torch.bfloat16
+
+
+def test_attention_runs_on_the_meta_device():
+    mixing = DynamicConv2d(8, 6, 3, device="meta").attention(torch.empty(3, 8, 9, 7, device="meta"))
+    assert (mixing.shape, mixing.dtype, mixing.device.type) == ((3, 4), torch.float32, "meta")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_mixing_weights_are_wide_in_other_dtypes(dtype):
+    layer, x = dynamic_conv(8, 6, 3).to(dtype), randn(3, 8, 9, 7, dtype=dtype)
+    mixing = layer.attention(x)
+    assert mixing.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(mixing, mixing_of(layer.double(), x.double()).to(mixing.dtype))
+    assert layer.to(dtype)(x).dtype == dtype
+
+
+def test_annealing_falls_linearly_and_reaches_every_layer():
+    model = nn.Sequential(DynamicConv2d(3, 4, 3), nn.ModuleDict({"deep": DynamicConv2d(4, 4, 1)}), nn.Conv2d(4, 4, 1))
+    temperatures = [module.attention.temperature for module in (model[0], model[1]["deep"])]
+    for epoch, wanted in [(0, 30.0), (1, 27.1), (2.5, 22.75), (9, 3.9), (10, 1.0), (50, 1.0)]:
+        assert anneal_temperature(model, epoch) == pytest.approx(wanted)
+        assert [t.item() for t in temperatures] == pytest.approx([wanted] * 2)
+    assert model[0].attention.temperature is temperatures[0]
+    assert [anneal_temperature(model, epoch, 11, start=34) for epoch in (0, 1, 11)] == [34, 31, 1]
+
+
+def test_annealing_recompiles_nothing():
+    torch._dynamo.reset()
+    backend = CompileCounterWithBackend("aot_eager")
+    layer, x = dynamic_conv(8, 6, 3), randn(3, 8, 9, 7)
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    outputs = []
+    for epoch in (0, 3, 10):
+        anneal_temperature(layer, epoch)
+        outputs.append(compiled(x))
+        torch.testing.assert_close(outputs[-1], definition(layer, x))
+        layer.zero_grad()
+        outputs[-1].sum().backward()
+        assert all(parameter.grad is not None for parameter in layer.parameters())
+    assert backend.frame_count == 1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(compiled(x), layer(x))
+    assert (outputs[0] - outputs[2]).abs().max() > 1e-3
+
+
+def test_checkpoints_copies_and_pickles_keep_the_temperature():
+    layer, x = dynamic_conv(8, 6, 3), randn(3, 8, 9, 7)
+    anneal_temperature(layer, 4)
+    buffer = io.BytesIO()
+    torch.save(layer.state_dict(), buffer)
+    buffer.seek(0)
+    resumed = DynamicConv2d(8, 6, 3)
+    resumed.load_state_dict(torch.load(buffer))
+    for other in (resumed, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert other.attention.temperature.item() == pytest.approx(18.4)
+        assert torch.equal(other(x), layer(x))
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(8, 6, 3),
+        nn.Conv2d(8, 6, (3, 5), 2, (1, 2), (2, 1), 2, bias=False),
+        nn.Conv2d(8, 6, 5, padding="same").double().eval(),
+    ],
+)
+def test_a_layer_made_from_a_conv_computes_what_the_conv_does(conv):
+    layer = DynamicConv2d.from_conv(conv, experts=3, temperature=2.0)
+    x = randn(3, 8, 9, 11, dtype=conv.weight.dtype)
+    torch.testing.assert_close(layer(x), conv(x))
+    assert layer.weight.shape == (3, *conv.weight.shape)
+    assert (layer.bias is None) == (conv.bias is None)
+    assert layer.training == conv.training
+    assert layer.attention.temperature == 2
+    layer.weight.data.zero_()
+    assert conv.weight.abs().sum() > 0
+
+
+def test_repr_shows_the_settings():
+    layer = DynamicConv2d(8, 6, 3, padding=1, bias=False)
+    assert layer.extra_repr() == (
+        "8, 6, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1, experts=4, bias=False"
+    )
+    assert layer.attention.extra_repr() == "routing='softmax'"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"experts": 0}, "experts must be an int, at least 1, got 0"),
+        ({"in_channels": 0}, "in_channels must be an int, at least 1, got 0"),
+        ({"groups": 4}, "groups must divide in_channels=8 and out_channels=6, got 4"),
+        ({"kernel_size": (3, 0)}, r"kernel_size must be .* at least 1, got \(3, 0\)"),
+        ({"padding": "reflect"}, "padding must be .* got 'reflect'"),
+        ({"padding": "same", "stride": 2}, "padding='same' needs stride 1"),
+        ({"routing": "topk"}, "routing must be 'softmax' or 'sigmoid', got 'topk'"),
+        ({"hidden_channels": -1}, "hidden_channels must be an int, at least 0, got -1"),
+        ({"temperature": 0}, "temperature must be a positive number, got 0"),
+        ({"temperature": float("nan")}, "temperature must be a positive number, got nan"),
+    ],
+)
+def test_bad_settings_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        DynamicConv2d(**{"in_channels": 8, "out_channels": 6, "kernel_size": 3, **options})
+
+
+def test_bad_calls_are_named():
+    layer = DynamicConv2d(8, 6, 3)
+    with pytest.raises(ValueError, match=r"x must be \[batch, channels=8, height, width\], got \[8, 9, 7\]"):
+        layer(randn(8, 9, 7))
+    with pytest.raises(ValueError, match=r"x must be \[batch, channels=8, height, width\], got \[2, 3, 9, 7\]"):
+        layer(randn(2, 3, 9, 7))
+    with pytest.raises(ValueError, match=r"conv\.padding_mode must be 'zeros', got 'reflect'"):
+        DynamicConv2d.from_conv(nn.Conv2d(8, 6, 3, padding=1, padding_mode="reflect"))
+    for arguments, options in [((-1,), {}), ((0, 0), {}), ((0,), {"start": 0.0}), ((0,), {"end": -1.0})]:
+        with pytest.raises(ValueError, match="must be"):
+            anneal_temperature(layer, *arguments, **options)
