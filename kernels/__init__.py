@@ -4,12 +4,14 @@ from kernels import flops as _flops  # noqa: F401  (registers the FLOP formulas)
 from kernels.backend import use_backend
 from kernels.channel_gate import channel_gate
 from kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
+from kernels.explain import explain
 from kernels.spatial_attention import channel_stats, spatial_attention
 
 __all__ = [
     "channel_gate",
     "channel_stats",
     "dynamic_conv2d",
+    "explain",
     "per_sample_conv2d",
     "spatial_attention",
     "use_backend",

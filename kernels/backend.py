@@ -1,9 +1,14 @@
 """Which implementation the public functions call."""
 
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 
+from kernels.tensors import autocasts
+
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = ("auto", "triton", "reference")
 
 _current = "auto"
@@ -13,7 +18,8 @@ class use_backend:
     """Context manager that picks the implementation of every op called inside it.
 
     `auto` calls the registered op (`torch.ops.polychrome.*`), `reference` calls the plain PyTorch definition, which
-    also has second derivatives and works under `torch.func`, and `triton` insists on a Triton kernel. The choice holds
+    also has second derivatives and works under `torch.func`, and `triton` insists on a Triton kernel:
+    on CUDA tensors, or on CPU tensors where TRITON_INTERPRET=1 was set before Triton was imported. The choice holds
     for the whole process, not per thread, and is read when the function is called (or traced by torch.compile), not
     when gradients are computed.
 
@@ -43,18 +49,62 @@ def current_backend() -> str:
     return _current
 
 
-def calls_reference(op: str) -> bool:
-    """Return whether `op` is to run its plain definition; raise RuntimeError where its backend has no kernel for it."""
+def chosen_backend(op: str, x: torch.Tensor, has_kernel: bool = False) -> str:
+    """Return the backend in force for a call of `op` on `x`.
+
+    Raises:
+        RuntimeError: it is "triton", and `op` has no kernel, or none that can run on x's device.
+        TypeError: it is "triton", and the kernels do not take x's dtype.
+    """
     if _current == "triton":
+        _check_triton(op, x, has_kernel)
+    return _current
+
+
+def runs_triton(x: torch.Tensor, backend: str) -> bool:
+    """Return whether an op called with `backend` runs its Triton kernels on `x`: `auto` does on CUDA tensors."""
+    if backend == "auto":
+        return x.is_cuda and x.dtype in TRITON_DTYPES and triton_is_installed()
+    return backend == "triton"
+
+
+@torch.compiler.assume_constant_result
+def triton_is_installed() -> bool:
+    """Return whether the Triton package can be imported."""
+    return sys.modules.get("triton", True) is not None and find_spec("triton") is not None
+
+
+@torch.compiler.assume_constant_result
+def is_interpreted() -> bool:
+    """Return whether Triton was imported with TRITON_INTERPRET=1: its kernels then run on CPU tensors too."""
+    import triton.language
+
+    return type(triton.language.cdiv).__name__ == "InterpretedFunction"
+
+
+def _check_triton(op: str, x: torch.Tensor, has_kernel: bool) -> None:
+    if not has_kernel:
         raise RuntimeError(
             f"{op} has no Triton kernel in this version; use use_backend('auto') or use_backend('reference')"
         )
-    return _current == "reference"
+    if not triton_is_installed():
+        raise RuntimeError(f"{op} cannot run on Triton, which is not installed; use use_backend('auto')")
+    interpreted = is_interpreted()
+    if x.device.type not in ("cuda", "meta") and not (interpreted and x.device.type == "cpu"):
+        raise RuntimeError(
+            f"{op} cannot run on Triton with x on {x.device}; move it to a CUDA device, or set TRITON_INTERPRET=1 "
+            "before Triton is imported to run its kernels on CPU tensors"
+        )
+    wanted = [dtype for dtype in TRITON_DTYPES if not (interpreted and dtype == torch.bfloat16)]
+    if x.dtype not in wanted:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in wanted)
+        where = "Triton's interpreter" if interpreted else "the Triton kernels"
+        raise TypeError(f"x must be {names} for {where}, got {str(x.dtype).removeprefix('torch.')}")
 
 
 def call_reference(definition: Callable, x: torch.Tensor, *arguments):
     """Return `definition(x, *arguments)` with autocast off: the caller has cast what autocast would."""
-    if not torch.is_autocast_enabled(x.device.type):
+    if not autocasts(x):
         return definition(x, *arguments)
     with torch.autocast(x.device.type, enabled=False):
         return definition(x, *arguments)

@@ -32,7 +32,7 @@ def per_sample_conv2d_backward_flops(grad, x, weight, stride, padding, dilation,
     return (needed[0] + needed[1]) * _conv(grad, weight)
 
 
-@register_flop_formula(ops.dynamic_conv2d)
+@register_flop_formula([ops.dynamic_conv2d, ops.dynamic_conv2d_affine])
 def dynamic_conv2d_flops(x, experts, mixing, bias, *_, out_shape=None, **__) -> int:
     return _conv(out_shape, experts) + _mix(mixing, experts) + _mix(mixing, bias)
 

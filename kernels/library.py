@@ -5,6 +5,8 @@ from functools import wraps
 
 import torch
 
+from kernels.tensors import autocasts
+
 NAMESPACE = "polychrome"
 
 
@@ -38,10 +40,10 @@ def _without_autocast(implementation: Callable) -> Callable:
     # The autocast key is still on inside an op, so F.conv2d or a matmul there would cast its operands once more.
     @wraps(implementation)
     def run(*args):
-        device = next(argument for argument in args if isinstance(argument, torch.Tensor)).device.type
-        if not torch.is_autocast_enabled(device):
+        tensor = next(argument for argument in args if isinstance(argument, torch.Tensor))
+        if not autocasts(tensor):
             return implementation(*args)
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(tensor.device.type, enabled=False):
             return implementation(*args)
 
     return run

@@ -9,12 +9,16 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def autocasts(x: Tensor) -> bool:
+    """Return whether autocast is on for x's device; the meta device has none, and torch raises when asked."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
 def cast_for_autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the tensors in the autocast dtype of x's device where autocast is on; float64 stays, as in torch."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not autocasts(x):
         return (x, *others)
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(x.device.type)
     return tuple(t.to(dtype) if _follows_autocast(t) else t for t in (x, *others))
 
 

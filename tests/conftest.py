@@ -1,8 +1,15 @@
 """Fixtures that several test folders share."""
 
+import os
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+if not torch.cuda.is_available():
+    # Read when Triton is imported, which nothing has done yet: its kernels then run on CPU tensors.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.backend import call_reference, calls_reference
+from kernels.backend import call_reference, chosen_backend
 from kernels.channel_gate import reference, register  # noqa: F401  (registers the op)
 from kernels.checks import check_device, check_input, check_shape, check_small_dtype, sizes
 
@@ -42,7 +42,7 @@ def channel_gate(
     elif b1 is not None:
         raise ValueError("b1 must be None where w1 is None, got a tensor")
     _check_layer("w2", w2, "b2", b2, x, channels=channels, hidden=features)
-    if calls_reference("channel_gate"):
+    if chosen_backend("channel_gate", x) == "reference":
         return call_reference(reference.channel_gate, x, w1, b1, w2, b2, gate)
     return torch.ops.polychrome.channel_gate(x, w1, b1, w2, b2, gate)[0]
 

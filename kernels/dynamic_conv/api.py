@@ -1,9 +1,11 @@
 """The public functions: they check and cast the arguments and pick the implementation."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from kernels.backend import call_reference, calls_reference
+from kernels.backend import call_reference, chosen_backend
 from kernels.checks import (
     check_device,
     check_input,
@@ -13,6 +15,7 @@ from kernels.checks import (
     sizes,
 )
 from kernels.dynamic_conv import reference, register  # noqa: F401  (registers the ops)
+from kernels.dynamic_conv.eager.forms import forms_of
 from kernels.dynamic_conv.geometry import output_size, resolve_padding, resolve_pair
 from kernels.tensors import cast_for_autocast
 
@@ -28,6 +31,10 @@ def dynamic_conv2d(
     padding: Pair | str = 0,
     dilation: Pair = 1,
     groups: int = 1,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
     """Convolve each sample with its own mix of shared expert kernels (CondConv, Yang et al. 2019; report C).
 
@@ -39,6 +46,9 @@ def dynamic_conv2d(
         bias: [experts, out_channels], mixed like the experts, x's dtype.
         stride, dilation: an int or a pair of ints.
         padding: an int, a pair of ints, `"same"` (stride 1 only) or `"valid"`, as in `F.conv2d`.
+        scale, shift: [out_channels], float32 or x's dtype: the result is `y * scale + shift`, such as a BatchNorm in
+            evaluation. Without gradients to record it is computed inside the convolution; with, after it.
+        relu: clamp at zero, last.
 
     Returns:
         [batch, out_channels, out_height, out_width] in x's dtype, channels_last if x is.
@@ -56,10 +66,26 @@ def dynamic_conv2d(
     check_device("mixing", mixing, x)
     check_shape("mixing", mixing, batch=x.shape[0], experts=experts.shape[0])
     _check_bias(bias, x, experts=experts.shape[0], out_channels=experts.shape[1])
+    _check_affine("scale", scale, x, experts)
+    _check_affine("shift", shift, x, experts)
     geometry = _geometry(x, experts, stride, padding, dilation)
-    if calls_reference("dynamic_conv2d"):
-        return call_reference(reference.dynamic_conv2d, x, experts, mixing, bias, stride, padding, dilation, groups)
-    return torch.ops.polychrome.dynamic_conv2d(x, experts, mixing, bias, *geometry, groups)
+    backend = chosen_backend("dynamic_conv2d", x, has_kernel=True)
+    epilogue = (scale, shift, relu)
+    if backend == "reference":
+        whole = partial(reference.dynamic_conv2d, scale=scale, shift=shift, relu=relu)
+        return call_reference(whole, x, experts, mixing, bias, stride, padding, dilation, groups)
+    wants_gradient = _wants_gradient(x, experts, mixing, bias, scale, shift)
+    if wants_gradient and keeps_the_mix(x, experts, *geometry, groups, backend):
+        mixed_bias = None if bias is None else call_reference(reference.mix, mixing, bias)
+        weight = call_reference(reference.mix, mixing, experts)
+        y = torch.ops.polychrome.per_sample_conv2d(x, weight, mixed_bias, *geometry, groups, backend)
+        return reference.affine(y, *epilogue)
+    if scale is None and shift is None and not relu:
+        return torch.ops.polychrome.dynamic_conv2d(x, experts, mixing, bias, *geometry, groups, backend)
+    if wants_gradient:
+        y = torch.ops.polychrome.dynamic_conv2d(x, experts, mixing, bias, *geometry, groups, backend)
+        return reference.affine(y, *epilogue)
+    return torch.ops.polychrome.dynamic_conv2d_affine(x, experts, mixing, bias, *geometry, groups, *epilogue, backend)
 
 
 def per_sample_conv2d(
@@ -94,9 +120,10 @@ def per_sample_conv2d(
     _check_kernels("weight", weight, x, groups)
     _check_bias(bias, x, batch=x.shape[0], out_channels=weight.shape[1])
     geometry = _geometry(x, weight, stride, padding, dilation)
-    if calls_reference("per_sample_conv2d"):
+    backend = chosen_backend("per_sample_conv2d", x, has_kernel=True)
+    if backend == "reference":
         return call_reference(reference.per_sample_conv2d, x, weight, bias, stride, padding, dilation, groups)
-    return torch.ops.polychrome.per_sample_conv2d(x, weight, bias, *geometry, groups)
+    return torch.ops.polychrome.per_sample_conv2d(x, weight, bias, *geometry, groups, backend)
 
 
 dynamic_conv2d.reference = reference.dynamic_conv2d
@@ -124,6 +151,30 @@ def _check_bias(bias: Tensor | None, x: Tensor, **wanted: int) -> None:
     check_same_dtype("bias", bias, x)
     check_device("bias", bias, x)
     check_shape("bias", bias, **wanted)
+
+
+def _check_affine(name: str, vector: Tensor | None, x: Tensor, experts: Tensor) -> None:
+    if vector is None:
+        return
+    check_small_dtype(name, vector, x)
+    check_device(name, vector, x)
+    check_shape(name, vector, out_channels=experts.shape[1])
+
+
+def keeps_the_mix(x: Tensor, experts: Tensor, stride, padding, dilation, groups: int, backend: str) -> bool:
+    """Return whether a call that records gradients is to mix outside the op, so that autograd keeps the mix.
+
+    So on a CPU where no form is faster than the naive one: mixing again for the gradients would make the op slower than
+    that. Not in a compiled call: the answer depends on the batch size.
+    """
+    if x.device.type != "cpu" or backend != "auto" or torch.compiler.is_compiling() or x.shape[0] == 0:
+        return False
+    return forms_of(x, experts, stride, padding, dilation, groups, per_sample=False).are_naive
+
+
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    """Return whether autograd would record a call with these arguments."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _geometry(x: Tensor, kernels: Tensor, stride, padding, dilation) -> tuple[list[int], list[int], list[int]]:

@@ -25,7 +25,23 @@ def per_sample_conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, gro
     return y.unflatten(1, (batch, -1)).squeeze(0)
 
 
-def dynamic_conv2d(x, experts, mixing, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    """Convolve sample b with its own mix of the experts, `mixing` in at least float32."""
+def dynamic_conv2d(
+    x, experts, mixing, bias=None, stride=1, padding=0, dilation=1, groups=1, *, scale=None, shift=None, relu=False
+):
+    """Convolve sample b with its own mix of the experts, `mixing` in at least float32; then scale, shift and ReLU."""
     bias = None if bias is None else mix(mixing, bias)
-    return per_sample_conv2d(x, mix(mixing, experts), bias, stride, padding, dilation, groups)
+    y = per_sample_conv2d(x, mix(mixing, experts), bias, stride, padding, dilation, groups)
+    return affine(y, scale, shift, relu)
+
+
+def affine(y: Tensor, scale: Tensor | None, shift: Tensor | None, relu: bool) -> Tensor:
+    """Return `relu(y * scale + shift)`, each part where given; y [batch, channels, height, width], the two [channels].
+
+    Computed in float32 (float64 for float64), rounded once.
+    """
+    if scale is not None or shift is not None:
+        wide = y.to(wide_dtype(y.dtype))
+        wide = wide if scale is None else wide * scale[:, None, None]
+        wide = wide if shift is None else wide + shift[:, None, None]
+        y = wide.to(y.dtype)
+    return y.relu() if relu else y

@@ -1,11 +1,114 @@
-"""`polychrome::per_sample_conv2d`, `polychrome::dynamic_conv2d` and their backward ops."""
+"""`polychrome::per_sample_conv2d`, `polychrome::dynamic_conv2d`, their backward ops, and the latter with an epilogue.
+
+`backend` is "auto" or "triton", as `use_backend` said when the public function was called: the implementation that
+computed the output computes the gradients.
+"""
 
 import torch
+from torch import Tensor
 
-from kernels.dynamic_conv import eager
+from kernels.backend import runs_triton
+from kernels.dynamic_conv import reference
+from kernels.dynamic_conv.eager import ops as eager
 from kernels.dynamic_conv.geometry import output_size
 from kernels.library import asked, register_backward, register_op
-from kernels.tensors import empty_as, not_asked
+from kernels.tensors import empty_as, laid_out_as, not_asked
+
+
+def _implementation(x: Tensor, backend: str):
+    """Return the module whose functions compute the ops on `x`; Triton is imported when it is first needed."""
+    if runs_triton(x, backend):
+        from kernels.dynamic_conv.triton import ops
+
+        return ops
+    return eager
+
+
+def per_sample_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    backend: str = "auto",
+) -> Tensor:
+    """Convolve sample b with `weight[b]`; padding is [top, bottom, left, right]."""
+    return _implementation(x, backend).per_sample_conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def per_sample_conv2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    needed: list[bool],
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, weight and bias; one not needed is an empty placeholder."""
+    implementation = _implementation(x, backend)
+    return implementation.per_sample_conv2d_backward(grad, x, weight, stride, padding, dilation, groups, needed)
+
+
+def dynamic_conv2d(
+    x: Tensor,
+    experts: Tensor,
+    mixing: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    backend: str = "auto",
+) -> Tensor:
+    """Convolve each sample with its mix of the experts."""
+    return _implementation(x, backend).dynamic_conv2d(x, experts, mixing, bias, stride, padding, dilation, groups)
+
+
+def dynamic_conv2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    experts: Tensor,
+    mixing: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    needed: list[bool],
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, experts, mixing and bias; one not needed is an empty placeholder."""
+    implementation = _implementation(x, backend)
+    return implementation.dynamic_conv2d_backward(
+        grad, x, experts, mixing, bias, stride, padding, dilation, groups, needed
+    )
+
+
+def dynamic_conv2d_affine(
+    x: Tensor,
+    experts: Tensor,
+    mixing: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    relu: bool,
+    backend: str = "auto",
+) -> Tensor:
+    """Convolve each sample with its mix of the experts, then scale, shift and ReLU; has no gradient."""
+    implementation = _implementation(x, backend)
+    arguments = (x, experts, mixing, bias, stride, padding, dilation, groups)
+    if implementation is eager:
+        return laid_out_as(x, reference.affine(eager.dynamic_conv2d(*arguments), scale, shift, relu))
+    return implementation.dynamic_conv2d(*arguments, scale, shift, relu)
 
 
 def _output_fake(x, weight, stride, padding, dilation):
@@ -13,11 +116,11 @@ def _output_fake(x, weight, stride, padding, dilation):
     return empty_as(x, (x.shape[0], weight.shape[1], height, width))
 
 
-def _per_sample_fake(x, weight, bias, stride, padding, dilation, groups):
+def _per_sample_fake(x, weight, bias, stride, padding, dilation, groups, backend="auto"):
     return _output_fake(x, weight, stride, padding, dilation)
 
 
-def _per_sample_backward_fake(grad, x, weight, stride, padding, dilation, groups, needed):
+def _per_sample_backward_fake(grad, x, weight, stride, padding, dilation, groups, needed, backend="auto"):
     return (
         empty_as(x, x.shape) if needed[0] else not_asked(x),
         weight.new_empty(weight.shape) if needed[1] else not_asked(x),
@@ -26,21 +129,22 @@ def _per_sample_backward_fake(grad, x, weight, stride, padding, dilation, groups
 
 
 def _per_sample_setup(ctx, inputs, output):
-    x, weight, _, *ctx.geometry = inputs
+    x, weight, _, *ctx.geometry, ctx.backend = inputs
     ctx.save_for_backward(x, weight)
 
 
 def _per_sample_gradient(ctx, grad):
     needed = list(ctx.needs_input_grad[:3])
     op = torch.ops.polychrome.per_sample_conv2d_backward
-    return *asked(op(grad, *ctx.saved_tensors, *ctx.geometry, needed), needed), None, None, None, None
+    gradients = op(grad, *ctx.saved_tensors, *ctx.geometry, needed, ctx.backend)
+    return *asked(gradients, needed), None, None, None, None, None
 
 
-def _dynamic_fake(x, experts, mixing, bias, stride, padding, dilation, groups):
+def _dynamic_fake(x, experts, mixing, bias, stride, padding, dilation, groups, backend="auto"):
     return _output_fake(x, experts, stride, padding, dilation)
 
 
-def _dynamic_backward_fake(grad, x, experts, mixing, bias, stride, padding, dilation, groups, needed):
+def _dynamic_backward_fake(grad, x, experts, mixing, bias, stride, padding, dilation, groups, needed, backend="auto"):
     return (
         empty_as(x, x.shape) if needed[0] else not_asked(x),
         experts.new_empty(experts.shape) if needed[1] else not_asked(x),
@@ -50,19 +154,25 @@ def _dynamic_backward_fake(grad, x, experts, mixing, bias, stride, padding, dila
 
 
 def _dynamic_setup(ctx, inputs, output):
-    x, experts, mixing, bias, *ctx.geometry = inputs
+    x, experts, mixing, bias, *ctx.geometry, ctx.backend = inputs
     ctx.save_for_backward(x, experts, mixing, bias)
 
 
 def _dynamic_gradient(ctx, grad):
     needed = list(ctx.needs_input_grad[:4])
     op = torch.ops.polychrome.dynamic_conv2d_backward
-    return *asked(op(grad, *ctx.saved_tensors, *ctx.geometry, needed), needed), None, None, None, None
+    gradients = op(grad, *ctx.saved_tensors, *ctx.geometry, needed, ctx.backend)
+    return *asked(gradients, needed), None, None, None, None, None
 
 
-register_op("per_sample_conv2d", eager.per_sample_conv2d, _per_sample_fake)
-register_op("per_sample_conv2d_backward", eager.per_sample_conv2d_backward, _per_sample_backward_fake)
+def _affine_fake(x, experts, mixing, bias, stride, padding, dilation, groups, scale, shift, relu, backend="auto"):
+    return _output_fake(x, experts, stride, padding, dilation)
+
+
+register_op("per_sample_conv2d", per_sample_conv2d, _per_sample_fake)
+register_op("per_sample_conv2d_backward", per_sample_conv2d_backward, _per_sample_backward_fake)
 register_backward("per_sample_conv2d", _per_sample_setup, _per_sample_gradient)
-register_op("dynamic_conv2d", eager.dynamic_conv2d, _dynamic_fake)
-register_op("dynamic_conv2d_backward", eager.dynamic_conv2d_backward, _dynamic_backward_fake)
+register_op("dynamic_conv2d", dynamic_conv2d, _dynamic_fake)
+register_op("dynamic_conv2d_backward", dynamic_conv2d_backward, _dynamic_backward_fake)
 register_backward("dynamic_conv2d", _dynamic_setup, _dynamic_gradient)
+register_op("dynamic_conv2d_affine", dynamic_conv2d_affine, _affine_fake)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.backend import call_reference, calls_reference
+from kernels.backend import call_reference, chosen_backend
 from kernels.checks import check_device, check_input, check_shape, check_small_dtype, sizes
 from kernels.spatial_attention import reference, register  # noqa: F401  (registers the ops)
 from kernels.spatial_attention.eager import check_present
@@ -28,7 +28,7 @@ def channel_stats(x: Tensor, mask: Tensor | None = None) -> Tensor:
     check_input(x)
     if mask is not None:
         _check_mask(mask, x)
-    if not calls_reference("channel_stats"):
+    if chosen_backend("channel_stats", x) != "reference":
         return torch.ops.polychrome.channel_stats(x, mask)[0]
     if mask is not None and mask.device.type == "cpu" and not torch.compiler.is_compiling():
         check_present(mask)
@@ -62,7 +62,7 @@ def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
         check_small_dtype("bias", bias, x)
         check_device("bias", bias, x)
         check_shape("bias", bias, out_channels=1)
-    if calls_reference("spatial_attention"):
+    if chosen_backend("spatial_attention", x) == "reference":
         return call_reference(reference.spatial_attention, x, weight, bias)
     return torch.ops.polychrome.spatial_attention(x, weight, bias)[0]
 

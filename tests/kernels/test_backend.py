@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -54,13 +55,54 @@ def test_reference_calls_the_definition_and_auto_the_op(function):
     assert name in {event.key for event in opaque.key_averages()}
 
 
-@every_op
+@pytest.mark.parametrize("function", [channel_stats, spatial_attention, channel_gate], ids=lambda f: f.__name__)
 def test_triton_says_that_there_is_no_kernel_yet(function):
     with use_backend("triton"), pytest.raises(RuntimeError) as caught:
         function(*CALLS[function])
     assert str(caught.value) == (
         f"{function.__name__} has no Triton kernel in this version; use use_backend('auto') or use_backend('reference')"
     )
+
+
+def test_triton_on_a_cpu_says_what_to_do():
+    code = """
+import torch
+from kernels import dynamic_conv2d, use_backend
+with use_backend("triton"):
+    try:
+        dynamic_conv2d(torch.zeros(2, 3, 5, 5), torch.zeros(4, 6, 3, 3, 3), torch.zeros(2, 4))
+    except RuntimeError as error:
+        print(error)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    triton = pytest.importorskip("triton", reason="without Triton the message is another")
+    assert triton
+    assert result.stdout == (
+        "dynamic_conv2d cannot run on Triton with x on cpu; move it to a CUDA device, or set TRITON_INTERPRET=1 before "
+        "Triton is imported to run its kernels on CPU tensors\n"
+    )
+
+
+def test_without_triton_auto_runs_and_triton_says_why_not():
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch
+from kernels import dynamic_conv2d, use_backend
+arguments = torch.zeros(2, 3, 5, 5), torch.zeros(4, 6, 3, 3, 3), torch.zeros(2, 4)
+print(dynamic_conv2d(*arguments).shape)
+with use_backend("triton"):
+    try:
+        dynamic_conv2d(*arguments)
+    except RuntimeError as error:
+        print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == [
+        "torch.Size([2, 6, 3, 3])",
+        "dynamic_conv2d cannot run on Triton, which is not installed; use use_backend('auto')",
+    ]
 
 
 @every_op

@@ -1,0 +1,105 @@
+"""Convolutions with given weights, shared or per sample, with padding as [top, bottom, left, right].
+
+Per sample they are one grouped convolution (`groups`) or one call a sample (`loop`).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.dynamic_conv.geometry import output_size
+from kernels.tensors import empty_as
+
+TAPS_BYTES = 8 << 20
+
+
+def convolve_with(x, weight, stride, padding, dilation, groups) -> Tensor:
+    """Return `conv2d(x, weight)`; the layout is open."""
+    x, symmetric = _pad_unevenly(x, padding)
+    return F.conv2d(x, weight, None, stride, symmetric, dilation, groups)
+
+
+def convolve_with_backward(grad, x, weight, stride, padding, dilation, groups, needed) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x, in any layout, and weight; what is not needed is None."""
+    padded, symmetric = _pad_unevenly(x, padding)
+    dx, dweight, _ = torch.ops.aten.convolution_backward(
+        grad, padded, weight, None, stride, symmetric, dilation, False, [0, 0], groups, [*needed, False]
+    )
+    return _cropped(x, dx, padding, symmetric) if needed[0] else None, dweight if needed[1] else None
+
+
+def convolve(form: str, x, weight, bias, stride, padding, dilation, groups) -> Tensor:
+    """Return sample b convolved with `weight[b]`; the layout is open."""
+    size = output_size(x, weight.shape[3:], stride, padding, dilation)
+    padded, symmetric = _pad_unevenly(x, padding)
+    if form == "loop":
+        y = empty_as(x, (len(x), weight.shape[1], *size))
+        for b, one in enumerate(weight.unbind()):
+            some = None if bias is None else bias[b]
+            y[b : b + 1] = F.conv2d(padded[b : b + 1], one, some, stride, symmetric, dilation, groups)
+        return y
+    bias = None if bias is None else bias.flatten()
+    y = F.conv2d(_as_channels(padded), weight.flatten(0, 1), bias, stride, symmetric, dilation, len(x) * groups)
+    return y.unflatten(1, (len(x), -1)).squeeze(0)
+
+
+def convolve_backward(form: str, grad, x, weight, stride, padding, dilation, groups, needed) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x, in any layout, and of the weights, [batch, ...]; what is not needed is None."""
+    if form == "loop":
+        dx, dweights = empty_as(x, x.shape) if needed[0] else None, []
+        for b, one in enumerate(weight.unbind()):
+            part = slice(b, b + 1)
+            dsample, dweight = convolve_with_backward(
+                grad[part], x[part], one, stride, padding, dilation, groups, needed
+            )
+            dweights.append(dweight)
+            if needed[0]:
+                dx[part] = dsample
+        return dx, torch.stack(dweights) if needed[1] else None
+    padded, symmetric = _pad_unevenly(x, padding)
+    flat = (_as_channels(grad), _as_channels(padded), weight.flatten(0, 1))
+    around = [symmetric[0], symmetric[0], symmetric[1], symmetric[1]]
+    dx, dweight = convolve_with_backward(*flat, stride, around, dilation, len(x) * groups, needed)
+    dx = _cropped(x, dx.unflatten(1, (len(x), -1)).squeeze(0), padding, symmetric) if needed[0] else None
+    return dx, dweight.reshape(weight.shape) if needed[1] else None
+
+
+def weight_gradient_by_taps(grad, x, kernel, stride, padding, dilation, groups):
+    """Yield (row, columns, gradient) for some taps: [batch, out_channels, columns * in_channels/groups], taps outside.
+
+    Each is one matrix product a sample over the output pixels. Few taps' gradients exist at a time.
+    """
+    batch, out_channels, height, width = grad.shape
+    top, bottom, left, right = padding
+    by_pixel = grad.unflatten(1, (groups, -1)).flatten(3).flatten(0, 1)  # [batch * groups, out/groups, pixels]
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom)).unflatten(3, (groups, -1))
+    by_sample, by_row, by_column, by_group, by_channel = padded.stride()
+    tap_bytes = batch * out_channels * padded.shape[4] * x.element_size()
+    step = min(kernel[1], max(1, TAPS_BYTES // tap_bytes))
+    for row in range(kernel[0]):
+        for column in range(0, kernel[1], step):
+            taps = min(step, kernel[1] - column)
+            patch = padded[:, row * dilation[0] :, column * dilation[1] :].as_strided(
+                (batch, groups, height, width, taps, padded.shape[4]),
+                (by_sample, by_group, by_row * stride[0], by_column * stride[1], by_column * dilation[1], by_channel),
+            )
+            product = by_pixel @ patch.reshape(batch * groups, height * width, -1)
+            yield row, slice(column, column + taps), product.unflatten(0, (batch, groups)).flatten(1, 2)
+
+
+def _as_channels(x: Tensor) -> Tensor:
+    return x.reshape(1, -1, *x.shape[2:])
+
+
+def _pad_unevenly(x: Tensor, padding: list[int]) -> tuple[Tensor, list[int]]:
+    """Return x and the symmetric padding still to be done by the convolution, which takes no other; negative crops."""
+    top, bottom, left, right = padding
+    if top == bottom and left == right and min(padding) >= 0:
+        return x, [top, left]
+    return F.pad(x, (left, right, top, bottom)), [0, 0]
+
+
+def _cropped(x: Tensor, dx: Tensor, padding: list[int], symmetric: list[int]) -> Tensor:
+    """Return dx without the rows and columns that `_pad_unevenly` added to x."""
+    top, left = padding[0] - symmetric[0], padding[2] - symmetric[1]
+    return dx[:, :, top : top + x.shape[2], left : left + x.shape[3]]

@@ -1,0 +1,103 @@
+"""Which form a call takes on a GPU, and why: a rule over sizes, overruled by what was measured on that GPU."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from kernels.dynamic_conv.configs import (
+    EXPERTS_ACCUMULATED,
+    ConvolutionConfig,
+    DepthwiseConfig,
+    Device,
+    WeightGradientConfig,
+    convolution_config,
+    depthwise_config,
+    measured,
+    weight_gradient_config,
+)
+from kernels.dynamic_conv.problem import Problem
+
+REGIMES = ("pointwise", "depthwise", "stacked", "aggregate")
+
+# FLOPs the matrix units do while one byte comes from device memory, on the GPUs this was planned for.
+RIDGE = {torch.float32: 10, torch.float16: 146, torch.bfloat16: 146}
+
+
+class Plan(NamedTuple):
+    """The form of a call: its regime, the samples mixed at a time, a launch config per kernel, and the reason."""
+
+    regime: str
+    chunk: int
+    forward: ConvolutionConfig | DepthwiseConfig | None
+    input_gradient: ConvolutionConfig | DepthwiseConfig | None
+    weight_gradient: WeightGradientConfig | DepthwiseConfig | None
+    accumulate: bool
+    reason: str
+
+
+@lru_cache(maxsize=4096)
+def plan(problem: Problem, device: Device) -> Plan:
+    """Return the form of `problem` on `device`."""
+    choice = measured(device.name).get(problem.key, {})
+    regime, reason = rule(problem)
+    if "regime" in choice:
+        regime, reason = choice["regime"], f"measured on {device.name}"
+    stacked = regime == "stacked"
+    chunk = chunk_of(problem, device)
+    if regime == "depthwise":
+        forward = input_gradient = depthwise_config(problem, device, gradient=False)
+        weight_gradient = depthwise_config(problem, device, gradient=True)
+    else:
+        forward = convolution_config(problem, device, chunk, transposed=False, stacked=stacked)
+        half = backward_chunk(chunk, problem.batch)
+        input_gradient = convolution_config(problem, device, half, transposed=True, stacked=stacked)
+        accumulated = problem.experts if problem.experts <= EXPERTS_ACCUMULATED else 0
+        weight_gradient = weight_gradient_config(problem, device, accumulated)
+    configs = {"forward": forward, "input_gradient": input_gradient, "weight_gradient": weight_gradient}
+    for name, config in configs.items():
+        configs[name] = config._replace(**choice.get(name, {}))
+    return Plan(
+        regime,
+        chunk,
+        **configs,
+        accumulate=0 < problem.experts <= EXPERTS_ACCUMULATED,
+        reason=reason,
+    )
+
+
+def rule(problem: Problem) -> tuple[str, str]:
+    """Return the regime and why."""
+    if problem.is_depthwise:
+        return "depthwise", "one input channel per group: bound by memory, no matrix product"
+    if problem.is_pointwise:
+        return "pointwise", "a 1x1 kernel with stride 1 is a batched matrix product"
+    if not problem.experts:
+        return "aggregate", "weights are given per sample"
+    limit = stacked_pixels(problem)
+    if 1 < problem.experts <= EXPERTS_ACCUMULATED and problem.pixels < limit:
+        return "stacked", (
+            f"{problem.pixels} output pixels a sample, fewer than {limit:.0f}: {problem.experts} convolutions with "
+            "shared weights cost less than moving a weight per sample"
+        )
+    return "aggregate", (
+        f"{problem.pixels} output pixels a sample, at least {limit:.0f}: a weight mixed once is used often enough"
+    )
+
+
+def stacked_pixels(problem: Problem) -> float:
+    """Return the pixels at which multiplying with every expert takes as long as moving one sample's weight.
+
+    A weight of `itemsize` bytes, written and read, against 2 * experts FLOPs a pixel.
+    """
+    return RIDGE[problem.dtype] * problem.dtype.itemsize / max(problem.experts, 1)
+
+
+def chunk_of(problem: Problem, device: Device) -> int:
+    """Return how many samples' weights stay in half of the L2 cache: they are written, read once and overwritten."""
+    return max(1, min(problem.batch, device.l2_bytes // 2 // (problem.weights * problem.dtype.itemsize)))
+
+
+def backward_chunk(chunk: int, batch: int) -> int:
+    """Return the chunk for backward, which never holds the weights of the whole batch unless that is one sample."""
+    return min(chunk, (batch + 1) // 2)

@@ -1,0 +1,283 @@
+"""The op bodies on a GPU: each regime as a few launches. They take and return what their namesakes in `eager` do."""
+
+import torch
+from torch import Tensor
+
+from kernels.dynamic_conv.configs import HOPPER, device_of
+from kernels.dynamic_conv.geometry import output_size
+from kernels.dynamic_conv.plan import Plan, backward_chunk, plan
+from kernels.dynamic_conv.problem import problem_of
+from kernels.dynamic_conv.triton.convolution import convolve
+from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients
+from kernels.dynamic_conv.triton.mixing import mix_into
+from kernels.dynamic_conv.triton.weight_gradient import expert_gradients, sample_gradients
+from kernels.tensors import empty_as, not_asked
+
+
+def per_sample_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """Convolve sample b with `weight[b]`."""
+    return _forward(x, weight, None, bias, stride, padding, dilation, groups)
+
+
+def dynamic_conv2d(
+    x: Tensor,
+    experts: Tensor,
+    mixing: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """Convolve each sample with its mix of the experts; then scale, shift and ReLU where given."""
+    mixed_bias = None if bias is None else mixing.float() @ bias.float()
+    return _forward(x, experts, mixing, mixed_bias, stride, padding, dilation, groups, scale, shift, relu)
+
+
+def per_sample_conv2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, weight and bias; one not needed is an empty placeholder."""
+    if x.shape[0] == 0:
+        return tuple(
+            x.new_zeros(shape) if need else not_asked(x)
+            for shape, need in zip((x.shape, weight.shape, weight.shape[:2]), needed, strict=True)
+        )
+    how = _plan(x, weight, stride, padding, dilation, groups, per_sample=True)
+    geometry = (stride, padding, dilation)
+    grad_last = grad.contiguous(memory_format=torch.channels_last)
+    dx = dweight = not_asked(x)
+    if needed[0]:
+        dx, _ = _input_gradient(how, grad_last, x, weight, None, *geometry, groups)
+    if needed[1]:
+        dweight = _sample_weight_gradient(how, grad_last, x, weight, *geometry, groups)
+    return dx, dweight, _over_pixels(grad).to(x.dtype) if needed[2] else not_asked(x)
+
+
+def dynamic_conv2d_backward(
+    grad: Tensor,
+    x: Tensor,
+    experts: Tensor,
+    mixing: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, experts, mixing and bias; one not needed is an empty placeholder."""
+    for_x, for_experts, for_mixing, for_bias = needed
+    if x.shape[0] == 0:
+        return tuple(
+            x.new_zeros(like.shape, dtype=like.dtype) if need else not_asked(x)
+            for like, need in zip((x, experts, mixing, bias), needed, strict=True)
+        )
+    how = _plan(x, experts, stride, padding, dilation, groups, per_sample=False)
+    geometry = (stride, padding, dilation)
+    mixing32 = mixing.float().contiguous()
+    grad_last = grad.contiguous(memory_format=torch.channels_last)
+    dx = dexperts = dmixing = dbias = not_asked(x)
+    products = None
+    if for_x:
+        with_products = for_mixing and how.regime == "stacked"
+        dx, products = _input_gradient(how, grad_last, x, experts, mixing32, *geometry, groups, with_products)
+    if for_experts or (for_mixing and products is None):
+        gradient, from_weights = _expert_gradient(
+            how, grad_last, x, experts, mixing32, *geometry, groups, for_mixing and products is None
+        )
+        products = from_weights if products is None else products
+        if for_experts:
+            dexperts = gradient
+    if for_bias or (for_mixing and bias is not None):
+        sums = _over_pixels(grad)
+        if for_bias:
+            dbias = (mixing32.T @ sums).to(bias.dtype)
+        if for_mixing:
+            products = products + sums @ bias.float().T
+    if for_mixing:
+        dmixing = products.to(mixing.dtype)
+    return dx, dexperts, dmixing, dbias
+
+
+def _forward(x, weight, mixing, bias, stride, padding, dilation, groups, scale=None, shift=None, relu=False):
+    """Convolve with `weight` per sample, or with the mix of the experts `weight` where `mixing` is given."""
+    y = empty_as(x, (x.shape[0], weight.shape[1], *output_size(x, weight.shape[3:], stride, padding, dilation)))
+    if x.shape[0] == 0:
+        return y
+    how = _plan(x, weight, stride, padding, dilation, groups, per_sample=mixing is None)
+    kernel = tuple(weight.shape[3:])
+    source = x.contiguous(memory_format=torch.channels_last)
+    mixing = None if mixing is None else mixing.contiguous()
+    epilogue = {"scale": scale, "shift": shift, "relu": relu}
+    if how.regime == "depthwise":
+        flat = weight.reshape(*weight.shape[:2], -1).contiguous()
+        geometry = (stride, padding, dilation, kernel, how.forward)
+        convolve_depthwise(source, flat, y, *geometry, mixing=mixing, bias=bias, **epilogue)
+        return y
+    geometry = (stride, padding, dilation, groups, kernel, how.forward, _precision(x))
+    if how.regime == "stacked":
+        convolve(source, _channels_last(weight), y, *geometry, mixing=mixing, bias=bias, **epilogue)
+        return y
+    for part, weights in _weights(how, weight, mixing, x.shape[0], how.chunk):
+        part_bias = None if bias is None else bias[part]
+        if how.regime == "pointwise" and scale is None and shift is None and not relu and _is_channels_last(y):
+            matrices = (_as_matrix(source[part]), weights.squeeze(2).mT)
+            if bias is None:
+                torch.bmm(*matrices, out=_as_matrix(y[part]))
+            else:
+                torch.baddbmm(part_bias[:, None].to(y.dtype), *matrices, out=_as_matrix(y[part]))
+        else:
+            convolve(source[part], weights, y[part], *geometry, bias=part_bias, **epilogue)
+    return y
+
+
+def _input_gradient(how, grad, x, weight, mixing, stride, padding, dilation, groups, with_products=False):
+    """Return the gradient of x, and `<x_b, gradient through expert k>` [batch, experts] where asked for."""
+    dx = empty_as(x, x.shape)
+    kernel = tuple(weight.shape[3:])
+    if how.regime == "depthwise":
+        flat = weight.reshape(*weight.shape[:2], -1).contiguous()
+        geometry = (stride, padding, dilation, kernel, how.input_gradient)
+        convolve_depthwise(grad, flat, dx, *geometry, transposed=True, mixing=mixing)
+        return dx, None
+    geometry = (stride, padding, dilation, groups, kernel, how.input_gradient, _precision(x), True)
+    if how.regime == "stacked":
+        source, products = None, None
+        if with_products:
+            source = x.contiguous(memory_format=torch.channels_last)
+            blocks = groups * -(-x.shape[1] // groups // how.input_gradient.block_n)
+            # zeros: a stride larger than the kernel leaves pixels that no tap reaches
+            products = grad.new_zeros(
+                (blocks, weight.shape[0], x.shape[0], x.shape[2] * x.shape[3]), dtype=torch.float32
+            )
+        convolve(grad, _channels_last(weight), dx, *geometry, mixing=mixing, probe=source, products=products)
+        return dx, None if products is None else products.sum((0, 3)).T
+    for part, weights in _weights(how, weight, mixing, x.shape[0], backward_chunk(how.chunk, x.shape[0])):
+        if how.regime == "pointwise" and _is_channels_last(dx):
+            torch.bmm(_as_matrix(grad[part]), weights.squeeze(2), out=_as_matrix(dx[part]))
+        else:
+            convolve(grad[part], weights, dx[part], *geometry)
+    return dx, None
+
+
+def _expert_gradient(how, grad, x, experts, mixing, stride, padding, dilation, groups, for_mixing):
+    """Return the gradients of experts, in their shape and dtype, and of mixing in float32."""
+    kernel = tuple(experts.shape[3:])
+    source = x.contiguous(memory_format=torch.channels_last)
+    if how.regime == "depthwise":
+        flat = experts.flatten(2).contiguous() if for_mixing else None
+        gradient, products = depthwise_gradients(
+            grad, source, flat, mixing, stride, padding, dilation, kernel, how.weight_gradient
+        )
+        return gradient.reshape(experts.shape).to(experts.dtype), products
+    geometry = (stride, padding, dilation, groups, kernel, how.weight_gradient, _precision(x))
+    last = _channels_last(experts)
+    if how.accumulate:
+        gradient, products = expert_gradients(grad, source, last if for_mixing else None, mixing, *geometry)
+        return _channels_first(gradient, experts), products
+    # Many experts: the gradients of a chunk of samples, then two products with them.
+    batch = x.shape[0]
+    chunk = max(1, backward_chunk(how.chunk, batch) // 2)
+    buffer = grad.new_empty((chunk, *last.shape[1:]), dtype=torch.float32)
+    gradient = grad.new_zeros((experts.shape[0], last[0].numel()), dtype=torch.float32)
+    products = []
+    wide = last.flatten(1).float()
+    for begin in range(0, batch, chunk):
+        part = slice(begin, min(begin + chunk, batch))
+        own = sample_gradients(grad[part], source[part], buffer[: part.stop - begin], *geometry).flatten(1)
+        gradient.addmm_(mixing[part].T, own)
+        if for_mixing:
+            products.append(own @ wide.T)
+    return _channels_first(gradient.view(last.shape), experts), torch.cat(products) if for_mixing else None
+
+
+def _sample_weight_gradient(how, grad, x, weight, stride, padding, dilation, groups):
+    """Return the gradient of weights given per sample, in their shape and dtype."""
+    kernel = tuple(weight.shape[3:])
+    source = x.contiguous(memory_format=torch.channels_last)
+    if how.regime == "depthwise":
+        gradient, _ = depthwise_gradients(
+            grad, source, None, None, stride, padding, dilation, kernel, how.weight_gradient
+        )
+        return gradient.reshape(weight.shape).to(weight.dtype)
+    if how.regime == "pointwise":
+        return torch.bmm(_as_matrix(grad).mT, _as_matrix(source)).reshape(weight.shape)
+    geometry = (stride, padding, dilation, groups, kernel, how.weight_gradient, _precision(x))
+    shape = (weight.shape[1], kernel[0] * kernel[1], weight.shape[2])
+    if shape[1] == 1 or shape[2] == 1:
+        return sample_gradients(grad, source, weight.new_empty((x.shape[0], *shape)), *geometry).reshape(weight.shape)
+    dweight = weight.new_empty(weight.shape)
+    buffer = weight.new_empty((how.chunk, *shape))
+    for begin in range(0, x.shape[0], how.chunk):
+        part = slice(begin, min(begin + how.chunk, x.shape[0]))
+        own = sample_gradients(grad[part], source[part], buffer[: part.stop - begin], *geometry)
+        dweight[part].flatten(3).copy_(own.transpose(2, 3))
+    return dweight
+
+
+def _weights(how: Plan, weight: Tensor, mixing: Tensor | None, batch: int, chunk: int):
+    """Yield slices of the batch and their weights [samples, out, taps, in/groups], in a buffer used again."""
+    last = None if mixing is not None else weight.flatten(3).transpose(2, 3)
+    if last is not None and last.is_contiguous():
+        yield slice(0, batch), last
+        return
+    buffer = weight.new_empty((chunk, weight.shape[1], weight[0, 0, 0].numel(), weight.shape[2]))
+    experts = weight.contiguous()
+    for begin in range(0, batch, chunk):
+        part = slice(begin, min(begin + chunk, batch))
+        own = buffer[: part.stop - begin]
+        yield part, mix_into(own, experts, mixing[part]) if last is None else own.copy_(last[part])
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Return whether `_as_matrix` can view x."""
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _as_matrix(x: Tensor) -> Tensor:
+    """View channels_last [batch, channels, height, width] as [batch, pixels, channels]."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """Return [.., out, in/groups, kh, kw] as contiguous [.., out, taps, in/groups]."""
+    return weight.flatten(3).transpose(2, 3).contiguous()
+
+
+def _channels_first(gradient: Tensor, experts: Tensor) -> Tensor:
+    """Return [.., out, taps, in/groups] in the shape and dtype of `experts`, contiguous."""
+    return gradient.transpose(2, 3).to(experts.dtype, memory_format=torch.contiguous_format).reshape(experts.shape)
+
+
+def _over_pixels(grad: Tensor) -> Tensor:
+    """Return the sum over pixels [batch, out], float32."""
+    return grad.sum((2, 3), dtype=torch.float32)
+
+
+def _precision(x: Tensor) -> str:
+    """Return the precision of float32 products: TF32 where torch allows it to its own convolutions."""
+    return "tf32" if x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32 and x.is_cuda else "ieee"
+
+
+def _plan(x, weight, stride, padding, dilation, groups, per_sample) -> Plan:
+    problem = problem_of(x, weight, stride, padding, dilation, groups, per_sample)
+    return plan(problem, device_of(x.device.index) if x.is_cuda else HOPPER)

@@ -1,0 +1,251 @@
+"""The gradients of the experts and of the mixing, or of weights given per sample.
+
+A program owns a tile [out, in] of one tap and walks over its samples. One sample's gradient G = dy^T x never leaves
+the registers: it is added to one accumulator per expert, times the mixing, and its product with each expert is stored
+as a partial sum of the mixing's gradient.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.dynamic_conv.configs import WeightGradientConfig
+from kernels.dynamic_conv.triton.convolution import needs_64_bits
+from kernels.launch import launch
+
+
+def expert_gradients(
+    grad: Tensor,
+    x: Tensor,
+    experts: Tensor | None,
+    mixing: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    kernel: tuple[int, int],
+    config: WeightGradientConfig,
+    precision: str,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of experts [experts, out, taps, in/groups] and of mixing [batch, experts] in float32.
+
+    grad and x are channels_last; `experts` [experts, out, taps, in/groups] only where the mixing's gradient is wanted.
+    That of the experts is in x's dtype where it took one pass over the batch, else it is to be rounded.
+    """
+    batch, count = mixing.shape
+    taps = kernel[0] * kernel[1]
+    outputs, channels = grad.shape[1], x.shape[1] // groups
+    splits = triton.cdiv(batch, triton.cdiv(batch, config.splits))
+    dtype = x.dtype if splits == 1 else torch.float32
+    partial = grad.new_empty((splits, count, outputs, taps, channels), dtype=dtype)
+    products = None
+    if experts is not None:
+        products = grad.new_empty((_tiles(outputs, channels, taps, groups, config), batch, count), dtype=torch.float32)
+    _launch(
+        grad, x, experts, mixing, partial, products, count, stride, padding, dilation, groups, kernel, config, precision
+    )
+    gradient = partial[0] if splits == 1 else partial.sum(0)
+    return gradient, None if products is None else products.sum(0)
+
+
+def sample_gradients(
+    grad: Tensor,
+    x: Tensor,
+    out: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    kernel: tuple[int, int],
+    config: WeightGradientConfig,
+    precision: str,
+) -> Tensor:
+    """Fill `out` [batch, out, taps, in/groups] with each sample's own weight gradient; return it."""
+    _launch(grad, x, None, None, out, None, 0, stride, padding, dilation, groups, kernel, config, precision)
+    return out
+
+
+def _tiles(outputs: int, channels: int, taps: int, groups: int, config: WeightGradientConfig) -> int:
+    """Return how many tiles one weight gradient has."""
+    columns = taps * triton.cdiv(channels, config.block_n)
+    if channels < 16:
+        columns = triton.cdiv(taps * channels, config.block_n)
+    return groups * triton.cdiv(outputs // groups, config.block_m) * columns
+
+
+def _launch(
+    grad, x, experts, mixing, out, products, count, stride, padding, dilation, groups, kernel, config, precision
+):
+    batch, channels, height, width = x.shape
+    taps = kernel[0] * kernel[1]
+    per_program = triton.cdiv(batch, config.splits) if count else 1
+    tiles = _tiles(grad.shape[1], channels // groups, taps, groups, config)
+    launch(
+        weight_gradient_kernel,
+        (tiles * triton.cdiv(batch, per_program),),
+        grad,
+        x,
+        experts,
+        mixing,
+        out,
+        products,
+        batch,
+        per_program,
+        height,
+        width,
+        *grad.shape[2:],
+        EXPERTS=count,
+        GROUPS=groups,
+        CHANNELS=channels // groups,
+        OUTPUTS=grad.shape[1] // groups,
+        KERNEL_H=kernel[0],
+        KERNEL_W=kernel[1],
+        STRIDE_H=stride[0],
+        STRIDE_W=stride[1],
+        PADDING_H=padding[0],
+        PADDING_W=padding[2],
+        DILATION_H=dilation[0],
+        DILATION_W=dilation[1],
+        INDEX64=needs_64_bits(grad[:1], x[:1], out),
+        PRECISION=precision,
+        GATHER=channels // groups < 16,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
+
+
+@triton.jit
+def weight_gradient_kernel(
+    grad_ptr,
+    x_ptr,
+    experts_ptr,
+    mixing_ptr,
+    out_ptr,
+    products_ptr,
+    batch,
+    per_program,
+    height,
+    width,
+    out_h,
+    out_w,
+    EXPERTS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PADDING_H: tl.constexpr,
+    PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    INDEX64: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GATHER: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    TAPS: tl.constexpr = KERNEL_H * KERNEL_W
+    SIZE: tl.constexpr = GROUPS * OUTPUTS * TAPS * CHANNELS
+    row_blocks = tl.cdiv(OUTPUTS, BLOCK_M)
+    # A gather's columns run over taps and channels together, else over the channels of one tap.
+    column_blocks = tl.cdiv(TAPS * CHANNELS, BLOCK_N) if GATHER else TAPS * tl.cdiv(CHANNELS, BLOCK_N)
+    tiles = GROUPS * row_blocks * column_blocks
+    tile = tl.program_id(0) % tiles
+    split = tl.program_id(0) // tiles
+    column_block = tile % column_blocks
+    row_block = tile // column_blocks % row_blocks
+    group = tile // (column_blocks * row_blocks)
+
+    rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
+    row_inside = rows < OUTPUTS
+    if GATHER:
+        columns = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
+        column_inside = columns < TAPS * CHANNELS
+        column_tap = columns // CHANNELS
+        column_h = column_tap // KERNEL_W * DILATION_H - PADDING_H
+        column_w = column_tap % KERNEL_W * DILATION_W - PADDING_W
+        column_offset = (column_h * width + column_w) * (GROUPS * CHANNELS) + columns % CHANNELS
+        column_at = columns
+    else:
+        tap = column_block % TAPS
+        channels = column_block // TAPS * BLOCK_N + tl.arange(0, BLOCK_N)
+        column_inside = channels < CHANNELS
+        column_h = tap // KERNEL_W * DILATION_H - PADDING_H
+        column_w = tap % KERNEL_W * DILATION_W - PADDING_W
+        column_offset = (column_h * width + column_w) * (GROUPS * CHANNELS) + channels
+        column_at = tap * CHANNELS + channels
+    # [BLOCK_M, BLOCK_N] of a weight [groups * out, taps, in / groups]
+    weight_offset = (group * OUTPUTS + rows)[:, None] * (TAPS * CHANNELS) + column_at[None, :]
+    weight_inside = row_inside[:, None] & column_inside[None, :]
+
+    first = split.to(tl.int64) * per_program
+    samples = tl.minimum(batch - first, per_program)
+    pixels = out_h * out_w
+    blocks = tl.cdiv(pixels, BLOCK_K)
+    grad_at = grad_ptr + first * pixels * (GROUPS * OUTPUTS) + group * OUTPUTS
+    x_at = x_ptr + first * height * width * (GROUPS * CHANNELS) + group * CHANNELS
+
+    gradient = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    totals = ()
+    for _ in tl.static_range(EXPERTS):
+        totals = totals + (tl.zeros((BLOCK_M, BLOCK_N), tl.float32),)
+    # One flat loop over samples and pixel blocks, so that the loads of the next sample start before this one ends.
+    sample = tl.full((), 0, tl.int64)
+    block = 0
+    for _ in range(0, samples.to(tl.int32) * blocks):
+        pixel = block * BLOCK_K + tl.arange(0, BLOCK_K)
+        if INDEX64:
+            pixel = pixel.to(tl.int64)
+        pixel_inside = pixel < pixels
+        pixel_h = pixel // out_w * STRIDE_H
+        pixel_w = pixel % out_w * STRIDE_W
+        grad = tl.load(
+            grad_at + sample * pixels * (GROUPS * OUTPUTS) + (rows[:, None] + pixel[None, :] * (GROUPS * OUTPUTS)),
+            mask=row_inside[:, None] & pixel_inside[None, :],
+            other=0.0,
+        )  # [BLOCK_M, BLOCK_K]
+        if GATHER:
+            at_h = pixel_h[:, None] + column_h[None, :]
+            at_w = pixel_w[:, None] + column_w[None, :]
+            inside = (at_h >= 0) & (at_h < height) & (at_w >= 0) & (at_w < width) & pixel_inside[:, None]
+        else:
+            at_h = pixel_h + column_h
+            at_w = pixel_w + column_w
+            inside = ((at_h >= 0) & (at_h < height) & (at_w >= 0) & (at_w < width) & pixel_inside)[:, None]
+        pixel_offset = (pixel_h * width + pixel_w) * (GROUPS * CHANNELS)
+        x = tl.load(
+            x_at + sample * height * width * (GROUPS * CHANNELS) + (pixel_offset[:, None] + column_offset[None, :]),
+            mask=inside & column_inside[None, :],
+            other=0.0,
+        )  # [BLOCK_K, BLOCK_N]
+        gradient = tl.dot(grad, x, gradient, input_precision=PRECISION)
+        block += 1
+        last = block == blocks
+        if EXPERTS > 0:
+            if last:
+                mixed = ()
+                for k in tl.static_range(EXPERTS):
+                    share = tl.load(mixing_ptr + (first + sample) * EXPERTS + k).to(tl.float32)
+                    mixed = mixed + (totals[k] + share * gradient,)
+                    if products_ptr is not None:
+                        expert = tl.load(experts_ptr + k * SIZE + weight_offset, mask=weight_inside, other=0.0)
+                        product = tl.sum(gradient * expert.to(tl.float32))
+                        tl.store(products_ptr + (tile * batch + first + sample) * EXPERTS + k, product)
+                totals = mixed
+                gradient = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            sample = tl.where(last, sample + 1, sample)
+            block = tl.where(last, 0, block)
+
+    out_at = out_ptr + split.to(tl.int64) * (SIZE * (EXPERTS if EXPERTS > 0 else 1))
+    if EXPERTS > 0:
+        for k in tl.static_range(EXPERTS):
+            tl.store(out_at + k * SIZE + weight_offset, totals[k].to(out_ptr.dtype.element_ty), mask=weight_inside)
+    else:
+        tl.store(out_at + weight_offset, gradient.to(out_ptr.dtype.element_ty), mask=weight_inside)

@@ -1,0 +1,168 @@
+import pytest
+import torch
+
+from kernels import dynamic_conv2d, per_sample_conv2d
+from kernels.dynamic_conv import api
+from kernels.dynamic_conv.eager import mixed
+from kernels.dynamic_conv.eager import ops as eager
+from kernels.dynamic_conv.eager.forms import Choice, Forms, cpu_forms
+from kernels.dynamic_conv.problem import Problem
+from tests.kernels.oracle import assert_near_exact, randn
+
+FORMS = {
+    "groups": ("groups", "groups", "groups"),
+    "loop": ("loop", "loop", "loop"),
+    "loop_taps": ("loop", "loop", "taps"),
+    "swapped_groups": ("loop", "swapped", "groups"),
+    "swapped_taps": ("loop", "swapped", "taps"),
+    "groups_loop": ("groups", "groups", "loop"),
+    "stacked": ("stacked", "stacked", "stacked"),
+}
+# batch, in, out, height, width, experts, kernel, options
+CASES = {
+    "padded": (3, 4, 6, 9, 8, 4, (3, 3), {"padding": 1}),
+    "groups_2": (3, 4, 6, 9, 8, 4, (3, 3), {"groups": 2, "padding": 1}),
+    "depthwise": (3, 6, 6, 9, 8, 4, (3, 3), {"groups": 6, "padding": 1}),
+    "asymmetric": (3, 4, 6, 9, 8, 4, (2, 4), {"padding": "same"}),
+    "asymmetric_dilated": (2, 4, 6, 9, 8, 4, (4, 2), {"padding": "same", "dilation": (1, 3), "groups": 2}),
+    "dilated": (3, 4, 6, 9, 8, 4, (3, 2), {"padding": 2, "dilation": 2}),
+    "valid": (3, 4, 6, 9, 8, 4, (3, 3), {}),
+    "stride_2_odd": (3, 4, 6, 9, 7, 4, (3, 3), {"stride": 2, "padding": 1}),
+    "one_expert": (3, 4, 6, 9, 8, 1, (3, 3), {"padding": 1}),
+    "eight_experts": (3, 4, 6, 9, 8, 8, (3, 3), {"padding": 1}),
+    "one_sample": (1, 4, 6, 9, 8, 4, (3, 3), {"padding": 1}),
+    "many_samples": (19, 4, 6, 5, 4, 4, (3, 3), {"padding": 1}),
+}
+ids = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get
+
+
+def arguments_of(case, dtype=torch.float32, layout=torch.contiguous_format):
+    batch, inputs, outputs, height, width, experts, kernel, options = CASES[case]
+    x = randn(batch, inputs, height, width, dtype=dtype).to(memory_format=layout)
+    kernels = randn(experts, outputs, inputs // options.get("groups", 1), *kernel, seed=1, dtype=dtype)
+    return [x, kernels, randn(batch, experts, seed=2), randn(experts, outputs, seed=3, dtype=dtype)], options
+
+
+@pytest.fixture(params=FORMS)
+def form(request, monkeypatch):
+    """Force a form, and slices of a few samples."""
+    name = request.param
+    forms = Forms(*(Choice(one, "forced") for one in FORMS[name]))
+    monkeypatch.setattr(eager, "forms_of", lambda *_, **__: forms)
+    monkeypatch.setattr(api, "keeps_the_mix", lambda *_: False)
+    monkeypatch.setattr(mixed, "SLICE_BYTES", 2000)
+    return name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=ids)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(
+    ("form", "case"),
+    # swapped is for stride 1
+    [(form, case) for form in FORMS for case in CASES if not ("swapped" in form and case == "stride_2_odd")],
+    indirect=["form"],
+)
+def test_every_form_is_near_the_exact_result(form, case, layout, dtype):
+    arguments, options = arguments_of(case, dtype, layout)
+    assert_near_exact(dynamic_conv2d, arguments, **options)
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (3,), (0, 1), (1, 2), (0, 2), (1, 2, 3), (0, 1, 3)])
+def test_every_form_leaves_frozen_arguments_alone(form, frozen):
+    arguments, options = arguments_of("padded")
+    assert_near_exact(dynamic_conv2d, arguments, frozen=frozen, **options)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 4])
+def test_every_form_takes_padding_beyond_the_kernel(form, padding):
+    arguments, _ = arguments_of("padded")
+    assert_near_exact(dynamic_conv2d, arguments, padding=padding)
+
+
+@pytest.mark.parametrize("case", ["groups_2", "asymmetric_dilated", "one_sample"])
+def test_every_form_keeps_channels_last_and_is_exact_in_float64(form, case):
+    (x, experts, mixing, bias), options = arguments_of(case, torch.float64, torch.channels_last)
+    leaves = [t.requires_grad_() for t in (x, experts, mixing.double(), bias)]
+    y = dynamic_conv2d(*leaves, **options)
+    expected = dynamic_conv2d.reference(*leaves, **options)
+    grad = randn(*y.shape, seed=7, dtype=y.dtype)
+    torch.testing.assert_close(y, expected)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    gradients = torch.autograd.grad(y, leaves, grad)
+    assert gradients[0].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, leaves, grad))
+
+
+@pytest.mark.parametrize("loop", ["groups", "loop"])
+@pytest.mark.parametrize("case", ["padded", "groups_2", "asymmetric", "stride_2_odd", "one_sample"])
+def test_every_per_sample_form_is_near_the_exact_result(monkeypatch, case, loop):
+    forms = Forms(*[Choice(loop, "forced")] * 3)
+    monkeypatch.setattr(eager, "forms_of", lambda *_, **__: forms)
+    (x, experts, _, _), options = arguments_of(case)
+    weight = randn(len(x), *experts.shape[1:], seed=4)
+    assert_near_exact(per_sample_conv2d, [x, weight, randn(len(x), experts.shape[1], seed=5)], **options)
+
+
+def chosen(shape, kernel=3, stride=1, experts=4, groups=1, dtype=torch.bfloat16, last=True, units="avx512"):
+    batch, inputs, outputs, size = shape
+    side = (size - 1) * stride + 1
+    padding = (kernel // 2,) * 4
+    pairs = (kernel, kernel), (stride, stride), padding, (1, 1)
+    forms = cpu_forms(Problem(batch, inputs, outputs, side, side, *pairs, groups, experts, dtype), last, units)
+    assert all(choice.reason and "\n" not in choice.reason for choice in forms)
+    return tuple(choice.form for choice in forms)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "forms"),
+    [
+        ((32, 64, 64, 56), {}, ("loop", "swapped", "loop")),
+        ((32, 64, 64, 56), {"units": "amx"}, ("loop", "swapped", "groups")),
+        ((32, 256, 256, 14), {}, ("loop", "swapped", "taps")),
+        ((32, 512, 512, 7), {}, ("stacked", "stacked", "stacked")),
+        ((64, 192, 384, 10), {}, ("loop", "swapped", "taps")),
+        ((64, 192, 384, 10), {"units": "amx"}, ("stacked", "stacked", "stacked")),
+        ((64, 192, 384, 10), {"units": "none"}, ("groups", "groups", "groups")),
+        ((64, 192, 384, 10), {"dtype": torch.float16}, ("groups", "groups", "groups")),
+        ((64, 192, 384, 10), {"dtype": torch.float32, "last": False}, ("groups", "groups", "taps")),
+        ((32, 64, 64, 56), {"dtype": torch.float32, "units": "amx"}, ("loop", "swapped", "loop")),
+        ((16, 256, 256, 28), {"kernel": 1}, ("loop", "swapped", "taps")),
+        ((16, 128, 128, 28), {"stride": 2, "units": "amx"}, ("loop", "groups", "groups")),
+        ((1, 256, 256, 14), {}, ("groups", "groups", "groups")),
+        ((64, 8, 8, 8), {}, ("groups", "groups", "groups")),
+        ((32, 512, 512, 7), {"experts": 0}, ("loop", "loop", "loop")),
+    ],
+)
+def test_the_rule_on_named_shapes(shape, options, forms):
+    assert chosen(shape, **options) == forms
+
+
+def ops_called(function, *arguments):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        y = function(*arguments)
+    return y, {event.key for event in profile.key_averages() if event.key.startswith("polychrome::")}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mix_that_autograd_keeps_gives_the_exact_result(case):
+    """Small shapes: no form beats the naive one, which keeps the mixed weights for its gradients."""
+    arguments, options = arguments_of(case)
+    assert_near_exact(dynamic_conv2d, arguments, **options)
+    leaves = [argument.requires_grad_() for argument in arguments]
+    y, called = ops_called(lambda *a: dynamic_conv2d(*a, **options), *leaves)
+    assert called == {"polychrome::per_sample_conv2d"}
+    with torch.no_grad():
+        again, called = ops_called(lambda *a: dynamic_conv2d(*a, **options), *leaves)
+    assert called == {"polychrome::dynamic_conv2d"}
+    torch.testing.assert_close(again, y)
+
+
+def test_the_mix_that_autograd_keeps_is_in_float32_under_autocast():
+    (x, experts, mixing, bias), options = arguments_of("padded")
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = dynamic_conv2d(x, experts, mixing, bias, **options)
+        leaf = mixing.clone().requires_grad_()
+        kept = dynamic_conv2d(x, experts, leaf, bias, **options)
+    assert torch.equal(kept, inside)
+    kept.float().sum().backward()
+    assert leaf.grad.dtype == torch.float32

@@ -1,0 +1,306 @@
+"""The Triton kernels of the convolutions, run by Triton's interpreter on CPU tensors.
+
+Deterministic algorithms are on in the whole file, which also makes torch fill new memory with NaN: what a kernel does
+not write, a test sees.
+"""
+
+import warnings
+
+import pytest
+import torch
+
+from kernels import dynamic_conv2d, per_sample_conv2d, use_backend
+from kernels.dynamic_conv import configs
+from kernels.dynamic_conv.plan import plan
+from kernels.launch import record_launches
+from tests.kernels.conv_cases import ARGUMENTS, CASES, WIDE_CASES, dynamic_arguments, wide_arguments
+from tests.kernels.oracle import assert_near_exact, assert_one_compilation, exact_outcome, outcome, randn, rms_ratio
+
+pytest.importorskip("triton")
+from kernels.backend import is_interpreted
+
+if not is_interpreted():
+    pytest.skip("the kernels run on the GPU here: pytest -m gpu", allow_module_level=True)
+
+from kernels.dynamic_conv.triton import convolution, ops, weight_gradient
+
+both = pytest.mark.parametrize("function", ARGUMENTS, ids=lambda f: f.__name__)
+layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+
+
+@pytest.fixture(autouse=True)
+def on_triton():
+    """Run every public function on Triton, with memory that starts as NaN."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.use_deterministic_algorithms(True)
+        with use_backend("triton"):
+            yield
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def force(monkeypatch):
+    """Return a function that fixes parts of every plan."""
+
+    def fix(chunk=2, swap=None, splits=None, **parts):
+        def fixed(problem, device):
+            made = plan(problem, device)
+            if made.regime in ("depthwise", "pointwise"):
+                parts.pop("regime", None)
+            made = made._replace(chunk=chunk, **parts)
+            if swap is not None and made.regime != "depthwise":
+                made = made._replace(
+                    forward=made.forward._replace(swap=swap), input_gradient=made.input_gradient._replace(swap=swap)
+                )
+            if splits is not None:
+                made = made._replace(weight_gradient=made.weight_gradient._replace(splits=splits))
+            return made
+
+        monkeypatch.setattr(ops, "plan", fixed)
+
+    return fix
+
+
+def kernels_of(launches):
+    return {launch.kernel.__name__ for launch in launches}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("case", CASES)
+@both
+def test_output_and_gradients_are_near_the_exact_ones(function, case, dtype):
+    arguments, options = ARGUMENTS[function](case, dtype)
+    assert_near_exact(function, arguments, **options)
+
+
+@pytest.mark.parametrize("swap", [False, True], ids=["pixels", "channels"])
+@pytest.mark.parametrize("regime", ["aggregate", "stacked"])
+@pytest.mark.parametrize("case", WIDE_CASES)
+def test_every_regime_is_near_the_exact_result(case, regime, swap, force):
+    """Channels enough for the matrix instruction, chunks of two samples, a partial gradient per two samples."""
+    arguments, options = wide_arguments(case, torch.float16)
+    if regime == "stacked" and len(arguments[1]) > configs.EXPERTS_ACCUMULATED:
+        regime = "aggregate"
+    force(regime=regime, swap=swap, splits=2)
+    arguments[0] = arguments[0].to(memory_format=torch.channels_last)
+    assert_near_exact(dynamic_conv2d, arguments, **options)
+
+
+@pytest.mark.parametrize("case", WIDE_CASES)
+def test_wide_weights_per_sample_are_near_the_exact_result(case, force):
+    force()
+    (x, experts, _, bias), options = wide_arguments(case, torch.float32)
+    weight = randn(len(x), *experts.shape[1:], seed=4)
+    assert_near_exact(per_sample_conv2d, [x, weight, randn(len(x), bias.shape[1], seed=5)], **options)
+    permuted = weight.movedim(2, -1).contiguous().movedim(-1, 2)  # as a network often generates them
+    assert_near_exact(per_sample_conv2d, [x, permuted, None], **options)
+
+
+def test_every_row_of_the_tables_is_near_the_exact_result(force):
+    arguments, options = wide_arguments("wide", torch.float16)
+    problem_experts = len(arguments[1])
+    for row in configs.CONVOLUTION + configs.SWAPPED:
+        force(regime="aggregate", forward=row, input_gradient=row)
+        assert_near_exact(dynamic_conv2d, arguments, frozen=(1, 2), **options)
+    for row in configs.STACKED:
+        force(regime="stacked", forward=row, input_gradient=row)
+        assert_near_exact(dynamic_conv2d, arguments, frozen=(1,), **options)
+    for limit, rows in configs.WEIGHT_GRADIENT.items():
+        for row in rows if limit >= problem_experts else ():
+            force(weight_gradient=row)
+            assert_near_exact(dynamic_conv2d, arguments, frozen=(0,), **options)
+
+
+@layouts
+@both
+def test_the_layout_of_x_is_kept(function, layout, force):
+    force()
+    arguments, options = ARGUMENTS[function]("stride_2_odd")
+    plain = outcome(function, arguments, **options)
+    arguments[0] = arguments[0].to(memory_format=layout)
+    got = outcome(function, arguments, **options)
+    for one, other in zip(got, plain, strict=True):
+        torch.testing.assert_close(one, other)
+    assert got[0].is_contiguous(memory_format=layout)
+    assert got[1].is_contiguous(memory_format=layout)
+
+
+@both
+def test_x_and_gradients_of_any_stride(function):
+    (x, *rest), options = ARGUMENTS[function]("padded")
+    shape = function(x, *rest, **options).shape
+    halves = torch.cat([randn(*shape), randn(*shape, seed=1)], 1)
+    for grad in (torch.tensor(0.5).expand(shape), halves[:, : shape[1]]):
+        assert_near_exact(function, [x, *rest], grad, **options)
+    exact = exact_outcome(function, [x, *rest], **options)
+    for same in (torch.cat([x, x], 3)[..., : x.shape[3]], torch.cat([x, x], 1)[:, :4]):
+        leaf = same.detach().requires_grad_()
+        y = function(leaf, *rest, **options)
+        y.backward(randn(*y.shape, seed=7))
+        assert rms_ratio(y, exact[0]) <= 1e-5
+        assert rms_ratio(leaf.grad, exact[1]) <= 1e-5
+
+
+@pytest.mark.parametrize("regime", ["aggregate", "stacked"])
+@pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (3,), (0, 1), (1, 2), (0, 1, 3), (1, 2, 3), (0, 2, 3), (0, 1, 2)])
+def test_only_the_gradients_asked_for_are_computed(frozen, regime, force):
+    force(regime=regime)
+    arguments, options = dynamic_arguments("padded")
+    with record_launches() as launches:
+        assert_near_exact(dynamic_conv2d, arguments, frozen=frozen, **options)
+    transposed = [launch for launch in launches if launch.options.get("TRANSPOSED")]
+    assert bool(transposed) == (0 not in frozen)
+    for_mixing = 2 not in frozen and (regime == "aggregate" or 0 in frozen)
+    assert ("weight_gradient_kernel" in kernels_of(launches)) == (1 not in frozen or for_mixing)
+
+
+@both
+def test_two_runs_agree_bit_for_bit(function, force):
+    force(splits=3)
+    arguments, options = ARGUMENTS[function]("padded", torch.float16)
+    for one, other in zip(
+        outcome(function, arguments, **options), outcome(function, arguments, **options), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("regime", ["aggregate", "stacked"])
+def test_nan_in_one_sample_stays_there(regime, force):
+    force(regime=regime)
+    (x, experts, mixing, bias), options = dynamic_arguments("padded")
+    x[1] = torch.nan
+    y, dx, dexperts, dmixing, _ = outcome(dynamic_conv2d, [x, experts, mixing, bias], **options)
+    assert y[1].isnan().all()
+    assert not y[[0, 2]].isnan().any()
+    assert not dx.isnan().any()
+    assert dexperts.isnan().all()
+    assert dmixing[1].isnan().all()
+    assert not dmixing[[0, 2]].isnan().any()
+
+
+@both
+def test_empty_batch_launches_nothing(function):
+    arguments, options = ARGUMENTS[function]("same_even_kernel")
+    empty = [a[:0] if index in (0, 2) or function is per_sample_conv2d else a for index, a in enumerate(arguments)]
+    with record_launches() as launches:
+        y, *gradients = outcome(function, empty, **options)
+    assert y.shape == (0, 6, 9, 8)
+    assert not launches
+    for gradient, argument in zip(gradients, empty, strict=True):
+        assert gradient.shape == argument.shape
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("case", ["wide", "depthwise", "pointwise", "few_pixels"])
+def test_the_epilogue_scales_shifts_and_clamps(case, force):
+    force()
+    (x, experts, mixing, bias), options = wide_arguments(case, torch.float32)
+    affine = {"scale": randn(len(bias[0]), seed=8), "shift": randn(len(bias[0]), seed=9), "relu": True}
+    exact = dynamic_conv2d.reference(
+        x.double(),
+        experts.double(),
+        mixing.double(),
+        bias.double(),
+        **options,
+        scale=affine["scale"].double(),
+        shift=affine["shift"].double(),
+        relu=True,
+    )
+    with torch.no_grad(), record_launches() as launches:
+        fused = dynamic_conv2d(x, experts, mixing, bias, **options, **affine)
+    assert launches[-1].options["RELU"]
+    assert rms_ratio(fused, exact) <= 1e-5
+    leaf = x.clone().requires_grad_()
+    y = dynamic_conv2d(leaf, experts, mixing, bias, **options, **affine)
+    assert rms_ratio(y, exact) <= 1e-5
+    y.sum().backward()
+    assert leaf.grad.abs().sum() > 0
+    nan = dynamic_conv2d(torch.full_like(x, torch.nan), experts, mixing, bias, **options, relu=True)
+    assert nan.isnan().any()
+
+
+def test_few_pixels_are_stacked_and_many_are_not():
+    few, options = wide_arguments("few_pixels", torch.float16)
+    with record_launches() as launches:
+        dynamic_conv2d(*few, **options)
+    assert kernels_of(launches) == {"convolution_kernel"}
+    assert launches[0].options["EXPERTS"] == len(few[1])
+    many, options = wide_arguments("many_pixels", torch.float16)
+    with record_launches() as launches:
+        dynamic_conv2d(*many, **options)
+    assert kernels_of(launches) == {"mix_kernel", "convolution_kernel"}
+    assert launches[-1].options["EXPERTS"] == 0
+
+
+def test_one_compilation_serves_every_batch_size():
+    experts, bias = randn(4, 6, 4, 3, 3, seed=1), randn(4, 6, seed=3)
+    assert_one_compilation(
+        lambda x, experts, mixing, bias: dynamic_conv2d(x, experts, mixing, bias, stride=2, padding=1),
+        lambda batch: [randn(batch, 4, 5, 4), experts, randn(batch, 4, seed=2), bias],
+        [0, None, 0, None],
+        sizes=(2, 3, 5),
+    )
+
+
+@both
+def test_the_choice_of_backend_holds_for_the_gradients(function):
+    arguments, options = ARGUMENTS[function]("padded")
+    leaves = [argument.clone().requires_grad_() for argument in arguments]
+    y = function(*leaves, **options)
+    with use_backend("auto"), record_launches() as launches:
+        y.sum().backward()
+    assert "weight_gradient_kernel" in kernels_of(launches)
+
+
+@both
+def test_second_derivatives_are_refused(function):
+    arguments, options = ARGUMENTS[function]("one_pixel_out")
+    leaves = [argument.clone().requires_grad_() for argument in arguments]
+    (dx,) = torch.autograd.grad(function(*leaves, **options).square().sum(), leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"has no second derivative; call it under kernels.use_backend\('reference'"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@both
+def test_dtypes_the_interpreter_gets_wrong_are_refused(function, dtype):
+    arguments, options = ARGUMENTS[function]("padded")
+    arguments = [argument.to(dtype) for argument in arguments]
+    with pytest.raises(TypeError) as caught:
+        function(*arguments, **options)
+    got = str(dtype).removeprefix("torch.")
+    assert str(caught.value) == f"x must be float32 or float16 for Triton's interpreter, got {got}"
+
+
+def test_offsets_have_64_bits_beyond_2_to_the_31_elements():
+    def constants(height):
+        x = torch.empty(2, 16, height, 2**13, dtype=torch.float16, device="meta")
+        x = x.to(memory_format=torch.channels_last)
+        experts = torch.empty(2, 16, 16, 1, 3, dtype=torch.float16, device="meta")
+        mixing = torch.empty(2, 2, device="meta")
+        geometry = ([1, 1], [0, 0, 1, 1], [1, 1], 1)
+        with record_launches() as launches:
+            y = ops.dynamic_conv2d(x, experts, mixing, None, *geometry)
+            ops.dynamic_conv2d_backward(y, x, experts, mixing, None, *geometry, [True, True, True, False])
+        return {
+            (launch.kernel.__name__, launch.options["INDEX64"])
+            for launch in launches[1:]
+            if "INDEX64" in launch.options
+        }
+
+    assert constants(2**12) == {("convolution_kernel", False), ("weight_gradient_kernel", False)}
+    assert constants(2**14) == {("convolution_kernel", True), ("weight_gradient_kernel", True)}
+    small, large = (torch.empty(size, device="meta", dtype=torch.int8) for size in (2**31 - 1, 2**31))
+    assert not convolution.needs_64_bits(small, None)
+    assert convolution.needs_64_bits(small, large)
+
+
+def test_64_bit_offsets_change_no_number(monkeypatch, force):
+    force(regime="stacked")
+    arguments, options = dynamic_arguments("padded")
+    plain = outcome(dynamic_conv2d, arguments, **options)
+    for module in (convolution, weight_gradient):
+        monkeypatch.setattr(module, "needs_64_bits", lambda *tensors: True)
+    for one, other in zip(outcome(dynamic_conv2d, arguments, **options), plain, strict=True):
+        assert torch.equal(one, other)

@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+from kernels import channel_gate, dynamic_conv2d, explain, per_sample_conv2d, use_backend
+from kernels.dynamic_conv import configs
+from kernels.dynamic_conv import plan as plans
+from kernels.dynamic_conv.configs import HOPPER
+from tests.kernels.oracle import randn
+
+H200 = "NVIDIA H200"
+
+
+def call(size, channels=256, kernel=3, experts=4, groups=1, batch=64, dtype=torch.bfloat16):
+    made = {"dtype": dtype, "device": "meta"}
+    x = torch.empty(batch, channels, size, size, **made)
+    weight = torch.empty(experts, channels, channels // groups, kernel, kernel, **made)
+    return (x, weight, torch.empty(batch, experts, device="meta")), {"padding": kernel // 2, "groups": groups}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "regime", "reason"),
+    [
+        ({"size": 14}, "aggregate", "196 output pixels a sample, at least 73"),
+        ({"size": 7}, "stacked", "49 output pixels a sample, fewer than 73"),
+        ({"size": 7, "experts": 16}, "aggregate", "49 output pixels"),
+        ({"size": 7, "experts": 1}, "aggregate", "49 output pixels"),
+        ({"size": 7, "dtype": torch.float32}, "aggregate", "at least 10"),
+        ({"size": 28, "kernel": 1}, "pointwise", "1x1"),
+        ({"size": 28, "groups": 256}, "depthwise", "one input channel per group"),
+    ],
+)
+def test_the_regime_on_a_gpu_follows_the_sizes(sizes, regime, reason):
+    arguments, options = call(**sizes)
+    explanation = explain(dynamic_conv2d, *arguments, **options, device=H200)
+    assert explanation.regime == regime
+    assert reason in explanation.reason
+    assert f"forward                 {regime}: " in str(explanation)
+
+
+def test_weights_given_per_sample_are_not_mixed():
+    (x, weight, _), options = call(14)
+    explanation = explain(per_sample_conv2d, x, weight[:1].expand(64, -1, -1, -1, -1), **options, device=H200)
+    assert (explanation.regime, explanation.reason) == ("aggregate", "weights are given per sample")
+    assert not explanation.plan.accumulate
+
+
+def test_the_chunk_fills_half_of_the_cache():
+    arguments, options = call(14)
+    chunk = explain(dynamic_conv2d, *arguments, **options, device=H200).plan.chunk
+    assert chunk == HOPPER.l2_bytes // 2 // (256 * 256 * 9 * 2) == 22
+    assert plans.backward_chunk(chunk, batch=64) == 22
+    assert [plans.backward_chunk(64, batch) for batch in (64, 3, 1)] == [32, 2, 1]
+
+
+def test_what_a_call_on_this_machine_runs():
+    arguments = (randn(2, 3, 8, 8), randn(4, 6, 3, 3, 3), randn(2, 4))
+    explanation = explain(dynamic_conv2d, *arguments, padding="same")
+    assert (explanation.implementation, explanation.regime) == ("eager", "groups")
+    assert explanation.forms.are_naive
+    with use_backend("reference"):
+        assert explain(dynamic_conv2d, *arguments).implementation == "reference"
+    assert "at the least, forward   2.33e-05 GFLOP" in str(explain(dynamic_conv2d, *arguments))
+
+
+def test_flops_and_bytes_are_those_of_the_convolution():
+    arguments, options = call(14)
+    problem = explain(dynamic_conv2d, *arguments, **options, device=H200).problem
+    weights, image = 256 * 256 * 9, 64 * 256 * 14 * 14
+    assert problem.flops == 2 * 64 * 196 * weights
+    assert problem.forward_bytes == 2 * (2 * image + 4 * weights) + 4 * 64 * 4
+    assert problem.backward_bytes == 2 * (3 * image + 2 * 4 * weights) + 8 * 64 * 4
+
+
+def test_a_measured_table_overrules_the_rule(tmp_path, monkeypatch):
+    arguments, options = call(14)
+    problem = explain(dynamic_conv2d, *arguments, **options, device=H200).problem
+    choice = {"regime": "stacked", "forward": {"block_m": 64, "warps": 4}}
+    monkeypatch.setattr(plans, "measured", lambda name: {problem.key: choice} if name == H200 else {})
+    plans.plan.cache_clear()
+    try:
+        made = explain(dynamic_conv2d, *arguments, **options, device=H200).plan
+        assert (made.regime, made.reason) == ("stacked", "measured on NVIDIA H200")
+        assert (made.forward.block_m, made.forward.warps) == (64, 4)
+        other = explain(dynamic_conv2d, *arguments, **options, device="NVIDIA B200").plan
+        assert other.regime == "aggregate"
+    finally:
+        plans.plan.cache_clear()
+
+
+def test_every_committed_table_is_for_problems_and_configs_that_exist():
+    for path in configs.table_path("any").parent.glob("*.json"):
+        for choice in configs.read_table(path).values():
+            assert choice.get("regime", "stacked") in plans.REGIMES
+            for name in set(choice) - {"regime"}:
+                known = configs.ConvolutionConfig._fields + configs.WeightGradientConfig._fields
+                assert set(choice[name]) <= set(known + configs.DepthwiseConfig._fields)
+
+
+def test_what_cannot_be_explained_is_said():
+    with pytest.raises(ValueError, match="function must be dynamic_conv2d or per_sample_conv2d, got 'channel_gate'"):
+        explain(channel_gate, randn(1, 2, 3, 3))
+    arguments, options = call(14)
+    with pytest.raises(ValueError, match=r"device must be one of NVIDIA H200, .*, got 'a toaster'"):
+        explain(dynamic_conv2d, *arguments, **options, device="a toaster")
