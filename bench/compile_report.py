@@ -1,0 +1,235 @@
+"""Compile every row of the config tables for GPUs that are not there, and write what the machine code shows.
+
+python -m bench.compile_report                  # the table in bench/results/compiled.md
+python -m bench.compile_report --json FILE      # the same numbers for the test suite
+"""
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+
+from bench.cubin import SHARED_LIMIT, Cubin, compile_launch, resident_blocks
+from kernels.dynamic_conv import configs
+from kernels.dynamic_conv.triton.convolution import convolve
+from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients
+from kernels.dynamic_conv.triton.mixing import mix_into
+from kernels.dynamic_conv.triton.weight_gradient import expert_gradients, sample_gradients
+from kernels.launch import Launch, record_launches
+
+TABLE = Path(__file__).with_name("results") / "compiled.md"
+GEOMETRY = ([1, 1], [1, 1, 1, 1], [1, 1])
+KERNEL = (3, 3)
+BATCH, SIZE = 64, 28
+
+
+class Variant(NamedTuple):
+    """A kernel with one row of its table, as a user's call would launch it."""
+
+    kernel: str
+    use: str
+    dtype: str
+    channels: str
+    row: str
+    stages: int
+    warps: int
+    launch: Launch
+
+    @property
+    def capabilities(self) -> tuple[int, ...]:
+        """The targets: all for the common uses, Hopper alone for the rest."""
+        common = self.dtype != "tf32" and self.channels in ("256->256", "256")
+        return tuple(SHARED_LIMIT) if common else (90,)
+
+
+def variants() -> Iterator[Variant]:
+    """Yield every row of the tables with the uses it has, on channel counts that are multiples of 16 and of 8 only."""
+    wide, eights = (256, 256), (24, 40)
+    for row in configs.CONVOLUTION + configs.SWAPPED:
+        for channels in (wide, eights):
+            yield _convolution("forward", row, torch.bfloat16, channels)
+            yield _convolution("gradient of x", row, torch.bfloat16, channels, transposed=True)
+    for row in configs.STACKED:
+        yield _convolution("stacked forward", row, torch.bfloat16, wide, experts=4)
+        yield _convolution("stacked gradients", row, torch.bfloat16, wide, transposed=True, experts=4)
+    for row in configs.CONVOLUTION_FLOAT32:
+        for precision in ("ieee", "tf32"):
+            yield _convolution("forward", row, torch.float32, wide, precision)
+            yield _convolution("gradient of x", row, torch.float32, wide, precision, transposed=True)
+    for row in configs.STACKED_FLOAT32:
+        yield _convolution("stacked forward", row, torch.float32, wide, experts=4)
+        yield _convolution("stacked gradients", row, torch.float32, wide, transposed=True, experts=4)
+    for row in configs.CONVOLUTION:
+        yield _convolution("forward, 3 channels", row, torch.bfloat16, (3, 64))
+    tables = {torch.bfloat16: configs.WEIGHT_GRADIENT, torch.float32: configs.WEIGHT_GRADIENT_FLOAT32}
+    for dtype, table in tables.items():
+        for experts, rows in table.items():
+            for row in rows:
+                yield _weight_gradient(row, dtype, wide, experts)
+                if dtype == torch.bfloat16:
+                    yield _weight_gradient(row, dtype, eights, experts)
+                if experts == 1:
+                    yield _weight_gradient(row, dtype, wide, 0)
+    for experts in (4, 9):
+        mixed = _empty(BATCH, 256, 9, 256)
+        with record_launches() as launches:
+            mix_into(mixed, _empty(experts, 256, 256, *KERNEL), _empty(BATCH, experts, dtype=torch.float32))
+        yield Variant("mix", f"{experts} experts", "bfloat16", "256->256", "-", 1, 4, launches[0])
+    for experts in (0, 4):
+        yield from _depthwise(experts)
+
+
+def _convolution(use, row, dtype, channels, precision="ieee", transposed=False, experts=0) -> Variant:
+    inputs, outputs = channels
+    x, y = _image(inputs, dtype), _image(outputs, dtype)
+    source, out = (y, x) if transposed else (x, y)
+    mixing = _empty(BATCH, experts, dtype=torch.float32) if experts else None
+    probe = products = None
+    if transposed and experts:
+        probe = x
+        products = _empty(-(-inputs // row.block_n), experts, BATCH, SIZE * SIZE, dtype=torch.float32)
+    weight = _empty(experts or BATCH, outputs, 9, inputs, dtype=dtype)
+    with record_launches() as launches:
+        convolve(
+            source,
+            weight,
+            out,
+            *GEOMETRY,
+            1,
+            KERNEL,
+            row,
+            precision,
+            transposed,
+            mixing,
+            probe=probe,
+            products=products,
+        )
+    name = _name(dtype, precision)
+    label = _label(row.block_m, row.block_n, row.block_k) + (" swapped" if row.swap else "")
+    return Variant("convolution", use, name, f"{inputs}->{outputs}", label, row.stages, row.warps, launches[0])
+
+
+def _weight_gradient(row, dtype, channels, experts) -> Variant:
+    inputs, outputs = channels
+    grad, x = _image(outputs, dtype), _image(inputs, dtype)
+    with record_launches() as launches:
+        if experts:
+            mixing = _empty(BATCH, experts, dtype=torch.float32)
+            kernels = _empty(experts, outputs, 9, inputs, dtype=dtype)
+            expert_gradients(grad, x, kernels, mixing, *GEOMETRY, 1, KERNEL, row._replace(splits=2), "ieee")
+        else:
+            own = _empty(BATCH, outputs, 9, inputs, dtype=dtype)
+            sample_gradients(grad, x, own, *GEOMETRY, 1, KERNEL, row, "ieee")
+    use = f"{experts} experts" if experts else "one sample's own"
+    label = _label(row.block_m, row.block_n, row.block_k)
+    return Variant(
+        "weight gradient", use, _name(dtype), f"{inputs}->{outputs}", label, row.stages, row.warps, launches[0]
+    )
+
+
+def _depthwise(experts: int) -> Iterator[Variant]:
+    x = _image(256, torch.bfloat16)
+    weight = _empty(experts or BATCH, 256, 9)
+    mixing = _empty(BATCH, experts, dtype=torch.float32) if experts else None
+    forward = configs.DepthwiseConfig(32, 64)
+    gradient = configs.DepthwiseConfig(16, 64, splits=8)
+    with record_launches() as launches:
+        convolve_depthwise(x, weight, torch.empty_like(x), *GEOMETRY, KERNEL, forward, mixing=mixing)
+        convolve_depthwise(x, weight, torch.empty_like(x), *GEOMETRY, KERNEL, forward, True, mixing=mixing)
+        depthwise_gradients(x, x, weight if experts else None, mixing, *GEOMETRY, KERNEL, gradient)
+    words = f", {experts} experts" if experts else ""
+    for use, row, launch in zip(
+        ("forward", "gradient of x", "gradient of the weights"), (forward, forward, gradient), launches, strict=True
+    ):
+        label = _label(row.block_p, row.block_c)
+        yield Variant("depthwise", use + words, "bfloat16", "256", label, 1, row.warps, launch)
+
+
+def compile_all() -> list[dict]:
+    """Return a row of findings per variant and target, in the order of `variants`."""
+    jobs = [(index, capability) for index, variant in enumerate(variants()) for capability in variant.capabilities]
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn"), _collect) as pool:
+        return list(pool.map(_compile, jobs, chunksize=8))
+
+
+_variants: list[Variant] = []
+
+
+def _collect() -> None:
+    _variants[:] = variants()
+
+
+def _compile(job: tuple[int, int]) -> dict:
+    index, capability = job
+    variant = _variants[index]
+    cubin: Cubin = compile_launch(variant.launch, capability)
+    words = variant._asdict()
+    del words["launch"]
+    resident = resident_blocks(cubin, variant.warps, capability)
+    return words | {"capability": capability, **cubin._asdict(), "resident": resident}
+
+
+def markdown(rows: list[dict]) -> str:
+    """Return the findings as a table, one line per variant."""
+    lines = [
+        "# What the kernels compile to",
+        "",
+        f"`python -m bench.compile_report`, triton {triton.__version__}, torch {torch.__version__}, Python "
+        f"{platform.python_version()}; no GPU needed. Each cell: registers a thread / shared memory in KB / blocks "
+        "that fit one multiprocessor; the matrix instruction found. The test suite asserts: no row spills, none "
+        "serialises wgmma, loads are 16-byte asynchronous copies started (stages - 1) steps ahead (not with 3 channels).",
+        "",
+        "| kernel | use | dtype | channels | tile | warps | stages | sm_80 | sm_90 | sm_100 |",
+        "|---|---|---|---|---|---:|---:|---|---|---|",
+    ]
+    keys = ("kernel", "use", "dtype", "channels", "row", "warps", "stages")
+    table: dict[tuple, dict[int, str]] = {}
+    for row in rows:
+        matrix = " ".join(row["matrix"]) or "-"
+        cell = f"{row['registers']} / {row['shared'] / 1024:.0f} / {row['resident']} {matrix}"
+        table.setdefault(tuple(row[key] for key in keys), {})[row["capability"]] = cell
+    for key, cells in table.items():
+        found = [cells.get(capability, "") for capability in SHARED_LIMIT]
+        lines.append(f"| {' | '.join(map(str, key))} | {' | '.join(found)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _image(channels: int, dtype: torch.dtype) -> torch.Tensor:
+    return _empty(BATCH, channels, SIZE, SIZE, dtype=dtype).to(memory_format=torch.channels_last)
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def _name(dtype: torch.dtype, precision: str = "ieee") -> str:
+    return "tf32" if precision == "tf32" else str(dtype).removeprefix("torch.")
+
+
+def _label(*blocks: int) -> str:
+    return " x ".join(map(str, blocks))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the findings there instead of the table")
+    arguments = parser.parse_args()
+    rows = compile_all()
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows), encoding="utf-8")
+        return
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text(markdown(rows), encoding="utf-8")
+    print(f"{TABLE}: {len(rows)} cubins")
+
+
+if __name__ == "__main__":
+    main()

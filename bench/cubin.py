@@ -1,0 +1,106 @@
+"""Compile a kernel for a GPU that is not there, and read from the machine code what decides its speed."""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+
+from kernels.launch import Launch
+
+# What one block may use of shared memory, bytes.
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+class Cubin(NamedTuple):
+    """What was read: registers a thread, bytes spilled and shared, and counts of instructions."""
+
+    registers: int
+    spilled: int
+    shared: int
+    matrix: dict[str, int]
+    async_copies: int
+    prefetched: int
+    serialised: bool
+
+
+def compile_launch(launch: Launch, capability: int) -> Cubin:
+    """Compile the kernel as this launch would have it compiled on a GPU of `capability`, and read the result."""
+    kernel = launch.kernel
+    bound = dict(zip(kernel.arg_names, launch.arguments, strict=False))
+    bound |= {name: value for name, value in launch.options.items() if name in kernel.arg_names}
+    options = {name: value for name, value in launch.options.items() if name not in kernel.arg_names}
+    signature, constants, attributes = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        value = bound[name]
+        kind, divisible = _specialise(value, kernel.params[index].is_constexpr)
+        signature[name] = kind
+        if kind == "constexpr":
+            constants[(index,)] = value
+        elif divisible:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    return read(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options), capability)
+
+
+def read(compiled, capability: int) -> Cubin:
+    """Read registers, memory and instructions of a compiled kernel."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = _run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin)
+        code = _run(triton.knobs.nvidia.nvdisasm.path, cubin)
+        said = _assembler_output(compiled.asm["ptx"], Path(folder)) if capability == 90 else ""
+    registers, stack = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK"))
+    instructions = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", code, re.MULTILINE)
+    matrix = {op: sum(i.split(".")[0] == op for i in instructions) for op in ("HGMMA", "HMMA", "UTCHMMA")}
+    copies = [index for index, op in enumerate(instructions) if op.startswith("LDGSTS") and ".128" in op]
+    first = next((i for i, op in enumerate(instructions) if op.split(".")[0] in matrix), len(instructions))
+    return Cubin(
+        registers,
+        stack + sum(op.startswith(("LDL", "STL")) for op in instructions),
+        compiled.metadata.shared,
+        {op: count for op, count in matrix.items() if count},
+        len(copies),
+        sum(index < first for index in copies),
+        "serialized" in said,
+    )
+
+
+def resident_blocks(cubin: Cubin, warps: int, capability: int) -> int:
+    """Return how many blocks fit one multiprocessor by registers and shared memory."""
+    registers = -(-cubin.registers // 8) * 8 * 32 * warps
+    shared = cubin.shared + 1024
+    return min(65536 // registers, (SHARED_LIMIT[capability] + 1024) // shared, 64 // warps)
+
+
+def _assembler_output(ptx: str, folder: Path) -> str:
+    """Return what ptxas says in verbose mode: only there it tells that wgmma instructions were serialised."""
+    source = folder / "kernel.ptx"
+    source.write_text(ptx)
+    return _run(get_ptxas(90).path, "-v", "--gpu-name=sm_90a", source, "-o", folder / "again.cubin")
+
+
+def _specialise(value, is_constant: bool) -> tuple[str, bool]:
+    """Return the type Triton gives an argument, and whether it may count on multiples of 16."""
+    if is_constant or value is None:
+        return "constexpr", False
+    if isinstance(value, torch.Tensor):
+        return f"*{TYPES[value.dtype]}", True
+    if value == 1:
+        return "constexpr", False
+    return "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
+
+
+def _run(*command: Iterable) -> str:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr

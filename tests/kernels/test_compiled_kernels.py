@@ -1,0 +1,78 @@
+"""What the rows of the config tables compile to, read from cubins: no GPU needed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED_LIMIT = {80: 163, 90: 227, 100: 227}
+MATRIX_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+
+
+@pytest.fixture(scope="module")
+def cubins(tmp_path_factory):
+    """The findings of every row, made by another process: in this one Triton interprets."""
+    found = tmp_path_factory.mktemp("cubins") / "found.json"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bench.compile_report", "--json", str(found)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    return json.loads(found.read_text())
+
+
+def products(cubins):
+    """The kernels with a matrix product whose loads are wide: three channels are gathered one by one."""
+    return [c for c in cubins if c["kernel"] in ("convolution", "weight gradient") and c["channels"] != "3->64"]
+
+
+def failing(cubins, holds):
+    shown = ("kernel", "use", "dtype", "channels", "row", "capability")
+    return [" ".join(str(cubin[key]) for key in shown) for cubin in cubins if not holds(cubin)]
+
+
+def test_every_row_of_every_table_was_compiled_for_three_targets(cubins):
+    from kernels.dynamic_conv import configs
+
+    rows = len(configs.CONVOLUTION + configs.SWAPPED + configs.STACKED) * 2
+    rows += len(configs.CONVOLUTION_FLOAT32 + configs.STACKED_FLOAT32) * 2
+    for table in (configs.WEIGHT_GRADIENT, configs.WEIGHT_GRADIENT_FLOAT32):
+        rows += sum(map(len, table.values())) + len(table[1])
+    for capability in SHARED_LIMIT:
+        seen = [c for c in products(cubins) if c["capability"] == capability]
+        assert len([c for c in seen if c["channels"] == "256->256" and c["dtype"] != "tf32"]) == rows
+    assert {c["kernel"] for c in cubins} == {"convolution", "weight gradient", "mix", "depthwise"}
+
+
+def test_no_register_is_spilled(cubins):
+    assert not failing(cubins, lambda cubin: cubin["spilled"] == 0)
+
+
+def test_shared_memory_fits_the_target(cubins):
+    assert not failing(cubins, lambda cubin: cubin["shared"] <= SHARED_LIMIT[cubin["capability"]] * 1024)
+
+
+def test_bf16_products_run_on_the_matrix_units(cubins):
+    bf16 = [cubin for cubin in products(cubins) if cubin["dtype"] == "bfloat16"]
+    assert not failing(bf16, lambda cubin: MATRIX_INSTRUCTION[cubin["capability"]] in cubin["matrix"])
+    assert not failing(cubins, lambda cubin: not cubin["serialised"])
+    ieee = [cubin for cubin in products(cubins) if cubin["dtype"] == "float32"]
+    assert not failing(ieee, lambda cubin: not cubin["matrix"])
+
+
+def test_loads_are_16_byte_copies_started_ahead(cubins):
+    """Both operands, stages - 1 steps before the loop; TF32 on Hopper has to turn one of them in registers."""
+    wide = [cubin for cubin in products(cubins) if cubin["dtype"] != "tf32"]
+    assert {"24->40", "256->256"} == {cubin["channels"] for cubin in wide}
+    assert not failing(wide, lambda cubin: cubin["prefetched"] >= 2 * (cubin["stages"] - 1))
+    assert not failing(products(cubins), lambda cubin: cubin["prefetched"] >= cubin["stages"] - 1)
+
+
+def test_the_committed_table_lists_the_rows_of_today(cubins):
+    table = (ROOT / "bench/results/compiled.md").read_text(encoding="utf-8")
+    keys = ("kernel", "use", "dtype", "channels", "row", "warps", "stages")
+    assert not failing(cubins, lambda cubin: f"| {' | '.join(str(cubin[key]) for key in keys)} |" in table)
