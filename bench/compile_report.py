@@ -184,8 +184,8 @@ def markdown(rows: list[dict]) -> str:
         "",
         f"`python -m bench.compile_report`, triton {triton.__version__}, torch {torch.__version__}, Python "
         f"{platform.python_version()}; no GPU needed. Each cell: registers a thread / shared memory in KB / blocks "
-        "that fit one multiprocessor; the matrix instruction found. The test suite asserts: no row spills, none "
-        "serialises wgmma, loads are 16-byte asynchronous copies started (stages - 1) steps ahead (not with 3 channels).",
+        "that fit one multiprocessor; the matrix instruction found. The test suite asserts that no row spills, none "
+        "serialises wgmma, and loads are 16-byte asynchronous copies, (stages - 1) steps ahead (3 channels apart).",
         "",
         "| kernel | use | dtype | channels | tile | warps | stages | sm_80 | sm_90 | sm_100 |",
         "|---|---|---|---|---|---:|---:|---|---|---|",

@@ -1,0 +1,155 @@
+"""All that there is to do on a GPU, the most valuable first, each step on its own: `python -m bench.gpu --out DIR`."""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from bench import record, tables
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
+BENCH = (*PYTEST, "bench/test_dynamic_conv.py", "--benchmark-only")
+PROFILED = ("C256 14x14", "C512 7x7")
+NO_TIME = "not started: no time"
+KEPT = ("bench/results/*.json", "kernels/dynamic_conv/configs/*.json")
+
+
+class Step(NamedTuple):
+    """One command of this Python, the most seconds it may take, and the fewest it is worth starting with."""
+
+    name: str
+    arguments: tuple[str, ...]
+    most: int
+    least: int
+
+
+def steps(out: Path) -> list[Step]:
+    """Return the steps by value."""
+    return [
+        Step("tests", (*PYTEST, "-m", "gpu", "tests/kernels"), 240, 30),
+        Step("bench", BENCH, 480, 60),
+        Step("tune", ("-m", "bench.tune"), 400, 60),
+        Step("bench-tuned", BENCH, 480, 60),
+        Step("profile", ("-m", "bench.gpu", "--profile", "--out", str(out)), 60, 20),
+        Step("other-tests", (*PYTEST, "-m", "gpu", "tests", "--ignore=tests/kernels"), 300, 60),
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the steps that fit; return 0 if all that were run passed, 1 if not, 2 without a GPU."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.partition(":")[0])
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for logs, traces and copies of results")
+    parser.add_argument("--seconds", type=float, default=540, help="for all steps together (default 540)")
+    parser.add_argument("--profile", action="store_true", help="only trace two shapes into DIR")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("bench.gpu needs a CUDA device, and torch finds none", file=sys.stderr)
+        return 2
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    if options.profile:
+        profile(out)
+        return 0
+    end = time.monotonic() + options.seconds
+    outcomes = []
+    for step in steps(out):
+        left = end - time.monotonic()
+        outcomes.append((step.name, *(run(step, left, out) if left >= step.least else (NO_TIME, 0.0))))
+        keep(out / step.name)
+        print("{}: {} ({:.0f} s)".format(*outcomes[-1]), flush=True)
+    show()
+    print("\n{:12} {:>7}  {}".format("step", "seconds", "outcome"))
+    for name, outcome, taken in outcomes:
+        print(f"{name:12} {taken:7.0f}  {outcome}")
+    return int(any(outcome not in ("passed", NO_TIME) for _, outcome, _ in outcomes))
+
+
+def run(step: Step, left: float, out: Path) -> tuple[str, float]:
+    """Run a step into its log in `out`; return how it ended and the seconds it took."""
+    limit = min(step.most, left)
+    arguments = [*step.arguments, *(("--seconds", str(limit * 0.8)) if step.name == "tune" else ())]
+    start = time.monotonic()
+    with (out / f"{step.name}.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(limit)
+            outcome = "passed" if status == 0 else f"failed: status {status}"
+        except subprocess.TimeoutExpired:
+            outcome = f"stopped after {limit:.0f} s"
+            _stop(process)
+    return (
+        f"{outcome}; {_last_line(out / f'{step.name}.log')}" if outcome != "passed" else outcome,
+        time.monotonic() - start,
+    )
+
+
+def show() -> None:
+    """Print the tables of this GPU, also where the step that measured was cut off."""
+    path = record.results_path("cuda")
+    if path.exists():
+        for op, section in json.loads(path.read_text(encoding="utf-8")).items():
+            print(f"\n{op}\n{tables.text(section, 140)}")
+
+
+def keep(out: Path) -> None:
+    """Copy the results and configs as a step leaves them: a later one writes the same files."""
+    for pattern in KEPT:
+        for path in ROOT.glob(pattern):
+            target = out / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target)
+
+
+def profile(out: Path) -> None:
+    """Write a trace of forward and backward, and a table of the kernels, for each shape of PROFILED."""
+    from bench.baselines import ours
+    from bench.shapes import data_of, shapes_on
+    from bench.test_dynamic_conv import finished, parts_of
+
+    for shape in shapes_on("cuda"):
+        if shape.name not in PROFILED:
+            continue
+        parts = parts_of(ours, data_of(shape, torch.bfloat16, "cuda"), shape)
+        finished(parts)
+        activities = (torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=activities, record_shapes=True) as trace:
+            for _ in range(5):
+                finished(parts)
+        slug = shape.name.replace(" ", "_")
+        trace.export_chrome_trace(str(out / f"{slug}.trace.json"))
+        print(shape.name, trace.key_averages().table(sort_by="self_device_time_total", row_limit=20), sep="\n")
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """End a step and what it started."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.strip()[:100] for line in reversed(lines) if line.strip()), "no output")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Ratios drawn from one shape's entry, and the lines that a whole run is held against."""
+
+from collections.abc import Callable, Iterable
+from statistics import geometric_mean
+from typing import NamedTuple
+
+# Entries as `bench/test_dynamic_conv.py` records them.
+Entry = dict
+
+
+class Line(NamedTuple):
+    """A demand, what was measured, and whether it is met; None where nothing was measured."""
+
+    demand: str
+    measured: str
+    met: bool | None
+
+
+def speedup(entry: Entry, name: str) -> float | None:
+    """Return how many times as long `name` takes as ours, forward and backward."""
+    times = entry["ms"].get(name)
+    return times["both"] / entry["ms"]["ours"]["both"] if times else None
+
+
+def best_baseline(entry: Entry) -> tuple[str, float]:
+    """Return the fastest baseline, the static convolution apart, and `speedup` over it."""
+    names = [name for name in entry["ms"] if name not in ("ours", "static")]
+    best = min(names, key=lambda name: entry["ms"][name]["both"])
+    return best, speedup(entry, best)
+
+
+def share_of_bound(entry: Entry, direction: str) -> float:
+    """Return the least time any implementation needs over ours, for "forward" or "backward"."""
+    return entry["bound_ms"][direction] / entry["ms"]["ours"][direction]
+
+
+def to_static(entry: Entry) -> float:
+    """Return our time over that of a plain convolution, forward and backward."""
+    return 1 / speedup(entry, "static")
+
+
+def extra_memory(entry: Entry) -> float | None:
+    """Return ours over naive's memory beyond inputs, output and gradients; None where it was not measured."""
+    used = entry["memory_bytes"]
+    return used["ours"]["extra"] / max(used["naive"]["extra"], 1) if used and "naive" in used else None
+
+
+def overhead(entry: Entry) -> float | None:
+    """Return the microseconds the host spends on a forward call beyond its bare launches."""
+    spent = entry["host_us"]
+    return spent["call"] - spent["launches"] if spent else None
+
+
+def lines(entries: dict[str, Entry], on_gpu: bool) -> list[Line]:
+    """Return the lines for a run's entries, each keyed "dtype shape"."""
+    return _gpu_lines(entries) if on_gpu else _cpu_lines(entries)
+
+
+def _gpu_lines(entries: dict[str, Entry]) -> list[Line]:
+    def at(least: int, below: float = float("inf")):
+        return lambda entry: least <= entry["pixels"] < below
+
+    def best(entry: Entry) -> float:
+        return best_baseline(entry)[1]
+
+    return [
+        _mean(entries, "float32 naive / ours, forward + backward", lambda e: speedup(e, "naive fp32"), 10),
+        _mean(entries, "same-dtype naive / ours, forward + backward", lambda e: speedup(e, "naive"), 5),
+        _every(entries, "best baseline / ours on every shape", best, 1.3),
+        _every(entries, "slower than no baseline on any shape", best, 1),
+        _every(entries, "share of the bound forward, 196 output pixels and more", _bound("forward"), 0.6, at(196)),
+        _every(entries, "share of the bound backward, 196 output pixels and more", _bound("backward"), 0.5, at(196)),
+        _every(entries, "ours / static convolution, 28x28 and above", to_static, 1.25, at(784), most=True),
+        _every(entries, "ours / static convolution, 14x14", to_static, 2, at(196, 784), most=True),
+        _every(entries, "ours / static convolution, 7x7", to_static, 4, at(0, 196), most=True),
+        _every(entries, "memory beyond inputs and results / naive's", extra_memory, 0.25, most=True),
+        _every(entries, "host time of a call beyond its bare launches, us", overhead, 15, most=True),
+    ]
+
+
+def _cpu_lines(entries: dict[str, Entry]) -> list[Line]:
+    def small_bf16(entry: Entry) -> bool:
+        return entry["pixels"] <= 196 and entry["dtype"] == "bfloat16"
+
+    return [
+        _every(entries, "ours / same-dtype naive on every shape", lambda e: 1 / speedup(e, "naive"), 1.03, most=True),
+        _mean(entries, "bfloat16 naive / ours, 14x14 and below", lambda e: speedup(e, "naive"), 2, small_bf16),
+    ]
+
+
+def _bound(direction: str) -> Callable[[Entry], float]:
+    return lambda entry: share_of_bound(entry, direction)
+
+
+def _values(entries, figure, where) -> dict[str, float]:
+    chosen = {key: figure(entry) for key, entry in entries.items() if where is None or where(entry)}
+    return {key: value for key, value in chosen.items() if value is not None}
+
+
+def _mean(entries: dict[str, Entry], text: str, figure: Callable, least: float, where=None) -> Line:
+    """Return the line that the geometric mean of a figure is at least `least`."""
+    values = _values(entries, figure, where)
+    mean = geometric_mean(values.values()) if values else None
+    demand = f"{text}: geometric mean >= {least:g}"
+    return Line(demand, "-" if mean is None else f"{mean:.2f}", None if mean is None else mean >= least)
+
+
+def _every(entries: dict[str, Entry], text: str, figure: Callable, limit: float, where=None, most=False) -> Line:
+    """Return the line that a figure is at least (at most) `limit` for every entry."""
+    values = _values(entries, figure, where)
+    demand = f"{text}: {'<=' if most else '>='} {limit:g}"
+    if not values:
+        return Line(demand, "-", None)
+    worst = (max if most else min)(values, key=values.get)
+    missed = _count(value > limit if most else value < limit for value in values.values())
+    return Line(demand, f"{values[worst]:.2f} at {worst}; {missed} of {len(values)} miss", missed == 0)
+
+
+def _count(conditions: Iterable[bool]) -> int:
+    return sum(map(bool, conditions))

@@ -1,0 +1,89 @@
+"""The files of results: one for each device, a section for each op, each written as soon as a shape is measured."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from kernels.dynamic_conv.configs import table_path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+
+
+def results_path(device: str, folder: Path = RESULTS) -> Path:
+    """Return the file of the device: one for a kind of GPU, one for all CPUs."""
+    return folder / (table_path(torch.cuda.get_device_name()).name if device == "cuda" else "cpu.json")
+
+
+def circumstances(device: str) -> dict:
+    """Return what the numbers depend on besides the code: device, versions, settings; and date and commit."""
+    versions = {"torch": torch.__version__, "triton": _version("triton"), "python": platform.python_version()}
+    versions["timm"] = _version("timm")
+    if device == "cuda":
+        versions |= {"cuda": torch.version.cuda, "driver": _output("nvidia-smi", *_DRIVER)}
+        settings = {"cudnn_tf32": torch.backends.cudnn.allow_tf32}
+    else:
+        settings = {"threads": torch.get_num_threads()}
+    return {
+        "kind": device,
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "versions": versions,
+        "settings": settings,
+        "date": date.today().isoformat(),
+        "commit": _commit(),
+    }
+
+
+def write(path: Path, op: str, section: dict) -> None:
+    """Write an op's section of results, beside the shapes measured before under the same circumstances."""
+    everything = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    old = everything.get(op, {})
+    if all(old.get(name) == section[name] for name in ("device", "versions", "settings")):
+        merged = {name: old[name] | section[name] for name in ("ceilings", "shapes")}
+        section = section | merged
+    replace(path, everything | {op: section})
+
+
+def replace(path: Path, content: dict) -> None:
+    """Write `content` as JSON; whoever reads meanwhile finds the old file whole or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+_DRIVER = ("--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    return f"{len(os.sched_getaffinity(0))} cores of {found[1] if found else platform.processor()}"
+
+
+def _commit() -> str | None:
+    commit = _output("git", "rev-parse", "--short=12", "HEAD")
+    changed = commit and _output("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
+    return f"{commit} with changes" if changed else commit
+
+
+def _output(*command: str) -> str | None:
+    """Return what a command prints, None where it fails or is not there."""
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,132 @@
+"""Medians of calls taken in turn, by device events on a GPU, and the ceilings they are held against."""
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from kernels.launch import record_launches
+
+# Cycles the GPU waits before each run: the host gets ahead, so what is timed is the device, not the launching.
+HEAD_START = 500_000
+
+Parts = tuple[Callable[[Any], Any], ...]
+
+
+def run(parts: Parts) -> Any:
+    """Call the parts one after another, each with what the one before returned."""
+    value = None
+    for part in parts:
+        value = part(value)
+    return value
+
+
+def time_once(parts: Parts, device: str) -> list[float]:
+    """Return the milliseconds of each part."""
+    return _device_times(parts) if device == "cuda" else _host_times(parts)
+
+
+def take_turns(calls: dict[str, Parts], device: str, rounds: tuple[int, int], seconds: float) -> dict[str, list]:
+    """Return the times of every run of every call, in rounds of shuffled order, after one that is not counted.
+
+    There are at least `rounds[0]`, and no more than `rounds[1]` or than begin within `seconds`.
+    """
+    order, times = list(calls), {name: [] for name in calls}
+    for name in order:
+        time_once(calls[name], device)
+    shuffle = random.Random(0).shuffle
+    start = time.perf_counter()
+    for count in range(rounds[1]):
+        if count >= rounds[0] and time.perf_counter() - start > seconds:
+            break
+        shuffle(order)
+        for name in order:
+            times[name].append(time_once(calls[name], device))
+    return times
+
+
+def peak_memory(parts: Parts) -> tuple[int, int]:
+    """Return the most bytes in use on the GPU above what was there before, and those of what the parts return."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    returned = []
+    value = None
+    for part in parts:
+        value = part(value)
+        returned.extend(value if isinstance(value, tuple) else [value])
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before, sum(tensor.nbytes for tensor in returned)
+
+
+def host_time(parts: Parts, runs: int = 100) -> tuple[float, float]:
+    """Return the median microseconds in which the host issues the call, and in which it issues its bare launches."""
+    with record_launches() as launches:
+        run(parts)
+
+    def replay(_) -> None:
+        for launch in launches:
+            launch.kernel[launch.grid](*launch.arguments, **launch.options)
+
+    taken = {"call": [], "replay": []}
+    for _ in range(runs):
+        for name, each in (("call", parts), ("replay", (replay,))):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            run(each)
+            taken[name].append((time.perf_counter() - start) * 1e6)
+    return statistics.median(taken["call"]), statistics.median(taken["replay"])
+
+
+@cache
+def copy_rate(device: str) -> float:
+    """Return the bytes a second, read plus written, of a large copy on the device."""
+    size = 2**30 if device == "cuda" else 2**27
+    source = torch.randint(100, (size,), dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / _seconds((lambda _: target.copy_(source),), device)
+
+
+@cache
+def matmul_rate(device: str, dtype: torch.dtype) -> float:
+    """Return the FLOPs a second of a large matrix product."""
+    size = 8192 if device == "cuda" else 2048
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / _seconds((lambda _: left @ right,), device)
+
+
+def _seconds(parts: Parts, device: str) -> float:
+    times = take_turns({"only": parts}, device, (5, 20), 1.0)["only"]
+    return statistics.median(sum(each) for each in times) / 1e3
+
+
+def _host_times(parts: Parts) -> list[float]:
+    stamps, value = [time.perf_counter()], None
+    for part in parts:
+        value = part(value)
+        stamps.append(time.perf_counter())
+    return [(after - before) * 1e3 for before, after in pairwise(stamps)]
+
+
+def _device_times(parts: Parts) -> list[float]:
+    events, value = [torch.cuda.Event(enable_timing=True) for _ in range(len(parts) + 1)], None
+    _scratch().zero_()
+    torch.cuda._sleep(HEAD_START)
+    events[0].record()
+    for part, event in zip(parts, events[1:], strict=True):
+        value = part(value)
+        event.record()
+    events[-1].synchronize()
+    return [before.elapsed_time(after) for before, after in pairwise(events)]
+
+
+@cache
+def _scratch() -> torch.Tensor:
+    """Return a buffer that leaves nothing else in the L2 cache once written."""
+    size = 4 * torch.cuda.get_device_properties().L2_cache_size
+    return torch.empty(size, dtype=torch.int8, device="cuda")

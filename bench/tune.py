@@ -1,0 +1,279 @@
+"""Measure regimes and launch configs on this GPU and write those that beat the rules: `python -m bench.tune`."""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+
+from bench import record, timing
+from bench.shapes import BATCH, Data, Shape, data_of, shapes_on
+from kernels.dynamic_conv import configs
+from kernels.dynamic_conv import plan as planning
+from kernels.dynamic_conv.plan import Plan
+from kernels.dynamic_conv.problem import Problem
+
+# A choice has to be this much faster than the rules' to be written.
+GAIN = 1.02
+PASSES = ("forward", "input_gradient", "weight_gradient")
+TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 2e-3}
+ROUNDS, SECONDS = (10, 30), 2.0
+DEPTHWISE = tuple(
+    {"block_p": pixels, "block_c": channels, "warps": warps}
+    for pixels, channels, warps in ((64, 32, 4), (32, 64, 4), (64, 64, 4), (64, 64, 8), (16, 64, 2), (32, 32, 2))
+)
+DEPTHWISE_GRADIENT = tuple(
+    {"block_p": pixels, "block_c": channels, "warps": warps}
+    for pixels, channels, warps in ((16, 64, 4), (32, 32, 4), (16, 32, 2), (32, 64, 8), (8, 64, 2))
+)
+
+
+class Candidate(NamedTuple):
+    """One pass of a shape under a choice, as the tables hold it."""
+
+    shape: Shape
+    dtype: torch.dtype
+    name: str
+    choice: dict
+
+    def plan(self, device: configs.Device) -> Plan:
+        """Return the plan that this choice leads to."""
+        problem = self.shape.problem(self.dtype)
+        with mock.patch.object(planning, "measured", return_value={problem.key: self.choice}):
+            return planning.plan.__wrapped__(problem, device)
+
+
+@contextmanager
+def forced(plan: Plan) -> Iterator[None]:
+    """Run every call inside under `plan`."""
+    from kernels.dynamic_conv.triton import ops
+
+    def chosen(*_) -> Plan:
+        return plan
+
+    with mock.patch.object(ops, "plan", chosen):
+        yield
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Tune the shapes asked for; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.tune", description=__doc__.partition(":")[0])
+    parser.add_argument("--shapes", default="", metavar="TEXT", help='only those with TEXT in "dtype name"')
+    parser.add_argument("--seconds", type=float, default=600, help="begin no shape after so long (default 600)")
+    parser.add_argument("--jobs", type=int, default=max(1, min(12, (os.cpu_count() or 2) - 2)), help="compilers")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("bench.tune needs a CUDA device, and torch finds none", file=sys.stderr)
+        return 2
+    start = time.monotonic()
+    device = configs.device_of(torch.cuda.current_device())
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        for shape, dtype in in_order(options.shapes, device, pool):
+            if time.monotonic() - start > options.seconds:
+                print(f"out of time before {_label(shape, dtype)}")
+                break
+            write(device, shape.problem(dtype), tune(shape, dtype, device, pool))
+    return 0
+
+
+def in_order(wanted: str, device: configs.Device, pool: ProcessPoolExecutor) -> list[tuple[Shape, torch.dtype]]:
+    """Return the calls to tune, bfloat16 first, then by what there is to gain: time above the bound."""
+    # The tables do not know the batch, so each key is tuned at the usual one.
+    shapes = [shape for shape in shapes_on("cuda") if shape.batch == BATCH["cuda"]]
+    calls = [(shape, dtype) for dtype in (torch.bfloat16, torch.float32) for shape in shapes]
+    calls = [call for call in calls if wanted in _label(*call)]
+    ruled = [[Candidate(*call, name, {"regime": _ruled_regime(*call)}) for name in PASSES] for call in calls]
+    list(pool.map(runs, [candidate for passes in ruled for candidate in passes]))
+    gains = {call: _above_bound(passes, device) for call, passes in zip(calls, ruled, strict=True)}
+    return sorted(gains, key=lambda call: (call[1] == torch.float32, -gains[call]))
+
+
+def tune(shape: Shape, dtype: torch.dtype, device: configs.Device, pool: ProcessPoolExecutor) -> dict:
+    """Return the choice for a call, with only what beats the rules by GAIN; empty where nothing does."""
+    problem = shape.problem(dtype)
+    usual = _ruled_regime(shape, dtype)
+    candidates = [each for regime in regimes(problem) for each in candidates_of(shape, dtype, regime, device)]
+    able = [each for each, ran in zip(candidates, pool.map(runs, candidates), strict=True) if ran]
+    times = measure(able, device)
+    totals, choices = {}, {}
+    for regime in regimes(problem):
+        choices[regime], totals[regime] = winners(able, times, regime)
+    rules = sum(_plain(able, times, usual, name) for name in PASSES)
+    best = min(totals, key=totals.get)
+    print(f"{_label(shape, dtype)}: rules {rules:.3f} ms ({usual}), best {totals[best]:.3f} ms ({best})", flush=True)
+    if totals[best] == float("inf") or rules < GAIN * totals[best]:
+        return {}
+    return choices[best] if best == usual else {"regime": best} | choices[best]
+
+
+def winners(candidates: list[Candidate], times: list[float], regime: str) -> tuple[dict, float]:
+    """Return a regime's configs that beat its rules by GAIN, and the milliseconds of all passes with them."""
+    choice, total = {}, 0.0
+    for name in PASSES:
+        plain = _plain(candidates, times, regime, name)
+        mine = [
+            (taken, each.choice.get(name))
+            for each, taken in zip(candidates, times, strict=True)
+            if each.name == name and each.choice["regime"] == regime
+        ]
+        taken, config = min(mine, key=lambda pair: pair[0], default=(float("inf"), None))
+        if config is not None and plain >= GAIN * taken:
+            choice[name] = config
+        total += taken if name in choice else plain
+    return choice, total
+
+
+def regimes(problem: Problem) -> list[str]:
+    """Return the regimes that can run a problem."""
+    if problem.is_depthwise:
+        return ["depthwise"]
+    found = ["pointwise"] if problem.is_pointwise else []
+    if 1 < problem.experts <= configs.EXPERTS_ACCUMULATED:
+        found.append("stacked")
+    return [*found, "aggregate"]
+
+
+def candidates_of(shape: Shape, dtype: torch.dtype, regime: str, device: configs.Device) -> Iterator[Candidate]:
+    """Yield each pass with the regime's rules, then with every other config there is a row for."""
+    for name in PASSES:
+        plain = Candidate(shape, dtype, name, {"regime": regime})
+        yield plain
+        ruled = getattr(plain.plan(device), name)
+        for row in rows(shape.problem(dtype), regime, name, ruled):
+            if ruled._replace(**row) != ruled:
+                yield plain._replace(choice={"regime": regime, name: row})
+
+
+def rows(problem: Problem, regime: str, name: str, ruled) -> list[dict]:
+    """Return the configs to try for a pass."""
+    if regime == "depthwise":
+        found = DEPTHWISE_GRADIENT if name == "weight_gradient" else DEPTHWISE
+        return [*found, *_splits(ruled)] if name == "weight_gradient" else list(found)
+    if name == "weight_gradient":
+        table = configs.WEIGHT_GRADIENT_FLOAT32 if problem.dtype == torch.float32 else configs.WEIGHT_GRADIENT
+        fitting = table[next(limit for limit in table if problem.experts <= limit)]
+        tiles = [{**row._asdict(), "splits": ruled.splits} for row in fitting]
+        return [*tiles, *({**tile, **split} for tile in tiles for split in _splits(ruled))]
+    if regime == "pointwise":
+        return []  # torch.bmm, which takes no config
+    if problem.dtype == torch.float32:
+        return [row._asdict() for row in configs.CONVOLUTION_FLOAT32]
+    found = configs.STACKED if regime == "stacked" else configs.CONVOLUTION + configs.SWAPPED
+    return [row._asdict() for row in found]
+
+
+def measure(candidates: list[Candidate], device: configs.Device) -> list[float]:
+    """Return the median milliseconds of each candidate, infinite where its result differs from the rules'."""
+    data = data_of(candidates[0].shape, candidates[0].dtype, "cuda")
+    expected, calls, medians = {}, {}, [float("inf")] * len(candidates)
+    for index, candidate in enumerate(candidates):
+        call = call_of(candidate, data, device)
+        results = call(None)
+        # A pass gives other results in another regime (see `needed`); the rules come first in each.
+        ruled = expected.setdefault((candidate.choice["regime"], candidate.name), results)
+        if _agree(results, ruled, TOLERANCE[candidate.dtype]):
+            calls[str(index)] = (call,)
+        else:
+            print(f"wrong result, left out: {candidate.name} {candidate.choice}")
+    for index, times in timing.take_turns(calls, "cuda", ROUNDS, SECONDS).items():
+        medians[int(index)] = statistics.median(each[0] for each in times)
+    return medians
+
+
+def call_of(candidate: Candidate, data: Data, device: configs.Device) -> Callable:
+    """Return a function that runs the candidate's pass and returns the tensors it makes."""
+    plan, (stride, padding, dilation, groups) = candidate.plan(device), candidate.shape.geometry
+    geometry = ([stride] * 2, [padding] * 4, [dilation] * 2, groups)
+    leaves = [leaf.detach() for leaf in data.leaves]
+    ops = torch.ops.polychrome
+    if candidate.name == "forward":
+        call = partial(ops.dynamic_conv2d, *leaves, None, *geometry)
+    else:
+        call = partial(ops.dynamic_conv2d_backward, data.grad, *leaves, None, *geometry, needed(candidate))
+
+    def run(_):
+        with forced(plan):
+            made = call()
+        return [made] if isinstance(made, torch.Tensor) else [each for each in made if each.numel()]
+
+    return run
+
+
+def needed(candidate: Candidate) -> list[bool]:
+    """Return the gradients a pass makes: in the stacked form mixing's comes with x's, else with the experts'."""
+    of_x = candidate.name == "input_gradient"
+    return [of_x, not of_x, of_x == (candidate.choice["regime"] == "stacked"), False]
+
+
+def runs(candidate: Candidate) -> bool:
+    """Run a candidate once, for its kernels to be in Triton's cache; return whether this GPU can."""
+    try:
+        data = data_of(candidate.shape, candidate.dtype, "cuda")
+        call_of(candidate, data, configs.device_of(torch.cuda.current_device()))(None)
+        torch.cuda.synchronize()
+        del data
+        torch.cuda.empty_cache()
+    except Exception as error:
+        print(f"cannot run, left out: {candidate.name} {candidate.choice}: {error}".splitlines()[0], flush=True)
+        return False
+    return True
+
+
+def write(device: configs.Device, problem: Problem, choice: dict) -> None:
+    """Put the choice for a problem into the device's table, or take out an old one that was not confirmed."""
+    path = configs.table_path(device.name)
+    about = record.circumstances("cuda")
+    table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    old = table.get("choices", {}) if table.get("versions") == about["versions"] else {}
+    kept = {key: value for key, value in old.items() if key != problem.key}
+    choices = kept | ({problem.key: choice} if choice else {})
+    record.replace(path, {name: about[name] for name in ("device", "versions", "date")} | {"choices": choices})
+    configs.measured.cache_clear()
+    planning.plan.cache_clear()
+
+
+def _plain(candidates: list[Candidate], times: list[float], regime: str, name: str) -> float:
+    """Return the milliseconds of a pass under a regime's rules; infinite where that could not run."""
+    rules = {"regime": regime}
+    pairs = zip(candidates, times, strict=True)
+    return next((taken for each, taken in pairs if each.name == name and each.choice == rules), float("inf"))
+
+
+def _splits(ruled) -> list[dict]:
+    """Return half and twice the splits of the batch that the rules make."""
+    return [{"splits": splits} for splits in (ruled.splits // 2, ruled.splits * 2) if splits]
+
+
+def _agree(results: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float) -> bool:
+    pairs = zip(results, expected, strict=True)
+    return all((one.double() - other.double()).norm() <= tolerance * other.double().norm() for one, other in pairs)
+
+
+def _above_bound(passes: list[Candidate], device: configs.Device) -> float:
+    """Return the milliseconds that the passes of a call take beyond the least possible."""
+    problem = passes[0].shape.problem(passes[0].dtype)
+    moved = problem.forward_bytes + problem.backward_bytes
+    arithmetic = 3 * problem.flops / timing.matmul_rate("cuda", problem.dtype)
+    return sum(measure(passes, device)) - 1e3 * max(arithmetic, moved / timing.copy_rate("cuda"))
+
+
+def _ruled_regime(shape: Shape, dtype: torch.dtype) -> str:
+    return planning.rule(shape.problem(dtype))[0]
+
+
+def _label(shape: Shape, dtype: torch.dtype) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {shape.name}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

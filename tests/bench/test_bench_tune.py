@@ -1,0 +1,44 @@
+"""What is tried in tuning and what is written, with times made up: no GPU needed."""
+
+import pytest
+import torch
+
+from bench import tune
+from bench.shapes import shapes_on
+from kernels.dynamic_conv.configs import HOPPER
+from kernels.dynamic_conv.plan import plan
+
+SHAPES = {shape.name: shape for shape in shapes_on("cuda")}
+
+
+def candidates(name, dtype, regime):
+    return list(tune.candidates_of(SHAPES[name], dtype, regime, HOPPER))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_candidate_has_the_plan_its_choice_asks_for(name, dtype):
+    for regime in tune.regimes(SHAPES[name].problem(dtype)):
+        for candidate in candidates(name, dtype, regime):
+            planned = candidate.plan(HOPPER)
+            wanted = candidate.choice.get(candidate.name, {})
+            assert planned.regime == regime
+            assert getattr(planned, candidate.name)._asdict().items() >= wanted.items()
+
+
+def test_the_first_candidate_of_the_rules_regime_is_the_plan_without_a_table():
+    problem = SHAPES["C64 56x56"].problem(torch.bfloat16)
+    ruled = plan.__wrapped__(problem, HOPPER)
+    first = candidates("C64 56x56", torch.bfloat16, ruled.regime)[0].plan(HOPPER)
+    assert first._replace(reason="") == ruled._replace(reason="")
+
+
+def test_only_what_is_two_percent_faster_is_chosen():
+    tried = candidates("C512 7x7", torch.bfloat16, "stacked")
+    times = [10.0] * len(tried)
+    forward = [index for index, each in enumerate(tried) if each.name == "forward"]
+    backward = [index for index, each in enumerate(tried) if each.name == "input_gradient"]
+    times[forward[1]], times[backward[1]] = 9.0, 9.9
+    choice, total = tune.winners(tried, times, "stacked")
+    assert choice == {"forward": tried[forward[1]].choice["forward"]}
+    assert total == 29.0
