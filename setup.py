@@ -11,7 +11,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["engine*", "kernels*", "models*", "train*"]),
-    package_data={"engine.report": ["templates/*.j2"]},
+    package_data={"engine.report": ["templates/*.j2"], "kernels.dynamic_conv": ["configs/*.json"]},
     install_requires=[
         "torch>=2.11",
         "torchvision",
@@ -28,7 +28,7 @@ setup(
         "torchmetrics",
     ],
     extras_require={
-        "test": ["pytest", "pytest-benchmark", "ruff"],
+        "test": ["hypothesis", "pytest", "pytest-benchmark", "ruff"],
     },
     entry_points={"console_scripts": ["polychrome=train.run:main"]},
 )

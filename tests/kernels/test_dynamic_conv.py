@@ -288,6 +288,30 @@ def test_one_compilation_serves_every_image_size():
     )
 
 
+def test_export_keeps_the_op_and_a_dynamic_batch():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = torch.nn.Parameter(randn(4, 6, 3, 3, 3, seed=1))
+
+        def forward(self, x, mixing):
+            return dynamic_conv2d(x, self.experts, mixing, stride=2, padding=1, relu=True)
+
+    net, batch = Net().requires_grad_(False), torch.export.Dim("batch", min=1, max=64)
+    example = (randn(3, 3, 9, 8), randn(3, 4, seed=2))
+    program = torch.export.export(net, example, dynamic_shapes={"x": {0: batch}, "mixing": {0: batch}})
+    assert "polychrome.dynamic_conv2d_affine.default" in {str(node.target) for node in program.graph.nodes}
+    for size in (1, 3, 8):
+        arguments = (randn(size, 3, 9, 8), randn(size, 4, seed=2))
+        torch.testing.assert_close(program.module()(*arguments), net(*arguments))
+
+
+def test_equals_vmap_of_conv2d_over_the_weights():
+    (x, weight, bias), options = per_sample_arguments("stride_2_odd")
+    mapped = torch.vmap(lambda one, kernel, shift: F.conv2d(one[None], kernel, shift, **options)[0])(x, weight, bias)
+    torch.testing.assert_close(per_sample_conv2d(x, weight, bias, **options), mapped)
+
+
 def test_autocast_compiles_without_a_break():
     (x, experts, mixing, bias), _ = dynamic_arguments("padded")
 

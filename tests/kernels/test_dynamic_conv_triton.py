@@ -4,26 +4,34 @@ Deterministic algorithms are on in the whole file, which also makes torch fill n
 not write, a test sees.
 """
 
+import importlib
 import warnings
 
+import numpy
 import pytest
 import torch
+from packaging.version import Version
 
 from kernels import dynamic_conv2d, per_sample_conv2d, use_backend
+from kernels.backend import is_interpreted
 from kernels.dynamic_conv import configs
 from kernels.dynamic_conv.plan import plan
 from kernels.launch import record_launches
 from tests.kernels.conv_cases import ARGUMENTS, CASES, WIDE_CASES, dynamic_arguments, wide_arguments
 from tests.kernels.oracle import assert_near_exact, assert_one_compilation, exact_outcome, outcome, randn, rms_ratio
 
-pytest.importorskip("triton")
-from kernels.backend import is_interpreted
-
+triton = pytest.importorskip("triton")
+hypothesis = pytest.importorskip("hypothesis")
 if not is_interpreted():
     pytest.skip("the kernels run on the GPU here: pytest -m gpu", allow_module_level=True)
+if Version(triton.__version__) < Version("3.9") and Version(numpy.__version__) >= Version("2.5"):
+    pytest.skip("Triton's interpreter before 3.9 needs a NumPy before 2.5", allow_module_level=True)
 
-from kernels.dynamic_conv.triton import convolution, ops, weight_gradient
+convolution, ops, weight_gradient = (
+    importlib.import_module(f"kernels.dynamic_conv.triton.{name}") for name in ("convolution", "ops", "weight_gradient")
+)
 
+st = importlib.import_module("hypothesis.strategies")
 both = pytest.mark.parametrize("function", ARGUMENTS, ids=lambda f: f.__name__)
 layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 
@@ -46,9 +54,9 @@ def force(monkeypatch):
     def fix(chunk=2, swap=None, splits=None, **parts):
         def fixed(problem, device):
             made = plan(problem, device)
-            if made.regime in ("depthwise", "pointwise"):
-                parts.pop("regime", None)
-            made = made._replace(chunk=chunk, **parts)
+            only = made.regime in ("depthwise", "pointwise")
+            changes = {name: part for name, part in parts.items() if not (only and name == "regime")}
+            made = made._replace(chunk=chunk, **changes)
             if swap is not None and made.regime != "depthwise":
                 made = made._replace(
                     forward=made.forward._replace(swap=swap), input_gradient=made.input_gradient._replace(swap=swap)
@@ -60,6 +68,16 @@ def force(monkeypatch):
         monkeypatch.setattr(ops, "plan", fixed)
 
     return fix
+
+
+def matrix_regimes(cases):
+    """Return (case, regime, swap) for each way a case can run; depthwise and 1x1 have one."""
+    for case in cases:
+        if "depthwise" in case or case == "pointwise":
+            yield case, "aggregate", None
+            continue
+        for regime in ("aggregate", "stacked"):
+            yield from ((case, regime, swap) for swap in (False, True))
 
 
 def kernels_of(launches):
@@ -74,9 +92,7 @@ def test_output_and_gradients_are_near_the_exact_ones(function, case, dtype):
     assert_near_exact(function, arguments, **options)
 
 
-@pytest.mark.parametrize("swap", [False, True], ids=["pixels", "channels"])
-@pytest.mark.parametrize("regime", ["aggregate", "stacked"])
-@pytest.mark.parametrize("case", WIDE_CASES)
+@pytest.mark.parametrize(("case", "regime", "swap"), list(matrix_regimes(WIDE_CASES)))
 def test_every_regime_is_near_the_exact_result(case, regime, swap, force):
     """Channels enough for the matrix instruction, chunks of two samples, a partial gradient per two samples."""
     arguments, options = wide_arguments(case, torch.float16)
@@ -251,6 +267,77 @@ def test_the_choice_of_backend_holds_for_the_gradients(function):
     with use_backend("auto"), record_launches() as launches:
         y.sum().backward()
     assert "weight_gradient_kernel" in kernels_of(launches)
+
+
+@st.composite
+def problems(draw):
+    """Draw a convolution of any geometry that gives at least one output pixel, small enough to interpret."""
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    kernel, stride, dilation = (
+        (draw(st.integers(1, most)), draw(st.integers(1, most))) for most in draw(st.permutations([3, 3, 2]))
+    )
+    padding = (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
+    extent = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    size = [draw(st.integers(max(1, least), max(1, least) + 4)) for least in extent]
+    inputs, outputs = groups * draw(st.sampled_from([1, 3, 8, 20])), groups * draw(st.sampled_from([1, 2, 17]))
+    batch, experts = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 9]))
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    x = randn(batch, inputs, *size)
+    if draw(st.booleans()):
+        x = x.to(memory_format=torch.channels_last)
+    return x, randn(experts, outputs, inputs // groups, *kernel, seed=1), randn(batch, experts, seed=2), options
+
+
+@hypothesis.given(problems(), st.sampled_from(["aggregate", "stacked"]), st.integers(1, 3))
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+def test_gradients_agree_with_each_other_at_any_shape(problem, regime, chunk):
+    """Per sample <dY, Y> = <x, dX> = sum_k pi_k dpi_k, and over the batch sum_k <W_k, dW_k>: no oracle is asked."""
+    x, experts, mixing, options = problem
+
+    def fixed(problem, device):
+        made = plan(problem, device)
+        changes = made.regime == "aggregate" and problem.experts <= configs.EXPERTS_ACCUMULATED
+        return made._replace(chunk=chunk, regime=regime if changes else made.regime)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "plan", fixed)
+        y, dx, dexperts, dmixing = outcome(dynamic_conv2d, [x, experts, mixing], **options)
+    energy = (y * randn(*y.shape, seed=7)).sum((1, 2, 3))
+    scale = (y.norm() * randn(*y.shape, seed=7).norm()).item()
+    close = {"rtol": 1e-4, "atol": 1e-5 * scale}
+    torch.testing.assert_close((x * dx).sum((1, 2, 3)), energy, **close)
+    torch.testing.assert_close((mixing * dmixing).sum(1), energy, **close)
+    torch.testing.assert_close((experts * dexperts).sum(), energy.sum(), **close)
+
+
+@pytest.mark.parametrize(
+    ("case", "regime"),
+    [("same_even_kernel", "aggregate"), ("groups", "stacked"), ("depthwise", "depthwise"), ("one_by_one", "pointwise")],
+)
+@layouts
+def test_opcheck(case, regime, layout, force):
+    torch.use_deterministic_algorithms(False)  # opcheck compares placeholders too
+    force(regime=regime)
+    (x, experts, mixing, bias), options = dynamic_arguments(case)
+    padding = {"same_even_kernel": [0, 1, 1, 2], "one_by_one": [0] * 4}.get(case, [1] * 4)
+    geometry = ([1, 1], padding, [1, 1], options.get("groups", 1))
+    x = x.to(memory_format=layout)
+    library = torch.ops.polychrome
+    leaves = [tensor.detach().requires_grad_() for tensor in (x, experts, mixing, bias)]
+    torch.library.opcheck(library.dynamic_conv2d.default, (*leaves, *geometry, "triton"))
+    weight = randn(len(x), *experts.shape[1:], seed=4)
+    torch.library.opcheck(
+        library.per_sample_conv2d.default, (leaves[0], weight.requires_grad_(), None, *geometry, "triton")
+    )
+    affine = (randn(len(bias[0])), None, True)
+    inference = (x, experts, mixing, bias, *geometry, *affine, "triton")
+    torch.library.opcheck(library.dynamic_conv2d_affine.default, inference)
+    grad = torch.randn_like(library.dynamic_conv2d(x, experts, mixing, bias, *geometry, "triton"))
+    for needed in ([True] * 4, [False, False, True, False]):
+        arguments = (grad, x, experts, mixing, bias, *geometry, needed, "triton")
+        torch.library.opcheck(library.dynamic_conv2d_backward.default, arguments)
+    arguments = (grad, x, weight.detach(), *geometry, [True] * 3, "triton")
+    torch.library.opcheck(library.per_sample_conv2d_backward.default, arguments)
 
 
 @both

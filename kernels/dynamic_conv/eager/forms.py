@@ -40,9 +40,10 @@ STACKED_BELOW = 150
 STACKED_BELOW_WITH_AMX = 600
 # Pixels up to which a sample's weight gradient is better one matrix product a tap than a convolution's
 TAPS_UP_TO = 256
-TAPS_UP_TO_IN_BFLOAT16 = 512  # not with AMX, where grouped convolutions are fast from there on
-# Pixels of the batch for each expert that pay for laying the experts out anew
+TAPS_UP_TO_IN_BFLOAT16 = 800  # not with AMX, where grouped convolutions are fast from there on
+# Pixels of the batch for each expert that pay for laying the experts out anew; as many weights as a batch may bring
 PREPARE_FROM = 500
+FEW_WEIGHTS = 8
 # Multiply-adds of a sample that hide what a call costs
 LOOP_FROM = 1 << 20
 
@@ -60,8 +61,9 @@ def cpu_forms(problem: Problem, channels_last: bool, units: str | None = None) -
     limit = STACKED_BELOW_WITH_AMX if amx else STACKED_BELOW
     if experts > 1 and wide_enough and batch * pixels >= 256 and (experts - 1) * pixels < limit:
         return _all("stacked", f"{pixels} pixels a sample: mixing its weights costs more than {experts} convolutions")
-    if batch <= 2 * experts and batch * pixels < PREPARE_FROM * experts:
-        return _all("groups", f"{batch} samples: preparing {experts} experts would not pay")
+    weights = experts or FEW_WEIGHTS
+    if batch <= 2 * weights and batch * pixels < PREPARE_FROM * weights:
+        return _all("groups", f"{batch} samples of {pixels} pixels: laying the weights out anew would not pay")
     if pixels * problem.weights < LOOP_FROM:
         return _all("groups", "small convolutions: the calls would cost more than they do")
     call = Choice("loop", "each sample's convolution is large enough to run by itself, in its own layout")

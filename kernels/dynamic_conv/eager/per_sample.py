@@ -88,7 +88,7 @@ def weight_gradient_by_taps(grad, x, kernel, stride, padding, dilation, groups):
 
 
 def _as_channels(x: Tensor) -> Tensor:
-    return x.reshape(1, -1, *x.shape[2:])
+    return x.contiguous().reshape(1, -1, *x.shape[2:])
 
 
 def _pad_unevenly(x: Tensor, padding: list[int]) -> tuple[Tensor, list[int]]:

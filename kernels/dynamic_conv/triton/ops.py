@@ -64,7 +64,7 @@ def per_sample_conv2d_backward(
     how = _plan(x, weight, stride, padding, dilation, groups, per_sample=True)
     geometry = (stride, padding, dilation)
     grad_last = grad.contiguous(memory_format=torch.channels_last)
-    dx = dweight = not_asked(x)
+    dx, dweight = not_asked(x), not_asked(x)
     if needed[0]:
         dx, _ = _input_gradient(how, grad_last, x, weight, None, *geometry, groups)
     if needed[1]:
@@ -95,7 +95,7 @@ def dynamic_conv2d_backward(
     geometry = (stride, padding, dilation)
     mixing32 = mixing.float().contiguous()
     grad_last = grad.contiguous(memory_format=torch.channels_last)
-    dx = dexperts = dmixing = dbias = not_asked(x)
+    dx, dexperts, dmixing, dbias = (not_asked(x) for _ in needed)  # outputs of an op must not share memory
     products = None
     if for_x:
         with_products = for_mixing and how.regime == "stacked"
@@ -114,7 +114,7 @@ def dynamic_conv2d_backward(
         if for_mixing:
             products = products + sums @ bias.float().T
     if for_mixing:
-        dmixing = products.to(mixing.dtype)
+        dmixing = products.to(mixing.dtype).contiguous()
     return dx, dexperts, dmixing, dbias
 
 
@@ -265,7 +265,9 @@ def _channels_last(weight: Tensor) -> Tensor:
 
 def _channels_first(gradient: Tensor, experts: Tensor) -> Tensor:
     """Return [.., out, taps, in/groups] in the shape and dtype of `experts`, contiguous."""
-    return gradient.transpose(2, 3).to(experts.dtype, memory_format=torch.contiguous_format).reshape(experts.shape)
+    out = torch.empty_like(experts, memory_format=torch.contiguous_format)
+    out.flatten(3).copy_(gradient.transpose(2, 3))
+    return out
 
 
 def _over_pixels(grad: Tensor) -> Tensor:
