@@ -78,11 +78,12 @@ def variants() -> Iterator[Variant]:
                     yield _weight_gradient(row, dtype, eights, experts)
                 if experts == 1:
                     yield _weight_gradient(row, dtype, wide, 0)
-    for experts in (4, 9):
-        mixed = _empty(BATCH, 256, 9, 256)
+    for experts, side in ((4, 3), (8, 3), (9, 3), (4, 7), (8, 11)):
+        mixed = _empty(BATCH, 256, side**2, 256)
         with record_launches() as launches:
-            mix_into(mixed, _empty(experts, 256, 256, *KERNEL), _empty(BATCH, experts, dtype=torch.float32))
-        yield Variant("mix", f"{experts} experts", "bfloat16", "256->256", "-", 1, 4, launches[0])
+            mix_into(mixed, _empty(experts, 256, 256, side, side), _empty(BATCH, experts, dtype=torch.float32))
+        use = f"{experts} experts, {side}x{side}"
+        yield Variant("mix", use, "bfloat16", "256->256", "-", 1, 4, launches[0])
     for experts in (0, 4):
         yield from _depthwise(experts)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from kernels.dynamic_conv.configs import table_path
+from kernels.tensors import allows_tf32
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -28,7 +29,7 @@ def circumstances(device: str) -> dict:
     versions["timm"] = _version("timm")
     if device == "cuda":
         versions |= {"cuda": torch.version.cuda, "driver": _output("nvidia-smi", *_DRIVER)}
-        settings = {"cudnn_tf32": torch.backends.cudnn.allow_tf32}
+        settings = {"cudnn_tf32": allows_tf32()}
     else:
         settings = {"threads": torch.get_num_threads()}
     return {

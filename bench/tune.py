@@ -163,11 +163,14 @@ def rows(problem: Problem, regime: str, name: str, ruled) -> list[dict]:
         table = configs.WEIGHT_GRADIENT_FLOAT32 if problem.dtype == torch.float32 else configs.WEIGHT_GRADIENT
         fitting = table[next(limit for limit in table if problem.experts <= limit)]
         tiles = [{**row._asdict(), "splits": ruled.splits} for row in fitting]
-        return [*tiles, *({**tile, **split} for tile in tiles for split in _splits(ruled))]
+        made = [*tiles, *({**tile, **split} for tile in tiles for split in _splits(ruled))]
+        # more partial gradients than fit the memory are never used
+        return [row for row in made if _fits(row, problem)]
     if regime == "pointwise":
         return []  # torch.bmm, which takes no config
     if problem.dtype == torch.float32:
-        return [row._asdict() for row in configs.CONVOLUTION_FLOAT32]
+        rows = configs.STACKED_FLOAT32 if regime == "stacked" else configs.CONVOLUTION_FLOAT32
+        return [row._asdict() for row in rows]
     found = configs.STACKED if regime == "stacked" else configs.CONVOLUTION + configs.SWAPPED
     return [row._asdict() for row in found]
 
@@ -252,6 +255,11 @@ def _plain(candidates: list[Candidate], times: list[float], regime: str, name: s
 def _splits(ruled) -> list[dict]:
     """Return half and twice the splits of the batch that the rules make."""
     return [{"splits": splits} for splits in (ruled.splits // 2, ruled.splits * 2) if splits]
+
+
+def _fits(row: dict, problem: Problem) -> bool:
+    config = configs.WeightGradientConfig(**row)
+    return configs.within_memory(config, problem) == config
 
 
 def _agree(results: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
+from torch.autograd import forward_ad
 
 from kernels.tensors import autocasts
 
@@ -53,12 +54,24 @@ def chosen_backend(op: str, x: torch.Tensor, has_kernel: bool = False) -> str:
     """Return the backend in force for a call of `op` on `x`.
 
     Raises:
-        RuntimeError: it is "triton", and `op` has no kernel, or none that can run on x's device.
+        RuntimeError: it is "triton", and `op` has no kernel, or none that can run on x's device; or the call is
+            differentiated in a way that only the definition can be.
         TypeError: it is "triton", and the kernels do not take x's dtype.
     """
     if _current == "triton":
         _check_triton(op, x, has_kernel)
+    if _current != "reference" and not torch.compiler.is_compiling():
+        _refuse_transforms(op)
     return _current
+
+
+def _refuse_transforms(op: str) -> None:
+    """Raise RuntimeError under forward-mode differentiation or torch.func's gradients, which the ops do not have."""
+    forward = forward_ad._current_level >= 0
+    stack = torch._C._functorch.peek_interpreter_stack() if torch._C._are_functorch_transforms_active() else None
+    if forward or (stack is not None and stack.key() == torch._C._functorch.TransformType.Grad):
+        what = "forward-mode derivative" if forward else "derivative under torch.func"
+        raise RuntimeError(f"{op} has no {what}; call it under kernels.use_backend('reference') to get one")
 
 
 def runs_triton(x: torch.Tensor, backend: str) -> bool:

@@ -23,8 +23,8 @@ def fuse(model: nn.Module) -> nn.Module:
 
     A `nn.BatchNorm2d` with running statistics becomes the convolution's `scale` and `shift`, and a ReLU (module,
     function or method) after either becomes part of the same call. What has another user stays as it is, and so does a
-    convolution called more than once. The copy is for inference and computes what `model.eval()` does, up to rounding;
-    `model` itself is not touched.
+    convolution called more than once. The copy is for inference: it computes what `model.eval()` does, up to rounding,
+    and its parameters ask for no gradient. `model` itself is not touched.
 
     The copy is a `torch.fx.GraphModule`: names in the state dict stay, but of the model's own attributes and methods
     only `forward` is kept. Fuse before `torch.compile`.
@@ -32,7 +32,7 @@ def fuse(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: torch.fx cannot trace `model`.
     """
-    copied = copy.deepcopy(model).eval()
+    copied = copy.deepcopy(model).eval().requires_grad_(False)  # a call that records gradients is not fused
     graph = _trace(copied)
     named = dict(copied.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")

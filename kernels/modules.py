@@ -182,8 +182,17 @@ class DynamicConv2d(nn.Module):
         """
         mixing = self.attention(x) if mixing is None else mixing
         geometry = self.stride, self.padding, self.dilation, self.groups
-        epilogue = {"scale": self.scale, "shift": self.shift, "relu": self.relu}
+        # a model that was cast after fusing, such as by .half(), may have cast the two below what the op takes
+        scale, shift = (None if v is None else v.to(wide_dtype(v.dtype)) for v in (self.scale, self.shift))
+        epilogue = {"scale": scale, "shift": shift, "relu": self.relu}
         return dynamic_conv2d(x, self.weight, mixing, self.bias, *geometry, **epilogue)
+
+    def _apply(self, fn, recurse=True):
+        # .to(memory_format=torch.channels_last) takes tensors of four dimensions, and the weight has five
+        def flattened(tensor):
+            return fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2]) if tensor.dim() == 5 else fn(tensor)
+
+        return super()._apply(flattened, recurse)
 
     def extra_repr(self) -> str:
         shown = "kernel_size", "stride", "padding", "dilation", "groups", "experts"
@@ -260,7 +269,7 @@ def anneal_temperature(
     Raises:
         ValueError: `epoch` is negative, or `epochs`, `start` or `end` is not positive.
     """
-    if epoch < 0 or epochs <= 0:
+    if not (epoch >= 0 and epochs > 0):
         raise ValueError(f"epoch must be at least 0 and epochs above 0, got epoch={epoch!r}, epochs={epochs!r}")
     _check_temperature("start", start)
     _check_temperature("end", end)

@@ -50,3 +50,11 @@ def laid_out_as(x: Tensor, y: Tensor) -> Tensor:
 def not_asked(x: Tensor) -> Tensor:
     """Return the empty tensor that stands for a gradient nobody asked for (an op's outputs cannot be None)."""
     return x.new_empty(0)
+
+
+def allows_tf32() -> bool:
+    """Return whether torch lets float32 convolutions on CUDA use TF32, by whichever of its two settings was used."""
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # the newer setting was touched: asking the older one raises
+        return torch.backends.cudnn.conv.fp32_precision == "tf32"

@@ -59,30 +59,23 @@ def dynamic_conv2d(
         ValueError: a shape, device, padding or group count does not fit, or the output would be empty.
         TypeError: a dtype is none of the above, or differs from x's.
     """
-    check_input(x)
-    x, experts, bias = cast_for_autocast(x, experts, bias)
-    _check_kernels("experts", experts, x, groups)
-    check_small_dtype("mixing", mixing, x)
-    check_device("mixing", mixing, x)
-    check_shape("mixing", mixing, batch=x.shape[0], experts=experts.shape[0])
-    _check_bias(bias, x, experts=experts.shape[0], out_channels=experts.shape[1])
-    _check_affine("scale", scale, x, experts)
-    _check_affine("shift", shift, x, experts)
-    geometry = _geometry(x, experts, stride, padding, dilation)
+    x, experts, bias, geometry = prepare_dynamic(
+        x, experts, mixing, bias, stride, padding, dilation, groups, scale, shift, relu
+    )
     backend = chosen_backend("dynamic_conv2d", x, has_kernel=True)
     epilogue = (scale, shift, relu)
     if backend == "reference":
         whole = partial(reference.dynamic_conv2d, scale=scale, shift=shift, relu=relu)
         return call_reference(whole, x, experts, mixing, bias, stride, padding, dilation, groups)
-    wants_gradient = _wants_gradient(x, experts, mixing, bias, scale, shift)
-    if wants_gradient and keeps_the_mix(x, experts, *geometry, groups, backend):
+    records = wants_gradient(x, experts, mixing, bias, scale, shift)
+    if records and keeps_the_mix(x, experts, *geometry, groups, backend):
         mixed_bias = None if bias is None else call_reference(reference.mix, mixing, bias)
         weight = call_reference(reference.mix, mixing, experts)
         y = torch.ops.polychrome.per_sample_conv2d(x, weight, mixed_bias, *geometry, groups, backend)
         return reference.affine(y, *epilogue)
     if scale is None and shift is None and not relu:
         return torch.ops.polychrome.dynamic_conv2d(x, experts, mixing, bias, *geometry, groups, backend)
-    if wants_gradient:
+    if records:
         y = torch.ops.polychrome.dynamic_conv2d(x, experts, mixing, bias, *geometry, groups, backend)
         return reference.affine(y, *epilogue)
     return torch.ops.polychrome.dynamic_conv2d_affine(x, experts, mixing, bias, *geometry, groups, *epilogue, backend)
@@ -115,11 +108,7 @@ def per_sample_conv2d(
         ValueError: a shape, device, padding or group count does not fit, or the output would be empty.
         TypeError: a dtype is none of the above, or differs from x's.
     """
-    check_input(x)
-    x, weight, bias = cast_for_autocast(x, weight, bias)
-    _check_kernels("weight", weight, x, groups)
-    _check_bias(bias, x, batch=x.shape[0], out_channels=weight.shape[1])
-    geometry = _geometry(x, weight, stride, padding, dilation)
+    x, weight, bias, geometry = prepare_per_sample(x, weight, bias, stride, padding, dilation, groups)
     backend = chosen_backend("per_sample_conv2d", x, has_kernel=True)
     if backend == "reference":
         return call_reference(reference.per_sample_conv2d, x, weight, bias, stride, padding, dilation, groups)
@@ -128,6 +117,31 @@ def per_sample_conv2d(
 
 dynamic_conv2d.reference = reference.dynamic_conv2d
 per_sample_conv2d.reference = reference.per_sample_conv2d
+
+
+def prepare_dynamic(x, experts, mixing, bias, stride, padding, dilation, groups, scale=None, shift=None, relu=False):
+    """Return x, experts and bias as autocast has them, and the geometry; raise where an argument does not fit."""
+    check_input(x)
+    x, experts, bias = cast_for_autocast(x, experts, bias)
+    _check_kernels("experts", experts, x, groups)
+    check_small_dtype("mixing", mixing, x)
+    check_device("mixing", mixing, x)
+    check_shape("mixing", mixing, batch=x.shape[0], experts=experts.shape[0])
+    _check_bias(bias, x, experts=experts.shape[0], out_channels=experts.shape[1])
+    if not isinstance(relu, bool):
+        raise TypeError(f"relu must be a bool, got {relu!r}")
+    _check_affine("scale", scale, x, experts)
+    _check_affine("shift", shift, x, experts)
+    return x, experts, bias, _geometry(x, experts, stride, padding, dilation)
+
+
+def prepare_per_sample(x, weight, bias, stride, padding, dilation, groups):
+    """Return x, weight and bias as autocast would have them, and the geometry; raise where an argument does not fit."""
+    check_input(x)
+    x, weight, bias = cast_for_autocast(x, weight, bias)
+    _check_kernels("weight", weight, x, groups)
+    _check_bias(bias, x, batch=x.shape[0], out_channels=weight.shape[1])
+    return x, weight, bias, _geometry(x, weight, stride, padding, dilation)
 
 
 def _check_kernels(name: str, kernels: Tensor, x: Tensor, groups: int) -> None:
@@ -172,13 +186,15 @@ def keeps_the_mix(x: Tensor, experts: Tensor, stride, padding, dilation, groups:
     return forms_of(x, experts, stride, padding, dilation, groups, per_sample=False).are_naive
 
 
-def _wants_gradient(*tensors: Tensor | None) -> bool:
+def wants_gradient(*tensors: Tensor | None) -> bool:
     """Return whether autograd would record a call with these arguments."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _geometry(x: Tensor, kernels: Tensor, stride, padding, dilation) -> tuple[list[int], list[int], list[int]]:
-    """Return stride, padding and dilation as the ops take them; raise where the output would be empty."""
+    """Return stride, padding and dilation as the ops take them; raise where x or the output has no pixel."""
+    if x.shape[2] == 0 or x.shape[3] == 0:
+        raise ValueError(f"x must be at least 1 x 1, got {sizes(x)}")
     stride = resolve_pair("stride", stride)
     dilation = resolve_pair("dilation", dilation)
     kernel = kernels.shape[3:]

@@ -81,7 +81,7 @@ CONVOLUTION = (
 SWAPPED = (
     ConvolutionConfig(32, 64, 64, 4, swap=True),
     ConvolutionConfig(32, 128, 64, 4, swap=True),
-    ConvolutionConfig(16, 64, 64, 4, swap=True),
+    ConvolutionConfig(16, 64, 32, 4, swap=True),
 )
 # The stacked form holds two tiles in registers.
 STACKED = (
@@ -161,18 +161,20 @@ def weight_gradient_config(problem: Problem, device: Device, experts: int) -> We
     tiles *= ceil(problem.weights / problem.out_channels / config.block_n)
     if not experts:
         return config
-    splits = min(problem.batch, 2 * device.multiprocessors // tiles, _partial_gradients(problem, experts))
-    return config._replace(splits=max(1, splits))
+    return within_memory(config._replace(splits=2 * device.multiprocessors // tiles), problem)
 
 
-def _partial_gradients(problem: Problem, experts: int) -> int:
-    """Return how many partial gradients fit a fifth of what the naive form allocates: a copy of x, its weights twice.
+def within_memory(config: WeightGradientConfig, problem: Problem) -> WeightGradientConfig:
+    """Return `config` with no more partial gradients than fit a fifth of what the naive form allocates.
 
-    Its weights are in float32 first.
+    That is a copy of x and the mixed weights twice, once in float32. A table's choice may be for another batch.
     """
+    if not problem.experts:
+        return config
     x = problem.batch * problem.in_channels * problem.height * problem.width
     naive = problem.dtype.itemsize * (x + problem.batch * problem.weights) + 4 * problem.batch * problem.weights
-    return naive // 5 // (4 * experts * problem.weights)
+    fitting = naive // 5 // (4 * problem.experts * problem.weights)
+    return config._replace(splits=max(1, min(config.splits, problem.batch, fitting)))
 
 
 def depthwise_config(problem: Problem, device: Device, gradient: bool) -> DepthwiseConfig:

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from kernels.backend import chosen_backend, runs_triton
+from kernels.backend import TRITON_DTYPES, chosen_backend, runs_triton
+from kernels.dynamic_conv.api import prepare_dynamic, prepare_per_sample, wants_gradient
 from kernels.dynamic_conv.configs import KNOWN_DEVICES, Device, device_of
-from kernels.dynamic_conv.eager.forms import Forms, forms_of
-from kernels.dynamic_conv.geometry import resolve_padding, resolve_pair
+from kernels.dynamic_conv.eager.forms import Choice, Forms, forms_of
 from kernels.dynamic_conv.plan import Plan, plan
 from kernels.dynamic_conv.problem import Problem, problem_of
 
@@ -16,7 +16,8 @@ class Explanation(NamedTuple):
     """What a call would run; `str()` of it is a few lines to read.
 
     `implementation` is "reference", "eager" or "triton". `plan` holds regime, chunk and launch configs on Triton,
-    `forms` the forms on a CPU; the other is None.
+    `forms` the forms on a CPU; the other is None. `keeps_the_mix`: the mix is made before the op, for autograd to keep,
+    and the op called is `per_sample_conv2d`.
     """
 
     op: str
@@ -25,6 +26,7 @@ class Explanation(NamedTuple):
     device: str
     plan: Plan | None
     forms: Forms | None
+    keeps_the_mix: bool = False
 
     @property
     def regime(self) -> str:
@@ -57,6 +59,8 @@ class Explanation(NamedTuple):
                 ("gradient of weights", _config(self.plan.weight_gradient)),
             ]
         elif self.forms is not None:
+            if self.keeps_the_mix:
+                lines.append(("mixes", "before the op: autograd keeps the mixed weights for the gradients"))
             for name, choice in zip(("gradient of x", "gradient of weights"), self.forms[1:], strict=True):
                 lines.append((name, f"{choice.form}: {choice.reason}"))
         flops = problem.flops / 1e9
@@ -82,7 +86,13 @@ def explain_dynamic_conv2d(
     device: str | None = None,
 ) -> Explanation:
     """Return what `dynamic_conv2d` of these arguments would run."""
-    return _explain("dynamic_conv2d", x, experts, stride, padding, dilation, groups, False, device)
+    x, experts, bias, geometry = prepare_dynamic(
+        x, experts, mixing, bias, stride, padding, dilation, groups, scale, shift, relu
+    )
+    explanation = _explain("dynamic_conv2d", x, experts, *geometry, groups, False, device)
+    if explanation.implementation != "eager" or not explanation.forms.are_naive:
+        return explanation
+    return explanation._replace(keeps_the_mix=wants_gradient(x, experts, mixing, bias, scale, shift))
 
 
 def explain_per_sample_conv2d(
@@ -97,17 +107,19 @@ def explain_per_sample_conv2d(
     device: str | None = None,
 ) -> Explanation:
     """Return what `per_sample_conv2d` of these arguments would run."""
-    return _explain("per_sample_conv2d", x, weight, stride, padding, dilation, groups, True, device)
+    x, weight, bias, geometry = prepare_per_sample(x, weight, bias, stride, padding, dilation, groups)
+    return _explain("per_sample_conv2d", x, weight, *geometry, groups, True, device)
 
 
 def _explain(op, x, weight, stride, padding, dilation, groups, per_sample, device) -> Explanation:
-    stride, dilation = resolve_pair("stride", stride), resolve_pair("dilation", dilation)
-    padding = resolve_padding(padding, weight.shape[3:], stride, dilation)
     geometry = (stride, padding, dilation, groups, per_sample)
     problem = problem_of(x, weight, *geometry)
-    if device is not None:
-        facts = _known(device)
+    facts = None if device is None else _known(device)
+    if facts is not None and x.dtype in TRITON_DTYPES and len(x):
         return Explanation(op, problem, "triton", facts.name, plan(problem, facts), None)
+    if facts is not None:
+        naive = Choice("groups", "float64 has no kernel" if len(x) else "an empty batch launches nothing")
+        return Explanation(op, problem, "eager", facts.name, None, Forms(naive, naive, naive))
     backend = chosen_backend(op, x, has_kernel=True)
     if backend == "reference":
         return Explanation(op, problem, "reference", str(x.device), None, None)

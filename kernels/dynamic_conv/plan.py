@@ -15,6 +15,7 @@ from kernels.dynamic_conv.configs import (
     depthwise_config,
     measured,
     weight_gradient_config,
+    within_memory,
 )
 from kernels.dynamic_conv.problem import Problem
 
@@ -57,6 +58,8 @@ def plan(problem: Problem, device: Device) -> Plan:
     configs = {"forward": forward, "input_gradient": input_gradient, "weight_gradient": weight_gradient}
     for name, config in configs.items():
         configs[name] = config._replace(**choice.get(name, {}))
+    if regime != "depthwise":
+        configs["weight_gradient"] = within_memory(configs["weight_gradient"], problem)
     return Plan(
         regime,
         chunk,

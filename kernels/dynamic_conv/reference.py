@@ -19,9 +19,10 @@ def per_sample_conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, gro
     if batch == 0:
         no_bias = None if bias is None else bias.sum(0)
         return F.conv2d(x, weight.sum(0), no_bias, stride, padding, dilation, groups)
-    flat = x.reshape(1, batch * channels, height, width)
+    # contiguous: with one sample of other strides, torch's CPU convolution in float64 has wrong gradients
+    flat = x.contiguous().reshape(1, batch * channels, height, width)
     bias = None if bias is None else bias.flatten()
-    y = F.conv2d(flat, weight.flatten(0, 1), bias, stride, padding, dilation, batch * groups)
+    y = F.conv2d(flat, weight.contiguous().flatten(0, 1), bias, stride, padding, dilation, batch * groups)
     return y.unflatten(1, (batch, -1)).squeeze(0)
 
 

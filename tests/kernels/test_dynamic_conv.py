@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels import dynamic_conv2d, per_sample_conv2d, use_backend
@@ -175,6 +176,55 @@ def test_gradients_agree_with_each_other(case):
     torch.testing.assert_close((experts * dexperts).sum(), energy.sum())
 
 
+def test_outputs_of_the_backward_ops_have_the_strides_of_their_fakes():
+    """opcheck does not compare them all: mixing and biases that are not contiguous."""
+    (x, experts, mixing, bias), _ = dynamic_arguments("padded")
+    geometry = ([1, 1], [1, 1, 1, 1], [1, 1], 1)
+    mixing, bias = mixing.T.contiguous().T, bias.T.contiguous().T
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(tensor) for tensor in (x, experts, mixing, bias)]
+    for arguments in ((x, experts, mixing, bias), (x.to(memory_format=torch.channels_last), experts, mixing, bias)):
+        fake = [mode.from_tensor(tensor) for tensor in arguments]
+        grad = torch.ops.polychrome.dynamic_conv2d(*arguments, *geometry)
+        real = torch.ops.polychrome.dynamic_conv2d_backward(grad, *arguments, *geometry, [True] * 4)
+        with mode:
+            made = torch.ops.polychrome.dynamic_conv2d_backward(
+                torch.ops.polychrome.dynamic_conv2d(*fake, *geometry), *fake, *geometry, [True] * 4
+            )
+        assert [tensor.stride() for tensor in real] == [tensor.stride() for tensor in made]
+
+
+def test_the_definition_is_right_for_one_sample_of_any_stride():
+    x = randn(1, 3, 6, 5, dtype=torch.float64).permute(0, 2, 1, 3)
+    weight = randn(1, 4, 3, 2, 3, dtype=torch.float64).transpose(3, 4)
+    assert torch.autograd.gradcheck(
+        lambda *a: per_sample_conv2d.reference(*a, groups=2), (x.requires_grad_(), weight.requires_grad_())
+    )
+
+
+@both
+def test_other_ways_to_differentiate_are_refused_by_name(function):
+    arguments, options = ARGUMENTS[function]("padded")
+    x, *rest = arguments
+    hint = rf"{function.__name__} has no .*; call it under kernels.use_backend\('reference'\)"
+    with pytest.raises(RuntimeError, match=hint):
+        torch.func.jvp(lambda x: function(x, *rest, **options), (x,), (x,))
+    with pytest.raises(RuntimeError, match=hint):
+        torch.func.grad(lambda x: function(x, *rest, **options).sum())(x)
+    with use_backend("reference"):
+        gradient = torch.func.grad(lambda x: function(x, *rest, **options).sum())(x)
+    leaf = x.clone().requires_grad_()
+    function(leaf, *rest, **options).sum().backward()
+    torch.testing.assert_close(gradient, leaf.grad)
+
+
+def test_bfloat16_weight_gradients_with_strides_beyond_the_image():
+    """oneDNN's ungrouped ones are wrong by orders of magnitude there."""
+    arguments = [randn(300, 20, 4, 3), randn(2, 24, 20, 5, 5, seed=1), randn(300, 2, seed=2)]
+    arguments = [argument.bfloat16() if index < 2 else argument for index, argument in enumerate(arguments)]
+    assert_near_exact(dynamic_conv2d, arguments, stride=(1, 4), padding=2)
+
+
 def test_samples_do_not_see_each_other():
     (x, experts, mixing, bias), options = dynamic_arguments("padded")
     x[1] = torch.nan
@@ -216,9 +266,10 @@ def test_autocast_casts_what_conv2d_would_cast(function):
     assert torch.equal(y, function(*low, **options))
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @both
-def test_empty_batch(function):
-    arguments, options = ARGUMENTS[function]("same_even_kernel")
+def test_empty_batch(function, dtype):
+    arguments, options = ARGUMENTS[function]("same_even_kernel", dtype)
     x = arguments[0][:0]
     rest = [a[:0] if function is per_sample_conv2d else a for a in arguments[1:]]
     if function is dynamic_conv2d:
@@ -388,6 +439,10 @@ def bad(error, message, **changes):
             "bias must have x's dtype float32, got float64; cast one or use autocast",
             bias=torch.zeros(4, 6).double(),
         ),
+        bad(ValueError, "x must be at least 1 x 1, got [3, 4, 0, 8]", x=torch.zeros(3, 4, 0, 8)),
+        bad(TypeError, "relu must be a bool, got 'no'", relu="no"),
+        bad(ValueError, "scale must be [out_channels=6], got [5]", scale=torch.zeros(5)),
+        bad(TypeError, "shift must be float32, float64, float16 or bfloat16, got int64", shift=torch.zeros(6).long()),
         bad(ValueError, "stride must be an int or a pair of ints, at least 1, got 0", stride=0),
         bad(ValueError, "stride must be an int or a pair of ints, at least 1, got (1, 2, 3)", stride=(1, 2, 3)),
         bad(ValueError, "dilation must be an int or a pair of ints, at least 1, got 1.5", dilation=1.5),

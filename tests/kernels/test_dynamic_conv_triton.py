@@ -5,6 +5,8 @@ not write, a test sees.
 """
 
 import importlib
+import subprocess
+import sys
 import warnings
 
 import numpy
@@ -27,8 +29,9 @@ if not is_interpreted():
 if Version(triton.__version__) < Version("3.9") and Version(numpy.__version__) >= Version("2.5"):
     pytest.skip("Triton's interpreter before 3.9 needs a NumPy before 2.5", allow_module_level=True)
 
-convolution, ops, weight_gradient = (
-    importlib.import_module(f"kernels.dynamic_conv.triton.{name}") for name in ("convolution", "ops", "weight_gradient")
+convolution, mixing, ops, weight_gradient = (
+    importlib.import_module(f"kernels.dynamic_conv.triton.{name}")
+    for name in ("convolution", "mixing", "ops", "weight_gradient")
 )
 
 st = importlib.import_module("hypothesis.strategies")
@@ -113,6 +116,20 @@ def test_wide_weights_per_sample_are_near_the_exact_result(case, force):
     assert_near_exact(per_sample_conv2d, [x, permuted, None], **options)
 
 
+def test_tf32_is_asked_for_by_either_of_torchs_settings():
+    code = """
+import torch
+from kernels.tensors import allows_tf32
+print(allows_tf32())
+torch.backends.cudnn.conv.fp32_precision = "ieee"
+print(allows_tf32())
+torch.backends.cudnn.conv.fp32_precision = "tf32"
+print(allows_tf32())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False", "True"]
+
+
 def test_every_row_of_the_tables_is_near_the_exact_result(force):
     arguments, options = wide_arguments("wide", torch.float16)
     problem_experts = len(arguments[1])
@@ -140,6 +157,39 @@ def test_the_layout_of_x_is_kept(function, layout, force):
         torch.testing.assert_close(one, other)
     assert got[0].is_contiguous(memory_format=layout)
     assert got[1].is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("case", ["wide", "depthwise", "pointwise", "few_pixels"])
+def test_bias_scale_and_shift_of_any_stride(case, force):
+    """Biases are often slices of what a network generated, scales a broadcast number."""
+    force()
+    (x, experts, mixing, bias), options = wide_arguments(case)
+    outputs = bias.shape[1]
+    affine = {"scale": torch.tensor([1.5]).expand(outputs), "shift": randn(2 * outputs, seed=9)[::2]}
+    sliced = torch.cat([bias, bias], 1)[:, :outputs]
+    plain = {name: vector.contiguous() for name, vector in affine.items()}
+    with torch.no_grad():
+        expected = dynamic_conv2d(x, experts, mixing, bias, **options, **plain)
+        assert torch.equal(dynamic_conv2d(x, experts, mixing, sliced, **options, **affine), expected)
+        weight = randn(len(x), *experts.shape[1:], seed=4)
+        given = randn(len(x), 2 * outputs, seed=5)[:, ::2]
+        for some in (given, given[:1].expand(len(x), -1)):
+            expected = per_sample_conv2d(x, weight, some.clone(memory_format=torch.contiguous_format), **options)
+            assert torch.equal(per_sample_conv2d(x, weight, some, **options), expected)
+
+
+@pytest.mark.parametrize("experts", [1, 4, 5, 9])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 5), (1, 19)])
+def test_the_mix_is_right_however_many_samples_a_program_takes(monkeypatch, experts, kernel):
+    shape = (6, 20, *kernel)
+    kernels, weights = randn(experts, *shape, seed=1), randn(7, experts, seed=2)
+    exact = torch.einsum("bk,koihw->bohwi", weights.double(), kernels.double()).flatten(2, 3)
+    for programs in (1024, 3, 1):
+        monkeypatch.setattr(mixing, "PROGRAMS", programs)
+        with record_launches() as launches:
+            mixed = mixing.mix_into(torch.full(exact.shape, torch.nan), kernels, weights)
+        assert (launches[0].options["SAMPLES"] > 1) == (programs < 1024)
+        assert rms_ratio(mixed, exact) <= 1e-6
 
 
 @both

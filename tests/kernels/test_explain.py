@@ -62,6 +62,36 @@ def test_what_a_call_on_this_machine_runs():
     assert "at the least, forward   2.33e-05 GFLOP" in str(explain(dynamic_conv2d, *arguments))
 
 
+def test_autocast_and_gradients_are_part_of_the_answer():
+    x, experts, mixing = randn(2, 3, 8, 8), randn(4, 6, 3, 3, 3), randn(2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert explain(dynamic_conv2d, x, experts, mixing).problem.dtype == torch.bfloat16
+    assert not explain(dynamic_conv2d, x, experts, mixing).keeps_the_mix
+    recorded = explain(dynamic_conv2d, x.requires_grad_(), experts, mixing)
+    assert recorded.keeps_the_mix
+    assert "autograd keeps the mixed weights" in str(recorded)
+
+
+def test_what_has_no_kernel_is_said_about_a_gpu_too():
+    arguments, options = call(14, dtype=torch.float64)
+    explanation = explain(dynamic_conv2d, *arguments, **options, device=H200)
+    assert (explanation.implementation, explanation.reason) == ("eager", "float64 has no kernel")
+    with pytest.raises(ValueError, match="experts must have no dimension of size 0"):
+        explain(dynamic_conv2d, arguments[0], arguments[1][:0], arguments[2][:, :0], device=H200)
+
+
+def test_a_table_from_another_batch_keeps_to_the_memory_of_this_one(monkeypatch):
+    arguments, options = call(28, channels=128, batch=16)
+    problem = explain(dynamic_conv2d, *arguments, **options, device=H200).problem
+    choice = {"weight_gradient": {"splits": 64}}
+    monkeypatch.setattr(plans, "measured", lambda name: {problem.key: choice})
+    plans.plan.cache_clear()
+    try:
+        assert explain(dynamic_conv2d, *arguments, **options, device=H200).plan.weight_gradient.splits <= 5
+    finally:
+        plans.plan.cache_clear()
+
+
 def test_flops_and_bytes_are_those_of_the_convolution():
     arguments, options = call(14)
     problem = explain(dynamic_conv2d, *arguments, **options, device=H200).problem

@@ -257,3 +257,15 @@ def test_an_untraceable_model_is_refused_with_advice():
     with pytest.raises(ValueError, match=r"torch.fx cannot trace Branches \(.*fuse the parts of it") as info:
         fuse(Branches())
     assert isinstance(info.value.__cause__, torch.fx.proxy.TraceError)
+
+
+def test_a_fused_call_is_one_op_and_stays_one_when_exported():
+    model = nn.Sequential(DynamicConv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU()).eval()
+    fused, x = fuse(model), randn(2, 4, 8, 8)
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
+    program = torch.export.export(fused, (x,))
+    ops = {str(node.target) for node in program.graph.nodes if "polychrome" in str(node.target)}
+    assert ops == {"polychrome.dynamic_conv2d_affine.default"}
+    torch.testing.assert_close(program.module()(x), model(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fused.half()(x).dtype == torch.bfloat16

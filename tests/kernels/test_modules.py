@@ -326,3 +326,15 @@ def test_bad_calls_are_named():
     for arguments, options in [((-1,), {}), ((0, 0), {}), ((0,), {"start": 0.0}), ((0,), {"end": -1.0})]:
         with pytest.raises(ValueError, match="must be"):
             anneal_temperature(layer, *arguments, **options)
+
+
+def test_a_model_with_dynamic_convolutions_converts_to_channels_last():
+    layer, x = dynamic_conv(8, 6, 3), randn(3, 8, 9, 7)
+    expected = layer(x).detach()
+    model = nn.Sequential(layer).to(memory_format=torch.channels_last)
+    assert model[0].weight.shape == (4, 6, 8, 3, 3)
+    y = model(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(y, expected)
+    y.sum().backward()
+    assert model[0].weight.grad.shape == (4, 6, 8, 3, 3)
+    assert model.double()[0].weight.dtype == torch.float64

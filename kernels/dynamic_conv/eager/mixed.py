@@ -149,5 +149,5 @@ def _blocks(rows: Tensor) -> list[slice]:
     """Return slices of the columns small enough to stay in cache while they are widened."""
     columns = rows.shape[1]
     widened = rows.dtype != wide_dtype(rows.dtype)
-    block = max(1024, BLOCK_ELEMENTS // len(rows)) if widened else columns
+    block = max(1024, BLOCK_ELEMENTS // max(1, len(rows))) if widened else columns
     return [slice(start, start + block) for start in range(0, columns, block)]

@@ -104,6 +104,6 @@ def dynamic_conv2d_backward(
     return (
         dx if for_x else not_asked(x),
         dexperts.to(experts.dtype).contiguous() if for_experts else not_asked(x),
-        dmixing.to(mixing.dtype) if for_mixing else not_asked(x),
+        dmixing.to(mixing.dtype).contiguous() if for_mixing else not_asked(x),
         dbias.to(bias.dtype) if for_bias else not_asked(x),
     )

@@ -232,7 +232,7 @@ def depthwise_kernel(
 
     source_at = source_ptr + sample * source_h * source_w * SOURCE
     acc = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for j in tl.static_range(MULTIPLIER if TRANSPOSED else 1):
+    for j in range(MULTIPLIER if TRANSPOSED else 1):
         if TRANSPOSED:
             weight_channel = channels * MULTIPLIER + j
             source_channel = weight_channel

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from kernels.launch import launch
 
+# As many programs as fill a GPU; where there are more tiles, a program mixes several samples with what it holds.
+PROGRAMS = 1024
 # Up to this many experts stay in registers while the samples pass by; more are read again for each sample.
 EXPERTS_HELD = tl.constexpr(8)
 
@@ -18,10 +20,12 @@ def mix_into(mixed: Tensor, experts: Tensor, mixing: Tensor) -> Tensor:
     """
     samples, rows, taps, channels = mixed.shape
     block_c = min(triton.next_power_of_2(channels), 128)
-    block_t = triton.next_power_of_2(taps)
-    block_r = max(1, min(triton.next_power_of_2(rows), 2048 // (block_c * block_t)))
-    tiles = triton.cdiv(rows, block_r) * triton.cdiv(channels, block_c)
-    samples_per_program = max(1, min(16, samples * tiles // 1024))
+    block_t = min(triton.next_power_of_2(taps), 16)
+    tile = 2048 if experts.shape[0] <= 4 else 1024
+    block_c = min(block_c, tile // block_t)
+    block_r = max(1, min(triton.next_power_of_2(rows), tile // (block_c * block_t)))
+    tiles = triton.cdiv(rows, block_r) * triton.cdiv(channels, block_c) * triton.cdiv(taps, block_t)
+    samples_per_program = max(1, min(16, samples * tiles // PROGRAMS))
     grid = (tiles, triton.cdiv(samples, samples_per_program))
     launch(
         mix_kernel,
@@ -58,11 +62,12 @@ def mix_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    row_block = tl.program_id(0) // tl.cdiv(CHANNELS, BLOCK_C)
-    channel_block = tl.program_id(0) % tl.cdiv(CHANNELS, BLOCK_C)
+    tap_block = tl.program_id(0) % tl.cdiv(TAPS, BLOCK_T)
+    channel_block = tl.program_id(0) // tl.cdiv(TAPS, BLOCK_T) % tl.cdiv(CHANNELS, BLOCK_C)
+    row_block = tl.program_id(0) // (tl.cdiv(TAPS, BLOCK_T) * tl.cdiv(CHANNELS, BLOCK_C))
     rows = row_block * BLOCK_R + tl.arange(0, BLOCK_R)[:, None, None]
     channels = channel_block * BLOCK_C + tl.arange(0, BLOCK_C)[None, :, None]
-    taps = tl.arange(0, BLOCK_T)[None, None, :]
+    taps = tap_block * BLOCK_T + tl.arange(0, BLOCK_T)[None, None, :]
     inside = (rows < ROWS) & (channels < CHANNELS) & (taps < TAPS)
     read = (rows * CHANNELS + channels) * TAPS + taps  # [BLOCK_R, BLOCK_C, BLOCK_T]
     write = (rows * TAPS + taps) * CHANNELS + channels

@@ -11,7 +11,7 @@ from kernels.dynamic_conv.triton.convolution import convolve
 from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients
 from kernels.dynamic_conv.triton.mixing import mix_into
 from kernels.dynamic_conv.triton.weight_gradient import expert_gradients, sample_gradients
-from kernels.tensors import empty_as, not_asked
+from kernels.tensors import allows_tf32, empty_as, not_asked
 
 
 def per_sample_conv2d(
@@ -126,7 +126,7 @@ def _forward(x, weight, mixing, bias, stride, padding, dilation, groups, scale=N
     how = _plan(x, weight, stride, padding, dilation, groups, per_sample=mixing is None)
     kernel = tuple(weight.shape[3:])
     source = x.contiguous(memory_format=torch.channels_last)
-    mixing = None if mixing is None else mixing.contiguous()
+    mixing, bias, scale, shift = (None if t is None else t.contiguous() for t in (mixing, bias, scale, shift))
     epilogue = {"scale": scale, "shift": shift, "relu": relu}
     if how.regime == "depthwise":
         flat = weight.reshape(*weight.shape[:2], -1).contiguous()
@@ -193,6 +193,7 @@ def _expert_gradient(how, grad, x, experts, mixing, stride, padding, dilation, g
     last = _channels_last(experts)
     if how.accumulate:
         gradient, products = expert_gradients(grad, source, last if for_mixing else None, mixing, *geometry)
+        del last  # as large as the gradient that is laid out next
         return _channels_first(gradient, experts), products
     # Many experts: the gradients of a chunk of samples, then two products with them.
     batch = x.shape[0]
@@ -277,7 +278,7 @@ def _over_pixels(grad: Tensor) -> Tensor:
 
 def _precision(x: Tensor) -> str:
     """Return the precision of float32 products: TF32 where torch allows it to its own convolutions."""
-    return "tf32" if x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32 and x.is_cuda else "ieee"
+    return "tf32" if x.dtype == torch.float32 and x.is_cuda and allows_tf32() else "ieee"
 
 
 def _plan(x, weight, stride, padding, dilation, groups, per_sample) -> Plan:
