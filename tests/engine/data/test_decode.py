@@ -1,11 +1,11 @@
 import io
 
-import image_kinds
 import numpy as np
 import pytest
 from PIL import Image
 
 from engine.data import decode
+from tests.engine.data import image_kinds
 
 ACCEPTED = image_kinds.accepted()
 REFUSED = image_kinds.refused()

@@ -2,7 +2,6 @@ import dataclasses
 import importlib.util
 import os
 
-import image_kinds
 import numpy as np
 import pytest
 import torch
@@ -10,6 +9,7 @@ from PIL import Image
 
 from engine.data import decode, listing, loader, sampling, scan
 from engine.errors import UserError
+from tests.engine.data import image_kinds
 
 needs_dali = pytest.mark.skipif(loader.resolve("auto") != "dali", reason="NVIDIA DALI is not installed")
 BOTH = [pytest.param("dali", marks=needs_dali), "torch"]

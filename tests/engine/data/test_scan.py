@@ -1,13 +1,13 @@
 import json
 import os
 
-import image_kinds
 import numpy as np
 import pytest
 
 from engine.data import listing
 from engine.data import scan as scanning
 from engine.errors import UserError
+from tests.engine.data import image_kinds
 
 WHOLE = image_kinds.encoded(image_kinds.picture(), "JPEG", quality=90)
 
