@@ -18,7 +18,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.bfloat16,) if DEVICE == "cuda" else (torch.bfloat16, torch.float32)
 ROUNDS = (10, 50) if DEVICE == "cuda" else (5, 30)
 # For all implementations of one shape together; the fewest rounds are run whatever they take.
-SECONDS = 8 if DEVICE == "cuda" else 1.5
+SECONDS = 8 if DEVICE == "cuda" else 1.0
 # On a CPU, a baseline that takes this many times as long as naive is run once and left out of the rounds.
 SLOW = 3
 KEPT = ("ours", "naive", "naive fp32")
