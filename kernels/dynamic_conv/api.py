@@ -136,7 +136,7 @@ def prepare_dynamic(x, experts, mixing, bias, stride, padding, dilation, groups,
 
 
 def prepare_per_sample(x, weight, bias, stride, padding, dilation, groups):
-    """Return x, weight and bias as autocast would have them, and the geometry; raise where an argument does not fit."""
+    """Return x, weight and bias as autocast has them, and the geometry; raise where an argument does not fit."""
     check_input(x)
     x, weight, bias = cast_for_autocast(x, weight, bias)
     _check_kernels("weight", weight, x, groups)

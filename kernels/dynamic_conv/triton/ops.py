@@ -94,15 +94,15 @@ def dynamic_conv2d_backward(
     how = _plan(x, experts, stride, padding, dilation, groups, per_sample=False)
     geometry = (stride, padding, dilation)
     mixing32 = mixing.float().contiguous()
-    grad_last = grad.contiguous(memory_format=torch.channels_last)
+    grad_last, source = (t.contiguous(memory_format=torch.channels_last) for t in (grad, x))
     dx, dexperts, dmixing, dbias = (not_asked(x) for _ in needed)  # outputs of an op must not share memory
     products = None
     if for_x:
-        with_products = for_mixing and how.regime == "stacked"
-        dx, products = _input_gradient(how, grad_last, x, experts, mixing32, *geometry, groups, with_products)
+        probe = source if for_mixing and how.regime == "stacked" else None
+        dx, products = _input_gradient(how, grad_last, x, experts, mixing32, *geometry, groups, probe)
     if for_experts or (for_mixing and products is None):
         gradient, from_weights = _expert_gradient(
-            how, grad_last, x, experts, mixing32, *geometry, groups, for_mixing and products is None
+            how, grad_last, source, experts, mixing32, *geometry, groups, for_mixing and products is None
         )
         products = from_weights if products is None else products
         if for_experts:
@@ -150,8 +150,8 @@ def _forward(x, weight, mixing, bias, stride, padding, dilation, groups, scale=N
     return y
 
 
-def _input_gradient(how, grad, x, weight, mixing, stride, padding, dilation, groups, with_products=False):
-    """Return the gradient of x, and `<x_b, gradient through expert k>` [batch, experts] where asked for."""
+def _input_gradient(how, grad, x, weight, mixing, stride, padding, dilation, groups, probe=None):
+    """Return the gradient of x, and `<probe_b, gradient through expert k>` [batch, experts] where x is the probe."""
     dx = empty_as(x, x.shape)
     kernel = tuple(weight.shape[3:])
     if how.regime == "depthwise":
@@ -161,15 +161,14 @@ def _input_gradient(how, grad, x, weight, mixing, stride, padding, dilation, gro
         return dx, None
     geometry = (stride, padding, dilation, groups, kernel, how.input_gradient, _precision(x), True)
     if how.regime == "stacked":
-        source, products = None, None
-        if with_products:
-            source = x.contiguous(memory_format=torch.channels_last)
+        products = None
+        if probe is not None:
             blocks = groups * -(-x.shape[1] // groups // how.input_gradient.block_n)
             # zeros: a stride larger than the kernel leaves pixels that no tap reaches
             products = grad.new_zeros(
                 (blocks, weight.shape[0], x.shape[0], x.shape[2] * x.shape[3]), dtype=torch.float32
             )
-        convolve(grad, _channels_last(weight), dx, *geometry, mixing=mixing, probe=source, products=products)
+        convolve(grad, _channels_last(weight), dx, *geometry, mixing=mixing, probe=probe, products=products)
         return dx, None if products is None else products.sum((0, 3)).T
     for part, weights in _weights(how, weight, mixing, x.shape[0], backward_chunk(how.chunk, x.shape[0])):
         if how.regime == "pointwise" and _is_channels_last(dx):
@@ -180,23 +179,22 @@ def _input_gradient(how, grad, x, weight, mixing, stride, padding, dilation, gro
 
 
 def _expert_gradient(how, grad, x, experts, mixing, stride, padding, dilation, groups, for_mixing):
-    """Return the gradients of experts, in their shape and dtype, and of mixing in float32."""
+    """Return the gradients of experts, in their shape and dtype, and of mixing in float32; x is channels_last."""
     kernel = tuple(experts.shape[3:])
-    source = x.contiguous(memory_format=torch.channels_last)
     if how.regime == "depthwise":
         flat = experts.flatten(2).contiguous() if for_mixing else None
         gradient, products = depthwise_gradients(
-            grad, source, flat, mixing, stride, padding, dilation, kernel, how.weight_gradient
+            grad, x, flat, mixing, stride, padding, dilation, kernel, how.weight_gradient
         )
         return gradient.reshape(experts.shape).to(experts.dtype), products
     geometry = (stride, padding, dilation, groups, kernel, how.weight_gradient, _precision(x))
-    last = _channels_last(experts)
     if how.accumulate:
-        gradient, products = expert_gradients(grad, source, last if for_mixing else None, mixing, *geometry)
-        del last  # as large as the gradient that is laid out next
+        gradient, products = expert_gradients(
+            grad, x, _channels_last(experts) if for_mixing else None, mixing, *geometry
+        )
         return _channels_first(gradient, experts), products
     # Many experts: the gradients of a chunk of samples, then two products with them.
-    batch = x.shape[0]
+    batch, last = x.shape[0], _channels_last(experts)
     chunk = max(1, backward_chunk(how.chunk, batch) // 2)
     buffer = grad.new_empty((chunk, *last.shape[1:]), dtype=torch.float32)
     gradient = grad.new_zeros((experts.shape[0], last[0].numel()), dtype=torch.float32)
@@ -204,7 +202,7 @@ def _expert_gradient(how, grad, x, experts, mixing, stride, padding, dilation, g
     wide = last.flatten(1).float()
     for begin in range(0, batch, chunk):
         part = slice(begin, min(begin + chunk, batch))
-        own = sample_gradients(grad[part], source[part], buffer[: part.stop - begin], *geometry).flatten(1)
+        own = sample_gradients(grad[part], x[part], buffer[: part.stop - begin], *geometry).flatten(1)
         gradient.addmm_(mixing[part].T, own)
         if for_mixing:
             products.append(own @ wide.T)
