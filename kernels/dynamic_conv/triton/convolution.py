@@ -5,14 +5,13 @@ gradient of x is the same product with the roles of x and y exchanged: input pix
 stride see the same taps, so each remainder (phase) is a dense problem of its own.
 """
 
-from math import gcd
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.dynamic_conv.configs import ConvolutionConfig
+from kernels.dynamic_conv.triton.addressing import constants, first_tap, needs_64_bits, walk
 from kernels.launch import launch
 
 
@@ -54,8 +53,6 @@ def convolve(
     rows = extent[0] * extent[1] * (batch if mixing is not None else 1)
     tiles = triton.cdiv(rows, config.block_m) * triton.cdiv(outputs, config.block_n) * groups * phases
     grid = (tiles * (1 if mixing is not None else batch),)
-    steps = [s // gcd(s, d) if transposed else 1 for s, d in zip(stride, dilation, strict=True)]
-    moves = [-(d // gcd(s, d)) if transposed else d for s, d in zip(stride, dilation, strict=True)]
     launch(
         convolution_kernel,
         grid,
@@ -76,18 +73,8 @@ def convolve(
         GROUPS=groups,
         CHANNELS=channels,
         OUTPUTS=outputs,
-        KERNEL_H=kernel[0],
-        KERNEL_W=kernel[1],
-        STRIDE_H=stride[0],
-        STRIDE_W=stride[1],
-        PADDING_H=padding[0],
-        PADDING_W=padding[2],
-        DILATION_H=dilation[0],
-        DILATION_W=dilation[1],
-        STEP_H=steps[0],
-        STEP_W=steps[1],
-        MOVE_H=moves[0],
-        MOVE_W=moves[1],
+        **constants(kernel, stride, padding, dilation),
+        **walk(stride, dilation, transposed),
         TRANSPOSED=transposed,
         RELU=relu,
         CHANNELS_LAST=out.is_contiguous(memory_format=torch.channels_last),
@@ -101,28 +88,6 @@ def convolve(
         num_warps=config.warps,
         num_stages=config.stages,
     )
-
-
-def needs_64_bits(*tensors: Tensor | None) -> bool:
-    """Return whether an element of a tensor lies beyond what a 32-bit offset reaches."""
-    return any(tensor is not None and tensor.numel() >= 2**31 for tensor in tensors)
-
-
-@triton.jit
-def first_tap(
-    phase,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    DILATION: tl.constexpr,
-    STEP: tl.constexpr,
-):
-    """Return the first tap that reaches input pixels of this phase, how many do, and the output pixel it meets."""
-    first = tl.full((), KERNEL, tl.int32)
-    for tap in tl.static_range(STEP):
-        first = tl.where((phase + PADDING - tap * DILATION) % STRIDE == 0, tap, first)
-    taps = tl.maximum(KERNEL - first + STEP - 1, 0) // STEP
-    return first, taps, (phase + PADDING - first * DILATION) // STRIDE
 
 
 @triton.jit

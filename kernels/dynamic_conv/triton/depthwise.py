@@ -3,15 +3,13 @@
 The mix is made in registers, float32, for the channels and the taps a program needs.
 """
 
-from math import gcd
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.dynamic_conv.configs import DepthwiseConfig
-from kernels.dynamic_conv.triton.convolution import first_tap, needs_64_bits
+from kernels.dynamic_conv.triton.addressing import constants, first_tap, needs_64_bits, walk
 from kernels.launch import launch
 
 # Accumulators a program of the gradient keeps, one per tap, and one per tap and expert.
@@ -45,8 +43,6 @@ def convolve_depthwise(
     phases = stride[0] * stride[1] if transposed else 1
     extent = (triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1])) if transposed else (height, width)
     row_blocks = triton.cdiv(extent[0] * extent[1], config.block_p)
-    steps = [s // gcd(s, d) if transposed else 1 for s, d in zip(stride, dilation, strict=True)]
-    moves = [-(d // gcd(s, d)) if transposed else d for s, d in zip(stride, dilation, strict=True)]
     launch(
         depthwise_kernel,
         (triton.cdiv(out.shape[1], config.block_c) * phases * row_blocks * batch,),
@@ -63,18 +59,8 @@ def convolve_depthwise(
         EXPERTS=0 if mixing is None else weight.shape[0],
         CHANNELS=out.shape[1],
         MULTIPLIER=multiplier,
-        KERNEL_H=kernel[0],
-        KERNEL_W=kernel[1],
-        STRIDE_H=stride[0],
-        STRIDE_W=stride[1],
-        PADDING_H=padding[0],
-        PADDING_W=padding[2],
-        DILATION_H=dilation[0],
-        DILATION_W=dilation[1],
-        STEP_H=steps[0],
-        STEP_W=steps[1],
-        MOVE_H=moves[0],
-        MOVE_W=moves[1],
+        **constants(kernel, stride, padding, dilation),
+        **walk(stride, dilation, transposed),
         TRANSPOSED=transposed,
         RELU=relu,
         CHANNELS_LAST=out.is_contiguous(memory_format=torch.channels_last),
@@ -130,14 +116,7 @@ def depthwise_gradients(
         EXPERTS=count,
         CHANNELS=outputs,
         MULTIPLIER=outputs // inputs,
-        KERNEL_H=kernel[0],
-        KERNEL_W=kernel[1],
-        STRIDE_H=stride[0],
-        STRIDE_W=stride[1],
-        PADDING_H=padding[0],
-        PADDING_W=padding[2],
-        DILATION_H=dilation[0],
-        DILATION_W=dilation[1],
+        **constants(kernel, stride, padding, dilation),
         INDEX64=needs_64_bits(grad[:1], x[:1]),
         TAPS_HELD=taps_held,
         BLOCK_P=config.block_p,

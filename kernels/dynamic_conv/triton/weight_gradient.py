@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.dynamic_conv.configs import WeightGradientConfig
-from kernels.dynamic_conv.triton.convolution import needs_64_bits
+from kernels.dynamic_conv.triton.addressing import constants, needs_64_bits
 from kernels.launch import launch
 
 
@@ -99,14 +99,7 @@ def _launch(
         GROUPS=groups,
         CHANNELS=channels // groups,
         OUTPUTS=grad.shape[1] // groups,
-        KERNEL_H=kernel[0],
-        KERNEL_W=kernel[1],
-        STRIDE_H=stride[0],
-        STRIDE_W=stride[1],
-        PADDING_H=padding[0],
-        PADDING_W=padding[2],
-        DILATION_H=dilation[0],
-        DILATION_W=dilation[1],
+        **constants(kernel, stride, padding, dilation),
         INDEX64=needs_64_bits(grad[:1], x[:1], out),
         PRECISION=precision,
         GATHER=channels // groups < 16,

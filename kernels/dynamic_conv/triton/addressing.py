@@ -1,0 +1,47 @@
+"""What the kernels of a convolution share: its geometry as constants, the taps of a phase, the width of offsets."""
+
+from math import gcd
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def constants(kernel: tuple[int, int], stride: list[int], padding: list[int], dilation: list[int]) -> dict[str, int]:
+    """Return the geometry by the names the kernels give it; padding is [top, bottom, left, right]."""
+    by_name = {"KERNEL": kernel, "STRIDE": stride, "PADDING": padding[::2], "DILATION": dilation}
+    return {f"{name}_{axis}": pair[i] for name, pair in by_name.items() for i, axis in enumerate("HW")}
+
+
+def walk(stride: list[int], dilation: list[int], transposed: bool) -> dict[str, int]:
+    """Return how a kernel goes over the taps: from one to the next it meets (STEP), and over pixels with it (MOVE).
+
+    The gradient of x meets every tap that reaches its phase, and moves back over y's pixels.
+    """
+    found = {}
+    for axis, s, d in zip("HW", stride, dilation, strict=True):
+        found[f"STEP_{axis}"] = s // gcd(s, d) if transposed else 1
+        found[f"MOVE_{axis}"] = -(d // gcd(s, d)) if transposed else d
+    return found
+
+
+def needs_64_bits(*tensors: Tensor | None) -> bool:
+    """Return whether an element of a tensor lies beyond what a 32-bit offset reaches."""
+    return any(tensor is not None and tensor.numel() >= 2**31 for tensor in tensors)
+
+
+@triton.jit
+def first_tap(
+    phase,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PADDING: tl.constexpr,
+    DILATION: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Return the first tap that reaches input pixels of this phase, how many do, and the output pixel it meets."""
+    first = tl.full((), KERNEL, tl.int32)
+    for tap in tl.static_range(STEP):
+        first = tl.where((phase + PADDING - tap * DILATION) % STRIDE == 0, tap, first)
+    taps = tl.maximum(KERNEL - first + STEP - 1, 0) // STEP
+    return first, taps, (phase + PADDING - first * DILATION) // STRIDE
