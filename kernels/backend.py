@@ -50,16 +50,16 @@ def current_backend() -> str:
     return _current
 
 
-def chosen_backend(op: str, x: torch.Tensor, has_kernel: bool = False) -> str:
+def chosen_backend(op: str, x: torch.Tensor) -> str:
     """Return the backend in force for a call of `op` on `x`.
 
     Raises:
-        RuntimeError: it is "triton", and `op` has no kernel, or none that can run on x's device; or the call is
-            differentiated in a way that only the definition can be.
+        RuntimeError: it is "triton", and no kernel can run on x's device; or the call is differentiated in a way that
+            only the definition can be.
         TypeError: it is "triton", and the kernels do not take x's dtype.
     """
     if _current == "triton":
-        _check_triton(op, x, has_kernel)
+        _check_triton(op, x)
     if _current != "reference" and not torch.compiler.is_compiling():
         _refuse_transforms(op)
     return _current
@@ -95,11 +95,7 @@ def is_interpreted() -> bool:
     return type(triton.language.cdiv).__name__ == "InterpretedFunction"
 
 
-def _check_triton(op: str, x: torch.Tensor, has_kernel: bool) -> None:
-    if not has_kernel:
-        raise RuntimeError(
-            f"{op} has no Triton kernel in this version; use use_backend('auto') or use_backend('reference')"
-        )
+def _check_triton(op: str, x: torch.Tensor) -> None:
     if not triton_is_installed():
         raise RuntimeError(f"{op} cannot run on Triton, which is not installed; use use_backend('auto')")
     interpreted = is_interpreted()

@@ -52,6 +52,11 @@ def not_asked(x: Tensor) -> Tensor:
     return x.new_empty(0)
 
 
+def needs_64_bits(*tensors: Tensor | None) -> bool:
+    """Return whether an element of a tensor lies beyond what a 32-bit offset reaches."""
+    return any(tensor is not None and tensor.numel() >= 2**31 for tensor in tensors)
+
+
 def allows_tf32() -> bool:
     """Return whether torch lets float32 convolutions on CUDA use TF32, by whichever of its two settings was used."""
     try:

@@ -62,7 +62,7 @@ def dynamic_conv2d(
     x, experts, bias, geometry = prepare_dynamic(
         x, experts, mixing, bias, stride, padding, dilation, groups, scale, shift, relu
     )
-    backend = chosen_backend("dynamic_conv2d", x, has_kernel=True)
+    backend = chosen_backend("dynamic_conv2d", x)
     epilogue = (scale, shift, relu)
     if backend == "reference":
         whole = partial(reference.dynamic_conv2d, scale=scale, shift=shift, relu=relu)
@@ -109,7 +109,7 @@ def per_sample_conv2d(
         TypeError: a dtype is none of the above, or differs from x's.
     """
     x, weight, bias, geometry = prepare_per_sample(x, weight, bias, stride, padding, dilation, groups)
-    backend = chosen_backend("per_sample_conv2d", x, has_kernel=True)
+    backend = chosen_backend("per_sample_conv2d", x)
     if backend == "reference":
         return call_reference(reference.per_sample_conv2d, x, weight, bias, stride, padding, dilation, groups)
     return torch.ops.polychrome.per_sample_conv2d(x, weight, bias, *geometry, groups, backend)

@@ -120,7 +120,7 @@ def _explain(op, x, weight, stride, padding, dilation, groups, per_sample, devic
     if facts is not None:
         naive = Choice("groups", "float64 has no kernel" if len(x) else "an empty batch launches nothing")
         return Explanation(op, problem, "eager", facts.name, None, Forms(naive, naive, naive))
-    backend = chosen_backend(op, x, has_kernel=True)
+    backend = chosen_backend(op, x)
     if backend == "reference":
         return Explanation(op, problem, "reference", str(x.device), None, None)
     if runs_triton(x, backend):

@@ -1,10 +1,9 @@
-"""What the kernels of a convolution share: its geometry as constants, the taps of a phase, the width of offsets."""
+"""What the kernels of a convolution share: its geometry as constants, and the taps of a phase."""
 
 from math import gcd
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 
 def constants(kernel: tuple[int, int], stride: list[int], padding: list[int], dilation: list[int]) -> dict[str, int]:
@@ -23,11 +22,6 @@ def walk(stride: list[int], dilation: list[int], transposed: bool) -> dict[str, 
         found[f"STEP_{axis}"] = s // gcd(s, d) if transposed else 1
         found[f"MOVE_{axis}"] = -(d // gcd(s, d)) if transposed else d
     return found
-
-
-def needs_64_bits(*tensors: Tensor | None) -> bool:
-    """Return whether an element of a tensor lies beyond what a 32-bit offset reaches."""
-    return any(tensor is not None and tensor.numel() >= 2**31 for tensor in tensors)
 
 
 @triton.jit

@@ -11,8 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.dynamic_conv.configs import ConvolutionConfig
-from kernels.dynamic_conv.triton.addressing import constants, first_tap, needs_64_bits, walk
+from kernels.dynamic_conv.triton.addressing import constants, first_tap, walk
 from kernels.launch import launch
+from kernels.tensors import needs_64_bits
 
 
 def convolve(

@@ -9,8 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.dynamic_conv.configs import DepthwiseConfig
-from kernels.dynamic_conv.triton.addressing import constants, first_tap, needs_64_bits, walk
+from kernels.dynamic_conv.triton.addressing import constants, first_tap, walk
 from kernels.launch import launch
+from kernels.tensors import needs_64_bits
 
 # Accumulators a program of the gradient keeps, one per tap, and one per tap and expert.
 TAPS_HELD, VECTORS_HELD = 9, 12

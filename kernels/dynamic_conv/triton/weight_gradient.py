@@ -11,8 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.dynamic_conv.configs import WeightGradientConfig
-from kernels.dynamic_conv.triton.addressing import constants, needs_64_bits
+from kernels.dynamic_conv.triton.addressing import constants
 from kernels.launch import launch
+from kernels.tensors import needs_64_bits
 
 
 def expert_gradients(
