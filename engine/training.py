@@ -196,13 +196,12 @@ def train_epoch(
 
 
 def _forward(model: nn.Module, batch: Batch, plan: Plan, generator: torch.Generator) -> Tensor:
-    images = normalise(batch.images)
     if not plan.sample_channels:
-        return model(images)
-    mask = sample_masks(len(images), images.shape[1], generator)
+        return model(normalise(batch.images))
+    mask = sample_masks(*batch.images.shape[:2], generator)
     if getattr(model, "any_channels", False):
-        return model(images, mask)
-    return model(images * mask[:, :, None, None])
+        return model(normalise(batch.images), mask)
+    return model(normalise(batch.images, mask))
 
 
 def _mix(seed: int, epoch: int) -> int:

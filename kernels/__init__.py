@@ -1,6 +1,7 @@
 """Fused operations for convolutions whose kernels differ per sample; needs neither a GPU nor Triton to import."""
 
 from kernels import flops as _flops  # noqa: F401  (registers the FLOP formulas)
+from kernels.augment import augment
 from kernels.backend import use_backend
 from kernels.channel_gate import channel_gate
 from kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
@@ -8,6 +9,7 @@ from kernels.explain import explain
 from kernels.spatial_attention import channel_stats, spatial_attention
 
 __all__ = [
+    "augment",
     "channel_gate",
     "channel_stats",
     "dynamic_conv2d",

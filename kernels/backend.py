@@ -50,16 +50,16 @@ def current_backend() -> str:
     return _current
 
 
-def chosen_backend(op: str, x: torch.Tensor) -> str:
-    """Return the backend in force for a call of `op` on `x`.
+def chosen_backend(op: str, x: torch.Tensor, dtype: torch.dtype | None = None) -> str:
+    """Return the backend in force for a call of `op` on `x`, which computes in `dtype`, by default x's.
 
     Raises:
         RuntimeError: it is "triton", and no kernel can run on x's device; or the call is differentiated in a way that
             only the definition can be.
-        TypeError: it is "triton", and the kernels do not take x's dtype.
+        TypeError: it is "triton", and the kernels do not compute in that dtype.
     """
     if _current == "triton":
-        _check_triton(op, x)
+        _check_triton(op, x, dtype)
     if _current != "reference" and not torch.compiler.is_compiling():
         _refuse_transforms(op)
     return _current
@@ -74,10 +74,13 @@ def _refuse_transforms(op: str) -> None:
         raise RuntimeError(f"{op} has no {what}; call it under kernels.use_backend('reference') to get one")
 
 
-def runs_triton(x: torch.Tensor, backend: str) -> bool:
-    """Return whether an op called with `backend` runs its Triton kernels on `x`: `auto` does on CUDA tensors."""
+def runs_triton(x: torch.Tensor, backend: str, dtype: torch.dtype | None = None) -> bool:
+    """Return whether an op called with `backend` runs its Triton kernels on `x`: `auto` does on CUDA tensors.
+
+    The op computes in `dtype`, by default x's.
+    """
     if backend == "auto":
-        return x.is_cuda and x.dtype in TRITON_DTYPES and triton_is_installed()
+        return x.is_cuda and (dtype or x.dtype) in TRITON_DTYPES and triton_is_installed()
     return backend == "triton"
 
 
@@ -95,7 +98,7 @@ def is_interpreted() -> bool:
     return type(triton.language.cdiv).__name__ == "InterpretedFunction"
 
 
-def _check_triton(op: str, x: torch.Tensor) -> None:
+def _check_triton(op: str, x: torch.Tensor, dtype: torch.dtype | None) -> None:
     if not triton_is_installed():
         raise RuntimeError(f"{op} cannot run on Triton, which is not installed; use use_backend('auto')")
     interpreted = is_interpreted()
@@ -105,10 +108,11 @@ def _check_triton(op: str, x: torch.Tensor) -> None:
             "before Triton is imported to run its kernels on CPU tensors"
         )
     wanted = [dtype for dtype in TRITON_DTYPES if not (interpreted and dtype == torch.bfloat16)]
-    if x.dtype not in wanted:
-        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in wanted)
+    if (dtype or x.dtype) not in wanted:
+        names = " or ".join(str(each).removeprefix("torch.") for each in wanted)
         where = "Triton's interpreter" if interpreted else "the Triton kernels"
-        raise TypeError(f"x must be {names} for {where}, got {str(x.dtype).removeprefix('torch.')}")
+        got = str(dtype or x.dtype).removeprefix("torch.")
+        raise TypeError(f"{'dtype' if dtype else 'x'} must be {names} for {where}, got {got}")
 
 
 def call_reference(definition: Callable, x: torch.Tensor, *arguments):

@@ -50,10 +50,10 @@ def check_small_dtype(name: str, tensor: Tensor, x: Tensor) -> None:
         raise TypeError(f"{name} must be float32 or have x's dtype {_short(x.dtype)}, got {_short(tensor.dtype)}")
 
 
-def check_device(name: str, tensor: Tensor, x: Tensor) -> None:
-    """Raise ValueError unless `tensor` is on x's device."""
+def check_device(name: str, tensor: Tensor, x: Tensor, owner: str = "x's") -> None:
+    """Raise ValueError unless `tensor` is on the device of `x`, which the caller knows as `owner`."""
     if tensor.device != x.device:
-        raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")
+        raise ValueError(f"{name} must be on {owner} device {x.device}, got {tensor.device}")
 
 
 def sizes(tensor: Tensor) -> str:

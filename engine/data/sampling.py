@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 ORDER, CROPS, FLIPS = range(3)
@@ -32,19 +30,13 @@ def random_crops(
     `sizes` is [n, 2] of (height, width) in pixels; returns int64 [n, 4] of (top, left, height, width).
     `scale` is the range of the crop's share of the area, `ratio` that of width / height.
     """
-    sizes = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
-    height, width = sizes[:, :1], sizes[:, 1:]
-    area, aspect, vertical, horizontal = _generator(CROPS, seed, epoch).random((4, len(sizes), TRIES))
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = np.exp(low + (high - low) * aspect)
-    crop_height, crop_width = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
-    fits = (crop_height > 0) & (crop_height <= height) & (crop_width > 0) & (crop_width <= width)
-    top = np.floor(vertical * (height - crop_height + 1))
-    left = np.floor(horizontal * (width - crop_width + 1))
-    tries = np.stack([top, left, crop_height, crop_width], axis=-1)  # [n, tries, 4]
-    first = tries[np.arange(len(sizes)), fits.argmax(axis=1)]
-    return np.where(fits.any(axis=1, keepdims=True), first, _central(sizes, ratio)).astype(np.int64)
+    import torch
+
+    from kernels.augment import parameters
+
+    sizes = torch.from_numpy(np.array(sizes, np.int64).reshape(-1, 2))
+    drawn = torch.from_numpy(_generator(CROPS, seed, epoch).random((4, len(sizes), TRIES)))
+    return parameters.random_crops(drawn.permute(1, 2, 0), sizes, scale, ratio).numpy()
 
 
 def center_crops(sizes: np.ndarray, fraction: float) -> np.ndarray:
@@ -53,12 +45,6 @@ def center_crops(sizes: np.ndarray, fraction: float) -> np.ndarray:
     side = np.maximum(1, np.rint(fraction * sizes.min(axis=1, keepdims=True)))
     shape = np.repeat(side, 2, axis=1)
     return np.concatenate([(sizes - shape) // 2, shape], axis=1).astype(np.int64)
-
-
-def _central(sizes: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
-    height, width = sizes.T
-    shape = np.stack([np.minimum(height, np.rint(width / ratio[0])), np.minimum(width, np.rint(height * ratio[1]))], 1)
-    return np.concatenate([(sizes - shape) // 2, np.maximum(shape, 1)], axis=1)
 
 
 def _generator(purpose: int, seed: int, epoch: int) -> np.random.Generator:

@@ -1,0 +1,47 @@
+"""Where an output pixel lies in its source image."""
+
+import torch
+from torch import Tensor
+
+
+def resolve_size(size, images: Tensor) -> tuple[int, int]:
+    """Return the output's (height, width); None is that of `images` [count, height, width, channels]."""
+    if size is None:
+        return images.shape[1], images.shape[2]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def clamped(crops: Tensor | None, batch: int, images: Tensor) -> Tensor:
+    """Return the boxes [batch, 4] of (top, left, height, width) as far as they lie in the images, int64."""
+    height, width = images.shape[1], images.shape[2]
+    if crops is None:
+        return torch.tensor([0, 0, height, width], device=images.device).expand(batch, -1)
+    crops = crops.long()
+    start = crops[:, :2].clamp_min(0)
+    end = torch.minimum(crops[:, :2] + crops[:, 2:], torch.tensor([height, width], device=crops.device))
+    return torch.cat([start, end - start], 1)
+
+
+def source_positions(
+    crops: Tensor, flips: Tensor | None, angles: Tensor | None, size: tuple[int, int], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, x in the source image and the share of each output pixel that the crop covers, [batch, height, width].
+
+    Coordinates are in pixels, the centre of the first one at 0.5. The crop is resized to `size`, then flipped, then
+    turned about its centre: undone here in the other order.
+    """
+    height, width = size
+    y = (torch.arange(height, device=crops.device, dtype=dtype) + 0.5 - height / 2)[:, None]
+    x = torch.arange(width, device=crops.device, dtype=dtype) + 0.5 - width / 2
+    cover = torch.ones((), device=crops.device, dtype=dtype)
+    if angles is not None:
+        turn = torch.deg2rad(angles.to(dtype))[:, None, None]
+        y, x = turn.sin() * x + turn.cos() * y, turn.cos() * x - turn.sin() * y
+        cover = (height / 2 + 0.5 - y.abs()).clamp(0, 1) * (width / 2 + 0.5 - x.abs()).clamp(0, 1)
+    if flips is not None:
+        x = torch.where(flips[:, None, None], -x, x)
+    top, left, rows, columns = (edge[:, None, None] for edge in crops.unbind(1))
+    y = torch.minimum(torch.maximum(top + (y + height / 2) * (rows / height), top), top + rows)
+    x = torch.minimum(torch.maximum(left + (x + width / 2) * (columns / width), left), left + columns)
+    shape = (len(crops), height, width)
+    return y.expand(shape), x.expand(shape), cover.expand(shape)

@@ -1,0 +1,171 @@
+"""What happens to each image, drawn on the device by (seed, epoch, image index): the same whatever batch or rank."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels.augment.philox import uniforms
+
+TRIES = 10
+# The numbers of the draws: what is added later takes new ones, so that the old ones keep their values.
+CROP, COLOR, SPACE, CHANNELS = range(TRIES), 16, 17, 32
+CHANNEL_ORDERS = ("all", "subset", "shuffle")
+
+
+class Parameters(NamedTuple):
+    """Arguments of `augment` by their names there, each with a row per image; None for what is not done."""
+
+    crops: Tensor | None
+    flips: Tensor | None
+    angles: Tensor | None
+    brightness: Tensor | None
+    contrast: Tensor | None
+    gamma: Tensor | None
+    grayscale: Tensor | None
+    channels: Tensor | None
+    cutouts: Tensor | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How images are augmented; the defaults do nothing. Names and meanings are torchvision's where it has them.
+
+    scale, ratio: the range of the crop's share of the area and of its width / height (`RandomResizedCrop`); None for
+        whole images.
+    flip, grayscale: probabilities.
+    degrees: angles are drawn from [-degrees, degrees].
+    brightness, contrast, gamma: factors are drawn from [1 - value, 1 + value].
+    cutout: side of a square of zeros around any pixel, as a share of the output's shorter side (DeVries and Taylor
+        2017); what hangs over the edge is lost.
+    channels: "all"; "subset": how many channels are present, then which, uniformly (hierarchical channel sampling, Bao
+        et al. 2023), the absent ones zero; "shuffle": the same, the present ones first and in random order.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    scale: tuple[float, float] | None = None
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+    degrees: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    gamma: float = 0.0
+    grayscale: float = 0.0
+    cutout: float = 0.0
+    channels: str = "all"
+
+    def __post_init__(self):
+        most = {"degrees": 180.0}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, float) and not 0 <= value <= most.get(field.name, 1.0):
+                raise ValueError(f"{field.name} must be from 0 to {most.get(field.name, 1.0):g}, got {value!r}")
+        if self.gamma == 1:
+            raise ValueError("gamma must be below 1, or an image could be raised to the power of 0")
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale must be a range within 0 to 1, got {self.scale!r}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio must be a range of positive numbers, got {self.ratio!r}")
+        if self.channels not in CHANNEL_ORDERS:
+            raise ValueError(f"channels must be one of {', '.join(CHANNEL_ORDERS)}, got {self.channels!r}")
+
+
+def draw(
+    recipe: Recipe,
+    indices: Tensor,
+    sizes: Tensor | tuple[int, int],
+    seed: int,
+    epoch: int,
+    size: tuple[int, int] = (1, 1),
+    channels: int = 3,
+) -> Parameters:
+    """Return the parameters of the images `indices` in an epoch, on their device.
+
+    Each row follows from (seed, epoch, image index) alone, so batches, ranks and the order do not change it, and a
+    whole epoch may be drawn at once.
+
+    Args:
+        indices: int32 or int64 [n], the images' places in the set.
+        sizes: their (height, width) in pixels, [n, 2], or one pair for all.
+        seed, epoch: at least 0, below 2**64 and 2**32.
+        size: (height, width) of the output, for the cutout.
+        channels: how many channels the images have.
+    """
+    order = range(CHANNELS, CHANNELS + 1 + channels // 4) if recipe.channels != "all" else ()
+    crop = CROP if recipe.scale is not None else ()
+    drawn = uniforms(indices, seed, epoch, [COLOR, SPACE, *order, *crop])  # in one call: it is many small operations
+    color, space = drawn[:, 0].unbind(1), drawn[:, 1].unbind(1)
+    order, crop = drawn[:, 2 : 2 + len(order)].flatten(1), drawn[:, 2 + len(order) :]
+    return Parameters(
+        crops=random_crops(crop, _pairs(sizes, indices), recipe.scale, recipe.ratio) if recipe.scale else None,
+        flips=space[0] < recipe.flip if recipe.flip else None,
+        angles=((2 * space[1] - 1) * recipe.degrees).float() if recipe.degrees else None,
+        brightness=_factor(color[0], recipe.brightness),
+        contrast=_factor(color[1], recipe.contrast),
+        gamma=_factor(color[2], recipe.gamma),
+        grayscale=color[3] < recipe.grayscale if recipe.grayscale else None,
+        channels=_channels(recipe.channels, order, channels),
+        cutouts=_squares(space[2], space[3], recipe.cutout, size) if recipe.cutout else None,
+    )
+
+
+def random_crops(
+    drawn: Tensor, sizes: Tensor, scale: Sequence[float] = (0.35, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3)
+) -> Tensor:
+    """Return int64 [n, 4] of (top, left, height, width), distributed as torchvision's RandomResizedCrop.
+
+    drawn: float64 [n, tries, 4] in [0, 1); sizes: [n, 2] of (height, width). The first try that fits its image is
+    taken; where none does, the largest central crop whose width / height is within `ratio`.
+    """
+    height, width = sizes.double()[:, None].unbind(-1)  # [n, 1] each
+    area, aspect, vertical, horizontal = drawn.unbind(-1)  # [n, tries] each
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = torch.exp(low + (high - low) * aspect)
+    rows, columns = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
+    fits = (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
+    top, left = (vertical * (height - rows + 1)).floor(), (horizontal * (width - columns + 1)).floor()
+    tries = torch.stack([top, left, rows, columns], -1)  # [n, tries, 4]
+    first = tries.gather(1, fits.int().argmax(1)[:, None, None].expand(-1, 1, 4))[:, 0]
+    return torch.where(fits.any(1, keepdim=True), first, _central(sizes.double(), ratio)).long()
+
+
+def _central(sizes: Tensor, ratio: Sequence[float]) -> Tensor:
+    height, width = sizes.unbind(1)
+    rows = torch.minimum(height, (width / ratio[0]).round())
+    columns = torch.minimum(width, (height * ratio[1]).round())
+    shape = torch.stack([rows, columns], 1).clamp_min(1)
+    return torch.cat([((sizes - shape) / 2).floor(), shape], 1)
+
+
+def _pairs(sizes: Tensor | tuple[int, int], indices: Tensor) -> Tensor:
+    return torch.as_tensor(sizes, device=indices.device).expand(len(indices), 2)
+
+
+def _factor(drawn: Tensor, spread: float) -> Tensor | None:
+    return (1 + (2 * drawn - 1) * spread).float() if spread else None
+
+
+def _squares(vertical: Tensor, horizontal: Tensor, share: float, size: tuple[int, int]) -> Tensor:
+    """Return squares [n, 4] of (top, left, height, width) around uniformly drawn pixels."""
+    side = max(1, round(share * min(size)))
+    centre = torch.stack([vertical * size[0], horizontal * size[1]], 1).floor().long()
+    return torch.cat([centre - side // 2, torch.full_like(centre, side)], 1)
+
+
+def _channels(order: str, drawn: Tensor, count: int) -> Tensor | None:
+    """Return which channels are present, [n, count], -1 for absent, from [n, count + 1 or more] drawn."""
+    if order == "all":
+        return None
+    places = torch.arange(count, device=drawn.device)
+    present = 1 + (drawn[:, :1] * count).floor().long()
+    chosen = drawn[:, 1 : 1 + count].argsort(1)
+    if order == "shuffle":
+        return chosen.where(places < present, -1)
+    rank = chosen.argsort(1)  # the inverse of the order: the place of each channel in it
+    return places.where(rank < present, -1)

@@ -1,0 +1,114 @@
+"""The definition in plain PyTorch, used as "naive" by tests and benchmarks. It does not check its arguments."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from kernels.augment.geometry import clamped, resolve_size, source_positions
+from kernels.tensors import wide_dtype
+
+LUMA = (0.2989, 0.587, 0.114)
+
+
+def augment(
+    images,
+    crops=None,
+    flips=None,
+    angles=None,
+    mean=None,
+    std=None,
+    channels=None,
+    size=None,
+    dtype=torch.float32,
+    *,
+    indices=None,
+    brightness=None,
+    contrast=None,
+    gamma=None,
+    grayscale=None,
+    cutouts=None,
+):
+    """Crop, resize, flip, rotate, jitter, normalise and select channels, one filter evaluation for each pixel."""
+    batch = len(images) if indices is None else len(indices)
+    out = resolve_size(size, images)
+    wide = wide_dtype(dtype)
+    x = resampled(images, indices, clamped(crops, batch, images), flips, angles, out, wide)
+    x = finished(x / 255, brightness, contrast, gamma, grayscale, mean, std, channels, cutouts)
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def resampled(images, indices, crops, flips, angles, size, dtype) -> Tensor:
+    """Return values in 0..255, [batch, channels, height, width], of the crops resized, flipped and rotated."""
+    batch = len(crops)
+    where = torch.arange(batch, device=images.device) if indices is None else indices.long()
+    y, x, cover = source_positions(crops, flips, angles, size, dtype)
+    top, left, height, width = (edge[:, None, None] for edge in crops.unbind(1))
+    rows, row_weights = _taps(y, height / size[0], top, top + height, dtype)
+    columns, column_weights = _taps(x, width / size[1], left, left + width, dtype)
+    total = 0
+    for row, row_weight in zip(rows, row_weights, strict=True):
+        for column, column_weight in zip(columns, column_weights, strict=True):
+            pixels = images[where[:, None, None], row, column].to(dtype)  # [batch, height, width, channels]
+            total = total + (row_weight * column_weight)[..., None] * pixels
+    return (total * cover[..., None]).permute(0, 3, 1, 2)
+
+
+def _taps(position: Tensor, scale: Tensor, first: Tensor, last: Tensor, dtype) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the pixels along an axis that the filter about `position` meets, and their weights, which sum to one.
+
+    The filter is a triangle of half width 1, or of the scale where that shrinks the image. Pixels outside
+    first .. last - 1 have weight zero.
+    """
+    half = scale.to(dtype).clamp_min(1)
+    start = (position - half + 0.5).floor()
+    count = math.ceil(2 * float(half.max())) if half.numel() else 0
+    pixels = [start + tap for tap in range(count)]
+    weights = [
+        (1 - ((pixel + 0.5 - position) / half).abs()).clamp_min(0) * ((pixel >= first) & (pixel < last))
+        for pixel in pixels
+    ]
+    total = sum(weights)
+    inside = [torch.minimum(torch.maximum(pixel.long(), first), last - 1) for pixel in pixels]
+    return inside, [weight / total for weight in weights]
+
+
+def finished(x, brightness, contrast, gamma, grayscale, mean, std, channels, cutouts) -> Tensor:
+    """Return values in 0..1 [batch, channels, height, width] jittered, normalised, selected and cut out."""
+    if brightness is not None:
+        x = (x * _per_sample(brightness, x)).clamp(0, 1)
+    if contrast is not None:
+        x = ((x - 0.5) * _per_sample(contrast, x) + 0.5).clamp(0, 1)
+    if gamma is not None:
+        x = x ** _per_sample(gamma, x)
+    if grayscale is not None:
+        luma = (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+        x = torch.where(grayscale[:, None, None, None], luma, x)
+    if mean is not None:
+        x = x - x.new_tensor(mean)[:, None, None]
+    if std is not None:
+        x = x / x.new_tensor(std)[:, None, None]
+    if channels is not None:
+        x = _selected(x, channels)
+    if cutouts is not None:
+        x = x.masked_fill(_cut(cutouts, x.shape[2:])[:, None], 0)
+    return x
+
+
+def _per_sample(factor: Tensor, x: Tensor) -> Tensor:
+    return factor.to(x.dtype)[:, None, None, None]
+
+
+def _selected(x: Tensor, channels: Tensor) -> Tensor:
+    """Return the channels named, [batch, out] or [out]; a negative one is zero."""
+    chosen = channels.long().expand(len(x), -1)
+    batch = torch.arange(len(x), device=x.device)[:, None]
+    return torch.where((chosen >= 0)[:, :, None, None], x[batch, chosen.clamp_min(0)], 0)
+
+
+def _cut(boxes: Tensor, size) -> Tensor:
+    """Return which pixels, [batch, height, width], lie in their sample's box [top, left, height, width]."""
+    top, left, height, width = (edge[:, None, None] for edge in boxes.unbind(1))
+    row = torch.arange(size[0], device=boxes.device)[:, None]
+    column = torch.arange(size[1], device=boxes.device)
+    return (row >= top) & (row < top + height) & (column >= left) & (column < left + width)

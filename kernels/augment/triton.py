@@ -1,0 +1,292 @@
+"""The op as one launch: each program makes a tile of one sample's output pixels, up to four channels of it."""
+
+import math
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.launch import launch
+
+# Output rows and columns of a program: a thread's pixels lie below each other and share what depends on the column.
+BLOCK_H, BLOCK_W, WARPS = 16, 32, 4
+# Channels a program accumulates at once; where there are more, each group finds the source pixels again.
+GROUP = 4
+RADIANS = tl.constexpr(math.pi / 180)
+
+
+def augment(
+    images: Tensor,
+    indices: Tensor | None,
+    crops: Tensor | None,
+    flips: Tensor | None,
+    angles: Tensor | None,
+    brightness: Tensor | None,
+    contrast: Tensor | None,
+    gamma: Tensor | None,
+    grayscale: Tensor | None,
+    channels: Tensor | None,
+    cutouts: Tensor | None,
+    mean: list[float],
+    std: list[float],
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the batch [batch, channels, height, width] in `dtype`, channels_last."""
+    batch = len(images) if indices is None else len(indices)
+    count = images.shape[3] if channels is None else channels.shape[1]
+    shape = (batch, count, height, width)
+    out = torch.empty(shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
+    if out.numel() == 0:
+        return out
+    per_sample = (indices, crops, flips, angles, brightness, contrast, gamma, grayscale, channels, cutouts)
+    launch(
+        augment_kernel,
+        (batch * triton.cdiv(height, BLOCK_H) * triton.cdiv(width, BLOCK_W), triton.cdiv(count, GROUP)),
+        images,
+        out,
+        *(None if parameter is None else parameter.contiguous() for parameter in per_sample),
+        _statistics(tuple(mean), tuple(std), images.device),
+        *images.shape[:3],
+        *images.stride(),
+        CHANNELS=count,
+        SOURCE_CHANNELS=images.shape[3],
+        OUT_HEIGHT=height,
+        OUT_WIDTH=width,
+        RESAMPLE=crops is not None or angles is not None or images.shape[1:3] != (height, width),
+        INDEX64=needs_64_bits(images),
+        GROUP=min(GROUP, count),
+        BLOCK_H=BLOCK_H,
+        BLOCK_W=BLOCK_W,
+        num_warps=WARPS,
+        debug=True,  # device_assert is left out without it
+        sanitize_overflow=False,
+    )
+    return out
+
+
+def needs_64_bits(images: Tensor) -> bool:
+    """Return whether a byte of an image lies further from its first one than a 32-bit offset reaches."""
+    return sum((size - 1) * stride for size, stride in zip(images.shape[1:], images.stride()[1:], strict=True)) >= 2**31
+
+
+@cache
+def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return what values in 0..1 are multiplied by and what is added, [2, channels], copied to the device once."""
+    scale = [1 / deviation for deviation in std]
+    offset = [-average / deviation for average, deviation in zip(mean, std, strict=True)]
+    return torch.tensor([scale, offset], dtype=torch.float32, device=device)
+
+
+@triton.jit
+def augment_kernel(
+    images_ptr,
+    out_ptr,
+    indices_ptr,
+    crops_ptr,
+    flips_ptr,
+    angles_ptr,
+    brightness_ptr,
+    contrast_ptr,
+    gamma_ptr,
+    grayscale_ptr,
+    channels_ptr,
+    cutouts_ptr,
+    statistics_ptr,
+    count,
+    height,
+    width,
+    stride_image,
+    stride_row,
+    stride_column,
+    stride_channel,
+    CHANNELS: tl.constexpr,
+    SOURCE_CHANNELS: tl.constexpr,
+    OUT_HEIGHT: tl.constexpr,
+    OUT_WIDTH: tl.constexpr,
+    RESAMPLE: tl.constexpr,
+    INDEX64: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    across: tl.constexpr = (OUT_WIDTH + BLOCK_W - 1) // BLOCK_W
+    blocks: tl.constexpr = (OUT_HEIGHT + BLOCK_H - 1) // BLOCK_H * across
+    sample, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    rows = (block // across * BLOCK_H + tl.arange(0, BLOCK_H))[:, None]
+    columns = (block % across * BLOCK_W + tl.arange(0, BLOCK_W))[None, :]
+    keep = (rows < OUT_HEIGHT) & (columns < OUT_WIDTH)
+    if INDEX64:
+        stride_row, stride_column = tl.cast(stride_row, tl.int64), tl.cast(stride_column, tl.int64)
+        stride_channel = tl.cast(stride_channel, tl.int64)
+    first = tl.program_id(1) * GROUP
+
+    image = tl.cast(sample, tl.int64)
+    if indices_ptr is not None:
+        image = tl.load(indices_ptr + sample).to(tl.int64)
+        tl.device_assert((image >= 0) & (image < count), "augment: an index is not that of an image")
+    source = images_ptr + image * stride_image
+
+    # A gray pixel needs all three channels of its source; any other, those it is made of.
+    selected = ()
+    gathered = ()
+    for g in tl.static_range(GROUP):
+        channel = tl.minimum(first + g, CHANNELS - 1)
+        if channels_ptr is not None:
+            channel = tl.load(channels_ptr + sample * CHANNELS + channel).to(tl.int32)
+            tl.device_assert(channel < SOURCE_CHANNELS, "augment: a channel is not in the images")
+        selected = selected + (channel,)
+        gathered = gathered + (tl.maximum(channel, 0) * stride_channel,)
+    if grayscale_ptr is not None:
+        gathered = ()
+        for g in tl.static_range(3):
+            gathered = gathered + (g * stride_channel,)
+
+    if RESAMPLE:
+        values = resampled(
+            source,
+            gathered,
+            rows,
+            columns,
+            crops_ptr,
+            flips_ptr,
+            angles_ptr,
+            sample,
+            height,
+            width,
+            stride_row,
+            stride_column,
+            OUT_HEIGHT,
+            OUT_WIDTH,
+        )
+    else:
+        seen = columns
+        if flips_ptr is not None:
+            seen = tl.where(tl.load(flips_ptr + sample), OUT_WIDTH - 1 - columns, columns)
+        at = source + (rows * stride_row + seen * stride_column)
+        values = ()
+        for g in tl.static_range(len(gathered)):
+            values = values + (tl.load(at + gathered[g], mask=keep, other=0).to(tl.float32),)
+
+    jittered = ()
+    for g in tl.static_range(len(gathered)):
+        jittered = jittered + (jitter(values[g], brightness_ptr, contrast_ptr, gamma_ptr, sample),)
+
+    uncut = keep
+    if cutouts_ptr is not None:
+        top, left = tl.load(cutouts_ptr + 4 * sample).to(tl.int32), tl.load(cutouts_ptr + 4 * sample + 1).to(tl.int32)
+        bottom = top + tl.load(cutouts_ptr + 4 * sample + 2).to(tl.int32)
+        right = left + tl.load(cutouts_ptr + 4 * sample + 3).to(tl.int32)
+        uncut = (rows < top) | (rows >= bottom) | (columns < left) | (columns >= right)
+
+    target = out_ptr + tl.cast(sample, tl.int64) * (OUT_HEIGHT * OUT_WIDTH * CHANNELS)
+    target += (rows * OUT_WIDTH + columns) * CHANNELS + first
+    for g in tl.static_range(GROUP):
+        channel = selected[g]
+        if grayscale_ptr is not None:
+            value = tl.where(channel == 0, jittered[0], tl.where(channel == 1, jittered[1], jittered[2]))
+            luma = 0.2989 * jittered[0] + 0.587 * jittered[1] + 0.114 * jittered[2]
+            value = tl.where(tl.load(grayscale_ptr + sample), luma, value)
+        else:
+            value = jittered[g]
+        known = tl.maximum(channel, 0)
+        value = value * tl.load(statistics_ptr + known) + tl.load(statistics_ptr + SOURCE_CHANNELS + known)
+        value = tl.where(uncut, tl.where(channel >= 0, value, 0.0), 0.0)
+        written = keep & (rows < tl.where(first + g < CHANNELS, OUT_HEIGHT, 0))
+        tl.store(target + g, value.to(out_ptr.dtype.element_ty), mask=written)
+
+
+@triton.jit
+def resampled(
+    source,
+    gathered,
+    rows,
+    columns,
+    crops_ptr,
+    flips_ptr,
+    angles_ptr,
+    sample,
+    height,
+    width,
+    stride_row,
+    stride_column,
+    OUT_HEIGHT: tl.constexpr,
+    OUT_WIDTH: tl.constexpr,
+):
+    """Return a tuple of [BLOCK_H, BLOCK_W] values in 0..255, one for each offset of `gathered`."""
+    top, left, bottom, right = 0, 0, height, width
+    if crops_ptr is not None:
+        top, left = tl.load(crops_ptr + 4 * sample).to(tl.int32), tl.load(crops_ptr + 4 * sample + 1).to(tl.int32)
+        bottom = tl.minimum(top + tl.load(crops_ptr + 4 * sample + 2).to(tl.int32), height)
+        right = tl.minimum(left + tl.load(crops_ptr + 4 * sample + 3).to(tl.int32), width)
+        top, left = tl.maximum(top, 0), tl.maximum(left, 0)
+        tl.device_assert((bottom > top) & (right > left), "augment: a crop has nothing in its image")
+
+    y, x = rows + (0.5 - OUT_HEIGHT / 2), columns + (0.5 - OUT_WIDTH / 2)
+    if angles_ptr is not None:
+        angle = tl.load(angles_ptr + sample) * RADIANS
+        cosine, sine = tl.cos(angle), tl.sin(angle)
+        y, x = sine * x + cosine * y, cosine * x - sine * y
+        cover = tl.clamp(OUT_HEIGHT / 2 + 0.5 - tl.abs(y), 0.0, 1.0) * tl.clamp(
+            OUT_WIDTH / 2 + 0.5 - tl.abs(x), 0.0, 1.0
+        )
+    if flips_ptr is not None:
+        x = tl.where(tl.load(flips_ptr + sample), -x, x)
+    scale_y, scale_x = (bottom - top) / OUT_HEIGHT, (right - left) / OUT_WIDTH
+    y = tl.minimum(tl.maximum(top + (y + OUT_HEIGHT / 2) * scale_y, top), bottom)
+    x = tl.minimum(tl.maximum(left + (x + OUT_WIDTH / 2) * scale_x, left), right)
+
+    half_y, half_x = tl.maximum(scale_y, 1.0), tl.maximum(scale_x, 1.0)
+    taps_y, taps_x = tl.ceil(2 * half_y).to(tl.int32), tl.ceil(2 * half_x).to(tl.int32)
+    first_y, first_x = tl.floor(y - half_y + 0.5).to(tl.int32), tl.floor(x - half_x + 0.5).to(tl.int32)
+    sums = (tl.zeros_like(y + x),) * (len(gathered) + 1)
+    place = (y, x, 1 / half_y, 1 / half_x, top, left, bottom, right)
+    # Two taps each way are all there are unless the image shrinks: unrolled, so that their loads overlap.
+    for tap in tl.static_range(4):
+        sums = add_tap(sums, gathered, source, first_y + tap // 2, first_x + tap % 2, place, stride_row, stride_column)
+    for i in range(taps_y):
+        for j in range(tl.where(i < 2, 2, 0), taps_x):
+            sums = add_tap(sums, gathered, source, first_y + i, first_x + j, place, stride_row, stride_column)
+    share = 1 / sums[0]
+    if angles_ptr is not None:
+        share = share * cover
+    values = ()
+    for g in tl.static_range(len(gathered)):
+        values = values + (sums[g + 1] * share,)
+    return values
+
+
+@triton.jit
+def add_tap(sums, gathered, source, row, column, place, stride_row, stride_column):
+    """Return the sum of weights and the weighted sums, with the source pixels (row, column) added."""
+    y, x, inverse_y, inverse_x, top, left, bottom, right = place
+    weight_y = tl.maximum(1 - tl.abs(row + 0.5 - y) * inverse_y, 0.0)
+    weight_x = tl.maximum(1 - tl.abs(column + 0.5 - x) * inverse_x, 0.0)
+    # Outside the crop the weight is zero and its edge is read: no load needs a mask.
+    weight_y = tl.where((row >= top) & (row < bottom), weight_y, 0.0)
+    weight_x = tl.where((column >= left) & (column < right), weight_x, 0.0)
+    row = tl.minimum(tl.maximum(row, top), bottom - 1)
+    column = tl.minimum(tl.maximum(column, left), right - 1)
+    weight = weight_y * weight_x
+    at = source + (row * stride_row + column * stride_column)
+    added = (sums[0] + weight,)
+    for g in tl.static_range(len(gathered)):
+        added = added + (sums[g + 1] + weight * tl.load(at + gathered[g]).to(tl.float32),)
+    return added
+
+
+@triton.jit
+def jitter(value, brightness_ptr, contrast_ptr, gamma_ptr, sample):
+    """Return values of 0..255 in 0..1 with the sample's brightness, contrast and gamma."""
+    value = value * (1 / 255)
+    if brightness_ptr is not None:
+        value = tl.clamp(value * tl.load(brightness_ptr + sample), 0.0, 1.0)
+    if contrast_ptr is not None:
+        value = tl.clamp((value - 0.5) * tl.load(contrast_ptr + sample) + 0.5, 0.0, 1.0)
+    if gamma_ptr is not None:
+        power = tl.load(gamma_ptr + sample) * tl.log2(tl.where(value > 0, value, 1.0))
+        value = tl.where(value > 0, tl.exp2(power), 0.0)
+    return value

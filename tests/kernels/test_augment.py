@@ -1,0 +1,263 @@
+"""The op on a CPU and its definition, against each other and against torchvision and DALI."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional
+
+from kernels import augment, use_backend
+from tests.kernels.augment_cases import CASES, PARAMETERS, SIZES, images, statistics
+from tests.kernels.oracle import rms_ratio
+
+DTYPES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """A photograph, uint8 [height, width, 3]."""
+    matplotlib = pytest.importorskip("matplotlib.cbook")
+    with matplotlib.get_sample_data("grace_hopper.jpg") as file:
+        return torch.from_numpy(np.array(Image.open(file).convert("RGB")))
+
+
+def as_batch(photo):
+    return photo[None], photo.permute(2, 0, 1)
+
+
+def difference(got, expected) -> float:
+    """Return the mean absolute difference in steps of 1/255; `expected` is a uint8 image."""
+    return (got[0] * 255 - expected).abs().mean().item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("case", CASES)
+def test_cpu_path_is_near_the_definition_in_float64(case, size, dtype):
+    arguments = CASES[case] | statistics() | {"size": SIZES[size]}
+    exact = augment.reference(images(), dtype=torch.float64, **arguments)
+    got = augment(images(), dtype=dtype, **arguments)
+    assert got.dtype == dtype
+    assert got.shape == exact.shape
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert rms_ratio(got, exact) <= DTYPES[dtype]
+    if dtype == torch.float32:
+        assert (got - exact).abs().max() * 0.2 <= 0.1 / 255  # 0.2: the smallest std
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("channels", [1, 2, 5, 13])
+def test_any_number_of_channels(channels, backend):
+    arguments = CASES["training"] | statistics(channels) | {"size": 9}
+    with use_backend(backend):
+        got = augment(images(channels), **arguments)
+    assert got.shape == (4, channels, 9, 9)
+    assert rms_ratio(got, augment.reference(images(channels), dtype=torch.float64, **arguments)) <= 1e-5
+
+
+@pytest.mark.parametrize("size", [224, 100, 300, (120, 64)], ids=str)
+@pytest.mark.parametrize("crop", [(0, 0, 600, 512), (31, 60, 333, 280), (200, 100, 90, 120)], ids=str)
+def test_resized_crops_of_a_photograph_are_torchvisions(photo, crop, size):
+    batch, planes = as_batch(photo)
+    got = augment(batch, torch.tensor([crop]), size=size)
+    pair = [size, size] if isinstance(size, int) else list(size)
+    exact = functional.resized_crop(planes.float(), *crop, pair, antialias=True)
+    assert difference(got, exact) < 0.01
+    assert difference(got, functional.resized_crop(planes, *crop, pair, antialias=True)) < 0.5
+
+
+def test_rotation_of_a_photograph_is_torchvisions(photo):
+    batch, planes = as_batch(photo)
+    for angle in (-170.0, -15.0, 7.5, 45.0, 90.0):
+        got = augment(batch, angles=torch.tensor([angle]))
+        expected = functional.rotate(planes.float(), angle, functional.InterpolationMode.BILINEAR)
+        assert difference(got, expected) < 0.05, angle
+
+
+@pytest.mark.parametrize(
+    ("crop", "turned"), [((31, 60, 333, 400), False), ((31, 60, 140, 150), True)], ids=["shrunk", "enlarged and turned"]
+)
+def test_a_whole_recipe_on_a_photograph_is_near_torchvisions(photo, crop, turned):
+    """torchvision rounds to uint8 after each step, and interpolates once for the crop and once for the rotation."""
+    batch, planes = as_batch(photo)
+    bilinear = functional.InterpolationMode.BILINEAR
+    got = augment(
+        batch,
+        torch.tensor([crop]),
+        torch.tensor([True]),
+        torch.tensor([10.0]) if turned else None,
+        size=224,
+        brightness=torch.tensor([1.2]),
+        gamma=torch.tensor([0.8]),
+    )
+    expected = functional.horizontal_flip(functional.resized_crop(planes, *crop, [224, 224], antialias=True))
+    expected = functional.rotate(expected, 10, bilinear) if turned else expected
+    expected = functional.adjust_gamma(functional.adjust_brightness(expected, 1.2), 0.8)
+    assert difference(got, expected) < 1.5
+
+
+@pytest.mark.parametrize("size", [224, 112])
+def test_a_crop_shrunk_and_turned_at_once_is_nearer_the_truth_than_in_two_steps(photo, size):
+    """Taken for the truth: enlarged four times, turned there, and shrunk."""
+    batch, planes = as_batch(photo)
+    crop, bilinear = (60, 20, 480, 480), functional.InterpolationMode.BILINEAR
+    got = augment(batch, torch.tensor([crop]), angles=torch.tensor([30.0]), size=size)
+    two_steps = functional.rotate(functional.resized_crop(planes, *crop, [size, size], antialias=True), 30, bilinear)
+    fine = functional.rotate(functional.resized_crop(planes.float(), *crop, [1920, 1920]), 30, bilinear)
+    truth = functional.resize(fine, [size, size], antialias=True)
+    assert difference(got, truth) < 0.75
+    assert difference(got, truth) < 0.5 * difference(two_steps[None] / 255, truth)
+
+
+def test_colours_of_a_photograph_are_torchvisions(photo):
+    batch, planes = as_batch(photo)
+    got = augment(batch, brightness=torch.tensor([1.3]))
+    assert difference(got, functional.adjust_brightness(planes, 1.3)) < 0.6
+    got = augment(batch, gamma=torch.tensor([0.7]))
+    assert difference(got, functional.adjust_gamma(planes, 0.7)) < 0.6
+    got = augment(batch, grayscale=torch.tensor([True]))
+    assert difference(got, functional.rgb_to_grayscale(planes, 3)) < 0.6
+
+
+def test_brightness_and_contrast_are_dalis(photo):
+    fn = pytest.importorskip("nvidia.dali.fn", reason="DALI is not installed")
+    from nvidia.dali import pipeline_def
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None)
+    def jittered():
+        source = fn.external_source([photo.numpy()], batch=False, cycle=True)
+        return fn.brightness_contrast(source, brightness=1.0, contrast=1.4), fn.brightness(source, brightness=0.8)
+
+    contrasted, darker = (torch.from_numpy(np.array(out.at(0))).permute(2, 0, 1) for out in jittered().run())
+    assert difference(augment(photo[None], contrast=torch.tensor([1.4])), contrasted) < 0.6
+    assert difference(augment(photo[None], brightness=torch.tensor([0.8])), darker) < 0.6
+
+
+def test_flips_and_channel_orders_are_exact():
+    source = images()
+    got = augment(source, flips=torch.tensor([True] * 5), channels=torch.tensor([2, 0, 1, 1])) * 255
+    expected = source.flip(2)[..., [2, 0, 1, 1]].permute(0, 3, 1, 2)
+    assert torch.equal(got.round(), expected.float())
+    assert (got - expected).abs().max() < 1e-4
+
+
+def test_images_as_they_are_are_copied_exactly():
+    got = augment(images(), mean=[0.0] * 3, std=[1 / 255] * 3)
+    assert torch.equal(got, images().permute(0, 3, 1, 2).float())
+
+
+def test_absent_channels_and_cutouts_are_zero_after_normalisation():
+    names = ("indices", "channels", "cutouts")
+    got = augment(images(), **{name: PARAMETERS[name] for name in names}, **statistics())
+    assert not got[1, 1].any()
+    assert not got[1, 3].any()
+    assert not got[0, :, :4, :4].any()
+    assert not got[1, :, :2, 5:8].any()
+    assert not got[2, :, 6:, 6:].any()
+    assert got[0, :, 4:].ne(0).all()
+    assert got[3].ne(0).all()
+
+
+@pytest.mark.parametrize("names", [("channels",), ("channels", "gamma")], ids=["plain", "jittered"])
+def test_absent_channels_in_place_equal_a_mask(names):
+    present = torch.tensor([[1, 0, 1], [0, 0, 1], [1, 1, 1], [1, 1, 0], [0, 1, 0]]).bool()
+    gamma = torch.linspace(0.5, 1.5, 5) if "gamma" in names else None
+    channels = torch.arange(3).where(present, -1)
+    masked = augment(images(), channels=channels, gamma=gamma, **statistics())
+    assert torch.equal(masked, augment(images(), gamma=gamma, **statistics()) * present[:, :, None, None])
+
+
+def test_images_of_any_stride():
+    source = images()
+    expected = augment(source, **PARAMETERS, size=8)
+    for same in (
+        source.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
+        torch.cat([source, source], 3)[..., :3],
+        torch.cat([source, source], 2)[:, :, :19],
+        source.flip(1).transpose(1, 2).contiguous().transpose(1, 2).flip(1),
+    ):
+        torch.testing.assert_close(augment(same, **PARAMETERS, size=8), expected)
+
+
+def test_a_gray_value_is_kept_by_every_step_that_averages():
+    source = torch.full((2, 30, 40, 3), 200, dtype=torch.uint8)
+    crops = torch.tensor([[0, 0, 30, 40], [3, 4, 17, 9]])
+    got = augment(source, crops, size=11, grayscale=torch.tensor([True, False]))
+    torch.testing.assert_close(got[1], torch.full((3, 11, 11), 200 / 255))
+    torch.testing.assert_close(got[0], torch.full((3, 11, 11), 200 / 255 * (0.2989 + 0.587 + 0.114)))
+
+
+def test_empty_batch():
+    got = augment(images(), indices=torch.zeros(0, dtype=torch.int64), size=8, dtype=torch.float16)
+    assert got.shape == (0, 3, 8, 8)
+    none = augment(images()[:0], torch.zeros(0, 4, dtype=torch.int64), size=8)
+    assert none.shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "changes"),
+    [
+        (TypeError, "images must be a uint8 tensor, got float32", {"images": torch.zeros(1, 4, 4, 3)}),
+        (TypeError, "images must be a uint8 tensor, got ndarray", {"images": np.zeros((1, 4, 4, 3), np.uint8)}),
+        (
+            ValueError,
+            "images must be [count, height, width, channels], got [4, 4, 3]",
+            {"images": torch.zeros(4, 4, 3).byte()},
+        ),
+        (
+            ValueError,
+            "images must have at least one pixel and one channel, got [2, 0, 4, 3]",
+            {"images": torch.zeros(2, 0, 4, 3).byte()},
+        ),
+        (ValueError, "size must be at least 1, got 0", {"size": 0}),
+        (ValueError, "size must be at least 1, got (8, -1)", {"size": (8, -1)}),
+        (TypeError, "size must be an int or a pair of them, got 8.5", {"size": 8.5}),
+        (TypeError, "dtype must be float32, float64, float16 or bfloat16, got torch.int8", {"dtype": torch.int8}),
+        (ValueError, "indices must be 0 to 4, got 5 in sample 2", {"indices": torch.tensor([0, 1, 5, 2])}),
+        (ValueError, "indices must be 0 to 4, got -1 in sample 0", {"indices": torch.tensor([-1, 1, 3, 2])}),
+        (TypeError, "indices must be int32 or int64, got float32", {"indices": torch.zeros(4)}),
+        (ValueError, "crops must be [batch=4, box=4], got [3, 4]", {"crops": torch.ones(3, 4).long()}),
+        (TypeError, "crops must be int32 or int64, got float32", {"crops": torch.ones(4, 4)}),
+        (TypeError, "crops must be a tensor, got list", {"crops": [[0, 0, 4, 4]] * 4}),
+        (
+            ValueError,
+            "crops must meet the images of 23 x 19 pixels, got [5, 19, 4, 4] (top, left, height, width) in sample 1",
+            {"crops": torch.tensor([[0, 0, 4, 4], [5, 19, 4, 4], [0, 0, 4, 4], [0, 0, 4, 0]])},
+        ),
+        (
+            ValueError,
+            "crops must meet the images of 23 x 19 pixels, got [3, 3, 4, 0] (top, left, height, width) in sample 0",
+            {"crops": torch.tensor([[3, 3, 4, 0]] * 4)},
+        ),
+        (TypeError, "flips must be bool, got int64", {"flips": torch.ones(4).long()}),
+        (ValueError, "angles must be [batch=4], got [4, 1]", {"angles": torch.zeros(4, 1)}),
+        (TypeError, "gamma must be float32, got float64", {"gamma": torch.ones(4).double()}),
+        (
+            ValueError,
+            "brightness must be on images' device cpu, got meta",
+            {"brightness": torch.ones(4, device="meta")},
+        ),
+        (ValueError, "mean must have a value for each of the 3 channels, got 2", {"mean": [0.5, 0.5]}),
+        (ValueError, "std must have a value for each of the 3 channels, got 4", {"std": [0.5] * 4}),
+        (ValueError, "std must not be zero, got [0.5, 0.0, 0.5]", {"std": (0.5, 0, 0.5)}),
+        (
+            TypeError,
+            "mean must be a sequence of floats, got Tensor; call .tolist() on a tensor",
+            {"mean": torch.zeros(3)},
+        ),
+        (ValueError, "channels must be at most 2, got 3 in sample 0", {"channels": torch.tensor([0, 3])}),
+        (ValueError, "channels must name at least one output channel, got none", {"channels": torch.zeros(0).long()}),
+        (ValueError, "channels must be [batch=4, out], got [3, 2]", {"channels": torch.zeros(3, 2).long()}),
+        (
+            ValueError,
+            "grayscale needs images of 3 channels, got 5",
+            {"images": images(5), "grayscale": torch.ones(4).bool()},
+        ),
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_bad_arguments_are_named(error, message, changes, backend):
+    arguments = {"images": images(), "indices": PARAMETERS["indices"]} | changes
+    with use_backend(backend), pytest.raises(error) as caught:
+        augment(**arguments)
+    assert str(caught.value) == message

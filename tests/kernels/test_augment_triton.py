@@ -1,0 +1,187 @@
+"""The op's Triton kernel in the interpreter, against the definition in float64."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from kernels import augment, use_backend
+from kernels.launch import record_launches
+from tests.kernels.augment_cases import CASES, PARAMETERS, SIZES, images, statistics
+from tests.kernels.oracle import rms_ratio
+
+pytest.importorskip("triton")
+if torch.cuda.is_available():
+    pytest.skip("with a GPU the kernel is not interpreted: pytest -m gpu", allow_module_level=True)
+
+DTYPES = {torch.float32: 1e-5, torch.float16: 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def interpreted_and_poisoned():
+    """Run the kernel on CPU tensors; new memory is NaN until it is written."""
+    torch.use_deterministic_algorithms(True)
+    with use_backend("triton"):
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+def assert_near_definition(source, dtype=torch.float32, **arguments):
+    exact = augment.reference(source, dtype=torch.float64, **arguments)
+    got = augment(source, dtype=dtype, **arguments)
+    assert got.dtype == dtype
+    assert got.shape == exact.shape
+    assert got.stride() == torch.empty(exact.shape, memory_format=torch.channels_last).stride()
+    assert rms_ratio(got, exact) <= DTYPES[dtype]
+    return got
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("case", CASES)
+def test_kernel_is_near_the_definition_and_the_cpu_path(case, size, dtype):
+    arguments = CASES[case] | statistics() | {"size": SIZES[size]}
+    got = assert_near_definition(images(), dtype, **arguments)
+    with use_backend("auto"):
+        assert (got - augment(images(), dtype=dtype, **arguments)).abs().max() * 0.2 <= 1 / 255  # the smallest std
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 13])
+def test_any_number_of_channels(channels):
+    assert_near_definition(images(channels), **CASES["training"], **statistics(channels), size=9)
+    assert_near_definition(images(channels), **statistics(channels))
+
+
+def test_channels_of_one_image_in_another_number_and_order():
+    order = torch.tensor([12, 0, 3, -1, 7, 7, 1])
+    got = assert_near_definition(images(13), **CASES["training"], **statistics(13), size=9, channels=order)
+    assert not got[:, 3].any()
+    assert torch.equal(got[:, 4], got[:, 5])
+
+
+@pytest.mark.parametrize("size", [1, (1, 40), (33, 2), 64], ids=str)
+def test_any_output_size(size):
+    source = images()[:, :9, :7]
+    assert_near_definition(source, **CASES["training"], size=size)
+    assert_near_definition(source, indices=PARAMETERS["indices"], angles=PARAMETERS["angles"], size=size)
+
+
+def test_crops_of_single_pixels_and_of_lines():
+    crops = torch.tensor([[0, 0, 1, 1], [22, 18, 1, 1], [4, 0, 1, 19], [0, 7, 23, 1], [22, 18, 50, 50]])
+    assert_near_definition(images(), crops=crops, size=6)
+
+
+def test_images_of_any_stride():
+    source = images()
+    for same in (
+        source.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
+        torch.cat([source, source], 3)[..., :3],
+        torch.cat([source, source], 2)[:, :, :19],
+    ):
+        assert torch.equal(augment(same, **PARAMETERS, size=8), augment(source, **PARAMETERS, size=8))
+
+
+def test_parameters_of_any_stride_and_both_integer_types():
+    strided = {name: torch.stack([value, value], -1)[..., 0] for name, value in PARAMETERS.items()}
+    expected = augment(images(), **PARAMETERS, size=8)
+    assert torch.equal(augment(images(), **strided, size=8), expected)
+    narrow = {name: v.int() if v.dtype == torch.int64 else v for name, v in PARAMETERS.items()}
+    assert torch.equal(augment(images(), **narrow, size=8), expected)
+
+
+def test_offsets_of_64_bits(monkeypatch):
+    from kernels.augment import triton
+
+    huge = torch.empty(1, 2**16, 2**14, 3, dtype=torch.uint8, device="meta")
+    assert triton.needs_64_bits(huge)
+    assert triton.needs_64_bits(huge[:, :, :5])  # few bytes, far apart
+    assert not triton.needs_64_bits(huge[:, : 2**14])
+    assert not triton.needs_64_bits(images())
+    expected = augment(images(13), **CASES["training"], size=8)
+    monkeypatch.setattr(triton, "needs_64_bits", lambda tensor: True)
+    assert torch.equal(augment(images(13), **CASES["training"], size=8), expected)
+
+
+def test_one_launch_whatever_is_asked_for():
+    for arguments in (CASES["no_parameters"], PARAMETERS):
+        with record_launches() as launches:
+            augment(images(), **arguments, size=8)
+        assert len(launches) == 1
+
+
+def test_empty_batch_launches_nothing():
+    with record_launches() as launches:
+        got = augment(images(), indices=torch.zeros(0, dtype=torch.int64), size=8)
+    assert got.shape == (0, 3, 8, 8)
+    assert launches == []
+
+
+def test_values_are_checked_before_the_interpreted_kernel_runs():
+    with pytest.raises(ValueError, match="indices must be 0 to 4, got 7 in sample 1"):
+        augment(images(), indices=torch.tensor([0, 7]))
+
+
+def op_arguments(names, dtype, backend, size=(8, 9), channels=3):
+    order = (
+        "indices",
+        "crops",
+        "flips",
+        "angles",
+        "brightness",
+        "contrast",
+        "gamma",
+        "grayscale",
+        "channels",
+        "cutouts",
+    )
+    chosen = [PARAMETERS[name] if name in names else None for name in order]
+    statistic = statistics(channels)
+    return (images(channels), *chosen, statistic["mean"], statistic["std"], *size, dtype, backend)
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+@pytest.mark.parametrize("names", [(), ("indices", "crops"), tuple(PARAMETERS)], ids=["none", "two", "all"])
+def test_opcheck(names, backend):
+    torch.use_deterministic_algorithms(False)
+    for dtype in (torch.float32, torch.float16):
+        torch.library.opcheck(torch.ops.polychrome.augment.default, op_arguments(names, dtype, backend))
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("size", [(3, 4), (1, 1), (1, 7)], ids=str)
+def test_strides_are_those_of_the_fake(size, channels, backend):
+    source, *rest = op_arguments(("indices",), torch.float32, backend, size, channels)
+    arguments = (source[:, :3, :4], *rest)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+        fake = torch.ops.polychrome.augment(*fakes)
+    got = torch.ops.polychrome.augment(*arguments)
+    assert (got.shape, got.stride(), got.dtype) == (fake.shape, fake.stride(), fake.dtype)
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_one_compilation_serves_every_batch_size(backend):
+    def batch(source, indices, crops):
+        return augment(source, crops, indices=indices, size=8, **statistics())
+
+    torch.use_deterministic_algorithms(False)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(batch, fullgraph=True, backend=counter)
+    for size in (2, 3, 5, 8):
+        indices, crops = torch.arange(size) % 5, torch.tensor([[1, 2, 10, 9]]).repeat(size, 1)
+        for parameter in (indices, crops):
+            torch._dynamo.mark_dynamic(parameter, 0)
+        with use_backend(backend):
+            assert torch.equal(compiled(images(), indices, crops), batch(images(), indices, crops))
+    assert counter.frame_count == 1
+
+
+def test_on_meta_tensors_the_launch_is_recorded():
+    from kernels.augment import triton
+
+    moved = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in op_arguments(tuple(PARAMETERS), None, None)]
+    with record_launches() as launches:
+        got = triton.augment(*moved[:-2], torch.bfloat16)
+    assert (got.device.type, got.shape, got.dtype) == ("meta", (4, 4, 8, 9), torch.bfloat16)
+    assert [launch.kernel for launch in launches] == [triton.augment_kernel]
