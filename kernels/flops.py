@@ -1,8 +1,9 @@
 """FLOP formulas of the ops, so that `torch.utils.flop_counter.FlopCounterMode` counts them; imported for that effect.
 
 The conventions are torch's: 2 per multiply-add, convolutions and matrix products only, padding counted as if it were
-data. A backward op counts the products behind the gradients asked for. `channel_stats` has no products, so it counts
-nothing. The mix of experts is a product of mixing [batch, experts] and experts [experts, numel / experts].
+data. A backward op counts the products behind the gradients asked for. `channel_stats` and `augment` have no such
+products, so they count nothing. The mix of experts is a product of mixing [batch, experts] and experts
+[experts, numel / experts].
 """
 
 from math import prod
@@ -28,7 +29,7 @@ def per_sample_conv2d_flops(x, weight, *_, out_shape=None, **__) -> int:
 
 
 @register_flop_formula(ops.per_sample_conv2d_backward)
-def per_sample_conv2d_backward_flops(grad, x, weight, stride, padding, dilation, groups, needed, **_) -> int:
+def per_sample_conv2d_backward_flops(grad, x, weight, stride, padding, dilation, groups, needed, *_, **__) -> int:
     return (needed[0] + needed[1]) * _conv(grad, weight)
 
 
@@ -39,7 +40,7 @@ def dynamic_conv2d_flops(x, experts, mixing, bias, *_, out_shape=None, **__) -> 
 
 @register_flop_formula(ops.dynamic_conv2d_backward)
 def dynamic_conv2d_backward_flops(
-    grad, x, experts, mixing, bias, stride, padding, dilation, groups, needed, **_
+    grad, x, experts, mixing, bias, stride, padding, dilation, groups, needed, *_, **__
 ) -> int:
     """x: the mix again and a convolution; experts, mixing: the per-sample weight gradient and a mix-sized product."""
     for_x, for_experts, for_mixing, for_bias = needed
@@ -54,7 +55,7 @@ def spatial_attention_flops(x, weight, *_, **__) -> int:
 
 
 @register_flop_formula(ops.spatial_attention_backward)
-def spatial_attention_backward_flops(grad, x, weight, bias, stats, argmax, gate, needed, **_) -> int:
+def spatial_attention_backward_flops(grad, x, weight, bias, stats, argmax, gate, needed, *_, **__) -> int:
     return (needed[0] + needed[1]) * _conv((x[0], 1, *x[2:]), weight)
 
 
@@ -64,7 +65,7 @@ def channel_gate_flops(x, w1, b1, w2, *_, **__) -> int:
 
 
 @register_flop_formula(ops.channel_gate_backward)
-def channel_gate_backward_flops(grad, x, w1, b1, w2, b2, pooled, hidden, scale, gate, needed, **_) -> int:
+def channel_gate_backward_flops(grad, x, w1, b1, w2, b2, pooled, hidden, scale, gate, needed, *_, **__) -> int:
     """Each layer: the gradient of its weight, and of its input where something below it is asked for."""
     first = (needed[1] + needed[0]) * _size(w1)
     second = (needed[3] + (needed[0] or needed[1] or needed[2])) * _size(w2)

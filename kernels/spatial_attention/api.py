@@ -21,15 +21,17 @@ def channel_stats(x: Tensor, mask: Tensor | None = None) -> Tensor:
         channels_last if x is. The max's gradient goes to the one channel `torch.max(dim=1)` names; ties are not shared.
 
     Raises:
-        ValueError: a shape or device does not fit, or, on the CPU, a sample has no present channel. On other devices
-            that would cost a synchronisation, so such a sample's mean is nan and its max -inf.
+        ValueError: a shape or device does not fit, or, on the CPU, a sample has no present channel. On a CUDA device
+            that is an assertion in the kernel, like those of torch's indexing: nothing waits for it, a later call
+            reports it, and the CUDA context is lost. Without the kernel (float64, no Triton) it is not noticed there.
         TypeError: x is none of these dtypes or mask is not bool.
     """
     check_input(x)
     if mask is not None:
         _check_mask(mask, x)
-    if chosen_backend("channel_stats", x) != "reference":
-        return torch.ops.polychrome.channel_stats(x, mask)[0]
+    backend = chosen_backend("channel_stats", x)
+    if backend != "reference":
+        return torch.ops.polychrome.channel_stats(x, mask, backend)[0]
     if mask is not None and mask.device.type == "cpu" and not torch.compiler.is_compiling():
         check_present(mask)
     return call_reference(reference.channel_stats, x, mask)
@@ -62,9 +64,10 @@ def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
         check_small_dtype("bias", bias, x)
         check_device("bias", bias, x)
         check_shape("bias", bias, out_channels=1)
-    if chosen_backend("spatial_attention", x) == "reference":
+    backend = chosen_backend("spatial_attention", x)
+    if backend == "reference":
         return call_reference(reference.spatial_attention, x, weight, bias)
-    return torch.ops.polychrome.spatial_attention(x, weight, bias)[0]
+    return torch.ops.polychrome.spatial_attention(x, weight, bias, backend)[0]
 
 
 channel_stats.reference = reference.channel_stats

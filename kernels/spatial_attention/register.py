@@ -1,10 +1,60 @@
-"""`polychrome::channel_stats`, `polychrome::spatial_attention` and their backward ops."""
+"""`polychrome::channel_stats`, `polychrome::spatial_attention` and their backward ops.
+
+`backend` is "auto" or "triton", as `use_backend` said when the public function was called: the implementation that
+computed the output computes the gradients.
+"""
 
 import torch
+from torch import Tensor
 
+from kernels.backend import runs_triton
 from kernels.library import asked, register_backward, register_op
 from kernels.spatial_attention import eager
 from kernels.tensors import empty_as, is_channels_last, not_asked, wide_dtype
+
+
+def _implementation(x: Tensor, backend: str):
+    """Return the module whose functions compute the ops on `x`; Triton is imported when it is first needed."""
+    if runs_triton(x, backend):
+        from kernels.spatial_attention.triton import ops
+
+        return ops
+    return eager
+
+
+def channel_stats(x: Tensor, mask: Tensor | None, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """Return (stats [batch, 2, height, width], the channel of each max [batch, 1, height, width])."""
+    return _implementation(x, backend).channel_stats(x, mask)
+
+
+def channel_stats_backward(
+    grad: Tensor, mask: Tensor | None, argmax: Tensor, channels: int, channels_last: bool, backend: str = "auto"
+) -> Tensor:
+    """Return the gradient of x; its channel count and layout are all that is kept of x."""
+    return _implementation(grad, backend).channel_stats_backward(grad, mask, argmax, channels, channels_last)
+
+
+def spatial_attention(
+    x: Tensor, weight: Tensor, bias: Tensor | None, backend: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (y, stats, argmax, gate); stats and gate in the wide dtype, for the backward pass."""
+    return _implementation(x, backend).spatial_attention(x, weight, bias)
+
+
+def spatial_attention_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stats: Tensor,
+    argmax: Tensor,
+    gate: Tensor,
+    needed: list[bool],
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, weight and bias; one not needed is an empty placeholder."""
+    implementation = _implementation(x, backend)
+    return implementation.spatial_attention_backward(grad, x, weight, bias, stats, argmax, gate, needed)
 
 
 def _map(x, channels, dtype):
@@ -12,18 +62,18 @@ def _map(x, channels, dtype):
     return x.new_empty((batch, channels, height, width), dtype=dtype)
 
 
-def _stats_fake(x, mask):
+def _stats_fake(x, mask, backend="auto"):
     return empty_as(x, (x.shape[0], 2, *x.shape[2:])), _map(x, 1, torch.int32)
 
 
-def _stats_backward_fake(grad, mask, argmax, channels, channels_last):
+def _stats_backward_fake(grad, mask, argmax, channels, channels_last, backend="auto"):
     shape = (grad.shape[0], channels, *grad.shape[2:])
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
 
 
 def _stats_setup(ctx, inputs, output):
-    x, mask = inputs
+    x, mask, ctx.backend = inputs
     _, argmax = output
     ctx.channels, ctx.channels_last = x.shape[1], is_channels_last(x)
     ctx.save_for_backward(mask, argmax)
@@ -32,15 +82,15 @@ def _stats_setup(ctx, inputs, output):
 
 def _stats_gradient(ctx, grad, _):
     op = torch.ops.polychrome.channel_stats_backward
-    return op(grad, *ctx.saved_tensors, ctx.channels, ctx.channels_last), None
+    return op(grad, *ctx.saved_tensors, ctx.channels, ctx.channels_last, ctx.backend), None, None
 
 
-def _attention_fake(x, weight, bias):
+def _attention_fake(x, weight, bias, backend="auto"):
     wide = wide_dtype(x.dtype)
     return empty_as(x, x.shape), _map(x, 2, wide), _map(x, 1, torch.int32), _map(x, 1, wide)
 
 
-def _attention_backward_fake(grad, x, weight, bias, stats, argmax, gate, needed):
+def _attention_backward_fake(grad, x, weight, bias, stats, argmax, gate, needed, backend="auto"):
     return (
         empty_as(x, x.shape) if needed[0] else not_asked(x),
         weight.new_empty(weight.shape) if needed[1] else not_asked(x),
@@ -49,18 +99,20 @@ def _attention_backward_fake(grad, x, weight, bias, stats, argmax, gate, needed)
 
 
 def _attention_setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs, *output[1:])
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _attention_gradient(ctx, grad, *_):
-    needed = list(ctx.needs_input_grad)
-    return asked(torch.ops.polychrome.spatial_attention_backward(grad, *ctx.saved_tensors, needed), needed)
+    needed = list(ctx.needs_input_grad[:3])
+    op = torch.ops.polychrome.spatial_attention_backward
+    return *asked(op(grad, *ctx.saved_tensors, needed, ctx.backend), needed), None
 
 
-register_op("channel_stats", eager.channel_stats, _stats_fake)
-register_op("channel_stats_backward", eager.channel_stats_backward, _stats_backward_fake)
+register_op("channel_stats", channel_stats, _stats_fake)
+register_op("channel_stats_backward", channel_stats_backward, _stats_backward_fake)
 register_backward("channel_stats", _stats_setup, _stats_gradient)
-register_op("spatial_attention", eager.spatial_attention, _attention_fake)
-register_op("spatial_attention_backward", eager.spatial_attention_backward, _attention_backward_fake)
+register_op("spatial_attention", spatial_attention, _attention_fake)
+register_op("spatial_attention_backward", spatial_attention_backward, _attention_backward_fake)
 register_backward("spatial_attention", _attention_setup, _attention_gradient)

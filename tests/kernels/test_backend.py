@@ -7,8 +7,17 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import kernels
-from kernels import channel_gate, channel_stats, dynamic_conv2d, per_sample_conv2d, spatial_attention, use_backend
+from kernels import (
+    augment,
+    channel_gate,
+    channel_stats,
+    dynamic_conv2d,
+    per_sample_conv2d,
+    spatial_attention,
+    use_backend,
+)
 from kernels.backend import current_backend
+from kernels.launch import record_launches
 from tests.kernels.oracle import randn
 
 CALLS = {
@@ -18,7 +27,10 @@ CALLS = {
     spatial_attention: (randn(2, 3, 5, 5), randn(1, 2, 3, 3)),
     channel_gate: (randn(2, 3, 5, 5), None, None, randn(3, 3), None),
 }
-every_op = pytest.mark.parametrize("function", CALLS, ids=lambda f: f.__name__)
+# Its definition looks at values, so that it cannot be traced; and it takes no float tensor.
+AUGMENT_CALL = {augment: (torch.arange(150, dtype=torch.uint8).reshape(2, 5, 5, 3), torch.tensor([[0, 1, 4, 3]] * 2))}
+every_op = pytest.mark.parametrize("function", CALLS | AUGMENT_CALL, ids=lambda f: f.__name__)
+every_traceable_op = pytest.mark.parametrize("function", CALLS, ids=lambda f: f.__name__)
 
 
 def ops_in(graph: torch.fx.GraphModule) -> set[str]:
@@ -44,24 +56,30 @@ def test_an_unknown_name_lists_the_names():
 
 @every_op
 def test_reference_calls_the_definition_and_auto_the_op(function):
+    arguments = (CALLS | AUGMENT_CALL)[function]
     with use_backend("reference"):
-        assert torch.equal(function(*CALLS[function]), function.reference(*CALLS[function]))
+        assert torch.equal(function(*arguments), function.reference(*arguments))
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as plain:
-            function(*CALLS[function])
+            function(*arguments)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as opaque:
-        function(*CALLS[function])
+        function(*arguments)
     name = f"polychrome::{function.__name__}"
     assert name not in {event.key for event in plain.key_averages()}
     assert name in {event.key for event in opaque.key_averages()}
 
 
-@pytest.mark.parametrize("function", [channel_stats, spatial_attention, channel_gate], ids=lambda f: f.__name__)
-def test_triton_says_that_there_is_no_kernel_yet(function):
-    with use_backend("triton"), pytest.raises(RuntimeError) as caught:
-        function(*CALLS[function])
-    assert str(caught.value) == (
-        f"{function.__name__} has no Triton kernel in this version; use use_backend('auto') or use_backend('reference')"
-    )
+@every_op
+def test_triton_runs_kernels_and_auto_on_a_cpu_none(function):
+    pytest.importorskip("triton")
+    arguments = (CALLS | AUGMENT_CALL)[function]
+    if torch.cuda.is_available():
+        pytest.skip("interpreted only without a GPU")
+    with record_launches() as launches:
+        expected = function(*arguments)
+    assert launches == []
+    with use_backend("triton"), record_launches() as launches:
+        torch.testing.assert_close(function(*arguments), expected)
+    assert launches
 
 
 def test_triton_on_a_cpu_says_what_to_do():
@@ -105,13 +123,13 @@ with use_backend("triton"):
     ]
 
 
-@every_op
+@every_traceable_op
 def test_bad_arguments_are_found_before_the_backend(function):
     with use_backend("triton"), pytest.raises(TypeError, match="x must be a tensor"):
         function(None, *CALLS[function][1:])
 
 
-@every_op
+@every_traceable_op
 def test_the_choice_is_read_under_fullgraph_compile(function):
     torch._dynamo.reset()
     backend = CompileCounterWithBackend("aot_eager")
@@ -152,7 +170,7 @@ def test_import_needs_no_triton():
 def test_public_names():
     for name in kernels.__all__:
         assert callable(getattr(kernels, name))
-    for function in CALLS:
+    for function in CALLS | AUGMENT_CALL:
         assert callable(function.reference)
 
 

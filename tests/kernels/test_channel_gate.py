@@ -185,13 +185,14 @@ def test_one_compilation_serves_every_batch_size(gate):
     )
 
 
-def test_flops_are_those_of_the_two_layers():
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_flops_are_those_of_the_two_layers(backend):
     arguments = [a.requires_grad_() for a in arguments_of()]
 
     def linears(x, w1, b1, w2, b2):
         return torch.addmm(b2, torch.addmm(b1, x, w1.T).relu(), w2.T)
 
-    with FlopCounterMode(display=False) as forward:
+    with use_backend(backend), FlopCounterMode(display=False) as forward:
         y = channel_gate(*arguments)
     assert forward.get_total_flops() == 2 * 3 * (6 * 4 + 4 * 6)
     with FlopCounterMode(display=False) as backward:

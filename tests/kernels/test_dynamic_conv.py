@@ -375,13 +375,14 @@ def test_autocast_compiles_without_a_break():
     assert torch.equal(compiled, forward(x))
 
 
-def test_flops_equal_a_plain_convolutions_and_a_mix():
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_flops_equal_a_plain_convolutions_and_a_mix(backend):
     batch, inputs, outputs, height, width, experts, _, options = CASES["stride_2_odd"]
     x, weight = randn(batch, inputs, height, width), randn(outputs, inputs, 3, 3)
 
     def count(function, *arguments):
         leaves = [a.clone().requires_grad_() for a in arguments]
-        with FlopCounterMode(display=False) as forward:
+        with use_backend(backend), FlopCounterMode(display=False) as forward:
             y = function(*leaves, **options)
         with FlopCounterMode(display=False) as backward:
             y.sum().backward()

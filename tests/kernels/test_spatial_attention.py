@@ -253,9 +253,10 @@ def test_one_compilation_serves_every_image_size():
     )
 
 
-def test_flops_are_those_of_the_convolution_of_two_maps():
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_flops_are_those_of_the_convolution_of_two_maps(backend):
     x, weight, bias = (a.requires_grad_() for a in attention_arguments())
-    with FlopCounterMode(display=False) as forward:
+    with use_backend(backend), FlopCounterMode(display=False) as forward:
         y = spatial_attention(x, weight, bias)
     assert forward.get_total_flops() == 2 * (3 * 9 * 8) * 2 * 49
     with FlopCounterMode(display=False) as backward:

@@ -1,0 +1,96 @@
+"""The gate from the two maps, and x times it."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.launch import launch
+from kernels.spatial_attention.configs import WARPS, stream_tile
+from kernels.spatial_attention.triton.blocks import from_the_last, pixel_block
+from kernels.streaming import constants, offsets, pixel_groups, sample_start
+from kernels.tensors import is_channels_last
+
+# Elements of the tile of columns by pixels that logits are made from: it is beside what `stream_tile` counts.
+LOGIT_ELEMENTS = 1024
+
+
+def attend(x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor, y: Tensor) -> None:
+    """Fill `gate` [batch, 1, height, width] and `y = x * gate`; x and y are dense in one layout, all else contiguous.
+
+    The mean and max of x in `stats` [batch, 2, height, width] and the gate are float32.
+    """
+    batch, channels, height, width = x.shape
+    kernel = weight.shape[-1]
+    columns = triton.next_power_of_2(kernel)
+    widest = max(1, LOGIT_ELEMENTS // columns)
+    tile = stream_tile(batch, channels, height * width, is_channels_last(x), widest=widest)
+    launch(
+        attend_kernel,
+        (batch * triton.cdiv(height * width, tile.block_p),),
+        x,
+        stats,
+        weight,
+        bias,
+        gate,
+        y,
+        pixel_groups(x),
+        height,
+        width,
+        **constants(x),
+        KERNEL=kernel,
+        COLUMNS=columns,
+        BLOCK_P=tile.block_p,
+        BLOCK_C=tile.block_c,
+        num_warps=WARPS,
+    )
+
+
+@triton.jit
+def attend_kernel(
+    x_ptr,
+    stats_ptr,
+    weight_ptr,
+    bias_ptr,
+    gate_ptr,
+    y_ptr,
+    groups,
+    height,
+    width,
+    CHANNELS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INDEX64: tl.constexpr,
+    KERNEL: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    sample, pixels, rows = pixel_block(from_the_last(), groups, VECTOR, BLOCK_P, INDEX64)
+    inside = rows < pixels
+    stats_at = sample_start(stats_ptr, sample, pixels, 2)
+    taps = tl.arange(0, COLUMNS)
+    at_w = (rows % width)[None, :] + taps[:, None] - KERNEL // 2
+    across = inside[None, :] & (taps < KERNEL)[:, None] & (at_w >= 0) & (at_w < width)
+    logits = tl.zeros((COLUMNS, BLOCK_P), tl.float32)
+    for row in range(KERNEL):
+        at_h = rows // width + row - KERNEL // 2
+        near = across & ((at_h >= 0) & (at_h < height))[None, :]
+        at = (at_h * width)[None, :] + at_w
+        for m in tl.static_range(2):
+            weight = tl.load(weight_ptr + (m * KERNEL + row) * KERNEL + taps, mask=taps < KERNEL, other=0.0)
+            values = tl.load(stats_at + m * pixels + at, mask=near, other=0.0)  # [COLUMNS, BLOCK_P]
+            logits += weight.to(tl.float32)[:, None] * values
+    logit = tl.sum(logits, 0)
+    if bias_ptr is not None:
+        logit += tl.load(bias_ptr).to(tl.float32)
+    gate = tl.sigmoid(logit)
+    tl.store(sample_start(gate_ptr, sample, pixels, 1) + rows, gate, mask=inside)
+
+    x_at = sample_start(x_ptr, sample, pixels, CHANNELS)
+    y_at = sample_start(y_ptr, sample, pixels, CHANNELS)
+    for start in range(0, CHANNELS, BLOCK_C):
+        columns = start + tl.arange(0, BLOCK_C)
+        held = inside[:, None] & (columns < CHANNELS)[None, :]
+        offset = offsets(rows[:, None], columns[None, :], pixels, CHANNELS, CHANNELS_LAST, INDEX64)
+        x = tl.load(x_at + offset, mask=held, other=0.0).to(tl.float32)
+        tl.store(y_at + offset, (x * gate[:, None]).to(y_ptr.dtype.element_ty), mask=held)

@@ -1,0 +1,89 @@
+"""The op bodies on a GPU: each a few launches. They take and return what their namesakes in `eager` do."""
+
+import torch
+from torch import Tensor
+
+from kernels.spatial_attention.eager import check_present
+from kernels.spatial_attention.triton.attention import attend
+from kernels.spatial_attention.triton.backward import logit_gradient, map_gradients, spread
+from kernels.spatial_attention.triton.statistics import write_stats
+from kernels.tensors import empty_as, memory_layout, not_asked
+
+
+def channel_stats(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return (stats [batch, 2, height, width], the channel of each max [batch, 1, height, width])."""
+    if mask is not None:
+        mask = mask.contiguous()
+        if mask.device.type == "cpu":
+            check_present(mask)
+    stats, argmax = empty_as(x, (x.shape[0], 2, *x.shape[2:])), _map(x, 1, torch.int32)
+    if x.numel():
+        write_stats(_dense(x, x), mask, stats, argmax)
+    return stats, argmax
+
+
+def channel_stats_backward(
+    grad: Tensor, mask: Tensor | None, argmax: Tensor, channels: int, channels_last: bool
+) -> Tensor:
+    """Return the gradient of x; its channel count and layout are all that is kept of x."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    shape = (grad.shape[0], channels, *grad.shape[2:])
+    dx = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
+    if dx.numel():
+        spread(grad.contiguous(), argmax, None if mask is None else mask.contiguous(), dx)
+    return dx
+
+
+def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (y, stats, argmax, gate); stats and gate in float32, for the backward pass."""
+    stats, argmax, gate = _map(x, 2, torch.float32), _map(x, 1, torch.int32), _map(x, 1, torch.float32)
+    y = empty_as(x, x.shape)
+    if x.numel():
+        source = _dense(x, x)
+        write_stats(source, None, stats, argmax)
+        attend(source, stats, weight.contiguous(), bias, gate, y)
+    return y, stats, argmax, gate
+
+
+def spatial_attention_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stats: Tensor,
+    argmax: Tensor,
+    gate: Tensor,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of x, weight and bias; one not needed is an empty placeholder."""
+    for_x, for_weight, for_bias = needed
+    dx, dweight, dbias = (not_asked(x) for _ in needed)  # outputs of an op must not share memory
+    if x.numel() == 0:
+        return (
+            empty_as(x, x.shape) if for_x else dx,
+            weight.new_zeros(weight.shape) if for_weight else dweight,
+            bias.new_zeros(bias.shape) if for_bias else dbias,
+        )
+    grad = _dense(grad, x)
+    padded = logit_gradient(grad, _dense(x, x), gate, weight.shape[-1])
+    if for_x or for_weight:
+        dmaps, weight_sums = map_gradients(padded, stats, weight.contiguous(), for_x, for_weight)
+        if for_x:
+            dx = empty_as(x, x.shape)
+            spread(dmaps, argmax, None, dx, grad, gate)
+        if for_weight:
+            dweight = weight_sums.view(weight.shape).to(weight.dtype)
+    if for_bias:
+        dbias = padded.sum().reshape(1).to(bias.dtype)
+    return dx, dweight, dbias
+
+
+def _dense(tensor: Tensor, x: Tensor) -> Tensor:
+    """Return `tensor` in x's memory format, without gaps."""
+    return tensor.contiguous(memory_format=memory_layout(x))
+
+
+def _map(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """Return an uninitialised contiguous [batch, channels, height, width]."""
+    batch, _, height, width = x.shape
+    return x.new_empty((batch, channels, height, width), dtype=dtype)

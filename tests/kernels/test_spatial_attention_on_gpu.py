@@ -1,0 +1,133 @@
+"""The Triton kernels of channel_stats and spatial_attention on a CUDA device: `pytest -m gpu`."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kernels import channel_stats, spatial_attention
+from kernels.launch import record_launches
+from tests.kernels.oracle import TOLERANCES, exact_outcome, outcome, randn, rms_ratio
+from tests.kernels.test_spatial_attention import MASK, SHAPES, arguments_of, attention_arguments, both
+
+pytestmark = pytest.mark.gpu
+DEVICE = "cuda"
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+dtypes = pytest.mark.parametrize("dtype", list(TOLERANCES), ids=lambda d: str(d).removeprefix("torch."))
+layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """New memory is NaN until it is written."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def on_device(arguments):
+    return [None if argument is None else argument.to(DEVICE) for argument in arguments]
+
+
+def assert_near_exact(function, arguments):
+    dtype = arguments[0].dtype
+    with torch.no_grad():
+        grad = randn(*function.reference(*arguments).shape, seed=7, dtype=dtype)
+    exact = exact_outcome(function, arguments, grad.double())
+    got = outcome(function, on_device(arguments), grad.to(DEVICE))
+    forward, backward = TOLERANCES[dtype]
+    for index, (one, other) in enumerate(zip(got, exact, strict=True)):
+        assert rms_ratio(one.cpu(), other) <= (backward if index else forward), f"output {index}"
+
+
+@dtypes
+@layouts
+@pytest.mark.parametrize("shape", [*SHAPES, (4, 256, 14, 14), (2, 64, 56, 56), (16, 24, 33, 31)], ids=str)
+@both
+def test_output_and_gradients_are_near_the_exact_ones(function, shape, layout, dtype):
+    x, *rest = arguments_of(function, shape, dtype)
+    assert_near_exact(function, [x.to(memory_format=layout), *rest])
+
+
+@dtypes
+@layouts
+def test_masked_stats_are_near_the_exact_ones(layout, dtype):
+    assert_near_exact(channel_stats, [randn(*SHAPES[0], dtype=dtype).to(memory_format=layout), MASK])
+    mask = randn(8, 200) > 0
+    assert_near_exact(channel_stats, [randn(8, 200, 14, 14, dtype=dtype).to(memory_format=layout), mask])
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7, 11, 13])
+def test_attention_of_every_kernel_size(kernel):
+    assert_near_exact(spatial_attention, attention_arguments((2, 16, 20, 17), kernel))
+
+
+@layouts
+def test_the_max_is_the_one_torch_names_among_ties_and_nan(layout):
+    x = randn(4, 72, 9, 9).relu().to(DEVICE).to(memory_format=layout)
+    x[:, :, 2] = 0
+    x[1, 5, 3, 3] = x[1, 40, 3, 3] = x[2, 71, 8] = torch.nan
+    leaf = x.clone().requires_grad_()
+    with record_launches() as launches:
+        stats = channel_stats(leaf)
+        stats[:, 1].sum().backward()
+    assert [launch.kernel.__name__ for launch in launches] == ["stats_kernel", "spread_kernel"]
+    largest = x.cpu().max(1, keepdim=True)
+    torch.testing.assert_close(stats.detach()[:, 1:].cpu(), largest.values, equal_nan=True, rtol=0, atol=0)
+    assert torch.equal(leaf.grad.cpu(), torch.zeros(4, 72, 9, 9).scatter(1, largest.indices, 1))
+
+
+@both
+def test_two_runs_agree_bit_for_bit(function):
+    arguments = on_device(arguments_of(function, (8, 72, 28, 28), torch.bfloat16))
+    for one, other in zip(outcome(function, arguments), outcome(function, arguments), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_sample_without_channels_fails_an_assertion_in_the_kernel():
+    code = """
+import torch
+from kernels import channel_stats
+mask = torch.ones(3, 8, dtype=torch.bool, device="cuda")
+mask[1] = False
+channel_stats(torch.randn(3, 8, 5, 5, device="cuda"), mask)
+torch.cuda.synchronize()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "channel_stats: the mask leaves no channel in a sample" in done.stdout + done.stderr
+
+
+def test_a_cuda_graph_replays_with_new_numbers():
+    torch.use_deterministic_algorithms(False)  # filling with NaN is not captured
+    leaves = [argument.requires_grad_() for argument in on_device(attention_arguments((8, 32, 14, 14)))]
+
+    def step():
+        y = spatial_attention(*leaves)
+        return y, *torch.autograd.grad(y.square().sum(), leaves)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        leaves[0].copy_(randn(8, 32, 14, 14, seed=9))
+    graph.replay()
+    for got, expected in zip(captured, step(), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@both
+def test_float64_runs_the_eager_form(function):
+    x, *rest = arguments_of(function)
+    arguments = on_device([x.double(), *rest])
+    with record_launches() as launches:
+        got = function(*arguments)
+    assert not launches
+    torch.testing.assert_close(got, function.reference(*arguments))

@@ -1,0 +1,341 @@
+"""The Triton kernels of channel_stats and spatial_attention, run by Triton's interpreter on CPU tensors.
+
+Deterministic algorithms are on in the whole file, which also makes torch fill new memory with NaN: what a kernel does
+not write, a test sees.
+"""
+
+import importlib
+import warnings
+
+import numpy
+import pytest
+import torch
+from packaging.version import Version
+
+from kernels import channel_stats, spatial_attention, use_backend
+from kernels.backend import is_interpreted
+from kernels.launch import record_launches
+from kernels.spatial_attention import configs
+from tests.kernels.oracle import assert_near_exact, assert_one_compilation, exact_outcome, outcome, randn, rms_ratio
+from tests.kernels.test_spatial_attention import MASK, SHAPES, arguments_of, attention_arguments, both
+
+triton = pytest.importorskip("triton")
+if not is_interpreted():
+    pytest.skip("the kernels run on the GPU here: pytest -m gpu", allow_module_level=True)
+if Version(triton.__version__) < Version("3.9") and Version(numpy.__version__) >= Version("2.5"):
+    pytest.skip("Triton's interpreter before 3.9 needs a NumPy before 2.5", allow_module_level=True)
+
+backward, ops = (importlib.import_module(f"kernels.spatial_attention.triton.{name}") for name in ("backward", "ops"))
+streaming = importlib.import_module("kernels.streaming")
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+
+
+@pytest.fixture(autouse=True)
+def on_triton():
+    """Run every public function on Triton, with memory that starts as NaN."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.use_deterministic_algorithms(True)
+        with use_backend("triton"):
+            yield
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def few_programs(monkeypatch):
+    """Let every kernel take its widest block of pixels, as it would with many; its programs walk over more then."""
+    for module in (configs, backward):
+        monkeypatch.setattr(module, "PROGRAMS", 2)
+
+
+def max_channel(x, mask=None):
+    present = torch.ones_like(x, dtype=torch.bool) if mask is None else mask[:, :, None, None]
+    return x.float().where(present, -torch.inf).max(1, keepdim=True)
+
+
+def gradient_of_the_max(x, mask=None):
+    leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    channel_stats(leaf, mask)[:, 1].sum().backward()
+    return leaf.grad
+
+
+@dtypes
+@layouts
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 256, 3, 5)], ids=str)
+@both
+def test_output_and_gradients_are_near_the_exact_ones(function, shape, layout, dtype):
+    x, *rest = arguments_of(function, shape, dtype)
+    assert_near_exact(function, [x.to(memory_format=layout), *rest])
+
+
+@layouts
+@pytest.mark.parametrize("shape", [(2, 3, 20, 16), (2, 5, 7, 33), (1, 70, 16, 8), (3, 256, 6, 7)], ids=str)
+@both
+def test_wide_blocks_are_near_the_exact_result(function, shape, layout, few_programs):
+    x, *rest = arguments_of(function, shape, torch.float16)
+    with record_launches() as launches:
+        assert_near_exact(function, [x.to(memory_format=layout), *rest])
+    looped = launches[0].options["BLOCK_C"] < shape[1]
+    assert looped == (shape[1] > (64 if layout == torch.channels_last else 4))
+
+
+@dtypes
+@layouts
+@pytest.mark.parametrize("mask", [MASK, MASK.flip(1)], ids=["mask", "flipped"])
+def test_masked_stats_are_near_the_exact_ones(mask, layout, dtype):
+    """The middle sample has one channel."""
+    x = randn(*SHAPES[0], dtype=dtype).to(memory_format=layout)
+    assert_near_exact(channel_stats, [x, mask])
+    x[~mask] = torch.nan
+    for one, other in zip(
+        outcome(channel_stats, [x, mask]), outcome(channel_stats, [x.nan_to_num(0), mask]), strict=True
+    ):
+        assert torch.equal(one, other)
+        assert not one.isnan().any()
+
+
+@layouts
+def test_masks_of_many_channels(layout, few_programs):
+    mask = randn(2, 70) > 0
+    assert_near_exact(channel_stats, [randn(2, 70, 9, 9).to(memory_format=layout), mask])
+    sliced = torch.stack([mask, ~mask], 2)[..., 0]
+    assert_near_exact(channel_stats, [randn(2, 70, 5, 3).to(memory_format=layout), sliced])
+
+
+@layouts
+@pytest.mark.parametrize("kernel", [3, 5, 7, 11, 13])
+def test_attention_of_every_kernel_size(kernel, layout):
+    with_bias = layout == torch.channels_last
+    x, *rest = attention_arguments((2, 4, 6, 7), kernel, with_bias=with_bias)
+    assert_near_exact(spatial_attention, [x.to(memory_format=layout), *rest])
+
+
+def test_weights_in_low_precision_and_of_any_layout():
+    arguments = [a.half() for a in attention_arguments()]
+    arguments[1] = arguments[1].to(memory_format=torch.channels_last)
+    assert_near_exact(spatial_attention, arguments)
+    assert [g.dtype for g in outcome(spatial_attention, arguments)] == [torch.float16] * 4
+
+
+@layouts
+@pytest.mark.parametrize("channels", [2, 5, 70])
+def test_ties_go_to_the_channel_torch_max_names(channels, layout, few_programs):
+    x = torch.zeros(2, channels, 4, 3).to(memory_format=layout)
+    x[0, ::2] = -0.0
+    x[1, 1::3, 2:] = 1.0
+    expected = torch.zeros_like(x).scatter(1, max_channel(x).indices, 1)
+    assert torch.equal(gradient_of_the_max(x), expected)
+
+
+def test_attention_on_ties_equals_the_reference():
+    x = randn(2, 8, 6, 5).relu() * torch.tensor([0.0, 1.0])[:, None, None, None]
+    assert_near_exact(spatial_attention, [x, *attention_arguments()[1:]])
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in reduce")
+@layouts
+@pytest.mark.parametrize("channels", [5, 70])
+def test_nan_is_the_largest_and_its_first_channel_gets_the_gradient(channels, layout, few_programs):
+    x = randn(2, channels, 5, 4).to(memory_format=layout)
+    x[0, 2, 1, 1] = x[0, 3, 1, 1] = x[0, channels - 1, 2] = x[1, 0, 4, 3] = torch.nan
+    x[0, 2::32, 0] = torch.nan
+    x[0, 1, 1, 1] = torch.inf
+    x[0, 1, 3], x[0, 2, 3] = torch.inf, -torch.inf  # a mean of NaN without one among the numbers
+    x[1, :, 0] = -torch.inf
+    stats = channel_stats(x)
+    largest = max_channel(x)
+    torch.testing.assert_close(stats[:, :1], x.mean(1, keepdim=True), equal_nan=True)
+    assert torch.equal(stats[:, 1:].isnan(), largest.values.isnan())
+    assert torch.equal(stats[:, 1:].nan_to_num(7), largest.values.nan_to_num(7))
+    assert torch.equal(gradient_of_the_max(x), torch.zeros_like(x).scatter(1, largest.indices, 1))
+    mask = torch.ones(2, channels).bool()
+    mask[0, 2] = False
+    masked = gradient_of_the_max(x, mask)
+    assert torch.equal(masked, torch.zeros_like(x).scatter(1, max_channel(x, mask).indices, 1))
+
+
+def test_nan_reaches_the_logits_its_kernel_covers():
+    arguments = attention_arguments(kernel=3)
+    arguments[0][1, 2, 3, 4] = torch.nan
+    with use_backend("reference"):
+        expected = spatial_attention(*arguments)
+    got = spatial_attention(*arguments)
+    assert expected.isnan().sum() == 5 * 9
+    torch.testing.assert_close(got, expected, equal_nan=True)
+
+
+@both
+def test_the_layout_of_x_is_kept(function):
+    x, *rest = arguments_of(function)
+    for layout in LAYOUTS:
+        for got in outcome(function, [x.to(memory_format=layout), *rest])[:2]:
+            assert got.is_contiguous(memory_format=layout)
+
+
+@both
+def test_x_and_gradients_of_any_stride(function):
+    x, *rest = arguments_of(function)
+    shape = function(x, *rest).shape
+    halves = torch.cat([randn(*shape), randn(*shape, seed=1)], 1)[:, : shape[1]]
+    for grad in (torch.tensor(0.5).expand(shape), halves, randn(*shape).to(memory_format=torch.channels_last)):
+        assert_near_exact(function, [x, *rest], grad)
+    exact = exact_outcome(function, [x, *rest])
+    wide = torch.cat([x, x], 3)[..., : x.shape[3]]
+    for same in (x.transpose(2, 3).contiguous().transpose(2, 3), wide, torch.cat([x, x], 1)[:, :5]):
+        leaf = same.detach().requires_grad_()
+        y = function(leaf, *rest)
+        y.backward(randn(*y.shape, seed=7))
+        assert rms_ratio(y, exact[0]) <= 1e-5
+        assert rms_ratio(leaf.grad, exact[1]) <= 1e-5
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2)])
+def test_only_the_gradients_asked_for_are_computed(frozen):
+    with record_launches() as launches:
+        assert_near_exact(spatial_attention, attention_arguments((2, 5, 6, 5), kernel=5), frozen=frozen)
+    named = {
+        launch.kernel.__name__: dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
+        for launch in launches
+    }
+    assert ("spread_kernel" in named) == (0 not in frozen)
+    assert ("maps_kernel" in named) == (frozen != (0, 1))
+    if "maps_kernel" in named:
+        assert (named["maps_kernel"]["dmaps_ptr"] is not None) == (0 not in frozen)
+        assert (named["maps_kernel"]["partial_ptr"] is not None) == (1 not in frozen)
+
+
+@both
+def test_two_runs_agree_bit_for_bit(function):
+    arguments = arguments_of(function, dtype=torch.float16)
+    for one, other in zip(outcome(function, arguments), outcome(function, arguments), strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
+@both
+def test_empty_batch_launches_nothing(function):
+    x, *rest = arguments_of(function)
+    with record_launches() as launches:
+        y, dx, *others = outcome(function, [x[:0], *rest])
+    assert not launches
+    assert y.shape == (0, 2 if function is channel_stats else 5, 9, 8)
+    assert dx.shape == (0, 5, 9, 8)
+    assert not any(gradient.any() for gradient in others)
+
+
+def test_a_sample_without_channels_is_named():
+    mask = MASK.clone()
+    mask[1] = False
+    with pytest.raises(ValueError, match="mask must leave at least one channel in every sample, got none in sample 1"):
+        channel_stats(randn(*SHAPES[0]), mask)
+
+
+def test_on_a_gpu_the_kernel_asserts_that_a_channel_is_present():
+    x, mask = torch.empty(2, 8, 4, 4, device="meta"), torch.ones(2, 8, device="meta").bool()
+    with record_launches() as launches:
+        ops.channel_stats(x, None)
+        ops.channel_stats(x, mask)
+    assert [launch.options.get("debug", False) for launch in launches] == [False, True]
+    assert launches[1].options["sanitize_overflow"] is False
+
+
+def test_one_compilation_serves_every_batch_size():
+    _, weight, bias = attention_arguments(kernel=3)
+    sizes = (2, 3, 5)
+    assert_one_compilation(spatial_attention, lambda b: [randn(b, 5, 4, 3), weight, bias], [0, None, None], sizes=sizes)
+    assert_one_compilation(
+        channel_stats, lambda b: [randn(b, 5, 4, 3), MASK[:1].expand(b, -1).clone()], [0, 0], sizes=sizes
+    )
+
+
+@both
+def test_the_choice_of_backend_holds_for_the_gradients(function):
+    x, *rest = arguments_of(function)
+    leaf = x.requires_grad_()
+    y = function(leaf, *rest)
+    with use_backend("auto"), record_launches() as launches:
+        y.sum().backward()
+    assert launches[-1].kernel.__name__ == "spread_kernel"
+
+
+@both
+def test_second_derivatives_are_refused(function):
+    x, *rest = arguments_of(function, (1, 2, 3, 3))
+    (dx,) = torch.autograd.grad(function(leaf := x.requires_grad_(), *rest).square().sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"has no second derivative; call it under kernels.use_backend\('reference'"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((2, 5, 4, 3), LAYOUTS[0]), ((2, 5, 4, 3), LAYOUTS[1]), ((2, 1, 4, 3), LAYOUTS[1]), ((2, 5, 1, 1), LAYOUTS[1])],
+    ids=str,
+)
+def test_opcheck(shape, layout):
+    torch.use_deterministic_algorithms(False)  # opcheck compares placeholders too
+    x, weight, bias = attention_arguments(shape, kernel=3)
+    x = x.to(memory_format=layout)
+    mask = torch.ones(shape[:2]).bool()
+    library = torch.ops.polychrome
+    leaves = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
+    torch.library.opcheck(library.channel_stats.default, (leaves[0], None, "triton"))
+    torch.library.opcheck(library.channel_stats.default, (leaves[0], mask, "triton"))
+    torch.library.opcheck(library.spatial_attention.default, (*leaves, "triton"))
+    stats, argmax = library.channel_stats(x, mask, "triton")
+    last = layout == torch.channels_last and shape[1] > 1 and shape[2] > 1
+    for some in (mask, None):
+        arguments = (stats, some, argmax, shape[1], last, "triton")
+        torch.library.opcheck(library.channel_stats_backward.default, arguments)
+    y, *saved = library.spatial_attention(x, weight, bias, "triton")
+    for needed in ([True, True, True], [True, False, False], [False, False, True]):
+        arguments = (y, x, weight, bias, *saved, needed, "triton")
+        torch.library.opcheck(library.spatial_attention_backward.default, arguments)
+
+
+def test_offsets_have_64_bits_beyond_2_to_the_31_elements():
+    def constants(height):
+        x = torch.empty(2, 16, height, 2**13, dtype=torch.float16, device="meta")
+        weight = torch.empty(1, 2, 7, 7, device="meta")
+        with record_launches() as launches:
+            y, *saved = ops.spatial_attention(x, weight, None)
+            ops.spatial_attention_backward(y, x, weight, None, *saved, [True, True, False])
+        return {launch.kernel.__name__: launch.options["INDEX64"] for launch in launches}
+
+    small, large = constants(2**13), constants(2**14)
+    assert list(small) == ["stats_kernel", "attend_kernel", "dot_kernel", "maps_kernel", "spread_kernel"]
+    assert not any(small.values())
+    # The maps are an eighth of x, and keep 32 bits.
+    assert [name for name, wide in large.items() if not wide] == ["maps_kernel"]
+
+
+@layouts
+@both
+def test_64_bit_offsets_change_no_number(function, layout, monkeypatch):
+    x, *rest = arguments_of(function)
+    arguments = [x.to(memory_format=layout), *rest]
+    plain = outcome(function, arguments)
+    for module in (streaming, backward):
+        monkeypatch.setattr(module, "needs_64_bits", lambda *tensors: True)
+    with record_launches() as launches:
+        wide = outcome(function, arguments)
+    assert all(launch.options["INDEX64"] for launch in launches)
+    for one, other in zip(wide, plain, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5, 24, 64, 256, 2048])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_tiles_shrink_until_the_gpu_is_busy_and_hold_at_most_so_many_elements(channels, channels_last):
+    for batch, pixels in ((1, 1), (8, 49), (64, 256), (64, 128**2)):
+        for carries in (False, True):
+            tile = configs.stream_tile(batch, channels, pixels, channels_last, carries)
+            assert tile.block_p * tile.block_c <= configs.ELEMENTS
+            assert tile.block_c < 2 * channels
+            assert tile.block_p < 2 * pixels
+            for size in tile:
+                assert size & (size - 1) == 0
+    large, small = (configs.stream_tile(64, channels, size, channels_last) for size in (256**2, 16))
+    assert large.block_p >= small.block_p
+    assert 64 * (256**2 // large.block_p) >= configs.PROGRAMS
