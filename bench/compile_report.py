@@ -1,4 +1,4 @@
-"""Compile every row of the config tables for GPUs that are not there, and write what the machine code shows.
+"""Compile the kernels for GPUs that are not there, every row of the tables, and write what the machine code shows.
 
 python -m bench.compile_report                  # the table in bench/results/compiled.md
 python -m bench.compile_report --json FILE      # the same numbers for the test suite
@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,17 +18,28 @@ import torch
 import triton
 
 from bench.cubin import SHARED_LIMIT, Cubin, compile_launch, resident_blocks
+from kernels.augment import triton as augment
+from kernels.channel_gate.triton import ops as gate
 from kernels.dynamic_conv import configs
 from kernels.dynamic_conv.triton.convolution import convolve
 from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients
 from kernels.dynamic_conv.triton.mixing import mix_into
 from kernels.dynamic_conv.triton.weight_gradient import expert_gradients, sample_gradients
 from kernels.launch import Launch, record_launches
+from kernels.spatial_attention.triton import ops as attention
+from kernels.tensors import is_channels_last
 
 TABLE = Path(__file__).with_name("results") / "compiled.md"
 GEOMETRY = ([1, 1], [1, 1, 1, 1], [1, 1])
 KERNEL = (3, 3)
 BATCH, SIZE = 64, 28
+MAPS = (
+    ((64, 256, 16, 16), torch.channels_last),
+    ((64, 64, 128, 128), torch.channels_last),
+    ((8, 512, 7, 7), torch.channels_last),
+    ((64, 64, 128, 128), torch.contiguous_format),
+    ((8, 512, 7, 7), torch.contiguous_format),
+)
 
 
 class Variant(NamedTuple):
@@ -46,7 +57,7 @@ class Variant(NamedTuple):
     @property
     def capabilities(self) -> tuple[int, ...]:
         """The targets: all for the common uses, Hopper alone for the rest."""
-        common = self.dtype != "tf32" and self.channels in ("256->256", "256")
+        common = self.dtype != "tf32" and self.channels in ("256->256", "256", "3")
         return tuple(SHARED_LIMIT) if common else (90,)
 
 
@@ -86,6 +97,13 @@ def variants() -> Iterator[Variant]:
         yield Variant("mix", use, "bfloat16", "256->256", "-", 1, 4, launches[0])
     for experts in (0, 4):
         yield from _depthwise(experts)
+    for shape, layout in MAPS:
+        x = _empty(*shape).contiguous(memory_format=layout)
+        yield from _recorded("spatial attention", x, _spatial_attention)
+        yield from _recorded("channel gate", x, _channel_gate)
+    yield from _recorded("channel statistics", _empty(64, 13, 32, 32), _statistics)
+    for channels in (3, 13):
+        yield from _augment(channels)
 
 
 def _convolution(use, row, dtype, channels, precision="ieee", transposed=False, experts=0) -> Variant:
@@ -154,6 +172,60 @@ def _depthwise(experts: int) -> Iterator[Variant]:
         yield Variant("depthwise", use + words, "bfloat16", "256", label, 1, row.warps, launch)
 
 
+def _recorded(op: str, x: torch.Tensor, call: Callable[[torch.Tensor], None]) -> Iterator[Variant]:
+    """Yield what `call(x)` launches, by the names of the kernels."""
+    with record_launches() as launches:
+        call(x)
+    layout = "channels_last" if is_channels_last(x) else "contiguous"
+    size = "x".join(map(str, x.shape))
+    seen = set()
+    for launch in launches:
+        name = launch.kernel.__name__.removesuffix("_kernel").replace("_", " ")
+        use = f"{size} {layout}" + (", backward" if name in seen else "")
+        seen.add(name)
+        blocks = [launch.options[block] for block in ("BLOCK_P", "BLOCK_C", "BLOCK_O") if block in launch.options]
+        known = (f"{op}: {name}", use, "bfloat16", str(x.shape[1]), _label(*blocks))
+        yield Variant(*known, 1, launch.options["num_warps"], launch)
+
+
+def _spatial_attention(x: torch.Tensor) -> None:
+    weight = _empty(1, 2, 7, 7, dtype=torch.float32)
+    y, *saved = attention.spatial_attention(x, weight, None)
+    attention.spatial_attention_backward(y, x, weight, None, *saved, [True, True, False])
+
+
+def _statistics(x: torch.Tensor) -> None:
+    mask = _empty(*x.shape[:2], dtype=torch.bool)
+    stats, argmax = attention.channel_stats(x, mask)
+    attention.channel_stats_backward(stats, mask, argmax, x.shape[1], is_channels_last(x))
+
+
+def _channel_gate(x: torch.Tensor) -> None:
+    channels = x.shape[1]
+    hidden = channels // 16
+    weights = [_empty(*size) for size in ((hidden, channels), (hidden,), (channels, hidden), (channels,))]
+    y, *saved = gate.channel_gate(x, *weights, "sigmoid")
+    gate.channel_gate_backward(y, x, *weights, *saved, "sigmoid", [True] * 5)
+
+
+def _augment(channels: int) -> Iterator[Variant]:
+    images = _empty(1024, 256, 256, channels, dtype=torch.uint8)
+    indices, flips = _empty(BATCH, dtype=torch.int64), _empty(BATCH, dtype=torch.bool)
+    boxes, factors = _empty(BATCH, 4, dtype=torch.int64), _empty(BATCH, dtype=torch.float32)
+    gray = flips if channels == 3 else None
+    recipes = {
+        "copied": (indices, None, flips, None, None, None, None, None, None, None),
+        "cropped": (indices, boxes, flips, None, None, None, None, None, None, None),
+        "whole recipe": (indices, boxes, flips, factors, factors, factors, factors, gray, None, boxes),
+    }
+    for use, parameters in recipes.items():
+        size = 256 if use == "copied" else 224
+        with record_launches() as launches:
+            augment.augment(images, *parameters, [0.5] * channels, [0.5] * channels, size, size, torch.bfloat16)
+        label = _label(augment.BLOCK_H, augment.BLOCK_W)
+        yield Variant("augment", use, "bfloat16", str(channels), label, 1, augment.WARPS, launches[0])
+
+
 def compile_all() -> list[dict]:
     """Return a row of findings per variant and target, in the order of `variants`."""
     jobs = [(index, capability) for index, variant in enumerate(variants()) for capability in variant.capabilities]
@@ -185,8 +257,10 @@ def markdown(rows: list[dict]) -> str:
         "",
         f"`python -m bench.compile_report`, triton {triton.__version__}, torch {torch.__version__}, Python "
         f"{platform.python_version()}; no GPU needed. Each cell: registers a thread / shared memory in KB / blocks "
-        "that fit one multiprocessor; the matrix instruction found. The test suite asserts that no row spills, none "
-        "serialises wgmma, and loads are 16-byte asynchronous copies, (stages - 1) steps ahead (3 channels apart).",
+        "that fit one multiprocessor, and the matrix instruction found, or, without one, the number of 16-byte loads + "
+        "stores. The test suite asserts that no row spills, none serialises wgmma, loads of products are 16-byte "
+        "asynchronous copies, (stages - 1) steps ahead (3 channels apart), and streaming kernels read and write 16 "
+        "bytes at a time where the shape lets them.",
         "",
         "| kernel | use | dtype | channels | tile | warps | stages | sm_80 | sm_90 | sm_100 |",
         "|---|---|---|---|---|---:|---:|---|---|---|",
@@ -194,12 +268,12 @@ def markdown(rows: list[dict]) -> str:
     keys = ("kernel", "use", "dtype", "channels", "row", "warps", "stages")
     table: dict[tuple, dict[int, str]] = {}
     for row in rows:
-        matrix = " ".join(row["matrix"]) or "-"
-        cell = f"{row['registers']} / {row['shared'] / 1024:.0f} / {row['resident']} {matrix}"
+        found = " ".join(row["matrix"]) or f"{row['wide_loads']} + {row['wide_stores']}"
+        cell = f"{row['registers']} / {row['shared'] / 1024:.0f} / {row['resident']}, {found}"
         table.setdefault(tuple(row[key] for key in keys), {})[row["capability"]] = cell
     for key, cells in table.items():
-        found = [cells.get(capability, "") for capability in SHARED_LIMIT]
-        lines.append(f"| {' | '.join(map(str, key))} | {' | '.join(found)} |")
+        targets = [cells.get(capability, "") for capability in SHARED_LIMIT]
+        lines.append(f"| {' | '.join(map(str, key))} | {' | '.join(targets)} |")
     return "\n".join(lines) + "\n"
 
 

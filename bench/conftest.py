@@ -2,7 +2,8 @@
 
 import pytest
 
-from bench import tables
+from bench import record, tables
+from bench.measure import DEVICE, finished
 
 ENTRIES = pytest.StashKey[dict]()
 
@@ -16,9 +17,24 @@ def pytest_configure(config):
 
 
 @pytest.fixture
-def entries(request):
-    """What this run has measured: op to "dtype shape" to figures; printed when the run ends."""
-    return request.config.stash[ENTRIES]
+def keep(request, benchmark):
+    """Return a function that keeps an entry of an op's results and has pytest-benchmark time ours.
+
+    Entries go to the tables printed when the run ends, and to the device's file: on a CPU with --save-results.
+    """
+
+    def keep_entry(op, name, entry, calls, ceilings, packages=("timm",)):
+        sections = request.config.stash[ENTRIES]
+        empty = {"ceilings": {}, "shapes": {}}
+        section = sections.setdefault(op, record.circumstances(DEVICE, packages) | empty)
+        section["ceilings"] |= ceilings
+        section["shapes"][name] = entry | {stamp: section[stamp] for stamp in ("date", "commit")}
+        if DEVICE == "cuda" or request.config.getoption("--save-results"):
+            record.write(record.results_path(DEVICE), op, section)
+        benchmark.extra_info |= entry
+        benchmark.pedantic(finished, (calls["ours"],), rounds=3, warmup_rounds=1)
+
+    return keep_entry
 
 
 @pytest.hookimpl(trylast=True)
@@ -26,4 +42,4 @@ def pytest_terminal_summary(terminalreporter, config):
     """Print the tables below pytest-benchmark's own."""
     for op, measured in config.stash[ENTRIES].items():
         terminalreporter.section(op)
-        terminalreporter.write_line(tables.text(measured, min(terminalreporter._tw.fullwidth, 140)))
+        terminalreporter.write_line(tables.text(op, measured, min(terminalreporter._tw.fullwidth, 140)))

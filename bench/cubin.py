@@ -30,7 +30,7 @@ TYPES = {
 
 
 class Cubin(NamedTuple):
-    """What was read: registers a thread, bytes spilled and shared, and counts of instructions."""
+    """What was read: registers a thread, bytes spilled and shared, counts of instructions; wide ones move 16 bytes."""
 
     registers: int
     spilled: int
@@ -39,6 +39,8 @@ class Cubin(NamedTuple):
     async_copies: int
     prefetched: int
     serialised: bool
+    wide_loads: int
+    wide_stores: int
 
 
 def compile_launch(launch: Launch, capability: int) -> Cubin:
@@ -81,6 +83,8 @@ def read(compiled, capability: int) -> Cubin:
         len(copies),
         sum(index < first for index in copies),
         "serialized" in said,
+        sum(op.startswith("LDG") and ".128" in op for op in instructions),
+        sum(op.startswith("STG") and ".128" in op for op in instructions),
     )
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +18,6 @@ from bench import record, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
-BENCH = (*PYTEST, "bench/test_dynamic_conv.py", "--benchmark-only")
-PROFILED = ("C256 14x14", "C512 7x7")
 NO_TIME = "not started: no time"
 KEPT = ("bench/results/*.json", "kernels/dynamic_conv/configs/*.json")
 
@@ -33,15 +32,22 @@ class Step(NamedTuple):
 
 
 def steps(out: Path) -> list[Step]:
-    """Return the steps by value."""
+    """Return the steps by value, the benchmarks in the order of the tables."""
+    tuned, *others = (Step(f"bench-{op}", bench(op), 480, 60) for op in tables.OPS)
     return [
         Step("tests", (*PYTEST, "-m", "gpu", "tests/kernels"), 240, 30),
-        Step("bench", BENCH, 480, 60),
+        tuned,
+        *(step._replace(most=300, least=45) for step in others),
         Step("tune", ("-m", "bench.tune"), 400, 60),
-        Step("bench-tuned", BENCH, 480, 60),
+        tuned._replace(name="bench-tuned"),
         Step("profile", ("-m", "bench.gpu", "--profile", "--out", str(out)), 60, 20),
         Step("other-tests", (*PYTEST, "-m", "gpu", "tests", "--ignore=tests/kernels"), 300, 60),
     ]
+
+
+def bench(op: str) -> tuple[str, ...]:
+    """Return the command that measures an op: one process each, so that a fault in one leaves the others alone."""
+    return (*PYTEST, f"bench/test_{op}.py", "--benchmark-only")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.partition(":")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for logs, traces and copies of results")
     parser.add_argument("--seconds", type=float, default=540, help="for all steps together (default 540)")
-    parser.add_argument("--profile", action="store_true", help="only trace two shapes into DIR")
+    parser.add_argument("--profile", action="store_true", help="only trace a few shapes into DIR")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("bench.gpu needs a CUDA device, and torch finds none", file=sys.stderr)
@@ -67,9 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
         keep(out / step.name)
         print("{}: {} ({:.0f} s)".format(*outcomes[-1]), flush=True)
     show()
-    print("\n{:12} {:>7}  {}".format("step", "seconds", "outcome"))
+    print("\n{:23} {:>7}  {}".format("step", "seconds", "outcome"))
     for name, outcome, taken in outcomes:
-        print(f"{name:12} {taken:7.0f}  {outcome}")
+        print(f"{name:23} {taken:7.0f}  {outcome}")
     return int(any(outcome not in ("passed", NO_TIME) for _, outcome, _ in outcomes))
 
 
@@ -104,7 +110,7 @@ def show() -> None:
     path = record.results_path("cuda")
     if path.exists():
         for op, section in json.loads(path.read_text(encoding="utf-8")).items():
-            print(f"\n{op}\n{tables.text(section, 140)}")
+            print(f"\n{op}\n{tables.text(op, section, 140)}")
 
 
 def keep(out: Path) -> None:
@@ -117,23 +123,19 @@ def keep(out: Path) -> None:
 
 
 def profile(out: Path) -> None:
-    """Write a trace of forward and backward, and a table of the kernels, for each shape of PROFILED."""
-    from bench.baselines import ours
-    from bench.shapes import data_of, shapes_on
-    from bench.test_dynamic_conv import finished, parts_of
+    """Write a trace, of backward too where there is one, and a table of the kernels for the shapes each op names."""
+    from bench.measure import finished
 
-    for shape in shapes_on("cuda"):
-        if shape.name not in PROFILED:
-            continue
-        parts = parts_of(ours, data_of(shape, torch.bfloat16, "cuda"), shape)
-        finished(parts)
-        activities = (torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA)
-        with torch.profiler.profile(activities=activities, record_shapes=True) as trace:
-            for _ in range(5):
-                finished(parts)
-        slug = shape.name.replace(" ", "_")
-        trace.export_chrome_trace(str(out / f"{slug}.trace.json"))
-        print(shape.name, trace.key_averages().table(sort_by="self_device_time_total", row_limit=20), sep="\n")
+    activities = (torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA)
+    for op in tables.OPS:
+        for name, parts in import_module(f"bench.test_{op}").profiled().items():
+            finished(parts)
+            with torch.profiler.profile(activities=activities, record_shapes=True) as trace:
+                for _ in range(5):
+                    finished(parts)
+            trace.export_chrome_trace(str(out / f"{op}_{name}.trace.json".replace(" ", "_")))
+            kernels = trace.key_averages().table(sort_by="self_device_time_total", row_limit=20)
+            print(f"{op} {name}", kernels, sep="\n", flush=True)
 
 
 def _stop(process: subprocess.Popen) -> None:

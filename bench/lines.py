@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from statistics import geometric_mean
 from typing import NamedTuple
 
-# Entries as `bench/test_dynamic_conv.py` records them.
+# Entries as the benchmarks record them.
 Entry = dict
 
 
@@ -20,6 +20,11 @@ def speedup(entry: Entry, name: str) -> float | None:
     """Return how many times as long `name` takes as ours, forward and backward."""
     times = entry["ms"].get(name)
     return times["both"] / entry["ms"]["ours"]["both"] if times else None
+
+
+def compiled_speedup(entry: Entry) -> float | None:
+    """Return `speedup` over torch.compile in the faster of its modes; None where neither ran."""
+    return min((speedup(entry, name) for name in entry["ms"] if name.startswith("compiled")), default=None)
 
 
 def best_baseline(entry: Entry) -> tuple[str, float]:
@@ -39,10 +44,10 @@ def to_static(entry: Entry) -> float:
     return 1 / speedup(entry, "static")
 
 
-def extra_memory(entry: Entry) -> float | None:
-    """Return ours over naive's memory beyond inputs, output and gradients; None where it was not measured."""
+def extra_memory(entry: Entry, usual: str = "naive") -> float | None:
+    """Return ours over the usual way's memory beyond inputs, output and gradients; None where it was not measured."""
     used = entry["memory_bytes"]
-    return used["ours"]["extra"] / max(used["naive"]["extra"], 1) if used and "naive" in used else None
+    return used["ours"]["extra"] / max(used[usual]["extra"], 1) if used and usual in used else None
 
 
 def overhead(entry: Entry) -> float | None:
@@ -51,23 +56,25 @@ def overhead(entry: Entry) -> float | None:
     return spent["call"] - spent["launches"] if spent else None
 
 
-def lines(entries: dict[str, Entry], on_gpu: bool) -> list[Line]:
-    """Return the lines for a run's entries, each keyed "dtype shape"."""
-    return _gpu_lines(entries) if on_gpu else _cpu_lines(entries)
+def images_per_second(entry: Entry) -> float:
+    """Return the images that ours makes a second."""
+    return 1e3 * entry["images"] / entry["ms"]["ours"]["forward"]
 
 
-def _gpu_lines(entries: dict[str, Entry]) -> list[Line]:
+def lines(op: str, entries: dict[str, Entry], on_gpu: bool) -> list[Line]:
+    """Return the lines for the entries of a run of an op, by the names they are recorded under."""
+    return LINES[op]["gpu" if on_gpu else "cpu"](entries)
+
+
+def _convolution_on_gpu(entries: dict[str, Entry]) -> list[Line]:
     def at(least: int, below: float = float("inf")):
         return lambda entry: least <= entry["pixels"] < below
-
-    def best(entry: Entry) -> float:
-        return best_baseline(entry)[1]
 
     return [
         _mean(entries, "float32 naive / ours, forward + backward", lambda e: speedup(e, "naive fp32"), 10),
         _mean(entries, "same-dtype naive / ours, forward + backward", lambda e: speedup(e, "naive"), 5),
-        _every(entries, "best baseline / ours on every shape", best, 1.3),
-        _every(entries, "slower than no baseline on any shape", best, 1),
+        _every(entries, "best baseline / ours on every shape", _best, 1.3),
+        _every(entries, "slower than no baseline on any shape", _best, 1),
         _every(entries, "share of the bound forward, 196 output pixels and more", _bound("forward"), 0.6, at(196)),
         _every(entries, "share of the bound backward, 196 output pixels and more", _bound("backward"), 0.5, at(196)),
         _every(entries, "ours / static convolution, 28x28 and above", to_static, 1.25, at(784), most=True),
@@ -78,7 +85,7 @@ def _gpu_lines(entries: dict[str, Entry]) -> list[Line]:
     ]
 
 
-def _cpu_lines(entries: dict[str, Entry]) -> list[Line]:
+def _convolution_on_cpu(entries: dict[str, Entry]) -> list[Line]:
     def small_bf16(entry: Entry) -> bool:
         return entry["pixels"] <= 196 and entry["dtype"] == "bfloat16"
 
@@ -86,6 +93,47 @@ def _cpu_lines(entries: dict[str, Entry]) -> list[Line]:
         _every(entries, "ours / same-dtype naive on every shape", lambda e: 1 / speedup(e, "naive"), 1.03, most=True),
         _mean(entries, "bfloat16 naive / ours, 14x14 and below", lambda e: speedup(e, "naive"), 2, small_bf16),
     ]
+
+
+def _memory_bound_on_gpu(entries: dict[str, Entry]) -> list[Line]:
+    return [
+        _every(entries, "eager / ours on every shape", lambda e: speedup(e, "eager"), 3),
+        _every(entries, "compiled / ours on every shape", compiled_speedup, 1.3),
+        _every(entries, "slower than no baseline on any shape", _best, 1),
+        _every(entries, "share of the bound forward, every shape", _bound("forward"), 0.8),
+        _every(entries, "share of the bound backward, every shape", _bound("backward"), 0.7),
+    ]
+
+
+def _memory_bound_on_cpu(entries: dict[str, Entry]) -> list[Line]:
+    return [_every(entries, "ours / eager on every shape", lambda e: 1 / speedup(e, "eager"), 1.03, most=True)]
+
+
+def _augment_on_gpu(entries: dict[str, Entry]) -> list[Line]:
+    def thousands(entry: Entry) -> float:
+        return images_per_second(entry) / 1e3
+
+    rate = "thousand images a second at 224 px, 3 channels"
+    return [
+        _every(entries, "share of the bound forward, plain recipe", _bound("forward"), 0.6, _has("recipe", "plain")),
+        _every(entries, rate, thousands, 200, _has("channels", 3)),
+    ]
+
+
+def _augment_on_cpu(entries: dict[str, Entry]) -> list[Line]:
+    def to_torchvision(entry: Entry) -> float | None:
+        ratio = speedup(entry, "torchvision")
+        return 1 / ratio if ratio else None
+
+    return [_every(entries, "ours / torchvision on every shape", to_torchvision, 1.03, most=True)]
+
+
+def _has(name: str, value) -> Callable[[Entry], bool]:
+    return lambda entry: entry[name] == value
+
+
+def _best(entry: Entry) -> float:
+    return best_baseline(entry)[1]
 
 
 def _bound(direction: str) -> Callable[[Entry], float]:
@@ -118,3 +166,12 @@ def _every(entries: dict[str, Entry], text: str, figure: Callable, limit: float,
 
 def _count(conditions: Iterable[bool]) -> int:
     return sum(map(bool, conditions))
+
+
+_MEMORY_BOUND = {"gpu": _memory_bound_on_gpu, "cpu": _memory_bound_on_cpu}
+LINES = {
+    "dynamic_conv": {"gpu": _convolution_on_gpu, "cpu": _convolution_on_cpu},
+    "spatial_attention": _MEMORY_BOUND,
+    "channel_gate": _MEMORY_BOUND,
+    "augment": {"gpu": _augment_on_gpu, "cpu": _augment_on_cpu},
+}

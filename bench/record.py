@@ -23,10 +23,13 @@ def results_path(device: str, folder: Path = RESULTS) -> Path:
     return folder / (table_path(torch.cuda.get_device_name()).name if device == "cuda" else "cpu.json")
 
 
-def circumstances(device: str) -> dict:
-    """Return what the numbers depend on besides the code: device, versions, settings; and date and commit."""
+def circumstances(device: str, packages: tuple[str, ...] = ("timm",)) -> dict:
+    """Return what the numbers depend on besides the code: device, versions, settings; and date and commit.
+
+    `packages` are those that baselines come from.
+    """
     versions = {"torch": torch.__version__, "triton": _version("triton"), "python": platform.python_version()}
-    versions["timm"] = _version("timm")
+    versions |= {package: _version(package) for package in packages}
     if device == "cuda":
         versions |= {"cuda": torch.version.cuda, "driver": _output("nvidia-smi", *_DRIVER)}
         settings = {"cudnn_tf32": allows_tf32()}

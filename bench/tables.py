@@ -6,7 +6,9 @@ import json
 import sys
 import textwrap
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -16,58 +18,56 @@ from bench import lines
 
 ROOT = Path(__file__).resolve().parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
-OPS = ("dynamic_conv",)
-HEADINGS = (
-    "shape",
-    "fwd ms",
-    "bwd ms",
-    "both ms",
-    "naive fp32",
-    "naive",
-    "best",
-    "which",
-    "static",
-    "% fwd",
-    "% bwd",
-    "memory",
-)
-LEGEND = (
-    "ms: ours. naive fp32, naive, best (which): their time over ours, forward + backward. static: our time over a "
-    "plain convolution's. % fwd, % bwd: the least possible time over ours. memory: ours over naive's, beyond inputs "
-    "and results."
-)
+Entry = lines.Entry
+
+
+class Columns(NamedTuple):
+    """The columns of an op's tables after the shape, each a function from entry to cell, and what they mean."""
+
+    cells: dict[str, Callable[[Entry], str]]
+    legend: str
+
+
 VERDICTS = {True: "pass", False: "miss", None: "not measured yet"}
 
 
-def rows(section: dict, dtype: str) -> list[list[str]]:
-    """Return the cells of one row per shape of a dtype, under HEADINGS."""
-    return [_row(key, entry) for key, entry in section["shapes"].items() if entry["dtype"] == dtype]
+def rows(op: str, entries: dict[str, Entry]) -> list[list[str]]:
+    """Return the cells of one row per entry, under `headings(op)`."""
+    return [[_name(key, entry), *(cell(entry) for cell in OPS[op].cells.values())] for key, entry in entries.items()]
 
 
-def dtypes(section: dict) -> list[str]:
-    """Return the dtypes measured, in the order they were."""
-    return list(dict.fromkeys(entry["dtype"] for entry in section["shapes"].values()))
+def headings(op: str) -> list[str]:
+    """Return the headings of an op's tables."""
+    return ["shape", *OPS[op].cells]
 
 
-def text(section: dict, width: int) -> str:
+def tables_of(section: dict) -> list[dict[str, Entry]]:
+    """Return the entries of each table: one for each dtype and layout, in the order they were measured."""
+    found: dict[tuple[str, str], dict[str, Entry]] = {}
+    for key, entry in section["shapes"].items():
+        found.setdefault((entry["dtype"], entry["layout"]), {})[key] = entry
+    return list(found.values())
+
+
+def text(op: str, section: dict, width: int) -> str:
     """Return a section as tables for a terminal of `width` columns."""
     console = Console(file=io.StringIO(), width=width)
-    for dtype in dtypes(section):
-        table = Table(*HEADINGS, box=None, padding=(0, 1, 0, 0), title=Text(_title(section, dtype)))
+    for entries in tables_of(section):
+        table = Table(*headings(op), box=None, padding=(0, 1, 0, 0), title=Text(_title(entries)))
         table.title_justify = "left"
-        for column, heading in zip(table.columns, HEADINGS, strict=True):
+        for column, heading in zip(table.columns, headings(op), strict=True):
             column.justify = "left" if heading in ("shape", "which") else "right"
             column.no_wrap = heading != "shape"
             column.header_style = "none"
             column.min_width = max(len(word) for word in heading.split())
             column.header = heading.replace(" ", "\n")
-        for row in rows(section, dtype):
+        for row in rows(op, entries):
             table.add_row(*map(Text, row))
         console.print(table)
         console.print()
-    console.print(Text(f"{LEGEND} {_skipped(section)}"))
+    console.print(Text(f"{OPS[op].legend} {_skipped(section)}"))
     console.print()
-    for line in lines.lines(section["shapes"], section["kind"] == "cuda"):
+    for line in lines.lines(op, section["shapes"], section["kind"] == "cuda"):
         console.print(Text(f"{VERDICTS[line.met].upper() if line.met is not None else '-':5}{line.demand}"))
         console.print(Text(f"     {line.measured}"))
     return "\n".join(part.rstrip() for part in console.file.getvalue().splitlines())
@@ -77,7 +77,7 @@ def markdown(op: str, results: Path = RESULTS) -> str:
     """Return an op's tables in Markdown, the GPUs' first; a GPU that nothing was measured on is said to be missing."""
     sections = [_load(path).get(op) for path in sorted(results.glob("*.json"))]
     sections = sorted(filter(None, sections), key=lambda section: (section["kind"] == "cpu", section["device"]))
-    parts = [_section_markdown(section) for section in sections]
+    parts = [_section_markdown(op, section) for section in sections]
     if not any(section["kind"] == "cuda" for section in sections):
         parts.insert(0, "GPU: not measured yet.")
     return "\n\n".join(parts)
@@ -118,20 +118,33 @@ def main(arguments: list[str] | None = None, readme: Path = README, results: Pat
     return 0
 
 
-def _row(key: str, entry: dict) -> list[str]:
-    ours, (best, ratio) = entry["ms"]["ours"], lines.best_baseline(entry)
-    shares = [f"{100 * lines.share_of_bound(entry, direction):.0f}" for direction in ("forward", "backward")]
-    memory = lines.extra_memory(entry)
-    return [
-        key.partition(" ")[2],
-        *(_three_digits(ours[name]) for name in ("forward", "backward", "both")),
-        *(_ratio(lines.speedup(entry, name)) for name in ("naive fp32", "naive")),
-        _ratio(ratio),
-        best.replace(" fp32", "32"),
-        _ratio(lines.to_static(entry)),
-        *shares,
-        _ratio(memory),
-    ]
+def _name(key: str, entry: Entry) -> str:
+    """Return what of an entry's key the title of its table does not say."""
+    return key.removeprefix(f"{entry['dtype']} ").removeprefix(f"{entry['layout']} ")
+
+
+def _ours(part: str) -> Callable[[Entry], str]:
+    return lambda entry: _three_digits(entry["ms"]["ours"][part])
+
+
+def _over(name: str) -> Callable[[Entry], str]:
+    return lambda entry: _ratio(lines.speedup(entry, name))
+
+
+def _share(direction: str) -> Callable[[Entry], str]:
+    return lambda entry: f"{100 * lines.share_of_bound(entry, direction):.0f}"
+
+
+def _memory(usual: str) -> Callable[[Entry], str]:
+    return lambda entry: _ratio(lines.extra_memory(entry, usual))
+
+
+def _best(entry: Entry) -> str:
+    return _ratio(lines.best_baseline(entry)[1])
+
+
+def _which(entry: Entry) -> str:
+    return lines.best_baseline(entry)[0].replace(" fp32", "32").removesuffix(" no graphs")
 
 
 def _three_digits(value: float) -> str:
@@ -142,12 +155,14 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
-def _title(section: dict, dtype: str) -> str:
-    chosen = [entry for entry in section["shapes"].values() if entry["dtype"] == dtype]
+def _title(entries: dict[str, Entry]) -> str:
+    """Return dtype, layout, the usual batch where entries name theirs apart from the shape, and the number of runs."""
+    chosen = list(entries.values())
     runs = sorted({entry["runs"] for entry in chosen})
     counted = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
-    batch = max(set(batches := [entry["batch"] for entry in chosen]), key=batches.count)
-    return f"{dtype} {chosen[0]['layout']}, batch {batch}, medians of {counted} runs"
+    batches = [entry["batch"] for entry in chosen if "batch" in entry]
+    batch = f", batch {max(set(batches), key=batches.count)}" if batches else ""
+    return f"{chosen[0]['dtype']} {chosen[0]['layout']}{batch}, medians of {counted} runs"
 
 
 def _skipped(section: dict) -> str:
@@ -165,15 +180,15 @@ def _list(words: list[str]) -> str:
     return ", ".join(words)
 
 
-def _section_markdown(section: dict) -> str:
+def _section_markdown(op: str, section: dict) -> str:
     versions = _list([f"{name} {number}" for name, number in section["versions"].items() if number])
     ceilings = _list([f"{value:g} {name}" for name, value in section["ceilings"].items()])
     stamp = f"{section['date']}, commit {section['commit']}"
     parts = [_wrapped(f"**{section['device']}**; {versions}; {stamp}; ceilings measured in the same run: {ceilings}.")]
-    for dtype in dtypes(section):
-        parts += [f"{_title(section, dtype)}:", _grid(HEADINGS, rows(section, dtype))]
-    parts.append(_wrapped(f"{LEGEND} {_skipped(section)}"))
-    held = lines.lines(section["shapes"], section["kind"] == "cuda")
+    for entries in tables_of(section):
+        parts += [f"{_title(entries)}:", _grid(headings(op), rows(op, entries))]
+    parts.append(_wrapped(f"{OPS[op].legend} {_skipped(section)}"))
+    held = lines.lines(op, section["shapes"], section["kind"] == "cuda")
     demands = [[line.demand, line.measured, VERDICTS[line.met]] for line in held]
     parts.append(_grid(("line", "measured", "verdict"), demands))
     return "\n\n".join(parts)
@@ -191,6 +206,58 @@ def _grid(headings, cells: list[list[str]]) -> str:
 
 def _load(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+_TIMES = {"fwd ms": _ours("forward"), "bwd ms": _ours("backward"), "both ms": _ours("both")}
+_SHARES = {"% fwd": _share("forward"), "% bwd": _share("backward")}
+_MEMORY_BOUND = Columns(
+    {
+        **_TIMES,
+        "eager": _over("eager"),
+        "compiled": lambda entry: _ratio(lines.compiled_speedup(entry)),
+        "best": _best,
+        "which": _which,
+        **_SHARES,
+        "memory": _memory("eager"),
+    },
+    "shape: batch x channels x height x width. ms: ours. eager (the definition), compiled (torch.compile with "
+    "max-autotune, the faster with CUDA graphs or without), best (which): their time over ours, forward + backward. "
+    "% fwd, % bwd: the least possible time over ours. memory: ours over eager's, beyond inputs and results.",
+)
+OPS = {
+    "dynamic_conv": Columns(
+        {
+            **_TIMES,
+            "naive fp32": _over("naive fp32"),
+            "naive": _over("naive"),
+            "best": _best,
+            "which": _which,
+            "static": lambda entry: _ratio(lines.to_static(entry)),
+            **_SHARES,
+            "memory": _memory("naive"),
+        },
+        "ms: ours. naive fp32, naive, best (which): their time over ours, forward + backward. static: our time over a "
+        "plain convolution's. % fwd, % bwd: the least possible time over ours. memory: ours over naive's, beyond "
+        "inputs and results.",
+    ),
+    "spatial_attention": _MEMORY_BOUND,
+    "channel_gate": _MEMORY_BOUND._replace(
+        legend="hidden N: two layers with biases; single: one layer without. " + _MEMORY_BOUND.legend
+    ),
+    "augment": Columns(
+        {
+            "ms": _ours("forward"),
+            "images/s": lambda entry: f"{lines.images_per_second(entry):,.0f}",
+            **{name: _over(name) for name in ("eager", "torchvision", "workers", "dali")},
+            "% bound": _share("forward"),
+        },
+        "shape: batch x height x width x channels of the uint8 images, and the side of the output; random resized "
+        "crop, flip and normalisation; whole: also rotation, brightness, contrast, gamma, grayscale, cutout and "
+        "channel subsets. ms, images/s: ours. eager (the definition), torchvision (v2 functions on the device, sample "
+        "by sample), workers (the same in CPU processes, in steady state), dali (DALI's operators): their time over "
+        "ours. % bound: the least possible time over ours.",
+    ),
+}
 
 
 if __name__ == "__main__":

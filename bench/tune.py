@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 
 from bench import record, timing
-from bench.shapes import BATCH, Data, Shape, data_of, shapes_on
+from bench.shapes.dynamic_conv import BATCH, Data, Shape, data_of, shapes_on
 from kernels.dynamic_conv import configs
 from kernels.dynamic_conv import plan as planning
 from kernels.dynamic_conv.plan import Plan

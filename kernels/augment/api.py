@@ -57,7 +57,8 @@ def augment(
 
     Returns:
         [batch, out, height, width] in `dtype`, channels_last. Resizing is bilinear; where it shrinks, the filter
-        widens with the scale (antialiasing), as in torch's `interpolate(antialias=True)`. There is no gradient.
+        widens with the scale (antialiasing), as in torch's `interpolate(antialias=True)`. On a CPU, where no jitter
+        follows, images of up to four channels are resized in uint8: within 1/255. There is no gradient.
 
     Raises:
         ValueError: a shape, a device, a size or the length of mean or std does not fit, std has a zero, or grayscale is

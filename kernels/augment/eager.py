@@ -29,14 +29,17 @@ def augment(
 ) -> Tensor:
     """Return the batch [batch, channels, height, width] in `dtype`, channels_last."""
     size, wide = (height, width), wide_dtype(dtype)
+    jittered = any(factor is not None for factor in (brightness, contrast, gamma, grayscale))
     if crops is None and angles is None and size == images.shape[1:3]:
         x = _copied(images, indices, flips, wide)
     elif angles is None and images.device.type == "cpu":
-        x = _interpolated(images, indices, crops, flips, size, wide)
+        # torch resizes uint8 images three times as fast, off by less than one step, which jitter would magnify
+        fast = not jittered and images.shape[3] <= 4 and wide == torch.float32
+        x = _interpolated(images, indices, crops, flips, size, torch.uint8 if fast else wide).to(wide)
     else:
         batch = len(images) if indices is None else len(indices)
         x = reference.resampled(images, indices, clamped(crops, batch, images), flips, angles, size, wide)
-    if brightness is None and contrast is None and gamma is None and grayscale is None:
+    if not jittered:
         offset, scale = (255 * x.new_tensor(values)[:, None, None] for values in (mean, std))
         x.sub_(offset).mul_(1 / scale)  # in place: a training batch passes here
         if channels is not None and _stay_in_place(channels, x.shape[1]):
@@ -73,11 +76,11 @@ def _copied(images: Tensor, indices: Tensor | None, flips: Tensor | None, dtype:
 def _interpolated(
     images: Tensor, indices: Tensor | None, crops: Tensor | None, flips: Tensor | None, size, dtype: torch.dtype
 ) -> Tensor:
-    """Return crops resized to `size` and flipped, in 0..255."""
+    """Return crops resized to `size` and flipped, values of 0..255 in `dtype`, channels last in memory."""
     where = range(len(images)) if indices is None else indices.tolist()
     boxes = clamped(crops, len(where), images).tolist()
     mirrored = [False] * len(where) if flips is None else flips.tolist()
-    x = images.new_empty((len(where), images.shape[3], *size), dtype=dtype)
+    x = images.new_empty((len(where), *size, images.shape[3]), dtype=dtype).permute(0, 3, 1, 2)
     for target, index, (top, left, height, width), flip in zip(x, where, boxes, mirrored, strict=True):
         crop = images[index, top : top + height, left : left + width].permute(2, 0, 1)[None].to(dtype)
         resized = F.interpolate(crop, size, mode="bilinear", antialias=True)[0]

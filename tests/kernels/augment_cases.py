@@ -4,6 +4,7 @@ import torch
 
 COUNT, HEIGHT, WIDTH, BATCH = 5, 23, 19, 4
 MEAN, STD = [0.401, 0.503, 0.598], [0.2, 0.3, 0.25]
+SMALLEST_STD = min(STD)
 
 PARAMETERS = {
     "indices": torch.tensor([3, 0, 4, 4]),

@@ -7,10 +7,12 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from kernels import augment, use_backend
-from tests.kernels.augment_cases import CASES, PARAMETERS, SIZES, images, statistics
+from tests.kernels.augment_cases import CASES, PARAMETERS, SIZES, SMALLEST_STD, images, statistics
 from tests.kernels.oracle import rms_ratio
 
 DTYPES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+# Resized in uint8 on a CPU; with crops, at the images' own size too.
+ROUNDED = ("indices", "flips", "channels", "cutouts", "no_parameters", "crops", "training")
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +42,10 @@ def test_cpu_path_is_near_the_definition_in_float64(case, size, dtype):
     assert got.dtype == dtype
     assert got.shape == exact.shape
     assert got.is_contiguous(memory_format=torch.channels_last)
-    assert rms_ratio(got, exact) <= DTYPES[dtype]
+    rounds = case in ROUNDED and (size != "same" or "crops" in arguments)
+    assert rms_ratio(got, exact) <= max(DTYPES[dtype], 2e-2 * rounds)
     if dtype == torch.float32:
-        assert (got - exact).abs().max() * 0.2 <= 0.1 / 255  # 0.2: the smallest std
+        assert (got - exact).abs().max() * SMALLEST_STD <= (1.001 if rounds else 0.001) / 255
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -52,7 +55,8 @@ def test_any_number_of_channels(channels, backend):
     with use_backend(backend):
         got = augment(images(channels), **arguments)
     assert got.shape == (4, channels, 9, 9)
-    assert rms_ratio(got, augment.reference(images(channels), dtype=torch.float64, **arguments)) <= 1e-5
+    exact = augment.reference(images(channels), dtype=torch.float64, **arguments)
+    assert rms_ratio(got, exact) <= (2e-2 if backend == "auto" and channels <= 4 else 1e-5)
 
 
 @pytest.mark.parametrize("size", [224, 100, 300, (120, 64)], ids=str)
@@ -61,9 +65,11 @@ def test_resized_crops_of_a_photograph_are_torchvisions(photo, crop, size):
     batch, planes = as_batch(photo)
     got = augment(batch, torch.tensor([crop]), size=size)
     pair = [size, size] if isinstance(size, int) else list(size)
+    assert difference(got, functional.resized_crop(planes, *crop, pair, antialias=True)) < 1e-4
     exact = functional.resized_crop(planes.float(), *crop, pair, antialias=True)
-    assert difference(got, exact) < 0.01
-    assert difference(got, functional.resized_crop(planes, *crop, pair, antialias=True)) < 0.5
+    assert difference(got, exact) < 0.5
+    unrounded = augment(batch, torch.tensor([crop]), size=size, gamma=torch.ones(1))
+    assert difference(unrounded, exact) < 0.01
 
 
 def test_rotation_of_a_photograph_is_torchvisions(photo):

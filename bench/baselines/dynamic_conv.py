@@ -6,12 +6,12 @@ All are differentiable. mixing is float32; those that would promote x by it roun
 import os
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 
 import kernels
+from bench.baselines import availability
 from kernels.dynamic_conv.problem import Problem
 from kernels.dynamic_conv.reference import mix
 
@@ -92,10 +92,9 @@ BASELINES: dict[str, Callable] = {
 
 def reason_to_skip(name: str, problem: Problem, device: str) -> str | None:
     """Return why a baseline cannot run `problem` on "cuda" or "cpu", or is left out there; None if it can."""
-    if name == "timm" and find_spec("timm") is None:
-        return "not installed"
-    if name == "compiled" and device == "cpu":
-        return "compiling takes too long on a CPU"
+    reason = availability.reason_to_skip(name, device)
+    if reason is not None:
+        return reason
     # Forward keeps this much, and backward makes its gradient.
     needed = 2 * problem.dtype.itemsize * problem.batch * problem.pixels * _values_per_pixel(name, problem)
     free = _free_bytes(device)

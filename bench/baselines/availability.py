@@ -1,0 +1,44 @@
+"""Which baselines a device or an installation does not have, and the compiled ones."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from importlib import metadata
+from importlib.util import find_spec
+
+import torch
+
+# torch.compile's modes by the names of the baselines that use them; CUDA graphs copy x and dy before every run.
+MODES = {"compiled": "max-autotune", "compiled no graphs": "max-autotune-no-cudagraphs"}
+
+
+def reason_to_skip(name: str, device: str) -> str | None:
+    """Return why a baseline is not run on "cuda" or "cpu" at any shape; None if it is."""
+    if name in ("timm", "torchvision") and find_spec(name) is None:
+        return "not installed"
+    if name == "dali" and dali_package() is None:
+        return "not installed"
+    if name.startswith("compiled") and device == "cpu":
+        return "compiling takes too long on a CPU"
+    return None
+
+
+@cache
+def dali_package() -> str | None:
+    """Return the distribution that NVIDIA DALI is installed from, which names its CUDA version; None if it is not."""
+    if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
+        return None
+    return next((name for name in metadata.packages_distributions().get("nvidia", ()) if "dali" in name), None)
+
+
+def compiled_forms(function: Callable) -> dict[str, Callable]:
+    """Return `function` under torch.compile in each of MODES; nothing is compiled before the first call."""
+    return {name: partial(_run_compiled, function, mode) for name, mode in MODES.items()}
+
+
+def _run_compiled(function: Callable, mode: str, *arguments):
+    return _compiled(function, mode)(*arguments)
+
+
+@cache
+def _compiled(function: Callable, mode: str) -> Callable:
+    return torch.compile(function, mode=mode, fullgraph=True, dynamic=False)

@@ -1,0 +1,212 @@
+"""What the benchmark of every op does: check each implementation, time them in turn, draw figures from the times."""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench import timing
+from kernels.tensors import is_channels_last
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ROUNDS = (10, 50) if DEVICE == "cuda" else (5, 100)
+# For all implementations of one shape together; the fewest rounds are run whatever they take.
+SECONDS = 8 if DEVICE == "cuda" else 1.0
+# On a CPU, a baseline that takes this many times as long as the usual way is run once and left out of the rounds.
+SLOW = 3
+
+# The largest RMS error over the RMS of the exact values, forward and of the gradients.
+OURS = {torch.bfloat16: (5e-3, 1e-2), torch.float32: (1e-5, 1e-5)}
+# Baselines round more than once, and on a GPU torch lets float32 convolutions use TF32.
+THEIRS = {torch.bfloat16: (2e-2, 2e-2), torch.float32: (2e-3, 2e-3) if DEVICE == "cuda" else (1e-4, 1e-4)}
+
+# What other packages raise where they cannot do what is asked; of ours every error ends the run.
+FAILURES = (RuntimeError, AssertionError, ImportError, ValueError, TypeError, OSError)
+
+
+class Candidate(NamedTuple):
+    """An implementation of a call, and the errors allowed forward and backward; or the reason why it is not run."""
+
+    name: str
+    parts: timing.Parts | None
+    tolerances: tuple[float, float]
+    reason: str | None = None
+
+
+def parts_of(function: Callable, leaves: tuple[Tensor, ...], grad: Tensor, *arguments) -> timing.Parts:
+    """Return forward and backward of `function(*leaves, *arguments)`, whose output's gradient is `grad`."""
+
+    def forward(_):
+        return function(*leaves, *arguments)
+
+    return forward, partial(torch.autograd.grad, inputs=leaves, grad_outputs=grad)
+
+
+def candidates_of(baselines, shape, leaves: tuple[Tensor, ...], grad: Tensor, *arguments) -> list[Candidate]:
+    """Return ours and every baseline of a module of `bench.baselines`, all in the dtype of the first leaf."""
+    dtype = leaves[0].dtype
+    ours = Candidate("ours", parts_of(baselines.ours, leaves, grad, *arguments), OURS[dtype])
+    return [
+        ours,
+        *(
+            Candidate(
+                name,
+                parts_of(function, leaves, grad, *arguments),
+                THEIRS[dtype],
+                baselines.reason_to_skip(name, shape, DEVICE),
+            )
+            for name, function in baselines.BASELINES.items()
+        ),
+    ]
+
+
+def checked_calls(
+    candidates: Iterable[Candidate], exact: list[Tensor], usual: str | None = None, kept: tuple[str, ...] = ()
+) -> tuple[dict[str, timing.Parts], dict[str, str]]:
+    """Return the implementations whose results were checked, and why the others were left out.
+
+    Where `usual` names one of them, those after it that take over SLOW times as long are left out on a CPU, except for
+    ours and `kept`.
+
+    Raises:
+        AssertionError: our results are wrong; baselines that fail are left out.
+    """
+    made, skipped, took = {}, {}, {}
+    for name, parts, tolerances, reason in candidates:
+        if reason is None:
+            try:
+                took[name] = check(name, parts, exact, tolerances)
+            except FAILURES as error:
+                if name == "ours":
+                    raise
+                reason = failure(error)
+        if reason is None and name not in ("ours", *kept) and _is_slow(took[name], took.get(usual)):
+            reason = f"over {SLOW} times as long as {usual}"
+        if reason is None:
+            made[name] = parts
+        else:
+            skipped[name] = reason
+    return made, skipped
+
+
+def failure(error: Exception) -> str:
+    """Return the reason why an implementation that raised `error` is left out."""
+    return f"failed: {str(error).strip().partition(chr(10))[0][:100]}"
+
+
+def check(name: str, parts: timing.Parts, exact: list[Tensor], tolerances: tuple[float, float]) -> float:
+    """Assert that output and gradients are near the exact ones; return the seconds they took."""
+    start = time.perf_counter()
+    y = parts[0](None)
+    got = [y, *(gradient for part in parts[1:] for gradient in part(y))]
+    taken = time.perf_counter() - start
+    for index, (one, other) in enumerate(zip(got, exact, strict=True)):
+        assert one.shape == other.shape
+        error = ((one.double() - other).norm() / other.norm()).item()
+        assert error <= tolerances[min(index, 1)], f"{name}: output {index} is off by {error:.1e}"
+    return taken
+
+
+def exact_results(parts: timing.Parts) -> list[Tensor]:
+    """Return output and gradients of the definition, given as its parts in float64."""
+    y = parts[0](None)
+    return [y.detach(), *parts[1](y)]
+
+
+def figures(calls: dict[str, timing.Parts], bound_ms: dict[str, float]) -> dict:
+    """Return medians in ms, the number of runs, bounds, and on a GPU bytes and the host's microseconds."""
+    on_gpu = DEVICE == "cuda"
+    memory = {name: dict(zip(("peak", "extra"), used(parts), strict=True)) for name, parts in calls.items() if on_gpu}
+    host = dict(zip(("call", "launches"), timing.host_time(calls["ours"][:1]), strict=True)) if on_gpu else None
+    times = timing.take_turns(calls, DEVICE, ROUNDS, SECONDS)
+    return {
+        "runs": len(times["ours"]),
+        "ms": {name: medians(each) for name, each in times.items()},
+        "bound_ms": bound_ms,
+        "memory_bytes": memory or None,
+        "host_us": host,
+    }
+
+
+def steady_times(following: Callable[[], Tensor], window: int, seconds: float, least: int = 3) -> list[list[float]]:
+    """Return the milliseconds of one of the results that `following` waits for, a mean over each window of so many.
+
+    For producers that go on by themselves: their results come in bursts, and what they made while nobody asked is
+    taken first, two windows of it, and not counted. There are at least `least` windows, none begun after `seconds`.
+    """
+    times, start = [], 0.0
+    for count in itertools.count(-2):
+        begin = time.perf_counter()
+        if count == 0:
+            start = begin
+        if count >= least and begin - start > seconds:
+            return times
+        for _ in range(window):
+            following()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        if count >= 0:
+            times.append([(time.perf_counter() - begin) * 1e3 / window])
+
+
+def memory_bound(shape, baselines) -> tuple[dict, dict[str, timing.Parts]]:
+    """Return the entry of a call of an op that memory limits, and the calls behind it.
+
+    `shape` gives `data(device)`, `forward_bytes(device)` and `backward_bytes()`; `baselines` is a module of
+    `bench.baselines` whose `eager` is the definition.
+    """
+    data = shape.data(DEVICE)
+    exact = exact_results(parts_of(baselines.eager, *data.to(torch.float64)))
+    calls, skipped = checked_calls(candidates_of(baselines, shape, *data), exact)
+    bound_ms = {"forward": bound(shape.forward_bytes(DEVICE)), "backward": bound(shape.backward_bytes())}
+    return described(data.leaves[0]) | figures(calls, bound_ms) | {"skipped": skipped}, calls
+
+
+def medians(times: list[list[float]]) -> dict[str, float]:
+    """Return the medians of forward, of backward where there is one, and of their sum."""
+    parts = zip(("forward", "backward"), zip(*times, strict=True), strict=False)
+    each = {name: statistics.median(taken) for name, taken in parts} | {"both": statistics.median(map(sum, times))}
+    return {name: round(taken, 5) for name, taken in each.items()}
+
+
+def described(x: Tensor) -> dict[str, str]:
+    """Return the dtype and the memory layout of a call, as entries name them."""
+    return {
+        "dtype": str(x.dtype).removeprefix("torch."),
+        "layout": "channels_last" if is_channels_last(x) else "contiguous",
+    }
+
+
+def bound(moved: int, flops: int = 0, dtype: torch.dtype | None = None) -> float:
+    """Return the least milliseconds for so many bytes, and FLOPs in `dtype`, at the measured ceilings."""
+    arithmetic = flops / timing.matmul_rate(DEVICE, dtype) if flops else 0
+    return 1e3 * max(arithmetic, moved / timing.copy_rate(DEVICE))
+
+
+def ceilings(*dtypes: torch.dtype) -> dict[str, float]:
+    """Return the measured ceilings by name and unit: of a copy, and of a matrix product in each dtype."""
+    copy = {"GB/s copy": round(timing.copy_rate(DEVICE) / 1e9, 1)}
+    names = {f"TFLOP/s {str(dtype).removeprefix('torch.')} matmul": dtype for dtype in dtypes}
+    return copy | {name: round(timing.matmul_rate(DEVICE, dtype) / 1e12, 3) for name, dtype in names.items()}
+
+
+def used(parts: timing.Parts) -> tuple[int, int]:
+    """Return the peak memory above the inputs, and what of it is neither output nor gradient."""
+    peak, returned = timing.peak_memory(parts)
+    return peak, max(0, peak - returned)
+
+
+def finished(parts: timing.Parts) -> None:
+    """Run all parts to their end on the device."""
+    timing.run(parts)
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def _is_slow(taken: float, usual: float | None) -> bool:
+    return DEVICE == "cpu" and usual is not None and taken > SLOW * usual

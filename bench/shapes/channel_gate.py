@@ -1,0 +1,65 @@
+"""The calls of the channel gate that are timed, and the bytes they have to move."""
+
+from math import prod
+from typing import NamedTuple
+
+from bench.shapes.feature_maps import BACKWARD_PASSES, Data, FeatureMap, data_of, feature_maps_on
+
+REDUCTION = 16
+
+
+class Shape(NamedTuple):
+    """A sigmoid gate on `x`: through `hidden` features with biases, or, where None, one layer without bias."""
+
+    x: FeatureMap
+    hidden: int | None
+
+    @property
+    def name(self) -> str:
+        """What tells this call from others of its dtype and layout."""
+        return f"{self.x.name} {'single' if self.hidden is None else f'hidden {self.hidden}'}"
+
+    @property
+    def weights(self) -> list[tuple[int, ...]]:
+        """The shapes of w1, b1, w2 and b2, or of w2 alone."""
+        channels, hidden = self.x.channels, self.hidden
+        if hidden is None:
+            return [(channels, channels)]
+        return [(hidden, channels), (hidden,), (channels, hidden), (channels,)]
+
+    @property
+    def key(self) -> str:
+        """What tells this call from all others: dtype, layout and name."""
+        return f"{self.x.kind} {self.name}"
+
+    def data(self, device: str) -> Data:
+        """Return random data for the call: x and the weights, and the gradient of y."""
+        return data_of(self.x, self.weights, device)
+
+    def forward_bytes(self, device: str) -> int:
+        """Return the least bytes that forward moves.
+
+        Besides the passes over x: means, hidden features and gate are float32, and each is written, because the layers
+        need all channels and the product the whole gate, and read; the weights are read.
+        """
+        features = self.x.batch * (2 * self.x.channels + (self.hidden or 0))
+        return self.x.forward_passes(device) * self.x.nbytes + 2 * 4 * features + self._weight_bytes
+
+    def backward_bytes(self) -> int:
+        """Return the least bytes that backward moves.
+
+        Besides the passes over maps: the gradients of gate and means are float32, written and read; gate, means and
+        hidden features are read; the weights are read and their gradients written.
+        """
+        features = self.x.batch * (6 * self.x.channels + (self.hidden or 0))
+        return BACKWARD_PASSES * self.x.nbytes + 4 * features + 2 * self._weight_bytes
+
+    @property
+    def _weight_bytes(self) -> int:
+        return sum(map(prod, self.weights)) * self.x.dtype.itemsize
+
+
+def shapes_on(device: str) -> list[Shape]:
+    """Return the shapes to time on "cuda" or "cpu": every map with two layers, then every map with one."""
+    maps = feature_maps_on(device)
+    return [*(Shape(x, x.channels // REDUCTION) for x in maps), *(Shape(x, None) for x in maps)]

@@ -1,0 +1,97 @@
+"""`augment` beside the ways a batch is augmented today: times, images a second, share of the bound, all checked first.
+
+pytest bench/test_augment.py --benchmark-only [--save-results]
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import measure, timing
+from bench.baselines import augment as baselines
+from bench.baselines.availability import dali_package
+from bench.measure import DEVICE, OURS, THEIRS, Candidate
+from bench.shapes.augment import Call, Shape, shapes_on
+
+# These round to uint8 between the steps, DALI's filter reaches over the crop's edge, and torchvision normalises in the
+# dtype of the output.
+ROUNDED = (3e-2, 3e-2)
+# Samples that the definition is evaluated on at once in float64.
+EXACT = 64
+# Of consecutive batches of the workers; not fewer than three from each of them.
+WORKER_SECONDS = 2 if DEVICE == "cuda" else 0.5
+
+
+@pytest.mark.benchmark(group="augment")
+@pytest.mark.parametrize("shape", shapes_on(DEVICE), ids=lambda shape: shape.key)
+def test_augment(keep, shape):
+    call = shape.call(DEVICE)
+    entry, calls = measured(shape, call)
+    packages = ("torchvision", *filter(None, [dali_package()]))
+    keep("augment", shape.key, entry, calls, measure.ceilings(), packages)
+
+
+def measured(shape: Shape, call: Call) -> tuple[dict, dict[str, timing.Parts]]:
+    """Return the entry of a call, and the implementations that were timed in turn."""
+    exact = exact_batch(call)
+    calls, skipped = measure.checked_calls(candidates(shape, call), [exact])
+    entry = measure.described(calls["ours"][0](None))
+    entry |= {"images": shape.batch, "channels": shape.channels, "recipe": shape.recipe}
+    entry |= measure.figures(calls, {"forward": measure.bound(call.forward_bytes())})
+    times, reason = worker_times(shape, call, exact)
+    if reason is None:
+        entry["ms"]["workers"] = measure.medians(times)
+        entry["workers"] = baselines.worker_count()
+    else:
+        skipped["workers"] = reason
+    return entry | {"skipped": skipped}, calls
+
+
+def candidates(shape: Shape, call: Call) -> list[Candidate]:
+    """Return ours and every baseline that does not go on by itself."""
+    # On a CPU ours too resizes up to four channels in uint8 where no jitter follows.
+    rounds = DEVICE == "cpu" and shape.recipe == "plain" and shape.channels <= 4
+    found = [Candidate("ours", parts_of(baselines.ours, call), ROUNDED if rounds else OURS[call.dtype])]
+    for name, way in baselines.BASELINES.items():
+        tolerances = THEIRS[call.dtype] if name == "eager" else ROUNDED
+        found.append(Candidate(name, parts_of(way, call), tolerances, baselines.reason_to_skip(name, shape, call)))
+    return found
+
+
+def worker_times(shape: Shape, call: Call, exact: Tensor) -> tuple[list[list[float]], str | None]:
+    """Return the milliseconds of a batch from the workers, in windows of one from each; or why there are none.
+
+    They are not run in turn with the others: they would take the CPU from those, and batches would pile up meanwhile.
+    """
+    reason = baselines.reason_to_skip("workers", shape, call)
+    if reason is not None:
+        return [], reason
+    workers = baselines.worker_count()
+    try:
+        with baselines.worker_batches(call, workers) as following:
+            measure.check("workers", (lambda _: following(),), [exact], ROUNDED)
+            return measure.steady_times(following, workers, WORKER_SECONDS), None
+    except measure.FAILURES as error:
+        return [], measure.failure(error)
+
+
+def exact_batch(call: Call) -> Tensor:
+    """Return what the definition gives in float64, a few samples at a time for the memory's sake."""
+    wide = call.to(torch.float64)
+    starts = range(0, len(call.indices), EXACT)
+    return torch.cat([baselines.eager(wide.samples(start, start + EXACT))() for start in starts])
+
+
+def parts_of(way: Callable[[Call], baselines.Forward], call: Call) -> timing.Parts:
+    """Return a way's forward as its only part, as there is no gradient; it is prepared when first run."""
+    prepared = cache(partial(way, call))
+    return (lambda _: prepared()(),)
+
+
+def profiled() -> dict[str, timing.Parts]:
+    """Return ours at the shape worth a trace, the largest."""
+    shape = max(shapes_on(DEVICE), key=lambda shape: shape.batch * shape.channels)
+    return {shape.key: parts_of(baselines.ours, shape.call(DEVICE))}
