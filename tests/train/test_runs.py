@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 from engine import checkpoint
+from kernels import use_backend
+from kernels.launch import record_launches
 from train.run import main
 
 COMBINATIONS = ["RGB", "RG", "GB", "RB", "R", "G", "B"]
@@ -333,3 +335,27 @@ def test_report_html_escapes_names(stripes, tmp_path):
     assert "<b>" not in page
     assert "<script" not in page
     assert "&lt;b&gt;.jpg" in (tmp_path / "task1/e/report.md").read_text()
+
+
+def test_the_ops_train_alike_whatever_computes_them(stripes, tmp_path):
+    """attention_cnn in float32 for an epoch, with each implementation of the ops and each loader of the images."""
+    losses = {}
+
+    def first_loss(name, *options):
+        common = ["task2", "--models", "attention_cnn", "--data", str(stripes), "--out", str(tmp_path), "--name", name]
+        assert main([*common, *SMALL, "--epochs", "1", *options]) == 0
+        with (tmp_path / "task2" / name / "history.csv").open() as file:
+            losses[name] = float(next(csv.DictReader(file))["train_loss"])
+
+    first_loss("auto")
+    first_loss("torch", "--backend", "torch")
+    with use_backend("reference"):
+        first_loss("reference")
+    if not torch.cuda.is_available():
+        pytest.importorskip("triton")
+        with use_backend("triton"), record_launches() as launches:
+            first_loss("triton")
+        launched = {launch.kernel.__name__.removesuffix("_kernel") for launch in launches}
+        assert launched == {"augment", "stats", "attend", "dot", "maps", "spread"}
+    for name, loss in losses.items():
+        assert loss == pytest.approx(losses["auto"], abs=1e-3), name
