@@ -42,9 +42,10 @@ def channel_gate(
     elif b1 is not None:
         raise ValueError("b1 must be None where w1 is None, got a tensor")
     _check_layer("w2", w2, "b2", b2, x, channels=channels, hidden=features)
-    if chosen_backend("channel_gate", x) == "reference":
+    backend = chosen_backend("channel_gate", x)
+    if backend == "reference":
         return call_reference(reference.channel_gate, x, w1, b1, w2, b2, gate)
-    return torch.ops.polychrome.channel_gate(x, w1, b1, w2, b2, gate)[0]
+    return torch.ops.polychrome.channel_gate(x, w1, b1, w2, b2, gate, backend)[0]
 
 
 channel_gate.reference = reference.channel_gate

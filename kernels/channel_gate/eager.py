@@ -11,9 +11,7 @@ def channel_gate(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return (y, pooled, hidden, scale), the last three wide [batch, features]; hidden is empty without w1."""
     pooled = x.mean((2, 3), dtype=wide_dtype(x.dtype))
-    hidden = pooled.new_empty(0) if w1 is None else linear(pooled, w1, b1).relu()
-    logits = linear(pooled if w1 is None else hidden, w2, b2)
-    scale = logits.sigmoid() if gate == "sigmoid" else logits.softmax(1)
+    hidden, scale = gate_of(pooled, w1, b1, w2, b2, gate)
     return laid_out_as(x, x * scale[:, :, None, None]), pooled, hidden, scale
 
 
@@ -32,19 +30,54 @@ def channel_gate_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, w1, b1, w2 and b2; one not needed is an empty placeholder."""
     grad = grad.to(scale.dtype)
-    dlogits = _through_gate((grad * x).sum((2, 3)), scale, gate)
-    dw2, db2 = _layer_gradients(dlogits, pooled if w1 is None else hidden, w2, b2, needed[3:])
-    dx, dw1, db1 = (not_asked(scale) for _ in range(3))
-    if needed[0] or needed[1] or needed[2]:
-        dfeatures = dlogits @ w2.flatten(1).to(dlogits.dtype)
-        if w1 is not None:
-            dfeatures = dfeatures * (hidden > 0)
-            dw1, db1 = _layer_gradients(dfeatures, pooled, w1, b1, needed[1:3])
-        if needed[0]:
-            dpooled = dfeatures if w1 is None else dfeatures @ w1.flatten(1).to(dfeatures.dtype)
-            share = dpooled / (x.shape[2] * x.shape[3])
-            dx = laid_out_as(x, grad * scale[:, :, None, None] + share[:, :, None, None])
-    return dx, dw1, db1, dw2, db2
+    pixels = x.shape[2] * x.shape[3]
+    dlogits, dhidden, share = gate_gradient((grad * x).sum((2, 3)), pixels, w1, w2, hidden, scale, gate, needed)
+    dx = not_asked(scale)
+    if needed[0]:
+        dx = laid_out_as(x, grad * scale[:, :, None, None] + share[:, :, None, None])
+    return dx, *layer_gradients(dlogits, dhidden, pooled, hidden, (w1, b1, w2, b2), needed[1:])
+
+
+def gate_of(
+    pooled: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor, b2: Tensor | None, gate: str
+) -> tuple[Tensor, Tensor]:
+    """Return hidden, empty without w1, and scale from the means [batch, channels]."""
+    hidden = pooled.new_empty(0) if w1 is None else linear(pooled, w1, b1).relu()
+    logits = linear(pooled if w1 is None else hidden, w2, b2)
+    return hidden, logits.sigmoid() if gate == "sigmoid" else logits.softmax(1)
+
+
+def gate_gradient(
+    dscale: Tensor,
+    pixels: int,
+    w1: Tensor | None,
+    w2: Tensor,
+    hidden: Tensor,
+    scale: Tensor,
+    gate: str,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return dlogits, dhidden and what every pixel of x gets through its mean; the last two None where not needed."""
+    dlogits = _through_gate(dscale, scale, gate)
+    if not any(needed[:3]):
+        return dlogits, None, None
+    dfeatures = dlogits @ w2.flatten(1).to(dlogits.dtype)
+    if w1 is None:
+        return dlogits, None, dfeatures / pixels
+    dhidden = dfeatures * (hidden > 0)
+    share = (dhidden @ w1.flatten(1).to(dhidden.dtype)) / pixels if needed[0] else None
+    return dlogits, dhidden, share
+
+
+def layer_gradients(
+    dlogits: Tensor, dhidden: Tensor | None, pooled: Tensor, hidden: Tensor, layers: tuple, needed: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of `layers`, w1, b1, w2 and b2; one not needed is an empty placeholder."""
+    w1, b1, w2, b2 = layers
+    return (
+        *_layer_gradients(dhidden, pooled, w1, b1, needed[:2]),
+        *_layer_gradients(dlogits, pooled if w1 is None else hidden, w2, b2, needed[2:]),
+    )
 
 
 def _through_gate(dscale: Tensor, scale: Tensor, gate: str) -> Tensor:
@@ -55,10 +88,10 @@ def _through_gate(dscale: Tensor, scale: Tensor, gate: str) -> Tensor:
 
 
 def _layer_gradients(
-    doutput: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor | None, needed: list[bool]
+    doutput: Tensor | None, inputs: Tensor, weight: Tensor | None, bias: Tensor | None, needed: list[bool]
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of a linear layer's weight and bias; one not needed is an empty placeholder."""
     return (
-        (doutput.T @ inputs).to(weight.dtype).reshape(weight.shape) if needed[0] else not_asked(doutput),
-        doutput.sum(0).to(bias.dtype) if needed[1] else not_asked(doutput),
+        (doutput.T @ inputs).to(weight.dtype).reshape(weight.shape) if needed[0] else not_asked(inputs),
+        doutput.sum(0).to(bias.dtype) if needed[1] else not_asked(inputs),
     )

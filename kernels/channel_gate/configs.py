@@ -1,0 +1,114 @@
+"""Launch choices of the kernels, and the rule that leaves wide layers to torch. Nothing here needs Triton or a GPU.
+
+The rules are reasoned, not measured: no GPU has timed them yet.
+"""
+
+from math import ceil
+from typing import NamedTuple
+
+# What the rules assume of a GPU, and how many programs of a streaming kernel, four warps each, fill it.
+MULTIPROCESSORS = 132
+PROGRAMS = 8 * MULTIPROCESSORS
+# Elements of a tile of `reduce` and `scale`: two or four 16-byte loads a thread in 16 bits. Where that makes too few
+# programs the tiles shrink to one load a thread.
+REDUCE_TILE, SCALE_TILE, LEAST_TILE = 2048, 4096, 1024
+# Partial sums a channel may have: the next kernel loads them as one tile.
+MAX_SPLITS = 32
+# Elements of a tile of weights, or of partial sums, in `gate` and its gradient: 16 registers a thread at 8 warps. A
+# single layer's sums over inputs live beside the partial sums: its tile is half as large, else some cubins spill.
+GATE_TILE, SINGLE_TILE = 4096, 2048
+# Hidden units held as a vector: beyond it a row of a tile of w1 is shorter than 16 elements.
+MAX_HIDDEN = 256
+# Logits the softmax holds as a vector: 16 registers a thread at 8 warps.
+MAX_SOFTMAX = 4096
+# Bytes of weights the programs may read from the L2 cache whatever the image: a few microseconds, about what the four
+# or more launches of torch's form take.
+FREE_WEIGHTS = 40 * 2**20
+
+
+class ReduceConfig(NamedTuple):
+    """Tile of the sums over pixels: block_p pixels, block_c channels; `blocks` tiles of pixels for each of `splits`."""
+
+    block_p: int
+    block_c: int
+    splits: int
+    blocks: int
+
+
+class GateConfig(NamedTuple):
+    """Tiles of the layers: block_s partial sums, block_h hidden units, block_c inputs, block_o outputs.
+
+    `shares` programs divide the outputs of a sample.
+    """
+
+    shares: int
+    block_s: int
+    block_h: int
+    block_c: int
+    block_o: int
+
+
+def reduce_config(batch: int, channels: int, pixels: int, channels_last: bool) -> ReduceConfig:
+    """Return the tile of the sums, and as many splits of the pixels as it takes to fill a GPU."""
+    block_p, block_c = _tile(batch, channels, pixels, channels_last, REDUCE_TILE)
+    blocks = ceil(pixels / block_p)
+    wanted = PROGRAMS // (batch * ceil(channels / block_c))
+    per_split = ceil(blocks / max(1, min(blocks, wanted, MAX_SPLITS)))
+    return ReduceConfig(block_p, block_c, ceil(blocks / per_split), per_split)
+
+
+def scale_tile(batch: int, channels: int, pixels: int, channels_last: bool) -> tuple[int, int]:
+    """Return the pixels and channels of a tile of the product."""
+    narrow = not channels_last and pixels % 8 != 0  # loads of one element: registers for half as many
+    return _tile(batch, channels, pixels, channels_last, SCALE_TILE // 2 if narrow else SCALE_TILE)
+
+
+def _tile(batch: int, channels: int, pixels: int, channels_last: bool, most: int) -> tuple[int, int]:
+    """Return block_p and block_c, longest along what lies next to each other in memory."""
+    size = most
+    while size > LEAST_TILE and batch * channels * pixels < PROGRAMS * size:
+        size //= 2
+    if channels_last:
+        block_c = min(_power(channels), 64)
+        return min(_power(pixels), size // block_c), block_c
+    block_p = min(_power(pixels), 1024)
+    return block_p, min(_power(channels), size // block_p)
+
+
+def gate_config(batch: int, channels: int, hidden: int | None, splits: int, whole: bool) -> GateConfig:
+    """Return the tiles of the layers, hidden None for a single one; `whole`: one program has all outputs of a sample.
+
+    Programs that share a sample all compute its hidden units, so there are no more of them than multiprocessors. A
+    single layer repeats nothing but the sum of the partial sums.
+    """
+    block_s = _power(splits)
+    if hidden is None:
+        block_c = min(_power(channels), 64)
+        block_o = min(_power(channels), SINGLE_TILE // block_c)
+        return GateConfig(1 if whole else ceil(channels / block_o), block_s, 1, block_c, block_o)
+    block_h = _power(hidden)
+    most = max(1, GATE_TILE // block_h)
+    shares = 1 if whole else max(1, min(MULTIPROCESSORS // batch, ceil(channels / 16)))
+    block_c = min(_power(channels), most, GATE_TILE // block_s)
+    block_o = min(most, _power(ceil(channels / shares)))
+    return GateConfig(min(shares, ceil(channels / block_o)), block_s, block_h, block_c, block_o)
+
+
+def layers_fit(batch: int, channels: int, hidden: int | None, image_bytes: int, softmax: bool) -> bool:
+    """Return whether the layers run in the kernels, every sample reading all weights again, or as torch's products.
+
+    What the programs read is weighed against the three passes over x, image_bytes each. One multiprocessor has one part
+    in MULTIPROCESSORS of the cache's bandwidth, so fewer programs than that take as long as that many. Weights count
+    as float32.
+    """
+    if (hidden or 1) > MAX_HIDDEN or (softmax and channels > MAX_SOFTMAX):
+        return False
+    shares = gate_config(batch, channels, hidden, 1, whole=softmax).shares
+    own = 4 * channels * (channels if hidden is None else hidden) / shares  # of the layer whose outputs are shared
+    repeated = 0 if hidden is None else 4 * channels * hidden
+    return max(batch * shares, MULTIPROCESSORS) * (own + repeated) <= max(FREE_WEIGHTS, 3 * image_bytes)
+
+
+def _power(number: int) -> int:
+    """Return the least power of two that is not smaller."""
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,129 @@
+"""The passes over pixels: sums over them, and the product with a number per sample and channel.
+
+The second starts where the first ended, with what the L2 cache still holds.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.channel_gate.configs import reduce_config, scale_tile
+from kernels.launch import launch
+from kernels.streaming import constants, offsets, pixel_groups, sample_start
+from kernels.tensors import empty_as, is_channels_last
+
+
+def sum_over_pixels(x: Tensor, other: Tensor | None = None) -> Tensor:
+    """Return partial sums [splits, batch, channels], float32, of x or of x * other; both dense, in one layout."""
+    batch, channels, height, width = x.shape
+    config = reduce_config(batch, channels, height * width, is_channels_last(x))
+    partial = x.new_empty((config.splits, batch, channels), dtype=torch.float32)
+    launch(
+        reduce_kernel,
+        (triton.cdiv(channels, config.block_c) * config.splits * batch,),
+        x,
+        other,
+        partial,
+        batch,
+        pixel_groups(x),
+        config.splits,
+        config.blocks,
+        **constants(x),
+        BLOCK_P=config.block_p,
+        BLOCK_C=config.block_c,
+        num_warps=4,
+    )
+    return partial
+
+
+def scale_channels(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
+    """Return x * scale + shift, rounded once, in x's layout; x is dense, scale and shift [batch, channels] float32."""
+    batch, channels, height, width = x.shape
+    block_p, block_c = scale_tile(batch, channels, height * width, is_channels_last(x))
+    y = empty_as(x, x.shape)
+    launch(
+        scale_kernel,
+        (triton.cdiv(channels, block_c) * triton.cdiv(height * width, block_p) * batch,),
+        x,
+        scale,
+        shift,
+        y,
+        pixel_groups(x),
+        **constants(x),
+        BLOCK_P=block_p,
+        BLOCK_C=block_c,
+        num_warps=4,
+    )
+    return y
+
+
+@triton.jit
+def reduce_kernel(
+    x_ptr,
+    other_ptr,
+    partial_ptr,
+    batch,
+    groups,
+    splits,
+    blocks,
+    CHANNELS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INDEX64: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    channel_blocks = tl.cdiv(CHANNELS, BLOCK_C)
+    channels = tl.program_id(0) % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    split = tl.program_id(0) // channel_blocks % splits
+    sample = tl.program_id(0) // channel_blocks // splits
+    pixels = tl.cast(groups, tl.int64 if INDEX64 else tl.int32) * VECTOR
+    first = tl.cast(split, tl.int64 if INDEX64 else tl.int32) * blocks * BLOCK_P
+    last = tl.minimum(first + blocks * BLOCK_P, pixels)
+    x_at = sample_start(x_ptr, sample, pixels, CHANNELS)
+    if other_ptr is not None:
+        other_at = sample_start(other_ptr, sample, pixels, CHANNELS)
+    acc = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for begin in range(first, last, BLOCK_P):
+        rows = begin + tl.arange(0, BLOCK_P)
+        inside = (rows < pixels)[:, None] & (channels < CHANNELS)[None, :]
+        at = offsets(rows[:, None], channels[None, :], pixels, CHANNELS, CHANNELS_LAST, INDEX64)
+        x = tl.load(x_at + at, mask=inside, other=0.0).to(tl.float32)  # [BLOCK_P, BLOCK_C]
+        if other_ptr is not None:
+            x *= tl.load(other_at + at, mask=inside, other=0.0).to(tl.float32)
+        acc += x
+    row = tl.cast(split, tl.int64) * batch + sample
+    tl.store(partial_ptr + row * CHANNELS + channels, tl.sum(acc, 0), mask=channels < CHANNELS)
+
+
+@triton.jit
+def scale_kernel(
+    x_ptr,
+    scale_ptr,
+    shift_ptr,
+    y_ptr,
+    groups,
+    CHANNELS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INDEX64: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    # The order of `reduce_kernel` backwards: the L2 cache holds what that one read last.
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    pixels = tl.cast(groups, tl.int64 if INDEX64 else tl.int32) * VECTOR
+    channel_blocks = tl.cdiv(CHANNELS, BLOCK_C)
+    pixel_blocks = tl.cdiv(pixels, BLOCK_P)
+    channels = program % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    rows = program // channel_blocks % pixel_blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    sample = tl.cast(program // channel_blocks // pixel_blocks, tl.int64)
+    inside = (rows < pixels)[:, None] & (channels < CHANNELS)[None, :]
+    at = offsets(rows[:, None], channels[None, :], pixels, CHANNELS, CHANNELS_LAST, INDEX64)
+    scale = tl.load(scale_ptr + sample * CHANNELS + channels, mask=channels < CHANNELS, other=0.0)
+    x = tl.load(sample_start(x_ptr, sample, pixels, CHANNELS) + at, mask=inside, other=0.0)  # [BLOCK_P, BLOCK_C]
+    y = x.to(tl.float32) * scale[None, :]
+    if shift_ptr is not None:
+        y += tl.load(shift_ptr + sample * CHANNELS + channels, mask=channels < CHANNELS, other=0.0)[None, :]
+    tl.store(sample_start(y_ptr, sample, pixels, CHANNELS) + at, y.to(y_ptr.dtype.element_ty), mask=inside)

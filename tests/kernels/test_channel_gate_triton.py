@@ -1,0 +1,365 @@
+"""The Triton kernels of the channel gate, run by Triton's interpreter on CPU tensors.
+
+Deterministic algorithms are on in the whole file, which also makes torch fill new memory with NaN: what a kernel does
+not write, a test sees.
+"""
+
+import importlib
+import warnings
+
+import numpy
+import pytest
+import torch
+from packaging.version import Version
+
+from kernels import channel_gate, use_backend
+from kernels.backend import is_interpreted
+from kernels.channel_gate import configs, register
+from kernels.launch import record_launches
+from tests.kernels.oracle import assert_near_exact, assert_one_compilation, exact_outcome, outcome, randn, rms_ratio
+from tests.kernels.test_channel_gate import FORMS, arguments_of
+
+triton = pytest.importorskip("triton")
+if not is_interpreted():
+    pytest.skip("the kernels run on the GPU here: pytest -m gpu", allow_module_level=True)
+if Version(triton.__version__) < Version("3.9") and Version(numpy.__version__) >= Version("2.5"):
+    pytest.skip("Triton's interpreter before 3.9 needs a NumPy before 2.5", allow_module_level=True)
+
+layers, ops, pixels = (importlib.import_module(f"kernels.channel_gate.triton.{n}") for n in ("layers", "ops", "pixels"))
+streaming = importlib.import_module("kernels.streaming")
+
+LAST = torch.channels_last
+layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["nchw", "nhwc"])
+gates = pytest.mark.parametrize("gate", ["sigmoid", "softmax"])
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+STREAMING, GATE, GRADIENT = ("reduce_kernel", "scale_kernel"), "gate_kernel", "gate_gradient_kernel"
+
+
+@pytest.fixture(autouse=True)
+def on_triton():
+    """Run the public function on Triton, with memory that starts as NaN."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.use_deterministic_algorithms(True)
+        with use_backend("triton"):
+            yield
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Make every loop of every kernel turn several times, also over images and layers of a few numbers."""
+
+    def reduce_config(batch, channels, pixels, channels_last):
+        blocks = -(-pixels // 4)
+        per_split = -(-blocks // 3)
+        return configs.ReduceConfig(4, 2, -(-blocks // per_split), per_split)
+
+    def gate_config(batch, channels, hidden, splits, whole):
+        made = configs.gate_config(batch, channels, hidden, splits, whole)
+        shares = 1 if whole or channels < 3 else 2
+        return made._replace(shares=shares, block_c=2, block_o=2)
+
+    monkeypatch.setattr(pixels, "reduce_config", reduce_config)
+    monkeypatch.setattr(pixels, "scale_tile", lambda *_: (4, 2))
+    monkeypatch.setattr(layers, "gate_config", gate_config)
+
+
+@pytest.fixture
+def wide_layers(monkeypatch):
+    """Let no layer fit the kernels."""
+    monkeypatch.setattr(ops, "layers_fit", lambda *_: False)
+
+
+def in_layout(arguments, layout):
+    return [arguments[0].to(memory_format=layout), *arguments[1:]]
+
+
+def kernels_of(launches):
+    return [launch.kernel.__name__ for launch in launches]
+
+
+def launches_of(arguments, frozen=(), **options):
+    with record_launches() as launches:
+        outcome(channel_gate, arguments, frozen=frozen, **options)
+    return kernels_of(launches)
+
+
+@dtypes
+@layouts
+@pytest.mark.parametrize("form", FORMS)
+@gates
+def test_output_and_gradients_are_near_the_exact_ones(gate, form, layout, dtype):
+    assert_near_exact(channel_gate, in_layout(arguments_of(**FORMS[form], dtype=dtype), layout), gate=gate)
+
+
+@layouts
+@pytest.mark.parametrize("form", ["linear", "no_bias", "single"])
+@gates
+def test_many_blocks_splits_and_shares_are_near_the_exact_result(gate, form, layout, small_tiles):
+    arguments = in_layout(arguments_of((2, 5, 5, 5), 3, **FORMS[form]), layout)
+    with record_launches() as launches:
+        assert_near_exact(channel_gate, arguments, gate=gate)
+    by_name = {launch.kernel.__name__: launch.options for launch in launches}
+    assert by_name["gate_kernel"]["BLOCK_S"] == 4  # three splits of 12 pixels at most, four at a time
+
+
+@layouts
+@pytest.mark.parametrize("form", ["linear", "no_bias", "single"])
+@gates
+def test_layers_left_to_torch_are_near_the_exact_result(gate, form, layout, wide_layers):
+    arguments = in_layout(arguments_of(**FORMS[form]), layout)
+    assert launches_of(arguments, gate=gate) == [*STREAMING, *STREAMING]
+    assert_near_exact(channel_gate, arguments, gate=gate)
+
+
+@layouts
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 1, 5, 4), (2, 2, 7, 7), (2, 3, 4, 4), (2, 40, 3, 3), (1, 256, 2, 2), (4, 32, 1, 1), (1, 2, 33, 17)],
+    ids=str,
+)
+@pytest.mark.parametrize(("hidden", "gate"), [(1, "sigmoid"), (8, "sigmoid"), (8, "softmax"), (None, "sigmoid")])
+def test_every_shape(shape, hidden, gate, layout):
+    arguments = arguments_of(shape, hidden, single=hidden is None)
+    assert_near_exact(channel_gate, in_layout(arguments, layout), gate=gate)
+
+
+def test_the_widest_layers_fit_and_wider_ones_go_to_torch():
+    for hidden, fits in ((configs.MAX_HIDDEN, True), (configs.MAX_HIDDEN + 1, False)):
+        x, w1, b1, w2, b2 = arguments_of((2, 3, 2, 2), hidden)
+        arguments = [x, w1, b1, w2 / 16, b2]
+        assert (GATE in launches_of(arguments)) == fits
+        assert_near_exact(channel_gate, arguments)
+    assert configs.layers_fit(1, configs.MAX_SOFTMAX, 1, 0, softmax=True)
+    assert not configs.layers_fit(1, configs.MAX_SOFTMAX + 1, 1, 0, softmax=True)
+    assert configs.layers_fit(1, configs.MAX_SOFTMAX + 1, 1, 0, softmax=False)
+
+
+def test_weights_read_again_for_every_sample_are_weighed_against_the_image():
+    """The stages of ResNet-50 with squeeze-excitation, 64 images of 224 pixels, then a single layer."""
+    for channels, side, fits in ((256, 56, True), (512, 28, True), (1024, 14, True), (2048, 7, False)):
+        assert configs.layers_fit(64, channels, channels // 16, 2 * 64 * channels * side**2, softmax=False) == fits
+    few, many = 2 * 8 * 512 * 49, 2 * 512 * 512 * 49
+    assert configs.layers_fit(8, 512, None, few, softmax=False)
+    assert not configs.layers_fit(512, 512, None, many, softmax=False)
+    assert configs.layers_fit(512, 512, None, 20 * many, softmax=False)
+
+
+def test_splits_cover_all_pixels_and_fill_a_gpu():
+    for batch, channels, size, last in [
+        (1, 1, 1, True),
+        (8, 512, 49, True),
+        (1, 64, 16384, True),
+        (64, 64, 16384, False),
+    ]:
+        made = configs.reduce_config(batch, channels, size, last)
+        assert made.splits * made.blocks * made.block_p >= size
+        assert (made.splits - 1) * made.blocks * made.block_p < size
+        assert made.splits <= configs.MAX_SPLITS
+    assert configs.reduce_config(1, 64, 16384, True).splits == configs.MAX_SPLITS
+    assert configs.reduce_config(4096, 64, 16384, True).splits == 1
+
+
+@gates
+def test_three_launches_forward_and_three_backward(gate):
+    for single in (False, True):
+        arguments = arguments_of(single=single)
+        with record_launches() as launches:
+            channel_gate(*arguments, gate=gate)
+        assert kernels_of(launches) == ["reduce_kernel", GATE, "scale_kernel"]
+        with record_launches() as launches:
+            outcome(channel_gate, arguments, gate=gate)
+        assert kernels_of(launches)[3:] == ["reduce_kernel", GRADIENT, "scale_kernel"]
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (3,), (1, 2), (3, 4), (1, 2, 3, 4), (0, 3, 4), (0, 1, 2), (0, 1, 2, 3)])
+def test_only_the_gradients_asked_for_are_computed(frozen):
+    arguments = arguments_of()
+    assert_near_exact(channel_gate, arguments, frozen=frozen)
+    backward = launches_of(arguments, frozen)[3:]
+    assert ("scale_kernel" in backward) == (0 not in frozen)
+    assert (GRADIENT in backward) == (not {0, 1, 2}.issubset(frozen))
+
+
+def test_a_frozen_input_of_a_single_layer_launches_only_the_sums():
+    arguments = arguments_of(single=True)
+    for gate in ("sigmoid", "softmax"):
+        assert_near_exact(channel_gate, arguments, frozen=(0,), gate=gate)
+    assert launches_of(arguments, (0,))[3:] == ["reduce_kernel"]
+
+
+@layouts
+def test_the_layout_of_x_is_kept(layout, small_tiles):
+    arguments = arguments_of((2, 8, 5, 4))
+    plain = outcome(channel_gate, arguments)
+    got = outcome(channel_gate, in_layout(arguments, layout))
+    for one, other in zip(got, plain, strict=True):
+        torch.testing.assert_close(one, other)
+    for image in got[:2]:
+        assert image.is_contiguous(memory_format=layout)
+
+
+@layouts
+def test_x_and_gradients_of_any_stride(layout):
+    x, *rest = in_layout(arguments_of(), layout)
+    halves = torch.cat([randn(*x.shape), randn(*x.shape, seed=1)], 1)
+    for grad in (torch.tensor(0.5).expand(x.shape), halves[:, :6], halves.to(memory_format=LAST)[:, 6:]):
+        assert_near_exact(channel_gate, [x, *rest], grad)
+    exact = exact_outcome(channel_gate, [x, *rest])
+    wide = torch.cat([x, x], 1)
+    for same in (wide[:, :6], torch.cat([x, x], 3)[..., :4], x.mT.contiguous().mT, wide.to(memory_format=LAST)[:, :6]):
+        leaf = same.detach().requires_grad_()
+        y = channel_gate(leaf, *rest)
+        y.backward(randn(*y.shape, seed=7))
+        assert rms_ratio(y, exact[0]) <= 1e-5
+        assert rms_ratio(leaf.grad, exact[1]) <= 1e-5
+
+
+def test_weights_and_biases_of_any_stride():
+    x, w1, b1, w2, b2 = arguments_of()
+    plain = channel_gate(x, w1, b1, w2, b2)
+    strided = [w1.T.contiguous().T, torch.stack([b1, b1], 1)[:, 0], torch.cat([w2, w2], 1)[:, :4], b2[:, None][:, 0]]
+    assert torch.equal(channel_gate(x, *strided), plain)
+    constant = torch.tensor(0.5).expand(6)
+    assert torch.equal(channel_gate(x, w1, b1, w2, constant), channel_gate(x, w1, b1, w2, constant.contiguous()))
+
+
+def test_weights_in_low_precision_get_gradients_in_it():
+    arguments = [argument.half() for argument in arguments_of()]
+    assert_near_exact(channel_gate, arguments)
+    assert [got.dtype for got in outcome(channel_gate, arguments)] == [torch.float16] * 6
+
+
+@gates
+@layouts
+def test_two_runs_agree_bit_for_bit(layout, gate, small_tiles):
+    arguments = in_layout(arguments_of((2, 3, 5, 4), 2, dtype=torch.float16), layout)
+    first, second = (outcome(channel_gate, arguments, gate=gate) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("form", ["linear", "single"])
+@layouts
+def test_nan_stays_in_its_sample(layout, form):
+    x, *rest = arguments_of(**FORMS[form])
+    x[1, 2, 3, 3] = torch.nan
+    y, dx, *_ = outcome(channel_gate, in_layout([x, *rest], layout))
+    for got in (y, dx):
+        assert got[1].isnan().all()
+        assert not got[[0, 2]].isnan().any()
+
+
+@gates
+def test_large_logits_do_not_overflow_and_infinity_is_not_spread(gate):
+    x = torch.ones(2, 3, 2, 2)
+    got = channel_gate(x, None, None, torch.zeros(3, 3), torch.tensor([300.0, -300.0, 0.0]), gate)
+    want = {"sigmoid": [1.0, 0.0, 0.5], "softmax": [1.0, 0.0, 0.0]}[gate]
+    assert torch.equal(got[0, :, 0, 0], torch.tensor(want))
+    x[1, 0] = torch.inf
+    weights = [torch.ones(1, 3), None, torch.ones(3, 1), None]
+    y = channel_gate(x, *weights, "sigmoid")
+    torch.testing.assert_close(y, channel_gate.reference(x, *weights, "sigmoid"))
+
+
+@layouts
+def test_empty_images_launch_nothing(layout):
+    x, *rest = in_layout(arguments_of(), layout)
+    for empty in (x[:0], x[:, :, :0]):
+        with record_launches() as launches:
+            y, dx, *others = outcome(channel_gate, [empty, *rest])
+        assert not launches
+        assert y.shape == dx.shape == empty.shape
+    y, dx, *others = outcome(channel_gate, [x[:0], *rest])
+    assert not any(gradient.any() for gradient in others)
+
+
+def test_the_product_starts_where_the_sums_ended(monkeypatch):
+    """Programs of the two kernels, listed in order, meet the samples in opposite orders."""
+    order = {}
+    for name, launcher in (("sums", pixels.sum_over_pixels), ("product", pixels.scale_channels)):
+        x = torch.ones(3, 2, 2, 2)
+        seen = order.setdefault(name, [])
+
+        def listed(pointer, sample, *rest, seen=seen, real=streaming.sample_start):
+            seen.append(int(sample.handle.data.item()))
+            return real(pointer, sample, *rest)
+
+        monkeypatch.setattr(pixels, "sample_start", listed)
+        launcher(x, *([torch.ones(3, 2)] if name == "product" else []))
+        monkeypatch.undo()
+    assert list(dict.fromkeys(order["sums"])) == [0, 1, 2]
+    assert list(dict.fromkeys(order["product"])) == [2, 1, 0]
+
+
+def test_one_compilation_serves_every_batch_size():
+    weights = arguments_of()[1:]
+    assert_one_compilation(
+        channel_gate, lambda batch: [randn(batch, 6, 5, 4), *weights], [0, None, None, None, None], sizes=(2, 3, 5)
+    )
+
+
+def test_the_choice_of_backend_holds_for_the_gradients():
+    arguments = [argument.requires_grad_() for argument in arguments_of()]
+    y = channel_gate(*arguments)
+    with use_backend("auto"), record_launches() as launches:
+        y.sum().backward()
+    assert GRADIENT in kernels_of(launches)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("form", ["convolutional", "single_convolutional_no_bias"])
+@layouts
+def test_opcheck(layout, form, fits, monkeypatch):
+    torch.use_deterministic_algorithms(False)  # opcheck compares placeholders too
+    monkeypatch.setattr(ops, "layers_fit", lambda *_: fits)
+    arguments = in_layout(arguments_of((2, 6, 5, 4), **FORMS[form]), layout)
+    library = torch.ops.polychrome
+    leaves = [None if a is None else a.detach().requires_grad_() for a in arguments]
+    torch.library.opcheck(library.channel_gate.default, (*leaves, "softmax", "triton"))
+    y, *saved = library.channel_gate(*arguments, "sigmoid", "triton")
+    present = [argument is not None for argument in arguments]
+    for needed in (present, [True, False, False, False, False], [False, *present[1:]]):
+        inputs = (y, *arguments, *saved, "sigmoid", needed, "triton")
+        torch.library.opcheck(library.channel_gate_backward.default, inputs)
+
+
+def test_second_derivatives_are_refused():
+    arguments = [argument.requires_grad_() for argument in arguments_of()]
+    (dx,) = torch.autograd.grad(channel_gate(*arguments).square().sum(), arguments[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="channel_gate has no second derivative"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_dtypes_the_interpreter_gets_wrong_are_refused(dtype):
+    with pytest.raises(TypeError) as caught:
+        channel_gate(*[argument.to(dtype) for argument in arguments_of()])
+    got = str(dtype).removeprefix("torch.")
+    assert str(caught.value) == f"x must be float32 or float16 for Triton's interpreter, got {got}"
+
+
+def test_offsets_have_64_bits_beyond_2_to_the_31_elements():
+    def found(height):
+        x, *weights = (a.to("meta") for a in arguments_of((1, 1, 1, 1), dtype=torch.float16))
+        x = x.expand(2, 1, 1, 1).new_empty(2, 1, height, 2**16)
+        with record_launches() as launches:
+            y, *saved = register.channel_gate(x, *weights, "sigmoid", "triton")
+            register.channel_gate_backward(y, x, *weights, *saved, "sigmoid", [True] * 5, "triton")
+        return [launch.options["INDEX64"] for launch in launches if launch.kernel.__name__ in STREAMING]
+
+    assert found(2**14) == [False] * 4
+    assert found(2**15) == [True] * 4
+
+
+@layouts
+def test_64_bit_offsets_change_no_number(layout, monkeypatch, small_tiles):
+    arguments = in_layout(arguments_of((2, 3, 5, 4), 2), layout)
+    plain = outcome(channel_gate, arguments)
+    monkeypatch.setattr(streaming, "needs_64_bits", lambda *_: True)
+    with record_launches() as launches:
+        got = outcome(channel_gate, arguments)
+    assert any(launch.options.get("INDEX64") for launch in launches)
+    for one, other in zip(got, plain, strict=True):
+        assert torch.equal(one, other)
