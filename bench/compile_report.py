@@ -100,6 +100,7 @@ def variants() -> Iterator[Variant]:
     for shape, layout in MAPS:
         x = _empty(*shape).contiguous(memory_format=layout)
         yield from _recorded("spatial attention", x, _spatial_attention)
+        yield from _recorded("spatial gate", x, _spatial_gate)
         yield from _recorded("channel gate", x, _channel_gate)
     yield from _recorded("channel statistics", _empty(64, 13, 32, 32), _statistics)
     for channels in (3, 13):
@@ -192,6 +193,12 @@ def _spatial_attention(x: torch.Tensor) -> None:
     weight = _empty(1, 2, 7, 7, dtype=torch.float32)
     y, *saved = attention.spatial_attention(x, weight, None)
     attention.spatial_attention_backward(y, x, weight, None, *saved, [True, True, False])
+
+
+def _spatial_gate(x: torch.Tensor) -> None:
+    logits = _empty(x.shape[0], 1, *x.shape[2:], dtype=torch.float32)
+    y = attention.spatial_gate(x, logits)
+    attention.spatial_gate_backward(y, x, logits, [True, True])
 
 
 def _statistics(x: torch.Tensor) -> None:

@@ -6,7 +6,7 @@ from kernels.backend import use_backend
 from kernels.channel_gate import channel_gate
 from kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
 from kernels.explain import explain
-from kernels.spatial_attention import channel_stats, spatial_attention
+from kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
 
 __all__ = [
     "augment",
@@ -16,5 +16,6 @@ __all__ = [
     "explain",
     "per_sample_conv2d",
     "spatial_attention",
+    "spatial_gate",
     "use_backend",
 ]

@@ -12,7 +12,7 @@ from kernels.checks import check_float, check_shape
 from kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
 from kernels.dynamic_conv.api import Pair
 from kernels.dynamic_conv.geometry import resolve_padding, resolve_pair
-from kernels.spatial_attention import channel_stats, spatial_attention
+from kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
 from kernels.tensors import wide_dtype
 
 ROUTINGS = ("softmax", "sigmoid")
@@ -24,6 +24,14 @@ class ChannelStats(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """See `kernels.channel_stats`."""
         return channel_stats(x, mask)
+
+
+class SpatialGate(nn.Module):
+    """Multiply [batch, channels, h, w] by the sigmoid of logits [batch, 1, h, w]. No parameters."""
+
+    def forward(self, x: Tensor, logits: Tensor) -> Tensor:
+        """See `kernels.spatial_gate`."""
+        return spatial_gate(x, logits)
 
 
 class SpatialAttention(nn.Module):

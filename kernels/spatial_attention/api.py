@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from kernels.backend import call_reference, chosen_backend
-from kernels.checks import check_device, check_input, check_shape, check_small_dtype, sizes
+from kernels.checks import check_device, check_float, check_input, check_shape, check_small_dtype, sizes
 from kernels.spatial_attention import reference, register  # noqa: F401  (registers the ops)
 from kernels.spatial_attention.eager import check_present
+from kernels.tensors import autocasts
 
 
 def channel_stats(x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -35,6 +36,37 @@ def channel_stats(x: Tensor, mask: Tensor | None = None) -> Tensor:
     if mask is not None and mask.device.type == "cpu" and not torch.compiler.is_compiling():
         check_present(mask)
     return call_reference(reference.channel_stats, x, mask)
+
+
+def spatial_gate(x: Tensor, logits: Tensor) -> Tensor:
+    """Return x * sigmoid(logits), the second half of spatial attention (CBAM, Woo et al. 2018).
+
+    With a normalisation between the two halves, as in timm: `spatial_gate(x, norm(conv(channel_stats(x))))`.
+
+    Args:
+        x: [batch, channels, height, width], float32, float64, float16 or bfloat16.
+        logits: [batch, 1, height, width], float32 or x's dtype; under autocast float16 or bfloat16 too.
+
+    Returns:
+        [batch, channels, height, width] in x's dtype, channels_last if x is. The sigmoid stays in float32 (float64 for
+        float64), under autocast too; only the product is rounded.
+
+    Raises:
+        ValueError: a shape or device does not fit.
+        TypeError: a dtype is none of the above.
+    """
+    check_input(x)
+    check_float("logits", logits)
+    if autocasts(x) and logits.dtype in (torch.float16, torch.bfloat16) and logits.dtype != x.dtype:
+        logits = logits.float()  # what a convolution under autocast makes of float32 statistics
+    check_small_dtype("logits", logits, x)
+    check_device("logits", logits, x)
+    batch, _, height, width = x.shape
+    check_shape("logits", logits, batch=batch, channels=1, height=height, width=width)
+    backend = chosen_backend("spatial_gate", x)
+    if backend == "reference":
+        return call_reference(reference.spatial_gate, x, logits)
+    return torch.ops.polychrome.spatial_gate(x, logits, backend)
 
 
 def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -71,6 +103,7 @@ def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 
 
 channel_stats.reference = reference.channel_stats
+spatial_gate.reference = reference.spatial_gate
 spatial_attention.reference = reference.spatial_attention
 
 

@@ -31,6 +31,23 @@ def channel_stats_backward(
     return dx.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
+def spatial_gate(x: Tensor, logits: Tensor) -> Tensor:
+    """Return x * sigmoid(logits), the product rounded once."""
+    return laid_out_as(x, x * logits.to(wide_dtype(x.dtype)).sigmoid())
+
+
+def spatial_gate_backward(grad: Tensor, x: Tensor, logits: Tensor, needed: list[bool]) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and logits; one not needed is an empty placeholder."""
+    wide = wide_dtype(x.dtype)
+    grad, gate = grad.to(wide), logits.to(wide).sigmoid()
+    dx, dlogits = not_asked(x), not_asked(x)
+    if needed[0]:
+        dx = laid_out_as(x, grad * gate)
+    if needed[1]:
+        dlogits = ((grad * x).sum(1, keepdim=True) * gate * (1 - gate)).to(logits.dtype).contiguous()
+    return dx, dlogits
+
+
 def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return (y, stats, argmax, gate); stats and gate in the wide dtype, for the backward pass."""
     wide = wide_dtype(x.dtype)

@@ -23,6 +23,11 @@ def channel_stats(x, mask=None):
     return wide_stats(x, mask)[0].to(x.dtype)
 
 
+def spatial_gate(x, logits):
+    """Multiply x by the sigmoid of a number per pixel."""
+    return (x * logits.to(wide_dtype(x.dtype)).sigmoid()).to(x.dtype)
+
+
 def spatial_attention(x, weight, bias=None):
     """Multiply x by a map in (0, 1): the sigmoid of a convolution of its channel mean and max."""
     wide = wide_dtype(x.dtype)

@@ -1,4 +1,4 @@
-"""`polychrome::channel_stats`, `polychrome::spatial_attention` and their backward ops.
+"""`polychrome::channel_stats`, `polychrome::spatial_gate`, `polychrome::spatial_attention` and their backward ops.
 
 `backend` is "auto" or "triton", as `use_backend` said when the public function was called: the implementation that
 computed the output computes the gradients.
@@ -32,6 +32,18 @@ def channel_stats_backward(
 ) -> Tensor:
     """Return the gradient of x; its channel count and layout are all that is kept of x."""
     return _implementation(grad, backend).channel_stats_backward(grad, mask, argmax, channels, channels_last)
+
+
+def spatial_gate(x: Tensor, logits: Tensor, backend: str = "auto") -> Tensor:
+    """Return x * sigmoid(logits), the product rounded once."""
+    return _implementation(x, backend).spatial_gate(x, logits)
+
+
+def spatial_gate_backward(
+    grad: Tensor, x: Tensor, logits: Tensor, needed: list[bool], backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and logits; one not needed is an empty placeholder."""
+    return _implementation(x, backend).spatial_gate_backward(grad, x, logits, needed)
 
 
 def spatial_attention(
@@ -85,6 +97,28 @@ def _stats_gradient(ctx, grad, _):
     return op(grad, *ctx.saved_tensors, ctx.channels, ctx.channels_last, ctx.backend), None, None
 
 
+def _gate_fake(x, logits, backend="auto"):
+    return empty_as(x, x.shape)
+
+
+def _gate_backward_fake(grad, x, logits, needed, backend="auto"):
+    return (
+        empty_as(x, x.shape) if needed[0] else not_asked(x),
+        logits.new_empty(logits.shape) if needed[1] else not_asked(x),
+    )
+
+
+def _gate_setup(ctx, inputs, output):
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gate_gradient(ctx, grad):
+    needed = list(ctx.needs_input_grad[:2])
+    op = torch.ops.polychrome.spatial_gate_backward
+    return *asked(op(grad, *ctx.saved_tensors, needed, ctx.backend), needed), None
+
+
 def _attention_fake(x, weight, bias, backend="auto"):
     wide = wide_dtype(x.dtype)
     return empty_as(x, x.shape), _map(x, 2, wide), _map(x, 1, torch.int32), _map(x, 1, wide)
@@ -113,6 +147,9 @@ def _attention_gradient(ctx, grad, *_):
 register_op("channel_stats", channel_stats, _stats_fake)
 register_op("channel_stats_backward", channel_stats_backward, _stats_backward_fake)
 register_backward("channel_stats", _stats_setup, _stats_gradient)
+register_op("spatial_gate", spatial_gate, _gate_fake)
+register_op("spatial_gate_backward", spatial_gate_backward, _gate_backward_fake)
+register_backward("spatial_gate", _gate_setup, _gate_gradient)
 register_op("spatial_attention", spatial_attention, _attention_fake)
 register_op("spatial_attention_backward", spatial_attention_backward, _attention_backward_fake)
 register_backward("spatial_attention", _attention_setup, _attention_gradient)

@@ -9,13 +9,14 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import channel_gate, channel_stats, per_sample_conv2d, spatial_attention
+from kernels import channel_gate, channel_stats, per_sample_conv2d, spatial_attention, spatial_gate
 from kernels.modules import (
     ChannelGate,
     ChannelStats,
     DynamicConv2d,
     PerSampleConv2d,
     SpatialAttention,
+    SpatialGate,
     anneal_temperature,
 )
 from tests.kernels.oracle import randn
@@ -35,7 +36,7 @@ def test_state_dict_names_are_the_documented_ones():
         "fc2.bias": (8,),
     }
     assert shapes(ChannelGate(8, bias=False)) == {"fc2.weight": (8, 8, 1, 1)}
-    assert shapes(ChannelStats()) == shapes(PerSampleConv2d()) == {}
+    assert shapes(ChannelStats()) == shapes(SpatialGate()) == shapes(PerSampleConv2d()) == {}
 
 
 def test_modules_equal_their_functions():
@@ -46,6 +47,7 @@ def test_modules_equal_their_functions():
     single = ChannelGate(8, bias=False)
     weight, bias = randn(3, 6, 4, 3, 3), randn(3, 6)
     assert torch.equal(ChannelStats()(x, mask), channel_stats(x, mask))
+    assert torch.equal(SpatialGate()(x, x[:, 3:4]), spatial_gate(x, x[:, 3:4]))
     assert torch.equal(attention(x), spatial_attention(x, attention.conv.weight, attention.conv.bias))
     fc1, fc2 = gate.fc1, gate.fc2
     assert torch.equal(gate(x), channel_gate(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, "softmax"))

@@ -14,6 +14,8 @@ CASES = {
     "per_sample_conv2d": ([(6, 16, 9, 11), (6, 8, 16, 3, 3), (6, 8)], {"padding": "same", "dilation": 2}),
     "per_sample_conv2d pointwise": ([(4, 32, 7, 7), (4, 16, 32, 1, 1)], {}),
     "channel_stats": ([(6, 13, 14, 14)], {}),
+    "spatial_gate": ([(6, 32, 14, 14), (6, 1, 14, 14)], {}),
+    "spatial_gate of one image, odd": ([(1, 13, 9, 7), (1, 1, 9, 7)], {}),
     "spatial_attention": ([(6, 32, 14, 14), (1, 2, 7, 7), (1,)], {}),
     "channel_gate": ([(6, 32, 14, 14), (8, 32), (8,), (32, 8), (32,)], {}),
 }

@@ -6,6 +6,7 @@ from torch import Tensor
 from kernels.spatial_attention.eager import check_present
 from kernels.spatial_attention.triton.attention import attend
 from kernels.spatial_attention.triton.backward import logit_gradient, map_gradients, spread
+from kernels.spatial_attention.triton.gate import scale_pixels, scale_pixels_backward
 from kernels.spatial_attention.triton.statistics import write_stats
 from kernels.tensors import empty_as, memory_layout, not_asked
 
@@ -32,6 +33,24 @@ def channel_stats_backward(
     if dx.numel():
         spread(grad.contiguous(), argmax, None if mask is None else mask.contiguous(), dx)
     return dx
+
+
+def spatial_gate(x: Tensor, logits: Tensor) -> Tensor:
+    """Return x * sigmoid(logits), the product rounded once."""
+    y = empty_as(x, x.shape)
+    if x.numel():
+        scale_pixels(_dense(x, x), logits.contiguous(), y)
+    return y
+
+
+def spatial_gate_backward(grad: Tensor, x: Tensor, logits: Tensor, needed: list[bool]) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and logits; one not needed is an empty placeholder."""
+    for_x, for_logits = needed
+    dx = empty_as(x, x.shape) if for_x else None
+    dlogits = logits.new_empty(logits.shape) if for_logits else None
+    if x.numel() and any(needed):
+        scale_pixels_backward(_dense(grad, x), _dense(x, x) if for_logits else None, logits.contiguous(), dx, dlogits)
+    return dx if for_x else not_asked(x), dlogits if for_logits else not_asked(x)
 
 
 def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
