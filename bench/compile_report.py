@@ -19,6 +19,7 @@ import triton
 
 from bench.cubin import SHARED_LIMIT, Cubin, compile_launch, resident_blocks
 from kernels.augment import triton as augment
+from kernels.augment.arguments import Arguments
 from kernels.channel_gate.triton import ops as gate
 from kernels.dynamic_conv import configs
 from kernels.dynamic_conv.triton.convolution import convolve
@@ -228,7 +229,8 @@ def _augment(channels: int) -> Iterator[Variant]:
     for use, parameters in recipes.items():
         size = 256 if use == "copied" else 224
         with record_launches() as launches:
-            augment.augment(images, *parameters, [0.5] * channels, [0.5] * channels, size, size, torch.bfloat16)
+            statistics = [0.5] * channels
+            augment.augment(Arguments(images, *parameters, statistics, statistics, size, size, torch.bfloat16))
         label = _label(augment.BLOCK_H, augment.BLOCK_W)
         yield Variant("augment", use, "bfloat16", str(channels), label, 1, augment.WARPS, launches[0])
 

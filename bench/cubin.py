@@ -52,7 +52,8 @@ def compile_launch(launch: Launch, capability: int) -> Cubin:
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
         value = bound[name]
-        kind, divisible = _specialise(value, kernel.params[index].is_constexpr)
+        parameter = kernel.params[index]
+        kind, divisible = _specialise(value, parameter.is_constexpr, parameter.do_not_specialize)
         signature[name] = kind
         if kind == "constexpr":
             constants[(index,)] = value
@@ -102,15 +103,15 @@ def _assembler_output(ptx: str, folder: Path) -> str:
     return _run(get_ptxas(90).path, "-v", "--gpu-name=sm_90a", source, "-o", folder / "again.cubin")
 
 
-def _specialise(value, is_constant: bool) -> tuple[str, bool]:
-    """Return the type Triton gives an argument, and whether it may count on multiples of 16."""
+def _specialise(value, is_constant: bool, as_any: bool) -> tuple[str, bool]:
+    """Return the type Triton gives an argument, and whether it may count on multiples of 16; `as_any`: it must not."""
     if is_constant or value is None:
         return "constexpr", False
     if isinstance(value, torch.Tensor):
         return f"*{TYPES[value.dtype]}", True
-    if value == 1:
+    if value == 1 and not as_any:
         return "constexpr", False
-    return "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
+    return "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0 and not as_any
 
 
 def _run(*command: Iterable) -> str:

@@ -53,8 +53,8 @@ def not_asked(x: Tensor) -> Tensor:
 
 
 def needs_64_bits(*tensors: Tensor | None) -> bool:
-    """Return whether an element of a tensor lies beyond what a 32-bit offset reaches."""
-    return any(tensor is not None and tensor.numel() >= 2**31 for tensor in tensors)
+    """Return whether a 32-bit offset does not reach all of a tensor, and a tile that hangs over its end."""
+    return any(tensor is not None and tensor.numel() >= 2**31 - 2**20 for tensor in tensors)
 
 
 def allows_tf32() -> bool:

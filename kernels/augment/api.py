@@ -1,11 +1,13 @@
 """The public function: it checks the arguments and picks the implementation."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from kernels.augment import reference, register
+from kernels.augment import reference, register  # noqa: F401  (registers the op)
+from kernels.augment.arguments import Arguments, check_values
 from kernels.augment.geometry import resolve_size
 from kernels.backend import chosen_backend
 from kernels.checks import FLOATS, check_device, check_shape, sizes
@@ -58,12 +60,13 @@ def augment(
     Returns:
         [batch, out, height, width] in `dtype`, channels_last. Resizing is bilinear; where it shrinks, the filter
         widens with the scale (antialiasing), as in torch's `interpolate(antialias=True)`. On a CPU, where no jitter
-        follows, images of up to four channels are resized in uint8: within 1/255. There is no gradient.
+        follows, images of up to four channels are resized in uint8: within about 1/255. No gradient is recorded.
 
     Raises:
         ValueError: a shape, a device, a size or the length of mean or std does not fit, std has a zero, or grayscale is
-            asked of images without three channels; on the CPU also: an index or a channel that is not there, or a crop
-            with nothing in the image. On CUDA these three are device-side assertions, as torch's indexing has them.
+            asked of images without three channels; on the CPU also: an index or a channel that is not there, a crop
+            with nothing in the image, a factor or angle that is not finite, a gamma not above 0. On CUDA the first
+            three are device-side assertions, as torch's indexing has them, and the last two are not looked for.
         TypeError: a dtype is none of the above.
     """
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
@@ -98,16 +101,16 @@ def augment(
     if 0 in deviations:
         raise ValueError(f"std must not be zero, got {deviations}")
     backend = chosen_backend("augment", images, dtype)
-    jitter = (brightness, contrast, gamma, grayscale)
-    if backend == "reference":
-        register.check_values(images, indices, crops, channels)
-        options = dict(zip(("brightness", "contrast", "gamma", "grayscale"), jitter, strict=True))
-        arguments = (crops, flips, angles, means, deviations, channels, (height, width), dtype)
-        return reference.augment(images, *arguments, indices=indices, cutouts=cutouts, **options)
-    spatial = (indices, crops, flips, angles)
-    return torch.ops.polychrome.augment(
-        images, *spatial, *jitter, channels, cutouts, means, deviations, height, width, dtype, backend
-    )
+    factors = (None if factor is None else factor.detach() for factor in (angles, brightness, contrast, gamma))
+    angles, brightness, contrast, gamma = factors
+    per_sample = (indices, crops, flips, angles, brightness, contrast, gamma, grayscale, channels, cutouts)
+    given = Arguments(images, *per_sample, means, deviations, height, width, dtype)
+    if backend != "reference":
+        return torch.ops.polychrome.augment(*given, backend)
+    check_values(given)
+    jitter = {"brightness": brightness, "contrast": contrast, "gamma": gamma, "grayscale": grayscale}
+    arguments = (crops, flips, angles, means, deviations, channels, (height, width), dtype)
+    return reference.augment(images, *arguments, indices=indices, cutouts=cutouts, **jitter)
 
 
 augment.reference = reference.augment
@@ -115,7 +118,7 @@ augment.reference = reference.augment
 
 def _checked_size(size, images: Tensor) -> tuple[int, int]:
     pair = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size)
-    if size is not None and not pair and not isinstance(size, int):
+    if size is not None and not pair and (isinstance(size, bool) or not isinstance(size, int)):
         raise TypeError(f"size must be an int or a pair of them, got {size!r}")
     height, width = resolve_size(size, images)
     if height < 1 or width < 1:
@@ -143,4 +146,7 @@ def _checked_statistic(name: str, values: Sequence[float] | None, default: float
         raise TypeError(f"{name} must be a sequence of floats, got {type(values).__name__}; call .tolist() on a tensor")
     if len(values) != channels:
         raise ValueError(f"{name} must have a value for each of the {channels} channels, got {len(values)}")
-    return [float(value) for value in values]
+    found = [float(value) for value in values]
+    if not all(map(math.isfinite, found)):
+        raise ValueError(f"{name} must be finite, got {found}")
+    return found

@@ -5,64 +5,43 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.augment import reference
+from kernels.augment.arguments import Arguments
 from kernels.augment.geometry import clamped
 from kernels.tensors import wide_dtype
 
 
-def augment(
-    images: Tensor,
-    indices: Tensor | None,
-    crops: Tensor | None,
-    flips: Tensor | None,
-    angles: Tensor | None,
-    brightness: Tensor | None,
-    contrast: Tensor | None,
-    gamma: Tensor | None,
-    grayscale: Tensor | None,
-    channels: Tensor | None,
-    cutouts: Tensor | None,
-    mean: list[float],
-    std: list[float],
-    height: int,
-    width: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def augment(given: Arguments) -> Tensor:
     """Return the batch [batch, channels, height, width] in `dtype`, channels_last."""
-    size, wide = (height, width), wide_dtype(dtype)
-    jittered = any(factor is not None for factor in (brightness, contrast, gamma, grayscale))
-    if crops is None and angles is None and size == images.shape[1:3]:
+    images, indices, crops, flips = given[:4]
+    wide, jittered = wide_dtype(given.dtype), any(factor is not None for factor in given.jitter)
+    # torch resizes uint8 images three times as fast, off by about one step at most, which jitter would magnify. Other
+    # dtypes come out wrong when the width shrinks to one pixel (torch 2.11 to 2.15).
+    fast = not jittered and images.shape[3] <= 4 and wide == torch.float32
+    if not given.resamples:
         x = _copied(images, indices, flips, wide)
-    elif angles is None and images.device.type == "cpu":
-        # torch resizes uint8 images three times as fast, off by less than one step, which jitter would magnify
-        fast = not jittered and images.shape[3] <= 4 and wide == torch.float32
-        x = _interpolated(images, indices, crops, flips, size, torch.uint8 if fast else wide).to(wide)
+    elif given.angles is None and images.device.type == "cpu" and (fast or given.width > 1):
+        x = _interpolated(images, indices, crops, flips, given.size, torch.uint8 if fast else wide).to(wide)
     else:
-        batch = len(images) if indices is None else len(indices)
-        x = reference.resampled(images, indices, clamped(crops, batch, images), flips, angles, size, wide)
-    if not jittered:
-        offset, scale = (255 * x.new_tensor(values)[:, None, None] for values in (mean, std))
+        boxes = clamped(crops, given.batch, images)
+        x = reference.resampled(images, indices, boxes, flips, given.angles, given.size, wide)
+    channels, cutouts = given.channels, given.cutouts
+    if jittered:
+        x = reference.finished(x / 255, *given.jitter, given.mean, given.std, channels, cutouts)
+    else:
+        offset, scale = (255 * x.new_tensor(values)[:, None, None] for values in (given.mean, given.std))
         x.sub_(offset).mul_(1 / scale)  # in place: a training batch passes here
         if channels is not None and _stay_in_place(channels, x.shape[1]):
             x.mul_((channels >= 0)[:, :, None, None])
             channels = None
         x = reference.finished(x, None, None, None, None, None, None, channels, cutouts)
-    else:
-        x = reference.finished(x / 255, brightness, contrast, gamma, grayscale, mean, std, channels, cutouts)
-    return _laid_out(x, dtype)
+    out = given.empty()
+    return x if (x.dtype, x.stride()) == (out.dtype, out.stride()) else out.copy_(x)
 
 
 def _stay_in_place(channels: Tensor, count: int) -> bool:
     """Return whether every channel that is present is where it was."""
     places = torch.arange(count, device=channels.device)
     return channels.shape[1] == count and bool(((channels < 0) | (channels == places)).all())
-
-
-def _laid_out(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return `x` in `dtype` with the very strides of channels_last, which `contiguous` leaves open for one channel."""
-    _, channels, height, width = x.shape
-    if x.dtype == dtype and x.stride() == (height * width * channels, 1, width * channels, channels):
-        return x
-    return torch.empty(x.shape, dtype=dtype, device=x.device, memory_format=torch.channels_last).copy_(x)
 
 
 def _copied(images: Tensor, indices: Tensor | None, flips: Tensor | None, dtype: torch.dtype) -> Tensor:

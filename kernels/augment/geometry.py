@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+# Further than any image reaches; a box may be given as (0, 0, largest, largest), whose sums must not overflow.
+FAR = 2**30
+
 
 def resolve_size(size, images: Tensor) -> tuple[int, int]:
     """Return the output's (height, width); None is that of `images` [count, height, width, channels]."""
@@ -16,7 +19,7 @@ def clamped(crops: Tensor | None, batch: int, images: Tensor) -> Tensor:
     height, width = images.shape[1], images.shape[2]
     if crops is None:
         return torch.tensor([0, 0, height, width], device=images.device).expand(batch, -1)
-    crops = crops.long()
+    crops = crops.long().clamp(-FAR, FAR)
     start = crops[:, :2].clamp_min(0)
     end = torch.minimum(crops[:, :2] + crops[:, 2:], torch.tensor([height, width], device=crops.device))
     return torch.cat([start, end - start], 1)
@@ -25,10 +28,10 @@ def clamped(crops: Tensor | None, batch: int, images: Tensor) -> Tensor:
 def source_positions(
     crops: Tensor, flips: Tensor | None, angles: Tensor | None, size: tuple[int, int], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, x in the source image and the share of each output pixel that the crop covers, [batch, height, width].
+    """Return y, x within the crop and the share of each output pixel that the crop covers, [batch, height, width].
 
-    Coordinates are in pixels, the centre of the first one at 0.5. The crop is resized to `size`, then flipped, then
-    turned about its centre: undone here in the other order.
+    Coordinates are in pixels of the image, the centre of the crop's first one at 0.5. The crop is resized to `size`,
+    then flipped, then turned about its centre: undone here in the other order.
     """
     height, width = size
     y = (torch.arange(height, device=crops.device, dtype=dtype) + 0.5 - height / 2)[:, None]
@@ -40,8 +43,8 @@ def source_positions(
         cover = (height / 2 + 0.5 - y.abs()).clamp(0, 1) * (width / 2 + 0.5 - x.abs()).clamp(0, 1)
     if flips is not None:
         x = torch.where(flips[:, None, None], -x, x)
-    top, left, rows, columns = (edge[:, None, None] for edge in crops.unbind(1))
-    y = torch.minimum(torch.maximum(top + (y + height / 2) * (rows / height), top), top + rows)
-    x = torch.minimum(torch.maximum(left + (x + width / 2) * (columns / width), left), left + columns)
+    rows, columns = (side[:, None, None] for side in crops[:, 2:].to(dtype).unbind(1))
+    y = torch.minimum(((y + height / 2) * (rows / height)).clamp_min(0), rows)
+    x = torch.minimum(((x + width / 2) * (columns / width)).clamp_min(0), columns)
     shape = (len(crops), height, width)
     return y.expand(shape), x.expand(shape), cover.expand(shape)

@@ -1,6 +1,7 @@
 """What happens to each image, drawn on the device by (seed, epoch, image index): the same whatever batch or rank."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -32,7 +33,7 @@ class Parameters(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How images are augmented; the defaults do nothing. Names and meanings are torchvision's where it has them.
+    """How images are augmented; the defaults do nothing. Names are torchvision's where it has them.
 
     scale, ratio: the range of the crop's share of the area and of its width / height (`RandomResizedCrop`); None for
         whole images.
@@ -63,13 +64,15 @@ class Recipe:
         most = {"degrees": 180.0}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(field.default, float) and not 0 <= value <= most.get(field.name, 1.0):
+            if isinstance(field.default, float) and not (
+                isinstance(value, (int, float)) and 0 <= value <= most.get(field.name, 1.0)
+            ):
                 raise ValueError(f"{field.name} must be from 0 to {most.get(field.name, 1.0):g}, got {value!r}")
         if self.gamma == 1:
             raise ValueError("gamma must be below 1, or an image could be raised to the power of 0")
-        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
+        if self.scale is not None and not _is_range(self.scale, 1):
             raise ValueError(f"scale must be a range within 0 to 1, got {self.scale!r}")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
+        if not _is_range(self.ratio, sys.float_info.max):
             raise ValueError(f"ratio must be a range of positive numbers, got {self.ratio!r}")
         if self.channels not in CHANNEL_ORDERS:
             raise ValueError(f"channels must be one of {', '.join(CHANNEL_ORDERS)}, got {self.channels!r}")
@@ -81,8 +84,8 @@ def draw(
     sizes: Tensor | tuple[int, int],
     seed: int,
     epoch: int,
-    size: tuple[int, int] = (1, 1),
-    channels: int = 3,
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
 ) -> Parameters:
     """Return the parameters of the images `indices` in an epoch, on their device.
 
@@ -93,9 +96,14 @@ def draw(
         indices: int32 or int64 [n], the images' places in the set.
         sizes: their (height, width) in pixels, [n, 2], or one pair for all.
         seed, epoch: at least 0, below 2**64 and 2**32.
-        size: (height, width) of the output, for the cutout.
-        channels: how many channels the images have.
+        size: (height, width) of the output; a recipe with a cutout needs it.
+        channels: how many channels the images have; a recipe that samples them needs it.
+
+    Raises:
+        TypeError: `indices` are not integers.
+        ValueError: seed, epoch or sizes are not as said, or what the recipe needs is missing.
     """
+    _check_draw(recipe, indices, sizes, seed, epoch, size, channels)
     order = range(CHANNELS, CHANNELS + 1 + channels // 4) if recipe.channels != "all" else ()
     crop = CROP if recipe.scale is not None else ()
     drawn = uniforms(indices, seed, epoch, [COLOR, SPACE, *order, *crop])  # in one call: it is many small operations
@@ -141,6 +149,24 @@ def _central(sizes: Tensor, ratio: Sequence[float]) -> Tensor:
     columns = torch.minimum(width, (height * ratio[1]).round())
     shape = torch.stack([rows, columns], 1).clamp_min(1)
     return torch.cat([((sizes - shape) / 2).floor(), shape], 1)
+
+
+def _check_draw(recipe: Recipe, indices: Tensor, sizes, seed: int, epoch: int, size, channels) -> None:
+    if indices.dtype not in (torch.int32, torch.int64) or indices.dim() != 1:
+        raise TypeError(f"indices must be int32 or int64 [n], got {indices.dtype} {list(indices.shape)}")
+    if not 0 <= seed < 2**64 or not 0 <= epoch < 2**32:
+        raise ValueError(f"seed must be from 0 to 2**64 - 1 and epoch to 2**32 - 1, got {seed} and {epoch}")
+    shape = list(sizes.shape) if isinstance(sizes, Tensor) else [len(sizes)]
+    if shape not in ([2], [len(indices), 2]):
+        raise ValueError(f"sizes must be (height, width) or [n={len(indices)}, 2], got {shape}")
+    if recipe.cutout and size is None:
+        raise ValueError("a recipe with a cutout needs the size of the output, got None")
+    if recipe.channels != "all" and channels is None:
+        raise ValueError("a recipe that samples channels needs their number, got None")
+
+
+def _is_range(pair, most: float) -> bool:
+    return isinstance(pair, Sequence) and len(pair) == 2 and 0 < pair[0] <= pair[1] <= most
 
 
 def _pairs(sizes: Tensor | tuple[int, int], indices: Tensor) -> Tensor:

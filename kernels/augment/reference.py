@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from kernels.augment.geometry import clamped, resolve_size, source_positions
+from kernels.augment.geometry import FAR, clamped, resolve_size, source_positions
 from kernels.tensors import wide_dtype
 
 LUMA = (0.2989, 0.587, 0.114)
@@ -44,32 +44,34 @@ def resampled(images, indices, crops, flips, angles, size, dtype) -> Tensor:
     where = torch.arange(batch, device=images.device) if indices is None else indices.long()
     y, x, cover = source_positions(crops, flips, angles, size, dtype)
     top, left, height, width = (edge[:, None, None] for edge in crops.unbind(1))
-    rows, row_weights = _taps(y, height / size[0], top, top + height, dtype)
-    columns, column_weights = _taps(x, width / size[1], left, left + width, dtype)
+    rows, row_weights = _taps(y, height / size[0], height, dtype)
+    columns, column_weights = _taps(x, width / size[1], width, dtype)
     total = 0
     for row, row_weight in zip(rows, row_weights, strict=True):
         for column, column_weight in zip(columns, column_weights, strict=True):
-            pixels = images[where[:, None, None], row, column].to(dtype)  # [batch, height, width, channels]
+            pixels = images[where[:, None, None], top + row, left + column].to(
+                dtype
+            )  # [batch, height, width, channels]
             total = total + (row_weight * column_weight)[..., None] * pixels
     return (total * cover[..., None]).permute(0, 3, 1, 2)
 
 
-def _taps(position: Tensor, scale: Tensor, first: Tensor, last: Tensor, dtype) -> tuple[list[Tensor], list[Tensor]]:
+def _taps(position: Tensor, scale: Tensor, length: Tensor, dtype) -> tuple[list[Tensor], list[Tensor]]:
     """Return the pixels along an axis that the filter about `position` meets, and their weights, which sum to one.
 
-    The filter is a triangle of half width 1, or of the scale where that shrinks the image. Pixels outside
-    first .. last - 1 have weight zero.
+    The filter is a triangle of half width 1, or of the scale where that shrinks the image. Pixels outside the
+    crop, of `length` along the axis, have weight zero.
     """
     half = scale.to(dtype).clamp_min(1)
     start = (position - half + 0.5).floor()
     count = math.ceil(2 * float(half.max())) if half.numel() else 0
     pixels = [start + tap for tap in range(count)]
     weights = [
-        (1 - ((pixel + 0.5 - position) / half).abs()).clamp_min(0) * ((pixel >= first) & (pixel < last))
+        (1 - ((pixel + 0.5 - position) / half).abs()).clamp_min(0) * ((pixel >= 0) & (pixel < length))
         for pixel in pixels
     ]
     total = sum(weights)
-    inside = [torch.minimum(torch.maximum(pixel.long(), first), last - 1) for pixel in pixels]
+    inside = [torch.minimum(pixel.long().clamp_min(0), length - 1) for pixel in pixels]
     return inside, [weight / total for weight in weights]
 
 
@@ -108,7 +110,7 @@ def _selected(x: Tensor, channels: Tensor) -> Tensor:
 
 def _cut(boxes: Tensor, size) -> Tensor:
     """Return which pixels, [batch, height, width], lie in their sample's box [top, left, height, width]."""
-    top, left, height, width = (edge[:, None, None] for edge in boxes.unbind(1))
+    top, left, height, width = (edge[:, None, None] for edge in boxes.long().clamp(-FAR, FAR).unbind(1))
     row = torch.arange(size[0], device=boxes.device)[:, None]
     column = torch.arange(size[1], device=boxes.device)
     return (row >= top) & (row < top + height) & (column >= left) & (column < left + width)

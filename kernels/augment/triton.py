@@ -1,13 +1,15 @@
 """The op as one launch: each program makes a tile of one sample's output pixels, up to four channels of it."""
 
 import math
-from functools import cache
+from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.augment import geometry
+from kernels.augment.arguments import Arguments
 from kernels.launch import launch
 
 # Output rows and columns of a program: a thread's pixels lie below each other and share what depends on the column.
@@ -15,49 +17,30 @@ BLOCK_H, BLOCK_W, WARPS = 16, 32, 4
 # Channels a program accumulates at once; where there are more, each group finds the source pixels again.
 GROUP = 4
 RADIANS = tl.constexpr(math.pi / 180)
+FAR = tl.constexpr(geometry.FAR)
 
 
-def augment(
-    images: Tensor,
-    indices: Tensor | None,
-    crops: Tensor | None,
-    flips: Tensor | None,
-    angles: Tensor | None,
-    brightness: Tensor | None,
-    contrast: Tensor | None,
-    gamma: Tensor | None,
-    grayscale: Tensor | None,
-    channels: Tensor | None,
-    cutouts: Tensor | None,
-    mean: list[float],
-    std: list[float],
-    height: int,
-    width: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def augment(given: Arguments) -> Tensor:
     """Return the batch [batch, channels, height, width] in `dtype`, channels_last."""
-    batch = len(images) if indices is None else len(indices)
-    count = images.shape[3] if channels is None else channels.shape[1]
-    shape = (batch, count, height, width)
-    out = torch.empty(shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
+    images, out = given.images, given.empty()
+    batch, count, height, width = out.shape
     if out.numel() == 0:
         return out
-    per_sample = (indices, crops, flips, angles, brightness, contrast, gamma, grayscale, channels, cutouts)
     launch(
         augment_kernel,
         (batch * triton.cdiv(height, BLOCK_H) * triton.cdiv(width, BLOCK_W), triton.cdiv(count, GROUP)),
         images,
         out,
-        *(None if parameter is None else parameter.contiguous() for parameter in per_sample),
-        _statistics(tuple(mean), tuple(std), images.device),
+        *(None if parameter is None else parameter.contiguous() for parameter in given.per_sample),
+        _statistics(tuple(given.mean), tuple(given.std), images.device),
         *images.shape[:3],
         *images.stride(),
         CHANNELS=count,
         SOURCE_CHANNELS=images.shape[3],
         OUT_HEIGHT=height,
         OUT_WIDTH=width,
-        RESAMPLE=crops is not None or angles is not None or images.shape[1:3] != (height, width),
-        INDEX64=needs_64_bits(images),
+        RESAMPLE=given.resamples,
+        INDEX64=needs_64_bits(images) or out[0].numel() >= 2**31,
         GROUP=min(GROUP, count),
         BLOCK_H=BLOCK_H,
         BLOCK_W=BLOCK_W,
@@ -73,7 +56,7 @@ def needs_64_bits(images: Tensor) -> bool:
     return sum((size - 1) * stride for size, stride in zip(images.shape[1:], images.stride()[1:], strict=True)) >= 2**31
 
 
-@cache
+@lru_cache(64)
 def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
     """Return what values in 0..1 are multiplied by and what is added, [2, channels], copied to the device once."""
     scale = [1 / deviation for deviation in std]
@@ -81,7 +64,7 @@ def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.d
     return torch.tensor([scale, offset], dtype=torch.float32, device=device)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "height", "width"])
 def augment_kernel(
     images_ptr,
     out_ptr,
@@ -136,8 +119,9 @@ def augment_kernel(
     for g in tl.static_range(GROUP):
         channel = tl.minimum(first + g, CHANNELS - 1)
         if channels_ptr is not None:
-            channel = tl.load(channels_ptr + sample * CHANNELS + channel).to(tl.int32)
-            tl.device_assert(channel < SOURCE_CHANNELS, "augment: a channel is not in the images")
+            chosen = tl.load(channels_ptr + sample * CHANNELS + channel)
+            tl.device_assert(chosen < SOURCE_CHANNELS, "augment: a channel is not in the images")
+            channel = tl.maximum(chosen, -1).to(tl.int32)
         selected = selected + (channel,)
         gathered = gathered + (tl.maximum(channel, 0) * stride_channel,)
     if grayscale_ptr is not None:
@@ -177,13 +161,14 @@ def augment_kernel(
 
     uncut = keep
     if cutouts_ptr is not None:
-        top, left = tl.load(cutouts_ptr + 4 * sample).to(tl.int32), tl.load(cutouts_ptr + 4 * sample + 1).to(tl.int32)
-        bottom = top + tl.load(cutouts_ptr + 4 * sample + 2).to(tl.int32)
-        right = left + tl.load(cutouts_ptr + 4 * sample + 3).to(tl.int32)
+        top, left, bottom, right = edges(cutouts_ptr, sample)
         uncut = (rows < top) | (rows >= bottom) | (columns < left) | (columns >= right)
 
     target = out_ptr + tl.cast(sample, tl.int64) * (OUT_HEIGHT * OUT_WIDTH * CHANNELS)
-    target += (rows * OUT_WIDTH + columns) * CHANNELS + first
+    place = rows * OUT_WIDTH + columns
+    if INDEX64:
+        place = place.to(tl.int64)
+    target += place * CHANNELS + first
     for g in tl.static_range(GROUP):
         channel = selected[g]
         if grayscale_ptr is not None:
@@ -219,10 +204,13 @@ def resampled(
     """Return a tuple of [BLOCK_H, BLOCK_W] values in 0..255, one for each offset of `gathered`."""
     top, left, bottom, right = 0, 0, height, width
     if crops_ptr is not None:
-        top, left = tl.load(crops_ptr + 4 * sample).to(tl.int32), tl.load(crops_ptr + 4 * sample + 1).to(tl.int32)
-        bottom = tl.minimum(top + tl.load(crops_ptr + 4 * sample + 2).to(tl.int32), height)
-        right = tl.minimum(left + tl.load(crops_ptr + 4 * sample + 3).to(tl.int32), width)
-        top, left = tl.maximum(top, 0), tl.maximum(left, 0)
+        top, left, bottom, right = edges(crops_ptr, sample)
+        top, left, bottom, right = (
+            tl.maximum(top, 0),
+            tl.maximum(left, 0),
+            tl.minimum(bottom, height),
+            tl.minimum(right, width),
+        )
         tl.device_assert((bottom > top) & (right > left), "augment: a crop has nothing in its image")
 
     y, x = rows + (0.5 - OUT_HEIGHT / 2), columns + (0.5 - OUT_WIDTH / 2)
@@ -236,14 +224,16 @@ def resampled(
     if flips_ptr is not None:
         x = tl.where(tl.load(flips_ptr + sample), -x, x)
     scale_y, scale_x = (bottom - top) / OUT_HEIGHT, (right - left) / OUT_WIDTH
-    y = tl.minimum(tl.maximum(top + (y + OUT_HEIGHT / 2) * scale_y, top), bottom)
-    x = tl.minimum(tl.maximum(left + (x + OUT_WIDTH / 2) * scale_x, left), right)
+    # Counted from the crop's corner: float32 is exact enough there, however large the image.
+    y = tl.minimum(tl.maximum((y + OUT_HEIGHT / 2) * scale_y, 0.0), bottom - top)
+    x = tl.minimum(tl.maximum((x + OUT_WIDTH / 2) * scale_x, 0.0), right - left)
+    source += tl.cast(top, tl.int64) * stride_row + tl.cast(left, tl.int64) * stride_column
 
     half_y, half_x = tl.maximum(scale_y, 1.0), tl.maximum(scale_x, 1.0)
     taps_y, taps_x = tl.ceil(2 * half_y).to(tl.int32), tl.ceil(2 * half_x).to(tl.int32)
     first_y, first_x = tl.floor(y - half_y + 0.5).to(tl.int32), tl.floor(x - half_x + 0.5).to(tl.int32)
     sums = (tl.zeros_like(y + x),) * (len(gathered) + 1)
-    place = (y, x, 1 / half_y, 1 / half_x, top, left, bottom, right)
+    place = (y, x, 1 / half_y, 1 / half_x, bottom - top, right - left)
     # Two taps each way are all there are unless the image shrinks: unrolled, so that their loads overlap.
     for tap in tl.static_range(4):
         sums = add_tap(sums, gathered, source, first_y + tap // 2, first_x + tap % 2, place, stride_row, stride_column)
@@ -260,16 +250,32 @@ def resampled(
 
 
 @triton.jit
+def near(number):
+    """Return an integer as int32, as far as FAR at most."""
+    return tl.minimum(tl.maximum(number.to(tl.int64), -FAR), FAR).to(tl.int32)
+
+
+@triton.jit
+def edges(boxes_ptr, sample):
+    """Return top, left, bottom and right of a sample's box (top, left, height, width)."""
+    top = near(tl.load(boxes_ptr + 4 * sample))
+    left = near(tl.load(boxes_ptr + 4 * sample + 1))
+    height = near(tl.load(boxes_ptr + 4 * sample + 2))
+    width = near(tl.load(boxes_ptr + 4 * sample + 3))
+    return top, left, top + height, left + width
+
+
+@triton.jit
 def add_tap(sums, gathered, source, row, column, place, stride_row, stride_column):
     """Return the sum of weights and the weighted sums, with the source pixels (row, column) added."""
-    y, x, inverse_y, inverse_x, top, left, bottom, right = place
+    y, x, inverse_y, inverse_x, crop_height, crop_width = place
     weight_y = tl.maximum(1 - tl.abs(row + 0.5 - y) * inverse_y, 0.0)
     weight_x = tl.maximum(1 - tl.abs(column + 0.5 - x) * inverse_x, 0.0)
     # Outside the crop the weight is zero and its edge is read: no load needs a mask.
-    weight_y = tl.where((row >= top) & (row < bottom), weight_y, 0.0)
-    weight_x = tl.where((column >= left) & (column < right), weight_x, 0.0)
-    row = tl.minimum(tl.maximum(row, top), bottom - 1)
-    column = tl.minimum(tl.maximum(column, left), right - 1)
+    weight_y = tl.where((row >= 0) & (row < crop_height), weight_y, 0.0)
+    weight_x = tl.where((column >= 0) & (column < crop_width), weight_x, 0.0)
+    row = tl.minimum(tl.maximum(row, 0), crop_height - 1)
+    column = tl.minimum(tl.maximum(column, 0), crop_width - 1)
     weight = weight_y * weight_x
     at = source + (row * stride_row + column * stride_column)
     added = (sums[0] + weight,)

@@ -101,7 +101,7 @@ def layers_fit(batch: int, channels: int, hidden: int | None, image_bytes: int, 
     in MULTIPROCESSORS of the cache's bandwidth, so fewer programs than that take as long as that many. Weights count
     as float32.
     """
-    if (hidden or 1) > MAX_HIDDEN or (softmax and channels > MAX_SOFTMAX):
+    if (hidden or 1) > MAX_HIDDEN or (softmax and channels > MAX_SOFTMAX) or channels**2 >= 2**31:
         return False
     shares = gate_config(batch, channels, hidden, 1, whole=softmax).shares
     own = 4 * channels * (channels if hidden is None else hidden) / shares  # of the layer whose outputs are shared

@@ -64,7 +64,7 @@ def gate_gradient(
     dfeatures = dlogits @ w2.flatten(1).to(dlogits.dtype)
     if w1 is None:
         return dlogits, None, dfeatures / pixels
-    dhidden = dfeatures * (hidden > 0)
+    dhidden = dfeatures.masked_fill(hidden <= 0, 0)  # NaN is not below zero, and passes as in relu's own gradient
     share = (dhidden @ w1.flatten(1).to(dhidden.dtype)) / pixels if needed[0] else None
     return dlogits, dhidden, share
 

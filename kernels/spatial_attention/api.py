@@ -88,6 +88,8 @@ def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     check_input(x)
     check_small_dtype("weight", weight, x)
     check_device("weight", weight, x)
+    if 0 in x.shape[2:]:
+        raise ValueError(f"x must have at least one pixel, got {sizes(x)}")
     if weight.dim() != 4 or weight.shape[:2] != (1, 2) or weight.shape[2] != weight.shape[3]:
         raise ValueError(f"weight must be [1, 2, k, k], got {sizes(weight)}")
     if weight.shape[2] < 3 or weight.shape[2] % 2 == 0:

@@ -91,4 +91,6 @@ def _spread(dstats: Tensor, mask: Tensor | None, argmax: Tensor, channels: int) 
     else:
         present = mask[:, :, None, None]
         share = (dmean / present.sum(1, keepdim=True)).where(present, 0)
+        # the max's channel may be an absent one, where all present ones are -inf
+        dmax = dmax.where(present.expand(-1, -1, *argmax.shape[2:]).gather(1, argmax.long()), 0)
     return share.scatter_add(1, argmax.long(), dmax)

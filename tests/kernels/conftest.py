@@ -1,5 +1,9 @@
+import warnings
+
 import pytest
 import torch
+
+from kernels import use_backend
 
 
 @pytest.fixture(autouse=True)
@@ -9,3 +13,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def on_triton():
+    """Run every public function on Triton, with memory that starts as NaN."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.use_deterministic_algorithms(True)
+        with use_backend("triton"):
+            yield
+        torch.use_deterministic_algorithms(False)

@@ -48,6 +48,30 @@ def test_cpu_path_is_near_the_definition_in_float64(case, size, dtype):
         assert (got - exact).abs().max() * SMALLEST_STD <= (1.001 if rounds else 0.001) / 255
 
 
+@pytest.mark.parametrize("channels", [3, 5])
+@pytest.mark.parametrize("jittered", [False, True], ids=["plain", "jittered"])
+@pytest.mark.parametrize("size", [1, (33, 1), (1, 40), (33, 2), 64], ids=str)
+def test_any_output_size(size, jittered, channels):
+    arguments = CASES["training"] | ({"gamma": PARAMETERS["gamma"]} if jittered else {})
+    exact = augment.reference(images(channels), size=size, dtype=torch.float64, **arguments)
+    got = augment(images(channels), size=size, **arguments)
+    assert (got - exact).abs().max() <= (1e-5 if jittered or channels > 4 else 1.01 / 255)
+
+
+def test_float64_is_computed_in_it():
+    exact = augment.reference(images(), size=8, dtype=torch.float64, **CASES["training"])
+    got = augment(images(), size=8, dtype=torch.float64, **CASES["training"])
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got, exact, rtol=1e-12, atol=1e-12)
+
+
+def test_no_gradient_is_recorded():
+    factor = torch.ones(5, requires_grad=True)
+    for backend in ("auto", "reference"):
+        with use_backend(backend):
+            assert not augment(images(), brightness=factor, gamma=factor).requires_grad
+
+
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("channels", [1, 2, 5, 13])
 def test_any_number_of_channels(channels, backend):
@@ -216,6 +240,13 @@ def test_empty_batch():
             {"images": torch.zeros(2, 0, 4, 3).byte()},
         ),
         (ValueError, "size must be at least 1, got 0", {"size": 0}),
+        (TypeError, "size must be an int or a pair of them, got True", {"size": True}),
+        (ValueError, "mean must be finite, got [0.5, nan, 0.5]", {"mean": [0.5, float("nan"), 0.5]}),
+        (
+            ValueError,
+            "indices must be none, as there are no images, got 3 in sample 0",
+            {"images": images()[:0]},
+        ),
         (ValueError, "size must be at least 1, got (8, -1)", {"size": (8, -1)}),
         (TypeError, "size must be an int or a pair of them, got 8.5", {"size": 8.5}),
         (TypeError, "dtype must be float32, float64, float16 or bfloat16, got torch.int8", {"dtype": torch.int8}),
@@ -227,13 +258,22 @@ def test_empty_batch():
         (TypeError, "crops must be a tensor, got list", {"crops": [[0, 0, 4, 4]] * 4}),
         (
             ValueError,
-            "crops must meet the images of 23 x 19 pixels, got [5, 19, 4, 4] (top, left, height, width) in sample 1",
+            "crops must be boxes (top, left, height, width) that meet the images of 23 x 19 pixels, "
+            "got [5, 19, 4, 4] in sample 1",
             {"crops": torch.tensor([[0, 0, 4, 4], [5, 19, 4, 4], [0, 0, 4, 4], [0, 0, 4, 0]])},
         ),
         (
             ValueError,
-            "crops must meet the images of 23 x 19 pixels, got [3, 3, 4, 0] (top, left, height, width) in sample 0",
+            "crops must be boxes (top, left, height, width) that meet the images of 23 x 19 pixels, "
+            "got [3, 3, 4, 0] in sample 0",
             {"crops": torch.tensor([[3, 3, 4, 0]] * 4)},
+        ),
+        (ValueError, "gamma must be finite and above 0, got 0.0 in sample 1", {"gamma": torch.tensor([1.0, 0, -1, 1])}),
+        (ValueError, "angles must be finite, got nan in sample 0", {"angles": torch.full((4,), torch.nan)}),
+        (
+            ValueError,
+            "brightness must be finite, got inf in sample 3",
+            {"brightness": torch.tensor([1, 1, 1, torch.inf])},
         ),
         (TypeError, "flips must be bool, got int64", {"flips": torch.ones(4).long()}),
         (ValueError, "angles must be [batch=4], got [4, 1]", {"angles": torch.zeros(4, 1)}),

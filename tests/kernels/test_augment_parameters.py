@@ -81,14 +81,16 @@ def test_uniforms_are_uniform_and_uncorrelated():
 
 
 def test_a_row_depends_on_seed_epoch_and_index_alone():
-    together = draw(EVERYTHING, torch.arange(50), (60, 80), 7, 3, (32, 32))
+    together = draw(EVERYTHING, torch.arange(50), (60, 80), 7, 3, (32, 32), 3)
     shuffled = torch.randperm(50, generator=torch.Generator().manual_seed(0))
     for one, other in zip(
-        rows(draw(EVERYTHING, shuffled, (60, 80), 7, 3, (32, 32)), slice(None)), rows(together, shuffled), strict=True
+        rows(draw(EVERYTHING, shuffled, (60, 80), 7, 3, (32, 32), 3), slice(None)),
+        rows(together, shuffled),
+        strict=True,
     ):
         assert torch.equal(one, other)
     for chosen in (slice(0, 1), slice(10, 13)):
-        alone = draw(EVERYTHING, torch.arange(50)[chosen], (60, 80), 7, 3, (32, 32))
+        alone = draw(EVERYTHING, torch.arange(50)[chosen], (60, 80), 7, 3, (32, 32), 3)
         for one, other in zip(rows(alone, slice(None)), rows(together, chosen), strict=True):
             assert torch.equal(one, other)
 
@@ -96,14 +98,16 @@ def test_a_row_depends_on_seed_epoch_and_index_alone():
 @pytest.mark.parametrize("other", [{"seed": 8}, {"epoch": 4}, {"seed": 7 + 2**32}])
 def test_another_seed_or_epoch_draws_anew(other):
     base = {"seed": 7, "epoch": 3}
-    one, two = (draw(EVERYTHING, torch.arange(50), (60, 80), size=(32, 32), **(base | more)) for more in ({}, other))
+    one, two = (
+        draw(EVERYTHING, torch.arange(50), (60, 80), size=(32, 32), channels=3, **(base | more)) for more in ({}, other)
+    )
     for first, second in zip(rows(one, slice(None)), rows(two, slice(None)), strict=True):
         assert not torch.equal(first, second)
 
 
 def test_what_is_drawn_later_leaves_the_rest_as_it_was():
     less = draw(Recipe(scale=(0.35, 1.0), flip=0.5), torch.arange(50), (60, 80), 7, 3)
-    more = draw(EVERYTHING, torch.arange(50), (60, 80), 7, 3, (32, 32))
+    more = draw(EVERYTHING, torch.arange(50), (60, 80), 7, 3, (32, 32), 3)
     assert torch.equal(less.crops, more.crops)
     assert torch.equal(less.flips, more.flips)
     assert less._replace(crops=None, flips=None) == Parameters(*[None] * 9)
@@ -143,13 +147,17 @@ def test_sizes_of_every_image_are_its_own():
 
 
 def test_factors_angles_and_switches_have_their_ranges():
-    drawn = draw(EVERYTHING, torch.arange(4000), (60, 80), 5, 0, (40, 32))
+    drawn = draw(EVERYTHING, torch.arange(4000), (60, 80), 5, 0, (40, 32), 3)
     for factor, spread in ((drawn.brightness, 0.2), (drawn.contrast, 0.3), (drawn.gamma, 0.4)):
         assert factor.dtype == torch.float32
         assert (factor - 1).abs().max() <= spread + 1e-6
         assert (factor - 1).abs().max() > 0.98 * spread
         assert (factor.mean() - 1).abs() < 0.02
-    assert 14.5 < drawn.angles.abs().max() <= 15
+    assert 14.5 < drawn.angles.max() <= 15
+    assert -15 <= drawn.angles.min() < -14.5
+    first_crop = drawn.crops[:, 2] * drawn.crops[:, 3]
+    for factor in (drawn.brightness, drawn.contrast, drawn.gamma, drawn.angles):
+        assert torch.corrcoef(torch.stack([first_crop.double(), factor.double()]))[0, 1].abs() < 0.06
     assert abs(drawn.flips.double().mean() - 0.5) < 0.03
     assert abs(drawn.grayscale.double().mean() - 0.1) < 0.02
     assert (drawn.cutouts[:, 2:] == 8).all()
@@ -179,11 +187,42 @@ def test_channels_are_sampled_hierarchically(order, count):
 
 
 def test_what_is_drawn_is_what_augment_takes():
-    drawn = draw(EVERYTHING, torch.tensor([3, 0, 4]), (23, 19), 1, 2, (16, 16))
+    drawn = draw(EVERYTHING, torch.tensor([3, 0, 4]), (23, 19), 1, 2, (16, 16), 3)
     got = augment(images(), indices=torch.tensor([3, 0, 4]), size=16, **drawn._asdict())
     assert got.shape == (3, 3, 16, 16)
     again = augment(images(), indices=torch.tensor([4]), size=16, **{k: v[2:] for k, v in drawn._asdict().items()})
     torch.testing.assert_close(again[0], got[2])
+
+
+def test_indices_beyond_32_bits_are_told_apart():
+    near, far = torch.tensor([5]), torch.tensor([5 + 2**32])
+    assert not torch.equal(uniforms(near, 0, 0, [0]), uniforms(far, 0, 0, [0]))
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "changes"),
+    [
+        (TypeError, "indices must be int32 or int64 [n], got torch.float32 [3]", {"indices": torch.zeros(3)}),
+        (ValueError, "seed must be from 0 to 2**64 - 1 and epoch to 2**32 - 1, got -1 and 0", {"seed": -1}),
+        (ValueError, "seed must be from 0 to 2**64 - 1 and epoch to 2**32 - 1, got 0 and 4294967296", {"epoch": 2**32}),
+        (ValueError, "sizes must be (height, width) or [n=3, 2], got [2, 2]", {"sizes": torch.ones(2, 2)}),
+        (
+            ValueError,
+            "a recipe with a cutout needs the size of the output, got None",
+            {"recipe": Recipe(cutout=0.5)},
+        ),
+        (
+            ValueError,
+            "a recipe that samples channels needs their number, got None",
+            {"recipe": Recipe(channels="subset")},
+        ),
+    ],
+)
+def test_bad_draws_are_named(error, message, changes):
+    arguments = {"recipe": Recipe(), "indices": torch.arange(3), "sizes": (8, 8), "seed": 0, "epoch": 0}
+    with pytest.raises(error) as caught:
+        draw(**(arguments | changes))
+    assert str(caught.value) == message
 
 
 def test_the_loaders_crops_are_drawn_alike():
@@ -205,6 +244,11 @@ def test_the_loaders_crops_are_drawn_alike():
         ("scale must be a range within 0 to 1, got (0.0, 1.0)", {"scale": (0.0, 1.0)}),
         ("scale must be a range within 0 to 1, got (0.8, 0.5)", {"scale": (0.8, 0.5)}),
         ("ratio must be a range of positive numbers, got (0, 1)", {"ratio": (0, 1)}),
+        ("scale must be a range within 0 to 1, got (0.3, 0.5, 0.9)", {"scale": (0.3, 0.5, 0.9)}),
+        ("scale must be a range within 0 to 1, got 0.5", {"scale": 0.5}),
+        ("ratio must be a range of positive numbers, got (1, inf)", {"ratio": (1, float("inf"))}),
+        ("flip must be from 0 to 1, got None", {"flip": None}),
+        ("flip must be from 0 to 1, got nan", {"flip": float("nan")}),
         ("channels must be one of all, subset, shuffle, got 'some'", {"channels": "some"}),
     ],
 )

@@ -5,6 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from kernels import augment, use_backend
+from kernels.augment.arguments import Arguments
 from kernels.launch import record_launches
 from tests.kernels.augment_cases import CASES, PARAMETERS, SIZES, SMALLEST_STD, images, statistics
 from tests.kernels.oracle import rms_ratio
@@ -13,16 +14,8 @@ pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("with a GPU the kernel is not interpreted: pytest -m gpu", allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("on_triton")
 DTYPES = {torch.float32: 1e-5, torch.float16: 1e-3}
-
-
-@pytest.fixture(autouse=True)
-def interpreted_and_poisoned():
-    """Run the kernel on CPU tensors; new memory is NaN until it is written."""
-    torch.use_deterministic_algorithms(True)
-    with use_backend("triton"):
-        yield
-    torch.use_deterministic_algorithms(False)
 
 
 def assert_near_definition(source, dtype=torch.float32, **arguments):
@@ -65,6 +58,20 @@ def test_any_output_size(size):
     assert_near_definition(source, indices=PARAMETERS["indices"], angles=PARAMETERS["angles"], size=size)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_boxes_may_reach_as_far_as_their_type(dtype):
+    far = torch.iinfo(dtype).max
+    boxes = torch.tensor([[3, 2, far, far], [-far, -far, far, far]], dtype=dtype)
+    nearer = torch.tensor([[3, 2, 20, 17]])
+    got = assert_near_definition(images()[:1], crops=boxes[:1], size=8)
+    assert torch.equal(got, augment(images()[:1], nearer, size=8))
+    with pytest.raises(ValueError, match="in sample 1"):
+        augment(images()[:2], boxes, size=8)
+    cut = assert_near_definition(images()[:2], cutouts=boxes)
+    assert not cut[0, :, 3:, 2:].any()
+    assert cut[1].any()
+
+
 def test_crops_of_single_pixels_and_of_lines():
     crops = torch.tensor([[0, 0, 1, 1], [22, 18, 1, 1], [4, 0, 1, 19], [0, 7, 23, 1], [22, 18, 50, 50]])
     assert_near_definition(images(), crops=crops, size=6)
@@ -99,6 +106,30 @@ def test_offsets_of_64_bits(monkeypatch):
     expected = augment(images(13), **CASES["training"], size=8)
     monkeypatch.setattr(triton, "needs_64_bits", lambda tensor: True)
     assert torch.equal(augment(images(13), **CASES["training"], size=8), expected)
+
+
+def test_rows_further_apart_than_32_bits_count():
+    far = torch.zeros(2**31 + 2**10, dtype=torch.uint8)
+    apart = far.as_strided((1, 2, 16, 3), (0, 2**31, 3, 1))
+    near = images()[:1, :2, :16]
+    apart.copy_(near)
+    crops = torch.tensor([[0, 1, 2, 14]])
+    assert torch.equal(augment(apart, crops, size=5), augment(near, crops, size=5))
+    assert torch.equal(augment(apart), augment(near))
+
+
+def test_positions_far_from_the_origin_are_exact():
+    wide = images()[:1, :2].repeat(1, 1, 5000, 1)  # 95,000 columns
+    crops = torch.tensor([[0, wide.shape[2] - 30, 2, 23]])
+    same = wide[:, :, -30:].contiguous()
+    got = augment(wide, crops, size=(2, 37))
+    assert torch.equal(got, augment(same, torch.tensor([[0, 0, 2, 23]]), size=(2, 37)))
+
+
+def test_channels_are_read_as_64_bits():
+    got = augment(images(), channels=torch.tensor([-(2**40), 1]))
+    assert not got[:, 0].any()
+    assert got[:, 1].any()
 
 
 def test_one_launch_whatever_is_asked_for():
@@ -182,6 +213,6 @@ def test_on_meta_tensors_the_launch_is_recorded():
 
     moved = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in op_arguments(tuple(PARAMETERS), None, None)]
     with record_launches() as launches:
-        got = triton.augment(*moved[:-2], torch.bfloat16)
+        got = triton.augment(Arguments(*moved[:-2], torch.bfloat16))
     assert (got.device.type, got.shape, got.dtype) == ("meta", (4, 4, 8, 9), torch.bfloat16)
     assert [launch.kernel for launch in launches] == [triton.augment_kernel]

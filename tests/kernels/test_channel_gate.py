@@ -163,6 +163,22 @@ def test_nan_stays_in_its_sample():
     assert not y[[0, 2]].isnan().any()
 
 
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_nan_and_infinite_gradients_are_the_definitions(backend):
+    """A hidden unit that is NaN passes its gradient on, one below zero passes not even an infinite one."""
+    x, w1, b1, w2, b2 = arguments_of()
+    lost = [x, w1, b1.index_fill(0, torch.tensor([0]), torch.nan), w2, b2]
+    infinite = randn(*x.shape)
+    infinite[0, 0, 0, 0] = torch.inf
+    low = [x, w1, b1.index_fill(0, torch.tensor([1]), -1e3), w2, b2]
+    for arguments, grad in ((lost, None), (low, infinite)):
+        with use_backend(backend):
+            got = outcome(channel_gate, arguments, grad)
+        for one, other in zip(got, outcome(channel_gate.reference, arguments, grad), strict=True):
+            torch.testing.assert_close(one, other, equal_nan=True)
+    assert got[2][1].eq(0).all()
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("form", ["convolutional", "single_convolutional_no_bias"])
 def test_opcheck(form, layout):

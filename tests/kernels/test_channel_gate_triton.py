@@ -5,7 +5,6 @@ not write, a test sees.
 """
 
 import importlib
-import warnings
 
 import numpy
 import pytest
@@ -29,21 +28,11 @@ layers, ops, pixels = (importlib.import_module(f"kernels.channel_gate.triton.{n}
 streaming = importlib.import_module("kernels.streaming")
 
 LAST = torch.channels_last
+pytestmark = pytest.mark.usefixtures("on_triton")
 layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["nchw", "nhwc"])
 gates = pytest.mark.parametrize("gate", ["sigmoid", "softmax"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 STREAMING, GATE, GRADIENT = ("reduce_kernel", "scale_kernel"), "gate_kernel", "gate_gradient_kernel"
-
-
-@pytest.fixture(autouse=True)
-def on_triton():
-    """Run the public function on Triton, with memory that starts as NaN."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        torch.use_deterministic_algorithms(True)
-        with use_backend("triton"):
-            yield
-        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

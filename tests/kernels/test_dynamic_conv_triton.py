@@ -7,7 +7,6 @@ not write, a test sees.
 import importlib
 import subprocess
 import sys
-import warnings
 
 import numpy
 import pytest
@@ -36,18 +35,8 @@ convolution, mixing, ops, weight_gradient = (
 
 st = importlib.import_module("hypothesis.strategies")
 both = pytest.mark.parametrize("function", ARGUMENTS, ids=lambda f: f.__name__)
+pytestmark = pytest.mark.usefixtures("on_triton")
 layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-
-
-@pytest.fixture(autouse=True)
-def on_triton():
-    """Run every public function on Triton, with memory that starts as NaN."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        torch.use_deterministic_algorithms(True)
-        with use_backend("triton"):
-            yield
-        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -76,6 +76,14 @@ def test_absent_channels_may_hold_anything(backend):
             assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference", "triton"])
+def test_an_absent_channel_gets_no_gradient_where_all_present_ones_are_minus_infinity(backend):
+    x = torch.tensor([5.0, -torch.inf, -torch.inf])[None, :, None, None].requires_grad_()
+    with use_backend(backend):
+        channel_stats(x, torch.tensor([[False, True, True]])).sum().backward()
+    assert x.grad.flatten().tolist() == [0, 0.5, 0.5]
+
+
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("channels", [2, 5, 64])
 def test_the_max_sends_its_gradient_to_one_channel_as_torch_max_does(backend, channels):
@@ -307,6 +315,7 @@ def test_bad_masks_are_named(error, message, mask):
         ),
         (ValueError, "x must be [batch, channels, height, width], got [2, 3]", {"x": torch.zeros(2, 3)}),
         (ValueError, "x must have at least one channel, got [2, 0, 3, 3]", {"x": torch.zeros(2, 0, 3, 3)}),
+        (ValueError, "x must have at least one pixel, got [2, 3, 0, 2]", {"x": torch.zeros(2, 3, 0, 2)}),
         (ValueError, "weight must be [1, 2, k, k], got [2, 7, 7]", {"weight": torch.zeros(2, 7, 7)}),
         (ValueError, "weight must be [1, 2, k, k], got [1, 2, 3, 5]", {"weight": torch.zeros(1, 2, 3, 5)}),
         (

@@ -131,3 +131,20 @@ def test_float64_runs_the_eager_form(function):
         got = function(*arguments)
     assert not launches
     torch.testing.assert_close(got, function.reference(*arguments))
+
+
+def test_more_elements_than_32_bits_count():
+    """Samples that begin beyond 2**31 elements are read and written where they are."""
+    free, _ = torch.cuda.mem_get_info()
+    batch, shape = 2**31 // (16 * 256 * 256) + 3, (16, 256, 256)
+    if free < 6 * 2 * batch * 16 * 256 * 256:
+        pytest.skip(f"{free / 1e9:.0f} GB free, {12 * batch * 16 * 256 * 256 / 1e9:.0f} GB wanted")
+    x = torch.zeros(batch, *shape, dtype=torch.bfloat16, device=DEVICE)
+    x[-1] = randn(*shape, dtype=torch.bfloat16).to(DEVICE)
+    weight = randn(1, 2, 7, 7, seed=1).to(DEVICE)
+    alone = outcome(spatial_attention, [x[-1:].clone(), weight], torch.ones_like(x[-1:]))
+    leaf = x.requires_grad_()
+    y = spatial_attention(leaf, weight.requires_grad_())
+    y.backward(torch.ones((), dtype=y.dtype, device=DEVICE).expand_as(y))
+    assert torch.equal(y[-1], alone[0][0])
+    assert torch.equal(leaf.grad[-1], alone[1][0])

@@ -5,7 +5,6 @@ not write, a test sees.
 """
 
 import importlib
-import warnings
 
 import numpy
 import pytest
@@ -29,19 +28,9 @@ backward, ops = (importlib.import_module(f"kernels.spatial_attention.triton.{nam
 streaming = importlib.import_module("kernels.streaming")
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
+pytestmark = pytest.mark.usefixtures("on_triton")
 layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
-
-
-@pytest.fixture(autouse=True)
-def on_triton():
-    """Run every public function on Triton, with memory that starts as NaN."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        torch.use_deterministic_algorithms(True)
-        with use_backend("triton"):
-            yield
-        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
@@ -111,6 +100,53 @@ def test_attention_of_every_kernel_size(kernel, layout):
     with_bias = layout == torch.channels_last
     x, *rest = attention_arguments((2, 4, 6, 7), kernel, with_bias=with_bias)
     assert_near_exact(spatial_attention, [x.to(memory_format=layout), *rest])
+
+
+@layouts
+def test_only_the_product_is_rounded(layout):
+    x, weight, bias = attention_arguments(dtype=torch.float16)
+    x = x.to(memory_format=layout)
+    y, _, _, gate = torch.ops.polychrome.spatial_attention(x, weight, bias, "triton")
+    assert gate.dtype == torch.float32
+    assert torch.equal(y, (x.float() * gate).half())
+
+
+def test_kernels_that_read_again_start_with_what_was_read_last(monkeypatch):
+    """Programs of the two kernels, listed in order, meet the samples in opposite orders."""
+    order = {"statistics": [], "attention": [], "backward": []}
+    modules = {name: importlib.import_module(f"kernels.spatial_attention.triton.{name}") for name in order}
+    for name, module in modules.items():
+
+        def listed(pointer, sample, *rest, seen=order[name], real=streaming.sample_start):
+            seen.append(int(sample.handle.data.item()))
+            return real(pointer, sample, *rest)
+
+        monkeypatch.setattr(module, "sample_start", listed)
+    outcome(spatial_attention, [randn(3, 2, 2, 2), *attention_arguments()[1:]])
+    assert list(dict.fromkeys(order["statistics"])) == [0, 1, 2]
+    assert list(dict.fromkeys(order["attention"])) == [2, 1, 0]
+    dot, spread = order["backward"][:9], order["backward"][-15:]  # three tensors a program, then five
+    assert list(dict.fromkeys(dot)) == [0, 1, 2]
+    assert list(dict.fromkeys(spread)) == [2, 1, 0]
+
+
+def test_partial_sums_of_the_weight_gradient_are_bounded(monkeypatch):
+    monkeypatch.setattr(backward, "PROGRAMS", 3)
+    with record_launches() as launches:
+        outcome(spatial_attention, attention_arguments((5, 2, 12, 12)))
+    (maps,) = (launch for launch in launches if launch.kernel.__name__ == "maps_kernel")
+    assert maps.grid == (3,)
+    assert maps.arguments[4].shape == (3, 2, 49)
+
+
+@layouts
+def test_the_gradient_of_channels_last_maps_is_read_as_it_lies(layout):
+    x = randn(2, 5, 6, 4).to(memory_format=layout).requires_grad_()
+    y = channel_stats(x)
+    grad = randn(*y.shape).to(memory_format=layout)
+    with record_launches() as launches:
+        y.backward(grad)
+    assert launches[0].arguments[0].data_ptr() == grad.data_ptr()
 
 
 def test_weights_in_low_precision_and_of_any_layout():

@@ -116,7 +116,7 @@ def _tile(weight_ptr, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return tl.load(weight_ptr + rows[:, None] * COLUMNS + columns[None, :], mask=inside, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "splits", "shares", "pixels"])
 def gate_kernel(
     partial_ptr,
     w1_ptr,
@@ -206,7 +206,7 @@ def _logit_gradient(
     return dscale * scale * (1 - scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "splits", "shares", "pixels"])
 def gate_gradient_kernel(
     partial_ptr,
     w1_ptr,
@@ -253,7 +253,7 @@ def gate_gradient_kernel(
                 tl.store(dlogits_ptr + sample * CHANNELS + logits, dlogits, mask=logits < written)
             products += _tile(w2_ptr, logits, units, CHANNELS, HIDDEN) * dlogits[:, None]
         hidden = tl.load(hidden_ptr + sample * HIDDEN + units, mask=units < HIDDEN, other=0.0)
-        dhidden = tl.where(hidden > 0, tl.sum(products, 0), 0.0)  # [BLOCK_H]
+        dhidden = tl.where(hidden <= 0, 0.0, tl.sum(products, 0))  # [BLOCK_H]
         if dhidden_ptr is not None:
             written_units = tl.where(share == 0, HIDDEN, 0)
             tl.store(dhidden_ptr + sample * HIDDEN + units, dhidden, mask=units < written_units)

@@ -58,7 +58,7 @@ def scale_channels(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Ten
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "groups", "splits", "blocks"])
 def reduce_kernel(
     x_ptr,
     other_ptr,
@@ -97,7 +97,7 @@ def reduce_kernel(
     tl.store(partial_ptr + row * CHANNELS + channels, tl.sum(acc, 0), mask=channels < CHANNELS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups"])
 def scale_kernel(
     x_ptr,
     scale_ptr,

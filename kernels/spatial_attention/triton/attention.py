@@ -45,7 +45,7 @@ def attend(x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor | None, gate: 
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups", "height", "width"])
 def attend_kernel(
     x_ptr,
     stats_ptr,

@@ -86,7 +86,7 @@ def spread(
 ) -> None:
     """Fill `dx` with the maps' gradients, the mean's to all present channels and the max's to `argmax`, + grad * gate.
 
-    dx, and grad where given, are dense in one layout; the rest is contiguous.
+    dx, and grad where given, are dense in one layout; dmaps is dense, the rest contiguous.
     """
     batch, channels, height, width = dx.shape
     tile = stream_tile(batch, channels, height * width, is_channels_last(dx), widest=WIDEST_BLOCK)
@@ -101,13 +101,14 @@ def spread(
         dx,
         pixel_groups(dx),
         **constants(dx),
+        MAPS_LAST=is_channels_last(dmaps),
         BLOCK_P=tile.block_p,
         BLOCK_C=tile.block_c,
         num_warps=WARPS,
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups", "width", "padded_h", "padded_w"])
 def dot_kernel(
     grad_ptr,
     x_ptr,
@@ -143,7 +144,7 @@ def dot_kernel(
     tl.store(padded_ptr + padded_at, dlogit, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks", "groups", "width", "padded_h", "padded_w"])
 def maps_kernel(
     padded_ptr,
     stats_ptr,
@@ -193,7 +194,7 @@ def maps_kernel(
         tl.store(partial_at + AREA, tl.sum(with_max, 1), mask=tap < AREA)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups"])
 def spread_kernel(
     dmaps_ptr,
     argmax_ptr,
@@ -206,14 +207,16 @@ def spread_kernel(
     VECTOR: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     INDEX64: tl.constexpr,
+    MAPS_LAST: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     sample, pixels, rows = pixel_block(from_the_last(), groups, VECTOR, BLOCK_P, INDEX64)
     inside = rows < pixels
-    dmaps_at = sample_start(dmaps_ptr, sample, pixels, 2) + rows
+    step = 2 if MAPS_LAST else 1
+    dmaps_at = sample_start(dmaps_ptr, sample, pixels, 2) + rows.to(tl.int64) * step
     share = tl.load(dmaps_at, mask=inside, other=0.0).to(tl.float32)
-    dmax = tl.load(dmaps_at + pixels, mask=inside, other=0.0).to(tl.float32)
+    dmax = tl.load(dmaps_at + (1 if MAPS_LAST else pixels), mask=inside, other=0.0).to(tl.float32)
     argmax = tl.load(sample_start(argmax_ptr, sample, pixels, 1) + rows, mask=inside, other=0)
     if mask_ptr is not None:
         mask_at = sample_start(mask_ptr, sample, 1, CHANNELS)
@@ -232,12 +235,11 @@ def spread_kernel(
         columns = start + tl.arange(0, BLOCK_C)
         held = inside[:, None] & (columns < CHANNELS)[None, :]
         offset = offsets(rows[:, None], columns[None, :], pixels, CHANNELS, CHANNELS_LAST, INDEX64)
-        dx = tl.where(columns[None, :] == argmax[:, None], dmax[:, None], 0.0)
+        dx = tl.where(columns[None, :] == argmax[:, None], dmax[:, None], 0.0) + share[:, None]
         if mask_ptr is not None:
+            # The max's channel may be an absent one, where all present ones are -inf.
             present = tl.load(mask_at + columns, mask=columns < CHANNELS, other=0) != 0
-            dx += tl.where(present[None, :], share[:, None], 0.0)
-        else:
-            dx += share[:, None]
+            dx = tl.where(present[None, :], dx, 0.0)
         if grad_ptr is not None:
             dx += tl.load(grad_at + offset, mask=held, other=0.0).to(tl.float32) * gate[:, None]
         tl.store(dx_at + offset, dx.to(dx_ptr.dtype.element_ty), mask=held)

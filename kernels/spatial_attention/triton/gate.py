@@ -54,7 +54,7 @@ def scale_pixels_backward(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups"])
 def scale_pixels_kernel(
     x_ptr,
     logits_ptr,
@@ -81,7 +81,7 @@ def scale_pixels_kernel(
         tl.store(y_at + offset, (x * gate[:, None]).to(y_ptr.dtype.element_ty), mask=held)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups"])
 def scale_pixels_backward_kernel(
     grad_ptr,
     x_ptr,

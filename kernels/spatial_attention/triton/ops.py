@@ -31,7 +31,7 @@ def channel_stats_backward(
     shape = (grad.shape[0], channels, *grad.shape[2:])
     dx = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
     if dx.numel():
-        spread(grad.contiguous(), argmax, None if mask is None else mask.contiguous(), dx)
+        spread(_dense(grad, grad), argmax, None if mask is None else mask.contiguous(), dx)
     return dx
 
 

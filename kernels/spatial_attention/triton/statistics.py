@@ -34,7 +34,7 @@ def write_stats(x: Tensor, mask: Tensor | None, stats: Tensor, argmax: Tensor) -
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups"])
 def stats_kernel(
     x_ptr,
     mask_ptr,
