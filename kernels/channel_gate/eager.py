@@ -1,5 +1,6 @@
 """The op in eager PyTorch with explicit gradients: autograd is off inside an opaque op."""
 
+import torch
 from torch import Tensor
 
 from kernels.channel_gate.reference import linear
@@ -34,7 +35,7 @@ def channel_gate_backward(
     dlogits, dhidden, share = gate_gradient((grad * x).sum((2, 3)), pixels, w1, w2, hidden, scale, gate, needed)
     dx = not_asked(scale)
     if needed[0]:
-        dx = laid_out_as(x, grad * scale[:, :, None, None] + share[:, :, None, None])
+        dx = laid_out_as(x, torch.addcmul(share[:, :, None, None], grad, scale[:, :, None, None]))
     return dx, *layer_gradients(dlogits, dhidden, pooled, hidden, (w1, b1, w2, b2), needed[1:])
 
 

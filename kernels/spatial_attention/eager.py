@@ -77,10 +77,16 @@ def spatial_attention_backward(
         dlogits, stats, weight.to(wide), None, [1, 1], [half, half], [1, 1], False, [0, 0], 1, [*needed[:2], False]
     )
     return (
-        laid_out_as(x, grad * gate + _spread(dstats, None, argmax, x.shape[1])) if needed[0] else not_asked(x),
+        laid_out_as(x, _attended(dstats, argmax, grad, gate)) if needed[0] else not_asked(x),
         dweight.to(weight.dtype).contiguous() if needed[1] else not_asked(x),
         dlogits.sum((0, 2, 3)).to(bias.dtype) if needed[2] else not_asked(x),
     )
+
+
+def _attended(dstats: Tensor, argmax: Tensor, grad: Tensor, gate: Tensor) -> Tensor:
+    """Return the gradient of x: the product's, and what the two maps send back, in one pass and a scatter."""
+    dx = torch.addcmul(dstats[:, :1] / grad.shape[1], grad, gate)
+    return dx.scatter_add_(1, argmax.long(), dstats[:, 1:])
 
 
 def _spread(dstats: Tensor, mask: Tensor | None, argmax: Tensor, channels: int) -> Tensor:
