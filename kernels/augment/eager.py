@@ -28,14 +28,23 @@ def augment(given: Arguments) -> Tensor:
     if jittered:
         x = reference.finished(x / 255, *given.jitter, given.mean, given.std, channels, cutouts)
     else:
-        offset, scale = (255 * x.new_tensor(values)[:, None, None] for values in (given.mean, given.std))
-        x.sub_(offset).mul_(1 / scale)  # in place: a training batch passes here
+        x = _normalised(x, given.mean, given.std)
         if channels is not None and _stay_in_place(channels, x.shape[1]):
             x.mul_((channels >= 0)[:, :, None, None])
             channels = None
         x = reference.finished(x, None, None, None, None, None, None, channels, cutouts)
     out = given.empty()
     return x if (x.dtype, x.stride()) == (out.dtype, out.stride()) else out.copy_(x)
+
+
+def _normalised(x: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """Return values of 0..255 [batch, channels, height, width] normalised, channels last in memory."""
+    batch, channels, height, width = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(batch * height, width * channels)
+    # Whole rows of constants: broadcast over pixels, the innermost loop would have as many turns as there are channels.
+    offset, scale = ((255 * x.new_tensor(values)).repeat(width) for values in (mean, std))
+    rows.sub_(offset).mul_(1 / scale)
+    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _stay_in_place(channels: Tensor, count: int) -> bool:
