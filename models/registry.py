@@ -10,8 +10,14 @@ if TYPE_CHECKING:
 # name -> "module:constructor", called as constructor(num_classes=..., in_channels=..., **options)
 MODELS = {
     "attention_cnn": "models.attention_cnn:AttentionCNN",
+    "baseline_cnn": "models.shallow_cnn:BaselineCNN",
+    "dynamic_cnn_v1": "models.dynamic_cnn:DynamicCNNv1",
+    "dynamic_cnn_v2": "models.dynamic_cnn:DynamicCNNv2",
     "pool_attention_cnn": "models.pool_attention_cnn:PoolAttentionCNN",
     "resnet34": "models.resnet:resnet34",
+    "se_2layer_cnn": "models.shallow_cnn:SE2LayerCNN",
+    "simple_2layer_cnn": "models.shallow_cnn:Simple2LayerCNN",
+    "simple_4layer_cnn": "models.shallow_cnn:Simple4LayerCNN",
     "simple_cnn": "models.simple_cnn:SimpleCNN",
 }
 
