@@ -240,7 +240,8 @@ def resampled(
     for i in range(taps_y):
         for j in range(tl.where(i < 2, 2, 0), taps_x):
             sums = add_tap(sums, gathered, source, first_y + i, first_x + j, place, stride_row, stride_column)
-    share = 1 / sums[0]
+    share = tl.rsqrt(sums[0])  # squared, it spares a division's slow path and the registers kept for it
+    share = share * share
     if angles_ptr is not None:
         share = share * cover
     values = ()
