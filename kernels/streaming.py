@@ -33,6 +33,21 @@ def _vector(pixels: int) -> int:
 
 
 @triton.jit
+def pixels_of(groups, VECTOR: tl.constexpr, INDEX64: tl.constexpr):
+    """Return the pixels of an image from `pixel_groups`."""
+    return tl.cast(groups, tl.int64 if INDEX64 else tl.int32) * VECTOR
+
+
+@triton.jit
+def from_the_last():
+    """Return the program's number counted from the end.
+
+    A kernel that reads what the one before it read starts with what that one left in the L2 cache.
+    """
+    return tl.num_programs(0) - 1 - tl.program_id(0)
+
+
+@triton.jit
 def sample_start(pointer, sample, pixels, CHANNELS: tl.constexpr):
     """Return where a sample of a tensor with so many pixels and channels begins."""
     return pointer + tl.cast(sample, tl.int64) * pixels * CHANNELS

@@ -30,7 +30,7 @@ def random_crops(
     `sizes` is [n, 2] of (height, width) in pixels; returns int64 [n, 4] of (top, left, height, width).
     `scale` is the range of the crop's share of the area, `ratio` that of width / height.
     """
-    import torch
+    import torch  # here, as the command line imports this file and has to start without torch
 
     from kernels.augment import parameters
 

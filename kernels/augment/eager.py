@@ -24,15 +24,14 @@ def augment(given: Arguments) -> Tensor:
     else:
         boxes = clamped(crops, given.batch, images)
         x = reference.resampled(images, indices, boxes, flips, given.angles, given.size, wide)
-    channels, cutouts = given.channels, given.cutouts
     if jittered:
-        x = reference.finished(x / 255, *given.jitter, given.mean, given.std, channels, cutouts)
+        x = reference.normalised(reference.jittered(x / 255, *given.jitter), given.mean, given.std)
     else:
         x = _normalised(x, given.mean, given.std)
-        if channels is not None and _stay_in_place(channels, x.shape[1]):
-            x.mul_((channels >= 0)[:, :, None, None])
-            channels = None
-        x = reference.finished(x, None, None, None, None, None, None, channels, cutouts)
+    channels = given.channels
+    if channels is not None and _stay_in_place(channels, x.shape[1]):
+        x, channels = x.mul_((channels >= 0)[:, :, None, None]), None  # a mask costs less than a gather
+    x = reference.selected(x, channels, given.cutouts)
     out = given.empty()
     return x if (x.dtype, x.stride()) == (out.dtype, out.stride()) else out.copy_(x)
 

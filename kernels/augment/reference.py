@@ -34,7 +34,8 @@ def augment(
     out = resolve_size(size, images)
     wide = wide_dtype(dtype)
     x = resampled(images, indices, clamped(crops, batch, images), flips, angles, out, wide)
-    x = finished(x / 255, brightness, contrast, gamma, grayscale, mean, std, channels, cutouts)
+    x = normalised(jittered(x / 255, brightness, contrast, gamma, grayscale), mean, std)
+    x = selected(x, channels, cutouts)
     return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
@@ -75,8 +76,8 @@ def _taps(position: Tensor, scale: Tensor, length: Tensor, dtype) -> tuple[list[
     return inside, [weight / total for weight in weights]
 
 
-def finished(x, brightness, contrast, gamma, grayscale, mean, std, channels, cutouts) -> Tensor:
-    """Return values in 0..1 [batch, channels, height, width] jittered, normalised, selected and cut out."""
+def jittered(x, brightness, contrast, gamma, grayscale) -> Tensor:
+    """Return values in 0..1 [batch, channels, height, width] with each sample's jitter."""
     if brightness is not None:
         x = (x * _per_sample(brightness, x)).clamp(0, 1)
     if contrast is not None:
@@ -86,12 +87,24 @@ def finished(x, brightness, contrast, gamma, grayscale, mean, std, channels, cut
     if grayscale is not None:
         luma = (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
         x = torch.where(grayscale[:, None, None, None], luma, x)
+    return x
+
+
+def normalised(x, mean, std) -> Tensor:
+    """Return (x - mean) / std of each channel."""
     if mean is not None:
         x = x - x.new_tensor(mean)[:, None, None]
     if std is not None:
         x = x / x.new_tensor(std)[:, None, None]
+    return x
+
+
+def selected(x, channels, cutouts) -> Tensor:
+    """Return the channels named, [batch, out] or [out], zero where negative, with zeros in the boxes cut out."""
     if channels is not None:
-        x = _selected(x, channels)
+        chosen = channels.long().expand(len(x), -1)
+        batch = torch.arange(len(x), device=x.device)[:, None]
+        x = torch.where((chosen >= 0)[:, :, None, None], x[batch, chosen.clamp_min(0)], 0)
     if cutouts is not None:
         x = x.masked_fill(_cut(cutouts, x.shape[2:])[:, None], 0)
     return x
@@ -99,13 +112,6 @@ def finished(x, brightness, contrast, gamma, grayscale, mean, std, channels, cut
 
 def _per_sample(factor: Tensor, x: Tensor) -> Tensor:
     return factor.to(x.dtype)[:, None, None, None]
-
-
-def _selected(x: Tensor, channels: Tensor) -> Tensor:
-    """Return the channels named, [batch, out] or [out]; a negative one is zero."""
-    chosen = channels.long().expand(len(x), -1)
-    batch = torch.arange(len(x), device=x.device)[:, None]
-    return torch.where((chosen >= 0)[:, :, None, None], x[batch, chosen.clamp_min(0)], 0)
 
 
 def _cut(boxes: Tensor, size) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.channel_gate.configs import reduce_config, scale_tile
 from kernels.launch import launch
-from kernels.streaming import constants, offsets, pixel_groups, sample_start
+from kernels.streaming import constants, from_the_last, offsets, pixel_groups, pixels_of, sample_start
 from kernels.tensors import empty_as, is_channels_last
 
 
@@ -78,7 +78,7 @@ def reduce_kernel(
     channels = tl.program_id(0) % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     split = tl.program_id(0) // channel_blocks % splits
     sample = tl.program_id(0) // channel_blocks // splits
-    pixels = tl.cast(groups, tl.int64 if INDEX64 else tl.int32) * VECTOR
+    pixels = pixels_of(groups, VECTOR, INDEX64)
     first = tl.cast(split, tl.int64 if INDEX64 else tl.int32) * blocks * BLOCK_P
     last = tl.minimum(first + blocks * BLOCK_P, pixels)
     x_at = sample_start(x_ptr, sample, pixels, CHANNELS)
@@ -111,9 +111,8 @@ def scale_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    # The order of `reduce_kernel` backwards: the L2 cache holds what that one read last.
-    program = tl.num_programs(0) - 1 - tl.program_id(0)
-    pixels = tl.cast(groups, tl.int64 if INDEX64 else tl.int32) * VECTOR
+    program = from_the_last()
+    pixels = pixels_of(groups, VECTOR, INDEX64)
     channel_blocks = tl.cdiv(CHANNELS, BLOCK_C)
     pixel_blocks = tl.cdiv(pixels, BLOCK_P)
     channels = program % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)

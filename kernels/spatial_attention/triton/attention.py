@@ -6,8 +6,8 @@ from torch import Tensor
 
 from kernels.launch import launch
 from kernels.spatial_attention.configs import WARPS, stream_tile
-from kernels.spatial_attention.triton.blocks import from_the_last, pixel_block
-from kernels.streaming import constants, offsets, pixel_groups, sample_start
+from kernels.spatial_attention.triton.blocks import pixel_block
+from kernels.streaming import constants, from_the_last, offsets, pixel_groups, sample_start
 from kernels.tensors import is_channels_last
 
 # Elements of the tile of columns by pixels that logits are made from: it is beside what `stream_tile` counts.

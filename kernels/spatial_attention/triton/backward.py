@@ -7,8 +7,8 @@ from torch import Tensor
 
 from kernels.launch import launch
 from kernels.spatial_attention.configs import PROGRAMS, WARPS, stream_tile, tap_tile
-from kernels.spatial_attention.triton.blocks import from_the_last, pixel_block
-from kernels.streaming import constants, offsets, pixel_groups, sample_start
+from kernels.spatial_attention.triton.blocks import pixel_block
+from kernels.streaming import constants, from_the_last, offsets, pixel_groups, sample_start
 from kernels.tensors import is_channels_last, needs_64_bits
 
 # Pixels of a block of `spread`, which holds four numbers of each beside the tile.

@@ -3,19 +3,12 @@
 import triton
 import triton.language as tl
 
+from kernels.streaming import pixels_of
+
 
 @triton.jit
 def pixel_block(block, groups, VECTOR: tl.constexpr, BLOCK_P: tl.constexpr, INDEX64: tl.constexpr):
     """Return the sample of a block, the pixels of an image, and which of them are the block's, [BLOCK_P]."""
-    pixels = tl.cast(groups, tl.int64 if INDEX64 else tl.int32) * VECTOR
+    pixels = pixels_of(groups, VECTOR, INDEX64)
     blocks = tl.cdiv(pixels, BLOCK_P)
     return block // blocks, pixels, block % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
-
-
-@triton.jit
-def from_the_last():
-    """Return the program's number counted from the end.
-
-    A kernel that reads what the one before it read starts with what that one left in the L2 cache.
-    """
-    return tl.num_programs(0) - 1 - tl.program_id(0)
