@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import channel_stats
-from kernels.modules import DynamicConv2d
+from kernels.modules import DynamicConv2d, anneal_temperature
 
 WIDTHS = (32, 64, 128, 256, 512)
 SMALLEST = 64  # six poolings by 2
@@ -19,10 +19,10 @@ class AdaptiveChannelCNN(nn.Module):
     `in_channels` is. Reported test accuracy on the channels alone: RGB .4533, RG .3978, GB .4156, RB .4200, R .3689,
     G .3711, B .3756. Height and width: at least 64. The order of the channels matters.
 
-    The report's temperature starts at 34 and falls by 3 to 1, which is `anneal_temperature(model, epoch, epochs=11,
-    start=34)`, epoch by epoch; its attention has int(0.25 * channels) + 1 hidden channels, `DynamicConv2d`'s own
-    choice (its exception for 3 channels never arises: a convolution here has 2 or at least 32). With 2 channels that is
-    one hidden channel; where its ReLU is off, the mixing is the same for all samples and only its bias is trained.
+    The report's temperature starts at 34 and falls by 3 to 1: call `start_epoch` before each epoch of training. Its
+    attention has int(0.25 * channels) + 1 hidden channels, `DynamicConv2d`'s own choice (its exception for 3 channels
+    never arises: a convolution here has 2 or at least 32). With 2 channels that is one hidden channel; where its ReLU
+    is off, the mixing is the same for all samples and only its bias is trained.
 
     Left open there: image sizes other than 128 (an average pooling to 2x2 before the flatten, which changes nothing at
     128), which half is rounded down where an odd number of maps is missing (the mean's) and where wider inputs are cut
@@ -45,6 +45,16 @@ class AdaptiveChannelCNN(nn.Module):
             *(nn.Linear(1024, 512), nn.ReLU(), nn.Dropout(dropout)),
             nn.Linear(512, num_classes),
         )
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set the temperature for `epoch`, which counts from 1: 34 in the first, 3 less in each, 1 from the twelfth on.
+
+        Raises:
+            ValueError: `epoch` is below 1.
+        """
+        if epoch < 1:
+            raise ValueError(f"epochs count from 1, got {epoch}")
+        anneal_temperature(self, epoch - 1, epochs=11, start=TEMPERATURE)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map [batch, any channels, height, width] to logits [batch, num_classes].

@@ -5,7 +5,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from kernels.modules import ChannelGate
-from models.naive_cnn import check_image_size, check_images
+from models.naive_cnn import POOLED, check_image_size, check_images
 
 WIDTHS = (32, 64, 128, 256)
 
@@ -16,14 +16,15 @@ class AttentionSeparableCNN(nn.Module):
     4 x [depthwise conv k3 p1 + bias, conv 1x1 + bias (in_channels -> 32 -> 64 -> 128 -> 256), channel gate (GAP, 1x1
     without bias, sigmoid), maxpool 2, dropout .2], flatten 256x14x14, dropout .3, FC. 2,641,744 parameters with 3
     channels, 50 classes and 224x224 images. Reported test accuracy .2178 (resnet34 there: .5933). Height and width:
-    exactly `image_size`, a multiple of 16.
+    exactly `image_size`, which is at least 16; the flatten takes 256 x (image_size // 16)^2 values.
 
-    Left open there: activation and normalisation (none: the report names none, and BN would change the count), whether
-    pooling and the first dropout stand in each block (both do: the flatten asks for four poolings) and what the
-    dropouts drop (single values). Weights start as torch's layers do.
+    Left open there: image sizes other than 224 (an odd height or width is rounded down by the pooling), activation
+    and normalisation (none: the report names none, and BN would change the count), whether pooling and the first
+    dropout stand in each block (both do: the flatten asks for four poolings) and what the dropouts drop (single
+    values). Weights start as torch's layers do.
 
     Raises:
-        ValueError: `image_size` is not a positive multiple of 16; in `forward`, an image has another size.
+        ValueError: `image_size` is below 16 or no whole number; in `forward`, an image has another size.
     """
 
     any_channels = False
@@ -41,7 +42,7 @@ class AttentionSeparableCNN(nn.Module):
         self.image_size = image_size
         blocks = [_block(width, wider, dropout) for width, wider in pairwise((in_channels, *WIDTHS))]
         self.features = nn.Sequential(*blocks)
-        flat = WIDTHS[-1] * (image_size // 16) ** 2
+        flat = WIDTHS[-1] * (image_size // POOLED) ** 2
         self.head = nn.Sequential(nn.Flatten(), nn.Dropout(head_dropout), nn.Linear(flat, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kernels.modules import PerSampleConv2d
+from models.generated_conv import AveragedConv2d, kernels_of_channels, present, without_absent
 
 WIDTH = 32
 KERNEL = (WIDTH, 3, 3)
@@ -31,7 +31,7 @@ class DynamicCNNv1(nn.Module):
         self.generator = nn.Sequential(
             nn.Linear(4 * FREQUENCIES, 96, bias=False), nn.ReLU(), nn.Linear(96, 9 * WIDTH), nn.Unflatten(-1, KERNEL)
         )
-        self.conv = AveragedConv2d()
+        self.conv = AveragedConv2d(padding=1)
         self.features = nn.Sequential(nn.BatchNorm2d(WIDTH), nn.ReLU())
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, num_classes))
 
@@ -41,8 +41,8 @@ class DynamicCNNv1(nn.Module):
         With `mask`, [batch, channels] bool, each sample's result is that of its present channels alone; a sample
         without any counts as one channel of zeros.
         """
-        x, mask = _without_absent(x, mask)
-        places = torch.cat([_waves(_present(mask)).expand(-1, mask.shape[1], -1), _waves(mask.cumsum(1) - 1)], 2)
+        x, mask = without_absent(x, mask)
+        places = torch.cat([_waves(present(mask)).expand(-1, mask.shape[1], -1), _waves(mask.cumsum(1) - 1)], 2)
         kernels = self.generator(places.to(self.generator[0].weight.dtype))
         return self.head(self.features(self.conv(x, kernels, mask)))
 
@@ -77,7 +77,7 @@ class DynamicCNNv2(nn.Module):
             nn.Linear(48, 9 * WIDTH),
             nn.Unflatten(-1, KERNEL),
         )
-        self.conv = AveragedConv2d()
+        self.conv = AveragedConv2d(padding=1)
         self.features = nn.Sequential(
             nn.BatchNorm2d(WIDTH), nn.ReLU(), nn.Conv2d(WIDTH, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU()
         )
@@ -91,42 +91,9 @@ class DynamicCNNv2(nn.Module):
         With `mask`, [batch, channels] bool, each sample's result is that of its present channels alone; a sample
         without any counts as one channel of zeros.
         """
-        x, mask = _without_absent(x, mask)
-        kernels = self.generator(x.flatten(0, 1).unsqueeze(1)).unflatten(0, x.shape[:2])
+        x, mask = without_absent(x, mask)
+        kernels = kernels_of_channels(self.generator, x)
         return self.head(self.features(self.conv(x, kernels, mask)))
-
-
-class AveragedConv2d(nn.Module):
-    """Convolve each channel with the kernel given for it and average over those present. No parameters."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = PerSampleConv2d(padding=1)
-
-    def forward(self, x: Tensor, kernels: Tensor, mask: Tensor) -> Tensor:
-        """Map [batch, channels, height, width] to [batch, out_channels, height, width].
-
-        kernels: [batch, channels, out_channels, 3, 3]; mask: [batch, channels] bool. x is zero where it is
-        false. Padded with zeros by 1.
-        """
-        kernels = kernels / _present(mask)[:, :, None, None, None].to(kernels.dtype)
-        return self.conv(x, kernels.transpose(1, 2).contiguous())
-
-
-def _without_absent(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return x with zeros in the absent channels, whatever stood there, and the mask, by default all true."""
-    if mask is None:
-        return x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be a bool tensor, got {mask.dtype}")
-    if mask.shape != x.shape[:2]:
-        raise ValueError(f"mask must be [batch, channels] = {list(x.shape[:2])}, got {list(mask.shape)}")
-    return x.masked_fill(~mask[:, :, None, None], 0), mask
-
-
-def _present(mask: Tensor) -> Tensor:
-    """Return the number of present channels, [batch, 1], at least 1."""
-    return mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def _waves(numbers: Tensor) -> Tensor:

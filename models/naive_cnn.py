@@ -5,6 +5,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 WIDTHS = (16, 32, 64, 128)
+POOLED = 16  # four poolings by 2: each rounds an odd height or width down
 
 
 class NaiveCNN(nn.Module):
@@ -13,16 +14,21 @@ class NaiveCNN(nn.Module):
     4 x [conv k3 p1 (in_channels -> 16 -> 32 -> 64 -> 128) + bias, BN, ReLU, maxpool 2, dropout .2], flatten 128x8x8,
     FC 1024, ReLU, FC 512, ReLU, FC. 9,037,714 parameters with 1 channel, 50 classes and 128x128 images. Reported test
     accuracy, one network trained per combination: RGB .4000, RG .3467, GB .3667, RB .4200, R .3822, G .3511, B .3533.
-    Height and width: exactly `image_size`, a multiple of 16.
+    Height and width: exactly `image_size`, which is at least 16; the flatten takes 128 x (image_size // 16)^2 values.
 
-    Left open there: what the dropout drops (single values) and what stands between the linear layers (ReLU, no
-    dropout). Weights start as torch's layers do.
+    `one_per_combination` says that the report trains a network of its own, with that many input channels, for each
+    channel combination, instead of one that is given zeros for the absent channels; who trains must see to it.
+
+    Left open there: image sizes other than 128 (an odd height or width is rounded down by the pooling), what the
+    dropout drops (single values) and what stands between the linear layers (ReLU, no dropout). Weights start as
+    torch's layers do.
 
     Raises:
-        ValueError: `image_size` is not a positive multiple of 16; in `forward`, an image has another size.
+        ValueError: `image_size` is below 16 or no whole number; in `forward`, an image has another size.
     """
 
     any_channels = False
+    one_per_combination = True
 
     def __init__(self, num_classes: int = 50, in_channels: int = 3, dropout: float = 0.2, image_size: int = 128):
         super().__init__()
@@ -30,7 +36,7 @@ class NaiveCNN(nn.Module):
         self.image_size = image_size
         blocks = [_block(width, wider, dropout) for width, wider in pairwise((in_channels, *WIDTHS))]
         self.features = nn.Sequential(*blocks)
-        flat = WIDTHS[-1] * (image_size // 16) ** 2
+        flat = WIDTHS[-1] * (image_size // POOLED) ** 2
         self.head = nn.Sequential(
             nn.Flatten(), nn.Linear(flat, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, num_classes)
         )
@@ -42,9 +48,9 @@ class NaiveCNN(nn.Module):
 
 
 def check_image_size(image_size: int) -> None:
-    """Raise ValueError unless four poolings by 2 divide images of this height and width evenly."""
-    if not isinstance(image_size, int) or image_size < 16 or image_size % 16:
-        raise ValueError(f"image_size must be a positive multiple of 16, got {image_size!r}")
+    """Raise ValueError unless something of images of this height and width is left after four poolings by 2."""
+    if not isinstance(image_size, int) or image_size < POOLED:
+        raise ValueError(f"image_size must be a whole number of at least {POOLED} pixels, got {image_size!r}")
 
 
 def check_images(x: Tensor, image_size: int) -> None:

@@ -1,24 +1,41 @@
 """Name -> constructor. A new model is a line here."""
 
 import difflib
+import inspect
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
 
-# name -> "module:constructor", called as constructor(num_classes=..., in_channels=..., **options)
+# name -> "module:constructor", called as constructor(num_classes=..., in_channels=..., **options), and with
+# image_size=... where it has such a parameter
 MODELS = {
+    "adaptive_channel_cnn": "models.adaptive_channel_cnn:AdaptiveChannelCNN",
     "attention_cnn": "models.attention_cnn:AttentionCNN",
+    "attention_separable_cnn": "models.attention_separable_cnn:AttentionSeparableCNN",
+    "base_net": "models.base_net:BaseNet",
     "baseline_cnn": "models.shallow_cnn:BaselineCNN",
+    "dwg_densenet121": "models.dwg_densenet:DWGDenseNet121",
     "dynamic_cnn_v1": "models.dynamic_cnn:DynamicCNNv1",
     "dynamic_cnn_v2": "models.dynamic_cnn:DynamicCNNv2",
+    "googlenet": "models.googlenet:googlenet",
+    "naive_cnn": "models.naive_cnn:NaiveCNN",
     "pool_attention_cnn": "models.pool_attention_cnn:PoolAttentionCNN",
+    "resnet18": "models.resnet:resnet18",
     "resnet34": "models.resnet:resnet34",
+    "resnet50": "models.resnet:resnet50",
+    "resnetv2": "models.resnetv2:resnetv2",
+    "rrdb": "models.rrdb:RRDB",
+    "rrdb_rnn": "models.rrdb:RRDBRNN",
     "se_2layer_cnn": "models.shallow_cnn:SE2LayerCNN",
     "simple_2layer_cnn": "models.shallow_cnn:Simple2LayerCNN",
     "simple_4layer_cnn": "models.shallow_cnn:Simple4LayerCNN",
     "simple_cnn": "models.simple_cnn:SimpleCNN",
+    "vgg19": "models.vgg:vgg19",
+    "vgg_resnet_concat": "models.vgg_resnet:VGGResNetConcat",
+    "vgg_resnet_sum": "models.vgg_resnet:VGGResNetSum",
+    "vgg_slim": "models.vgg:VGGSlim",
 }
 
 
@@ -31,19 +48,26 @@ def names() -> list[str]:
     return sorted(MODELS)
 
 
-def create(name: str, num_classes: int = 50, in_channels: int = 3, **options) -> "nn.Module":
+def create(
+    name: str, num_classes: int = 50, in_channels: int = 3, image_size: int | None = None, **options
+) -> "nn.Module":
     """Return a new network with its own initialisation, in training mode, in float32 on the CPU.
 
     It maps [batch, in_channels, height, width] to logits [batch, num_classes]. `model.any_channels` says whether it
     takes any number of channels; its forward then also takes `mask`, [batch, channels] bool, of those present.
-    `options` go to the model's constructor.
+    `image_size`, the height and width in pixels of the images to come, matters only to the models made for one size;
+    the others ignore it, and None leaves a model its own default. `options` go to the model's constructor.
 
     Raises:
         UnknownModelError: no model is called `name`.
+        ValueError: the model needs larger images than `image_size`.
     """
     if name not in MODELS:
         close = difflib.get_close_matches(str(name), MODELS, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UnknownModelError(f"no model is called {name!r}, the models are {', '.join(names())}{hint}")
-    module, constructor = MODELS[name].split(":")
-    return getattr(import_module(module), constructor)(num_classes=num_classes, in_channels=in_channels, **options)
+    module, attribute = MODELS[name].split(":")
+    constructor = getattr(import_module(module), attribute)
+    if image_size is not None and "image_size" in inspect.signature(constructor).parameters:
+        options["image_size"] = image_size
+    return constructor(num_classes=num_classes, in_channels=in_channels, **options)

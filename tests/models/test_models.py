@@ -4,25 +4,87 @@ import time
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
+from kernels.modules import DynamicConv2d
+from models.initialise import he_
+from models.resnetv2 import StandardisedConv2d
+from models.vgg import vgg19_features
 
+# with 3 channels, 50 classes and the model's own image size
 PARAMETERS = {
     "simple_cnn": 139_570,
     "pool_attention_cnn": 139_299,
     "attention_cnn": 446_868,
-    "resnet34": 21_310_322,
+    "naive_cnn": 9_038_002,
+    "adaptive_channel_cnn": 15_353_260,
+    "attention_separable_cnn": 2_641_744,
     "dynamic_cnn_v1": 31_570,
     "dynamic_cnn_v2": 63_314,
     "baseline_cnn": 22_834,
     "simple_2layer_cnn": 237_746,
     "se_2layer_cnn": 240_510,
     "simple_4layer_cnn": 301_106,
+    "base_net": 93_122,
+    "vgg19": 139_775_090,
+    "vgg_slim": 6_995_314,
+    "resnet18": 11_202_162,
+    "resnet34": 21_310_322,
+    "resnet50": 23_610_482,
+    "googlenet": 5_651_154,
+    "vgg_resnet_sum": 31_226_546,
+    "vgg_resnet_concat": 31_252_146,
+    "resnetv2": 23_602_802,
 }
-every_model = pytest.mark.parametrize("name", PARAMETERS)
+NAMES = [*PARAMETERS, "dwg_densenet121", "rrdb", "rrdb_rnn"]
+ANY_CHANNELS = {"pool_attention_cnn", "adaptive_channel_cnn", "dynamic_cnn_v1", "dynamic_cnn_v2", "dwg_densenet121"}
+# a model that is not here takes images of one pixel
+SMALLEST = {
+    "simple_cnn": 8,
+    "pool_attention_cnn": 12,
+    "attention_cnn": 16,
+    "naive_cnn": 16,
+    "adaptive_channel_cnn": 64,
+    "attention_separable_cnn": 16,
+    "baseline_cnn": 2,
+    "simple_2layer_cnn": 2,
+    "se_2layer_cnn": 2,
+    "simple_4layer_cnn": 8,
+    "base_net": 16,
+    "vgg19": 32,
+    "vgg_slim": 8,
+    "googlenet": 15,
+    "vgg_resnet_sum": 32,
+    "vgg_resnet_concat": 32,
+    "dwg_densenet121": 29,
+}
+ONE_SIZE = {"naive_cnn", "attention_separable_cnn"}
+# weights of the first convolution for one input channel
+FIRST = {
+    "simple_cnn": 32 * 9,
+    "attention_cnn": 32 * 10,
+    "naive_cnn": 16 * 9,
+    "attention_separable_cnn": 9 + 1 + 32,
+    "baseline_cnn": 32 * 9,
+    "simple_2layer_cnn": 64 * 49,
+    "se_2layer_cnn": 64 * 49,
+    "simple_4layer_cnn": 32 * 49,
+    "base_net": 6 * 25,
+    "vgg19": 64 * 9,
+    "vgg_slim": 64 * 9,
+    "resnet18": 64 * 49,
+    "resnet34": 64 * 49,
+    "resnet50": 64 * 49,
+    "googlenet": 64 * 49,
+    "vgg_resnet_sum": 64 * 9 + 64 * 49,
+    "vgg_resnet_concat": 64 * 9 + 64 * 49,
+    "resnetv2": 64 * 49,
+}
+every_model = pytest.mark.parametrize("name", NAMES)
 any_channels = pytest.mark.parametrize("name", ["pool_attention_cnn", "dynamic_cnn_v1", "dynamic_cnn_v2"])
 
 
@@ -39,13 +101,29 @@ def made(name, **options):
     return models.create(name, **options)
 
 
-@every_model
+def on_meta(name, **options):
+    """Return the model without memory: it has shapes and no values."""
+    with torch.device("meta"):
+        return models.create(name, **options).eval()
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_counts_are_the_reported_ones(name):
-    assert parameter_count(models.create(name)) == PARAMETERS[name]
+    assert parameter_count(on_meta(name)) == PARAMETERS[name]
+
+
+def test_naive_cnn_has_the_reported_count_with_one_channel():
+    assert parameter_count(on_meta("naive_cnn", in_channels=1)) == 9_037_714
+
+
+@pytest.mark.parametrize(("name", "thousands"), [("rrdb", (165, 175)), ("rrdb_rnn", (295, 305))])
+def test_counts_that_are_reported_rounded(name, thousands):
+    least, most = thousands
+    assert least * 1000 <= parameter_count(on_meta(name)) <= most * 1000
 
 
 def test_names_are_sorted_and_can_all_be_created():
-    assert models.names() == sorted(PARAMETERS)
+    assert models.names() == sorted(NAMES)
 
 
 @pytest.mark.parametrize(
@@ -67,43 +145,88 @@ def test_listing_the_names_imports_no_torch():
     code = "import sys, models; print(len(models.names()), 'torch' in sys.modules, 'kernels' in sys.modules)"
     start = time.perf_counter()
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == [str(len(PARAMETERS)), "False", "False"]
+    assert result.stdout.split() == [str(len(NAMES)), "False", "False"]
     assert time.perf_counter() - start < 2
 
 
+def test_the_image_size_goes_to_the_models_made_for_one_size():
+    sized = {name for name in NAMES if getattr(on_meta(name, image_size=84), "image_size", None) == 84}
+    assert sized == ONE_SIZE
+    assert on_meta("naive_cnn", image_size=84).head[1].in_features == 128 * 5 * 5
+    assert on_meta("attention_separable_cnn", image_size=84).head[-1].in_features == 256 * 5 * 5
+    assert on_meta("naive_cnn").image_size == 128
+    assert on_meta("attention_separable_cnn", image_size=None).image_size == 224
+
+
+def test_naive_cnn_alone_is_trained_once_per_combination():
+    assert [name for name in NAMES if getattr(on_meta(name), "one_per_combination", False)] == ["naive_cnn"]
+
+
 @every_model
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (64, 40)])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (97, 84), (128, 70)])
 def test_any_spatial_size_and_class_count(name, height, width):
-    model = made(name, num_classes=7).eval()
-    assert model(images(2, 3, height, width)).shape == (2, 7)
+    width = height if name in ONE_SIZE else width
+    model = on_meta(name, num_classes=7, image_size=height)
+    assert model(torch.empty(2, 3, height, width, device="meta")).shape == (2, 7)
+
+
+@every_model
+def test_the_smallest_image(name):
+    size = SMALLEST.get(name, 1)
+    logits = made(name, image_size=size).eval()(images(2, 3, size, size))
+    assert logits.shape == (2, 50)
+    assert logits.isfinite().all()
+    if size > 1:
+        with pytest.raises((ValueError, RuntimeError)):
+            on_meta(name, image_size=size - 1)(torch.empty(2, 3, size - 1, size - 1, device="meta"))
 
 
 @every_model
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_in_channels_sets_the_width_of_the_first_convolution(name, channels):
-    model = made(name, in_channels=channels).eval()
-    assert model(images(2, channels, 32, 32)).shape == (2, 50)
-    first = {
-        "simple_cnn": 32 * 9,
-        "attention_cnn": 32 * 10,
-        "resnet34": 64 * 49,
-        "baseline_cnn": 32 * 9,
-        "simple_2layer_cnn": 64 * 49,
-        "se_2layer_cnn": 64 * 49,
-        "simple_4layer_cnn": 32 * 49,
-    }
-    assert (name not in first) == model.any_channels
-    assert parameter_count(model) == PARAMETERS[name] + (channels - 3) * first.get(name, 0)
+    model = on_meta(name, in_channels=channels, image_size=64)
+    assert model(torch.empty(2, channels, 64, 64, device="meta")).shape == (2, 50)
+    added = parameter_count(model) - parameter_count(on_meta(name, image_size=64))
+    if name in FIRST:
+        assert added == (channels - 3) * FIRST[name]
+    else:
+        assert (added == 0) == model.any_channels
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 13])
+def test_adaptive_channel_cnn_takes_these_channels_at_every_size(channels):
+    model = made("adaptive_channel_cnn").eval()
+    with torch.no_grad():
+        for size in (64, 84, 97, 224):
+            logits = model(images(1, channels, size, size))
+            assert logits.shape == (1, 50)
+            assert logits.isfinite().all()
+
+
+def test_a_mixer_does_not_see_the_other_samples_in_training():
+    layers = [m for m in made("adaptive_channel_cnn").train().modules() if isinstance(m, DynamicConv2d)]
+    assert len(layers) == 10
+    for layer in layers:
+        layer.attention.temperature.fill_(1)
+        x = images(3, layer.in_channels, 6, 5)
+        others = torch.cat([x[:1], 7 - 3 * x[1:]])
+        with torch.no_grad():
+            torch.testing.assert_close(layer.attention(others)[0], layer.attention(x)[0], rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(layer.attention(x[:1])[0], layer.attention(x)[0], rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(layer(others)[0], layer(x)[0], rtol=1e-5, atol=1e-6)
+            assert layer.in_channels == 2 or (layer.attention(others)[1] - layer.attention(x)[1]).abs().max() > 1e-3
 
 
 @every_model
 def test_every_parameter_gets_a_gradient(name):
-    model = made(name)
-    loss = nn.functional.cross_entropy(model(images(4, 3, 48, 48)), torch.tensor([0, 1, 2, 3]))
+    size = max(48, SMALLEST.get(name, 1))
+    model = made(name, image_size=size)
+    loss = nn.functional.cross_entropy(model(images(4, 3, size, size)), torch.tensor([0, 1, 2, 3]))
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    # a bias before a BatchNorm has a gradient of zero by construction, a weight has not
-    assert all(p.grad.any() for n, p in model.named_parameters() if n.endswith("weight"))
+    # zero by construction: a bias before a BatchNorm; zero where its ReLU is off: the mixer's one hidden channel
+    one_hidden = "summary.0.attention"
+    assert all(p.grad.any() for n, p in model.named_parameters() if n.endswith("weight") and one_hidden not in n)
 
 
 @every_model
@@ -113,8 +236,7 @@ def test_the_same_seed_makes_the_same_network(name):
 
 
 def test_only_models_that_take_any_channel_count_say_so():
-    found = {name for name in PARAMETERS if made(name).any_channels}
-    assert found == {"pool_attention_cnn", "dynamic_cnn_v1", "dynamic_cnn_v2"}
+    assert {name for name in NAMES if on_meta(name).any_channels} == ANY_CHANNELS
 
 
 @any_channels
@@ -204,3 +326,156 @@ def test_flops_include_the_attention():
     pixels = (1024, 256, 64, 16)
     blocks = sum(2 * p * a * b * 10 for p, a, b in zip(pixels, widths[:-1], widths[1:], strict=True))
     assert counter.get_total_flops() == blocks + 2 * (2 * 2) * 2 * 49 + 2 * 256 * 50
+
+
+@pytest.mark.parametrize(("name", "options"), [("resnet18", {}), ("googlenet", {"aux_logits": False})])
+def test_torchvision_models_are_torchvisions(name, options):
+    model = made(name).eval()
+    torch.manual_seed(0)
+    start = {"init_weights": True} if name == "googlenet" else {}
+    expected = getattr(torchvision.models, name)(num_classes=50, **options, **start).eval()
+    x = images(2, 3, 40, 40)
+    with torch.no_grad():
+        assert torch.equal(model(x), expected(x))
+
+
+def test_vgg19_features_are_torchvisions():
+    with torch.device("meta"):
+        expected = {name: p.shape for name, p in torchvision.models.vgg19().features.named_parameters()}
+    assert {name: p.shape for name, p in vgg19_features().named_parameters()} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "deviation"),
+    [
+        ("resnet18", "conv1.weight", (2 / (64 * 49)) ** 0.5),
+        ("googlenet", "conv1.conv.weight", 0.01),
+        ("vgg_resnet_sum", "vgg.0.0.weight", (2 / (64 * 9)) ** 0.5),
+        ("resnetv2", "stem.conv.weight", (2 / (64 * 49)) ** 0.5),
+    ],
+)
+def test_a_first_convolution_for_other_channels_starts_like_the_usual_one(name, weight, deviation):
+    for channels in (3, 5):
+        first = made(name, in_channels=channels).get_parameter(weight)
+        assert first.shape[1] == channels
+        assert first.std().item() == pytest.approx(deviation, rel=0.05)
+        assert abs(first.mean().item()) < 0.1 * deviation
+
+
+@pytest.mark.parametrize("name", ["vgg_resnet_sum", "vgg_resnet_concat"])
+def test_vgg_resnet_by_hand(name):
+    model = made(name).eval()
+    x = images(2, 3, 40, 64)
+    with torch.no_grad():
+        vgg = model.vgg[0](x).mean((2, 3))
+        layers = [layer for key, layer in model.resnet.named_children() if key not in ("avgpool", "fc")]
+        resnet = nn.Sequential(*layers)(x).mean((2, 3))
+        assert vgg.shape == resnet.shape == (2, 512)
+        joined = vgg + resnet if name == "vgg_resnet_sum" else torch.cat([vgg, resnet], 1)
+        expected = joined @ model.head.weight.T + model.head.bias
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_vgg_slim_has_four_pairs_and_three_poolings():
+    layers = [layer for layer in made("vgg_slim").features.modules() if isinstance(layer, (nn.Conv2d, nn.MaxPool2d))]
+    widths = ["pool" if isinstance(layer, nn.MaxPool2d) else layer.out_channels for layer in layers]
+    assert widths == [64, 64, "pool", 128, 128, "pool", 256, 256, "pool", 512, 512]
+
+
+def test_base_net_averages_nothing_at_32_pixels():
+    model = made("base_net").eval()
+    x = images(2, 3, 32, 32)
+    maps = model.features(x)
+    assert maps.shape == (2, 16, 5, 5)
+    torch.testing.assert_close(model(x), model.head[1:](maps))
+
+
+def test_resnetv2_has_the_count_and_the_names_of_timms():
+    model = on_meta("resnetv2", num_classes=1000)
+    assert parameter_count(model) == 25_549_352
+    expected = {"stem.conv.weight", "norm.weight", "norm.bias", "head.fc.weight", "head.fc.bias"}
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        expected.add(f"stages.{stage}.blocks.0.downsample.conv.weight")
+        for block in range(blocks):
+            prefix = f"stages.{stage}.blocks.{block}"
+            expected |= {f"{prefix}.{layer}{n}.weight" for layer in ("conv", "norm") for n in (1, 2, 3)}
+            expected |= {f"{prefix}.norm{n}.bias" for n in (1, 2, 3)}
+    assert set(model.state_dict()) == expected
+    assert model.head.fc.weight.shape == (1000, 2048, 1, 1)
+    strides = [stage.blocks[0].conv2.stride for stage in model.stages]
+    assert strides == [(1, 1), (2, 2), (2, 2), (2, 2)]
+
+
+def test_a_standardised_convolution_ignores_the_scale_and_mean_of_each_kernel():
+    conv = StandardisedConv2d(3, 4, 3, stride=2, padding=1, bias=False)
+    x = images(2, 3, 9, 8)
+    kernels = conv.weight.flatten(1)
+    standard = (kernels - kernels.mean(1, keepdim=True)) / kernels.std(1, correction=0, keepdim=True)
+    expected = nn.functional.conv2d(x, standard.view_as(conv.weight), stride=2, padding=1)
+    torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        conv.weight.mul_(torch.tensor([2.0, 3, 4, 5]).view(4, 1, 1, 1)).add_(1)
+    torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_resnetv2_bottleneck_by_hand():
+    block = made("resnetv2").stages[1].blocks[0]
+    x = images(2, 256, 8, 8)
+    active = block.norm1(x).relu()
+    y = block.conv3(block.norm3(block.conv2(block.norm2(block.conv1(active)).relu())).relu())
+    torch.testing.assert_close(block(x), y + block.downsample.conv(active), rtol=1e-4, atol=1e-4)
+    assert block(x).shape == (2, 512, 4, 4)
+
+
+def test_he_draws_convolutions_by_fan_out_and_linear_layers_by_fan_in():
+    model = nn.Sequential(
+        nn.Conv2d(8, 64, 5),
+        nn.Conv2d(64, 64, 5, groups=64),
+        nn.Linear(300, 128),
+        nn.BatchNorm2d(6),
+        nn.GroupNorm(2, 6),
+        nn.BatchNorm2d(6, affine=False),
+        nn.Linear(50, 20, bias=False),
+    )
+    for p in model.parameters():
+        nn.init.constant_(p, 3)
+    model[3].running_mean.fill_(5)
+    torch.manual_seed(0)
+    he_(model)
+    for layer, fan in ((model[0], 64 * 25), (model[1], 25), (model[2], 300), (model[6], 50)):
+        assert layer.weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.05)
+        assert abs(layer.weight.mean().item()) < 0.1 * (2 / fan) ** 0.5
+        # a uniform distribution ends at 1.73 deviations
+        assert layer.weight.abs().max() > 2.5 * (2 / fan) ** 0.5
+    assert not any(layer.bias.any() for layer in model[:5])
+    assert all(torch.equal(layer.weight, torch.ones(6)) for layer in (model[3], model[4]))
+    assert model[3].running_mean.eq(5).all()
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_he_draws_every_expert_by_its_own_fan_out(groups):
+    layer = DynamicConv2d(32, 64, 3, groups=groups, experts=4)
+    he_(layer)
+    deviation = (2 / (64 // groups * 9)) ** 0.5
+    for expert in layer.weight:
+        assert expert.std().item() == pytest.approx(deviation, rel=0.06)
+    assert (layer.weight[0] - layer.weight[1]).abs().max() > deviation
+    assert not layer.bias.any()
+    assert layer.attention.fc1.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.2)
+    assert not layer.attention.fc2.bias.any()
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "adaptive_channel_cnn", "resnet18", "vgg_slim", "resnetv2"])
+def test_he_is_repeatable_and_gives_finite_logits(name):
+    model = made(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        he_(model)
+        drawn.append({key: value.clone() for key, value in model.state_dict().items()})
+    assert all(torch.equal(drawn[0][key], drawn[1][key]) for key in before)
+    weights = [key for key, value in before.items() if key.endswith("weight") and value.dim() > 1]
+    assert not any(torch.equal(drawn[0][key], before[key]) for key in weights)
+    with torch.no_grad():
+        assert model.eval()(images(2, 3, 64, 64)).isfinite().all()

@@ -4,7 +4,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from kernels.fusion import fuse
-from kernels.modules import DynamicConv2d, anneal_temperature
+from kernels.modules import DynamicConv2d
 from models.adaptive_channel_cnn import AdaptiveChannelCNN, AdaptiveChannels
 from models.attention_separable_cnn import AttentionSeparableCNN
 from models.naive_cnn import NaiveCNN
@@ -89,10 +89,22 @@ def test_an_image_of_another_size_names_the_size_wanted(constructor):
 
 
 @fixed_size
-@pytest.mark.parametrize("image_size", [0, -16, 100, 32.0])
-def test_an_image_size_that_pooling_does_not_divide_is_refused(constructor, image_size):
-    with pytest.raises(ValueError, match=f"^image_size must be a positive multiple of 16, got {image_size}$"):
+@pytest.mark.parametrize("image_size", [0, -16, 15, 32.0])
+def test_an_image_size_that_is_too_small_or_no_whole_number_names_the_smallest(constructor, image_size):
+    wanted = f"^image_size must be a whole number of at least 16 pixels, got {image_size}$"
+    with pytest.raises(ValueError, match=wanted):
         constructor(image_size=image_size)
+
+
+@fixed_size
+@pytest.mark.parametrize(("image_size", "left"), [(16, 1), (31, 1), (84, 5), (97, 6), (100, 6)])
+def test_pooling_rounds_other_image_sizes_down(constructor, image_size, left):
+    model = constructor(image_size=image_size).eval()
+    x = images(2, 3, image_size, image_size)
+    with torch.no_grad():
+        maps = model.features(x)
+        assert maps.shape[2:] == (left, left)
+        torch.testing.assert_close(model(x), model.head(maps))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 13, 20, 32, 40])
@@ -254,8 +266,28 @@ def test_the_attention_has_the_reported_sizes_and_annealing():
     assert sizes == {(2, 1), (32, 9), (64, 17), (128, 33), (256, 65), (512, 129)}
     assert len(layers) == 10
     assert all(layer.experts == 4 and layer.attention.temperature == 34 for layer in layers)
-    falling = [anneal_temperature(model, epoch, epochs=11, start=34) for epoch in range(13)]
+    falling = []
+    for epoch in range(1, 14):
+        model.start_epoch(epoch)
+        temperatures = {layer.attention.temperature.item() for layer in layers}
+        assert len(temperatures) == 1
+        falling += temperatures
     assert falling == pytest.approx([34, 31, 28, 25, 22, 19, 16, 13, 10, 7, 4, 1, 1])
+    with pytest.raises(ValueError, match=r"^epochs count from 1, got 0$"):
+        model.start_epoch(0)
+
+
+def test_the_temperature_of_an_epoch_sharpens_the_mixing():
+    model = adaptive()
+    x = images(2, 3, 64, 64)
+    with torch.no_grad():
+        model.start_epoch(1)
+        soft = model(x)
+        model.start_epoch(12)
+        sharp = model(x)
+        assert (sharp - soft).abs().max() > 1e-4
+        model.start_epoch(1)
+        assert torch.equal(model(x), soft)
 
 
 def test_the_parts_of_a_module_can_be_fused():

@@ -1,0 +1,45 @@
+"""Initial weights other than the models' own."""
+
+import math
+
+from torch import Tensor, nn
+
+from kernels.modules import DynamicConv2d
+
+NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+
+
+def he_(model: nn.Module) -> None:
+    """Draw the weights of `model` anew, in place, as He et al. 2015 do for ReLU networks.
+
+    Convolutions: normal with variance 2 / fan-out, the fan-out being the values of the output that one value of the
+    input reaches (out_channels / groups times the kernel's pixels), and biases of zero. Each expert of a
+    `DynamicConv2d` is drawn so by itself. Linear layers: with 2 / fan-in, as the fan-out of the last one is the number
+    of classes, whose few would make first losses of 5 to 20. Norms: weights of one, biases of zero, their running
+    statistics as they are. Parameters that a module holds in any other way stay as they are.
+    """
+    for module in model.modules():
+        if isinstance(module, DynamicConv2d):
+            _draw(module, _fan_out(module.weight[0], module.groups))
+        elif isinstance(module, nn.Conv2d):
+            _draw(module, _fan_out(module.weight, module.groups))
+        elif isinstance(module, nn.Linear):
+            _draw(module, module.in_features)
+        elif isinstance(module, NORMS) and module.weight is not None:
+            nn.init.ones_(module.weight)
+            _zero_bias(module)
+
+
+def _fan_out(kernel: Tensor, groups: int) -> float:
+    """Return the fan-out of a kernel [out_channels, in_channels / groups, height, width]."""
+    return kernel[:, 0].numel() / groups
+
+
+def _draw(module: nn.Module, fan: float) -> None:
+    nn.init.normal_(module.weight, std=math.sqrt(2 / fan))
+    _zero_bias(module)
+
+
+def _zero_bias(module: nn.Module) -> None:
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
