@@ -16,11 +16,25 @@ def one_thread():
 
 
 @pytest.fixture
-def on_triton():
-    """Run every public function on Triton, with memory that starts as NaN."""
+def poisoned_memory(monkeypatch):
+    """Let new memory start as NaN, which torch does under deterministic algorithms: what is not written is seen."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         torch.use_deterministic_algorithms(True)
-        with use_backend("triton"):
-            yield
+        yield
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def on_triton(poisoned_memory):
+    """Run every public function on Triton, with memory that starts as NaN."""
+    with use_backend("triton"):
+        yield
+
+
+@pytest.fixture
+def without_tf32(monkeypatch):
+    """Let float32 mean float32, also where torch would let a convolution or a product use TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)

@@ -9,6 +9,7 @@ from kernels.augment import Parameters, Recipe, augment, draw
 from kernels.augment.parameters import random_crops
 from kernels.augment.philox import philox, uniforms
 from tests.kernels.augment_cases import images
+from tests.kernels.interpreter import needs_interpreter
 
 EVERYTHING = Recipe(
     scale=(0.35, 1.0),
@@ -44,10 +45,8 @@ def test_philox_gives_the_known_answers(counter, key, expected):
     assert tuple(word.item() for word in words) == expected
 
 
+@needs_interpreter
 def test_philox_is_tritons():
-    pytest.importorskip("triton")
-    if torch.cuda.is_available():
-        pytest.skip("interpreted only without a GPU")
     import triton
     import triton.language as tl
 

@@ -8,13 +8,10 @@ from kernels import augment, use_backend
 from kernels.augment.arguments import Arguments
 from kernels.launch import record_launches
 from tests.kernels.augment_cases import CASES, PARAMETERS, SIZES, SMALLEST_STD, images, statistics
+from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import rms_ratio
 
-pytest.importorskip("triton")
-if torch.cuda.is_available():
-    pytest.skip("with a GPU the kernel is not interpreted: pytest -m gpu", allow_module_level=True)
-
-pytestmark = pytest.mark.usefixtures("on_triton")
+pytestmark = [needs_interpreter, pytest.mark.usefixtures("on_triton")]
 DTYPES = {torch.float32: 1e-5, torch.float16: 1e-3}
 
 

@@ -19,6 +19,7 @@ from kernels import (
 )
 from kernels.backend import current_backend
 from kernels.launch import record_launches
+from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import randn
 
 CALLS = {
@@ -70,12 +71,10 @@ def test_reference_calls_the_definition_and_auto_the_op(function):
     assert name in {event.key for event in opaque.key_averages()}
 
 
+@needs_interpreter
 @every_op
 def test_triton_runs_kernels_and_auto_on_a_cpu_none(function):
-    pytest.importorskip("triton")
     arguments = (CALLS | AUGMENT_CALL)[function]
-    if torch.cuda.is_available():
-        pytest.skip("interpreted only without a GPU")
     with record_launches() as launches:
         expected = function(*arguments)
     assert launches == []

@@ -4,31 +4,23 @@ Deterministic algorithms are on in the whole file, which also makes torch fill n
 not write, a test sees.
 """
 
-import importlib
-
-import numpy
 import pytest
 import torch
-from packaging.version import Version
 
 from kernels import channel_gate, use_backend
-from kernels.backend import is_interpreted
 from kernels.channel_gate import configs, register
 from kernels.launch import record_launches
+from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import assert_near_exact, assert_one_compilation, exact_outcome, outcome, randn, rms_ratio
 from tests.kernels.test_channel_gate import FORMS, arguments_of
 
-triton = pytest.importorskip("triton")
-if not is_interpreted():
-    pytest.skip("the kernels run on the GPU here: pytest -m gpu", allow_module_level=True)
-if Version(triton.__version__) < Version("3.9") and Version(numpy.__version__) >= Version("2.5"):
-    pytest.skip("Triton's interpreter before 3.9 needs a NumPy before 2.5", allow_module_level=True)
+pytest.importorskip("triton")
 
-layers, ops, pixels = (importlib.import_module(f"kernels.channel_gate.triton.{n}") for n in ("layers", "ops", "pixels"))
-streaming = importlib.import_module("kernels.streaming")
+from kernels import streaming
+from kernels.channel_gate.triton import layers, ops, pixels
 
 LAST = torch.channels_last
-pytestmark = pytest.mark.usefixtures("on_triton")
+pytestmark = [needs_interpreter, pytest.mark.usefixtures("on_triton")]
 layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["nchw", "nhwc"])
 gates = pytest.mark.parametrize("gate", ["sigmoid", "softmax"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])

@@ -4,38 +4,30 @@ Deterministic algorithms are on in the whole file, which also makes torch fill n
 not write, a test sees.
 """
 
-import importlib
 import subprocess
 import sys
 
-import numpy
 import pytest
 import torch
-from packaging.version import Version
 
 from kernels import dynamic_conv2d, per_sample_conv2d, use_backend
-from kernels.backend import is_interpreted
 from kernels.dynamic_conv import configs
 from kernels.dynamic_conv.plan import plan
 from kernels.launch import record_launches
 from tests.kernels.conv_cases import ARGUMENTS, CASES, WIDE_CASES, dynamic_arguments, wide_arguments
+from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import assert_near_exact, assert_one_compilation, exact_outcome, outcome, randn, rms_ratio
 
-triton = pytest.importorskip("triton")
-hypothesis = pytest.importorskip("hypothesis")
-if not is_interpreted():
-    pytest.skip("the kernels run on the GPU here: pytest -m gpu", allow_module_level=True)
-if Version(triton.__version__) < Version("3.9") and Version(numpy.__version__) >= Version("2.5"):
-    pytest.skip("Triton's interpreter before 3.9 needs a NumPy before 2.5", allow_module_level=True)
+pytest.importorskip("triton")
+pytest.importorskip("hypothesis")
 
-convolution, mixing, ops, weight_gradient = (
-    importlib.import_module(f"kernels.dynamic_conv.triton.{name}")
-    for name in ("convolution", "mixing", "ops", "weight_gradient")
-)
+import hypothesis
+from hypothesis import strategies as st
 
-st = importlib.import_module("hypothesis.strategies")
+from kernels.dynamic_conv.triton import convolution, mixing, ops, weight_gradient
+
 both = pytest.mark.parametrize("function", ARGUMENTS, ids=lambda f: f.__name__)
-pytestmark = pytest.mark.usefixtures("on_triton")
+pytestmark = [needs_interpreter, pytest.mark.usefixtures("on_triton")]
 layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 
 

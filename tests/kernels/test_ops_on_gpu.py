@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import kernels
-from tests.kernels.oracle import TOLERANCES, exact_outcome, outcome, randn, rms_ratio
+from tests.kernels.gpu import DEVICE, assert_near_exact, dtypes, layouts
+from tests.kernels.oracle import outcome, randn
 
-DEVICE = "cuda"
-
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("without_tf32")]
 CASES = {
     "dynamic_conv2d": ([(6, 16, 14, 14), (4, 24, 8, 3, 3), (6, 4), (4, 24)], {"padding": 1, "groups": 2}),
     "dynamic_conv2d strided": ([(5, 3, 33, 31), (4, 8, 3, 7, 7), (5, 4)], {"padding": 3, "stride": 2}),
@@ -21,33 +21,18 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def without_tf32(monkeypatch):
-    """float32 means float32 here, also where torch would let a convolution use TF32."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
+@dtypes
+@layouts
 @pytest.mark.parametrize("case", CASES)
 def test_output_and_gradients_are_near_the_exact_ones(case, dtype, layout):
     function = getattr(kernels, case.split()[0])
     shapes, options = CASES[case]
     arguments = [randn(*shape, seed=number, dtype=dtype) for number, shape in enumerate(shapes)]
     arguments[0] = arguments[0].to(memory_format=layout)
-    with torch.no_grad():
-        grad = randn(*function.reference(*arguments, **options).shape, seed=7, dtype=dtype)
-    exact = exact_outcome(function, arguments, grad.double(), **options)
-    got = outcome(function, [argument.to(DEVICE) for argument in arguments], grad.to(DEVICE), **options)
-    forward, backward = TOLERANCES[dtype]
-    for index, (one, other) in enumerate(zip(got, exact, strict=True)):
-        assert one.device.type == DEVICE
-        assert rms_ratio(one.cpu(), other) <= (backward if index else forward), f"output {index}"
+    assert_near_exact(function, arguments, **options)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@layouts
 def test_compiled_attention_equals_eager(layout):
     x = randn(8, 16, 14, 14).to(DEVICE).to(memory_format=layout)
     weight = randn(1, 2, 7, 7, seed=1).to(DEVICE).to(memory_format=layout)

@@ -8,38 +8,11 @@ import torch
 
 from kernels import channel_stats, spatial_attention
 from kernels.launch import record_launches
-from tests.kernels.oracle import TOLERANCES, exact_outcome, outcome, randn, rms_ratio
+from tests.kernels.gpu import DEVICE, assert_graph_replays, assert_near_exact, dtypes, layouts, on_gpu
+from tests.kernels.oracle import outcome, randn
 from tests.kernels.test_spatial_attention import MASK, SHAPES, arguments_of, attention_arguments, both
 
-pytestmark = pytest.mark.gpu
-DEVICE = "cuda"
-LAYOUTS = [torch.contiguous_format, torch.channels_last]
-dtypes = pytest.mark.parametrize("dtype", list(TOLERANCES), ids=lambda d: str(d).removeprefix("torch."))
-layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
-
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch):
-    """New memory is NaN until it is written."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def on_device(arguments):
-    return [None if argument is None else argument.to(DEVICE) for argument in arguments]
-
-
-def assert_near_exact(function, arguments):
-    dtype = arguments[0].dtype
-    with torch.no_grad():
-        grad = randn(*function.reference(*arguments).shape, seed=7, dtype=dtype)
-    exact = exact_outcome(function, arguments, grad.double())
-    got = outcome(function, on_device(arguments), grad.to(DEVICE))
-    forward, backward = TOLERANCES[dtype]
-    for index, (one, other) in enumerate(zip(got, exact, strict=True)):
-        assert rms_ratio(one.cpu(), other) <= (backward if index else forward), f"output {index}"
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory")]
 
 
 @dtypes
@@ -81,7 +54,7 @@ def test_the_max_is_the_one_torch_names_among_ties_and_nan(layout):
 
 @both
 def test_two_runs_agree_bit_for_bit(function):
-    arguments = on_device(arguments_of(function, (8, 72, 28, 28), torch.bfloat16))
+    arguments = on_gpu(arguments_of(function, (8, 72, 28, 28), torch.bfloat16))
     for one, other in zip(outcome(function, arguments), outcome(function, arguments), strict=True):
         assert torch.equal(one, other)
 
@@ -101,32 +74,13 @@ torch.cuda.synchronize()
 
 
 def test_a_cuda_graph_replays_with_new_numbers():
-    torch.use_deterministic_algorithms(False)  # filling with NaN is not captured
-    leaves = [argument.requires_grad_() for argument in on_device(attention_arguments((8, 32, 14, 14)))]
-
-    def step():
-        y = spatial_attention(*leaves)
-        return y, *torch.autograd.grad(y.square().sum(), leaves)
-
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    with torch.no_grad():
-        leaves[0].copy_(randn(8, 32, 14, 14, seed=9))
-    graph.replay()
-    for got, expected in zip(captured, step(), strict=True):
-        torch.testing.assert_close(got, expected)
+    assert_graph_replays(spatial_attention, attention_arguments((8, 32, 14, 14)))
 
 
 @both
 def test_float64_runs_the_eager_form(function):
     x, *rest = arguments_of(function)
-    arguments = on_device([x.double(), *rest])
+    arguments = on_gpu([x.double(), *rest])
     with record_launches() as launches:
         got = function(*arguments)
     assert not launches

@@ -6,29 +6,23 @@ not write, a test sees.
 
 import importlib
 
-import numpy
 import pytest
 import torch
-from packaging.version import Version
 
 from kernels import channel_stats, spatial_attention, use_backend
-from kernels.backend import is_interpreted
 from kernels.launch import record_launches
 from kernels.spatial_attention import configs
+from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import assert_near_exact, assert_one_compilation, exact_outcome, outcome, randn, rms_ratio
 from tests.kernels.test_spatial_attention import MASK, SHAPES, arguments_of, attention_arguments, both
 
-triton = pytest.importorskip("triton")
-if not is_interpreted():
-    pytest.skip("the kernels run on the GPU here: pytest -m gpu", allow_module_level=True)
-if Version(triton.__version__) < Version("3.9") and Version(numpy.__version__) >= Version("2.5"):
-    pytest.skip("Triton's interpreter before 3.9 needs a NumPy before 2.5", allow_module_level=True)
+pytest.importorskip("triton")
 
-backward, ops = (importlib.import_module(f"kernels.spatial_attention.triton.{name}") for name in ("backward", "ops"))
-streaming = importlib.import_module("kernels.streaming")
+from kernels import streaming
+from kernels.spatial_attention.triton import backward, ops
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-pytestmark = pytest.mark.usefixtures("on_triton")
+pytestmark = [needs_interpreter, pytest.mark.usefixtures("on_triton")]
 layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 

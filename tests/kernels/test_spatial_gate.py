@@ -5,21 +5,17 @@ not write, a test sees.
 """
 
 import importlib
-import warnings
-from importlib.metadata import version
 
-import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from packaging.version import Version
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels import channel_stats, spatial_attention, spatial_gate, use_backend
-from kernels.backend import is_interpreted, triton_is_installed
 from kernels.launch import record_launches
 from kernels.spatial_attention import configs
+from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import (
     TOLERANCES,
     assert_near_exact,
@@ -30,39 +26,21 @@ from tests.kernels.oracle import (
     rms_ratio,
 )
 
-
-def interpreter_runs():
-    """Return whether kernels run on CPU tensors here: Triton's interpreter before 3.9 needs a NumPy before 2.5."""
-    if not (triton_is_installed() and is_interpreted()):
-        return False
-    return Version(version("triton")) >= Version("3.9") or Version(numpy.__version__) < Version("2.5")
-
-
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 SHAPE = (3, 5, 9, 8)
 SHAPES = [SHAPE, (2, 1, 7, 7), (2, 3, 5, 9), (1, 256, 4, 4), (2, 256, 3, 5), (2, 16, 8, 6), (2, 4, 1, 1)]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 IDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-interpreted = pytest.mark.skipif(not interpreter_runs(), reason="Triton does not interpret here")
-TRITON = pytest.param("triton", marks=interpreted)
+TRITON = pytest.param("triton", marks=needs_interpreter)
 layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 backends = pytest.mark.parametrize("backend", ["auto", TRITON])
 # The interpreter gets bfloat16 wrong.
 backends_and_dtypes = pytest.mark.parametrize(
     ("backend", "dtype"),
     [("auto", dtype) for dtype in TOLERANCES]
-    + [pytest.param("triton", dtype, marks=interpreted) for dtype in TOLERANCES if dtype != torch.bfloat16],
+    + [pytest.param("triton", dtype, marks=needs_interpreter) for dtype in TOLERANCES if dtype != torch.bfloat16],
     ids=lambda value: IDS.get(value, value),
 )
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """Let new memory start as NaN."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        torch.use_deterministic_algorithms(True)
-        yield
-        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
@@ -88,7 +66,7 @@ def test_output_and_gradients_are_near_the_exact_ones(shape, layout, backend, dt
         assert [tensor.dtype for tensor in got] == [dtype, dtype, logits_dtype]
 
 
-@interpreted
+@needs_interpreter
 @layouts
 @pytest.mark.parametrize("shape", [(2, 3, 20, 16), (2, 5, 7, 33), (1, 70, 16, 8), (3, 256, 6, 7)], ids=str)
 def test_wide_blocks_are_near_the_exact_result(shape, layout, few_programs):
@@ -177,7 +155,7 @@ def test_frozen_arguments_get_no_gradient_and_change_no_other(frozen, backend):
             assert_near_exact(spatial_gate, arguments_of(shape), frozen=frozen)
 
 
-@interpreted
+@needs_interpreter
 @pytest.mark.parametrize("frozen", [(), (0,), (1,)], ids=["nothing", "x", "logits"])
 def test_a_frozen_x_is_not_written_and_with_frozen_logits_x_is_not_read(frozen):
     with use_backend("triton"), record_launches() as launches:
@@ -348,7 +326,7 @@ def test_second_derivatives_are_refused_by_the_op(backend):
     )
 
 
-@interpreted
+@needs_interpreter
 def test_the_choice_of_backend_holds_for_the_gradients():
     x, logits = arguments_of()
     with use_backend("triton"):
@@ -391,7 +369,7 @@ def test_one_compilation_serves_every_image_size():
     )
 
 
-@interpreted
+@needs_interpreter
 def test_offsets_have_64_bits_beyond_2_to_the_31_elements():
     ops = importlib.import_module("kernels.spatial_attention.triton.ops")
 
@@ -406,7 +384,7 @@ def test_offsets_have_64_bits_beyond_2_to_the_31_elements():
     assert constants(2**14) == [True, True]
 
 
-@interpreted
+@needs_interpreter
 @layouts
 def test_64_bit_offsets_change_no_number(layout, monkeypatch):
     x, logits = arguments_of()
