@@ -1,5 +1,7 @@
 """Images per second of the input backends: photograph-like JPEGs, random resized crop to 224, equal worker counts.
 
+"pixels" reads images that were decoded before, as a run does where they fit in memory.
+
 pytest bench/test_input.py --benchmark-only
 """
 
@@ -12,6 +14,7 @@ from PIL import Image
 
 from engine.data import listing, loader, scan
 from engine.data.cache import cpus
+from engine.data.pixels import Pixels
 
 FILES, REPEATS, HEIGHT, WIDTH = 384, 4, 375, 500
 SIZE, BATCH, ROUNDS = 224, 64, 7
@@ -42,6 +45,10 @@ def loaders(photographs):
         for backend in ("dali", "torch", "synthetic")
         if backend != "dali" or loader.resolve("auto") == "dali"
     }
+    pixels = Pixels.load(photographs, cpus())
+    made["pixels"] = loader.create(
+        photographs, "train", size=SIZE, batch_size=BATCH, train=True, pixels=pixels, workers=cpus()
+    )
     yield made
     for each in made.values():
         each.close()
@@ -60,7 +67,7 @@ def rates(loaders):
     return {backend: FILES * REPEATS / statistics.median(taken) for backend, taken in seconds.items()}
 
 
-@pytest.mark.parametrize("backend", ["dali", "torch", "synthetic"])
+@pytest.mark.parametrize("backend", ["dali", "torch", "pixels", "synthetic"])
 def test_input(benchmark, photographs, loaders, rates, backend):
     if backend not in loaders:
         pytest.skip("NVIDIA DALI is not installed")

@@ -1,20 +1,36 @@
-"""From the uint8 batch of a loader to what a model reads; the same for every backend."""
+"""From the batch of a loader to what a model reads; the same for every backend."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from engine.channels import RGB, Channels
 from kernels import augment
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
+def normalise(images: Tensor, channels: Channels = RGB, sources: Tensor | None = None, **parameters) -> Tensor:
+    """Return images [batch, channels, height, width] standardised per channel, float32, channels_last.
 
-def normalise(images: Tensor, present: Tensor | None = None) -> Tensor:
-    """Return uint8 images [batch, 3, height, width] as float32, channels_last, standardised as for ImageNet.
-
-    Channels that `present` [batch, 3], bool, does not have are zero.
+    Args:
+        images: uint8, or float32 of the values stored.
+        sources: int64 [batch, out] or [out], which channel each output channel is; a negative one is absent: zero.
+        parameters: what else `kernels.augment` is to do with uint8 images.
     """
-    channels = None if present is None else torch.arange(3, device=images.device).where(present, -1)
-    return augment(images.permute(0, 2, 3, 1), mean=MEAN, std=STD, channels=channels)
+    if images.dtype == torch.uint8:
+        arguments = {"mean": channels.mean, "std": channels.std, "channels": sources}
+        return augment(images.permute(0, 2, 3, 1), **arguments, **parameters)
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (channels.mean, channels.std))
+    x = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+    return x if sources is None else gathered(x, sources)
+
+
+def gathered(x: Tensor, sources: Tensor) -> Tensor:
+    """Return the channels of x [batch, channels, height, width] that `sources` [batch, out] or [out] names.
+
+    Absent ones, negative, are zero.
+    """
+    chosen = sources.expand(len(x), -1)
+    samples = torch.arange(len(x), device=x.device)[:, None]
+    found = x[samples, chosen.clamp_min(0)].masked_fill((chosen < 0)[:, :, None, None], 0)
+    return found.contiguous(memory_format=torch.channels_last)

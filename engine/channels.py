@@ -1,57 +1,112 @@
-"""Channel combinations: their names, the two test protocols, and the sampling of channels in training."""
+"""Channels by name: their combinations, the test protocols, and what training leaves out or reorders."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from types import MappingProxyType
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from engine.data.channel_info import ALL, MOST_WITH_ALL_COMBINATIONS, RGB, SHUFFLED, join
+from engine.data.channel_info import Channels as Channels
+from engine.data.channel_info import full as full
 from engine.errors import UserError
 
-RGB = ("R", "G", "B")
-FULL = "RGB"
+DRAWS_OF_EACH_SIZE = 3
+SAMPLING = ("off", "on", "drop", "shuffle", "cycle")
+DROP_PROBABILITY = 0.3  # of a batch, in report D
 
 # The order in which the reports list the combinations of three channels.
 _REPORTED = ("RGB", "RG", "GB", "RB", "R", "G", "B")
+# The order in which report C trains on them.
+_IN_TURN = ("R", "RG", "G", "GB", "B", "RB", "RGB")
+
+# Positions of the channels by the name of their combination; empty where each sample gets a random choice and order.
+Combinations = Mapping[str, tuple[int, ...]]
 
 
-def all_combinations(names: tuple[str, ...] = RGB) -> tuple[str, ...]:
-    """Return every non-empty combination of the channel names, the largest first."""
-    if names == RGB:
-        return _REPORTED
-    return tuple("".join(chosen) for size in range(len(names), 0, -1) for chosen in combinations(names, size))
+def every(names: Sequence[str] = RGB.names, seed: int = 0) -> Combinations:
+    """Return the combinations that are tested by default, the full set first.
+
+    Up to five channels these are all; beyond, the full set, each channel alone, and three different random choices of
+    each size between, drawn by `seed` and named as "12 of 48 #1".
+    """
+    count = len(names)
+    places = tuple(range(count))
+    if tuple(names) == RGB.names:
+        return {name: tuple(map(names.index, name)) for name in _REPORTED}
+    if count <= MOST_WITH_ALL_COMBINATIONS:
+        chosen = (places_ for size in range(count, 0, -1) for places_ in combinations(places, size))
+        return {join([names[place] for place in places_]): places_ for places_ in chosen}
+    found = {ALL: places}
+    generator = np.random.default_rng([seed, count])
+    for size in range(count - 1, 1, -1):
+        drawn: set[tuple[int, ...]] = set()
+        while len(drawn) < DRAWS_OF_EACH_SIZE:
+            chosen = tuple(sorted(generator.choice(count, size, replace=False).tolist()))
+            if chosen not in drawn:
+                drawn.add(chosen)
+                found[f"{size} of {count} #{len(drawn)}"] = chosen
+    return found | {names[place]: (place,) for place in places}
 
 
-def parse(wanted: tuple[str, ...], names: tuple[str, ...] = RGB) -> tuple[str, ...]:
-    """Return the combinations the user asked for; ("all",) stands for every one.
+def in_turn(names: Sequence[str] = RGB.names) -> tuple[tuple[int, ...], ...]:
+    """Return the combinations that "cycle" trains on, in its order: the full one last.
 
     Raises:
-        UserError: a combination names a channel that is not there, or one twice.
+        UserError: the channels have too many combinations.
     """
-    if wanted == ("all",):
-        return all_combinations(names)
+    if tuple(names) == RGB.names:
+        return tuple(tuple(map(names.index, name)) for name in _IN_TURN)
+    if len(names) > MOST_WITH_ALL_COMBINATIONS:
+        raise UserError(f"channel sampling cycle takes up to {MOST_WITH_ALL_COMBINATIONS} channels, got {len(names)}")
+    return tuple(every(names).values())[::-1]
+
+
+def parse(wanted: Sequence[str], names: Sequence[str] = RGB.names, seed: int = 0) -> Combinations:
+    """Return the combinations the user asked for, by name.
+
+    "all" stands for `every`, "shuffled" for a random choice and order of the channels for each sample.
+
+    Raises:
+        UserError: a combination names a channel that is not there, or one twice, or is itself named twice.
+    """
+    found: dict[str, tuple[int, ...]] = {}
     for combination in wanted:
-        indices(combination, names)
         if wanted.count(combination) > 1:
             raise UserError(f"channels {combination!r} are named {wanted.count(combination)} times")
-    return wanted
+        if combination == ALL:
+            found |= every(names, seed)
+        else:
+            found[combination] = () if combination == SHUFFLED else indices(combination, names)
+    return MappingProxyType(found)
 
 
-def indices(combination: str, names: tuple[str, ...] = RGB) -> list[int]:
+def indices(combination: str, names: Sequence[str] = RGB.names) -> tuple[int, ...]:
     """Return the positions of a combination's channels, in the order it names them.
 
     Raises:
         UserError: as `parse`.
     """
-    unknown = [channel for channel in combination if channel not in names]
-    if not combination:
+    chosen = _split(combination, names)
+    unknown = [channel for channel in chosen if channel not in names]
+    if not chosen:
         raise UserError(f"channels must name at least one of {', '.join(names)}")
     if unknown:
-        raise UserError(f"channels {combination!r}: no channel {''.join(unknown)!r}; the data has {', '.join(names)}")
-    if len(set(combination)) != len(combination):
+        raise UserError(f"channels {combination!r}: no channel {join(unknown)!r}; the data has {', '.join(names)}")
+    if len(set(chosen)) != len(chosen):
         raise UserError(f"channels {combination!r}: a channel is named twice")
-    return [names.index(channel) for channel in combination]
+    return tuple(map(list(names).index, chosen))
+
+
+def _split(combination: str, names: Sequence[str]) -> list[str]:
+    if combination in names:
+        return [combination]
+    letters = "+" not in combination and all(len(name) == 1 for name in names)
+    return list(combination) if letters else [name.strip() for name in combination.split("+") if name.strip()]
 
 
 def protocol(model: torch.nn.Module) -> str:
@@ -59,17 +114,17 @@ def protocol(model: torch.nn.Module) -> str:
     return "subset" if getattr(model, "any_channels", False) else "zero-pad"
 
 
-def select(images: Tensor, combination: str, how: str, names: tuple[str, ...] = RGB) -> Tensor:
-    """Return what a model is shown of `images` [batch, channels, height, width] when only `combination` is present.
+def select(images: Tensor, chosen: Sequence[int], how: str) -> Tensor:
+    """Return what a model is shown of `images` [batch, channels, height, width] when only `chosen` are present.
 
     Under "subset" the tensor has only these channels; under "zero-pad" all of them, the absent ones zero
     (after normalisation, so an absent channel looks like a constant mean).
     """
-    chosen = indices(combination, names)
+    count = images.shape[1]
     if how == "subset":
-        return images if chosen == list(range(len(names))) else images[:, chosen]
-    mask = torch.zeros(len(names), dtype=images.dtype, device=images.device)
-    mask[chosen] = 1
+        return images if list(chosen) == list(range(count)) else images[:, list(chosen)]
+    mask = torch.zeros(count, dtype=images.dtype, device=images.device)
+    mask[list(chosen)] = 1
     return images * mask[:, None, None]
 
 
@@ -79,7 +134,49 @@ def sample_masks(batch: int, channels: int, generator: torch.Generator) -> Tenso
     This is hierarchical channel sampling (ChannelViT, arXiv 2309.16108), drawn per sample on the generator's
     device, so that shapes stay static.
     """
+    count, rank = _counts_and_ranks(batch, channels, generator)
+    return rank < count
+
+
+def shuffled(batch: int, channels: int, generator: torch.Generator) -> Tensor:
+    """Return which channel stands at each place, int64 [batch, channels], -1 where none does.
+
+    For each sample a random number of channels in random order, the absent places last (report B's channel shuffling).
+    """
+    count, rank = _counts_and_ranks(batch, channels, generator)
+    return rank.masked_fill(torch.arange(channels, device=rank.device) >= count, -1)
+
+
+def _counts_and_ranks(batch: int, channels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     device = generator.device
     count = torch.randint(1, channels + 1, (batch, 1), generator=generator, device=device)
-    rank = torch.rand(batch, channels, generator=generator, device=device).argsort(1).argsort(1)
-    return rank < count
+    return count, torch.rand(batch, channels, generator=generator, device=device).argsort(1).argsort(1)
+
+
+def sources(sampling: str, batch: int, channels: int, generator: torch.Generator) -> Tensor | None:
+    """Return which channel each input channel of a training batch is, int64 [batch, channels], -1 where absent.
+
+    Args:
+        sampling: "off", all channels in their order (None is returned); "on", `sample_masks`; "drop", with probability
+            0.3 the batch loses a random non-empty choice of its channels, never all (report D's RandomChannelDrop);
+            "shuffle", `shuffled`.
+
+    Raises:
+        ValueError: `sampling` is none of these.
+    """
+    if sampling == "off":
+        return None
+    if sampling == "shuffle":
+        return shuffled(batch, channels, generator)
+    places = torch.arange(channels, device=generator.device)
+    if sampling == "on":
+        return places.where(sample_masks(batch, channels, generator), -1)
+    if sampling != "drop":
+        raise ValueError(f"sampling must be off, on, drop or shuffle, got {sampling!r}")
+    if channels == 1:
+        return None
+    lost = torch.rand((), generator=generator, device=generator.device) < DROP_PROBABILITY
+    present = sample_masks(1, channels - 1, generator)  # of a random choice of one channel less, so one is always lost
+    order = torch.rand(channels, generator=generator, device=generator.device).argsort()
+    kept = torch.cat([present[0], present.new_zeros(1)])[order]
+    return places.where(kept | ~lost, -1).expand(batch, -1)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
-from torchvision.transforms.v2 import functional
+
+from engine.data.resizing import Filler, Filling, empty, one_ahead, resize
 
 if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline
@@ -43,8 +41,7 @@ class Reader:
             self._pipeline = resized(self._next, size, "mixed", device_id=index, **options)
         else:
             self._pipeline = cropped(self._next, device_id=None, **options)
-            self._resizers = -(-threads // 3)
-            self._threads = _single_threaded_pool(self._resizers)
+            self._filler = Filler(-(-threads // 3))
         self._pipeline.build()
 
     def read(self, plan: Sequence[Work]) -> Iterator[torch.Tensor]:
@@ -65,7 +62,7 @@ class Reader:
         """Free the pipeline and its threads."""
         self._pipeline = None
         if self.device.type != "cuda":
-            self._threads.shutdown()
+            self._filler.close()
 
     def _next(self) -> list:
         return feed(self._files, next(self._plan))  # the plan's StopIteration ends DALI's epoch
@@ -76,26 +73,14 @@ class Reader:
             yield torch.from_dlpack(images.as_tensor()).clone().permute(0, 3, 1, 2)
 
     def _on_cpu(self, plan: Sequence[Work]) -> Iterator[torch.Tensor]:
-        resizing: deque[tuple[torch.Tensor, list[Future]]] = deque()
-        works = iter(plan)
-        for outputs in _runs(self._pipeline):
-            resizing.append(self._resize(outputs[0], next(works).flips))
-            if len(resizing) > 1:
-                yield _finished(resizing.popleft())
-        while resizing:
-            yield _finished(resizing.popleft())
+        runs = zip(plan, _runs(self._pipeline), strict=True)
+        yield from one_ahead(self._resize(work, crops) for work, (crops, _) in runs)
 
-    def _resize(self, crops, flips: np.ndarray) -> tuple[torch.Tensor, list[Future]]:
-        images = torch.empty(len(flips), self.size, self.size, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-        parts = np.array_split(np.arange(len(flips)), self._resizers)
+    def _resize(self, work: Work, crops) -> Filling:
+        def image(i: int) -> torch.Tensor:
+            return resize(torch.from_dlpack(crops[i]).permute(2, 0, 1), self.size, work.flips[i])
 
-        def resize(part: np.ndarray) -> None:
-            for i in part:
-                crop = torch.from_dlpack(crops[int(i)]).permute(2, 0, 1)
-                image = functional.resize(crop, [self.size, self.size], antialias=True)
-                images[i] = image.flip(-1) if flips[i] else image
-
-        return images, [self._threads.submit(resize, part) for part in parts]
+        return self._filler.start(empty(len(work.indices), self.size, 3, torch.uint8), image)
 
 
 def feed(files: Sequence[np.ndarray], work: Work) -> list[list[np.ndarray]]:
@@ -103,29 +88,6 @@ def feed(files: Sequence[np.ndarray], work: Work) -> list[list[np.ndarray]]:
     crops = work.crops.astype(np.int32)
     flips = work.flips.astype(np.int32).reshape(-1, 1)
     return [[files[i] for i in work.indices], list(crops[:, :2]), list(crops[:, 2:]), list(flips)]
-
-
-def _use_one_thread() -> None:
-    torch.get_num_threads()  # or torch would set this thread up afresh at its first operation
-    torch.set_num_threads(1)
-
-
-def _single_threaded_pool(count: int) -> ThreadPoolExecutor:
-    """Start threads in which torch uses no further threads; a team for each, on busy cores, is ten times slower."""
-    usual, started = torch.get_num_threads(), Barrier(count + 1)
-    pool = ThreadPoolExecutor(count, "resize", initializer=_use_one_thread)
-    for _ in range(count):
-        pool.submit(started.wait)
-    started.wait()
-    torch.set_num_threads(usual)  # the setting is each thread's own, but threads to come take the last one
-    return pool
-
-
-def _finished(job: tuple[torch.Tensor, list[Future]]) -> torch.Tensor:
-    images, futures = job
-    for future in futures:
-        future.result()
-    return images
 
 
 def _runs(pipeline: Pipeline, stream: torch.cuda.Stream | None = None) -> Iterator[tuple]:

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from os import PathLike
 
 CONVERT = "convert it to PNG or JPEG"
-BITS_PER_SAMPLE = next(tag for tag, info in TiffTags.TAGS_V2.items() if info.name == "BitsPerSample")
+TIFF_TAGS = {info.name: tag for tag, info in TiffTags.TAGS_V2.items()}
+BITS_PER_SAMPLE, SAMPLES_PER_PIXEL = TIFF_TAGS["BitsPerSample"], TIFF_TAGS["SamplesPerPixel"]
 
 # XMP and text chunks may carry an orientation too; only EXIF proper counts, as in DALI and torchvision.
 OTHER_ORIENTATIONS = ("xmp", "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type xmp")
@@ -24,6 +25,10 @@ BMP_LAYOUTS = ("BGR", "BGRX", "P", "L", "1")
 
 class Unsupported(ValueError):
     """An image of a kind that the backends do not decode alike; the message is one line."""
+
+
+class SeveralPages(Unsupported):
+    """A TIFF file of several pages, which may be one of several channels (see `engine.data.stacks`)."""
 
 
 def rgb(file: str | PathLike | IO[bytes]) -> np.ndarray:
@@ -61,9 +66,14 @@ def check(image: Image.Image) -> None:
     if kind not in FORMATS:
         raise Unsupported(f"{kind} is not supported, {CONVERT}")
     if kind != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise Unsupported(f"{image.n_frames} frames in one {kind} file, wanted one: keep the first")
+        fault = SeveralPages if kind == "TIFF" else Unsupported
+        raise fault(f"{image.n_frames} frames in one {kind} file, wanted one: keep the first")
     if kind == "WEBP" and "exif" in image.info:
         raise Unsupported(f"WEBP with EXIF data is not supported, {CONVERT}")
+    if kind == "TIFF" and image.tag_v2.get(SAMPLES_PER_PIXEL, 1) > 4:
+        raise Unsupported(
+            f"TIFF of {image.tag_v2[SAMPLES_PER_PIXEL]} bands in a page is not supported: save it as .npy"
+        )
     if kind == "TIFF" and (image.mode not in TIFF_MODES or BITS_PER_SAMPLE not in image.tag_v2):
         raise Unsupported(f"TIFF of mode {image.mode} is not supported, {CONVERT}")
     if kind not in ("BMP", "PPM"):

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.data.channel_info import RGB, Channels
 from engine.errors import UserError
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"])
+SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".npy"])
 HELD_OUT = 0.1
 
 
@@ -28,11 +29,18 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A labelled image set: `splits` has the keys train, val and test."""
+    """A labelled image set: `splits` has the keys train, val and test.
+
+    Its files are photos, read as uint8 RGB, or stacks (see `engine.data.stacks`); of stacks `channels` and `dtype`,
+    "uint8" or "float32", are known once they are scanned.
+    """
 
     root: Path
     class_names: tuple[str, ...]
     splits: dict[str, Split]
+    channels: Channels = RGB
+    dtype: str = "uint8"
+    stacks: bool = False
 
 
 def read(root: str | Path, num_classes: int | None = None, seed: int = 0) -> ImageSet:
@@ -113,7 +121,7 @@ def _from_lists(root: Path, num_classes: int | None) -> ImageSet:
 
 
 def _entries(file: Path) -> Iterator[tuple[int, str, int]]:
-    for number, line in _lines(file):
+    for number, line in lines(file):
         path, _, label = re.sub(r"\s+", " ", line[::-1], count=1)[::-1].rpartition(" ")
         if not path:
             raise UserError(f"{file}:{number}: wanted `path label`, got {line!r}")
@@ -128,7 +136,11 @@ def _entries(file: Path) -> Iterator[tuple[int, str, int]]:
         yield number, path, int(label)
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
+def lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield the number and the text, stripped, of each line that is not blank.
+
+    Raises UserError where the file cannot be read or is no UTF-8.
+    """
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -145,7 +157,7 @@ def _class_names(file: Path) -> list[str]:
     if not file.exists():
         return []
     names = []
-    for number, line in _lines(file):
+    for number, line in lines(file):
         fields = line.split("\t")
         if len(fields) > 1 and fields[0].strip() != str(len(names)):
             raise UserError(f"{file}:{number}: wanted label {len(names)}, got {fields[0]!r}")

@@ -11,19 +11,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.data import sampling
-from engine.data.listing import ImageSet, Split
+from engine.data.listing import ImageSet
 from engine.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+    from engine.augmentation import Augmentations
+    from engine.data.channel_info import Channels
+    from engine.data.pixels import Pixels
 
 BACKENDS = ("dali", "torch", "synthetic")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images: uint8 [batch, 3, size, size], channels last in memory, and labels: int64 [batch], on the device;
-    indices: int64 [batch], a numpy array, the images' places in the split."""
+    """images: [batch, channels, size, size], uint8 or float32 of the values stored, channels last in memory, and
+    labels: int64 [batch], on the device; indices: int64 [batch], a numpy array, the images' places in the split."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -42,17 +46,31 @@ class Work:
 class Loader:
     """Batches of one split; made by `create`. A context manager that frees the backend's workers."""
 
-    def __init__(self, split: Split, reader, *, batch_size: int, train: bool, seed: int, device, crop_scale, eval_crop):
+    def __init__(
+        self,
+        images: ImageSet,
+        split: str,
+        reader,
+        *,
+        batch_size: int,
+        train: bool,
+        seed: int,
+        device: torch.device,
+        augmentations: Augmentations,
+        eval_crop: float,
+    ):
         import torch
 
-        self.samples = len(split.paths)
+        chosen = images.splits[split]
+        self.samples = len(chosen.paths)
         self.batch_size, self.train, self.seed, self.device = batch_size, train, seed, device
-        self.crop_scale, self.eval_crop = crop_scale, eval_crop
+        self.augmentations, self.eval_crop = augmentations, eval_crop
+        self.channels: Channels = images.channels
         # A batch of one would give batch normalisation no variance to train on.
         lone = train and batch_size > 1 and self.samples % batch_size == 1
         self._batches = -(-self.samples // batch_size) - lone
-        self._sizes = np.ones((self.samples, 2), np.int64) if split.sizes is None else np.array(split.sizes, np.int64)
-        self._labels = torch.tensor(split.labels, dtype=torch.int64)
+        self._sizes = np.ones((self.samples, 2), np.int64) if chosen.sizes is None else np.array(chosen.sizes, np.int64)
+        self._labels = torch.tensor(chosen.labels, dtype=torch.int64)
         self._reader = reader
         self._running: Iterator[Batch] | None = None
 
@@ -63,8 +81,9 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, from batch number `start` on.
 
-        Training: every image once in an order drawn by (seed, epoch), cropped and mirrored at random; a last batch
-        of a single image is left out. Evaluation: every image once in list order, centre crop, whatever the epoch.
+        Training: every image once in an order drawn by (seed, epoch), cropped and mirrored at random where the
+        augmentations say so; a last batch of a single image is left out. Evaluation: every image once in list order,
+        centre crop, whatever the epoch.
         Starting an epoch ends the one before it, if that is still being read.
         """
         if self._running is not None:
@@ -74,14 +93,14 @@ class Loader:
 
     def plan(self, epoch: int) -> list[Work]:
         """Return what happens in each batch of an epoch."""
-        if self.train:
-            order = sampling.order(self.samples, self.seed, epoch)
-            crops = sampling.random_crops(self._sizes, self.seed, epoch, self.crop_scale)
-            flips = sampling.flips(self.samples, self.seed, epoch)
+        names = self.augmentations.at(epoch) if self.train else ()
+        order = sampling.order(self.samples, self.seed, epoch) if self.train else np.arange(self.samples)
+        if "crop" in names:
+            scale, ratio = self.augmentations.crop_scale, self.augmentations.crop_ratio
+            crops = sampling.random_crops(self._sizes, self.seed, epoch, scale, ratio)
         else:
-            order = np.arange(self.samples)
             crops = sampling.center_crops(self._sizes, self.eval_crop)
-            flips = np.zeros(self.samples, bool)
+        flips = sampling.flips(self.samples, self.seed, epoch) if "flip" in names else np.zeros(self.samples, bool)
         batches = [order[start : start + self.batch_size] for start in range(0, self.samples, self.batch_size)]
         return [Work(indices, crops[indices], flips[indices]) for indices in batches[: len(self)]]
 
@@ -117,45 +136,61 @@ def create(
     device: str | torch.device = "cpu",
     seed: int = 0,
     workers: int = 1,
-    crop_scale: tuple[float, float] = (0.35, 1.0),
+    augmentations: Augmentations | None = None,
     eval_crop: float = 0.875,
+    pixels: Pixels | None = None,
 ) -> Loader:
     """Return a loader of images of `size` by `size` pixels from one split of a scanned set.
 
-    `crop_scale` is the range of the share of the area that training crops keep; `eval_crop` the share of the short
-    side that evaluation's central square keeps. `workers` counts decoding threads (dali) or processes (torch).
-    Raises UserError for a backend that is not there and for a training split of one image, ValueError for a set
-    without sizes (see `engine.data.scan`), which only the synthetic backend can do without.
+    `augmentations` (default: random crops and flips) say how training images are cropped and mirrored; `eval_crop` is
+    the share of the short side that the central square keeps, in evaluation and where training does not crop at
+    random. `workers` counts threads (dali, pixels) or processes (torch). With `pixels` the images come from there,
+    whatever the backend; the batches are the same.
+
+    Raises:
+        UserError: the backend is not there or cannot read the set, or a training split has one image.
+        ValueError: the set has no sizes (see `engine.data.scan`), which only the synthetic backend can do without.
     """
     import torch
 
-    backend, device, chosen = resolve(backend), torch.device(device), images.splits[split]
-    if chosen.sizes is None and backend != "synthetic":
-        raise ValueError(f"split {split!r} has no image sizes: pass the set through scan.scan and scan.apply first")
+    from engine.augmentation import Augmentations
+
+    device = torch.device(device)
     if train:
         check_trainable(images, split)
-    if backend == "dali":
-        from engine.data.dali import Reader
-
-        reader = Reader(images.root, chosen.paths, size, batch_size, device, workers)
-    elif backend == "torch":
-        from engine.data.torch_backend import Reader
-
-        reader = Reader(images.root, chosen.paths, size, device, workers)
-    else:
-        from engine.data.synthetic import Reader
-
-        reader = Reader(len(chosen.paths), size, device, seed)
     return Loader(
-        chosen,
-        reader,
+        images,
+        split,
+        _reader(images, split, size, batch_size, backend, device, seed, workers, pixels),
         batch_size=batch_size,
         train=train,
         seed=seed,
         device=device,
-        crop_scale=crop_scale,
+        augmentations=augmentations or Augmentations(),
         eval_crop=eval_crop,
     )
+
+
+def _reader(images: ImageSet, split: str, size: int, batch_size: int, backend: str, device, seed, workers, pixels):
+    chosen = images.splits[split]
+    backend = "cached" if pixels is not None else resolve(backend, images.stacks)
+    if chosen.sizes is None and backend != "synthetic":
+        raise ValueError(f"split {split!r} has no image sizes: pass the set through scan.scan and scan.apply first")
+    if backend == "cached":
+        from engine.data.cached import Reader
+
+        return Reader(pixels, chosen.paths, size, device, workers)
+    if backend == "dali":
+        from engine.data.dali import Reader
+
+        return Reader(images.root, chosen.paths, size, batch_size, device, workers)
+    if backend == "torch":
+        from engine.data.torch_backend import Reader
+
+        return Reader(images, chosen.paths, size, device, workers)
+    from engine.data.synthetic import Reader
+
+    return Reader(images, len(chosen.paths), size, device, seed)
 
 
 def check_trainable(images: ImageSet, split: str = "train") -> None:
@@ -165,16 +200,21 @@ def check_trainable(images: ImageSet, split: str = "train") -> None:
         raise UserError(f"{split} of {images.root} has {count} usable images: training needs at least 2")
 
 
-def resolve(backend: str) -> str:
-    """Return the backend that a name stands for: "auto" is dali where it is installed, else torch."""
+def resolve(backend: str, stacks: bool = False) -> str:
+    """Return the backend that a name stands for: "auto" is dali where it is installed and can read the set, else torch.
+
+    Raises UserError where there is no such backend, or none that reads stacks.
+    """
     if backend not in (*BACKENDS, "auto"):
         raise UserError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
     if backend not in ("auto", "dali"):
         return backend
+    if stacks and backend == "dali":
+        raise UserError("backend dali reads photos, not .npy files or TIFF files of several pages: use --backend torch")
     try:
         installed = importlib.util.find_spec("nvidia.dali") is not None
     except ModuleNotFoundError:
         installed = False
     if backend == "dali" and not installed:
         raise UserError("backend dali needs NVIDIA DALI: pip install nvidia-dali-cuda130, or use --backend torch")
-    return "dali" if installed else "torch"
+    return "dali" if installed and not stacks else "torch"

@@ -10,20 +10,43 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
 from engine.data import cache as places
+from engine.data import stacks
+from engine.data.channel_info import RGB, Channels
 from engine.data.listing import ImageSet, Split
+from engine.data.statistics import Moments, combine, measure
 from engine.errors import UserError
 
-RULES = 1  # raise it when a file's verdict may change
+RULES = 2  # raise it when a file's verdict may change
 CHUNK = 64
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM")
+TIFF_MAGIC = (b"II*\0", b"MM\0*")
 
-Verdict = tuple[int, int] | str  # (height, width), or why the file is rejected
+
+@dataclass(frozen=True)
+class Stack:
+    """A usable file of any number of channels; `as_photo` says why it is no photo, of .npy files nothing."""
+
+    height: int
+    width: int
+    dtype: str
+    moments: Moments
+    as_photo: str
+
+    @property
+    def channels(self) -> int:
+        """The number of channels."""
+        return self.moments.channels
+
+
+Verdict = tuple[int, int] | Stack | str  # of a photo (height, width), or why the file is rejected
 
 
 @dataclass(frozen=True)
@@ -36,11 +59,15 @@ class Rejected:
 
 @dataclass(frozen=True)
 class ScanReport:
-    """(height, width) in pixels of each usable file, the rejected ones, and how many files had to be decoded."""
+    """(height, width) in pixels of each usable file, the rejected ones, and how many files had to be decoded.
+
+    `stacks` has what is known of each usable file that is no photo.
+    """
 
     sizes: dict[str, tuple[int, int]]
     rejected: tuple[Rejected, ...]
     decoded: int
+    stacks: dict[str, Stack] = field(default_factory=dict)
 
 
 def scan(
@@ -49,16 +76,22 @@ def scan(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     cache: bool = True,
+    channels: int | None = None,
 ) -> ScanReport:
     """Decode files fully, in `workers` processes (default: one per core), and report their sizes or faults.
 
     `paths` are relative to `root`. `progress(done, total)` is called as files are dealt with. With `cache`, verdicts
     are kept in the user's cache folder until a file's size or modification time changes. Where DALI is installed
     it is asked too, since one file that it refuses ends its pipeline.
+
+    `channels` is the number of channels of .npy files whose shape does not tell; by default what channels.txt names.
+    A TIFF file of several pages counts as one of several channels, but is rejected where there are photos too.
+    Raises UserError where channels.txt is malformed.
     """
     root = Path(root).resolve()
     paths = list(dict.fromkeys(paths))
-    known = _Cache(root, cache)
+    channels = channels or len(stacks.channel_names(root) or ()) or None
+    known = _Cache(root, cache, channels)
     verdicts: dict[str, Verdict] = {}
     todo = []
     for path in paths:
@@ -70,7 +103,9 @@ def scan(
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
     try:
         for chunk, found in zip(
-            chunks, places.parallel(partial(_inspect, str(root)), chunks, workers or places.cpus()), strict=True
+            chunks,
+            places.parallel(partial(_inspect, str(root), channels), chunks, workers or places.cpus()),
+            strict=True,
         ):
             for path, verdict in zip(chunk, found, strict=True):
                 verdicts[path] = verdict
@@ -82,15 +117,75 @@ def scan(
             known.save()
     if progress and not todo:
         progress(len(paths), len(paths))
-    sizes = {path: verdicts[path] for path in paths if not isinstance(verdicts[path], str)}
-    rejected = tuple(Rejected(path, verdicts[path]) for path in paths if isinstance(verdicts[path], str))
-    return ScanReport(sizes, rejected, len(todo))
+    return _report({path: verdicts[path] for path in paths}, len(todo))
 
 
-def apply(images: ImageSet, report: ScanReport) -> ImageSet:
-    """Return the set without the rejected files and with sizes; raises UserError where a split is left empty."""
+def _report(verdicts: dict[str, Verdict], decoded: int) -> ScanReport:
+    if any(isinstance(verdict, tuple) for verdict in verdicts.values()):
+        verdicts = {path: getattr(verdict, "as_photo", "") or verdict for path, verdict in verdicts.items()}
+    found = {path: verdict for path, verdict in verdicts.items() if isinstance(verdict, Stack)}
+    sizes = {
+        path: (verdict.height, verdict.width) if isinstance(verdict, Stack) else verdict
+        for path, verdict in verdicts.items()
+        if not isinstance(verdict, str)
+    }
+    rejected = tuple(Rejected(path, verdict) for path, verdict in verdicts.items() if isinstance(verdict, str))
+    return ScanReport(sizes, rejected, decoded, found)
+
+
+def apply(images: ImageSet, report: ScanReport, channels: Channels | None = None) -> ImageSet:
+    """Return the set without the rejected files, with sizes and, of files that are no photos, their channels.
+
+    Mean and deviation of these are measured over the training images, or over all where there is no training split;
+    `channels` may give others, such as those that a model was trained with.
+
+    Raises:
+        UserError: a split is left empty, or the files differ in kind or number of channels among each other, from
+            channels.txt or from `channels`.
+    """
     splits = {name: _kept(f"{name} of {images.root}", split, report) for name, split in images.splits.items()}
-    return replace(images, splits=splits)
+    kept = replace(images, splits=splits)
+    found = {path: report.stacks.get(path) for split in splits.values() for path in split.paths}
+    return _with_photos(kept, found) if None in found.values() else _with_stacks(kept, found, channels)
+
+
+def _with_photos(images: ImageSet, found: dict[str, Stack | None]) -> ImageSet:
+    for path, stack in found.items():
+        if stack is not None:
+            photo = next(path for path, stack in found.items() if stack is None)
+            raise UserError(f"{images.root} mixes photos and arrays, such as {photo} and {path}: wanted one kind")
+    names = stacks.channel_names(images.root)
+    if names not in (None, RGB.names):
+        file = images.root / stacks.NAMES_FILE
+        raise UserError(f"{file} names {len(names)} channels, but the images are photos of R, G and B: remove it")
+    return images
+
+
+def _with_stacks(images: ImageSet, found: dict[str, Stack], channels: Channels | None) -> ImageSet:
+    first, example = next(iter(found.items()))
+    for path, stack in found.items():
+        if stack.channels != example.channels:
+            counts = f"{first} has {example.channels} channels, {path} has {stack.channels}"
+            raise UserError(f"{images.root}: {counts}: wanted equal numbers")
+        if stack.dtype != example.dtype:
+            kinds = f"{first} has values of type {example.dtype}, {path} of {stack.dtype}"
+            raise UserError(f"{images.root}: {kinds}: wanted one type")
+    channels = channels or _measured(images, found)
+    if len(channels) != example.channels:
+        raise UserError(f"{images.root / first} has {example.channels} channels, wanted {len(channels)}")
+    return replace(images, channels=channels, dtype=example.dtype, stacks=True)
+
+
+def _measured(images: ImageSet, found: dict[str, Stack]) -> Channels:
+    first, example = next(iter(found.items()))
+    names = stacks.channel_names(images.root) or tuple(map(str, range(example.channels)))
+    if len(names) != example.channels:
+        file = images.root / stacks.NAMES_FILE
+        raise UserError(f"{file}:{len(names)}: names {len(names)} channels, but {first} has {example.channels}")
+    paths = images.splits["train"].paths if "train" in images.splits else found
+    whole = combine([found[path].moments for path in paths])
+    mean, std = whole.scaled(255 if example.dtype == "uint8" else 1)
+    return Channels(names, tuple(mean.tolist()), tuple(std.tolist()))
 
 
 def _kept(name: str, split: Split, report: ScanReport) -> Split:
@@ -107,13 +202,13 @@ def _kept(name: str, split: Split, report: ScanReport) -> Split:
     return Split(*map(tuple, zip(*rows, strict=True)))
 
 
-def _inspect(root: str, paths: Sequence[str]) -> list[Verdict]:
+def _inspect(root: str, channels: int | None, paths: Sequence[str]) -> list[Verdict]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [_verdict(os.path.join(root, path)) for path in paths]
+        return [_verdict(os.path.join(root, path), channels) for path in paths]
 
 
-def _verdict(file: str) -> Verdict:
+def _verdict(file: str, channels: int | None) -> Verdict:
     from PIL import UnidentifiedImageError
 
     from engine.data import decode
@@ -121,8 +216,7 @@ def _verdict(file: str) -> Verdict:
     try:
         if os.path.getsize(file) == 0:
             return "empty file"
-        decode.verify(file)
-        height, width, _ = decode.rgb(file).shape
+        return _stack(file, channels) if stacks.is_array(file) else _photo(file)
     except FileNotFoundError:
         return "missing file"
     except UnidentifiedImageError:
@@ -131,6 +225,19 @@ def _verdict(file: str) -> Verdict:
         return _one_line(error)
     except OSError as error:
         return error.strerror or _damage(error)
+
+
+def _photo(file: str) -> Verdict:
+    from engine.data import decode
+
+    decode.verify(file)
+    try:
+        height, width, _ = decode.rgb(file).shape
+    except decode.SeveralPages as error:
+        try:
+            return _stack(file, as_photo=str(error))
+        except decode.Unsupported as why:
+            return f"{error}; they are no channels either: {why}"
     if _dali_version():
         from engine.data.dali_check import decoded_shape
 
@@ -140,9 +247,19 @@ def _verdict(file: str) -> Verdict:
     return height, width
 
 
+def _stack(file: str, channels: int | None = None, as_photo: str = "") -> Stack | str:
+    values = stacks.read(Path(file), channels)
+    bad = values.size - int(np.isfinite(values).sum())
+    if bad:
+        return f"{bad:,} of {values.size:,} values are NaN or infinite"
+    return Stack(*values.shape[:2], values.dtype.name, measure(values), as_photo)
+
+
 def _unidentified(file: str) -> str:
     with open(file, "rb") as stream:
         head = stream.read(24)
+    if head.startswith(TIFF_MAGIC):
+        return "a damaged TIFF, or one that Pillow cannot read, as with several bands in a page: save it as .npy"
     if head.startswith(MAGIC):
         return "truncated or damaged in its header"
     return f"not an image: it starts with {head!r}"
@@ -169,10 +286,10 @@ def _dali_version() -> str | None:
 class _Cache:
     """Verdicts of one root, by path, file size and modification time; a damaged file counts as an empty one."""
 
-    def __init__(self, root: Path, use: bool):
+    def __init__(self, root: Path, use: bool, channels: int | None):
         self.root = root
         self.file = places.folder() / f"scan-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}.json" if use else None
-        self.rules = f"{RULES} dali {_dali_version()}"
+        self.rules = f"{RULES} dali {_dali_version()} channels {channels}"
         self.stamps: dict[str, list[int]] = {}
         self.entries: dict[str, list] = self._load() if use else {}
 
@@ -185,11 +302,11 @@ class _Cache:
         entry = self.entries.get(path)
         if entry is None or entry[:2] != self.stamps[path]:
             return None
-        return entry[2] if isinstance(entry[2], str) else (entry[2], entry[3])
+        return _from_entry(entry[2:])
 
     def put(self, path: str, verdict: Verdict) -> None:
         if path in self.stamps:
-            self.entries[path] = [*self.stamps[path], *([verdict] if isinstance(verdict, str) else verdict)]
+            self.entries[path] = [*self.stamps[path], *_to_entry(verdict)]
 
     def save(self) -> None:
         if self.file is None:
@@ -212,6 +329,26 @@ class _Cache:
             return {}
 
 
+def _to_entry(verdict: Verdict) -> list:
+    if isinstance(verdict, str):
+        return [verdict]
+    if isinstance(verdict, Stack):
+        return [verdict.height, verdict.width, verdict.dtype, verdict.moments.to_text(), verdict.as_photo]
+    return list(verdict)
+
+
+def _from_entry(entry: list) -> Verdict | None:
+    if len(entry) == 1:
+        return entry[0]
+    if len(entry) == 2:
+        return tuple(entry)
+    height, width, dtype, moments, as_photo = entry
+    try:
+        return Stack(height, width, dtype, Moments.from_text(height * width, moments), as_photo)
+    except ValueError:
+        return None
+
+
 def _well_formed(entry: list) -> bool:
     kinds = [type(value) for value in entry]
-    return kinds in ([int, int, str], [int, int, int, int])
+    return kinds in ([int, int, str], [int, int, int, int], [int, int, int, int, str, str, str])

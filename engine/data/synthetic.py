@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from engine.data.listing import ImageSet
     from engine.data.loader import Work
 
 BANK = 256
@@ -16,14 +17,18 @@ BANK = 256
 class Reader:
     """Random images that depend on the seed and the image's index alone; no file is read."""
 
-    def __init__(self, samples: int, size: int, device: torch.device, seed: int):
+    def __init__(self, images: ImageSet, samples: int, size: int, device: torch.device, seed: int):
         generator = torch.Generator().manual_seed(seed)
-        shape = (min(samples, BANK), size, size, 3)
-        self.device = device
-        self._bank = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)
+        channels = images.channels
+        shape = (min(samples, BANK), size, size, len(channels))
+        if images.dtype == "uint8":
+            bank = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        else:
+            bank = torch.randn(shape, generator=generator) * torch.tensor(channels.std) + torch.tensor(channels.mean)
+        self.device, self._bank = device, bank.to(device)
 
     def read(self, plan: Sequence[Work]) -> Iterator[torch.Tensor]:
-        """Yield uint8 [batch, 3, size, size] on the device, channels last in memory, for each piece of work."""
+        """Yield [batch, channels, size, size] on the device, channels last in memory, for each piece of work."""
         for work in plan:
             indices = torch.from_numpy(work.indices % len(self._bank)).to(self.device, non_blocking=True)
             yield self._bank[indices].permute(0, 3, 1, 2)

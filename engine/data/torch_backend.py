@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2 import functional
 
-from engine.data import decode
+from engine.data import stacks
+from engine.data.resizing import cropped, empty
 
 if TYPE_CHECKING:
+    from engine.data.listing import ImageSet
     from engine.data.loader import Work
 
 
 class Reader:
-    """Decoded, cropped and resized batches of the files `root/paths`, made by `workers` processes (0: by this one)."""
+    """Decoded, cropped and resized batches of the set's files `paths`, made by `workers` processes (0: by this one)."""
 
-    def __init__(self, root: Path, paths: Sequence[str], size: int, device: torch.device, workers: int):
+    def __init__(self, images: ImageSet, paths: Sequence[str], size: int, device: torch.device, workers: int):
         self.device = device
         self._plan: Sequence[Work] = ()
         self._loader = DataLoader(
-            _Batches(root, paths, size),
+            _Batches(images, paths, size),
             sampler=_Latest(self),
             batch_size=None,
             num_workers=workers,
@@ -34,7 +34,7 @@ class Reader:
         )
 
     def read(self, plan: Sequence[Work]) -> Iterator[torch.Tensor]:
-        """Yield uint8 [batch, 3, size, size] on the device, channels last in memory, for each piece of work."""
+        """Yield [batch, channels, size, size] on the device, channels last in memory, for each piece of work."""
         self._plan = plan
         for images in self._loader:
             yield images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
@@ -56,13 +56,12 @@ class _Latest:
 
 
 class _Batches(Dataset):
-    def __init__(self, root: Path, paths: Sequence[str], size: int):
-        self.root, self.paths, self.size = root, paths, size
+    def __init__(self, images: ImageSet, paths: Sequence[str], size: int):
+        self.read, self.paths, self.size = stacks.opener(images), paths, size
+        self.channels, self.dtype = len(images.channels), getattr(torch, images.dtype)
 
     def __getitem__(self, work: Work) -> torch.Tensor:
-        images = torch.empty(len(work.indices), self.size, self.size, 3, dtype=torch.uint8)
-        for image, index, crop, flip in zip(images, work.indices, work.crops.tolist(), work.flips, strict=True):
-            whole = torch.from_numpy(decode.rgb(self.root / self.paths[index]).copy()).permute(2, 0, 1)
-            resized = functional.resized_crop(whole, *crop, [self.size, self.size], antialias=True)
-            image.copy_((resized.flip(-1) if flip else resized).permute(1, 2, 0))
-        return images
+        images = empty(len(work.indices), self.size, self.channels, self.dtype)
+        for i, (index, crop, flip) in enumerate(zip(work.indices, work.crops, work.flips, strict=True)):
+            images[i] = cropped(self.read(self.paths[index]), crop, flip, self.size)
+        return images.permute(0, 2, 3, 1)

@@ -143,6 +143,17 @@ def test_a_class_too_small_to_split_is_a_fault(tmp_path):
     assert re.search("2 images in .*a: wanted at least 3", fault(tmp_path))
 
 
+def test_a_class_folder_without_images_is_a_fault(tmp_path):
+    touch(tmp_path, *(f"a/{i}.jpg" for i in range(5)), "b/notes.txt")
+    assert re.search("0 images in .*b: wanted at least 3", fault(tmp_path))
+
+
+def test_arrays_are_listed_as_images_are(tmp_path):
+    touch(tmp_path, *(f"{name}/{i}.npy" for name in ("a", "b") for i in range(3)))
+    assert listing.read(tmp_path).splits["train"].paths[0].endswith(".npy")
+    assert len(listing.image_files(tmp_path)) == 6
+
+
 def test_listing_and_scanning_need_no_torch():
     code = "import sys, engine.data.listing, engine.data.scan; print({'torch', 'nvidia', 'PIL'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

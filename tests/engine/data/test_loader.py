@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from engine.augmentation import Augmentations
+from engine.channels import Channels
 from engine.data import decode, listing, loader, sampling, scan
 from engine.errors import UserError
 from tests.engine.data import image_kinds
@@ -86,6 +88,47 @@ def test_the_torch_backend_is_the_definition_cropped_and_resized(images):
                 whole = torch.from_numpy(decode.rgb(images.root / split.paths[index]).copy()).permute(2, 0, 1)
                 expected = functional.resized_crop(whole, *crops[index].tolist(), [48, 48], antialias=True)
                 assert torch.equal(image, expected.flip(-1) if flips[index] else expected)
+
+
+def test_crops_and_flips_happen_only_where_the_augmentations_say_so(images):
+    split = images.splits["train"]
+    sizes, count = np.array(split.sizes), len(split.paths)
+    crops, flips = sampling.random_crops(sizes, 3, 1, (0.5, 0.6), (1, 2)), sampling.flips(count, 3, 1)
+    centre, still = sampling.center_crops(sizes, 0.875), np.zeros(count, bool)
+    cases = {("crop", "flip"): (crops, flips), ("crop",): (crops, still), ("flip",): (centre, flips)}
+    for names, (wanted_crops, wanted_flips) in (cases | {("vflip",): (centre, still)}).items():
+        chosen = Augmentations(names, crop_scale=(0.5, 0.6), crop_ratio=(1, 2))
+        with create(images, "synthetic", augmentations=chosen) as batches:
+            for work in batches.plan(1):
+                np.testing.assert_array_equal(work.crops, wanted_crops[work.indices])
+                np.testing.assert_array_equal(work.flips, wanted_flips[work.indices])
+
+
+def test_one_augmentation_at_a_time_changes_with_the_epoch(images):
+    chosen = Augmentations(("flip", "crop"), one_at_a_time=True, epochs=4)
+    with create(images, "synthetic", augmentations=chosen) as batches:
+        flipped = [any(work.flips.any() for work in batches.plan(epoch)) for epoch in range(1, 5)]
+        square = [all((work.crops[:, 2] == work.crops[:, 3]).all() for work in batches.plan(e)) for e in range(1, 5)]
+    assert flipped == square == [True, True, False, False]
+
+
+def test_evaluation_is_never_augmented(images):
+    with create(images, "synthetic", train=False, augmentations=Augmentations(("crop", "flip"))) as batches:
+        for work in batches.plan(1):
+            assert not work.flips.any()
+            assert (work.crops[:, 2] == work.crops[:, 3]).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_synthetic_images_have_the_sets_channels(images, dtype):
+    five = Channels(tuple("abcde"), (10.0, 20.0, 30.0, 40.0, 50.0), (1.0,) * 5)
+    with create(dataclasses.replace(images, channels=five, dtype=dtype), "synthetic") as batches:
+        batch = next(batches.epoch(0))
+        assert batches.channels == five
+    assert batch.images.shape == (8, 5, 48, 48)
+    assert batch.images.dtype == getattr(torch, dtype)
+    if dtype == "float32":
+        assert torch.allclose(batch.images.mean((0, 2, 3)), torch.tensor(five.mean), atol=0.1)
 
 
 @pytest.mark.parametrize("backend", ALL)

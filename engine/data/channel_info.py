@@ -1,0 +1,45 @@
+"""What the channels of a data set are called and how their values spread; apart, as listing must not need torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ALL = "all"
+SHUFFLED = "shuffled"
+# Up to so many channels every combination is tested (31); beyond, all together, each alone, and some of each size.
+MOST_WITH_ALL_COMBINATIONS = 5
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channels of a data set: a name, a mean and a standard deviation for each.
+
+    Mean and deviation are of values in 0..1 where pixels are uint8, else of the values stored.
+    """
+
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def full(self) -> str:
+        """The name of the combination of all channels."""
+        return full(self.names)
+
+
+# Mean and deviation of ImageNet.
+RGB = Channels(("R", "G", "B"), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def full(names: Sequence[str] = RGB.names) -> str:
+    """Return the name of the combination of all channels: "RGB", "red+nir", or "all" where that would be long."""
+    return join(names) if len(names) <= MOST_WITH_ALL_COMBINATIONS else ALL
+
+
+def join(chosen: Sequence[str]) -> str:
+    """Return the name of a combination: "RG", or "red+nir" where a name has several letters."""
+    return ("" if all(len(name) == 1 for name in chosen) else "+").join(chosen)

@@ -1,0 +1,152 @@
+"""Decoded images held in memory, so that several models train on files decoded once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from engine.data import stacks
+from engine.data.listing import ImageSet
+from engine.errors import UserError
+
+CHUNK = 64  # images
+
+
+class Pixels:
+    """Whole images by path, their values one after another in a single array."""
+
+    def __init__(self, values: np.ndarray, paths: Sequence[str], sizes: np.ndarray, channels: int):
+        """Take over `values` of the images `paths` of `sizes` (height, width), each [height, width, channels]."""
+        self._values, self._channels = values, channels
+        self._sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
+        self._starts = _starts(self._sizes, channels)
+        self._places = {path: place for place, path in enumerate(paths)}
+        if len(self._places) != len(self._sizes) or len(values) != self._starts[-1]:
+            raise ValueError(f"{len(values)} values of {len(self._places)} paths and {len(self._sizes)} sizes")
+
+    @classmethod
+    def load(cls, images: ImageSet, workers: int, progress: Callable[[int, int], None] | None = None) -> Pixels:
+        """Decode every image of a scanned set, each once, in `workers` threads.
+
+        `progress(done, total)` is called as images are decoded. Raises UserError where a file can no longer be read.
+        """
+        sizes, channels = _sizes(images), len(images.channels)
+        shapes = np.array(list(sizes.values()), np.int64)
+        starts = _starts(shapes, channels)
+        pixels = cls(np.empty(starts[-1], images.dtype), list(sizes), shapes, channels)
+        read = stacks.opener(images)
+
+        def decode(paths: Sequence[str]) -> int:
+            for path in paths:
+                pixels._set(images.root / path, path, read)
+            return len(paths)
+
+        paths, done = list(sizes), 0
+        with ThreadPoolExecutor(workers, "decode") as pool:
+            chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+            for count in pool.map(decode, chunks):
+                done += count
+                if progress:
+                    progress(done, len(paths))
+        return pixels
+
+    @staticmethod
+    def bytes_needed(images: ImageSet) -> int:
+        """Return the bytes that the images of a scanned set take."""
+        values = sum(height * width for height, width in _sizes(images).values()) * len(images.channels)
+        return values * np.dtype(images.dtype).itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the images take."""
+        return self._values.nbytes
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of each image."""
+        return self._channels
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8 or float32."""
+        return self._values.dtype
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._places
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        """Return an image [height, width, channels]; it shares the memory. Raises KeyError for an unknown path."""
+        place = self._places[path]
+        return self._values[self._starts[place] : self._starts[place + 1]].reshape(*self._sizes[place], self._channels)
+
+    def _set(self, file: Path, path: str, read: Callable[[str], np.ndarray]) -> None:
+        try:
+            image = read(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} can no longer be read: {' '.join(str(error).split())}") from error
+        if image.shape != self[path].shape:
+            raise UserError(f"{file} has changed: wanted {list(self[path].shape)}, got {list(image.shape)}")
+        self[path][:] = image
+
+
+def fits(count: int) -> bool:
+    """Return whether `count` bytes are at most half of the memory available now."""
+    return 2 * count <= available()
+
+
+def available(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the bytes of memory that this process may still take, within the limits of its control groups."""
+    try:
+        fields = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not Linux: all memory there is
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(0, min([free, *_group_limits(proc, groups)]))
+
+
+def _group_limits(proc: Path, groups: Path) -> list[int]:
+    """Return what is left of each limit, on this process's control group and on those around it."""
+    try:
+        entries = [line.split(":", 2) for line in (proc / "self" / "cgroup").read_text().splitlines()]
+    except OSError:
+        return []
+    found = []
+    for _, controllers, path in (entry for entry in entries if len(entry) == 3):
+        if not controllers:
+            top, names = groups, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top, names = groups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        folder = top / path.lstrip("/")
+        while folder.is_relative_to(top):
+            found += _left(folder, *names)
+            folder = folder.parent
+    return found
+
+
+def _left(folder: Path, limit: str, usage: str, reclaimable: str) -> list[int]:
+    try:
+        used = int((folder / usage).read_text())
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return [int((folder / limit).read_text()) - used + int(statistics.get(reclaimable, 0))]
+    except (OSError, ValueError):  # no such group here, or "max": no limit
+        return []
+
+
+def _sizes(images: ImageSet) -> dict[str, tuple[int, int]]:
+    """Return the (height, width) of each image of all splits by path, each once."""
+    if any(split.sizes is None for split in images.splits.values()):
+        raise ValueError("the set has no image sizes: pass it through scan.scan and scan.apply first")
+    return {path: size for split in images.splits.values() for path, size in zip(split.paths, split.sizes, strict=True)}
+
+
+def _starts(sizes: np.ndarray, channels: int) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(sizes.prod(1) * channels)])
