@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rich import box
 from rich.columns import Columns
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +24,7 @@ from rich.progress import (
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from engine.report import scores, tables
 from engine.report.tables import Table
 
 # A pipe or a file has no width of its own; tables should not be squeezed there.
@@ -84,13 +86,47 @@ def say(message: str) -> None:
     console.print(_text(message), soft_wrap=True)
 
 
-def show(*tables: Table, narrow: Table | None = None) -> None:
+def show(*every: Table, narrow: Table | None = None) -> None:
     """Print tables side by side; where the terminal is too narrow for that, `narrow` instead, if there is one."""
-    rendered = [_render(table) for table in tables]
-    width = sum(console.measure(table).maximum + GAP for table in rendered)
-    if narrow is not None and width - GAP > console.width:
-        rendered = [_render(narrow)]
+    if narrow is not None and not _fits(*every):
+        every = (narrow,)
+    rendered = [_render(table) for table in every]
     console.print(Columns(rendered, padding=(0, GAP)) if len(rendered) > 1 else rendered[0])
+
+
+def show_scores(results: dict, split: str = "test") -> None:
+    """Print what the models reached by channel combination, as fully as the terminal's width allows.
+
+    These are tables of all scores side by side, or one of accuracies, or of mean accuracies by the number of channels
+    kept, which also stands for combinations that are too many.
+    """
+    entries = results["models"]
+    each = [tables.combinations(name, entry.get("protocol", "-"), entry[split]) for name, entry in entries.items()]
+    overview, short = tables.accuracies(entries, split), tables.channels_kept_in_short(results, split)
+    if short.rows and (scores.is_long(results, split) or not (_fits(*each) or _fits(overview))):
+        show(short)
+    else:
+        show(*each, narrow=overview)
+
+
+def summarise(results: dict) -> None:
+    """Print a finished run: scores, costs, what its variants and protocols come to, and what failed."""
+    if results["models"]:
+        show_scores(results)
+        show(tables.models(results))
+    variants = tables.variants(results)
+    if variants.rows:
+        show(variants, narrow=variants.without(lambda head: head.startswith("base")))
+    for table in (tables.ablation(results), tables.failed(results)):
+        if table.rows:
+            show(table)
+
+
+def _fits(*every: Table) -> bool:
+    unlimited = console.options.update(max_width=sys.maxsize)
+    return (
+        sum(Measurement.get(console, unlimited, _render(each)).maximum + GAP for each in every) - GAP <= console.width
+    )
 
 
 def _text(value: str) -> Text:
@@ -99,9 +135,12 @@ def _text(value: str) -> Text:
 
 
 def _render(table: Table) -> RichTable:
-    rich = RichTable(title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    rich = RichTable(
+        title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True
+    )
     for number, name in enumerate(table.columns):
-        rich.add_column(Text(name), justify="right" if number else "left", no_wrap=bool(number), overflow="fold")
+        left = number < table.left
+        rich.add_column(Text(name), justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for row in table.rows:
         rich.add_row(*(_text(cell) for cell in row))
     return rich

@@ -5,20 +5,54 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from engine.report import tables
+from engine.report import plots, scores, tables
+from engine.report.tables import Table
 from engine.run_folder import RunFolder, write_atomically
 
-RUN_PICTURES = {"combinations": "Test accuracy by channel combination", "curves": "Loss and accuracy by epoch"}
-MODEL_PICTURES = {
-    "confusion": "Confusion matrix",
-    "predictions": "Predictions on test images",
-}
+REPORTED = "Reported: the reports' figures, by report, on their data and schedules."
+COSTS = (
+    "Measured at the best epoch by validation loss. Costs are of one image; act. MB: forward and backward activations "
+    "as torchinfo counts them."
+)
+RATIO = "ratio: of test accuracy to ResNet34's in this run."
+PROTOCOLS = (
+    "subset: the model sees only the channels present; zero-pad: the absent ones are zero; one-per-combination: each "
+    "combination has its model. The mean is over all combinations tested."
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file with what it shows; `half` as wide as the page at most."""
+
+    title: str
+    path: Path
+    half: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: a line of text, tables and pictures. It is left out where it has no rows and no pictures."""
+
+    title: str
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    note: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.tables or self.pictures)
+
+
+def pictures(folder: RunFolder, results: dict, history: dict[str, list]) -> None:
+    """Draw the pictures of a whole run into its folder, see `plots.draw`."""
+    plots.draw(results, history, folder.plots)
 
 
 def write(folder: RunFolder, results: dict, environment: dict) -> None:
@@ -27,12 +61,8 @@ def write(folder: RunFolder, results: dict, environment: dict) -> None:
         "results": results,
         "environment": environment,
         "config": folder.config.read_text(encoding="utf-8"),
-        "models": tables.models_in_full(results),
-        "combinations": [
-            tables.combinations(name, entry["protocol"], entry["test"]) for name, entry in results["models"].items()
-        ],
-        "rejected": tables.rejected(results) if results["data"]["rejected"] else None,
-        "pictures": _pictures(folder.plots, results["models"]),
+        "heading": _heading(results),
+        "sections": [section for section in sections(results, folder.plots) if not section.is_empty],
     }
     for name in ("report.md", folder.html.name):
         templates = Environment(
@@ -46,15 +76,79 @@ def write(folder: RunFolder, results: dict, environment: dict) -> None:
         write_atomically(folder.root / name, templates.get_template(f"{name}.j2").render(content))
 
 
-def _pictures(plots: Path, models: Iterable[str]) -> list[tuple[str, Path]]:
-    """Return title and path of each picture there is, run's first, then the models'."""
-    named = [(title, plots / f"{kind}.png") for kind, title in RUN_PICTURES.items()]
-    named += [
-        (f"{title}: {model}", plots / f"{kind}-{model}.png")
-        for kind, title in MODEL_PICTURES.items()
-        for model in models
+def sections(results: dict, folder: Path) -> list[Section]:
+    """Return a report's sections in order, some of them empty; `folder` has the pictures."""
+    found = _Pictures(folder)
+    entries = results["models"].values()
+    notes = (
+        REPORTED if any(entry.get("reported") for entry in entries) else "",
+        COSTS,
+        RATIO if any("ratio_to_resnet34" in entry for entry in entries) else "",
+    )
+    return [
+        Section(
+            tables.systems(results).title,
+            _filled(tables.systems(results)),
+            found("tradeoff", "Test accuracy against multiply-adds"),
+            " ".join(filter(None, notes)),
+        ),
+        Section("Failed", _filled(tables.failed(results))),
+        Section("Reported and measured", _filled(tables.reported(results)), note=REPORTED),
+        *_by_channels(results, found),
+        Section("Test protocols", _filled(tables.protocols(results)), note=PROTOCOLS),
+        Section("Variants of training", _filled(tables.variants(results))),
+        Section("Ablation: validation accuracy", _filled(tables.ablation(results))),
+        Section("Training", _filled(tables.training(results)), found("curves", "Loss and accuracy by epoch")),
+        Section(
+            "Predictions",
+            pictures=(
+                *found.of_models("confusion", "Confusion matrix", results, half=True),
+                *found.of_models("predictions", "Predictions on test images", results),
+            ),
+        ),
+        Section("Files left out", _filled(tables.rejected(results))),
     ]
-    return [(title, path) for title, path in named if path.exists()]
+
+
+def _by_channels(results: dict, found: _Pictures) -> list[Section]:
+    """Return the scores by channel combination, or by number of channels where the combinations are many."""
+    entries = results["models"]
+    if scores.is_long(results):
+        shown = _filled(tables.channels_kept(results), tables.single_channels(results))
+        pictures = found("channels_kept", "Test accuracy by number of channels kept")
+        note = f"{len(scores.labels(results))} combinations were tested; results.json has the scores of each."
+        return [Section("Test accuracy by number of channels kept", shown, pictures, note)]
+    pictures = found("combinations", "Test accuracy by channel combination")
+    overview = _filled(tables.accuracies(entries)) if min(len(entries), len(scores.labels(results))) > 1 else ()
+    each = (tables.combinations(name, entry.get("protocol", "-"), entry["test"]) for name, entry in entries.items())
+    return [
+        Section("Test accuracy by channel combination, %", overview, pictures),
+        Section("Test scores by channel combination", _filled(*each)),
+    ]
+
+
+class _Pictures:
+    """Finds those pictures of a run that were drawn."""
+
+    def __init__(self, plots: Path) -> None:
+        self.plots = plots
+
+    def __call__(self, kind: str, title: str) -> tuple[Picture, ...]:
+        path = self.plots / f"{kind}.png"
+        return (Picture(title, path),) if path.exists() else ()
+
+    def of_models(self, kind: str, title: str, results: dict, half: bool = False) -> tuple[Picture, ...]:
+        every = (Picture(f"{title}: {name}", self.plots / f"{kind}-{name}.png", half) for name in results["models"])
+        return tuple(picture for picture in every if picture.path.exists())
+
+
+def _filled(*every: Table) -> tuple[Table, ...]:
+    return tuple(table for table in every if table.rows)
+
+
+def _heading(results: dict) -> str:
+    names = list(results["models"])
+    return f"{results['task']}: " + (", ".join(names) if 0 < len(names) <= 4 else f"{len(names)} systems")
 
 
 def _inline(path: Path) -> Markup:

@@ -4,19 +4,57 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.text import Text
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
+from torch import Tensor
+
+from engine.report import scores
 
 matplotlib.use("Agg")
 # A class name in a script that no installed font has is drawn as boxes; a warning per letter helps nobody.
 warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Dark enough for letters.
+LABEL_COLOURS = ("#0072B2", "#B34700", "#00785A", "#8E4585", "#000000")
+CURVES_KEY = "training dashed, validation solid, best epoch marked"
+CHANCE_COLOUR = "#E69F00"
+# More models than this are too many for bars side by side, or for ranges on top of each other.
+MOST_BARS = 4
+# More combinations than this stand below each other, where long names have room.
+MOST_BESIDE = 12
+MARKERS = {"subset": "o", "zero-pad": "s", "one-per-combination": "^"}
+# Where a label may stand about its point: offset in points, horizontal and vertical alignment; the best first.
+PLACES = (
+    ((7, 0), "left", "center"),
+    ((-7, 0), "right", "center"),
+    ((0, 7), "center", "bottom"),
+    ((0, -7), "center", "top"),
+    ((5, 6), "left", "bottom"),
+    ((5, -6), "left", "top"),
+    ((-5, 6), "right", "bottom"),
+    ((-5, -6), "right", "top"),
+    ((14, 12), "left", "center"),
+    ((14, -12), "left", "center"),
+    ((-14, 12), "right", "center"),
+    ((-14, -12), "right", "center"),
+    ((14, 24), "left", "center"),
+    ((14, -24), "left", "center"),
+    ((-14, 24), "right", "center"),
+    ((-14, -24), "right", "center"),
+)
+# Square pixels of overlap that are better than the next place.
+WORTH_A_PLACE = 12
 
 
 @dataclass(frozen=True)
@@ -29,41 +67,283 @@ class Prediction:
     probability: float
 
 
+def as_pictures(images: Tensor) -> np.ndarray:
+    """Return images [batch, channels, height, width] as uint8 [batch, height, width, 3] to look at.
+
+    The first three channels are shown as red, green and blue, the first one in gray where there are fewer. Values
+    other than uint8 are stretched from the least to the greatest of each image.
+    """
+    shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    if shown.dtype != torch.uint8:
+        least, greatest = shown.float().aminmax(dim=1)
+        least, greatest = least.amin((1, 2)), greatest.amax((1, 2))
+        span = (greatest - least).clamp_min(torch.finfo(torch.float32).tiny)
+        shown = ((shown.float() - least.view(-1, 1, 1, 1)) * (255 / span).view(-1, 1, 1, 1)).round().to(torch.uint8)
+    return shown.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def draw(results: dict, history: dict[str, list], folder: Path) -> None:
+    """Draw a run's pictures, as its content allows: `curves`, `combinations` or `channels_kept`, and `tradeoff`.
+
+    Args:
+        results: the content of `results.json`.
+        history: rows with `epoch` and `{train,val}_{loss,accuracy}`, by entry.
+        folder: the run's `plots/`.
+    """
+    entries = results["models"]
+    if any(history.values()):
+        curves(history, folder / "curves.png")
+    if scores.is_long(results):
+        if any(scores.by_size(results, entry) for entry in entries.values()):
+            channels_kept(results, folder / "channels_kept.png")
+    elif scores.labels(results):
+        accuracy = {
+            name: {label: scores.score(entry, label) for label in scores.labels(results)}
+            for name, entry in entries.items()
+        }
+        combinations(accuracy, 1 / results["data"]["classes"], folder / "combinations.png")
+    if len(_costs(results)) > 1:
+        tradeoff(results, folder / "tradeoff.png")
+
+
 def curves(history: dict[str, list], path: Path) -> None:
-    """Plot loss and accuracy by epoch, a colour per model: training dashed, validation solid, best epoch marked."""
+    """Plot loss and accuracy by epoch: training dashed, validation solid, best epoch marked.
+
+    A few models share a pair of axes, a colour each. Many models, or variants such as with and without augmentation,
+    get a pair of axes per model, with its variants together.
+    """
+    history = {name: rows for name, rows in history.items() if rows}
+    panels: dict[str, dict[str, list]] = {}
+    for name, rows in history.items():
+        panels.setdefault(scores.base(name), {})[name] = rows
+    if len(history) <= len(COLOURS) and len(panels) == len(history):
+        _curves_together(history, path)
+    else:
+        _curves_apart(panels, path)
+
+
+def _curves_together(history: dict[str, list], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for colour, (name, rows) in zip(_cycle(len(history)), history.items(), strict=True):
-        epochs = [row.epoch for row in rows]
-        best = min(rows, key=lambda row: row.val_loss)
-        for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
-            axis.plot(epochs, [getattr(row, f"train_{kind}") for row in rows], "--", color=colour, alpha=0.6)
-            axis.plot(epochs, [getattr(row, f"val_{kind}") for row in rows], "-", color=colour, label=name)
-            axis.plot(best.epoch, getattr(best, f"val_{kind}"), "o", color=colour)
     for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
-        axis.set(xlabel="epoch", ylabel=kind, title=f"{kind}: validation solid, training dashed, best epoch marked")
+        _draw_curves(axis, kind, history)
+        axis.set(xlabel="epoch", ylabel=kind, title=f"{kind}: {CURVES_KEY}")
         axis.title.set_fontsize(10)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-    axes[1].set_ylim(bottom=0)
     axes[0].legend(frameon=False)
     _save(figure, path)
 
 
-def combinations(scores: dict[str, dict[str, float]], chance: float, path: Path) -> None:
-    """Plot accuracy as bars: `scores` is accuracy by channel combination, by model."""
-    names = list(next(iter(scores.values())))
-    width = 0.8 / len(scores)
-    figure, axis = plt.subplots(figsize=(max(7, 0.9 * len(names) * max(1, len(scores) / 2)), 4), layout="constrained")
-    for number, (colour, (model, values)) in enumerate(zip(_cycle(len(scores)), scores.items(), strict=True)):
-        places = np.arange(len(names)) + (number - (len(scores) - 1) / 2) * width
-        bars = axis.bar(places, [100 * values[name] for name in names], width, color=colour, label=model)
-        axis.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
-    axis.axhline(100 * chance, color="grey", linestyle=":", label="chance")
-    axis.set_xticks(range(len(names)), names)
+def _curves_apart(panels: dict[str, dict[str, list]], path: Path) -> None:
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = plt.figure(figsize=(3.3 * columns + 0.6, 4.2 * rows + 0.5), layout="constrained")
+    cells = figure.subfigures(rows, columns, squeeze=False)
+    for cell, (model, members) in zip(cells.flat, panels.items(), strict=False):
+        axes = cell.subplots(2, 1, sharex=True)
+        for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
+            _draw_curves(axis, kind, members)
+            axis.set_ylabel(kind)
+        axes[0].set_title(model, fontsize=10, fontweight="bold")
+        axes[1].set_xlabel("epoch")
+        if len(members) > 1:
+            names = [name.removeprefix(model).strip() or "base" for name in members]
+            style = {"fontsize": 8, "loc": "lower right", "ncols": 1 + (len(names) > 4), "columnspacing": 1}
+            axes[1].legend(axes[1].lines[1::3], names, frameon=False, **style)
+    figure.suptitle(CURVES_KEY, fontsize=10)
+    _save(figure, path)
+
+
+def _draw_curves(axis: Axes, kind: str, history: dict[str, list]) -> None:
+    for colour, (name, rows) in zip(_cycle(len(history)), history.items(), strict=True):
+        epochs = [row.epoch for row in rows]
+        best = min(rows, key=lambda row: row.val_loss)
+        # a line of one point would not be seen
+        form = "--" if len(rows) > 1 else "x"
+        axis.plot(epochs, [getattr(row, f"train_{kind}") for row in rows], form, color=colour, alpha=0.6)
+        axis.plot(epochs, [getattr(row, f"val_{kind}") for row in rows], "-", color=colour, label=name)
+        axis.plot(best.epoch, getattr(best, f"val_{kind}"), "o", color=colour)
+    last = max(row.epoch for rows in history.values() for row in rows)
+    axis.set_xlim(0.5 if last == 1 else None, 1.5 if last == 1 else None)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if kind == "accuracy":
+        axis.set_ylim(bottom=0, top=axis.dataLim.y1 * 1.08 or 1)
+    axis.grid(alpha=0.3)
+
+
+def combinations(accuracy: dict[str, dict[str, float | None]], chance: float, path: Path) -> None:
+    """Plot accuracy by channel combination, by model: as bars, or as a heatmap where bars would be too many."""
+    labels = list(next(iter(accuracy.values())))
+    values = np.array([[row[label] for label in labels] for row in accuracy.values()], dtype=float) * 100
+    if len(accuracy) <= MOST_BARS and len(labels) <= MOST_BESIDE:
+        _combinations_as_bars(list(accuracy), labels, values, 100 * chance, path)
+    else:
+        _combinations_as_heatmap(list(accuracy), labels, values, 100 * chance, path)
+
+
+def _combinations_as_bars(models: list[str], labels: list[str], values: np.ndarray, chance: float, path: Path) -> None:
+    width = 0.8 / len(models)
+    figure, axis = plt.subplots(figsize=(max(7, 0.9 * len(labels) * max(1, len(models) / 2)), 4), layout="constrained")
+    for number, (colour, model, row) in enumerate(zip(_cycle(len(models)), models, values, strict=True)):
+        places = np.arange(len(labels)) + (number - (len(models) - 1) / 2) * width
+        bars = axis.bar(places, row, width, color=colour, label=model)
+        axis.bar_label(bars, ["" if np.isnan(value) else f"{value:.0f}" for value in row], fontsize=8, padding=1)
+    axis.axhline(chance, color="grey", linestyle=":", label="chance")
+    _name_columns(axis, labels)
     axis.set(xlabel="channels present", ylabel="test accuracy, %")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     _save(figure, path)
+
+
+def _combinations_as_heatmap(
+    models: list[str], labels: list[str], values: np.ndarray, chance: float, path: Path
+) -> None:
+    rows, columns = models, labels
+    if len(labels) > MOST_BESIDE:
+        rows, columns, values = labels, models, values.T
+    figure, axis = plt.subplots(
+        figsize=(3.6 + 0.75 * len(columns), 1.3 + 0.36 * len(rows) + 0.05 * max(map(len, columns))),
+        layout="constrained",
+    )
+    greatest = np.nanmax(values) if np.isfinite(values).any() else 1
+    image = axis.imshow(values, cmap="Blues", vmin=0, vmax=greatest, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if value > 0.6 * greatest else "black"
+        axis.text(column, row, "-" if np.isnan(value) else f"{value:.1f}", ha="center", va="center", color=colour)
+    bar = figure.colorbar(image, label=f"test accuracy, % (chance: {chance:.1f}, orange)", pad=0.02)
+    bar.ax.axhline(chance, color=CHANCE_COLOUR, linewidth=2)
+    _name_columns(axis, columns)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set(**{"xlabel" if columns is labels else "ylabel": "channels present"})
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    _save(figure, path)
+
+
+def _name_columns(axis: Axes, names: list[str]) -> None:
+    """Name the places 0, 1, ... of the x axis, aslant where a name is long."""
+    aslant = max(map(len, names)) > 8
+    turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if aslant else {}
+    axis.set_xticks(range(len(names)), [_plain(name) for name in names], **turned)
+
+
+def channels_kept(results: dict, path: Path) -> None:
+    """Plot accuracy by number of channels kept: the mean over combinations of a size, and the range they span.
+
+    Up to four models share the axes; more get axes each, with the others' means in grey.
+    """
+    kept = {name: scores.by_size(results, entry) for name, entry in results["models"].items()}
+    kept = {name: sizes for name, sizes in kept.items() if sizes}
+    together = len(kept) <= MOST_BARS
+    columns = 1 if together else min(3, len(kept))
+    rows = 1 if together else -(-len(kept) // columns)
+    size = (8, 4.5) if together else (4 * columns, 2.9 * rows)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
+    )
+    for axis in axes.flat[1 if together else len(kept) :]:
+        axis.remove()
+    for number, (colour, name) in enumerate(zip(_cycle(len(kept)), kept, strict=True)):
+        axis = axes.flat[0 if together else number]
+        if not together:
+            colour = COLOURS[0]
+            for other in kept:
+                axis.plot(*_means(kept[other]), color="lightgrey", linewidth=1)
+            axis.set_title(name, fontsize=10, fontweight="bold")
+        least, greatest = ([100 * bound(values) for values in kept[name].values()] for bound in (min, max))
+        axis.fill_between(list(kept[name]), least, greatest, color=colour, alpha=0.18, linewidth=0)
+        axis.plot(*_means(kept[name]), color=colour, label=name)
+        axis.axhline(100 / results["data"]["classes"], color="grey", linestyle=":")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    figure.supxlabel("channels kept", fontsize=10)
+    figure.supylabel("test accuracy, %", fontsize=10)
+    figure.suptitle("mean and range over the combinations of each size; dotted: chance", fontsize=10)
+    if together:
+        axes[0, 0].legend(frameon=False)
+    _save(figure, path)
+
+
+def _means(sizes: dict[int, list[float]]) -> tuple[list[int], list[float]]:
+    return list(sizes), [100 * scores.mean(values) for values in sizes.values()]
+
+
+def tradeoff(results: dict, path: Path) -> None:
+    """Plot test accuracy on the full set against multiply-adds, a labelled dot per model."""
+    points = _costs(results)
+    figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    colours = dict(zip(points, cycle(LABEL_COLOURS), strict=False))
+    shown = {name: results["models"][name].get("protocol", "subset") for name in points}
+    for name, point in points.items():
+        axis.plot(*point, MARKERS.get(shown[name], "o"), color=colours[name], markersize=8, markeredgecolor="white")
+    for protocol in sorted(set(shown.values())):
+        axis.plot([], [], MARKERS.get(protocol, "o"), color="grey", label=protocol)
+    macs, accuracies = zip(*points.values(), strict=True)
+    axis.set_xscale("log")
+    axis.set_xlim(min(macs) / 2, max(macs) * 2)
+    axis.set_ylim(0, max(accuracies) * 1.12 + 1)
+    spread = np.log10(max(macs) / min(macs))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if spread < 1.5 else (1, 3) if spread < 3 else (1,)))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set(
+        xlabel="multiply-adds per image", ylabel=f"test accuracy on {scores.in_words(scores.full_set(results))}, %"
+    )
+    axis.axhline(100 / results["data"]["classes"], color="grey", linestyle=":", label="chance")
+    if "resnet34" in points:
+        axis.axhline(0.9 * points["resnet34"][1], color=COLOURS[1], linestyle="--", label="90% of resnet34's")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    _label(axis, points, colours)
+    _save(figure, path)
+
+
+def _costs(results: dict) -> dict[str, tuple[float, float]]:
+    """Return multiply-adds and accuracy in %, where both are known."""
+    full = scores.full_set(results)
+    found = {
+        name: (scores.number(entry.get("macs")), scores.score(entry, full)) for name, entry in results["models"].items()
+    }
+    return {name: (macs, 100 * accuracy) for name, (macs, accuracy) in found.items() if macs and accuracy is not None}
+
+
+def _label(axis: Axes, points: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:
+    """Write each point's name beside it, at the place around it that covers least of other names and points."""
+    axis.figure.draw_without_rendering()
+    renderer = axis.figure.canvas.get_renderer()
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in map(axis.transData.transform, points.values())]
+    for name, point in sorted(points.items(), key=lambda item: -item[1][1]):
+        found = []
+        for offset, horizontal, vertical in PLACES:
+            text = axis.annotate(
+                _plain(name),
+                point,
+                offset,
+                textcoords="offset points",
+                ha=horizontal,
+                va=vertical,
+                fontsize=9,
+                color=colours[name],
+                arrowprops={"arrowstyle": "-", "color": "grey", "linewidth": 0.6} if abs(offset[0]) > 7 else None,
+            )
+            # A label must not push the axes, whose place in the figure it is measured by.
+            text.set_in_layout(False)
+            text.update_positions(renderer)
+            # The box of the letters, without the line to the point; they fill less than its height.
+            box = Text.get_window_extent(text, renderer).padded(0, -2)
+            outside = box.width * box.height - _overlap(box, axis.bbox)
+            cost = sum(_overlap(box, other) for other in taken) + outside + WORTH_A_PLACE * len(found)
+            found.append((cost, len(found), text, box))
+        best = min(found)
+        for candidate in found:
+            if candidate is not best:
+                candidate[2].remove()
+        taken.append(best[3])
+
+
+def _overlap(one: Bbox, other: Bbox) -> float:
+    shared = Bbox.intersection(one, other)
+    return shared.width * shared.height if shared else 0.0
 
 
 def confusion(counts: np.ndarray, class_names: tuple[str, ...], title: str, path: Path) -> None:

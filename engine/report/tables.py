@@ -2,90 +2,335 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from engine.channels import SHUFFLED
+from engine.report import scores
+
+# Of more sizes than this, a table shows a choice.
+MOST_SIZES = 16
+# How many of the best and of the worst single channels are shown.
+EXTREMES = 5
 
 
 @dataclass(frozen=True)
 class Table:
-    """Title, column heads and rows of text; the first column is left-aligned, the others right."""
+    """Title, column heads and rows of text; the first `left` columns are left-aligned, the others right."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    left: int = 1
+
+    def without(self, unwanted: Callable[[str], bool]) -> Table:
+        """Return the table without the columns whose heads are unwanted."""
+        kept = [place for place, head in enumerate(self.columns) if not unwanted(head)]
+        rows = tuple(tuple(row[place] for place in kept) for row in self.rows)
+        left = sum(place < self.left for place in kept)
+        return Table(self.title, tuple(self.columns[place] for place in kept), rows, left)
 
 
-# Column head -> text of the figure in a model's entry of `results.json`.
-FIGURES = {
-    "accuracy": lambda entry: _share(next(iter(entry["test"].values()))["accuracy"]),
-    "ratio": lambda entry: _share(entry.get("ratio_to_resnet34")),
-    "params": lambda entry: f"{entry['params']:,}",
-    "mult-adds": lambda entry: _large(entry["macs"]),
-    "FLOPs": lambda entry: _large(entry["flops"]),
-    "act. MB": lambda entry: f"{entry['activation_mb']:.2f}",
-    "depth": lambda entry: str(entry["depth"]),
-    "best": lambda entry: f"{entry['best_epoch']}/{entry['epochs']}",
-    "val loss": lambda entry: _number(entry["val"]["loss"], ".3f"),
-    "train s": lambda entry: f"{entry['train_seconds']:.0f}",
-    "img/s": lambda entry: f"{entry['images_per_second']:,.0f}",
-    "peak MB": lambda entry: f"{entry['peak_memory_mb']:,.0f}",
+# Column head -> text of the figure in a model's entry of `results.json`; `full` is the combination of all channels.
+FIGURES: dict[str, Callable[[dict, str], str]] = {
+    "reported": lambda entry, full: _headlines(entry, full),
+    "acc.": lambda entry, full: _share(scores.score(entry, full)),
+    "precision": lambda entry, full: _share(scores.score(entry, full, "precision")),
+    "recall": lambda entry, full: _share(scores.score(entry, full, "recall")),
+    "F1": lambda entry, full: _share(scores.score(entry, full, "f1")),
+    "val acc.": lambda entry, full: _share(entry.get("val", {}).get("accuracy")),
+    "ratio": lambda entry, full: _share(entry.get("ratio_to_resnet34")),
+    "params": lambda entry, full: _number(entry.get("params"), ","),
+    "mult-adds": lambda entry, full: _large(entry.get("macs")),
+    "FLOPs": lambda entry, full: _large(entry.get("flops")),
+    "act. MB": lambda entry, full: _number(entry.get("activation_mb"), ",.2f"),
+    "protocol": lambda entry, full: entry.get("protocol", "-"),
+    "sampling": lambda entry, full: _sampling(entry),
+    "augmentations": lambda entry, full: ", ".join(entry.get("augmentations", ())) or "-",
+    "depth": lambda entry, full: _number(entry.get("depth"), ","),
+    "best": lambda entry, full: f"{_number(entry.get('best_epoch'), ',')}/{_number(entry.get('epochs'), ',')}",
+    "val loss": lambda entry, full: _number(entry.get("val", {}).get("loss"), ".3f"),
+    "train time": lambda entry, full: _duration(entry.get("train_seconds")),
+    "img/s": lambda entry, full: _number(entry.get("images_per_second"), ",.0f"),
+    "peak MB": lambda entry, full: _number(entry.get("peak_memory_mb"), ",.0f"),
 }
 
 
-def combinations(name: str, protocol: str, scores: dict[str, dict]) -> Table:
+def combinations(name: str, protocol: str, tested: dict[str, dict]) -> Table:
     """Return one model's scores by channel combination."""
+    kinds = ("accuracy", "precision", "recall", "f1")
     rows = tuple(
-        (
-            channels,
-            *(_share(row[key]) for key in ("accuracy", "precision", "recall", "f1")),
-            _number(row["loss"], ".3f"),
-        )
-        for channels, row in scores.items()
+        (channels, *(_share(row.get(kind)) for kind in kinds), _number(row.get("loss"), ".3f"))
+        for channels, row in tested.items()
     )
     return Table(f"{name} ({protocol})", ("channels", "accuracy", "precision", "recall", "F1", "loss"), rows)
 
 
-def accuracies(entries: dict[str, dict]) -> Table:
-    """Return the test accuracy of all models by channel combination, a column per model."""
-    names = list(next(iter(entries.values()))["test"])
-    rows = tuple((name, *(_share(entry["test"][name]["accuracy"]) for entry in entries.values())) for name in names)
-    return Table("Test accuracy", ("channels", *entries), rows)
+def accuracies(entries: dict[str, dict], split: str = "test") -> Table:
+    """Return the accuracy of all models by channel combination, models as rows or as columns: the narrower of both."""
+    labels = scores.labels({"models": entries}, split)
+    rows = tuple(
+        (name, *(_percent(scores.score(entry, label, split=split)) for label in labels))
+        for name, entry in entries.items()
+    )
+    return _narrower(Table(f"{split.capitalize()} accuracy, %", ("system", *labels), rows), "channels")
+
+
+def channels_kept(results: dict, split: str = "test") -> Table:
+    """Return mean, least and greatest accuracy over the combinations of the same size, by model."""
+    kept = {name: scores.by_size(results, entry, split) for name, entry in results["models"].items()}
+    every = sorted({size for sizes in kept.values() for size in sizes}, reverse=True)
+    sizes = every if len(every) <= MOST_SIZES else [size for size in every if _is_round(size) or size == every[0]]
+    rows = tuple((name, *(_spread(found.get(size, ())) for size in sizes)) for name, found in kept.items())
+    choice = "" if sizes == every else f", {len(sizes)} of {len(every)} sizes"
+    title = f"{split.capitalize()} accuracy, %, by number of channels kept: mean (least-greatest){choice}"
+    return _narrower(Table(title, ("system", *map(str, sizes)), rows if sizes else ()), "kept")
+
+
+def channels_kept_in_short(results: dict, split: str = "test") -> Table:
+    """Return mean accuracy by the number of channels kept, a row per model, for the terminal."""
+    kept = {name: scores.by_size(results, entry, split) for name, entry in results["models"].items()}
+    every = sorted({size for sizes in kept.values() for size in sizes}, reverse=True)
+    sizes = [size for size in every if len(every) <= 6 or size & (size - 1) == 0 or size == every[0]]
+    rows = ((name, *(_percent(scores.mean(found.get(size, ()))) for size in sizes)) for name, found in kept.items())
+    title = f"Mean {split} accuracy, %, by number of channels kept"
+    return Table(title, ("system", *map(str, sizes)), tuple(rows) if sizes else ())
+
+
+def single_channels(results: dict) -> Table:
+    """Return each model's best and worst single channels with the accuracy on them, by rank."""
+    ranked = {name: scores.singles(results, entry) for name, entry in results["models"].items()}
+    count = max(map(len, ranked.values()), default=0)
+    shown = [rank for rank in range(count) if rank < EXTREMES or rank >= count - EXTREMES]
+    rows = tuple(
+        (
+            str(rank + 1),
+            *(
+                f"{found[rank][0]} ({_share(found[rank][1])})" if rank < len(found) else "-"
+                for found in ranked.values()
+            ),
+        )
+        for rank in shown
+    )
+    title = "Single channels by test accuracy" + (", the best and the worst" if len(shown) < count else "")
+    return Table(title, ("rank", *ranked), rows)
 
 
 def models(results: dict) -> Table:
     """Return a row per model: what it reached, the ratio to ResNet34 where that was trained too, and its costs."""
-    return _select(results, ("accuracy", "ratio", "params", "mult-adds", "best", "train s"))
-
-
-def models_in_full(results: dict) -> Table:
-    """Return `models` with every figure of `results.json` that is one number."""
-    return _select(results, tuple(FIGURES))
-
-
-def _select(results: dict, names: tuple[str, ...]) -> Table:
-    entries = results["models"]
-    with_ratio = any("ratio_to_resnet34" in entry for entry in entries.values())
-    names = tuple(name for name in names if with_ratio or name != "ratio")
-    rows = tuple((model, *(FIGURES[name](entry) for name in names)) for model, entry in entries.items())
+    with_ratio = any("ratio_to_resnet34" in entry for entry in results["models"].values())
     title = "Models (ratio: of test accuracy to ResNet34's)" if with_ratio else "Models"
-    return Table(title, ("model", *names), rows)
+    return _select(results, title, ("acc.", "ratio", "params", "mult-adds", "best", "train time"))
+
+
+def systems(results: dict) -> Table:
+    """Return a row per trained system: reported figures beside the measured ones on the full set, and its costs."""
+    measured = ("reported", "acc.", "precision", "recall", "F1", "val acc.", "ratio")
+    costs = ("params", "mult-adds", "FLOPs", "act. MB", "train time")
+    return _select(results, f"Systems, tested on {scores.in_words(scores.full_set(results))}", measured + costs)
+
+
+def training(results: dict) -> Table:
+    """Return a row per trained system: how it was trained, and how fast."""
+    text, numbers = ("protocol", "sampling", "augmentations"), ("depth", "best", "val loss", "img/s", "peak MB")
+    return _select(results, "Training", text + numbers)
+
+
+def reported(results: dict) -> Table:
+    """Return the figures of the reports' tables, and below them the measured ones of the same kinds."""
+    labels = scores.labels(results)
+    extra = [key for key in (SHUFFLED, "val", "train", "precision", "recall", "f1") if key not in labels]
+    entries = {name: entry for name, entry in results["models"].items() if _has_measured(entry)}
+    given = {
+        name: {key for figures in entry["reported"].values() for key in figures} for name, entry in entries.items()
+    }
+    columns = [key for key in labels + extra if any(key in keys for keys in given.values())]
+    rows = []
+    for name, entry in entries.items():
+        for report, figures in entry["reported"].items():
+            if figures:
+                rows.append((name, f"report {report}", *(_share(figures.get(key)) for key in columns)))
+        measured = {key: _measured(entry, key, scores.full_set(results)) for key in given[name]}
+        rows.append((name, "measured", *(_share(measured.get(key)) for key in columns)))
+    heads = tuple("F1" if key == "f1" else key for key in columns)
+    return Table("Reported and measured accuracy", ("system", "figures", *heads), tuple(rows), left=2)
+
+
+def protocols(results: dict) -> Table:
+    """Return each protocol's accuracies, by model and as the mean over models; no rows where there is one protocol."""
+    entries, full = results["models"], scores.full_set(results)
+    groups: dict[str, dict[str, dict]] = {}
+    for name, entry in entries.items():
+        groups.setdefault(entry.get("protocol", "-"), {})[name] = entry
+    rows = []
+    for protocol, members in groups.items() if len(groups) > 1 else ():
+        figures = []
+        for name, entry in members.items():
+            found = scores.by_combination(entry)
+            worst = min(found, key=found.get, default=None)
+            figures.append((scores.score(entry, full), scores.mean(found.values()), found.get(worst)))
+            named = f"{_share(found[worst])} ({worst})" if found else "-"
+            rows.append((protocol, name, _sampling(entry), *map(_share, figures[-1][:2]), named))
+        if len(figures) > 1:
+            means = (_share(scores.mean(column)) for column in zip(*figures, strict=True))
+            rows.append((protocol, f"mean of {len(figures)} models", "", *means))
+    columns = ("protocol", "system", "channel sampling", full, "mean", "worst")
+    return Table("Test protocols: accuracy over channel combinations", columns, tuple(rows), left=3)
+
+
+def variants(results: dict) -> Table:
+    """Return what each variant of a model's training changed: accuracy on the full set and mean over combinations."""
+    entries, full = results["models"], scores.full_set(results)
+    several = len([label for label in scores.labels(results) if label != SHUFFLED]) > 1
+    rows = []
+    for name, entry in entries.items():
+        other = scores.compared_with(results, name)
+        if other is None:
+            continue
+        row = _change(scores.score(entries[other], full), scores.score(entry, full))
+        if several:
+            row += _change(*(scores.mean(scores.by_combination(each).values()) for each in (entries[other], entry)))
+        if SHUFFLED in scores.labels(results):
+            row += _change(scores.score(entries[other], SHUFFLED), scores.score(entry, SHUFFLED))
+        rows.append((name, other, *row))
+    kinds = (full, *(["mean"] if several else []), *([SHUFFLED] if SHUFFLED in scores.labels(results) else []))
+    heads = (head for kind in kinds for head in (f"base {kind}", kind, "points"))
+    return Table("Variants: test accuracy of base and variant", ("variant", "base", *heads), tuple(rows), left=2)
+
+
+def ablation(results: dict) -> Table:
+    """Return report E's ablation: validation accuracy before and after each step "x+a" -> "x+a+b" of the run."""
+    entries = results["models"]
+    rows = []
+    for name in entries:
+        before, _, added = name.rpartition("+")
+        if before in entries:
+            figures = (_share(entries[key].get("val", {}).get("accuracy")) for key in (before, name))
+            rows.append((str(name.count("+")), f"{scores.base(name)}: +{added}", *figures))
+    return Table("Ablation: validation accuracy", ("step", "change", "before", "after"), tuple(rows), left=2)
+
+
+def predictions(shown: dict[str, list]) -> Table:
+    """Return what each system says of the same images, from `plots.Prediction`s by entry."""
+    rows = tuple(
+        (row[0].truth, *(f"{item.predicted} {item.probability:.0%}, {_verdict(item)}" for item in row))
+        for row in zip(*shown.values(), strict=False)
+    )
+    return Table("Predictions on test images", ("true class", *shown), rows, left=1 + len(shown))
+
+
+def failed(results: dict) -> Table:
+    """Return the models that were not trained to the end, with the reason."""
+    return Table("Failed", ("model", "reason"), tuple(results.get("failed", {}).items()), left=2)
 
 
 def rejected(results: dict) -> Table:
     """Return the files left out of the run, with the reason."""
-    rows = tuple((item["path"], item["split"], item["reason"]) for item in results["data"]["rejected_files"])
-    return Table("Files left out", ("file", "split", "reason"), rows)
+    found = results["data"].get("rejected_files", ())
+    rows = tuple((item["path"], item["split"], item["reason"]) for item in found)
+    return Table("Files left out", ("file", "split", "reason"), rows, left=3)
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}%"
+def _select(results: dict, title: str, names: tuple[str, ...]) -> Table:
+    """Return a row per entry with these figures, without the columns that no entry has."""
+    entries, full = results["models"], scores.full_set(results)
+    texts = {name: [FIGURES[name](entry, full) for entry in entries.values()] for name in names}
+    texts = {name: column for name, column in texts.items() if set(column) != {"-"}}
+    left = 1 + sum(name in ("reported", "protocol", "sampling", "augmentations") for name in texts)
+    return Table(title, ("system", *texts), tuple(zip(entries, *texts.values(), strict=True)), left)
+
+
+def _narrower(table: Table, corner: str) -> Table:
+    """Return the table or its transpose, headed `corner` in the first column, whichever takes less room."""
+    columns = tuple(zip(table.columns, *table.rows, strict=True))
+    turned = Table(table.title, (corner, *columns[0][1:]), columns[1:], table.left)
+    return min(turned, table, key=_width) if table.rows else table
+
+
+def _width(table: Table) -> int:
+    return sum(max(map(len, column)) + 2 for column in zip(table.columns, *table.rows, strict=True))
+
+
+def _headlines(entry: dict, full: str) -> str:
+    """Return one figure per report: of the full set, else the first it gives."""
+    texts = []
+    for report, figures in entry.get("reported", {}).items():
+        key = full if full in figures else next(iter(figures), None)
+        if key is not None:
+            texts.append(f"{report} {_share(figures[key])}" + ("" if key == full else f" ({key})"))
+    return ", ".join(texts) or "-"
+
+
+def _has_measured(entry: dict) -> bool:
+    keys = {key for figures in entry.get("reported", {}).values() for key in figures}
+    return bool(keys & {*entry["test"], "val"})
+
+
+def _measured(entry: dict, key: str, full: str) -> float | None:
+    """Return the measured counterpart of a reported figure; precision, recall and F1 are of the reports' test."""
+    if key == "val":
+        return entry.get("val", {}).get("accuracy")
+    if key in entry["test"]:
+        return scores.score(entry, key)
+    tested = (label for figures in entry["reported"].values() for label in figures if label in entry["test"])
+    return scores.score(entry, next(tested, full), key)
+
+
+def _change(before: float | None, after: float | None) -> tuple[str, str, str]:
+    there = scores.number(before) is not None and scores.number(after) is not None
+    return _share(before), _share(after), f"{100 * (after - before):+.1f}" if there else "-"
+
+
+def _verdict(item) -> str:
+    return "right" if item.predicted == item.truth else "wrong"
+
+
+def _sampling(entry: dict) -> str:
+    # Earlier runs say true or false.
+    sampling = entry.get("channel_sampling", "-")
+    return {True: "on", False: "off"}.get(sampling, sampling)
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return "-"
+    mean, least, greatest = map(_percent, (scores.mean(values), min(values), max(values)))
+    return mean if len(values) == 1 else f"{mean} ({least}-{greatest})"
+
+
+def _is_round(size: int) -> bool:
+    """Return whether `size` is a power of two, or three times one."""
+    size //= 3 if size % 3 == 0 else 1
+    return size & (size - 1) == 0
+
+
+def _share(value: float | list[float] | None) -> str:
+    if isinstance(value, list | tuple):
+        return "-".join(map(_percent, value)) + "%"
+    return "-" if scores.number(value) is None else f"{_percent(value)}%"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if scores.number(value) is None else f"{100 * value:.1f}"
 
 
 def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    return "-" if scores.number(value) is None else format(value, form)
 
 
-def _large(value: int) -> str:
+def _large(value: float | None) -> str:
+    if scores.number(value) is None:
+        return "-"
     for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
         if value >= scale:
             return f"{value / scale:.2f} {unit}"
     return str(value)
+
+
+def _duration(seconds: float | None) -> str:
+    if scores.number(seconds) is None:
+        return "-"
+    for scale, unit in ((3600, "h"), (60, "min")):
+        if seconds >= scale:
+            return f"{seconds / scale:.1f} {unit}"
+    return f"{seconds:.1f} s"
