@@ -11,7 +11,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["engine*", "kernels*", "models*", "train*"]),
-    package_data={"engine.report": ["templates/*.j2"], "kernels.dynamic_conv": ["configs/*.json"]},
+    package_data={
+        "engine.report": ["templates/*.j2"],
+        "kernels.dynamic_conv": ["configs/*.json"],
+        "train.recipes": ["*.toml"],
+    },
     install_requires=[
         "torch>=2.11",
         "torchvision",

@@ -11,3 +11,7 @@ class UserError(Exception):
 
 class NotFiniteError(RuntimeError):
     """A loss became NaN or infinite; the message, one line, says which, when and what to try."""
+
+
+class FailedModelsError(Exception):
+    """Some models of a sweep could not be trained; the message names them, with reasons, on one line."""

@@ -14,28 +14,75 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import checkpoint
+from engine.augmentation import Augmentations
 from engine.batch import normalise
-from engine.channels import FULL, sample_masks
+from engine.channels import Combinations, sources
 from engine.data.loader import Batch, Loader
 from engine.errors import NotFiniteError, UserError
 from engine.evaluation import evaluate
 from engine.hardware import autocast
+from engine.transfer import head_of
+
+SCHEDULES = ("constant", "plateau", "cosine")
+OPTIMIZERS = ("adam", "sgd")
+MOMENTUM = 0.9  # of sgd
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train: at most `epochs`, Adam at `lr`, stopping after `patience` epochs without a better validation loss
-    (0: never), on random channel subsets or not."""
+    """How to train: at most `epochs`, stopping after `patience` epochs without a better validation loss (0: never).
+
+    optimizer: "adam", or "sgd" with momentum 0.9; both add `weight_decay` times the weights to the gradients.
+    schedule: "constant"; "plateau", a tenth of the rate after 3 epochs without a better validation accuracy; "cosine",
+        falling to 0 over `epochs`.
+    channel_sampling: see `engine.channels.sources`; "cycle" makes a pass over the data for each of `cycle` in an epoch.
+    channels: name and positions of those the model is made for, where it is not given all.
+    frozen: only the classifier's last layer is trained, the rest stays as it is, its statistics too.
+    """
 
     epochs: int
     lr: float
     patience: int
-    sample_channels: bool
     num_classes: int
     precision: str
     compile: bool
     device: torch.device
     seed: int
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    label_smoothing: float = 0.0
+    channel_sampling: str = "off"
+    cycle: tuple[tuple[int, ...], ...] = ()
+    channels: tuple[str, tuple[int, ...]] | None = None
+    augmentations: Augmentations = field(default_factory=Augmentations)
+    frozen: bool = False
+
+    @property
+    def passes(self) -> int:
+        """Passes over the training data in an epoch."""
+        return len(self.cycle) if self.channel_sampling == "cycle" else 1
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return a new optimiser of the model's parameters, of the head's alone where the rest is frozen."""
+        parameters = (head_of(model)[1] if self.frozen else model).parameters()
+        options = {"lr": self.lr, "weight_decay": self.weight_decay, "fused": True}
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, momentum=MOMENTUM, **options)
+        return torch.optim.Adam(parameters, **options)
+
+    def learning_rate(self, history: list[EpochRow]) -> float:
+        """Return the rate of the epoch that follows `history`."""
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * min(len(history) / self.epochs, 1))) / 2
+        if self.schedule == "constant":
+            return self.lr
+        # Replayed from the history: a resumed run has no other state to restore.
+        replay = torch.optim.SGD([torch.zeros(1)], lr=self.lr)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(replay, mode="max", factor=0.1, patience=3)
+        for row in history:
+            scheduler.step(row.val_accuracy)
+        return replay.param_groups[0]["lr"]
 
 
 @dataclass(frozen=True)
@@ -106,22 +153,29 @@ def fit(
     """
     model.to(plan.device, memory_format=torch.channels_last)
     step_model = torch.compile(model) if plan.compile else model
-    optimizer = torch.optim.Adam(model.parameters(), lr=plan.lr, fused=True)
+    optimizer = plan.make_optimizer(model)
     scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
     precision = autocast(plan.device, plan.precision)
     course = _resume(checkpoints / "last.pt", model, optimizer, scaler, plan.device)
-    for group in optimizer.param_groups:
-        group["lr"] = plan.lr  # the plan's, not the one the checkpoint was trained with
+    name_of_all, everything = plan.channels or (val.channels.full, tuple(range(len(val.channels))))
+    validated: Combinations = {name_of_all: everything}
     if course.history:
-        on_batch(len(course.history) * (train.samples + val.samples))
+        on_batch(len(course.history) * (plan.passes * train.samples + val.samples))
     for epoch in range(len(course.history) + 1, plan.epochs + 1):
         if plan.patience and course.waited >= plan.patience:
             break
         started = time.perf_counter()
+        lr = plan.learning_rate(course.history)
+        for group in optimizer.param_groups:
+            group["lr"] = lr  # the plan's, not the one the checkpoint was trained with
+        if hasattr(model, "start_epoch"):
+            model.start_epoch(epoch)
         loss, accuracy = train_epoch(step_model, train, optimizer, scaler, plan, epoch, on_batch, on_step)
-        course.speeds.append(train.samples / (time.perf_counter() - started))
-        scores = evaluate(step_model, val, (FULL,), plan.num_classes, precision, on_batch).scores[FULL]
-        row = EpochRow(name, epoch, plan.lr, loss, accuracy, scores.loss, scores.accuracy)
+        course.speeds.append(plan.passes * train.samples / (time.perf_counter() - started))
+        how = "subset" if plan.channels else None
+        tested = evaluate(step_model, val, validated, plan.num_classes, precision, on_batch, how)
+        scores = tested.scores[name_of_all]
+        row = EpochRow(name, epoch, lr, loss, accuracy, scores.loss, scores.accuracy)
         if not math.isfinite(loss + scores.loss):
             raise NotFiniteError(
                 f"{name}: epoch {epoch} ended with training loss {loss} and validation loss {scores.loss}; "
@@ -172,36 +226,61 @@ def train_epoch(
     on_step: Callable[[], None],
 ) -> tuple[float, float]:
     """Take one step per batch and return the epoch's mean loss and accuracy; the host waits only at its end."""
-    model.train()
+    _train_mode(model, plan)
     torch.manual_seed(_mix(plan.seed, epoch))
     generator = torch.Generator(plan.device).manual_seed(_mix(plan.seed, epoch))
     total_loss = torch.zeros((), device=plan.device)
     correct = torch.zeros((), dtype=torch.int64, device=plan.device)
     count = 0
-    for batch in loader.epoch(epoch):
-        with autocast(plan.device, plan.precision):
-            logits = _forward(model, batch, plan, generator)
-        loss = F.cross_entropy(logits.float(), batch.labels)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        with torch.no_grad():
-            total_loss += loss.detach() * len(batch.labels)
-            correct += (logits.argmax(1) == batch.labels).sum()
-        count += len(batch.labels)
-        on_batch(len(batch.labels))
-        on_step()
+    for turn in range(plan.passes):
+        for batch in loader.epoch((epoch - 1) * plan.passes + turn + 1):
+            inputs = _inputs(model, batch, loader, plan, epoch, turn, generator)
+            with autocast(plan.device, plan.precision):
+                logits = model(*inputs)
+            loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=plan.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            with torch.no_grad():
+                total_loss += loss.detach() * len(batch.labels)
+                correct += (logits.argmax(1) == batch.labels).sum()
+            count += len(batch.labels)
+            on_batch(len(batch.labels))
+            on_step()
     return total_loss.item() / count, correct.item() / count
 
 
-def _forward(model: nn.Module, batch: Batch, plan: Plan, generator: torch.Generator) -> Tensor:
-    if not plan.sample_channels:
-        return model(normalise(batch.images))
-    mask = sample_masks(*batch.images.shape[:2], generator)
-    if getattr(model, "any_channels", False):
-        return model(normalise(batch.images), mask)
-    return model(normalise(batch.images, mask))
+def _train_mode(model: nn.Module, plan: Plan) -> None:
+    model.train(not plan.frozen)
+    if plan.frozen:
+        model.requires_grad_(False)
+        head_of(model)[1].train().requires_grad_()
+
+
+def _inputs(
+    model: nn.Module, batch: Batch, loader: Loader, plan: Plan, epoch: int, turn: int, generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    """Return the model's arguments: the images, augmented, and for any-channel models which channels are present."""
+    images = batch.images
+    count, channels, *size = images.shape
+    indices = torch.from_numpy(batch.indices).to(images.device, non_blocking=True)
+    parameters = plan.augmentations.parameters(indices, tuple(size), plan.seed, epoch)
+    if "vflips" in parameters:
+        images = torch.where(parameters.pop("vflips")[:, None, None, None], images.flip(2), images)
+    if plan.channels:
+        chosen = torch.tensor(plan.channels[1], device=images.device)
+        return (normalise(images, loader.channels, chosen, **parameters),)
+    if plan.channel_sampling == "cycle":
+        present = torch.full((channels,), -1, device=images.device)
+        present[list(plan.cycle[turn])] = torch.tensor(plan.cycle[turn], device=images.device)
+        chosen = present.expand(count, -1)
+    else:
+        chosen = sources(plan.channel_sampling, count, channels, generator)
+    images = normalise(images, loader.channels, chosen, **parameters)
+    if chosen is not None and getattr(model, "any_channels", False):
+        return images, chosen >= 0
+    return (images,)
 
 
 def _mix(seed: int, epoch: int) -> int:

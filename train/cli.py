@@ -6,8 +6,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
-from train.config import TASKS, TEXT, NameList, Settings, read_toml
+from train.config import RECIPES, SWEEP, TASKS, TEXT, NameList, Settings, read_toml, typed
 
 
 class Commands(click.Group):
@@ -33,21 +34,53 @@ def cli():
 
 def _load_config(context: click.Context, _option: click.Option, path: Path | None) -> None:
     if path is not None:
-        context.default_map = read_toml(path)
+        _add_defaults(context, "config", typed(read_toml(path), str(path)))
+
+
+def _load_recipe(context: click.Context, _option: click.Option, name: str | None) -> None:
+    if name is not None:
+        from train.recipes import load
+
+        _add_defaults(context, "recipe", load(name, context.info_name))
+
+
+def _add_defaults(context: click.Context, source: str, values: dict) -> None:
+    """Let settings of a file stand in for flags that are not given; a --config wins over a --recipe."""
+    context.meta[source] = values
+    recipe, config = context.meta.get("recipe", {}), context.meta.get("config", {})
+    context.default_map = recipe | config
+    # What --config says of a whole run holds for each model, whatever the recipe says of one.
+    tables = {entry: _without(table, config) for entry, table in recipe.get("model", {}).items()}
+    for entry, table in config.get("model", {}).items():
+        tables[entry] = tables.get(entry, {}) | table
+    context.meta["tables"] = tables
+
+
+def _without(table: dict, names) -> dict:
+    return {name: value for name, value in table.items() if name not in names}
+
+
+def said(context: click.Context) -> set[str]:
+    """Return the names of the settings that stand on the command line."""
+    return {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
 
 
 def _task_command(task: str, summary: str) -> click.Command:
     @click.pass_context
-    def run(context: click.Context, print_config: bool, config: None, resume: str | None, **values) -> None:
-        folder = None
+    def run(context: click.Context, print_config: bool, config: None, recipe: None, resume: str | None, **values):
+        folder, flags = None, said(context)
+        values["model"] = context.meta.get("tables", {})
         if resume is not None:
             from train.resume import find, merge
 
             folder = find(task, Path(values["out"]), resume)
             if folder is not None:
-                values = merge(context, folder, values)
+                values = merge(folder, {name: values[name] for name in flags & values.keys()})
             elif not print_config:
                 click.echo("no unfinished run to go on with; starting one")
+        if values["models"] == SWEEP and (chosen := context.meta.get("recipe", {}).get("models")):
+            values |= {"models": chosen, "sweep": True}
+        values["model"] = {entry: _without(table, flags) for entry, table in values["model"].items()}
         settings = Settings(**values).resolve(task)
         if print_config:
             click.echo(settings.to_toml(), nl=False)
@@ -63,6 +96,14 @@ def _task_command(task: str, summary: str) -> click.Command:
             callback=_load_config,
             is_eager=True,
             help="TOML file of settings; flags win over it.",
+        ),
+        click.Option(
+            ["--recipe"],
+            type=TEXT,
+            callback=_load_recipe,
+            is_eager=True,
+            help=f"Settings of a report: {', '.join(RECIPES)}, or a TOML file like theirs; --config and flags win "
+            "over it.",
         ),
         click.Option(
             ["--resume"],
@@ -82,12 +123,20 @@ cli.add_command(
     )
 )
 cli.add_command(_task_command("task2", "Shallow against deep: a four-layer network and ResNet34, trained alike."))
+cli.add_command(
+    _task_command(
+        "cifar100", "CIFAR-100: the official archive in --data, downloaded, or images as for the other tasks."
+    )
+)
+cli.add_command(
+    _task_command("transfer", "Start from trained weights: a frozen backbone, the whole network, and from scratch.")
+)
 assert list(cli.commands) == list(TASKS)
 
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--channels", default="all", show_default=True, type=NameList(), help="Combinations such as RGB,RG,B.")
+@click.option("--channels", default="all", show_default=True, type=NameList(), help="As for a task.")
 @click.option("--split", default="test", show_default=True, type=click.Choice(["train", "val", "test"]))
 @click.option("--data", help="Folder of the data, where it has moved since the run.")
 @click.option("--backend", type=click.Choice(["auto", "dali", "torch"]), help="What decodes.  [default: the run's]")
@@ -103,13 +152,25 @@ def evaluate(run: Path, **options) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", help="Which of the run's models.  [default: the one with the best validation loss]")
-@click.option("--channels", default="RGB", show_default=True, help="Channels of the image to use, such as RG.")
+@click.option("--channels", help="Channels of the image to use, such as RG.  [default: all]")
 @click.option("--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes to print.")
 def predict(run: Path, **options) -> None:
     """Print the most likely classes of each image, by a model of a RUN folder."""
     from train.inspect import predict_images
 
     predict_images(run, **options)
+
+
+@cli.command()
+@click.argument("scene", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--size", default=9, show_default=True, type=click.IntRange(min=1), help="Side of a patch in pixels.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the split.")
+def patches(scene: Path, folder: Path, **options) -> None:
+    """Cut a labelled SCENE (.npz with cube and labels) into a data FOLDER of patches, split by place."""
+    from train.inspect import cut_patches
+
+    cut_patches(scene, folder, **options)
 
 
 @cli.command()

@@ -57,14 +57,40 @@ class TaskDefaults:
     generated_epochs: int
     image_size: int = 256
     generated_image_size: int = 64
+    batch_size: int = 64
+    lr: float = 1e-3
+    optimizer: str = "adam"
 
 
-# Report A's protocol on real data; the generated set is sized for a first run of minutes on two cores.
+# Report A's protocol on real data, report E's for the last two; the generated set is sized for a first run of minutes
+# on two cores.
 TASKS = {
     "task1": TaskDefaults(models=("simple_cnn", "pool_attention_cnn"), epochs=25, generated_epochs=8),
     "task2": TaskDefaults(models=("resnet34", "attention_cnn"), epochs=50, generated_epochs=8),
+    "cifar100": TaskDefaults(models=("base_net", "vgg_slim"), epochs=15, generated_epochs=15, image_size=32),
+    "transfer": TaskDefaults(
+        models=("resnet50",),
+        epochs=25,
+        generated_epochs=2,
+        image_size=224,
+        batch_size=8,
+        lr=0.01,
+        optimizer="sgd",
+    ),
 }
 
+SWEEP = ("all",)
+RECIPES = ("report_a", "report_b", "report_c", "report_d", "report_e")
+TRANSFERS = ("frozen", "finetuned", "scratch")
+
+# Settings that one entry of `models` may have to itself.
+OF_AN_ENTRY = frozenset(
+    (
+        *("epochs", "batch_size", "image_size", "lr", "optimizer", "weight_decay", "schedule", "label_smoothing"),
+        *("init", "patience", "channel_sampling", "augmentations", "one_at_a_time", "crop", "crop_scale", "eval_crop"),
+        *("weights", "transfer"),
+    )
+)
 
 TEXT = Text()
 
@@ -81,23 +107,66 @@ class Settings:
         None, "Folder with train.txt, val.txt and test.txt, or with one folder per class.  [default: a generated set]"
     )
     num_classes: int | None = _setting(None, "Number of classes, where the data does not tell.", click.IntRange(min=2))
-    models: tuple[str, ...] | None = _setting(None, "Models to train, by name.  [default: the task's]", NameList())
+    models: tuple[str, ...] | None = _setting(
+        None,
+        "Models to train, by name, with variants such as NAME+drop; all: every system of the task.  "
+        "[default: the task's]",
+        NameList(),
+    )
     epochs: int | None = _setting(None, "Most epochs to train.  [default: the task's]", click.IntRange(min=1))
-    batch_size: int = _setting(64, "Images in a training batch.", click.IntRange(min=1))
+    batch_size: int | None = _setting(
+        None, "Images in a training batch.  [default: 64; 8 for transfer]", click.IntRange(min=1)
+    )
     image_size: int | None = _setting(
         None,
         "Height and width of the model's input in pixels.  [default: 256; 64 on the generated set]",
         click.IntRange(min=8),
     )
-    lr: float = _setting(1e-3, "Learning rate of Adam.", FiniteRange(min=0, min_open=True))
+    lr: float | None = _setting(
+        None, "Learning rate.  [default: 0.001; 0.01 for transfer]", FiniteRange(min=0, min_open=True)
+    )
+    optimizer: str | None = _setting(
+        None, "Optimiser; sgd has momentum 0.9.  [default: adam; sgd for transfer]", click.Choice(["adam", "sgd"])
+    )
+    weight_decay: float = _setting(0.0, "Weight decay.", FiniteRange(min=0))
+    schedule: str = _setting(
+        "constant",
+        "Course of the learning rate; plateau: a tenth after 3 epochs without a better validation accuracy.",
+        click.Choice(["constant", "plateau", "cosine"]),
+    )
+    label_smoothing: float = _setting(0.0, "Label smoothing in training.", FiniteRange(min=0, max=1))
+    init: str = _setting("default", "First weights: each layer's own, or He's.", click.Choice(["default", "he"]))
+    weights: str | None = _setting(
+        None,
+        "Weights that transfer starts from: a file, or a run's folder with the same model.  [default: torchvision's]",
+    )
     patience: int = _setting(
         10, "Stop after this many epochs without a better validation loss; 0 never stops.", click.IntRange(min=0)
     )
     channels: tuple[str, ...] = _setting(
-        ("all",), "Channel combinations to evaluate, such as RGB,RG,B, or all.", NameList()
+        ("all",), "Channel combinations to evaluate, such as RGB,RG,B or red+nir,nir, shuffled, or all.", NameList()
     )
     channel_sampling: str = _setting(
-        "auto", "Train on random channel subsets; auto: on for any-channel models.", click.Choice(["auto", "on", "off"])
+        "auto",
+        "Channels of training images. on: a random subset for each; drop: some batches lose some; shuffle: subsets in "
+        "random order; cycle: a pass for each combination; auto: on for any-channel models, else off.",
+        click.Choice(["auto", "on", "off", "drop", "shuffle", "cycle"]),
+    )
+    augmentations: tuple[str, ...] = _setting(
+        ("crop", "flip"),
+        "Some of crop,flip,vflip,rotation,jitter,gamma,grayscale, or all, or none.",
+        NameList(),
+    )
+    one_at_a_time: bool = _setting(
+        False,
+        "Cut the epochs into passes with one augmentation each.",
+        bool,
+        "--one-at-a-time/--all-at-once",
+    )
+    crop: str = _setting(
+        "resized",
+        "Random crops: of any area from --crop-scale up and any shape, or fixed squares of that area.",
+        click.Choice(["resized", "fixed"]),
     )
     crop_scale: float = _setting(
         0.35,
@@ -117,6 +186,11 @@ class Settings:
     )
     device: str = _setting("auto", "Device to train on.", click.Choice(["auto", "cpu", "cuda"]))
     compile: bool | None = _setting(None, "Use torch.compile.  [default: on CUDA]", bool, "--compile/--no-compile")
+    cache: str = _setting(
+        "auto",
+        "Keep decoded images in memory; auto: on a CPU, where they take less than half of what is free.",
+        click.Choice(["auto", "host", "none"]),
+    )
     backend: str = _setting(
         "auto", "What decodes images; auto: DALI where installed.", click.Choice(["auto", "dali", "torch", "synthetic"])
     )
@@ -129,36 +203,47 @@ class Settings:
     profile: bool = _setting(False, "Record some training steps as a trace.", bool, "--profile/--no-profile")
     out: str = _setting("runs", "Folder for run folders.")
     name: str | None = _setting(None, "Name of the run's folder.  [default: date and time]")
+    sweep: bool = field(default=False, metadata={"type": bool})  # all systems: what cannot be trained is left out
+    transfer: str | None = field(default=None, metadata={"type": TEXT})  # of an entry: one of TRANSFERS
+    # Settings of single entries of `models`, in files only: the tables [model.NAME].
+    model: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"type": dict})
 
     @classmethod
     def flags(cls) -> list[click.Option]:
-        """Return a click option for every setting."""
-        return [_option(item) for item in fields(cls)]
+        """Return a click option for every setting that has a flag."""
+        return [_option(item) for item in fields(cls) if "help" in item.metadata]
 
     def resolve(self, task: str) -> Settings:
         """Return the effective settings: every `None` replaced, device and precision checked against the machine."""
         from engine import hardware
         from engine.data.cache import cpus
+        from train import entries
 
         defaults = TASKS[task]
         generated = self.data is None
         device = hardware.device(self.device)
-        return replace(
+        effective = replace(
             self,
             models=self.models or defaults.models,
             epochs=self.epochs or (defaults.generated_epochs if generated else defaults.epochs),
             image_size=self.image_size or (defaults.generated_image_size if generated else defaults.image_size),
+            batch_size=self.batch_size or defaults.batch_size,
+            lr=self.lr or defaults.lr,
+            optimizer=self.optimizer or defaults.optimizer,
+            augmentations=entries.augmentations(self.augmentations),
             device=device.type,
             precision=self.precision or hardware.native_precision(device),
             compile=device.type == "cuda" if self.compile is None else self.compile,
             workers=self.workers or cpus(),
         )
+        return entries.expanded(task, effective)
 
     def to_toml(self) -> str:
         """Return the settings as TOML; unset ones are left out."""
         import tomli_w
 
-        return tomli_w.dumps({key: value for key, value in asdict(self).items() if value is not None})
+        values = {key: value for key, value in asdict(self).items() if value not in (None, {})}
+        return tomli_w.dumps(values | {"augmentations": self.augmentations or ("none",)})
 
     @classmethod
     def from_toml(cls, path: Path) -> Settings:
@@ -167,18 +252,26 @@ class Settings:
         Raises:
             UserError: the file is no TOML, or has a setting that does not exist or is of the wrong kind.
         """
-        values = read_toml(path)
-        context = click.Context(click.Command("config", params=cls.flags()))
+        return cls(**typed(read_toml(path), str(path)))
+
+
+def typed(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return settings by name in the types that `Settings` has; `source` names them in an error.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    context = click.Context(click.Command("config", params=Settings.flags()))
+    options = {option.name: option for option in Settings.flags()}
+    found = {}
+    for name, value in values.items():
         try:
-            return cls(
-                **{
-                    option.name: option.type_cast_value(context, values[option.name])
-                    for option in cls.flags()
-                    if option.name in values
-                }
-            )
+            found[name] = options[name].type_cast_value(context, value) if name in options else value
         except click.BadParameter as error:
-            raise UserError(f"{path}: {error.format_message()}") from None
+            raise UserError(f"{source}: {error.format_message()}") from None
+    for name, table in found.get("model", {}).items():
+        found["model"] = found["model"] | {name: typed(table, f"{source}: [model.{name}]")}
+    return found
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -193,20 +286,43 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
+    return check_names(values, str(path))
+
+
+def check_names(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return settings with dashes in names made underscores; `source` names them in an error.
+
+    Raises:
+        UserError: a key is no setting, or its value is of the wrong kind.
+    """
     known = {item.name: item for item in fields(Settings)}
     settings = {}
     for key, value in values.items():
         name = key.replace("-", "_")
         if name not in known:
             close = get_close_matches(name, known, n=1)
-            raise UserError(f"{path}: no setting is named {key!r}" + (f", did you mean {close[0]!r}?" if close else ""))
+            raise UserError(
+                f"{source}: no setting is named {key!r}" + (f", did you mean {close[0]!r}?" if close else "")
+            )
         if name in settings:
-            raise UserError(f"{path}: {key} is set twice, with a dash and with an underscore")
+            raise UserError(f"{source}: {key} is set twice, with a dash and with an underscore")
         wanted = _toml_kind(known[name].metadata["type"])
         if not _is_kind(value, wanted):
-            raise UserError(f"{path}: {key} must be {wanted}, got {value!r}")
+            raise UserError(f"{source}: {key} must be {wanted}, got {value!r}")
         settings[name] = value
+    for entry, table in settings.get("model", {}).items():
+        settings["model"] = settings["model"] | {entry: _entry_settings(table, f"{source}: [model.{entry}]")}
     return settings
+
+
+def _entry_settings(table: Any, source: str) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise UserError(f"{source} must be a table")
+    table = check_names(table, source)
+    for name in table:
+        if name not in OF_AN_ENTRY:
+            raise UserError(f"{source}: {name} holds for a whole run, not for one model")
+    return table
 
 
 def _toml_kind(kind: Any) -> str:
@@ -217,13 +333,21 @@ def _toml_kind(kind: Any) -> str:
         return "a number"
     if isinstance(kind, click.IntRange):
         return "a whole number"
+    if kind is dict:
+        return "tables"
     return "a list of names" if isinstance(kind, NameList) else "text"
 
 
 def _is_kind(value: Any, wanted: str) -> bool:
     if wanted == "a list of names":
         return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
-    types = {"true or false": (bool,), "a number": (int, float), "a whole number": (int,), "text": (str,)}
+    types = {
+        "true or false": (bool,),
+        "a number": (int, float),
+        "a whole number": (int,),
+        "text": (str,),
+        "tables": (dict,),
+    }
     return type(value) in types[wanted]
 
 

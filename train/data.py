@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 
-from engine.data import generated, listing, loader, scan
+from engine.augmentation import Augmentations
+from engine.data import generated, listing, loader, pixels, scan
 from engine.data.listing import ImageSet
+from engine.data.pixels import Pixels
 from engine.errors import UserError
 from engine.report import console
 from train.config import Settings
@@ -16,10 +18,12 @@ from train.config import Settings
 
 @dataclass(frozen=True)
 class Data:
-    """A data set without its undecodable files, and these: path, split and reason of each."""
+    """A data set without its undecodable files, these files (path, split and reason of each), and its pixels, where
+    they are kept in memory."""
 
     images: ImageSet
     rejected: list[dict[str, str]]
+    pixels: Pixels | None = None
 
     def summary(self) -> dict:
         """Return the "data" entry of `results.json`."""
@@ -28,17 +32,27 @@ class Data:
             "classes": len(self.images.class_names),
             **{name: len(split.paths) for name, split in self.images.splits.items()},
             "rejected": len(self.rejected),
+            "dtype": self.images.dtype,
+            "channels": list(self.images.channels.names),
+            "channel_mean": list(self.images.channels.mean),
+            "channel_std": list(self.images.channels.std),
             "class_names": list(self.images.class_names),
             "rejected_files": self.rejected,
         }
 
 
-def open_data(settings: Settings) -> Data:
-    """Return the data set, each file left out named on the terminal.
+def open_data(settings: Settings, task: str) -> Data:
+    """Return the data set of a run, each file left out named on the terminal.
 
     Raises:
         UserError: the data is missing or malformed, or with `strict` a file cannot be decoded.
     """
+    from engine.data import cifar100
+
+    if task == "cifar100" and (settings.data is None or cifar100.find(Path(settings.data)) is not None):
+        with console.waiting("reading CIFAR-100"):
+            images, pixels = cifar100.read(settings.data and Path(settings.data))
+        return Data(images, [], pixels)
     if settings.data is None:
         with console.waiting("making the generated set"):
             images = listing.read(_generated())
@@ -46,6 +60,13 @@ def open_data(settings: Settings) -> Data:
         images = listing.read(Path(settings.data), settings.num_classes, settings.seed)
     if settings.backend == "synthetic":
         return Data(images, [])
+    images, rejected = _checked(images, settings)
+    loader.resolve(settings.backend, images.stacks)
+    return Data(images, rejected, _kept(images, settings))
+
+
+def _checked(images: ImageSet, settings: Settings) -> tuple[ImageSet, list[dict[str, str]]]:
+    """Return the set without the files that cannot be used, and these."""
     paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
     with console.progress("checking files", len(paths)) as bar:
         report = scan.scan(images.root, paths, settings.workers, bar.reach)
@@ -63,7 +84,17 @@ def open_data(settings: Settings) -> Data:
         raise UserError(
             f"--strict: {len(rejected)} files cannot be used; the first is {first['path']}: {first['reason']}"
         )
-    return Data(scan.apply(images, report), rejected)
+    return scan.apply(images, report), rejected
+
+
+def _kept(images: ImageSet, settings: Settings) -> Pixels | None:
+    """Return the decoded images where they are to be kept in memory."""
+    if settings.cache == "none" or (settings.cache == "auto" and settings.device != "cpu"):
+        return None
+    if settings.cache == "auto" and not pixels.fits(Pixels.bytes_needed(images)):
+        return None
+    with console.progress("decoding", len({path for split in images.splits.values() for path in split.paths})) as bar:
+        return Pixels.load(images, settings.workers, bar.reach)
 
 
 def _generated() -> Path:
@@ -75,18 +106,25 @@ def _generated() -> Path:
         ) from None
 
 
-def make_loader(images: ImageSet, split: str, settings: Settings, train: bool = False) -> loader.Loader:
-    """Return the loader of a split: random crops and flips in training, the centre crop otherwise."""
+def make_loader(
+    images: ImageSet,
+    split: str,
+    settings: Settings,
+    augmentations: Augmentations | None = None,
+    pixels: Pixels | None = None,
+) -> loader.Loader:
+    """Return the loader of a split: for training with augmentations, else centre crops in the list's order."""
     return loader.create(
         images,
         split,
         size=settings.image_size,
         batch_size=settings.batch_size,
-        train=train,
+        train=augmentations is not None,
         backend=settings.backend,
         device=torch.device(settings.device),
         seed=settings.seed,
         workers=settings.workers,
-        crop_scale=(settings.crop_scale, 1.0),
+        augmentations=augmentations or Augmentations(),
         eval_crop=settings.eval_crop,
+        pixels=pixels,
     )

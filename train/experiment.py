@@ -2,44 +2,62 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import csv
+import io
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
-import models
-from engine import channels, checkpoint, complexity, hardware, profiling, training
+from engine import augmentation, channels, checkpoint, hardware, profiling, training
 from engine.batch import normalise
+from engine.channels import Combinations
 from engine.data import loader
 from engine.data.listing import Split
 from engine.errors import UserError
 from engine.evaluation import Evaluation, evaluate
 from engine.report import console, pages, plots
-from engine.run_folder import RunFolder
+from engine.run_folder import RunFolder, write_atomically
+from train import entries, networks, systems
 from train.config import Settings
 from train.data import make_loader, open_data
 
 SHOWN_PREDICTIONS = 18
+ONE_PER_COMBINATION = "one-per-combination"
+MOST_NETWORKS = 15  # of one entry
 
 
-def run(task: str, settings: Settings, resume: RunFolder | None = None) -> tuple[RunFolder, dict]:
-    """Train and test all models of `settings`; return the run's folder and the content of its `results.json`.
+def run(task: str, settings: Settings, resume: RunFolder | None = None) -> Experiment:
+    """Train and test all models of `settings` and write the run's folder.
 
-    With `resume`, the models that this run has finished are kept, and others go on after their last whole epoch.
+    With `resume`, the models that this run has finished are kept, and others go on after their last whole epoch. Where
+    there are several models, one that fails does not stop the others: its name and the reason are in "failed".
 
     Raises:
         UserError: data, a model, a channel or the output folder is not usable; nothing has been written then.
     """
     experiment = Experiment(task, settings, resume)
-    for name in experiment.settings.models:
-        if not experiment.is_done(name):
-            experiment.train_and_test(name)
-    experiment.report()
-    return experiment.folder, experiment.results
+    for entry in experiment.entries:
+        if not experiment.is_done(entry):
+            experiment.attempt(entry)
+    if experiment.results["models"]:
+        experiment.report()
+    return experiment
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trained network: how it is shown channels, how it was trained, the course, its scores, and its memory."""
+
+    protocol: str
+    plan: training.Plan
+    course: training.Fit
+    tested: Evaluation
+    peak_memory_mb: float
 
 
 class Experiment:
@@ -48,22 +66,65 @@ class Experiment:
     def __init__(self, task: str, settings: Settings, resume: RunFolder | None) -> None:
         # The run's folder must tell where the data is from anywhere.
         root = settings.data and str(Path(settings.data).expanduser().absolute())
-        self.settings = replace(settings, data=root, backend=loader.resolve(settings.backend))
-        self.combinations = channels.parse(settings.channels)
-        check_models(settings.models)
-        data = open_data(self.settings)
+        weights = settings.weights and str(Path(settings.weights).expanduser().absolute())
+        self.task = task
+        networks.check_names(settings.models)
+        loader.resolve(settings.backend)
+        self.settings = replace(settings, data=root, weights=weights)
+        data = open_data(self.settings, task)
+        backend = loader.resolve(settings.backend, data.images.stacks)
+        self.settings = replace(self.settings, backend=backend)
         loader.check_trainable(data.images)
-        self.images = data.images
-        self.costs = {
-            name: measure(name, len(self.images.class_names), settings.image_size) for name in settings.models
+        self.images, self.pixels = data.images, data.pixels
+        self.channel_names = self.images.channels.names
+        self.combinations = channels.parse(settings.channels, self.channel_names, settings.seed)
+        self.failed: dict[str, str] = {}
+        self.costs = {entry: cost for entry in settings.models if (cost := self._checked(entry)) is not None}
+        if not self.costs:
+            raise UserError(next(iter(self.failed.values())))
+        chosen = {name: [self.channel_names[i] for i in places] for name, places in self.combinations.items()}
+        self.results = {
+            "task": task,
+            "seed": settings.seed,
+            "data": data.summary(),
+            "combinations": chosen,
+            "models": {},
+            "failed": self.failed,
         }
-        self.results = {"task": task, "seed": settings.seed, "data": data.summary(), "models": {}}
         self.history: dict[str, list[training.EpochRow]] = {}
+        self.predictions: dict[str, list[plots.Prediction]] = {}
         if resume:
             self._go_on_from(resume)
         self.environment = hardware.describe()
         self.folder = resume or RunFolder.create(Path(settings.out), task, settings.name)
         self.folder.begin(self.settings.to_toml(), self.environment, self.results)
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """The entries to train: those of the settings without what a sweep has left out."""
+        return tuple(self.costs)
+
+    def _checked(self, entry: str):
+        """Return an entry's costs; None where it cannot be trained and others of a sweep can."""
+        settings = entries.of(self.settings, entry)
+        count, classes = len(self.channel_names), len(self.images.class_names)
+        try:
+            augmentation.check(settings.augmentations, self.images.dtype, count)
+            costs = networks.measure(entry, classes, count, settings.image_size)
+            if networks.is_one_per_combination(entry) and len(self.combinations) > MOST_NETWORKS:
+                raise UserError(
+                    f"{entry} is a network for each combination, and these are {len(self.combinations)}: name up to "
+                    f"{MOST_NETWORKS} by --channels"
+                )
+            if settings.transfer in ("frozen", "finetuned"):
+                networks.prepared(entry, settings, classes, count)
+        except UserError as error:
+            if not self.settings.sweep:
+                raise
+            self.failed[entry] = str(error)
+            console.say(f"left out: {error}")
+            return None
+        return costs
 
     def _go_on_from(self, run: RunFolder) -> None:
         """Take over what a run has; raise UserError where it is damaged or does not fit the data or the channels."""
@@ -71,14 +132,15 @@ class Experiment:
         if before["data"]["class_names"] != self.results["data"]["class_names"]:
             raise UserError(f"{run.root} was trained on other classes than {self.images.root} has")
         for entry in before["models"].values():
-            if tuple(entry["test"]) != self.combinations:
+            alone = entry["protocol"] == ONE_PER_COMBINATION  # no network for shuffled channels
+            if list(entry["test"]) != [name for name, chosen in self.combinations.items() if chosen or not alone]:
                 raise UserError(
                     f"{run.root} was tested on channels {','.join(entry['test'])}: leave --channels as it was"
                 )
         self.results["models"] = before["models"]
-        for name in self.settings.models:
-            last = run.checkpoints(name) / "last.pt"
-            if not self.is_done(name) and last.exists():
+        for entry in self.entries:
+            last = run.checkpoints(entry) / "last.pt"
+            if not self.is_done(entry) and last.exists():
                 checkpoint.load(last)
         try:
             for row in map(training.EpochRow.from_text, run.read_history()):
@@ -86,54 +148,83 @@ class Experiment:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{run.history} is damaged ({type(error).__name__}: {error})") from None
 
-    def is_done(self, name: str) -> bool:
+    def is_done(self, entry: str) -> bool:
         """Return whether the run that is resumed has tested this model after as many epochs as are asked for now."""
-        entry = self.results["models"].get(name)
-        return entry is not None and entry["epochs"] >= self.settings.epochs
+        found = self.results["models"].get(entry)
+        return found is not None and found["epochs"] >= entries.of(self.settings, entry).epochs
 
-    def train_and_test(self, name: str) -> None:
-        """Train a model, test its best weights, and add both to the results."""
-        settings = self.settings
-        memory = hardware.PeakMemory(torch.device(settings.device))
-        torch.manual_seed(settings.seed)
-        model = models.create(name, num_classes=len(self.images.class_names))
-        plan = make_plan(model, settings, len(self.images.class_names))
-        course = self._train(name, model, plan)
-        self._write_history(name, course)
-        tested = self._test(name, model, plan)
-        self.results["models"][name] = vars(self.costs[name]) | {
-            "epochs": len(course.history),
-            "best_epoch": course.best.epoch,
-            "train_seconds": round(course.seconds, 2),
-            "images_per_second": round(course.images_per_second, 1),
-            "peak_memory_mb": round(memory.megabytes(), 1),
-            "protocol": channels.protocol(model),
-            "channel_sampling": plan.sample_channels,
-            "val": {"loss": course.best.val_loss, "accuracy": course.best.val_accuracy},
-            "test": {combination: scores.as_dict() for combination, scores in tested.scores.items()},
-        }
-        add_ratio(self.results["models"], self.combinations[0])
+    def attempt(self, entry: str) -> None:
+        """Train and test an entry; where it fails and is not the only one, note why and go on."""
+        try:
+            self.train_and_test(entry)
+        except Exception as error:
+            if len(self.entries) == 1:
+                raise
+            self.failed[entry] = " ".join((str(error) or type(error).__name__).split())
+            console.say(f"{entry} failed, going on: {self.failed[entry]}")
         self.folder.write_json(self.folder.results, self.results)
+
+    def train_and_test(self, entry: str) -> None:
+        """Train a model, test its best weights, and add both to the results."""
+        settings = entries.of(self.settings, entry)
+        if networks.is_one_per_combination(entry):
+            outcomes = [self._outcome(entry, settings, name) for name, chosen in self.combinations.items() if chosen]
+            protocol = ONE_PER_COMBINATION
+        else:
+            outcomes = [self._outcome(entry, settings)]
+            protocol = outcomes[0].protocol
+        first = outcomes[0]
+        best = first.course.best
+        tests = {name: scores.as_dict() for outcome in outcomes for name, scores in outcome.tested.scores.items()}
+        self.results["models"][entry] = vars(self.costs[entry]) | {
+            "epochs": max(len(outcome.course.history) for outcome in outcomes),
+            "best_epoch": best.epoch,
+            "train_seconds": round(sum(outcome.course.seconds for outcome in outcomes), 2),
+            "images_per_second": round(first.course.images_per_second, 1),
+            "peak_memory_mb": round(max(outcome.peak_memory_mb for outcome in outcomes), 1),
+            "protocol": protocol,
+            "channel_sampling": "off" if protocol == ONE_PER_COMBINATION else first.plan.channel_sampling,
+            "augmentations": list(settings.augmentations),
+            "reported": {system.report: dict(system.reported) for system in systems.reported(entry, self.task)},
+            "val": {"loss": best.val_loss, "accuracy": best.val_accuracy},
+            "test": tests,
+        }
+        self._show(entry, first)
+        add_ratio(self.results["models"], next(name for name, chosen in self.combinations.items() if chosen))
 
     def report(self) -> None:
         """Write the pictures of all models and both report pages."""
-        plots.curves(self.history, self.folder.plots / "curves.png")
-        accuracy = {
-            name: {combination: row["accuracy"] for combination, row in entry["test"].items()}
-            for name, entry in self.results["models"].items()
-        }
-        plots.combinations(accuracy, 1 / len(self.images.class_names), self.folder.plots / "combinations.png")
+        pages.pictures(self.folder, self.results, self.history)
         pages.write(self.folder, self.results, self.environment)
 
-    def _train(self, name: str, model: torch.nn.Module, plan: training.Plan) -> training.Fit:
-        settings = self.settings
+    def _outcome(self, entry: str, settings: Settings, combination: str | None = None) -> Outcome:
+        """Train a new network, for one combination of channels where that is given, and test it."""
+        memory = hardware.PeakMemory(torch.device(settings.device))
+        chosen = self.combinations[combination] if combination else ()
+        count = len(chosen) if combination else len(self.channel_names)
+        model = networks.prepared(entry, settings, len(self.images.class_names), count)
+        plan = networks.plan(model, settings, self.images)
+        name, folder, tested = entry, self.folder.checkpoints(entry), self.combinations
+        if combination:
+            plan = replace(plan, channels=(combination, chosen), channel_sampling="off")
+            name, folder, tested = f"{entry} {combination}", folder / combination, {combination: chosen}
+        course = self._train(name, model, plan, settings, folder)
+        self._write_history(name, course)
+        scored = self._test(name, model, plan, settings, tested)
+        if entry not in self.predictions:
+            self._predict_some(entry, model, plan, settings)
+        return Outcome(channels.protocol(model), plan, course, scored, memory.megabytes())
+
+    def _train(
+        self, name: str, model: nn.Module, plan: training.Plan, settings: Settings, checkpoints: Path
+    ) -> training.Fit:
         profiler = (
             profiling.trace(self.folder.trace / f"{name}.json") if settings.profile else nullcontext(lambda: None)
         )
         with (
-            make_loader(self.images, "train", settings, train=True) as train,
-            make_loader(self.images, "val", settings) as val,
-            console.progress(f"training {name}", plan.epochs * (train.samples + val.samples)) as bar,
+            self._loader("train", settings, plan) as train,
+            self._loader("val", settings) as val,
+            console.progress(f"training {name}", plan.epochs * (plan.passes * train.samples + val.samples)) as bar,
             profiler as step,
         ):
             return training.fit(
@@ -142,104 +233,74 @@ class Experiment:
                 train,
                 val,
                 plan,
-                self.folder.checkpoints(name),
+                checkpoints,
                 on_batch=bar.advance,
                 on_step=step,
-                on_epoch=partial(self._record, name),
+                on_epoch=partial(self._record, name, plan),
             )
 
-    def _test(self, name: str, model: torch.nn.Module, plan: training.Plan) -> Evaluation:
+    def _loader(self, split: str, settings: Settings, plan: training.Plan | None = None) -> loader.Loader:
+        augmentations = plan.augmentations if plan else None
+        return make_loader(self.images, split, settings, augmentations, self.pixels)
+
+    def _test(
+        self, name: str, model: nn.Module, plan: training.Plan, settings: Settings, combinations: Combinations
+    ) -> Evaluation:
         precision = hardware.autocast(plan.device, plan.precision)
-        with (
-            make_loader(self.images, "test", self.settings) as test,
-            console.progress(f"testing {name}", test.samples) as bar,
-        ):
-            tested = evaluate(model, test, self.combinations, plan.num_classes, precision, bar.advance)
-        title = f"{name}, channels {self.combinations[0]}"
-        path = self.folder.plots / f"confusion-{name}.png"
-        plots.confusion(tested.confusion.numpy(), self.images.class_names, title, path)
-        shown = self._predict_some(model, plan)
-        plots.predictions(shown, f"{name} on test images", self.folder.plots / f"predictions-{name}.png")
-        return tested
+        with self._loader("test", settings) as test, console.progress(f"testing {name}", test.samples) as bar:
+            how = "subset" if plan.channels else None
+            return evaluate(model, test, combinations, plan.num_classes, precision, bar.advance, how)
+
+    def _show(self, entry: str, outcome: Outcome) -> None:
+        """Draw the confusion matrix on the first combination and write the predictions as CSV."""
+        title = f"{entry}, channels {next(iter(outcome.tested.scores))}"
+        path = self.folder.plots / f"confusion-{entry}.png"
+        plots.confusion(outcome.tested.confusion.numpy(), self.images.class_names, title, path)
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(
+            [("ID", "Category"), *enumerate(outcome.tested.predictions.tolist())]
+        )
+        write_atomically(self.folder.root / f"predictions-{entry}.csv", text.getvalue())
 
     @torch.no_grad()
-    def _predict_some(self, model: torch.nn.Module, plan: training.Plan) -> list[plots.Prediction]:
-        """Return predictions for test images spread evenly over the list."""
+    def _predict_some(self, entry: str, model: nn.Module, plan: training.Plan, settings: Settings) -> None:
+        """Draw predictions for test images spread evenly over the list."""
         test, names = self.images.splits["test"], self.images.class_names
         chosen = np.unique(np.linspace(0, len(test.paths) - 1, SHOWN_PREDICTIONS).astype(int))
         few = Split(*(column and tuple(column[i] for i in chosen) for column in (test.paths, test.labels, test.sizes)))
         found = []
         model.eval()
-        with make_loader(replace(self.images, splits={"few": few}), "few", self.settings) as loader_:
+        with make_loader(replace(self.images, splits={"few": few}), "few", settings, None, self.pixels) as loader_:
             for batch in loader_.epoch(0):
+                images = normalise(batch.images, self.images.channels)
+                if plan.channels:
+                    images = channels.select(images, plan.channels[1], "subset")
                 with hardware.autocast(plan.device, plan.precision):
-                    logits = model(normalise(batch.images))
+                    logits = model(images)
                 share, guess = logits.float().softmax(1).max(1)
-                pictures = batch.images.permute(0, 2, 3, 1).cpu().numpy()
+                pictures = plots.as_pictures(batch.images)
                 for row in zip(pictures, batch.labels.tolist(), guess.tolist(), share.tolist(), strict=True):
                     found.append(plots.Prediction(row[0], names[row[1]], names[row[2]], row[3]))
-        return found
+        self.predictions[entry] = found
+        plots.predictions(found, f"{entry} on test images", self.folder.plots / f"predictions-{entry}.png")
 
     def _write_history(self, name: str, course: training.Fit) -> None:
         self.history[name] = course.history
         self.folder.write_history([row for rows in self.history.values() for row in rows])
 
-    def _record(self, name: str, course: training.Fit) -> None:
+    def _record(self, name: str, plan: training.Plan, course: training.Fit) -> None:
         self._write_history(name, course)
         row = course.history[-1]
         console.say(
-            f"{name} epoch {row.epoch}/{self.settings.epochs}: loss {row.train_loss:.3f}, accuracy "
+            f"{name} epoch {row.epoch}/{plan.epochs}: loss {row.train_loss:.3f}, accuracy "
             f"{row.train_accuracy:.1%}; validation loss {row.val_loss:.3f}, accuracy {row.val_accuracy:.1%}; "
             f"{course.speeds[-1]:,.0f} img/s"
         )
 
 
-def check_models(names: tuple[str, ...]) -> None:
-    """Raise UserError where a model's name is unknown or given twice."""
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise UserError(f"--models names {name} {count} times")
-        try:
-            with torch.device("meta"):
-                models.create(name)
-        except models.UnknownModelError as error:
-            raise UserError(str(error)) from None
-
-
-def measure(name: str, num_classes: int, size: int) -> complexity.Complexity:
-    """Return a model's costs for an image [3, size, size].
-
-    Raises:
-        UserError: the image is too small for the model.
-    """
-    with torch.device("meta"):
-        model = models.create(name, num_classes=num_classes)
-    try:
-        return complexity.measure(model, len(channels.RGB), size)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{name} cannot take {size} px images ({reason}); try a larger --image-size") from None
-
-
-def make_plan(model: torch.nn.Module, settings: Settings, num_classes: int) -> training.Plan:
-    """Return how to train `model`: any-channel models see random channel subsets unless the user says otherwise."""
-    sample = {"on": True, "off": False, "auto": getattr(model, "any_channels", False)}[settings.channel_sampling]
-    return training.Plan(
-        epochs=settings.epochs,
-        lr=settings.lr,
-        patience=settings.patience,
-        sample_channels=sample,
-        num_classes=num_classes,
-        precision=settings.precision,
-        compile=settings.compile,
-        device=torch.device(settings.device),
-        seed=settings.seed,
-    )
-
-
-def add_ratio(entries: dict[str, dict], combination: str) -> None:
+def add_ratio(found: dict[str, dict], combination: str) -> None:
     """Add each model's test accuracy relative to ResNet34's, where that was trained in the same run."""
-    reference = entries.get("resnet34", {}).get("test", {}).get(combination, {}).get("accuracy")
+    reference = found.get("resnet34", {}).get("test", {}).get(combination, {}).get("accuracy")
     if reference:
-        for entry in entries.values():
+        for entry in found.values():
             entry["ratio_to_resnet34"] = entry["test"][combination]["accuracy"] / reference

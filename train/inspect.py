@@ -8,19 +8,20 @@ from pathlib import Path
 
 import torch
 
-import models
 from engine import checkpoint, hardware
 from engine.batch import normalise
-from engine.channels import parse, select
-from engine.data import listing, scan
+from engine.channels import ALL, RGB, SHUFFLED, Channels, Combinations, parse, select
+from engine.data import listing, patches, scan
 from engine.data.listing import ImageSet, Split
 from engine.errors import UserError
 from engine.evaluation import evaluate
 from engine.report import console
-from engine.report.tables import Table, combinations
+from engine.report.tables import Table
 from engine.run_folder import RunFolder
+from train import entries, networks
 from train.config import Settings
 from train.data import make_loader, open_data
+from train.experiment import ONE_PER_COMBINATION
 
 
 def evaluate_run(
@@ -32,47 +33,66 @@ def evaluate_run(
         UserError: the folder is no run, or its data, a checkpoint or a channel is not usable.
     """
     trained = Run(run, device)
-    wanted = parse(channels)
+    wanted = parse(channels, trained.channels.names, trained.settings.seed)
     settings = trained.settings
     settings = replace(settings, data=data or settings.data, backend=backend or settings.backend)
-    networks = {name: trained.network(name) for name in trained.results["models"]}
-    images = open_data(settings).images
+    for name in trained.results["models"]:
+        trained.networks(name, wanted)  # a damaged checkpoint is found before the data is read
+    opened = open_data(settings, trained.results["task"])
+    images = opened.images
     if list(images.class_names) != trained.results["data"]["class_names"]:
         raise UserError(f"{run} was trained on other classes than {images.root} has")
-    found, shown = {}, []
-    for name, model in networks.items():
-        with (
-            make_loader(images, split, settings) as loader,
-            console.progress(f"evaluating {name}", loader.samples) as bar,
-        ):
-            tested = evaluate(model, loader, wanted, trained.num_classes, trained.autocast(), bar.advance)
+    if images.channels.names != trained.channels.names:
+        raise UserError(
+            f"{run} was trained on channels {', '.join(trained.channels.names)}, {images.root} has "
+            f"{', '.join(images.channels.names)}"
+        )
+    if images.dtype != trained.dtype:
+        raise UserError(f"{run} was trained on values of type {trained.dtype}, {images.root} has {images.dtype}")
+    images = replace(images, channels=trained.channels)
+    found = {}
+    for name in trained.results["models"]:
+        scores = {}
+        for part, model in trained.networks(name, wanted):
+            with (
+                make_loader(images, split, entries.of(settings, name), pixels=opened.pixels) as loader,
+                console.progress(f"evaluating {name}", loader.samples) as bar,
+            ):
+                how = trained.how(name)
+                tested = evaluate(model, loader, part, trained.num_classes, trained.autocast(), bar.advance, how)
+            scores |= {key: row.as_dict() for key, row in tested.scores.items()}
         protocol = trained.results["models"][name]["protocol"]
-        found[name] = {"protocol": protocol, split: {key: row.as_dict() for key, row in tested.scores.items()}}
-        shown.append(combinations(name, protocol, found[name][split]))
-    console.show(*shown)
+        found[name] = {"protocol": protocol, split: scores}
+    names = {label: [trained.channels.names[place] for place in chosen] for label, chosen in wanted.items()}
+    console.show_scores({"models": found, "combinations": names}, split)
     trained.folder.write_json(trained.folder.root / "evaluation.json", {"split": split, "models": found})
 
 
 @torch.no_grad()
-def predict_images(run: Path, images: tuple[Path, ...], model: str | None, channels: str, top: int) -> None:
+def predict_images(run: Path, images: tuple[Path, ...], model: str | None, channels: str | None, top: int) -> None:
     """Print the likeliest classes of each image.
 
     Raises:
         UserError: the folder is no run, the model was not trained there, or an image cannot be read.
     """
     trained = Run(run, "auto")
-    if channels == "all":
-        raise UserError("predict takes one combination of channels, not 'all'")
-    (combination,) = parse((channels,))
-    entries = trained.results["models"]
-    name = model or min(entries, key=lambda key: entries[key]["val"]["loss"])
-    network = trained.network(name)
-    protocol, class_names = entries[name]["protocol"], trained.results["data"]["class_names"]
+    if channels in (ALL, SHUFFLED):
+        raise UserError(f"predict takes one combination of channels, not {channels!r}")
+    wanted = parse((channels or trained.channels.full,), trained.channels.names)
+    ((combination, chosen),) = wanted.items()
+    found = trained.results["models"]
+    name = model or min(found, key=lambda key: found[key]["val"]["loss"])
+    ((_, network),) = trained.networks(name, wanted)
+    class_names = trained.results["data"]["class_names"]
+    settings = replace(entries.of(trained.settings, name), backend="torch", workers=0)
     shares = []
-    with make_loader(as_image_set(images), "images", replace(trained.settings, backend="torch", workers=0)) as loader:
+    shown = as_image_set(images, trained.channels)
+    if shown.dtype != trained.dtype:
+        raise UserError(f"{images[0]} has values of type {shown.dtype}, the run was trained on {trained.dtype}")
+    with make_loader(shown, "images", settings) as loader:
         for batch in loader.epoch(0):
             with trained.autocast():
-                logits = network(select(normalise(batch.images), combination, protocol))
+                logits = network(select(normalise(batch.images, trained.channels), chosen, trained.how(name)))
             shares.append(logits.float().softmax(1).cpu())
     best = torch.cat(shares).topk(min(top, len(class_names)))
     rows = tuple(
@@ -82,21 +102,28 @@ def predict_images(run: Path, images: tuple[Path, ...], model: str | None, chann
     console.show(Table(f"{name}, channels {combination}", ("image", *map(str, range(1, len(rows[0])))), rows))
 
 
-def as_image_set(files: tuple[Path, ...]) -> ImageSet:
-    """Return a set with the one split "images" of these files.
+def as_image_set(files: tuple[Path, ...], channels: Channels) -> ImageSet:
+    """Return a set with the one split "images" of these files, to be standardised as `channels` says.
 
     Raises:
         UserError: one of them cannot be decoded.
     """
     root = Path("/")
     paths = tuple(path.resolve().relative_to(root).as_posix() for path in files)
-    report = scan.scan(root, paths, workers=1, cache=False)
+    report = scan.scan(root, paths, workers=1, cache=False, channels=len(channels))
     reasons = {item.path: item.reason for item in report.rejected}
     for path, file in zip(paths, files, strict=True):
         if path in reasons:
             raise UserError(f"{file}: {reasons[path]}")
-    sizes = tuple(report.sizes[path] for path in paths)
-    return ImageSet(root, ("",), {"images": Split(paths, (0,) * len(paths), sizes)})
+    return scan.apply(ImageSet(root, ("",), {"images": Split(paths, (0,) * len(paths))}), report, channels)
+
+
+def cut_patches(scene: Path, folder: Path, size: int, seed: int) -> None:
+    """Cut a labelled scene into a data folder of patches and say how many there are, and what was left out."""
+    with console.waiting("dividing the scene"):
+        lines = patches.cut(scene, folder, size, seed)
+    for line in lines:
+        console.say(line)
 
 
 def scan_folder(folder: Path, workers: int | None, output: Path | None) -> None:
@@ -135,20 +162,50 @@ class Run:
             raise UserError(f"{self.folder.config} is damaged: it lacks image_size, precision or workers")
         if not self.results["models"]:
             raise UserError(f"{root} has no trained model yet; go on with it by --resume {root}")
+        data = self.results["data"]
+        self.channels, self.dtype = RGB, data.get("dtype", "uint8")
+        if "channels" in data:
+            self.channels = Channels(tuple(data["channels"]), tuple(data["channel_mean"]), tuple(data["channel_std"]))
 
     def autocast(self):
         return hardware.autocast(self.device, self.settings.precision)
 
-    def network(self, name: str) -> torch.nn.Module:
-        """Return a model of the run with its best weights, in evaluation mode.
+    def how(self, name: str) -> str:
+        """Return how a model is shown a combination of channels: "subset" or "zero-pad"."""
+        return "zero-pad" if self.results["models"][name]["protocol"] == "zero-pad" else "subset"
+
+    def networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
+        """Return a model of the run with its best weights, and the combinations to use it for.
+
+        That is one network for all that are wanted, or one for each of those that it was trained for.
 
         Raises:
-            UserError: the run has no such model, or the checkpoint is damaged or of another model.
+            UserError: the run has no such model, trained it for none of the combinations, or a checkpoint is damaged
+                or of another model.
         """
         if name not in self.results["models"]:
             raise UserError(f"the run has no model {name!r}; it trained {', '.join(self.results['models'])}")
-        path = self.folder.checkpoints(name) / "best.pt"
+        folder = self.folder.checkpoints(name)
+        if self.results["models"][name]["protocol"] != ONE_PER_COMBINATION:
+            return [(wanted, self._network(name, folder / "best.pt", len(self.channels)))]
+        place = self.channels.names.index
+        trained = {
+            label: tuple(map(place, self.results["combinations"][label]))
+            for label in self.results["models"][name]["test"]
+        }
+        label_of = {frozenset(chosen): label for label, chosen in trained.items()}
+        found = []
+        for combination, chosen in wanted.items():
+            if (own := label_of.get(frozenset(chosen))) is not None:
+                network = self._network(name, folder / own / "best.pt", len(chosen))
+                found.append(({combination: trained[own]}, network))
+        if not found:
+            raise UserError(f"{name} has a network for each of {', '.join(trained)}, none for {', '.join(wanted)}")
+        return found
+
+    def _network(self, name: str, path: Path, in_channels: int) -> torch.nn.Module:
         content = checkpoint.load(path, self.device)
-        model = models.create(name, num_classes=self.num_classes)
+        size = entries.of(self.settings, name).image_size
+        model = networks.create(name, self.num_classes, in_channels, size)
         checkpoint.restore(model, content, path)
         return model.to(self.device, memory_format=torch.channels_last).eval()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
-
-import click
-from click.core import ParameterSource
 
 from engine.errors import UserError
 from engine.run_folder import RunFolder
@@ -30,11 +27,7 @@ def find(task: str, out: Path, wanted: str) -> RunFolder | None:
     return max(unfinished, key=lambda run: run.config.stat().st_mtime, default=None)
 
 
-def merge(context: click.Context, folder: RunFolder, values: dict[str, Any]) -> dict[str, Any]:
+def merge(folder: RunFolder, flags: dict[str, Any]) -> dict[str, Any]:
     """Return the run's settings, overridden by what stands on this command line."""
-    said = {
-        name: value
-        for name, value in values.items()
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    }
-    return asdict(Settings.from_toml(folder.config)) | said
+    settings = Settings.from_toml(folder.config)
+    return {item.name: getattr(settings, item.name) for item in fields(settings)} | flags

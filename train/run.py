@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from engine.errors import NotFiniteError, UserError
+from engine.errors import FailedModelsError, NotFiniteError, UserError
 from train.cli import cli
 
 
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         print("error: " + " ".join(message.split()), file=sys.stderr)
         return 2
-    except NotFiniteError as error:
+    except (NotFiniteError, FailedModelsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (click.Abort, KeyboardInterrupt):

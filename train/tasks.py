@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.errors import FailedModelsError
 from engine.report import console, tables
 from engine.run_folder import RunFolder
 from train import experiment
@@ -9,12 +10,18 @@ from train.config import Settings
 
 
 def run(task: str, settings: Settings, resume: RunFolder | None = None) -> None:
-    """Run a task and print its tables."""
-    folder, results = experiment.run(task, settings, resume)
-    entries = results["models"]
-    console.show(
-        *(tables.combinations(name, entry["protocol"], entry["test"]) for name, entry in entries.items()),
-        narrow=tables.accuracies(entries),
-    )
-    console.show(tables.models(results))
-    console.say(f"report: {folder.root / 'report.html'}")
+    """Run a task and print its tables.
+
+    Raises:
+        FailedModelsError: some of several models failed; the others are trained and reported.
+    """
+    done = experiment.run(task, settings, resume)
+    results = done.results
+    if entries := results["models"]:
+        console.summarise(results)
+        if task == "transfer" and done.predictions:
+            console.show(tables.predictions(done.predictions))
+        console.say(f"report: {done.folder.root / 'report.html'}")
+    if failed := results["failed"]:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise FailedModelsError(f"{len(failed)} of {len(failed) + len(entries)} models failed: {reasons}")

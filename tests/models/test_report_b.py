@@ -12,6 +12,7 @@ from engine.complexity import measure
 from kernels.backend import use_backend
 from models.dwg_densenet import DWGDenseNet121
 from models.rrdb import RRDB, RRDBRNN, DenseBlock, RecurrentConv2d, ResidualInResidual
+from tests.kernels.interpreter import needs_interpreter
 
 PARAMETERS = {DWGDenseNet121: 7_223_602, RRDB: 169_466, RRDBRNN: 296_874}
 RESIDUAL = (RRDB, RRDBRNN)
@@ -282,10 +283,8 @@ def test_the_opaque_op_is_used_forward_and_backward():
     assert {"polychrome::per_sample_conv2d", "polychrome::per_sample_conv2d_backward"} <= called
 
 
+@needs_interpreter
 def test_the_triton_kernels_give_the_same_result():
-    pytest.importorskip("triton")
-    if torch.cuda.is_available():
-        pytest.skip("CPU tensors run the kernels in Triton's interpreter only")
     model = first_layers()
     x, mask = images(2, 3, 29, 30), torch.tensor([[1, 0, 1], [1, 1, 1]]).bool()
     with torch.no_grad():

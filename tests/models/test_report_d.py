@@ -6,6 +6,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from kernels.backend import use_backend
 from models.dynamic_cnn import DynamicCNNv1, DynamicCNNv2
 from models.shallow_cnn import BaselineCNN, SE2LayerCNN, Simple2LayerCNN, Simple4LayerCNN
+from tests.kernels.interpreter import needs_interpreter
 
 PARAMETERS = {
     DynamicCNNv1: 31_570,
@@ -185,10 +186,8 @@ def test_the_opaque_ops_are_used_forward_and_backward(make, name):
 
 
 @dynamic
+@needs_interpreter
 def test_the_triton_kernels_give_the_same_result(make):
-    pytest.importorskip("triton")
-    if torch.cuda.is_available():
-        pytest.skip("CPU tensors run the kernels in Triton's interpreter only")
     model = made(make).eval()
     x, mask = images(2, 3, 5, 6), torch.tensor([[1, 0, 1], [1, 1, 1]]).bool()
     expected = model(x, mask)

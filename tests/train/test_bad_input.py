@@ -46,9 +46,14 @@ def add_line(folder, line, to="train.txt"):
     ("arguments", "message"),
     [
         (["task9"], "no task or command is named 'task9', did you mean 'task2'?"),
-        (["frobnicate"], "no task or command is named 'frobnicate'; there are task1, task2, evaluate, predict, scan"),
+        (["frobnicate"], "no task or command is named 'frobnicate'; there are task1, task2, cifar100, transfer"),
         (["task1", "--models", "simple_cn"], "no model is called 'simple_cn'"),
         (["task1", "--models", ","], "names at least one item"),
+        (["task1", "--models", "simple_cnn+dorp"], "no variant is named 'dorp'; did you mean drop?"),
+        (["task1", "--recipe", "report_z"], "no such recipe; there are report_a"),
+        (["task1", "--augmentations", "crop,flop"], "no augmentation is named 'flop'"),
+        (["task1", "--augmentations", "crop,crop"], "augmentation crop is named 2 times"),
+        (["task1", "--label-smoothing", "1.5"], "1.5 is not in the range"),
         (["task1", "--models", "simple_cnn,simple_cnn"], "--models names simple_cnn 2 times"),
         (["task1", "--channels", "RGX"], "channels 'RGX': no channel 'X'; the data has R, G, B"),
         (["task1", "--backend", "cv2"], "'--backend': 'cv2' is not one of"),
@@ -138,7 +143,39 @@ def test_a_training_split_of_one_image(fails, broken):
 
 def test_images_too_small_for_the_model(fails, stripes):
     error = fails("task1", "--data", stripes, "--image-size", 8, "--models", "attention_cnn")
-    assert "attention_cnn cannot take 8 px images" in error
+    assert "attention_cnn cannot take 8 px images; it needs at least 16 px: --image-size 16" in error
+    error = fails("task1", "--data", stripes, "--image-size", 40, "--models", "simple_cnn,adaptive_channel_cnn")
+    assert "adaptive_channel_cnn cannot take 40 px images; it needs at least 64 px" in error
+
+
+def test_weights_that_transfer_cannot_start_from(fails, stripes, tmp_path):
+    import torch
+
+    import models
+
+    torch.save(models.create("simple_cnn").state_dict(), tmp_path / "other.pt")
+    start = ["transfer", "--data", stripes, "--image-size", 32, "--models"]
+    assert "torchvision has no weights of attention_cnn: give --weights FILE" in fails(*start, "attention_cnn")
+    error = fails(*start, "attention_cnn", "--weights", tmp_path / "other.pt")
+    assert "other.pt: weights of another architecture: " in error
+    assert " is missing; " in error
+    error = fails(*start, "attention_cnn", "--weights", tmp_path / "gone.pt")
+    assert "gone.pt cannot be read: No such file or directory" in error
+    assert "only task transfer starts from weights" in fails(
+        "task1", "--data", stripes, "--models", "simple_cnn+frozen", "--image-size", 32
+    )
+
+
+def test_cifar100_without_its_files_and_without_a_network(fails, monkeypatch):
+    from engine.data import cifar100
+
+    def offline(*_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(cifar100, "download_url", offline)
+    error = fails("cifar100", "--epochs", 1)
+    assert "CIFAR-100 could not be downloaded (no route to host)" in error
+    assert "or give --data a folder with list files" in error
 
 
 def test_an_output_folder_that_cannot_be_written(fails, stripes, tmp_path):

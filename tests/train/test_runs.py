@@ -12,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from engine import checkpoint
+from engine import checkpoint, training
+from engine.data import decode
 from kernels import use_backend
 from kernels.launch import record_launches
+from train import systems
 from train.run import main
 
 COMBINATIONS = ["RGB", "RG", "GB", "RB", "R", "G", "B"]
@@ -38,7 +40,8 @@ def test_task1_leaves_a_whole_run_folder(task1):
     models = ("simple_cnn", "pool_attention_cnn")
     assert names == {
         "config.toml", "environment.json", "history.csv", "results.json", "report.md", "report.html",
-        "plots/curves.png", "plots/combinations.png",
+        "plots/curves.png", "plots/combinations.png", "plots/tradeoff.png",
+        *(f"predictions-{model}.csv" for model in models),
         *(f"plots/{kind}-{model}.png" for kind in ("confusion", "predictions") for model in models),
         *(f"checkpoints/{model}/{kind}.pt" for kind in ("best", "last") for model in models),
     }  # fmt: skip
@@ -89,7 +92,7 @@ def test_report_html_is_self_contained(task1):
             self.found += [value for key, value in attributes if key in ("src", "href")]
 
     Sources().feed(page)
-    assert len(Sources.found) == 6
+    assert len(Sources.found) == 7
     assert all(source.startswith("data:image/png;base64,") for source in Sources.found)
 
 
@@ -257,6 +260,89 @@ def test_task2_prints_accuracy_ratio_and_cost(stripes, tmp_path, capsys):
         assert wanted in printed
     trace = json.loads((tmp_path / "task2/b/trace/resnet34.json").read_text())
     assert any(event.get("name") == "aten::conv2d" for event in trace["traceEvents"])
+
+
+def test_a_sweep_survives_a_models_failure_and_says_so_at_the_end(stripes, tmp_path, monkeypatch, capsys):
+    fit = training.fit
+
+    def failing(name, *arguments, **options):
+        if name == "pool_attention_cnn":
+            raise RuntimeError("out of memory\nhere")
+        return fit(name, *arguments, **options)
+
+    monkeypatch.setattr(training, "fit", failing)
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "s", *SMALL, "--epochs", "1"]
+    assert main([*start, "--models", "simple_cnn,pool_attention_cnn,baseline_cnn"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == "error: 1 of 3 models failed: pool_attention_cnn: out of memory here\n"
+    assert "pool_attention_cnn failed, going on" in printed.out
+    found = results(tmp_path / "task1/s")
+    assert list(found["models"]) == ["simple_cnn", "baseline_cnn"]
+    assert found["failed"] == {"pool_attention_cnn": "out of memory here"}
+    assert "out of memory here" in (tmp_path / "task1/s/report.html").read_text()
+    monkeypatch.undo()
+    assert main(["task1", "--out", str(tmp_path), "--resume", str(tmp_path / "task1/s")]) == 0
+    assert set(results(tmp_path / "task1/s")["models"]) == {"simple_cnn", "pool_attention_cnn", "baseline_cnn"}
+    assert results(tmp_path / "task1/s")["failed"] == {}
+
+
+def test_all_leaves_out_what_cannot_take_the_images(stripes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(systems, "names", lambda task: ("simple_cnn", "adaptive_channel_cnn"))
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "s", *SMALL, "--epochs", "1"]
+    assert main([*start, "--models", "all"]) == 1
+    message = "adaptive_channel_cnn cannot take 32 px images; it needs at least 64 px: --image-size 64"
+    assert message in capsys.readouterr().err
+    assert list(results(tmp_path / "task1/s")["models"]) == ["simple_cnn"]
+
+
+def test_one_network_per_combination(stripes, tmp_path, capsys):
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "n", *SMALL, "--epochs", "1"]
+    assert main([*start, "--models", "naive_cnn", "--channels", "RGB,RB,G,shuffled"]) == 0
+    run = tmp_path / "task1/n"
+    found = results(run)["models"]["naive_cnn"]
+    assert found["protocol"] == "one-per-combination"
+    assert list(found["test"]) == ["RGB", "RB", "G"]
+    first = {name: checkpoint.load(run / f"checkpoints/naive_cnn/{name}/best.pt")["model"] for name in found["test"]}
+    assert {name: weights["features.0.0.weight"].shape[1] for name, weights in first.items()} == {
+        "RGB": 3,
+        "RB": 2,
+        "G": 1,
+    }
+    assert main(["evaluate", str(run), "--channels", "G,RB"]) == 0
+    again = json.loads((run / "evaluation.json").read_text())["models"]["naive_cnn"]["test"]
+    assert again == {name: found["test"][name] for name in ("G", "RB")}
+    image = str(stripes / "images/test 0.jpg")
+    assert main(["predict", str(run), image, "--channels", "RB"]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(run), image, "--channels", "RG"]) == 2
+    assert "has a network for each of RGB, RB, G, none for RG" in capsys.readouterr().err
+
+
+def test_a_sweep_decodes_each_image_once(stripes, tmp_path, monkeypatch):
+    decoded = []
+    rgb = decode.rgb
+
+    def counted(file):
+        decoded.append(str(file))
+        return rgb(file)
+
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), *SMALL, "--models", "simple_cnn,baseline_cnn"]
+    assert main([*start, "--name", "scanned", "--epochs", "1"]) == 0  # its verdicts are kept
+    monkeypatch.setattr(decode, "rgb", counted)
+    assert main([*start, "--name", "kept"]) == 0
+    assert len(decoded) == len(set(decoded)) == 72 + 18 + 18
+    for option in (["--cache", "none", "--backend", "torch", "--name", "read"], ["--cache", "host", "--name", "host"]):
+        assert main([*start, *option]) == 0
+    histories = [(tmp_path / f"task1/{name}/history.csv").read_text() for name in ("kept", "read", "host")]
+    assert histories[0] == histories[1] == histories[2]
+
+
+def test_test_predictions_are_written_as_id_and_category(task1):
+    rows = list(csv.reader((task1 / "predictions-simple_cnn.csv").open()))
+    assert rows[0] == ["ID", "Category"]
+    assert [int(number) for number, _ in rows[1:]] == list(range(18))
+    right = sum(int(label) == number % 3 for number, label in ((int(a), b) for a, b in rows[1:]))
+    assert right / 18 == pytest.approx(results(task1)["models"]["simple_cnn"]["test"]["RGB"]["accuracy"])
 
 
 def test_checkpoints_of_another_model_and_damaged_ones_are_refused(task1, tmp_path, capsys):

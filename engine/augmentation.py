@@ -1,0 +1,69 @@
+"""Which augmentations an epoch of training uses, and their parameters for a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from engine.errors import UserError
+from kernels.augment import Recipe, draw
+
+# The loader crops and mirrors while it decodes; the rest happens to the batch, on the device.
+NAMES = ("crop", "flip", "vflip", "rotation", "jitter", "gamma", "grayscale")
+DEFAULT = ("crop", "flip")
+DEGREES, JITTER, GAMMA, GRAYSCALE = 15.0, 0.2, 0.2, 0.1
+
+
+@dataclass(frozen=True)
+class Augmentations:
+    """What training does to its images.
+
+    names: some of "crop" (a random crop, else the centre), "flip" and "vflip" (mirrored in half the cases), "rotation"
+        (within 15 degrees), "jitter" (brightness and contrast within 20%), "gamma" (within 20%) and "grayscale" (a
+        tenth of the images).
+    one_at_a_time: the `epochs` are cut into as many successive passes as there are names, each with one of them alone
+        (report E's schedule).
+    crop_scale: the range of the share of the area that a random crop keeps; `crop_ratio` that of width / height.
+    """
+
+    names: tuple[str, ...] = DEFAULT
+    one_at_a_time: bool = False
+    epochs: int = 1
+    crop_scale: tuple[float, float] = (0.35, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def at(self, epoch: int) -> tuple[str, ...]:
+        """Return the names that hold in an epoch, which counts from 1."""
+        if not self.one_at_a_time or not self.names:
+            return self.names
+        return (self.names[min(max(epoch - 1, 0) * len(self.names) // self.epochs, len(self.names) - 1)],)
+
+    def parameters(self, indices: Tensor, size: tuple[int, int], seed: int, epoch: int) -> dict[str, Tensor | None]:
+        """Return arguments for `kernels.augment` and, as "vflips", which images are turned upside down.
+
+        Each row follows from (seed, epoch, image index) alone.
+        """
+        names = self.at(epoch)
+        recipe = Recipe(
+            flip=0.5 * ("vflip" in names),
+            degrees=DEGREES * ("rotation" in names),
+            brightness=JITTER * ("jitter" in names),
+            contrast=JITTER * ("jitter" in names),
+            gamma=GAMMA * ("gamma" in names),
+            grayscale=GRAYSCALE * ("grayscale" in names),
+        )
+        if recipe == Recipe():
+            return {}
+        drawn = draw(recipe, indices, size, seed, epoch)._asdict()
+        drawn["vflips"] = drawn.pop("flips")
+        return {name: value for name, value in drawn.items() if value is not None}
+
+
+def check(names: tuple[str, ...], dtype: str, channels: int) -> None:
+    """Raise UserError where images of this kind cannot be augmented so."""
+    for name in names:
+        if dtype != "uint8" and name in ("rotation", "jitter", "gamma", "grayscale"):
+            raise UserError(f"augmentation {name} needs 8-bit images: leave it out of --augmentations")
+        if name == "grayscale" and channels != 3:
+            raise UserError(f"augmentation grayscale needs 3 channels, the data has {channels}")

@@ -1,0 +1,94 @@
+"""Starting from weights that were trained elsewhere."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import UserError
+
+SHOWN = 5  # entries of a misfit that an error names
+
+
+def head_of(model: nn.Module) -> tuple[str, nn.Module]:
+    """Return name and module of the classifier's last layer: the last linear or convolutional one."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return layers[-1]
+
+
+def read(file: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Return the weights in a file: a checkpoint of ours, a state dict saved by torch, or safetensors.
+
+    Raises:
+        UserError: the file is missing, is none of these, or has no weights.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content = load_file(file, device=str(device))
+        else:
+            content = torch.load(file, map_location=device, weights_only=True)
+    except OSError as error:
+        raise UserError(f"--weights {file} cannot be read: {error.strerror or error}") from None
+    except ImportError:
+        raise UserError(f"--weights {file}: reading it needs safetensors: pip install safetensors") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"--weights {file} is no file of weights ({type(error).__name__})") from None
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"--weights {file} holds no state dict: wanted tensors by name")
+    if not content:
+        raise UserError(f"--weights {file} holds no weights")
+    return content
+
+
+def of_torchvision(name: str) -> dict[str, Tensor] | None:
+    """Return torchvision's weights for a model of this name, downloaded where they are not here; None without such.
+
+    Raises:
+        UserError: they cannot be downloaded.
+    """
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        return None
+    weights = models.get_model_weights(name).DEFAULT
+    try:
+        found = weights.get_state_dict(check_hash=True, progress=False)
+    except (URLError, OSError, RuntimeError) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())
+        raise UserError(
+            f"torchvision's weights of {name} cannot be downloaded ({reason}): try again with a network, or give "
+            "--weights FILE, a state dict or a run's folder"
+        ) from None
+    # Auxiliary classifiers are for training only, and the model here has none.
+    return {key: value for key, value in found.items() if not key.startswith("aux")}
+
+
+def load(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Copy weights into a model; a head for another number of classes keeps its fresh weights.
+
+    Raises:
+        UserError: the weights are of another architecture; the message lists what did not fit.
+    """
+    own = model.state_dict()
+    head = head_of(model)[0] + "."
+    missing = [f"{key} is missing" for key in own if key not in weights and not key.startswith(head)]
+    unknown = [f"{key} is not in the model" for key in weights if key not in own]
+    shapes = [
+        f"{key} is {list(weights[key].shape)} for {list(value.shape)}"
+        for key, value in own.items()
+        if key in weights and weights[key].shape != value.shape and not key.startswith(head)
+    ]
+    if misfits := shapes + missing + unknown:
+        more = f" and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
+        raise UserError(f"{source}: weights of another architecture: {'; '.join(misfits[:SHOWN])}{more}")
+    fitting = {key: value for key, value in weights.items() if value.shape == own[key].shape}
+    model.load_state_dict(fitting, strict=False)

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from engine import augmentation
+from engine.augmentation import NAMES, Augmentations
+from engine.errors import UserError
+
+INDICES = torch.arange(400)
+
+
+def test_one_at_a_time_gives_each_augmentation_its_share_of_the_epochs():
+    schedule = Augmentations(("crop", "flip", "jitter"), one_at_a_time=True, epochs=7)
+    assert [schedule.at(epoch)[0] for epoch in range(1, 8)] == ["crop"] * 3 + ["flip"] * 2 + ["jitter"] * 2
+    assert Augmentations(NAMES).at(5) == NAMES
+    assert Augmentations((), one_at_a_time=True).at(1) == ()
+
+
+def test_the_loaders_augmentations_need_nothing_of_the_batch():
+    assert Augmentations(("crop", "flip")).parameters(INDICES, (8, 8), 0, 1) == {}
+
+
+def test_each_name_draws_its_parameters_by_seed_epoch_and_index():
+    drawn = Augmentations(NAMES).parameters(INDICES, (8, 8), seed=3, epoch=2)
+    assert drawn.keys() == {"vflips", "angles", "brightness", "contrast", "gamma", "grayscale"}
+    assert drawn["angles"].abs().max() <= 15
+    assert drawn["angles"].std() > 5
+    assert (drawn["brightness"] - 1).abs().max() <= 0.2
+    assert 0.4 < drawn["vflips"].float().mean() < 0.6
+    assert 0.05 < drawn["grayscale"].float().mean() < 0.15
+    again = Augmentations(NAMES).parameters(INDICES[7:9], (8, 8), seed=3, epoch=2)
+    assert all(torch.equal(again[name], drawn[name][7:9]) for name in drawn)
+    other = Augmentations(NAMES).parameters(INDICES, (8, 8), seed=3, epoch=3)
+    assert not torch.equal(other["angles"], drawn["angles"])
+
+
+def test_what_the_images_cannot_have_is_refused():
+    augmentation.check(NAMES, "uint8", 3)
+    augmentation.check(("crop", "flip", "vflip"), "float32", 13)
+    with pytest.raises(UserError, match="rotation needs 8-bit images"):
+        augmentation.check(("crop", "rotation"), "float32", 3)
+    with pytest.raises(UserError, match="grayscale needs 3 channels, the data has 4"):
+        augmentation.check(("grayscale",), "uint8", 4)

@@ -1,0 +1,152 @@
+"""The parts of a plan: optimisers, schedules, frozen weights, passes over the data."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from engine import transfer
+from engine.augmentation import Augmentations
+from engine.data import loader
+from engine.data.listing import ImageSet, Split
+from engine.training import EpochRow, Plan, fit
+
+PLAN = Plan(
+    epochs=3, lr=0.1, patience=0, num_classes=4, precision="fp32", compile=False, device=torch.device("cpu"), seed=0
+)
+
+
+def rows(*accuracies):
+    return [EpochRow("m", number, 0.1, 1.0, 0.5, 1.0, value) for number, value in enumerate(accuracies, 1)]
+
+
+@pytest.fixture
+def loaders(tmp_path):
+    """Loaders of noise: 40 training and 8 validation images of 4 classes."""
+    splits = {
+        name: Split(tuple(f"{name}{i}" for i in range(count)), tuple(i % 4 for i in range(count)), ((16, 16),) * count)
+        for name, count in (("train", 40), ("val", 8))
+    }
+    images = ImageSet(tmp_path, ("a", "b", "c", "d"), splits)
+    options = {"size": 16, "batch_size": 8, "backend": "synthetic"}
+    with (
+        loader.create(images, "train", train=True, **options) as train,
+        loader.create(images, "val", train=False, **options) as val,
+    ):
+        yield train, val
+
+
+class Recorder(nn.Module):
+    """A tiny network that keeps what it is given in training."""
+
+    any_channels = True
+
+    def __init__(self, in_channels=3):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+        self.head = nn.Linear(6, 4)
+        self.seen, self.started = [], []
+
+    def start_epoch(self, epoch):
+        self.started.append(epoch)
+
+    def forward(self, x, mask=None):
+        if self.training or not self.head.training:
+            self.seen.append((x.detach().clone(), mask))
+        return self.head(self.stem(x).mean((2, 3)))
+
+
+def test_learning_rates():
+    assert [PLAN.learning_rate(rows(*[0.1] * n)) for n in range(3)] == [0.1] * 3
+    cosine = replace(PLAN, schedule="cosine", epochs=4)
+    assert [cosine.learning_rate(rows(*[0.1] * n)) for n in range(5)] == pytest.approx(
+        [0.1, 0.1 * (1 + 0.5**0.5) / 2, 0.05, 0.1 * (1 - 0.5**0.5) / 2, 0]
+    )
+
+
+def test_plateau_cuts_the_rate_after_three_epochs_without_a_better_accuracy():
+    plateau = replace(PLAN, schedule="plateau", epochs=20)
+    course = [0.2, 0.3, 0.3, 0.29, 0.28, 0.3, 0.3, 0.5]
+    found = [plateau.learning_rate(rows(*course[:n])) for n in range(len(course) + 1)]
+    assert found == pytest.approx([0.1] * 6 + [0.01] * 3)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)])
+def test_optimisers(name, kind):
+    optimizer = replace(PLAN, optimizer=name, weight_decay=0.25).make_optimizer(Recorder())
+    assert type(optimizer) is kind
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["weight_decay"], group.get("momentum", 0.9)) == (0.1, 0.25, 0.9)
+
+
+def test_a_frozen_backbone_keeps_its_weights_and_statistics(loaders, tmp_path):
+    model = Recorder()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fit("m", model, *loaders, replace(PLAN, frozen=True), tmp_path / "m")
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]) is not key.startswith("head."), key
+    assert transfer.head_of(model)[0] == "head"
+
+
+def test_an_epoch_of_cycle_is_a_pass_for_each_combination(loaders, tmp_path):
+    model = Recorder()
+    plan = replace(PLAN, channel_sampling="cycle", cycle=((0,), (0, 2), (0, 1, 2)), epochs=2)
+    done = []
+    course = fit("m", model, *loaders, plan, tmp_path / "m", on_batch=done.append)
+    assert len(course.history) == 2
+    assert sum(done) == 2 * (3 * 40 + 8)
+    trained = model.seen[:15]
+    for number, (images, mask) in enumerate(trained):
+        present = torch.zeros(3, dtype=torch.bool)
+        present[list(plan.cycle[number // 5])] = True
+        assert torch.equal(mask, present.expand(8, -1))
+        assert not images[:, ~present].any()
+        assert images[:, present].any()
+    # each pass has an order of its own
+    assert not torch.equal(trained[0][0][:, 0], trained[5][0][:, 0])
+
+
+def test_a_model_is_told_of_each_epoch(loaders, tmp_path):
+    model = Recorder()
+    fit("m", model, *loaders, PLAN, tmp_path / "m")
+    assert model.started == [1, 2, 3]
+
+
+def test_a_plan_for_some_channels_shows_these_alone(loaders, tmp_path):
+    model = Recorder(in_channels=2)
+    fit("m", model, *loaders, replace(PLAN, channels=("BR", (2, 0)), epochs=1), tmp_path / "m")
+    assert {images.shape[1] for images, _ in model.seen} == {2}
+    assert all(mask is None for _, mask in model.seen)
+
+
+def test_augmentations_reach_the_images(loaders, tmp_path):
+    def seen(*names):
+        torch.manual_seed(0)
+        model = Recorder()
+        plan = replace(PLAN, augmentations=Augmentations(names), epochs=1)
+        fit("m", model, *loaders, plan, tmp_path / "-".join(names))
+        return torch.cat([images for images, _ in model.seen[:5]])
+
+    plain, turned, gray = seen("flip"), seen("vflip"), seen("grayscale")
+    upside_down = (turned == plain.flip(2)).flatten(1).all(1)
+    assert torch.equal(turned[~upside_down], plain[~upside_down])
+    assert 8 < upside_down.sum() < 32
+    changed = ((gray - plain).abs() > 1e-3).flatten(1).any(1)
+    assert 0 < changed.sum() < 16
+
+
+def test_label_smoothing_raises_the_training_loss_alone(loaders, tmp_path):
+    def first(smoothing):
+        torch.manual_seed(0)
+        plan = replace(PLAN, epochs=1, lr=1e-9, label_smoothing=smoothing)
+        model = Recorder()
+        with torch.no_grad():
+            model.head.weight.mul_(30)
+        return fit("m", model, *loaders, plan, tmp_path / str(smoothing)).history[0]
+
+    plain, smooth = first(0.0), first(0.5)
+    assert smooth.val_loss == pytest.approx(plain.val_loss, rel=1e-4)
+    assert abs(smooth.train_loss - plain.train_loss) > 1e-3
+    assert np.isfinite(smooth.train_loss)

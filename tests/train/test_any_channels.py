@@ -1,0 +1,152 @@
+"""Whole runs on images of other than three channels."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import draw
+from train.run import main
+
+SMALL = ["--image-size", "32", "--batch-size", "12", "--epochs", "1", "--workers", "1", "--precision", "fp32"]
+NAMES = ("red", "green", "blue", "nir")
+
+
+def write_stacks(root, channels, names=None, dtype=np.uint16, per_class=(6, 3, 3)):
+    """Write a data folder of striped stacks [height, width, channels] with list files."""
+    (root / "stacks").mkdir(parents=True)
+    for split, count in zip(("train", "val", "test"), per_class, strict=True):
+        lines = []
+        for number in range(3 * count):
+            image = draw(number % 3, 1000 * len(split) + number)[:40, :40, :1].astype(np.float64)
+            spread = image * np.linspace(1, 40, channels) + 100 * np.arange(channels)
+            np.save(root / f"stacks/{split}_{number}.npy", spread.astype(dtype))
+            lines.append(f"stacks/{split}_{number}.npy {number % 3}\n")
+        (root / f"{split}.txt").write_text("".join(lines))
+    if names:
+        (root / "channels.txt").write_text("".join(f"{name}\n" for name in names))
+    return root
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """Stacks of red, green, blue and nir in 16 bits, and a run on them."""
+    data = write_stacks(tmp_path_factory.mktemp("four") / "data", 4, NAMES)
+    start = ["--data", str(data), "--out", str(data.parent), "--name", "x", *SMALL]
+    assert main(["task1", *start, "--models", "pool_attention_cnn,baseline_cnn,naive_cnn"]) == 0
+    return data.parent / "task1/x"
+
+
+def results(run):
+    return json.loads((run / "results.json").read_text())
+
+
+def test_four_named_channels_are_tested_in_every_combination(four):
+    found = results(four)
+    assert found["data"]["channels"] == list(NAMES)
+    mean = np.mean([np.load(file).mean((0, 1)) for file in sorted(four.parents[1].glob("data/stacks/train_*"))], 0)
+    np.testing.assert_allclose(found["data"]["channel_mean"], mean, rtol=1e-6)
+    for entry in found["models"].values():
+        assert len(entry["test"]) == 15
+        assert list(entry["test"])[:2] == ["red+green+blue+nir", "red+green+blue"]
+        assert list(entry["test"])[-1] == "nir"
+    assert found["combinations"]["green+nir"] == ["green", "nir"]
+    assert (four / "plots/predictions-baseline_cnn.png").stat().st_size > 10_000
+
+
+def test_a_run_on_stacks_is_evaluated_and_used_for_single_files(four, capsys):
+    assert main(["evaluate", str(four), "--channels", "nir+red,blue"]) == 0
+    again = json.loads((four / "evaluation.json").read_text())["models"]["pool_attention_cnn"]["test"]
+    assert again["blue"] == results(four)["models"]["pool_attention_cnn"]["test"]["blue"]
+    assert list(again) == ["nir+red", "blue"]
+    image = next((four.parents[1] / "data/stacks").glob("test_*.npy"))
+    capsys.readouterr()
+    assert main(["predict", str(four), str(image), "--model", "pool_attention_cnn", "--channels", "nir"]) == 0
+    assert image.name in capsys.readouterr().out.replace("\n", "")
+
+
+def test_many_channels_are_tested_in_random_subsets_of_each_size(tmp_path):
+    data = write_stacks(tmp_path / "data", 7)
+    start = ["--data", str(data), "--out", str(tmp_path), "--name", "x", *SMALL]
+    assert main(["task1", *start, "--models", "dynamic_cnn_v2,dynamic_cnn_v2+shuffle"]) == 0
+    found = results(tmp_path / "task1/x")
+    labels = list(found["models"]["dynamic_cnn_v2"]["test"])
+    assert labels == list(found["combinations"])
+    assert labels[0] == "all"
+    assert labels[-7:] == list("0123456")
+    for size in range(2, 7):
+        drawn = [tuple(found["combinations"][f"{size} of 7 #{number}"]) for number in (1, 2, 3)]
+        assert len(set(drawn)) == 3
+        assert all(len(set(chosen)) == size for chosen in drawn)
+    assert (tmp_path / "task1/x/plots/channels_kept.png").exists() == (len(labels) > 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--channels", "red+swir"], "no channel 'swir'; the data has red, green, blue, nir"),
+        (["--backend", "dali"], "use --backend torch"),
+        (["--augmentations", "crop,jitter"], "augmentation jitter needs 8-bit images"),
+    ],
+)
+def test_what_stacks_cannot_do_is_refused(four, tmp_path, capsys, arguments, message):
+    start = ["--data", str(four.parents[1] / "data"), "--out", str(tmp_path), *SMALL, "--models", "baseline_cnn"]
+    assert main(["task1", *start, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_stacks_of_differing_channel_counts_are_named(tmp_path, capsys):
+    data = write_stacks(tmp_path / "data", 4)
+    np.save(data / "stacks/train_3.npy", np.zeros((40, 40, 5), np.uint16))
+    assert main(["task1", "--data", str(data), "--out", str(tmp_path / "out"), *SMALL]) == 2
+    error = capsys.readouterr().err
+    assert "stacks/train_0.npy has 4 channels, stacks/train_3.npy has 5" in error
+
+
+def test_values_that_are_not_finite_are_counted_and_the_file_left_out(tmp_path, capsys):
+    data = write_stacks(tmp_path / "data", 4, dtype=np.float32)
+    broken = np.load(data / "stacks/train_5.npy")
+    broken[3, 4:8, 2] = np.nan
+    broken[0, 0, 0] = np.inf
+    np.save(data / "stacks/train_5.npy", broken)
+    start = ["--data", str(data), "--out", str(tmp_path), "--name", "x", *SMALL, "--models", "baseline_cnn"]
+    assert main(["task1", *start]) == 0
+    (left_out,) = results(tmp_path / "task1/x")["data"]["rejected_files"]
+    assert left_out["path"] == "stacks/train_5.npy"
+    assert "5 of 6,400 values are NaN or infinite" in left_out["reason"]
+    assert "left out: stacks/train_5.npy" in capsys.readouterr().out
+    assert main(["task1", *start[:-2], "--name", "y", "--strict"]) == 2
+
+
+def test_tiff_pages_are_channels(tmp_path):
+    data = tmp_path / "data"
+    for split, count in (("train", 9), ("val", 3), ("test", 3)):
+        for number in range(count):
+            folder = data / split / "abc"[number % 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            first, *others = (
+                Image.fromarray(draw(number % 3, number)[:40, :40, 0].astype(np.uint16) * (page + 1))
+                for page in range(5)
+            )
+            first.save(folder / f"{number}.tif", save_all=True, append_images=others)
+    start = ["--data", str(data), "--out", str(tmp_path), "--name", "x", *SMALL, "--models", "pool_attention_cnn"]
+    assert main(["task1", *start, "--channels", "all"]) == 0
+    found = results(tmp_path / "task1/x")
+    assert found["data"]["channels"] == list("01234")
+    assert len(found["models"]["pool_attention_cnn"]["test"]) == 31
+
+
+def test_patches_of_a_scene_train(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.repeat(rng.integers(0, 4, (8, 8)), 8, 0), 8, 1).astype(np.uint8)
+    cube = (rng.normal(500, 20, (64, 64, 6)) + 60 * labels[..., None] * np.arange(6)).astype(np.uint16)
+    np.savez(tmp_path / "scene.npz", cube=cube, labels=labels)
+    assert main(["patches", str(tmp_path / "scene.npz"), str(tmp_path / "data"), "--size", "5"]) == 0
+    assert "patches of 5 x 5 x 6" in capsys.readouterr().out
+    start = ["--data", str(tmp_path / "data"), "--out", str(tmp_path), "--name", "x", *SMALL]
+    assert main(["task1", *start, "--models", "dynamic_cnn_v2", "--image-size", "8", "--epochs", "6"]) == 0
+    found = results(tmp_path / "task1/x")["models"]["dynamic_cnn_v2"]["test"]
+    assert found["all"]["accuracy"] > 0.5

@@ -1,0 +1,151 @@
+"""Entries of --models, their variants, and the reports' recipes."""
+
+import tomllib
+from importlib import resources
+
+import pytest
+
+import models
+from engine.errors import UserError
+from train import entries, recipes, systems
+from train.config import RECIPES, TASKS, Settings
+from train.run import main
+
+
+def effective(capsys, *arguments):
+    assert main([*arguments, "--print-config"]) == 0
+    return tomllib.loads(capsys.readouterr().out)
+
+
+def resolved(task="task1", **settings):
+    return Settings(data="anywhere", **settings).resolve(task)
+
+
+def test_a_variant_changes_its_setting_of_its_entry_alone():
+    settings = resolved(models=("dynamic_cnn_v1", "dynamic_cnn_v1+drop+smoothing"))
+    plain, changed = (entries.of(settings, entry) for entry in settings.models)
+    assert (plain.channel_sampling, plain.label_smoothing) == ("auto", 0.0)
+    assert (changed.channel_sampling, changed.label_smoothing) == ("drop", 0.1)
+    assert changed.image_size == plain.image_size
+
+
+def test_the_run_the_model_the_variant_and_the_entry_win_in_this_order():
+    tables = {"simple_cnn": {"epochs": 3, "label_smoothing": 0.4}, "simple_cnn+smoothing": {"epochs": 9}}
+    settings = resolved(models=("simple_cnn", "simple_cnn+smoothing"), epochs=5, model=tables)
+    found = [entries.of(settings, entry) for entry in ("resnet34", "simple_cnn", "simple_cnn+smoothing")]
+    assert [(item.epochs, item.label_smoothing) for item in found] == [(5, 0.0), (3, 0.4), (9, 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("simple_cnn+dorp", "no variant is named 'dorp'; did you mean drop?"),
+        ("simple_cnn+frozen", "only task transfer starts from weights"),
+        ("simple_cnn+drop,simple_cnn+drop", "names simple_cnn+drop 2 times"),
+    ],
+)
+def test_wrong_entries(names, message):
+    with pytest.raises(UserError, match=message.replace("+", r"\+").replace("?", r"\?")):
+        resolved(models=tuple(names.split(",")))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_all_stands_for_every_system_of_the_task(task):
+    settings = resolved(task, models=("all",))
+    assert settings.sweep
+    found = tuple(dict.fromkeys(entries.model_name(entry) for entry in settings.models))
+    assert found == systems.names(task)
+
+
+def test_every_registered_model_is_a_system_of_some_task():
+    assert {name for task in TASKS for name in systems.names(task)} == set(models.names())
+
+
+def test_transfer_trains_each_model_in_every_mode_unless_one_is_named():
+    assert resolved("transfer").models == ("resnet50+frozen", "resnet50+finetuned", "resnet50+scratch")
+    named = resolved("transfer", models=("attention_cnn+scratch", "resnet34"))
+    assert named.models == ("attention_cnn+scratch", "resnet34+frozen", "resnet34+finetuned", "resnet34+scratch")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_table_of_a_recipe_is_usable_and_covers_its_report(name):
+    tables = tomllib.loads((resources.files("train.recipes") / f"{name}.toml").read_text())
+    assert tables.keys() <= TASKS.keys()
+    for task in tables:
+        settings = Settings(**recipes.load(name, task)).resolve(task)
+        for entry in settings.models:
+            entries.of(settings, entry)
+        of_the_report = {s.model for s in systems.SYSTEMS if s.report == name[-1].upper() and s.task == task}
+        assert of_the_report <= set(settings.models)
+
+
+def test_report_c_trains_each_network_as_the_report_says(capsys):
+    found = effective(capsys, "task1", "--recipe", "report_c")
+    assert found["models"] == ["naive_cnn", "adaptive_channel_cnn"]
+    assert (found["image_size"], found["lr"], found["optimizer"]) == (128, 1e-3, "adam")
+    assert found["model"]["naive_cnn"] == {"batch_size": 64, "epochs": 15, "weight_decay": 1e-5}
+    assert found["model"]["adaptive_channel_cnn"] == {"batch_size": 128, "epochs": 10, "channel_sampling": "cycle"}
+
+
+def test_flags_win_over_a_config_which_wins_over_a_recipe(capsys, tmp_path):
+    config = tmp_path / "config.toml"
+    config.write_text("batch_size = 20\n[model.naive_cnn]\nweight_decay = 0.5\n")
+    found = effective(capsys, "task1", "--epochs", "1", "--recipe", "report_c", "--config", str(config))
+    assert (found["epochs"], found["batch_size"]) == (1, 20)
+    assert found["model"] == {
+        "naive_cnn": {"weight_decay": 0.5},
+        "adaptive_channel_cnn": {"channel_sampling": "cycle"},
+    }
+
+
+def test_all_with_a_recipe_stands_for_the_recipes_models(capsys):
+    found = effective(capsys, "task1", "--recipe", "report_d", "--models", "all")
+    assert found["models"][:2] == ["dynamic_cnn_v1", "dynamic_cnn_v1+drop"]
+    assert len(found["models"]) == 6
+    assert found["sweep"]
+
+
+def test_a_recipe_of_ones_own(capsys, tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('[task1]\nmodels = ["simple_cnn", "simple_cnn+noaug"]\nepochs = 4\n')
+    found = effective(capsys, "task1", "--recipe", str(recipe))
+    assert (found["epochs"], found["models"]) == (4, ["simple_cnn", "simple_cnn+noaug"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such recipe; there are report_a, report_b"),
+        ("[task2]\nepochs = 3\n", "has nothing for task1; it has task2"),
+        ("[task1]\nepoch = 3\n", "no setting is named 'epoch', did you mean 'epochs'?"),
+        ("[task1]\nepochs = 0\n", "0 is not in the range x>=1"),
+        ('[task1]\n[task1.model.simple_cnn]\nout = "x"\n', "out holds for a whole run, not for one model"),
+        ("[task1]\n[task1.model.simple_cnn]\nepochs = 0\n", "0 is not in the range x>=1"),
+        ("[task1]\n[task1.model]\nsimple_cnn = 3\n", "[model.simple_cnn] must be a table"),
+        ("task1", "mine.toml"),
+    ],
+)
+def test_wrong_recipes(capsys, tmp_path, text, message):
+    recipe = tmp_path / "mine.toml"
+    if text is not None:
+        recipe.write_text(text)
+    assert main(["task1", "--recipe", str(recipe)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_augmentations_by_name():
+    assert entries.augmentations(("none",)) == ()
+    assert entries.augmentations(("flip", "crop")) == ("flip", "crop")
+    assert "rotation" in entries.augmentations(("all",))
+    with pytest.raises(UserError, match="no augmentation is named 'flop'"):
+        entries.augmentations(("flop",))
+
+
+def test_settings_of_entries_survive_a_round_trip_through_toml(tmp_path):
+    settings = Settings(augmentations=(), sweep=True, model={"simple_cnn+drop": {"epochs": 2, "lr": 0.5}})
+    path = tmp_path / "config.toml"
+    path.write_text(settings.to_toml())
+    again = Settings.from_toml(path)
+    assert again.model == settings.model
+    assert again.sweep
+    assert entries.augmentations(again.augmentations) == ()

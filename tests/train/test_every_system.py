@@ -1,0 +1,54 @@
+"""Each system of the reports, by name: made, trained for an epoch on a few images, tested on every combination."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.conftest import write_list_folder
+from train import systems
+from train.config import TASKS
+from train.run import main
+
+NAMES = [(task, name) for task in TASKS for name in systems.names(task)]
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """A data folder of three classes, 12 / 6 / 6 images."""
+    return write_list_folder(tmp_path_factory.mktemp("few") / "data", per_class=(4, 2, 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("task", "name"), NAMES)
+def test_it_trains_on_the_gpu(few, tmp_path, task, name):
+    check_one_epoch(few, tmp_path, task, name, "--device", "cuda", "--no-compile")
+
+
+@pytest.mark.parametrize(("task", "name"), NAMES)
+def test_it_trains_and_is_tested_on_every_combination(few, tmp_path, task, name):
+    check_one_epoch(few, tmp_path, task, name, "--device", "cpu")
+
+
+def check_one_epoch(few, tmp_path, task, name, *options):
+    entry = f"{name}+scratch" if task == "transfer" else name
+    arguments = [
+        "--data",
+        str(few),
+        "--out",
+        str(tmp_path),
+        "--name",
+        "x",
+        "--models",
+        entry,
+        "--epochs",
+        "1",
+        *options,
+    ]
+    assert main([task, *arguments, "--image-size", "64", "--batch-size", "12", "--workers", "1"]) == 0
+    found = json.loads((tmp_path / task / "x/results.json").read_text())["models"][entry]
+    assert list(found["test"]) == ["RGB", "RG", "GB", "RB", "R", "G", "B"]
+    assert all(0 <= row["accuracy"] <= 1 and row["loss"] > 0 for row in found["test"].values())
+    assert found["epochs"] == 1
+    assert found["reported"].keys() == {system.report for system in systems.reported(entry, task)}
+    shutil.rmtree(tmp_path)  # the checkpoints of the largest take 2 GB

@@ -1,0 +1,68 @@
+"""Task transfer: from a run of ours to other classes, and from a file of weights."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import models
+from engine import checkpoint, transfer
+from tests.conftest import write_list_folder
+from train.run import main
+
+SMALL = ["--image-size", "32", "--batch-size", "12", "--workers", "1", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def source(stripes, tmp_path_factory):
+    """A run that trained attention_cnn to tell stripes apart."""
+    out = tmp_path_factory.mktemp("source")
+    start = ["task2", "--data", str(stripes), "--out", str(out), "--name", "s", "--models", "attention_cnn", *SMALL]
+    assert main([*start, "--epochs", "12", "--augmentations", "none", "--lr", "0.003"]) == 0
+    return out / "task2/s"
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """The same three classes and a fourth name, with few images to learn them from."""
+    root = write_list_folder(tmp_path_factory.mktemp("few") / "data", per_class=(6, 12, 12))
+    (root / "classes.txt").write_text("level\nupright\nslanted\nnone\n")
+    return root
+
+
+def test_trained_weights_beat_fresh_ones_and_every_mode_is_printed(source, few, tmp_path, capsys):
+    arguments = ["--data", str(few), "--out", str(tmp_path), "--name", "t", *SMALL, "--epochs", "3"]
+    options = ["--models", "attention_cnn", "--weights", str(source), "--augmentations", "none"]
+    assert main(["transfer", *arguments, *options]) == 0
+    found = json.loads((tmp_path / "transfer/t/results.json").read_text())["models"]
+    assert list(found) == [f"attention_cnn+{mode}" for mode in ("frozen", "finetuned", "scratch")]
+    tested = {name.partition("+")[2]: entry["test"]["RGB"] for name, entry in found.items()}
+    for mode in ("frozen", "finetuned"):
+        assert tested[mode]["loss"] < 0.5 * tested["scratch"]["loss"]
+        assert tested[mode]["accuracy"] >= tested["scratch"]["accuracy"]
+    printed = capsys.readouterr().out
+    for wanted in (*found, "level", "upright", "slanted"):
+        assert wanted in printed
+    start = checkpoint.load(source / "checkpoints/attention_cnn/best.pt")["model"]
+    frozen = checkpoint.load(tmp_path / "transfer/t/checkpoints/attention_cnn+frozen/best.pt")["model"]
+    head = transfer.head_of(models.create("attention_cnn"))[0] + "."
+    assert all(torch.equal(frozen[key], start[key]) for key in start if not key.startswith(head))
+    assert frozen[head + "weight"].shape[0] == 4
+
+
+def test_weights_from_a_file_and_a_single_mode(source, few, tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save(checkpoint.load(source / "checkpoints/attention_cnn/best.pt")["model"], file)
+    arguments = ["--data", str(few), "--out", str(tmp_path), "--name", "t", *SMALL, "--epochs", "1"]
+    assert main(["transfer", *arguments, "--models", "attention_cnn+frozen", "--weights", str(file)]) == 0
+    assert list(json.loads((tmp_path / "transfer/t/results.json").read_text())["models"]) == ["attention_cnn+frozen"]
+
+
+def test_a_run_without_the_model_is_refused(source, few, tmp_path, capsys):
+    arguments = ["--data", str(few), "--out", str(tmp_path), *SMALL, "--models", "simple_cnn"]
+    assert main(["transfer", *arguments, "--weights", str(source)]) == 2
+    assert "that run trained attention_cnn, no simple_cnn" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "transfer", ignore_errors=True)
+    assert main(["transfer", *arguments, "--weights", str(few)]) == 2
+    assert "is no run folder" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""What a run trains: each entry of `--models` is a model's name, with variants that change settings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from difflib import get_close_matches
+
+from engine.errors import UserError
+from train import systems
+from train.config import SWEEP, TRANSFERS, Settings
+
+# What NAME+VARIANT changes. A later variant wins over an earlier one, so NAME+a+b is a step after NAME+a.
+VARIANTS = {
+    "off": {"channel_sampling": "off"},
+    "sampling": {"channel_sampling": "on"},
+    "drop": {"channel_sampling": "drop"},
+    "shuffle": {"channel_sampling": "shuffle"},
+    "cycle": {"channel_sampling": "cycle"},
+    "noaug": {"augmentations": ("none",)},
+    "allaug": {"augmentations": ("all",), "one_at_a_time": False},
+    "onebyone": {"augmentations": ("all",), "one_at_a_time": True},
+    "smoothing": {"label_smoothing": 0.1},
+    "plateau": {"schedule": "plateau"},
+    "cosine": {"schedule": "cosine"},
+    "he": {"init": "he"},
+    **{name: {"transfer": name} for name in TRANSFERS},
+}
+
+
+def augmentations(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the augmentations that were asked for, "all" and "none" replaced.
+
+    Raises:
+        UserError: there is no such augmentation, or it is named twice.
+    """
+    from engine.augmentation import NAMES
+
+    if names in (("all",), ("none",), ()):
+        return NAMES if names == ("all",) else ()
+    for name in names:
+        if name not in NAMES:
+            raise UserError(f"no augmentation is named {name!r}; there are {', '.join(NAMES)}, all and none")
+        if names.count(name) > 1:
+            raise UserError(f"augmentation {name} is named {names.count(name)} times")
+    return names
+
+
+def model_name(entry: str) -> str:
+    """Return the registered name of an entry's model."""
+    return entry.partition("+")[0]
+
+
+def expanded(task: str, settings: Settings) -> Settings:
+    """Return settings whose models are entries: "all" becomes the task's systems, transfer's models come in each mode.
+
+    Raises:
+        UserError: an entry is given twice, has an unknown variant, or cannot belong to this task.
+    """
+    entries = settings.models
+    if entries == SWEEP:
+        entries, settings = systems.names(task), replace(settings, sweep=True)
+    if task == "transfer":
+        entries = tuple(
+            found
+            for entry in entries
+            for found in ([entry] if _variants(entry) & set(TRANSFERS) else [f"{entry}+{mode}" for mode in TRANSFERS])
+        )
+    for entry, count in Counter(entries).items():
+        if count > 1:
+            raise UserError(f"--models names {entry} {count} times")
+        for variant in _variants(entry) - VARIANTS.keys():
+            close = get_close_matches(variant, VARIANTS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VARIANTS)}"
+            raise UserError(f"--models {entry}: no variant is named {variant!r}; {hint}")
+        if task != "transfer" and _variants(entry) & set(TRANSFERS):
+            raise UserError(f"--models {entry}: only task transfer starts from weights")
+    return replace(settings, models=entries)
+
+
+def of(settings: Settings, entry: str) -> Settings:
+    """Return the settings that hold for one entry: the run's, those of its model, its variants', its own."""
+    name, *variants = entry.split("+")
+    changes = dict(settings.model.get(name, {}))
+    for variant in variants:
+        changes |= VARIANTS[variant]
+    if variants:
+        changes |= settings.model.get(entry, {})
+    if "augmentations" in changes:
+        changes["augmentations"] = augmentations(changes["augmentations"])
+    return replace(settings, **changes)
+
+
+def _variants(entry: str) -> set[str]:
+    return set(entry.split("+")[1:])

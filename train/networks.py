@@ -1,0 +1,152 @@
+"""The models of a run: made, measured, given their first weights, and planned for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import models
+from engine import channels, checkpoint, complexity, training, transfer
+from engine.augmentation import Augmentations
+from engine.data.listing import ImageSet
+from engine.errors import UserError
+from engine.run_folder import RunFolder
+from models import initialise
+from train import entries
+from train.config import Settings
+
+LARGEST_TRIED = 512
+
+
+def create(entry: str, num_classes: int, in_channels: int, size: int) -> nn.Module:
+    """Return a new network for an entry of a run.
+
+    Raises:
+        UserError: no model has this name, or it cannot be made for such images.
+    """
+    try:
+        return models.create(entries.model_name(entry), num_classes, in_channels, size)
+    except (models.UnknownModelError, ValueError) as error:
+        raise UserError(str(error)) from None
+
+
+def check_names(names: tuple[str, ...]) -> None:
+    """Raise UserError where the model of an entry is unknown."""
+    for entry in names:
+        if (name := entries.model_name(entry)) not in models.names():
+            try:
+                models.create(name)
+            except models.UnknownModelError as error:
+                raise UserError(str(error)) from None
+
+
+def is_one_per_combination(entry: str) -> bool:
+    """Return whether an entry stands for one network for each channel combination."""
+    with torch.device("meta"):
+        return getattr(models.create(entries.model_name(entry)), "one_per_combination", False)
+
+
+def measure(entry: str, num_classes: int, in_channels: int, size: int) -> complexity.Complexity:
+    """Return a model's costs for an image [in_channels, size, size].
+
+    Raises:
+        UserError: the image is too small for the model; the message says what is not.
+    """
+    try:
+        return _measured(entry, num_classes, in_channels, size)
+    except (RuntimeError, ValueError, UserError) as error:
+        reason = str(error).splitlines()[0]
+        smallest = _smallest(entry, num_classes, in_channels, size)
+        advice = f"it needs at least {smallest} px: --image-size {smallest}" if smallest else f"{reason}"
+        raise UserError(f"{entry} cannot take {size} px images; {advice}") from None
+
+
+def _measured(entry: str, num_classes: int, in_channels: int, size: int) -> complexity.Complexity:
+    with torch.device("meta"):
+        model = create(entry, num_classes, in_channels, size)
+    return complexity.measure(model, in_channels, size)
+
+
+def _smallest(entry: str, num_classes: int, in_channels: int, size: int) -> int | None:
+    """Return the least size above `size` that a model can be measured at, None where there is none to be found."""
+    for larger in range(size + 1, LARGEST_TRIED + 1):
+        try:
+            _measured(entry, num_classes, in_channels, larger)
+        except (RuntimeError, ValueError, UserError):
+            continue
+        return larger
+    return None
+
+
+def prepared(entry: str, settings: Settings, num_classes: int, in_channels: int) -> nn.Module:
+    """Return a new network with the weights that the entry's settings let it start from.
+
+    Raises:
+        UserError: the weights cannot be had, or are of another architecture.
+    """
+    torch.manual_seed(settings.seed)
+    model = create(entry, num_classes, in_channels, settings.image_size)
+    if settings.init == "he":
+        initialise.he_(model)
+    if settings.transfer in ("frozen", "finetuned"):
+        name = entries.model_name(entry)
+        transfer.load(model, *_weights(name, settings))
+    return model
+
+
+def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], str]:
+    """Return trained weights for a model, and where they are from."""
+    if settings.weights is None:
+        found = transfer.of_torchvision(name)
+        if found is None:
+            raise UserError(
+                f"torchvision has no weights of {name}: give --weights FILE, a state dict or the folder of a run that "
+                f"trained {name}"
+            )
+        return found, f"torchvision's weights of {name}"
+    source = Path(settings.weights).expanduser()
+    if not source.is_dir():
+        return transfer.read(source), f"--weights {source}"
+    folder = RunFolder.open(source)
+    trained = [entry for entry in folder.read_results()["models"] if entries.model_name(entry) == name]
+    if not trained:
+        raise UserError(f"--weights {source}: that run trained {', '.join(folder.read_results()['models'])}, no {name}")
+    best = folder.checkpoints(trained[0]) / "best.pt"
+    return checkpoint.load(best)["model"], f"--weights {best}"
+
+
+def plan(model: nn.Module, settings: Settings, images: ImageSet) -> training.Plan:
+    """Return how to train `model` by an entry's settings.
+
+    Any-channel models see random channel subsets unless the settings say otherwise.
+    """
+    sampling = settings.channel_sampling
+    if sampling == "auto":
+        sampling = "on" if getattr(model, "any_channels", False) else "off"
+    crop = (settings.crop_scale, 1.0) if settings.crop == "resized" else (settings.crop_scale, settings.crop_scale)
+    return training.Plan(
+        epochs=settings.epochs,
+        lr=settings.lr,
+        patience=settings.patience,
+        num_classes=len(images.class_names),
+        precision=settings.precision,
+        compile=settings.compile,
+        device=torch.device(settings.device),
+        seed=settings.seed,
+        optimizer=settings.optimizer,
+        weight_decay=settings.weight_decay,
+        schedule=settings.schedule,
+        label_smoothing=settings.label_smoothing,
+        channel_sampling=sampling,
+        cycle=channels.in_turn(images.channels.names) if sampling == "cycle" else (),
+        augmentations=Augmentations(
+            names=settings.augmentations,
+            one_at_a_time=settings.one_at_a_time,
+            epochs=settings.epochs,
+            crop_scale=crop,
+            crop_ratio=(3 / 4, 4 / 3) if settings.crop == "resized" else (1.0, 1.0),
+        ),
+        frozen=settings.transfer == "frozen",
+    )

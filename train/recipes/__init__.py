@@ -1,0 +1,32 @@
+"""The reports' settings, one TOML file each with a table per task."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UserError
+from train.config import RECIPES, check_names, typed
+
+
+def load(name: str, task: str) -> dict[str, Any]:
+    """Return the settings that a recipe, named or a TOML file, has for a task.
+
+    Raises:
+        UserError: there is no such recipe, it has no table for the task, or a setting in it is wrong.
+    """
+    source = Path(name) if name.endswith(".toml") else resources.files(__name__) / f"{name}.toml"
+    if not source.is_file():
+        raise UserError(
+            f"--recipe {name}: there is no such recipe; there are {', '.join(RECIPES)}, or give a .toml file"
+        )
+    try:
+        tables = tomllib.loads(source.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--recipe {name}: {error}") from None
+    if not isinstance(tables.get(task), dict):
+        raise UserError(f"--recipe {name} has nothing for {task}; it has {', '.join(tables)}")
+    source = f"{name}: [{task}]"
+    return typed(check_names(tables[task], source), source)
