@@ -35,14 +35,20 @@ class Augmentations:
 
     def at(self, epoch: int) -> tuple[str, ...]:
         """Return the names that hold in an epoch, which counts from 1."""
-        if not self.one_at_a_time or not self.names:
-            return self.names
-        return (self.names[min(max(epoch - 1, 0) * len(self.names) // self.epochs, len(self.names) - 1)],)
+        return (self.names[self.pass_of(epoch)],) if self.one_at_a_time and self.names else self.names
 
-    def parameters(self, indices: Tensor, size: tuple[int, int], seed: int, epoch: int) -> dict[str, Tensor | None]:
+    def pass_of(self, epoch: int) -> int:
+        """Return the number, from 0, of the pass that an epoch belongs to; 0 where all augmentations hold at once."""
+        if not self.one_at_a_time or not self.names:
+            return 0
+        return min(max(epoch - 1, 0) * len(self.names) // self.epochs, len(self.names) - 1)
+
+    def parameters(
+        self, indices: Tensor, size: tuple[int, int], seed: int, epoch: int, draw_number: int | None = None
+    ) -> dict[str, Tensor]:
         """Return arguments for `kernels.augment` and, as "vflips", which images are turned upside down.
 
-        Each row follows from (seed, epoch, image index) alone.
+        Each row follows from (seed, `draw_number`, image index) alone; by default the number is the epoch.
         """
         names = self.at(epoch)
         recipe = Recipe(
@@ -55,7 +61,7 @@ class Augmentations:
         )
         if recipe == Recipe():
             return {}
-        drawn = draw(recipe, indices, size, seed, epoch)._asdict()
+        drawn = draw(recipe, indices, size, seed, epoch if draw_number is None else draw_number)._asdict()
         drawn["vflips"] = drawn.pop("flips")
         return {name: value for name, value in drawn.items() if value is not None}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -20,9 +22,15 @@ def normalise(images: Tensor, channels: Channels = RGB, sources: Tensor | None =
     if images.dtype == torch.uint8:
         arguments = {"mean": channels.mean, "std": channels.std, "channels": sources}
         return augment(images.permute(0, 2, 3, 1), **arguments, **parameters)
-    mean, std = (images.new_tensor(values)[:, None, None] for values in (channels.mean, channels.std))
+    mean, std = _statistics(channels, images.device)
     x = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
     return x if sources is None else gathered(x, sources)
+
+
+@cache
+def _statistics(channels: Channels, device: torch.device) -> Tensor:
+    """Return mean and deviation, [2, channels, 1, 1] float32; kept on the device, as a copy makes the host wait."""
+    return torch.tensor([channels.mean, channels.std], device=device)[:, :, None, None]
 
 
 def gathered(x: Tensor, sources: Tensor) -> Tensor:

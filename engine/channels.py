@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import combinations
 from types import MappingProxyType
 
@@ -10,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.data.channel_info import ALL, MOST_WITH_ALL_COMBINATIONS, RGB, SHUFFLED, join
+from engine.data.channel_info import ALL, MOST_WITH_ALL_COMBINATIONS, RGB, SHUFFLED, are_letters, join
 from engine.data.channel_info import Channels as Channels
 from engine.data.channel_info import full as full
 from engine.errors import UserError
 
 DRAWS_OF_EACH_SIZE = 3
-SAMPLING = ("off", "on", "drop", "shuffle", "cycle")
 DROP_PROBABILITY = 0.3  # of a batch, in report D
 
 # The order in which the reports list the combinations of three channels.
@@ -35,13 +35,13 @@ def every(names: Sequence[str] = RGB.names, seed: int = 0) -> Combinations:
     each size between, drawn by `seed` and named as "12 of 48 #1".
     """
     count = len(names)
-    places = tuple(range(count))
+    everything = tuple(range(count))
     if tuple(names) == RGB.names:
         return {name: tuple(map(names.index, name)) for name in _REPORTED}
     if count <= MOST_WITH_ALL_COMBINATIONS:
-        chosen = (places_ for size in range(count, 0, -1) for places_ in combinations(places, size))
-        return {join([names[place] for place in places_]): places_ for places_ in chosen}
-    found = {ALL: places}
+        chosen = (some for size in range(count, 0, -1) for some in combinations(everything, size))
+        return {join([names[place] for place in some], names): some for some in chosen}
+    found = {ALL: everything}
     generator = np.random.default_rng([seed, count])
     for size in range(count - 1, 1, -1):
         drawn: set[tuple[int, ...]] = set()
@@ -50,7 +50,7 @@ def every(names: Sequence[str] = RGB.names, seed: int = 0) -> Combinations:
             if chosen not in drawn:
                 drawn.add(chosen)
                 found[f"{size} of {count} #{len(drawn)}"] = chosen
-    return found | {names[place]: (place,) for place in places}
+    return found | {names[place]: (place,) for place in everything}
 
 
 def in_turn(names: Sequence[str] = RGB.names) -> tuple[tuple[int, ...], ...]:
@@ -96,7 +96,9 @@ def indices(combination: str, names: Sequence[str] = RGB.names) -> tuple[int, ..
     if not chosen:
         raise UserError(f"channels must name at least one of {', '.join(names)}")
     if unknown:
-        raise UserError(f"channels {combination!r}: no channel {join(unknown)!r}; the data has {', '.join(names)}")
+        raise UserError(
+            f"channels {combination!r}: no channel {join(unknown, names)!r}; the data has {', '.join(names)}"
+        )
     if len(set(chosen)) != len(chosen):
         raise UserError(f"channels {combination!r}: a channel is named twice")
     return tuple(map(list(names).index, chosen))
@@ -105,7 +107,7 @@ def indices(combination: str, names: Sequence[str] = RGB.names) -> tuple[int, ..
 def _split(combination: str, names: Sequence[str]) -> list[str]:
     if combination in names:
         return [combination]
-    letters = "+" not in combination and all(len(name) == 1 for name in names)
+    letters = "+" not in combination and are_letters(names)
     return list(combination) if letters else [name.strip() for name in combination.split("+") if name.strip()]
 
 
@@ -114,7 +116,13 @@ def protocol(model: torch.nn.Module) -> str:
     return "subset" if getattr(model, "any_channels", False) else "zero-pad"
 
 
-def select(images: Tensor, chosen: Sequence[int], how: str) -> Tensor:
+@cache
+def places(chosen: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the positions of channels as int64 on a device; kept there, as every copy makes the host wait."""
+    return torch.tensor(chosen, dtype=torch.int64, device=device)
+
+
+def select(images: Tensor, chosen: tuple[int, ...], how: str) -> Tensor:
     """Return what a model is shown of `images` [batch, channels, height, width] when only `chosen` are present.
 
     Under "subset" the tensor has only these channels; under "zero-pad" all of them, the absent ones zero
@@ -122,10 +130,10 @@ def select(images: Tensor, chosen: Sequence[int], how: str) -> Tensor:
     """
     count = images.shape[1]
     if how == "subset":
-        return images if list(chosen) == list(range(count)) else images[:, list(chosen)]
+        every_one = chosen == tuple(range(count))
+        return images if every_one else images.index_select(1, places(chosen, images.device))
     mask = torch.zeros(count, dtype=images.dtype, device=images.device)
-    mask[list(chosen)] = 1
-    return images * mask[:, None, None]
+    return images * mask.index_fill(0, places(chosen, images.device), 1)[:, None, None]
 
 
 def sample_masks(batch: int, channels: int, generator: torch.Generator) -> Tensor:
@@ -168,9 +176,9 @@ def sources(sampling: str, batch: int, channels: int, generator: torch.Generator
         return None
     if sampling == "shuffle":
         return shuffled(batch, channels, generator)
-    places = torch.arange(channels, device=generator.device)
+    own = torch.arange(channels, device=generator.device)
     if sampling == "on":
-        return places.where(sample_masks(batch, channels, generator), -1)
+        return own.where(sample_masks(batch, channels, generator), -1)
     if sampling != "drop":
         raise ValueError(f"sampling must be off, on, drop or shuffle, got {sampling!r}")
     if channels == 1:
@@ -179,4 +187,4 @@ def sources(sampling: str, batch: int, channels: int, generator: torch.Generator
     present = sample_masks(1, channels - 1, generator)  # of a random choice of one channel less, so one is always lost
     order = torch.rand(channels, generator=generator, device=generator.device).argsort()
     kept = torch.cat([present[0], present.new_zeros(1)])[order]
-    return places.where(kept | ~lost, -1).expand(batch, -1)
+    return own.where(kept | ~lost, -1).expand(batch, -1)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.batch import gathered, normalise
-from engine.channels import Combinations, protocol, select, shuffled
+from engine.channels import Combinations, protocol, select
 from engine.data.loader import Loader
 from engine.metrics import Scorer, Scores
+from kernels.augment import Recipe, draw
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ def evaluate(
 
 
 def _of_shuffled(model: nn.Module, images: Tensor, indices) -> Tensor:
-    """Return the logits for a random choice and order of each image's channels, the same in every evaluation."""
-    generator = torch.Generator(images.device).manual_seed(int(indices[0]))
-    sources = shuffled(*images.shape[:2], generator)
+    """Return the logits for a random choice and order of each image's channels, by its place: always the same."""
+    places = torch.from_numpy(indices).to(images.device)
+    _, channels, *size = images.shape
+    sources = draw(Recipe(channels="shuffle"), places, tuple(size), seed=0, epoch=0, channels=channels).channels
     images = gathered(images, sources)
     return model(images, sources >= 0) if getattr(model, "any_channels", False) else model(images)

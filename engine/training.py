@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from engine import checkpoint
 from engine.augmentation import Augmentations
 from engine.batch import normalise
-from engine.channels import Combinations, sources
+from engine.channels import Combinations, places, sources
 from engine.data.loader import Batch, Loader
 from engine.errors import NotFiniteError, UserError
 from engine.evaluation import evaluate
 from engine.hardware import autocast
 from engine.transfer import head_of
 
-SCHEDULES = ("constant", "plateau", "cosine")
-OPTIMIZERS = ("adam", "sgd")
 MOMENTUM = 0.9  # of sgd
 
 
@@ -33,8 +31,8 @@ class Plan:
     """How to train: at most `epochs`, stopping after `patience` epochs without a better validation loss (0: never).
 
     optimizer: "adam", or "sgd" with momentum 0.9; both add `weight_decay` times the weights to the gradients.
-    schedule: "constant"; "plateau", a tenth of the rate after 3 epochs without a better validation accuracy; "cosine",
-        falling to 0 over `epochs`.
+    schedule: "constant"; "plateau", a tenth of the rate when more than 3 epochs bring no better validation accuracy,
+        from the start in each pass of augmentations one at a time; "cosine", falling to 0 over `epochs`.
     channel_sampling: see `engine.channels.sources`; "cycle" makes a pass over the data for each of `cycle` in an epoch.
     channels: name and positions of those the model is made for, where it is not given all.
     frozen: only the classifier's last layer is trained, the rest stays as it is, its statistics too.
@@ -63,6 +61,10 @@ class Plan:
         """Passes over the training data in an epoch."""
         return len(self.cycle) if self.channel_sampling == "cycle" else 1
 
+    def draw(self, epoch: int, turn: int) -> int:
+        """Return the number that order, crops and augmentations of a pass are drawn by."""
+        return (epoch - 1) * self.passes + turn + 1
+
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return a new optimiser of the model's parameters, of the head's alone where the rest is frozen."""
         parameters = (head_of(model)[1] if self.frozen else model).parameters()
@@ -80,8 +82,10 @@ class Plan:
         # Replayed from the history: a resumed run has no other state to restore.
         replay = torch.optim.SGD([torch.zeros(1)], lr=self.lr)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(replay, mode="max", factor=0.1, patience=3)
+        current = self.augmentations.pass_of(len(history) + 1)
         for row in history:
-            scheduler.step(row.val_accuracy)
+            if self.augmentations.pass_of(row.epoch) == current:
+                scheduler.step(row.val_accuracy)
         return replay.param_groups[0]["lr"]
 
 
@@ -167,7 +171,7 @@ def fit(
         started = time.perf_counter()
         lr = plan.learning_rate(course.history)
         for group in optimizer.param_groups:
-            group["lr"] = lr  # the plan's, not the one the checkpoint was trained with
+            group |= {"lr": lr, "weight_decay": plan.weight_decay}  # the plan's, not those of the checkpoint
         if hasattr(model, "start_epoch"):
             model.start_epoch(epoch)
         loss, accuracy = train_epoch(step_model, train, optimizer, scaler, plan, epoch, on_batch, on_step)
@@ -233,7 +237,7 @@ def train_epoch(
     correct = torch.zeros((), dtype=torch.int64, device=plan.device)
     count = 0
     for turn in range(plan.passes):
-        for batch in loader.epoch((epoch - 1) * plan.passes + turn + 1):
+        for batch in loader.epoch(epoch, draw=plan.draw(epoch, turn)):
             inputs = _inputs(model, batch, loader, plan, epoch, turn, generator)
             with autocast(plan.device, plan.precision):
                 logits = model(*inputs)
@@ -265,16 +269,14 @@ def _inputs(
     images = batch.images
     count, channels, *size = images.shape
     indices = torch.from_numpy(batch.indices).to(images.device, non_blocking=True)
-    parameters = plan.augmentations.parameters(indices, tuple(size), plan.seed, epoch)
+    parameters = plan.augmentations.parameters(indices, tuple(size), plan.seed, epoch, plan.draw(epoch, turn))
     if "vflips" in parameters:
         images = torch.where(parameters.pop("vflips")[:, None, None, None], images.flip(2), images)
     if plan.channels:
-        chosen = torch.tensor(plan.channels[1], device=images.device)
-        return (normalise(images, loader.channels, chosen, **parameters),)
+        return (normalise(images, loader.channels, places(plan.channels[1], images.device), **parameters),)
     if plan.channel_sampling == "cycle":
-        present = torch.full((channels,), -1, device=images.device)
-        present[list(plan.cycle[turn])] = torch.tensor(plan.cycle[turn], device=images.device)
-        chosen = present.expand(count, -1)
+        present = places(plan.cycle[turn], images.device)
+        chosen = torch.full((channels,), -1, device=images.device).scatter(0, present, present).expand(count, -1)
     else:
         chosen = sources(plan.channel_sampling, count, channels, generator)
     images = normalise(images, loader.channels, chosen, **parameters)

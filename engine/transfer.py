@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from urllib.error import URLError
 
@@ -37,7 +36,7 @@ def read(file: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         raise UserError(f"--weights {file} cannot be read: {error.strerror or error}") from None
     except ImportError:
         raise UserError(f"--weights {file}: reading it needs safetensors: pip install safetensors") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # the unpickler answers damaged bytes with errors of every kind
         raise UserError(f"--weights {file} is no file of weights ({type(error).__name__})") from None
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -80,7 +79,12 @@ def load(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """
     own = model.state_dict()
     head = head_of(model)[0] + "."
-    missing = [f"{key} is missing" for key in own if key not in weights and not key.startswith(head)]
+    # Weights of before batch normalisation counted its batches do without the counts, as in load_state_dict.
+    missing = [
+        f"{key} is missing"
+        for key in own
+        if key not in weights and not (key.startswith(head) or key.endswith("num_batches_tracked"))
+    ]
     unknown = [f"{key} is not in the model" for key in weights if key not in own]
     shapes = [
         f"{key} is {list(weights[key].shape)} for {list(value.shape)}"

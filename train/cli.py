@@ -70,11 +70,16 @@ def _task_command(task: str, summary: str) -> click.Command:
     def run(context: click.Context, print_config: bool, config: None, recipe: None, resume: str | None, **values):
         folder, flags = None, said(context)
         values["model"] = context.meta.get("tables", {})
+        values["sweep"] = (context.default_map or {}).get("sweep", False)
         if resume is not None:
             from train.resume import find, merge
 
             folder = find(task, Path(values["out"]), resume)
             if folder is not None:
+                if context.default_map:
+                    raise click.UsageError(
+                        f"{folder.root} goes on with its own settings: leave out --config and --recipe"
+                    )
                 values = merge(folder, {name: values[name] for name in flags & values.keys()})
             elif not print_config:
                 click.echo("no unfinished run to go on with; starting one")

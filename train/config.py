@@ -67,7 +67,9 @@ class TaskDefaults:
 TASKS = {
     "task1": TaskDefaults(models=("simple_cnn", "pool_attention_cnn"), epochs=25, generated_epochs=8),
     "task2": TaskDefaults(models=("resnet34", "attention_cnn"), epochs=50, generated_epochs=8),
-    "cifar100": TaskDefaults(models=("base_net", "vgg_slim"), epochs=15, generated_epochs=15, image_size=32),
+    "cifar100": TaskDefaults(
+        models=("base_net", "vgg_slim"), epochs=15, generated_epochs=15, image_size=32, generated_image_size=32
+    ),
     "transfer": TaskDefaults(
         models=("resnet50",),
         epochs=25,
@@ -88,7 +90,6 @@ OF_AN_ENTRY = frozenset(
     (
         *("epochs", "batch_size", "image_size", "lr", "optimizer", "weight_decay", "schedule", "label_smoothing"),
         *("init", "patience", "channel_sampling", "augmentations", "one_at_a_time", "crop", "crop_scale", "eval_crop"),
-        *("weights", "transfer"),
     )
 )
 
@@ -119,7 +120,8 @@ class Settings:
     )
     image_size: int | None = _setting(
         None,
-        "Height and width of the model's input in pixels.  [default: 256; 64 on the generated set]",
+        "Height and width of the model's input in pixels.  "
+        "[default: 256; cifar100: 32, transfer: 224; generated set: 64]",
         click.IntRange(min=8),
     )
     lr: float | None = _setting(
@@ -131,7 +133,7 @@ class Settings:
     weight_decay: float = _setting(0.0, "Weight decay.", FiniteRange(min=0))
     schedule: str = _setting(
         "constant",
-        "Course of the learning rate; plateau: a tenth after 3 epochs without a better validation accuracy.",
+        "Course of the learning rate; plateau: a tenth when more than 3 epochs bring no better validation accuracy.",
         click.Choice(["constant", "plateau", "cosine"]),
     )
     label_smoothing: float = _setting(0.0, "Label smoothing in training.", FiniteRange(min=0, max=1))
@@ -204,7 +206,7 @@ class Settings:
     out: str = _setting("runs", "Folder for run folders.")
     name: str | None = _setting(None, "Name of the run's folder.  [default: date and time]")
     sweep: bool = field(default=False, metadata={"type": bool})  # all systems: what cannot be trained is left out
-    transfer: str | None = field(default=None, metadata={"type": TEXT})  # of an entry: one of TRANSFERS
+    transfer: str | None = field(default=None, metadata={"type": TEXT})  # one of TRANSFERS, by a variant
     # Settings of single entries of `models`, in files only: the tables [model.NAME].
     model: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"type": dict})
 
@@ -295,7 +297,7 @@ def check_names(values: dict[str, Any], source: str) -> dict[str, Any]:
     Raises:
         UserError: a key is no setting, or its value is of the wrong kind.
     """
-    known = {item.name: item for item in fields(Settings)}
+    known = {item.name: item for item in fields(Settings) if item.name != "transfer"}  # that is a variant's
     settings = {}
     for key, value in values.items():
         name = key.replace("-", "_")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,12 +18,13 @@ from train.config import Settings
 
 @dataclass(frozen=True)
 class Data:
-    """A data set without its undecodable files, these files (path, split and reason of each), and its pixels, where
-    they are kept in memory."""
+    """A data set without its undecodable files, these files (path, split and reason of each), its pixels, where they
+    are kept in memory, and by split the places in the list of the images that are left, where some are not."""
 
     images: ImageSet
     rejected: list[dict[str, str]]
     pixels: Pixels | None = None
+    places: dict[str, tuple[int, ...]] | None = None
 
     def summary(self) -> dict:
         """Return the "data" entry of `results.json`."""
@@ -41,8 +42,8 @@ class Data:
         }
 
 
-def open_data(settings: Settings, task: str) -> Data:
-    """Return the data set of a run, each file left out named on the terminal.
+def open_data(settings: Settings, task: str, split: str | None = None) -> Data:
+    """Return the data set of a run, or one split of it, each file left out named on the terminal.
 
     Raises:
         UserError: the data is missing or malformed, or with `strict` a file cannot be decoded.
@@ -58,11 +59,19 @@ def open_data(settings: Settings, task: str) -> Data:
             images = listing.read(_generated())
     else:
         images = listing.read(Path(settings.data), settings.num_classes, settings.seed)
+    if split is not None:
+        images = replace(images, splits={split: images.splits[split]})
     if settings.backend == "synthetic":
         return Data(images, [])
-    images, rejected = _checked(images, settings)
+    listed = images
+    images, rejected = _checked(listed, settings)
     loader.resolve(settings.backend, images.stacks)
-    return Data(images, rejected, _kept(images, settings))
+    left_out = {item["path"] for item in rejected}
+    places = {
+        name: tuple(place for place, path in enumerate(split.paths) if path not in left_out)
+        for name, split in listed.splits.items()
+    }
+    return Data(images, rejected, _kept(images, settings), places)
 
 
 def _checked(images: ImageSet, settings: Settings) -> tuple[ImageSet, list[dict[str, str]]]:

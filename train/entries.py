@@ -75,7 +75,21 @@ def expanded(task: str, settings: Settings) -> Settings:
             raise UserError(f"--models {entry}: no variant is named {variant!r}; {hint}")
         if task != "transfer" and _variants(entry) & set(TRANSFERS):
             raise UserError(f"--models {entry}: only task transfer starts from weights")
+    if task != "transfer" and settings.weights is not None:
+        raise UserError("--weights: only task transfer starts from weights")
+    for entry in settings.model:
+        _check_table(entry)
     return replace(settings, models=entries)
+
+
+def _check_table(entry: str) -> None:
+    """Raise UserError where settings are given for an entry that cannot be."""
+    import models
+
+    if model_name(entry) not in models.names() or _variants(entry) - VARIANTS.keys():
+        close = get_close_matches(model_name(entry), models.names(), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"[model.{entry}]: no model or variant has this name{hint}")
 
 
 def of(settings: Settings, entry: str) -> Settings:

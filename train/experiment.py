@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine import augmentation, channels, checkpoint, hardware, profiling, training
+from engine import channels, checkpoint, hardware, profiling, training
 from engine.batch import normalise
 from engine.channels import Combinations
 from engine.data import loader
@@ -25,10 +25,11 @@ from engine.run_folder import RunFolder, write_atomically
 from train import entries, networks, systems
 from train.config import Settings
 from train.data import make_loader, open_data
+from train.networks import ONE_PER_COMBINATION
 
 SHOWN_PREDICTIONS = 18
-ONE_PER_COMBINATION = "one-per-combination"
-MOST_NETWORKS = 15  # of one entry
+# What a model that is gone on with keeps, as its checkpoints or its results depend on it.
+KEPT = ("image_size", "eval_crop", "precision", "optimizer", "init", "channel_sampling", "seed")
 
 
 def run(task: str, settings: Settings, resume: RunFolder | None = None) -> Experiment:
@@ -76,6 +77,7 @@ class Experiment:
         self.settings = replace(self.settings, backend=backend)
         loader.check_trainable(data.images)
         self.images, self.pixels = data.images, data.pixels
+        self.test_places = data.places["test"] if data.places else range(len(data.images.splits["test"].paths))
         self.channel_names = self.images.channels.names
         self.combinations = channels.parse(settings.channels, self.channel_names, settings.seed)
         self.failed: dict[str, str] = {}
@@ -95,6 +97,8 @@ class Experiment:
         self.predictions: dict[str, list[plots.Prediction]] = {}
         if resume:
             self._go_on_from(resume)
+        if task == "transfer":
+            self._check_weights(resume)
         self.environment = hardware.describe()
         self.folder = resume or RunFolder.create(Path(settings.out), task, settings.name)
         self.folder.begin(self.settings.to_toml(), self.environment, self.results)
@@ -106,25 +110,14 @@ class Experiment:
 
     def _checked(self, entry: str):
         """Return an entry's costs; None where it cannot be trained and others of a sweep can."""
-        settings = entries.of(self.settings, entry)
-        count, classes = len(self.channel_names), len(self.images.class_names)
         try:
-            augmentation.check(settings.augmentations, self.images.dtype, count)
-            costs = networks.measure(entry, classes, count, settings.image_size)
-            if networks.is_one_per_combination(entry) and len(self.combinations) > MOST_NETWORKS:
-                raise UserError(
-                    f"{entry} is a network for each combination, and these are {len(self.combinations)}: name up to "
-                    f"{MOST_NETWORKS} by --channels"
-                )
-            if settings.transfer in ("frozen", "finetuned"):
-                networks.prepared(entry, settings, classes, count)
+            return networks.checked(entry, entries.of(self.settings, entry), self.images, self.combinations)
         except UserError as error:
             if not self.settings.sweep:
                 raise
             self.failed[entry] = str(error)
             console.say(f"left out: {error}")
             return None
-        return costs
 
     def _go_on_from(self, run: RunFolder) -> None:
         """Take over what a run has; raise UserError where it is damaged or does not fit the data or the channels."""
@@ -138,15 +131,25 @@ class Experiment:
                     f"{run.root} was tested on channels {','.join(entry['test'])}: leave --channels as it was"
                 )
         self.results["models"] = before["models"]
+        trained_with = Settings.from_toml(run.config)
         for entry in self.entries:
-            last = run.checkpoints(entry) / "last.pt"
-            if not self.is_done(entry) and last.exists():
+            started = sorted(run.checkpoints(entry).rglob("last.pt"))
+            if started:
+                check_unchanged(entry, trained_with, self.settings, run)
+            for last in started if not self.is_done(entry) else ():
                 checkpoint.load(last)
         try:
             for row in map(training.EpochRow.from_text, run.read_history()):
                 self.history.setdefault(row.model, []).append(row)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{run.history} is damaged ({type(error).__name__}: {error})") from None
+
+    def _check_weights(self, resume: RunFolder | None) -> None:
+        """Raise UserError where an entry that is to start from trained weights cannot."""
+        for entry in self.entries:
+            settings = entries.of(self.settings, entry)
+            started = resume is not None and (resume.checkpoints(entry) / "last.pt").exists()
+            networks.prepared(entry, settings, len(self.images.class_names), len(self.channel_names), started)
 
     def is_done(self, entry: str) -> bool:
         """Return whether the run that is resumed has tested this model after as many epochs as are asked for now."""
@@ -190,7 +193,10 @@ class Experiment:
             "test": tests,
         }
         self._show(entry, first)
-        add_ratio(self.results["models"], next(name for name, chosen in self.combinations.items() if chosen))
+        add_ratio(
+            self.results["models"],
+            next((name for name, chosen in self.combinations.items() if chosen), channels.SHUFFLED),
+        )
 
     def report(self) -> None:
         """Write the pictures of all models and both report pages."""
@@ -202,12 +208,14 @@ class Experiment:
         memory = hardware.PeakMemory(torch.device(settings.device))
         chosen = self.combinations[combination] if combination else ()
         count = len(chosen) if combination else len(self.channel_names)
-        model = networks.prepared(entry, settings, len(self.images.class_names), count)
-        plan = networks.plan(model, settings, self.images)
         name, folder, tested = entry, self.folder.checkpoints(entry), self.combinations
         if combination:
-            plan = replace(plan, channels=(combination, chosen), channel_sampling="off")
             name, folder, tested = f"{entry} {combination}", folder / combination, {combination: chosen}
+        started = (folder / "last.pt").exists()
+        model = networks.prepared(entry, settings, len(self.images.class_names), count, started)
+        plan = networks.plan(model, settings, self.images)
+        if combination:
+            plan = replace(plan, channels=(combination, chosen), channel_sampling="off")
         course = self._train(name, model, plan, settings, folder)
         self._write_history(name, course)
         scored = self._test(name, model, plan, settings, tested)
@@ -258,7 +266,7 @@ class Experiment:
         plots.confusion(outcome.tested.confusion.numpy(), self.images.class_names, title, path)
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(
-            [("ID", "Category"), *enumerate(outcome.tested.predictions.tolist())]
+            [("ID", "Category"), *zip(self.test_places, outcome.tested.predictions.tolist(), strict=True)]
         )
         write_atomically(self.folder.root / f"predictions-{entry}.csv", text.getvalue())
 
@@ -296,6 +304,17 @@ class Experiment:
             f"{row.train_accuracy:.1%}; validation loss {row.val_loss:.3f}, accuracy {row.val_accuracy:.1%}; "
             f"{course.speeds[-1]:,.0f} img/s"
         )
+
+
+def check_unchanged(entry: str, before: Settings, now: Settings, run: RunFolder) -> None:
+    """Raise UserError where an entry of a run that goes on has other settings than its checkpoints."""
+    old, new = entries.of(before, entry), entries.of(now, entry)
+    for name in KEPT:
+        if getattr(old, name) not in (None, getattr(new, name)):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{run.root} has {entry} with {flag} {getattr(old, name)}: leave it so, or start another run"
+            )
 
 
 def add_ratio(found: dict[str, dict], combination: str) -> None:

@@ -21,7 +21,7 @@ from engine.run_folder import RunFolder
 from train import entries, networks
 from train.config import Settings
 from train.data import make_loader, open_data
-from train.experiment import ONE_PER_COMBINATION
+from train.networks import ONE_PER_COMBINATION
 
 
 def evaluate_run(
@@ -38,7 +38,7 @@ def evaluate_run(
     settings = replace(settings, data=data or settings.data, backend=backend or settings.backend)
     for name in trained.results["models"]:
         trained.networks(name, wanted)  # a damaged checkpoint is found before the data is read
-    opened = open_data(settings, trained.results["task"])
+    opened = open_data(settings, trained.results["task"], split)
     images = opened.images
     if list(images.class_names) != trained.results["data"]["class_names"]:
         raise UserError(f"{run} was trained on other classes than {images.root} has")
@@ -78,11 +78,12 @@ def predict_images(run: Path, images: tuple[Path, ...], model: str | None, chann
     trained = Run(run, "auto")
     if channels in (ALL, SHUFFLED):
         raise UserError(f"predict takes one combination of channels, not {channels!r}")
-    wanted = parse((channels or trained.channels.full,), trained.channels.names)
-    ((combination, chosen),) = wanted.items()
+    everything = {trained.channels.full: tuple(range(len(trained.channels)))}
+    wanted = parse((channels,), trained.channels.names) if channels else everything
     found = trained.results["models"]
     name = model or min(found, key=lambda key: found[key]["val"]["loss"])
-    ((_, network),) = trained.networks(name, wanted)
+    ((part, network),) = trained.networks(name, wanted)
+    ((combination, chosen),) = part.items()
     class_names = trained.results["data"]["class_names"]
     settings = replace(entries.of(trained.settings, name), backend="torch", workers=0)
     shares = []
@@ -115,7 +116,10 @@ def as_image_set(files: tuple[Path, ...], channels: Channels) -> ImageSet:
     for path, file in zip(paths, files, strict=True):
         if path in reasons:
             raise UserError(f"{file}: {reasons[path]}")
-    return scan.apply(ImageSet(root, ("",), {"images": Split(paths, (0,) * len(paths))}), report, channels)
+    found = scan.apply(ImageSet(root, ("",), {"images": Split(paths, (0,) * len(paths))}), report, channels)
+    if len(found.channels) != len(channels):
+        raise UserError(f"{files[0]} has {len(found.channels)} channels, wanted {len(channels)}")
+    return found
 
 
 def cut_patches(scene: Path, folder: Path, size: int, seed: int) -> None:
@@ -128,6 +132,9 @@ def cut_patches(scene: Path, folder: Path, size: int, seed: int) -> None:
 
 def scan_folder(folder: Path, workers: int | None, output: Path | None) -> None:
     """Decode every image under a folder, and every one its list files name, and list what cannot be used.
+
+    Also shows each channel's mean and deviation where the images are stacks, and why they are no single data set where
+    they differ in kind or in number of channels.
 
     Raises:
         UserError: the folder is missing or has no images, or the output cannot be written.
@@ -147,6 +154,22 @@ def scan_folder(folder: Path, workers: int | None, output: Path | None) -> None:
     if rows:
         console.show(Table("Files that cannot be used", ("path", "reason"), rows))
     console.say(f"{len(paths)} files decoded, {len(rows)} cannot be used")
+    if usable := tuple(path for path in paths if path in report.sizes):
+        show_channels(ImageSet(folder, ("",), {"all": Split(usable, (0,) * len(usable))}), report)
+
+
+def show_channels(images: ImageSet, report: scan.ScanReport) -> None:
+    """Print what the channels of stacks are like, or why the images are no single data set."""
+    try:
+        images = scan.apply(images, report)
+    except UserError as error:
+        console.say(f"no single data set: {error}")
+        return
+    if images.stacks:
+        columns = images.channels.names, images.channels.mean, images.channels.std
+        rows = tuple((name, f"{mean:.6g}", f"{std:.6g}") for name, mean, std in zip(*columns, strict=True))
+        kind = "0..1" if images.dtype == "uint8" else "as stored"
+        console.show(Table(f"Channels, values {kind}", ("channel", "mean", "deviation"), rows))
 
 
 class Run:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import models
-from engine import channels, checkpoint, complexity, training, transfer
+from engine import augmentation, channels, checkpoint, complexity, training, transfer
 from engine.augmentation import Augmentations
 from engine.data.listing import ImageSet
 from engine.errors import UserError
@@ -18,6 +18,8 @@ from train import entries
 from train.config import Settings
 
 LARGEST_TRIED = 512
+ONE_PER_COMBINATION = "one-per-combination"
+MOST_NETWORKS = 15  # of one entry
 
 
 def create(entry: str, num_classes: int, in_channels: int, size: int) -> nn.Module:
@@ -40,6 +42,28 @@ def check_names(names: tuple[str, ...]) -> None:
                 models.create(name)
             except models.UnknownModelError as error:
                 raise UserError(str(error)) from None
+
+
+def checked(
+    entry: str, settings: Settings, images: ImageSet, combinations: channels.Combinations
+) -> complexity.Complexity:
+    """Return the costs of an entry, which can be trained with these settings on these images.
+
+    Raises:
+        UserError: it cannot.
+    """
+    count, classes = len(images.channels), len(images.class_names)
+    augmentation.check(settings.augmentations, images.dtype, count)
+    costs = measure(entry, classes, count, settings.image_size)
+    with torch.device("meta"):
+        plan(create(entry, classes, count, settings.image_size), settings, images)
+    plain = [name for name, chosen in combinations.items() if chosen]
+    if is_one_per_combination(entry) and not 1 <= len(plain) <= MOST_NETWORKS:
+        raise UserError(
+            f"{entry} is a network for each combination of channels: name 1 to {MOST_NETWORKS} by --channels, "
+            f"not {len(plain)}"
+        )
+    return costs
 
 
 def is_one_per_combination(entry: str) -> bool:
@@ -80,8 +104,8 @@ def _smallest(entry: str, num_classes: int, in_channels: int, size: int) -> int 
     return None
 
 
-def prepared(entry: str, settings: Settings, num_classes: int, in_channels: int) -> nn.Module:
-    """Return a new network with the weights that the entry's settings let it start from.
+def prepared(entry: str, settings: Settings, num_classes: int, in_channels: int, started: bool = False) -> nn.Module:
+    """Return a new network with the weights that the entry's settings let it start from, unless it has `started`.
 
     Raises:
         UserError: the weights cannot be had, or are of another architecture.
@@ -90,7 +114,7 @@ def prepared(entry: str, settings: Settings, num_classes: int, in_channels: int)
     model = create(entry, num_classes, in_channels, settings.image_size)
     if settings.init == "he":
         initialise.he_(model)
-    if settings.transfer in ("frozen", "finetuned"):
+    if settings.transfer in ("frozen", "finetuned") and not started:
         name = entries.model_name(entry)
         transfer.load(model, *_weights(name, settings))
     return model
@@ -110,10 +134,16 @@ def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], st
     if not source.is_dir():
         return transfer.read(source), f"--weights {source}"
     folder = RunFolder.open(source)
-    trained = [entry for entry in folder.read_results()["models"] if entries.model_name(entry) == name]
+    results = folder.read_results()["models"]
+    trained = [entry for entry in results if entries.model_name(entry) == name]
     if not trained:
-        raise UserError(f"--weights {source}: that run trained {', '.join(folder.read_results()['models'])}, no {name}")
-    best = folder.checkpoints(trained[0]) / "best.pt"
+        raise UserError(f"--weights {source}: that run trained {', '.join(results)}, no {name}")
+    if results[trained[0]]["protocol"] == ONE_PER_COMBINATION:
+        raise UserError(
+            f"--weights {source}: {name} has a network for each combination there; give one best.pt of them"
+        )
+    chosen = min(trained, key=lambda entry: results[entry]["val"]["loss"])
+    best = folder.checkpoints(chosen) / "best.pt"
     return checkpoint.load(best)["model"], f"--weights {best}"
 
 

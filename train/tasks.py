@@ -24,4 +24,4 @@ def run(task: str, settings: Settings, resume: RunFolder | None = None) -> None:
         console.say(f"report: {done.folder.root / 'report.html'}")
     if failed := results["failed"]:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-        raise FailedModelsError(f"{len(failed)} of {len(failed) + len(entries)} models failed: {reasons}")
+        raise FailedModelsError(f"{len(failed)} of {len(failed.keys() | entries.keys())} models failed: {reasons}")

@@ -37,9 +37,14 @@ RGB = Channels(("R", "G", "B"), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 def full(names: Sequence[str] = RGB.names) -> str:
     """Return the name of the combination of all channels: "RGB", "red+nir", or "all" where that would be long."""
-    return join(names) if len(names) <= MOST_WITH_ALL_COMBINATIONS else ALL
+    return join(names, names) if len(names) <= MOST_WITH_ALL_COMBINATIONS else ALL
 
 
-def join(chosen: Sequence[str]) -> str:
-    """Return the name of a combination: "RG", or "red+nir" where a name has several letters."""
-    return ("" if all(len(name) == 1 for name in chosen) else "+").join(chosen)
+def are_letters(names: Sequence[str]) -> bool:
+    """Return whether all channels of a set have names of one letter, so that combinations need no plus."""
+    return all(len(name) == 1 for name in names)
+
+
+def join(chosen: Sequence[str], names: Sequence[str]) -> str:
+    """Return the name of a combination of the channels `names`: "RG", or "red+nir" where one has several letters."""
+    return ("" if are_letters(names) else "+").join(chosen)

@@ -78,29 +78,30 @@ class Loader:
         """Return the number of batches in an epoch."""
         return self._batches
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0, draw: int | None = None) -> Iterator[Batch]:
         """Yield the batches of an epoch, from batch number `start` on.
 
-        Training: every image once in an order drawn by (seed, epoch), cropped and mirrored at random where the
-        augmentations say so; a last batch of a single image is left out. Evaluation: every image once in list order,
-        centre crop, whatever the epoch.
+        Training: every image once in an order drawn by (seed, `draw`), by default the epoch, cropped and mirrored at
+        random where the epoch's augmentations say so; a last batch of a single image is left out. Evaluation: every
+        image once in list order, centre crop, whatever the epoch.
         Starting an epoch ends the one before it, if that is still being read.
         """
         if self._running is not None:
             self._running.close()
-        self._running = self._epoch(self.plan(epoch)[start:])
+        self._running = self._epoch(self.plan(epoch, draw)[start:])
         return self._running
 
-    def plan(self, epoch: int) -> list[Work]:
+    def plan(self, epoch: int, draw: int | None = None) -> list[Work]:
         """Return what happens in each batch of an epoch."""
+        draw = epoch if draw is None else draw
         names = self.augmentations.at(epoch) if self.train else ()
-        order = sampling.order(self.samples, self.seed, epoch) if self.train else np.arange(self.samples)
+        order = sampling.order(self.samples, self.seed, draw) if self.train else np.arange(self.samples)
         if "crop" in names:
             scale, ratio = self.augmentations.crop_scale, self.augmentations.crop_ratio
-            crops = sampling.random_crops(self._sizes, self.seed, epoch, scale, ratio)
+            crops = sampling.random_crops(self._sizes, self.seed, draw, scale, ratio)
         else:
             crops = sampling.center_crops(self._sizes, self.eval_crop)
-        flips = sampling.flips(self.samples, self.seed, epoch) if "flip" in names else np.zeros(self.samples, bool)
+        flips = sampling.flips(self.samples, self.seed, draw) if "flip" in names else np.zeros(self.samples, bool)
         batches = [order[start : start + self.batch_size] for start in range(0, self.samples, self.batch_size)]
         return [Work(indices, crops[indices], flips[indices]) for indices in batches[: len(self)]]
 
@@ -145,7 +146,7 @@ def create(
     `augmentations` (default: random crops and flips) say how training images are cropped and mirrored; `eval_crop` is
     the share of the short side that the central square keeps, in evaluation and where training does not crop at
     random. `workers` counts threads (dali, pixels) or processes (torch). With `pixels` the images come from there,
-    whatever the backend; the batches are the same.
+    whatever the backend; the batches are those of the torch backend.
 
     Raises:
         UserError: the backend is not there or cannot read the set, or a training split has one image.

@@ -138,8 +138,8 @@ def checked_names(entries: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     for place, name in entries:
         if name in names:
             raise UserError(f"{place}: channel {name!r} is named twice")
-        if not name or any(mark in name for mark in "+,\n") or name in (ALL, SHUFFLED):
-            wanted = f"wanted no + and no comma in it, and not {ALL} or {SHUFFLED}"
+        if not name.strip(".") or any(mark in name for mark in "+,/\n") or name in (ALL, SHUFFLED):
+            wanted = f"wanted no plus, comma or slash in it, not dots alone, and not {ALL} or {SHUFFLED}"
             raise UserError(f"{place}: a channel cannot be named {name!r}: {wanted}")
         names.append(name)
     return tuple(names)

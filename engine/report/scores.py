@@ -88,11 +88,12 @@ def base(name: str) -> str:
 def compared_with(results: dict, name: str) -> str | None:
     """Return the entry that a variant is compared with.
 
-    It is the one named in "variant_of", else the model without variants; where that was not trained, the first variant
-    of the same model.
+    It is the entry without its last variant, else without the last two, and so on; where none was trained, the first
+    variant of the same model.
     """
-    entries = results["models"]
-    wanted = entries[name].get("variant_of") or base(name)
-    if wanted not in entries:
+    entries, wanted = results["models"], name.rpartition("+")[0]
+    while wanted and wanted not in entries:
+        wanted = wanted.rpartition("+")[0]
+    if not wanted:
         wanted = next(other for other in entries if base(other) == base(name))
     return None if wanted == name else wanted

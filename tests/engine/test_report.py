@@ -67,7 +67,7 @@ def task1():
     reported = {"A": {"RGB": 0.3556, "RG": 0.3111, "GB": 0.0378, "R": 0.0222, "G": 0.0222, "B": 0.02}}
     padded = {"protocol": "zero-pad", "channel_sampling": "off"}
     shuffled = entry(on(68, 65.5, 64, 66, 58, 59.5, 55), 2_870_000_000, 7_012_345, channel_sampling="shuffle")
-    shuffled |= {"train_seconds": 9350.0, "variant_of": "dwg_densenet121", "val": {"loss": 1.2, "accuracy": 0.69}}
+    shuffled |= {"train_seconds": 9350.0, "val": {"loss": 1.2, "accuracy": 0.69}}
     shuffled["reported"] = {"B": {"shuffled": 0.76, "precision": 0.7661, "recall": 0.76, "f1": 0.752}}
     shuffled["test"]["shuffled"] = score(0.61)
     dense = entry(on(65, 30, 28, 31, 12, 14, 11), 2_870_000_000, 7_012_345, train_seconds=9120.0)
@@ -89,7 +89,7 @@ def task1():
             ),
             "dynamic_cnn_v1": entry(on(23, 15, 14, 16, 9, 10, 8), 1_100_000, 31_570, **dynamic),
             "dynamic_cnn_v1+drop": entry(
-                on(21, 18, 17, 18, 13, 13, 12), 1_100_000, 31_570, variant_of="dynamic_cnn_v1", channel_sampling="drop"
+                on(21, 18, 17, 18, 13, 13, 12), 1_100_000, 31_570, channel_sampling="drop"
             ),
             "dynamic_cnn_v1+drop+noaug": entry(
                 on(19, 16, 16, 16, 12, 12, 10), 1_100_000, 31_570, augmentations=[], channel_sampling="drop",
@@ -452,7 +452,7 @@ def test_pages_of_many_channels_show_no_row_per_combination(tmp_path):
 def test_results_without_the_newer_fields_are_shown(tmp_path):
     results = json.loads(json.dumps(task1()))
     del results["combinations"], results["failed"], results["data"]["channels"]
-    new = ("reported", "augmentations", "variant_of", "channel_sampling")
+    new = ("reported", "augmentations", "channel_sampling")
     results["models"] = {
         name: {key: value for key, value in found.items() if key not in new}
         for name, found in results["models"].items()

@@ -73,6 +73,13 @@ def test_plateau_cuts_the_rate_after_three_epochs_without_a_better_accuracy():
     assert found == pytest.approx([0.1] * 6 + [0.01] * 3)
 
 
+def test_plateau_starts_again_in_each_pass_of_one_augmentation():
+    augmentations = Augmentations(("crop", "flip"), one_at_a_time=True, epochs=12)
+    plateau = replace(PLAN, schedule="plateau", epochs=12, augmentations=augmentations)
+    found = [plateau.learning_rate(rows(*[0.3] * n)) for n in range(8)]
+    assert found == pytest.approx([0.1] * 5 + [0.01] + [0.1] * 2)
+
+
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)])
 def test_optimisers(name, kind):
     optimizer = replace(PLAN, optimizer=name, weight_decay=0.25).make_optimizer(Recorder())

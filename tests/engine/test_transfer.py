@@ -49,6 +49,11 @@ def test_weights_of_another_architecture_are_refused_with_what_did_not_fit():
         transfer.load(made(), wide, "x")
 
 
+def test_batch_counts_may_be_missing():
+    weights = {key: value for key, value in made().state_dict().items() if not key.endswith("num_batches_tracked")}
+    transfer.load(made(seed=1), weights, "x")
+
+
 def test_files_of_every_form_are_read(tmp_path):
     state = made().state_dict()
     torch.save(state, tmp_path / "plain.pth")

@@ -150,3 +150,49 @@ def test_patches_of_a_scene_train(tmp_path, capsys):
     assert main(["task1", *start, "--models", "dynamic_cnn_v2", "--image-size", "8", "--epochs", "6"]) == 0
     found = results(tmp_path / "task1/x")["models"]["dynamic_cnn_v2"]["test"]
     assert found["all"]["accuracy"] > 0.5
+
+
+def test_scan_shows_the_channels_and_names_what_does_not_fit(four, tmp_path, capsys):
+    data = four.parents[1] / "data"
+    assert main(["scan", str(data)]) == 0
+    printed = capsys.readouterr().out
+    assert "36 files decoded, 0 cannot be used" in printed
+    assert all(name in printed for name in NAMES)
+    other = write_stacks(tmp_path / "data", 4)
+    np.save(other / "stacks/train_3.npy", np.zeros((40, 40, 5), np.uint16))
+    assert main(["scan", str(other)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no single data set: " in printed
+    assert "stacks/train_3.npy has 5" in printed
+
+
+def test_predict_takes_all_of_many_channels_by_default_and_refuses_other_counts(tmp_path, stripes, capsys):
+    data = write_stacks(tmp_path / "data", 7, dtype=np.uint8)
+    start = ["--data", str(data), "--out", str(tmp_path), "--name", "x", *SMALL, "--models", "baseline_cnn"]
+    assert main(["task1", *start]) == 0
+    run = str(tmp_path / "task1/x")
+    assert main(["predict", run, str(data / "stacks/test_0.npy")]) == 0
+    assert "channels all" in capsys.readouterr().out
+    assert main(["predict", run, str(stripes / "images/test 0.jpg")]) == 2
+    assert "has 3 channels, wanted 7" in capsys.readouterr().err
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, capsys):
+    data = write_stacks(tmp_path / "data", 7)
+    start = ["--data", str(data), "--out", str(tmp_path / "out"), *SMALL]
+    for arguments, message in (
+        (["--models", "dynamic_cnn_v1+cycle"], "channel sampling cycle takes up to 5 channels, got 7"),
+        (["--models", "naive_cnn"], "naive_cnn is a network for each combination of channels: name 1 to 15"),
+        (["--models", "naive_cnn", "--channels", "shuffled"], "not 0"),
+    ):
+        assert main(["task1", *start, *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_one_and_of_several_letters_do_not_collide(tmp_path):
+    data = write_stacks(tmp_path / "data", 3, ("b", "g", "bg"))
+    start = ["--data", str(data), "--out", str(tmp_path), "--name", "x", *SMALL, "--models", "baseline_cnn"]
+    assert main(["task1", *start]) == 0
+    found = results(tmp_path / "task1/x")["models"]["baseline_cnn"]["test"]
+    assert list(found) == ["b+g+bg", "b+g", "b+bg", "g+bg", "b", "g", "bg"]

@@ -121,6 +121,8 @@ def test_a_recipe_of_ones_own(capsys, tmp_path):
         ("[task1]\nepochs = 0\n", "0 is not in the range x>=1"),
         ('[task1]\n[task1.model.simple_cnn]\nout = "x"\n', "out holds for a whole run, not for one model"),
         ("[task1]\n[task1.model.simple_cnn]\nepochs = 0\n", "0 is not in the range x>=1"),
+        ("[task1]\n[task1.model.simple_cn]\nepochs = 3\n", "[model.simple_cn]: no model or variant has this name; did"),
+        ('[task1]\n[task1.model.simple_cnn]\ntransfer = "frozen"\n', "no setting is named 'transfer'"),
         ("[task1]\n[task1.model]\nsimple_cnn = 3\n", "[model.simple_cnn] must be a table"),
         ("task1", "mine.toml"),
     ],

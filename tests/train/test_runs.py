@@ -197,6 +197,9 @@ def test_a_refused_resume_leaves_the_run_as_it_was(task1, stripes, tmp_path, cap
         (["--data", str(data)], "was trained on other classes than"),
         (["--epochs", "9"], "last.pt is damaged or is no checkpoint"),
         (["--channels", "RG"], "was tested on channels RGB,RG,GB,RB,R,G,B: leave --channels as it was"),
+        (["--image-size", "40"], "has simple_cnn with --image-size 32: leave it so, or start another run"),
+        (["--optimizer", "sgd"], "has simple_cnn with --optimizer adam: leave it so"),
+        (["--recipe", "report_a"], "goes on with its own settings: leave out --config and --recipe"),
     ):
         assert main(["task1", "--resume", str(run), *arguments]) == 2
         assert message in capsys.readouterr().err
@@ -316,6 +319,34 @@ def test_one_network_per_combination(stripes, tmp_path, capsys):
     capsys.readouterr()
     assert main(["predict", str(run), image, "--channels", "RG"]) == 2
     assert "has a network for each of RGB, RB, G, none for RG" in capsys.readouterr().err
+
+
+def test_shuffled_channels_alone_can_be_tested(stripes, tmp_path):
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "s", *SMALL, "--epochs", "1"]
+    assert main([*start, "--models", "resnet34,dynamic_cnn_v2+shuffle", "--channels", "shuffled"]) == 0
+    found = results(tmp_path / "task1/s")["models"]
+    assert [list(entry["test"]) for entry in found.values()] == [["shuffled"], ["shuffled"]]
+
+
+def test_a_single_network_is_shown_its_channels_in_its_own_order(stripes, tmp_path, capsys):
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "n", *SMALL, "--epochs", "1"]
+    assert main([*start, "--models", "naive_cnn", "--channels", "RB"]) == 0
+    image, printed = str(stripes / "images/test 0.jpg"), []
+    for channels in ("RB", "BR"):
+        capsys.readouterr()
+        assert main(["predict", str(tmp_path / "task1/n"), image, "--channels", channels]) == 0
+        printed.append(re.findall(r"[0-9.]+%", capsys.readouterr().out))
+    assert printed[0] == printed[1]
+
+
+def test_predictions_are_numbered_by_the_test_list_even_where_a_file_is_left_out(stripes, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(stripes, data)
+    (data / "images/test 1.jpg").write_bytes(b"")
+    start = ["task1", "--data", str(data), "--out", str(tmp_path), "--name", "p", *SMALL, "--epochs", "1"]
+    assert main([*start, "--models", "simple_cnn"]) == 0
+    rows = list(csv.reader((tmp_path / "task1/p/predictions-simple_cnn.csv").open()))
+    assert [int(number) for number, _ in rows[1:]] == [0, *range(2, 18)]
 
 
 def test_a_sweep_decodes_each_image_once(stripes, tmp_path, monkeypatch):

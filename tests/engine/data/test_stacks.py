@@ -230,7 +230,9 @@ def test_channels_txt_decides_the_axis(tmp_path):
     ("names", "message"),
     [
         ("a\nb\na\n", "channels.txt:3: channel 'a' is named twice"),
-        ("a\nb,c\n", "channels.txt:2: a channel cannot be named 'b,c': wanted no + and no comma in it"),
+        ("a\nb,c\n", "channels.txt:2: a channel cannot be named 'b,c': wanted no plus, comma or slash"),
+        ("a\n../b\n", "channels.txt:2: a channel cannot be named '../b'"),
+        ("..\n", "channels.txt:1: a channel cannot be named '..'"),
         ("a+b\n", "channels.txt:1: a channel cannot be named 'a+b'"),
         ("a\n\nall\n", "channels.txt:3: a channel cannot be named 'all': "),
         ("\n", "channels.txt names no channels: wanted a line for each"),
