@@ -10,8 +10,8 @@ from engine.errors import UserError
 from kernels.augment import Recipe, draw
 
 # The loader crops and mirrors while it decodes; the rest happens to the batch, on the device.
-NAMES = ("crop", "flip", "vflip", "rotation", "jitter", "gamma", "grayscale")
 DEFAULT = ("crop", "flip")
+NAMES = (*DEFAULT, "vflip", "rotation", "jitter", "gamma", "grayscale")
 DEGREES, JITTER, GAMMA, GRAYSCALE = 15.0, 0.2, 0.2, 0.1
 
 
@@ -42,6 +42,10 @@ class Augmentations:
         if not self.one_at_a_time or not self.names:
             return 0
         return min(max(epoch - 1, 0) * len(self.names) // self.epochs, len(self.names) - 1)
+
+    def concern_batches(self, epoch: int) -> bool:
+        """Return whether an epoch has augmentations that the loader leaves to the batch."""
+        return not set(self.at(epoch)) <= set(DEFAULT)
 
     def parameters(
         self, indices: Tensor, size: tuple[int, int], seed: int, epoch: int, draw_number: int | None = None

@@ -268,8 +268,10 @@ def _inputs(
     """Return the model's arguments: the images, augmented, and for any-channel models which channels are present."""
     images = batch.images
     count, channels, *size = images.shape
-    indices = torch.from_numpy(batch.indices).to(images.device, non_blocking=True)
-    parameters = plan.augmentations.parameters(indices, tuple(size), plan.seed, epoch, plan.draw(epoch, turn))
+    parameters = {}
+    if plan.augmentations.concern_batches(epoch):
+        indices = torch.from_numpy(batch.indices).to(images.device, non_blocking=True)
+        parameters = plan.augmentations.parameters(indices, tuple(size), plan.seed, epoch, plan.draw(epoch, turn))
     if "vflips" in parameters:
         images = torch.where(parameters.pop("vflips")[:, None, None, None], images.flip(2), images)
     if plan.channels:

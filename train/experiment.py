@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import traceback
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -157,14 +158,16 @@ class Experiment:
         return found is not None and found["epochs"] >= entries.of(self.settings, entry).epochs
 
     def attempt(self, entry: str) -> None:
-        """Train and test an entry; where it fails and is not the only one, note why and go on."""
+        """Train and test an entry; where it fails and is not the only one, write why and go on."""
         try:
             self.train_and_test(entry)
         except Exception as error:
             if len(self.entries) == 1:
                 raise
             self.failed[entry] = " ".join((str(error) or type(error).__name__).split())
-            console.say(f"{entry} failed, going on: {self.failed[entry]}")
+            where = self.folder.root / f"failed-{entry}.txt"
+            write_atomically(where, traceback.format_exc())
+            console.say(f"{entry} failed, going on: {self.failed[entry]} (details: {where})")
         self.folder.write_json(self.folder.results, self.results)
 
     def train_and_test(self, entry: str) -> None:

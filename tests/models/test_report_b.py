@@ -13,6 +13,7 @@ from kernels.backend import use_backend
 from models.dwg_densenet import DWGDenseNet121
 from models.rrdb import RRDB, RRDBRNN, DenseBlock, RecurrentConv2d, ResidualInResidual
 from tests.kernels.interpreter import needs_interpreter
+from tests.models.gradients import with_and_without_mask
 
 PARAMETERS = {DWGDenseNet121: 7_223_602, RRDB: 169_466, RRDBRNN: 296_874}
 RESIDUAL = (RRDB, RRDBRNN)
@@ -188,15 +189,7 @@ def test_a_sample_without_channels_is_one_of_zeros(dwg):
 def test_absent_channels_change_no_gradient():
     model = first_layers()
     x, mask = images(2, 3, 32, 32), torch.tensor([[1, 0, 1], [0, 1, 1]]).bool()
-    gradients = []
-    for arguments in (
-        (x.masked_fill(~mask[:, :, None, None], torch.nan), mask),
-        (torch.stack([x[b, mask[b]] for b in range(2)]),),
-    ):
-        model.zero_grad()
-        model(*arguments).square().mean().backward()
-        gradients.append([p.grad.clone() for p in model.parameters()])
-    for got, expected in zip(*gradients, strict=True):
+    for got, expected in with_and_without_mask(model, x, mask):
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
 
 

@@ -2,13 +2,20 @@
 
 import json
 import shutil
+import tomllib
+from importlib import resources
 
 import pytest
 
 from tests.conftest import write_list_folder
 from train import systems
-from train.config import TASKS
+from train.config import RECIPES, TASKS
 from train.run import main
+
+
+def text_of(recipe):
+    return (resources.files("train.recipes") / f"{recipe}.toml").read_text()
+
 
 NAMES = [(task, name) for task in TASKS for name in systems.names(task)]
 
@@ -17,6 +24,20 @@ NAMES = [(task, name) for task in TASKS for name in systems.names(task)]
 def few(tmp_path_factory):
     """A data folder of three classes, 12 / 6 / 6 images."""
     return write_list_folder(tmp_path_factory.mktemp("few") / "data", per_class=(4, 2, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "task"),
+    [(recipe, task) for recipe in RECIPES for task in tomllib.loads(text_of(recipe)) if task != "transfer"],
+)
+def test_every_recipe_runs(few, tmp_path, recipe, task):
+    arguments = ["--data", str(few), "--out", str(tmp_path), "--name", "x", "--epochs", "1", "--image-size", "64"]
+    assert main([task, "--recipe", recipe, *arguments, "--batch-size", "12", "--workers", "1"]) == 0
+    found = json.loads((tmp_path / task / "x/results.json").read_text())["models"]
+    reported = {s.model for s in systems.SYSTEMS if (s.report, s.task) == (recipe[-1].upper(), task)}
+    assert reported <= found.keys()
+    shutil.rmtree(tmp_path)
 
 
 @pytest.mark.gpu

@@ -279,6 +279,7 @@ def test_a_sweep_survives_a_models_failure_and_says_so_at_the_end(stripes, tmp_p
     printed = capsys.readouterr()
     assert printed.err == "error: 1 of 3 models failed: pool_attention_cnn: out of memory here\n"
     assert "pool_attention_cnn failed, going on" in printed.out
+    assert "RuntimeError: out of memory" in (tmp_path / "task1/s/failed-pool_attention_cnn.txt").read_text()
     found = results(tmp_path / "task1/s")
     assert list(found["models"]) == ["simple_cnn", "baseline_cnn"]
     assert found["failed"] == {"pool_attention_cnn": "out of memory here"}

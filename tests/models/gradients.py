@@ -1,0 +1,20 @@
+"""Gradients of a model's parameters."""
+
+from torch import Tensor, nn
+
+
+def gradients(model: nn.Module, *arguments: Tensor | None) -> list[Tensor]:
+    """Return the gradients of the mean squared output of `model(*arguments)`, one for each parameter."""
+    model.zero_grad()
+    model(*arguments).square().mean().backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+def with_and_without_mask(model: nn.Module, x: Tensor, mask: Tensor) -> zip:
+    """Return pairs of gradients: of x with its absent channels NaN and the mask, and of the present channels alone.
+
+    x is [batch, channels, height, width]; mask [batch, channels], bool, has equally many present in each sample.
+    """
+    absent = x.masked_fill(~mask[:, :, None, None], float("nan"))
+    present = x[mask].unflatten(0, (len(x), -1))
+    return zip(gradients(model, absent, mask), gradients(model, present), strict=True)
