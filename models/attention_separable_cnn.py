@@ -2,15 +2,15 @@
 
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import nn
 
 from kernels.modules import ChannelGate
-from models.naive_cnn import POOLED, check_image_size, check_images
+from models.fixed_size_cnn import FixedSizeCNN
 
 WIDTHS = (32, 64, 128, 256)
 
 
-class AttentionSeparableCNN(nn.Module):
+class AttentionSeparableCNN(FixedSizeCNN):
     """Four separable convolutions, each with a channel gate, for one image size (report C, task 2).
 
     4 x [depthwise conv k3 p1 + bias, conv 1x1 + bias (in_channels -> 32 -> 64 -> 128 -> 256), channel gate (GAP, 1x1
@@ -27,8 +27,6 @@ class AttentionSeparableCNN(nn.Module):
         ValueError: `image_size` is below 16 or no whole number; in `forward`, an image has another size.
     """
 
-    any_channels = False
-
     def __init__(
         self,
         num_classes: int = 50,
@@ -37,18 +35,9 @@ class AttentionSeparableCNN(nn.Module):
         head_dropout: float = 0.3,
         image_size: int = 224,
     ):
-        super().__init__()
-        check_image_size(image_size)
-        self.image_size = image_size
-        blocks = [_block(width, wider, dropout) for width, wider in pairwise((in_channels, *WIDTHS))]
-        self.features = nn.Sequential(*blocks)
-        flat = WIDTHS[-1] * (image_size // POOLED) ** 2
-        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(head_dropout), nn.Linear(flat, num_classes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [batch, in_channels, image_size, image_size] to logits [batch, num_classes]."""
-        check_images(x, self.image_size)
-        return self.head(self.features(x))
+        blocks = (_block(width, wider, dropout) for width, wider in pairwise((in_channels, *WIDTHS)))
+        super().__init__(image_size, blocks, WIDTHS[-1])
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(head_dropout), nn.Linear(self.flat, num_classes))
 
 
 def _block(in_channels: int, out_channels: int, dropout: float) -> nn.Sequential:

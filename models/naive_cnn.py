@@ -2,13 +2,14 @@
 
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import nn
+
+from models.fixed_size_cnn import FixedSizeCNN
 
 WIDTHS = (16, 32, 64, 128)
-POOLED = 16  # four poolings by 2: each rounds an odd height or width down
 
 
-class NaiveCNN(nn.Module):
+class NaiveCNN(FixedSizeCNN):
     """Four convolutions and three linear layers, for one image size (report C, task 1).
 
     4 x [conv k3 p1 (in_channels -> 16 -> 32 -> 64 -> 128) + bias, BN, ReLU, maxpool 2, dropout .2], flatten 128x8x8,
@@ -27,39 +28,18 @@ class NaiveCNN(nn.Module):
         ValueError: `image_size` is below 16 or no whole number; in `forward`, an image has another size.
     """
 
-    any_channels = False
     one_per_combination = True
 
     def __init__(self, num_classes: int = 50, in_channels: int = 3, dropout: float = 0.2, image_size: int = 128):
-        super().__init__()
-        check_image_size(image_size)
-        self.image_size = image_size
-        blocks = [_block(width, wider, dropout) for width, wider in pairwise((in_channels, *WIDTHS))]
-        self.features = nn.Sequential(*blocks)
-        flat = WIDTHS[-1] * (image_size // POOLED) ** 2
+        blocks = (_block(width, wider, dropout) for width, wider in pairwise((in_channels, *WIDTHS)))
+        super().__init__(image_size, blocks, WIDTHS[-1])
         self.head = nn.Sequential(
-            nn.Flatten(), nn.Linear(flat, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, num_classes)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [batch, in_channels, image_size, image_size] to logits [batch, num_classes]."""
-        check_images(x, self.image_size)
-        return self.head(self.features(x))
-
-
-def check_image_size(image_size: int) -> None:
-    """Raise ValueError unless something of images of this height and width is left after four poolings by 2."""
-    if not isinstance(image_size, int) or image_size < POOLED:
-        raise ValueError(f"image_size must be a whole number of at least {POOLED} pixels, got {image_size!r}")
-
-
-def check_images(x: Tensor, image_size: int) -> None:
-    """Raise ValueError unless x is [batch, channels, image_size, image_size]."""
-    height, width = x.shape[-2:]
-    if (height, width) != (image_size, image_size):
-        raise ValueError(
-            f"images must be {image_size}x{image_size}, got {height}x{width}: "
-            "resize them, or make the model with another image_size"
+            nn.Flatten(),
+            nn.Linear(self.flat, 1024),
+            nn.ReLU(),
+            nn.Linear(1024, 512),
+            nn.ReLU(),
+            nn.Linear(512, num_classes),
         )
 
 

@@ -1,0 +1,36 @@
+"""What report C's CNNs for one image size share."""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+POOLED = 16  # four poolings by 2: each rounds an odd height or width down
+
+
+class FixedSizeCNN(nn.Module):
+    """Four blocks that pool by 2 each, then `head`, which a subclass sets, on all that is left: `flat` values.
+
+    Raises:
+        ValueError: `image_size` is below 16; in `forward`, an image has another size.
+    """
+
+    any_channels = False
+
+    def __init__(self, image_size: int, blocks: Iterable[nn.Module], width: int):
+        """Take over the blocks, whose last has `width` channels, for images of `image_size` pixels a side."""
+        super().__init__()
+        if not isinstance(image_size, int) or image_size < POOLED:
+            raise ValueError(f"image_size must be a whole number of at least {POOLED} pixels, got {image_size!r}")
+        self.image_size = image_size
+        self.features = nn.Sequential(*blocks)
+        self.flat = width * (image_size // POOLED) ** 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [batch, in_channels, image_size, image_size] to logits [batch, num_classes]."""
+        height, width = x.shape[-2:]
+        if (height, width) != (self.image_size, self.image_size):
+            raise ValueError(
+                f"images must be {self.image_size}x{self.image_size}, got {height}x{width}: "
+                "resize them, or make the model with another image_size"
+            )
+        return self.head(self.features(x))
