@@ -30,8 +30,10 @@ setup(
         "markupsafe",
         "matplotlib",
         "torchmetrics",
+        "tensorboard",
     ],
     extras_require={
+        "browser": ["selenium", "torch-tb-profiler"],
         "test": ["hypothesis", "pytest", "pytest-benchmark", "ruff"],
     },
     entry_points={"console_scripts": ["polychrome=train.run:main"]},

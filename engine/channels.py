@@ -122,6 +122,12 @@ def places(chosen: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(chosen, dtype=torch.int64, device=device)
 
 
+@cache
+def present(chosen: tuple[int, ...], channels: int, device: torch.device) -> Tensor:
+    """Return which channels are among `chosen`, bool [channels], kept on a device as `places` are."""
+    return torch.tensor([place in chosen for place in range(channels)], device=device)
+
+
 def select(images: Tensor, chosen: tuple[int, ...], how: str) -> Tensor:
     """Return what a model is shown of `images` [batch, channels, height, width] when only `chosen` are present.
 
@@ -132,8 +138,7 @@ def select(images: Tensor, chosen: tuple[int, ...], how: str) -> Tensor:
     if how == "subset":
         every_one = chosen == tuple(range(count))
         return images if every_one else images.index_select(1, places(chosen, images.device))
-    mask = torch.zeros(count, dtype=images.dtype, device=images.device)
-    return images * mask.index_fill(0, places(chosen, images.device), 1)[:, None, None]
+    return images * present(chosen, count, images.device)[:, None, None]
 
 
 def sample_masks(batch: int, channels: int, generator: torch.Generator) -> Tensor:

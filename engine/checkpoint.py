@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 
 import torch
 
-from engine.errors import UserError
+from engine.errors import StorageError, UserError
+from engine.files import write_atomically
 
 
 def save(path: Path, content: dict) -> None:
-    """Write `content` (tensors, numbers, strings and containers of them) atomically: write, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    """Write `content` (tensors, numbers, strings and containers of them) whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written, as where the disk is full; what stood there before is intact.
+    """
+    # In memory first: torch's writer ends the process where a disk is full in the middle.
+    stream = io.BytesIO()
+    torch.save(content, stream)
     try:
-        with open(partial, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path.parent} cannot be made: {error.strerror}") from error
+    write_atomically(path, stream.getbuffer())
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict:

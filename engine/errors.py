@@ -9,9 +9,28 @@ class UserError(Exception):
     """
 
 
-class NotFiniteError(RuntimeError):
-    """A loss became NaN or infinite; the message, one line, says which, when and what to try."""
+class RunError(Exception):
+    """What ends a run through no fault of its input; the message, one line, says what happened and what to do.
+
+    The command line prints it on stderr and exits with status 1; no traceback.
+    """
 
 
-class FailedModelsError(Exception):
-    """Some models of a sweep could not be trained; the message names them, with reasons, on one line."""
+class NotFiniteError(RunError):
+    """A loss became NaN or infinite; the message says which, when and what to try."""
+
+
+class FailedModelsError(RunError):
+    """Some models of a sweep could not be trained; the message names them, with reasons."""
+
+
+class StorageError(RunError):
+    """A file of the run cannot be written; the one that stood there before is intact."""
+
+
+class Interrupted(RunError):
+    """The run was asked to stop; the message says where it stands and how to go on."""
+
+
+class OutOfMemoryError(RunError):
+    """A batch does not fit into memory; the message says which batch size does."""

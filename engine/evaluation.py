@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from engine.batch import gathered, normalise
-from engine.channels import Combinations, protocol, select
+from engine import distributed
+from engine.batch import gathered
+from engine.channels import Combinations, present, protocol, select
 from engine.data.loader import Loader
 from engine.metrics import Scorer, Scores
+from engine.profiling import decoded, span
 from kernels.augment import Recipe, draw
 
 
@@ -20,7 +22,7 @@ from kernels.augment import Recipe, draw
 class Evaluation:
     """Scores by channel combination, and of the first one the confusion matrix [true, predicted] and the predictions.
 
-    `predictions` is int64 [images], the likeliest class of each, in the split's order.
+    `predictions` is int64 [images], the likeliest class of each, in the split's order; -1 where it could not be read.
     """
 
     scores: dict[str, Scores]
@@ -38,42 +40,58 @@ def evaluate(
     on_batch: Callable[[int], None] = lambda images: None,
     how: str | None = None,
 ) -> Evaluation:
-    """Score `model` on each channel combination; each image is decoded once.
+    """Score `model` on each channel combination; each image is decoded once, of several processes by one of them.
 
     Args:
         model: any-channel models see only the channels present ("subset"), others the absent ones as zeros.
         combinations: names and channels such as {"RGB": (0, 1, 2), "RG": (0, 1)}, see `engine.channels.parse`.
         autocast: the precision context to run the model in.
         on_batch: called after each batch with its number of images.
-        how: the protocol, where it is not to follow from the model.
+        how: the protocol, where it is not to follow from the model: "subset", "zero-pad", or "mask", all channels with
+            the absent ones zero and told to the model, which gives what "subset" does; on a GPU that is used instead,
+            so that all combinations have one shape and nothing is compiled or recorded anew for each.
     """
     how = how or protocol(model)
-    scorers: dict[str, Scorer] = {}
-    first, predictions = next(iter(combinations)), []
+    if how == "subset" and loader.device.type == "cuda" and getattr(model, "any_channels", False):
+        how = "mask"
+    scorers = {name: Scorer(num_classes, loader.device) for name in combinations}
+    first = next(iter(combinations))
+    predictions = torch.full((loader.samples,), -1, dtype=torch.int64, device=loader.device)
     was_training = model.training
     model.eval()
-    for batch in loader.epoch(0):
-        images = normalise(batch.images, loader.channels)
-        for name, chosen in combinations.items():
-            with autocast:
-                logits = model(select(images, chosen, how)) if chosen else _of_shuffled(model, images, batch.indices)
-            scorer = scorers.setdefault(name, Scorer(num_classes, images.device))
-            scorer.update(logits, batch.labels)
-            if name == first:
-                predictions.append(logits.argmax(1))
-        on_batch(len(images))
+    for batch in decoded(loader.epoch(0)):
+        with span("evaluate"):
+            images = batch.standardised(loader.channels)
+            for name, chosen in combinations.items():
+                with autocast:
+                    logits = model(*_shown(model, images, chosen, how, batch.indices))
+                scorers[name].update(logits, batch.labels)
+                if name == first:
+                    places = torch.from_numpy(batch.indices).to(images.device, non_blocking=True)
+                    predictions.scatter_(0, places, logits.argmax(1))
+        on_batch(batch.total)
     model.train(was_training)
     return Evaluation(
         {name: scorer.compute() for name, scorer in scorers.items()},
         scorers[first].confusion(),
-        torch.cat(predictions).cpu(),
+        distributed.largest(predictions).cpu(),
     )
 
 
-def _of_shuffled(model: nn.Module, images: Tensor, indices) -> Tensor:
-    """Return the logits for a random choice and order of each image's channels, by its place: always the same."""
+def _shown(model: nn.Module, images: Tensor, chosen: tuple[int, ...], how: str, indices) -> tuple[Tensor, ...]:
+    """Return the model's arguments when only the channels `chosen` are present, or of none named a random choice."""
+    count, channels, *_ = images.shape
+    if not chosen:
+        return _shuffled(model, images, indices)
+    if how == "mask":
+        return select(images, chosen, "zero-pad"), present(chosen, channels, images.device).expand(count, -1)
+    return (select(images, chosen, how),)
+
+
+def _shuffled(model: nn.Module, images: Tensor, indices) -> tuple[Tensor, ...]:
+    """Return the arguments for a random choice and order of each image's channels, by its place: always the same."""
     places = torch.from_numpy(indices).to(images.device)
     _, channels, *size = images.shape
     sources = draw(Recipe(channels="shuffle"), places, tuple(size), seed=0, epoch=0, channels=channels).channels
     images = gathered(images, sources)
-    return model(images, sources >= 0) if getattr(model, "any_channels", False) else model(images)
+    return (images, sources >= 0) if getattr(model, "any_channels", False) else (images,)

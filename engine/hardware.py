@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from engine import distributed
 from engine.data.cache import cpus
 from engine.errors import UserError
 
@@ -50,6 +51,8 @@ def describe() -> dict:
         "cpu": _cpu_name(),
         "cores": cpus(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "processes": distributed.world_size(),
+        "launch": distributed.launch(),
         "versions": {name: _version(name) for name in packages},
         "commit": _commit(),
     }

@@ -16,6 +16,8 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from engine import distributed
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -32,7 +34,7 @@ class Scores:
 
 
 class Scorer:
-    """Accumulates one pass of predictions; nothing is copied to the host before `compute`.
+    """Accumulates one pass of predictions, over all processes; nothing is copied to the host before `compute`.
 
     A class that occurs neither in the labels nor in the predictions does not enter the macro averages.
     """
@@ -62,7 +64,8 @@ class Scorer:
         """Return the scores of everything added so far."""
         values = self._metrics.compute()
         del values["confusion"]
-        return Scores(self._loss.item() / self._count, **{name: value.item() for name, value in values.items()})
+        loss, count = distributed.summed(self._loss, torch.tensor(self._count, device=self._loss.device))
+        return Scores(loss.item() / count.item(), **{name: value.item() for name, value in values.items()})
 
     def confusion(self) -> Tensor:
         """Return the counts [true class, predicted class]."""

@@ -1,26 +1,165 @@
-"""Traces of training steps, for Perfetto or TensorBoard's profiler plugin."""
+"""What a step spends its time on: named spans, traces of a few steps, and the kernels that take longest."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-# Steps left out while compilers and caches warm up, then steps recorded.
+from engine.report import console
+
+# The names of `span` that a step and an evaluation consist of.
+SPANS = ("decode", "augment", "forward", "backward", "optimizer", "evaluate")
+# Steps left out while compilers and caches warm up, then steps recorded; the same for batches of an evaluation.
 SKIPPED, RECORDED = 3, 5
+EVALUATIONS_SKIPPED, EVALUATIONS_RECORDED = 1, 2
+
+if not torch.cuda.is_available():
+    # Without a driver libkineto prints an error at each start, which says nothing that matters on a CPU.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+Item = TypeVar("Item")
 
 
 @contextmanager
-def trace(path: Path) -> Iterator[Callable[[], None]]:
-    """Record a few steps into the chrome trace `path`; yields a function to be called after every step."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-    path.parent.mkdir(exist_ok=True)
-    with profile(
-        activities=activities,
-        schedule=schedule(wait=SKIPPED - 1, warmup=1, active=RECORDED, repeat=1),
-        on_trace_ready=lambda profiler: profiler.export_chrome_trace(str(path)),
-    ) as profiler:
-        yield profiler.step
+def span(name: str) -> Iterator[None]:
+    """Name what runs inside, for torch.profiler and, on CUDA, as an NVTX range for Nsight Systems.
+
+    It is to stand outside compiled code.
+    """
+    # record_function takes several microseconds with nobody listening, an NVTX range a fraction of one.
+    recorded = record_function(name) if torch.autograd._profiler_enabled() else nullcontext()
+    ranged = torch.cuda.nvtx.range(name) if torch.cuda.is_initialized() else nullcontext()
+    with recorded, ranged:
+        yield
+
+
+def decoded(batches: Iterator[Item], waiting: Callable[[], AbstractContextManager] = nullcontext) -> Iterator[Item]:
+    """Yield the batches, the wait for each one in a span "decode" and in the context `waiting`."""
+    end = object()
+    while True:
+        with span("decode"), waiting():
+            batch = next(batches, end)
+        if batch is end:
+            return
+        yield batch
+
+
+class Trace:
+    """Traces of some training steps and of some batches of an evaluation; made by `trace`.
+
+    It is called after each training step; `evaluated` is called after each batch of an evaluation.
+
+    Attributes:
+        files: the traces written so far.
+        kernels: what took longest in the training steps, see `top_kernels`; None before they are recorded.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.files: list[Path] = []
+        self.kernels: list[dict] | None = None
+        self.steps = 0
+        self._evaluation: profile | None = None
+        self._training: profile | None = self._start(name, SKIPPED, RECORDED, self._rank)
+
+    def __call__(self, *_) -> None:
+        self.steps += 1
+        # An evaluation of few batches ends before all that are wanted are recorded.
+        self._evaluation = _stopped(self._evaluation)
+        if self._training is not None:
+            self._training.step()
+            if self.steps == SKIPPED + RECORDED:
+                self._training = _stopped(self._training)
+
+    def evaluated(self, *_) -> None:
+        """Go on to the next batch of an evaluation, the first of which has a trace of its own.
+
+        Where the training steps are still being recorded the evaluation is in their trace.
+        """
+        if self._training is not None or len(self.files) > 1:
+            return
+        if self._evaluation is None:
+            self._evaluation = self._start(f"{self.name} evaluate", EVALUATIONS_SKIPPED, EVALUATIONS_RECORDED)
+        else:
+            self._evaluation.step()
+
+    def close(self) -> None:
+        """Write what was recorded, and say so where that is nothing."""
+        self._training, self._evaluation = _stopped(self._training), _stopped(self._evaluation)
+        if not self.files:
+            console.say(f"{self.name}: no trace, {self.steps} steps are too few: the first {SKIPPED} are left out")
+
+    def _start(self, name: str, skipped: int, recorded: int, then: Callable[[profile], None] | None = None) -> profile:
+        def save(profiler: profile) -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # The name that TensorBoard's plugin looks for; the time keeps the trace of a run that is gone on with.
+            path = self.folder / f"{name}.{time.time_ns()}.pt.trace.json"
+            profiler.export_chrome_trace(str(path))
+            self.files.append(path)
+            if then is not None:
+                then(profiler)
+
+        profiler = profile(
+            activities=activities(),
+            schedule=schedule(wait=skipped - 1, warmup=1, active=recorded, repeat=1),
+            on_trace_ready=save,
+            acc_events=True,
+        )
+        profiler.start()
+        return profiler
+
+    def _rank(self, profiler: profile) -> None:
+        self.kernels = top_kernels(profiler)
+
+
+def _stopped(profiler: profile | None) -> None:
+    if profiler is not None:
+        profiler.stop()
+
+
+@contextmanager
+def trace(folder: Path, name: str) -> Iterator[Trace]:
+    """Record a few steps as chrome traces `<folder>/<name>.<time>.pt.trace.json`, a file for each model.
+
+    Yields the function to be called after every training step. TensorBoard's plugin and Perfetto open the files. A
+    training that ends before the last of the steps has a trace of those it came to; one line says where there is none.
+    """
+    recording = Trace(folder, name)
+    try:
+        yield recording
+    finally:
+        recording.close()
+
+
+def activities() -> list[ProfilerActivity]:
+    """Return what can be recorded here: the CPU, and CUDA where there is a device."""
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+
+
+def top_kernels(profiler: profile, rows: int = 10) -> list[dict]:
+    """Return what took longest in a finished recording: CUDA kernels and copies, or on a CPU the operators.
+
+    Returns: a JSON-ready dict for each: "name", "calls", "ms" in all (of an operator without those it calls), and
+        "share" of the time of all of them.
+    """
+    averages = profiler.key_averages()
+    kernels = (event for event in averages if event.device_type == DeviceType.CUDA and not event.is_user_annotation)
+    times = {event: event.self_device_time_total for event in kernels}
+    if not times:
+        # Python's own time is in the spans and steps.
+        operators = (event for event in averages if event.key not in (*SPANS, "ProfilerStep*"))
+        times = {event: event.self_cpu_time_total for event in operators}
+    total = sum(times.values())
+    longest = sorted((event for event in times if times[event] > 0), key=times.get, reverse=True)[:rows]
+    return [
+        {"name": event.key, "calls": event.count, "ms": times[event] / 1e3, "share": times[event] / total}
+        for event in longest
+    ]

@@ -11,22 +11,16 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
 
+from engine import distributed
 from engine.errors import UserError
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    # Names of files need not be valid text; such bytes are shown as escapes.
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(partial, path)
+from engine.files import write_atomically
 
 
 class RunFolder:
-    """Paths and files of one run.
+    """Paths and files of one run; of several processes only the first writes.
 
     `config.toml`, `environment.json`, `history.csv`, `results.json`, `report.md`, `report.html`, `plots/`,
-    `checkpoints/<model>/{last,best}.pt`.
+    `checkpoints/<model>/{last,best,previous,step}.pt`, `tensorboard/<model>/`, `trace/`.
     """
 
     def __init__(self, root: Path) -> None:
@@ -38,6 +32,7 @@ class RunFolder:
         self.html = root / "report.html"
         self.plots = root / "plots"
         self.trace = root / "trace"
+        self.tensorboard = root / "tensorboard"
 
     @classmethod
     def create(cls, out: Path, task: str, name: str | None = None) -> RunFolder:
@@ -80,8 +75,9 @@ class RunFolder:
 
     def begin(self, config: str, environment: dict, results: dict) -> None:
         """Write what is known before training: the settings as TOML, the machine, and the results so far."""
-        self.html.unlink(missing_ok=True)
-        write_atomically(self.config, config)
+        if distributed.is_main():
+            self.html.unlink(missing_ok=True)
+        self.write(self.config, config)
         self.write_json(self.environment, environment)
         self.write_json(self.results, results)
 
@@ -100,7 +96,7 @@ class RunFolder:
         writer = csv.DictWriter(text, [item.name for item in fields(rows[0])], lineterminator="\n")
         writer.writeheader()
         writer.writerows(map(asdict, rows))
-        write_atomically(self.history, text.getvalue())
+        self.write(self.history, text.getvalue())
 
     def read_history(self) -> list[dict[str, str]]:
         """Return the rows of `history.csv` as text by column; none where there is no file."""
@@ -109,9 +105,25 @@ class RunFolder:
         with open(self.history, newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
+    def write(self, path: Path, text: str) -> None:
+        """Write a text file whole or not at all.
+
+        Raises:
+            StorageError: it cannot be written; what stood there is intact.
+        """
+        if distributed.is_main():
+            write_atomically(path, text)
+
     def write_json(self, path: Path, content: dict) -> None:
         """Write a JSON file whole or not at all; NaN and infinity become null."""
-        write_atomically(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        self.write(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def read_environment(self) -> dict:
+        """Return `environment.json`; nothing where it cannot be read."""
+        try:
+            return json.loads(self.environment.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
 
     def read_results(self) -> dict:
         """Return `results.json`.

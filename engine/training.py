@@ -5,254 +5,321 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine import checkpoint
-from engine.augmentation import Augmentations
-from engine.batch import normalise
+from engine import checkpoint, distributed, memory, state
+from engine.averaging import averaged
+from engine.batch_size import is_out_of_memory
 from engine.channels import Combinations, places, sources
+from engine.course import Course, EpochRow
 from engine.data.loader import Batch, Loader
-from engine.errors import NotFiniteError, UserError
+from engine.errors import Interrupted, NotFiniteError
 from engine.evaluation import evaluate
 from engine.hardware import autocast
+from engine.interruption import Interruption
+from engine.mixing import Mixing
+from engine.plan import Plan
+from engine.profiling import decoded, span
+from engine.state import Division, Position, State, Totals
+from engine.sync_batch_norm import synchronised
 from engine.transfer import head_of
 
-MOMENTUM = 0.9  # of sgd
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to train: at most `epochs`, stopping after `patience` epochs without a better validation loss (0: never).
-
-    optimizer: "adam", or "sgd" with momentum 0.9; both add `weight_decay` times the weights to the gradients.
-    schedule: "constant"; "plateau", a tenth of the rate when more than 3 epochs bring no better validation accuracy,
-        from the start in each pass of augmentations one at a time; "cosine", falling to 0 over `epochs`.
-    channel_sampling: see `engine.channels.sources`; "cycle" makes a pass over the data for each of `cycle` in an epoch.
-    channels: name and positions of those the model is made for, where it is not given all.
-    frozen: only the classifier's last layer is trained, the rest stays as it is, its statistics too.
-    """
-
-    epochs: int
-    lr: float
-    patience: int
-    num_classes: int
-    precision: str
-    compile: bool
-    device: torch.device
-    seed: int
-    optimizer: str = "adam"
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    label_smoothing: float = 0.0
-    channel_sampling: str = "off"
-    cycle: tuple[tuple[int, ...], ...] = ()
-    channels: tuple[str, tuple[int, ...]] | None = None
-    augmentations: Augmentations = field(default_factory=Augmentations)
-    frozen: bool = False
-
-    @property
-    def passes(self) -> int:
-        """Passes over the training data in an epoch."""
-        return len(self.cycle) if self.channel_sampling == "cycle" else 1
-
-    def draw(self, epoch: int, turn: int) -> int:
-        """Return the number that order, crops and augmentations of a pass are drawn by."""
-        return (epoch - 1) * self.passes + turn + 1
-
-    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return a new optimiser of the model's parameters, of the head's alone where the rest is frozen."""
-        parameters = (head_of(model)[1] if self.frozen else model).parameters()
-        options = {"lr": self.lr, "weight_decay": self.weight_decay, "fused": True}
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, momentum=MOMENTUM, **options)
-        return torch.optim.Adam(parameters, **options)
-
-    def learning_rate(self, history: list[EpochRow]) -> float:
-        """Return the rate of the epoch that follows `history`."""
-        if self.schedule == "cosine":
-            return self.lr * (1 + math.cos(math.pi * min(len(history) / self.epochs, 1))) / 2
-        if self.schedule == "constant":
-            return self.lr
-        # Replayed from the history: a resumed run has no other state to restore.
-        replay = torch.optim.SGD([torch.zeros(1)], lr=self.lr)
-        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(replay, mode="max", factor=0.1, patience=3)
-        current = self.augmentations.pass_of(len(history) + 1)
-        for row in history:
-            if self.augmentations.pass_of(row.epoch) == current:
-                scheduler.step(row.val_accuracy)
-        return replay.param_groups[0]["lr"]
-
-
-@dataclass(frozen=True)
-class EpochRow:
-    """A row of `history.csv`. It has no times, so that equal runs write equal files."""
-
-    model: str
-    epoch: int
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-
-    @classmethod
-    def from_text(cls, row: dict[str, str]) -> EpochRow:
-        """Return a row read from `history.csv`."""
-        return cls(row["model"], int(row["epoch"]), **{item.name: float(row[item.name]) for item in fields(cls)[2:]})
+SHOWN_FILES = 3
 
 
 @dataclass
-class Fit:
-    """The course of a training: a row and a speed (images a second of training) per epoch, and the seconds in all."""
+class Hooks:
+    """What is told of a training; each does nothing unless it is set.
 
-    history: list[EpochRow] = field(default_factory=list)
-    speeds: list[float] = field(default_factory=list)
-    seconds: float = 0.0
+    batch: after each training or validation batch, with its number of images. step: after each optimiser step.
+    validated: after each validation batch. epoch: after each epoch, with the course so far. images: with the images
+    that the first batch of a training shows the model. say: with a line for the user. waiting: a context that is
+    entered while the loop waits for a batch.
+    """
 
-    @property
-    def best(self) -> EpochRow:
-        """The row of least validation loss, the earliest of equals."""
-        return min(self.history, key=lambda row: row.val_loss)
-
-    @property
-    def waited(self) -> int:
-        """Epochs since the best one."""
-        return self.history[-1].epoch - self.best.epoch if self.history else 0
-
-    @property
-    def images_per_second(self) -> float:
-        # The first epoch warms up caches, compilers and worker processes.
-        return median(self.speeds[1:] or self.speeds)
+    batch: Callable[[int], None] = lambda images: None
+    step: Callable[[], None] = lambda: None
+    validated: Callable[[], None] = lambda: None
+    epoch: Callable[[Course], None] = lambda course: None
+    images: Callable[[Tensor], None] = lambda images: None
+    say: Callable[[str], None] = lambda message: None
+    waiting: Callable[[], AbstractContextManager] = nullcontext
 
 
 def fit(
-    name: str,
-    model: nn.Module,
-    train: Loader,
-    val: Loader,
-    plan: Plan,
-    checkpoints: Path,
-    on_batch: Callable[[int], None] = lambda images: None,
-    on_step: Callable[[], None] = lambda: None,
-    on_epoch: Callable[[Fit], None] = lambda course: None,
-) -> Fit:
-    """Train `model`, from `last.pt` in `checkpoints` where there is one; the model ends with the weights of `best.pt`.
+    name: str, model: nn.Module, train: Loader, val: Loader, plan: Plan, checkpoints: Path, hooks: Hooks | None = None
+) -> Course:
+    """Train `model`, from where the checkpoints in a folder stand; it ends with the weights of `best.pt`.
 
-    Order, crops, channel sampling and dropout follow from (seed, epoch), so a continued run equals an unbroken one.
-
-    Args:
-        on_batch: called after each training or validation batch with its number of images.
-        on_step: called after each training step.
-        on_epoch: called after each epoch with the course so far.
+    Order, crops, channel sampling and dropout follow from (seed, epoch), and a checkpoint within an epoch has the
+    state of all generators, so a training that goes on equals an unbroken one. SIGTERM and Ctrl-C end it after the
+    step it is in. In several processes each has its share of every batch.
 
     Raises:
-        NotFiniteError: a loss is NaN or infinite; the checkpoints of the epoch before are kept.
-        UserError: `last.pt` is damaged or belongs to another model.
+        NotFiniteError: a loss is NaN or infinite; the checkpoints before are kept.
+        Interrupted: a signal asked for the end; all is saved.
+        OutOfMemoryError: the message says which batch size fits.
+        StorageError: a checkpoint cannot be written; the one before is kept.
+        UserError: the checkpoints are damaged or belong to another model.
     """
-    model.to(plan.device, memory_format=torch.channels_last)
-    step_model = torch.compile(model) if plan.compile else model
-    optimizer = plan.make_optimizer(model)
-    scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
-    precision = autocast(plan.device, plan.precision)
-    course = _resume(checkpoints / "last.pt", model, optimizer, scaler, plan.device)
-    name_of_all, everything = plan.channels or (val.channels.full, tuple(range(len(val.channels))))
-    validated: Combinations = {name_of_all: everything}
-    if course.history:
-        on_batch(len(course.history) * (plan.passes * train.samples + val.samples))
-    for epoch in range(len(course.history) + 1, plan.epochs + 1):
-        if plan.patience and course.waited >= plan.patience:
-            break
-        started = time.perf_counter()
-        lr = plan.learning_rate(course.history)
-        for group in optimizer.param_groups:
-            group |= {"lr": lr, "weight_decay": plan.weight_decay}  # the plan's, not those of the checkpoint
-        if hasattr(model, "start_epoch"):
-            model.start_epoch(epoch)
-        loss, accuracy = train_epoch(step_model, train, optimizer, scaler, plan, epoch, on_batch, on_step)
-        course.speeds.append(plan.passes * train.samples / (time.perf_counter() - started))
-        how = "subset" if plan.channels else None
-        tested = evaluate(step_model, val, validated, plan.num_classes, precision, on_batch, how)
-        scores = tested.scores[name_of_all]
-        row = EpochRow(name, epoch, lr, loss, accuracy, scores.loss, scores.accuracy)
-        if not math.isfinite(loss + scores.loss):
-            raise NotFiniteError(
-                f"{name}: epoch {epoch} ended with training loss {loss} and validation loss {scores.loss}; "
-                "try a smaller --lr or --precision fp32"
-            )
-        course.history.append(row)
-        course.seconds += time.perf_counter() - started
-        _save(checkpoints, name, model, optimizer, scaler, course)
-        on_epoch(course)
-    best = checkpoints / "best.pt"
-    checkpoint.restore(model, checkpoint.load(best, plan.device), best)
-    return course
-
-
-def _save(checkpoints: Path, name: str, model: nn.Module, optimizer, scaler, course: Fit) -> None:
-    epoch = course.history[-1].epoch
-    content = {"name": name, "epoch": epoch, "model": model.state_dict()}
-    # The best goes first: a run that is killed in between repeats the epoch and writes the same file again.
-    if course.best.epoch == epoch:
-        checkpoint.save(checkpoints / "best.pt", content)
-    state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "course": asdict(course)}
-    checkpoint.save(checkpoints / "last.pt", content | state)
-
-
-def _resume(path: Path, model: nn.Module, optimizer, scaler, device: torch.device) -> Fit:
-    """Return the course so far, with weights and optimiser restored; an empty one where there is no checkpoint."""
-    if not path.exists():
-        return Fit()
-    content = checkpoint.load(path, device)
-    checkpoint.restore(model, content, path)
     try:
-        course = content["course"]
-        optimizer.load_state_dict(content["optimizer"])
-        scaler.load_state_dict(content["scaler"])
-        return Fit([EpochRow(**row) for row in course["history"]], course["speeds"], course["seconds"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no checkpoint to go on from ({type(error).__name__}: {error})") from None
+        with Interruption() as interruption:
+            return Trainer(name, model, train, val, plan, checkpoints, hooks or Hooks(), interruption).run()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        failure = error.with_traceback(None)  # its frames hold what fills the memory
+    shape = (len(plan.channels[1]) if plan.channels else len(train.channels), train.size, train.size)
+    raise memory.explained(failure, train.batch_size, model, shape, plan)
 
 
-def train_epoch(
-    model: nn.Module,
-    loader: Loader,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    plan: Plan,
-    epoch: int,
-    on_batch: Callable[[int], None],
-    on_step: Callable[[], None],
-) -> tuple[float, float]:
-    """Take one step per batch and return the epoch's mean loss and accuracy; the host waits only at its end."""
-    _train_mode(model, plan)
-    torch.manual_seed(_mix(plan.seed, epoch))
-    generator = torch.Generator(plan.device).manual_seed(_mix(plan.seed, epoch))
-    total_loss = torch.zeros((), device=plan.device)
-    correct = torch.zeros((), dtype=torch.int64, device=plan.device)
-    count = 0
-    for turn in range(plan.passes):
-        for batch in loader.epoch(epoch, draw=plan.draw(epoch, turn)):
-            inputs = _inputs(model, batch, loader, plan, epoch, turn, generator)
-            with autocast(plan.device, plan.precision):
-                logits = model(*inputs)
-            loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=plan.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            with torch.no_grad():
-                total_loss += loss.detach() * len(batch.labels)
-                correct += (logits.argmax(1) == batch.labels).sum()
-            count += len(batch.labels)
-            on_batch(len(batch.labels))
-            on_step()
-    return total_loss.item() / count, correct.item() / count
+class Trainer:
+    """One model's training, step by step."""
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        train: Loader,
+        val: Loader,
+        plan: Plan,
+        checkpoints: Path,
+        hooks: Hooks,
+        interruption: Interruption,
+    ) -> None:
+        self.train, self.val, self.plan, self.folder, self.hooks = train, val, plan, checkpoints, hooks
+        self.interruption, self.agreement = interruption, distributed.Agreement(2)
+        model = synchronised(model, plan.device) if plan.sync_bn and distributed.world_size() > 1 else model
+        self.model = model.to(plan.device, memory_format=torch.channels_last)
+        self.ema = averaged(self.model, plan.ema) if plan.ema else None
+        self.optimizer = plan.make_optimizer(self.model)
+        self.scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
+        self.mixing = Mixing(plan.mixup, plan.cutmix, plan.num_classes) if plan.mixup or plan.cutmix else None
+        self.division = Division(train.samples, train.batch_size, plan.accumulate, distributed.world_size())
+        self.state = State(
+            name,
+            self.model,
+            self.optimizer,
+            self.scaler,
+            self.ema,
+            torch.Generator(plan.device),
+            Totals(plan.device),
+            self.division,
+            plan.described(),
+        )
+        self.shown = False
+
+    @property
+    def course(self) -> Course:
+        """The course so far."""
+        return self.state.course
+
+    def run(self) -> Course:
+        """Train to the end."""
+        plan = self.plan
+        self.state.resume(self.folder, self.hooks.say)
+        _train_mode(self.model, plan)
+        self.replica = distributed.wrapped(self.model, plan.device)
+        self.step_model = _compiled(self.replica, plan)
+        # Not the replica, which waits for the others at each call: they may have fewer images to validate.
+        alone = self.ema is None and self.replica is self.model
+        self.val_model = self.step_model if alone else _compiled(self.state.validated, plan)
+        self._count_done()
+        self.saved_at = time.perf_counter()
+        while len(self.course.history) < plan.epochs:
+            if plan.patience and self.course.waited >= plan.patience:
+                break
+            self._epoch()
+        best = self.folder / state.BEST
+        checkpoint.restore(self.model, checkpoint.load(best, plan.device), best)
+        return self.course
+
+    def _count_done(self) -> None:
+        """Move the progress on by what a former process has done."""
+        position, epochs = self.state.position, len(self.course.history)
+        passes = epochs * self.plan.passes + position.turn
+        within = min(position.batch * self.train.batch_size, self.train.samples)
+        if done := passes * self.train.samples + epochs * self.val.samples + within:
+            self.hooks.batch(done)
+
+    def _epoch(self) -> None:
+        """Train for an epoch, or for what is left of it, validate, and save."""
+        plan, state_ = self.plan, self.state
+        self.started, epoch = time.perf_counter() - state_.elapsed, state_.position.epoch
+        self._begin(epoch)
+        for turn in range(state_.position.turn, plan.passes):
+            self._pass(epoch, turn)
+        loss, accuracy = state_.totals.means()
+        speed = state_.totals.count / (time.perf_counter() - self.started)
+        self._check_finite()
+        tested = self._validate()
+        row = EpochRow(state_.name, epoch, self.rate(0.0), loss, accuracy, tested.loss, tested.accuracy)
+        if not math.isfinite(loss + tested.loss):
+            raise NotFiniteError(
+                f"{state_.name}: epoch {epoch} ended with training loss {loss} and validation loss {tested.loss}; "
+                f"{self._kept()}; try a smaller --lr or --precision fp32"
+            )
+        self.course.history.append(row)
+        self.course.speeds.append(speed)
+        self.course.seconds += time.perf_counter() - self.started
+        state_.position, state_.totals, state_.elapsed = Position(epoch + 1), Totals(plan.device), 0.0
+        state_.save_epoch(self.folder)
+        self.saved_at = time.perf_counter()
+        self.hooks.epoch(self.course)
+
+    def _begin(self, epoch: int) -> None:
+        for model in (self.model, *([self.ema.module] if self.ema else [])):
+            if hasattr(model, "start_epoch"):
+                model.start_epoch(epoch)
+        _train_mode(self.model, self.plan)
+        self.rate = self.plan.rates(self.course.history)
+        if self.state.position.at_start:
+            seed = _mix(self.plan.seed, epoch)
+            torch.manual_seed(seed + distributed.rank())
+            self.state.sampling.manual_seed(seed)
+
+    def _pass(self, epoch: int, turn: int) -> None:
+        """Train on what is left of a pass over the data."""
+        position, steps = self.state.position, len(self.train)
+        draw = self.plan.draw(epoch, turn)
+        batches = decoded(self.train.epoch(epoch, start=position.batch, draw=draw), self.hooks.waiting)
+        for number, batch in enumerate(batches, position.batch):
+            ends_step = (number + 1) % self.plan.accumulate == 0 or number + 1 == steps
+            self._set_rate(self.rate((turn * steps + number) / (self.plan.passes * steps)))
+            self._forward_and_backward(batch, epoch, turn, number, ends_step)
+            if ends_step:
+                self._update()
+                position.batch = number + 1
+                self.hooks.step()
+            self.hooks.batch(batch.total)
+            if ends_step and number + 1 < steps:
+                self._save_or_stop()
+        self.state.position = Position(epoch, turn + 1)
+        self._save_or_stop()
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+
+    def _forward_and_backward(self, batch: Batch, epoch: int, turn: int, number: int, ends_step: bool) -> None:
+        plan = self.plan
+        with span("augment"):
+            inputs = _inputs(self.model, batch, self.train, plan, epoch, turn, self.state.sampling)
+            targets = batch.labels
+            if self.mixing is not None:
+                inputs, targets = self._mixed(inputs, batch.labels)
+        if not self.shown:
+            self.shown = True
+            self.hooks.images(inputs[0])
+        waits = isinstance(self.replica, nn.parallel.DistributedDataParallel) and not ends_step
+        with self.replica.no_sync() if waits else nullcontext():
+            with span("forward"), autocast(plan.device, plan.precision):
+                logits = self.step_model(*inputs)
+            loss = F.cross_entropy(logits.float(), targets, label_smoothing=plan.label_smoothing)
+            with span("backward"):
+                share = self._share_of_step(batch, number)
+                self.scaler.scale(loss if share == 1 else loss * share).backward()
+        hits = (logits.argmax(1) == batch.labels).sum()
+        step = turn * len(self.train) + number
+        self.state.totals.add(loss.detach(), hits, len(batch), batch.total, step)
+        if self.state.totals.seen_bad():
+            self._check_finite()
+
+    def _mixed(self, inputs: tuple[Tensor, ...], labels: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        images, targets = self.mixing(inputs[0], labels)
+        if len(inputs) == 1:
+            return (images,), targets
+        # A neighbour's channels that an image lacks must not come to it.
+        return (images * inputs[1][:, :, None, None], inputs[1]), targets
+
+    def _share_of_step(self, batch: Batch, number: int) -> float:
+        """Return the weight of a batch's mean loss in its step: its share of the images, and processes are averaged."""
+        first = number - number % self.plan.accumulate
+        size = self.train.batch_size
+        end = min(first + self.plan.accumulate, len(self.train))
+        images = min(end * size, self.train.samples) - first * size
+        return len(batch) * distributed.world_size() / images
+
+    def _update(self) -> None:
+        with span("optimizer"):
+            if self.plan.clip_norm:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.ema is not None:
+                self.ema.update_parameters(self.model)
+
+    def _validate(self):
+        plan = self.plan
+        name, everything = plan.channels or (self.val.channels.full, tuple(range(len(self.val.channels))))
+        wanted: Combinations = {name: everything}
+        precision, how = autocast(plan.device, plan.precision), "subset" if plan.channels else None
+
+        def on_batch(images: int) -> None:
+            self.hooks.batch(images)
+            self.hooks.validated()
+            # Several processes stop together, which they can between steps alone.
+            if distributed.world_size() == 1 and self.interruption.signal:
+                self._stop(self.interruption.signal)
+
+        distributed.share_buffers(self.state.validated)
+        tested = evaluate(self.val_model, self.val, wanted, plan.num_classes, precision, on_batch, how)
+        return tested.scores[name]
+
+    def _save_or_stop(self) -> None:
+        """Save where it is time to, and end where a signal asks for it; all processes do so after the same step."""
+        due = bool(self.plan.save_every) and time.perf_counter() - self.saved_at > self.plan.save_every
+        save, stop = self.agreement(due and distributed.is_main(), self.interruption.signal is not None)
+        if stop:
+            self._stop(self.interruption.signal or "a signal to another process")
+        if save:
+            self._save_within()
+
+    def _save_within(self) -> None:
+        self._check_finite()
+        self.state.elapsed = time.perf_counter() - self.started
+        self.state.save_within(self.folder)
+        self.saved_at = time.perf_counter()
+
+    def _stop(self, cause: str) -> None:
+        self._save_within()
+        position = self.state.position
+        batch = position.turn * len(self.train) + position.batch
+        raise Interrupted(
+            f"{self.state.name} was stopped by {cause} in epoch {position.epoch} after batch {batch} of "
+            f"{self.plan.passes * len(self.train)}; all is saved, --resume auto goes on from there"
+        )
+
+    def _check_finite(self) -> None:
+        """Raise NotFiniteError, with the files of the batch, where a loss of this epoch was not finite."""
+        step = int(self.state.totals.first_bad)
+        if step < 0:
+            return
+        epoch, (turn, number) = self.state.position.epoch, divmod(step, len(self.train))
+        files = self.train.files(self.train.plan(epoch, self.plan.draw(epoch, turn))[number].indices)
+        more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
+        raise NotFiniteError(
+            f"{self.state.name}: the loss of batch {step + 1} of epoch {epoch} is not finite (images: "
+            f"{', '.join(files[:SHOWN_FILES])}{more}); {self._kept()}; try a smaller --lr, --clip-norm 1 or "
+            "--precision fp32"
+        )
+
+    def _kept(self) -> str:
+        done = len(self.course.history)
+        return f"the checkpoint of epoch {done} is kept" if done else "no checkpoint has been written"
+
+
+def _compiled(model: nn.Module, plan: Plan) -> nn.Module:
+    # Static shapes, also where the last batch is smaller: two sizes are compiled, none with a symbol for its size.
+    return torch.compile(model, mode=plan.compile_mode, dynamic=False) if plan.compile else model
 
 
 def _train_mode(model: nn.Module, plan: Plan) -> None:
@@ -266,22 +333,21 @@ def _inputs(
     model: nn.Module, batch: Batch, loader: Loader, plan: Plan, epoch: int, turn: int, generator: torch.Generator
 ) -> tuple[Tensor, ...]:
     """Return the model's arguments: the images, augmented, and for any-channel models which channels are present."""
-    images = batch.images
-    count, channels, *size = images.shape
+    count, channels, *size = batch.shape
     parameters = {}
     if plan.augmentations.concern_batches(epoch):
-        indices = torch.from_numpy(batch.indices).to(images.device, non_blocking=True)
+        indices = torch.from_numpy(batch.indices).to(batch.device, non_blocking=True)
         parameters = plan.augmentations.parameters(indices, tuple(size), plan.seed, epoch, plan.draw(epoch, turn))
-    if "vflips" in parameters:
-        images = torch.where(parameters.pop("vflips")[:, None, None, None], images.flip(2), images)
     if plan.channels:
-        return (normalise(images, loader.channels, places(plan.channels[1], images.device), **parameters),)
+        return (batch.standardised(loader.channels, places(plan.channels[1], batch.device), **parameters),)
     if plan.channel_sampling == "cycle":
-        present = places(plan.cycle[turn], images.device)
-        chosen = torch.full((channels,), -1, device=images.device).scatter(0, present, present).expand(count, -1)
+        present = places(plan.cycle[turn], batch.device)
+        chosen = torch.full((channels,), -1, device=batch.device).scatter(0, present, present).expand(count, -1)
     else:
-        chosen = sources(plan.channel_sampling, count, channels, generator)
-    images = normalise(images, loader.channels, chosen, **parameters)
+        # Drawn for the images of all processes, so that the number of these changes nothing.
+        chosen = sources(plan.channel_sampling, batch.total, channels, generator)
+        chosen = None if chosen is None else chosen[distributed.part(batch.total)]
+    images = batch.standardised(loader.channels, chosen, **parameters)
     if chosen is not None and getattr(model, "any_channels", False):
         return images, chosen >= 0
     return (images,)

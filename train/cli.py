@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from train.config import RECIPES, SWEEP, TASKS, TEXT, NameList, Settings, read_toml, typed
+
+if TYPE_CHECKING:
+    from engine.run_folder import RunFolder
 
 
 class Commands(click.Group):
@@ -65,34 +69,38 @@ def said(context: click.Context) -> set[str]:
     return {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
 
 
+def _settings(context: click.Context, task: str, resume: str | None, values: dict) -> tuple[Settings, RunFolder | None]:
+    """Return the effective settings of a run, and the folder of the one that it goes on with."""
+    from train import resume as resuming
+
+    flags = said(context)
+    folder = resuming.find(task, Path(values["out"]), resume)
+    if folder is not None:
+        if context.default_map and resume is not None:
+            raise click.UsageError(f"{folder.root} goes on with its own settings: leave out --config and --recipe")
+        values = resuming.merge(folder, {name: values[name] for name in flags & values.keys()})
+    if values["models"] == SWEEP and (chosen := context.meta.get("recipe", {}).get("models")):
+        values |= {"models": chosen, "sweep": True}
+    values["model"] = {entry: _without(table, flags) for entry, table in values["model"].items()}
+    return Settings(**values).resolve(task), folder
+
+
 def _task_command(task: str, summary: str) -> click.Command:
     @click.pass_context
     def run(context: click.Context, print_config: bool, config: None, recipe: None, resume: str | None, **values):
-        folder, flags = None, said(context)
         values["model"] = context.meta.get("tables", {})
         values["sweep"] = (context.default_map or {}).get("sweep", False)
-        if resume is not None:
-            from train.resume import find, merge
-
-            folder = find(task, Path(values["out"]), resume)
-            if folder is not None:
-                if context.default_map:
-                    raise click.UsageError(
-                        f"{folder.root} goes on with its own settings: leave out --config and --recipe"
-                    )
-                values = merge(folder, {name: values[name] for name in flags & values.keys()})
-            elif not print_config:
-                click.echo("no unfinished run to go on with; starting one")
-        if values["models"] == SWEEP and (chosen := context.meta.get("recipe", {}).get("models")):
-            values |= {"models": chosen, "sweep": True}
-        values["model"] = {entry: _without(table, flags) for entry, table in values["model"].items()}
-        settings = Settings(**values).resolve(task)
         if print_config:
-            click.echo(settings.to_toml(), nl=False)
+            click.echo(_settings(context, task, resume, values)[0].to_toml(), nl=False)
             return
+        from engine import distributed
         from train.tasks import run as run_task
 
-        run_task(task, settings, folder)
+        with distributed.joined():
+            settings, folder = _settings(context, task, resume, values)
+            if resume is not None and folder is None and distributed.is_main():
+                click.echo("no unfinished run to go on with; starting one")
+            run_task(task, settings, folder)
 
     options = [
         click.Option(

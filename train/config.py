@@ -13,6 +13,8 @@ import click
 
 from engine.errors import UserError
 
+AUTO = "auto"
+
 
 class NameList(click.ParamType):
     """Comma-separated names on the command line, a list or such a string in a TOML file."""
@@ -35,6 +37,18 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{number} is not a finite number", param, ctx)
         return number
+
+
+class BatchSize(click.IntRange):
+    """A whole number of at least 1, or "auto"."""
+
+    name = "INTEGER|auto"
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value, param, ctx):
+        return value if value == AUTO else super().convert(value, param, ctx)
 
 
 class Text(click.ParamType):
@@ -89,6 +103,7 @@ TRANSFERS = ("frozen", "finetuned", "scratch")
 OF_AN_ENTRY = frozenset(
     (
         *("epochs", "batch_size", "image_size", "lr", "optimizer", "weight_decay", "schedule", "label_smoothing"),
+        *("warmup", "accumulate", "clip_norm", "ema", "mixup", "cutmix"),
         *("init", "patience", "channel_sampling", "augmentations", "one_at_a_time", "crop", "crop_scale", "eval_crop"),
     )
 )
@@ -115,9 +130,12 @@ class Settings:
         NameList(),
     )
     epochs: int | None = _setting(None, "Most epochs to train.  [default: the task's]", click.IntRange(min=1))
-    batch_size: int | None = _setting(
-        None, "Images in a training batch.  [default: 64; 8 for transfer]", click.IntRange(min=1)
+    batch_size: int | str | None = _setting(
+        None,
+        "Images in a training batch, over all processes; auto: the most that fit.  [default: 64; 8 for transfer]",
+        BatchSize(),
     )
+    accumulate: int = _setting(1, "Batches that make a step.", click.IntRange(min=1))
     image_size: int | None = _setting(
         None,
         "Height and width of the model's input in pixels.  "
@@ -128,14 +146,28 @@ class Settings:
         None, "Learning rate.  [default: 0.001; 0.01 for transfer]", FiniteRange(min=0, min_open=True)
     )
     optimizer: str | None = _setting(
-        None, "Optimiser; sgd has momentum 0.9.  [default: adam; sgd for transfer]", click.Choice(["adam", "sgd"])
+        None,
+        "Optimiser; sgd has momentum 0.9, nesterov looks ahead, muon is for hidden weights, with adamw for the rest.  "
+        "[default: adam; sgd for transfer]",
+        click.Choice(["adam", "adamw", "sgd", "nesterov", "muon"]),
     )
     weight_decay: float = _setting(0.0, "Weight decay.", FiniteRange(min=0))
     schedule: str = _setting(
         "constant",
         "Course of the learning rate; plateau: a tenth when more than 3 epochs bring no better validation accuracy.",
-        click.Choice(["constant", "plateau", "cosine"]),
+        click.Choice(["constant", "plateau", "cosine", "linear", "onecycle"]),
     )
+    warmup: float = _setting(0.0, "Epochs over which the learning rate rises to its start.", FiniteRange(min=0))
+    clip_norm: float = _setting(
+        0.0, "Largest norm of a step's gradients, to which larger ones are scaled; 0: any.", FiniteRange(min=0)
+    )
+    ema: float = _setting(
+        0.0,
+        "Decay of a moving average of the weights, which is then what is tested; 0: none.",
+        FiniteRange(min=0, max=1, max_open=True),
+    )
+    mixup: float = _setting(0.0, "Mixup's alpha; 0: off.", FiniteRange(min=0))
+    cutmix: float = _setting(0.0, "CutMix's alpha; 0: off. With both, each batch gets one.", FiniteRange(min=0))
     label_smoothing: float = _setting(0.0, "Label smoothing in training.", FiniteRange(min=0, max=1))
     init: str = _setting("default", "First weights: each layer's own, or He's.", click.Choice(["default", "he"]))
     weights: str | None = _setting(
@@ -188,10 +220,24 @@ class Settings:
     )
     device: str = _setting("auto", "Device to train on.", click.Choice(["auto", "cpu", "cuda"]))
     compile: bool | None = _setting(None, "Use torch.compile.  [default: on CUDA]", bool, "--compile/--no-compile")
+    compile_mode: str = _setting(
+        AUTO,
+        "Mode of torch.compile; auto: the faster of default and reduce-overhead (CUDA graphs), measured.",
+        click.Choice([AUTO, "default", "reduce-overhead", "max-autotune"]),
+    )
+    sync_bn: bool = _setting(
+        False, "Batch statistics over all processes rather than of each.", bool, "--sync-bn/--no-sync-bn"
+    )
     cache: str = _setting(
-        "auto",
-        "Keep decoded images in memory; auto: on a CPU, where they take less than half of what is free.",
-        click.Choice(["auto", "host", "none"]),
+        AUTO,
+        "Keep decoded images on the device or in host memory, and on disk for the next run; auto: where they take at "
+        "most half of what is free.",
+        click.Choice([AUTO, "device", "host", "none"]),
+    )
+    cache_size: int | None = _setting(
+        None,
+        "Side in pixels of images kept on a device.  [default: what the centre crop needs]",
+        click.IntRange(min=8),
     )
     backend: str = _setting(
         "auto", "What decodes images; auto: DALI where installed.", click.Choice(["auto", "dali", "torch", "synthetic"])
@@ -203,6 +249,15 @@ class Settings:
         False, "Stop where a file cannot be decoded; else it is left out.", bool, "--strict/--no-strict"
     )
     profile: bool = _setting(False, "Record some training steps as a trace.", bool, "--profile/--no-profile")
+    tensorboard: bool = _setting(
+        True,
+        "Write scalars and images for TensorBoard, where that is installed.",
+        bool,
+        "--tensorboard/--no-tensorboard",
+    )
+    save_every: float = _setting(
+        300.0, "Seconds between checkpoints within an epoch; 0: at its end only.", FiniteRange(min=0)
+    )
     out: str = _setting("runs", "Folder for run folders.")
     name: str | None = _setting(None, "Name of the run's folder.  [default: date and time]")
     sweep: bool = field(default=False, metadata={"type": bool})  # all systems: what cannot be trained is left out
@@ -219,6 +274,7 @@ class Settings:
         """Return the effective settings: every `None` replaced, device and precision checked against the machine."""
         from engine import hardware
         from engine.data.cache import cpus
+        from engine.distributed import local_world_size
         from train import entries
 
         defaults = TASKS[task]
@@ -236,7 +292,7 @@ class Settings:
             device=device.type,
             precision=self.precision or hardware.native_precision(device),
             compile=device.type == "cuda" if self.compile is None else self.compile,
-            workers=self.workers or cpus(),
+            workers=self.workers or max(1, cpus() // local_world_size()),
         )
         return entries.expanded(task, effective)
 
@@ -331,6 +387,8 @@ def _toml_kind(kind: Any) -> str:
     """Return in words what a TOML file has to give for a setting of click type `kind`."""
     if kind is bool:
         return "true or false"
+    if isinstance(kind, BatchSize):
+        return 'a whole number or "auto"'
     if isinstance(kind, click.FloatRange):
         return "a number"
     if isinstance(kind, click.IntRange):
@@ -343,6 +401,8 @@ def _toml_kind(kind: Any) -> str:
 def _is_kind(value: Any, wanted: str) -> bool:
     if wanted == "a list of names":
         return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+    if wanted == 'a whole number or "auto"':
+        return type(value) is int or value == AUTO
     types = {
         "true or false": (bool,),
         "a number": (int, float),

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from engine import distributed
 from engine.augmentation import Augmentations
-from engine.data import generated, listing, loader, pixels, scan
+from engine.data import faults, generated, kept, listing, loader, scan
 from engine.data.listing import ImageSet
 from engine.data.pixels import Pixels
+from engine.data.placement import place
+from engine.data.resident import Resident
 from engine.errors import UserError
 from engine.report import console
+from train import entries
 from train.config import Settings
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set without its undecodable files, these files (path, split and reason of each), its pixels, where they
-    are kept in memory, and by split the places in the list of the images that are left, where some are not."""
+    """A data set without its undecodable files, these files (path, split and reason of each), its decoded images, where
+    they are kept, and by split the places in the list of the images that are left, where some are not."""
 
     images: ImageSet
     rejected: list[dict[str, str]]
-    pixels: Pixels | None = None
+    pixels: Pixels | Resident | None = None
     places: dict[str, tuple[int, ...]] | None = None
 
     def summary(self) -> dict:
@@ -45,15 +51,23 @@ class Data:
 def open_data(settings: Settings, task: str, split: str | None = None) -> Data:
     """Return the data set of a run, or one split of it, each file left out named on the terminal.
 
+    Of several processes on a machine the first decodes, and the others find what it has kept.
+
     Raises:
-        UserError: the data is missing or malformed, or with `strict` a file cannot be decoded.
+        UserError: the data is missing or malformed, does not fit where it is to be kept, or with `strict` a file cannot
+            be decoded.
     """
+    with distributed.main_first():
+        return _open(settings, task, split)
+
+
+def _open(settings: Settings, task: str, split: str | None) -> Data:
     from engine.data import cifar100
 
     if task == "cifar100" and (settings.data is None or cifar100.find(Path(settings.data)) is not None):
         with console.waiting("reading CIFAR-100"):
             images, pixels = cifar100.read(settings.data and Path(settings.data))
-        return Data(images, [], pixels)
+        return Data(images, [], _placed(images, pixels, settings))
     if settings.data is None:
         with console.waiting("making the generated set"):
             images = listing.read(_generated())
@@ -66,12 +80,16 @@ def open_data(settings: Settings, task: str, split: str | None = None) -> Data:
     listed = images
     images, rejected = _checked(listed, settings)
     loader.resolve(settings.backend, images.stacks)
-    left_out = {item["path"] for item in rejected}
+    decoded = _kept(images, settings)
+    if decoded is not None and decoded.faults:
+        rejected += _left_out(images, decoded.faults, settings.strict)
+        images = faults.without(images, decoded.faults)
+    gone = {item["path"] for item in rejected}
     places = {
-        name: tuple(place for place, path in enumerate(split.paths) if path not in left_out)
+        name: tuple(place for place, path in enumerate(split.paths) if path not in gone)
         for name, split in listed.splits.items()
     }
-    return Data(images, rejected, _kept(images, settings), places)
+    return Data(images, rejected, decoded, places)
 
 
 def _checked(images: ImageSet, settings: Settings) -> tuple[ImageSet, list[dict[str, str]]]:
@@ -79,7 +97,12 @@ def _checked(images: ImageSet, settings: Settings) -> tuple[ImageSet, list[dict[
     paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
     with console.progress("checking files", len(paths)) as bar:
         report = scan.scan(images.root, paths, settings.workers, bar.reach)
-    reasons = {item.path: item.reason for item in report.rejected}
+    rejected = _left_out(images, {item.path: item.reason for item in report.rejected}, settings.strict)
+    return scan.apply(images, report), rejected
+
+
+def _left_out(images: ImageSet, reasons: dict[str, str], strict: bool) -> list[dict[str, str]]:
+    """Name the files that cannot be used on the terminal, and return path, split and reason of each."""
     rejected = [
         {"path": path, "split": name, "reason": reasons[path]}
         for name, split in images.splits.items()
@@ -88,22 +111,47 @@ def _checked(images: ImageSet, settings: Settings) -> tuple[ImageSet, list[dict[
     ]
     for item in rejected:
         console.say(f"left out: {item['path']} ({item['split']}): {item['reason']}")
-    if rejected and settings.strict:
+    if rejected and strict:
         first = rejected[0]
         raise UserError(
             f"--strict: {len(rejected)} files cannot be used; the first is {first['path']}: {first['reason']}"
         )
-    return scan.apply(images, report), rejected
+    return rejected
 
 
-def _kept(images: ImageSet, settings: Settings) -> Pixels | None:
-    """Return the decoded images where they are to be kept in memory."""
-    if settings.cache == "none" or (settings.cache == "auto" and settings.device != "cpu"):
+def _kept(images: ImageSet, settings: Settings) -> Pixels | Resident | None:
+    """Return the decoded images where they are to be kept, from the disk cache where they are there."""
+    device = torch.device(settings.device)
+    placement = place(images, settings.cache, device, _stored_size(settings))
+    if placement is None:
+        if settings.cache != "none":
+            console.say("images are not kept, as they would take more than half of the free memory: decoded each epoch")
         return None
-    if settings.cache == "auto" and not pixels.fits(Pixels.bytes_needed(images)):
-        return None
-    with console.progress("decoding", len({path for split in images.splits.values() for path in split.paths})) as bar:
-        return Pixels.load(images, settings.workers, bar.reach)
+    backend, workers = settings.backend, settings.workers
+    entry = kept.entry(images, placement, backend, device, workers, console.say)
+    with console.waiting("reading decoded images"):
+        found = kept.restore(images, placement, entry)
+    if found is None:
+        with console.progress("decoding", len({p for split in images.splits.values() for p in split.paths})) as bar:
+            found = kept.decode(images, placement, backend, device, workers, bar.reach)
+        with console.waiting("keeping decoded images"):
+            entry.save(found.values, found.faults)
+    console.say(str(placement))
+    return found
+
+
+def _placed(images: ImageSet, pixels: Pixels, settings: Settings) -> Pixels | Resident:
+    """Return images that came decoded as the settings have them kept; they are in memory in any case."""
+    placement = place(images, settings.cache, torch.device(settings.device), _stored_size(settings))
+    return pixels if placement is None else kept.placed(pixels, placement)
+
+
+def _stored_size(settings: Settings) -> int:
+    """Return the side of the squares that images are squeezed to: no model of the run reads smaller pixels."""
+    if settings.cache_size is not None:
+        return settings.cache_size
+    each = [entries.of(settings, entry) for entry in settings.models or ()] or [settings]
+    return max(math.ceil(one.image_size / one.eval_crop) for one in each)
 
 
 def _generated() -> Path:
@@ -120,9 +168,15 @@ def make_loader(
     split: str,
     settings: Settings,
     augmentations: Augmentations | None = None,
-    pixels: Pixels | None = None,
+    pixels: Pixels | Resident | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    on_fault: Callable[[str, str], None] | None = None,
 ) -> loader.Loader:
-    """Return the loader of a split: for training with augmentations, else centre crops in the list's order."""
+    """Return the loader of a split: for training with augmentations, else centre crops in the list's order.
+
+    A file that can no longer be read is named on the terminal, unless `on_fault(path, reason)` is to deal with it.
+    """
     return loader.create(
         images,
         split,
@@ -136,4 +190,7 @@ def make_loader(
         augmentations=augmentations or Augmentations(),
         eval_crop=settings.eval_crop,
         pixels=pixels,
+        rank=rank,
+        world_size=world_size,
+        on_fault=on_fault or (lambda path, reason: console.warn(f"left out: {path} ({split}): {reason}")),
     )

@@ -7,24 +7,26 @@ import io
 import traceback
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from engine import channels, checkpoint, hardware, profiling, training
-from engine.batch import normalise
+from engine import channels, compilation, distributed, hardware, memory, profiling, state, training
 from engine.channels import Combinations
+from engine.course import Course, EpochRow
 from engine.data import loader
 from engine.data.listing import Split
-from engine.errors import UserError
+from engine.errors import Interrupted, StorageError, UserError
 from engine.evaluation import Evaluation, evaluate
+from engine.idle import Idle
+from engine.plan import Plan
 from engine.report import console, pages, plots
-from engine.run_folder import RunFolder, write_atomically
+from engine.run_folder import RunFolder
+from engine.tensorboard import Scalars
 from train import entries, networks, systems
-from train.config import Settings
+from train.config import AUTO, Settings
 from train.data import make_loader, open_data
 from train.networks import ONE_PER_COMBINATION
 
@@ -53,13 +55,16 @@ def run(task: str, settings: Settings, resume: RunFolder | None = None) -> Exper
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trained network: how it is shown channels, how it was trained, the course, its scores, and its memory."""
+    """One trained network: how it is shown channels, how it was trained, the course, its scores, its memory in MB, and
+    figures of what its steps spent their time on, by their names in the results."""
 
     protocol: str
-    plan: training.Plan
-    course: training.Fit
+    plan: Plan
+    batch_size: int
+    course: Course
     tested: Evaluation
     peak_memory_mb: float
+    observed: dict
 
 
 class Experiment:
@@ -94,14 +99,14 @@ class Experiment:
             "models": {},
             "failed": self.failed,
         }
-        self.history: dict[str, list[training.EpochRow]] = {}
+        self.history: dict[str, list[EpochRow]] = {}
         self.predictions: dict[str, list[plots.Prediction]] = {}
         if resume:
             self._go_on_from(resume)
         if task == "transfer":
             self._check_weights(resume)
         self.environment = hardware.describe()
-        self.folder = resume or RunFolder.create(Path(settings.out), task, settings.name)
+        self.folder = resume or made_by_main(Path(settings.out), task, settings.name)
         self.folder.begin(self.settings.to_toml(), self.environment, self.results)
 
     @property
@@ -134,13 +139,13 @@ class Experiment:
         self.results["models"] = before["models"]
         trained_with = Settings.from_toml(run.config)
         for entry in self.entries:
-            started = sorted(run.checkpoints(entry).rglob("last.pt"))
+            started = {path.parent for path in run.checkpoints(entry).rglob("*.pt")}
             if started:
                 check_unchanged(entry, trained_with, self.settings, run)
-            for last in started if not self.is_done(entry) else ():
-                checkpoint.load(last)
+            for folder in sorted(started) if not self.is_done(entry) else ():
+                state.newest(folder, "cpu", None, lambda fault: None)
         try:
-            for row in map(training.EpochRow.from_text, run.read_history()):
+            for row in map(EpochRow.from_text, run.read_history()):
                 self.history.setdefault(row.model, []).append(row)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{run.history} is damaged ({type(error).__name__}: {error})") from None
@@ -149,7 +154,7 @@ class Experiment:
         """Raise UserError where an entry that is to start from trained weights cannot."""
         for entry in self.entries:
             settings = entries.of(self.settings, entry)
-            started = resume is not None and (resume.checkpoints(entry) / "last.pt").exists()
+            started = resume is not None and state.exists(resume.checkpoints(entry))
             networks.prepared(entry, settings, len(self.images.class_names), len(self.channel_names), started)
 
     def is_done(self, entry: str) -> bool:
@@ -162,11 +167,12 @@ class Experiment:
         try:
             self.train_and_test(entry)
         except Exception as error:
-            if len(self.entries) == 1:
+            ends_all = isinstance(error, (Interrupted, StorageError)) or distributed.world_size() > 1
+            if len(self.entries) == 1 or ends_all:
                 raise
             self.failed[entry] = " ".join((str(error) or type(error).__name__).split())
             where = self.folder.root / f"failed-{entry}.txt"
-            write_atomically(where, traceback.format_exc())
+            self.folder.write(where, traceback.format_exc())
             console.say(f"{entry} failed, going on: {self.failed[entry]} (details: {where})")
         self.folder.write_json(self.folder.results, self.results)
 
@@ -182,19 +188,24 @@ class Experiment:
         first = outcomes[0]
         best = first.course.best
         tests = {name: scores.as_dict() for outcome in outcomes for name, scores in outcome.tested.scores.items()}
-        self.results["models"][entry] = vars(self.costs[entry]) | {
-            "epochs": max(len(outcome.course.history) for outcome in outcomes),
-            "best_epoch": best.epoch,
-            "train_seconds": round(sum(outcome.course.seconds for outcome in outcomes), 2),
-            "images_per_second": round(first.course.images_per_second, 1),
-            "peak_memory_mb": round(max(outcome.peak_memory_mb for outcome in outcomes), 1),
-            "protocol": protocol,
-            "channel_sampling": "off" if protocol == ONE_PER_COMBINATION else first.plan.channel_sampling,
-            "augmentations": list(settings.augmentations),
-            "reported": {system.report: dict(system.reported) for system in systems.reported(entry, self.task)},
-            "val": {"loss": best.val_loss, "accuracy": best.val_accuracy},
-            "test": tests,
-        }
+        self.results["models"][entry] = (
+            vars(self.costs[entry])
+            | {
+                "batch_size": first.batch_size,
+                "epochs": max(len(outcome.course.history) for outcome in outcomes),
+                "best_epoch": best.epoch,
+                "train_seconds": round(sum(outcome.course.seconds for outcome in outcomes), 2),
+                "images_per_second": round(first.course.images_per_second, 1),
+                "peak_memory_mb": round(max(outcome.peak_memory_mb for outcome in outcomes), 1),
+                "protocol": protocol,
+                "channel_sampling": "off" if protocol == ONE_PER_COMBINATION else first.plan.channel_sampling,
+                "augmentations": list(settings.augmentations),
+                "reported": {system.report: dict(system.reported) for system in systems.reported(entry, self.task)},
+                "val": {"loss": best.val_loss, "accuracy": best.val_accuracy},
+                "test": tests,
+            }
+            | first.observed
+        )
         self._show(entry, first)
         add_ratio(
             self.results["models"],
@@ -203,59 +214,95 @@ class Experiment:
 
     def report(self) -> None:
         """Write the pictures of all models and both report pages."""
+        if not distributed.is_main():
+            return
         pages.pictures(self.folder, self.results, self.history)
         pages.write(self.folder, self.results, self.environment)
 
     def _outcome(self, entry: str, settings: Settings, combination: str | None = None) -> Outcome:
         """Train a new network, for one combination of channels where that is given, and test it."""
-        memory = hardware.PeakMemory(torch.device(settings.device))
+        peak = hardware.PeakMemory(torch.device(settings.device))
         chosen = self.combinations[combination] if combination else ()
         count = len(chosen) if combination else len(self.channel_names)
         name, folder, tested = entry, self.folder.checkpoints(entry), self.combinations
         if combination:
             name, folder, tested = f"{entry} {combination}", folder / combination, {combination: chosen}
-        started = (folder / "last.pt").exists()
+        started = state.exists(folder)
         model = networks.prepared(entry, settings, len(self.images.class_names), count, started)
         plan = networks.plan(model, settings, self.images)
         if combination:
             plan = replace(plan, channels=(combination, chosen), channel_sampling="off")
-        course = self._train(name, model, plan, settings, folder)
+        settings, plan = self._fitted(name, model, plan, settings, folder)
+        course, observed = self._train(name, model, plan, settings, folder)
         self._write_history(name, course)
         scored = self._test(name, model, plan, settings, tested)
-        if entry not in self.predictions:
+        if entry not in self.predictions and distributed.is_main():
             self._predict_some(entry, model, plan, settings)
-        return Outcome(channels.protocol(model), plan, course, scored, memory.megabytes())
+        return Outcome(channels.protocol(model), plan, settings.batch_size, course, scored, peak.megabytes(), observed)
+
+    def _fitted(
+        self, name: str, model: nn.Module, plan: Plan, settings: Settings, folder: Path
+    ) -> tuple[Settings, Plan]:
+        """Return settings and plan with what is to be found by measurement: the batch size and the compiler's mode."""
+        count = len(plan.channels[1]) if plan.channels else len(self.channel_names)
+        shape, samples = (count, settings.image_size, settings.image_size), len(self.images.splits["train"].paths)
+        if settings.batch_size == AUTO:
+            found = state.batch_size(folder) or distributed.of_main(memory.largest_batch(model, shape, plan, samples))
+            if not found:
+                raise UserError(f"--batch-size auto: no batch of {name} fits into memory; take a smaller --image-size")
+            console.say(f"{name}: batch size {found}")
+            settings = replace(settings, batch_size=found)
+        if settings.compile and settings.compile_mode == AUTO:
+            steps = plan.epochs * plan.passes * samples // settings.batch_size
+            mode = compilation.mode(model, shape, settings.batch_size, plan, steps)
+            plan = replace(plan, compile_mode=distributed.of_main(mode))
+        return settings, plan
 
     def _train(
-        self, name: str, model: nn.Module, plan: training.Plan, settings: Settings, checkpoints: Path
-    ) -> training.Fit:
-        profiler = (
-            profiling.trace(self.folder.trace / f"{name}.json") if settings.profile else nullcontext(lambda: None)
-        )
+        self, name: str, model: nn.Module, plan: Plan, settings: Settings, checkpoints: Path
+    ) -> tuple[Course, dict]:
+        """Train a model; return its course, and what was observed of it for the results."""
+        main, first_epoch = distributed.is_main(), state.epochs(checkpoints) + 1
+        scalars = Scalars(self.folder.tensorboard / name, settings.tensorboard and main, first_epoch)
         with (
             self._loader("train", settings, plan) as train,
             self._loader("val", settings) as val,
             console.progress(f"training {name}", plan.epochs * (plan.passes * train.samples + val.samples)) as bar,
-            profiler as step,
+            profiling.trace(self.folder.trace, name) if settings.profile and main else nullcontext() as trace,
+            Idle(plan.device) as idle,
+            scalars,
         ):
-            return training.fit(
-                name,
-                model,
-                train,
-                val,
-                plan,
-                checkpoints,
-                on_batch=bar.advance,
-                on_step=step,
-                on_epoch=partial(self._record, name, plan),
-            )
 
-    def _loader(self, split: str, settings: Settings, plan: training.Plan | None = None) -> loader.Loader:
+            def on_step() -> None:
+                idle.step()
+                if trace is not None:
+                    trace()
+
+            def on_epoch(course: Course) -> None:
+                idle.epoch()
+                self._record(name, plan, course)
+                scalars.epoch(course.history[-1], course.speeds[-1], idle.share)
+
+            hooks = training.Hooks(
+                batch=bar.advance,
+                step=on_step,
+                validated=trace.evaluated if trace else lambda: None,
+                epoch=on_epoch,
+                images=lambda images: scalars.batch(images, train.channels),
+                say=console.say,
+                waiting=idle.waiting,
+            )
+            course = training.fit(name, model, train, val, plan, checkpoints, hooks)
+        console.say(f"{name}: {idle}")
+        return course, idle.figures() | ({"kernels": trace.kernels} if trace and trace.kernels else {})
+
+    def _loader(self, split: str, settings: Settings, plan: Plan | None = None) -> loader.Loader:
         augmentations = plan.augmentations if plan else None
-        return make_loader(self.images, split, settings, augmentations, self.pixels)
+        shares = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+        return make_loader(self.images, split, settings, augmentations, self.pixels, **shares)
 
     def _test(
-        self, name: str, model: nn.Module, plan: training.Plan, settings: Settings, combinations: Combinations
+        self, name: str, model: nn.Module, plan: Plan, settings: Settings, combinations: Combinations
     ) -> Evaluation:
         precision = hardware.autocast(plan.device, plan.precision)
         with self._loader("test", settings) as test, console.progress(f"testing {name}", test.samples) as bar:
@@ -264,6 +311,8 @@ class Experiment:
 
     def _show(self, entry: str, outcome: Outcome) -> None:
         """Draw the confusion matrix on the first combination and write the predictions as CSV."""
+        if not distributed.is_main():
+            return
         title = f"{entry}, channels {next(iter(outcome.tested.scores))}"
         path = self.folder.plots / f"confusion-{entry}.png"
         plots.confusion(outcome.tested.confusion.numpy(), self.images.class_names, title, path)
@@ -271,10 +320,10 @@ class Experiment:
         csv.writer(text, lineterminator="\n").writerows(
             [("ID", "Category"), *zip(self.test_places, outcome.tested.predictions.tolist(), strict=True)]
         )
-        write_atomically(self.folder.root / f"predictions-{entry}.csv", text.getvalue())
+        self.folder.write(self.folder.root / f"predictions-{entry}.csv", text.getvalue())
 
     @torch.no_grad()
-    def _predict_some(self, entry: str, model: nn.Module, plan: training.Plan, settings: Settings) -> None:
+    def _predict_some(self, entry: str, model: nn.Module, plan: Plan, settings: Settings) -> None:
         """Draw predictions for test images spread evenly over the list."""
         test, names = self.images.splits["test"], self.images.class_names
         chosen = np.unique(np.linspace(0, len(test.paths) - 1, SHOWN_PREDICTIONS).astype(int))
@@ -283,7 +332,7 @@ class Experiment:
         model.eval()
         with make_loader(replace(self.images, splits={"few": few}), "few", settings, None, self.pixels) as loader_:
             for batch in loader_.epoch(0):
-                images = normalise(batch.images, self.images.channels)
+                images = batch.standardised(self.images.channels)
                 if plan.channels:
                     images = channels.select(images, plan.channels[1], "subset")
                 with hardware.autocast(plan.device, plan.precision):
@@ -295,11 +344,11 @@ class Experiment:
         self.predictions[entry] = found
         plots.predictions(found, f"{entry} on test images", self.folder.plots / f"predictions-{entry}.png")
 
-    def _write_history(self, name: str, course: training.Fit) -> None:
+    def _write_history(self, name: str, course: Course) -> None:
         self.history[name] = course.history
         self.folder.write_history([row for rows in self.history.values() for row in rows])
 
-    def _record(self, name: str, plan: training.Plan, course: training.Fit) -> None:
+    def _record(self, name: str, plan: Plan, course: Course) -> None:
         self._write_history(name, course)
         row = course.history[-1]
         console.say(
@@ -307,6 +356,12 @@ class Experiment:
             f"{row.train_accuracy:.1%}; validation loss {row.val_loss:.3f}, accuracy {row.val_accuracy:.1%}; "
             f"{course.speeds[-1]:,.0f} img/s"
         )
+
+
+def made_by_main(out: Path, task: str, name: str | None) -> RunFolder:
+    """Return the new run folder that the first of all processes makes."""
+    root = RunFolder.create(out, task, name).root if distributed.is_main() else None
+    return RunFolder(distributed.of_main(root))
 
 
 def check_unchanged(entry: str, before: Settings, now: Settings, run: RunFolder) -> None:

@@ -55,7 +55,7 @@ def evaluate_run(
         scores = {}
         for part, model in trained.networks(name, wanted):
             with (
-                make_loader(images, split, entries.of(settings, name), pixels=opened.pixels) as loader,
+                make_loader(images, split, trained.entry_settings(name, settings), pixels=opened.pixels) as loader,
                 console.progress(f"evaluating {name}", loader.samples) as bar,
             ):
                 how = trained.how(name)
@@ -85,7 +85,7 @@ def predict_images(run: Path, images: tuple[Path, ...], model: str | None, chann
     ((part, network),) = trained.networks(name, wanted)
     ((combination, chosen),) = part.items()
     class_names = trained.results["data"]["class_names"]
-    settings = replace(entries.of(trained.settings, name), backend="torch", workers=0)
+    settings = replace(trained.entry_settings(name), backend="torch", workers=0)
     shares = []
     shown = as_image_set(images, trained.channels)
     if shown.dtype != trained.dtype:
@@ -196,6 +196,11 @@ class Run:
     def how(self, name: str) -> str:
         """Return how a model is shown a combination of channels: "subset" or "zero-pad"."""
         return "zero-pad" if self.results["models"][name]["protocol"] == "zero-pad" else "subset"
+
+    def entry_settings(self, name: str, settings: Settings | None = None) -> Settings:
+        """Return the settings of a model of the run, with the batch size that was found where it was to be."""
+        found = entries.of(settings or self.settings, name)
+        return replace(found, batch_size=self.results["models"][name].get("batch_size", found.batch_size))
 
     def networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
         """Return a model of the run with its best weights, and the combinations to use it for.

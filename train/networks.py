@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import models
-from engine import augmentation, channels, checkpoint, complexity, training, transfer
+from engine import augmentation, channels, checkpoint, complexity, transfer
 from engine.augmentation import Augmentations
 from engine.data.listing import ImageSet
 from engine.errors import UserError
+from engine.plan import Plan
 from engine.run_folder import RunFolder
 from models import initialise
 from train import entries
@@ -147,16 +148,19 @@ def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], st
     return checkpoint.load(best)["model"], f"--weights {best}"
 
 
-def plan(model: nn.Module, settings: Settings, images: ImageSet) -> training.Plan:
+def plan(model: nn.Module, settings: Settings, images: ImageSet) -> Plan:
     """Return how to train `model` by an entry's settings.
 
     Any-channel models see random channel subsets unless the settings say otherwise.
+
+    Raises:
+        UserError: settings do not fit each other.
     """
     sampling = settings.channel_sampling
     if sampling == "auto":
         sampling = "on" if getattr(model, "any_channels", False) else "off"
     crop = (settings.crop_scale, 1.0) if settings.crop == "resized" else (settings.crop_scale, settings.crop_scale)
-    return training.Plan(
+    found = Plan(
         epochs=settings.epochs,
         lr=settings.lr,
         patience=settings.patience,
@@ -168,7 +172,13 @@ def plan(model: nn.Module, settings: Settings, images: ImageSet) -> training.Pla
         optimizer=settings.optimizer,
         weight_decay=settings.weight_decay,
         schedule=settings.schedule,
+        warmup=settings.warmup,
         label_smoothing=settings.label_smoothing,
+        accumulate=settings.accumulate,
+        clip_norm=settings.clip_norm,
+        ema=settings.ema,
+        mixup=settings.mixup,
+        cutmix=settings.cutmix,
         channel_sampling=sampling,
         cycle=channels.in_turn(images.channels.names) if sampling == "cycle" else (),
         augmentations=Augmentations(
@@ -179,4 +189,12 @@ def plan(model: nn.Module, settings: Settings, images: ImageSet) -> training.Pla
             crop_ratio=(3 / 4, 4 / 3) if settings.crop == "resized" else (1.0, 1.0),
         ),
         frozen=settings.transfer == "frozen",
+        sync_bn=settings.sync_bn,
+        compile_mode=settings.compile_mode,
+        save_every=settings.save_every,
     )
+    try:
+        found.rates([])(0.0)
+    except ValueError as error:
+        raise UserError(f"--schedule {settings.schedule}, --warmup {settings.warmup:g}: {error}") from None
+    return found

@@ -6,25 +6,42 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from engine import distributed
 from engine.errors import UserError
 from engine.run_folder import RunFolder
-from train.config import Settings
+from train.config import AUTO, Settings
 
 
-def find(task: str, out: Path, wanted: str) -> RunFolder | None:
+def find(task: str, out: Path, wanted: str | None) -> RunFolder | None:
     """Return the run to go on with: the folder `wanted`, or for "auto" the newest unfinished one under `out`, if any.
+
+    Where torchrun has restarted this process, that is the run that it began with before, whatever is wanted. Of several
+    processes the first decides.
 
     Raises:
         UserError: the folder is no run, or a run of another task.
     """
-    if wanted != "auto":
+    if distributed.is_restarted():
+        wanted = AUTO
+    elif wanted is None:
+        return None
+    if wanted != AUTO:
         folder = RunFolder.open(Path(wanted))
         if folder.read_results()["task"] != task:
             raise UserError(f"--resume {wanted}: that is a run of {folder.read_results()['task']}, not of {task}")
         return folder
+    # The first makes a new folder where there is none, which the others must not take for an older one.
+    found = distributed.of_main(_newest(task, out) if distributed.is_main() else None)
+    return found and RunFolder(found)
+
+
+def _newest(task: str, out: Path) -> Path | None:
     runs = [RunFolder(path.parent) for path in (out / task).glob("*/results.json")]
     unfinished = [run for run in runs if run.config.is_file() and not run.finished]
-    return max(unfinished, key=lambda run: run.config.stat().st_mtime, default=None)
+    if distributed.is_restarted():
+        unfinished = [run for run in unfinished if run.read_environment().get("launch") == distributed.launch()]
+    newest = max(unfinished, key=lambda run: run.config.stat().st_mtime, default=None)
+    return newest and newest.root
 
 
 def merge(folder: RunFolder, flags: dict[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,12 @@ Exit status: 0 done, 2 the user's input was wrong (one line on stderr), 1 anythi
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
 
-from engine.errors import FailedModelsError, NotFiniteError, UserError
+from engine.errors import RunError, UserError
 from train.cli import cli
 
 
@@ -22,9 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except (click.ClickException, UserError) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        print("error: " + " ".join(message.split()), file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # the others have the same to say
+            print("error: " + " ".join(message.split()), file=sys.stderr)
         return 2
-    except (NotFiniteError, FailedModelsError) as error:
+    except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (click.Abort, KeyboardInterrupt):

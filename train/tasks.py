@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine import distributed
 from engine.errors import FailedModelsError
 from engine.report import console, tables
 from engine.run_folder import RunFolder
@@ -15,6 +16,7 @@ def run(task: str, settings: Settings, resume: RunFolder | None = None) -> None:
     Raises:
         FailedModelsError: some of several models failed; the others are trained and reported.
     """
+    console.console.quiet = not distributed.is_main()
     done = experiment.run(task, settings, resume)
     results = done.results
     if entries := results["models"]:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine.data.faults import Decoded
 from engine.data.resizing import Filler, Filling, cropped, empty, one_ahead
+from engine.data.uploads import Uploads
 
 if TYPE_CHECKING:
     from engine.data.loader import Work
@@ -21,14 +23,15 @@ class Reader:
         missing = [path for path in paths if path not in pixels]
         if missing:
             raise ValueError(f"{len(missing)} of {len(paths)} images are not among the pixels, such as {missing[0]}")
-        self.pixels, self.paths, self.size, self.device = pixels, paths, size, device
+        self.pixels, self.paths, self.size = pixels, paths, size
+        self._upload = Uploads(device)
         self._dtype = getattr(torch, pixels.dtype.name)
         self._filler = Filler(max(1, workers))
 
-    def read(self, plan: Sequence[Work]) -> Iterator[torch.Tensor]:
+    def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
         """Yield [batch, channels, size, size] on the device, channels last in memory, for each piece of work."""
         for images in one_ahead(map(self._start, plan)):
-            yield images.to(self.device, non_blocking=True)
+            yield Decoded(self._upload(images), {})
 
     def close(self) -> None:
         """End the threads."""
@@ -38,6 +41,5 @@ class Reader:
         def image(i: int) -> torch.Tensor:
             return cropped(self.pixels[self.paths[work.indices[i]]], work.crops[i], work.flips[i], self.size)
 
-        pinned = self.device.type == "cuda"
-        images = empty(len(work.indices), self.size, self.pixels.channels, self._dtype, pinned)
+        images = empty(len(work.indices), self.size, self.pixels.channels, self._dtype, self._upload.pinned)
         return self._filler.start(images, image)

@@ -20,12 +20,12 @@ def _single():
 _asked: list[Pipeline] = []
 
 
-def decoded_shape(file: str) -> tuple[int, int] | None:
-    """Return the (height, width) DALI decodes a whole file to on the CPU, or None where it refuses the file."""
+def decoded_shape(encoded: bytes) -> tuple[int, int] | None:
+    """Return the (height, width) DALI decodes a whole file's bytes to on the CPU, or None where it refuses them."""
     if not _asked:
         _asked.append(_single())
     try:
-        (images,) = _asked[0].run(encoded=[np.fromfile(file, np.uint8)])
+        (images,) = _asked[0].run(encoded=[np.frombuffer(encoded, np.uint8)])
     except RuntimeError:
         _asked.clear()  # an error leaves a pipeline unusable
         return None

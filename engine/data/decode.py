@@ -50,7 +50,7 @@ def rgb(file: str | PathLike | IO[bytes]) -> np.ndarray:
         raise OSError(f"damaged: {error}") from error
 
 
-def verify(file: str | PathLike) -> None:
+def verify(file: str | PathLike | IO[bytes]) -> None:
     """Raise OSError where a PNG's checksums or its end are wrong, which decoding it may not notice."""
     with Image.open(file) as image:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +46,9 @@ class ImageSet:
 def read(root: str | Path, num_classes: int | None = None, seed: int = 0) -> ImageSet:
     """List the images under a folder; no image is opened.
 
-    Three forms: train.txt, val.txt and test.txt of lines `path label` (and classes.txt, if there is one);
-    train/, val/ and test/ with a folder per class; or folders per class alone, split 80/10/10 per class by `seed`.
+    Four forms: train.txt, val.txt and test.txt of lines `path label` (and classes.txt, if there is one);
+    train/, val/ and test/ with a folder per class; folders per class alone, split 80/10/10 per class by `seed`; or tar
+    shards, named by a folder of them or a pattern such as shards/{000..099}.tar (see `engine.data.webdataset`).
     Raises UserError, naming file and line, for whatever does not fit.
     """
     root = Path(root).expanduser()
@@ -61,23 +62,35 @@ def read(root: str | Path, num_classes: int | None = None, seed: int = 0) -> Ima
 
 
 def _read(root: Path, num_classes: int | None, seed: int) -> ImageSet:
+    from engine.data import webdataset
+
     if not root.is_dir():
-        raise UserError(f"no data folder at {root}: wanted a folder with list files or with a folder per class")
+        if webdataset.names_shards(root):
+            return webdataset.read(webdataset.expand(root), num_classes, seed)
+        raise UserError(f"no data folder at {root}: wanted list files or a folder per class in it, or tars")
     if any((root / f"{split}.txt").exists() for split in SPLITS):
         return _from_lists(root, num_classes)
     if (root / "train").is_dir():
         return _from_split_folders(root, num_classes)
     if _folders(root):
         return _from_class_folders(root, num_classes, seed)
-    raise UserError(f"{root} has neither train.txt, val.txt and test.txt nor train/, val/ and test/ nor class folders")
+    if tars := sorted(root.glob("*.tar")):
+        return webdataset.read(tars, num_classes, seed)
+    wanted = "train.txt, val.txt and test.txt nor train/, val/ and test/ nor class folders nor tars"
+    raise UserError(f"{root} has neither {wanted}")
 
 
 def image_files(folder: str | Path) -> list[str]:
     """Return the image files below a folder and those its list files name, relative to it, each once.
 
-    Raises UserError where there is no such folder, no image in it, or a list file is malformed.
+    Where there are none these are the images in tar shards below it; `folder` may also be a tar.
+    Raises UserError where there is no such folder, no image in it, or a list file or a tar is malformed.
     """
+    from engine.data import shards
+
     folder = Path(folder).expanduser()
+    if folder.is_file() and folder.suffix == shards.SUFFIX:
+        return shards.names(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     listed = [
@@ -88,6 +101,9 @@ def image_files(folder: str | Path) -> list[str]:
     ]
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     paths = dict.fromkeys([*listed, *sorted(path.relative_to(folder).as_posix() for path in found)])
+    if not paths:
+        tars = sorted(path for path in folder.rglob(f"*{shards.SUFFIX}") if path.is_file())
+        paths = [f"{tar.relative_to(folder).as_posix()}/{name}" for tar in tars for name in shards.names(tar)]
     if not paths:
         raise UserError(f"{folder} has no images: wanted {' '.join(sorted(SUFFIXES))}")
     return list(paths)
@@ -101,23 +117,35 @@ def _from_lists(root: Path, num_classes: int | None) -> ImageSet:
     for split, entries in listed.items():
         if not entries:
             raise UserError(f"{root / split}.txt lists no images: wanted lines of `path label`")
-    names = _class_names(root / "classes.txt")
-    count, source = num_classes, "asked for"
-    if count is None and names:
-        count, source = len(names), "named in classes.txt"
-    if count is None:
-        count, source = len({label for _, _, label in listed["train"]}), "found in train.txt"
+    names, source = numbered_classes(root, num_classes, {label for _, _, label in listed["train"]}, "train.txt")
+    count = len(names)
     for split, entries in listed.items():
         for number, _, label in entries:
             if not 0 <= label < count:
                 where = f"{root / split}.txt:{number}"
                 raise UserError(f"{where}: label {label} is outside 0..{count - 1}, as {count} classes are {source}")
-    names = [*names, *map(str, range(len(names), count))][:count]
     splits = {
         split: Split(tuple(path for _, path, _ in entries), tuple(label for _, _, label in entries))
         for split, entries in listed.items()
     }
-    return ImageSet(root, tuple(names), splits)
+    return ImageSet(root, names, splits)
+
+
+def numbered_classes(
+    root: Path, num_classes: int | None, labels: Collection[int], where: str
+) -> tuple[tuple[str, ...], str]:
+    """Return the names of the classes of labels found at `where`, and in words what says how many there are.
+
+    That is `num_classes`, else classes.txt in the folder, else the number of different labels.
+    """
+    names = _class_names(root / "classes.txt")
+    if num_classes is not None:
+        count, source = num_classes, "asked for"
+    elif names:
+        count, source = len(names), "named in classes.txt"
+    else:
+        count, source = len(labels), f"found in {where}"
+    return tuple([*names, *map(str, range(len(names), count))][:count]), source
 
 
 def _entries(file: Path) -> Iterator[tuple[int, str, int]]:
@@ -190,18 +218,23 @@ def _from_split_folders(root: Path, num_classes: int | None) -> ImageSet:
 def _from_class_folders(root: Path, num_classes: int | None, seed: int) -> ImageSet:
     names = _folders(root)
     _check_count(root, names, num_classes)
+    of_class = {label: _images(root, name) for label, name in enumerate(names)}
+    return ImageSet(root, tuple(names), held_out(root, names, of_class, seed))
+
+
+def held_out(root: Path, names: Sequence[str], of_class: Mapping[int, Sequence[str]], seed: int) -> dict[str, Split]:
+    """Split the images of each class 80/10/10 by `seed`; raises UserError for a class of fewer than three."""
     images: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
-    for label, name in enumerate(names):
-        paths = _images(root, name)
+    for label, paths in sorted(of_class.items()):
         if len(paths) < len(SPLITS):
-            raise UserError(f"{len(paths)} images in {root / name}: wanted at least 3, for train, val and test")
+            count = f"{len(paths)} images of class {names[label]!r} in {root}"
+            raise UserError(f"{count}: wanted at least 3, for train, val and test")
         held = max(1, round(HELD_OUT * len(paths)))
         shuffled = np.random.default_rng([seed, label]).permutation(len(paths))
         parts = {"val": shuffled[:held], "test": shuffled[held : 2 * held], "train": shuffled[2 * held :]}
         for split, part in parts.items():
             images[split] += [(paths[i], label) for i in sorted(part)]
-    splits = {split: Split(*map(tuple, zip(*images[split], strict=True))) for split in SPLITS}
-    return ImageSet(root, tuple(names), splits)
+    return {split: Split(*map(tuple, zip(*images[split], strict=True))) for split in SPLITS}
 
 
 def _check_count(folder: Path, names: list[str], num_classes: int | None) -> None:

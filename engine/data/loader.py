@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.data import sampling
+from engine.data import faults, sampling
 from engine.data.listing import ImageSet
 from engine.errors import UserError
 
@@ -20,27 +20,83 @@ if TYPE_CHECKING:
     from engine.augmentation import Augmentations
     from engine.data.channel_info import Channels
     from engine.data.pixels import Pixels
+    from engine.data.resident import Rendering, Resident
 
 BACKENDS = ("dali", "torch", "synthetic")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images: [batch, channels, size, size], uint8 or float32 of the values stored, channels last in memory, and
-    labels: int64 [batch], on the device; indices: int64 [batch], a numpy array, the images' places in the split."""
+    """Some images of a split, those of one rank.
 
-    images: torch.Tensor
+    source: uint8 or float32 [batch, channels, size, size] of the values stored, channels last in memory, or what makes
+        them of images that are kept.
+    labels: int64 [batch], on the device.
+    indices: int64 [batch], a numpy array, the images' places in the split.
+    total: how many images the batch has over all ranks.
+    """
+
+    source: torch.Tensor | Rendering
     labels: torch.Tensor
     indices: np.ndarray
+    total: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(batch, channels, height, width)."""
+        return tuple(self.source.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.labels.device
+
+    @property
+    def images(self) -> torch.Tensor:
+        """uint8 or float32 [batch, channels, size, size] of the values stored, channels last in memory.
+
+        Of images that are kept these are made anew at each call, cropped, mirrored and resized.
+        """
+        return getattr(self.source, "images", self.source)
+
+    def standardised(self, channels: Channels, sources: torch.Tensor | None = None, **parameters) -> torch.Tensor:
+        """Return the images [batch, channels, size, size] standardised per channel, float32, channels_last.
+
+        Args:
+            channels: those of the set, with their mean and deviation.
+            sources: int64 [batch, out] or [out], which channel each output channel is; a negative one is absent: zero.
+            parameters: `angles`, `brightness`, `contrast`, `gamma` and `grayscale`, see `kernels.augment`, for uint8
+                images; `vflips`, bool [batch]: which images are turned upside down, before any rotation.
+        """
+        from engine import batch
+
+        standardise = getattr(self.source, "standardised", None)
+        if standardise is not None:
+            return standardise(channels, sources, **parameters)
+        return batch.normalise(self.source, channels, sources, **parameters)
+
+    def rows(self, chosen: np.ndarray) -> Batch:
+        """Return the batch of the rows `chosen`, int64; one may be chosen several times."""
+        import torch
+
+        rows = torch.from_numpy(chosen).to(self.device)
+        return Batch(self.source[rows], self.labels[rows], self.indices[chosen], self.total)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a backend is to do for one batch: int64 [batch] indices, int64 [batch, 4] crops, bool [batch] flips."""
+    """What a backend is to do for one batch: int64 [batch] indices, int64 [batch, 4] crops, bool [batch] flips.
+
+    total: how many images the batch has over all ranks.
+    """
 
     indices: np.ndarray
     crops: np.ndarray
     flips: np.ndarray
+    total: int = 0
 
 
 class Loader:
@@ -58,33 +114,46 @@ class Loader:
         device: torch.device,
         augmentations: Augmentations,
         eval_crop: float,
+        size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        on_fault: Callable[[str, str], None] | None = None,
     ):
         import torch
 
         chosen = images.splits[split]
         self.samples = len(chosen.paths)
-        self.batch_size, self.train, self.seed, self.device = batch_size, train, seed, device
+        self.rank, self.world_size = rank, world_size
+        self.size, self.batch_size = size, batch_size
+        self.train, self.seed, self.device = train, seed, device
         self.augmentations, self.eval_crop = augmentations, eval_crop
         self.channels: Channels = images.channels
-        # A batch of one would give batch normalisation no variance to train on.
-        lone = train and batch_size > 1 and self.samples % batch_size == 1
-        self._batches = -(-self.samples // batch_size) - lone
+        # A batch of one, on any rank, would give batch normalisation no variance to train on.
+        left_over = self.samples % batch_size
+        too_few = train and batch_size > 1 and 0 < left_over < 2 * world_size
+        self._batches = -(-self.samples // batch_size) - too_few
         self._sizes = np.ones((self.samples, 2), np.int64) if chosen.sizes is None else np.array(chosen.sizes, np.int64)
         self._labels = torch.tensor(chosen.labels, dtype=torch.int64)
         self._reader = reader
+        self._root, self._paths, self._on_fault, self._told = images.root, chosen.paths, on_fault, set()
         self._running: Iterator[Batch] | None = None
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
+        """Return the number of batches in an epoch; in evaluation a rank may have no image of the last one."""
         return self._batches
 
     def epoch(self, epoch: int, start: int = 0, draw: int | None = None) -> Iterator[Batch]:
         """Yield the batches of an epoch, from batch number `start` on.
 
         Training: every image once in an order drawn by (seed, `draw`), by default the epoch, cropped and mirrored at
-        random where the epoch's augmentations say so; a last batch of a single image is left out. Evaluation: every
-        image once in list order, centre crop, whatever the epoch.
+        random where the epoch's augmentations say so; a last batch of a single image, or of fewer than two for each
+        rank, is left out. Evaluation: every image once in list order, centre crop, whatever the epoch.
+        Each rank gets its share of every batch. Of files that cannot be read, training takes another image of the batch
+        twice, and evaluation leaves them out.
         Starting an epoch ends the one before it, if that is still being read.
+
+        Raises:
+            UserError: no image of a batch could be read, or of the epoch so far more than a tenth, and at least 10.
         """
         if self._running is not None:
             self._running.close()
@@ -92,7 +161,7 @@ class Loader:
         return self._running
 
     def plan(self, epoch: int, draw: int | None = None) -> list[Work]:
-        """Return what happens in each batch of an epoch."""
+        """Return what happens on this rank in each batch of an epoch, without those that it has none of."""
         draw = epoch if draw is None else draw
         names = self.augmentations.at(epoch) if self.train else ()
         order = sampling.order(self.samples, self.seed, draw) if self.train else np.arange(self.samples)
@@ -103,7 +172,12 @@ class Loader:
             crops = sampling.center_crops(self._sizes, self.eval_crop)
         flips = sampling.flips(self.samples, self.seed, draw) if "flip" in names else np.zeros(self.samples, bool)
         batches = [order[start : start + self.batch_size] for start in range(0, self.samples, self.batch_size)]
-        return [Work(indices, crops[indices], flips[indices]) for indices in batches[: len(self)]]
+        shares = [(np.array_split(batch, self.world_size)[self.rank], len(batch)) for batch in batches[: len(self)]]
+        return [Work(share, crops[share], flips[share], total) for share, total in shares if len(share)]
+
+    def files(self, indices: np.ndarray) -> list[str]:
+        """Return the paths of images by their places in the split."""
+        return [self._paths[index] for index in indices]
 
     def close(self) -> None:
         """Free the backend's workers; the loader cannot be used afterwards."""
@@ -118,12 +192,27 @@ class Loader:
         self.close()
 
     def _epoch(self, plan: list[Work]) -> Iterator[Batch]:
+        tally = faults.Tally(self._root, self._paths, self._on_fault, self._told)
+        labels = self._all_labels(plan)
+        with closing(self._reader.read(plan)) as read:
+            for work, some, decoded in zip(plan, labels, read, strict=True):
+                batch = Batch(decoded.images, some, work.indices, work.total)
+                tally.add(work.indices, decoded.faults)
+                if decoded.faults:
+                    batch = batch.rows(faults.rows(len(batch), decoded.faults, self.train))
+                if len(batch):
+                    yield batch
+
+    def _all_labels(self, plan: list[Work]) -> tuple[torch.Tensor, ...]:
+        """Return the labels of each batch, copied to the device together."""
         import torch
 
-        with closing(self._reader.read(plan)) as images:
-            for work in plan:
-                labels = self._labels[torch.from_numpy(work.indices)]
-                yield Batch(next(images), labels.to(self.device, non_blocking=True), work.indices)
+        counts = [len(work.indices) for work in plan]
+        order = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(work.indices for work in plan)]))
+        labels = self._labels[order]
+        if self.device.type == "cuda":
+            labels = labels.pin_memory()
+        return labels.to(self.device, non_blocking=True).split(counts)
 
 
 def create(
@@ -139,17 +228,23 @@ def create(
     workers: int = 1,
     augmentations: Augmentations | None = None,
     eval_crop: float = 0.875,
-    pixels: Pixels | None = None,
+    pixels: Pixels | Resident | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    on_fault: Callable[[str, str], None] | None = None,
 ) -> Loader:
     """Return a loader of images of `size` by `size` pixels from one split of a scanned set.
 
     `augmentations` (default: random crops and flips) say how training images are cropped and mirrored; `eval_crop` is
     the share of the short side that the central square keeps, in evaluation and where training does not crop at
     random. `workers` counts threads (dali, pixels) or processes (torch). With `pixels` the images come from there,
-    whatever the backend; the batches are those of the torch backend.
+    whatever the backend; of whole images the batches are those of the torch backend.
+
+    Of each batch, `batch_size` images over all `world_size` processes, the loader gives out the part of process `rank`.
+    `on_fault(path, reason)` is called once for each file that can no longer be read.
 
     Raises:
-        UserError: the backend is not there or cannot read the set, or a training split has one image.
+        UserError: the backend is not there or cannot read the set, or a training split or batch has too few images.
         ValueError: the set has no sizes (see `engine.data.scan`), which only the synthetic backend can do without.
     """
     import torch
@@ -158,29 +253,50 @@ def create(
 
     device = torch.device(device)
     if train:
-        check_trainable(images, split)
+        check_trainable(images, split, world_size)
+        if world_size > 1 and batch_size < 2 * world_size:
+            raise UserError(f"batches of {batch_size} images for {world_size} processes: each needs at least 2")
     return Loader(
         images,
         split,
-        _reader(images, split, size, batch_size, backend, device, seed, workers, pixels),
+        reader(images, split, size, batch_size, backend, device, seed, workers, pixels),
         batch_size=batch_size,
         train=train,
         seed=seed,
         device=device,
         augmentations=augmentations or Augmentations(),
         eval_crop=eval_crop,
+        size=size,
+        rank=rank,
+        world_size=world_size,
+        on_fault=on_fault,
     )
 
 
-def _reader(images: ImageSet, split: str, size: int, batch_size: int, backend: str, device, seed, workers, pixels):
+def reader(
+    images: ImageSet,
+    split: str,
+    size: int,
+    batch_size: int,
+    backend: str,
+    device: torch.device,
+    seed: int = 0,
+    workers: int = 1,
+    pixels: Pixels | Resident | None = None,
+):
+    """Return what carries out `Work` on a split's images: `read(plan)` yields a `Decoded` each; see `create`."""
     chosen = images.splits[split]
-    backend = "cached" if pixels is not None else resolve(backend, images.stacks)
+    backend = getattr(pixels, "backend", None) or resolve(backend, images.stacks)
     if chosen.sizes is None and backend != "synthetic":
         raise ValueError(f"split {split!r} has no image sizes: pass the set through scan.scan and scan.apply first")
     if backend == "cached":
         from engine.data.cached import Reader
 
         return Reader(pixels, chosen.paths, size, device, workers)
+    if backend == "resident":
+        from engine.data.resident import Reader
+
+        return Reader(pixels, chosen, size, device, workers)
     if backend == "dali":
         from engine.data.dali import Reader
 
@@ -188,17 +304,17 @@ def _reader(images: ImageSet, split: str, size: int, batch_size: int, backend: s
     if backend == "torch":
         from engine.data.torch_backend import Reader
 
-        return Reader(images, chosen.paths, size, device, workers)
+        return Reader(images, chosen, size, device, workers)
     from engine.data.synthetic import Reader
 
     return Reader(images, len(chosen.paths), size, device, seed)
 
 
-def check_trainable(images: ImageSet, split: str = "train") -> None:
-    """Raise UserError where a split has too few images to train on."""
+def check_trainable(images: ImageSet, split: str = "train", world_size: int = 1) -> None:
+    """Raise UserError where a split has too few images to train on, in each of `world_size` processes."""
     count = len(images.splits[split].paths)
-    if count < 2:
-        raise UserError(f"{split} of {images.root} has {count} usable images: training needs at least 2")
+    if count < 2 * world_size:
+        raise UserError(f"{split} of {images.root} has {count} usable images: training needs at least {2 * world_size}")
 
 
 def resolve(backend: str, stacks: bool = False) -> str:

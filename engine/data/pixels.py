@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from engine.data import stacks
+from engine.data.faults import attempted
 from engine.data.listing import ImageSet
-from engine.errors import UserError
 
 CHUNK = 64  # images
 
@@ -19,51 +19,73 @@ CHUNK = 64  # images
 class Pixels:
     """Whole images by path, their values one after another in a single array."""
 
-    def __init__(self, values: np.ndarray, paths: Sequence[str], sizes: np.ndarray, channels: int):
-        """Take over `values` of the images `paths` of `sizes` (height, width), each [height, width, channels]."""
-        self._values, self._channels = values, channels
+    backend = "cached"
+
+    def __init__(
+        self,
+        values: np.ndarray,
+        paths: Sequence[str],
+        sizes: np.ndarray,
+        channels: int,
+        faults: dict[str, str] | None = None,
+    ):
+        """Take over `values` of the images `paths` of `sizes` (height, width), each [height, width, channels].
+
+        Those in `faults`, with a reason each, could not be read and are not among the images.
+        """
+        self.values, self.paths, self.faults = values, paths, faults or {}
+        self._channels = channels
         self._sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
         self._starts = _starts(self._sizes, channels)
         self._places = {path: place for place, path in enumerate(paths)}
         if len(self._places) != len(self._sizes) or len(values) != self._starts[-1]:
             raise ValueError(f"{len(values)} values of {len(self._places)} paths and {len(self._sizes)} sizes")
+        for path in self.faults:
+            del self._places[path]
 
     @classmethod
     def load(cls, images: ImageSet, workers: int, progress: Callable[[int, int], None] | None = None) -> Pixels:
         """Decode every image of a scanned set, each once, in `workers` threads.
 
-        `progress(done, total)` is called as images are decoded. Raises UserError where a file can no longer be read.
+        `progress(done, total)` is called as images are decoded. Files that can no longer be read are in `faults`.
         """
-        sizes, channels = _sizes(images), len(images.channels)
-        shapes = np.array(list(sizes.values()), np.int64)
-        starts = _starts(shapes, channels)
-        pixels = cls(np.empty(starts[-1], images.dtype), list(sizes), shapes, channels)
-        read = stacks.opener(images)
+        sizes, channels = sizes_of(images), len(images.channels)
+        paths, shapes = list(sizes), np.array(list(sizes.values()), np.int64)
+        whole = cls(np.empty(_starts(shapes, channels)[-1], images.dtype), paths, shapes, channels)
+        read, faults, done = stacks.opener(images), {}, 0
 
-        def decode(paths: Sequence[str]) -> int:
-            for path in paths:
-                pixels._set(images.root / path, path, read)
-            return len(paths)
+        def decode(chunk: Sequence[str]) -> int:
+            for path in chunk:
+                image = attempted(read, path, whole[path].shape)
+                if isinstance(image, str):
+                    faults[path] = image
+                else:
+                    whole[path][:] = image
+            return len(chunk)
 
-        paths, done = list(sizes), 0
-        with ThreadPoolExecutor(workers, "decode") as pool:
-            chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
-            for count in pool.map(decode, chunks):
+        with ThreadPoolExecutor(max(1, workers), "decode") as pool:
+            for count in pool.map(decode, [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]):
                 done += count
                 if progress:
                     progress(done, len(paths))
-        return pixels
+        return cls(whole.values, paths, shapes, channels, faults)
+
+    @classmethod
+    def of(cls, images: ImageSet, values: np.ndarray, faults: dict[str, str]) -> Pixels:
+        """Return the pixels of a scanned set from the bytes of `values`, as `load` has decoded them before."""
+        sizes = sizes_of(images)
+        return cls(values.view(images.dtype), list(sizes), list(sizes.values()), len(images.channels), faults)
 
     @staticmethod
     def bytes_needed(images: ImageSet) -> int:
         """Return the bytes that the images of a scanned set take."""
-        values = sum(height * width for height, width in _sizes(images).values()) * len(images.channels)
+        values = sum(height * width for height, width in sizes_of(images).values()) * len(images.channels)
         return values * np.dtype(images.dtype).itemsize
 
     @property
     def nbytes(self) -> int:
         """The bytes that the images take."""
-        return self._values.nbytes
+        return self.values.nbytes
 
     @property
     def channels(self) -> int:
@@ -73,7 +95,7 @@ class Pixels:
     @property
     def dtype(self) -> np.dtype:
         """uint8 or float32."""
-        return self._values.dtype
+        return self.values.dtype
 
     def __len__(self) -> int:
         return len(self._places)
@@ -84,16 +106,7 @@ class Pixels:
     def __getitem__(self, path: str) -> np.ndarray:
         """Return an image [height, width, channels]; it shares the memory. Raises KeyError for an unknown path."""
         place = self._places[path]
-        return self._values[self._starts[place] : self._starts[place + 1]].reshape(*self._sizes[place], self._channels)
-
-    def _set(self, file: Path, path: str, read: Callable[[str], np.ndarray]) -> None:
-        try:
-            image = read(path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file} can no longer be read: {' '.join(str(error).split())}") from error
-        if image.shape != self[path].shape:
-            raise UserError(f"{file} has changed: wanted {list(self[path].shape)}, got {list(image.shape)}")
-        self[path][:] = image
+        return self.values[self._starts[place] : self._starts[place + 1]].reshape(*self._sizes[place], self._channels)
 
 
 def fits(count: int) -> bool:
@@ -141,7 +154,7 @@ def _left(folder: Path, limit: str, usage: str, reclaimable: str) -> list[int]:
         return []
 
 
-def _sizes(images: ImageSet) -> dict[str, tuple[int, int]]:
+def sizes_of(images: ImageSet) -> dict[str, tuple[int, int]]:
     """Return the (height, width) of each image of all splits by path, each once."""
     if any(split.sizes is None for split in images.splits.values()):
         raise ValueError("the set has no image sizes: pass it through scan.scan and scan.apply first")

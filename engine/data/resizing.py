@@ -27,8 +27,9 @@ def resize(crop: Tensor, size: int, flip: bool) -> Tensor:
 def cropped(image: np.ndarray, crop: np.ndarray, flip: bool, size: int) -> Tensor:
     """Return the part (top, left, height, width) of an image [height, width, channels], resized as `resize` does."""
     top, left, height, width = crop.tolist()
-    # Gathered first: the result is then channels last as well, and faster to make and to copy.
-    part = torch.from_numpy(np.ascontiguousarray(image[top : top + height, left : left + width]))
+    # Gathered first: the result is then channels last as well, and faster to make and to copy. Images mapped from a
+    # file cannot be written to, and torch warns of those.
+    part = torch.from_numpy(np.require(image[top : top + height, left : left + width], requirements=["C", "W"]))
     return resize(part.permute(2, 0, 1), size, flip)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.data import cache as places
-from engine.data import stacks
+from engine.data import shards, stacks
 from engine.data.channel_info import RGB, Channels
 from engine.data.listing import ImageSet, Split
 from engine.data.statistics import Moments, combine, measure
@@ -100,6 +100,7 @@ def scan(
             todo.append(path)
         else:
             verdicts[path] = verdict
+    todo.sort()  # a tar's members lie in that order, mostly
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
     try:
         for chunk, found in zip(
@@ -214,7 +215,7 @@ def _verdict(file: str, channels: int | None) -> Verdict:
     from engine.data import decode
 
     try:
-        if os.path.getsize(file) == 0:
+        if shards.size(file) == 0:
             return "empty file"
         return _stack(file, channels) if stacks.is_array(file) else _photo(file)
     except FileNotFoundError:
@@ -230,9 +231,9 @@ def _verdict(file: str, channels: int | None) -> Verdict:
 def _photo(file: str) -> Verdict:
     from engine.data import decode
 
-    decode.verify(file)
+    decode.verify(shards.opened(file))
     try:
-        height, width, _ = decode.rgb(file).shape
+        height, width, _ = decode.rgb(shards.opened(file)).shape
     except decode.SeveralPages as error:
         try:
             return _stack(file, as_photo=str(error))
@@ -241,7 +242,7 @@ def _photo(file: str) -> Verdict:
     if _dali_version():
         from engine.data.dali_check import decoded_shape
 
-        seen = decoded_shape(file)
+        seen = decoded_shape(shards.read_bytes(file))
         if seen != (height, width):
             return "damaged: DALI cannot decode it" if seen is None else f"DALI sees it as {seen}, not {height, width}"
     return height, width
@@ -256,8 +257,7 @@ def _stack(file: str, channels: int | None = None, as_photo: str = "") -> Stack 
 
 
 def _unidentified(file: str) -> str:
-    with open(file, "rb") as stream:
-        head = stream.read(24)
+    head = shards.read_bytes(file)[:24]
     if head.startswith(TIFF_MAGIC):
         return "a damaged TIFF, or one that Pillow cannot read, as with several bands in a page: save it as .npy"
     if head.startswith(MAGIC):
@@ -295,7 +295,7 @@ class _Cache:
 
     def get(self, path: str) -> Verdict | None:
         try:
-            state = os.stat(self.root / path)
+            state = os.stat(shards.container(self.root / path))
         except OSError:
             return None
         self.stamps[path] = [state.st_size, state.st_mtime_ns]

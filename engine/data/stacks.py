@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.data import shards
 from engine.data.channel_info import ALL, SHUFFLED
 from engine.data.listing import lines
 from engine.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from io import BytesIO
 
     from PIL import Image
 
@@ -37,7 +39,8 @@ def _stack(root: Path, channels: int, path: str) -> np.ndarray:
 def _photo(root: Path, path: str) -> np.ndarray:
     from engine.data import decode
 
-    return np.require(decode.rgb(root / path), requirements="W")  # torch warns of arrays that cannot be written to
+    image = decode.rgb(shards.opened(root / path))
+    return np.require(image, requirements="W")  # torch warns of arrays that cannot be written to
 
 
 def is_array(path: str | Path) -> bool:
@@ -55,16 +58,16 @@ def read(file: Path, channels: int | None = None) -> np.ndarray:
         Unsupported: it is whole but of another kind; the message is one line.
         OSError: it is missing or damaged.
     """
-    values = _array(file, channels) if is_array(file) else _pages(file)
+    values = _array(shards.opened(file), channels) if is_array(file) else _pages(shards.opened(file))
     with np.errstate(over="ignore"):  # a float64 too large becomes infinite and is found as such
         return np.array(values, np.uint8 if values.dtype == np.uint8 else np.float32, order="C")
 
 
-def _array(file: Path, channels: int | None) -> np.ndarray:
+def _array(file: Path | BytesIO, channels: int | None) -> np.ndarray:
     from engine.data.decode import Unsupported
 
     try:
-        values = np.load(file, mmap_mode="r", allow_pickle=False)
+        values = np.load(file, mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
     except (ValueError, EOFError, SyntaxError) as error:
         text = " ".join(str(error).split())
         if "Python objects" in text:
@@ -85,7 +88,7 @@ def _array(file: Path, channels: int | None) -> np.ndarray:
     return values.transpose(1, 2, 0) if leading else values
 
 
-def _pages(file: Path) -> np.ndarray:
+def _pages(file: Path | BytesIO) -> np.ndarray:
     from PIL import Image
 
     from engine.data.decode import Unsupported

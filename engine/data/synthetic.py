@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine.data.faults import Decoded
+
 if TYPE_CHECKING:
     from engine.data.listing import ImageSet
     from engine.data.loader import Work
@@ -27,11 +29,11 @@ class Reader:
             bank = torch.randn(shape, generator=generator) * torch.tensor(channels.std) + torch.tensor(channels.mean)
         self.device, self._bank = device, bank.to(device)
 
-    def read(self, plan: Sequence[Work]) -> Iterator[torch.Tensor]:
+    def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
         """Yield [batch, channels, size, size] on the device, channels last in memory, for each piece of work."""
         for work in plan:
             indices = torch.from_numpy(work.indices % len(self._bank)).to(self.device, non_blocking=True)
-            yield self._bank[indices].permute(0, 3, 1, 2)
+            yield Decoded(self._bank[indices].permute(0, 3, 1, 2), {})
 
     def close(self) -> None:
         """Free the images."""

@@ -9,35 +9,37 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from engine.data import stacks
+from engine.data.faults import Decoded, attempted
 from engine.data.resizing import cropped, empty
+from engine.data.uploads import Uploads
 
 if TYPE_CHECKING:
-    from engine.data.listing import ImageSet
+    from engine.data.listing import ImageSet, Split
     from engine.data.loader import Work
 
 
 class Reader:
-    """Decoded, cropped and resized batches of the set's files `paths`, made by `workers` processes (0: by this one)."""
+    """Decoded, cropped and resized batches of a split's files, made by `workers` processes (0: by this one)."""
 
-    def __init__(self, images: ImageSet, paths: Sequence[str], size: int, device: torch.device, workers: int):
-        self.device = device
+    def __init__(self, images: ImageSet, split: Split, size: int, device: torch.device, workers: int):
+        self._upload = Uploads(device)
         self._plan: Sequence[Work] = ()
         self._loader = DataLoader(
-            _Batches(images, paths, size),
+            _Batches(images, split, size),
             sampler=_Latest(self),
             batch_size=None,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
+            pin_memory=self._upload.pinned,
             # Its own, as the seeds drawn for the workers would shift the model's dropout.
             generator=torch.Generator(),
         )
 
-    def read(self, plan: Sequence[Work]) -> Iterator[torch.Tensor]:
+    def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
         """Yield [batch, channels, size, size] on the device, channels last in memory, for each piece of work."""
         self._plan = plan
-        for images in self._loader:
-            yield images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        for images, faults in self._loader:
+            yield Decoded(self._upload(images).permute(0, 3, 1, 2), faults)
 
     def close(self) -> None:
         """End the worker processes."""
@@ -56,12 +58,16 @@ class _Latest:
 
 
 class _Batches(Dataset):
-    def __init__(self, images: ImageSet, paths: Sequence[str], size: int):
-        self.read, self.paths, self.size = stacks.opener(images), paths, size
+    def __init__(self, images: ImageSet, split: Split, size: int):
+        self.read, self.paths, self.sizes, self.size = stacks.opener(images), split.paths, split.sizes, size
         self.channels, self.dtype = len(images.channels), getattr(torch, images.dtype)
 
-    def __getitem__(self, work: Work) -> torch.Tensor:
-        images = empty(len(work.indices), self.size, self.channels, self.dtype)
+    def __getitem__(self, work: Work) -> tuple[torch.Tensor, dict[int, str]]:
+        images, faults = empty(len(work.indices), self.size, self.channels, self.dtype), {}
         for i, (index, crop, flip) in enumerate(zip(work.indices, work.crops, work.flips, strict=True)):
-            images[i] = cropped(self.read(self.paths[index]), crop, flip, self.size)
-        return images.permute(0, 2, 3, 1)
+            image = attempted(self.read, self.paths[index], (*self.sizes[index], self.channels))
+            if isinstance(image, str):
+                faults[i] = image
+            else:
+                images[i] = cropped(image, crop, flip, self.size)
+        return images.permute(0, 2, 3, 1), faults

@@ -86,6 +86,11 @@ def say(message: str) -> None:
     console.print(_text(message), soft_wrap=True)
 
 
+def warn(message: str) -> None:
+    """Print one line of plain text, of a process whose terminal is quiet too: what went wrong there alone."""
+    print(_text(message).plain, file=sys.stderr) if console.quiet else say(message)
+
+
 def show(*every: Table, narrow: Table | None = None) -> None:
     """Print tables side by side; where the terminal is too narrow for that, `narrow` instead, if there is one."""
     if narrow is not None and not _fits(*every):
@@ -110,14 +115,14 @@ def show_scores(results: dict, split: str = "test") -> None:
 
 
 def summarise(results: dict) -> None:
-    """Print a finished run: scores, costs, what its variants and protocols come to, and what failed."""
+    """Print a finished run: scores, costs, what its variants come to, what took longest, and what failed."""
     if results["models"]:
         show_scores(results)
         show(tables.models(results))
     variants = tables.variants(results)
     if variants.rows:
         show(variants, narrow=variants.without(lambda head: head.startswith("base")))
-    for table in (tables.ablation(results), tables.failed(results)):
+    for table in (tables.ablation(results), *tables.kernels(results), tables.failed(results)):
         if table.rows:
             show(table)
 

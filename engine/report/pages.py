@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from engine.report import plots, scores, tables
 from engine.report.tables import Table
-from engine.run_folder import RunFolder, write_atomically
+from engine.run_folder import RunFolder
 
 REPORTED = "Reported: the reports' figures, by report, on their data and schedules."
 COSTS = (
@@ -73,7 +73,7 @@ def write(folder: RunFolder, results: dict, environment: dict) -> None:
             lstrip_blocks=True,
         )
         templates.filters |= {"inline": _inline, "cell": _markdown_cell}
-        write_atomically(folder.root / name, templates.get_template(f"{name}.j2").render(content))
+        folder.write(folder.root / name, templates.get_template(f"{name}.j2").render(content))
 
 
 def sections(results: dict, folder: Path) -> list[Section]:
@@ -99,6 +99,7 @@ def sections(results: dict, folder: Path) -> list[Section]:
         Section("Variants of training", _filled(tables.variants(results))),
         Section("Ablation: validation accuracy", _filled(tables.ablation(results))),
         Section("Training", _filled(tables.training(results)), found("curves", "Loss and accuracy by epoch")),
+        Section("What took longest", _filled(*tables.kernels(results))),
         Section(
             "Predictions",
             pictures=(

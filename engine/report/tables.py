@@ -53,6 +53,8 @@ FIGURES: dict[str, Callable[[dict, str], str]] = {
     "train time": lambda entry, full: _duration(entry.get("train_seconds")),
     "img/s": lambda entry, full: _number(entry.get("images_per_second"), ",.0f"),
     "peak MB": lambda entry, full: _number(entry.get("peak_memory_mb"), ",.0f"),
+    "GPU idle": lambda entry, full: _share(entry.get("gpu_idle")),
+    "input wait": lambda entry, full: _share(entry.get("input_wait")),
 }
 
 
@@ -132,7 +134,10 @@ def systems(results: dict) -> Table:
 
 def training(results: dict) -> Table:
     """Return a row per trained system: how it was trained, and how fast."""
-    text, numbers = ("protocol", "sampling", "augmentations"), ("depth", "best", "val loss", "img/s", "peak MB")
+    text, numbers = (
+        ("protocol", "sampling", "augmentations"),
+        ("depth", "best", "val loss", "img/s", "peak MB", "GPU idle", "input wait"),
+    )
     return _select(results, "Training", text + numbers)
 
 
@@ -217,6 +222,23 @@ def predictions(shown: dict[str, list]) -> Table:
         for row in zip(*shown.values(), strict=False)
     )
     return Table("Predictions on test images", ("true class", *shown), rows, left=1 + len(shown))
+
+
+def kernels(results: dict) -> tuple[Table, ...]:
+    """Return what took longest on the device, a table for each model that was traced (`engine.profiling`)."""
+    columns = ("operator or kernel", "calls", "ms", "share")
+    return tuple(
+        Table(
+            f"{name}: what took longest in the steps traced",
+            columns,
+            tuple(
+                (row["name"], f"{row['calls']:,}", f"{row['ms']:,.3f}", _share(row["share"]))
+                for row in entry["kernels"]
+            ),
+        )
+        for name, entry in results["models"].items()
+        if entry.get("kernels")
+    )
 
 
 def failed(results: dict) -> Table:

@@ -47,6 +47,16 @@ def test_sources_choose_and_blank_channels_for_each_sample(dtype):
     assert got.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_upside_down_comes_first(dtype):
+    images, vflips = bytes_of(4, 3, 8, 8).to(dtype), torch.tensor([True, False, True, False])
+    turned = torch.where(vflips[:, None, None, None], images.flip(2), images)
+    parameters = {"angles": torch.tensor([30.0, -20.0, 5.0, 90.0])} if dtype == torch.uint8 else {}
+    got = normalise(images, sources=SOURCES, vflips=vflips, **parameters)
+    assert torch.equal(got, normalise(turned, sources=SOURCES, **parameters))
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_gathered_takes_one_choice_for_all_samples_too():
     x = torch.randn(2, 3, 4, 5)
     assert torch.equal(gathered(x, torch.tensor([2, -1])), torch.stack([x[:, 2], torch.zeros(2, 4, 5)], 1))

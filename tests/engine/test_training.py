@@ -9,9 +9,11 @@ from torch import nn
 
 from engine import transfer
 from engine.augmentation import Augmentations
+from engine.course import EpochRow
 from engine.data import loader
 from engine.data.listing import ImageSet, Split
-from engine.training import EpochRow, Plan, fit
+from engine.plan import Plan
+from engine.training import Hooks, fit
 
 PLAN = Plan(
     epochs=3, lr=0.1, patience=0, num_classes=4, precision="fp32", compile=False, device=torch.device("cpu"), seed=0
@@ -59,9 +61,9 @@ class Recorder(nn.Module):
 
 
 def test_learning_rates():
-    assert [PLAN.learning_rate(rows(*[0.1] * n)) for n in range(3)] == [0.1] * 3
+    assert [PLAN.rates(rows(*[0.1] * n))(0) for n in range(3)] == [0.1] * 3
     cosine = replace(PLAN, schedule="cosine", epochs=4)
-    assert [cosine.learning_rate(rows(*[0.1] * n)) for n in range(5)] == pytest.approx(
+    assert [cosine.rates(rows(*[0.1] * n))(0) for n in range(5)] == pytest.approx(
         [0.1, 0.1 * (1 + 0.5**0.5) / 2, 0.05, 0.1 * (1 - 0.5**0.5) / 2, 0]
     )
 
@@ -69,14 +71,14 @@ def test_learning_rates():
 def test_plateau_cuts_the_rate_after_three_epochs_without_a_better_accuracy():
     plateau = replace(PLAN, schedule="plateau", epochs=20)
     course = [0.2, 0.3, 0.3, 0.29, 0.28, 0.3, 0.3, 0.5]
-    found = [plateau.learning_rate(rows(*course[:n])) for n in range(len(course) + 1)]
+    found = [plateau.rates(rows(*course[:n]))(0) for n in range(len(course) + 1)]
     assert found == pytest.approx([0.1] * 6 + [0.01] * 3)
 
 
 def test_plateau_starts_again_in_each_pass_of_one_augmentation():
     augmentations = Augmentations(("crop", "flip"), one_at_a_time=True, epochs=12)
     plateau = replace(PLAN, schedule="plateau", epochs=12, augmentations=augmentations)
-    found = [plateau.learning_rate(rows(*[0.3] * n)) for n in range(8)]
+    found = [plateau.rates(rows(*[0.3] * n))(0) for n in range(8)]
     assert found == pytest.approx([0.1] * 5 + [0.01] + [0.1] * 2)
 
 
@@ -101,7 +103,7 @@ def test_an_epoch_of_cycle_is_a_pass_for_each_combination(loaders, tmp_path):
     model = Recorder()
     plan = replace(PLAN, channel_sampling="cycle", cycle=((0,), (0, 2), (0, 1, 2)), epochs=2)
     done = []
-    course = fit("m", model, *loaders, plan, tmp_path / "m", on_batch=done.append)
+    course = fit("m", model, *loaders, plan, tmp_path / "m", Hooks(batch=done.append))
     assert len(course.history) == 2
     assert sum(done) == 2 * (3 * 40 + 8)
     trained = model.seen[:15]

@@ -37,13 +37,15 @@ def results(run):
 
 def test_task1_leaves_a_whole_run_folder(task1):
     names = {str(path.relative_to(task1)) for path in task1.rglob("*") if path.is_file()}
+    names = {re.sub(r"/events\.out\..*", "/events", name) for name in names}
     models = ("simple_cnn", "pool_attention_cnn")
     assert names == {
         "config.toml", "environment.json", "history.csv", "results.json", "report.md", "report.html",
         "plots/curves.png", "plots/combinations.png", "plots/tradeoff.png",
         *(f"predictions-{model}.csv" for model in models),
         *(f"plots/{kind}-{model}.png" for kind in ("confusion", "predictions") for model in models),
-        *(f"checkpoints/{model}/{kind}.pt" for kind in ("best", "last") for model in models),
+        *(f"tensorboard/{model}/events" for model in models),
+        *(f"checkpoints/{model}/{kind}.pt" for kind in ("best", "last", "previous") for model in models),
     }  # fmt: skip
 
 
@@ -138,7 +140,7 @@ def test_a_resumed_run_equals_an_unbroken_one(stripes, tmp_path, monkeypatch, ba
     def killed_after(path, content):
         save(path, content)
         saved.append(path)
-        if saved.count(path) == 2 and path.parts[-2:] == ("pool_attention_cnn", "last.pt"):
+        if saved.count(path) == 2 and path.parts[-2:] == ("pool_attention_cnn", "next.pt"):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -190,8 +192,9 @@ def test_a_refused_resume_leaves_the_run_as_it_was(task1, stripes, tmp_path, cap
     data = tmp_path / "data"
     shutil.copytree(stripes, data)
     (data / "classes.txt").write_text("a\nb\nc\n")
-    last = run / "checkpoints/simple_cnn/last.pt"
-    last.write_bytes(last.read_bytes()[:5000])
+    for name in ("last", "previous"):
+        path = run / f"checkpoints/simple_cnn/{name}.pt"
+        path.write_bytes(path.read_bytes()[:5000])
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for arguments, message in (
         (["--data", str(data)], "was trained on other classes than"),
@@ -261,8 +264,9 @@ def test_task2_prints_accuracy_ratio_and_cost(stripes, tmp_path, capsys):
     printed = capsys.readouterr().out
     for wanted in ("ResNet34's", "mult-adds", "params", f"{entries['resnet34']['params']:,}"):
         assert wanted in printed
-    trace = json.loads((tmp_path / "task2/b/trace/resnet34.json").read_text())
-    assert any(event.get("name") == "aten::conv2d" for event in trace["traceEvents"])
+    (path,) = (tmp_path / "task2/b/trace").glob("resnet34.*.pt.trace.json")
+    names = {event.get("name") for event in json.loads(path.read_text())["traceEvents"]}
+    assert names >= {"aten::conv2d", "decode", "augment", "forward", "backward", "optimizer"}
 
 
 def test_a_sweep_survives_a_models_failure_and_says_so_at_the_end(stripes, tmp_path, monkeypatch, capsys):
@@ -358,11 +362,14 @@ def test_a_sweep_decodes_each_image_once(stripes, tmp_path, monkeypatch):
         decoded.append(str(file))
         return rgb(file)
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     start = ["task1", "--data", str(stripes), "--out", str(tmp_path), *SMALL, "--models", "simple_cnn,baseline_cnn"]
-    assert main([*start, "--name", "scanned", "--epochs", "1"]) == 0  # its verdicts are kept
+    assert main([*start, "--name", "scanned", "--epochs", "1", "--cache", "none"]) == 0  # its verdicts are kept
     monkeypatch.setattr(decode, "rgb", counted)
     assert main([*start, "--name", "kept"]) == 0
     assert len(decoded) == len(set(decoded)) == 72 + 18 + 18
+    assert main([*start, "--name", "again", "--epochs", "1"]) == 0
+    assert len(decoded) == 72 + 18 + 18  # the images are kept on disk, too
     for option in (["--cache", "none", "--backend", "torch", "--name", "read"], ["--cache", "host", "--name", "host"]):
         assert main([*start, *option]) == 0
     histories = [(tmp_path / f"task1/{name}/history.csv").read_text() for name in ("kept", "read", "host")]
@@ -397,7 +404,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_status_1(stripes, tmp_path
         torch.nn.functional, "cross_entropy", lambda *_, **__: torch.tensor(float("nan")).requires_grad_()
     )
     assert main(["task1", "--data", str(stripes), "--out", str(tmp_path), *SMALL, "--models", "simple_cnn"]) == 1
-    assert "simple_cnn: epoch 1 ended with training loss nan and validation loss nan" in capsys.readouterr().err
+    assert "simple_cnn: the loss of batch 1 of epoch 1 is not finite (images: images/train " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("backend", ["dali", "torch"])

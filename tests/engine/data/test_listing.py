@@ -140,12 +140,12 @@ def test_class_folders_are_split_eight_to_one_to_one_by_seed(tmp_path):
 
 def test_a_class_too_small_to_split_is_a_fault(tmp_path):
     touch(tmp_path, "a/1.jpg", "a/2.jpg")
-    assert re.search("2 images in .*a: wanted at least 3", fault(tmp_path))
+    assert re.search("2 images of class 'a' in .*: wanted at least 3", fault(tmp_path))
 
 
 def test_a_class_folder_without_images_is_a_fault(tmp_path):
     touch(tmp_path, *(f"a/{i}.jpg" for i in range(5)), "b/notes.txt")
-    assert re.search("0 images in .*b: wanted at least 3", fault(tmp_path))
+    assert re.search("0 images of class 'b' in .*: wanted at least 3", fault(tmp_path))
 
 
 def test_arrays_are_listed_as_images_are(tmp_path):

@@ -144,6 +144,8 @@ def test_batches_have_the_promised_form(images, backend):
         assert batch.labels.dtype == torch.int64
         assert batch.indices.dtype == np.int64
         assert batch.labels.tolist() == [images.splits["train"].labels[i] for i in batch.indices]
+        assert (batch.shape, batch.device) == (tuple(batch.images.shape), batch.images.device)
+        assert len(batch) == batch.total == len(batch.indices)
 
 
 @pytest.mark.parametrize("backend", ALL)
@@ -162,6 +164,51 @@ def test_training_leaves_out_only_a_last_batch_of_one(images, count, sizes):
         assert len(batches) == len(sizes)
     with create(first(images, count), "synthetic", batch_size=1) as batches:
         assert len(batches) == count
+
+
+@pytest.mark.parametrize("backend", BOTH)
+@pytest.mark.parametrize(("train", "world_size"), [(True, 2), (True, 3), (False, 2), (False, 3)])
+def test_ranks_share_out_each_batch_of_a_lone_process(images, backend, train, world_size):
+    images = first(images, 31)
+    with create(images, backend, train=train) as alone:
+        whole = list(alone.epoch(2))
+    ranks = []
+    for rank in range(world_size):
+        with create(images, backend, train=train, rank=rank, world_size=world_size) as batches:
+            assert (batches.samples, len(batches)) == (31, 4)
+            ranks.append(list(batches.epoch(2)))
+    for number, expected in enumerate(whole):
+        parts = [batches[number] for batches in ranks]
+        sizes = [len(part) for part in parts]
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[0] - sizes[-1] <= 1
+        assert {part.total for part in parts} == {len(expected)} == {expected.total}
+        np.testing.assert_array_equal(np.concatenate([part.indices for part in parts]), expected.indices)
+        assert torch.equal(torch.cat([part.labels for part in parts]), expected.labels)
+        assert torch.equal(torch.cat([part.images for part in parts]), expected.images)
+
+
+@pytest.mark.parametrize(("count", "world_size", "sizes"), [(11, 2, [4]), (12, 2, [4, 2]), (19, 4, [2, 2])])
+def test_training_leaves_out_a_last_batch_of_fewer_than_two_for_each_rank(images, count, world_size, sizes):
+    for rank in range(world_size):
+        with create(first(images, count), "synthetic", rank=rank, world_size=world_size) as batches:
+            assert [len(batch) for batch in batches.epoch(0)] == sizes
+            assert len(batches) == len(sizes)
+
+
+def test_a_rank_passes_over_evaluation_batches_that_it_has_no_image_of(images):
+    seen = []
+    for rank in range(4):
+        with create(first(images, 10), "synthetic", train=False, rank=rank, world_size=4) as batches:
+            seen.append([batch.indices.tolist() for batch in batches.epoch(0)])
+    assert seen == [[[0, 1], [8]], [[2, 3], [9]], [[4, 5]], [[6, 7]]]
+
+
+def test_ranks_need_two_images_each(images):
+    with pytest.raises(UserError, match="has 3 usable images: training needs at least 4"):
+        create(first(images, 3), "synthetic", world_size=2)
+    with pytest.raises(UserError, match="batches of 8 images for 5 processes: each needs at least 2"):
+        create(images, "synthetic", world_size=5)
 
 
 @pytest.mark.parametrize("backend", ALL)

@@ -106,7 +106,9 @@ def test_whatever_is_accepted_goes_through_dali(tmp_path):
     plan = [
         loader.Work(part, crops[part], np.zeros(len(part), bool)) for part in np.array_split(np.arange(len(sizes)), 10)
     ]
-    assert sum(len(images) for images in reader.read(plan)) == len(sizes)
+    batches = list(reader.read(plan))
+    assert sum(len(images) for images, _ in batches) == len(sizes)
+    assert [faults for _, faults in batches] == [{}] * len(plan)
     reader.close()
 
 

@@ -1,0 +1,157 @@
+"""Decoded images kept on disk, so that the next start of a job decodes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from engine.data import cache as places
+from engine.data import shards
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engine.data.listing import ImageSet
+
+RULES = 1  # raise it when a decoder, or the resizing to a stored size, gives other values
+CHUNK = 2**24  # bytes that a checksum is of
+STALE = 3600  # seconds after which a file that is still partial has no writer any more
+HEADER, VALUES, PARTIAL = "header.json", "values", ".partial"
+
+
+class Found(NamedTuple):
+    """An entry's values, uint8 [bytes], mapped from the file and not to be written to, and the files left out of it."""
+
+    values: np.ndarray
+    faults: dict[str, str]
+
+
+class Entry:
+    """The decoded images of one set in one form, in a folder named after all that they depend on.
+
+    What cannot be read or written is told of in one line, through `say`, and is no error.
+    """
+
+    def __init__(self, images: ImageSet, form: str, decoder: str, say: Callable[[str], None], workers: int = 1):
+        """Name the entry of a scanned set; `form` is "whole" or the stored size, `decoder` what decodes the files."""
+        paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
+        root = os.path.abspath(images.root)
+        about = [root, sorted(images.splits), form, decoder, list(images.channels.names), images.dtype]
+        group = _digest(about)
+        self.key = _digest([RULES, about, [(path, *_stamp(root, path)) for path in paths]])
+        self.folder = places.folder() / "images" / f"{group[:16]}-{self.key[:16]}"
+        self._group, self._say, self._workers = group[:16], say, max(1, workers)
+
+    def load(self) -> Found | None:
+        """Return what is kept, checked, or None; a damaged entry is removed."""
+        if not self.folder.exists():
+            return None
+        try:
+            return self._checked()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            why = " ".join(str(error).split()) or type(error).__name__
+            self._say(f"{self.folder} is damaged ({why}): decoding again")
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return None
+
+    def save(self, values: np.ndarray | Tensor, faults: dict[str, str]) -> None:
+        """Keep `values`, an array or a tensor of any shape and device, in place of those of the same set and form."""
+        if self.folder.exists():  # another process has just written the same
+            return
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self._clear()
+            free = shutil.disk_usage(self.folder.parent).free
+            if free < 2 * values.nbytes:
+                wanted = f"{free / 1e9:,.1f} GB are free there, wanted twice {values.nbytes / 1e9:,.1f} GB"
+                self._say(f"decoded images are not kept in {self.folder.parent}: {wanted}")
+                return
+            partial = Path(tempfile.mkdtemp(prefix=self.folder.name, suffix=PARTIAL, dir=self.folder.parent))
+            try:
+                self._write(partial, values, faults)
+                os.rename(partial, self.folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        except OSError as error:
+            if not self.folder.exists():
+                self._say(f"decoded images are not kept in {self.folder.parent}: {error.strerror or error}")
+
+    def _checked(self) -> Found:
+        header = json.loads((self.folder / HEADER).read_text(encoding="utf-8"))
+        if header["key"] != self.key:
+            raise ValueError("it is another entry's")
+        size = (self.folder / VALUES).stat().st_size
+        if size != header["bytes"]:
+            raise ValueError(f"{size:,} bytes, wanted {header['bytes']:,}")
+        values = np.memmap(self.folder / VALUES, np.uint8, mode="r")
+        with ThreadPoolExecutor(self._workers, "checksum") as pool:
+            found = list(pool.map(zlib.crc32, _chunks(values)))
+        if found != header["checksums"]:
+            raise ValueError("a checksum is wrong")
+        return Found(np.asarray(values), dict(header["faults"]))
+
+    def _write(self, folder: Path, values: np.ndarray | Tensor, faults: dict[str, str]) -> None:
+        checksums = []
+        with open(folder / VALUES, "wb") as file, ThreadPoolExecutor(1, "checksum") as pool:
+            for chunk in _chunks(values):
+                checksum = pool.submit(zlib.crc32, chunk)
+                file.write(chunk)
+                checksums.append(checksum.result())
+            _to_disk(file)
+        header = {"key": self.key, "bytes": values.nbytes, "checksums": checksums, "faults": faults}
+        with open(folder / HEADER, "w", encoding="utf-8") as file:
+            json.dump(header, file)
+            _to_disk(file)
+
+    def _clear(self) -> None:
+        """Remove what this entry takes the place of, and what writers that were killed have left."""
+        for folder in self.folder.parent.glob(f"{self._group}-*"):
+            partial = folder.name.endswith(PARTIAL)
+            if not partial or time.time() - _last_written(folder) > STALE:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _chunks(values: np.ndarray | Tensor) -> Iterator[np.ndarray]:
+    """Yield the bytes of an array or tensor, in host memory, a chunk at a time."""
+    flat = values.reshape(-1)
+    step = CHUNK // flat.itemsize
+    for start in range(0, len(flat), step):
+        part = flat[start : start + step]
+        part = part if isinstance(part, np.ndarray) else part.cpu().numpy()
+        yield part.view(np.uint8)
+
+
+def _to_disk(file) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _last_written(folder: Path) -> float:
+    try:
+        return max(os.stat(place).st_mtime for place in (folder, *folder.iterdir()))
+    except OSError:
+        return time.time()
+
+
+def _stamp(root: str, path: str) -> tuple[int, int]:
+    try:
+        state = os.stat(shards.container(os.path.join(root, path)))
+    except OSError:  # gone since the scan: decoding will say so
+        return 0, 0
+    return state.st_size, state.st_mtime_ns
+
+
+def _digest(values: Sequence) -> str:
+    # Names of files may be no valid text: json writes what is not ASCII as escapes.
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()

@@ -1,0 +1,66 @@
+"""Which batch size fits: by taking steps on random images with copies of the model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from engine import batch_size
+from engine.errors import OutOfMemoryError
+from engine.hardware import autocast
+from engine.plan import Plan
+
+START = 64
+MOST = 1024  # beyond it a step is bound by arithmetic on any device, and a rate found for small batches fails
+
+
+def largest_batch(model: nn.Module, shape: tuple[int, int, int], plan: Plan, samples: int) -> int:
+    """Return the largest batch of images [channels, height, width] that `model` can be trained on here, at most 1024.
+
+    It leaves an epoch of `samples` images at least 16 steps. 0 where no batch fits.
+    """
+    most = max(batch_size.LEAST, min(MOST, samples // 16))
+    attempt = _attempt(model, shape, plan)
+    if plan.device.type == "cuda":
+        return batch_size.largest(attempt, most, min(START, most))
+    return batch_size.largest_on_cpu(attempt, most)
+
+
+def explained(
+    error: Exception, size: int, model: nn.Module, shape: tuple[int, int, int], plan: Plan
+) -> OutOfMemoryError:
+    """Return what the user is told where a step of `size` images ran out of memory; call it outside the `except`."""
+    fits = batch_size.largest(_attempt(model, shape, plan), size, batch_size.LEAST)
+    return OutOfMemoryError(batch_size.advice(error, size, fits))
+
+
+def _attempt(model: nn.Module, shape: tuple[int, int, int], plan: Plan) -> Callable[[int], None]:
+    return lambda count: step_on_random(model, shape, plan)(count)
+
+
+def step_on_random(
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    plan: Plan,
+    compiled: Callable[[nn.Module], nn.Module] = lambda own: own,
+) -> Callable[[int], None]:
+    """Return a function that takes a training step on so many random images, with a copy of the model, to its end."""
+    own = copy.deepcopy(model).to(plan.device, memory_format=torch.channels_last).train().requires_grad_()
+    optimizer, network = plan.make_optimizer(own), compiled(own)
+
+    def step(count: int) -> None:
+        images = torch.randn(count, *shape, device=plan.device).contiguous(memory_format=torch.channels_last)
+        labels = torch.zeros(count, dtype=torch.int64, device=plan.device)
+        with autocast(plan.device, plan.precision):
+            logits = network(images)
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if plan.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step

@@ -1,0 +1,90 @@
+"""How a model is trained: everything that a run decides before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import nn
+
+from engine import optimizers, schedules
+from engine.augmentation import Augmentations
+from engine.course import EpochRow
+from engine.transfer import head_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train: at most `epochs`, stopping after `patience` epochs without a better validation loss (0: never).
+
+    optimizer: one of `engine.optimizers.NAMES`, with `weight_decay`.
+    schedule: one of `engine.schedules.NAMES`, or "plateau": a tenth of the rate when more than 3 epochs bring no better
+        validation accuracy, from the start in each pass of augmentations one at a time. The rate rises to it from 0
+        over the first `warmup` epochs.
+    accumulate: batches that make a step. clip_norm: largest norm of a step's gradients; 0: any.
+    ema: decay of the moving average of the weights, which is then what is validated and kept as best; 0: none.
+    mixup, cutmix: the alphas of the Beta distributions; 0: off.
+    channel_sampling: see `engine.channels.sources`; "cycle" makes a pass over the data for each of `cycle` in an epoch.
+    channels: name and positions of those the model is made for, where it is not given all.
+    frozen: only the classifier's last layer is trained, the rest stays as it is, its statistics too.
+    sync_bn: batch statistics are those of all processes.
+    save_every: seconds between checkpoints within an epoch; 0: none but at its end.
+    """
+
+    epochs: int
+    lr: float
+    patience: int
+    num_classes: int
+    precision: str
+    compile: bool
+    device: torch.device
+    seed: int
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    accumulate: int = 1
+    clip_norm: float = 0.0
+    ema: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    channel_sampling: str = "off"
+    cycle: tuple[tuple[int, ...], ...] = ()
+    channels: tuple[str, tuple[int, ...]] | None = None
+    augmentations: Augmentations = field(default_factory=Augmentations)
+    frozen: bool = False
+    sync_bn: bool = False
+    compile_mode: str = "default"
+    save_every: float = 300.0
+
+    @property
+    def passes(self) -> int:
+        """Passes over the training data in an epoch."""
+        return len(self.cycle) if self.channel_sampling == "cycle" else 1
+
+    def draw(self, epoch: int, turn: int) -> int:
+        """Return the number that order, crops and augmentations of a pass are drawn by."""
+        return (epoch - 1) * self.passes + turn + 1
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return a new optimiser of the model's parameters, of the head's alone where the rest is frozen."""
+        only = head_of(model)[1].parameters() if self.frozen else None
+        return optimizers.create(self.optimizer, model, self.lr, self.weight_decay, only)
+
+    def rates(self, history: Sequence[EpochRow]) -> Callable[[float], float]:
+        """Return the rates of the epoch that follows `history`, as a function of the share of it that is over.
+
+        They follow from the history alone: a training that goes on has no other state to restore.
+        """
+        name, base = self.schedule, self.lr
+        if name == "plateau":
+            current = self.augmentations.pass_of(len(history) + 1)
+            seen = [row.val_accuracy for row in history if self.augmentations.pass_of(row.epoch) == current]
+            name, base = "constant", schedules.plateau(seen, self.lr)
+        return lambda done: base * schedules.factor(name, len(history) + done, self.epochs, self.warmup)
+
+    def described(self) -> dict:
+        """Return the plan as plain values, as a checkpoint keeps it."""
+        return asdict(self) | {"device": str(self.device)}

@@ -1,0 +1,72 @@
+"""Batch normalisation over the images of all processes, on any device."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` whose statistics in training are those of all processes; torch's own knows only GPUs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x [batch, channels, height, width] standardised per channel."""
+        if not self.training or not dist.is_initialized():
+            return super().forward(x)
+        axes, values = (0, 2, 3), x.float()
+        count = _Sum.apply(values.new_tensor(values[:, 0].numel()))
+        mean = _Sum.apply(values.sum(axes)) / count
+        centred = values - mean[:, None, None]
+        variance = _Sum.apply(centred.square().sum(axes)) / count
+        if self.track_running_stats:
+            self._follow(mean.detach(), (variance * count / (count - 1)).detach())
+        y = centred * (variance + self.eps).rsqrt()[:, None, None]
+        if self.affine:
+            y = y * self.weight[:, None, None] + self.bias[:, None, None]
+        return y.to(x.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        self.num_batches_tracked += 1
+        share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; as each of them uses it, so is its gradient."""
+
+    @staticmethod
+    def forward(context, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model with its batch normalisations made to use the statistics of all processes.
+
+    Parameters and buffers are kept. On CUDA this is torch's `SyncBatchNorm`.
+    """
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if type(model) is nn.BatchNorm2d:
+        return _converted(model)
+    for name, child in model.named_children():
+        setattr(model, name, synchronised(child, device))
+    return model
+
+
+def _converted(layer: nn.BatchNorm2d) -> SyncBatchNorm2d:
+    options = {"affine": layer.affine, "track_running_stats": layer.track_running_stats}
+    made = SyncBatchNorm2d(layer.num_features, layer.eps, layer.momentum, **options)
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        setattr(made, name, getattr(layer, name))
+    return made.train(layer.training)

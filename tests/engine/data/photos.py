@@ -1,0 +1,29 @@
+"""Small sets of photos for the tests of loading."""
+
+import numpy as np
+
+from engine.data import listing, scan
+from tests.engine.data import image_kinds
+
+
+def write(root, sizes, splits=(("train", 1.0),), workers=1):
+    """Write a PNG of each (height, width) and return them as a scanned set; a split has a share from the start."""
+    files = {
+        f"{number}.png": image_kinds.encoded(image_kinds.picture(*size, seed=number), "PNG")
+        for number, size in enumerate(sizes)
+    }
+    return scanned(root, image_kinds.write(root, files), splits)
+
+
+def scanned(root, paths, splits=(("train", 1.0),)):
+    """Return files as a scanned set of three classes."""
+    parts = {
+        name: listing.Split(tuple(paths[: round(share * len(paths))]), tuple(np.arange(round(share * len(paths))) % 3))
+        for name, share in splits
+    }
+    return scan.apply(listing.ImageSet(root, tuple("abc"), parts), scan.scan(root, paths, workers=1, cache=False))
+
+
+def sizes(count, seed=0, least=40, most=90):
+    """Return `count` pairs of a height and a width."""
+    return [tuple(pair) for pair in np.random.default_rng(seed).integers(least, most, (count, 2)).tolist()]

@@ -1,0 +1,317 @@
+"""What can go wrong while a model is trained, made to go wrong."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from engine import checkpoint, files, state
+from engine.data import loader
+from engine.data.listing import ImageSet, Split
+from engine.errors import Interrupted, NotFiniteError, OutOfMemoryError, StorageError, UserError
+from engine.plan import Plan
+from engine.training import Hooks, fit
+
+PLAN = Plan(
+    epochs=3, lr=0.1, patience=0, num_classes=4, precision="fp32", compile=False, device=torch.device("cpu"), seed=0
+)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """40 training and 8 validation images of noise, of 4 classes."""
+    splits = {
+        name: Split(tuple(f"{name}{i}" for i in range(count)), tuple(i % 4 for i in range(count)), ((16, 16),) * count)
+        for name, count in (("train", 40), ("val", 8))
+    }
+    return ImageSet(tmp_path, ("a", "b", "c", "d"), splits)
+
+
+@pytest.fixture
+def loaders(images):
+    with (
+        loader.create(images, "train", train=True, size=16, batch_size=8, backend="synthetic") as train,
+        loader.create(images, "val", train=False, size=16, batch_size=8, backend="synthetic") as val,
+    ):
+        yield train, val
+
+
+class Net(nn.Sequential):
+    """A small network with batch normalisation."""
+
+    def __init__(self, width=6):
+        torch.manual_seed(0)
+        pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))
+        super().__init__(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), *pool)
+
+
+def at_step(number, action):
+    """Return hooks that do something after an optimiser step."""
+    done = [0]
+
+    def step():
+        done[0] += 1
+        if done[0] == number:
+            action()
+
+    return Hooks(step=step)
+
+
+def ask_to_stop(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_signal_ends_the_training_after_its_step_and_loses_nothing(loaders, tmp_path, number, name):
+    whole, parts = Net(), Net()
+    unbroken = fit("m", whole, *loaders, PLAN, tmp_path / "whole")
+    with pytest.raises(Interrupted, match=f"m was stopped by {name} in epoch 2 after batch 3 of 5; all is saved"):
+        fit("m", parts, *loaders, PLAN, tmp_path / "parts", at_step(8, lambda: ask_to_stop(number)))
+    assert checkpoint.load(tmp_path / "parts/step.pt")["position"] == {"epoch": 2, "turn": 0, "batch": 3}
+    parts = Net()
+    assert fit("m", parts, *loaders, PLAN, tmp_path / "parts").history == unbroken.history
+    assert all(torch.equal(value, parts.state_dict()[key]) for key, value in whole.state_dict().items())
+    assert not (tmp_path / "parts/step.pt").exists()
+
+
+def test_a_second_ctrl_c_stops_at_once(loaders, tmp_path):
+    def twice():
+        ask_to_stop(signal.SIGINT)
+        ask_to_stop(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit("m", Net(), *loaders, PLAN, tmp_path / "m", at_step(2, twice))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_sigterm_in_the_middle_of_a_write_leaves_a_whole_checkpoint(loaders, tmp_path, monkeypatch):
+    unbroken = fit("m", Net(), *loaders, PLAN, tmp_path / "whole")
+    sync, partials = os.fsync, []
+
+    def interrupted(descriptor):
+        partials.extend((tmp_path / "m").glob("*.partial"))
+        if len(partials) == 3:  # best, last of the first epoch; best or last of the second
+            ask_to_stop()
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        fit("m", Net(), *loaders, PLAN, tmp_path / "m")
+    monkeypatch.undo()
+    for path in (tmp_path / "m").iterdir():
+        assert path.suffix == ".pt"
+        checkpoint.load(path)
+    assert fit("m", Net(), *loaders, PLAN, tmp_path / "m").history == unbroken.history
+
+
+def test_a_signal_while_validating_saves_the_trained_epoch(loaders, tmp_path):
+    unbroken = fit("m", Net(), *loaders, PLAN, tmp_path / "whole")
+    seen = []
+
+    def batch(images):
+        seen.append(images)
+        if len(seen) == 6:  # five training batches, then one of validation
+            ask_to_stop()
+
+    with pytest.raises(Interrupted, match="epoch 1 after batch 5 of 5"):
+        fit("m", Net(), *loaders, PLAN, tmp_path / "m", Hooks(batch=batch))
+    assert checkpoint.load(tmp_path / "m/step.pt")["position"] == {"epoch": 1, "turn": 1, "batch": 0}
+    assert fit("m", Net(), *loaders, PLAN, tmp_path / "m").history == unbroken.history
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(loaders, tmp_path):
+    unbroken = fit("m", Net(), *loaders, PLAN, tmp_path / "m")
+    cut(tmp_path / "m/last.pt")
+    said = []
+    again = fit("m", Net(), *loaders, PLAN, tmp_path / "m", Hooks(say=said.append))
+    assert again.history == unbroken.history
+    (line,) = said
+    assert line.startswith(f"{tmp_path / 'm/last.pt'} is damaged")
+    assert line.endswith("going on from previous.pt, the end of epoch 2")
+
+
+def test_a_damaged_checkpoint_within_an_epoch_gives_way_to_the_one_at_its_start(loaders, tmp_path):
+    unbroken = fit("m", Net(), *loaders, PLAN, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        fit("m", Net(), *loaders, PLAN, tmp_path / "m", at_step(8, ask_to_stop))
+    cut(tmp_path / "m/step.pt")
+    said = []
+    assert fit("m", Net(), *loaders, PLAN, tmp_path / "m", Hooks(say=said.append)).history == unbroken.history
+    assert said[0].endswith("going on from last.pt, the end of epoch 1")
+
+
+def test_only_damaged_checkpoints_are_an_error(loaders, tmp_path):
+    fit("m", Net(), *loaders, PLAN, tmp_path / "m")
+    cut(tmp_path / "m/last.pt")
+    cut(tmp_path / "m/previous.pt")
+    with pytest.raises(UserError, match=r"last\.pt is damaged"):
+        fit("m", Net(), *loaders, PLAN, tmp_path / "m")
+
+
+def test_another_batch_size_goes_on_at_the_end_of_an_epoch_and_says_so(images, loaders, tmp_path):
+    with pytest.raises(Interrupted):
+        fit("m", Net(), *loaders, PLAN, tmp_path / "m", at_step(8, ask_to_stop))
+    said = []
+    with loader.create(images, "train", train=True, size=16, batch_size=10, backend="synthetic") as train:
+        course = fit("m", Net(), train, loaders[1], PLAN, tmp_path / "m", Hooks(say=said.append))
+    assert [row.epoch for row in course.history] == [1, 2, 3]
+    assert said == [
+        f"{tmp_path / 'm/step.pt'} stands in the middle of epoch 2 and was saved with batch size 8 (now 10): going on "
+        "from the end of epoch 1",
+        f"{tmp_path / 'm/last.pt'} was saved with batch size 8 (now 10)",
+    ]
+
+
+def test_a_loss_that_is_not_finite_names_step_and_files_and_keeps_the_checkpoint(loaders, tmp_path):
+    model = Net()
+
+    def spoil():
+        with torch.no_grad():
+            model[-1].bias.fill_(float("nan"))
+
+    train = loaders[0]
+    with pytest.raises(NotFiniteError) as caught:
+        fit("m", model, *loaders, PLAN, tmp_path / "m", at_step(7, spoil))
+    files_ = train.files(train.plan(2, PLAN.draw(2, 0))[2].indices)
+    assert str(caught.value) == (
+        f"m: the loss of batch 3 of epoch 2 is not finite (images: {', '.join(files_[:3])} and 5 more); the checkpoint "
+        "of epoch 1 is kept; try a smaller --lr, --clip-norm 1 or --precision fp32"
+    )
+    assert checkpoint.load(tmp_path / "m/last.pt")["epoch"] == 1
+    assert not (tmp_path / "m/step.pt").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 300 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("no right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(loaders, small_disk):
+    """A checkpoint takes about 50 kB: the disk has room for the first epoch's, then it is filled."""
+    folder = small_disk / "m"
+
+    def fill():
+        with open(small_disk / "filling", "wb", buffering=0) as file, suppress(OSError):
+            for _ in range(1000):
+                file.write(b"x" * 4096)
+
+    with pytest.raises(StorageError, match="No space left on device; what stood there is intact"):
+        fit("m", Net(), *loaders, PLAN, folder, at_step(7, fill))
+    assert checkpoint.load(folder / "last.pt")["epoch"] == 1
+    assert checkpoint.load(folder / "best.pt")["epoch"] == 1
+    assert not list(folder.glob("*.partial"))
+    (small_disk / "filling").unlink()
+    assert len(fit("m", Net(), *loaders, PLAN, folder).history) == 3
+
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+from engine import checkpoint, files
+from engine.errors import StorageError
+import torch
+folder = Path(sys.argv[1])
+checkpoint.save(folder / "last.pt", {"model": {"w": torch.zeros(10)}})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    checkpoint.save(folder / "last.pt", {"model": {"w": torch.zeros(100_000)}})
+except StorageError as error:
+    print(error)
+"""
+
+
+def test_a_quota_keeps_the_checkpoint_before(tmp_path):
+    """The same without the right to mount: the system refuses files above a size."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
+    assert "last.pt cannot be written: File too large; what stood there is intact" in done.stdout
+    assert checkpoint.load(tmp_path / "last.pt")["model"]["w"].tolist() == [0.0] * 10
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "history.csv"
+    files.write_atomically(path, "a\n")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"history\.csv cannot be written: No space left on device"):
+        files.write_atomically(path, "a\nb\n")
+    assert path.read_text() == "a\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class Hungry(Net):
+    """A network that needs more memory than there is for more than 4 images."""
+
+    def forward(self, x):
+        if len(x) > 4:
+            torch.empty(2**50)  # the allocator refuses
+        return super().forward(x)
+
+
+def test_out_of_memory_says_which_batch_size_fits(loaders, tmp_path):
+    """A tenth of what fits is left free."""
+    message = r"^out of memory at batch size 8; 3 would fit: --batch-size 3 \(or --accumulate 3\)$"
+    with pytest.raises(OutOfMemoryError, match=message):
+        fit("m", Hungry(), *loaders, PLAN, tmp_path / "m")
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_kept(loaders, tmp_path):
+    plan = replace(PLAN, ema=0.99)
+    model = Net()
+    fit("m", model, *loaders, plan, tmp_path / "m")
+    content = checkpoint.load(tmp_path / "m/last.pt")
+    best = checkpoint.load(tmp_path / "m/best.pt")
+    assert int(content["ema"]["n_averaged"]) == 15
+    if best["epoch"] == 3:
+        assert all(torch.equal(value, content["ema"][f"module.{key}"]) for key, value in best["model"].items())
+    assert not torch.equal(best["model"]["0.weight"], content["model"]["0.weight"])
+    assert state.exists(tmp_path / "m")
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(images, tmp_path):
+    """Without batch normalisation, whose statistics are each batch's; 40 images make 16 + 16 + 8."""
+
+    def weights(batch_size, accumulate):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+        plan = replace(PLAN, epochs=1, optimizer="sgd", accumulate=accumulate, clip_norm=0.5)
+        with (
+            loader.create(images, "train", train=True, size=16, batch_size=batch_size, backend="synthetic") as train,
+            loader.create(images, "val", train=False, size=16, batch_size=8, backend="synthetic") as val,
+        ):
+            fit("m", model, train, val, plan, tmp_path / f"{batch_size} {accumulate}")
+        return model.state_dict()
+
+    large, small = weights(16, 1), weights(8, 2)
+    for key, value in large.items():
+        torch.testing.assert_close(small[key], value, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,147 @@
+"""What a run writes for TensorBoard, read back with TensorBoard's own reader."""
+
+import importlib.util
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from engine import tensorboard
+from engine.batch import normalise
+from engine.channels import RGB, Channels
+from engine.course import EpochRow
+from engine.tensorboard import Scalars, grid
+
+needs_tensorboard = pytest.mark.skipif(
+    importlib.util.find_spec("tensorboard") is None, reason="the package tensorboard is not installed"
+)
+
+
+def row(epoch, loss=1.0):
+    return EpochRow("m", epoch, 0.1 / epoch, loss, 0.5, loss + 0.5, 0.25)
+
+
+def read(folder):
+    """Return TensorBoard's view of a folder: what `tensorboard --logdir` serves."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"images": 0})
+    events.Reload()
+    return events
+
+
+def series(folder, name):
+    return [(event.step, pytest.approx(event.value)) for event in read(folder).Scalars(name)]
+
+
+@needs_tensorboard
+def test_every_epoch_has_its_scalars(tmp_path):
+    with Scalars(tmp_path / "tensorboard/m") as scalars:
+        for epoch, idle in ((1, None), (2, 0.25)):
+            scalars.epoch(row(epoch, loss=3.0 - epoch), images_per_second=100.0 * epoch, idle=idle)
+    folder = tmp_path / "tensorboard/m"
+    assert set(read(folder).Tags()["scalars"]) == {
+        "loss/train", "loss/validation", "accuracy/train", "accuracy/validation", "learning rate", "images per second",
+        "idle share",
+    }  # fmt: skip
+    assert series(folder, "loss/train") == [(1, 2.0), (2, 1.0)]
+    assert series(folder, "loss/validation") == [(1, 2.5), (2, 1.5)]
+    assert series(folder, "accuracy/train") == [(1, 0.5), (2, 0.5)]
+    assert series(folder, "accuracy/validation") == [(1, 0.25), (2, 0.25)]
+    assert series(folder, "learning rate") == [(1, 0.1), (2, 0.05)]
+    assert series(folder, "images per second") == [(1, 100), (2, 200)]
+    assert series(folder, "idle share") == [(2, 0.25)]
+
+
+@needs_tensorboard
+def test_an_epoch_is_on_disk_when_it_ends(tmp_path):
+    scalars = Scalars(tmp_path)
+    scalars.epoch(row(1), 100.0)
+    assert series(tmp_path, "loss/train") == [(1, 1.0)]
+    scalars.close()
+
+
+@needs_tensorboard
+def test_a_run_that_is_gone_on_with_shows_each_epoch_once(tmp_path):
+    with Scalars(tmp_path) as scalars:
+        for epoch in (1, 2, 3):
+            scalars.epoch(row(epoch, loss=3.0), 100.0)
+    # It was killed after it had written epoch 3 and before the checkpoint of that epoch.
+    with Scalars(tmp_path, first_epoch=3) as scalars:
+        for epoch in (3, 4):
+            scalars.epoch(row(epoch, loss=2.0), 100.0)
+    assert series(tmp_path, "loss/train") == [(1, 3.0), (2, 3.0), (3, 2.0), (4, 2.0)]
+
+
+@needs_tensorboard
+def test_the_first_batch_and_pictures_are_shown(tmp_path):
+    pixels = torch.randint(0, 256, (20, 3, 8, 6), dtype=torch.uint8)
+    Image.fromarray(np.full((5, 7, 3), 9, np.uint8)).save(tmp_path / "predictions.png")
+    with Scalars(tmp_path / "m") as scalars:
+        first = normalise(pixels)
+        scalars.batch(first, RGB)
+        first.zero_()  # a buffer that is used again
+        scalars.batch(torch.zeros(20, 3, 8, 6), RGB)
+        scalars.epoch(row(1), 100.0)
+        scalars.epoch(row(2), 100.0)
+        scalars.picture("predictions", tmp_path / "predictions.png", 2)
+        scalars.picture("predictions of nothing", tmp_path / "missing.png", 2)
+    events = read(tmp_path / "m")
+    assert set(events.Tags()["images"]) == {"training images", "predictions"}
+    (shown,) = events.Images("training images")
+    assert shown.step == 1
+    picture = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)))
+    assert picture.shape == (4 * (8 + 2) + 2, 4 * (6 + 2) + 2, 3)
+    assert np.array_equal(picture[2:10, 2:8], pixels[0].permute(1, 2, 0).numpy())
+    assert np.array_equal(picture[32:40, 26:32], pixels[15].permute(1, 2, 0).numpy())
+    (shown,) = events.Images("predictions")
+    assert (shown.width, shown.height, shown.step) == (7, 5, 2)
+
+
+def test_a_grid_of_other_values_is_stretched_to_what_can_be_seen():
+    channels = Channels(("red", "nir"), (500.0, 900.0), (100.0, 300.0))
+    stored = torch.linspace(0, 4000, 2 * 2 * 3 * 3).reshape(2, 2, 3, 3)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (channels.mean, channels.std))
+    picture = grid((stored - mean) / std, channels)
+    assert picture.shape == (3 + 4, 2 * (3 + 2) + 2, 3)
+    assert picture[2:5, 2:5].min() == 0
+    assert picture[2:5, 2:5].max() == 255
+
+
+def test_disabled_scalars_write_nothing(tmp_path):
+    with Scalars(tmp_path / "m", enabled=False) as scalars:
+        scalars.batch(torch.zeros(2, 3, 4, 4), RGB)
+        scalars.epoch(row(1), 100.0)
+        scalars.picture("predictions", tmp_path, 1)
+    assert not (tmp_path / "m").exists()
+
+
+@needs_tensorboard
+def test_a_folder_that_cannot_be_written_does_not_end_the_training(tmp_path, capsys):
+    (tmp_path / "tensorboard").write_text("a file where a folder is wanted")
+    with Scalars(tmp_path / "tensorboard/m") as scalars:
+        scalars.batch(torch.zeros(2, 3, 4, 4), RGB)
+        for epoch in (1, 2):
+            scalars.epoch(row(epoch), 100.0)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"no more TensorBoard scalars: {tmp_path / 'tensorboard/m'} cannot be written (")
+
+
+def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
+    tensorboard._is_installed.cache_clear()
+    for model in ("a", "b"):
+        with Scalars(tmp_path / model) as scalars:
+            scalars.epoch(row(1), 100.0)
+    tensorboard._is_installed.cache_clear()
+    assert capsys.readouterr().out.splitlines() == ["no TensorBoard scalars: pip install tensorboard"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard_is_not_imported_before_something_is_written():
+    code = "import sys, engine.tensorboard; sys.exit('tensorboard' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

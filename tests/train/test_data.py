@@ -1,0 +1,86 @@
+"""The data of a run as it is opened: what is kept of it, and what is left out."""
+
+import os
+
+import pytest
+
+from engine.data import decode
+from engine.errors import UserError
+from tests.conftest import write_list_folder
+from train.config import Settings
+from train.data import open_data
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A data folder of 24 / 6 / 6 images, and a cache folder of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return write_list_folder(tmp_path / "data", (8, 2, 2))
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The files decoded from here on, in this process."""
+    calls, rgb = [], decode.rgb
+    monkeypatch.setattr(decode, "rgb", lambda file: calls.append(os.path.basename(file)) or rgb(file))
+    return calls
+
+
+def settings(folder, **options):
+    defaults = {"device": "cpu", "workers": 1, "backend": "torch", "image_size": 32, "models": ("simple_cnn",)}
+    return Settings(data=str(folder), **defaults | options).resolve("task1")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"cache": "auto"}, "images kept in memory: 0.3 MB"),
+        ({"cache": "host"}, "images kept in memory: 0.3 MB"),
+        ({"cache": "device"}, "images kept in memory: 0.1 MB, each squeezed to 37 x 37 pixels"),
+        ({"cache": "device", "image_size": 42}, "images kept in memory: 0.3 MB"),
+        ({"cache": "device", "cache_size": 40}, "images kept in memory: 0.2 MB, each squeezed to 40 x 40 pixels"),
+        (
+            {"cache": "device", "model": {"simple_cnn": {"image_size": 35}}},
+            "images kept in memory: 0.2 MB, each squeezed to 40 x 40 pixels",
+        ),
+    ],
+)
+def test_one_line_says_what_is_kept_and_the_second_start_decodes_nothing(folder, decoded, capsys, options, line):
+    first = open_data(settings(folder, **options), "task1")
+    assert capsys.readouterr().out == f"{line}\n"
+    decoded.clear()
+    second = open_data(settings(folder, **options), "task1")
+    assert decoded == []
+    assert capsys.readouterr().out == f"{line}\n"
+    assert second.images == first.images
+    assert len(second.pixels) == len(first.pixels) == 36
+    assert not second.pixels.faults
+
+
+def test_nothing_is_kept_where_that_is_not_wanted(folder, capsys):
+    assert open_data(settings(folder, cache="none"), "task1").pixels is None
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("cache", ["host", "device"])
+def test_a_file_that_fails_after_the_scan_is_left_out(folder, capsys, cache):
+    open_data(settings(folder, cache="none"), "task1")
+    file = folder / "images" / "val 3.jpg"
+    state = file.stat()
+    file.write_bytes(bytes(state.st_size))  # of the same size and time: the scan does not look at it again
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    for _ in range(2):
+        found = open_data(settings(folder, cache=cache), "task1")
+        kept, line = capsys.readouterr().out.splitlines()
+        assert line.startswith("left out: images/val 3.jpg (val): can no longer be read: cannot identify image file")
+        assert kept.startswith("images kept in memory: ")
+        assert [(item["path"], item["split"]) for item in found.rejected] == [("images/val 3.jpg", "val")]
+        assert found.summary()["rejected"] == 1
+        assert {name: len(split.paths) for name, split in found.images.splits.items()} == {
+            "train": 24,
+            "val": 5,
+            "test": 6,
+        }
+        assert found.places["val"] == (0, 1, 2, 4, 5)
+    with pytest.raises(UserError, match=r"--strict: 1 files cannot be used; the first is images/val 3\.jpg: can no lo"):
+        open_data(settings(folder, cache=cache, strict=True), "task1")

@@ -1,0 +1,119 @@
+"""Several processes under torchrun, with Gloo on the CPU."""
+
+import pytest
+import torch
+
+from engine import checkpoint
+from tests.train import runner
+from train.run import main
+
+pytestmark = pytest.mark.dist
+
+# 72 images: 9 steps of 8 an epoch; 3 epochs are 27. resnet18 has batch normalisation and no dropout, whose masks are
+# each process's own.
+ARGUMENTS = [
+    *("--image-size", "32", "--batch-size", "8", "--epochs", "3", "--workers", "1", "--precision", "fp32"),
+    *("--models", "resnet18", "--backend", "torch", "--lr", "0.0003", "--sync-bn", "--no-tensorboard"),
+]
+
+
+@pytest.fixture(scope="module")
+def alone(stripes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    assert main(["task1", "--data", str(stripes), "--out", str(out), "--name", "a", *ARGUMENTS]) == 0
+    return out / "task1/a"
+
+
+@pytest.fixture(scope="module")
+def pair(stripes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pair")
+    done = runner.torchrun(2, "task1", "--data", str(stripes), "--out", str(out), "--name", "a", *ARGUMENTS)
+    assert done.returncode == 0, done.stderr
+    return out / "task1/a", done.stdout
+
+
+def assert_close_runs(run, other, within):
+    for mine, others in zip(runner.history(run), runner.history(other), strict=True):
+        for key in ("train_loss", "val_loss"):
+            assert float(mine[key]) == pytest.approx(float(others[key]), rel=within), (mine, others)
+    found, wanted = (runner.results(each)["models"]["resnet18"]["test"] for each in (run, other))
+    for name, scores in wanted.items():
+        assert found[name]["loss"] == pytest.approx(scores["loss"], rel=within), name
+
+
+def test_two_processes_equal_one_at_the_same_global_batch(alone, pair):
+    run, _ = pair
+    first, second = (runner.history(each) for each in (run, alone))
+    for mine, others in zip(first[:2], second[:2], strict=True):  # 18 steps
+        assert float(mine["train_loss"]) == pytest.approx(float(others["train_loss"]), rel=1e-5)
+    assert_close_runs(run, alone, 1e-3)  # rounding grows with the steps
+
+
+def test_the_first_process_alone_speaks_and_writes(pair):
+    run, printed = pair
+    assert printed.count("resnet18 epoch 1/3") == 1
+    assert len(runner.history(run)) == 3
+    assert (run / "report.html").exists()
+    division = checkpoint.load(run / "checkpoints/resnet18/last.pt")["division"]
+    assert division == {"samples": 72, "batch_size": 8, "accumulate": 1, "world_size": 2}
+
+
+def test_a_killed_worker_is_restarted_and_the_run_ends_the_same(stripes, tmp_path, pair):
+    run, _ = pair
+    script = tmp_path / "killed.py"
+    script.write_text(runner.KILLED)
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "a", *ARGUMENTS]
+    done = runner.torchrun(
+        2, *start, "--save-every", "0.000001", script=script, restarts=1, KILL_AT="14", KILL_RANK="1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert_close_runs(tmp_path / "task1/a", run, 1e-6)
+
+
+def test_another_number_of_processes_goes_on_at_the_end_of_an_epoch(stripes, tmp_path, alone, capsys):
+    script = tmp_path / "killed.py"
+    script.write_text(runner.KILLED)
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "a", *ARGUMENTS]
+    done = runner.torchrun(2, *start, "--save-every", "0.000001", script=script, KILL_AT="14")
+    assert done.returncode != 0
+    assert main(["task1", "--out", str(tmp_path), "--resume", "auto"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "was saved with world size 2 (now 1): going on from the end of epoch 1" in said
+    assert_close_runs(tmp_path / "task1/a", alone, 1e-3)
+
+
+def test_an_error_of_the_users_is_said_once(tmp_path):
+    done = runner.torchrun(2, "task1", "--data", str(tmp_path / "none"), "--out", str(tmp_path))
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1, done.stderr
+
+
+def test_sync_bn_equals_batch_normalisation_of_one_process():
+    """The layer by itself, in a world of one: the definition, forward and backward."""
+    import torch.distributed as dist
+    from torch import nn
+
+    from engine.sync_batch_norm import synchronised
+
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        torch.manual_seed(0)
+        x = (3 * torch.randn(6, 4, 5, 5) + 2).requires_grad_()
+        plain = nn.Sequential(nn.BatchNorm2d(4))
+        with torch.no_grad():
+            plain[0].weight.uniform_(0.5, 2)
+            plain[0].bias.uniform_(-1, 1)
+        ours = synchronised(nn.Sequential(nn.BatchNorm2d(4)), torch.device("cpu"))
+        ours.load_state_dict(plain.state_dict())
+        weights = torch.randn(6, 4, 5, 5)
+        found = []
+        for model in (plain, ours):
+            y = model(x)
+            found.append((y, *torch.autograd.grad((y * weights).sum(), [x, *model.parameters()])))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4)
+        for key, value in plain.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-5, atol=1e-6)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,112 @@
+"""The loss of each of the first 20 steps of every task on the generated set: a change in them must be meant.
+
+After a meant change: `python -m tests.train.test_golden_losses` writes them anew.
+"""
+
+import json
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+
+from engine.data import generated, listing
+from engine.data.listing import ImageSet, Split
+from engine.training import Hooks, fit
+from train import data, entries, networks
+from train.config import Settings
+
+GOLDEN = Path(__file__).with_name("golden_losses.json")
+STEPS = 20
+# Models of each task at a size that takes seconds; fp32, as figures in bf16 depend on the processor, and rates at which
+# so small batches do not throw a deep network about, or rounding would decide.
+CASES = {
+    "task1 simple_cnn": {"batch_size": 32},
+    "task1 pool_attention_cnn": {"batch_size": 32},
+    "task2 attention_cnn": {"batch_size": 16},
+    "task2 resnet34": {"batch_size": 8, "image_size": 32, "lr": 1e-4},
+    "cifar100 base_net": {"batch_size": 32, "image_size": 32},
+    "cifar100 vgg_slim": {"batch_size": 16, "image_size": 32},
+    "transfer resnet50+scratch": {"batch_size": 8, "image_size": 32, "lr": 3e-4},
+}
+
+
+class Enough(Exception):
+    """Ends a training after the steps that are wanted."""
+
+
+def losses(case: str, folder: Path) -> list[float]:
+    """Return the losses of the first steps of a case, "TASK ENTRY", trained in one thread."""
+    task, entry = case.split()
+    settings = Settings(
+        models=(entry,), epochs=1, precision="fp32", device="cpu", compile=False, backend="torch", workers=1
+    )
+    settings = entries.of(replace(settings.resolve(task), **CASES[case]), entry)
+    images = first_images(settings.batch_size)
+    model = networks.prepared(entry, settings, len(images.class_names), len(images.channels))
+    plan = networks.plan(model, settings, images)
+    found, cross_entropy, threads = [], torch.nn.functional.cross_entropy, torch.get_num_threads()
+
+    def noted(*arguments, **options):
+        loss = cross_entropy(*arguments, **options)
+        found.append(loss.item())
+        return loss
+
+    def step() -> None:
+        if len(found) == STEPS:
+            raise Enough
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        data.make_loader(images, "train", settings, plan.augmentations) as train,
+        data.make_loader(images, "val", settings) as val,
+        suppress(Enough),
+    ):
+        patch.setattr(torch.nn.functional, "cross_entropy", noted)
+        torch.set_num_threads(1)  # several divide sums as they like
+        fit(entry, model, train, val, plan, folder, Hooks(step=step))
+    torch.set_num_threads(threads)
+    return found
+
+
+def first_images(batch_size: int) -> ImageSet:
+    """Return the generated set with its images' sizes, as many for training as the steps take."""
+    images = listing.read(generated.ensure())
+    counts = {"train": STEPS * batch_size + 2, "val": 2}
+    splits = {}
+    for name, count in counts.items():
+        split = images.splits[name]
+        stride = max(1, len(split.paths) // count)
+        chosen = [place * stride % len(split.paths) for place in range(count)]
+        labels, paths = ([column[place] for place in chosen] for column in (split.labels, split.paths))
+        splits[name] = Split(tuple(paths), tuple(labels), sizes(images.root, paths))
+    return replace(images, splits=splits)
+
+
+def sizes(root: Path, paths: list[str]) -> tuple[tuple[int, int], ...]:
+    """Return (height, width) of each image."""
+    from PIL import Image
+
+    found = []
+    for path in paths:
+        with Image.open(root / path) as image:
+            found.append((image.height, image.width))
+    return tuple(found)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_first_losses_are_as_recorded(case, tmp_path):
+    golden = json.loads(GOLDEN.read_text())[case]
+    # Processors and versions of torch round differently, and that grows with each step.
+    found = losses(case, tmp_path)
+    assert len(found) == len(golden) == STEPS
+    assert found[:5] == pytest.approx(golden[:5], rel=1e-3)
+    assert found == pytest.approx(golden, rel=0.02)
+
+
+if __name__ == "__main__":
+    with TemporaryDirectory() as scratch:
+        recorded = {case: [round(loss, 5) for loss in losses(case, Path(scratch) / case)] for case in CASES}
+    GOLDEN.write_text(json.dumps(recorded, indent=1) + "\n")
