@@ -17,24 +17,34 @@ def pytest_configure(config):
 
 
 @pytest.fixture
-def keep(request, benchmark):
-    """Return a function that keeps an entry of an op's results and has pytest-benchmark time ours.
+def keep_entry(request, benchmark):
+    """Return a function that keeps an entry of a section of results.
 
     Entries go to the tables printed when the run ends, and to the device's file: on a CPU with --save-results.
     """
 
-    def keep_entry(op, name, entry, calls, ceilings, packages=("timm",)):
+    def kept(op, name, entry, ceilings=None, packages=("timm",)):
         sections = request.config.stash[ENTRIES]
         empty = {"ceilings": {}, "shapes": {}}
         section = sections.setdefault(op, record.circumstances(DEVICE, packages) | empty)
-        section["ceilings"] |= ceilings
+        section["ceilings"] |= ceilings or {}
         section["shapes"][name] = entry | {stamp: section[stamp] for stamp in ("date", "commit")}
         if DEVICE == "cuda" or request.config.getoption("--save-results"):
             record.write(record.results_path(DEVICE), op, section)
         benchmark.extra_info |= entry
+
+    return kept
+
+
+@pytest.fixture
+def keep(keep_entry, benchmark):
+    """Return a function that keeps an entry of an op's results and has pytest-benchmark time ours."""
+
+    def timed(op, name, entry, calls, ceilings, packages=("timm",)):
+        keep_entry(op, name, entry, ceilings, packages)
         benchmark.pedantic(finished, (calls["ours"],), rounds=3, warmup_rounds=1)
 
-    return keep_entry
+    return timed
 
 
 @pytest.hookimpl(trylast=True)

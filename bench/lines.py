@@ -61,6 +61,31 @@ def images_per_second(entry: Entry) -> float:
     return 1e3 * entry["images"] / entry["ms"]["ours"]["forward"]
 
 
+def rate(entry: Entry, way: str, part: str) -> float:
+    """Return the images a second of a part of a training, "ours" or "reports"."""
+    return 1e3 * entry["batch" if part == "step" else "images"] / entry["ms"][way][part]
+
+
+def to_reports(entry: Entry, part: str) -> float:
+    """Return how many times as long the reports' way takes as ours."""
+    return entry["ms"]["reports"][part] / entry["ms"]["ours"][part]
+
+
+def input_share(entry: Entry) -> float:
+    """Return the time that input from kept images takes alone over that of a training step."""
+    return entry["ms"]["ours"]["input"] / entry["ms"]["ours"]["step"]
+
+
+def extrapolated(entry: Entry, epochs: int = 25, images: int = 63_325) -> float:
+    """Return the minutes that the training part of so many epochs of task 1 would take at the measured rate."""
+    return epochs * images / rate(entry, "ours", "epoch") / 60
+
+
+def seconds(entry: Entry) -> float:
+    """Return the seconds that ours takes."""
+    return entry["ms"]["ours"]["both"] / 1e3
+
+
 def lines(op: str, entries: dict[str, Entry], on_gpu: bool) -> list[Line]:
     """Return the lines for the entries of a run of an op, by the names they are recorded under."""
     return LINES[op]["gpu" if on_gpu else "cpu"](entries)
@@ -128,6 +153,38 @@ def _augment_on_cpu(entries: dict[str, Entry]) -> list[Line]:
     return [_every(entries, "ours / torchvision on every shape", to_torchvision, 1.03, most=True)]
 
 
+def _training_on_gpu(entries: dict[str, Entry]) -> list[Line]:
+    at_256 = "25 epochs of 63,325 images at 256 px, extrapolated from measured epochs, minutes"
+    return [
+        _every(entries, "epoch, reports' way / ours, each model", lambda e: to_reports(e, "epoch"), 8),
+        _every(entries, "input from kept images alone / step", input_share, 0.05, most=True),
+        _every(entries, "idle share of a step in the second epoch", lambda e: e.get("gpu_idle"), 0.1, most=True),
+        _every(entries, at_256, extrapolated, 3, most=True),
+    ]
+
+
+def _training_on_cpu(entries: dict[str, Entry]) -> list[Line]:
+    def on_resnet34(entry: Entry) -> float | None:
+        return to_reports(entry, "epoch") if entry["dtype"] == "bfloat16" else None
+
+    chosen = {name: entry for name, entry in entries.items() if name == "resnet34 84 px"}
+    return [_every(chosen, "bfloat16 epoch of resnet34 at 84 px, reports' way / ours", on_resnet34, 2)]
+
+
+def _input_on_gpu(entries: dict[str, Entry]) -> list[Line]:
+    chosen = {name: entry for name, entry in entries.items() if name == "dali gpu"}
+    return [_every(chosen, "DALI on the GPU / torch with 16 workers", lambda e: speedup(e, "torch"), 3)]
+
+
+def _start(entries: dict[str, Entry]) -> list[Line]:
+    chosen = {name: entry for name, entry in entries.items() if name == "second start"}
+    return [_every(chosen, "seconds before the first step", seconds, 5, most=True)]
+
+
+def _processes(entries: dict[str, Entry]) -> list[Line]:
+    return [_every(entries, "two processes / one with two threads, images/s", lambda e: speedup(e, "one"), 0.85)]
+
+
 def _has(name: str, value) -> Callable[[Entry], bool]:
     return lambda entry: entry[name] == value
 
@@ -174,4 +231,8 @@ LINES = {
     "spatial_attention": _MEMORY_BOUND,
     "channel_gate": _MEMORY_BOUND,
     "augment": {"gpu": _augment_on_gpu, "cpu": _augment_on_cpu},
+    "training": {"gpu": _training_on_gpu, "cpu": _training_on_cpu},
+    "input": {"gpu": _input_on_gpu, "cpu": lambda entries: []},
+    "start": {"gpu": _start, "cpu": _start},
+    "processes": {"gpu": _processes, "cpu": _processes},
 }

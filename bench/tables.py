@@ -1,4 +1,4 @@
-"""Tables of the results in `bench/results`: `python -m bench.tables` rewrites those in README.md."""
+"""Tables of the results in `bench/results`: `python -m bench.tables` rewrites those in README.md and docs/engine.md."""
 
 import argparse
 import io
@@ -6,7 +6,7 @@ import json
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,30 +22,34 @@ Entry = lines.Entry
 
 
 class Columns(NamedTuple):
-    """The columns of an op's tables after the shape, each a function from entry to cell, and what they mean."""
+    """The columns of a section's tables after the `first`, each a function from entry to cell, and what they mean."""
 
     cells: dict[str, Callable[[Entry], str]]
     legend: str
+    first: str = "shape"
 
 
+# Headings of columns that hold words.
+WORDS = {"shape", "model", "source", "start", "processes", "which", "line", "measured", "verdict"}
 VERDICTS = {True: "pass", False: "miss", None: "not measured yet"}
 
 
 def rows(op: str, entries: dict[str, Entry]) -> list[list[str]]:
     """Return the cells of one row per entry, under `headings(op)`."""
-    return [[_name(key, entry), *(cell(entry) for cell in OPS[op].cells.values())] for key, entry in entries.items()]
+    cells = SECTIONS[op].cells.values()
+    return [[_name(key, entry), *(cell(entry) for cell in cells)] for key, entry in entries.items()]
 
 
 def headings(op: str) -> list[str]:
     """Return the headings of an op's tables."""
-    return ["shape", *OPS[op].cells]
+    return [SECTIONS[op].first, *SECTIONS[op].cells]
 
 
 def tables_of(section: dict) -> list[dict[str, Entry]]:
     """Return the entries of each table: one for each dtype and layout, in the order they were measured."""
     found: dict[tuple[str, str], dict[str, Entry]] = {}
     for key, entry in section["shapes"].items():
-        found.setdefault((entry["dtype"], entry["layout"]), {})[key] = entry
+        found.setdefault((entry.get("dtype", ""), entry.get("layout", "")), {})[key] = entry
     return list(found.values())
 
 
@@ -56,8 +60,8 @@ def text(op: str, section: dict, width: int) -> str:
         table = Table(*headings(op), box=None, padding=(0, 1, 0, 0), title=Text(_title(entries)))
         table.title_justify = "left"
         for column, heading in zip(table.columns, headings(op), strict=True):
-            column.justify = "left" if heading in ("shape", "which") else "right"
-            column.no_wrap = heading != "shape"
+            column.justify = "left" if heading in WORDS else "right"
+            column.no_wrap = heading != SECTIONS[op].first
             column.header_style = "none"
             column.min_width = max(len(word) for word in heading.split())
             column.header = heading.replace(" ", "\n")
@@ -65,7 +69,7 @@ def text(op: str, section: dict, width: int) -> str:
             table.add_row(*map(Text, row))
         console.print(table)
         console.print()
-    console.print(Text(f"{OPS[op].legend} {_skipped(section)}"))
+    console.print(Text(f"{SECTIONS[op].legend} {_skipped(section)}"))
     console.print()
     for line in lines.lines(op, section["shapes"], section["kind"] == "cuda"):
         console.print(Text(f"{VERDICTS[line.met].upper() if line.met is not None else '-':5}{line.demand}"))
@@ -83,13 +87,13 @@ def markdown(op: str, results: Path = RESULTS) -> str:
     return "\n\n".join(parts)
 
 
-def rewritten(readme: str, results: Path = RESULTS) -> str:
-    """Return the text of README.md with the tables of `results` between its markers.
+def rewritten(readme: str, results: Path = RESULTS, names: Iterable[str] | None = None) -> str:
+    """Return the text of README.md with the tables of `results` between its markers; `names`: those of other sections.
 
     Raises:
         ValueError: a marker is missing.
     """
-    for op in OPS:
+    for op in OPS if names is None else names:
         opening, closing = f"<!-- bench:{op} -->", f"<!-- /bench:{op} -->"
         before, found, rest = readme.partition(opening)
         _, closed, after = rest.partition(closing)
@@ -100,27 +104,33 @@ def rewritten(readme: str, results: Path = RESULTS) -> str:
 
 
 def main(arguments: list[str] | None = None, readme: Path = README, results: Path = RESULTS) -> int:
-    """Rewrite README.md, or with --check only say whether it is current; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench.tables", description="rewrite the tables in README.md")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where README.md is not current")
+    """Rewrite both pages, or with --check only say whether they are current; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.tables", description="rewrite the tables in the pages")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where one is not current")
     check = parser.parse_args(arguments).check
-    old = readme.read_text(encoding="utf-8")
+    engine = readme.parent / "docs" / "engine.md"
+    pages = {readme: tuple(OPS)} | ({engine: tuple(ENGINE)} if engine.exists() else {})
+    return max(_rewrite(page, names, results, check) for page, names in pages.items())
+
+
+def _rewrite(page: Path, names: tuple[str, ...], results: Path, check: bool) -> int:
+    old = page.read_text(encoding="utf-8")
     try:
-        new = rewritten(old, results)
+        new = rewritten(old, results, names)
     except ValueError as error:
-        print(f"{readme.name}: {error}", file=sys.stderr)
+        print(f"{page.name}: {error}", file=sys.stderr)
         return 1
     if check and new != old:
-        print(f"{readme.name} is not current: run python -m bench.tables", file=sys.stderr)
+        print(f"{page.name} is not current: run python -m bench.tables", file=sys.stderr)
         return 1
     if new != old:
-        readme.write_text(new, encoding="utf-8")
+        page.write_text(new, encoding="utf-8")
     return 0
 
 
 def _name(key: str, entry: Entry) -> str:
     """Return what of an entry's key the title of its table does not say."""
-    return key.removeprefix(f"{entry['dtype']} ").removeprefix(f"{entry['layout']} ")
+    return key.removeprefix(f"{entry.get('dtype')} ").removeprefix(f"{entry.get('layout')} ")
 
 
 def _ours(part: str) -> Callable[[Entry], str]:
@@ -162,7 +172,9 @@ def _title(entries: dict[str, Entry]) -> str:
     counted = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
     batches = [entry["batch"] for entry in chosen if "batch" in entry]
     batch = f", batch {max(set(batches), key=batches.count)}" if batches else ""
-    return f"{chosen[0]['dtype']} {chosen[0]['layout']}{batch}, medians of {counted} runs"
+    kind = [chosen[0][name] for name in ("dtype", "layout") if name in chosen[0]]
+    described = [" ".join(kind) + batch] if kind else []
+    return ", ".join([*described, f"medians of {counted} runs"])
 
 
 def _skipped(section: dict) -> str:
@@ -184,10 +196,11 @@ def _section_markdown(op: str, section: dict) -> str:
     versions = _list([f"{name} {number}" for name, number in section["versions"].items() if number])
     ceilings = _list([f"{value:g} {name}" for name, value in section["ceilings"].items()])
     stamp = f"{section['date']}, commit {section['commit']}"
-    parts = [_wrapped(f"**{section['device']}**; {versions}; {stamp}; ceilings measured in the same run: {ceilings}.")]
+    measured = f"; ceilings measured in the same run: {ceilings}" if ceilings else ""
+    parts = [_wrapped(f"**{section['device']}**; {versions}; {stamp}{measured}.")]
     for entries in tables_of(section):
         parts += [f"{_title(entries)}:", _grid(headings(op), rows(op, entries))]
-    parts.append(_wrapped(f"{OPS[op].legend} {_skipped(section)}"))
+    parts.append(_wrapped(f"{SECTIONS[op].legend} {_skipped(section)}"))
     held = lines.lines(op, section["shapes"], section["kind"] == "cuda")
     demands = [[line.demand, line.measured, VERDICTS[line.met]] for line in held]
     parts.append(_grid(("line", "measured", "verdict"), demands))
@@ -199,8 +212,7 @@ def _wrapped(paragraph: str) -> str:
 
 
 def _grid(headings, cells: list[list[str]]) -> str:
-    words = {"shape", "which", "line", "measured", "verdict"}
-    rule = "|".join("---" if heading in words else "---:" for heading in headings)
+    rule = "|".join("---" if heading in WORDS else "---:" for heading in headings)
     return "\n".join([f"| {' | '.join(headings)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in cells)])
 
 
@@ -258,6 +270,64 @@ OPS = {
         "ours. % bound: the least possible time over ours.",
     ),
 }
+
+
+def _rate(way: str, part: str) -> Callable[[Entry], str]:
+    return lambda entry: _three_digits(lines.rate(entry, way, part))
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+ENGINE = {
+    "training": Columns(
+        {
+            "batch": lambda entry: str(entry["batch"]),
+            "step img/s": _rate("ours", "step"),
+            "reports step": _rate("reports", "step"),
+            "ratio step": lambda entry: _ratio(lines.to_reports(entry, "step")),
+            "epoch img/s": _rate("ours", "epoch"),
+            "reports epoch": _rate("reports", "epoch"),
+            "ratio epoch": lambda entry: _ratio(lines.to_reports(entry, "epoch")),
+            "% input": lambda entry: _percent(lines.input_share(entry)),
+            "% idle": lambda entry: _percent(entry.get("gpu_idle")),
+        },
+        "Images a second of ours and of the reports' way (float32, eager, NCHW, torchvision in a DataLoader with a "
+        "worker per core), an epoch of each in turn. step: from the batch to the new weights; for ours that has crop, "
+        "resize and normalisation in it where images are kept on the GPU. epoch: the training part, input and all. "
+        "% input: the time that the kept images alone take for a batch, over that of a step. % idle: the share of a "
+        "step in which the GPU runs nothing.",
+        "model",
+    ),
+    "input": Columns(
+        {
+            "images/s": _rate("ours", "both"),
+            "to torch": _over("torch"),
+            "workers": lambda entry: str(entry["workers"] or "-"),
+        },
+        "JPEGs of 500x375 pixels, a random crop resized to 256 pixels, mirrored, normalised; nothing else runs. to "
+        "torch: the rate over the torch backend's.",
+        "source",
+    ),
+    "start": Columns(
+        {"seconds": lambda entry: f"{lines.seconds(entry):.1f}", "images": lambda entry: f"{entry['images']:,}"},
+        "Seconds from the start of the process to the first step of its training; the images of all splits are decoded "
+        "in the first start and read from the disk cache in the second.",
+        "start",
+    ),
+    "processes": Columns(
+        {
+            "images/s": _rate("ours", "both"),
+            "one process": _rate("one", "both"),
+            "ratio": _over("one"),
+        },
+        "Images a second of resnet34 at 84 pixels, batches of 64, on two cores: by two processes with one thread each "
+        "(torchrun, Gloo), and by one process with two threads.",
+        "processes",
+    ),
+}
+SECTIONS = OPS | ENGINE
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from train.run import main
 
 pytestmark = pytest.mark.dist
 
-# 72 images: 9 steps of 8 an epoch; 3 epochs are 27. resnet18 has batch normalisation and no dropout, whose masks are
-# each process's own.
+# 72 images: 9 steps of 8 an epoch; 3 epochs are 27. The model has batch normalisation and no dropout, whose masks are
+# each process's own. SGD and a network that is not deep, as rounding grows with Adam, which divides by it, and depth.
+MODEL = "baseline_cnn"
 ARGUMENTS = [
     *("--image-size", "32", "--batch-size", "8", "--epochs", "3", "--workers", "1", "--precision", "fp32"),
-    *("--models", "resnet18", "--backend", "torch", "--lr", "0.0003", "--sync-bn", "--no-tensorboard"),
+    *("--models", MODEL, "--backend", "torch", "--optimizer", "sgd", "--lr", "0.001", "--sync-bn", "--no-tensorboard"),
 ]
 
 
@@ -36,25 +37,25 @@ def assert_close_runs(run, other, within):
     for mine, others in zip(runner.history(run), runner.history(other), strict=True):
         for key in ("train_loss", "val_loss"):
             assert float(mine[key]) == pytest.approx(float(others[key]), rel=within), (mine, others)
-    found, wanted = (runner.results(each)["models"]["resnet18"]["test"] for each in (run, other))
+    found, wanted = (runner.results(each)["models"][MODEL]["test"] for each in (run, other))
     for name, scores in wanted.items():
         assert found[name]["loss"] == pytest.approx(scores["loss"], rel=within), name
 
 
 def test_two_processes_equal_one_at_the_same_global_batch(alone, pair):
     run, _ = pair
-    first, second = (runner.history(each) for each in (run, alone))
-    for mine, others in zip(first[:2], second[:2], strict=True):  # 18 steps
-        assert float(mine["train_loss"]) == pytest.approx(float(others["train_loss"]), rel=1e-5)
-    assert_close_runs(run, alone, 1e-3)  # rounding grows with the steps
+    assert_close_runs(run, alone, 1e-5)  # over 27 steps
+    mine, others = (checkpoint.load(each / f"checkpoints/{MODEL}/last.pt")["model"] for each in (run, alone))
+    for key, value in others.items():
+        torch.testing.assert_close(mine[key], value, rtol=1e-4, atol=1e-5)
 
 
 def test_the_first_process_alone_speaks_and_writes(pair):
     run, printed = pair
-    assert printed.count("resnet18 epoch 1/3") == 1
+    assert printed.count(f"{MODEL} epoch 1/3") == 1
     assert len(runner.history(run)) == 3
     assert (run / "report.html").exists()
-    division = checkpoint.load(run / "checkpoints/resnet18/last.pt")["division"]
+    division = checkpoint.load(run / f"checkpoints/{MODEL}/last.pt")["division"]
     assert division == {"samples": 72, "batch_size": 8, "accumulate": 1, "world_size": 2}
 
 
@@ -79,7 +80,7 @@ def test_another_number_of_processes_goes_on_at_the_end_of_an_epoch(stripes, tmp
     assert main(["task1", "--out", str(tmp_path), "--resume", "auto"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "was saved with world size 2 (now 1): going on from the end of epoch 1" in said
-    assert_close_runs(tmp_path / "task1/a", alone, 1e-3)
+    assert_close_runs(tmp_path / "task1/a", alone, 1e-5)
 
 
 def test_an_error_of_the_users_is_said_once(tmp_path):

@@ -1,0 +1,318 @@
+"""The engine: training beside the reports' way, input alone, how soon a run starts, and two processes for one.
+
+pytest bench/test_engine.py --benchmark-only [--save-results]
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from bench import measure, photographs
+from bench.baselines.availability import dali_package
+from bench.baselines.reports_way import Training
+from bench.measure import DEVICE, Stopwatch
+from engine import training
+from engine.batch import normalise
+from engine.data import kept, loader, placement
+from engine.data.cache import cpus
+from engine.data.listing import ImageSet, Split
+from engine.idle import Idle
+from train import networks
+from train.config import Settings
+from train.data import make_loader, open_data
+
+ROOT = Path(__file__).resolve().parents[1]
+ON_GPU = DEVICE == "cuda"
+FILES = {"train": 20_000, "val": 500, "test": 500} if ON_GPU else {"train": 400, "val": 8, "test": 8}
+SIZE, BATCH = 256, 64
+PACKAGES = ("torchvision", *filter(None, [dali_package()]))
+
+# The first epoch of a training warms up and is not counted.
+EPOCHS = 4
+# Input alone: seconds for each source, and repetitions of the list of files, so that an epoch does not end meanwhile.
+SECONDS, REPEATS = (6, 10) if ON_GPU else (3, 50)
+WORKERS = 16 if ON_GPU else cpus()
+SOURCES = ("torch", "dali cpu", "dali gpu", "host cache", "device cache", "synthetic")
+# The largest RMS difference from the torch backend's batch over that batch: decoders differ by rounding, and images
+# squeezed to the stored size lose some of their grain.
+DECODED, SQUEEZED = 0.03, 0.15
+
+
+class Case(NamedTuple):
+    """A model, the side and number of the images in a batch, and the batches of an epoch; None: all files'."""
+
+    model: str
+    size: int
+    batch: int
+    steps: int | None
+
+    @property
+    def key(self) -> str:
+        """Its name among the results."""
+        return f"{self.model} {self.size} px"
+
+
+MODELS = ("simple_cnn", "pool_attention_cnn", "adaptive_channel_cnn", "attention_cnn", "resnet34")
+CASES = (
+    [Case(model, SIZE, BATCH, None) for model in MODELS]
+    if ON_GPU
+    else [Case("resnet34", 84, BATCH, 3), *(Case(model, SIZE, 4, 2) for model in MODELS)]
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(tmp_path_factory):
+    """Keep scans and decoded images out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return photographs.write(tmp_path_factory.mktemp("data") / "photographs", FILES)
+
+
+@pytest.mark.benchmark(group="training")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.key)
+def test_training(benchmark, keep_entry, folder, tmp_path, case):
+    entry = benchmark.pedantic(trained, (folder, case, tmp_path))
+    keep_entry("training", case.key, entry, packages=PACKAGES)
+
+
+@pytest.mark.benchmark(group="input")
+@pytest.mark.parametrize("source", SOURCES)
+def test_input(benchmark, keep_entry, folder, source):
+    if source == "dali gpu" and not ON_GPU:
+        pytest.skip("no GPU")
+    if source.startswith("dali") and dali_package() is None:
+        pytest.skip("NVIDIA DALI is not installed")
+    entry = benchmark.pedantic(read_alone, (folder, source))
+    entry["ms"]["torch"] = read_alone(folder, "torch")["ms"]["ours"]
+    keep_entry("input", source, entry, packages=PACKAGES)
+
+
+@pytest.mark.benchmark(group="start")
+def test_start(benchmark, keep_entry, folder, tmp_path):
+    """The same job twice, of which the second finds the images decoded."""
+    first = seconds_to_first_step(folder, tmp_path)
+    again = [seconds_to_first_step(folder, tmp_path) for _ in range(2)]
+    again.append(benchmark.pedantic(seconds_to_first_step, (folder, tmp_path)))
+    for name, taken in {"first start": [first], "second start": again}.items():
+        entry = {"images": sum(FILES.values()), "runs": len(taken), "ms": {"ours": {"both": median(taken) * 1e3}}}
+        keep_entry("start", name, entry | {"skipped": {}}, packages=PACKAGES)
+
+
+@pytest.mark.benchmark(group="processes")
+@pytest.mark.skipif(cpus() < 2, reason="needs two cores")
+def test_processes(benchmark, keep_entry, folder, tmp_path):
+    """Two processes of one thread, on two cores, against one of two threads."""
+    one = milliseconds_by(1, folder, tmp_path / "one")
+    two = benchmark.pedantic(milliseconds_by, (2, folder, tmp_path / "two"))
+    entry = {"batch": BATCH, "images": BATCH, "runs": EPOCHS - 1, "ms": {"ours": two, "one": one}, "skipped": {}}
+    keep_entry("processes", "two", entry, packages=PACKAGES)
+
+
+def trained(folder: Path, case: Case, out: Path) -> dict:
+    """Return the entry of a model, trained by the engine and the reports' way, an epoch of each in turn."""
+    # The mode of the compiler is not chosen by measurement: that takes minutes.
+    settings = Settings(
+        data=str(folder),
+        models=(case.model,),
+        image_size=case.size,
+        batch_size=case.batch,
+        epochs=EPOCHS,
+        patience=0,
+        compile_mode="default",
+    ).resolve("task1")
+    data = open_data(settings, "task1")
+    images = data.images if case.steps is None else few(data.images, case.batch * case.steps)
+    model, other = (networks.prepared(case.model, settings, photographs.CLASSES, 3) for _ in range(2))
+    plan = networks.plan(model, settings, images)
+    ours, theirs, epochs = Stopwatch(), Stopwatch(), []
+    with (
+        make_loader(images, "train", settings, plan.augmentations, data.pixels) as train,
+        make_loader(images, "val", settings, None, data.pixels) as val,
+        Training(other, images, "train", case.size, case.batch, DEVICE) as reports,
+        Idle(plan.device) as idle,
+    ):
+
+        @contextmanager
+        def waiting():
+            with idle.waiting():
+                yield
+            ours.start()
+
+        def on_step() -> None:
+            ours.stop()
+            idle.step()
+
+        def on_epoch(_) -> None:
+            idle.epoch()
+            epochs.append(reports.epoch(theirs) * 1e3)
+
+        hooks = training.Hooks(step=on_step, epoch=on_epoch, waiting=waiting)
+        course = training.fit(case.model, model, train, val, plan, out, hooks)
+        alone = median(input_times(train))
+        steps = len(train)
+    return {
+        "dtype": {"bf16": "bfloat16", "fp32": "float32"}[settings.precision],
+        "layout": "channels_last",
+        "batch": case.batch,
+        "images": train.samples,
+        "runs": EPOCHS - 1,
+        "ms": {
+            "ours": {
+                "step": median(ours.times()[steps:]),
+                "epoch": 1e3 * train.samples / course.images_per_second,
+                "input": alone,
+            },
+            "reports": {"step": median(theirs.times()[len(reports.loader) :]), "epoch": median(epochs[1:])},
+        },
+        "compiled": plan.compile_mode if plan.compile else None,
+        **idle.figures(),
+        "skipped": {},
+    }
+
+
+def few(images: ImageSet, count: int, split: str = "train") -> ImageSet:
+    """Return the set with the first `count` images of a split, which begins again where it has fewer."""
+    chosen = images.splits[split]
+    times = math.ceil(count / len(chosen.paths))
+    columns = (column and (column * times)[:count] for column in (chosen.paths, chosen.labels, chosen.sizes))
+    return replace(images, splits=images.splits | {split: Split(*columns)})
+
+
+def input_times(loader_: loader.Loader) -> list[float]:
+    """Return the milliseconds in which each of some epochs of a loader makes a model's input, a mean over batches."""
+    found = []
+    for epoch in range(EPOCHS):
+        started = time.perf_counter()
+        for batch in loader_.epoch(epoch):
+            model_input(batch, loader_)
+        finish()
+        found.append((time.perf_counter() - started) * 1e3 / len(loader_))
+    return found[1:]
+
+
+def model_input(batch: loader.Batch, loader_: loader.Loader) -> torch.Tensor:
+    """Return a batch as a model reads it, on the device."""
+    if batch.device.type == DEVICE:
+        return batch.standardised(loader_.channels)
+    return normalise(batch.images.to(DEVICE), loader_.channels)
+
+
+def finish() -> None:
+    """Wait for the GPU, where there is one."""
+    if ON_GPU:
+        torch.cuda.synchronize()
+
+
+@cache
+def read_alone(folder: Path, source: str) -> dict:
+    """Return the entry of a source of batches that nothing else runs beside."""
+    images = listed(folder)
+    with source_loader(few(images, REPEATS * FILES["train"]), source) as batches:
+        inputs = (model_input(batch, batches) for batch in batches.epoch(1))
+        first = next(inputs)
+        described = measure.described(first)
+        if source != "synthetic":
+            error = ((first.cpu() - first_batch(folder)).norm() / first_batch(folder).norm()).item()
+            assert error < (SQUEEZED if source == "device cache" or (ON_GPU and source == "host cache") else DECODED)
+        times = measure.steady_times(lambda: next(inputs), max(4, WORKERS), SECONDS)
+    rate = {"both": median(taken for (taken,) in times)}
+    workers = None if source in ("synthetic", "device cache") else WORKERS
+    entry = {"batch": BATCH, "images": BATCH, "workers": workers, "runs": len(times), "ms": {"ours": rate}}
+    return described | entry | {"skipped": {}}
+
+
+@cache
+def first_batch(folder: Path) -> torch.Tensor:
+    """Return the first batch of an epoch as the definition reads it."""
+    images = few(listed(folder), REPEATS * FILES["train"])
+    with (
+        loader.create(images, "train", size=SIZE, batch_size=BATCH, train=True, backend="torch", workers=0) as batches,
+        closing(batches.epoch(1)) as epoch,
+    ):
+        return model_input(next(epoch), batches).cpu()
+
+
+@cache
+def listed(folder: Path) -> ImageSet:
+    """Return the photographs, checked and not kept."""
+    return open_data(Settings(data=str(folder), cache="none").resolve("task1"), "task1").images
+
+
+def source_loader(images: ImageSet, source: str) -> loader.Loader:
+    """Return a training loader that reads images in one of the ways of `SOURCES`."""
+    backend, _, where = source.partition(" ")
+    device = torch.device("cpu" if source == "dali cpu" else DEVICE)
+    pixels = None
+    if where == "cache":
+        stored = math.ceil(SIZE / Settings().eval_crop)
+        place = placement.place(images, backend, device, stored)
+        pixels = kept.decode(images, place, "auto", device, WORKERS)
+        backend = "auto"
+    return loader.create(
+        images,
+        "train",
+        size=SIZE,
+        batch_size=BATCH,
+        train=True,
+        backend=backend,
+        device=device,
+        workers=WORKERS,
+        pixels=pixels,
+    )
+
+
+def seconds_to_first_step(folder: Path, out: Path) -> float:
+    """Return the seconds from the start of a process to the first step of its training."""
+    job = ("task1", "--data", str(folder), "--models", "simple_cnn", "--compile-mode", "default", "--out", str(out))
+    started = time.time()
+    done = run("-m", "bench.first_step", *job)
+    return float(done.splitlines()[-1]) - started
+
+
+def milliseconds_by(processes: int, folder: Path, out: Path) -> dict[str, float]:
+    """Return the time of a batch of a training by one process or by two on two cores of the CPU."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2") if processes == 2 else ()
+    options = {"models": "resnet34", "image-size": 84, "batch-size": BATCH, "epochs": EPOCHS, "device": "cpu"}
+    options |= {"data": folder, "channels": "RGB", "workers": 2 // processes, "out": out, "name": "bench"}
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    run(
+        *launcher,
+        *("-m", "train.run", "task1", "--no-tensorboard", *flags),
+        cores=cores,
+        OMP_NUM_THREADS=str(2 // processes),
+    )
+    results = json.loads((out / "task1" / "bench" / "results.json").read_text(encoding="utf-8"))
+    rate = results["models"]["resnet34"]["images_per_second"]
+    return {"both": 1e3 * BATCH / rate}
+
+
+def run(*arguments: str, cores: list[int] | None = None, **environment: str) -> str:
+    """Run this Python, on some cores only where these are given, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores),
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
