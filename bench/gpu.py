@@ -18,6 +18,7 @@ from bench import record, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
+ENGINE_TESTS = ("tests/engine", "tests/train")
 NO_TIME = "not started: no time"
 KEPT = ("bench/results/*.json", "kernels/dynamic_conv/configs/*.json")
 
@@ -32,21 +33,24 @@ class Step(NamedTuple):
 
 
 def steps(out: Path) -> list[Step]:
-    """Return the steps by value, the benchmarks in the order of the tables."""
+    """Return the steps by value, the benchmarks of the ops in the order of the tables."""
+    ignored = (f"--ignore={folder}" for folder in ("tests/kernels", *ENGINE_TESTS))
     tuned, *others = (Step(f"bench-{op}", bench(op), 480, 60) for op in tables.OPS)
     return [
         Step("tests", (*PYTEST, "-m", "gpu", "tests/kernels"), 240, 30),
         tuned,
         *(step._replace(most=300, least=45) for step in others),
+        Step("engine-tests", (*PYTEST, "-m", "gpu", *ENGINE_TESTS), 300, 60),
+        Step("bench-engine", bench("engine"), 590, 150),
         Step("tune", ("-m", "bench.tune"), 400, 60),
         tuned._replace(name="bench-tuned"),
         Step("profile", ("-m", "bench.gpu", "--profile", "--out", str(out)), 60, 20),
-        Step("other-tests", (*PYTEST, "-m", "gpu", "tests", "--ignore=tests/kernels"), 300, 60),
+        Step("other-tests", (*PYTEST, "-m", "gpu", "tests", *ignored), 120, 30),
     ]
 
 
 def bench(op: str) -> tuple[str, ...]:
-    """Return the command that measures an op: one process each, so that a fault in one leaves the others alone."""
+    """Return the command that measures an op or the engine: one process each, so that a fault leaves others alone."""
     return (*PYTEST, f"bench/test_{op}.py", "--benchmark-only")
 
 
@@ -55,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.partition(":")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for logs, traces and copies of results")
     parser.add_argument("--seconds", type=float, default=540, help="for all steps together (default 540)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the steps that have TEXT in their names")
     parser.add_argument("--profile", action="store_true", help="only trace a few shapes into DIR")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -67,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     end = time.monotonic() + options.seconds
     outcomes = []
-    for step in steps(out):
+    for step in (step for step in steps(out) if options.only in step.name):
         left = end - time.monotonic()
         outcomes.append((step.name, *(run(step, left, out) if left >= step.least else (NO_TIME, 0.0))))
         keep(out / step.name)

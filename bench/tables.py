@@ -1,4 +1,4 @@
-"""Tables of the results in `bench/results`: `python -m bench.tables` rewrites those in README.md and docs/engine.md."""
+"""Tables of the results in `bench/results`: `python -m bench.tables` rewrites those in README.md and in docs/."""
 
 import argparse
 import io
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench import lines
+from bench import lines, scaling
 
 ROOT = Path(__file__).resolve().parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
@@ -79,6 +79,8 @@ def text(op: str, section: dict, width: int) -> str:
 
 def markdown(op: str, results: Path = RESULTS) -> str:
     """Return an op's tables in Markdown, the GPUs' first; a GPU that nothing was measured on is said to be missing."""
+    if op in scaling.TABLES:
+        return scaling.TABLES[op](results)
     sections = [_load(path).get(op) for path in sorted(results.glob("*.json"))]
     sections = sorted(filter(None, sections), key=lambda section: (section["kind"] == "cpu", section["device"]))
     parts = [_section_markdown(op, section) for section in sections]
@@ -104,13 +106,15 @@ def rewritten(readme: str, results: Path = RESULTS, names: Iterable[str] | None 
 
 
 def main(arguments: list[str] | None = None, readme: Path = README, results: Path = RESULTS) -> int:
-    """Rewrite both pages, or with --check only say whether they are current; return the exit status."""
+    """Rewrite the pages, or with --check only say whether they are current; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.tables", description="rewrite the tables in the pages")
     parser.add_argument("--check", action="store_true", help="exit with 1 where one is not current")
     check = parser.parse_args(arguments).check
-    engine = readme.parent / "docs" / "engine.md"
-    pages = {readme: tuple(OPS)} | ({engine: tuple(ENGINE)} if engine.exists() else {})
-    return max(_rewrite(page, names, results, check) for page, names in pages.items())
+    pages = {readme: tuple(OPS)}
+    for name, sections in {"engine.md": ENGINE, "scaling.md": scaling.TABLES}.items():
+        if (page := readme.parent / "docs" / name).exists():
+            pages[page] = tuple(sections)
+    return max([_rewrite(page, names, results, check) for page, names in pages.items()])
 
 
 def _rewrite(page: Path, names: tuple[str, ...], results: Path, check: bool) -> int:

@@ -45,9 +45,10 @@ EPOCHS = 4
 SECONDS, REPEATS = (6, 10) if ON_GPU else (3, 50)
 WORKERS = 16 if ON_GPU else cpus()
 SOURCES = ("torch", "dali cpu", "dali gpu", "host cache", "device cache", "synthetic")
-# The largest RMS difference from the torch backend's batch over that batch: decoders differ by rounding, and images
-# squeezed to the stored size lose some of their grain.
-DECODED, SQUEEZED = 0.03, 0.15
+# The largest RMS difference from the torch backend's batch over that batch. Images squeezed to the stored size lose
+# some of their grain, and DALI's filter on a GPU is its own.
+DECODED, RESAMPLED = 0.03, 0.15
+RESAMPLED_SOURCES = ("dali gpu", "device cache", *(["host cache"] if ON_GPU else []))
 
 
 class Case(NamedTuple):
@@ -68,7 +69,7 @@ MODELS = ("simple_cnn", "pool_attention_cnn", "adaptive_channel_cnn", "attention
 CASES = (
     [Case(model, SIZE, BATCH, None) for model in MODELS]
     if ON_GPU
-    else [Case("resnet34", 84, BATCH, 3), *(Case(model, SIZE, 4, 2) for model in MODELS)]
+    else [Case("resnet34", 84, BATCH, 2), *(Case(model, SIZE, 4, 2) for model in MODELS)]
 )
 
 
@@ -116,7 +117,7 @@ def test_start(benchmark, keep_entry, folder, tmp_path):
 
 
 @pytest.mark.benchmark(group="processes")
-@pytest.mark.skipif(cpus() < 2, reason="needs two cores")
+@pytest.mark.skipif(ON_GPU or cpus() < 2, reason="for two cores of a CPU")
 def test_processes(benchmark, keep_entry, folder, tmp_path):
     """Two processes of one thread, on two cores, against one of two threads."""
     one = milliseconds_by(1, folder, tmp_path / "one")
@@ -179,7 +180,7 @@ def trained(folder: Path, case: Case, out: Path) -> dict:
                 "epoch": 1e3 * train.samples / course.images_per_second,
                 "input": alone,
             },
-            "reports": {"step": median(theirs.times()[len(reports.loader) :]), "epoch": median(epochs[1:])},
+            "reports": {"step": median(theirs.times()[steps:]), "epoch": median(epochs[1:])},
         },
         "compiled": plan.compile_mode if plan.compile else None,
         **idle.figures(),
@@ -230,7 +231,7 @@ def read_alone(folder: Path, source: str) -> dict:
         described = measure.described(first)
         if source != "synthetic":
             error = ((first.cpu() - first_batch(folder)).norm() / first_batch(folder).norm()).item()
-            assert error < (SQUEEZED if source == "device cache" or (ON_GPU and source == "host cache") else DECODED)
+            assert error < (RESAMPLED if source in RESAMPLED_SOURCES else DECODED), error
         times = measure.steady_times(lambda: next(inputs), max(4, WORKERS), SECONDS)
     rate = {"both": median(taken for (taken,) in times)}
     workers = None if source in ("synthetic", "device cache") else WORKERS

@@ -36,7 +36,11 @@ def start() -> None:
             wanted = os.environ.get("LOCAL_WORLD_SIZE", local + 1)
             raise UserError(f"torchrun started {wanted} processes here for {devices} CUDA devices: one for each")
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+    store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+    # torchrun may keep the store over a restart, and the addresses in it are those of processes that are gone.
+    store = dist.PrefixStore(f"start {_restarts()}", store)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=size)
 
 
 @contextmanager
@@ -56,7 +60,11 @@ def launch() -> str | None:
 
 def is_restarted() -> bool:
     """Return whether torchrun has started this job's processes before, and one of them failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def rank() -> int:
@@ -120,17 +128,23 @@ def of_main(value: Any) -> Any:
     return shared[0]
 
 
+def wait() -> None:
+    """Wait until every process has come here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 @contextmanager
 def main_first() -> Iterator[None]:
     """Let the first process of each machine do something, such as filling a cache, before the others do it."""
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if world_size() > 1 and not first:
-        dist.barrier()
+    if not first:
+        wait()
     try:
         yield
     finally:
-        if world_size() > 1 and first:
-            dist.barrier()
+        if first:
+            wait()
 
 
 def wrapped(model: nn.Module, device: torch.device) -> nn.Module:

@@ -136,6 +136,7 @@ class Trainer:
             if plan.patience and self.course.waited >= plan.patience:
                 break
             self._epoch()
+        distributed.wait()  # for the first process's last write
         best = self.folder / state.BEST
         checkpoint.restore(self.model, checkpoint.load(best, plan.device), best)
         return self.course

@@ -1,0 +1,188 @@
+"""The engine's benchmark: what it reads, the reports' way, lines and tables, and the arithmetic of docs/scaling.md."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from bench import gpu, lines, photographs, record, scaling, tables, test_engine
+from bench.baselines.reports_way import Photographs, Training
+from bench.measure import DEVICE, Stopwatch
+from engine.data import listing, scan
+from tests.bench.test_bench_tables import section
+
+
+def training_entry(step=50.0, epoch=1000.0, dtype="bfloat16", **others):
+    """Return a model's figures, in milliseconds: the reports' way takes 400 a step and 9,000 an epoch."""
+    ways = {"ours": {"step": step, "epoch": epoch, "input": 2.0}, "reports": {"step": 400.0, "epoch": 9000.0}}
+    found = {"dtype": dtype, "layout": "channels_last", "batch": 64, "images": 1280, "runs": 3, "ms": ways}
+    return found | {"skipped": {}} | others
+
+
+def plain_entry(both, **others):
+    """Return the figures of a section without a step: `both` and the others' are milliseconds."""
+    ways = {name: {"both": taken} for name, taken in {"ours": both, **others}.items()}
+    return {"images": 64, "batch": 64, "workers": 2, "runs": 3, "ms": ways, "skipped": {}}
+
+
+ENTRIES = {
+    "training": {"pool_attention_cnn 256 px": training_entry(gpu_idle=0.05), "resnet34 84 px": training_entry(80.0)},
+    "input": {"torch": plain_entry(64.0, torch=64.0), "dali gpu": plain_entry(16.0, torch=64.0)},
+    "start": {"first start": plain_entry(9000.0), "second start": plain_entry(5500.0)},
+    "processes": {"two": plain_entry(1000.0, one=900.0)},
+}
+
+
+@pytest.fixture(scope="module")
+def images(stripes):
+    found = listing.read(stripes)
+    paths = [path for split in found.splits.values() for path in split.paths]
+    return scan.apply(found, scan.scan(found.root, paths, 1, cache=False))
+
+
+def verdicts(op, entries, on_gpu):
+    return {line.demand: line.met for line in lines.lines(op, entries, on_gpu)}
+
+
+def test_photographs_are_a_data_set_of_the_size_asked_for(tmp_path):
+    root = photographs.write(tmp_path / "photographs", {"train": 52, "val": 2, "test": 2})
+    found = listing.read(root)
+    assert [len(found.splits[name].paths) for name in ("train", "val", "test")] == [52, 2, 2]
+    assert len(found.class_names) == photographs.CLASSES
+    report = scan.scan(root, found.splits["val"].paths, 1, cache=False)
+    assert set(report.sizes.values()) == {(375, 500)}
+    assert all(50_000 < path.stat().st_size < 110_000 for path in root.glob("*.jpg"))
+
+
+def test_the_reports_way_standardises_and_trains(images):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    before = model[0].weight.detach().clone()
+    steps = Stopwatch()
+    with Training(model, images, "val", 32, 8, DEVICE) as reports:
+        taken = reports.epoch(steps)
+        assert len(steps.times()) == len(reports.loader) == 3
+    assert 0 < sum(steps.times()) < 1e3 * taken
+    assert not torch.equal(model[0].weight.cpu(), before)
+    shown = torch.stack([Photographs(images, "train", 32)[index][0] for index in range(8)])
+    assert shown.shape == (8, 3, 32, 32)
+    grey = (shown * torch.tensor(images.channels.std)[:, None, None]).mean((0, 2, 3)) + torch.tensor(
+        images.channels.mean
+    )
+    torch.testing.assert_close(grey, torch.full((3,), 0.5), atol=0.1, rtol=0)
+
+
+def test_few_repeats_a_list_that_is_too_short(images):
+    chosen = test_engine.few(images, 100).splits["train"]
+    first = images.splits["train"]
+    assert chosen.paths == (first.paths * 2)[:100]
+    assert chosen.labels == (first.labels * 2)[:100]
+    assert test_engine.few(images, 5).splits["train"].sizes == first.sizes[:5]
+
+
+def test_the_time_of_the_first_step_is_printed_and_the_run_ends_there(stripes, tmp_path):
+    started = time.time()
+    arguments = ("task1", "--data", stripes, "--models", "simple_cnn", "--image-size", "32", "--workers", "1")
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.first_step", *map(str, arguments), "--out", str(tmp_path)],
+        cwd=record.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert started < float(done.stdout.splitlines()[-1]) < time.time()
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_rates_and_ratios_of_a_training():
+    entry = training_entry()
+    assert lines.rate(entry, "ours", "step") == pytest.approx(1280)
+    assert lines.rate(entry, "reports", "epoch") == pytest.approx(1280 / 9)
+    assert lines.to_reports(entry, "epoch") == pytest.approx(9)
+    assert lines.input_share(entry) == pytest.approx(0.04)
+    assert lines.extrapolated(entry) == pytest.approx(25 * 63_325 / 1280 / 60)
+
+
+def test_lines_of_a_training_on_a_gpu():
+    entries = {"one": training_entry(gpu_idle=0.05), "other": training_entry(epoch=1200.0, step=20.0, gpu_idle=0.2)}
+    assert list(verdicts("training", {"one": entries["one"] | {"images": 12_800}}, True).values()) == [True] * 4
+    assert list(verdicts("training", entries, True).values()) == [False] * 4
+    (idle,) = [line for line in lines.lines("training", {"one": training_entry()}, True) if "idle" in line.demand]
+    assert (idle.met, idle.measured) == (None, "-")
+
+
+def test_lines_on_a_cpu():
+    assert list(verdicts("training", ENTRIES["training"], False).values()) == [True]
+    slow = {"resnet34 84 px": training_entry(epoch=5000.0)}
+    assert list(verdicts("training", slow, False).values()) == [False]
+    in_float32 = {"resnet34 84 px": training_entry(dtype="float32")}
+    assert list(verdicts("training", in_float32, False).values()) == [None]
+    (start,) = lines.lines("start", ENTRIES["start"], False)
+    assert (start.met, start.measured) == (False, "5.50 at second start; 1 of 1 miss")
+    (processes,) = lines.lines("processes", ENTRIES["processes"], False)
+    assert (processes.met, processes.measured[:4]) == (True, "0.90")
+    assert list(verdicts("input", ENTRIES["input"], True).values()) == [True]
+    assert lines.lines("input", ENTRIES["input"], False) == []
+
+
+def test_a_row_of_each_section():
+    assert tables.rows("training", ENTRIES["training"])[0] == [
+        *("pool_attention_cnn 256 px", "64", "1280", "160", "8.00", "1280", "142", "9.00", "4.0", "5.0")
+    ]
+    assert tables.rows("input", ENTRIES["input"])[1] == ["dali gpu", "4000", "4.00", "2"]
+    assert tables.rows("start", ENTRIES["start"])[0] == ["first start", "9.0", "64"]
+    assert tables.rows("processes", ENTRIES["processes"])[0] == ["two", "64.0", "71.1", "0.90"]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+@pytest.mark.parametrize("op", tables.ENGINE)
+def test_the_printed_table_fits_the_terminal(op, width):
+    printed = tables.text(op, section(**ENTRIES[op]), width)
+    assert max(map(len, printed.splitlines())) <= width
+
+
+def test_the_pages_in_docs_are_rewritten_beside_the_readme(tmp_path):
+    results, docs = tmp_path / "results", tmp_path / "docs"
+    docs.mkdir()
+    for op, entries in ENTRIES.items():
+        record.write(results / "cpu.json", op, section(**entries))
+    marked = {
+        tmp_path / "README.md": tables.OPS,
+        docs / "engine.md": tables.ENGINE,
+        docs / "scaling.md": scaling.TABLES,
+    }
+    for page, names in marked.items():
+        page.write_text("".join(f"<!-- bench:{name} -->\n<!-- /bench:{name} -->\n" for name in names))
+    assert tables.main(["--check"], tmp_path / "README.md", results) == 1
+    assert tables.main([], tmp_path / "README.md", results) == 0
+    assert tables.main(["--check"], tmp_path / "README.md", results) == 0
+    assert "| resnet34 84 px | 64 | 800 |" in (docs / "engine.md").read_text()
+    assert "GPU: not measured yet." in (docs / "engine.md").read_text()
+    assert "| 64 | 221,830 | 8,192 | 1,734 |" in (docs / "scaling.md").read_text()
+
+
+def test_the_sizes_of_a_large_run():
+    assert scaling.steps(8) == 13_865
+    assert scaling.hours(8, 1_000) == pytest.approx(90 * 14_197_122 / 8_000 / 3600)
+    assert scaling.kept_bytes(293) == 14_197_122 * 257_547
+    assert scaling.parameters("resnet34") == 32_489_105
+    assert scaling.ring_bytes(scaling.gradient_bytes("resnet34"), 8) == pytest.approx(1.75 * 4 * 32_489_105)
+    assert scaling.checkpoint_bytes("resnet34", average=True) == 16 * 32_489_105
+
+
+def test_measured_rates_come_from_the_results(tmp_path):
+    assert "not measured yet" in scaling.measured_table(tmp_path)
+    assert scaling.input_table(tmp_path).count("not measured yet") == len(scaling.RATES)
+    record.write(tmp_path / "cpu.json", "input", section(**{"dali cpu": plain_entry(64.0)}))
+    assert "| 1,000 | 90 | 0.72 | 46 | 16 |" in scaling.input_table(tmp_path)
+    record.write(tmp_path / "gpu.json", "training", section("cuda", **ENTRIES["training"]))
+    assert "| Some Device | resnet34 84 px | 1,280 |" in scaling.measured_table(tmp_path)
+
+
+def test_the_gpu_script_measures_the_engine_after_the_ops(tmp_path):
+    names = [step.name for step in gpu.steps(tmp_path)]
+    assert names.index("bench-augment") < names.index("engine-tests") < names.index("bench-engine")
+    (step,) = [step for step in gpu.steps(tmp_path) if step.name == "bench-engine"]
+    assert (gpu.ROOT / step.arguments[-2]).is_file()
