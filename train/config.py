@@ -120,7 +120,9 @@ class Settings:
     """All settings of a run. `None` means "not said": `resolve` replaces it by the task's or machine's default."""
 
     data: str | None = _setting(
-        None, "Folder with train.txt, val.txt and test.txt, or with one folder per class.  [default: a generated set]"
+        None,
+        "Folder with train.txt, val.txt and test.txt, or with one folder per class, or tar shards such as "
+        "'shards/{000..099}.tar'.  [default: a generated set]",
     )
     num_classes: int | None = _setting(None, "Number of classes, where the data does not tell.", click.IntRange(min=2))
     models: tuple[str, ...] | None = _setting(

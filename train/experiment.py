@@ -237,7 +237,7 @@ class Experiment:
         self._write_history(name, course)
         scored = self._test(name, model, plan, settings, tested)
         if entry not in self.predictions and distributed.is_main():
-            self._predict_some(entry, model, plan, settings)
+            self._predict_some(entry, name, model, plan, settings)
         return Outcome(channels.protocol(model), plan, settings.batch_size, course, scored, peak.megabytes(), observed)
 
     def _fitted(
@@ -323,7 +323,7 @@ class Experiment:
         self.folder.write(self.folder.root / f"predictions-{entry}.csv", text.getvalue())
 
     @torch.no_grad()
-    def _predict_some(self, entry: str, model: nn.Module, plan: Plan, settings: Settings) -> None:
+    def _predict_some(self, entry: str, name: str, model: nn.Module, plan: Plan, settings: Settings) -> None:
         """Draw predictions for test images spread evenly over the list."""
         test, names = self.images.splits["test"], self.images.class_names
         chosen = np.unique(np.linspace(0, len(test.paths) - 1, SHOWN_PREDICTIONS).astype(int))
@@ -342,7 +342,11 @@ class Experiment:
                 for row in zip(pictures, batch.labels.tolist(), guess.tolist(), share.tolist(), strict=True):
                     found.append(plots.Prediction(row[0], names[row[1]], names[row[2]], row[3]))
         self.predictions[entry] = found
-        plots.predictions(found, f"{entry} on test images", self.folder.plots / f"predictions-{entry}.png")
+        picture = self.folder.plots / f"predictions-{entry}.png"
+        plots.predictions(found, f"{entry} on test images", picture)
+        epoch = len(self.history[name])
+        with Scalars(self.folder.tensorboard / name, settings.tensorboard, epoch + 1) as scalars:
+            scalars.picture("predictions", picture, epoch)
 
     def _write_history(self, name: str, course: Course) -> None:
         self.history[name] = course.history
