@@ -84,9 +84,9 @@ def markdown(op: str, results: Path = RESULTS) -> str:
     sections = [_load(path).get(op) for path in sorted(results.glob("*.json"))]
     sections = sorted(filter(None, sections), key=lambda section: (section["kind"] == "cpu", section["device"]))
     parts = [_section_markdown(op, section) for section in sections]
-    if not any(section["kind"] == "cuda" for section in sections):
+    if op != ON_CPU and not any(section["kind"] == "cuda" for section in sections):
         parts.insert(0, "GPU: not measured yet.")
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) or "Not measured yet."
 
 
 def rewritten(readme: str, results: Path = RESULTS, names: Iterable[str] | None = None) -> str:
@@ -178,7 +178,7 @@ def _title(entries: dict[str, Entry]) -> str:
     batch = f", batch {max(set(batches), key=batches.count)}" if batches else ""
     kind = [chosen[0][name] for name in ("dtype", "layout") if name in chosen[0]]
     described = [" ".join(kind) + batch] if kind else []
-    return ", ".join([*described, f"medians of {counted} runs"])
+    return ", ".join([*described, f"medians of {counted} runs"]) if described else f"Medians of {counted} runs"
 
 
 def _skipped(section: dict) -> str:
@@ -207,7 +207,8 @@ def _section_markdown(op: str, section: dict) -> str:
     parts.append(_wrapped(f"{SECTIONS[op].legend} {_skipped(section)}"))
     held = lines.lines(op, section["shapes"], section["kind"] == "cuda")
     demands = [[line.demand, line.measured, VERDICTS[line.met]] for line in held]
-    parts.append(_grid(("line", "measured", "verdict"), demands))
+    if demands:
+        parts.append(_grid(("line", "measured", "verdict"), demands))
     return "\n\n".join(parts)
 
 
@@ -331,6 +332,7 @@ ENGINE = {
         "processes",
     ),
 }
+ON_CPU = "processes"  # the section that is for two cores of a CPU
 SECTIONS = OPS | ENGINE
 
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.errors import UserError
+from engine.rendezvous import fresh
 
 # Rank 0 may decode the whole set while the others wait for it.
 PATIENCE = timedelta(hours=2)
@@ -37,10 +38,8 @@ def start() -> None:
             raise UserError(f"torchrun started {wanted} processes here for {devices} CUDA devices: one for each")
         torch.cuda.set_device(local)
     store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
-    # torchrun may keep the store over a restart, and the addresses in it are those of processes that are gone.
-    store = dist.PrefixStore(f"start {_restarts()}", store)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=size)
+    dist.init_process_group(backend, timeout=PATIENCE, store=fresh(store, rank, size), rank=rank, world_size=size)
 
 
 @contextmanager
@@ -59,12 +58,8 @@ def launch() -> str | None:
 
 
 def is_restarted() -> bool:
-    """Return whether torchrun has started this job's processes before, and one of them failed."""
-    return _restarts() > 0
-
-
-def _restarts() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    """Return whether torchrun has started this job before and a process failed, on whichever machine; all ask this."""
+    return any(everyones(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0))
 
 
 def rank() -> int:

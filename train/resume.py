@@ -21,7 +21,8 @@ def find(task: str, out: Path, wanted: str | None) -> RunFolder | None:
     Raises:
         UserError: the folder is no run, or a run of another task.
     """
-    if distributed.is_restarted():
+    restarted = distributed.is_restarted()
+    if restarted:
         wanted = AUTO
     elif wanted is None:
         return None
@@ -31,14 +32,14 @@ def find(task: str, out: Path, wanted: str | None) -> RunFolder | None:
             raise UserError(f"--resume {wanted}: that is a run of {folder.read_results()['task']}, not of {task}")
         return folder
     # The first makes a new folder where there is none, which the others must not take for an older one.
-    found = distributed.of_main(_newest(task, out) if distributed.is_main() else None)
+    found = distributed.of_main(_newest(task, out, restarted) if distributed.is_main() else None)
     return found and RunFolder(found)
 
 
-def _newest(task: str, out: Path) -> Path | None:
+def _newest(task: str, out: Path, restarted: bool) -> Path | None:
     runs = [RunFolder(path.parent) for path in (out / task).glob("*/results.json")]
     unfinished = [run for run in runs if run.config.is_file() and not run.finished]
-    if distributed.is_restarted():
+    if restarted:
         unfinished = [run for run in unfinished if run.read_environment().get("launch") == distributed.launch()]
     newest = max(unfinished, key=lambda run: run.config.stat().st_mtime, default=None)
     return newest and newest.root

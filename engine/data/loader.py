@@ -165,15 +165,18 @@ class Loader:
         draw = epoch if draw is None else draw
         names = self.augmentations.at(epoch) if self.train else ()
         order = sampling.order(self.samples, self.seed, draw) if self.train else np.arange(self.samples)
+        batches = [order[start : start + self.batch_size] for start in range(0, self.samples, self.batch_size)]
+        shares = [np.array_split(batch, self.world_size)[self.rank] for batch in batches[: len(self)]]
+        own = np.concatenate(shares)
         if "crop" in names:
             scale, ratio = self.augmentations.crop_scale, self.augmentations.crop_ratio
-            crops = sampling.random_crops(self._sizes, self.seed, draw, scale, ratio)
+            crops = sampling.random_crops(self._sizes[own], self.seed, draw, scale, ratio, own)
         else:
-            crops = sampling.center_crops(self._sizes, self.eval_crop)
-        flips = sampling.flips(self.samples, self.seed, draw) if "flip" in names else np.zeros(self.samples, bool)
-        batches = [order[start : start + self.batch_size] for start in range(0, self.samples, self.batch_size)]
-        shares = [(np.array_split(batch, self.world_size)[self.rank], len(batch)) for batch in batches[: len(self)]]
-        return [Work(share, crops[share], flips[share], total) for share, total in shares if len(share)]
+            crops = sampling.center_crops(self._sizes[own], self.eval_crop)
+        flips = sampling.flips(self.samples, self.seed, draw)[own] if "flip" in names else np.zeros(len(own), bool)
+        ends = np.cumsum([len(share) for share in shares])[:-1]
+        rows = zip(shares, np.split(crops, ends), np.split(flips, ends), map(len, batches), strict=False)
+        return [Work(*row) for row in rows if len(row[0])]
 
     def files(self, indices: np.ndarray) -> list[str]:
         """Return the paths of images by their places in the split."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-ORDER, CROPS, FLIPS = range(3)
-TRIES = 10
+ORDER, FLIPS = 0, 2
+AT_ONCE = 4096  # crops: more at once are slower, as what is in between leaves the cache
 
 
 def order(n: int, seed: int, epoch: int) -> np.ndarray:
@@ -24,19 +24,24 @@ def random_crops(
     epoch: int,
     scale: tuple[float, float] = (0.35, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    indices: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw a crop for each image, distributed as torchvision's RandomResizedCrop.
+    """Draw a crop for each image, distributed as torchvision's RandomResizedCrop and equal to `kernels.augment.draw`'s.
 
-    `sizes` is [n, 2] of (height, width) in pixels; returns int64 [n, 4] of (top, left, height, width).
+    `sizes` is [n, 2] of (height, width) in pixels, of the images `indices` [n] (default: 0 to n-1), by which they are
+    drawn: a part of a set gets the crops that it has in the whole. Returns int64 [n, 4] of (top, left, height, width).
     `scale` is the range of the crop's share of the area, `ratio` that of width / height.
     """
     import torch  # here, as the command line imports this file and has to start without torch
 
-    from kernels.augment import parameters
+    from kernels.augment import Recipe, draw
 
     sizes = torch.from_numpy(np.array(sizes, np.int64).reshape(-1, 2))
-    drawn = torch.from_numpy(_generator(CROPS, seed, epoch).random((4, len(sizes), TRIES)))
-    return parameters.random_crops(drawn.permute(1, 2, 0), sizes, scale, ratio).numpy()
+    which = torch.arange(len(sizes)) if indices is None else torch.from_numpy(indices)
+    recipe = Recipe(scale=scale, ratio=ratio)
+    parts = zip(which.split(AT_ONCE), sizes.split(AT_ONCE), strict=True)
+    drawn = [draw(recipe, some, those, seed, epoch).crops for some, those in parts if len(some)]
+    return torch.cat([torch.empty(0, 4, dtype=torch.int64), *drawn]).numpy()
 
 
 def center_crops(sizes: np.ndarray, fraction: float) -> np.ndarray:

@@ -66,6 +66,15 @@ def test_crops_depend_on_epoch_and_not_on_the_other_images_sizes():
     np.testing.assert_array_equal(first[others], sampling.random_crops(changed, 7, 1)[others])
 
 
+def test_a_part_of_a_set_gets_the_crops_that_it_has_in_the_whole():
+    count = sampling.AT_ONCE + 100
+    sizes = np.random.default_rng(0).integers(50, 300, (count, 2))
+    part = np.random.default_rng(1).permutation(count)[:500]
+    whole = sampling.random_crops(sizes, 7, 1)
+    np.testing.assert_array_equal(sampling.random_crops(sizes[part], 7, 1, indices=part), whole[part])
+    assert sampling.random_crops(sizes[:0], 7, 1).shape == (0, 4)
+
+
 def test_center_crops_are_central_squares():
     crops = sampling.center_crops(np.array([[100, 200], [301, 100]]), 0.875)
     assert crops.tolist() == [[6, 56, 88, 88], [106, 6, 88, 88]]
