@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor, nn
+import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
@@ -14,9 +13,33 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
     The first steps count more: after n of them the decay is at most (1 + n) / (10 + n), as in TensorFlow's
     ExponentialMovingAverage, or the first weights would linger in short trainings.
     """
+    return _Averaged(model, decay)
 
-    def update(own: Sequence[Tensor], new: Sequence[Tensor], steps: Tensor) -> None:
-        count = int(steps)  # kept on the host
-        get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(own, new, steps)
 
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+class _Averaged(AveragedModel):
+    """torch's, but its number of steps stays on the host: torch copies it to the device and back at each of them."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Follow `model`, whose parameters and buffers are on the device that this one's are on, by one step."""
+        pairs = zip(_values(self.module), _values(model), strict=True)
+        groups: dict[torch.dtype, tuple[list, list]] = {}
+        for own, new in pairs:
+            owns, news = groups.setdefault(own.dtype, ([], []))
+            owns.append(own.detach())
+            news.append(new.detach())
+        count = int(self.n_averaged)
+        for owns, news in groups.values():
+            if count:
+                get_ema_multi_avg_fn(min(self.decay, (1 + count) / (10 + count)))(owns, news, None)
+            else:
+                torch._foreach_copy_(owns, news)
+        self.n_averaged += 1
+
+
+def _values(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from math import inf
 from statistics import median
 
 import torch
 from torch import nn
 
+from engine.batch_size import is_out_of_memory
 from engine.memory import step_on_random
 from engine.plan import Plan
 
@@ -23,18 +25,32 @@ def mode(model: nn.Module, shape: tuple[int, int, int], batch_size: int, plan: P
     """
     if plan.device.type != "cuda" or steps < WORTH_MEASURING:
         return MODES[0]
-    return min(MODES, key=lambda name: step_seconds(model, shape, batch_size, plan, name))
+    return min(MODES, key=lambda name: _seconds_or_infinity(model, shape, batch_size, plan, name))
+
+
+def _seconds_or_infinity(
+    model: nn.Module, shape: tuple[int, int, int], batch_size: int, plan: Plan, name: str
+) -> float:
+    # Memory that runs out in every mode runs out in the training too, which tells the user what fits.
+    try:
+        return step_seconds(model, shape, batch_size, plan, name)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return inf
 
 
 def step_seconds(model: nn.Module, shape: tuple[int, int, int], batch_size: int, plan: Plan, name: str) -> float:
     """Return the median seconds of a training step of `batch_size` images [channels, height, width] in a mode."""
     step = step_on_random(model, shape, plan, lambda own: torch.compile(own, mode=name, dynamic=False))
-    for _ in range(WARM_UP):
-        step(batch_size)
-    times = []
-    for _ in range(TIMED):
-        started = time.perf_counter()
-        step(batch_size)
-        times.append(time.perf_counter() - started)
-    torch.compiler.reset()
+    try:
+        for _ in range(WARM_UP):
+            step(batch_size)
+        times = []
+        for _ in range(TIMED):
+            started = time.perf_counter()
+            step(batch_size)
+            times.append(time.perf_counter() - started)
+    finally:
+        torch.compiler.reset()
     return median(times)

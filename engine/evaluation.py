@@ -90,7 +90,7 @@ def _shown(model: nn.Module, images: Tensor, chosen: tuple[int, ...], how: str, 
 
 def _shuffled(model: nn.Module, images: Tensor, indices) -> tuple[Tensor, ...]:
     """Return the arguments for a random choice and order of each image's channels, by its place: always the same."""
-    places = torch.from_numpy(indices).to(images.device)
+    places = torch.from_numpy(indices).to(images.device, non_blocking=True)
     _, channels, *size = images.shape
     sources = draw(Recipe(channels="shuffle"), places, tuple(size), seed=0, epoch=0, channels=channels).channels
     images = gathered(images, sources)

@@ -11,6 +11,8 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from engine.profiling import RUNNING
+
 # Steps left out at the start of an epoch, and steps whose kernels are looked at.
 SKIPPED, STEPS = 3, 6
 
@@ -115,7 +117,7 @@ class Window:
     def step(self) -> None:
         """Note the end of a step: the window opens after the first ones, when no other profiler runs."""
         self._steps += 1
-        if self._done or self._steps < SKIPPED or (self._profiler is None and torch.autograd._profiler_enabled()):
+        if self._done or self._steps < SKIPPED or (self._profiler is None and _is_taken()):
             return
         try:
             self._advance()
@@ -125,6 +127,7 @@ class Window:
     def close(self) -> None:
         """End the window, where it is open, with the steps it has."""
         profiler, self._profiler = self._profiler, None
+        RUNNING.discard(profiler)
         if not self._done and profiler is not None:
             try:
                 profiler.stop()
@@ -141,6 +144,7 @@ class Window:
                 on_trace_ready=self._read,
                 acc_events=True,
             )
+            RUNNING.add(self._profiler)
             self._profiler.start()
             return
         self._marks.append(time.time_ns())
@@ -160,7 +164,13 @@ class Window:
             self.failure = "nothing was recorded"
 
     def _fail(self, error: Exception) -> None:
+        RUNNING.discard(self._profiler)
         self.failure, self._done = " ".join(f"{type(error).__name__}: {error}".split()), True
+
+
+def _is_taken() -> bool:
+    """Return whether another profiler runs, or warms up, of which torch itself says nothing."""
+    return bool(RUNNING) or torch.autograd._profiler_enabled()
 
 
 def intervals(profiler: profile, device_type: DeviceType) -> list[tuple[int, int]]:

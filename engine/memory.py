@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine import batch_size
+from engine import batch_size, distributed
 from engine.errors import OutOfMemoryError
 from engine.hardware import autocast
 from engine.plan import Plan
@@ -19,23 +19,30 @@ MOST = 1024  # beyond it a step is bound by arithmetic on any device, and a rate
 
 
 def largest_batch(model: nn.Module, shape: tuple[int, int, int], plan: Plan, samples: int) -> int:
-    """Return the largest batch of images [channels, height, width] that `model` can be trained on here, at most 1024.
+    """Return the largest batch of images [channels, height, width] that `model` can be trained on here.
 
-    It leaves an epoch of `samples` images at least 16 steps. 0 where no batch fits.
+    It is at most 1024 in each process, whose number times what fits in this one it is, and leaves an epoch of `samples`
+    images at least 16 steps. 0 where no batch fits.
     """
-    most = max(batch_size.LEAST, min(MOST, samples // 16))
+    processes = distributed.world_size()
+    most = max(batch_size.LEAST, min(MOST, samples // 16 // processes))
     attempt = _attempt(model, shape, plan)
     if plan.device.type == "cuda":
-        return batch_size.largest(attempt, most, min(START, most))
-    return batch_size.largest_on_cpu(attempt, most)
+        return processes * batch_size.largest(attempt, most, min(START, most))
+    return processes * batch_size.largest_on_cpu(attempt, most)
 
 
 def explained(
     error: Exception, size: int, model: nn.Module, shape: tuple[int, int, int], plan: Plan
 ) -> OutOfMemoryError:
-    """Return what the user is told where a step of `size` images ran out of memory; call it outside the `except`."""
-    fits = batch_size.largest(_attempt(model, shape, plan), size, batch_size.LEAST)
-    return OutOfMemoryError(batch_size.advice(error, size, fits))
+    """Return what the user is told where a step of `size` images, over all processes, ran out of memory.
+
+    Call it outside the `except`.
+    """
+    model.zero_grad()  # what the step that failed has left
+    processes = distributed.world_size()
+    fits = batch_size.largest(_attempt(model, shape, plan), -(-size // processes), batch_size.LEAST)
+    return OutOfMemoryError(batch_size.advice(error, size, processes * fits))
 
 
 def _attempt(model: nn.Module, shape: tuple[int, int, int], plan: Plan) -> Callable[[int], None]:

@@ -7,14 +7,6 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-)
 
 from engine import distributed
 
@@ -36,20 +28,13 @@ class Scores:
 class Scorer:
     """Accumulates one pass of predictions, over all processes; nothing is copied to the host before `compute`.
 
-    A class that occurs neither in the labels nor in the predictions does not enter the macro averages.
+    A class that occurs neither in the labels nor in the predictions does not enter the macro averages. All but the loss
+    follows from the confusion matrix; torchmetrics counts by `torch.bincount`, which makes the host wait for a GPU.
     """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
-        options = {"num_classes": num_classes, "validate_args": False}
-        self._metrics = MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(average="micro", **options),
-                "precision": MulticlassPrecision(average="macro", **options),
-                "recall": MulticlassRecall(average="macro", **options),
-                "f1": MulticlassF1Score(average="macro", **options),
-                "confusion": MulticlassConfusionMatrix(**options),
-            }
-        ).to(device)
+        self._classes = num_classes
+        self._confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=device)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._count = 0
 
@@ -58,15 +43,23 @@ class Scorer:
         logits = logits.float()
         self._loss += F.cross_entropy(logits, labels, reduction="sum")
         self._count += len(labels)
-        self._metrics.update(logits, labels)
+        cells = labels * self._classes + logits.argmax(1)
+        self._confusion.index_add_(0, cells, torch.ones_like(cells))
 
     def compute(self) -> Scores:
         """Return the scores of everything added so far."""
-        values = self._metrics.compute()
-        del values["confusion"]
-        loss, count = distributed.summed(self._loss, torch.tensor(self._count, device=self._loss.device))
-        return Scores(loss.item() / count.item(), **{name: value.item() for name, value in values.items()})
+        loss, total = distributed.summed(self._loss, torch.tensor(self._count, device=self._loss.device))
+        confusion = self.confusion().double()
+        hits, actual, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+        occurs = actual + predicted > 0
+        # The least divisor is 1, where there is one at all: without any, the hits are 0 as well.
+        means = [
+            (part / whole.clamp_min(1))[occurs].mean().item()
+            for part, whole in ((hits, predicted), (hits, actual), (2 * hits, actual + predicted))
+        ]
+        return Scores(loss.item() / total.item(), (hits.sum() / confusion.sum()).item(), *means)
 
     def confusion(self) -> Tensor:
-        """Return the counts [true class, predicted class]."""
-        return self._metrics["confusion"].compute().cpu()
+        """Return the counts [true class, predicted class], in host memory."""
+        (counts,) = distributed.summed(self._confusion)
+        return counts.view(self._classes, self._classes).cpu()

@@ -21,6 +21,9 @@ SPANS = ("decode", "augment", "forward", "backward", "optimizer", "evaluate")
 SKIPPED, RECORDED = 3, 5
 EVALUATIONS_SKIPPED, EVALUATIONS_RECORDED = 1, 2
 
+# Profilers that have been started: torch serves one at a time, and the next one ends it while it still warms up.
+RUNNING: set[profile] = set()
+
 if not torch.cuda.is_available():
     # Without a driver libkineto prints an error at each start, which says nothing that matters on a CPU.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -82,9 +85,10 @@ class Trace:
     def evaluated(self, *_) -> None:
         """Go on to the next batch of an evaluation, the first of which has a trace of its own.
 
-        Where the training steps are still being recorded the evaluation is in their trace.
+        Where the training steps are still being recorded the evaluation is in their trace; where another profiler runs,
+        a later evaluation has its trace.
         """
-        if self._training is not None or len(self.files) > 1:
+        if self._training is not None or len(self.files) > 1 or (self._evaluation is None and RUNNING):
             return
         if self._evaluation is None:
             self._evaluation = self._start(f"{self.name} evaluate", EVALUATIONS_SKIPPED, EVALUATIONS_RECORDED)
@@ -113,6 +117,7 @@ class Trace:
             on_trace_ready=save,
             acc_events=True,
         )
+        RUNNING.add(profiler)
         profiler.start()
         return profiler
 
@@ -122,6 +127,7 @@ class Trace:
 
 def _stopped(profiler: profile | None) -> None:
     if profiler is not None:
+        RUNNING.discard(profiler)
         profiler.stop()
 
 

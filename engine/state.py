@@ -84,12 +84,14 @@ class Totals:
 
 @dataclass(frozen=True)
 class Division:
-    """How the data is cut into batches and shares: a position within an epoch means nothing under another one."""
+    """How the data is cut into batches and shares, and where numbers are drawn: under another one a position within an
+    epoch, with the state of the generators, means nothing."""
 
     samples: int
     batch_size: int
     accumulate: int
     world_size: int
+    device: str = "cpu"
 
 
 @dataclass
@@ -144,8 +146,7 @@ class State:
         Raises:
             UserError: there are checkpoints, but all are damaged or belong to another model.
         """
-        device = next(self.model.parameters()).device
-        path, content = newest(folder, device, self.division, say)
+        path, content = newest(folder, self.division, say)
         if content is None:
             return False
         checkpoint.restore(self.model, content, path)
@@ -221,19 +222,17 @@ def batch_size(folder: Path) -> int | None:
     Raises:
         UserError: all its checkpoints are damaged.
     """
-    _, content = newest(folder, "cpu", None, lambda fault: None)
+    _, content = newest(folder, None, lambda fault: None)
     return content and content["division"]["batch_size"]
 
 
 def epochs(folder: Path) -> int:
     """Return how many epochs of the training that stands in `folder` are done; raises as `batch_size`."""
-    _, content = newest(folder, "cpu", None, lambda fault: None)
+    _, content = newest(folder, None, lambda fault: None)
     return len(content["course"]["history"]) if content else 0
 
 
-def newest(
-    folder: Path, device: torch.device | str, division: Division | None, say: Callable[[str], None]
-) -> tuple[Path, dict | None]:
+def newest(folder: Path, division: Division | None, say: Callable[[str], None]) -> tuple[Path, dict | None]:
     """Return the newest checkpoint that is whole and, in the middle of an epoch, fits the division of the data.
 
     Raises:
@@ -244,9 +243,9 @@ def newest(
         if not (folder / name).exists() or (name == PREVIOUS and LAST in found):
             continue
         try:
-            content = checkpoint.load(folder / name, device)
+            content = checkpoint.load(folder / name)  # in host memory, which has room for two of them
             position = content["position"]
-            if name != WITHIN or division is None or content["division"] == asdict(division):
+            if name != WITHIN or division is None or Division(**content["division"]) == division:
                 found[name] = content
             else:
                 changes = _changes(Division(**content["division"]), division)

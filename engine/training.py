@@ -70,11 +70,21 @@ def fit(
     """
     try:
         with Interruption() as interruption:
-            return Trainer(name, model, train, val, plan, checkpoints, hooks or Hooks(), interruption).run()
+            course = Trainer(name, model, train, val, plan, checkpoints, hooks or Hooks(), interruption).run()
+        if interruption.signal:  # it came after the last step
+            raise Interrupted(
+                f"{name} was stopped by {interruption.signal} after its last epoch; all is saved, --resume auto goes "
+                "on from there"
+            )
+        return course
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         failure = error.with_traceback(None)  # its frames hold what fills the memory
+    finally:
+        if plan.compile:
+            # What was compiled counts against the next model's limit, and CUDA graphs keep their memory.
+            torch.compiler.reset()
     shape = (len(plan.channels[1]) if plan.channels else len(train.channels), train.size, train.size)
     raise memory.explained(failure, train.batch_size, model, shape, plan)
 
@@ -101,7 +111,8 @@ class Trainer:
         self.optimizer = plan.make_optimizer(self.model)
         self.scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
         self.mixing = Mixing(plan.mixup, plan.cutmix, plan.num_classes) if plan.mixup or plan.cutmix else None
-        self.division = Division(train.samples, train.batch_size, plan.accumulate, distributed.world_size())
+        shares = plan.accumulate, distributed.world_size(), plan.device.type
+        self.division = Division(train.samples, train.batch_size, *shares)
         self.state = State(
             name,
             self.model,
@@ -130,6 +141,7 @@ class Trainer:
         # Not the replica, which waits for the others at each call: they may have fewer images to validate.
         alone = self.ema is None and self.replica is self.model
         self.val_model = self.step_model if alone else _compiled(self.state.validated, plan)
+        self._clear_gradients()
         self._count_done()
         self.saved_at = time.perf_counter()
         while len(self.course.history) < plan.epochs:
@@ -254,9 +266,24 @@ class Trainer:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
+            self._clear_gradients()
             if self.ema is not None:
                 self.ema.update_parameters(self.model)
+
+    def _clear_gradients(self) -> None:
+        """Make the gradients ready for a step."""
+        if not self._needs_own_gradients:
+            self.optimizer.zero_grad(set_to_none=True)
+            return
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.zero_grad(set_to_none=False)
+
+    @property
+    def _needs_own_gradients(self) -> bool:
+        """Whether gradients need memory of their own: that of a CUDA graph is written to again by the next batch."""
+        return self.plan.compile and self.plan.compile_mode != "default" and self.plan.accumulate > 1
 
     def _validate(self):
         plan = self.plan

@@ -18,7 +18,7 @@ from engine.channels import Combinations
 from engine.course import Course, EpochRow
 from engine.data import loader
 from engine.data.listing import Split
-from engine.errors import Interrupted, StorageError, UserError
+from engine.errors import Interrupted, RunError, StorageError, UserError
 from engine.evaluation import Evaluation, evaluate
 from engine.idle import Idle
 from engine.plan import Plan
@@ -43,13 +43,19 @@ def run(task: str, settings: Settings, resume: RunFolder | None = None) -> Exper
 
     Raises:
         UserError: data, a model, a channel or the output folder is not usable; nothing has been written then.
+        Interrupted: Ctrl-C or SIGTERM asked for the end.
     """
     experiment = Experiment(task, settings, resume)
-    for entry in experiment.entries:
-        if not experiment.is_done(entry):
-            experiment.attempt(entry)
-    if experiment.results["models"]:
-        experiment.report()
+    try:
+        for entry in experiment.entries:
+            if not experiment.is_done(entry):
+                experiment.attempt(entry)
+        if experiment.results["models"]:
+            experiment.report()
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped; --resume auto goes on from the last checkpoint in {experiment.folder.root}"
+        ) from None
     return experiment
 
 
@@ -143,7 +149,7 @@ class Experiment:
             if started:
                 check_unchanged(entry, trained_with, self.settings, run)
             for folder in sorted(started) if not self.is_done(entry) else ():
-                state.newest(folder, "cpu", None, lambda fault: None)
+                state.newest(folder, None, lambda fault: None)
         try:
             for row in map(EpochRow.from_text, run.read_history()):
                 self.history.setdefault(row.model, []).append(row)
@@ -167,6 +173,9 @@ class Experiment:
         try:
             self.train_and_test(entry)
         except Exception as error:
+            if isinstance(error, UserError) and not distributed.is_main():
+                # Of its share of the data, which the first process, the only one to speak of wrong input, has not seen.
+                raise RunError(f"process {distributed.rank()}: {error}") from None
             ends_all = isinstance(error, (Interrupted, StorageError)) or distributed.world_size() > 1
             if len(self.entries) == 1 or ends_all:
                 raise
@@ -221,7 +230,6 @@ class Experiment:
 
     def _outcome(self, entry: str, settings: Settings, combination: str | None = None) -> Outcome:
         """Train a new network, for one combination of channels where that is given, and test it."""
-        peak = hardware.PeakMemory(torch.device(settings.device))
         chosen = self.combinations[combination] if combination else ()
         count = len(chosen) if combination else len(self.channel_names)
         name, folder, tested = entry, self.folder.checkpoints(entry), self.combinations
@@ -233,6 +241,7 @@ class Experiment:
         if combination:
             plan = replace(plan, channels=(combination, chosen), channel_sampling="off")
         settings, plan = self._fitted(name, model, plan, settings, folder)
+        peak = hardware.PeakMemory(plan.device)  # of the training, not of the search for what fits
         course, observed = self._train(name, model, plan, settings, folder)
         self._write_history(name, course)
         scored = self._test(name, model, plan, settings, tested)

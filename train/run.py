@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 
 import click
 
 from engine.errors import RunError, UserError
+from engine.interruption import terminable
 from train.cli import cli
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    # Of several processes only those that start workers: another may wait in a collective, which no exception ends.
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
-        return cli.main(arguments, prog_name="python -m train.run", standalone_mode=False) or 0
+        with terminable() if first else nullcontext():
+            return cli.main(arguments, prog_name="python -m train.run", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         return 2

@@ -18,6 +18,7 @@ import numpy as np
 
 from engine.data import cache as places
 from engine.data import shards
+from engine.data.placement import amount
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +75,7 @@ class Entry:
             self._clear()
             free = shutil.disk_usage(self.folder.parent).free
             if free < 2 * values.nbytes:
-                wanted = f"{free / 1e9:,.1f} GB are free there, wanted twice {values.nbytes / 1e9:,.1f} GB"
+                wanted = f"{amount(free)} are free there, wanted twice {amount(values.nbytes)}"
                 self._say(f"decoded images are not kept in {self.folder.parent}: {wanted}")
                 return
             partial = Path(tempfile.mkdtemp(prefix=self.folder.name, suffix=PARTIAL, dir=self.folder.parent))

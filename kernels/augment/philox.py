@@ -1,6 +1,7 @@
 """Philox4x32-10, a counter-based generator: the numbers depend on key and counter alone (Salmon et al. 2011)."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,8 +26,14 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 def uniforms(indices: Tensor, seed: int, epoch: int, draws: Sequence[int]) -> Tensor:
     """Return float64 [n, draws, 4] in [0, 1) for the images `indices` [n]: by seed, epoch, index and draw alone."""
-    numbers = torch.tensor(draws, device=indices.device)
+    numbers = _numbers(tuple(draws), indices.device)
     index = indices.long()[:, None]
     key = seed & MASK, seed >> 32 & MASK
     words = philox((index & MASK, index >> 32 & MASK, torch.full_like(index, epoch & MASK), numbers), key)
     return torch.stack(torch.broadcast_tensors(*words), -1).double() / 2**32
+
+
+@lru_cache(64)
+def _numbers(draws: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the numbers of draws, int64, kept on a device: every copy makes the host wait."""
+    return torch.tensor(draws, dtype=torch.int64, device=device)

@@ -16,6 +16,7 @@ from engine import checkpoint, files, state
 from engine.data import loader
 from engine.data.listing import ImageSet, Split
 from engine.errors import Interrupted, NotFiniteError, OutOfMemoryError, StorageError, UserError
+from engine.interruption import terminable
 from engine.plan import Plan
 from engine.training import Hooks, fit
 
@@ -124,6 +125,29 @@ def test_a_signal_while_validating_saves_the_trained_epoch(loaders, tmp_path):
         fit("m", Net(), *loaders, PLAN, tmp_path / "m", Hooks(batch=batch))
     assert checkpoint.load(tmp_path / "m/step.pt")["position"] == {"epoch": 1, "turn": 1, "batch": 0}
     assert fit("m", Net(), *loaders, PLAN, tmp_path / "m").history == unbroken.history
+
+
+def test_a_signal_after_the_last_step_is_not_forgotten(loaders, tmp_path):
+    hooks = Hooks(epoch=lambda course: ask_to_stop() if len(course.history) == PLAN.epochs else None)
+    with pytest.raises(Interrupted, match="m was stopped by SIGTERM after its last epoch; all is saved"):
+        fit("m", Net(), *loaders, PLAN, tmp_path / "m", hooks)
+    assert len(fit("m", Net(), *loaders, PLAN, tmp_path / "m").history) == PLAN.epochs
+
+
+def test_sigterm_elsewhere_ends_a_run_as_ctrl_c_does():
+    with pytest.raises(KeyboardInterrupt), terminable():
+        ask_to_stop()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with terminable():
+            ask_to_stop()
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def cut(path):
@@ -315,3 +339,22 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(images, tmp_path):
     large, small = weights(16, 1), weights(8, 2)
     for key, value in large.items():
         torch.testing.assert_close(small[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_another_device_goes_on_at_the_end_of_an_epoch_and_says_so(loaders, tmp_path):
+    unbroken = fit("m", Net(), *loaders, PLAN, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        fit("m", Net(), *loaders, PLAN, tmp_path / "m", at_step(8, ask_to_stop))
+    for path in (tmp_path / "m").glob("*.pt"):
+        content = checkpoint.load(path)
+        if "generators" in content:
+            content["division"]["device"] = "cuda"
+            content["generators"] = [{"cpu": torch.zeros(16, dtype=torch.uint8)}]  # a GPU's is another kind
+            checkpoint.save(path, content)
+    said = []
+    assert fit("m", Net(), *loaders, PLAN, tmp_path / "m", Hooks(say=said.append)).history == unbroken.history
+    assert said == [
+        f"{tmp_path}/m/step.pt stands in the middle of epoch 2 and was saved with device cuda (now cpu): going on "
+        "from the end of epoch 1",
+        f"{tmp_path}/m/last.pt was saved with device cuda (now cpu)",
+    ]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from engine import idle
+from engine import idle, profiling
 from engine.idle import Idle, Window, covered
 from engine.report import tables
 
@@ -193,3 +193,25 @@ def test_idle_shares_are_columns_of_the_training_table():
     table = tables.training({"models": {"m": entry}, "combinations": {"RGB": ["R", "G", "B"]}})
     row = dict(zip(table.columns, table.rows[0], strict=True))
     assert (row["GPU idle"], row["input wait"]) == ("4.3%", "2.1%")
+
+
+def test_a_window_and_the_traces_of_a_run_do_not_disturb_each_other(tmp_path):
+    """Torch does not say of a profiler that warms up that it runs, and another that is started then ends it."""
+    window, recording = Window(ProfilerActivity.CPU), profiling.Trace(tmp_path, "model")
+    for _ in range(profiling.SKIPPED + profiling.RECORDED + 2):
+        work(0.001)
+        window.step()
+        recording()
+    assert [path.name.split(".")[0] for path in recording.files] == ["model"]
+    recording.evaluated()  # the window is open
+    for _ in range(idle.STEPS + 3):
+        work(0.001)
+        window.step()
+        recording()
+    assert 0 <= window.share < 1
+    for _ in range(profiling.EVALUATIONS_SKIPPED + profiling.EVALUATIONS_RECORDED):
+        work(0.001)
+        recording.evaluated()
+    recording.close()
+    assert len(recording.files) == 2
+    assert not profiling.RUNNING

@@ -31,3 +31,19 @@ def test_loss_of_half_precision_logits_is_computed_in_float32():
     scorer = Scorer(4, torch.device("cpu"))
     scorer.update(LOGITS.bfloat16(), LABELS)
     assert scorer.compute().loss == pytest.approx((5 * math.log(math.exp(2) + 3) - 6) / 5, rel=1e-6)
+
+
+def test_scores_equal_torchmetrics():
+    classification = pytest.importorskip("torchmetrics.functional.classification")
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(200, 9, generator=generator), torch.randint(7, (200,), generator=generator)
+    logits[:, 8] = -9  # the last class neither occurs nor is predicted
+    scorer = Scorer(9, torch.device("cpu"))
+    for part in (slice(150), slice(150, None)):
+        scorer.update(logits[part], labels[part])
+    scores = scorer.compute()
+    assert scores.accuracy == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+    for name, score in (("precision", scores.precision), ("recall", scores.recall), ("f1_score", scores.f1)):
+        expected = getattr(classification, f"multiclass_{name}")(logits, labels, 9, average="macro")
+        assert score == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.equal(scorer.confusion(), classification.multiclass_confusion_matrix(logits, labels, 9))

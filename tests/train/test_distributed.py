@@ -56,7 +56,7 @@ def test_the_first_process_alone_speaks_and_writes(pair):
     assert len(runner.history(run)) == 3
     assert (run / "report.html").exists()
     division = checkpoint.load(run / f"checkpoints/{MODEL}/last.pt")["division"]
-    assert division == {"samples": 72, "batch_size": 8, "accumulate": 1, "world_size": 2}
+    assert division == {"samples": 72, "batch_size": 8, "accumulate": 1, "world_size": 2, "device": "cpu"}
 
 
 def test_a_killed_worker_is_restarted_and_the_run_ends_the_same(stripes, tmp_path, pair):
@@ -118,3 +118,29 @@ def test_sync_bn_equals_batch_normalisation_of_one_process():
             torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-5, atol=1e-6)
     finally:
         dist.destroy_process_group()
+
+
+# What the second process alone meets, in the second epoch, as where only files of its share are gone.
+MISSING = """
+import os, sys
+from engine import training
+from engine.errors import UserError
+begin = training.Trainer._begin
+def missing(self, epoch):
+    if epoch == 2 and os.environ["RANK"] == "1":
+        raise UserError("8 of 8 images could not be read")
+    begin(self, epoch)
+training.Trainer._begin = missing
+from train.run import main
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+
+
+def test_what_only_another_process_meets_is_told(stripes, tmp_path):
+    script = tmp_path / "missing.py"
+    script.write_text(MISSING)
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "a", *ARGUMENTS]
+    done = runner.torchrun(2, *start, script=script)
+    assert done.returncode == 1
+    assert "error: process 1: 8 of 8 images could not be read\n" in done.stderr

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,7 +17,7 @@ from engine import checkpoint, training
 from engine.data import decode
 from kernels import use_backend
 from kernels.launch import record_launches
-from train import systems
+from train import experiment, systems
 from train.run import main
 
 COMBINATIONS = ["RGB", "RG", "GB", "RB", "R", "G", "B"]
@@ -184,6 +185,18 @@ def test_auto_resumes_a_run_that_was_killed_before_its_report(task1, tmp_path):
     assert (run / "report.html").exists()
     assert (run / "history.csv").read_text() == (task1 / "history.csv").read_text()
     assert sorted(path.name for path in (tmp_path / "task1").iterdir()) == ["a", "damaged"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_stopped_while_testing_says_how_to_go_on(stripes, tmp_path, monkeypatch, capsys, number):
+    monkeypatch.setattr(experiment, "evaluate", lambda *_: os.kill(os.getpid(), number))
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "a", "--models", "simple_cnn", *SMALL]
+    assert main(start) == 1
+    message = f"error: stopped; --resume auto goes on from the last checkpoint in {tmp_path / 'task1/a'}\n"
+    assert capsys.readouterr().err == message
+    monkeypatch.undo()
+    assert main(["task1", "--out", str(tmp_path), "--resume", "auto"]) == 0
+    assert results(tmp_path / "task1/a")["models"]["simple_cnn"]["epochs"] == 3
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(task1, stripes, tmp_path, capsys):

@@ -191,7 +191,7 @@ def test_nothing_is_written_where_the_disk_has_not_twice_the_room(images, said, 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * needed - 1))
     start(images, "device", said)
     (line,) = said
-    assert line == f"decoded images are not kept in {cache_home / 'images'}: 0.0 GB are free there, wanted twice 0.0 GB"
+    assert line == f"decoded images are not kept in {cache_home / 'images'}: 0.2 MB are free there, wanted twice 0.1 MB"
     assert entries(cache_home) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * needed))
     _, entry = start(images, "device", said)

@@ -1,0 +1,40 @@
+"""Training with compiled models; the compiler's front end alone runs here, which is what counts recompilations."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine import training
+from engine.training import fit
+from tests.engine.test_faults import PLAN, Net, images, loaders  # noqa: F401
+
+COMPILED = replace(PLAN, compile=True, epochs=2)
+
+
+@pytest.fixture(autouse=True)
+def without_code_generation(monkeypatch):
+    def compiled(model, plan):
+        return torch.compile(model, backend="eager", dynamic=False) if plan.compile else model
+
+    monkeypatch.setattr(training, "_compiled", compiled)
+
+
+def test_models_one_after_another_do_not_use_up_the_limit_of_recompilations(loaders, tmp_path):  # noqa: F811
+    limits = {"recompile_limit": 2, "fail_on_recompile_limit_hit": True}
+    with torch._dynamo.config.patch(limits):  # a model is compiled for training and for validation
+        for width in (4, 6, 8):
+            course = fit("m", Net(width), *loaders, COMPILED, tmp_path / str(width))
+            assert course.history == fit("m", Net(width), *loaders, PLAN, tmp_path / f"plain {width}").history[:2]
+
+
+def test_gradients_are_the_trainings_own_where_a_cuda_graph_would_write_to_them_again(loaders, tmp_path):  # noqa: F811
+    """Of batches that make a step together; a graph's outputs are valid until the next batch alone."""
+    histories, kept = [], []
+    for mode in ("default", "reduce-overhead"):
+        model, plan = Net(), replace(COMPILED, accumulate=2, clip_norm=0.5, compile_mode=mode)
+        histories.append(fit("m", model, *loaders, plan, tmp_path / mode).history)
+        kept.append([parameter.grad is not None for parameter in model.parameters()])
+    assert histories[0] == histories[1]
+    assert not any(kept[0])
+    assert all(kept[1])
