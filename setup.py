@@ -2,6 +2,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+EXPORT = ["onnx", "onnxruntime", "onnxscript", "safetensors"]
+
 setup(
     name="polychrome",
     version="0.1.0",
@@ -29,12 +31,12 @@ setup(
         "jinja2",
         "markupsafe",
         "matplotlib",
-        "torchmetrics",
         "tensorboard",
     ],
     extras_require={
         "browser": ["selenium", "torch-tb-profiler"],
-        "test": ["hypothesis", "pytest", "pytest-benchmark", "ruff"],
+        "export": EXPORT,
+        "test": [*EXPORT, "hypothesis", "pytest", "pytest-benchmark", "ruff", "setuptools", "timm", "torchmetrics"],
     },
     entry_points={"console_scripts": ["polychrome=train.run:main"]},
 )

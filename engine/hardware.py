@@ -44,7 +44,7 @@ def autocast(on: torch.device, precision: str) -> AbstractContextManager:
 
 def describe() -> dict:
     """Return machine and versions as JSON-ready values, for `environment.json`."""
-    packages = ("torch", "torchvision", "triton", "nvidia-dali-cuda130", "numpy", "torchmetrics")
+    packages = ("torch", "torchvision", "triton", "nvidia-dali-cuda130", "numpy")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -84,13 +84,19 @@ def runs_triton(x: torch.Tensor, backend: str, dtype: torch.dtype | None = None)
     return backend == "triton"
 
 
-@torch.compiler.assume_constant_result
+def _constant_when_traced(function: Callable) -> Callable:
+    """Mark `function` as torch.compiler.assume_constant_result does, which takes over a second to import Dynamo."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant_when_traced
 def triton_is_installed() -> bool:
     """Return whether the Triton package can be imported."""
     return sys.modules.get("triton", True) is not None and find_spec("triton") is not None
 
 
-@torch.compiler.assume_constant_result
+@_constant_when_traced
 def is_interpreted() -> bool:
     """Return whether Triton was imported with TRITON_INTERPRET=1: its kernels then run on CPU tensors too."""
     import triton.language

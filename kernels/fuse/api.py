@@ -1,0 +1,124 @@
+"""The public function: it walks a model and swaps what is recognised."""
+
+from torch import nn
+
+from kernels.fuse import libraries, structure
+from kernels.fuse.candidates import Match, Refusal, obstacle
+from kernels.fuse.report import Left, Report, Swap
+from kernels.fuse.structure import Candidate
+from kernels.fuse.swapped import Swapped, swap
+from kernels.fuse.trial import confirmed
+
+_OURS = "kernels.modules"
+
+
+def fuse(model: nn.Module) -> Report:
+    """Make the modules of `model` that compute what an op of `kernels` does call that op, and return what was done.
+
+    In place: a swapped module stays the same object with the same parameters, buffers, attributes and methods; its
+    class becomes a subclass of the one it had, whose forward calls the op. Names in the state dict, optimisers, tied
+    weights, `requires_grad`, copies and pickles are as before. Known are
+
+    - timm's `CondConv2d`, `SEModule` (`SqueezeExcite`), EfficientNet's `SqueezeExcite`, `EffectiveSEModule`,
+      `ChannelAttn` and `SpatialAttn`, and torchvision's `SqueezeExcitation`, by the names of their classes;
+    - of anybody's classes, by what they hold: dynamic convolutions with experts [experts, out_channels,
+      in_channels/groups, height, width] and an attention that gives [batch, experts] (Chen et al. 2020; Yang et al.
+      2019), squeeze-excitation (Hu et al. 2018), and CBAM's attentions (Woo et al. 2018). A copy is tried against the
+      op first, outputs and gradients, and a module that differs is left alone.
+
+    A module with hooks or parametrisations, its own or of a module inside, is left alone. On a CPU a swapped module
+    runs the forward it had unless the op knows a faster form. Fuse before `torch.compile`.
+
+    Returns:
+        The modules swapped, and those left alone with the reason; `print` it for a table. A module that is known to
+        none of the rules is in neither list.
+
+    Raises:
+        TypeError: `model` is no nn.Module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    walk = _Walk(model)
+    walk.visit(model, "")
+    return Report(tuple(walk.swapped), tuple(walk.left))
+
+
+class _Walk:
+    """Visits every module once, parents first; what is inside a swapped module is not visited."""
+
+    def __init__(self, model: nn.Module):
+        self.swapped: list[Swap] = []
+        self.left: list[Left] = []
+        self._seen: set[int] = set()
+        self._paths = _paths_by_object(model)
+
+    def visit(self, module: nn.Module, path: str) -> None:
+        """Swap `module` or what is inside it."""
+        if id(module) in self._seen:
+            return
+        self._seen.add(id(module))
+        name = type(module).__name__
+        if isinstance(module, Swapped):
+            self.left.append(Left(path, name, "already fused"))
+            return
+        if any(base.__module__ == _OURS for base in type(module).__mro__):
+            self.left.append(Left(path, name, "already calls an op of kernels"))
+            return
+        verdict = libraries.recognise(module)
+        known = verdict is not None
+        if not known and not any(isinstance(inner, Swapped) for inner in module.modules()):
+            verdict = structure.recognise(module)
+        verdict = _settled(module, verdict)
+        if isinstance(verdict, Match):
+            self._swap(module, path, verdict)
+            return
+        first_swap, first_left = len(self.swapped), len(self.left)
+        if not known:
+            for child_name, child in module.named_children():
+                self.visit(child, f"{path}.{child_name}" if path else child_name)
+        if verdict is not None and len(self.swapped) == first_swap:
+            # what was left inside a module that was itself left says nothing more
+            self.left[first_left:] = [Left(path, name, verdict.reason)]
+
+    def _swap(self, module: nn.Module, path: str, match: Match) -> None:
+        name, note = type(module).__name__, self._note(module, path)
+        try:
+            swap(module, *match)
+        except TypeError as error:
+            self.left.append(Left(path, name, f"its class cannot be changed: {error}"))
+        else:
+            self.swapped.append(Swap(path, name, match.kind.ops(match.plan), note))
+
+    def _note(self, module: nn.Module, path: str) -> str:
+        """Return where else the module, or a parameter of it, is used."""
+        notes = []
+        if others := [p for p in self._paths[id(module)] if p != path]:
+            notes.append(f"also at {', '.join(others)}")
+        for name, parameter in module.named_parameters():
+            prefix = f"{path}.{name}" if path else name
+            same = {f"{p}.{name}" for p in others}
+            if tied := [p for p in self._paths[id(parameter)] if p != prefix and p not in same]:
+                notes.append(f"{name} shared with {', '.join(tied)}")
+        return "; ".join(notes)
+
+
+def _paths_by_object(model: nn.Module) -> dict[int, list[str]]:
+    """Return every path of every module and parameter, by id."""
+    paths: dict[int, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(id(module), []).append(path)
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        paths.setdefault(id(parameter), []).append(path)
+    return paths
+
+
+def _settled(module: nn.Module, verdict: Match | Candidate | Refusal | None) -> Match | Refusal | None:
+    """Return the verdict after a look at the objects and, for a candidate, a trial."""
+    if verdict is None or isinstance(verdict, Refusal):
+        return verdict
+    if found := obstacle(module):
+        return Refusal(found)
+    if isinstance(verdict, Match):
+        return verdict
+    outcome = confirmed(module, verdict)
+    return Refusal(outcome) if isinstance(outcome, str) else outcome

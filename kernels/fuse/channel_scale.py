@@ -1,0 +1,103 @@
+"""`polychrome::channel_scale`: the product at the end of squeeze-excitation, whatever made the gate.
+
+Backward is two passes, `sum_p dy x` for the gate and `dy s` for x, where autograd's product writes `dy x` out and reads
+it again.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels.backend import call_reference, chosen_backend, runs_triton
+from kernels.checks import check_device, check_float, check_input, check_shape
+from kernels.library import asked, register_backward, register_op
+from kernels.tensors import empty_as, laid_out_as, memory_layout, not_asked, wide_dtype
+
+
+def channel_scale(x: Tensor, scale: Tensor) -> Tensor:
+    """Return x * scale, the second half of squeeze-excitation (Hu et al. 2018).
+
+    Args:
+        x: [batch, channels, height, width], float32, float64, float16 or bfloat16.
+        scale: [batch, channels] or [batch, channels, 1, 1], any of these dtypes.
+
+    Returns:
+        [batch, channels, height, width] in x's dtype, channels_last if x is; the product is rounded once.
+
+    Raises:
+        ValueError: a shape or device does not fit.
+        TypeError: a dtype is none of the above.
+    """
+    check_input(x)
+    check_float("scale", scale)
+    check_device("scale", scale, x)
+    scale = scale.flatten(1)
+    check_shape("scale", scale, batch=x.shape[0], channels=x.shape[1])
+    backend = chosen_backend("channel_scale", x)
+    if backend == "reference":
+        return call_reference(_reference, x, scale)
+    return torch.ops.polychrome.channel_scale(x, scale, backend)
+
+
+def _reference(x: Tensor, scale: Tensor) -> Tensor:
+    return (x * scale.flatten(1).to(wide_dtype(x.dtype))[:, :, None, None]).to(x.dtype)
+
+
+channel_scale.reference = _reference
+
+
+def _forward(x: Tensor, scale: Tensor, backend: str = "auto") -> Tensor:
+    if x.numel() == 0 or not runs_triton(x, backend):
+        return laid_out_as(x, _reference(x, scale))
+    from kernels.channel_gate.triton.pixels import scale_channels
+
+    return scale_channels(_dense(x, x), scale.float().contiguous())
+
+
+def _backward(grad: Tensor, x: Tensor, scale: Tensor, needed: list[bool], backend: str = "auto") -> list[Tensor]:
+    """Return the gradients of x and scale; one not needed is an empty placeholder."""
+    dx, dscale = not_asked(x), not_asked(scale)
+    if x.numel() == 0 or not runs_triton(x, backend):
+        if needed[0]:
+            dx = laid_out_as(x, _reference(grad, scale))
+        if needed[1]:
+            dscale = (grad.to(wide_dtype(x.dtype)) * x).sum((2, 3)).to(scale.dtype)
+        return [dx, dscale]
+    from kernels.channel_gate.triton.pixels import scale_channels, sum_over_pixels
+
+    grad = _dense(grad, x)
+    if needed[1]:
+        dscale = sum_over_pixels(grad, _dense(x, x)).sum(0).to(scale.dtype)
+    if needed[0]:
+        dx = scale_channels(grad, scale.float().contiguous())
+    return [dx, dscale]
+
+
+def _dense(tensor: Tensor, x: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=memory_layout(x))
+
+
+def _fake(x, scale, backend="auto"):
+    return empty_as(x, x.shape)
+
+
+def _backward_fake(grad, x, scale, needed, backend="auto"):
+    return [
+        empty_as(x, x.shape) if needed[0] else not_asked(x),
+        scale.new_empty(scale.shape) if needed[1] else not_asked(scale),
+    ]
+
+
+def _setup(ctx, inputs, output):
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradient(ctx, grad):
+    needed = list(ctx.needs_input_grad[:2])
+    op = torch.ops.polychrome.channel_scale_backward
+    return *asked(op(grad, *ctx.saved_tensors, needed, ctx.backend), needed), None
+
+
+register_op("channel_scale", _forward, _fake)
+register_op("channel_scale_backward", _backward, _backward_fake)
+register_backward("channel_scale", _setup, _gradient)

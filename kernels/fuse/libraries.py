@@ -1,0 +1,117 @@
+"""The modules of timm and torchvision that an op computes, known by the name of their class: neither is imported."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kernels.fuse import swapped
+from kernels.fuse.candidates import Match, Refusal
+
+
+def recognise(module: nn.Module) -> Match | Refusal | None:
+    """Return what becomes of a module of a known class, None for any other."""
+    for base in type(module).__mro__:
+        known = _KNOWN.get(f"{base.__module__}.{base.__qualname__}")
+        if known is None:
+            continue
+        if _overrides_forward(type(module), base):
+            return None
+        try:
+            return known(module)
+        except AttributeError as error:
+            return Refusal(f"another version of {base.__qualname__} than the known one: {error}")
+    return None
+
+
+def _overrides_forward(cls: type, base: type) -> bool:
+    """Return whether `cls`, a subclass of `base`, computes something of its own."""
+    between = cls.__mro__[: cls.__mro__.index(base)]
+    return any(name in c.__dict__ for c in between for name in ("forward", "_scale", "__call__"))
+
+
+def _cond_conv(module: nn.Module) -> Match | Refusal:
+    if module.weight.dim() != 2:
+        return Refusal(f"weight must be [experts, -1], got {list(module.weight.shape)}")
+    _ = module.weight_shape, module.num_experts, module.dynamic_padding
+    return Match(swapped.CondConv)
+
+
+def _squeeze_excite(*names: str):
+    """Return the recogniser of a squeeze-excitation whose layers, activation and gate have these names."""
+
+    def recogniser(module: nn.Module) -> Match | Refusal:
+        if getattr(module, "add_maxpool", False):
+            return Refusal("add_maxpool: the maximum is pooled too")
+        inner = [name for name in names if not isinstance(getattr(module, name), nn.Identity)]
+        layers = [name for name in inner if _is_pointwise(getattr(module, name))]
+        others = [name for name in inner if name not in layers]
+        acts = [activation_name(getattr(module, name)) for name in others]
+        if len(layers) == 2 and acts == ["relu", "sigmoid"] and inner == [layers[0], others[0], layers[1], others[1]]:
+            return Match(swapped.ChannelGate, swapped.LayersPlan(*layers))
+        if len(layers) == 1 and acts == ["sigmoid"]:
+            return Match(swapped.ChannelGate, swapped.LayersPlan(None, *layers))
+        return Match(swapped.ScaledChannels, swapped.GatePlan(tuple(inner)))
+
+    return recogniser
+
+
+def _channel_attention(module: nn.Module) -> Match | Refusal:
+    act, gate = activation_name(module.act), activation_name(module.gate)
+    if (act, gate) != ("relu", "sigmoid"):
+        return Refusal(f"activation {act or type(module.act).__name__}, gate {gate or type(module.gate).__name__}")
+    if not (_is_pointwise(module.fc1) and _is_pointwise(module.fc2)):
+        return Refusal("fc1 and fc2 are not 1x1 convolutions")
+    return Match(swapped.MaxedChannels, swapped.LayersPlan("fc1", "fc2", shared_ties=True))
+
+
+def _spatial_attention(module: nn.Module) -> Match | Refusal:
+    if activation_name(module.gate) != "sigmoid":
+        return Refusal(f"gate {type(module.gate).__name__} is not a sigmoid")
+    return Match(swapped.SpatialAttention, swapped.SpatialPlan(("conv",), False, multiplies=True, whole=False))
+
+
+def _is_pointwise(layer: nn.Module) -> bool:
+    """Return whether `layer` is a plain 1x1 convolution."""
+    if type(layer) is not nn.Conv2d:
+        return False
+    geometry = layer.kernel_size, layer.stride, layer.padding, layer.groups
+    return geometry == ((1, 1), (1, 1), (0, 0), 1)
+
+
+ACTIVATIONS = {"relu": F.relu, "sigmoid": torch.sigmoid}
+
+
+def activation_name(module: nn.Module) -> str | None:
+    """Return which of ACTIVATIONS a module without parameters computes, judged by its values and gradients."""
+    if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
+        return None
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        grid = torch.linspace(-7, 7, 61, device="cpu", dtype=torch.float64)
+        try:
+            got = _values(module, grid)
+        except Exception:  # whatever a module of someone else's raises, it is none of the two
+            return None
+        for name, function in ACTIVATIONS.items():
+            if all(
+                torch.allclose(a, b, rtol=1e-6, atol=1e-8) for a, b in zip(got, _values(function, grid), strict=True)
+            ):
+                return name
+    return None
+
+
+def _values(function, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the function's values on the grid and its derivatives."""
+    x = grid.clone().requires_grad_()
+    y = function(x * 1)  # a copy: the function may write in place
+    return y.detach(), torch.autograd.grad(y.sum(), x)[0]
+
+
+_KNOWN = {
+    "timm.layers.cond_conv2d.CondConv2d": _cond_conv,
+    "timm.layers.squeeze_excite.SEModule": _squeeze_excite("fc1", "bn", "act", "fc2", "gate"),
+    "timm.layers.squeeze_excite.EffectiveSEModule": _squeeze_excite("fc", "gate"),
+    "timm.models._efficientnet_blocks.SqueezeExcite": _squeeze_excite("conv_reduce", "act1", "conv_expand", "gate"),
+    "timm.layers.cbam.ChannelAttn": _channel_attention,
+    "timm.layers.cbam.SpatialAttn": _spatial_attention,
+    "torchvision.ops.misc.SqueezeExcitation": _squeeze_excite("fc1", "activation", "fc2", "scale_activation"),
+}

@@ -1,0 +1,107 @@
+"""`kernels.fuse` on models of timm and torchvision."""
+
+import pytest
+import torch
+from torch import nn
+
+from kernels import fuse, use_backend
+from kernels.fuse import Swap
+from tests.kernels.fused import OpsCalled, assert_equal_training, twins
+from tests.kernels.oracle import randn
+
+
+def test_efficientnet_with_conditional_convolutions_is_equal_in_every_gradient():
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    torch.manual_seed(0)
+    model = timm.create_model("tf_efficientnet_cc_b0_4e", num_classes=10)
+    fused, report = assert_equal_training(model, randn(2, 3, 40, 40))
+    counts = {module: sum(s.module == module for s in report.swapped) for module in ("CondConv2d", "SqueezeExcite")}
+    assert counts == {"CondConv2d": 24, "SqueezeExcite": 16}
+    assert report.left == ()
+    assert list(fused.state_dict()) == list(model.state_dict())
+    model.load_state_dict(fused.state_dict(), strict=True)
+    fused.load_state_dict(model.state_dict(), strict=True)
+
+
+def test_efficientnet_with_conditional_convolutions_has_the_same_logits_in_float32_and_trains():
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    torch.manual_seed(0)
+    model = timm.create_model("tf_efficientnet_cc_b0_4e", num_classes=10)
+    nn.init.normal_(model.classifier.weight, std=0.2)  # timm's start gives logits of 1e-5, which anything equals
+    x = randn(3, 3, 64, 64)
+    with torch.no_grad():
+        for _ in range(20):
+            model(x)  # the running statistics, without which the activations fade away
+    model, fused, _ = twins(model.eval())
+    with torch.no_grad():
+        logits = model(x)
+        assert logits.abs().max() > 0.5
+        for backend in ("auto", "reference"):
+            with use_backend(backend):
+                torch.testing.assert_close(fused(x), logits, rtol=0, atol=1e-4)
+    losses = []
+    for m in (model.train(), fused.train()):
+        optimizer = torch.optim.SGD(m.parameters(), 0.01, momentum=0.9)
+        for _ in range(2):
+            loss = nn.functional.cross_entropy(m(x), torch.tensor([1, 2, 3]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert losses[2:] == pytest.approx(losses[:2], rel=1e-3)
+    assert losses[1] != pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "op", "count"),
+    [
+        ("timm", "mobilenetv3_small_050", "channel_scale", 9),
+        ("timm", "regnety_002", "channel_gate", 13),
+        ("torchvision", "efficientnet_b0", "channel_scale", 16),
+        ("torchvision", "mobilenet_v3_small", "channel_scale", 9),
+        ("torchvision", "regnet_y_400mf", "channel_gate", 16),
+    ],
+)
+def test_squeeze_excitation_of_other_libraries_is_found_and_equal(library, name, op, count):
+    if library == "timm":
+        model = pytest.importorskip("timm", reason="timm is not installed").create_model(name, num_classes=5)
+    else:
+        model = pytest.importorskip("torchvision").models.get_model(name, num_classes=5)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) or type(module).__name__ == "StochasticDepth":
+            module.p = 0.0
+    _, report = assert_equal_training(model, randn(2, 3, 40, 40))
+    assert {s.op for s in report.swapped} == {op}
+    assert len(report.swapped) == count
+    assert report.left == ()
+
+
+def test_parts_of_timms_cbam_are_swapped_and_its_light_form_is_no_candidate():
+    layers = pytest.importorskip("timm.layers.cbam", reason="timm is not installed")
+    model = nn.Sequential(layers.CbamModule(8, rd_channels=2), layers.LightCbamModule(8, rd_channels=2))
+    _, report = assert_equal_training(model, randn(3, 8, 9, 7))
+    assert report.swapped == (
+        Swap("0.channel", "ChannelAttn", "channel_scale"),
+        Swap("0.spatial", "SpatialAttn", "channel_stats, spatial_gate"),
+    )
+    assert "1.channel" in [left.path for left in report.left]
+
+
+@pytest.mark.parametrize("options", [{}, {"padding": "same", "stride": 2}, {"groups": 6, "bias": True, "dilation": 2}])
+@pytest.mark.parametrize("size", [(8, 7), (5, 10)])
+def test_every_geometry_of_timms_cond_conv_is_equal(options, size):
+    layers = pytest.importorskip("timm.layers", reason="timm is not installed")
+    layer = layers.CondConv2d(6, 12, 3, num_experts=3, **options)
+    assert_equal_training(layer, randn(3, 6, *size), torch.rand(3, 3))
+
+
+def test_cond_conv_is_the_op_on_a_cpu_where_that_is_faster():
+    layers = pytest.importorskip("timm.layers", reason="timm is not installed")
+    layer = layers.CondConv2d(16, 16, 3, padding=1)
+    fuse(layer)
+    with torch.no_grad():
+        with OpsCalled() as few:
+            layer(randn(2, 16, 4, 4), torch.rand(2, 4))
+        with OpsCalled() as many:
+            layer(randn(64, 16, 4, 4), torch.rand(64, 4))
+    assert (few.names, many.names) == (set(), {"dynamic_conv2d"})

@@ -1,0 +1,294 @@
+"""What the documentation says: its code runs, its commands exist, its links lead somewhere, and nothing is left out."""
+
+import ast
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import pytest
+import torch
+
+import kernels
+import kernels.modules
+import models
+from train.cli import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/*.md", "kernels/*/README.md", "bench/results/README.md")
+    for path in ROOT.glob(pattern)
+)
+
+IMAGES = """
+import torch
+images = torch.randint(256, (6, 256, 256, 3), dtype=torch.uint8)
+indices, epoch, MEAN, STD = torch.tensor([4, 0]), 1, [0.5] * 3, [0.25] * 3
+"""
+# What a reader has at hand before a block of a page, by its number from 0. Blocks run in order, one after another.
+SET_UP = {
+    ("README.md", 0): """
+import torch, kernels
+x, experts, mixing = torch.randn(2, 3, 8, 8), torch.randn(4, 5, 3, 3, 3), torch.rand(2, 4)
+""",
+    ("README.md", 1): IMAGES,
+    ("kernels/augment/README.md", 0): IMAGES,
+    ("kernels/spatial_attention/README.md", 0): """
+import torch
+from kernels import channel_stats, spatial_gate
+x, norm, conv = torch.randn(2, 4, 8, 8), torch.nn.BatchNorm2d(1), torch.nn.Conv2d(2, 1, 7, padding=3, bias=False)
+""",
+    ("docs/export.md", 0): """
+import pathlib, torch, models
+from engine import export
+from engine.channels import RGB
+images = torch.rand(2, 3, 16, 16)
+for name, target in (
+    ("simple_cnn", "simple_cnn.pt2"),
+    ("pool_attention_cnn", "pool_attention_cnn.onnx"),
+    ("simple_cnn", "runs/task1/NAME/export/simple_cnn.safetensors"),
+):
+    about = export.Description(name, 16, ("a", "b"), RGB, "uint8", name == "pool_attention_cnn", 0.875)
+    stored = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+    export.save(models.create(name, num_classes=2, image_size=16), about, pathlib.Path(target), stored, "random images")
+""",
+    ("docs/export.md", 1): "images, mask = images.numpy(), torch.ones(2, 3, dtype=torch.bool).numpy()",
+    ("docs/export.md", 2): "images = torch.from_numpy(images)",
+}
+SLOW = ("docs/export.md",)  # compiles a model
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+# Not needed by the package itself: a page that uses one is left out where it is not installed.
+OPTIONAL = ("onnx", "onnxruntime", "onnxscript", "safetensors", "timm", "transformers")
+
+
+def blocks(page: str, language: str) -> list[tuple[int, str]]:
+    """Return the code blocks of a page in a language, with the line each begins at."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    fences = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+    return [(text.count("\n", 0, fence.start(1)) + 1, fence[1]) for fence in fences]
+
+
+def with_code() -> list:
+    """Return the pages that have Python code, those that take long marked so."""
+    found = [page for page in PAGES if blocks(page, "python")]
+    return [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in found]
+
+
+@pytest.mark.parametrize("page", with_code())
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace: dict = {"__name__": page}
+    for number, (line, code) in enumerate(blocks(page, "python")):
+        try:
+            exec(SET_UP.get((page, number), ""), namespace)
+            exec(compile("\n" * (line - 1) + code, str(ROOT / page), "exec"), namespace)
+        except ModuleNotFoundError as error:
+            if error.name not in OPTIONAL:
+                raise
+            pytest.skip(f"{error.name} is not installed")
+
+
+def test_set_up_belongs_to_blocks_that_are_there():
+    assert all(number < len(blocks(page, "python")) for page, number in SET_UP)
+
+
+def commands(page: str) -> list[list[str]]:
+    """Return the commands in a page's sh blocks, split into words."""
+    found = []
+    for _, text in blocks(page, "sh"):
+        for line in text.replace("\\\n", " ").splitlines():
+            parts = line.split("&&")
+            found += [shlex.split(part, comments=True) for part in parts]
+    return [words for words in found if words]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")])
+def test_the_commands_of_a_page_exist(page):
+    for words in commands(page):
+        program = Path(words[0]).name
+        if program == "torchrun":
+            place = words.index("-m")
+            check_flags(words[1:place], torchrun_flags(), words)
+            check_module(words[place + 1 :], words)
+        elif program.startswith("python") and "-m" in words:
+            check_module(words[words.index("-m") + 1 :], words)
+        elif program == "polychrome":
+            check_task(words[1:], words)
+        elif program == "pytest":
+            check_pytest(words[1:], words)
+        elif program.startswith("python") and words[1].endswith(".py"):
+            assert (ROOT / words[1]).is_file() or words[1].isupper(), words
+
+
+def check_module(arguments: list[str], words: list[str]) -> None:
+    """Check what stands behind `-m`: a module and its arguments."""
+    module, *rest = arguments
+    if module == "train.run":
+        check_task(rest, words)
+    elif module == "pytest":
+        check_pytest(rest, words)
+    elif module.startswith("bench."):
+        source = (ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8")
+        for flag in flags(rest):
+            assert flag == "--help" or f'"{flag}"' in source, words
+
+
+def check_task(arguments: list[str], words: list[str]) -> None:
+    """Check a command of ours: its name, its flags, and what their values may be."""
+    command = cli.commands.get(arguments[0])
+    assert arguments[0] == "--help" or command is not None, words
+    if command is None:
+        return
+    options = {name: option for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    context, rest = click.Context(command), iter(arguments[1:])
+    places = 0
+    for word in rest:
+        if not word.startswith("-"):
+            places += 1
+            continue
+        name, _, value = word.partition("=")
+        assert name in (*options, "--help"), words
+        if name != "--help" and not options[name].is_flag:
+            options[name].type_cast_value(context, value or next(rest))
+    wanted = [option for option in command.params if isinstance(option, click.Argument)]
+    assert places >= sum(option.required for option in wanted), words
+    assert any(option.nargs < 0 for option in wanted) or places <= len(wanted), words
+
+
+def check_pytest(arguments: list[str], words: list[str]) -> None:
+    """Check a call of pytest: its flags, its markers, and the tests it names."""
+    check_flags(arguments, pytest_help(), words)
+    declared = re.findall(r'^    "(\w+):', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
+    for word, following in pairwise([*arguments, ""]):
+        if word == "-m":
+            assert set(re.findall(r"\w+", following)) - {"and", "or", "not"} <= set(declared), words
+        elif "/" in word or word.endswith(".py"):
+            assert (ROOT / word.partition("::")[0]).exists(), words
+
+
+def check_flags(arguments: list[str], known: str, words: list[str]) -> None:
+    """Check that every long flag among the arguments stands in a help text."""
+    for flag in flags(arguments):
+        assert re.search(rf"{flag}(?![\w-])", known), words
+
+
+def flags(arguments: list[str]) -> list[str]:
+    return [word.partition("=")[0] for word in arguments if word.startswith("--")]
+
+
+@cache
+def torchrun_flags() -> str:
+    from torch.distributed.run import get_args_parser
+
+    return get_args_parser().format_help()
+
+
+@cache
+def pytest_help() -> str:
+    asked = [sys.executable, "-m", "pytest", "--help"]
+    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def headings(page: Path) -> set[str]:
+    """Return the anchors of a page, made as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    titles = re.findall(r"^#+ +(.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_links_of_a_page_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), target
+        assert not anchor or anchor in headings(file), target
+
+
+def written() -> str:
+    """Return all that a reader finds in the README and in docs/."""
+    return "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES if not page.startswith("kernels/"))
+
+
+def public(module) -> list[str]:
+    """Return the names of the public classes and functions that a module defines."""
+    own = [item for item in vars(module).items() if getattr(item[1], "__module__", None) == module.__name__]
+    return [name for name, value in own if not name.startswith("_") and (inspect.isclass(value) or callable(value))]
+
+
+def test_every_public_name_is_in_the_documentation():
+    names = [*kernels.__all__, *public(kernels.modules), *models.names()]
+    names += [*sys.modules["kernels.augment"].__all__, *sys.modules["kernels.fuse"].__all__]
+    assert len(names) > 40
+    text = written()
+    assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
+
+
+def signatures(page: str) -> list[str]:
+    """Return the calls that a page's tables begin a row with, such as `f(x, y=1)`."""
+    return re.findall(r"^\| `(\w+\(.*?\))` \|", (ROOT / page).read_text(encoding="utf-8"), re.M)
+
+
+def test_signatures_in_tables_are_those_of_the_code():
+    known = {name: getattr(kernels, name) for name in kernels.__all__}
+    known |= {name: getattr(kernels.modules, name) for name in public(kernels.modules)}
+    known |= {name: getattr(sys.modules["kernels.augment"], name) for name in sys.modules["kernels.augment"].__all__}
+    checked = 0
+    for page in (page for page in PAGES if page.startswith("docs/")):
+        for text in signatures(page):
+            function = known.get(text.partition("(")[0])
+            if function is None:
+                continue
+            arguments = ast.parse(f"def {text}: pass").body[0].args
+            own = {
+                name: parameter
+                for name, parameter in inspect.signature(function).parameters.items()
+                if (name not in ("device", "dtype") or name in text) and parameter.kind not in VARIADIC
+            }
+            assert [item.arg for item in arguments.args + arguments.kwonlyargs] == list(own), text
+            defaults = [None] * (len(arguments.args) - len(arguments.defaults)) + arguments.defaults
+            for item, default in zip(
+                arguments.args + arguments.kwonlyargs, defaults + arguments.kw_defaults, strict=True
+            ):
+                assert default is None or ast.unparse(default) == repr(own[item.arg].default), (text, item.arg)
+            checked += 1
+    assert checked >= 15
+
+
+def test_the_table_of_models_is_that_of_the_registry():
+    row = re.compile(r"^\| `(\w+)` \| [A-E, ]+ \| \w+ \| ([\w-]+) \| ([\d,]+) \|", re.M)
+    found = {name: rest for name, *rest in row.findall((ROOT / "docs/models.md").read_text(encoding="utf-8"))}
+    assert list(found) == models.names()
+    for name, (protocol, parameters) in found.items():
+        with torch.device("meta"):
+            model = models.create(name)
+        of_its_own = "one-per-combination" if getattr(model, "one_per_combination", False) else "zero-pad"
+        assert protocol == ("subset" if model.any_channels else of_its_own), name
+        assert int(parameters.replace(",", "")) == sum(p.numel() for p in model.parameters()), name
+
+
+def test_the_messages_in_troubleshooting_are_those_of_the_code():
+    said = {
+        node.value
+        for layer in ("engine", "kernels", "models", "train")
+        for path in (ROOT / layer).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `(.+?)` \| ", text, re.M)
+    assert len(messages) > 30
+    python = "cannot import name 'dynamic_conv2d' from 'kernels'"  # says the interpreter itself
+    pieces = [piece for message in messages if message != python for piece in message.split("...") if piece.strip()]
+    assert [piece for piece in pieces if not any(piece.rstrip() in one for one in said)] == []

@@ -1,0 +1,81 @@
+"""Every example runs, and comes to what it says."""
+
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def load(name: str):
+    """Return an example as a module."""
+    spec = spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_plain_training_loop_learns(capsys):
+    accuracy = load("plain_training_loop").main(steps=40, size=16)
+    assert accuracy > 0.7
+    printed = capsys.readouterr().out
+    assert "step 40: loss" in printed
+    assert f"accuracy: {accuracy:.1%} (chance: 25%)" in printed
+
+
+def test_timms_model_computes_the_same_after_fuse(capsys):
+    pytest.importorskip("timm")
+    report, difference = load("fused_timm_model").main(steps=1)
+    assert {swap.module for swap in report.swapped} == {"CondConv2d", "SqueezeExcite"}
+    assert sum(swap.module == "CondConv2d" for swap in report.swapped) >= 20
+    assert difference < 1e-4
+    assert "images/s before" in capsys.readouterr().out
+
+
+def test_modulated_convolution_equals_the_grouped_form_and_trains(capsys):
+    difference, first, last = load("modulated_convolution").main(steps=60)
+    assert difference < 1e-4
+    assert last < 0.4 * first
+    assert "after 60 steps" in capsys.readouterr().out
+
+
+def test_each_image_is_blurred_with_its_own_kernel_and_restored(tmp_path, capsys):
+    path = tmp_path / "picture.png"
+    before, after = load("point_spread_functions").main(path, steps=40)
+    assert len(before) == 4
+    assert all(new < 0.75 * old for old, new in zip(before, after, strict=True))
+    assert f"picture: {path}" in capsys.readouterr().out
+    pixels = np.asarray(Image.open(path))
+    assert pixels.shape == (4 * 104, 4 * 104, 3)
+    assert pixels.std() > 50
+
+
+def test_a_point_becomes_the_picture_of_its_kernel():
+    import torch
+
+    example = load("point_spread_functions")
+    kernels = example.point_spread_functions()
+    images = torch.zeros(4, 3, 31, 31)
+    images[:, :, 15, 15] = 1
+    blurred = example.blur(images, kernels)
+    assert torch.allclose(blurred[:, 1, 8:23, 8:23], kernels, atol=1e-6)
+    assert torch.allclose(blurred.sum((2, 3)), torch.ones(4, 3), atol=1e-5)
+
+
+def test_the_multi_band_model_keeps_its_accuracy_on_fewer_channels(capsys):
+    accuracies = load("multi_band").main()
+    assert accuracies[13] > 0.85
+    assert accuracies[4] > 0.7
+    assert "13 of 13 channels: accuracy" in capsys.readouterr().out
+
+
+def test_every_example_is_run_here_and_listed():
+    names = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert len(names) >= 5
+    tests, index = Path(__file__).read_text(), (EXAMPLES.parent / "docs" / "index.md").read_text()
+    for name in names:
+        assert f'load("{name}")' in tests
+        assert f"../examples/{name}.py" in index
