@@ -175,6 +175,21 @@ def predict(run: Path, **options) -> None:
 
 
 @cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--format", "file_format", required=True, type=click.Choice(["pt2", "onnx", "safetensors"]))
+@click.option("--model", help="Which of the run's models.  [default: the one with the best validation loss]")
+@click.option("--channels", help="Which network, where a model has one for each combination.  [default: all channels']")
+@click.option("--output", type=click.Path(path_type=Path), help="File to write.  [default: RUN/export/MODEL.FORMAT]")
+@click.option("--data", help="Folder of the data, where it has moved since the run.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What a pt2 is compiled for.  [default: cpu]")
+def export(run: Path, **options) -> None:
+    """Write a model of a RUN folder as a file for use elsewhere, checked on 16 images of the test split."""
+    from train.export import export_run
+
+    export_run(run, **options)
+
+
+@cli.command()
 @click.argument("scene", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--size", default=9, show_default=True, type=click.IntRange(min=1), help="Side of a patch in pixels.")

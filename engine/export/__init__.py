@@ -1,0 +1,11 @@
+"""Trained models for use elsewhere: compiled (pt2), in ONNX, or as weights that make the model again (safetensors).
+
+Every file takes images as they are, float32 [batch, channels, height, width] before standardisation, and holds a
+`Description` of itself.
+"""
+
+from engine.export.check import Check, ExportError
+from engine.export.classifier import Classifier, Description
+from engine.export.files import FORMATS, check_target, load, save
+
+__all__ = ["FORMATS", "Check", "Classifier", "Description", "ExportError", "check_target", "load", "save"]

@@ -1,0 +1,99 @@
+"""What is exported: a network, the standardisation of its input, and a description of both."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+import models
+from engine.channels import Channels
+
+KEY = "polychrome"  # of the description in the metadata of an exported file
+
+
+@dataclass(frozen=True)
+class Description:
+    """A trained model, as one who has only its exported file needs to know it.
+
+    model: its registered name.
+    image_size: height and width of the images in pixels.
+    classes: the names, in the order of the logits.
+    channels: names, means and deviations of the channels, in order.
+    dtype: of the stored images it was trained on; with "uint8" the input's values are these / 255, else as stored.
+    any_channels: whether the model is told by a mask which channels are present.
+    crop: the share of the short side that the central square kept, before it was resized, when the run tested.
+    """
+
+    model: str
+    image_size: int
+    classes: tuple[str, ...]
+    channels: Channels
+    dtype: str
+    any_channels: bool
+    crop: float
+
+    @property
+    def scale(self) -> int:
+        """By what stored values are divided to make the input's."""
+        return 255 if self.dtype == "uint8" else 1
+
+    def as_dict(self) -> dict:
+        """Return it with the inputs and the output in words, JSON-ready."""
+        values = "8-bit values / 255, 0..1" if self.dtype == "uint8" else f"as stored ({self.dtype})"
+        shape = ["batch", len(self.channels), self.image_size, self.image_size]
+        absent = "anything, where the mask is false" if self.any_channels else "the channel's mean"
+        images = {"dtype": "float32", "shape": shape, "layout": "contiguous", "values": values}
+        inputs = {"images": {**images, "absent_channels": absent}}
+        if self.any_channels:
+            inputs["mask"] = {"dtype": "bool", "shape": shape[:2], "values": "true where a channel is present"}
+        output = {"dtype": "float32", "shape": ["batch", len(self.classes)]}
+        return {**asdict(self), "inputs": inputs, "outputs": {"logits": output}, "torch": torch.__version__}
+
+    def to_json(self) -> str:
+        """Return what `from_json` reads."""
+        return json.dumps(self.as_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Description:
+        """Return the description in an exported file.
+
+        Raises:
+            ValueError: `text` is none.
+        """
+        try:
+            found = json.loads(text)
+            values = {name: found[name] for name in cls.__dataclass_fields__}
+            names, mean, std = (tuple(found["channels"][key]) for key in ("names", "mean", "std"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"no description of a model ({type(error).__name__}: {error})") from None
+        return cls(**values | {"classes": tuple(found["classes"]), "channels": Channels(names, mean, std)})
+
+
+class Classifier(nn.Module):
+    """A network in evaluation that standardises its own input; its weights stand under `model.`."""
+
+    def __init__(self, model: nn.Module, description: Description):
+        super().__init__()
+        self.model = model
+        self.description = description
+        statistics = torch.tensor([description.channels.mean, description.channels.std], dtype=torch.float32)
+        self.register_buffer("statistics", statistics[:, :, None, None], persistent=False)
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def create(cls, description: Description) -> Classifier:
+        """Return an untrained one."""
+        count = len(description.classes), len(description.channels)
+        return cls(models.create(description.model, *count, description.image_size), description)
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map [batch, channels, height, width], valued as `description` says, to logits [batch, classes].
+
+        mask: [batch, channels] bool, true where a channel is present, for models that take any channels.
+        """
+        mean, std = self.statistics
+        x = (images - mean) / std
+        return self.model(x) if mask is None else self.model(x, mask)

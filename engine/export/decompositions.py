@@ -1,0 +1,95 @@
+"""The ops of `kernels` in torch's own operators, for graphs that run without us, with a batch of any size.
+
+The definitions make the batch a number of groups of one convolution, which no graph can leave open. Here a convolution
+with kernels for each sample is a product of matrices; a dynamic convolution is one with mixed kernels, or, in
+`STACKED`, one convolution of all experts whose results are mixed. What an op returns only for its gradient is left
+empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.channel_gate import reference as channel_gate
+from kernels.dynamic_conv import reference as dynamic_conv
+from kernels.dynamic_conv.geometry import output_size
+from kernels.spatial_attention import reference as spatial_attention
+
+
+def _dynamic_conv2d(x, experts, mixing, bias, stride, padding, dilation, groups, backend="auto"):
+    bias = None if bias is None else dynamic_conv.mix(mixing, bias)
+    return _per_sample_conv2d(x, dynamic_conv.mix(mixing, experts), bias, stride, padding, dilation, groups)
+
+
+def _stacked_conv2d(x, experts, mixing, bias, stride, padding, dilation, groups, backend="auto"):
+    count, out_channels = experts.shape[:2]
+    # [groups, experts, out_channels/groups, ...], as a group of the convolution has its channels together
+    stacked = experts.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
+    x, symmetric = _pad_unevenly(x, padding)
+    y = F.conv2d(x, stacked, None, stride, symmetric, dilation, groups)
+    y = y.unflatten(1, (groups, count, out_channels // groups))
+    y = (y * mixing[:, None, :, None, None, None]).sum(2).flatten(1, 2)
+    return y if bias is None else y + dynamic_conv.mix(mixing, bias)[:, :, None, None]
+
+
+def _then_affine(convolve: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(x, experts, mixing, bias, stride, padding, dilation, groups, scale, shift, relu, backend="auto"):
+        y = convolve(x, experts, mixing, bias, stride, padding, dilation, groups)
+        return dynamic_conv.affine(y, scale, shift, relu)
+
+    return run
+
+
+def _per_sample_conv2d(x, weight, bias, stride, padding, dilation, groups, backend="auto"):
+    kernel = weight.shape[3:]
+    size = output_size(x, kernel, stride, padding, dilation)
+    x, symmetric = _pad_unevenly(x, padding)
+    # [batch, groups, in_channels/groups * kernel pixels, output pixels]
+    patches = F.unfold(x, kernel, dilation, symmetric, stride).unflatten(1, (groups, -1))
+    y = weight.unflatten(1, (groups, -1)).flatten(3) @ patches
+    y = y.flatten(1, 2).unflatten(2, size)
+    return y if bias is None else y + bias[:, :, None, None]
+
+
+def _pad_unevenly(x: Tensor, padding: list[int]) -> tuple[Tensor, tuple[int, int]]:
+    """Return x, padded where a convolution could not, and the padding that is left to it."""
+    top, bottom, left, right = padding
+    if top == bottom and left == right:
+        return x, (top, left)
+    return F.pad(x, (left, right, top, bottom)), (0, 0)
+
+
+def _channel_stats(x, mask, backend="auto"):
+    return spatial_attention.channel_stats(x, mask), x.new_empty(0)
+
+
+def _spatial_gate(x, logits, backend="auto"):
+    return spatial_attention.spatial_gate(x, logits)
+
+
+def _spatial_attention(x, weight, bias, backend="auto"):
+    return spatial_attention.spatial_attention(x, weight, bias), *[x.new_empty(0)] * 3
+
+
+def _channel_gate(x, w1, b1, w2, b2, gate, backend="auto"):
+    return channel_gate.channel_gate(x, w1, b1, w2, b2, gate), *[x.new_empty(0)] * 3
+
+
+OPS = {
+    torch.ops.polychrome.channel_gate.default: _channel_gate,
+    torch.ops.polychrome.channel_stats.default: _channel_stats,
+    torch.ops.polychrome.dynamic_conv2d.default: _dynamic_conv2d,
+    torch.ops.polychrome.dynamic_conv2d_affine.default: _then_affine(_dynamic_conv2d),
+    torch.ops.polychrome.per_sample_conv2d.default: _per_sample_conv2d,
+    torch.ops.polychrome.spatial_attention.default: _spatial_attention,
+    torch.ops.polychrome.spatial_gate.default: _spatial_gate,
+}
+
+STACKED = {
+    torch.ops.polychrome.dynamic_conv2d.default: _stacked_conv2d,
+    torch.ops.polychrome.dynamic_conv2d_affine.default: _then_affine(_stacked_conv2d),
+}

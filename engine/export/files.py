@@ -1,0 +1,110 @@
+"""Exported files: written when they are checked, and loaded."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from engine.errors import UserError
+from engine.export.check import Check, ExportError, compare
+from engine.export.classifier import Classifier, Description
+from engine.files import write_atomically
+
+FORMATS = ("pt2", "onnx", "safetensors")
+
+
+def save(model: nn.Module, description: Description, path: Path, images: Tensor, note: str) -> Check:
+    """Write `model` in the format that the suffix of `path` names, and beside it `<path>.json`, what it is.
+
+    The file is loaded and compared with the model before it gets its name.
+
+    Args:
+        model: the network without standardisation, in float32; it is put into evaluation and asks for no gradient.
+        images: [n, channels, height, width], the values stored, uint8 or float32, to compare on; on the model's device,
+            which a pt2 is compiled for.
+        note: where the images are from, in words, for the JSON.
+
+    Raises:
+        UserError: the format is unknown, needs what is not installed, or lacks an operator; or `path` is unwritable.
+        ExportError: the file differs from the model by more than `Check.passed` allows; nothing is left of it.
+        StorageError: the disk is full.
+    """
+    check_target(path)
+    form = _format(path)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / f"model{path.suffix}"
+        form.write(Classifier(model, description).to(images.device), made)
+        check = compare(load(made), model, description, images)
+        if not check.passed:
+            raise ExportError(
+                f"{path} was not written: it does not compute what {description.model} does ({check}; "
+                f"{check.largest_logit:.3g} is the largest logit)"
+            )
+        content = made.read_bytes()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    write_atomically(path, content)
+    about = {**description.as_dict(), "check": {**check.as_dict(), "on": note}}
+    write_atomically(path.with_name(path.name + ".json"), json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    return check
+
+
+def load(path: Path | str) -> Callable[..., Tensor]:
+    """Return an exported model, called as (images) or, where it takes any channels, (images, mask).
+
+    Images are float32 [batch, channels, height, width] with the values that the file's description says, mask bool
+    [batch, channels]; the result is logits [batch, classes]. `.safetensors` gives a `Classifier`, whose `model` is the
+    network.
+
+    Raises:
+        UserError: the file is missing or damaged, is of no known format, or needs what is not installed.
+    """
+    path = Path(path)
+    form = _format(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return form.read(path)[0]
+    except Exception as error:  # each reader answers damaged bytes with errors of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is damaged or was not exported by this project ({reason})") from error
+
+
+def check_target(path: Path) -> None:
+    """Raise UserError where a file of this name cannot be written, or not in this format."""
+    _format(path)
+    if path.is_dir():
+        raise UserError(f"{path} cannot be written: it is a folder")
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror} ({folder})") from None
+
+
+def _format(path: Path):
+    """Return the module of the format that a file's suffix names; raise UserError where it cannot be had."""
+    name = path.suffix.removeprefix(".")
+    if name not in FORMATS:
+        raise UserError(f"{path} must end in {', '.join('.' + known for known in FORMATS)}")
+    form = import_module(f"engine.export.{name}")
+    missing = [package for package in form.PACKAGES if not _is_installed(package)]
+    if missing:
+        raise UserError(f"{name} files need {', '.join(missing)}: pip install {' '.join(missing)}")
+    return form
+
+
+def _is_installed(package: str) -> bool:
+    return sys.modules.get(package, True) is not None and find_spec(package) is not None

@@ -1,0 +1,52 @@
+"""The format pt2: a package compiled ahead of time by AOTInductor, which needs torch alone to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.errors import UserError
+from engine.export.classifier import KEY, Classifier, Description
+from engine.export.program import traced
+
+PACKAGES = ()
+
+
+def check_compiler() -> None:
+    """Raise UserError where no C++ compiler is found."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise UserError(
+            "--format pt2 compiles the model and finds no C++ compiler: install g++, or name one by the environment "
+            "variable CXX"
+        ) from None
+
+
+def write(classifier: Classifier, path: Path) -> None:
+    """Compile `classifier` for the device it is on and write the package.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
+    check_compiler()
+    configs = {
+        "aot_inductor.metadata": {KEY: classifier.description.to_json()},
+        "cpp.dynamic_threads": True,  # else as many threads as this process has, wherever it runs
+    }
+    torch._inductor.aoti_compile_and_package(traced(classifier), package_path=str(path), inductor_configs=configs)
+
+
+def read(path: Path):
+    """Return the compiled model, called as (images) or (images, mask), and its description."""
+    compiled = torch._inductor.aoti_load_package(str(path))
+
+    def run(*arguments: Tensor) -> Tensor:
+        return compiled(*(argument.contiguous() for argument in arguments))  # it reads memory as if they were
+
+    return run, Description.from_json(compiled.loader.get_metadata()[KEY])

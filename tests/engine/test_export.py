@@ -1,0 +1,302 @@
+"""Exported files of models that are not trained: what they compute, and what is refused."""
+
+import json
+import sys
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+import torch
+from torch import nn
+
+import kernels
+import models
+from engine.channels import Channels
+from engine.errors import UserError
+from engine.export import Check, Classifier, Description, ExportError, load, save
+from engine.export.check import compare
+from engine.export.decompositions import OPS, STACKED
+from engine.export.program import traced
+from kernels import dynamic_conv2d, per_sample_conv2d
+
+FAST = ("simple_cnn", "pool_attention_cnn", "attention_cnn", "dynamic_cnn_v2", "resnet18")
+CHANNELS = Channels(("R", "G", "B"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+
+
+def needs(file_format):
+    """Skip where the packages of a format are not installed."""
+    for package in import_module(f"engine.export.{file_format}").PACKAGES:
+        pytest.importorskip(package)
+
+
+def description(model, size=32, any_channels=False):
+    return Description(model, size, ("a", "b", "c"), CHANNELS, "uint8", any_channels, 0.875)
+
+
+def made(name, size=32):
+    """Return a network whose batch normalisations have seen a batch, its description and uint8 images."""
+    torch.manual_seed(0)
+    model = models.create(name, 3, 3, size)
+    images = torch.randint(256, (16, 3, size, size), dtype=torch.uint8)
+    with torch.no_grad():
+        model(torch.randn(16, 3, size, size))
+    return model.eval(), description(name, size, getattr(model, "any_channels", False)), images
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "safetensors"])
+@pytest.mark.parametrize("name", FAST)
+def test_a_file_computes_what_the_model_does(name, file_format, tmp_path):
+    needs(file_format)
+    check_file(name, file_format, tmp_path, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file_format", ["pt2", "onnx", "safetensors"])
+@pytest.mark.parametrize("name", models.names())
+def test_every_model_is_written_in_every_format(name, file_format, tmp_path):
+    needs(file_format)
+    check_file(name, file_format, tmp_path, 64)
+
+
+def check_file(name, file_format, folder, size):
+    model, about, images = made(name, size)
+    path = folder / f"x.{file_format}"
+    check = save(model, about, path, images, "noise")
+    assert check.images == 16
+    assert check.agreement == 1
+    assert check.difference < 1e-4 * max(1, check.largest_logit)
+    assert json.loads((folder / f"x.{file_format}.json").read_text())["check"]["difference"] == check.difference
+    run, values = load(path), (images.float() / 255).contiguous(memory_format=torch.channels_last)
+    for batch in (1, 3, 16):
+        mask = (torch.ones(batch, 3, dtype=torch.bool),) * about.any_channels
+        torch.testing.assert_close(
+            run(values[:batch], *mask), Classifier(model, about)(values[:batch]), atol=1e-3, rtol=1e-4
+        )
+
+
+def test_a_mask_in_the_file_gives_what_the_model_makes_of_the_present_channels(tmp_path):
+    needs("onnx")
+    model, about, images = made("pool_attention_cnn")
+    save(model, about, tmp_path / "x.onnx", images, "noise")
+    run, values = load(tmp_path / "x.onnx"), images[:3].float() / 255
+    chosen = ([0], [1, 2], [0, 2])
+    mask = torch.tensor([[place in some for place in range(3)] for some in chosen])
+    mean, std = torch.tensor([CHANNELS.mean, CHANNELS.std])[:, :, None, None]
+    standardised = (values - mean) / std
+    values[~mask] = torch.nan
+    wanted = torch.cat([model(standardised[i : i + 1, some]) for i, some in enumerate(chosen)])
+    torch.testing.assert_close(run(values, mask), wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dynamic_cnn_v2", pytest.param("adaptive_channel_cnn", marks=pytest.mark.slow)])
+def test_no_convolution_of_an_onnx_file_has_the_batch_as_groups(name, tmp_path):
+    needs("onnx")
+    import onnx
+
+    model, about, images = made(name, 64)
+    save(model, about, tmp_path / "x.onnx", images, "noise")
+    graph = onnx.load(tmp_path / "x.onnx").graph
+    groups = {
+        attribute.i
+        for node in graph.node
+        if node.op_type == "Conv"
+        for attribute in node.attribute
+        if attribute.name == "group"
+    }
+    assert groups == {1}
+    assert {item.type.tensor_type.shape.dim[0].dim_param for item in [*graph.input, *graph.output]} == {"batch"}
+
+
+def test_the_description_is_in_the_file(tmp_path):
+    needs("safetensors")
+    model, about, images = made("simple_cnn")
+    save(model, about, tmp_path / "x.safetensors", images, "noise")
+    loaded = load(tmp_path / "x.safetensors")
+    assert loaded.description == about
+    assert loaded.model.state_dict().keys() == model.state_dict().keys()
+    said = json.loads((tmp_path / "x.safetensors.json").read_text())
+    assert said["inputs"] == {
+        "images": {
+            "dtype": "float32",
+            "shape": ["batch", 3, 32, 32],
+            "layout": "contiguous",
+            "values": "8-bit values / 255, 0..1",
+            "absent_channels": "the channel's mean",
+        }
+    }
+    assert (said["check"]["images"], said["check"]["on"]) == (16, "noise")
+
+
+def test_every_public_op_is_written_out():
+    public = {name for name in kernels.__all__ if hasattr(getattr(kernels, name), "reference")}
+    # images are standardised by the classifier itself
+    assert public - {"augment"} <= {op.name().removeprefix("polychrome::") for op in OPS}
+
+
+class Convolutions(nn.Module):
+    """Both convolutions with one geometry, the second's result beside the first's."""
+
+    def __init__(self, geometry, groups):
+        super().__init__()
+        self.geometry, self.groups = geometry, groups
+        self.experts = nn.Parameter(torch.randn(4, 6, 3 // groups, 4, 3))
+        self.bias = nn.Parameter(torch.randn(4, 6))
+        self.mixing = nn.Linear(3, 4)
+
+    def forward(self, x):
+        mixing = self.mixing(x.mean((2, 3)))
+        weight = (mixing @ self.experts.flatten(1)).unflatten(1, self.experts.shape[1:])
+        first = dynamic_conv2d(x, self.experts, mixing, self.bias, **self.geometry, groups=self.groups)
+        second = per_sample_conv2d(x, weight, mixing @ self.bias, **self.geometry, groups=self.groups)
+        third = dynamic_conv2d(x, self.experts, mixing, **self.geometry, groups=self.groups, relu=True)
+        return torch.cat([first, second, third], 1)
+
+
+@pytest.mark.parametrize("form", [OPS, STACKED], ids=["mixed", "stacked"])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(
+    "geometry", [{"stride": (2, 1), "padding": (2, 0), "dilation": (1, 2)}, {"padding": "same"}, {"padding": 1}]
+)
+@torch.no_grad()
+def test_convolutions_without_groups_for_samples_equal_the_ops(geometry, groups, form):
+    torch.manual_seed(0)
+    program = traced(Classifier(Convolutions(geometry, groups), description("simple_cnn", 12)), form).module()
+    model = Convolutions(geometry, groups)
+    model.load_state_dict({name.removeprefix("model."): value for name, value in program.state_dict().items()}, False)
+    for batch in (1, 4):
+        x = torch.rand(batch, 3, 12, 12)
+        mean, std = torch.tensor([CHANNELS.mean, CHANNELS.std])[:, :, None, None]
+        torch.testing.assert_close(program(x), model((x - mean) / std), atol=1e-4, rtol=1e-4)
+
+
+class Layers(nn.Module):
+    """Layers, then the mean over the pixels: [batch, 3, height, width] -> [batch, 3]."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.layers(x).mean((2, 3))
+
+
+def test_zeros_around_a_map_stay_zeros_for_the_pooling_after_them(tmp_path):
+    needs("onnx")
+    model = Layers(nn.ConstantPad2d(1, 0.0), nn.MaxPool2d(3, 2))
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)  # below the mean, so the padding is the largest
+    assert save(model, description("padded"), tmp_path / "x.onnx", images, "noise").difference < 1e-6
+
+
+class Ordered(nn.Module):
+    """Channels that are dark first, each kind in its order."""
+
+    def forward(self, x):
+        order = (x.mean((2, 3)) > 0).to(torch.uint8).argsort(dim=1, stable=True)
+        return x.gather(1, order[:, :, None, None].expand_as(x))
+
+
+def test_equals_keep_their_order(tmp_path):
+    needs("onnx")
+    torch.manual_seed(0)
+    images = torch.randint(256, (16, 3, 1, 1), dtype=torch.uint8).expand(-1, -1, 8, 8)
+    assert save(Layers(Ordered()), description("ordered", 8), tmp_path / "x.onnx", images, "noise").difference < 1e-6
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.rand_like(x)
+
+
+def test_a_file_that_differs_is_not_left(tmp_path):
+    needs("onnx")
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ExportError, match=r"x.onnx was not written: it does not compute what noisy does \(largest"):
+        save(Layers(Noise()), description("noisy", 8), tmp_path / "x.onnx", images, "noise")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_difference_passes_up_to_a_thousandth_of_the_logits():
+    assert Check(16, 1e-3, 0.5, 1.0).passed
+    assert not Check(16, 1.1e-3, 0.5, 1.0).passed
+    assert Check(16, 1e-2, 50.0, 1.0).passed
+    assert not Check(16, float("nan"), 0.5, 1.0).passed
+
+
+def test_a_difference_shows_with_absent_channels_alone():
+    model, about, images = made("pool_attention_cnn")
+
+    def deaf(images, mask):
+        return Classifier(model, about)(images, torch.ones_like(mask))
+
+    assert compare(Classifier(model, about), model, about, images).difference < 1e-5
+    assert not compare(deaf, model, about, images).passed
+
+
+def test_values_that_are_no_8_bit_images_go_in_as_stored():
+    model, about, _ = made("simple_cnn")
+    about = replace(about, dtype="uint16", channels=Channels(("a", "b", "c"), (9e3, 2e4, 3e4), (1e3, 4e3, 2e3)))
+    stored = 65535 * torch.rand(16, 3, 32, 32)
+    check = compare(Classifier(model, about), model, about, stored)
+    assert check.passed
+    assert check.agreement == 1
+    assert about.as_dict()["inputs"]["images"]["values"] == "as stored (uint16)"
+
+
+class Bessel(nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+
+
+def test_an_operator_that_the_opset_lacks_is_named(tmp_path):
+    needs("onnx")
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"bessel cannot be written in ONNX: .*bessel_j0") as caught:
+        save(Layers(Bessel()), description("bessel", 8), tmp_path / "x.onnx", images, "noise")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
+    needs("onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    model, about, images = made("simple_cnn")
+    with pytest.raises(UserError, match="onnx files need onnxruntime: pip install"):
+        save(model, about, tmp_path / "x.onnx", images, "noise")
+
+
+def test_a_missing_compiler_is_named(tmp_path):
+    from torch._inductor import config
+
+    model, about, images = made("simple_cnn")
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}), pytest.raises(UserError, match=r"no C.. compiler"):
+        save(model, about, tmp_path / "x.pt2", images, "noise")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("x.h5", "must end in .pt2, .onnx, .safetensors"),
+        ("folder.safetensors", "it is a folder"),
+        ("file/x.safetensors", r"cannot be written: .*\(.*file\)"),
+        ("/proc/here/x.safetensors", "cannot be written"),
+    ],
+)
+def test_an_unwritable_target_is_refused(target, message, tmp_path):
+    needs("safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "file").write_text("")
+    model, about, images = made("simple_cnn")
+    with pytest.raises(UserError, match=message):
+        save(model, about, tmp_path / target, images, "noise")
+
+
+@pytest.mark.parametrize("file_format", ["pt2", "onnx", "safetensors"])
+def test_a_damaged_file_is_refused(file_format, tmp_path):
+    needs(file_format)
+    path = tmp_path / f"x.{file_format}"
+    with pytest.raises(UserError, match="no such file"):
+        load(path)
+    path.write_bytes(b"damaged" * 100)
+    with pytest.raises(UserError, match="is damaged or was not exported by this project"):
+        load(path)

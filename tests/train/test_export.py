@@ -1,0 +1,183 @@
+"""The command `export`: files of the models of whole runs, and what it refuses."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import import_module
+
+import pytest
+import torch
+
+from engine import export
+from train.data import make_loader
+from train.inspect import Run, as_image_set
+from train.run import main
+
+SMALL = ["--image-size", "32", "--batch-size", "24", "--epochs", "1", "--workers", "1", "--precision", "fp32"]
+MODELS = "simple_cnn,pool_attention_cnn,naive_cnn"
+OURS = ("engine", "kernels", "models", "train")
+
+# Runs a package on images and a mask that are there, where torch is all that can be imported.
+STANDALONE = """
+import sys
+import torch
+run = torch._inductor.aoti_load_package(sys.argv[1])
+with torch.no_grad():
+    logits = [run(*arguments) for arguments in torch.load("arguments.pt")]
+torch.save(logits, "logits.pt")
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+@pytest.fixture(scope="module")
+def run(stripes, tmp_path_factory):
+    """A run of three models, tested on RGB and RG."""
+    out = tmp_path_factory.mktemp("exported")
+    start = ["--data", str(stripes), "--out", str(out), "--name", "a", *SMALL, "--channels", "RGB,RG"]
+    assert main(["task1", *start, "--models", MODELS]) == 0
+    return out / "task1/a"
+
+
+@pytest.fixture(scope="module")
+def images(run, stripes):
+    """The run's test images as it tested on them, [18, 3, 32, 32], 0..1."""
+    trained = Run(run, "cpu")
+    shown = as_image_set(tuple(stripes / f"images/test {number}.jpg" for number in range(18)), trained.channels)
+    with make_loader(shown, "images", replace(trained.settings, backend="torch")) as loader:
+        return (next(iter(loader.epoch(0))).images.float() / 255).contiguous()
+
+
+def needs(file_format):
+    """Skip where the packages of a format are not installed."""
+    for package in import_module(f"engine.export.{file_format}").PACKAGES:
+        pytest.importorskip(package)
+
+
+def predicted(run, model):
+    """Return the classes that the run's own test put the images into."""
+    with (run / f"predictions-{model}.csv").open() as file:
+        return [int(row["Category"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "safetensors", pytest.param("pt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", ["simple_cnn", "pool_attention_cnn"])
+def test_an_exported_model_predicts_what_the_run_did(run, images, model, file_format, tmp_path, capsys):
+    needs(file_format)
+    path = tmp_path / f"new/x.{file_format}"
+    assert main(["export", str(run), "--format", file_format, "--model", model, "--output", str(path)]) == 0
+    assert "same class for 100% of the images, on 16 images of the test split" in capsys.readouterr().out
+    said = json.loads((path.parent / f"x.{file_format}.json").read_text())
+    assert said["check"]["difference"] < 1e-4
+    assert (said["model"], said["classes"], said["image_size"]) == (model, ["0", "1", "2"], 32)
+    assert sorted(os.listdir(path.parent)) == [f"x.{file_format}", f"x.{file_format}.json"]
+    mask = (torch.ones(len(images), 3, dtype=torch.bool),) * said["any_channels"]
+    assert export.load(path)(images, *mask).argmax(1).tolist() == predicted(run, model)
+
+
+def test_a_package_runs_where_nothing_of_ours_is_imported(run, images, tmp_path):
+    path = tmp_path / "x.pt2"
+    command = ["export", str(run), "--format", "pt2", "--model", "pool_attention_cnn", "--output", str(path)]
+    assert main(command) == 0
+    mask = torch.tensor([[True, True, True], [True, False, True], [False, False, True]]).repeat(6, 1)
+    (tmp_path / "elsewhere").mkdir()
+    arguments = [(images[:batch], mask[:batch]) for batch in (1, 3, 16)]
+    torch.save(arguments, tmp_path / "elsewhere/arguments.pt")
+    (tmp_path / "script.py").write_text(STANDALONE)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(path)],
+        cwd=tmp_path / "elsewhere",
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = done.stdout.split()
+    assert "torch" in imported
+    assert not set(imported) & set(OURS)
+    trained = Run(run, "cpu")
+    ((_, model),) = trained.networks("pool_attention_cnn", {"RGB": (0, 1, 2)})
+    mean, std = torch.tensor([trained.channels.mean, trained.channels.std])[:, :, None, None]
+    for (values, present), logits in zip(arguments, torch.load(tmp_path / "elsewhere/logits.pt"), strict=True):
+        standardised = (values - mean) / std
+        one_by_one = [model(image[None, kept]) for image, kept in zip(standardised, present, strict=True)]
+        torch.testing.assert_close(logits, torch.cat(one_by_one), atol=1e-5, rtol=1e-4)
+
+
+def test_without_further_words_the_best_model_goes_into_the_runs_folder(run, tmp_path):
+    needs("safetensors")
+    copy = shutil.copytree(run, tmp_path / "run")
+    assert main(["export", str(copy), "--format", "safetensors"]) == 0
+    found = json.loads((copy / "results.json").read_text())["models"]
+    best = min(found, key=lambda name: found[name]["val"]["loss"])
+    assert sorted(os.listdir(copy / "export")) == [f"{best}.safetensors", f"{best}.safetensors.json"]
+    assert export.load(copy / f"export/{best}.safetensors").description.model == best
+
+
+def test_channels_pick_the_network_of_a_model_that_has_several(run, images, tmp_path):
+    needs("safetensors")
+    copy = shutil.copytree(run, tmp_path / "run")
+    command = ["export", str(copy), "--format", "safetensors", "--model", "naive_cnn"]
+    assert main(command) == 0
+    assert main([*command, "--channels", "GR"]) == 0
+    whole, part = (export.load(copy / f"export/{name}.safetensors") for name in ("naive_cnn", "naive_cnn-RG"))
+    assert whole(images).argmax(1).tolist() == predicted(run, "naive_cnn")
+    assert part.description.channels.names == ("R", "G")
+    weights = torch.load(copy / "checkpoints/naive_cnn/RG/best.pt")["model"]
+    assert all(torch.equal(part.model.state_dict()[name], value) for name, value in weights.items())
+
+
+def test_data_that_has_moved_is_named_or_replaced_by_noise(run, stripes, tmp_path, capsys):
+    needs("safetensors")
+    copy = shutil.copytree(run, tmp_path / "run")
+    settings = (copy / "config.toml").read_text()
+    (copy / "config.toml").write_text(settings.replace(str(stripes), "/gone"))
+    command = ["export", str(copy), "--format", "safetensors", "--model", "simple_cnn"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "the run's images cannot be read (no data folder at /gone" in printed
+    assert "on 16 random images" in printed
+    said = copy / "export/simple_cnn.safetensors.json"
+    assert json.loads(said.read_text())["check"]["on"] == "random images"
+    assert main([*command, "--data", str(stripes)]) == 0
+    assert json.loads(said.read_text())["check"]["on"] == "images of the test split"
+    assert main([*command, "--data", "/gone"]) == 2
+    assert "no data folder at /gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing option '--format'"),
+        (["--format", "h5"], "'h5' is not one of 'pt2', 'onnx', 'safetensors'"),
+        (["--format", "pt2", "--model", "resnet18"], "the run has no model 'resnet18'; it trained simple_cnn"),
+        (["--format", "pt2", "--model", "naive_cnn", "--channels", "B"], "has a network for each of RGB, RG, none for"),
+        (["--format", "pt2", "--model", "simple_cnn", "--channels", "RG"], "simple_cnn is one for all channels"),
+        (["--format", "pt2", "--model", "naive_cnn", "--channels", "all"], "takes one combination of channels"),
+        (["--format", "safetensors", "--output", "x.onnx"], "--output x.onnx must end in .safetensors"),
+        (["--format", "safetensors", "--output", "results.json/x.safetensors"], "cannot be written: Not a directory"),
+        (["--format", "safetensors", "--device", "cpu"], "--device: a pt2 is compiled for a device"),
+    ],
+)
+def test_wrong_arguments_leave_the_run_as_it_was(run, arguments, message, monkeypatch, capsys):
+    needs("safetensors")
+    monkeypatch.chdir(run)
+    before = sorted(run.rglob("*"))
+    assert main(["export", str(run), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_run_without_its_checkpoint_is_refused(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "checkpoints/simple_cnn/best.pt").unlink()
+    assert main(["export", str(copy), "--format", "pt2", "--model", "simple_cnn"]) == 2
+    assert "checkpoints/simple_cnn/best.pt: no such checkpoint" in capsys.readouterr().err
+    assert main(["export", str(tmp_path), "--format", "pt2"]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+    assert not (copy / "export").exists()

@@ -1,0 +1,125 @@
+"""The command `export`: a model of a run as a file for use elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine import export
+from engine.channels import Channels, join, parse
+from engine.errors import UserError
+from engine.report import console
+from train import entries
+from train.data import make_loader, open_data
+from train.inspect import Run
+from train.networks import ONE_PER_COMBINATION
+
+IMAGES = 16
+
+
+def export_run(
+    run: Path,
+    file_format: str,
+    model: str | None,
+    channels: str | None,
+    output: Path | None,
+    data: str | None,
+    device: str | None,
+) -> None:
+    """Write the best checkpoint of a model of a run in another format, and print how the file compares with it.
+
+    Raises:
+        UserError: the folder is no run, it has no such model, network or checkpoint, `data` is no data of the run, or
+            the file cannot be written.
+        ExportError: the file does not compute what the model does; nothing is left of it.
+    """
+    if device is not None and file_format != "pt2":
+        raise UserError(f"--device: a pt2 is compiled for a device, {file_format} files are for any")
+    trained = Run(run, device or "cpu")
+    found = trained.results["models"]
+    name = model or min(found, key=lambda key: found[key]["val"]["loss"])
+    network, chosen = _network(trained, name, channels)
+    own = Channels(*(tuple(row[place] for place in chosen) for row in _table(trained.channels)))
+    alone = name if len(chosen) == len(trained.channels) else f"{name}-{join(own.names, trained.channels.names)}"
+    path = output or trained.folder.root / "export" / f"{alone}.{file_format}"
+    if path.suffix != f".{file_format}":
+        raise UserError(f"--output {path} must end in .{file_format}")
+    export.check_target(path)
+    description = _description(trained, name, network, own)
+    images, note = _images(trained, name, data)
+    with console.waiting(f"exporting {alone}"):
+        check = export.save(network, description, path, images[:, list(chosen)], note)
+    console.say(f"{path}: {check}, on {len(images)} {note}")
+
+
+def _network(trained: Run, name: str, channels: str | None) -> tuple[torch.nn.Module, tuple[int, ...]]:
+    """Return a model of the run with its best weights, and the places of the channels it takes."""
+    everything = {trained.channels.full: tuple(range(len(trained.channels)))}
+    found = trained.results["models"].get(name)
+    if channels is not None and found is not None and found["protocol"] != ONE_PER_COMBINATION:
+        raise UserError(f"--channels picks one of several networks; {name} is one for all channels: leave it out")
+    wanted = parse((channels,), trained.channels.names) if channels else everything
+    if len(wanted) != 1 or not all(wanted.values()):
+        raise UserError(f"export takes one combination of channels, not {channels!r}")
+    ((part, network),) = trained.networks(name, wanted)
+    ((_, chosen),) = part.items()
+    return network, chosen
+
+
+def _table(channels: Channels) -> tuple[tuple, ...]:
+    return channels.names, channels.mean, channels.std
+
+
+def _description(trained: Run, name: str, network: torch.nn.Module, channels: Channels) -> export.Description:
+    settings = trained.entry_settings(name)
+    return export.Description(
+        model=entries.model_name(name),
+        image_size=settings.image_size,
+        classes=tuple(trained.results["data"]["class_names"]),
+        channels=channels,
+        dtype=trained.dtype,
+        any_channels=getattr(network, "any_channels", False),
+        crop=settings.eval_crop,
+    )
+
+
+def _images(trained: Run, name: str, data: str | None) -> tuple[Tensor, str]:
+    """Return images [16, channels, size, size] as stored, and in words where they are from.
+
+    They are the first of the run's test split, fewer where it has fewer, or random where it cannot be read and `data`
+    does not say where it is.
+    """
+    try:
+        return _test_images(trained, name, data), "images of the test split"
+    except UserError as error:
+        if data is not None:
+            raise
+        console.say(f"the run's images cannot be read ({error}); checking on random ones, or say --data DIR")
+    generator = torch.Generator().manual_seed(trained.settings.seed)
+    size = trained.entry_settings(name).image_size
+    shape = IMAGES, len(trained.channels), size, size
+    if trained.dtype == "uint8":
+        values = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    else:
+        mean, std = torch.tensor([trained.channels.mean, trained.channels.std])[:, :, None, None]
+        values = mean + std * torch.randn(shape, generator=generator)
+    return values.to(trained.device), "random images"
+
+
+def _test_images(trained: Run, name: str, data: str | None) -> Tensor:
+    settings = trained.settings
+    backend = settings.backend if settings.backend == "synthetic" else "torch"
+    settings = replace(settings, data=data or settings.data, backend=backend, cache="none", workers=1)
+    opened = open_data(settings, trained.results["task"], "test")
+    images = opened.images
+    if (images.channels.names, images.dtype) != (trained.channels.names, trained.dtype):
+        raise UserError(
+            f"{trained.folder.root} was trained on channels {', '.join(trained.channels.names)} of type "
+            f"{trained.dtype}, {images.root} has {', '.join(images.channels.names)} of type {images.dtype}"
+        )
+    settings = replace(trained.entry_settings(name, settings), batch_size=IMAGES)
+    with make_loader(images, "test", settings, pixels=opened.pixels) as loader:
+        return next(iter(loader.epoch(0))).images
