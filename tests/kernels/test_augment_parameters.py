@@ -224,13 +224,14 @@ def test_bad_draws_are_named(error, message, changes):
     assert str(caught.value) == message
 
 
-def test_the_loaders_crops_are_drawn_alike():
+def test_the_loaders_crops_are_those_that_draw_gives():
     from engine.data import sampling
 
-    sizes = np.array([[40, 60], [33, 20], [1, 1]])
-    drawn = sampling._generator(sampling.CROPS, 4, 2).random((4, 3, sampling.TRIES))
-    expected = random_crops(torch.from_numpy(drawn).permute(1, 2, 0), torch.from_numpy(sizes))
-    assert np.array_equal(sampling.random_crops(sizes, 4, 2), expected.numpy())
+    sizes = np.array([[40, 60], [33, 20], [1, 1], [70, 90]])
+    recipe = Recipe(scale=(0.2, 0.9), ratio=(0.5, 1.5), flip=0.5)
+    expected = draw(recipe, torch.tensor([9, 0, 5, 2]), torch.from_numpy(sizes), seed=4, epoch=2).crops
+    found = sampling.random_crops(sizes, 4, 2, (0.2, 0.9), (0.5, 1.5), np.array([9, 0, 5, 2]))
+    assert np.array_equal(found, expected.numpy())
 
 
 @pytest.mark.parametrize(
