@@ -39,8 +39,7 @@ def export_run(
     if device is not None and file_format != "pt2":
         raise UserError(f"--device: a pt2 is compiled for a device, {file_format} files are for any")
     trained = Run(run, device or "cpu")
-    found = trained.results["models"]
-    name = model or min(found, key=lambda key: found[key]["val"]["loss"])
+    name = model or trained.best()
     network, chosen = _network(trained, name, channels)
     own = Channels(*(tuple(row[place] for place in chosen) for row in _table(trained.channels)))
     alone = name if len(chosen) == len(trained.channels) else f"{name}-{join(own.names, trained.channels.names)}"
@@ -115,11 +114,7 @@ def _test_images(trained: Run, name: str, data: str | None) -> Tensor:
     settings = replace(settings, data=data or settings.data, backend=backend, cache="none", workers=1)
     opened = open_data(settings, trained.results["task"], "test")
     images = opened.images
-    if (images.channels.names, images.dtype) != (trained.channels.names, trained.dtype):
-        raise UserError(
-            f"{trained.folder.root} was trained on channels {', '.join(trained.channels.names)} of type "
-            f"{trained.dtype}, {images.root} has {', '.join(images.channels.names)} of type {images.dtype}"
-        )
+    trained.check_fits(images)
     settings = replace(trained.entry_settings(name, settings), batch_size=IMAGES)
     with make_loader(images, "test", settings, pixels=opened.pixels) as loader:
         return next(iter(loader.epoch(0))).images

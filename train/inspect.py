@@ -40,15 +40,7 @@ def evaluate_run(
         trained.networks(name, wanted)  # a damaged checkpoint is found before the data is read
     opened = open_data(settings, trained.results["task"], split)
     images = opened.images
-    if list(images.class_names) != trained.results["data"]["class_names"]:
-        raise UserError(f"{run} was trained on other classes than {images.root} has")
-    if images.channels.names != trained.channels.names:
-        raise UserError(
-            f"{run} was trained on channels {', '.join(trained.channels.names)}, {images.root} has "
-            f"{', '.join(images.channels.names)}"
-        )
-    if images.dtype != trained.dtype:
-        raise UserError(f"{run} was trained on values of type {trained.dtype}, {images.root} has {images.dtype}")
+    trained.check_fits(images)
     images = replace(images, channels=trained.channels)
     found = {}
     for name in trained.results["models"]:
@@ -80,8 +72,7 @@ def predict_images(run: Path, images: tuple[Path, ...], model: str | None, chann
         raise UserError(f"predict takes one combination of channels, not {channels!r}")
     everything = {trained.channels.full: tuple(range(len(trained.channels)))}
     wanted = parse((channels,), trained.channels.names) if channels else everything
-    found = trained.results["models"]
-    name = model or min(found, key=lambda key: found[key]["val"]["loss"])
+    name = model or trained.best()
     ((part, network),) = trained.networks(name, wanted)
     ((combination, chosen),) = part.items()
     class_names = trained.results["data"]["class_names"]
@@ -196,6 +187,25 @@ class Run:
     def how(self, name: str) -> str:
         """Return how a model is shown a combination of channels: "subset" or "zero-pad"."""
         return "zero-pad" if self.results["models"][name]["protocol"] == "zero-pad" else "subset"
+
+    def best(self) -> str:
+        """Return the model with the least validation loss."""
+        found = self.results["models"]
+        return min(found, key=lambda name: found[name]["val"]["loss"])
+
+    def check_fits(self, images: ImageSet) -> None:
+        """Raise UserError where the images differ in classes, channels or type of values from those of the run."""
+        if list(images.class_names) != self.results["data"]["class_names"]:
+            raise UserError(f"{self.folder.root} was trained on other classes than {images.root} has")
+        if images.channels.names != self.channels.names:
+            raise UserError(
+                f"{self.folder.root} was trained on channels {', '.join(self.channels.names)}, {images.root} has "
+                f"{', '.join(images.channels.names)}"
+            )
+        if images.dtype != self.dtype:
+            raise UserError(
+                f"{self.folder.root} was trained on values of type {self.dtype}, {images.root} has {images.dtype}"
+            )
 
     def entry_settings(self, name: str, settings: Settings | None = None) -> Settings:
         """Return the settings of a model of the run, with the batch size that was found where it was to be."""

@@ -23,6 +23,7 @@ pytest.importorskip("tensorboard", reason="the package tensorboard is not instal
 pytest.importorskip("torch_tb_profiler", reason="the package torch-tb-profiler is not installed")
 webdriver = pytest.importorskip("selenium.webdriver", reason="the package selenium is not installed")
 
+from selenium.common.exceptions import TimeoutException  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
@@ -105,7 +106,7 @@ class Page:
     def wait_for(self, *wanted):
         try:
             WebDriverWait(self.browser, SECONDS).until(lambda _: all(text in self.text for text in wanted))
-        except Exception:
+        except TimeoutException:
             raise AssertionError(f"not on the page: {[w for w in wanted if w not in self.text]}\n{self.text}") from None
 
     def choose(self, now, wanted):
