@@ -1,11 +1,14 @@
-"""`--save-results`, and the table printed at the end of a run."""
+"""What a run of the benchmarks keeps: rows for pytest-benchmark, tables at its end, `--save-results`, a saved run."""
+
+from collections.abc import Callable
 
 import pytest
 
 from bench import record, tables
-from bench.measure import DEVICE, finished
+from bench.measure import DEVICE, Measured
+from bench.replay import replay
 
-ENTRIES = pytest.StashKey[dict]()
+SECTIONS, MEASURED = pytest.StashKey[dict](), pytest.StashKey[dict]()
 
 
 def pytest_addoption(parser):
@@ -13,43 +16,67 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.stash[ENTRIES] = {}
+    config.stash[SECTIONS], config.stash[MEASURED] = {}, {}
+    options = config.option
+    if options.benchmark_only and not (options.benchmark_save or options.benchmark_json):
+        # bench.report draws the newest saved run.
+        options.benchmark_autosave = options.benchmark_autosave or DEVICE
+
+
+def pytest_benchmark_update_json(config, output_json):
+    """Put the sections into a saved run, where `record.sections` finds them."""
+    output_json["sections"] = config.stash[SECTIONS]
 
 
 @pytest.fixture
-def keep_entry(request, benchmark):
-    """Return a function that keeps an entry of a section of results.
+def compare(request, benchmark):
+    """Return a function that measures all ways of a shape, once, and has pytest-benchmark list one of them.
 
-    Entries go to the tables printed when the run ends, and to the device's file: on a CPU with --save-results.
+    compare(section, key, way, measure, packages, group): `measure()` returns a `Measured`; `key` names the shape among
+    the section's; `packages` are those that ways come from; rows of one `group`, the shape's ways unless it is given,
+    are compared. The test is skipped where the way was not run at this shape.
     """
+    config = request.config
 
-    def kept(op, name, entry, ceilings=None, packages=("timm",)):
-        sections = request.config.stash[ENTRIES]
-        empty = {"ceilings": {}, "shapes": {}}
-        section = sections.setdefault(op, record.circumstances(DEVICE, packages) | empty)
-        section["ceilings"] |= ceilings or {}
-        section["shapes"][name] = entry | {stamp: section[stamp] for stamp in ("date", "commit")}
-        if DEVICE == "cuda" or request.config.getoption("--save-results"):
-            record.write(record.results_path(DEVICE), op, section)
-        benchmark.extra_info |= entry
+    def compared(section: str, key: str, way: str, measure: Callable[[], Measured], packages=("timm",), group=None):
+        done = config.stash[MEASURED]
+        if (section, key) not in done:
+            done[section, key] = _outcome(measure)
+            if isinstance(done[section, key], Measured):
+                _keep(config, section, key, done[section, key], packages)
+        measured = done[section, key]
+        if isinstance(measured, Exception):
+            raise measured
+        if way not in measured.times:
+            pytest.skip(measured.entry["skipped"].get(way, "not among the ways of this shape"))
+        benchmark.group = group or f"{section} {key}"
+        benchmark.extra_info |= record.row(section, key, way, measured.entry)
+        replay(benchmark, measured.times[way])
 
-    return kept
-
-
-@pytest.fixture
-def keep(keep_entry, benchmark):
-    """Return a function that keeps an entry of an op's results and has pytest-benchmark time ours."""
-
-    def timed(op, name, entry, calls, ceilings, packages=("timm",)):
-        keep_entry(op, name, entry, ceilings, packages)
-        benchmark.pedantic(finished, (calls["ours"],), rounds=3, warmup_rounds=1)
-
-    return timed
+    return compared
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
     """Print the tables below pytest-benchmark's own."""
-    for op, measured in config.stash[ENTRIES].items():
-        terminalreporter.section(op)
-        terminalreporter.write_line(tables.text(op, measured, min(terminalreporter._tw.fullwidth, 140)))
+    for name, section in config.stash[SECTIONS].items():
+        terminalreporter.section(name)
+        terminalreporter.write_line(tables.text(name, section, min(terminalreporter._tw.fullwidth, 140)))
+
+
+def _outcome(measure: Callable[[], Measured]) -> Measured | Exception:
+    """Return what was measured, or the error, which every row of the shape then shows."""
+    try:
+        return measure()
+    except Exception as error:
+        return error
+
+
+def _keep(config, name: str, key: str, measured: Measured, packages: tuple[str, ...]) -> None:
+    """Put an entry in its section, and that in the device's file: on a CPU with --save-results."""
+    sections = config.stash[SECTIONS]
+    section = sections.setdefault(name, record.circumstances(DEVICE, packages) | {"ceilings": {}, "shapes": {}})
+    section["ceilings"] |= measured.ceilings
+    section["shapes"][key] = measured.entry | {stamp: section[stamp] for stamp in ("date", "commit")}
+    if DEVICE == "cuda" or config.getoption("--save-results"):
+        record.write(record.results_path(DEVICE), name, section)

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+import kernels.flops  # noqa: F401 - so that our ops are counted
 from bench import timing
 from kernels.tensors import is_channels_last
 
@@ -18,7 +20,7 @@ ROUNDS = (10, 50) if DEVICE == "cuda" else (5, 100)
 # For all implementations of one shape together; the fewest rounds are run whatever they take.
 SECONDS = 8 if DEVICE == "cuda" else 1.0
 # On a CPU, a baseline that takes this many times as long as the usual way is run once and left out of the rounds.
-SLOW = 3
+SLOW = 2
 
 # The largest RMS error over the RMS of the exact values, forward and of the gradients.
 OURS = {torch.bfloat16: (5e-3, 1e-2), torch.float32: (1e-5, 1e-5)}
@@ -36,6 +38,27 @@ class Candidate(NamedTuple):
     parts: timing.Parts | None
     tolerances: tuple[float, float]
     reason: str | None = None
+
+
+class Work(NamedTuple):
+    """The least that one direction of a call has to do: bytes moved, and FLOPs in `dtype`, multiply-adds two."""
+
+    bytes: int
+    flops: int
+    dtype: torch.dtype
+
+    @property
+    def bound_ms(self) -> float:
+        """The least milliseconds that takes at the measured ceilings."""
+        return bound(self.bytes, self.flops, self.dtype)
+
+
+class Measured(NamedTuple):
+    """An entry of the results, the milliseconds of each run of each way, and the ceilings the entry is held against."""
+
+    entry: dict
+    times: dict[str, list[float]]
+    ceilings: dict[str, float]
 
 
 class Stopwatch:
@@ -140,19 +163,31 @@ def exact_results(parts: timing.Parts) -> list[Tensor]:
     return [y.detach(), *parts[1](y)]
 
 
-def figures(calls: dict[str, timing.Parts], bound_ms: dict[str, float]) -> dict:
-    """Return medians in ms, the number of runs, bounds, and on a GPU bytes and the host's microseconds."""
-    on_gpu = DEVICE == "cuda"
-    memory = {name: dict(zip(("peak", "extra"), used(parts), strict=True)) for name, parts in calls.items() if on_gpu}
-    host = dict(zip(("call", "launches"), timing.host_time(calls["ours"][:1]), strict=True)) if on_gpu else None
+def figures(calls: dict[str, timing.Parts], work: dict[str, Work]) -> tuple[dict, dict[str, list[float]]]:
+    """Return medians in ms, runs, work, bounds, memory and on a GPU the host's microseconds; and each run's ms."""
+    memory = {name: dict(zip(("peak", "extra"), used(parts), strict=True)) for name, parts in calls.items()}
+    host = timing.host_time(calls["ours"][:1]) if DEVICE == "cuda" else None
     times = timing.take_turns(calls, DEVICE, ROUNDS, SECONDS)
-    return {
+    entry = {
         "runs": len(times["ours"]),
         "ms": {name: medians(each) for name, each in times.items()},
-        "bound_ms": bound_ms,
-        "memory_bytes": memory or None,
-        "host_us": host,
+        "bytes": {direction: done.bytes for direction, done in work.items()},
+        "flops": {direction: done.flops for direction, done in work.items()},
+        "bound_ms": {direction: done.bound_ms for direction, done in work.items()},
+        "memory_bytes": memory,
+        "host_us": host and dict(zip(("call", "launches"), host, strict=True)),
     }
+    return entry, {name: [sum(run) for run in each] for name, each in times.items()}
+
+
+def counted(parts: timing.Parts) -> list[int]:
+    """Return the FLOPs of each part, as `kernels.flops` and torch count them."""
+    found, value = [], None
+    for part in parts:
+        with FlopCounterMode(display=False) as counter:
+            value = part(value)
+        found.append(counter.get_total_flops())
+    return found
 
 
 def steady_times(following: Callable[[], Tensor], window: int, seconds: float, least: int = 3) -> list[list[float]]:
@@ -176,8 +211,8 @@ def steady_times(following: Callable[[], Tensor], window: int, seconds: float, l
             times.append([(time.perf_counter() - begin) * 1e3 / window])
 
 
-def memory_bound(shape, baselines) -> tuple[dict, dict[str, timing.Parts]]:
-    """Return the entry of a call of an op that memory limits, and the calls behind it.
+def memory_bound(shape, baselines) -> Measured:
+    """Measure a call of an op that memory limits.
 
     `shape` gives `data(device)`, `forward_bytes(device)` and `backward_bytes()`; `baselines` is a module of
     `bench.baselines` whose `eager` is the definition.
@@ -185,8 +220,11 @@ def memory_bound(shape, baselines) -> tuple[dict, dict[str, timing.Parts]]:
     data = shape.data(DEVICE)
     exact = exact_results(parts_of(baselines.eager, *data.to(torch.float64)))
     calls, skipped = checked_calls(candidates_of(baselines, shape, *data), exact)
-    bound_ms = {"forward": bound(shape.forward_bytes(DEVICE)), "backward": bound(shape.backward_bytes())}
-    return described(data.leaves[0]) | figures(calls, bound_ms) | {"skipped": skipped}, calls
+    moved = {"forward": shape.forward_bytes(DEVICE), "backward": shape.backward_bytes()}
+    flops, dtype = counted(calls["ours"]), data.leaves[0].dtype
+    work = {name: Work(moved[name], done, dtype) for name, done in zip(moved, flops, strict=True)}
+    entry, times = figures(calls, work)
+    return Measured(described(data.leaves[0]) | entry | {"skipped": skipped}, times, ceilings())
 
 
 def medians(times: list[list[float]]) -> dict[str, float]:
@@ -219,7 +257,7 @@ def ceilings(*dtypes: torch.dtype) -> dict[str, float]:
 
 def used(parts: timing.Parts) -> tuple[int, int]:
     """Return the peak memory above the inputs, and what of it is neither output nor gradient."""
-    peak, returned = timing.peak_memory(parts)
+    peak, returned = timing.peak_memory(parts, DEVICE)
     return peak, max(0, peak - returned)
 
 

@@ -16,6 +16,8 @@ from kernels.tensors import allows_tf32
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
+# Shapes measured under others are not shown together.
+CIRCUMSTANCES = ("device", "versions", "settings")
 
 
 def results_path(device: str, folder: Path = RESULTS) -> Path:
@@ -45,14 +47,45 @@ def circumstances(device: str, packages: tuple[str, ...] = ("timm",)) -> dict:
     }
 
 
+def sections(path: Path) -> dict[str, dict]:
+    """Return the sections of a results file, or of a run that pytest-benchmark saved, by name.
+
+    Raises:
+        ValueError: the file is neither.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content["sections"] if "benchmarks" in content else content
+        if all("shapes" in section and "device" in section for section in found.values()):
+            return found
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError(f"{path} is neither a file of bench/results nor a run that pytest bench saved")
+
+
+def row(section: str, key: str, way: str, entry: dict) -> dict:
+    """Return what a row of pytest-benchmark's carries besides its times: work, bound, share of it, peak memory."""
+    carried = {"section": section, "shape": key, "way": way}
+    carried |= {name: entry[name] for name in ("bytes", "flops", "bound_ms") if name in entry}
+    if "bound_ms" in entry:
+        shares = {name: least / entry["ms"][way][name] for name, least in entry["bound_ms"].items()}
+        carried["share_of_bound"] = {name: round(share, 4) for name, share in shares.items()}
+    used = (entry.get("memory_bytes") or {}).get(way)
+    return carried | ({"peak_memory_bytes": used["peak"]} if used else {})
+
+
 def write(path: Path, op: str, section: dict) -> None:
     """Write an op's section of results, beside the shapes measured before under the same circumstances."""
     everything = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    old = everything.get(op, {})
-    if all(old.get(name) == section[name] for name in ("device", "versions", "settings")):
-        merged = {name: old[name] | section[name] for name in ("ceilings", "shapes")}
-        section = section | merged
-    replace(path, everything | {op: section})
+    old = everything.get(op)
+    replace(path, everything | {op: united(old, section) if old else section})
+
+
+def united(old: dict, new: dict) -> dict:
+    """Return the later section with the earlier one's other shapes, where circumstances are the same."""
+    if any(old[name] != new[name] for name in CIRCUMSTANCES):
+        return new
+    return new | {name: old[name] | new[name] for name in ("ceilings", "shapes")}
 
 
 def replace(path: Path, content: dict) -> None:

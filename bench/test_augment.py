@@ -13,7 +13,8 @@ from torch import Tensor
 from bench import measure, timing
 from bench.baselines import augment as baselines
 from bench.baselines.availability import dali_package
-from bench.measure import DEVICE, OURS, THEIRS, Candidate
+from bench.measure import DEVICE, OURS, THEIRS, Candidate, Measured, Work
+from bench.replay import clock
 from bench.shapes.augment import Call, Shape, shapes_on
 
 # These round to uint8 between the steps, DALI's filter reaches over the crop's edge, and torchvision normalises in the
@@ -27,29 +28,30 @@ EXACT = 64
 WORKER_SECONDS = 2 if DEVICE == "cuda" else 0.5
 
 
-@pytest.mark.benchmark(group="augment")
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("way", ["ours", *baselines.BASELINES, "workers"])
 @pytest.mark.parametrize("shape", shapes_on(DEVICE), ids=lambda shape: shape.key)
-def test_augment(keep, shape):
-    call = shape.call(DEVICE)
-    entry, calls = measured(shape, call)
+def test_augment(compare, shape, way):
     packages = ("torchvision", *filter(None, [dali_package()]))
-    keep("augment", shape.key, entry, calls, measure.ceilings(), packages)
+    compare("augment", shape.key, way, lambda: measured(shape), packages)
 
 
-def measured(shape: Shape, call: Call) -> tuple[dict, dict[str, timing.Parts]]:
-    """Return the entry of a call, and the implementations that were timed in turn."""
+def measured(shape: Shape) -> Measured:
+    """Check every way at a shape and time them in turn, the workers afterwards."""
+    call = shape.call(DEVICE)
     exact = exact_batch(call)
     calls, skipped = measure.checked_calls(candidates(shape, call), [exact])
     entry = measure.described(calls["ours"][0](None))
     entry |= {"images": shape.batch, "channels": shape.channels, "recipe": shape.recipe}
-    entry |= measure.figures(calls, {"forward": measure.bound(call.forward_bytes())})
-    times, reason = worker_times(shape, call, exact)
+    figures, times = measure.figures(calls, {"forward": Work(call.forward_bytes(), 0, call.dtype)})
+    from_workers, reason = worker_times(shape, call, exact)
     if reason is None:
-        entry["ms"]["workers"] = measure.medians(times)
+        figures["ms"]["workers"] = measure.medians(from_workers)
         entry["workers"] = baselines.worker_count()
+        times["workers"] = [sum(run) for run in from_workers]
     else:
         skipped["workers"] = reason
-    return entry | {"skipped": skipped}, calls
+    return Measured(entry | figures | {"skipped": skipped}, times, measure.ceilings())
 
 
 def candidates(shape: Shape, call: Call) -> list[Candidate]:

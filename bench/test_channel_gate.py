@@ -8,16 +8,22 @@ import torch
 
 from bench import measure, timing
 from bench.baselines import channel_gate as baselines
-from bench.measure import DEVICE, parts_of
-from bench.shapes.channel_gate import shapes_on
+from bench.measure import DEVICE, Measured, parts_of
+from bench.replay import clock
+from bench.shapes.channel_gate import Shape, shapes_on
 
 
-@pytest.mark.benchmark(group="channel_gate")
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("way", ["ours", *baselines.BASELINES])
 @pytest.mark.parametrize("shape", shapes_on(DEVICE), ids=lambda shape: shape.key)
-def test_channel_gate(keep, shape):
+def test_channel_gate(compare, shape, way):
+    compare("channel_gate", shape.key, way, lambda: measured(shape), ("timm", "torchvision"))
+
+
+def measured(shape: Shape) -> Measured:
+    """Check every way at a shape and time them in turn."""
     torch._dynamo.reset()
-    entry, calls = measure.memory_bound(shape, baselines)
-    keep("channel_gate", shape.key, entry, calls, measure.ceilings(), ("timm", "torchvision"))
+    return measure.memory_bound(shape, baselines)
 
 
 def profiled() -> dict[str, timing.Parts]:

@@ -1,46 +1,70 @@
-"""Whole commands, from the outside: start-up time, and the first `task1` of a new user with its peak memory."""
+"""Whole commands, from the outside: start-up time, and the first `task1` of a new user with its peak memory.
+
+pytest bench/test_commands.py --benchmark-only [--save-results]
+"""
 
 import json
 import os
-import resource
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 
+from bench.measure import Measured
+from bench.replay import clock
+
 ROOT = Path(__file__).resolve().parents[1]
+START_UP = {"import train.run": ("-c", "import train.run"), "--help": ("-m", "train.run", "--help")}
 
 
-def run(*arguments, **environment):
-    subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True, env=os.environ | environment
-    )
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("command", START_UP)
+def test_start_up(compare, command):
+    compare("commands", command, "ours", lambda: measured(START_UP[command], 5), (), group="start-up")
 
 
-@pytest.mark.benchmark(group="start-up")
-@pytest.mark.parametrize(
-    "arguments", [("-c", "import train.run"), ("-m", "train.run", "--help")], ids=["import train.run", "--help"]
-)
-def test_start_up(benchmark, arguments):
-    benchmark.extra_info["line_s"] = 2
-    benchmark.pedantic(run, arguments, rounds=5, warmup_rounds=1)
-
-
-@pytest.mark.benchmark(group="task1 from nothing")
-def test_task1_from_nothing(benchmark, tmp_path):
+@pytest.mark.benchmark(timer=clock)
+def test_task1_from_nothing(compare, tmp_path):
     """Generates the set, scans it, trains and tests both models, writes the report."""
-    arguments = ("-m", "train.run", "task1", "--out", str(tmp_path / "runs"), "--name", "bench")
-    benchmark.pedantic(run, arguments, {"XDG_CACHE_HOME": str(tmp_path / "cache")}, rounds=1)
-    results = json.loads((tmp_path / "runs/task1/bench/results.json").read_text())
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
-    benchmark.extra_info |= {
-        "cores": len(os.sched_getaffinity(0)),
-        "accuracy": {name: entry["test"]["RGB"]["accuracy"] for name, entry in results["models"].items()},
-        "images_per_second": {name: entry["images_per_second"] for name, entry in results["models"].items()},
-        "peak_memory_mb": round(peak),
-        "line_s": 180,
-        "line_accuracy": 0.5,
-        "line_peak_memory_mb": 3000,
-    }
-    print(benchmark.extra_info)
+    compare("commands", "task1 from nothing", "ours", lambda: first_task1(tmp_path), (), group="task1 from nothing")
+
+
+def measured(command: tuple[str, ...], runs: int) -> Measured:
+    """Measure a command of this Python after a run that is not counted."""
+    run(*command)
+    return of_times([run(*command)[0] for _ in range(runs)])
+
+
+def first_task1(folder: Path) -> Measured:
+    """Measure the main job with an empty cache folder."""
+    arguments = ("-m", "train.run", "task1", "--out", str(folder / "runs"), "--name", "bench")
+    taken, peak = run(*arguments, XDG_CACHE_HOME=str(folder / "cache"))
+    results = json.loads((folder / "runs/task1/bench/results.json").read_text(encoding="utf-8"))
+    found = of_times([taken])
+    found.entry["peak_bytes"] = peak
+    found.entry["accuracy"] = {name: model["test"]["RGB"]["accuracy"] for name, model in results["models"].items()}
+    return found
+
+
+def of_times(times: list[float]) -> Measured:
+    """Return the entry of a command that took so many milliseconds each time."""
+    return Measured({"runs": len(times), "ms": {"ours": {"both": median(times)}}, "skipped": {}}, {"ours": times}, {})
+
+
+def run(*arguments: str, **environment: str) -> tuple[float, int]:
+    """Run this Python and return the milliseconds it took and the most bytes of memory that one process had."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, stdout=said, stderr=said, env=os.environ | environment
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        taken = 1e3 * (time.perf_counter() - started)
+        said.seek(0)
+        assert process.returncode == 0, said.read().decode(errors="replace")
+    return taken, usage.ru_maxrss * 1024

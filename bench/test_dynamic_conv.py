@@ -3,36 +3,55 @@
 pytest bench/test_dynamic_conv.py --benchmark-only [--save-results]
 """
 
+from collections.abc import Collection
+
 import pytest
 import torch
 
 from bench import measure, timing
 from bench.baselines import dynamic_conv as baselines
-from bench.measure import DEVICE, THEIRS, Candidate, bound, parts_of
+from bench.measure import DEVICE, THEIRS, Candidate, Measured, Work, parts_of
+from bench.replay import clock
 from bench.shapes.dynamic_conv import Data, Shape, data_of, shapes_on
 from kernels.tensors import memory_layout
 
 DTYPES = (torch.bfloat16,) if DEVICE == "cuda" else (torch.bfloat16, torch.float32)
+WIDE = ("naive", "compiled")  # run in float32 too, beside bfloat16
+WAYS = ("ours", *baselines.BASELINES, *(f"{name} fp32" for name in WIDE), "static")
 KEPT = ("naive", "naive fp32")
 
 
-@pytest.mark.benchmark(group="dynamic_conv")
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def named(dtype: torch.dtype) -> str:
+    """Return a dtype's name as shapes are called by it."""
+    return str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=named)
 @pytest.mark.parametrize("shape", shapes_on(DEVICE), ids=lambda shape: shape.name)
-def test_dynamic_conv(keep, shape, dtype):
+def test_dynamic_conv(compare, shape, dtype, way):
+    compare("dynamic_conv", f"{named(dtype)} {shape.name}", way, lambda: measured(shape, dtype))
+
+
+def measured(shape: Shape, dtype: torch.dtype, ways: Collection[str] = WAYS) -> Measured:
+    """Check the ways at a shape and time them in turn."""
     torch._dynamo.reset()
     data = data_of(shape, dtype, DEVICE)
-    calls, skipped = measure.checked_calls(candidates_of(shape, dtype, data), exact_results(shape, data), "naive", KEPT)
+    chosen = (candidate for candidate in candidates_of(shape, dtype, data) if candidate.name in ways)
+    calls, skipped = measure.checked_calls(chosen, exact_results(shape, data), "naive", KEPT)
     calls["static"] = static_parts(data, shape)
     problem = shape.problem(dtype)
-    bound_ms = {
-        "forward": bound(problem.forward_bytes, problem.flops, dtype),
-        "backward": bound(problem.backward_bytes, 2 * problem.flops, dtype),
+    work = {
+        "forward": Work(problem.forward_bytes, problem.flops, dtype),
+        "backward": Work(problem.backward_bytes, 2 * problem.flops, dtype),
     }
     sizes = {"batch": shape.batch, "pixels": problem.pixels, "problem": problem.key}
-    entry = measure.described(data.x) | sizes | measure.figures(calls, bound_ms) | {"skipped": skipped}
-    entry["ms"].setdefault("naive fp32", entry["ms"]["naive"])
-    keep("dynamic_conv", f"{entry['dtype']} {shape.name}", entry, calls, measure.ceilings(dtype))
+    entry, times = measure.figures(calls, work)
+    if dtype == torch.float32:
+        entry["ms"]["naive fp32"] = entry["ms"]["naive"]
+    entry = measure.described(data.x) | sizes | entry | {"skipped": skipped}
+    return Measured(entry, times, measure.ceilings(dtype))
 
 
 def candidates_of(shape: Shape, dtype: torch.dtype, data: Data) -> list[Candidate]:
@@ -41,7 +60,7 @@ def candidates_of(shape: Shape, dtype: torch.dtype, data: Data) -> list[Candidat
     if dtype == torch.float32:
         return found
     wide, problem = data.to(torch.float32), shape.problem(torch.float32)
-    for name in ("naive", "compiled"):
+    for name in WIDE:
         parts = parts_of(baselines.BASELINES[name], wide.leaves, wide.grad, *shape.geometry)
         reason = baselines.reason_to_skip(name, problem, DEVICE)
         found.append(Candidate(f"{name} fp32", parts, THEIRS[torch.float32], reason))

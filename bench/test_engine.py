@@ -22,7 +22,8 @@ import torch
 from bench import measure, photographs
 from bench.baselines.availability import dali_package
 from bench.baselines.reports_way import Training
-from bench.measure import DEVICE, Stopwatch
+from bench.measure import DEVICE, Measured, Stopwatch
+from bench.replay import clock
 from engine import training
 from engine.batch import normalise
 from engine.data import kept, loader, placement
@@ -86,48 +87,64 @@ def folder(tmp_path_factory):
     return photographs.write(tmp_path_factory.mktemp("data") / "photographs", FILES)
 
 
-@pytest.mark.benchmark(group="training")
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("way", ["ours", "reports"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.key)
-def test_training(benchmark, keep_entry, folder, tmp_path, case):
-    entry = benchmark.pedantic(trained, (folder, case, tmp_path))
-    keep_entry("training", case.key, entry, packages=PACKAGES)
+def test_training(compare, folder, tmp_path, case, way):
+    """Epochs, of which an entry has the steps too."""
+    compare("training", case.key, way, lambda: trained(folder, case, tmp_path), PACKAGES)
 
 
-@pytest.mark.benchmark(group="input")
+@pytest.mark.benchmark(timer=clock)
 @pytest.mark.parametrize("source", SOURCES)
-def test_input(benchmark, keep_entry, folder, source):
+def test_input(compare, benchmark, folder, source):
+    """Batches."""
     if source == "dali gpu" and not ON_GPU:
         pytest.skip("no GPU")
     if source.startswith("dali") and dali_package() is None:
         pytest.skip("NVIDIA DALI is not installed")
-    entry = benchmark.pedantic(read_alone, (folder, source))
-    entry["ms"]["torch"] = read_alone(folder, "torch")["ms"]["ours"]
-    keep_entry("input", source, entry, packages=PACKAGES)
+    compare("input", source, "ours", lambda: beside_torch(folder, source), PACKAGES, group="input")
 
 
-@pytest.mark.benchmark(group="start")
-def test_start(benchmark, keep_entry, folder, tmp_path):
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("start", ["first start", "second start"])
+def test_start(compare, folder, start, tmp_path_factory):
     """The same job twice, of which the second finds the images decoded."""
-    first = seconds_to_first_step(folder, tmp_path)
-    again = [seconds_to_first_step(folder, tmp_path) for _ in range(2)]
-    again.append(benchmark.pedantic(seconds_to_first_step, (folder, tmp_path)))
-    for name, taken in {"first start": [first], "second start": again}.items():
-        entry = {"images": sum(FILES.values()), "runs": len(taken), "ms": {"ours": {"both": median(taken) * 1e3}}}
-        keep_entry("start", name, entry | {"skipped": {}}, packages=PACKAGES)
+    out = tmp_path_factory.getbasetemp() / "start"
+    compare("start", start, "ours", lambda: started(folder, out, 1 if start == "first start" else 3), PACKAGES, "start")
 
 
-@pytest.mark.benchmark(group="processes")
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("way", ["ours", "one"])
 @pytest.mark.skipif(ON_GPU or cpus() < 2, reason="for two cores of a CPU")
-def test_processes(benchmark, keep_entry, folder, tmp_path):
+def test_processes(compare, folder, tmp_path, way):
     """Two processes of one thread, on two cores, against one of two threads."""
-    one = milliseconds_by(1, folder, tmp_path / "one")
-    two = benchmark.pedantic(milliseconds_by, (2, folder, tmp_path / "two"))
-    entry = {"batch": BATCH, "images": BATCH, "runs": SHORT - 1, "ms": {"ours": two, "one": one}, "skipped": {}}
-    keep_entry("processes", "two", entry, packages=PACKAGES)
+    compare("processes", "two", way, lambda: by_processes(folder, tmp_path), PACKAGES)
 
 
-def trained(folder: Path, case: Case, out: Path) -> dict:
-    """Return the entry of a model, trained by the engine and the reports' way, an epoch of each in turn."""
+def beside_torch(folder: Path, source: str) -> Measured:
+    """Measure a source of batches, with the torch backend's time for comparison."""
+    entry, times, _ = read_alone(folder, source)
+    usual = read_alone(folder, "torch").entry["ms"]["ours"]
+    return Measured(entry | {"ms": entry["ms"] | {"torch": usual}}, times, {})
+
+
+def started(folder: Path, out: Path, runs: int) -> Measured:
+    """Measure the seconds to the first step of a job that leaves what it decodes in the cache, so many times."""
+    times = {"ours": [1e3 * seconds_to_first_step(folder, out) for _ in range(runs)]}
+    ms = {"ours": {"both": median(times["ours"])}}
+    return Measured({"images": sum(FILES.values()), "runs": runs, "ms": ms, "skipped": {}}, times, {})
+
+
+def by_processes(folder: Path, out: Path) -> Measured:
+    """Measure a batch of a training by one process and by two."""
+    ms = {name: milliseconds_by(count, folder, out / name) for name, count in {"one": 1, "ours": 2}.items()}
+    entry = {"batch": BATCH, "images": BATCH, "runs": SHORT - 1, "ms": ms, "skipped": {}}
+    return Measured(entry, {name: [taken["both"]] for name, taken in ms.items()}, {})
+
+
+def trained(folder: Path, case: Case, out: Path) -> Measured:
+    """Measure a model's training by the engine and the reports' way, an epoch of each in turn."""
     # The mode of the compiler is not chosen by measurement: that takes minutes.
     settings = Settings(
         data=str(folder),
@@ -168,7 +185,8 @@ def trained(folder: Path, case: Case, out: Path) -> dict:
         course = training.fit(case.model, model, train, val, plan, out, hooks)
         alone = median(input_times(train))
         steps = len(train)
-    return {
+    times = {"ours": [1e3 * train.samples / speed for speed in course.speeds[1:]], "reports": epochs[1:]}
+    entry = {
         "dtype": {"bf16": "bfloat16", "fp32": "float32"}[settings.precision],
         "layout": "channels_last",
         "batch": case.batch,
@@ -177,15 +195,16 @@ def trained(folder: Path, case: Case, out: Path) -> dict:
         "ms": {
             "ours": {
                 "step": median(ours.times()[steps:]),
-                "epoch": 1e3 * train.samples / course.images_per_second,
+                "epoch": median(times["ours"]),
                 "input": alone,
             },
-            "reports": {"step": median(theirs.times()[steps:]), "epoch": median(epochs[1:])},
+            "reports": {"step": median(theirs.times()[steps:]), "epoch": median(times["reports"])},
         },
         "compiled": plan.compile_mode if plan.compile else None,
         **idle.figures(),
         "skipped": {},
     }
+    return Measured(entry, times, {})
 
 
 def few(images: ImageSet, count: int, split: str = "train") -> ImageSet:
@@ -222,8 +241,8 @@ def finish() -> None:
 
 
 @cache
-def read_alone(folder: Path, source: str) -> dict:
-    """Return the entry of a source of batches that nothing else runs beside."""
+def read_alone(folder: Path, source: str) -> Measured:
+    """Measure a source of batches that nothing else runs beside."""
     images = listed(folder)
     with source_loader(few(images, REPEATS * FILES["train"]), source) as batches:
         inputs = (model_input(batch, batches) for batch in batches.epoch(1))
@@ -233,10 +252,11 @@ def read_alone(folder: Path, source: str) -> dict:
             error = ((first.cpu() - first_batch(folder)).norm() / first_batch(folder).norm()).item()
             assert error < (RESAMPLED if source in RESAMPLED_SOURCES else DECODED), error
         times = measure.steady_times(lambda: next(inputs), max(4, WORKERS), SECONDS)
-    rate = {"both": median(taken for (taken,) in times)}
+    taken = [time for (time,) in times]
     workers = None if source in ("synthetic", "device cache") else WORKERS
-    entry = {"batch": BATCH, "images": BATCH, "workers": workers, "runs": len(times), "ms": {"ours": rate}}
-    return described | entry | {"skipped": {}}
+    entry = {"batch": BATCH, "images": BATCH, "workers": workers, "runs": len(taken)}
+    entry |= {"ms": {"ours": {"both": median(taken)}}, "skipped": {}}
+    return Measured(described | entry, {"ours": taken}, {})
 
 
 @cache

@@ -8,16 +8,22 @@ import torch
 
 from bench import measure, timing
 from bench.baselines import spatial_attention as baselines
-from bench.measure import DEVICE, parts_of
-from bench.shapes.spatial_attention import shapes_on
+from bench.measure import DEVICE, Measured, parts_of
+from bench.replay import clock
+from bench.shapes.spatial_attention import Shape, shapes_on
 
 
-@pytest.mark.benchmark(group="spatial_attention")
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("way", ["ours", *baselines.BASELINES])
 @pytest.mark.parametrize("shape", shapes_on(DEVICE), ids=lambda shape: shape.key)
-def test_spatial_attention(keep, shape):
+def test_spatial_attention(compare, shape, way):
+    compare("spatial_attention", shape.key, way, lambda: measured(shape))
+
+
+def measured(shape: Shape) -> Measured:
+    """Check every way at a shape and time them in turn."""
     torch._dynamo.reset()
-    entry, calls = measure.memory_bound(shape, baselines)
-    keep("spatial_attention", shape.key, entry, calls, measure.ceilings())
+    return measure.memory_bound(shape, baselines)
 
 
 def profiled() -> dict[str, timing.Parts]:

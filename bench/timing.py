@@ -1,11 +1,14 @@
-"""Medians of calls taken in turn, by device events on a GPU, and the ceilings they are held against."""
+"""Medians of calls taken in turn, by device events on a GPU, their memory, and the ceilings they are held against."""
 
+import json
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,18 +53,12 @@ def take_turns(calls: dict[str, Parts], device: str, rounds: tuple[int, int], se
     return times
 
 
-def peak_memory(parts: Parts) -> tuple[int, int]:
-    """Return the most bytes in use on the GPU above what was there before, and those of what the parts return."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    returned = []
-    value = None
-    for part in parts:
-        value = part(value)
-        returned.extend(value if isinstance(value, tuple) else [value])
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before, sum(tensor.nbytes for tensor in returned)
+def peak_memory(parts: Parts, device: str) -> tuple[int, int]:
+    """Return the most bytes that torch has in use above what was there before, and those of what the parts return.
+
+    Libraries' own buffers on a CPU are not among them.
+    """
+    return _peak_on_gpu(parts) if device == "cuda" else _peak_on_cpu(parts)
 
 
 def host_time(parts: Parts, runs: int = 100) -> tuple[float, float]:
@@ -103,6 +100,35 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
 def _seconds(parts: Parts, device: str) -> float:
     times = take_turns({"only": parts}, device, (5, 20), 1.0)["only"]
     return statistics.median(sum(each) for each in times) / 1e3
+
+
+def _peak_on_gpu(parts: Parts) -> tuple[int, int]:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    returned = _returned_bytes(parts)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before, returned
+
+
+def _peak_on_cpu(parts: Parts) -> tuple[int, int]:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        returned = _returned_bytes(parts)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    found = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"])
+    return max(accumulate(event["args"]["Bytes"] for event in found), default=0), returned
+
+
+def _returned_bytes(parts: Parts) -> int:
+    """Return the bytes of the output and the gradients, which are all there when the last part returns."""
+    returned, value = [], None
+    for part in parts:
+        value = part(value)
+        returned.extend(value if isinstance(value, tuple) else [value])
+    return sum(tensor.nbytes for tensor in returned)
 
 
 def _host_times(parts: Parts) -> list[float]:

@@ -9,14 +9,16 @@ from kernels.dynamic_conv.problem import Problem
 
 EXPERTS = 4
 BATCH = {"cuda": 64, "cpu": 16}
-OTHER_BATCHES = {"cuda": (1, 256), "cpu": (1, 32)}
+OTHER_BATCHES = {"cuda": (1, 256), "cpu": (1,)}
+GROWING_BATCHES = {"cuda": (1, 4, 16, 64, 256), "cpu": (1, 2, 4, 8, 16)}
+GROWING_SIZES = {"cuda": (7, 14, 28, 56), "cpu": (4, 7, 14, 20)}
 
 # float32 in torch's own layout, as it comes; 16 bits in the one that the matrix units want.
 LAYOUTS = {torch.float32: torch.contiguous_format, torch.bfloat16: torch.channels_last}
 
 
 class Shape(NamedTuple):
-    """A square convolution with EXPERTS experts and no bias."""
+    """A square convolution without bias."""
 
     name: str
     batch: int
@@ -27,6 +29,7 @@ class Shape(NamedTuple):
     stride: int = 1
     padding: int = 1
     groups: int = 1
+    experts: int = EXPERTS
 
     @property
     def geometry(self) -> tuple[int, int, int, int]:
@@ -37,7 +40,20 @@ class Shape(NamedTuple):
         """Return what the kernels are told of this call."""
         pairs = [(value,) * count for value, count in ((self.kernel, 2), (self.stride, 2), (self.padding, 4), (1, 2))]
         sizes = (self.batch, self.in_channels, self.out_channels, self.size, self.size)
-        return Problem(*sizes, *pairs, self.groups, EXPERTS, dtype)
+        return Problem(*sizes, *pairs, self.groups, self.experts, dtype)
+
+
+class Growth(NamedTuple):
+    """A call of a series in which one size grows: "batch", "experts" or "size", the side of the image."""
+
+    along: str
+    value: int
+    shape: Shape
+
+    @property
+    def key(self) -> str:
+        """What tells it from the others."""
+        return f"{self.along} {self.value}"
 
 
 class Data(NamedTuple):
@@ -81,6 +97,17 @@ def shapes_on(device: str) -> list[Shape]:
     ]
 
 
+def growths_on(device: str) -> list[Growth]:
+    """Return the series to time on "cuda" or "cpu": C256 14x14, of which one size takes each of its values."""
+    series = {"batch": GROWING_BATCHES[device], "experts": (1, 2, 4, 8, 16), "size": GROWING_SIZES[device]}
+    usual = Shape("C256 14x14", BATCH[device], 256, 256, 14)
+    return [
+        Growth(along, value, usual._replace(**{"name": f"{along} {value}", along: value}))
+        for along, values in series.items()
+        for value in values
+    ]
+
+
 def data_of(shape: Shape, dtype: torch.dtype, device: str, seed: int = 0) -> Data:
     """Return random data for a call: normal numbers, and a softmax as the mixing."""
     generator = torch.Generator(device).manual_seed(seed)
@@ -90,7 +117,7 @@ def data_of(shape: Shape, dtype: torch.dtype, device: str, seed: int = 0) -> Dat
 
     fan_in = shape.in_channels // shape.groups * shape.kernel**2
     x = normal(shape.batch, shape.in_channels, shape.size, shape.size)
-    experts = normal(EXPERTS, shape.out_channels, shape.in_channels // shape.groups, shape.kernel, shape.kernel)
-    mixing = normal(shape.batch, EXPERTS).softmax(1)
+    experts = normal(shape.experts, shape.out_channels, shape.in_channels // shape.groups, shape.kernel, shape.kernel)
+    mixing = normal(shape.batch, shape.experts).softmax(1)
     grad = normal(shape.batch, shape.out_channels, *shape.problem(dtype).out_size)
     return Data(x, experts * fan_in**-0.5, mixing, grad).to(dtype)

@@ -1,0 +1,29 @@
+"""How the cost of dynamic convolution grows with the batch, the number of experts and the resolution.
+
+pytest bench/test_growth.py --benchmark-only [--save-results]
+"""
+
+import pytest
+import torch
+
+from bench import test_dynamic_conv
+from bench.baselines import dynamic_conv as baselines
+from bench.measure import DEVICE, Measured
+from bench.replay import clock
+from bench.shapes.dynamic_conv import Growth, growths_on
+
+# torch.compile would take most of the time, and says no more of how the cost grows.
+WAYS = [name for name in ("ours", *baselines.BASELINES, "static") if not name.startswith("compiled")]
+
+
+@pytest.mark.benchmark(timer=clock)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("growth", growths_on(DEVICE), ids=lambda growth: growth.key)
+def test_growth(compare, growth, way):
+    compare("growth", growth.key, way, lambda: measured(growth))
+
+
+def measured(growth: Growth) -> Measured:
+    """Check the ways at a size and time them in turn, in bfloat16."""
+    entry, times, ceilings = test_dynamic_conv.measured(growth.shape, torch.bfloat16, WAYS)
+    return Measured(entry | {"along": growth.along, "value": growth.value}, times, ceilings)
