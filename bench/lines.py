@@ -86,6 +86,11 @@ def seconds(entry: Entry) -> float:
     return entry["ms"]["ours"]["both"] / 1e3
 
 
+def to_unfused(entry: Entry) -> float:
+    """Return the time of a model fused by `kernels.fuse` over that before: the paired ratio, where there is one."""
+    return entry.get("ratio") or 1 / speedup(entry, "unfused")
+
+
 def lines(op: str, entries: dict[str, Entry], on_gpu: bool) -> list[Line]:
     """Return the lines for the entries of a run of an op, by the names they are recorded under."""
     return LINES[op]["gpu" if on_gpu else "cpu"](entries)
@@ -167,22 +172,57 @@ def _training_on_cpu(entries: dict[str, Entry]) -> list[Line]:
     def on_resnet34(entry: Entry) -> float | None:
         return to_reports(entry, "epoch") if entry["dtype"] == "bfloat16" else None
 
-    chosen = {name: entry for name, entry in entries.items() if name == "resnet34 84 px"}
+    chosen = _only(entries, "resnet34 84 px")
     return [_every(chosen, "bfloat16 epoch of resnet34 at 84 px, reports' way / ours", on_resnet34, 2)]
 
 
 def _input_on_gpu(entries: dict[str, Entry]) -> list[Line]:
-    chosen = {name: entry for name, entry in entries.items() if name == "dali gpu"}
+    chosen = _only(entries, "dali gpu")
     return [_every(chosen, "DALI on the GPU / torch with 16 workers", lambda e: speedup(e, "torch"), 3)]
 
 
 def _start(entries: dict[str, Entry]) -> list[Line]:
-    chosen = {name: entry for name, entry in entries.items() if name == "second start"}
+    chosen = _only(entries, "second start")
     return [_every(chosen, "seconds before the first step", seconds, 5, most=True)]
 
 
 def _processes(entries: dict[str, Entry]) -> list[Line]:
     return [_every(entries, "two processes / one with two threads, images/s", lambda e: speedup(e, "one"), 0.85)]
+
+
+def _fuse_on_gpu(entries: dict[str, Entry]) -> list[Line]:
+    def unfused_over_ours(entry: Entry) -> float:
+        return speedup(entry, "unfused")
+
+    training = _only(entries, "bfloat16 training")
+    inference = _only(entries, "float32 inference", "bfloat16 inference")
+    return [
+        _every(training, "training in bfloat16, unfused / fused", unfused_over_ours, 2),
+        _every(inference, "inference, unfused / fused", unfused_over_ours, 1),
+    ]
+
+
+def _fuse_on_cpu(entries: dict[str, Entry]) -> list[Line]:
+    text = "fused / unfused, training and inference in each dtype, in the same round"
+    return [_every(entries, text, to_unfused, 1.03, most=True)]
+
+
+def _commands(entries: dict[str, Entry]) -> list[Line]:
+    start_up, task1 = _only(entries, "import train.run", "--help"), _only(entries, "task1 from nothing")
+    return [
+        _every(start_up, "seconds to start", seconds, 2, most=True),
+        _every(task1, "seconds of task1 from nothing", seconds, 180, most=True),
+        _every(task1, "its peak memory, GB", lambda e: e["peak_bytes"] / 1e9, 3, most=True),
+        _every(task1, "the least of its accuracies", lambda e: min(e["accuracy"].values()), 0.5),
+    ]
+
+
+def _no_lines(entries: dict[str, Entry]) -> list[Line]:
+    return []
+
+
+def _only(entries: dict[str, Entry], *names: str) -> dict[str, Entry]:
+    return {name: entries[name] for name in names if name in entries}
 
 
 def _has(name: str, value) -> Callable[[Entry], bool]:
@@ -231,8 +271,11 @@ LINES = {
     "spatial_attention": _MEMORY_BOUND,
     "channel_gate": _MEMORY_BOUND,
     "augment": {"gpu": _augment_on_gpu, "cpu": _augment_on_cpu},
+    "growth": {"gpu": _no_lines, "cpu": _no_lines},
+    "fuse": {"gpu": _fuse_on_gpu, "cpu": _fuse_on_cpu},
     "training": {"gpu": _training_on_gpu, "cpu": _training_on_cpu},
-    "input": {"gpu": _input_on_gpu, "cpu": lambda entries: []},
+    "input": {"gpu": _input_on_gpu, "cpu": _no_lines},
     "start": {"gpu": _start, "cpu": _start},
     "processes": {"gpu": _processes, "cpu": _processes},
+    "commands": {"gpu": _commands, "cpu": _commands},
 }

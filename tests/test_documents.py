@@ -136,7 +136,9 @@ def check_module(arguments: list[str], words: list[str]) -> None:
     elif module == "pytest":
         check_pytest(rest, words)
     elif module.startswith("bench."):
-        source = (ROOT / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8")
+        place = ROOT / module.replace(".", "/")
+        path = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
+        source = path.read_text(encoding="utf-8")
         for flag in flags(rest):
             assert flag == "--help" or f'"{flag}"' in source, words
 

@@ -8,8 +8,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from engine.report import plots, scores, tables
 from engine.report.tables import Table
@@ -25,15 +26,22 @@ PROTOCOLS = (
     "subset: the model sees only the channels present; zero-pad: the absent ones are zero; one-per-combination: each "
     "combination has its model. The mean is over all combinations tested."
 )
+# What CSS calls an inch.
+PIXELS_PER_INCH = 96
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file with what it shows; `half` as wide as the page at most."""
+    """A PNG file with what it shows."""
 
     title: str
     path: Path
-    half: bool = False
+
+    def size(self) -> tuple[int, int]:
+        """Return width and height in CSS pixels, at which an inch of the drawing is an inch of the page."""
+        with Image.open(self.path) as image:
+            across, down = image.info.get("dpi", (PIXELS_PER_INCH, PIXELS_PER_INCH))
+            return round(image.width * PIXELS_PER_INCH / across), round(image.height * PIXELS_PER_INCH / down)
 
 
 @dataclass(frozen=True)
@@ -65,15 +73,23 @@ def write(folder: RunFolder, results: dict, environment: dict) -> None:
         "sections": [section for section in sections(results, folder.plots) if not section.is_empty],
     }
     for name in ("report.md", folder.html.name):
-        templates = Environment(
-            loader=PackageLoader("engine.report"),
-            autoescape=name.endswith(".html"),
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        templates.filters |= {"inline": _inline, "cell": _markdown_cell}
-        folder.write(folder.root / name, templates.get_template(f"{name}.j2").render(content))
+        folder.write(folder.root / name, rendered(f"{name}.j2", content))
+
+
+def rendered(name: str, content: dict, *packages: str) -> str:
+    """Return a page: `content` in the template of that name, of one of `packages` or of this one.
+
+    HTML pages extend `page.html.j2`, which has the style, and take tables and pictures from `widgets.html.j2`.
+    """
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "engine.report")]),
+        autoescape=name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"inline": _inline, "cell": _markdown_cell}
+    return environment.get_template(name).render(content)
 
 
 def sections(results: dict, folder: Path) -> list[Section]:
@@ -103,7 +119,7 @@ def sections(results: dict, folder: Path) -> list[Section]:
         Section(
             "Predictions",
             pictures=(
-                *found.of_models("confusion", "Confusion matrix", results, half=True),
+                *found.of_models("confusion", "Confusion matrix", results),
                 *found.of_models("predictions", "Predictions on test images", results),
             ),
         ),
@@ -138,8 +154,8 @@ class _Pictures:
         path = self.plots / f"{kind}.png"
         return (Picture(title, path),) if path.exists() else ()
 
-    def of_models(self, kind: str, title: str, results: dict, half: bool = False) -> tuple[Picture, ...]:
-        every = (Picture(f"{title}: {name}", self.plots / f"{kind}-{name}.png", half) for name in results["models"])
+    def of_models(self, kind: str, title: str, results: dict) -> tuple[Picture, ...]:
+        every = (Picture(f"{title}: {name}", self.plots / f"{kind}-{name}.png") for name in results["models"])
         return tuple(picture for picture in every if picture.path.exists())
 
 

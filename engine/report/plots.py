@@ -33,6 +33,11 @@ CHANCE_COLOUR = "#E69F00"
 MOST_BARS = 4
 # More combinations than this stand below each other, where long names have room.
 MOST_BESIDE = 12
+# Inches that a phone shows with letters that can be read; elsewhere two such pictures stand beside each other.
+NARROW = 6.0
+DOTS_PER_INCH = 144
+# Classes of a confusion matrix that are named.
+MOST_NAMED = 60
 MARKERS = {"subset": "o", "zero-pad": "s", "one-per-combination": "^"}
 # Where a label may stand about its point: offset in points, horizontal and vertical alignment; the best first.
 PLACES = (
@@ -109,8 +114,8 @@ def draw(results: dict, history: dict[str, list], folder: Path) -> None:
 def curves(history: dict[str, list], path: Path) -> None:
     """Plot loss and accuracy by epoch: training dashed, validation solid, best epoch marked.
 
-    A few models share a pair of axes, a colour each. Many models, or variants such as with and without augmentation,
-    get a pair of axes per model, with its variants together.
+    A few models share a pair of axes, one above the other, a colour each. Many models, or variants such as with and
+    without augmentation, get a pair of axes per model, with its variants together.
     """
     history = {name: rows for name, rows in history.items() if rows}
     panels: dict[str, dict[str, list]] = {}
@@ -123,19 +128,20 @@ def curves(history: dict[str, list], path: Path) -> None:
 
 
 def _curves_together(history: dict[str, list], path: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, axes = plt.subplots(2, 1, figsize=(NARROW, 6), layout="constrained", sharex=True)
     for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
         _draw_curves(axis, kind, history)
-        axis.set(xlabel="epoch", ylabel=kind, title=f"{kind}: {CURVES_KEY}")
-        axis.title.set_fontsize(10)
+        axis.set_ylabel(kind)
+    axes[1].set_xlabel("epoch")
     axes[0].legend(frameon=False)
+    figure.suptitle(CURVES_KEY, fontsize=10)
     _save(figure, path)
 
 
 def _curves_apart(panels: dict[str, dict[str, list]], path: Path) -> None:
-    columns = min(4, len(panels))
+    columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = plt.figure(figsize=(3.3 * columns + 0.6, 4.2 * rows + 0.5), layout="constrained")
+    figure = plt.figure(figsize=(max(NARROW, 3.3 * columns + 0.6), 4.2 * rows + 0.5), layout="constrained")
     cells = figure.subfigures(rows, columns, squeeze=False)
     for cell, (model, members) in zip(cells.flat, panels.items(), strict=False):
         axes = cell.subplots(2, 1, sharex=True)
@@ -181,7 +187,7 @@ def combinations(accuracy: dict[str, dict[str, float | None]], chance: float, pa
 
 def _combinations_as_bars(models: list[str], labels: list[str], values: np.ndarray, chance: float, path: Path) -> None:
     width = 0.8 / len(models)
-    figure, axis = plt.subplots(figsize=(max(7, 0.9 * len(labels) * max(1, len(models) / 2)), 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(max(NARROW, 0.42 * len(labels) * len(models)), 4), layout="constrained")
     for number, (colour, model, row) in enumerate(zip(_cycle(len(models)), models, values, strict=True)):
         places = np.arange(len(labels)) + (number - (len(models) - 1) / 2) * width
         bars = axis.bar(places, row, width, color=colour, label=model)
@@ -190,7 +196,7 @@ def _combinations_as_bars(models: list[str], labels: list[str], values: np.ndarr
     _name_columns(axis, labels)
     axis.set(xlabel="channels present", ylabel="test accuracy, %")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.legend(frameon=False, loc="outside lower center", ncols=3)
     _save(figure, path)
 
 
@@ -236,7 +242,7 @@ def channels_kept(results: dict, path: Path) -> None:
     together = len(kept) <= MOST_BARS
     columns = 1 if together else min(3, len(kept))
     rows = 1 if together else -(-len(kept) // columns)
-    size = (8, 4.5) if together else (4 * columns, 2.9 * rows)
+    size = (NARROW, 4.2) if together else (3.5 * columns, 2.9 * rows)
     figure, axes = plt.subplots(
         rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
     )
@@ -271,7 +277,8 @@ def _means(sizes: dict[int, list[float]]) -> tuple[list[int], list[float]]:
 def tradeoff(results: dict, path: Path) -> None:
     """Plot test accuracy on the full set against multiply-adds, a labelled dot per model."""
     points = _costs(results)
-    figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    size = (NARROW, 4.6) if len(points) <= MOST_BARS else (8.5, 6)
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
     colours = dict(zip(points, cycle(LABEL_COLOURS), strict=False))
     shown = {name: results["models"][name].get("protocol", "subset") for name in points}
     for name, point in points.items():
@@ -293,7 +300,7 @@ def tradeoff(results: dict, path: Path) -> None:
     if "resnet34" in points:
         axis.axhline(0.9 * points["resnet34"][1], color=COLOURS[1], linestyle="--", label="90% of resnet34's")
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=3)
     _label(axis, points, colours)
     _save(figure, path)
 
@@ -349,23 +356,30 @@ def _overlap(one: Bbox, other: Bbox) -> float:
 def confusion(counts: np.ndarray, class_names: tuple[str, ...], title: str, path: Path) -> None:
     """Plot a confusion matrix [true, predicted], each row as shares of its class."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    size = min(9, 4 + 0.11 * len(class_names))
-    figure, axis = plt.subplots(figsize=(size + 1, size), layout="constrained")
+    classes = len(class_names)
+    named = classes <= MOST_NAMED
+    side = max(3.2, 0.14 * classes) if named else NARROW - 2
+    figure, axis = plt.subplots(figsize=(side + 2.4, side + 1.4), layout="constrained")
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true class", shrink=0.8)
-    axis.set(xlabel="predicted", ylabel="true", title=title)
-    if len(class_names) <= 60:
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.set_title(title, fontsize=10)
+    if named:
         short = [_plain(name if len(name) <= 22 else name[:21] + "…") for name in class_names]
-        axis.set_xticks(range(len(short)), short, rotation=90, fontsize=5)
-        axis.set_yticks(range(len(short)), short, fontsize=5)
+        size = min(9, 72 * side / classes * 0.75)
+        axis.set_xticks(range(classes), short, rotation=90, fontsize=size)
+        axis.set_yticks(range(classes), short, fontsize=size)
     _save(figure, path)
 
 
 def predictions(shown: list[Prediction], title: str, path: Path) -> None:
     """Plot a grid of images with predicted and true names, right ones green and wrong ones red."""
-    columns = min(6, len(shown))
+    columns = 3
     rows = -(-len(shown) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.1 * columns, 2.5 * rows), layout="constrained", squeeze=False)
+    side = NARROW / columns
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(NARROW, (side + 0.4) * rows), layout="constrained", squeeze=False
+    )
     for axis in axes.flat:
         axis.axis("off")
     for axis, item in zip(axes.flat, shown, strict=False):
@@ -391,5 +405,5 @@ def _plain(text: str) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DOTS_PER_INCH)
     plt.close(figure)

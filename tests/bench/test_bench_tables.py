@@ -6,9 +6,12 @@ from importlib import import_module
 import pytest
 import torch
 
-from bench import gpu, lines, record, tables, timing, tune
+from bench import gpu, headline, lines, record, tables, timing, tune
 
-TEXT = "# Title\n\n" + "".join(f"<!-- bench:{op} -->\nold\n<!-- /bench:{op} -->\n\nmore\n" for op in tables.OPS)
+TEXT = "# Title\n\n" + "".join(
+    f"<!-- bench:{name} -->\nold\n<!-- /bench:{name} -->\n\nmore\n" for name in ("headline", "commands")
+)
+OPS_TEXT = "".join(f"<!-- bench:{op} -->\nold\n<!-- /bench:{op} -->\n\nmore\n" for op in tables.OPS)
 MAP = "64x256x16x16"
 IMAGES = "64x256x256x3 to 224"
 
@@ -29,6 +32,25 @@ def entry(dtype="bfloat16", pixels=196, ours=2.0, **others):
         "host_us": None,
         "skipped": {"timm": "not installed"},
     }
+
+
+def fuse_section():
+    """Return the figures of a model before and after `kernels.fuse`."""
+    shared = {"layout": "channels_last", "dtype": "bfloat16", "batch": 8, "images": 8, "size": 128, "runs": 5}
+    times = {"training": (100.0, 250.0), "inference": (20.0, 20.0)}
+    return section(
+        **{
+            f"bfloat16 {name}": shared | {"ms": {"ours": {"both": ours}, "unfused": {"both": before}}, "skipped": {}}
+            for name, (ours, before) in times.items()
+        }
+    )
+
+
+def growth_section():
+    """Return the times of two batches and of one number of experts, of which one way did not run everywhere."""
+    shapes = {f"batch {count}": entry(ours=2.0 * count) | {"along": "batch", "value": count} for count in (4, 1)}
+    shapes["experts 4"] = entry(stacked=1.0) | {"along": "experts", "value": 4}
+    return section(**shapes)
 
 
 def section(kind="cpu", **shapes):
@@ -74,6 +96,17 @@ def image_section():
             f"bfloat16 channels_last {IMAGES} whole": whole,
         }
     )
+
+
+def command_section():
+    """Return the figures of two commands."""
+
+    def command(both, runs, **others):
+        return {"runs": runs, "ms": {"ours": {"both": both}}, "skipped": {}} | others
+
+    accuracy = {"simple_cnn": 0.798, "pool_attention_cnn": 0.893}
+    task1 = command(92_000.0, 1, peak_bytes=1.18e9, accuracy=accuracy)
+    return section(**{"--help": command(60.0, 5), "task1 from nothing": task1})
 
 
 @pytest.fixture
@@ -189,22 +222,57 @@ def test_readme_is_rewritten_between_the_markers_only(results, tmp_path, capsys)
     assert tables.main([], readme, results) == 0
     assert tables.main(["--check"], readme, results) == 0
     new = readme.read_text()
-    assert new.startswith("# Title\n\n<!-- bench:dynamic_conv -->\n")
-    assert new.endswith("<!-- /bench:augment -->\n\nmore\n")
+    assert new.startswith("# Title\n\n<!-- bench:headline -->\n")
+    assert new.endswith("<!-- /bench:commands -->\n\nmore\n")
     assert "GPU: not measured yet." in new
-    assert "Some Device" in new
-    assert "torch 2.15.0" in new
-    assert "10.5 GB/s copy" in new
-    assert "| C256 14x14 | 0.500 | 1.50 | 2.00 | 8.00 | 4.00 | 2.50 | loop | 1.25 | 50 | 50 | - |" in new
-    assert "medians of 5 runs" in new
+    assert "**Some Device**; torch 2.15.0; 2026-01-01." in new
+    # Naive over ours is 4 and 0.8, loop over ours 2.5 and 0.5; of both directions half and a tenth is the bound.
+    assert "| dynamic_conv | 2 | 1.79 | 1.12 | 30 | 30 | 1 of 2 |" in new
     assert "old" not in new
+
+
+def test_the_headline_has_fuse_and_training_below_the_ops(results):
+    training = {"batch": 4, "images": 8, "runs": 3, "skipped": {}}
+    training["ms"] = {"ours": {"step": 1.0, "epoch": 2.0, "input": 0.1}, "reports": {"step": 3.0, "epoch": 5.0}}
+    training |= {"dtype": "bfloat16", "layout": "channels_last"}
+    record.write(results / "cpu.json", "training", section(**{"simple_cnn 256 px": training}))
+    record.write(results / "cpu.json", "fuse", fuse_section())
+    rows = [line for line in tables.markdown("headline", results).splitlines() if line.startswith("| ")][1:]
+    # The geometric mean of 2.5 and 1.
+    assert rows[1].startswith("| fuse | 2 | 1.58 | - | - | - |")
+    assert rows[2] == "| training | 1 | 2.50 | - | - | - | - |"
+
+
+def test_the_headline_shows_the_picture_and_the_page_that_are_there(results):
+    assert "cpu.md" not in tables.markdown("headline", results)
+    (results / "cpu.md").write_text("page")
+    (results / "cpu").mkdir()
+    (results / "cpu" / "speedup.png").write_bytes(b"picture")
+    drawn = tables.markdown("headline", results)
+    assert "(bench/results/cpu.md)" in drawn.replace("\n", " ")
+    assert drawn.endswith("(bench/results/cpu/speedup.png)")
+    record.write(results / "some_gpu.json", "dynamic_conv", section("cuda") | {"device": "Some GPU"})
+    assert tables.markdown("headline", results).endswith("(bench/results/cpu/speedup.png)")
+    (results / "some_gpu").mkdir()
+    (results / "some_gpu" / "speedup.png").write_bytes(b"picture")
+    drawn = tables.markdown("headline", results)
+    assert drawn.endswith("(bench/results/some_gpu/speedup.png)")
+    assert drawn.index("Some GPU") < drawn.index("Some Device")
+    assert "not measured yet" not in drawn
 
 
 def test_missing_markers_are_reported(results, tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_text("# Title\n")
     assert tables.main([], readme, results) == 1
-    assert "<!-- bench:dynamic_conv -->" in capsys.readouterr().err
+    assert "<!-- bench:headline -->" in capsys.readouterr().err
+
+
+def test_an_op_has_all_its_rows_in_markdown(results):
+    drawn = tables.markdown("dynamic_conv", results)
+    assert "10.5 GB/s copy" in drawn
+    assert "| C256 14x14 | 0.500 | 1.50 | 2.00 | 8.00 | 4.00 | 2.50 | loop | 1.25 | 50 | 50 | - |" in drawn
+    assert "medians of 5 runs" in drawn
 
 
 def test_a_gpu_comes_first_in_the_tables(results):
@@ -216,10 +284,59 @@ def test_a_gpu_comes_first_in_the_tables(results):
 
 def test_each_op_stands_between_its_own_markers(results):
     record.write(results / "cpu.json", "channel_gate", map_section())
-    drawn = tables.rewritten(TEXT, results)
+    drawn = tables.rewritten(OPS_TEXT, tables.OPS, results)
     gate = drawn.partition("<!-- bench:channel_gate -->")[2].partition("<!-- /bench:channel_gate -->")[0]
     assert f"| {MAP} | 0.500 |" in gate
     assert MAP not in drawn.partition("<!-- bench:channel_gate -->")[0]
+
+
+def test_docs_fuse_is_rewritten_beside_the_readme(results, tmp_path):
+    page = tmp_path / "docs" / "fuse.md"
+    page.parent.mkdir()
+    page.write_text("<!-- bench:fuse -->\n<!-- /bench:fuse -->\n")
+    (tmp_path / "README.md").write_text(TEXT)
+    assert tables.main([], tmp_path / "README.md", results) == 0
+    assert page.read_text() == "<!-- bench:fuse -->\nGPU: not measured yet.\n<!-- /bench:fuse -->\n"
+    record.write(results / "cpu.json", "fuse", fuse_section())
+    assert tables.main([], tmp_path / "README.md", results) == 0
+    assert "bfloat16 channels_last, batch 8, 128 px, medians of 5 runs" in page.read_text()
+    assert "| training | 100 | 80.0 | 32.0 | 0.400 |" in page.read_text()
+
+
+def test_fuse_shows_the_ratio_of_the_same_rounds_where_there_is_one():
+    shapes = fuse_section()["shapes"]
+    shapes["bfloat16 training"] |= {"ratio": 1.0125, "ratio_error": 0.0025}
+    paired, plain = tables.rows("fuse", shapes)
+    assert (paired[-1], plain[-1]) == ("1.012 +-0.003", "1.000")
+    assert headline.usual_speedup("fuse", shapes["bfloat16 training"]) == 1 / 1.0125
+
+
+def test_commands_show_seconds_memory_and_accuracy():
+    found = command_section()
+    assert tables.rows("commands", found["shapes"]) == [
+        ["--help", "0.06", "5", "-", "-"],
+        ["task1 from nothing", "92.00", "1", "1,180", "simple_cnn 79.8%, pool_attention_cnn 89.3%"],
+    ]
+    verdicts = {line.demand: line.met for line in lines.lines("commands", found["shapes"], on_gpu=False)}
+    assert list(verdicts.values()) == [True, True, True, True]
+    found["shapes"]["task1 from nothing"]["peak_bytes"] = 4e9
+    found["shapes"]["--help"]["ms"]["ours"]["both"] = 2500.0
+    verdicts = {line.demand: line.met for line in lines.lines("commands", found["shapes"], on_gpu=True)}
+    assert list(verdicts.values()) == [False, True, False, True]
+
+
+def test_growth_has_a_table_for_each_series():
+    batch, experts = tables.drawn("growth", growth_section())
+    assert batch.title == "by batch, bfloat16 channels_last, medians of 5 runs"
+    assert experts.title == "by experts, bfloat16 channels_last, batch 8, medians of 5 runs"
+    assert experts.rows == (("experts 4", "2.00", "4.00", "0.50", "2.50", "-", "-", "-", "1.25"),)
+
+
+def test_a_shape_at_which_no_baseline_ran_has_dashes():
+    alone = entry()
+    alone["ms"] = {"ours": alone["ms"]["ours"]}
+    (row,) = tables.rows("dynamic_conv", {"bfloat16 C256 14x14": alone})
+    assert row[4:9] == ["-", "-", "-", "-", "-"]
 
 
 def test_results_of_other_ops_and_shapes_stay(results):

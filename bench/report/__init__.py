@@ -1,0 +1,1 @@
+"""`python -m bench.report`: a device's results as a page with pictures, in Markdown and in HTML."""

@@ -1,0 +1,167 @@
+"""The page of a device's results, in Markdown and in HTML, and its pictures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import columns, headline, lines, tables
+from bench.report import figures, pictures
+from engine.report import pages
+from engine.report.pages import Picture
+from engine.report.tables import Table
+
+HEADINGS = {
+    "growth": "How time grows",
+    "fuse": "kernels.fuse on timm's EfficientNet",
+    "training": "Training",
+    "input": "Input",
+    "start": "Start",
+    "processes": "Two processes",
+    "commands": "Whole commands",
+}
+ROOFLINE = (
+    "Each point is one direction of ours at one shape. The roofs are the greatest rates measured in these runs: a "
+    "large copy, bytes read plus written, and a large matrix product in each dtype. Calls without FLOPs have their "
+    "bytes a second beside the copy's of their own run. Bytes are the least that any implementation moves, so what a "
+    "cache keeps from one call to the next can lift a point above the copy's roof."
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A heading with what was measured below it; `stamp` is of versions and date, `legend` of the tables' columns."""
+
+    title: str
+    stamp: str = ""
+    pictures: tuple[Picture, ...] = ()
+    tables: tuple[Table, ...] = ()
+    legend: str = ""
+    lines: Table | None = None
+
+
+def write(sections: dict[str, dict], out: Path, name: str) -> Path:
+    """Write a device's page as `name`.md and `name`.html into `out`, the pictures into `name`/; return the first path.
+
+    The sections are of one device, as `sources.merged` gives them.
+    """
+    folder = out / name
+    if folder.exists():
+        for old in folder.glob("*.png"):
+            old.unlink()
+    parts = [_headline(sections), *_roofline(sections, folder)]
+    parts += [_section(each, section, folder) for each, section in sections.items()]
+    ops = {op: figures.speedups(op, section) for op, section in sections.items() if op in columns.OPS}
+    if ops:
+        pictures.speedups(ops, "the definition in eager PyTorch / ours", folder / "speedup.png")
+    missing = not_measured(sections)
+    title = f"Benchmarks: {headline.device(sections)}"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.md").write_text(_markdown(title, parts, missing, out), encoding="utf-8")
+    content = {"heading": title, "parts": parts, "missing": missing}
+    html = pages.rendered("benchmarks.html.j2", content, "bench.report")
+    (out / f"{name}.html").write_text(html, encoding="utf-8")
+    return out / f"{name}.md"
+
+
+def not_measured(sections: dict[str, dict]) -> list[str]:
+    """Return what a device's sections leave open: whole sections, and figures that their entries lack."""
+    other = (columns.ON_CPU,) if not headline.is_cpu(sections) else ()
+    found = [_heading(name) for name in columns.SECTIONS if name not in sections and name not in other]
+    for op in filter(sections.__contains__, columns.OPS):
+        entries = sections[op]["shapes"].values()
+        for what, key in {"bytes moved and FLOPs": "bytes", "peak memory": "memory_bytes"}.items():
+            lacking = sum(not entry.get(key) for entry in entries)
+            if lacking:
+                found.append(f"{op}: {what}" + (f" at {lacking} of {len(entries)} shapes" * (lacking < len(entries))))
+    return found
+
+
+def _headline(sections: dict[str, dict]) -> Part:
+    commits = dict.fromkeys(str(section["commit"]) for section in sections.values())
+    runs = [entry["runs"] for section in sections.values() for entry in section["shapes"].values()]
+    stamp = (
+        f"{headline.versions(sections)}; {headline.dates(sections)}, "
+        f"commit {'; '.join(commits)}. {len(runs)} entries, each the medians of {min(runs)} to {max(runs)} runs."
+    )
+    table = headline.table(sections)
+    return Part("Headline", stamp, tables=(table,), legend=headline.LEGEND) if table.rows else Part("Runs", stamp)
+
+
+def _roofline(sections: dict[str, dict], folder: Path) -> list[Part]:
+    points, ceilings = figures.points(sections), figures.ceilings(sections)
+    if not points:
+        return []
+    pictures.roofline(points, ceilings, folder / "roofline.png")
+    shown = Picture("Achieved FLOPs a second against FLOPs per byte", folder / "roofline.png")
+    return [Part("Roofline", pictures=(shown,), legend=ROOFLINE)]
+
+
+def _section(name: str, section: dict, folder: Path) -> Part:
+    held = tables.verdicts(name, section)
+    return Part(
+        _heading(name),
+        tables.stamp(section),
+        tuple(_pictures(name, section, folder)),
+        (*tables.drawn(name, section), *(tables.peaks(section) if name in columns.OPS else ())),
+        tables.legend(name, section),
+        held if held.rows else None,
+    )
+
+
+def _pictures(name: str, section: dict, folder: Path) -> list[Picture]:
+    """Draw what a section has and return the pictures."""
+    found = []
+
+    def draw(kind: str, title: str, function: Callable, *content) -> None:
+        path = folder / f"{kind}.png"
+        function(*content, path)
+        found.append(Picture(title, path))
+
+    if name in columns.OPS:
+        shown = {name: figures.speedups(name, section)}
+        title = f"Time of {headline.usual(name)} and of the best baseline over ours, forward + backward"
+        draw(f"speedup-{name}", title, pictures.speedups, shown, f"{headline.usual(name)} / ours")
+    if name in columns.OPS and (used := figures.memory(section)):
+        draw(f"memory-{name}", "Peak memory of the other ways over ours", pictures.memory, used)
+    if name == "growth":
+        draw(name, "Time against batch, experts and size", pictures.growth, figures.growth(section))
+    if name == "fuse":
+        shown = {name: figures.speedups(name, section)}
+        draw(name, "Speed after kernels.fuse", pictures.speedups, shown, "images a second, fused over unfused")
+    if name == "training":
+        draw(name, "An epoch: ours beside the reports' way", pictures.rates, *_epochs(section))
+    if name == "input":
+        draw(name, "Sources of batches", pictures.rates, *_sources(section))
+    return found
+
+
+def _epochs(section: dict) -> tuple[dict[str, dict[str, float]], str]:
+    ways = {"ours": "ours", "reports": "the reports' way"}
+    rows = {
+        key: {title: lines.rate(entry, way, "epoch") for way, title in ways.items() if way in entry["ms"]}
+        for key, entry in section["shapes"].items()
+    }
+    return rows, "images a second of an epoch"
+
+
+def _sources(section: dict) -> tuple[dict[str, dict[str, float]], str]:
+    rows = {key: {"ours": lines.rate(entry, "ours", "both")} for key, entry in section["shapes"].items()}
+    return rows, "images a second"
+
+
+def _heading(name: str) -> str:
+    return HEADINGS.get(name, name)
+
+
+def _markdown(title: str, parts: list[Part], missing: list[str], out: Path) -> str:
+    found = [f"# {title}"]
+    for part in parts:
+        found += [f"## {part.title}", *([tables.wrapped(part.stamp)] if part.stamp else [])]
+        found += [f"![{each.title}]({each.path.relative_to(out).as_posix()})" for each in part.pictures]
+        for table in part.tables:
+            found += [f"{table.title}:", tables.grid(table)] if len(part.tables) > 1 else [tables.grid(table)]
+        found += [tables.wrapped(part.legend)] if part.legend else []
+        found += [tables.grid(part.lines)] if part.lines else []
+    if missing:
+        found += ["## Not measured yet", "\n".join(f"- {each}" for each in missing)]
+    return "\n\n".join(found) + "\n"
