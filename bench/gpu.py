@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
 ENGINE_TESTS = ("tests/engine", "tests/train")
 NO_TIME = "not started: no time"
-KEPT = ("bench/results/*.json", "kernels/dynamic_conv/configs/*.json")
+KEPT = ("bench/results/{gpu}.*", "bench/results/{gpu}/*", "kernels/dynamic_conv/configs/*.json")
 
 
 class Step(NamedTuple):
@@ -33,24 +33,31 @@ class Step(NamedTuple):
 
 
 def steps(out: Path) -> list[Step]:
-    """Return the steps by value, the benchmarks of the ops in the order of the tables."""
+    """Return the steps before the report by value, the benchmarks of the ops in the order of the tables."""
     ignored = (f"--ignore={folder}" for folder in ("tests/kernels", *ENGINE_TESTS))
     tuned, *others = (Step(f"bench-{op}", bench(op), 480, 60) for op in tables.OPS)
     return [
         Step("tests", (*PYTEST, "-m", "gpu", "tests/kernels"), 240, 30),
         tuned,
         *(step._replace(most=300, least=45) for step in others),
+        Step("bench-fuse", bench("fuse"), 240, 60),
         Step("engine-tests", (*PYTEST, "-m", "gpu", *ENGINE_TESTS), 300, 60),
         Step("bench-engine", bench("engine"), 590, 150),
         Step("tune", ("-m", "bench.tune"), 400, 60),
         tuned._replace(name="bench-tuned"),
+        Step("bench-growth", bench("growth"), 400, 60),
         Step("profile", ("-m", "bench.gpu", "--profile", "--out", str(out)), 60, 20),
         Step("other-tests", (*PYTEST, "-m", "gpu", "tests", *ignored), 120, 30),
     ]
 
 
+def report() -> Step:
+    """Return the last step, which draws the pages of this GPU's results; the others leave it the time."""
+    return Step("report", ("-m", "bench.report", str(record.results_path("cuda"))), 40, 5)
+
+
 def bench(op: str) -> tuple[str, ...]:
-    """Return the command that measures an op or the engine: one process each, so that a fault leaves others alone."""
+    """Return the command that measures an op, or the like: one process each, so that a fault leaves others alone."""
     return (*PYTEST, f"bench/test_{op}.py", "--benchmark-only")
 
 
@@ -72,8 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     end = time.monotonic() + options.seconds
     outcomes = []
-    for step in (step for step in steps(out) if options.only in step.name):
-        left = end - time.monotonic()
+    last = report()
+    for step in (step for step in [*steps(out), last] if options.only in step.name):
+        left = end - time.monotonic() - (0 if step is last else last.most)
         outcomes.append((step.name, *(run(step, left, out) if left >= step.least else (NO_TIME, 0.0))))
         keep(out / step.name)
         print("{}: {} ({:.0f} s)".format(*outcomes[-1]), flush=True)
@@ -119,9 +127,9 @@ def show() -> None:
 
 
 def keep(out: Path) -> None:
-    """Copy the results and configs as a step leaves them: a later one writes the same files."""
+    """Copy the results, their pages and the configs as a step leaves them: a later one writes the same files."""
     for pattern in KEPT:
-        for path in ROOT.glob(pattern):
+        for path in ROOT.glob(pattern.format(gpu=record.results_path("cuda").stem)):
             target = out / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, target)

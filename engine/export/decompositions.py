@@ -17,6 +17,7 @@ from torch import Tensor
 from kernels.channel_gate import reference as channel_gate
 from kernels.dynamic_conv import reference as dynamic_conv
 from kernels.dynamic_conv.geometry import output_size
+from kernels.fuse.channel_scale import channel_scale
 from kernels.spatial_attention import reference as spatial_attention
 
 
@@ -75,12 +76,17 @@ def _spatial_attention(x, weight, bias, backend="auto"):
     return spatial_attention.spatial_attention(x, weight, bias), *[x.new_empty(0)] * 3
 
 
+def _channel_scale(x, scale, backend="auto"):
+    return channel_scale.reference(x, scale)
+
+
 def _channel_gate(x, w1, b1, w2, b2, gate, backend="auto"):
     return channel_gate.channel_gate(x, w1, b1, w2, b2, gate), *[x.new_empty(0)] * 3
 
 
 OPS = {
     torch.ops.polychrome.channel_gate.default: _channel_gate,
+    torch.ops.polychrome.channel_scale.default: _channel_scale,
     torch.ops.polychrome.channel_stats.default: _channel_stats,
     torch.ops.polychrome.dynamic_conv2d.default: _dynamic_conv2d,
     torch.ops.polychrome.dynamic_conv2d_affine.default: _then_affine(_dynamic_conv2d),

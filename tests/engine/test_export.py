@@ -8,6 +8,7 @@ from importlib import import_module
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import SqueezeExcitation
 
 import kernels
 import models
@@ -18,6 +19,8 @@ from engine.export.check import compare
 from engine.export.decompositions import OPS, STACKED
 from engine.export.program import traced
 from kernels import dynamic_conv2d, per_sample_conv2d
+from tests.kernels.interpreter import needs_interpreter
+from tests.kernels.written_elsewhere import DynamicConv
 
 FAST = ("simple_cnn", "pool_attention_cnn", "attention_cnn", "dynamic_cnn_v2", "resnet18")
 CHANNELS = Channels(("R", "G", "B"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
@@ -127,10 +130,11 @@ def test_the_description_is_in_the_file(tmp_path):
     assert (said["check"]["images"], said["check"]["on"]) == (16, "noise")
 
 
-def test_every_public_op_is_written_out():
-    public = {name for name in kernels.__all__ if hasattr(getattr(kernels, name), "reference")}
+def test_every_op_is_written_out():
+    ops = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("polychrome::")}
     # images are standardised by the classifier itself
-    assert public - {"augment"} <= {op.name().removeprefix("polychrome::") for op in OPS}
+    forward = {name for name in ops if not name.endswith("_backward")} - {"polychrome::augment"}
+    assert forward == {op.name() for op in OPS}
 
 
 class Convolutions(nn.Module):
@@ -178,6 +182,32 @@ class Layers(nn.Module):
 
     def forward(self, x):
         return self.layers(x).mean((2, 3))
+
+
+def fused():
+    """Return a network with a dynamic convolution and a squeeze-excitation, both written elsewhere and swapped."""
+    torch.manual_seed(0)
+    model = Layers(DynamicConv(3, 3, 3, padding=1), SqueezeExcitation(3, 2, activation=nn.SiLU)).eval()
+    assert [swap.op for swap in kernels.fuse(model).swapped] == ["dynamic_conv2d", "channel_scale"]
+    return model
+
+
+@needs_interpreter
+@pytest.mark.parametrize("form", [OPS, STACKED], ids=["mixed", "stacked"])
+def test_ops_that_fuse_put_in_are_written_out(form):
+    classifier = Classifier(fused(), description("fused", 12))
+    with kernels.use_backend("triton"):  # else a model on a CPU runs its own forward
+        program = traced(classifier, form).module()
+    for batch in (1, 4):
+        x = torch.rand(batch, 3, 12, 12)
+        torch.testing.assert_close(program(x), classifier(x), atol=1e-5, rtol=1e-4)
+
+
+def test_a_fused_model_is_written_with_a_batch_of_any_size(tmp_path):
+    needs("onnx")
+    images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    assert save(fused(), description("fused"), tmp_path / "x.onnx", images, "noise").difference < 1e-5
+    assert load(tmp_path / "x.onnx")(torch.rand(7, 3, 32, 32)).shape == (7, 3)
 
 
 def test_zeros_around_a_map_stay_zeros_for_the_pooling_after_them(tmp_path):
