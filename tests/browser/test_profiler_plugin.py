@@ -5,7 +5,6 @@ plugin hands over; everything else on the page is the plugin's.
 """
 
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -21,24 +20,19 @@ from kernels import augment
 
 pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
 pytest.importorskip("torch_tb_profiler", reason="the package torch-tb-profiler is not installed")
-webdriver = pytest.importorskip("selenium.webdriver", reason="the package selenium is not installed")
+pytest.importorskip("selenium", reason="the package selenium is not installed")
 
-from selenium.common.exceptions import TimeoutException  # noqa: E402
-from selenium.webdriver.chrome.service import Service  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
+from selenium.common.exceptions import TimeoutException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 MODEL = "pool_attention_cnn"
 SECONDS = 60
 ON_GPU = pytest.param(
     "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 )
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed"),
-]
+pytestmark = pytest.mark.browser
 
 
 def train(folder, device):
@@ -129,29 +123,16 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--no-proxy-server",
-        "--window-size=1500,1000",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    ):
-        options.add_argument(argument)
-    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
-    try:
-        charts = Path(__file__).with_name("charts.js").read_text(encoding="utf-8")
-        browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": charts})
-        yield browser
-    finally:
-        browser.quit()
+def charts(browser):
+    """Let `charts.js` draw in every page of the browser."""
+    source = Path(__file__).with_name("charts.js").read_text(encoding="utf-8")
+    added = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": source})
+    yield
+    browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
 
 
 @pytest.fixture
-def page(browser, address):
+def page(browser, charts, address):
     """The plugin's page, showing the overview."""
     browser.get("about:blank")
     browser.get(f"{address}#pytorch_profiler")
