@@ -109,7 +109,8 @@ def _version(package: str) -> str | None:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
-    return f"{len(os.sched_getaffinity(0))} cores of {found[1] if found else platform.processor()}"
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} core{'s' * (cores > 1)} of {found[1] if found else platform.processor()}"
 
 
 def _commit() -> str | None:
