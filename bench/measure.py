@@ -16,11 +16,11 @@ from bench import timing
 from kernels.tensors import is_channels_last
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ROUNDS = (10, 50) if DEVICE == "cuda" else (5, 100)
+ROUNDS = (10, 50) if DEVICE == "cuda" else (4, 100)
 # For all implementations of one shape together; the fewest rounds are run whatever they take.
-SECONDS = 8 if DEVICE == "cuda" else 1.0
+SECONDS = 8 if DEVICE == "cuda" else 0.8
 # On a CPU, a baseline that takes this many times as long as the usual way is run once and left out of the rounds.
-SLOW = 2
+SLOW = 1.5
 
 # The largest RMS error over the RMS of the exact values, forward and of the gradients.
 OURS = {torch.bfloat16: (5e-3, 1e-2), torch.float32: (1e-5, 1e-5)}

@@ -24,7 +24,7 @@ MODEL = "tf_efficientnet_cc_b0_4e"
 WAYS = ("ours", "unfused")
 BATCH, SIZE = (128, 224) if DEVICE == "cuda" else (8, 128)
 ROUNDS = (6, 60)
-SECONDS = {"training": 6.0, "inference": 4.0}
+SECONDS = {"training": 5.0, "inference": 3.0}
 
 # The largest difference of two float32 logits, and the RMS of that of the gradients over the RMS of the gradients.
 LOGITS, GRADIENTS = 1e-4, 1e-3

@@ -3,6 +3,8 @@
 pytest bench/test_growth.py --benchmark-only [--save-results]
 """
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from bench import test_dynamic_conv
 from bench.baselines import dynamic_conv as baselines
 from bench.measure import DEVICE, Measured
 from bench.replay import clock
-from bench.shapes.dynamic_conv import Growth, growths_on
+from bench.shapes.dynamic_conv import Growth, Shape, growths_on
 
 # torch.compile would take most of the time, and says no more of how the cost grows.
 WAYS = [name for name in ("ours", *baselines.BASELINES, "static") if not name.startswith("compiled")]
@@ -25,5 +27,11 @@ def test_growth(compare, growth, way):
 
 def measured(growth: Growth) -> Measured:
     """Check the ways at a size and time them in turn, in bfloat16."""
-    entry, times, ceilings = test_dynamic_conv.measured(growth.shape, torch.bfloat16, WAYS)
+    entry, times, ceilings = once(growth.shape._replace(name=""))
     return Measured(entry | {"along": growth.along, "value": growth.value}, times, ceilings)
+
+
+@cache
+def once(shape: Shape) -> Measured:
+    """Measure a call that several series have once."""
+    return test_dynamic_conv.measured(shape, torch.bfloat16, WAYS)

@@ -35,13 +35,14 @@ def time_once(parts: Parts, device: str) -> list[float]:
 
 
 def take_turns(calls: dict[str, Parts], device: str, rounds: tuple[int, int], seconds: float) -> dict[str, list]:
-    """Return the times of every run of every call, in rounds of shuffled order, after one that is not counted.
+    """Return the times of every run of every call, in rounds of shuffled order, on a GPU after one not counted.
 
     There are at least `rounds[0]`, and no more than `rounds[1]` or than begin within `seconds`.
     """
     order, times = list(calls), {name: [] for name in calls}
-    for name in order:
-        time_once(calls[name], device)
+    if device == "cuda":
+        for name in order:
+            time_once(calls[name], device)
     shuffle = random.Random(0).shuffle
     start = time.perf_counter()
     for count in range(rounds[1]):

@@ -9,6 +9,7 @@ from kernels.dynamic_conv.problem import Problem
 
 EXPERTS = 4
 BATCH = {"cuda": 64, "cpu": 16}
+LARGE_IMAGES = {"cuda": 64, "cpu": 4}  # the batch of images of 128 pixels and more
 OTHER_BATCHES = {"cuda": (1, 256), "cpu": (1,)}
 GROWING_BATCHES = {"cuda": (1, 4, 16, 64, 256), "cpu": (1, 2, 4, 8, 16)}
 GROWING_SIZES = {"cuda": (7, 14, 28, 56), "cpu": (4, 7, 14, 20)}
@@ -80,16 +81,17 @@ class Data(NamedTuple):
 
 def shapes_on(device: str) -> list[Shape]:
     """Return the shapes to time on "cuda" or "cpu", which has smaller batches."""
-    batch = BATCH[device]
+    batch, few = BATCH[device], LARGE_IMAGES[device]
+    named = "" if few == batch else f" b{few}"
     small = [Shape(f"C256 14x14 b{other}", other, 256, 256, 14) for other in OTHER_BATCHES[device]]
     return [
         Shape("C64 56x56", batch, 64, 64, 56),
         Shape("C128 28x28", batch, 128, 128, 28),
         Shape("C256 14x14", batch, 256, 256, 14),
         Shape("C512 7x7", batch, 512, 512, 7),
-        Shape("C32 128x128", batch, 32, 32, 128),
-        Shape("3->32 256x256", batch, 3, 32, 256),
-        Shape("3->64 k7s2 224", batch, 3, 64, 224, kernel=7, stride=2, padding=3),
+        Shape(f"C32 128x128{named}", few, 32, 32, 128),
+        Shape(f"3->32 256x256{named}", few, 3, 32, 256),
+        Shape(f"3->64 k7s2 224{named}", few, 3, 64, 224, kernel=7, stride=2, padding=3),
         Shape("1x1 C256 28x28", batch, 256, 256, 28, kernel=1, padding=0),
         Shape("dw C256 28x28", batch, 256, 256, 28, groups=256),
         Shape("C128 56x56 s2", batch, 128, 128, 56, stride=2),
