@@ -16,7 +16,7 @@ from bench import timing
 from kernels.tensors import is_channels_last
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ROUNDS = (10, 50) if DEVICE == "cuda" else (4, 100)
+ROUNDS = (10, 50) if DEVICE == "cuda" else (3, 100)
 # For all implementations of one shape together; the fewest rounds are run whatever they take.
 SECONDS = 8 if DEVICE == "cuda" else 0.8
 # On a CPU, a baseline that takes this many times as long as the usual way is run once and left out of the rounds.
