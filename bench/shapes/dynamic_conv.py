@@ -12,7 +12,8 @@ BATCH = {"cuda": 64, "cpu": 16}
 LARGE_IMAGES = {"cuda": 64, "cpu": 4}  # the batch of images of 128 pixels and more
 OTHER_BATCHES = {"cuda": (1, 256), "cpu": (1,)}
 GROWING_BATCHES = {"cuda": (1, 4, 16, 64, 256), "cpu": (1, 2, 4, 8, 16)}
-GROWING_SIZES = {"cuda": (7, 14, 28, 56), "cpu": (4, 7, 14, 20)}
+GROWING_EXPERTS = {"cuda": (1, 2, 4, 8, 16), "cpu": (1, 2, 4, 8)}
+GROWING_SIZES = {"cuda": (7, 14, 28, 56), "cpu": (4, 7, 10, 14)}
 
 # float32 in torch's own layout, as it comes; 16 bits in the one that the matrix units want.
 LAYOUTS = {torch.float32: torch.contiguous_format, torch.bfloat16: torch.channels_last}
@@ -101,7 +102,7 @@ def shapes_on(device: str) -> list[Shape]:
 
 def growths_on(device: str) -> list[Growth]:
     """Return the series to time on "cuda" or "cpu": C256 14x14, of which one size takes each of its values."""
-    series = {"batch": GROWING_BATCHES[device], "experts": (1, 2, 4, 8, 16), "size": GROWING_SIZES[device]}
+    series = {"batch": GROWING_BATCHES[device], "experts": GROWING_EXPERTS[device], "size": GROWING_SIZES[device]}
     usual = Shape("C256 14x14", BATCH[device], 256, 256, 14)
     return [
         Growth(along, value, usual._replace(**{"name": f"{along} {value}", along: value}))
