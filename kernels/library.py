@@ -5,7 +5,7 @@ from functools import wraps
 
 import torch
 
-from kernels.tensors import autocasts
+from kernels.tensors import autocasts, empty_as, not_asked
 
 NAMESPACE = "polychrome"
 
@@ -29,6 +29,36 @@ def register_backward(name: str, setup_context: Callable, backward: Callable) ->
         )
 
     torch.library.register_autograd(f"{NAMESPACE}::{name}_backward", refuse)
+
+
+def register_product(name: str, forward: Callable, backward: Callable) -> None:
+    """Register `polychrome::<name>`, a product of x with a factor of it, and its backward op, one with the other.
+
+    `forward(x, factor, backend)` returns [batch, channels, height, width] as x is; `backward(grad, x, factor, needed,
+    backend)` the gradients of both, a placeholder (`not_asked(x)`) for one not needed.
+    """
+
+    def fake(x, factor, backend="auto"):
+        return empty_as(x, x.shape)
+
+    def backward_fake(grad, x, factor, needed, backend="auto"):
+        return (
+            empty_as(x, x.shape) if needed[0] else not_asked(x),
+            factor.new_empty(factor.shape) if needed[1] else not_asked(x),
+        )
+
+    def setup(ctx, inputs, output):
+        *tensors, ctx.backend = inputs
+        ctx.save_for_backward(*tensors)
+
+    def gradient(ctx, grad):
+        needed = list(ctx.needs_input_grad[:2])
+        op = getattr(torch.ops.polychrome, f"{name}_backward")
+        return *asked(op(grad, *ctx.saved_tensors, needed, ctx.backend), needed), None
+
+    register_op(name, forward, fake)
+    register_op(f"{name}_backward", backward, backward_fake)
+    register_backward(name, setup, gradient)
 
 
 def asked(gradients, needed) -> tuple:

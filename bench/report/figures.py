@@ -3,7 +3,7 @@
 from statistics import geometric_mean
 from typing import NamedTuple
 
-from bench import columns, headline, tables
+from bench import columns, headline, lines, tables
 from bench.lines import Entry
 
 DIRECTIONS = ("forward", "backward")
@@ -91,6 +91,20 @@ def memory(section: dict) -> dict[str, dict[str, Memory]]:
             means = {way: Memory(geometric_mean(each), tuple(each)) for way, each in ratios.items()}
             found[tables.kind(entries)] = dict(sorted(means.items(), key=lambda item: item[1].mean))
     return found
+
+
+def epochs(section: dict) -> dict[str, dict[str, float]]:
+    """Return the images a second of an epoch of each training, by ours and the reports' way."""
+    ways = {"ours": "ours", "reports": "the reports' way"}
+    return {
+        key: {title: lines.rate(entry, way, "epoch") for way, title in ways.items() if way in entry["ms"]}
+        for key, entry in section["shapes"].items()
+    }
+
+
+def sources(section: dict) -> dict[str, dict[str, float]]:
+    """Return the images a second of each source of batches."""
+    return {key: {"ours": lines.rate(entry, "ours", "both")} for key, entry in section["shapes"].items()}
 
 
 def _speedup(name: str, entry: Entry) -> Speedup:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import columns, headline, lines, tables
+from bench import columns, headline, tables
 from bench.report import figures, pictures
 from engine.report import pages
 from engine.report.pages import Picture
@@ -129,24 +129,16 @@ def _pictures(name: str, section: dict, folder: Path) -> list[Picture]:
         shown = {name: figures.speedups(name, section)}
         draw(name, "Speed after kernels.fuse", pictures.speedups, shown, "images a second, fused over unfused")
     if name == "training":
-        draw(name, "An epoch: ours beside the reports' way", pictures.rates, *_epochs(section))
+        draw(
+            name,
+            "An epoch: ours beside the reports' way",
+            pictures.rates,
+            figures.epochs(section),
+            "images a second of an epoch",
+        )
     if name == "input":
-        draw(name, "Sources of batches", pictures.rates, *_sources(section))
+        draw(name, "Sources of batches", pictures.rates, figures.sources(section), "images a second")
     return found
-
-
-def _epochs(section: dict) -> tuple[dict[str, dict[str, float]], str]:
-    ways = {"ours": "ours", "reports": "the reports' way"}
-    rows = {
-        key: {title: lines.rate(entry, way, "epoch") for way, title in ways.items() if way in entry["ms"]}
-        for key, entry in section["shapes"].items()
-    }
-    return rows, "images a second of an epoch"
-
-
-def _sources(section: dict) -> tuple[dict[str, dict[str, float]], str]:
-    rows = {key: {"ours": lines.rate(entry, "ours", "both")} for key, entry in section["shapes"].items()}
-    return rows, "images a second"
 
 
 def _heading(name: str) -> str:

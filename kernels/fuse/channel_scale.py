@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kernels.backend import call_reference, chosen_backend, runs_triton
 from kernels.checks import check_device, check_float, check_input, check_shape
-from kernels.library import asked, register_backward, register_op
-from kernels.tensors import empty_as, laid_out_as, memory_layout, not_asked, wide_dtype
+from kernels.library import register_product
+from kernels.tensors import laid_out_as, memory_layout, not_asked, wide_dtype
 
 
 def channel_scale(x: Tensor, scale: Tensor) -> Tensor:
@@ -53,15 +53,17 @@ def _forward(x: Tensor, scale: Tensor, backend: str = "auto") -> Tensor:
     return scale_channels(_dense(x, x), scale.float().contiguous())
 
 
-def _backward(grad: Tensor, x: Tensor, scale: Tensor, needed: list[bool], backend: str = "auto") -> list[Tensor]:
+def _backward(
+    grad: Tensor, x: Tensor, scale: Tensor, needed: list[bool], backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and scale; one not needed is an empty placeholder."""
-    dx, dscale = not_asked(x), not_asked(scale)
+    dx, dscale = not_asked(x), not_asked(x)
     if x.numel() == 0 or not runs_triton(x, backend):
         if needed[0]:
             dx = laid_out_as(x, _reference(grad, scale))
         if needed[1]:
             dscale = (grad.to(wide_dtype(x.dtype)) * x).sum((2, 3)).to(scale.dtype)
-        return [dx, dscale]
+        return dx, dscale
     from kernels.channel_gate.triton.pixels import scale_channels, sum_over_pixels
 
     grad = _dense(grad, x)
@@ -69,35 +71,11 @@ def _backward(grad: Tensor, x: Tensor, scale: Tensor, needed: list[bool], backen
         dscale = sum_over_pixels(grad, _dense(x, x)).sum(0).to(scale.dtype)
     if needed[0]:
         dx = scale_channels(grad, scale.float().contiguous())
-    return [dx, dscale]
+    return dx, dscale
 
 
 def _dense(tensor: Tensor, x: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=memory_layout(x))
 
 
-def _fake(x, scale, backend="auto"):
-    return empty_as(x, x.shape)
-
-
-def _backward_fake(grad, x, scale, needed, backend="auto"):
-    return [
-        empty_as(x, x.shape) if needed[0] else not_asked(x),
-        scale.new_empty(scale.shape) if needed[1] else not_asked(scale),
-    ]
-
-
-def _setup(ctx, inputs, output):
-    *tensors, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _gradient(ctx, grad):
-    needed = list(ctx.needs_input_grad[:2])
-    op = torch.ops.polychrome.channel_scale_backward
-    return *asked(op(grad, *ctx.saved_tensors, needed, ctx.backend), needed), None
-
-
-register_op("channel_scale", _forward, _fake)
-register_op("channel_scale_backward", _backward, _backward_fake)
-register_backward("channel_scale", _setup, _gradient)
+register_product("channel_scale", _forward, _backward)

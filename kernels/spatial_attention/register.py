@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import runs_triton
-from kernels.library import asked, register_backward, register_op
+from kernels.library import asked, register_backward, register_op, register_product
 from kernels.spatial_attention import eager
 from kernels.tensors import empty_as, is_channels_last, not_asked, wide_dtype
 
@@ -97,28 +97,6 @@ def _stats_gradient(ctx, grad, _):
     return op(grad, *ctx.saved_tensors, ctx.channels, ctx.channels_last, ctx.backend), None, None
 
 
-def _gate_fake(x, logits, backend="auto"):
-    return empty_as(x, x.shape)
-
-
-def _gate_backward_fake(grad, x, logits, needed, backend="auto"):
-    return (
-        empty_as(x, x.shape) if needed[0] else not_asked(x),
-        logits.new_empty(logits.shape) if needed[1] else not_asked(x),
-    )
-
-
-def _gate_setup(ctx, inputs, output):
-    *tensors, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _gate_gradient(ctx, grad):
-    needed = list(ctx.needs_input_grad[:2])
-    op = torch.ops.polychrome.spatial_gate_backward
-    return *asked(op(grad, *ctx.saved_tensors, needed, ctx.backend), needed), None
-
-
 def _attention_fake(x, weight, bias, backend="auto"):
     wide = wide_dtype(x.dtype)
     return empty_as(x, x.shape), _map(x, 2, wide), _map(x, 1, torch.int32), _map(x, 1, wide)
@@ -147,9 +125,7 @@ def _attention_gradient(ctx, grad, *_):
 register_op("channel_stats", channel_stats, _stats_fake)
 register_op("channel_stats_backward", channel_stats_backward, _stats_backward_fake)
 register_backward("channel_stats", _stats_setup, _stats_gradient)
-register_op("spatial_gate", spatial_gate, _gate_fake)
-register_op("spatial_gate_backward", spatial_gate_backward, _gate_backward_fake)
-register_backward("spatial_gate", _gate_setup, _gate_gradient)
+register_product("spatial_gate", spatial_gate, spatial_gate_backward)
 register_op("spatial_attention", spatial_attention, _attention_fake)
 register_op("spatial_attention_backward", spatial_attention_backward, _attention_backward_fake)
 register_backward("spatial_attention", _attention_setup, _attention_gradient)
