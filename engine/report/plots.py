@@ -33,7 +33,7 @@ CHANCE_COLOUR = "#E69F00"
 MOST_BARS = 4
 # More combinations than this stand below each other, where long names have room.
 MOST_BESIDE = 12
-MARKERS = {"subset": "o", "zero-pad": "s", "one-per-combination": "^"}
+MARKERS = {"subset": "o", "zero-pad": "s", "one-per-combination": "^", "one-per-combination, zero-pad": "v"}
 # Where a label may stand about its point: offset in points, horizontal and vertical alignment; the best first.
 PLACES = (
     ((7, 0), "left", "center"),
