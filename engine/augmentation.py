@@ -13,6 +13,8 @@ from kernels.augment import Recipe, draw
 DEFAULT = ("crop", "flip")
 NAMES = (*DEFAULT, "vflip", "rotation", "jitter", "gamma", "grayscale")
 DEGREES, JITTER, GAMMA, GRAYSCALE = 15.0, 0.2, 0.2, 0.1
+# Training sizes that grow take few values, each of which is compiled anew, at such a distance from the last.
+SIZES, STEP = 5, 4
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Augmentations:
     one_at_a_time: the `epochs` are cut into as many successive passes as there are names, each with one of them alone
         (report E's schedule).
     crop_scale: the range of the share of the area that a random crop keeps; `crop_ratio` that of width / height.
+    progressive: the first epoch's share of the height and width that images are resized to, see `size`.
     """
 
     names: tuple[str, ...] = DEFAULT
@@ -32,6 +35,7 @@ class Augmentations:
     epochs: int = 1
     crop_scale: tuple[float, float] = (0.35, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    progressive: float = 1.0
 
     def at(self, epoch: int) -> tuple[str, ...]:
         """Return the names that hold in an epoch, which counts from 1."""
@@ -42,6 +46,16 @@ class Augmentations:
         if not self.one_at_a_time or not self.names:
             return 0
         return min(max(epoch - 1, 0) * len(self.names) // self.epochs, len(self.names) - 1)
+
+    def size(self, epoch: int, full: int) -> int:
+        """Return height and width of the images in an epoch: `full` in the end, before it up to four smaller sizes.
+
+        It grows from `progressive` times `full` in equal steps over the `epochs`, rounded to multiples of 4 pixels
+        below `full`, and is full in the last fifth of them.
+        """
+        done = max(epoch - 1, 0) / (self.epochs - 1) if epoch < self.epochs and self.epochs > 1 else 1.0
+        missing = 1 - min(int(done * SIZES), SIZES - 1) / (SIZES - 1)
+        return full - STEP * round(full * (1 - self.progressive) * missing / STEP)
 
     def concern_batches(self, epoch: int) -> bool:
         """Return whether an epoch has augmentations that the loader leaves to the batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,13 @@ class Evaluation:
     """Scores by channel combination, and of the first one the confusion matrix [true, predicted] and the predictions.
 
     `predictions` is int64 [images], the likeliest class of each, in the split's order; -1 where it could not be read.
+    `flipped` has the scores of flip averaging, where these were asked for.
     """
 
     scores: dict[str, Scores]
     confusion: Tensor
     predictions: Tensor
+    flipped: dict[str, Scores] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -39,6 +41,7 @@ def evaluate(
     autocast: AbstractContextManager,
     on_batch: Callable[[int], None] = lambda images: None,
     how: str | None = None,
+    flip: bool = False,
 ) -> Evaluation:
     """Score `model` on each channel combination; each image is decoded once, of several processes by one of them.
 
@@ -50,11 +53,13 @@ def evaluate(
         how: the protocol, where it is not to follow from the model: "subset", "zero-pad", or "mask", all channels with
             the absent ones zero and told to the model, which gives what "subset" does; on a GPU that is used instead,
             so that all combinations have one shape and nothing is compiled or recorded anew for each.
+        flip: also score flip averaging: the mean of the logits of each image and of its mirror image.
     """
     how = how or protocol(model)
     if how == "subset" and loader.device.type == "cuda" and getattr(model, "any_channels", False):
         how = "mask"
     scorers = {name: Scorer(num_classes, loader.device) for name in combinations}
+    flipped = {name: Scorer(num_classes, loader.device) for name in combinations if flip}
     first = next(iter(combinations))
     predictions = torch.full((loader.samples,), -1, dtype=torch.int64, device=loader.device)
     was_training = model.training
@@ -63,9 +68,13 @@ def evaluate(
         with span("evaluate"):
             images = batch.standardised(loader.channels)
             for name, chosen in combinations.items():
+                shown, *present = _shown(model, images, chosen, how, batch.indices)
                 with autocast:
-                    logits = model(*_shown(model, images, chosen, how, batch.indices))
+                    logits = model(shown, *present)
+                    mirrored = model(shown.flip(3), *present) if flip else None
                 scorers[name].update(logits, batch.labels)
+                if flip:
+                    flipped[name].update((logits.float() + mirrored.float()) / 2, batch.labels)
                 if name == first:
                     places = torch.from_numpy(batch.indices).to(images.device, non_blocking=True)
                     predictions.scatter_(0, places, logits.argmax(1))
@@ -75,6 +84,7 @@ def evaluate(
         {name: scorer.compute() for name, scorer in scorers.items()},
         scorers[first].confusion(),
         distributed.largest(predictions).cpu(),
+        {name: scorer.compute() for name, scorer in flipped.items()},
     )
 
 

@@ -56,12 +56,13 @@ def step_on_random(
     compiled: Callable[[nn.Module], nn.Module] = lambda own: own,
 ) -> Callable[[int], None]:
     """Return a function that takes a training step on so many random images, with a copy of the model, to its end."""
+    copies = 2 if plan.consistent else 1
     own = copy.deepcopy(model).to(plan.device, memory_format=torch.channels_last).train().requires_grad_()
     optimizer, network = plan.make_optimizer(own), compiled(own)
 
     def step(count: int) -> None:
-        images = torch.randn(count, *shape, device=plan.device).contiguous(memory_format=torch.channels_last)
-        labels = torch.zeros(count, dtype=torch.int64, device=plan.device)
+        images = torch.randn(copies * count, *shape, device=plan.device).contiguous(memory_format=torch.channels_last)
+        labels = torch.zeros(len(images), dtype=torch.int64, device=plan.device)
         with autocast(plan.device, plan.precision):
             logits = network(images)
         F.cross_entropy(logits.float(), labels).backward()

@@ -26,7 +26,9 @@ class Plan:
     ema: decay of the moving average of the weights, which is then what is validated and kept as best; 0: none.
     mixup, cutmix: the alphas of the Beta distributions; 0: off.
     channel_sampling: see `engine.channels.sources`; "cycle" makes a pass over the data for each of `cycle` in an epoch.
-    channels: name and positions of those the model is made for, where it is not given all.
+    consistency: weight of the consistency loss of trainings on channel subsets, see `consistent`; 0: none.
+    channels: name and positions of the only ones that the model is shown, where these are not all: it is made for
+        them, or, with `padded`, for all of them and sees zeros in place of the others.
     frozen: only the classifier's last layer is trained, the rest stays as it is, its statistics too.
     sync_bn: batch statistics are those of all processes.
     save_every: seconds between checkpoints within an epoch; 0: none but at its end.
@@ -52,7 +54,9 @@ class Plan:
     cutmix: float = 0.0
     channel_sampling: str = "off"
     cycle: tuple[tuple[int, ...], ...] = ()
+    consistency: float = 0.0
     channels: tuple[str, tuple[int, ...]] | None = None
+    padded: bool = False
     augmentations: Augmentations = field(default_factory=Augmentations)
     frozen: bool = False
     sync_bn: bool = False
@@ -63,6 +67,21 @@ class Plan:
     def passes(self) -> int:
         """Passes over the training data in an epoch."""
         return len(self.cycle) if self.channel_sampling == "cycle" else 1
+
+    @property
+    def consistent(self) -> bool:
+        """Whether each training image is shown twice, on a subset of its channels and on all, whose answers are drawn
+        together. Without channel subsets, and where their order is random too, there is nothing to draw."""
+        return self.consistency > 0 and self.channel_sampling in ("on", "drop", "cycle") and self.channels is None
+
+    @property
+    def protocol(self) -> str | None:
+        """How the model is shown `channels`, "subset" or "zero-pad"; None where it is shown all."""
+        return None if self.channels is None else "zero-pad" if self.padded else "subset"
+
+    def inputs(self, channels: int) -> int:
+        """Return how many channels the model's input has, of data with so many."""
+        return channels if self.protocol in (None, "zero-pad") else len(self.channels[1])
 
     def draw(self, epoch: int, turn: int) -> int:
         """Return the number that order, crops and augmentations of a pass are drawn by."""

@@ -20,7 +20,9 @@ class RunFolder:
     """Paths and files of one run; of several processes only the first writes.
 
     `config.toml`, `environment.json`, `history.csv`, `results.json`, `report.md`, `report.html`, `plots/`,
-    `checkpoints/<model>/{last,best,previous,step}.pt`, `tensorboard/<model>/`, `trace/`.
+    `table.csv`, `checkpoints/<model>/{last,best,previous,step}.pt`, `tensorboard/<model>/`, `trace/`; `holdout.txt`
+    where images are held out. A run with several seeds has a folder like this for each, `seeds/<seed>/`, and no
+    checkpoints of its own.
     """
 
     def __init__(self, root: Path) -> None:
@@ -30,6 +32,8 @@ class RunFolder:
         self.history = root / "history.csv"
         self.results = root / "results.json"
         self.html = root / "report.html"
+        self.table = root / "table.csv"
+        self.holdout = root / "holdout.txt"
         self.plots = root / "plots"
         self.trace = root / "trace"
         self.tensorboard = root / "tensorboard"
@@ -85,6 +89,21 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run came to its end: the report is written last, and taken away when a run goes on."""
         return self.html.exists()
+
+    @property
+    def seeds(self) -> dict[int, RunFolder]:
+        """The runs of single seeds in the folder of a run with several, by seed; none in another."""
+        names = sorted(int(path.name) for path in (self.root / "seeds").glob("*") if path.name.isdecimal())
+        return {seed: self.of_seed(seed) for seed in names}
+
+    def of_seed(self, seed: int) -> RunFolder:
+        """Return where the run of one seed is, or is to be, in the folder of a run with several."""
+        return RunFolder(self.root / "seeds" / str(seed))
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder has what a run can go on from."""
+        return self.config.is_file() and self.results.is_file()
 
     def checkpoints(self, model: str) -> Path:
         """Return the folder of a model's checkpoints."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine import checkpoint, distributed, memory, state
+from engine import checkpoint, consistency, distributed, memory, state
 from engine.averaging import averaged
 from engine.batch_size import is_out_of_memory
 from engine.channels import Combinations, places, sources
@@ -85,7 +85,7 @@ def fit(
         if plan.compile:
             # What was compiled counts against the next model's limit, and CUDA graphs keep their memory.
             torch.compiler.reset()
-    shape = (len(plan.channels[1]) if plan.channels else len(train.channels), train.size, train.size)
+    shape = (plan.inputs(len(train.channels)), train.size, train.size)
     raise memory.explained(failure, train.batch_size, model, shape, plan)
 
 
@@ -190,6 +190,8 @@ class Trainer:
         for model in (self.model, *([self.ema.module] if self.ema else [])):
             if hasattr(model, "start_epoch"):
                 model.start_epoch(epoch)
+        if self.plan.compile and self.train.size_of(epoch) != self.train.size_of(max(1, epoch - 1)):
+            torch.compiler.reset()  # what was compiled for the former size counts against the limit, too
         _train_mode(self.model, self.plan)
         self.rate = self.plan.rates(self.course.history)
         if self.state.position.at_start:
@@ -227,6 +229,8 @@ class Trainer:
             targets = batch.labels
             if self.mixing is not None:
                 inputs, targets = self._mixed(inputs, batch.labels)
+            if plan.consistent:
+                inputs, targets = _twice(self.model, *inputs), torch.cat([targets, targets])
         if not self.shown:
             self.shown = True
             self.hooks.images(inputs[0])
@@ -235,10 +239,12 @@ class Trainer:
             with span("forward"), autocast(plan.device, plan.precision):
                 logits = self.step_model(*inputs)
             loss = F.cross_entropy(logits.float(), targets, label_smoothing=plan.label_smoothing)
+            if plan.consistent:
+                loss = loss + plan.consistency * consistency.divergence(logits.float())
             with span("backward"):
                 share = self._share_of_step(batch, number)
                 self.scaler.scale(loss if share == 1 else loss * share).backward()
-        hits = (logits.argmax(1) == batch.labels).sum()
+        hits = (logits[: len(batch)].argmax(1) == batch.labels).sum()
         step = turn * len(self.train) + number
         self.state.totals.add(loss.detach(), hits, len(batch), batch.total, step)
         if self.state.totals.seen_bad():
@@ -246,8 +252,8 @@ class Trainer:
 
     def _mixed(self, inputs: tuple[Tensor, ...], labels: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         images, targets = self.mixing(inputs[0], labels)
-        if len(inputs) == 1:
-            return (images,), targets
+        if len(inputs) == 1 or self.plan.consistent:
+            return (images, *inputs[1:]), targets
         # A neighbour's channels that an image lacks must not come to it.
         return (images * inputs[1][:, :, None, None], inputs[1]), targets
 
@@ -289,7 +295,7 @@ class Trainer:
         plan = self.plan
         name, everything = plan.channels or (self.val.channels.full, tuple(range(len(self.val.channels))))
         wanted: Combinations = {name: everything}
-        precision, how = autocast(plan.device, plan.precision), "subset" if plan.channels else None
+        precision = autocast(plan.device, plan.precision)
 
         def on_batch(images: int) -> None:
             self.hooks.batch(images)
@@ -299,7 +305,7 @@ class Trainer:
                 self._stop(self.interruption.signal)
 
         distributed.share_buffers(self.state.validated)
-        tested = evaluate(self.val_model, self.val, wanted, plan.num_classes, precision, on_batch, how)
+        tested = evaluate(self.val_model, self.val, wanted, plan.num_classes, precision, on_batch, plan.protocol)
         return tested.scores[name]
 
     def _save_or_stop(self) -> None:
@@ -360,25 +366,43 @@ def _train_mode(model: nn.Module, plan: Plan) -> None:
 def _inputs(
     model: nn.Module, batch: Batch, loader: Loader, plan: Plan, epoch: int, turn: int, generator: torch.Generator
 ) -> tuple[Tensor, ...]:
-    """Return the model's arguments: the images, augmented, and for any-channel models which channels are present."""
+    """Return the model's arguments: the images, augmented, and for any-channel models which channels are present.
+
+    For a consistency loss the images have all channels, and which ones are to be present is always returned.
+    """
     count, channels, *size = batch.shape
     parameters = {}
     if plan.augmentations.concern_batches(epoch):
         indices = torch.from_numpy(batch.indices).to(batch.device, non_blocking=True)
         parameters = plan.augmentations.parameters(indices, tuple(size), plan.seed, epoch, plan.draw(epoch, turn))
     if plan.channels:
-        return (batch.standardised(loader.channels, places(plan.channels[1], batch.device), **parameters),)
+        shown = places(plan.channels[1], batch.device)
+        shown = _others_absent(shown, channels) if plan.padded else shown
+        return (batch.standardised(loader.channels, shown, **parameters),)
     if plan.channel_sampling == "cycle":
-        present = places(plan.cycle[turn], batch.device)
-        chosen = torch.full((channels,), -1, device=batch.device).scatter(0, present, present).expand(count, -1)
+        chosen = _others_absent(places(plan.cycle[turn], batch.device), channels).expand(count, -1)
     else:
         # Drawn for the images of all processes, so that the number of these changes nothing.
         chosen = sources(plan.channel_sampling, batch.total, channels, generator)
         chosen = None if chosen is None else chosen[distributed.part(batch.total)]
+    if plan.consistent:
+        whole = torch.ones(count, channels, dtype=torch.bool, device=batch.device)
+        return batch.standardised(loader.channels, **parameters), whole if chosen is None else chosen >= 0
     images = batch.standardised(loader.channels, chosen, **parameters)
     if chosen is not None and getattr(model, "any_channels", False):
         return images, chosen >= 0
     return (images,)
+
+
+def _others_absent(present: Tensor, channels: int) -> Tensor:
+    """Return which channel each of `channels` inputs is, int64 [channels]: those `present` themselves, else -1."""
+    return torch.full((channels,), -1, device=present.device).scatter(0, present, present)
+
+
+def _twice(model: nn.Module, images: Tensor, present: Tensor) -> tuple[Tensor, ...]:
+    """Return the model's arguments for images with some of their channels and, after them, with all."""
+    images, present = consistency.beside_all(images, present)
+    return (images, present) if getattr(model, "any_channels", False) else (images,)
 
 
 def _mix(seed: int, epoch: int) -> int:

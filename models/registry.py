@@ -22,6 +22,8 @@ MODELS = {
     "googlenet": "models.googlenet:googlenet",
     "naive_cnn": "models.naive_cnn:NaiveCNN",
     "pool_attention_cnn": "models.pool_attention_cnn:PoolAttentionCNN",
+    "prism4": "models.prism:Prism",
+    "prism4_small": "models.prism:prism4_small",
     "resnet18": "models.resnet:resnet18",
     "resnet34": "models.resnet:resnet34",
     "resnet50": "models.resnet:resnet50",

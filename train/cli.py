@@ -115,8 +115,8 @@ def _task_command(task: str, summary: str) -> click.Command:
             type=TEXT,
             callback=_load_recipe,
             is_eager=True,
-            help=f"Settings of a report: {', '.join(RECIPES)}, or a TOML file like theirs; --config and flags win "
-            "over it.",
+            help=f"Settings that belong together: {', '.join(RECIPES)}, or a TOML file like theirs; --config and flags "
+            "win over it.",
         ),
         click.Option(
             ["--resume"],
@@ -150,12 +150,19 @@ assert list(cli.commands) == list(TASKS)
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--channels", default="all", show_default=True, type=NameList(), help="As for a task.")
-@click.option("--split", default="test", show_default=True, type=click.Choice(["train", "val", "test"]))
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "holdout", "test"]),
+    help="What to evaluate on.  [default: the splits of the run's table.csv]",
+)
 @click.option("--data", help="Folder of the data, where it has moved since the run.")
 @click.option("--backend", type=click.Choice(["auto", "dali", "torch"]), help="What decodes.  [default: the run's]")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
 def evaluate(run: Path, **options) -> None:
-    """Evaluate the best checkpoints of a RUN folder on channel combinations; writes RUN/evaluation.json."""
+    """Evaluate the best checkpoints of a RUN folder on channel combinations, those of each seed.
+
+    Writes RUN/evaluation.json and RUN/evaluation.csv, and says how many figures agree with RUN/table.csv to the digit.
+    """
     from train.inspect import evaluate_run
 
     evaluate_run(run, **options)

@@ -96,15 +96,16 @@ TASKS = {
 }
 
 SWEEP = ("all",)
-RECIPES = ("report_a", "report_b", "report_c", "report_d", "report_e")
+RECIPES = ("report_a", "report_b", "report_c", "report_d", "report_e", "strong")
 TRANSFERS = ("frozen", "finetuned", "scratch")
 
 # Settings that one entry of `models` may have to itself.
 OF_AN_ENTRY = frozenset(
     (
         *("epochs", "batch_size", "image_size", "lr", "optimizer", "weight_decay", "schedule", "label_smoothing"),
-        *("warmup", "accumulate", "clip_norm", "ema", "mixup", "cutmix"),
+        *("warmup", "accumulate", "clip_norm", "ema", "mixup", "cutmix", "consistency", "progressive"),
         *("init", "patience", "channel_sampling", "augmentations", "one_at_a_time", "crop", "crop_scale", "eval_crop"),
+        "options",
     )
 )
 
@@ -188,6 +189,12 @@ class Settings:
         "random order; cycle: a pass for each combination; auto: on for any-channel models, else off.",
         click.Choice(["auto", "on", "off", "drop", "shuffle", "cycle"]),
     )
+    consistency: float = _setting(
+        0.0,
+        "Weight of a loss that draws the logits on sampled channels to those on all; each image is then in its batch "
+        "twice. 0: off.",
+        FiniteRange(min=0),
+    )
     augmentations: tuple[str, ...] = _setting(
         ("crop", "flip"),
         "Some of crop,flip,vflip,rotation,jitter,gamma,grayscale, or all, or none.",
@@ -209,12 +216,34 @@ class Settings:
         "Smallest share of the image's area that a random training crop keeps.",
         FiniteRange(min=0, max=1, min_open=True),
     )
+    progressive: float = _setting(
+        1.0,
+        "Height and width of training images in the first epoch, as a share of --image-size, up to which they grow.",
+        FiniteRange(min=0, min_open=True, max=1),
+    )
     eval_crop: float = _setting(
         0.875,
         "Side of the centre crop at evaluation, as a share of the shorter side.",
         FiniteRange(min=0, max=1, min_open=True),
     )
+    flip_test: bool = _setting(
+        False,
+        "Test by the mean logits of each image and its mirror image, too.",
+        bool,
+        "--flip-test/--no-flip-test",
+    )
+    holdout: int = _setting(
+        0,
+        "Training images to hold out, the same in every run, for a test that nothing was chosen by.",
+        click.IntRange(min=0),
+    )
+    test_holdout: bool = _setting(
+        True, "Test on the images held out, or leave them unread.", bool, "--test-holdout/--keep-holdout"
+    )
     seed: int = _setting(0, "Seed of weights, order, crops and channel sampling.", click.IntRange(0, 2**32 - 1))
+    seeds: int = _setting(
+        1, "Repeat all with so many seeds, from --seed on, and give means and spreads.", click.IntRange(min=1)
+    )
     precision: str | None = _setting(
         None,
         "Arithmetic of the model.  [default: bf16 where the device computes it natively, else fp32]",
@@ -263,7 +292,11 @@ class Settings:
     out: str = _setting("runs", "Folder for run folders.")
     name: str | None = _setting(None, "Name of the run's folder.  [default: date and time]")
     sweep: bool = field(default=False, metadata={"type": bool})  # all systems: what cannot be trained is left out
+    # What divides the data where that is not the seed: of the runs of several seeds, which share one division.
+    split_seed: int | None = field(default=None, metadata={"type": click.IntRange(min=0)})
     transfer: str | None = field(default=None, metadata={"type": TEXT})  # one of TRANSFERS, by a variant
+    # What the models' constructors are given, in files only.
+    options: dict[str, Any] = field(default_factory=dict, metadata={"type": dict})
     # Settings of single entries of `models`, in files only: the tables [model.NAME].
     model: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"type": dict})
 
@@ -271,6 +304,11 @@ class Settings:
     def flags(cls) -> list[click.Option]:
         """Return a click option for every setting that has a flag."""
         return [_option(item) for item in fields(cls) if "help" in item.metadata]
+
+    @property
+    def division_seed(self) -> int:
+        """The seed of the division of folders without one, and of the choice among many channel combinations."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     def resolve(self, task: str) -> Settings:
         """Return the effective settings: every `None` replaced, device and precision checked against the machine."""

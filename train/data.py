@@ -48,8 +48,8 @@ class Data:
         }
 
 
-def open_data(settings: Settings, task: str, split: str | None = None) -> Data:
-    """Return the data set of a run, or one split of it, each file left out named on the terminal.
+def open_data(settings: Settings, task: str, splits: tuple[str, ...] = ()) -> Data:
+    """Return the data set of a run, or some splits of it, each file left out named on the terminal.
 
     Of several processes on a machine the first decodes, and the others find what it has kept.
 
@@ -58,23 +58,24 @@ def open_data(settings: Settings, task: str, split: str | None = None) -> Data:
             be decoded.
     """
     with distributed.main_first():
-        return _open(settings, task, split)
+        return _open(settings, task, splits)
 
 
-def _open(settings: Settings, task: str, split: str | None) -> Data:
+def _open(settings: Settings, task: str, splits: tuple[str, ...]) -> Data:
     from engine.data import cifar100
 
     if task == "cifar100" and (settings.data is None or cifar100.find(Path(settings.data)) is not None):
         with console.waiting("reading CIFAR-100"):
             images, pixels = cifar100.read(settings.data and Path(settings.data))
-        return Data(images, [], _placed(images, pixels, settings))
+        return Data(_held_out(images, settings), [], _placed(images, pixels, settings))
     if settings.data is None:
         with console.waiting("making the generated set"):
             images = listing.read(_generated())
     else:
-        images = listing.read(Path(settings.data), settings.num_classes, settings.seed)
-    if split is not None:
-        images = replace(images, splits={split: images.splits[split]})
+        images = listing.read(Path(settings.data), settings.num_classes, settings.division_seed)
+    images = _held_out(images, settings)
+    if splits:
+        images = replace(images, splits={name: images.splits[name] for name in splits})
     if settings.backend == "synthetic":
         return Data(images, [])
     listed = images
@@ -90,6 +91,10 @@ def _open(settings: Settings, task: str, split: str | None) -> Data:
         for name, split in listed.splits.items()
     }
     return Data(images, rejected, decoded, places)
+
+
+def _held_out(images: ImageSet, settings: Settings) -> ImageSet:
+    return listing.hold_out(images, settings.holdout) if settings.holdout else images
 
 
 def _checked(images: ImageSet, settings: Settings) -> tuple[ImageSet, list[dict[str, str]]]:

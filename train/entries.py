@@ -17,6 +17,10 @@ VARIANTS = {
     "drop": {"channel_sampling": "drop"},
     "shuffle": {"channel_sampling": "shuffle"},
     "cycle": {"channel_sampling": "cycle"},
+    "alone": {},  # a network for each channel combination, see `is_alone`
+    "consistency": {"consistency": 1.0},
+    "progressive": {"progressive": 0.6},
+    "fullsize": {"progressive": 1.0},
     "noaug": {"augmentations": ("none",)},
     "allaug": {"augmentations": ("all",), "one_at_a_time": False},
     "onebyone": {"augmentations": ("all",), "one_at_a_time": True},
@@ -51,6 +55,11 @@ def model_name(entry: str) -> str:
     return entry.partition("+")[0]
 
 
+def is_alone(entry: str) -> bool:
+    """Return whether an entry is a network for each channel combination, trained on that alone."""
+    return "alone" in _variants(entry)
+
+
 def expanded(task: str, settings: Settings) -> Settings:
     """Return settings whose models are entries: "all" becomes the task's systems, transfer's models come in each mode.
 
@@ -69,7 +78,8 @@ def expanded(task: str, settings: Settings) -> Settings:
     for entry, count in Counter(entries).items():
         if count > 1:
             raise UserError(f"--models names {entry} {count} times")
-        for variant in _variants(entry) - VARIANTS.keys():
+        # A variant with a table of its own is a name for what stands there.
+        for variant in _variants(entry) - VARIANTS.keys() if entry not in settings.model else ():
             close = get_close_matches(variant, VARIANTS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VARIANTS)}"
             raise UserError(f"--models {entry}: no variant is named {variant!r}; {hint}")
@@ -86,10 +96,10 @@ def _check_table(entry: str) -> None:
     """Raise UserError where settings are given for an entry that cannot be."""
     import models
 
-    if model_name(entry) not in models.names() or _variants(entry) - VARIANTS.keys():
+    if model_name(entry) not in models.names():
         close = get_close_matches(model_name(entry), models.names(), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"[model.{entry}]: no model or variant has this name{hint}")
+        raise UserError(f"[model.{entry}]: no model has this name{hint}")
 
 
 def of(settings: Settings, entry: str) -> Settings:
@@ -97,7 +107,7 @@ def of(settings: Settings, entry: str) -> Settings:
     name, *variants = entry.split("+")
     changes = dict(settings.model.get(name, {}))
     for variant in variants:
-        changes |= VARIANTS[variant]
+        changes |= VARIANTS.get(variant, {})
     if variants:
         changes |= settings.model.get(entry, {})
     if "augmentations" in changes:

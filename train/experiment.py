@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import traceback
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,36 +17,44 @@ from torch import nn
 from engine import channels, compilation, distributed, hardware, memory, profiling, state, training
 from engine.channels import Combinations
 from engine.course import Course, EpochRow
-from engine.data import loader
+from engine.data import listing, loader
 from engine.data.listing import Split
 from engine.errors import Interrupted, RunError, StorageError, UserError
 from engine.evaluation import Evaluation, evaluate
 from engine.idle import Idle
 from engine.plan import Plan
-from engine.report import console, pages, plots
+from engine.report import comparison, console, pages, plots
 from engine.run_folder import RunFolder
 from engine.tensorboard import Scalars
 from train import entries, networks, systems
 from train.config import AUTO, Settings
-from train.data import make_loader, open_data
-from train.networks import ONE_PER_COMBINATION
+from train.data import Data, make_loader, open_data
+from train.networks import PADDED_ONE_PER_COMBINATION, has_several
 
 SHOWN_PREDICTIONS = 18
 # What a model that is gone on with keeps, as its checkpoints or its results depend on it.
-KEPT = ("image_size", "eval_crop", "precision", "optimizer", "init", "channel_sampling", "seed")
+KEPT = ("image_size", "eval_crop", "precision", "optimizer", "init", "channel_sampling", "seed", "holdout")
 
 
-def run(task: str, settings: Settings, resume: RunFolder | None = None) -> Experiment:
+def run(
+    task: str,
+    settings: Settings,
+    resume: RunFolder | None = None,
+    make: Callable[[Settings], RunFolder] | None = None,
+    data: Data | None = None,
+) -> Experiment:
     """Train and test all models of `settings` and write the run's folder.
 
     With `resume`, the models that this run has finished are kept, and others go on after their last whole epoch. Where
     there are several models, one that fails does not stop the others: its name and the reason are in "failed".
+    `make` returns the folder once all is checked, where it is not to be that of `settings` or `resume`; `data` is what
+    is opened already.
 
     Raises:
         UserError: data, a model, a channel or the output folder is not usable; nothing has been written then.
         Interrupted: Ctrl-C or SIGTERM asked for the end.
     """
-    experiment = Experiment(task, settings, resume)
+    experiment = Experiment(task, settings, resume, make, data)
     try:
         for entry in experiment.entries:
             if not experiment.is_done(entry):
@@ -61,14 +70,14 @@ def run(task: str, settings: Settings, resume: RunFolder | None = None) -> Exper
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trained network: how it is shown channels, how it was trained, the course, its scores, its memory in MB, and
-    figures of what its steps spent their time on, by their names in the results."""
+    """One trained network: how it is shown channels, how it was trained, the course, its scores by split, its memory in
+    MB, and figures of what its steps spent their time on, by their names in the results."""
 
     protocol: str
     plan: Plan
     batch_size: int
     course: Course
-    tested: Evaluation
+    tested: dict[str, Evaluation]
     peak_memory_mb: float
     observed: dict
 
@@ -76,7 +85,14 @@ class Outcome:
 class Experiment:
     """Data, settings, run folder and results so far. Everything of the user's is checked before a file is written."""
 
-    def __init__(self, task: str, settings: Settings, resume: RunFolder | None) -> None:
+    def __init__(
+        self,
+        task: str,
+        settings: Settings,
+        resume: RunFolder | None,
+        make: Callable[[Settings], RunFolder] | None = None,
+        data: Data | None = None,
+    ) -> None:
         # The run's folder must tell where the data is from anywhere.
         root = settings.data and str(Path(settings.data).expanduser().absolute())
         weights = settings.weights and str(Path(settings.weights).expanduser().absolute())
@@ -84,22 +100,24 @@ class Experiment:
         networks.check_names(settings.models)
         loader.resolve(settings.backend)
         self.settings = replace(settings, data=root, weights=weights)
-        data = open_data(self.settings, task)
+        self.data = data = data or open_data(self.settings, task)
         backend = loader.resolve(settings.backend, data.images.stacks)
         self.settings = replace(self.settings, backend=backend)
         loader.check_trainable(data.images)
         self.images, self.pixels = data.images, data.pixels
         self.test_places = data.places["test"] if data.places else range(len(data.images.splits["test"].paths))
         self.channel_names = self.images.channels.names
-        self.combinations = channels.parse(settings.channels, self.channel_names, settings.seed)
+        self.combinations = channels.parse(settings.channels, self.channel_names, settings.division_seed)
         self.failed: dict[str, str] = {}
         self.costs = {entry: cost for entry in settings.models if (cost := self._checked(entry)) is not None}
         if not self.costs:
             raise UserError(next(iter(self.failed.values())))
         chosen = {name: [self.channel_names[i] for i in places] for name, places in self.combinations.items()}
+        self.environment = hardware.describe()
         self.results = {
             "task": task,
             "seed": settings.seed,
+            "device": self.environment["gpu" if settings.device == "cuda" else "cpu"],
             "data": data.summary(),
             "combinations": chosen,
             "models": {},
@@ -111,9 +129,15 @@ class Experiment:
             self._go_on_from(resume)
         if task == "transfer":
             self._check_weights(resume)
-        self.environment = hardware.describe()
-        self.folder = resume or made_by_main(Path(settings.out), task, settings.name)
+        if make is not None:
+            self.folder = make(self.settings)
+        else:
+            self.folder = resume or made_by_main(Path(settings.out), task, settings.name)
         self.folder.begin(self.settings.to_toml(), self.environment, self.results)
+        if listing.HOLDOUT in self.images.splits:
+            held = self.images.splits[listing.HOLDOUT]
+            lines = (f"{path} {label}\n" for path, label in zip(held.paths, held.labels, strict=True))
+            self.folder.write(self.folder.holdout, "".join(lines))
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -137,7 +161,7 @@ class Experiment:
         if before["data"]["class_names"] != self.results["data"]["class_names"]:
             raise UserError(f"{run.root} was trained on other classes than {self.images.root} has")
         for entry in before["models"].values():
-            alone = entry["protocol"] == ONE_PER_COMBINATION  # no network for shuffled channels
+            alone = has_several(entry["protocol"])  # no network for shuffled channels
             if list(entry["test"]) != [name for name, chosen in self.combinations.items() if chosen or not alone]:
                 raise UserError(
                     f"{run.root} was tested on channels {','.join(entry['test'])}: leave --channels as it was"
@@ -190,13 +214,10 @@ class Experiment:
         settings = entries.of(self.settings, entry)
         if networks.is_one_per_combination(entry):
             outcomes = [self._outcome(entry, settings, name) for name, chosen in self.combinations.items() if chosen]
-            protocol = ONE_PER_COMBINATION
         else:
             outcomes = [self._outcome(entry, settings)]
-            protocol = outcomes[0].protocol
         first = outcomes[0]
         best = first.course.best
-        tests = {name: scores.as_dict() for outcome in outcomes for name, scores in outcome.tested.scores.items()}
         self.results["models"][entry] = (
             vars(self.costs[entry])
             | {
@@ -206,54 +227,60 @@ class Experiment:
                 "train_seconds": round(sum(outcome.course.seconds for outcome in outcomes), 2),
                 "images_per_second": round(first.course.images_per_second, 1),
                 "peak_memory_mb": round(max(outcome.peak_memory_mb for outcome in outcomes), 1),
-                "protocol": protocol,
-                "channel_sampling": "off" if protocol == ONE_PER_COMBINATION else first.plan.channel_sampling,
+                "protocol": first.protocol,
+                "channel_sampling": first.plan.channel_sampling,
                 "augmentations": list(settings.augmentations),
                 "reported": {system.report: dict(system.reported) for system in systems.reported(entry, self.task)},
                 "val": {"loss": best.val_loss, "accuracy": best.val_accuracy},
-                "test": tests,
             }
+            | figures([outcome.tested for outcome in outcomes])
             | first.observed
         )
-        self._show(entry, first)
-        add_ratio(
-            self.results["models"],
-            next((name for name, chosen in self.combinations.items() if chosen), channels.SHUFFLED),
-        )
+        self._show(entry, first.tested["test"])
+        add_ratio(self.results)
 
     def report(self) -> None:
         """Write the pictures of all models and both report pages."""
         if not distributed.is_main():
             return
         pages.pictures(self.folder, self.results, self.history)
+        self.folder.write(self.folder.table, comparison.as_csv(self.results))
         pages.write(self.folder, self.results, self.environment)
 
     def _outcome(self, entry: str, settings: Settings, combination: str | None = None) -> Outcome:
         """Train a new network, for one combination of channels where that is given, and test it."""
-        chosen = self.combinations[combination] if combination else ()
-        count = len(chosen) if combination else len(self.channel_names)
         name, folder, tested = entry, self.folder.checkpoints(entry), self.combinations
+        count, protocol = len(self.channel_names), None
         if combination:
+            chosen = self.combinations[combination]
             name, folder, tested = f"{entry} {combination}", folder / combination, {combination: chosen}
+            count, protocol = networks.shown(entry, count, chosen)
         started = state.exists(folder)
         model = networks.prepared(entry, settings, len(self.images.class_names), count, started)
         plan = networks.plan(model, settings, self.images)
         if combination:
-            plan = replace(plan, channels=(combination, chosen), channel_sampling="off")
+            padded = protocol == PADDED_ONE_PER_COMBINATION
+            plan = replace(plan, channels=(combination, chosen), padded=padded, channel_sampling="off")
         settings, plan = self._fitted(name, model, plan, settings, folder)
         peak = hardware.PeakMemory(plan.device)  # of the training, not of the search for what fits
         course, observed = self._train(name, model, plan, settings, folder)
         self._write_history(name, course)
-        scored = self._test(name, model, plan, settings, tested)
+        scored = {split: self._test(name, model, plan, settings, tested, split) for split in self.tested_splits}
         if entry not in self.predictions and distributed.is_main():
             self._predict_some(entry, name, model, plan, settings)
-        return Outcome(channels.protocol(model), plan, settings.batch_size, course, scored, peak.megabytes(), observed)
+        protocol = protocol or channels.protocol(model)
+        return Outcome(protocol, plan, settings.batch_size, course, scored, peak.megabytes(), observed)
+
+    @property
+    def tested_splits(self) -> tuple[str, ...]:
+        """The splits that trained networks are tested on, in the order of the table."""
+        return tested_splits(self.settings)
 
     def _fitted(
         self, name: str, model: nn.Module, plan: Plan, settings: Settings, folder: Path
     ) -> tuple[Settings, Plan]:
         """Return settings and plan with what is to be found by measurement: the batch size and the compiler's mode."""
-        count = len(plan.channels[1]) if plan.channels else len(self.channel_names)
+        count = plan.inputs(len(self.channel_names))
         shape, samples = (count, settings.image_size, settings.image_size), len(self.images.splits["train"].paths)
         if settings.batch_size == AUTO:
             found = state.batch_size(folder) or distributed.of_main(memory.largest_batch(model, shape, plan, samples))
@@ -311,23 +338,26 @@ class Experiment:
         return make_loader(self.images, split, settings, augmentations, self.pixels, **shares)
 
     def _test(
-        self, name: str, model: nn.Module, plan: Plan, settings: Settings, combinations: Combinations
+        self, name: str, model: nn.Module, plan: Plan, settings: Settings, combinations: Combinations, split: str
     ) -> Evaluation:
         precision = hardware.autocast(plan.device, plan.precision)
-        with self._loader("test", settings) as test, console.progress(f"testing {name}", test.samples) as bar:
-            how = "subset" if plan.channels else None
-            return evaluate(model, test, combinations, plan.num_classes, precision, bar.advance, how)
+        with (
+            self._loader(split, settings) as images,
+            console.progress(f"testing {name} on {split}", images.samples) as bar,
+        ):
+            how = (plan.protocol, settings.flip_test)
+            return evaluate(model, images, combinations, plan.num_classes, precision, bar.advance, *how)
 
-    def _show(self, entry: str, outcome: Outcome) -> None:
+    def _show(self, entry: str, tested: Evaluation) -> None:
         """Draw the confusion matrix on the first combination and write the predictions as CSV."""
         if not distributed.is_main():
             return
-        title = f"{entry}, channels {next(iter(outcome.tested.scores))}"
+        title = f"{entry}, channels {next(iter(tested.scores))}"
         path = self.folder.plots / f"confusion-{entry}.png"
-        plots.confusion(outcome.tested.confusion.numpy(), self.images.class_names, title, path)
+        plots.confusion(tested.confusion.numpy(), self.images.class_names, title, path)
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(
-            [("ID", "Category"), *zip(self.test_places, outcome.tested.predictions.tolist(), strict=True)]
+            [("ID", "Category"), *zip(self.test_places, tested.predictions.tolist(), strict=True)]
         )
         self.folder.write(self.folder.root / f"predictions-{entry}.csv", text.getvalue())
 
@@ -343,7 +373,7 @@ class Experiment:
             for batch in loader_.epoch(0):
                 images = batch.standardised(self.images.channels)
                 if plan.channels:
-                    images = channels.select(images, plan.channels[1], "subset")
+                    images = channels.select(images, plan.channels[1], plan.protocol)
                 with hardware.autocast(plan.device, plan.precision):
                     logits = model(images)
                 share, guess = logits.float().softmax(1).max(1)
@@ -388,8 +418,30 @@ def check_unchanged(entry: str, before: Settings, now: Settings, run: RunFolder)
             )
 
 
-def add_ratio(found: dict[str, dict], combination: str) -> None:
+def tested_splits(settings: Settings) -> tuple[str, ...]:
+    """Return the splits that the networks of a run are tested on, in the order of its table."""
+    held_out = (listing.HOLDOUT,) if settings.holdout and settings.test_holdout else ()
+    return ("val", *held_out, "test")
+
+
+def figures(tested: Sequence[dict[str, Evaluation]]) -> dict:
+    """Return an entry's scores by split and combination, as `results.json` has them, of its networks' evaluations."""
+    plain: dict[str, dict] = {}
+    flipped: dict[str, dict] = {}
+    for splits in tested:
+        for split, found in splits.items():
+            for all_scores, scores in ((plain, found.scores), (flipped, found.flipped)):
+                rows = {name: row.as_dict() for name, row in scores.items()}
+                all_scores.setdefault(split, {}).update(rows)
+    others = {split: rows for split, rows in plain.items() if split != "test"}
+    mirrored = {"flipped": flipped} if any(flipped.values()) else {}
+    return {"test": plain.get("test", {}), "splits": others} | mirrored
+
+
+def add_ratio(results: dict) -> None:
     """Add each model's test accuracy relative to ResNet34's, where that was trained in the same run."""
+    plain = (name for name, chosen in results["combinations"].items() if chosen)
+    found, combination = results["models"], next(plain, channels.SHUFFLED)
     reference = found.get("resnet34", {}).get("test", {}).get(combination, {}).get("accuracy")
     if reference:
         for entry in found.values():

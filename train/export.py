@@ -15,7 +15,7 @@ from engine.report import console
 from train import entries
 from train.data import make_loader, open_data
 from train.inspect import Run
-from train.networks import ONE_PER_COMBINATION
+from train.networks import has_several
 
 IMAGES = 16
 
@@ -41,6 +41,8 @@ def export_run(
     trained = Run(run, device or "cpu")
     name = model or trained.best()
     network, chosen = _network(trained, name, channels)
+    if trained.entry_settings(name).options:
+        raise UserError(f"{name} was made with options of its own, which exported files cannot name")
     own = Channels(*(tuple(row[place] for place in chosen) for row in _table(trained.channels)))
     alone = name if len(chosen) == len(trained.channels) else f"{name}-{join(own.names, trained.channels.names)}"
     path = output or trained.folder.root / "export" / f"{alone}.{file_format}"
@@ -58,7 +60,7 @@ def _network(trained: Run, name: str, channels: str | None) -> tuple[torch.nn.Mo
     """Return a model of the run with its best weights, and the places of the channels it takes."""
     everything = {trained.channels.full: tuple(range(len(trained.channels)))}
     found = trained.results["models"].get(name)
-    if channels is not None and found is not None and found["protocol"] != ONE_PER_COMBINATION:
+    if channels is not None and found is not None and not has_several(found["protocol"]):
         raise UserError(f"--channels picks one of several networks; {name} is one for all channels: leave it out")
     wanted = parse((channels,), trained.channels.names) if channels else everything
     if len(wanted) != 1 or not all(wanted.values()):
@@ -112,7 +114,7 @@ def _test_images(trained: Run, name: str, data: str | None) -> Tensor:
     settings = trained.settings
     backend = settings.backend if settings.backend == "synthetic" else "torch"
     settings = replace(settings, data=data or settings.data, backend=backend, cache="none", workers=1)
-    opened = open_data(settings, trained.results["task"], "test")
+    opened = open_data(settings, trained.results["task"], ("test",))
     images = opened.images
     trained.check_fits(images)
     settings = replace(trained.entry_settings(name, settings), batch_size=IMAGES)

@@ -8,56 +8,93 @@ from pathlib import Path
 
 import torch
 
-from engine import checkpoint, hardware
+from engine import checkpoint, hardware, seeds
 from engine.batch import normalise
 from engine.channels import ALL, RGB, SHUFFLED, Channels, Combinations, parse, select
 from engine.data import listing, patches, scan
 from engine.data.listing import ImageSet, Split
 from engine.errors import UserError
 from engine.evaluation import evaluate
-from engine.report import console
+from engine.report import comparison, console
 from engine.report.tables import Table
 from engine.run_folder import RunFolder
 from train import entries, networks
 from train.config import Settings
-from train.data import make_loader, open_data
-from train.networks import ONE_PER_COMBINATION
+from train.data import Data, make_loader, open_data
+from train.experiment import figures, tested_splits
+
+# What an entry of results.json has of the tests of its networks.
+SCORES = ("test", "splits", "flipped", "spread", "ratio_to_resnet34")
 
 
 def evaluate_run(
-    run: Path, channels: tuple[str, ...], split: str, data: str | None, backend: str | None, device: str
+    run: Path, channels: tuple[str, ...], split: str | None, data: str | None, backend: str | None, device: str
 ) -> None:
-    """Test the best checkpoint of each model of a run and write `evaluation.json` into the run's folder.
+    """Test the best checkpoint of each model of a run, and of each of its seeds.
+
+    Writes `evaluation.json` and, in the form of the run's `table.csv`, `evaluation.csv` into the run's folder.
 
     Raises:
-        UserError: the folder is no run, or its data, a checkpoint or a channel is not usable.
+        UserError: the folder is no run, or its data, a checkpoint, a channel or the split is not usable.
     """
-    trained = Run(run, device)
-    wanted = parse(channels, trained.channels.names, trained.settings.seed)
-    settings = trained.settings
-    settings = replace(settings, data=data or settings.data, backend=backend or settings.backend)
-    for name in trained.results["models"]:
-        trained.networks(name, wanted)  # a damaged checkpoint is found before the data is read
-    opened = open_data(settings, trained.results["task"], split)
-    images = opened.images
-    trained.check_fits(images)
-    images = replace(images, channels=trained.channels)
-    found = {}
-    for name in trained.results["models"]:
-        scores = {}
+    folder = RunFolder.open(run)
+    every = [Run(each.root, device) for each in folder.seeds.values()] or [Run(run, device)]
+    opened, found = None, []
+    for trained in every:
+        changes = {"data": data or trained.settings.data, "backend": backend or trained.settings.backend}
+        settings = replace(trained.settings, **changes)
+        splits = (split,) if split else tested_splits(settings)
+        if listing.HOLDOUT in splits and not settings.holdout:
+            raise UserError(f"{run} was trained without --holdout: it has no images held out")
+        wanted = parse(channels, trained.channels.names, settings.division_seed)
+        for name in trained.results["models"]:
+            trained.networks(name, wanted)  # a damaged checkpoint is found before the data is read
+        opened = opened or open_data(settings, trained.results["task"], splits)
+        found.append(_evaluated(trained, settings, opened, wanted, splits))
+    results = seeds.combined(found) if folder.seeds else found[0]
+    if len(splits) == 1:
+        models = {name: entry | entry["splits"] for name, entry in results["models"].items()}
+        console.show_scores(results | {"models": models}, splits[0])
+    else:
+        console.show_scores(results)
+        console.show_comparison(results)
+    content = {"splits": list(splits), "models": {name: _scores(row) for name, row in results["models"].items()}}
+    folder.write_json(folder.root / "evaluation.json", content)
+    table = comparison.as_csv(results)
+    folder.write(folder.root / "evaluation.csv", table)
+    if folder.table.is_file():
+        figures, equal = comparison.agreement(folder.table.read_text(encoding="utf-8"), table)
+        console.say(f"{equal} of {figures} figures are those of {folder.table}, to the digit")
+
+
+def _evaluated(trained: Run, settings: Settings, opened: Data, wanted: Combinations, splits: tuple[str, ...]) -> dict:
+    """Return a run's results with the scores of its networks measured anew on these splits, and no others."""
+    trained.check_fits(opened.images)
+    images = replace(opened.images, channels=trained.channels)
+    models = {}
+    for name, entry in trained.results["models"].items():
+        own, how = trained.entry_settings(name, settings), (trained.how(name), settings.flip_test)
+        tested = []
         for part, model in trained.networks(name, wanted):
-            with (
-                make_loader(images, split, trained.entry_settings(name, settings), pixels=opened.pixels) as loader,
-                console.progress(f"evaluating {name}", loader.samples) as bar,
-            ):
-                how = trained.how(name)
-                tested = evaluate(model, loader, part, trained.num_classes, trained.autocast(), bar.advance, how)
-            scores |= {key: row.as_dict() for key, row in tested.scores.items()}
-        protocol = trained.results["models"][name]["protocol"]
-        found[name] = {"protocol": protocol, split: scores}
+            scores = {}
+            for split in splits:
+                with (
+                    make_loader(images, split, own, pixels=opened.pixels) as loader,
+                    console.progress(f"evaluating {name} on {split}", loader.samples) as bar,
+                ):
+                    given = (loader, part, trained.num_classes, trained.autocast(), bar.advance)
+                    scores[split] = evaluate(model, *given, *how)
+            tested.append(scores)
+        models[name] = {key: value for key, value in entry.items() if key not in SCORES} | figures(tested)
     names = {label: [trained.channels.names[place] for place in chosen] for label, chosen in wanted.items()}
-    console.show_scores({"models": found, "combinations": names}, split)
-    trained.folder.write_json(trained.folder.root / "evaluation.json", {"split": split, "models": found})
+    return trained.results | {"models": models, "combinations": names, "failed": {}}
+
+
+def _scores(entry: dict) -> dict:
+    """Return protocol and scores of a model's entry, by split, as `evaluation.json` has them."""
+    plain = entry["splits"] | ({"test": entry["test"]} if entry["test"] else {})
+    more = {key: entry[key] for key in ("flipped", "spread", "seeds") if key in entry}
+    return {"protocol": entry["protocol"]} | plain | more
 
 
 @torch.no_grad()
@@ -168,6 +205,8 @@ class Run:
 
     def __init__(self, root: Path, device: str) -> None:
         self.folder = RunFolder.open(root)
+        if own := self.folder.seeds:
+            raise UserError(f"{root} has a run for each of {len(own)} seeds: give one of them, {own[min(own)].root}")
         self.results = self.folder.read_results()
         self.device = hardware.device(device)
         self.settings = replace(Settings.from_toml(self.folder.config), device=self.device.type)
@@ -186,7 +225,7 @@ class Run:
 
     def how(self, name: str) -> str:
         """Return how a model is shown a combination of channels: "subset" or "zero-pad"."""
-        return "zero-pad" if self.results["models"][name]["protocol"] == "zero-pad" else "subset"
+        return "zero-pad" if self.results["models"][name]["protocol"].endswith("zero-pad") else "subset"
 
     def best(self) -> str:
         """Return the model with the least validation loss."""
@@ -224,7 +263,7 @@ class Run:
         if name not in self.results["models"]:
             raise UserError(f"the run has no model {name!r}; it trained {', '.join(self.results['models'])}")
         folder = self.folder.checkpoints(name)
-        if self.results["models"][name]["protocol"] != ONE_PER_COMBINATION:
+        if not networks.has_several(self.results["models"][name]["protocol"]):
             return [(wanted, self._network(name, folder / "best.pt", len(self.channels)))]
         place = self.channels.names.index
         trained = {
@@ -235,7 +274,8 @@ class Run:
         found = []
         for combination, chosen in wanted.items():
             if (own := label_of.get(frozenset(chosen))) is not None:
-                network = self._network(name, folder / own / "best.pt", len(chosen))
+                in_channels, _ = networks.shown(name, len(self.channels), chosen)
+                network = self._network(name, folder / own / "best.pt", in_channels)
                 found.append(({combination: trained[own]}, network))
         if not found:
             raise UserError(f"{name} has a network for each of {', '.join(trained)}, none for {', '.join(wanted)}")
@@ -243,7 +283,6 @@ class Run:
 
     def _network(self, name: str, path: Path, in_channels: int) -> torch.nn.Module:
         content = checkpoint.load(path, self.device)
-        size = entries.of(self.settings, name).image_size
-        model = networks.create(name, self.num_classes, in_channels, size)
+        model = networks.create(name, entries.of(self.settings, name), self.num_classes, in_channels)
         checkpoint.restore(model, content, path)
         return model.to(self.device, memory_format=torch.channels_last).eval()

@@ -20,17 +20,24 @@ from train.config import Settings
 
 LARGEST_TRIED = 512
 ONE_PER_COMBINATION = "one-per-combination"
+PADDED_ONE_PER_COMBINATION = "one-per-combination, zero-pad"
 MOST_NETWORKS = 15  # of one entry
 
 
-def create(entry: str, num_classes: int, in_channels: int, size: int) -> nn.Module:
-    """Return a new network for an entry of a run.
+def create(entry: str, settings: Settings, num_classes: int, in_channels: int, size: int | None = None) -> nn.Module:
+    """Return a new network for an entry of a run, by its settings; for images of another size where one is given.
 
     Raises:
         UserError: no model has this name, or it cannot be made for such images.
     """
     try:
-        return models.create(entries.model_name(entry), num_classes, in_channels, size)
+        options = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.options.items()}
+        size = size or settings.image_size
+        return models.create(entries.model_name(entry), num_classes, in_channels, size, **options)
+    except TypeError as error:
+        if not settings.options:
+            raise
+        raise UserError(f"{entry} cannot be made with options {settings.options}: {error}") from None
     except (models.UnknownModelError, ValueError) as error:
         raise UserError(str(error)) from None
 
@@ -55,9 +62,11 @@ def checked(
     """
     count, classes = len(images.channels), len(images.class_names)
     augmentation.check(settings.augmentations, images.dtype, count)
-    costs = measure(entry, classes, count, settings.image_size)
+    costs = measure(entry, settings, classes, count)
+    if settings.progressive < 1:
+        _check_first_size(entry, settings, classes, count)
     with torch.device("meta"):
-        plan(create(entry, classes, count, settings.image_size), settings, images)
+        plan(create(entry, settings, classes, count), settings, images)
     plain = [name for name, chosen in combinations.items() if chosen]
     if is_one_per_combination(entry) and not 1 <= len(plain) <= MOST_NETWORKS:
         raise UserError(
@@ -67,38 +76,74 @@ def checked(
     return costs
 
 
+def _check_first_size(entry: str, settings: Settings, num_classes: int, in_channels: int) -> None:
+    """Raise UserError where a network cannot take the images of a first epoch, which are smaller than the others."""
+    first = augmentations(settings).size(1, settings.image_size)
+    with torch.device("meta"):
+        model = create(entry, settings, num_classes, in_channels)
+    try:
+        complexity.measure(model, in_channels, first)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{entry} cannot take the {first} px images that --progressive {settings.progressive:g} begins with; give "
+            f"it progressive = 1 in a table [model.{entry}] ({str(error).splitlines()[0]})"
+        ) from None
+
+
 def is_one_per_combination(entry: str) -> bool:
     """Return whether an entry stands for one network for each channel combination."""
+    return entries.is_alone(entry) or _takes_one_combination(entry)
+
+
+def has_several(protocol: str) -> bool:
+    """Return whether a model of this protocol is a network for each channel combination."""
+    return protocol.startswith(ONE_PER_COMBINATION)
+
+
+def shown(entry: str, count: int, combination: tuple[int, ...]) -> tuple[int, str]:
+    """Return the input channels of a network trained for one of `count` channels' combinations alone, and its protocol.
+
+    A model that is said to be for one combination is made for that many channels, any other for all: it sees zeros in
+    place of the absent ones, or, if it takes any number of channels, nothing.
+    """
+    if _takes_one_combination(entry):
+        return len(combination), ONE_PER_COMBINATION
+    with torch.device("meta"):
+        padded = channels.protocol(models.create(entries.model_name(entry))) == "zero-pad"
+    return count, PADDED_ONE_PER_COMBINATION if padded else ONE_PER_COMBINATION
+
+
+def _takes_one_combination(entry: str) -> bool:
     with torch.device("meta"):
         return getattr(models.create(entries.model_name(entry)), "one_per_combination", False)
 
 
-def measure(entry: str, num_classes: int, in_channels: int, size: int) -> complexity.Complexity:
-    """Return a model's costs for an image [in_channels, size, size].
+def measure(entry: str, settings: Settings, num_classes: int, in_channels: int) -> complexity.Complexity:
+    """Return the costs of an entry's model for an image of its settings.
 
     Raises:
         UserError: the image is too small for the model; the message says what is not.
     """
     try:
-        return _measured(entry, num_classes, in_channels, size)
+        return _measured(entry, settings, num_classes, in_channels, settings.image_size)
     except (RuntimeError, ValueError, UserError) as error:
         reason = str(error).splitlines()[0]
-        smallest = _smallest(entry, num_classes, in_channels, size)
+        size, smallest = settings.image_size, _smallest(entry, settings, num_classes, in_channels)
         advice = f"it needs at least {smallest} px: --image-size {smallest}" if smallest else f"{reason}"
         raise UserError(f"{entry} cannot take {size} px images; {advice}") from None
 
 
-def _measured(entry: str, num_classes: int, in_channels: int, size: int) -> complexity.Complexity:
+def _measured(entry: str, settings: Settings, num_classes: int, in_channels: int, size: int) -> complexity.Complexity:
     with torch.device("meta"):
-        model = create(entry, num_classes, in_channels, size)
+        model = create(entry, settings, num_classes, in_channels, size)
     return complexity.measure(model, in_channels, size)
 
 
-def _smallest(entry: str, num_classes: int, in_channels: int, size: int) -> int | None:
-    """Return the least size above `size` that a model can be measured at, None where there is none to be found."""
-    for larger in range(size + 1, LARGEST_TRIED + 1):
+def _smallest(entry: str, settings: Settings, num_classes: int, in_channels: int) -> int | None:
+    """Return the least size above the settings' that a model can be measured at, None where none is found."""
+    for larger in range(settings.image_size + 1, LARGEST_TRIED + 1):
         try:
-            _measured(entry, num_classes, in_channels, larger)
+            _measured(entry, settings, num_classes, in_channels, larger)
         except (RuntimeError, ValueError, UserError):
             continue
         return larger
@@ -112,7 +157,7 @@ def prepared(entry: str, settings: Settings, num_classes: int, in_channels: int,
         UserError: the weights cannot be had, or are of another architecture.
     """
     torch.manual_seed(settings.seed)
-    model = create(entry, num_classes, in_channels, settings.image_size)
+    model = create(entry, settings, num_classes, in_channels)
     if settings.init == "he":
         initialise.he_(model)
     if settings.transfer in ("frozen", "finetuned") and not started:
@@ -135,11 +180,13 @@ def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], st
     if not source.is_dir():
         return transfer.read(source), f"--weights {source}"
     folder = RunFolder.open(source)
+    if own := folder.seeds:
+        raise UserError(f"--weights {source}: give the run of one of its seeds, such as {own[min(own)].root}")
     results = folder.read_results()["models"]
     trained = [entry for entry in results if entries.model_name(entry) == name]
     if not trained:
         raise UserError(f"--weights {source}: that run trained {', '.join(results)}, no {name}")
-    if results[trained[0]]["protocol"] == ONE_PER_COMBINATION:
+    if has_several(results[trained[0]]["protocol"]):
         raise UserError(
             f"--weights {source}: {name} has a network for each combination there; give one best.pt of them"
         )
@@ -159,7 +206,8 @@ def plan(model: nn.Module, settings: Settings, images: ImageSet) -> Plan:
     sampling = settings.channel_sampling
     if sampling == "auto":
         sampling = "on" if getattr(model, "any_channels", False) else "off"
-    crop = (settings.crop_scale, 1.0) if settings.crop == "resized" else (settings.crop_scale, settings.crop_scale)
+    if settings.consistency and sampling == "shuffle":
+        raise UserError("--consistency: with --channel-sampling shuffle no image is shown with all channels in order")
     found = Plan(
         epochs=settings.epochs,
         lr=settings.lr,
@@ -180,14 +228,9 @@ def plan(model: nn.Module, settings: Settings, images: ImageSet) -> Plan:
         mixup=settings.mixup,
         cutmix=settings.cutmix,
         channel_sampling=sampling,
+        consistency=settings.consistency,
         cycle=channels.in_turn(images.channels.names) if sampling == "cycle" else (),
-        augmentations=Augmentations(
-            names=settings.augmentations,
-            one_at_a_time=settings.one_at_a_time,
-            epochs=settings.epochs,
-            crop_scale=crop,
-            crop_ratio=(3 / 4, 4 / 3) if settings.crop == "resized" else (1.0, 1.0),
-        ),
+        augmentations=augmentations(settings),
         frozen=settings.transfer == "frozen",
         sync_bn=settings.sync_bn,
         compile_mode=settings.compile_mode,
@@ -198,3 +241,15 @@ def plan(model: nn.Module, settings: Settings, images: ImageSet) -> Plan:
     except ValueError as error:
         raise UserError(f"--schedule {settings.schedule}, --warmup {settings.warmup:g}: {error}") from None
     return found
+
+
+def augmentations(settings: Settings) -> Augmentations:
+    """Return what training does to its images by an entry's settings."""
+    return Augmentations(
+        names=settings.augmentations,
+        one_at_a_time=settings.one_at_a_time,
+        epochs=settings.epochs,
+        crop_scale=(settings.crop_scale, 1.0 if settings.crop == "resized" else settings.crop_scale),
+        crop_ratio=(3 / 4, 4 / 3) if settings.crop == "resized" else (1.0, 1.0),
+        progressive=settings.progressive,
+    )

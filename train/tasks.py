@@ -6,7 +6,7 @@ from engine import distributed
 from engine.errors import FailedModelsError
 from engine.report import console, tables
 from engine.run_folder import RunFolder
-from train import experiment
+from train import experiment, seeds
 from train.config import Settings
 
 
@@ -17,7 +17,8 @@ def run(task: str, settings: Settings, resume: RunFolder | None = None) -> None:
         FailedModelsError: some of several models failed; the others are trained and reported.
     """
     console.console.quiet = not distributed.is_main()
-    done = experiment.run(task, settings, resume)
+    repeats = settings.seeds > 1 or (resume is not None and Settings.from_toml(resume.config).seeds > 1)
+    done = (seeds if repeats else experiment).run(task, settings, resume)
     results = done.results
     if entries := results["models"]:
         console.summarise(results)
@@ -26,4 +27,5 @@ def run(task: str, settings: Settings, resume: RunFolder | None = None) -> None:
         console.say(f"report: {done.folder.root / 'report.html'}")
     if failed := results["failed"]:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-        raise FailedModelsError(f"{len(failed)} of {len(failed.keys() | entries.keys())} models failed: {reasons}")
+        count = len({*failed, *entries}) if not repeats else len(settings.models) * settings.seeds
+        raise FailedModelsError(f"{len(failed)} of {count} models failed: {reasons}")

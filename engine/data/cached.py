@@ -38,8 +38,10 @@ class Reader:
         self._filler.close()
 
     def _start(self, work: Work) -> Filling:
-        def image(i: int) -> torch.Tensor:
-            return cropped(self.pixels[self.paths[work.indices[i]]], work.crops[i], work.flips[i], self.size)
+        size = work.size or self.size
 
-        images = empty(len(work.indices), self.size, self.pixels.channels, self._dtype, self._upload.pinned)
+        def image(i: int) -> torch.Tensor:
+            return cropped(self.pixels[self.paths[work.indices[i]]], work.crops[i], work.flips[i], size)
+
+        images = empty(len(work.indices), size, self.pixels.channels, self._dtype, self._upload.pinned)
         return self._filler.start(images, image)

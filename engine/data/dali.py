@@ -90,6 +90,11 @@ class Reader:
         return pipeline
 
     def _start(self, plan: Sequence[Work]) -> None:
+        size = next((work.size for work in plan if work.size), self.size)
+        if size != self.size:
+            self.size = size
+            if self.device.type == "cuda":  # there the pipeline resizes
+                self._pipeline = None
         if self._pipeline is None:
             self._pipeline = self._built()
         self._inputs = self._feeds(plan)

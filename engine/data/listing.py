@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from engine.errors import UserError
 SPLITS = ("train", "val", "test")
 SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".npy"])
 HELD_OUT = 0.1
+HOLDOUT = "holdout"
+HOLDOUT_SEED = 2500  # of the draw, the same in every run
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A labelled image set: `splits` has the keys train, val and test.
+    """A labelled image set: `splits` has the keys train, val and test, and holdout where images are held out.
 
     Its files are photos, read as uint8 RGB, or stacks (see `engine.data.stacks`); of stacks `channels` and `dtype`,
     "uint8" or "float32", are known once they are scanned.
@@ -235,6 +237,47 @@ def held_out(root: Path, names: Sequence[str], of_class: Mapping[int, Sequence[s
         for split, part in parts.items():
             images[split] += [(paths[i], label) for i in sorted(part)]
     return {split: Split(*map(tuple, zip(*images[split], strict=True))) for split in SPLITS}
+
+
+def hold_out(images: ImageSet, count: int) -> ImageSet:
+    """Return the set with `count` training images moved to a split "holdout", from each class its share of them.
+
+    Which ones follows from the paths and labels alone, whatever their order in a list and whatever the run's seed: all
+    runs on a set hold out the same images,
+
+    Raises:
+        UserError: more than half of the training images, or of those of a class, would be held out.
+    """
+    train = images.splits["train"]
+    of_class: dict[int, list[str]] = {}
+    for path, label in sorted(dict(zip(train.paths, train.labels, strict=True)).items()):
+        of_class.setdefault(label, []).append(path)
+    chosen: set[str] = set()
+    shares = _shares(count, {label: len(paths) for label, paths in sorted(of_class.items())})
+    for label, share in shares.items():
+        paths = of_class[label]
+        if 2 * share > len(paths):
+            raise UserError(
+                f"--holdout {count}: {share} of {len(paths)} training images of class "
+                f"{images.class_names[label]!r} in {images.root}; at most half of them can be held out"
+            )
+        drawn = np.random.default_rng([HOLDOUT_SEED, label]).permutation(len(paths))[:share]
+        chosen |= {paths[number] for number in drawn}
+    rows = list(zip(train.paths, train.labels, strict=True))
+    parts = {
+        name: Split(*map(tuple, zip(*(row for row in rows if (row[0] in chosen) == held), strict=True)))
+        for name, held in (("train", False), (HOLDOUT, True))
+    }
+    return replace(images, splits=images.splits | parts)
+
+
+def _shares(count: int, sizes: Mapping[int, int]) -> dict[int, int]:
+    """Return how many of each class make `count` in all, in proportion to the classes' sizes (largest remainders)."""
+    total = sum(sizes.values())
+    exact = {label: count * size / total for label, size in sizes.items()}
+    shares = {label: int(share) for label, share in exact.items()}
+    by_remainder = sorted(sizes, key=lambda label: shares[label] - exact[label])
+    return {label: share + (label in by_remainder[: count - sum(shares.values())]) for label, share in shares.items()}
 
 
 def _check_count(folder: Path, names: list[str], num_classes: int | None) -> None:

@@ -90,13 +90,15 @@ class Batch:
 class Work:
     """What a backend is to do for one batch: int64 [batch] indices, int64 [batch, 4] crops, bool [batch] flips.
 
-    total: how many images the batch has over all ranks.
+    total: how many images the batch has over all ranks. size: height and width to resize to; 0: the reader's own. All
+    work of a plan has the same.
     """
 
     indices: np.ndarray
     crops: np.ndarray
     flips: np.ndarray
     total: int = 0
+    size: int = 0
 
 
 class Loader:
@@ -176,7 +178,12 @@ class Loader:
         flips = sampling.flips(self.samples, self.seed, draw)[own] if "flip" in names else np.zeros(len(own), bool)
         ends = np.cumsum([len(share) for share in shares])[:-1]
         rows = zip(shares, np.split(crops, ends), np.split(flips, ends), map(len, batches), strict=False)
-        return [Work(*row) for row in rows if len(row[0])]
+        size = self.size_of(epoch)
+        return [Work(*row, size=size) for row in rows if len(row[0])]
+
+    def size_of(self, epoch: int) -> int:
+        """Return height and width of the images of an epoch: in training they may grow from epoch to epoch."""
+        return self.augmentations.size(epoch, self.size) if self.train else self.size
 
     def files(self, indices: np.ndarray) -> list[str]:
         """Return the paths of images by their places in the split."""
@@ -238,7 +245,8 @@ def create(
 ) -> Loader:
     """Return a loader of images of `size` by `size` pixels from one split of a scanned set.
 
-    `augmentations` (default: random crops and flips) say how training images are cropped and mirrored; `eval_crop` is
+    `augmentations` (default: random crops and flips) say how training images are cropped and mirrored, and whether they
+    are smaller than `size` at first; `eval_crop` is
     the share of the short side that the central square keeps, in evaluation and where training does not crop at
     random. `workers` counts threads (dali, pixels) or processes (torch). With `pixels` the images come from there,
     whatever the backend; of whole images the batches are those of the torch backend.

@@ -168,8 +168,8 @@ class Reader:
             return
         every = self._rows(plan)
         stored = (self.images.values for _ in plan) if self._filler is None else self._gathered(plan)
-        for values, places, crops, flips in zip(stored, *every, strict=True):
-            yield Decoded(Rendering(values, places, crops, flips, self.size), {})
+        for work, values, places, crops, flips in zip(plan, stored, *every, strict=True):
+            yield Decoded(Rendering(values, places, crops, flips, work.size or self.size), {})
 
     def close(self) -> None:
         """End the threads."""

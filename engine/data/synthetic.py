@@ -33,7 +33,8 @@ class Reader:
         """Yield [batch, channels, size, size] on the device, channels last in memory, for each piece of work."""
         for work in plan:
             indices = torch.from_numpy(work.indices % len(self._bank)).to(self.device, non_blocking=True)
-            yield Decoded(self._bank[indices].permute(0, 3, 1, 2), {})
+            size = work.size or self._bank.shape[1]
+            yield Decoded(self._bank[indices, :size, :size].permute(0, 3, 1, 2), {})
 
     def close(self) -> None:
         """Free the images."""

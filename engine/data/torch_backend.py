@@ -63,11 +63,12 @@ class _Batches(Dataset):
         self.channels, self.dtype = len(images.channels), getattr(torch, images.dtype)
 
     def __getitem__(self, work: Work) -> tuple[torch.Tensor, dict[int, str]]:
-        images, faults = empty(len(work.indices), self.size, self.channels, self.dtype), {}
+        size = work.size or self.size
+        images, faults = empty(len(work.indices), size, self.channels, self.dtype), {}
         for i, (index, crop, flip) in enumerate(zip(work.indices, work.crops, work.flips, strict=True)):
             image = attempted(self.read, self.paths[index], (*self.sizes[index], self.channels))
             if isinstance(image, str):
                 faults[i] = image
             else:
-                images[i] = cropped(image, crop, flip, self.size)
+                images[i] = cropped(image, crop, flip, size)
         return images.permute(0, 2, 3, 1), faults

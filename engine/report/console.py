@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from engine.report import scores, tables
+from engine.report import comparison, scores, tables
 from engine.report.tables import Table
 
 # A pipe or a file has no width of its own; tables should not be squeezed there.
@@ -114,10 +114,17 @@ def show_scores(results: dict, split: str = "test") -> None:
         show(*each, narrow=overview)
 
 
+def show_comparison(results: dict) -> None:
+    """Print the accuracies of each split, where there is more to them than the test scores of one seed."""
+    for table in comparison.tables(results) if comparison.says_more(results) else ():
+        show(table)
+
+
 def summarise(results: dict) -> None:
     """Print a finished run: scores, costs, what its variants come to, what took longest, and what failed."""
     if results["models"]:
         show_scores(results)
+        show_comparison(results)
         show(tables.models(results))
     variants = tables.variants(results)
     if variants.rows:

@@ -12,7 +12,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from engine.report import plots, scores, tables
+from engine.report import comparison, plots, scores, tables
 from engine.report.tables import Table
 from engine.run_folder import RunFolder
 
@@ -22,9 +22,14 @@ COSTS = (
     "as torchinfo counts them."
 )
 RATIO = "ratio: of test accuracy to ResNet34's in this run."
+COMPARISON = (
+    "± is the standard deviation over seeds (n - 1). Flip averaging: by the mean logits of an image and its mirror "
+    "image. Nothing is chosen by the test and held-out images. table.csv has these figures in full."
+)
 PROTOCOLS = (
     "subset: the model sees only the channels present; zero-pad: the absent ones are zero; one-per-combination: each "
-    "combination has its model. The mean is over all combinations tested."
+    "combination has its model, which, with zero-pad, sees zeros for the others. The mean is over all combinations "
+    "tested."
 )
 # What CSS calls an inch.
 PIXELS_PER_INCH = 96
@@ -70,6 +75,7 @@ def write(folder: RunFolder, results: dict, environment: dict) -> None:
         "environment": environment,
         "config": folder.config.read_text(encoding="utf-8"),
         "heading": _heading(results),
+        "runs": _runs(results),
         "sections": [section for section in sections(results, folder.plots) if not section.is_empty],
     }
     for name in ("report.md", folder.html.name):
@@ -111,6 +117,9 @@ def sections(results: dict, folder: Path) -> list[Section]:
         Section("Failed", _filled(tables.failed(results))),
         Section("Reported and measured", _filled(tables.reported(results)), note=REPORTED),
         *_by_channels(results, found),
+        Section("Accuracy by split", comparison.tables(results), note=COMPARISON)
+        if comparison.says_more(results)
+        else Section("Accuracy by split"),
         Section("Test protocols", _filled(tables.protocols(results)), note=PROTOCOLS),
         Section("Variants of training", _filled(tables.variants(results))),
         Section("Ablation: validation accuracy", _filled(tables.ablation(results))),
@@ -166,6 +175,13 @@ def _filled(*every: Table) -> tuple[Table, ...]:
 def _heading(results: dict) -> str:
     names = list(results["models"])
     return f"{results['task']}: " + (", ".join(names) if 0 < len(names) <= 4 else f"{len(names)} systems")
+
+
+def _runs(results: dict) -> str:
+    seeds = results.get("seeds", [])
+    if len(seeds) < 2:
+        return f"One run, seed {results['seed']}."
+    return f"Means of {len(seeds)} runs, seeds {', '.join(map(str, seeds))}."
 
 
 def _inline(path: Path) -> Markup:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine import training
+from engine.augmentation import Augmentations
 from engine.training import fit
 from tests.engine.test_faults import PLAN, Net, images, loaders  # noqa: F401
 
@@ -38,3 +39,17 @@ def test_gradients_are_the_trainings_own_where_a_cuda_graph_would_write_to_them_
     assert histories[0] == histories[1]
     assert not any(kept[0])
     assert all(kept[1])
+
+
+def test_growing_images_do_not_use_up_the_limit_of_recompilations(loaders, tmp_path):  # noqa: F811
+    """Each size is compiled anew; what was compiled for the size before is dropped."""
+    train, _ = loaders
+    growing = Augmentations(epochs=5, progressive=0.5)
+    train.augmentations, sizes = growing, []
+    read = train.epoch
+    train.epoch = lambda epoch, **options: sizes.append(train.size_of(epoch)) or read(epoch, **options)
+    plan = replace(COMPILED, epochs=5, augmentations=growing)
+    with torch._dynamo.config.patch({"recompile_limit": 3, "fail_on_recompile_limit_hit": True}):
+        course = fit("m", Net(4), *loaders, plan, tmp_path / "compiled")
+    assert len(set(sizes)) == 3
+    assert course.history == fit("m", Net(4), *loaders, replace(plan, compile=False), tmp_path / "plain").history

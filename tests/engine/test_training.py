@@ -159,3 +159,16 @@ def test_label_smoothing_raises_the_training_loss_alone(loaders, tmp_path):
     assert smooth.val_loss == pytest.approx(plain.val_loss, rel=1e-4)
     assert abs(smooth.train_loss - plain.train_loss) > 1e-3
     assert np.isfinite(smooth.train_loss)
+
+
+@pytest.mark.parametrize(("padded", "width"), [(True, 3), (False, 2)])
+def test_a_network_for_one_combination_is_shown_that_alone(loaders, tmp_path, padded, width):
+    model = Recorder(width)
+    plan = replace(PLAN, epochs=1, channels=("RB", (0, 2)), padded=padded)
+    assert plan.inputs(3) == width
+    fit("m", model, *loaders, plan, tmp_path)
+    for images, mask in model.seen:
+        assert mask is None
+        assert images.shape[1] == width
+        assert (images[:, 1] == 0).all() == padded
+        assert (images[:, [0, width - 1]] != 0).any()

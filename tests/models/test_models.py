@@ -39,9 +39,14 @@ PARAMETERS = {
     "vgg_resnet_sum": 31_226_546,
     "vgg_resnet_concat": 31_252_146,
     "resnetv2": 23_602_802,
+    "prism4": 4_271_996,
+    "prism4_small": 491_700,
 }
 NAMES = [*PARAMETERS, "dwg_densenet121", "rrdb", "rrdb_rnn"]
-ANY_CHANNELS = {"pool_attention_cnn", "adaptive_channel_cnn", "dynamic_cnn_v1", "dynamic_cnn_v2", "dwg_densenet121"}
+ANY_CHANNELS = {
+    *("pool_attention_cnn", "adaptive_channel_cnn", "dynamic_cnn_v1", "dynamic_cnn_v2", "dwg_densenet121"),
+    *("prism4", "prism4_small"),
+}
 # a model that is not here takes images of one pixel
 SMALLEST = {
     "simple_cnn": 8,
@@ -61,6 +66,8 @@ SMALLEST = {
     "vgg_resnet_sum": 32,
     "vgg_resnet_concat": 32,
     "dwg_densenet121": 29,
+    "prism4": 5,
+    "prism4_small": 5,
 }
 ONE_SIZE = {"naive_cnn", "attention_separable_cnn"}
 # weights of the first convolution for one input channel
@@ -83,6 +90,9 @@ FIRST = {
     "vgg_resnet_sum": 64 * 9 + 64 * 49,
     "vgg_resnet_concat": 64 * 9 + 64 * 49,
     "resnetv2": 64 * 49,
+    # four experts, and three more statistics for 16 hidden channels of their routing
+    "prism4": 4 * 64 * 49 + 3 * 16,
+    "prism4_small": 4 * 32 * 49 + 3 * 16,
 }
 every_model = pytest.mark.parametrize("name", NAMES)
 any_channels = pytest.mark.parametrize("name", ["pool_attention_cnn", "dynamic_cnn_v1", "dynamic_cnn_v2"])

@@ -57,6 +57,12 @@ def add_line(folder, line, to="train.txt"):
         (["task1", "--models", "simple_cnn,simple_cnn"], "--models names simple_cnn 2 times"),
         (["task1", "--channels", "RGX"], "channels 'RGX': no channel 'X'; the data has R, G, B"),
         (["task1", "--backend", "cv2"], "'--backend': 'cv2' is not one of"),
+        (["task1", "--progressive", "0"], "0.0 is not in the range 0<x<=1"),
+        (["task1", "--seeds", "0"], "0 is not in the range x>=1"),
+        (
+            ["task1", "--channel-sampling", "shuffle", "--consistency", "1"],
+            "no image is shown with all channels in order",
+        ),
         (["task1", "--batch-size", "0"], "'--batch-size': 0 is not in the range x>=1"),
         (["task1", "--epochs", "many"], "'--epochs': 'many' is not a valid integer"),
         (["task1", "--channels", "RG,RG"], "channels 'RG' are named 2 times"),
@@ -146,6 +152,17 @@ def test_images_too_small_for_the_model(fails, stripes):
     assert "attention_cnn cannot take 8 px images; it needs at least 16 px: --image-size 16" in error
     error = fails("task1", "--data", stripes, "--image-size", 40, "--models", "simple_cnn,adaptive_channel_cnn")
     assert "adaptive_channel_cnn cannot take 40 px images; it needs at least 64 px" in error
+
+
+def test_a_model_for_one_image_size_and_images_that_grow(fails, stripes):
+    arguments = ["--models", "naive_cnn", "--image-size", "32", "--progressive", "0.5"]
+    error = fails("task1", "--data", stripes, *arguments)
+    assert "naive_cnn cannot take the 16 px images that --progressive 0.5 begins with; give it progressive = 1" in error
+
+
+def test_more_images_held_out_than_half(fails, stripes):
+    error = fails("task1", "--data", stripes, "--holdout", "40")
+    assert "--holdout 40: 14 of 24 training images of class '0' in" in error
 
 
 def test_weights_that_transfer_cannot_start_from(fails, stripes, tmp_path):

@@ -7,8 +7,8 @@ import pytest
 
 import models
 from engine.errors import UserError
-from train import entries, recipes, systems
-from train.config import RECIPES, TASKS, Settings
+from train import entries, networks, recipes, systems
+from train.config import OF_AN_ENTRY, RECIPES, TASKS, Settings, read_toml, typed
 from train.run import main
 
 
@@ -57,8 +57,10 @@ def test_all_stands_for_every_system_of_the_task(task):
     assert found == systems.names(task)
 
 
-def test_every_registered_model_is_a_system_of_some_task():
-    assert {name for task in TASKS for name in systems.names(task)} == set(models.names())
+def test_every_registered_model_but_our_own_is_a_system_of_some_task():
+    reported = {name for task in TASKS for name in systems.names(task)}
+    assert set(models.names()) - reported == {"prism4", "prism4_small"}
+    assert reported <= set(models.names())
 
 
 def test_transfer_trains_each_model_in_every_mode_unless_one_is_named():
@@ -85,6 +87,47 @@ def test_report_c_trains_each_network_as_the_report_says(capsys):
     assert (found["image_size"], found["lr"], found["optimizer"]) == (128, 1e-3, "adam")
     assert found["model"]["naive_cnn"] == {"batch_size": 64, "epochs": 15, "weight_decay": 1e-5}
     assert found["model"]["adaptive_channel_cnn"] == {"batch_size": 128, "epochs": 10, "channel_sampling": "cycle"}
+
+
+def test_a_variant_with_a_table_of_its_own_may_change_the_model(tmp_path, capsys):
+    config = tmp_path / "ablation.toml"
+    config.write_text("""
+models = ["prism4", "prism4+static", "prism4+static+off"]
+[model."prism4+static"]
+options = { experts = [1, 1, 1, 1], attention = false }
+[model."prism4+static+off"]
+options = { expert = 1 }
+""")
+    settings = Settings(**typed(read_toml(config), "ablation.toml"), image_size=32).resolve("task1")
+    whole, static, wrong = (entries.of(settings, entry) for entry in settings.models)
+    assert (whole.options, static.options) == ({}, {"experts": [1, 1, 1, 1], "attention": False})
+    assert wrong.channel_sampling == "off"
+    costs = [networks.measure(entry, entries.of(settings, entry), 50, 3) for entry in settings.models[:2]]
+    assert costs[1].params < costs[0].params
+    with pytest.raises(UserError, match=r"prism4\+static\+off cannot be made with options {'expert': 1}: .*'expert'"):
+        networks.measure(settings.models[2], wrong, 50, 3)
+    for name, status in (("prism4+static", 0), ("prism4+statik", 2)):
+        assert main(["task1", "--config", str(config), "--models", name, "--print-config"]) == status
+    assert "no variant is named 'statik'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("task", "models"), [("task1", 4), ("task2", 4)])
+def test_the_strong_recipe_is_the_same_for_every_contender(task, models):
+    settings = Settings(**recipes.load("strong", task)).resolve(task)
+    assert len(settings.models) == models
+    own = {"image_size": 84, "label_smoothing": 0.1, "optimizer": "nesterov", "flip_test": True, "holdout": 2500}
+    alike = sorted(OF_AN_ENTRY - {"channel_sampling", "progressive"})
+    each = [entries.of(settings, entry) for entry in settings.models]
+    for found in each:
+        assert {name: getattr(found, name) for name in own} == own
+        assert [getattr(found, name) for name in alike] == [getattr(each[0], name) for name in alike]
+    assert {found.progressive for found in each} == ({0.6, 1.0} if task == "task1" else {0.6})
+
+
+def test_both_tasks_of_the_strong_recipe_train_alike():
+    first, second = (recipes.load("strong", task) for task in ("task1", "task2"))
+    apart = ("models", "channels", "channel_sampling", "model")
+    assert {k: v for k, v in first.items() if k not in apart} == {k: v for k, v in second.items() if k not in apart}
 
 
 def test_flags_win_over_a_config_which_wins_over_a_recipe(capsys, tmp_path):
@@ -121,7 +164,7 @@ def test_a_recipe_of_ones_own(capsys, tmp_path):
         ("[task1]\nepochs = 0\n", "0 is not in the range x>=1"),
         ('[task1]\n[task1.model.simple_cnn]\nout = "x"\n', "out holds for a whole run, not for one model"),
         ("[task1]\n[task1.model.simple_cnn]\nepochs = 0\n", "0 is not in the range x>=1"),
-        ("[task1]\n[task1.model.simple_cn]\nepochs = 3\n", "[model.simple_cn]: no model or variant has this name; did"),
+        ("[task1]\n[task1.model.simple_cn]\nepochs = 3\n", "[model.simple_cn]: no model has this name; did"),
         ('[task1]\n[task1.model.simple_cnn]\ntransfer = "frozen"\n', "no setting is named 'transfer'"),
         ("[task1]\n[task1.model]\nsimple_cnn = 3\n", "[model.simple_cnn] must be a table"),
         ("task1", "mine.toml"),

@@ -41,7 +41,7 @@ def test_task1_leaves_a_whole_run_folder(task1):
     names = {re.sub(r"/events\.out\..*", "/events", name) for name in names}
     models = ("simple_cnn", "pool_attention_cnn")
     assert names == {
-        "config.toml", "environment.json", "history.csv", "results.json", "report.md", "report.html",
+        "config.toml", "environment.json", "history.csv", "results.json", "table.csv", "report.md", "report.html",
         "plots/curves.png", "plots/combinations.png", "plots/tradeoff.png",
         *(f"predictions-{model}.csv" for model in models),
         *(f"plots/{kind}-{model}.png" for kind in ("confusion", "predictions") for model in models),

@@ -1,4 +1,4 @@
-"""The reports' settings, one TOML file each with a table per task."""
+"""Settings that belong together, the reports' and our own: one TOML file each with a table per task."""
 
 from __future__ import annotations
 

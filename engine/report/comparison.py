@@ -1,0 +1,133 @@
+"""The table of a run, a row for each accuracy: by model, split and channels, with and without flip averaging."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engine.report import scores
+from engine.report.tables import Table
+
+SPLITS = ("val", "holdout", "test")
+COLUMNS = (
+    *("model", "protocol", "split", "combination", "flip_averaging", "accuracy", "spread", "ratio_to_resnet34"),
+    *("seeds", "epochs", "params", "macs", "depth", "device", "train_seconds"),
+)
+# What a figure of the table is of.
+KEY = ("model", "protocol", "split", "combination", "flip_averaging")
+FIGURES = ("accuracy", "spread", "ratio_to_resnet34")
+TITLES = {"val": "Validation", "holdout": "Held-out", "test": "Test"}
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """What a model reached on a split: accuracy by combination, and over several seeds its standard deviation."""
+
+    split: str
+    flipped: bool
+    accuracy: dict[str, float | None]
+    spread: dict[str, float | None]
+
+
+def of_entry(entry: dict) -> Iterator[Accuracies]:
+    """Yield what a model's entry in `results.json` has: validation, held-out and test accuracies, each also flipped."""
+    every = {False: {"test": entry.get("test", {})} | entry.get("splits", {}), True: entry.get("flipped", {})}
+    spreads = entry.get("spread", {})
+    for split in SPLITS:
+        for flipped, found in every.items():
+            if found.get(split):
+                spread = spreads.get("flipped" if flipped else "plain", {}).get(split, {})
+                yield Accuracies(split, flipped, _accuracies(found[split]), _accuracies(spread))
+
+
+def rows(results: dict) -> list[dict]:
+    """Return the table's rows, by the names of `COLUMNS`; a figure that is not there is None."""
+    reference = next((entry for name, entry in results["models"].items() if scores.base(name) == "resnet34"), {})
+    references = {(item.split, item.flipped): item.accuracy for item in of_entry(reference)}
+    found = []
+    for name, entry in results["models"].items():
+        costs = {key: entry.get(key) for key in ("protocol", "epochs", "params", "macs", "depth", "train_seconds")}
+        seeds = " ".join(map(str, entry.get("seeds", [results.get("seed", 0)])))
+        common = {"model": name, "seeds": seeds, "device": results.get("device")} | costs
+        for item in of_entry(entry):
+            others = references.get((item.split, item.flipped), {})
+            for combination, accuracy in item.accuracy.items():
+                other = others.get(combination)
+                figures = {
+                    "split": item.split,
+                    "combination": combination,
+                    "flip_averaging": "yes" if item.flipped else "no",
+                    "accuracy": accuracy,
+                    "spread": item.spread.get(combination),
+                    "ratio_to_resnet34": accuracy / other if accuracy is not None and other else None,
+                }
+                found.append(common | figures)
+    return found
+
+
+def as_csv(results: dict) -> str:
+    """Return the table as text; figures are written in full, so that equal ones are equal to the last digit."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows(results))
+    return text.getvalue()
+
+
+def agreement(table: str, again: str) -> tuple[int, int]:
+    """Return how many figures two tables, as text, have in common, and how many of them are equal to the last digit."""
+    before, after = (
+        {(*(row[key] for key in KEY), name): row[name] for row in csv.DictReader(io.StringIO(text)) for name in FIGURES}
+        for text in (table, again)
+    )
+    # A ratio needs ResNet34's figure too, a spread all seeds: what one of the tables lacks is not compared.
+    common = [key for key in before.keys() & after.keys() if before[key] or after[key]]
+    return len(common), sum(before[key] == after[key] for key in common)
+
+
+def says_more(results: dict) -> bool:
+    """Return whether a run has more than one seed's test accuracies: several seeds, flip averaging, held-out images."""
+    return any(
+        entry.get("spread") or entry.get("flipped") or "holdout" in entry.get("splits", {})
+        for entry in results["models"].values()
+    )
+
+
+def tables(results: dict) -> tuple[Table, ...]:
+    """Return a table of accuracies for each split, means and standard deviations where there are several seeds."""
+    found: dict[str, list] = {}
+    labels: dict[str, None] = {}
+    for name, entry in results["models"].items():
+        for item in of_entry(entry):
+            labels |= dict.fromkeys(item.accuracy)
+            found.setdefault(item.split, []).append((name, item))
+    if len(labels) > scores.MOST_COMBINATIONS:
+        labels = dict.fromkeys([scores.full_set(results)])
+    several = any("spread" in entry for entry in results["models"].values())
+    title = " accuracy, %" + (", mean ± std" if several else "")
+    return tuple(
+        Table(
+            TITLES[split] + title,
+            ("system", "flip avg.", *labels),
+            tuple(
+                (name, "yes" if item.flipped else "no", *(_cell(item, label) for label in labels))
+                for name, item in found[split]
+            ),
+            left=2,
+        )
+        for split in SPLITS
+        if split in found
+    )
+
+
+def _accuracies(found: dict[str, dict]) -> dict[str, float | None]:
+    return {label: scores.number(row.get("accuracy")) for label, row in found.items()}
+
+
+def _cell(item: Accuracies, label: str) -> str:
+    accuracy, spread = item.accuracy.get(label), item.spread.get(label)
+    if accuracy is None:
+        return "-"
+    return f"{100 * accuracy:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")

@@ -1,0 +1,45 @@
+"""The results of runs that differ in their seed alone, as one: means, and how far the seeds spread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+
+MEANS = ("val", "test", "splits", "flipped", "train_seconds", "images_per_second")
+OWN = ("best_epoch", "epochs", "train_seconds", "val")  # what is also kept of each seed
+
+
+def combined(runs: Sequence[dict]) -> dict:
+    """Return the content of `results.json` for runs of several seeds, given that of each.
+
+    Scores, training time and images a second are means. Each model also has "seeds", those that it was trained with;
+    "spread", the standard deviation (of a sample, n - 1) of each test figure, as "plain" and "flipped" by split and
+    combination, where there are two seeds or more; and "per_seed". What failed names its seed.
+    """
+    names = dict.fromkeys(name for run in runs for name in run["models"])
+    failed = {f"{name} (seed {run['seed']})": why for run in runs for name, why in run.get("failed", {}).items()}
+    models = {
+        name: _entry({run["seed"]: run["models"][name] for run in runs if name in run["models"]}) for name in names
+    }
+    return dict(runs[0]) | {"seeds": [run["seed"] for run in runs], "models": models, "failed": failed}
+
+
+def _entry(of_seed: dict[int, dict]) -> dict:
+    every = list(of_seed.values())
+    means = {key: _merged(fmean, [entry[key] for entry in every]) for key in MEANS if key in every[0]}
+    own = [{"seed": seed} | {key: entry[key] for key in OWN if key in entry} for seed, entry in of_seed.items()]
+    found = every[0] | means | {"seeds": list(of_seed), "per_seed": own}
+    found |= {key: max(entry[key] for entry in every) for key in ("epochs", "peak_memory_mb") if key in every[0]}
+    if len(every) > 1:
+        found["spread"] = {
+            "plain": _merged(stdev, [entry.get("splits", {}) | {"test": entry["test"]} for entry in every]),
+            "flipped": _merged(stdev, [entry.get("flipped", {}) for entry in every]),
+        }
+    return found
+
+
+def _merged(merge: Callable[[list[float]], float], values: list):
+    """Return one value, or dict of such, for several; None where a number among them is missing."""
+    if isinstance(values[0], dict):
+        return {key: _merged(merge, [value.get(key) for value in values]) for key in values[0]}
+    return None if None in values else merge(values)

@@ -1,0 +1,103 @@
+"""A dynamic convolution whose kernels are made for whatever channels a sample has."""
+
+import torch
+from torch import Tensor
+
+from kernels import per_sample_conv2d
+from kernels.modules import DynamicConv2d, ExpertAttention
+from kernels.tensors import wide_dtype
+from models.generated_conv import present, without_absent
+
+MOST_PLACES = 16
+SHARPNESS = 4.0
+HIDDEN = 16
+
+
+class AnyChannelConv2d(DynamicConv2d):
+    """Dynamic convolution of any number of channels, told apart by where they stand among `in_channels`.
+
+    The experts have a kernel for each of some places, spread evenly over the `in_channels` channels the layer is made
+    for: one a channel, at most 16. A place takes the mean of the present channels, weighted by a softmax of
+    -4 * distance^2, the distance in steps from place to place: nearly the channel that stands there, and where none
+    does the nearest. So a lone channel is a gray image, and two of three channels estimate the third: responses keep
+    their scale whatever is present, and kernels that compare channels give zero where there is nothing to compare. The
+    estimate is linear; it is made of the kernels and not of the image, so that one convolution with a kernel per sample
+    is all that is computed. With all channels present it can be undone: the experts can be any `nn.Conv2d`.
+
+    A sample's experts are mixed by attention over its places: mean and standard deviation of the pixels there, and how
+    near the nearest channel is, exp(-4 * distance^2).
+
+    `weight` [experts, out_channels, places, kernel_height, kernel_width]; `bias` and `attention` as in `DynamicConv2d`.
+    With `fixed_places` the channels of a tensor that has `in_channels` of them stand where they are, whichever a mask
+    leaves. `kernels.fusion.fuse` leaves the layer as it is.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        *,
+        experts: int = 4,
+        fixed_places: bool = False,
+    ):
+        places = min(in_channels, MOST_PLACES)
+        super().__init__(places, out_channels, kernel_size, stride, padding, experts=experts)
+        self.attention = ExpertAttention(3 * places, experts, hidden_channels=HIDDEN)
+        self.last = in_channels - 1
+        self.fixed_places = fixed_places
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, channels: Tensor | None = None) -> Tensor:
+        """Map [batch, any channels, height, width] to [batch, out_channels, out_height, out_width].
+
+        Args:
+            mask: [batch, channels] bool, which channels are present; by default all. A sample without any counts as
+                channels of zeros.
+            channels: [channels] or [batch, channels], integers or floats: where each channel of x stands, the layer's
+                own channels being 0 to in_channels - 1; 0.5 is half-way between the first two, such as by wavelength.
+                By default a sample's present channels are spread evenly from the first to the last, in their order,
+                a lone one in the middle: the result is that of the present channels alone.
+
+        Raises:
+            TypeError: the mask is not bool.
+            ValueError: mask or channels do not fit x.
+        """
+        x, mask = without_absent(x, mask)
+        # autocast would round the mixing and the estimates
+        with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
+            estimate, nearness = self._places(self._standing(mask, channels), mask)
+            variance, mean = torch.var_mean(x.to(wide_dtype(x.dtype)), (2, 3), correction=0)
+            pixels = torch.stack([mean, (variance + 1e-5).sqrt()], 1)
+            shown = torch.cat([nearness.unsqueeze(1), (estimate.unsqueeze(1) * pixels.unsqueeze(2)).sum(3)], 1)
+            mixing = self.attention(shown.flatten(1)[:, :, None, None])
+            kernels = torch.einsum("bophw,bpc->bochw", _mixed(self.weight, mixing), estimate.to(mixing.dtype))
+            bias = _mixed(self.bias, mixing)
+        return per_sample_conv2d(x, kernels.to(x.dtype), bias.to(x.dtype), self.stride, self.padding)
+
+    def _standing(self, mask: Tensor, channels: Tensor | None) -> Tensor:
+        """Return where each channel stands, [batch, channels] float32."""
+        if channels is not None:
+            if channels.shape not in (mask.shape, mask.shape[1:]):
+                wanted = f"[channels={mask.shape[1]}] or [batch={mask.shape[0]}, channels={mask.shape[1]}]"
+                raise ValueError(f"channels must be {wanted}, got {list(channels.shape)}")
+            return channels.to(mask.device, torch.float32).expand(mask.shape)
+        if self.fixed_places and mask.shape[1] == self.last + 1:
+            return torch.arange(self.last + 1, dtype=torch.float32, device=mask.device).expand(mask.shape)
+        count = present(mask)
+        spread = (mask.cumsum(1) - 1) * (self.last / (count - 1).clamp(min=1)).float()
+        return torch.where(count > 1, spread, self.last / 2)
+
+    def _places(self, standing: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each place's weights, [batch, places, channels], and how near to it one stands, [batch, places]."""
+        places = torch.linspace(0, self.last, self.in_channels, dtype=standing.dtype, device=standing.device)
+        step = self.last / (self.in_channels - 1) if self.last else 1
+        distance = (places[:, None] - standing[:, None]) / step
+        closeness = (-SHARPNESS * distance**2).masked_fill(~mask[:, None], torch.finfo(distance.dtype).min)
+        return closeness.softmax(2), closeness.amax(2).exp()
+
+
+def _mixed(experts: Tensor, mixing: Tensor) -> Tensor:
+    """Return the sum of experts [experts, ...] by mixing [batch, experts]: [batch, ...] in the mixing's dtype."""
+    return (mixing @ experts.to(mixing.dtype).flatten(1)).unflatten(1, experts.shape[1:])

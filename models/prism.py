@@ -1,0 +1,117 @@
+"""Shallow networks of dynamic convolutions and large kernels, for any channels."""
+
+import torch
+from torch import Tensor, nn
+
+from kernels.modules import DynamicConv2d, SpatialAttention
+from models.any_channel_conv import AnyChannelConv2d
+
+ALIKE = 0.9
+
+
+class Prism(nn.Module):
+    """Four weight layers between an image of any channels and its classifier.
+
+    `AnyChannelConv2d` k7 s2 p3 (any channels -> widths[0]), BN, ReLU, maxpool 3 s2 p1, then three `Branches`, each one
+    layer deep: a dynamic conv k3 beside a depthwise conv with large kernels, their maps side by side; maxpool 2 after
+    the first. Spatial attention k7 after each, a gate beside the path. GAP, dropout, FC. The routing that mixes a
+    convolution's experts and the gates are no layers of the path. Height and width: at least 5.
+
+    The defaults are `prism4`, 4,271,996 parameters with 3 channels and 50 classes. The experts of a layer start nearly
+    alike, so that training begins as a plain convolution's does.
+
+    Args:
+        widths: channels after the stem and of the three k3 convolutions.
+        experts: of the stem and of the three k3 convolutions; 1 is a plain convolution.
+        large_kernels: heights and widths of the depthwise kernels, odd; 0 leaves a branch out.
+        attention: whether there is spatial attention.
+        fixed_places: whether a mask says which channels are present, and not only how many: see `AnyChannelConv2d`.
+            A tensor of fewer channels must then say which these are.
+    """
+
+    any_channels = True
+
+    def __init__(
+        self,
+        num_classes: int = 50,
+        in_channels: int = 3,
+        *,
+        widths: tuple[int, int, int, int] = (64, 128, 256, 512),
+        experts: tuple[int, int, int, int] = (4, 4, 4, 1),
+        large_kernels: tuple[int, int, int] = (9, 9, 7),
+        attention: bool = True,
+        dropout: float = 0.2,
+        fixed_places: bool = False,
+    ):
+        super().__init__()
+        self.fixed_places = fixed_places
+        channels, geometry = widths[0], {"stride": 2, "padding": 3}
+        self.stem = AnyChannelConv2d(
+            in_channels, channels, 7, **geometry, experts=experts[0], fixed_places=fixed_places
+        )
+        layers = [nn.BatchNorm2d(channels), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
+        for number, sizes in enumerate(zip(widths[1:], experts[1:], large_kernels, strict=True)):
+            branches = Branches(channels, *sizes)
+            channels = branches.out_channels
+            layers += [branches, *[nn.MaxPool2d(2)] * (number == 0), *[SpatialAttention(7)] * attention]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels, num_classes)
+        )
+        _bring_experts_together(self)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, channels: Tensor | None = None) -> Tensor:
+        """Map [batch, any channels, height, width] to logits [batch, num_classes].
+
+        With `mask`, [batch, channels] bool, each sample's result is that of its present channels alone (in evaluation;
+        in training, batch normalisation takes its statistics over the whole batch). `channels` says where the channels
+        of x stand among the `in_channels` the network is made for: see `AnyChannelConv2d`.
+        """
+        return self.head(self.features(self.stem(x, mask, channels)))
+
+
+class Branches(nn.Module):
+    """Conv k3 and depthwise conv k`large_kernel` of the same maps, each with BN and ReLU, side by side.
+
+    [batch, in_channels, h, w] -> [batch, width + in_channels, h, w]; without the second, `large_kernel` 0, width.
+    """
+
+    def __init__(self, in_channels: int, width: int, experts: int, large_kernel: int):
+        super().__init__()
+        self.small = _conv_norm_relu(in_channels, width, 3, experts=experts)
+        self.large = None
+        self.out_channels = width
+        if large_kernel:
+            self.large = _conv_norm_relu(in_channels, in_channels, large_kernel, groups=in_channels)
+            self.out_channels += in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [batch, in_channels, height, width] to [batch, out_channels, height, width]."""
+        return self.small(x) if self.large is None else torch.cat([self.small(x), self.large(x)], 1)
+
+
+def prism4_small(num_classes: int = 50, in_channels: int = 3, **options) -> Prism:
+    """Return a `Prism` of 491,700 parameters with 3 channels and 50 classes; `options` go to it."""
+    sizes = {"widths": (32, 64, 96, 160), "experts": (4, 4, 1, 1)}
+    return Prism(num_classes, in_channels, **sizes | options)
+
+
+def _conv_norm_relu(
+    in_channels: int, out_channels: int, kernel_size: int, groups: int = 1, experts: int = 1
+) -> nn.Sequential:
+    geometry = {"padding": kernel_size // 2, "groups": groups, "bias": False}
+    if experts == 1:
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, **geometry)
+    else:
+        conv = DynamicConv2d(in_channels, out_channels, kernel_size, **geometry, experts=experts)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
+@torch.no_grad()
+def _bring_experts_together(model: nn.Module) -> None:
+    """Move the experts of each dynamic convolution to nine tenths of the way to its first."""
+    for module in model.modules():
+        if isinstance(module, DynamicConv2d):
+            for experts in (module.weight, module.bias):
+                if experts is not None:
+                    experts.lerp_(experts[:1].clone(), ALIKE)

@@ -1,0 +1,159 @@
+"""Runs with several seeds, their table, and its reproduction from the checkpoints."""
+
+import csv
+import json
+import shutil
+from statistics import fmean, stdev
+
+import pytest
+import torch
+
+from engine import checkpoint
+from tests.train import runner
+from train import experiment
+from train.run import main
+
+SEEDS = [0, 1]
+# One network for all combinations, and one for each that sees zeros in place of the others.
+MODELS = ("pool_attention_cnn", "simple_cnn+alone")
+ARGUMENTS = [
+    *("--image-size", "32", "--batch-size", "24", "--epochs", "2", "--workers", "1", "--precision", "fp32"),
+    *("--models", ",".join(MODELS), "--channels", "RGB,G", "--lr", "0.01", "--backend", "torch", "--no-tensorboard"),
+    *("--progressive", "0.5", "--holdout", "15", "--flip-test", "--consistency", "0.5", "--ema", "0.9"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(stripes, tmp_path_factory):
+    before, out = torch.get_num_threads(), tmp_path_factory.mktemp("seeds")
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "SHOWN_PREDICTIONS", 2)  # drawing more takes longer than all else
+        start = ["task1", "--data", str(stripes), "--out", str(out), "--name", "a", *ARGUMENTS, "--seeds", "2"]
+        assert main(start) == 0
+        yield out / "task1/a"
+    torch.set_num_threads(before)
+
+
+def table(run, name="table.csv"):
+    with open(run / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_figures_are_the_means_of_the_seeds_with_their_standard_deviations(run):
+    whole, parts = runner.results(run), [runner.results(run / f"seeds/{seed}") for seed in SEEDS]
+    assert whole["seeds"] == SEEDS
+    assert list(whole["models"]) == list(MODELS)
+    for name, entry in whole["models"].items():
+        each = [part["models"][name] for part in parts]
+        for kind in ("accuracy", "loss"):
+            found = [one["splits"]["holdout"]["G"][kind] for one in each]
+            assert entry["splits"]["holdout"]["G"][kind] == fmean(found)
+            assert entry["spread"]["plain"]["holdout"]["G"][kind] == stdev(found)
+        assert entry["train_seconds"] == fmean(one["train_seconds"] for one in each)
+        assert [row["seed"] for row in entry["per_seed"]] == entry["seeds"] == SEEDS
+    assert parts[0]["models"][MODELS[0]]["test"] != parts[1]["models"][MODELS[0]]["test"]
+    assert {row["model"] for row in runner.history(run)} >= {f"{MODELS[0]} seed 0", f"{MODELS[1]} G seed 1"}
+
+
+def test_the_table_has_a_row_for_each_accuracy(run):
+    rows, results = table(run), runner.results(run)
+    models, device = results["models"], results["device"]
+    key = ("model", "protocol", "split", "combination", "flip_averaging")
+    assert [tuple(row[name] for name in key) for row in rows] == [
+        (model, protocol, split, combination, flip)
+        for model, protocol in zip(MODELS, ("subset", "one-per-combination, zero-pad"), strict=True)
+        for split in ("val", "holdout", "test")
+        for flip in ("no", "yes")
+        for combination in ("RGB", "G")
+    ]
+    for row in rows:
+        entry = models[row["model"]]
+        kind = "flipped" if row["flip_averaging"] == "yes" else "plain"
+        plain = entry["splits"] | {"test": entry["test"]}
+        found = entry["flipped"] if kind == "flipped" else plain
+        assert float(row["accuracy"]) == found[row["split"]][row["combination"]]["accuracy"]
+        assert float(row["spread"]) == entry["spread"][kind][row["split"]][row["combination"]]["accuracy"]
+        assert (row["seeds"], row["params"], row["device"]) == ("0 1", str(entry["params"]), device)
+        assert float(row["train_seconds"]) == entry["train_seconds"]
+
+
+def test_evaluate_reproduces_the_table_to_the_digit(run, capsys):
+    assert main(["evaluate", str(run), "--channels", "RGB,G"]) == 0
+    assert (run / "evaluation.csv").read_bytes() == (run / "table.csv").read_bytes()
+    assert "48 of 48 figures are those of" in capsys.readouterr().out
+    weights = run / "seeds/1/checkpoints/pool_attention_cnn/best.pt"
+    kept = weights.read_bytes()
+    shutil.copy(run / "seeds/0/checkpoints/pool_attention_cnn/best.pt", weights)
+    assert main(["evaluate", str(run), "--channels", "G", "--split", "holdout"]) == 0
+    weights.write_bytes(kept)
+    printed = capsys.readouterr().out
+    assert "8 of 8 figures" not in printed
+    assert "of 8 figures are those of" in printed
+    assert json.loads((run / "evaluation.json").read_text())["splits"] == ["holdout"]
+
+
+def test_the_report_shows_means_and_deviations(run):
+    for name in ("report.md", "report.html"):
+        page = (run / name).read_text()
+        assert "Means of 2 runs, seeds 0, 1." in page
+        assert "Held-out accuracy, %, mean ± std" in page
+        assert "±" in page
+        assert "15 training images held out" in page
+
+
+def test_seeds_share_one_division_of_the_data(run):
+    held = [(run / f"seeds/{seed}/holdout.txt").read_text() for seed in SEEDS]
+    assert held[0] == held[1]
+    assert len(held[0].splitlines()) == 15
+    assert {runner.results(run / f"seeds/{seed}")["data"]["train"] for seed in SEEDS} == {72 - 15}
+
+
+def test_an_interrupted_run_goes_on_and_computes_no_finished_seed_again(run, tmp_path, monkeypatch):
+    half, save = shutil.copytree(run, tmp_path / "task1/a"), checkpoint.save
+    shutil.rmtree(half / "seeds/1")
+    (half / "report.html").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (half / "seeds/0").rglob("*")}
+
+    def interrupted(path, content):
+        save(path, content)
+        if path.relative_to(half).parts == ("seeds", "1", "checkpoints", "simple_cnn+alone", "RGB", "next.pt"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", interrupted)
+        assert main(["task1", "--out", str(tmp_path), "--resume", "auto"]) == 1
+    assert runner.results(half)["seeds"] == [0]
+    assert main(["task1", "--out", str(tmp_path), "--resume", "auto"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (half / "seeds/0").rglob("*")} == kept
+    assert (half / "history.csv").read_bytes() == (run / "history.csv").read_bytes()
+    for path in ("pool_attention_cnn/last.pt", "simple_cnn+alone/RGB/last.pt"):
+        mine, others = (checkpoint.load(each / "seeds/1/checkpoints" / path)["model"] for each in (half, run))
+        assert all(torch.equal(value, others[key]) for key, value in mine.items())
+    found, wanted = ([row | {"train_seconds": ""} for row in table(each)] for each in (half, run))
+    assert found == wanted
+
+
+def test_a_finished_run_goes_on_to_more_seeds_and_no_other_change(run, tmp_path, capsys):
+    more = shutil.copytree(run, tmp_path / "more")
+    for arguments, message in (
+        (["--lr", "0.5"], "has another --lr: its seeds must agree"),
+        (["--seeds", "1"], "has --seeds 2: give as many or more"),
+        (["--holdout", "0"], "has another --holdout: its seeds must agree"),
+    ):
+        assert main(["task1", "--resume", str(more), *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert (more / "report.html").exists()
+    arguments = ["--resume", str(more), "--seeds", "3", "--models", "pool_attention_cnn"]
+    assert main(["task1", *arguments]) == 0
+    assert "seed 2" in capsys.readouterr().out
+    assert runner.results(more)["seeds"] == [0, 1, 2]
+    assert runner.results(more)["models"]["pool_attention_cnn"]["seeds"] == [0, 1, 2]
+
+
+def test_commands_for_one_network_ask_for_one_seed(run, stripes, capsys):
+    assert main(["predict", str(run), str(stripes / "images/test 0.jpg")]) == 2
+    assert f"give one of them, {run}/seeds/0" in capsys.readouterr().err
+    assert main(["predict", str(run / "seeds/0"), str(stripes / "images/test 0.jpg")]) == 0
+    assert main(["task1", "--resume", str(run / "seeds/0"), "--seeds", "2"]) == 2
+    assert "is a run of one seed" in capsys.readouterr().err

@@ -1,0 +1,126 @@
+"""`--seeds N`: the whole run with one seed after another, and one report of means and spreads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from engine import distributed, hardware, seeds
+from engine.course import EpochRow
+from engine.errors import UserError
+from engine.report import comparison, console, pages
+from engine.run_folder import RunFolder
+from train import entries, experiment
+from train.config import OF_AN_ENTRY, Settings
+from train.data import Data
+
+# What must be the same for all seeds, whenever each was trained.
+SAME = (
+    *sorted(OF_AN_ENTRY - {"epochs"}),
+    *("model", "channels", "flip_test", "holdout", "test_holdout", "precision", "seed"),
+)
+
+
+def run(task: str, settings: Settings, resume: RunFolder | None = None) -> Repeated:
+    """Train and test all models of `settings` with each of its seeds and write the run's folder.
+
+    Each seed has a run folder of its own in it, in `seeds/`. With `resume`, seeds that are finished are not computed
+    again, and one that was interrupted goes on.
+
+    Raises:
+        UserError: as `experiment.run`, or the run to go on with has a single seed.
+    """
+    repeated = Repeated(task, settings, resume)
+    for seed in range(settings.seed, settings.seed + settings.seeds):
+        repeated.run(seed)
+    repeated.report()
+    return repeated
+
+
+class Repeated:
+    """The run's folder, those of its seeds, and the results so far."""
+
+    def __init__(self, task: str, settings: Settings, resume: RunFolder | None) -> None:
+        self.task, self.settings, self.folder = task, settings, resume
+        if resume is not None:
+            check_unchanged(task, settings, resume)
+        self.environment = hardware.describe()
+        self.begun = False
+        self.data: Data | None = None
+        self.done: dict[int, RunFolder] = {}
+        self.predictions: dict = {}
+        self.results: dict = {}
+
+    def run(self, seed: int) -> None:
+        """Train and test with one seed, or what of that is left to do."""
+        own = replace(self.settings, seed=seed, seeds=1, split_seed=self.settings.division_seed)
+        folder = self.folder and self.folder.of_seed(seed)
+        console.say(f"seed {seed}")
+        # The first process decides: it may have begun to write what another is still to look for.
+        found = (folder is not None and folder.begun, folder is not None and is_finished(folder, own))
+        begun, finished = distributed.of_main(found if distributed.is_main() else None)
+        if not finished:
+            made = experiment.run(self.task, own, folder if begun else None, self._made, self.data)
+            self.data, folder = made.data, made.folder
+            self.predictions = self.predictions or made.predictions
+        self.done[seed] = folder
+        distributed.wait()  # for the first process's files
+        self.results = seeds.combined([run.read_results() for run in self.done.values()])
+        if self.results["models"]:
+            experiment.add_ratio(self.results)
+        self.folder.write_json(self.folder.results, self.results)
+
+    def _made(self, own: Settings) -> RunFolder:
+        """Return the folder for a seed's run, of which everything of the user's is checked; before the first, begin."""
+        if self.folder is None:
+            self.folder = experiment.made_by_main(Path(own.out), self.task, own.name)
+        if not self.begun:
+            self.begun = True
+            settings = replace(own, seed=self.settings.seed, seeds=self.settings.seeds, split_seed=None)
+            nothing = {"task": self.task, "data": {"classes": 0, "class_names": []}, "models": {}}
+            self.folder.begin(settings.to_toml(), self.environment, self.results or nothing)
+        folder = self.folder.of_seed(own.seed)
+        if distributed.is_main():
+            folder.plots.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def report(self) -> None:
+        """Write tables, curves and both report pages of all seeds."""
+        rows = [
+            EpochRow.from_text(row | {"model": f"{row['model']} seed {seed}"})
+            for seed, folder in self.done.items()
+            for row in folder.read_history()
+        ]
+        if not rows or not distributed.is_main():
+            return
+        self.folder.write_history(rows)
+        history: dict[str, list[EpochRow]] = {}
+        for row in rows:
+            history.setdefault(row.model, []).append(row)
+        self.folder.write(self.folder.table, comparison.as_csv(self.results))
+        pages.pictures(self.folder, self.results, history)
+        pages.write(self.folder, self.results, self.environment)
+
+
+def is_finished(folder: RunFolder, settings: Settings) -> bool:
+    """Return whether a seed's run came to its end by these settings."""
+    if not folder.begun or not folder.finished:
+        return False
+    before, results = Settings.from_toml(folder.config), folder.read_results()
+    same = all(getattr(before, name) == getattr(settings, name) for name in ("channels", "holdout", "flip_test"))
+    there = results["models"].keys() | (results.get("failed", {}).keys() if settings.sweep else set())
+    trained = {entry: entries.of(before, entry).epochs for entry in there}
+    return same and all(trained.get(entry, 0) >= entries.of(settings, entry).epochs for entry in settings.models)
+
+
+def check_unchanged(task: str, settings: Settings, run: RunFolder) -> None:
+    """Raise UserError where a run goes on with other settings than those of its finished seeds."""
+    before = Settings.from_toml(run.config).resolve(task)
+    if before.seeds == 1:
+        raise UserError(f"{run.root} is a run of one seed: leave --seeds out, or start another run")
+    if settings.seeds < before.seeds:
+        raise UserError(f"{run.root} has --seeds {before.seeds}: give as many or more, or start another run")
+    for name in SAME:
+        if getattr(before, name) != getattr(settings, name):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{run.root} has another {flag}: its seeds must agree, leave it so or start another run")
