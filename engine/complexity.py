@@ -22,7 +22,8 @@ class Complexity:
     `macs` is half of `flops`, which torch's flop counter gives (convolutions, matrix products and this project's
     ops). `activation_mb` is torchinfo's "forward/backward pass size": twice the outputs of all layers that have
     parameters, in float32, in units of 10^6 bytes. `depth` is the number of weight layers on the longest path
-    between the input and the classifier head; see `depth`.
+    between the input and the classifier head; see `depth`. `distinct_layers` counts those of that path that are
+    applied several times once.
     """
 
     params: int
@@ -30,6 +31,7 @@ class Complexity:
     flops: int
     activation_mb: float
     depth: int
+    distinct_layers: int
 
 
 def measure(model: nn.Module, channels: int, size: int) -> Complexity:
@@ -45,12 +47,15 @@ def measure(model: nn.Module, channels: int, size: int) -> Complexity:
     with torch.no_grad(), counter:
         model(images)
     flops = counter.get_total_flops() // len(images)
+    activations = sum(outputs) / len(images)
+    layers = path(model, images)
     return Complexity(
         params=sum(parameter.numel() for parameter in model.parameters()),
         macs=flops // 2,
         flops=flops,
-        activation_mb=2 * 4 * sum(outputs) / len(images) / 1e6,
-        depth=depth(model, images),
+        activation_mb=2 * 4 * activations / 1e6,
+        depth=len(layers),
+        distinct_layers=len(set(layers)),
     )
 
 
@@ -59,15 +64,25 @@ def depth(model: nn.Module, images: Tensor) -> int:
 
     Weight layers are convolutions and linear layers on feature maps or tokens. A layer on one vector per sample
     (after global pooling) belongs to the head or to a gate and does not count; nor does a gate inside one of this
-    project's ops, nor the path that makes a dynamic convolution's kernels.
+    project's ops, nor the path that makes a dynamic convolution's kernels. A layer that is applied several times counts
+    each time.
     """
-    with torch.no_grad(), _DepthMode(images) as mode:
+    return len(path(model, images))
+
+
+def path(model: nn.Module, images: Tensor) -> tuple[frozenset[str], ...]:
+    """Return the weight layers on the longest path, see `depth`, each as the names of the parameters of its kernels.
+
+    Of paths of one length it is one with the most distinct layers.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    with torch.no_grad(), _PathMode(images, names) as mode:
         logits = model(images)
     return mode.of(logits)
 
 
-# Operators that apply a linear layer, and which argument holds the features.
-_LINEAR = {"aten::addmm": 1, "aten::mm": 0, "aten::bmm": 0, "aten::linear": 0}
+# Operators that apply a linear layer, and which arguments hold the features and the weights.
+_LINEAR = {"aten::addmm": (1, 2), "aten::mm": (0, 1), "aten::bmm": (0, 1), "aten::linear": (0, 1)}
 _CONVOLUTIONS = {
     "aten::convolution",
     "aten::_convolution",
@@ -88,50 +103,69 @@ _POOLS = {
 
 @dataclass(frozen=True)
 class _Trace:
-    """The largest number of weight layers between the input and a tensor, and whether the map has been pooled away."""
+    """What a tensor was made of.
 
-    depth: int
-    pooled: bool
+    Attributes:
+        layers: the weight layers on the longest path from the images to it; None where it does not depend on them.
+        pooled: whether the map has been pooled away.
+        weights: the names of the parameters it was made of since the last weight layer or pooling.
+    """
+
+    layers: tuple[frozenset[str], ...] | None
+    pooled: bool = False
+    weights: frozenset[str] = frozenset()
 
 
-class _DepthMode(TorchDispatchMode):
-    """Traces every tensor that depends on the images; parameters and what is made of them alone have no trace."""
+class _PathMode(TorchDispatchMode):
+    """Traces every tensor that depends on the images or on parameters."""
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, images: Tensor, names: dict[int, str]) -> None:
         super().__init__()
         self._batch = len(images)
+        self._names = names
         # Ids are unique only among living tensors, so each one is kept to the end.
         self._alive = [images]
-        self._traces = {id(images): _Trace(0, pooled=False)}
+        self._traces = {id(images): _Trace(())}
 
-    def of(self, tensor: Tensor) -> int:
-        return self._traces[id(tensor)].depth
+    def of(self, tensor: Tensor) -> tuple[frozenset[str], ...]:
+        return self._traces[id(tensor)].layers
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         name = func._schema.name
-        leaves = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        weighted = name in _CONVOLUTIONS or name in _LINEAR
-        if name in _CONVOLUTIONS:
-            leaves = [args[0]]
-        elif name in _LINEAR:
-            leaves = [args[_LINEAR[name]]]
-        traces = [self._traces[id(leaf)] for leaf in leaves if id(leaf) in self._traces]
-        if not traces:
-            return result
-        pooled = all(trace.pooled for trace in traces)
-        depth = max(trace.depth for trace in traces) + (weighted and not pooled)
+        features, weights = (0, 1) if name in _CONVOLUTIONS else _LINEAR.get(name, (None, None))
+        leaves = tree_leaves((args, kwargs) if features is None else args[features])
+        traces = [trace for leaf in leaves if (trace := self._trace(leaf))]
+        paths = [trace for trace in traces if trace.layers is not None]
+        pooled = bool(paths) and all(trace.pooled for trace in paths)
+        layers = max((trace.layers for trace in paths), key=_length, default=None)
+        if features is not None and paths and not pooled:
+            kernels_of = self._trace(args[weights]) or _Trace(None)
+            layers, found = (*layers, kernels_of.weights), frozenset()
+        else:
+            made_of = filter(None, map(self._trace, tree_leaves((args, kwargs))))
+            found = frozenset().union(*(trace.weights for trace in made_of))
         for output in tree_leaves(result):
-            if isinstance(output, Tensor):
+            if isinstance(output, Tensor) and (layers is not None or found):
                 self._alive.append(output)
-                self._traces[id(output)] = _Trace(depth, pooled or self._pools(name, output))
+                now_pooled = not pooled and self._pools(name, output)
+                self._traces[id(output)] = _Trace(layers, pooled or now_pooled, frozenset() if now_pooled else found)
         return result
+
+    def _trace(self, leaf: object) -> _Trace | None:
+        if id(leaf) in self._names:
+            return _Trace(None, weights=frozenset([self._names[id(leaf)]]))
+        return self._traces.get(id(leaf)) if isinstance(leaf, Tensor) else None
 
     def _pools(self, name: str, output: Tensor) -> bool:
         """Return whether the operator leaves one vector per sample: by global pooling, or by flattening the map."""
         if output.ndim == 2:
             return output.shape[0] == self._batch
         return name in _POOLS and output.ndim == 4 and output.shape[2:] == (1, 1)
+
+
+def _length(layers: tuple[frozenset[str], ...]) -> tuple[int, int]:
+    return len(layers), len(set(layers))
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -13,8 +13,9 @@ from engine.report.tables import Table
 SPLITS = ("val", "holdout", "test")
 COLUMNS = (
     *("model", "protocol", "split", "combination", "flip_averaging", "accuracy", "spread", "ratio_to_resnet34"),
-    *("seeds", "epochs", "params", "macs", "depth", "device", "train_seconds"),
+    *("seeds", "epochs", "params", "macs", "depth", "distinct_layers", "device", "train_seconds"),
 )
+COSTS = ("protocol", "epochs", "params", "macs", "depth", "distinct_layers", "train_seconds")
 # What a figure of the table is of.
 KEY = ("model", "protocol", "split", "combination", "flip_averaging")
 FIGURES = ("accuracy", "spread", "ratio_to_resnet34")
@@ -48,7 +49,7 @@ def rows(results: dict) -> list[dict]:
     references = {(item.split, item.flipped): item.accuracy for item in of_entry(reference)}
     found = []
     for name, entry in results["models"].items():
-        costs = {key: entry.get(key) for key in ("protocol", "epochs", "params", "macs", "depth", "train_seconds")}
+        costs = {key: entry.get(key) for key in COSTS}
         seeds = " ".join(map(str, entry.get("seeds", [results.get("seed", 0)])))
         common = {"model": name, "seeds": seeds, "device": results.get("device")} | costs
         for item in of_entry(entry):

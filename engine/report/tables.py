@@ -48,6 +48,7 @@ FIGURES: dict[str, Callable[[dict, str], str]] = {
     "sampling": lambda entry, full: _sampling(entry),
     "augmentations": lambda entry, full: ", ".join(entry.get("augmentations", ())) or "-",
     "depth": lambda entry, full: _number(entry.get("depth"), ","),
+    "distinct": lambda entry, full: _number(entry.get("distinct_layers"), ","),
     "best": lambda entry, full: f"{_number(entry.get('best_epoch'), ',')}/{_number(entry.get('epochs'), ',')}",
     "val loss": lambda entry, full: _number(entry.get("val", {}).get("loss"), ".3f"),
     "train time": lambda entry, full: _duration(entry.get("train_seconds")),
@@ -136,7 +137,7 @@ def training(results: dict) -> Table:
     """Return a row per trained system: how it was trained, and how fast."""
     text, numbers = (
         ("protocol", "sampling", "augmentations"),
-        ("depth", "best", "val loss", "img/s", "peak MB", "GPU idle", "input wait"),
+        ("depth", "distinct", "best", "val loss", "img/s", "peak MB", "GPU idle", "input wait"),
     )
     return _select(results, "Training", text + numbers)
 

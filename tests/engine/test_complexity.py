@@ -39,6 +39,25 @@ def test_depth_counts_the_longest_path_without_gates_shortcuts_and_head():
     assert complexity.measure(TwoConvs(), channels=3, size=10).depth == 2
 
 
+def test_a_layer_applied_twice_counts_twice_in_the_depth_and_once_among_the_distinct():
+    convolution = nn.Conv2d(3, 3, 3, padding=1)
+    model = nn.Sequential(convolution, nn.ReLU(), convolution, nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    costs = complexity.measure(model, channels=3, size=8)
+    assert (costs.depth, costs.distinct_layers) == (3, 2)
+
+
+@pytest.mark.parametrize("name", ["dwg_densenet121", "dynamic_cnn_v2", "prism4"])
+def test_layers_whose_kernels_are_made_from_the_input_are_distinct_by_what_makes_them(name):
+    layers = complexity.path(models.create(name).to("meta").eval(), torch.empty(2, 3, 64, 64, device="meta"))
+    assert len(set(layers)) == len(layers)
+    assert all(layers), "each has parameters"
+
+
+def test_a_recurrent_convolution_is_one_layer_however_often_it_is_applied():
+    costs = complexity.measure(models.create("rrdb_rnn"), channels=3, size=16)
+    assert costs.distinct_layers < costs.depth
+
+
 def test_depth_counts_linear_layers_on_tokens():
     class Tokens(nn.Sequential):
         def forward(self, x):
