@@ -112,8 +112,13 @@ def _split(combination: str, names: Sequence[str]) -> list[str]:
 
 
 def protocol(model: torch.nn.Module) -> str:
-    """Return "subset" for a model that takes any channel count, else "zero-pad"."""
-    return "subset" if getattr(model, "any_channels", False) else "zero-pad"
+    """Return "subset" for a model that takes any channel count, "mask" for one that is also told which ones they are.
+
+    Any other is shown zeros in place of absent channels, "zero-pad".
+    """
+    if not getattr(model, "any_channels", False):
+        return "zero-pad"
+    return "mask" if getattr(model, "fixed_places", False) else "subset"
 
 
 @cache
@@ -126,6 +131,17 @@ def places(chosen: tuple[int, ...], device: torch.device) -> Tensor:
 def present(chosen: tuple[int, ...], channels: int, device: torch.device) -> Tensor:
     """Return which channels are among `chosen`, bool [channels], kept on a device as `places` are."""
     return torch.tensor([place in chosen for place in range(channels)], device=device)
+
+
+def shown(images: Tensor, chosen: tuple[int, ...], how: str) -> tuple[Tensor, ...]:
+    """Return a model's arguments for `images` when only `chosen` are present: as `select`, and under "mask" a mask.
+
+    The mask, [batch, channels] bool, comes with the tensor of "zero-pad".
+    """
+    if how == "mask":
+        count, channels = images.shape[:2]
+        return select(images, chosen, "zero-pad"), present(chosen, channels, images.device).expand(count, -1)
+    return (select(images, chosen, how),)
 
 
 def select(images: Tensor, chosen: tuple[int, ...], how: str) -> Tensor:

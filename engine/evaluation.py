@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engine import distributed
 from engine.batch import gathered
-from engine.channels import Combinations, present, protocol, select
+from engine.channels import Combinations, protocol, shown
 from engine.data.loader import Loader
 from engine.metrics import Scorer, Scores
 from engine.profiling import decoded, span
@@ -46,13 +46,14 @@ def evaluate(
     """Score `model` on each channel combination; each image is decoded once, of several processes by one of them.
 
     Args:
-        model: any-channel models see only the channels present ("subset"), others the absent ones as zeros.
+        model: any-channel models see only the channels present ("subset") or are told by a mask which these are
+            ("mask"), others see the absent ones as zeros ("zero-pad"); see `engine.channels.protocol`.
         combinations: names and channels such as {"RGB": (0, 1, 2), "RG": (0, 1)}, see `engine.channels.parse`.
         autocast: the precision context to run the model in.
         on_batch: called after each batch with its number of images.
-        how: the protocol, where it is not to follow from the model: "subset", "zero-pad", or "mask", all channels with
-            the absent ones zero and told to the model, which gives what "subset" does; on a GPU that is used instead,
-            so that all combinations have one shape and nothing is compiled or recorded anew for each.
+        how: the protocol, where it is not to follow from the model. Of "subset" a mask gives the same result; on a GPU
+            that is used instead, so that all combinations have one shape and nothing is compiled or recorded anew for
+            each.
         flip: also score flip averaging: the mean of the logits of each image and of its mirror image.
     """
     how = how or protocol(model)
@@ -90,12 +91,7 @@ def evaluate(
 
 def _shown(model: nn.Module, images: Tensor, chosen: tuple[int, ...], how: str, indices) -> tuple[Tensor, ...]:
     """Return the model's arguments when only the channels `chosen` are present, or of none named a random choice."""
-    count, channels, *_ = images.shape
-    if not chosen:
-        return _shuffled(model, images, indices)
-    if how == "mask":
-        return select(images, chosen, "zero-pad"), present(chosen, channels, images.device).expand(count, -1)
-    return (select(images, chosen, how),)
+    return shown(images, chosen, how) if chosen else _shuffled(model, images, indices)
 
 
 def _shuffled(model: nn.Module, images: Tensor, indices) -> tuple[Tensor, ...]:

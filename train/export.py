@@ -41,8 +41,6 @@ def export_run(
     trained = Run(run, device or "cpu")
     name = model or trained.best()
     network, chosen = _network(trained, name, channels)
-    if trained.entry_settings(name).options:
-        raise UserError(f"{name} was made with options of its own, which exported files cannot name")
     own = Channels(*(tuple(row[place] for place in chosen) for row in _table(trained.channels)))
     alone = name if len(chosen) == len(trained.channels) else f"{name}-{join(own.names, trained.channels.names)}"
     path = output or trained.folder.root / "export" / f"{alone}.{file_format}"
@@ -84,6 +82,7 @@ def _description(trained: Run, name: str, network: torch.nn.Module, channels: Ch
         dtype=trained.dtype,
         any_channels=getattr(network, "any_channels", False),
         crop=settings.eval_crop,
+        options=settings.options,
     )
 
 

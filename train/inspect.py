@@ -10,7 +10,7 @@ import torch
 
 from engine import checkpoint, hardware, seeds
 from engine.batch import normalise
-from engine.channels import ALL, RGB, SHUFFLED, Channels, Combinations, parse, select
+from engine.channels import ALL, RGB, SHUFFLED, Channels, Combinations, parse, shown
 from engine.data import listing, patches, scan
 from engine.data.listing import ImageSet, Split
 from engine.errors import UserError
@@ -115,13 +115,13 @@ def predict_images(run: Path, images: tuple[Path, ...], model: str | None, chann
     class_names = trained.results["data"]["class_names"]
     settings = replace(trained.entry_settings(name), backend="torch", workers=0)
     shares = []
-    shown = as_image_set(images, trained.channels)
-    if shown.dtype != trained.dtype:
-        raise UserError(f"{images[0]} has values of type {shown.dtype}, the run was trained on {trained.dtype}")
-    with make_loader(shown, "images", settings) as loader:
+    given = as_image_set(images, trained.channels)
+    if given.dtype != trained.dtype:
+        raise UserError(f"{images[0]} has values of type {given.dtype}, the run was trained on {trained.dtype}")
+    with make_loader(given, "images", settings) as loader:
         for batch in loader.epoch(0):
             with trained.autocast():
-                logits = network(select(normalise(batch.images, trained.channels), chosen, trained.how(name)))
+                logits = network(*shown(normalise(batch.images, trained.channels), chosen, trained.how(name)))
             shares.append(logits.float().softmax(1).cpu())
     best = torch.cat(shares).topk(min(top, len(class_names)))
     rows = tuple(
@@ -224,8 +224,9 @@ class Run:
         return hardware.autocast(self.device, self.settings.precision)
 
     def how(self, name: str) -> str:
-        """Return how a model is shown a combination of channels: "subset" or "zero-pad"."""
-        return "zero-pad" if self.results["models"][name]["protocol"].endswith("zero-pad") else "subset"
+        """Return how a model is shown a combination of channels: "subset", "mask" or "zero-pad"."""
+        protocol = self.results["models"][name]["protocol"].rpartition(", ")[2]
+        return "subset" if protocol == networks.ONE_PER_COMBINATION else protocol
 
     def best(self) -> str:
         """Return the model with the least validation loss."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.batch import normalise
-from engine.channels import present, select
+from engine.channels import present, protocol, shown
 from engine.errors import RunError
 from engine.export.classifier import Description
 
@@ -78,7 +78,7 @@ def _results(run, model, description, images) -> Iterator[tuple[Tensor, Tensor]]
     if description.any_channels and count > 1:
         chosen += [chosen[0][1:], chosen[0][:1]]
     for channels in chosen:
-        wanted = model(select(standardised, channels, "subset"))
+        wanted = model(*shown(standardised, channels, protocol(model)))
         mask = present(channels, count, images.device).repeat(len(images), 1)
         for part in (slice(None), slice(1)):
             arguments = (values[part], mask[part]) if description.any_channels else (values[part],)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ class Description:
     dtype: of the stored images it was trained on; with "uint8" the input's values are these / 255, else as stored.
     any_channels: whether the model is told by a mask which channels are present.
     crop: the share of the short side that the central square kept, before it was resized, when the run tested.
+    options: what the model was made with beside that, as `models.create` takes it; JSON values.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Description:
     dtype: str
     any_channels: bool
     crop: float
+    options: dict = field(default_factory=dict)
 
     @property
     def scale(self) -> int:
@@ -64,7 +66,7 @@ class Description:
             ValueError: `text` is none.
         """
         try:
-            found = json.loads(text)
+            found = {"options": {}} | json.loads(text)
             values = {name: found[name] for name in cls.__dataclass_fields__}
             names, mean, std = (tuple(found["channels"][key]) for key in ("names", "mean", "std"))
         except (KeyError, TypeError, ValueError) as error:
@@ -87,7 +89,8 @@ class Classifier(nn.Module):
     def create(cls, description: Description) -> Classifier:
         """Return an untrained one."""
         count = len(description.classes), len(description.channels)
-        return cls(models.create(description.model, *count, description.image_size), description)
+        model = models.create(description.model, *count, description.image_size, **description.options)
+        return cls(model, description)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map [batch, channels, height, width], valued as `description` says, to logits [batch, classes].

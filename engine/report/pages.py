@@ -27,9 +27,9 @@ COMPARISON = (
     "image. Nothing is chosen by the test and held-out images. table.csv has these figures in full."
 )
 PROTOCOLS = (
-    "subset: the model sees only the channels present; zero-pad: the absent ones are zero; one-per-combination: each "
-    "combination has its model, which, with zero-pad, sees zeros for the others. The mean is over all combinations "
-    "tested."
+    "subset: the model sees only the channels present; mask: it is also told which ones they are; zero-pad: the absent "
+    "ones are zero; one-per-combination: each combination has its model, which, with zero-pad, sees zeros for the "
+    "others. The mean is over all combinations tested."
 )
 # What CSS calls an inch.
 PIXELS_PER_INCH = 96

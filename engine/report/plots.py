@@ -38,7 +38,13 @@ NARROW = 6.0
 DOTS_PER_INCH = 144
 # Classes of a confusion matrix that are named.
 MOST_NAMED = 60
-MARKERS = {"subset": "o", "zero-pad": "s", "one-per-combination": "^", "one-per-combination, zero-pad": "v"}
+MARKERS = {
+    "subset": "o",
+    "mask": "D",
+    "zero-pad": "s",
+    "one-per-combination": "^",
+    "one-per-combination, zero-pad": "v",
+}
 # Where a label may stand about its point: offset in points, horizontal and vertical alignment; the best first.
 PLACES = (
     ((7, 0), "left", "center"),

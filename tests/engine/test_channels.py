@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 
+import models
 from engine import channels
 from engine.channels import RGB, Channels
 from engine.errors import UserError
@@ -76,6 +77,27 @@ def test_subset_keeps_only_the_channels_present_and_zero_pad_blanks_the_rest():
     padded = channels.select(images, (1, 2), "zero-pad")
     assert padded[:, 0].eq(0).all()
     assert padded[:, 1:].equal(images[:, 1:])
+
+
+def test_a_model_that_knows_its_channels_is_shown_all_of_them_and_a_mask():
+    images = torch.arange(1.0, 25).reshape(2, 3, 2, 2)
+    padded, mask = channels.shown(images, (1, 2), "mask")
+    assert padded.equal(channels.select(images, (1, 2), "zero-pad"))
+    assert mask.tolist() == [[False, True, True]] * 2
+    (subset,) = channels.shown(images, (1, 2), "subset")
+    assert subset.equal(images[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "protocol"),
+    [
+        ("resnet18", {}, "zero-pad"),
+        ("prism4_small", {}, "subset"),
+        ("prism4_small", {"fixed_places": True}, "mask"),
+    ],
+)
+def test_the_protocol_follows_from_what_a_model_takes(name, options, protocol):
+    assert channels.protocol(models.create(name, **options)) == protocol
 
 
 def test_sampled_masks_draw_the_count_uniformly_then_the_channels():

@@ -41,7 +41,8 @@ def test_depth_counts_the_longest_path_without_gates_shortcuts_and_head():
 
 def test_a_layer_applied_twice_counts_twice_in_the_depth_and_once_among_the_distinct():
     convolution = nn.Conv2d(3, 3, 3, padding=1)
-    model = nn.Sequential(convolution, nn.ReLU(), convolution, nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    layers = convolution, nn.ReLU(), convolution, nn.Conv2d(3, 4, 1)
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     costs = complexity.measure(model, channels=3, size=8)
     assert (costs.depth, costs.distinct_layers) == (3, 2)
 

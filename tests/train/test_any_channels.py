@@ -1,11 +1,13 @@
 """Whole runs on images of other than three channels."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from engine import export
 from tests.conftest import draw
 from train.run import main
 
@@ -196,3 +198,28 @@ def test_names_of_one_and_of_several_letters_do_not_collide(tmp_path):
     assert main(["task1", *start]) == 0
     found = results(tmp_path / "task1/x")["models"]["baseline_cnn"]["test"]
     assert list(found) == ["b+g+bg", "b+g", "b+bg", "g+bg", "b", "g", "bg"]
+
+
+def test_a_model_that_knows_its_channels_is_told_them_in_every_use(four, tmp_path, capsys):
+    data = four.parents[1] / "data"
+    config = tmp_path / "fixed.toml"
+    config.write_text('models = ["prism4_small"]\n[model.prism4_small]\noptions = { fixed_places = true }\n')
+    start = ["--data", str(data), "--out", str(tmp_path), "--name", "x", "--config", str(config), *SMALL]
+    assert main(["task1", *start]) == 0
+    run = tmp_path / "task1/x"
+    assert results(run)["models"]["prism4_small"]["protocol"] == "mask"
+    capsys.readouterr()
+
+    assert main(["evaluate", str(run), "--channels", "all"]) == 0
+    agreed = re.search(r"(\d+) of (\d+) figures are", capsys.readouterr().out)
+    assert agreed[1] == agreed[2] != "0"
+
+    image = str(next((data / "stacks").glob("test_*.npy")))
+    said = set()
+    for channels in ("red+green", "blue+nir"):
+        assert main(["predict", str(run), image, "--channels", channels]) == 0
+        said.add(capsys.readouterr().out.replace(channels, ""))
+    assert len(said) == 2
+    assert main(["export", str(run), "--format", "safetensors"]) == 0
+    classifier = export.load(run / "export/prism4_small.safetensors")
+    assert classifier.model.fixed_places
