@@ -27,9 +27,9 @@ class Prism(nn.Module):
         attention: whether there is spatial attention.
         fixed_places: whether a mask says which channels are present, and not only how many: see `AnyChannelConv2d`.
             A tensor of fewer channels must then say which these are.
+        plain_stem: whether the stem is an `nn.Conv2d`; the network then takes `in_channels` channels and no other
+            number, and `any_channels` is False.
     """
-
-    any_channels = True
 
     def __init__(
         self,
@@ -42,13 +42,17 @@ class Prism(nn.Module):
         attention: bool = True,
         dropout: float = 0.2,
         fixed_places: bool = False,
+        plain_stem: bool = False,
     ):
         super().__init__()
-        self.fixed_places = fixed_places
+        self.any_channels, self.fixed_places = not plain_stem, fixed_places
         channels, geometry = widths[0], {"stride": 2, "padding": 3}
-        self.stem = AnyChannelConv2d(
-            in_channels, channels, 7, **geometry, experts=experts[0], fixed_places=fixed_places
-        )
+        if plain_stem:
+            self.stem = nn.Conv2d(in_channels, channels, 7, **geometry)
+        else:
+            self.stem = AnyChannelConv2d(
+                in_channels, channels, 7, **geometry, experts=experts[0], fixed_places=fixed_places
+            )
         layers = [nn.BatchNorm2d(channels), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)]
         for number, sizes in enumerate(zip(widths[1:], experts[1:], large_kernels, strict=True)):
             branches = Branches(channels, *sizes)
@@ -67,7 +71,8 @@ class Prism(nn.Module):
         in training, batch normalisation takes its statistics over the whole batch). `channels` says where the channels
         of x stand among the `in_channels` the network is made for: see `AnyChannelConv2d`.
         """
-        return self.head(self.features(self.stem(x, mask, channels)))
+        stem = self.stem(x, mask, channels) if self.any_channels else self.stem(x)
+        return self.head(self.features(stem))
 
 
 class Branches(nn.Module):

@@ -225,6 +225,15 @@ def test_each_part_can_be_left_out():
     assert complexity.depth(plain, torch.empty(2, 3, 32, 32, device="meta")) == 4
 
 
+def test_with_a_plain_stem_it_takes_the_channels_it_is_made_for():
+    model = Prism(**TINY, plain_stem=True).eval()
+    assert type(model.stem) is nn.Conv2d
+    assert not model.any_channels
+    x = images(2, 3, 32, 32)
+    torch.testing.assert_close(model(x), model.head(model.features(model.stem(x))))
+    assert complexity.depth(model.to("meta"), torch.empty(2, 3, 32, 32, device="meta")) == 4
+
+
 def test_the_experts_start_nearly_alike():
     torch.manual_seed(0)
     layers = [module for module in Prism(**TINY).modules() if isinstance(module, DynamicConv2d)]
