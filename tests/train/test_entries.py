@@ -115,7 +115,7 @@ options = { expert = 1 }
 def test_the_strong_recipe_is_the_same_for_every_contender(task, models):
     settings = Settings(**recipes.load("strong", task)).resolve(task)
     assert len(settings.models) == models
-    own = {"image_size": 84, "label_smoothing": 0.1, "optimizer": "nesterov", "flip_test": True, "holdout": 2500}
+    own = {"image_size": 84, "label_smoothing": 0.1, "optimizer": "muon", "flip_test": True, "holdout": 2500}
     alike = sorted(OF_AN_ENTRY - {"channel_sampling", "progressive"})
     each = [entries.of(settings, entry) for entry in settings.models]
     for found in each:
