@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table as Printed
 from rich.text import Text
 
-from bench import columns, headline, scaling
+from bench import columns, headline, scaling, study
 from bench.columns import ENGINE, ON_CPU, SECTIONS
 from bench.lines import Entry
 from engine.report.tables import Table
@@ -24,8 +24,9 @@ OPS = columns.OPS
 VERDICTS = {True: "pass", False: "miss", None: "not measured yet"}
 # The markers in each page, by its place beside the README.
 PAGES = {
-    "README.md": ("headline", *columns.COMMANDS),
+    "README.md": ("headline", "shallow", "channels", *columns.COMMANDS),
     "docs/engine.md": tuple(ENGINE),
+    "docs/flagship.md": tuple(study.TABLES),
     "docs/fuse.md": tuple(columns.FUSE),
     "docs/scaling.md": tuple(scaling.TABLES),
 }
@@ -108,8 +109,8 @@ def text(op: str, section: dict, width: int) -> str:
 
 def markdown(name: str, results: Path = RESULTS) -> str:
     """Return what stands between a marker of this name in Markdown, the GPUs' first, as far as it was measured."""
-    if name in scaling.TABLES:
-        return scaling.TABLES[name](results)
+    if name in (made := scaling.TABLES | study.TABLES):
+        return made[name](results)
     devices = _devices(results)
     parts = [
         _section_markdown(name, sections[name]) if name in SECTIONS else _headline_markdown(path, sections)

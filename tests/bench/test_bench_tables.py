@@ -9,7 +9,7 @@ import torch
 from bench import gpu, headline, lines, record, tables, timing, tune
 
 TEXT = "# Title\n\n" + "".join(
-    f"<!-- bench:{name} -->\nold\n<!-- /bench:{name} -->\n\nmore\n" for name in ("headline", "commands")
+    f"<!-- bench:{name} -->\nold\n<!-- /bench:{name} -->\n\nmore\n" for name in tables.PAGES["README.md"]
 )
 OPS_TEXT = "".join(f"<!-- bench:{op} -->\nold\n<!-- /bench:{op} -->\n\nmore\n" for op in tables.OPS)
 MAP = "64x256x16x16"

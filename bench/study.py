@@ -1,0 +1,206 @@
+"""What trained models reach: `python -m bench.study NAME RUN` keeps the table of a run, `bench.tables` shows it.
+
+A study is a folder of `bench/results/mini50` with the `table.csv` and `environment.json` of a run of the recipe
+`strong`; several of one kind, such as `shallow` and `shallow-100` with a longer schedule, share a table.
+"""
+
+import argparse
+import csv
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from engine.run_folder import RunFolder
+
+RESULTS = Path(__file__).resolve().parent / "results"
+FILES = ("table.csv", "environment.json")
+FULL = "RGB"
+PAIRS, SINGLES = ("RG", "GB", "RB"), ("R", "G", "B")
+COMMANDS = {
+    "shallow": "python -m train.run task2 --recipe strong --data mini50",
+    "channels": "python -m train.run task1 --recipe strong --data mini50",
+    "parts": "python -m train.run task1 --recipe strong --config bench/parts.toml --data mini50",
+}
+BASE = "prism4_small"  # what the parts are taken from
+
+
+@dataclass(frozen=True)
+class System:
+    """A trained system of a study.
+
+    Attributes:
+        study: its folder's name.
+        rows: its rows of `table.csv`, as text.
+    """
+
+    study: str
+    rows: tuple[dict[str, str], ...]
+
+    def __getitem__(self, column: str) -> str:
+        """Return what the table says of the system itself, such as "params"."""
+        return self.rows[0][column]
+
+    def accuracy(self, split: str, combination: str = FULL, flipped: bool = False) -> tuple[float, float | None] | None:
+        """Return the mean and the spread of an accuracy, both 0 to 1; None where there is none."""
+        for row in self.rows:
+            asked = (split, combination, "yes" if flipped else "no")
+            if (row["split"], row["combination"], row["flip_averaging"]) == asked and row["accuracy"]:
+                return float(row["accuracy"]), float(row["spread"]) if row["spread"] else None
+        return None
+
+    def mean(self, split: str, labels: Iterable[str]) -> float | None:
+        """Return the mean accuracy over combinations of channels; None where one of them is missing."""
+        found = [self.accuracy(split, label) for label in labels]
+        return None if None in found else fmean(accuracy for accuracy, _ in found)
+
+
+def systems(kind: str, results: Path = RESULTS) -> list[System]:
+    """Return the systems of all studies of a kind, in the order of their tables."""
+    found = []
+    for folder in _folders(kind, results):
+        grouped: dict[str, list[dict[str, str]]] = {}
+        for row in csv.DictReader((folder / "table.csv").open(encoding="utf-8", newline="")):
+            grouped.setdefault(row["model"], []).append(row)
+        found += [System(folder.name, tuple(rows)) for rows in grouped.values()]
+    return found
+
+
+def shallow(results: Path = RESULTS) -> str:
+    """Return the table of shallow networks beside ResNet34 on all channels."""
+    every = systems("shallow", results)
+    # A reference is trained as long as what is held against it.
+    references = {(item["model"], item["epochs"]): item for item in every}
+    rows = []
+    for item in every:
+        reference = references.get(("resnet34", item["epochs"]))
+        rows.append(
+            (
+                f"`{item['model']}`",
+                item["epochs"],
+                *(_percent(item.accuracy(*which)) for which in (("holdout",), ("holdout", FULL, True))),
+                _ratio(item, reference),
+                *(_percent(item.accuracy(split)) for split in ("val", "test")),
+                f"{int(item['params']):,}",
+                f"{int(item['macs']) / 1e6:,.0f} M",
+                _depth(item),
+                _minutes(item),
+                item["seeds"],
+            )
+        )
+    heads = ("system", "epochs", "held-out", "flip avg.", "/ ResNet34", "val", "test", "parameters", "mult-adds")
+    return _page("shallow", results, (*heads, "depth", "minutes", "seeds"), rows)
+
+
+def channels(results: Path = RESULTS) -> str:
+    """Return the table of held-out accuracy on every combination of channels."""
+    rows = [
+        (
+            f"`{item['model']}`",
+            item["protocol"],
+            item["epochs"],
+            *(_percent(item.accuracy("holdout", label)) for label in (FULL, *PAIRS)),
+            _percent(item.mean("holdout", PAIRS)),
+            *(_percent(item.accuracy("holdout", label)) for label in SINGLES),
+            _percent(item.mean("holdout", SINGLES)),
+            _minutes(item),
+            item["seeds"],
+        )
+        for item in systems("channels", results)
+    ]
+    heads = ("system", "protocol", "epochs", FULL, *PAIRS, "mean of pairs", *SINGLES, "mean of singles")
+    return _page("channels", results, (*heads, "minutes", "seeds"), rows, left=2)
+
+
+def parts(results: Path = RESULTS) -> str:
+    """Return the ablation table: each part's held-out accuracy, and by how much it differs from the whole."""
+    every = systems("parts", results)
+    base = {item.study: item for item in every if item["model"] == BASE}
+    rows = []
+    for item in every:
+        means = [item.mean("holdout", labels) for labels in ((FULL,), PAIRS, SINGLES)]
+        whole = base.get(item.study)
+        differences = [
+            _difference(mean, whole and whole.mean("holdout", labels))
+            for mean, labels in zip(means, ((FULL,), PAIRS, SINGLES), strict=True)
+        ]
+        cells = (cell for pair in zip(map(_percent, means), differences, strict=True) for cell in pair)
+        costs = (f"{int(item['params']):,}", f"{int(item['macs']) / 1e6:,.0f} M", _minutes(item), item["seeds"])
+        rows.append((f"`--models {item['model']}`", *cells, item["epochs"], *costs))
+    heads = ("row", FULL, "±", "pairs", "±", "singles", "±", "epochs", "parameters", "mult-adds", "minutes", "seeds")
+    return _page("parts", results, heads, rows)
+
+
+TABLES: dict[str, Callable[[Path], str]] = {"shallow": shallow, "channels": channels, "parts": parts}
+
+
+def main(arguments: list[str] | None = None, results: Path = RESULTS) -> int:
+    """Keep the table of a run as a study's; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.study", description="keep the table of a run")
+    parser.add_argument("name", help=f"{', '.join(TABLES)}, or one of these with -ENDING")
+    parser.add_argument("run", type=Path, help="the run's folder")
+    asked = parser.parse_args(arguments)
+    if asked.name.partition("-")[0] not in TABLES:
+        parser.error(f"no study is named {asked.name}; there are {', '.join(TABLES)}, or one of these with -ENDING")
+    run = RunFolder.open(asked.run)
+    folder = results / "mini50" / asked.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in FILES:
+        shutil.copyfile(run.root / file, folder / file)
+    print(f"{folder}: now run python -m bench.tables", file=sys.stderr)
+    return 0
+
+
+def _folders(kind: str, results: Path) -> list[Path]:
+    every = (results / "mini50").glob("*/table.csv")
+    return sorted(table.parent for table in every if table.parent.name.partition("-")[0] == kind)
+
+
+def _page(kind: str, results: Path, heads: tuple[str, ...], rows: list[tuple[str, ...]], left: int = 1) -> str:
+    """Return a Markdown table, and below it by what it was made."""
+    if not rows:
+        return "Not measured yet."
+    lines = [heads, ["---"] * left + ["---:"] * (len(heads) - left), *rows]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([table, *(_stamp(kind, folder) for folder in _folders(kind, results))])
+
+
+def _stamp(kind: str, folder: Path) -> str:
+    found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "torchvision"))
+    device = found["gpu"] or f"{found['cores']} core{'s' if found['cores'] != 1 else ''} of {found['cpu']}"
+    place = f"bench/results/mini50/{folder.name}/table.csv"
+    commit = (found.get("commit") or "none")[:12]
+    return f"`{COMMANDS[kind]}`: `{place}`; {device}, python {found['python']}, {versions}, commit {commit}."
+
+
+def _percent(found: tuple[float, float | None] | float | None) -> str:
+    if found is None:
+        return "-"
+    accuracy, spread = found if isinstance(found, tuple) else (found, None)
+    return f"{100 * accuracy:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+
+
+def _difference(mean: float | None, whole: float | None) -> str:
+    return "-" if mean is None or whole is None or mean == whole else f"{100 * (mean - whole):+.1f}"
+
+
+def _ratio(item: System, reference: System | None) -> str:
+    own, other = (which and which.accuracy("holdout") for which in (item, reference))
+    return f"{100 * own[0] / other[0]:.1f}%" if own and other else "-"
+
+
+def _depth(item: System) -> str:
+    depth, distinct = item["depth"], item["distinct_layers"]
+    return depth if depth == distinct else f"{depth} ({distinct} distinct)"
+
+
+def _minutes(item: System) -> str:
+    return f"{float(item['train_seconds']) / 60:,.0f}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

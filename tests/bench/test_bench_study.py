@@ -1,0 +1,111 @@
+"""The tables of what trained models reach, drawn from the tables of runs."""
+
+import csv
+import json
+
+import pytest
+
+from bench import study
+from engine.report import comparison
+
+LABELS = ("RGB", *study.PAIRS, *study.SINGLES)
+
+
+def system(name, accuracies, spread="", flipped=None, **others):
+    """Return a system's rows: the held-out `accuracies` of combinations, and with flip averaging that on RGB."""
+    costs = {"params": "491700", "macs": "55384556", "depth": "4", "distinct_layers": "4", "train_seconds": "614.0"}
+    common = {"model": name, "protocol": "subset", "spread": spread, "seeds": "0 1", "epochs": "30"} | costs | others
+    rows = [
+        common | {"split": "holdout", "combination": label, "flip_averaging": "no", "accuracy": str(accuracy)}
+        for label, accuracy in zip(LABELS, accuracies, strict=False)
+    ]
+    if flipped:
+        rows.append(rows[0] | {"flip_averaging": "yes", "accuracy": str(flipped)})
+    return rows
+
+
+@pytest.fixture
+def keep(tmp_path):
+    """Return a function that makes a run's folder with these rows, and keeps its table as a study of a name."""
+
+    def kept(name, *systems):
+        run = tmp_path / f"run-{name}"
+        run.mkdir()
+        with (run / "table.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, comparison.COLUMNS)
+            writer.writeheader()
+            writer.writerows(row for rows in systems for row in rows)
+        versions = {"torch": "2.15.0", "torchvision": "0.29.2"}
+        facts = {
+            "cpu": "Some CPU",
+            "cores": 2,
+            "gpu": None,
+            "python": "3.11.7",
+            "versions": versions,
+            "commit": "c" * 40,
+        }
+        (run / "environment.json").write_text(json.dumps(facts))
+        (run / "results.json").write_text("{}")
+        (run / "config.toml").write_text("")
+        assert study.main([name, str(run)], tmp_path / "results") == 0
+        return tmp_path / "results"
+
+    return kept
+
+
+def cells(page):
+    """Return the rows of a page's table, by their first cell without its ticks, as dicts by heading."""
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("|")]
+    heads, _, *rows = lines
+    assert all(len(row) == len(heads) for row in rows)
+    return [dict(zip(heads, row, strict=True)) for row in rows]
+
+
+def test_a_shallow_network_is_held_against_the_resnet34_that_was_trained_as_long(keep):
+    short = [system("resnet34", [0.40], depth="33", distinct_layers="33"), system("prism4", [0.42], "0.011", 0.4355)]
+    keep("shallow", *short)
+    results = keep(
+        "shallow-100", *(system(name, [value], epochs="100") for name, value in [("resnet34", 0.5), ("prism4", 0.49)])
+    )
+    found = cells(study.shallow(results))
+    assert [(row["system"], row["epochs"], row["held-out"], row["/ ResNet34"]) for row in found] == [
+        ("`resnet34`", "30", "40.0", "100.0%"),
+        ("`prism4`", "30", "42.0 ± 1.1", "105.0%"),
+        ("`resnet34`", "100", "50.0", "100.0%"),
+        ("`prism4`", "100", "49.0", "98.0%"),
+    ]
+    assert (found[0]["depth"], found[1]["flip avg."], found[1]["val"]) == ("33", "43.5 ± 1.1", "-")
+    assert (found[1]["parameters"], found[1]["mult-adds"], found[1]["minutes"]) == ("491,700", "55 M", "10")
+
+
+def test_channels_have_their_means_over_pairs_and_singles(keep):
+    results = keep("channels", system("prism4", [0.5, 0.4, 0.5, 0.6, 0.1, 0.2, 0.3]), system("naive_cnn", [0.5, 0.4]))
+    whole, lacking = cells(study.channels(results))
+    assert [whole[head] for head in ("RGB", "RG", "B", "mean of pairs", "mean of singles")] == [
+        *("50.0", "40.0", "30.0", "50.0", "20.0")
+    ]
+    assert (lacking["RG"], lacking["GB"], lacking["mean of pairs"]) == ("40.0", "-", "-")
+
+
+def test_parts_are_differences_to_the_whole(keep):
+    results = keep(
+        "parts",
+        system("prism4_small", [0.5, 0.4, 0.4, 0.4, 0.3, 0.3, 0.3]),
+        system("prism4_small+static", [0.48, 0.41, 0.41, 0.41, 0.3, 0.3, 0.3], depth="6", distinct_layers="4"),
+    )
+    page = study.parts(results)
+    assert "| `--models prism4_small+static` | 48.0 | -2.0 | 41.0 | +1.0 | 30.0 | - | 30 |" in page
+    assert "| `--models prism4_small` | 50.0 | - | 40.0 | - | 30.0 | - | 30 |" in page
+    assert "2 cores of Some CPU, python 3.11.7, torch 2.15.0, torchvision 0.29.2, commit cccccccccccc." in page
+    assert "`bench/results/mini50/parts/table.csv`" in page
+
+
+def test_what_has_no_run_is_not_measured_yet(tmp_path):
+    assert {table(tmp_path) for table in study.TABLES.values()} == {"Not measured yet."}
+
+
+def test_other_names_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        study.main(["deep", str(tmp_path)], tmp_path)
+    assert caught.value.code == 2
+    assert "no study is named deep" in capsys.readouterr().err
