@@ -1,25 +1,20 @@
-"""What trained models reach: `python -m bench.study NAME RUN` keeps the table of a run, `bench.tables` shows it.
+"""What trained models reach: the tables of studies, which `bench.tables` puts into the pages.
 
 A study is a folder of `bench/results/mini50` with the `table.csv` and `environment.json` of a run of the recipe
-`strong`; several of one kind, such as `shallow` and `shallow-100` with a longer schedule, share a table.
+`strong`, kept there by `bench.keep`. Several of one kind share a table: `shallow`, and `shallow-100` with more epochs.
 """
 
-import argparse
 import csv
 import json
-import shutil
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from engine.run_folder import RunFolder
-
 RESULTS = Path(__file__).resolve().parent / "results"
-FILES = ("table.csv", "environment.json")
 FULL = "RGB"
 PAIRS, SINGLES = ("RG", "GB", "RB"), ("R", "G", "B")
+KINDS = {FULL: (FULL,), "pairs": PAIRS, "singles": SINGLES}
 COMMANDS = {
     "shallow": "python -m train.run task2 --recipe strong --data mini50",
     "channels": "python -m train.run task1 --recipe strong --data mini50",
@@ -121,11 +116,11 @@ def parts(results: Path = RESULTS) -> str:
     base = {item.study: item for item in every if item["model"] == BASE}
     rows = []
     for item in every:
-        means = [item.mean("holdout", labels) for labels in ((FULL,), PAIRS, SINGLES)]
+        means = [item.mean("holdout", labels) for labels in KINDS.values()]
         whole = base.get(item.study)
         differences = [
             _difference(mean, whole and whole.mean("holdout", labels))
-            for mean, labels in zip(means, ((FULL,), PAIRS, SINGLES), strict=True)
+            for mean, labels in zip(means, KINDS.values(), strict=True)
         ]
         cells = (cell for pair in zip(map(_percent, means), differences, strict=True) for cell in pair)
         costs = (f"{int(item['params']):,}", f"{int(item['macs']) / 1e6:,.0f} M", _minutes(item), item["seeds"])
@@ -135,23 +130,6 @@ def parts(results: Path = RESULTS) -> str:
 
 
 TABLES: dict[str, Callable[[Path], str]] = {"shallow": shallow, "channels": channels, "parts": parts}
-
-
-def main(arguments: list[str] | None = None, results: Path = RESULTS) -> int:
-    """Keep the table of a run as a study's; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench.study", description="keep the table of a run")
-    parser.add_argument("name", help=f"{', '.join(TABLES)}, or one of these with -ENDING")
-    parser.add_argument("run", type=Path, help="the run's folder")
-    asked = parser.parse_args(arguments)
-    if asked.name.partition("-")[0] not in TABLES:
-        parser.error(f"no study is named {asked.name}; there are {', '.join(TABLES)}, or one of these with -ENDING")
-    run = RunFolder.open(asked.run)
-    folder = results / "mini50" / asked.name
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in FILES:
-        shutil.copyfile(run.root / file, folder / file)
-    print(f"{folder}: now run python -m bench.tables", file=sys.stderr)
-    return 0
 
 
 def _folders(kind: str, results: Path) -> list[Path]:
@@ -200,7 +178,3 @@ def _depth(item: System) -> str:
 
 def _minutes(item: System) -> str:
     return f"{float(item['train_seconds']) / 60:,.0f}"
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

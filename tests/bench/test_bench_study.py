@@ -4,7 +4,9 @@ import csv
 import json
 
 import pytest
+from PIL import Image
 
+from bench import keep as keeping
 from bench import study
 from engine.report import comparison
 
@@ -47,7 +49,7 @@ def keep(tmp_path):
         (run / "environment.json").write_text(json.dumps(facts))
         (run / "results.json").write_text("{}")
         (run / "config.toml").write_text("")
-        assert study.main([name, str(run)], tmp_path / "results") == 0
+        assert keeping.main([name, str(run)], tmp_path / "results") == 0
         return tmp_path / "results"
 
     return kept
@@ -100,12 +102,40 @@ def test_parts_are_differences_to_the_whole(keep):
     assert "`bench/results/mini50/parts/table.csv`" in page
 
 
+def test_the_pictures_show_every_system_and_row(keep, monkeypatch):
+    drawn = {}
+    for name in ("channels", "parts"):
+        monkeypatch.setattr(keeping, f"draw_{name}", lambda shown, path, name=name: drawn.update({name: shown}))
+    whole = system("prism4_small", [0.5, 0.4, 0.4, 0.4, 0.3, 0.3, 0.3])
+    keep("channels", whole, system("naive_cnn", [0.5, 0.4]))
+    keep("channels-100", system("naive_cnn", [0.6], epochs="100"))
+    keep("parts", whole, system("prism4_small+static", [0.48, 0.41, 0.41, 0.41, 0.3, 0.3, 0.3]))
+    assert list(drawn["channels"]) == ["prism4_small", "naive_cnn, 30 epochs", "naive_cnn, 100 epochs"]
+    assert drawn["channels"]["naive_cnn, 30 epochs"] == {"RGB": 0.5, "RG": 0.4}
+    assert list(drawn["parts"]) == ["+static"]
+    differences = {kind: pytest.approx(value) for kind, value in (("RGB", -0.02), ("pairs", 0.01), ("singles", 0.0))}
+    assert {kind: difference for kind, (difference, _) in drawn["parts"]["+static"].items()} == differences
+    deviation = (0.5 * 0.5 + 0.48 * 0.52) / 2500 / 2  # of two seeds
+    assert drawn["parts"]["+static"]["RGB"][1] == pytest.approx(deviation**0.5)
+
+
+def test_the_pictures_have_room_for_every_name(tmp_path):
+    rows = {f"+row_with_a_name_{number}": {"RGB": (0.01 * number, 0.01)} for number in range(14)}
+    keeping.draw_parts(rows, tmp_path / "parts.png")
+    lines = {f"system_{number}+variant": {"RGB": 0.5, "R": 0.1 * number} for number in range(4)}
+    keeping.draw_channels(lines, tmp_path / "channels.png")
+    for name, least in (("parts", 700), ("channels", 400)):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.height > least
+            assert len(picture.convert("RGB").resize((60, 60)).getcolors(3600)) > 10
+
+
 def test_what_has_no_run_is_not_measured_yet(tmp_path):
     assert {table(tmp_path) for table in study.TABLES.values()} == {"Not measured yet."}
 
 
 def test_other_names_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
-        study.main(["deep", str(tmp_path)], tmp_path)
+        keeping.main(["deep", str(tmp_path)], tmp_path)
     assert caught.value.code == 2
     assert "no study is named deep" in capsys.readouterr().err
