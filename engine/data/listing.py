@@ -243,7 +243,7 @@ def hold_out(images: ImageSet, count: int) -> ImageSet:
     """Return the set with `count` training images moved to a split "holdout", from each class its share of them.
 
     Which ones follows from the paths and labels alone, whatever their order in a list and whatever the run's seed: all
-    runs on a set hold out the same images,
+    runs on a set hold out the same images.
 
     Raises:
         UserError: more than half of the training images, or of those of a class, would be held out.

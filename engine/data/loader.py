@@ -246,10 +246,10 @@ def create(
     """Return a loader of images of `size` by `size` pixels from one split of a scanned set.
 
     `augmentations` (default: random crops and flips) say how training images are cropped and mirrored, and whether they
-    are smaller than `size` at first; `eval_crop` is
-    the share of the short side that the central square keeps, in evaluation and where training does not crop at
-    random. `workers` counts threads (dali, pixels) or processes (torch). With `pixels` the images come from there,
-    whatever the backend; of whole images the batches are those of the torch backend.
+    are smaller than `size` at first; `eval_crop` is the share of the short side that the central square keeps, in
+    evaluation and where training does not crop at random. `workers` counts threads (dali, pixels) or processes (torch).
+    With `pixels` the images come from there, whatever the backend; of whole images the batches are those of the torch
+    backend.
 
     Of each batch, `batch_size` images over all `world_size` processes, the loader gives out the part of process `rank`.
     `on_fault(path, reason)` is called once for each file that can no longer be read.
