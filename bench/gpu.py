@@ -14,13 +14,17 @@ from typing import NamedTuple
 
 import torch
 
-from bench import record, tables
+from bench import record, study, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
 ENGINE_TESTS = ("tests/engine", "tests/train")
 NO_TIME = "not started: no time"
-KEPT = ("bench/results/{gpu}.*", "bench/results/{gpu}/*", "kernels/dynamic_conv/configs/*.json")
+RUNS = "runs/study-{kind}"
+KEPT = (
+    *("bench/results/{gpu}.*", "bench/results/{gpu}/*", "kernels/dynamic_conv/configs/*.json"),
+    *(f"{RUNS.format(kind='*')}/**/{files}" for files in ("*.csv", "*.json", "report.*", "plots/*.png")),
+)
 
 
 class Step(NamedTuple):
@@ -51,6 +55,20 @@ def steps(out: Path) -> list[Step]:
     ]
 
 
+def studies(data: str) -> list[Step]:
+    """Return the trainings of all studies on the images in `data`, each of which goes on where a call before ended.
+
+    They stay in `runs/`, which is not in git: keep the machine's ignored files from call to call. `bench.keep` takes
+    their tables.
+    """
+    found = []
+    for kind in ("shallow", "parts", "channels"):
+        _, *words, _ = study.COMMANDS[kind].split()
+        kept = ("--seeds", "3", "--out", RUNS.format(kind=kind), "--resume", "auto")
+        found.append(Step(f"study-{kind}", (*words, data, *kept), 590, 60))
+    return found
+
+
 def report() -> Step:
     """Return the last step, which draws the pages of this GPU's results; the others leave it the time."""
     return Step("report", ("-m", "bench.report", str(record.results_path("cuda"))), 40, 5)
@@ -67,6 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for logs, traces and copies of results")
     parser.add_argument("--seconds", type=float, default=540, help="for all steps together (default 540)")
     parser.add_argument("--only", default="", metavar="TEXT", help="only the steps that have TEXT in their names")
+    parser.add_argument(
+        "--data", metavar="DIR", help="mini50: also train the studies of docs/flagship.md, the last steps"
+    )
     parser.add_argument("--profile", action="store_true", help="only trace a few shapes into DIR")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -80,7 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
     end = time.monotonic() + options.seconds
     outcomes = []
     last = report()
-    for step in (step for step in [*steps(out), last] if options.only in step.name):
+    trained = studies(str(Path(options.data).resolve())) if options.data else []
+    for step in (step for step in [*steps(out), *trained, last] if options.only in step.name):
         left = end - time.monotonic() - (0 if step is last else last.most)
         outcomes.append((step.name, *(run(step, left, out) if left >= step.least else (NO_TIME, 0.0))))
         keep(out / step.name)

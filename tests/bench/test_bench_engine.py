@@ -149,7 +149,7 @@ def test_the_pages_in_docs_are_rewritten_beside_the_readme(tmp_path):
     for op, entries in ENTRIES.items():
         record.write(results / "cpu.json", op, section(**entries))
     marked = {
-        tmp_path / "README.md": ("headline", "commands"),
+        tmp_path / "README.md": tables.PAGES["README.md"],
         docs / "engine.md": tables.ENGINE,
         docs / "scaling.md": scaling.TABLES,
     }

@@ -6,8 +6,8 @@ import json
 import pytest
 from PIL import Image
 
+from bench import gpu, study
 from bench import keep as keeping
-from bench import study
 from engine.report import comparison
 
 LABELS = ("RGB", *study.PAIRS, *study.SINGLES)
@@ -132,6 +132,15 @@ def test_the_pictures_have_room_for_every_name(tmp_path):
 
 def test_what_has_no_run_is_not_measured_yet(tmp_path):
     assert {table(tmp_path) for table in study.TABLES.values()} == {"Not measured yet."}
+
+
+def test_the_gpu_script_trains_the_studies_and_goes_on_with_them(tmp_path):
+    steps = {step.name: step.arguments for step in gpu.studies("DIR")}
+    assert list(steps) == ["study-shallow", "study-parts", "study-channels"]
+    for kind in study.TABLES:
+        command = " ".join(["python", *steps[f"study-{kind}"]])
+        assert command.startswith(study.COMMANDS[kind].removesuffix("mini50") + "DIR --seeds 3 --out runs/study-")
+        assert command.endswith("--resume auto")
 
 
 def test_other_names_are_refused(tmp_path, capsys):
