@@ -56,7 +56,7 @@ def steps(out: Path) -> list[Step]:
 
 
 def studies(data: str) -> list[Step]:
-    """Return the trainings of all studies on the images in `data`, each of which goes on where a call before ended.
+    """Return the trainings of the studies on the images in `data` that are not done, each going on where it ended.
 
     They stay in `runs/`, which is not in git: keep the machine's ignored files from call to call. `bench.keep` takes
     their tables.
@@ -65,7 +65,8 @@ def studies(data: str) -> list[Step]:
     for kind in ("shallow", "parts", "channels"):
         _, *words, _ = study.COMMANDS[kind].split()
         kept = ("--seeds", "3", "--out", RUNS.format(kind=kind), "--resume", "auto")
-        found.append(Step(f"study-{kind}", (*words, data, *kept), 590, 60))
+        if not any(ROOT.glob(f"{RUNS.format(kind=kind)}/*/*/report.html")):
+            found.append(Step(f"study-{kind}", (*words, data, *kept), 590, 60))
     return found
 
 

@@ -75,13 +75,14 @@ def _settings(context: click.Context, task: str, resume: str | None, values: dic
 
     flags = said(context)
     folder = resuming.find(task, Path(values["out"]), resume)
-    if folder is not None:
-        if context.default_map and resume is not None:
-            raise click.UsageError(f"{folder.root} goes on with its own settings: leave out --config and --recipe")
-        values = resuming.merge(folder, {name: values[name] for name in flags & values.keys()})
     if values["models"] == SWEEP and (chosen := context.meta.get("recipe", {}).get("models")):
         values |= {"models": chosen, "sweep": True}
     values["model"] = {entry: _without(table, flags) for entry, table in values["model"].items()}
+    if folder is not None:
+        if context.default_map and resume is not None:
+            of_files = (context.default_map.keys() | {"model"}) - flags
+            resuming.check_same(folder, Settings(**values).resolve(task), of_files, task)
+        values = resuming.merge(folder, {name: values[name] for name in flags & values.keys()})
     return Settings(**values).resolve(task), folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,20 @@ def _newest(task: str, out: Path, restarted: bool) -> Path | None:
         unfinished = [run for run in unfinished if run.read_environment().get("launch") == distributed.launch()]
     newest = max(unfinished, key=lambda run: run.config.stat().st_mtime, default=None)
     return newest and newest.root
+
+
+def check_same(folder: RunFolder, given: Settings, names: Iterable[str], task: str) -> None:
+    """Raise UserError where a run's settings of these names are not the given ones, which come from files.
+
+    A command with --resume auto can so be repeated as it stands; what is to change in a run stands on the command line.
+    """
+    own = Settings.from_toml(folder.config).resolve(task)
+    for name in sorted(names):
+        if name != "sweep" and getattr(own, name) != getattr(given, name):
+            raise UserError(
+                f"{folder.root} goes on with its own settings, and --config or --recipe has another {name}: leave them "
+                "out, or start another run"
+            )
 
 
 def merge(folder: RunFolder, flags: dict[str, Any]) -> dict[str, Any]:

@@ -134,13 +134,18 @@ def test_what_has_no_run_is_not_measured_yet(tmp_path):
     assert {table(tmp_path) for table in study.TABLES.values()} == {"Not measured yet."}
 
 
-def test_the_gpu_script_trains_the_studies_and_goes_on_with_them(tmp_path):
+def test_the_gpu_script_trains_the_studies_and_goes_on_with_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
     steps = {step.name: step.arguments for step in gpu.studies("DIR")}
     assert list(steps) == ["study-shallow", "study-parts", "study-channels"]
     for kind in study.TABLES:
         command = " ".join(["python", *steps[f"study-{kind}"]])
         assert command.startswith(study.COMMANDS[kind].removesuffix("mini50") + "DIR --seeds 3 --out runs/study-")
         assert command.endswith("--resume auto")
+    done = tmp_path / "runs/study-parts/task1/x"
+    done.mkdir(parents=True)
+    (done / "report.html").touch()
+    assert [step.name for step in gpu.studies("DIR")] == ["study-shallow", "study-channels"]
 
 
 def test_other_names_are_refused(tmp_path, capsys):

@@ -187,6 +187,23 @@ def test_auto_resumes_a_run_that_was_killed_before_its_report(task1, tmp_path):
     assert sorted(path.name for path in (tmp_path / "task1").iterdir()) == ["a", "damaged"]
 
 
+def test_the_same_command_with_its_files_goes_on_until_it_is_done(stripes, tmp_path, monkeypatch, capsys):
+    recipe, config = tmp_path / "recipe.toml", tmp_path / "config.toml"
+    recipe.write_text('[task1]\nmodels = ["simple_cnn"]\nlr = 0.01\n[task1.model.simple_cnn]\nweight_decay = 0.1\n')
+    config.write_text('augmentations = ["flip"]\n')
+    files = ["--recipe", str(recipe), "--config", str(config), "--resume", "auto"]
+    command = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "a", *SMALL, *files]
+    monkeypatch.setattr(experiment, "evaluate", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(command) == 1
+    monkeypatch.undo()
+    recipe.write_text(recipe.read_text().replace("0.1", "0.2"))
+    assert main(command) == 2
+    assert "--config or --recipe has another model: leave them out" in capsys.readouterr().err
+    recipe.write_text(recipe.read_text().replace("0.2", "0.1"))
+    assert main(command) == 0
+    assert results(tmp_path / "task1/a")["models"]["simple_cnn"]["epochs"] == 3
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_stopped_while_testing_says_how_to_go_on(stripes, tmp_path, monkeypatch, capsys, number):
     monkeypatch.setattr(experiment, "evaluate", lambda *_: os.kill(os.getpid(), number))
@@ -215,7 +232,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(task1, stripes, tmp_path, cap
         (["--channels", "RG"], "was tested on channels RGB,RG,GB,RB,R,G,B: leave --channels as it was"),
         (["--image-size", "40"], "has simple_cnn with --image-size 32: leave it so, or start another run"),
         (["--optimizer", "sgd"], "has simple_cnn with --optimizer adam: leave it so"),
-        (["--recipe", "report_a"], "goes on with its own settings: leave out --config and --recipe"),
+        (["--recipe", "report_a"], "goes on with its own settings, and --config or --recipe has another "),
     ):
         assert main(["task1", "--resume", str(run), *arguments]) == 2
         assert message in capsys.readouterr().err
