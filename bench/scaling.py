@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 import models
-from bench import lines
+from bench import lines, markdown
+from engine.report.tables import Table
 
 IMAGES, CLASSES, FILE_BYTES = 14_197_122, 21_841, 90_000
 GPUS, EPOCHS, BATCH = (8, 64, 512), 90, 128  # BATCH: images of a step on each GPU
@@ -144,9 +145,9 @@ def measured_table(results: Path) -> str:
 
 def grid(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Return a table in Markdown, its numbers to the right."""
-    headings = list(headings)
-    rule = ["---" if heading in ("model", "device") else "---:" for heading in headings]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (headings, rule, *rows))
+    headings = tuple(headings)
+    left = sum(heading in ("model", "device") for heading in headings)
+    return markdown.grid(Table("", headings, tuple(map(tuple, rows)), left))
 
 
 def _decoded_by_a_core(results: Path) -> float | None:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from bench.markdown import grid, wrapped
+from engine.report.tables import Table
+
 RESULTS = Path(__file__).resolve().parent / "results"
 FULL = "RGB"
 PAIRS, SINGLES = ("RG", "GB", "RB"), ("R", "G", "B")
@@ -141,9 +144,8 @@ def _page(kind: str, results: Path, heads: tuple[str, ...], rows: list[tuple[str
     """Return a Markdown table, and below it by what it was made."""
     if not rows:
         return "Not measured yet."
-    lines = [heads, ["---"] * left + ["---:"] * (len(heads) - left), *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([table, *(_stamp(kind, folder) for folder in _folders(kind, results))])
+    stamps = (wrapped(_stamp(kind, folder)) for folder in _folders(kind, results))
+    return "\n\n".join([grid(Table(kind, heads, tuple(rows), left)), *stamps])
 
 
 def _stamp(kind: str, folder: Path) -> str:

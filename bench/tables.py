@@ -4,7 +4,6 @@ import argparse
 import io
 import json
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.text import Text
 from bench import columns, headline, scaling, study
 from bench.columns import ENGINE, ON_CPU, SECTIONS
 from bench.lines import Entry
+from bench.markdown import grid, wrapped
 from engine.report.tables import Table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,18 +168,6 @@ def stamp(section: dict) -> str:
     ceilings = ", ".join(f"{value:g} {name}" for name, value in section["ceilings"].items())
     measured = f"; ceilings measured in the same run: {ceilings}" if ceilings else ""
     return f"{versions}; {section['date']}, commit {section['commit']}{measured}."
-
-
-def grid(table: Table) -> str:
-    """Return a table in Markdown."""
-    rule = ["---"] * table.left + ["---:"] * (len(table.columns) - table.left)
-    head, *body = (f"| {' | '.join(row)} |" for row in (table.columns, *table.rows))
-    return "\n".join([head, f"|{'|'.join(rule)}|", *body])
-
-
-def wrapped(paragraph: str) -> str:
-    """Return a paragraph in lines of 120 characters."""
-    return textwrap.fill(paragraph, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _rewrite(page: Path, names: tuple[str, ...], results: Path, check: bool) -> int:

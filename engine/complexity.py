@@ -134,16 +134,15 @@ class _PathMode(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         name = func._schema.name
         features, weights = (0, 1) if name in _CONVOLUTIONS else _LINEAR.get(name, (None, None))
-        leaves = tree_leaves((args, kwargs) if features is None else args[features])
-        traces = [trace for leaf in leaves if (trace := self._trace(leaf))]
-        paths = [trace for trace in traces if trace.layers is not None]
+        made_of = [trace for leaf in tree_leaves((args, kwargs)) if (trace := self._trace(leaf))]
+        seen = made_of if features is None else filter(None, [self._trace(args[features])])
+        paths = [trace for trace in seen if trace.layers is not None]
         pooled = bool(paths) and all(trace.pooled for trace in paths)
         layers = max((trace.layers for trace in paths), key=_length, default=None)
         if features is not None and paths and not pooled:
             kernels_of = self._trace(args[weights]) or _Trace(None)
             layers, found = (*layers, kernels_of.weights), frozenset()
         else:
-            made_of = filter(None, map(self._trace, tree_leaves((args, kwargs))))
             found = frozenset().union(*(trace.weights for trace in made_of))
         for output in tree_leaves(result):
             if isinstance(output, Tensor) and (layers is not None or found):

@@ -70,7 +70,12 @@ class Prism(nn.Module):
         With `mask`, [batch, channels] bool, each sample's result is that of its present channels alone (in evaluation;
         in training, batch normalisation takes its statistics over the whole batch). `channels` says where the channels
         of x stand among the `in_channels` the network is made for: see `AnyChannelConv2d`.
+
+        Raises:
+            ValueError: mask or channels do not fit x, or are given with `plain_stem`.
         """
+        if not self.any_channels and (mask is not None or channels is not None):
+            raise ValueError("with plain_stem all channels are present: mask and channels must be None")
         stem = self.stem(x, mask, channels) if self.any_channels else self.stem(x)
         return self.head(self.features(stem))
 

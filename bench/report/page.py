@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import columns, headline, tables
+from bench.markdown import grid, wrapped
 from bench.report import figures, pictures
 from engine.report import pages
 from engine.report.pages import Picture
@@ -148,12 +149,12 @@ def _heading(name: str) -> str:
 def _markdown(title: str, parts: list[Part], missing: list[str], out: Path) -> str:
     found = [f"# {title}"]
     for part in parts:
-        found += [f"## {part.title}", *([tables.wrapped(part.stamp)] if part.stamp else [])]
+        found += [f"## {part.title}", *([wrapped(part.stamp)] if part.stamp else [])]
         found += [f"![{each.title}]({each.path.relative_to(out).as_posix()})" for each in part.pictures]
         for table in part.tables:
-            found += [f"{table.title}:", tables.grid(table)] if len(part.tables) > 1 else [tables.grid(table)]
-        found += [tables.wrapped(part.legend)] if part.legend else []
-        found += [tables.grid(part.lines)] if part.lines else []
+            found += [f"{table.title}:", grid(table)] if len(part.tables) > 1 else [grid(table)]
+        found += [wrapped(part.legend)] if part.legend else []
+        found += [grid(part.lines)] if part.lines else []
     if missing:
         found += ["## Not measured yet", "\n".join(f"- {each}" for each in missing)]
     return "\n\n".join(found) + "\n"

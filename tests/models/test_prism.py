@@ -231,6 +231,8 @@ def test_with_a_plain_stem_it_takes_the_channels_it_is_made_for():
     assert not model.any_channels
     x = images(2, 3, 32, 32)
     torch.testing.assert_close(model(x), model.head(model.features(model.stem(x))))
+    with pytest.raises(ValueError, match="with plain_stem all channels are present"):
+        model(x, torch.ones(2, 3, dtype=torch.bool))
     assert complexity.depth(model.to("meta"), torch.empty(2, 3, 32, 32, device="meta")) == 4
 
 

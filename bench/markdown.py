@@ -1,0 +1,17 @@
+"""Tables and paragraphs in Markdown."""
+
+import textwrap
+
+from engine.report.tables import Table
+
+
+def grid(table: Table) -> str:
+    """Return a table in Markdown."""
+    rule = ["---"] * table.left + ["---:"] * (len(table.columns) - table.left)
+    head, *body = (f"| {' | '.join(row)} |" for row in (table.columns, *table.rows))
+    return "\n".join([head, f"|{'|'.join(rule)}|", *body])
+
+
+def wrapped(paragraph: str) -> str:
+    """Return a paragraph in lines of 120 characters."""
+    return textwrap.fill(paragraph, 120, break_long_words=False, break_on_hyphens=False)
