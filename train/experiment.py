@@ -98,6 +98,8 @@ class Experiment:
         weights = settings.weights and str(Path(settings.weights).expanduser().absolute())
         self.task = task
         networks.check_names(settings.models)
+        for entry in settings.models:
+            networks.check_schedule(entries.of(settings, entry))
         loader.resolve(settings.backend)
         self.settings = replace(settings, data=root, weights=weights)
         self.data = data = data or open_data(self.settings, task)

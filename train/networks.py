@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import models
-from engine import augmentation, channels, checkpoint, complexity, transfer
+from engine import augmentation, channels, checkpoint, complexity, schedules, transfer
 from engine.augmentation import Augmentations
 from engine.data.listing import ImageSet
 from engine.errors import UserError
@@ -50,6 +50,15 @@ def check_names(names: tuple[str, ...]) -> None:
                 models.create(name)
             except models.UnknownModelError as error:
                 raise UserError(str(error)) from None
+
+
+def check_schedule(settings: Settings) -> None:
+    """Raise UserError where an entry's epochs have no room for its schedule."""
+    name = "constant" if settings.schedule == "plateau" else settings.schedule
+    try:
+        schedules.factor(name, 0.0, settings.epochs, settings.warmup)
+    except ValueError as error:
+        raise UserError(f"--schedule {settings.schedule}, --warmup {settings.warmup:g}: {error}") from None
 
 
 def checked(
@@ -208,7 +217,7 @@ def plan(model: nn.Module, settings: Settings, images: ImageSet) -> Plan:
         sampling = "on" if getattr(model, "any_channels", False) else "off"
     if settings.consistency and sampling == "shuffle":
         raise UserError("--consistency: with --channel-sampling shuffle no image is shown with all channels in order")
-    found = Plan(
+    return Plan(
         epochs=settings.epochs,
         lr=settings.lr,
         patience=settings.patience,
@@ -236,11 +245,6 @@ def plan(model: nn.Module, settings: Settings, images: ImageSet) -> Plan:
         compile_mode=settings.compile_mode,
         save_every=settings.save_every,
     )
-    try:
-        found.rates([])(0.0)
-    except ValueError as error:
-        raise UserError(f"--schedule {settings.schedule}, --warmup {settings.warmup:g}: {error}") from None
-    return found
 
 
 def augmentations(settings: Settings) -> Augmentations:

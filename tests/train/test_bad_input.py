@@ -63,6 +63,11 @@ def add_line(folder, line, to="train.txt"):
             ["task1", "--channel-sampling", "shuffle", "--consistency", "1"],
             "no image is shown with all channels in order",
         ),
+        (
+            ["task1", "--recipe", "strong", "--epochs", "1", "--data", "missing"],
+            "--schedule linear, --warmup 2: warmup must be at least 0 and under epochs=1",
+        ),
+        (["task1", "--epochs", "3", "--warmup", "3", "--schedule", "plateau"], "must be at least 0 and under epochs=3"),
         (["task1", "--batch-size", "0"], "'--batch-size': 0 is not in the range x>=1"),
         (["task1", "--epochs", "many"], "'--epochs': 'many' is not a valid integer"),
         (["task1", "--channels", "RG,RG"], "channels 'RG' are named 2 times"),
