@@ -210,6 +210,7 @@ class Experiment:
             self.folder.write(where, traceback.format_exc())
             console.say(f"{entry} failed, going on: {self.failed[entry]} (details: {where})")
         self.folder.write_json(self.folder.results, self.results)
+        self.folder.write(self.folder.table, comparison.as_csv(self.results))
 
     def train_and_test(self, entry: str) -> None:
         """Train a model, test its best weights, and add both to the results."""
@@ -246,7 +247,6 @@ class Experiment:
         if not distributed.is_main():
             return
         pages.pictures(self.folder, self.results, self.history)
-        self.folder.write(self.folder.table, comparison.as_csv(self.results))
         pages.write(self.folder, self.results, self.environment)
 
     def _outcome(self, entry: str, settings: Settings, combination: str | None = None) -> Outcome:

@@ -69,6 +69,7 @@ class Repeated:
         if self.results["models"]:
             experiment.add_ratio(self.results)
         self.folder.write_json(self.folder.results, self.results)
+        self.folder.write(self.folder.table, comparison.as_csv(self.results))
 
     def _made(self, own: Settings) -> RunFolder:
         """Return the folder for a seed's run, of which everything of the user's is checked; before the first, begin."""
@@ -85,7 +86,7 @@ class Repeated:
         return folder
 
     def report(self) -> None:
-        """Write tables, curves and both report pages of all seeds."""
+        """Write curves and both report pages of all seeds."""
         rows = [
             EpochRow.from_text(row | {"model": f"{row['model']} seed {seed}"})
             for seed, folder in self.done.items()
@@ -97,7 +98,6 @@ class Repeated:
         history: dict[str, list[EpochRow]] = {}
         for row in rows:
             history.setdefault(row.model, []).append(row)
-        self.folder.write(self.folder.table, comparison.as_csv(self.results))
         pages.pictures(self.folder, self.results, history)
         pages.write(self.folder, self.results, self.environment)
 

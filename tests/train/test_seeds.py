@@ -124,6 +124,8 @@ def test_an_interrupted_run_goes_on_and_computes_no_finished_seed_again(run, tmp
         patch.setattr(checkpoint, "save", interrupted)
         assert main(["task1", "--out", str(tmp_path), "--resume", "auto"]) == 1
     assert runner.results(half)["seeds"] == [0]
+    assert {row["seeds"] for row in table(half)} == {"0"}
+    assert {row["model"] for row in table(half / "seeds/1")} == {MODELS[0]}
     assert main(["task1", "--out", str(tmp_path), "--resume", "auto"]) == 0
     assert {path: path.stat().st_mtime_ns for path in (half / "seeds/0").rglob("*")} == kept
     assert (half / "history.csv").read_bytes() == (run / "history.csv").read_bytes()
