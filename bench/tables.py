@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as Printed
 from rich.text import Text
 
-from bench import columns, headline, scaling, study
+from bench import columns, goals, headline, scaling, study
 from bench.columns import ENGINE, ON_CPU, SECTIONS
 from bench.lines import Entry
 from bench.markdown import grid, wrapped
@@ -26,7 +26,7 @@ VERDICTS = {True: "pass", False: "miss", None: "not measured yet"}
 PAGES = {
     "README.md": ("headline", "shallow", "channels", *columns.COMMANDS),
     "docs/engine.md": tuple(ENGINE),
-    "docs/flagship.md": tuple(study.TABLES),
+    "docs/flagship.md": ("goals", *study.TABLES),
     "docs/fuse.md": tuple(columns.FUSE),
     "docs/scaling.md": tuple(scaling.TABLES),
 }
@@ -109,7 +109,7 @@ def text(op: str, section: dict, width: int) -> str:
 
 def markdown(name: str, results: Path = RESULTS) -> str:
     """Return what stands between a marker of this name in Markdown, the GPUs' first, as far as it was measured."""
-    if name in (made := scaling.TABLES | study.TABLES):
+    if name in (made := scaling.TABLES | study.TABLES | {"goals": goals.goals}):
         return made[name](results)
     devices = _devices(results)
     parts = [

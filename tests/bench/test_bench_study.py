@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from bench import gpu, study
+from bench import goals, gpu, study
 from bench import keep as keeping
 from engine.report import comparison
 
@@ -100,6 +100,29 @@ def test_parts_are_differences_to_the_whole(keep):
     assert "| `--models prism4_small` | 50.0 | - | 40.0 | - | 30.0 | - | 30 |" in page
     assert "2 cores of Some CPU, python 3.11.7, torch 2.15.0, torchvision 0.29.2, commit cccccccccccc." in page
     assert "`bench/results/mini50/parts/table.csv`" in page
+
+
+def test_goals_are_judged_by_the_schedule_that_validation_prefers(keep):
+    def validated(name, held_out, validation, **others):
+        rows = system(name, [held_out], **others)
+        return [*rows, rows[0] | {"split": "val", "accuracy": str(validation)}]
+
+    keep("shallow", validated("resnet34", 0.40, 0.5, train_seconds="900"), validated("prism4", 0.43, 0.6))
+    results = keep("shallow-100", validated("resnet34", 0.42, 0.6, epochs="100", train_seconds="1000"))
+    keep("channels", system("prism4", [0.5, 0.49, 0.5, 0.48, 0.47, 0.46, 0.45]), system("naive_cnn", [0.5, 0.5]))
+    found = {row["what"]: (row["asked"], row["found"], row["met"]) for row in cells(goals.goals(results))}
+    alone = "the same: less `{}` for a combination alone, where it leads least"
+    assert found == {
+        "`prism4`: accuracy on RGB, of ResNet34's": ("≥ 105%", "102.4%", "no"),
+        "`prism4_small`: the same": ("≥ 100%", "not measured yet", "-"),
+        "`prism4_small`: parameters": ("≤ 500,000", "not measured yet", "-"),
+        "`prism4`: training time, of ResNet34's": ("≤ 100%", "61.4%", "yes"),
+        "`prism4` with channel sampling: mean of pairs less RGB": ("≥ -1 points", "-1.0 points", "yes"),
+        "the same: mean of singles less RGB": ("≥ -3 points", "-4.0 points", "no"),
+        "the same: RGB less RGB without sampling": ("≥ 0 points", "not measured yet", "-"),
+        alone.format("naive_cnn"): ("≥ 0 points", "-1.0 points", "no"),
+        alone.format("resnet34+alone"): ("≥ 0 points", "not measured yet", "-"),
+    }
 
 
 def test_the_pictures_show_every_system_and_row(keep, monkeypatch):
