@@ -11,6 +11,7 @@ from bench.study import FULL, PAIRS, SINGLES, System
 from engine.report.tables import Table
 
 UNKNOWN = "not measured yet"
+POINTS = " points"
 MOST_PARAMETERS = 500_000  # of the small network
 
 
@@ -23,24 +24,24 @@ def goals(results: Path = study.RESULTS) -> str:
     names = ("prism4", "prism4+off", "naive_cnn", "resnet34+alone")
     sampled, fixed, *alone = (_best("channels", name, results) for name in names)
     rows = [
-        _at_least(105, "%", "`prism4`: accuracy on RGB, of ResNet34's", _share(whole, deep)),
-        _at_least(100, "%", "`prism4_small`: the same", _share(small, deep)),
-        _at_most(MOST_PARAMETERS, "", "`prism4_small`: parameters", small and float(small["params"])),
-        _at_most(100, "%", "`prism4`: training time, of ResNet34's", _time(whole, deep)),
-        _at_least(-1, " points", "`prism4` with channel sampling: mean of pairs less RGB", _loss(sampled, PAIRS)),
-        _at_least(-3, " points", "the same: mean of singles less RGB", _loss(sampled, SINGLES)),
-        _at_least(0, " points", "the same: RGB less RGB without sampling", _lead(sampled, fixed, [FULL])),
+        _row("`prism4`: accuracy on RGB, of ResNet34's", 105, "%", _share(whole, deep)),
+        _row("`prism4_small`: the same", 100, "%", _share(small, deep)),
+        _row("`prism4_small`: parameters", MOST_PARAMETERS, "", small and float(small["params"]), most=True),
+        _row("`prism4`: training time, of ResNet34's", 100, "%", _time(whole, deep), most=True),
+        _row("`prism4` with channel sampling: mean of pairs less RGB", -1, POINTS, _loss(sampled, PAIRS)),
+        _row("the same: mean of singles less RGB", -3, POINTS, _loss(sampled, SINGLES)),
+        _row("the same: RGB less RGB without sampling", 0, POINTS, _lead(sampled, fixed, [FULL])),
     ]
     for name, other in zip(names[2:], alone, strict=True):
         what = f"the same: less `{name}` for a combination alone, where it leads least"
-        rows.append(_at_least(0, " points", what, _lead(sampled, other, [FULL, *PAIRS, *SINGLES])))
+        rows.append(_row(what, 0, POINTS, _lead(sampled, other, [FULL, *PAIRS, *SINGLES])))
     return grid(Table("goals", ("what", "asked", "found", "met"), tuple(rows)))
 
 
 def _best(kind: str, name: str, results: Path) -> System | None:
     """Return a system of the studies of a kind, of several the one with the best validation accuracy."""
     found = [item for item in study.systems(kind, results) if item["model"] == name]
-    return max(found, key=lambda item: item.accuracy("val") or (0.0, None), default=None)
+    return max(found, key=lambda item: (item.accuracy("val") or [0.0])[0], default=None)
 
 
 def _share(own: System | None, other: System | None) -> float | None:
@@ -61,23 +62,18 @@ def _loss(item: System | None, labels: Sequence[str]) -> float | None:
 
 
 def _lead(own: System | None, other: System | None, labels: Sequence[str]) -> float | None:
-    """Return the least difference in points, over the combinations that both were tested on."""
+    """Return the least difference in points over combinations; None where one of them is missing."""
     if own is None or other is None:
         return None
-    pairs = ((own.accuracy("holdout", label), other.accuracy("holdout", label)) for label in labels)
-    return min((100 * (mine[0] - its[0]) for mine, its in pairs if mine and its), default=None)
+    pairs = [(own.mean("holdout", [label]), other.mean("holdout", [label])) for label in labels]
+    return None if any(None in pair for pair in pairs) else min(100 * (mine - its) for mine, its in pairs)
 
 
-def _at_least(asked: float, unit: str, what: str, found: float | None) -> tuple[str, ...]:
-    return what, f"≥ {asked:,}{unit}", *_judged(found, unit, found is not None and round(found, 6) >= asked)
-
-
-def _at_most(asked: float, unit: str, what: str, found: float | None) -> tuple[str, ...]:
-    return what, f"≤ {asked:,}{unit}", *_judged(found, unit, found is not None and round(found, 6) <= asked)
-
-
-def _judged(found: float | None, unit: str, met: bool) -> tuple[str, str]:
+def _row(what: str, asked: float, unit: str, found: float | None, most: bool = False) -> tuple[str, ...]:
+    """Return a row of the table; `most`: no more than `asked` is wanted, else no less."""
+    bound = f"{'≤' if most else '≥'} {asked:,}{unit}"
     if found is None:
-        return UNKNOWN, "-"
-    figure = f"{found:+.1f}" if unit == " points" else f"{found:.1f}" if unit else f"{found:,.0f}"
-    return figure + unit, "yes" if met else "no"
+        return what, bound, UNKNOWN, "-"
+    difference = round(found - asked, 6)
+    figure = f"{found:+.1f}" if unit == POINTS else f"{found:.1f}" if unit else f"{found:,.0f}"
+    return what, bound, figure + unit, "yes" if (difference <= 0 if most else difference >= 0) else "no"
