@@ -8,7 +8,7 @@ import torch
 from engine import training
 from engine.augmentation import Augmentations
 from engine.training import fit
-from tests.engine.test_faults import PLAN, Net, images, loaders  # noqa: F401
+from tests.engine.small import PLAN, Net
 
 COMPILED = replace(PLAN, compile=True, epochs=2)
 
@@ -21,7 +21,7 @@ def without_code_generation(monkeypatch):
     monkeypatch.setattr(training, "_compiled", compiled)
 
 
-def test_models_one_after_another_do_not_use_up_the_limit_of_recompilations(loaders, tmp_path):  # noqa: F811
+def test_models_one_after_another_do_not_use_up_the_limit_of_recompilations(loaders, tmp_path):
     limits = {"recompile_limit": 2, "fail_on_recompile_limit_hit": True}
     with torch._dynamo.config.patch(limits):  # a model is compiled for training and for validation
         for width in (4, 6, 8):
@@ -29,7 +29,7 @@ def test_models_one_after_another_do_not_use_up_the_limit_of_recompilations(load
             assert course.history == fit("m", Net(width), *loaders, PLAN, tmp_path / f"plain {width}").history[:2]
 
 
-def test_gradients_are_the_trainings_own_where_a_cuda_graph_would_write_to_them_again(loaders, tmp_path):  # noqa: F811
+def test_gradients_are_the_trainings_own_where_a_cuda_graph_would_write_to_them_again(loaders, tmp_path):
     """Of batches that make a step together; a graph's outputs are valid until the next batch alone."""
     histories, kept = [], []
     for mode in ("default", "reduce-overhead"):
@@ -41,7 +41,7 @@ def test_gradients_are_the_trainings_own_where_a_cuda_graph_would_write_to_them_
     assert all(kept[1])
 
 
-def test_growing_images_do_not_use_up_the_limit_of_recompilations(loaders, tmp_path):  # noqa: F811
+def test_growing_images_do_not_use_up_the_limit_of_recompilations(loaders, tmp_path):
     """Each size is compiled anew; what was compiled for the size before is dropped."""
     train, _ = loaders
     growing = Augmentations(epochs=5, progressive=0.5)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from engine import consistency, memory
 from engine.training import fit
-from tests.engine.test_training import PLAN, Recorder, loaders  # noqa: F401
+from tests.engine.small import PLAN, Recorder
 
 CONSISTENT = replace(PLAN, epochs=1, channel_sampling="on", consistency=1.0)
 
@@ -25,7 +25,7 @@ def test_divergence_is_that_of_the_answers_on_some_channels_from_those_on_all():
     assert consistency.divergence(torch.cat([logits[:3], logits[:3]]).detach()).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_a_batch_has_each_image_on_a_subset_and_on_all_channels(loaders, tmp_path):  # noqa: F811
+def test_a_batch_has_each_image_on_a_subset_and_on_all_channels(loaders, tmp_path):
     model = Recorder()
     fit("m", model, *loaders, CONSISTENT, tmp_path)
     seen = [(images, mask) for images, mask in model.seen if mask is not None]
@@ -41,7 +41,7 @@ def test_a_batch_has_each_image_on_a_subset_and_on_all_channels(loaders, tmp_pat
     assert not torch.cat([mask[:8] for _, mask in seen]).all()
 
 
-def test_networks_for_all_channels_are_shown_zeros_and_no_mask(loaders, tmp_path):  # noqa: F811
+def test_networks_for_all_channels_are_shown_zeros_and_no_mask(loaders, tmp_path):
     model = Recorder()
     model.any_channels = False
     fit("m", model, *loaders, replace(CONSISTENT, mixup=0.2), tmp_path)
@@ -54,7 +54,7 @@ def test_networks_for_all_channels_are_shown_zeros_and_no_mask(loaders, tmp_path
 
 
 @pytest.mark.parametrize("sampling", ["off", "shuffle"])
-def test_without_channel_subsets_there_is_none(loaders, tmp_path, sampling):  # noqa: F811
+def test_without_channel_subsets_there_is_none(loaders, tmp_path, sampling):
     histories = []
     for weight in (0.0, 1.0):
         torch.manual_seed(0)
@@ -63,7 +63,7 @@ def test_without_channel_subsets_there_is_none(loaders, tmp_path, sampling):  # 
     assert histories[0] == histories[1]
 
 
-def test_it_draws_the_answers_together(loaders, tmp_path):  # noqa: F811
+def test_it_draws_the_answers_together(loaders, tmp_path):
     """On images of noise, where nothing is to be learnt that would help otherwise."""
     apart = []
     for weight in (0.0, 30.0):

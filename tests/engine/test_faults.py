@@ -14,43 +14,10 @@ from torch import nn
 
 from engine import checkpoint, files, state
 from engine.data import loader
-from engine.data.listing import ImageSet, Split
 from engine.errors import Interrupted, NotFiniteError, OutOfMemoryError, StorageError, UserError
 from engine.interruption import terminable
-from engine.plan import Plan
 from engine.training import Hooks, fit
-
-PLAN = Plan(
-    epochs=3, lr=0.1, patience=0, num_classes=4, precision="fp32", compile=False, device=torch.device("cpu"), seed=0
-)
-
-
-@pytest.fixture
-def images(tmp_path):
-    """40 training and 8 validation images of noise, of 4 classes."""
-    splits = {
-        name: Split(tuple(f"{name}{i}" for i in range(count)), tuple(i % 4 for i in range(count)), ((16, 16),) * count)
-        for name, count in (("train", 40), ("val", 8))
-    }
-    return ImageSet(tmp_path, ("a", "b", "c", "d"), splits)
-
-
-@pytest.fixture
-def loaders(images):
-    with (
-        loader.create(images, "train", train=True, size=16, batch_size=8, backend="synthetic") as train,
-        loader.create(images, "val", train=False, size=16, batch_size=8, backend="synthetic") as val,
-    ):
-        yield train, val
-
-
-class Net(nn.Sequential):
-    """A small network with batch normalisation."""
-
-    def __init__(self, width=6):
-        torch.manual_seed(0)
-        pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))
-        super().__init__(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), *pool)
+from tests.engine.small import PLAN, Net
 
 
 def at_step(number, action):

@@ -5,59 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from engine import transfer
 from engine.augmentation import Augmentations
 from engine.course import EpochRow
-from engine.data import loader
-from engine.data.listing import ImageSet, Split
-from engine.plan import Plan
 from engine.training import Hooks, fit
-
-PLAN = Plan(
-    epochs=3, lr=0.1, patience=0, num_classes=4, precision="fp32", compile=False, device=torch.device("cpu"), seed=0
-)
+from tests.engine.small import PLAN, Recorder
 
 
 def rows(*accuracies):
     return [EpochRow("m", number, 0.1, 1.0, 0.5, 1.0, value) for number, value in enumerate(accuracies, 1)]
-
-
-@pytest.fixture
-def loaders(tmp_path):
-    """Loaders of noise: 40 training and 8 validation images of 4 classes."""
-    splits = {
-        name: Split(tuple(f"{name}{i}" for i in range(count)), tuple(i % 4 for i in range(count)), ((16, 16),) * count)
-        for name, count in (("train", 40), ("val", 8))
-    }
-    images = ImageSet(tmp_path, ("a", "b", "c", "d"), splits)
-    options = {"size": 16, "batch_size": 8, "backend": "synthetic"}
-    with (
-        loader.create(images, "train", train=True, **options) as train,
-        loader.create(images, "val", train=False, **options) as val,
-    ):
-        yield train, val
-
-
-class Recorder(nn.Module):
-    """A tiny network that keeps what it is given in training."""
-
-    any_channels = True
-
-    def __init__(self, in_channels=3):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
-        self.head = nn.Linear(6, 4)
-        self.seen, self.started = [], []
-
-    def start_epoch(self, epoch):
-        self.started.append(epoch)
-
-    def forward(self, x, mask=None):
-        if self.training or not self.head.training:
-            self.seen.append((x.detach().clone(), mask))
-        return self.head(self.stem(x).mean((2, 3)))
 
 
 def test_learning_rates():
