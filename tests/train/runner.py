@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +46,9 @@ def torchrun(processes: int, *arguments: str, script: Path | None = None, restar
     """Run the same in several processes, as users do."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     program = [str(script)] if script else ["-m", "train.run"]
-    return run([*launcher, f"--max-restarts={restarts}", *program, *arguments], **variables)
+    with TemporaryDirectory() as logs:  # it leaves its own behind
+        options = [f"--max-restarts={restarts}", f"--log-dir={logs}"]
+        return run([*launcher, *options, *program, *arguments], **variables)
 
 
 def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
