@@ -18,7 +18,7 @@ def images(tmp_path):
 
 @pytest.fixture
 def loaders(images):
-    """Loaders of its training and its validation images, 16 px, in batches of 8."""
+    """Loaders of the training and of the validation `images`, 16 px, in batches of 8."""
     options = {"size": 16, "batch_size": 8, "backend": "synthetic"}
     with (
         loader.create(images, "train", train=True, **options) as train,
