@@ -53,7 +53,7 @@ def _share(own: System | None, other: System | None) -> float | None:
 def _time(own: System | None, other: System | None) -> float | None:
     if own is None or other is None:
         return None
-    return 100 * float(own["train_seconds"]) / float(other["train_seconds"])
+    return 100 * own.seconds / other.seconds
 
 
 def _loss(item: System | None, labels: Sequence[str]) -> float | None:

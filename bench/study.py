@@ -6,6 +6,7 @@ A study is a folder of `bench/results/mini50` with the `table.csv` and `environm
 
 import csv
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from statistics import fmean
 
 from bench.markdown import grid, wrapped
 from engine.report.tables import Table
+from train.networks import ONE_PER_COMBINATION
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FULL = "RGB"
@@ -31,12 +33,14 @@ class System:
     """A trained system of a study.
 
     Attributes:
-        study: its folder's name.
+        study: its folder's name, of several the first's.
         rows: its rows of `table.csv`, as text.
+        seconds: how long it took to train, mean over its seeds.
     """
 
     study: str
     rows: tuple[dict[str, str], ...]
+    seconds: float
 
     def __getitem__(self, column: str) -> str:
         """Return what the table says of the system itself, such as "params"."""
@@ -57,14 +61,20 @@ class System:
 
 
 def systems(kind: str, results: Path = RESULTS) -> list[System]:
-    """Return the systems of all studies of a kind, in the order of their tables."""
-    found = []
+    """Return the systems of all studies of a kind, in the order of their tables.
+
+    One network for each combination is one system, also where studies of its own have each.
+    """
+    found: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = {}
     for folder in _folders(kind, results):
-        grouped: dict[str, list[dict[str, str]]] = {}
         for row in csv.DictReader((folder / "table.csv").open(encoding="utf-8", newline="")):
-            grouped.setdefault(row["model"], []).append(row)
-        found += [System(folder.name, tuple(rows)) for rows in grouped.values()]
-    return found
+            own = "" if row["protocol"].startswith(ONE_PER_COMBINATION) else folder.name
+            key = own, row["model"], row["epochs"], row["seeds"]
+            found.setdefault(key, defaultdict(list))[folder.name].append(row)
+    return [
+        System(next(iter(tables)), tuple(row for rows in tables.values() for row in rows), _seconds(tables.values()))
+        for tables in found.values()
+    ]
 
 
 def shallow(results: Path = RESULTS) -> str:
@@ -135,6 +145,10 @@ def parts(results: Path = RESULTS) -> str:
 TABLES: dict[str, Callable[[Path], str]] = {"shallow": shallow, "channels": channels, "parts": parts}
 
 
+def _seconds(tables: Iterable[list[dict[str, str]]]) -> float:
+    return sum(float(rows[0]["train_seconds"]) for rows in tables)
+
+
 def _folders(kind: str, results: Path) -> list[Path]:
     every = (results / "mini50").glob("*/table.csv")
     return sorted(table.parent for table in every if table.parent.name.partition("-")[0] == kind)
@@ -144,17 +158,19 @@ def _page(kind: str, results: Path, heads: tuple[str, ...], rows: list[tuple[str
     """Return a Markdown table, and below it by what it was made."""
     if not rows:
         return "Not measured yet."
-    stamps = (wrapped(_stamp(kind, folder)) for folder in _folders(kind, results))
+    places = defaultdict(list)
+    for folder in _folders(kind, results):
+        places[_origin(folder)].append(f"`bench/results/mini50/{folder.name}/table.csv`")
+    stamps = (wrapped(f"`{COMMANDS[kind]}`: {', '.join(each)}; {origin}.") for origin, each in places.items())
     return "\n\n".join([grid(Table(kind, heads, tuple(rows), left)), *stamps])
 
 
-def _stamp(kind: str, folder: Path) -> str:
+def _origin(folder: Path) -> str:
+    """Return machine, versions and commit of a study."""
     found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "torchvision"))
     device = found["gpu"] or f"{found['cores']} core{'s' if found['cores'] != 1 else ''} of {found['cpu']}"
-    place = f"bench/results/mini50/{folder.name}/table.csv"
-    commit = (found.get("commit") or "none")[:12]
-    return f"`{COMMANDS[kind]}`: `{place}`; {device}, python {found['python']}, {versions}, commit {commit}."
+    return f"{device}, python {found['python']}, {versions}, commit {(found.get('commit') or 'none')[:12]}"
 
 
 def _percent(found: tuple[float, float | None] | float | None) -> str:
@@ -179,4 +195,4 @@ def _depth(item: System) -> str:
 
 
 def _minutes(item: System) -> str:
-    return f"{float(item['train_seconds']) / 60:,.0f}"
+    return f"{item.seconds / 60:,.0f}"

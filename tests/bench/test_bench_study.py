@@ -89,6 +89,25 @@ def test_channels_have_their_means_over_pairs_and_singles(keep):
     assert (lacking["RG"], lacking["GB"], lacking["mean of pairs"]) == ("40.0", "-", "-")
 
 
+def test_networks_for_one_combination_are_a_system_also_from_several_studies(keep):
+    def alone(place, value):
+        return [system("resnet34+alone", [value] * 7, protocol="one-per-combination, zero-pad")[place]]
+
+    keep("channels", system("prism4", [0.5] * 7))
+    keep("channels-alone-g", alone(5, 0.43))
+    results = keep("channels-alone-r", alone(4, 0.41), system("prism4", [0.6] * 7))
+    page = study.channels(results)
+    assert [(row["system"], row["R"], row["G"], row["B"], row["minutes"]) for row in cells(page)] == [
+        ("`prism4`", "50.0", "50.0", "50.0", "10"),
+        ("`resnet34+alone`", "41.0", "43.0", "-", "20"),
+        ("`prism4`", "60.0", "60.0", "60.0", "10"),
+    ]
+    places = [
+        f"`bench/results/mini50/{name}/table.csv`" for name in ("channels", "channels-alone-g", "channels-alone-r")
+    ]
+    assert f"{', '.join(places)}; 2 cores of Some CPU" in " ".join(page.split())
+
+
 def test_parts_are_differences_to_the_whole(keep):
     results = keep(
         "parts",
