@@ -157,38 +157,44 @@ def select(images: Tensor, chosen: tuple[int, ...], how: str) -> Tensor:
     return images * present(chosen, count, images.device)[:, None, None]
 
 
-def sample_masks(batch: int, channels: int, generator: torch.Generator) -> Tensor:
-    """Return a mask [batch, channels], bool: for each sample how many channels, uniformly, then which, uniformly.
+def sample_masks(batch: int, channels: int, generator: torch.Generator, bias: float = 0.0) -> Tensor:
+    """Return a mask [batch, channels], bool: for each sample how many channels, then which, uniformly.
 
-    This is hierarchical channel sampling (ChannelViT, arXiv 2309.16108), drawn per sample on the generator's
-    device, so that shapes stay static.
+    k channels are drawn in proportion to k**-bias. With a bias of 0 this is hierarchical channel sampling (ChannelViT,
+    arXiv 2309.16108). It is drawn per sample on the generator's device, so that shapes stay static.
     """
-    count, rank = _counts_and_ranks(batch, channels, generator)
+    count, rank = _counts_and_ranks(batch, channels, generator, bias)
     return rank < count
 
 
-def shuffled(batch: int, channels: int, generator: torch.Generator) -> Tensor:
+def shuffled(batch: int, channels: int, generator: torch.Generator, bias: float = 0.0) -> Tensor:
     """Return which channel stands at each place, int64 [batch, channels], -1 where none does.
 
-    For each sample a random number of channels in random order, the absent places last (report B's channel shuffling).
+    For each sample a random number of channels in random order, the absent places last (report B's channel shuffling);
+    `bias` as for `sample_masks`.
     """
-    count, rank = _counts_and_ranks(batch, channels, generator)
+    count, rank = _counts_and_ranks(batch, channels, generator, bias)
     return rank.masked_fill(torch.arange(channels, device=rank.device) >= count, -1)
 
 
-def _counts_and_ranks(batch: int, channels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _counts_and_ranks(batch: int, channels: int, generator: torch.Generator, bias: float) -> tuple[Tensor, Tensor]:
     device = generator.device
-    count = torch.randint(1, channels + 1, (batch, 1), generator=generator, device=device)
+    if bias:
+        likely = (-bias * torch.arange(1, channels + 1, device=device).log()).softmax(0)
+        count = 1 + likely.multinomial(batch, replacement=True, generator=generator).unsqueeze(1)
+    else:
+        count = torch.randint(1, channels + 1, (batch, 1), generator=generator, device=device)
     return count, torch.rand(batch, channels, generator=generator, device=device).argsort(1).argsort(1)
 
 
-def sources(sampling: str, batch: int, channels: int, generator: torch.Generator) -> Tensor | None:
+def sources(sampling: str, batch: int, channels: int, generator: torch.Generator, bias: float = 0.0) -> Tensor | None:
     """Return which channel each input channel of a training batch is, int64 [batch, channels], -1 where absent.
 
     Args:
         sampling: "off", all channels in their order (None is returned); "on", `sample_masks`; "drop", with probability
             0.3 the batch loses a random non-empty choice of its channels, never all (report D's RandomChannelDrop);
             "shuffle", `shuffled`.
+        bias: of "on" and "shuffle" toward few channels.
 
     Raises:
         ValueError: `sampling` is none of these.
@@ -196,10 +202,10 @@ def sources(sampling: str, batch: int, channels: int, generator: torch.Generator
     if sampling == "off":
         return None
     if sampling == "shuffle":
-        return shuffled(batch, channels, generator)
+        return shuffled(batch, channels, generator, bias)
     own = torch.arange(channels, device=generator.device)
     if sampling == "on":
-        return own.where(sample_masks(batch, channels, generator), -1)
+        return own.where(sample_masks(batch, channels, generator, bias), -1)
     if sampling != "drop":
         raise ValueError(f"sampling must be off, on, drop or shuffle, got {sampling!r}")
     if channels == 1:

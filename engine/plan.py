@@ -26,6 +26,7 @@ class Plan:
     ema: decay of the moving average of the weights, which is then what is validated and kept as best; 0: none.
     mixup, cutmix: the alphas of the Beta distributions; 0: off.
     channel_sampling: see `engine.channels.sources`; "cycle" makes a pass over the data for each of `cycle` in an epoch.
+    subset_bias: of "on" and "shuffle": k channels are drawn in proportion to k**-subset_bias.
     consistency: weight of the consistency loss of trainings on channel subsets, see `consistent`; 0: none.
     channels: name and positions of the only ones that the model is shown, where these are not all: it is made for
         them, or, with `padded`, for all of them and sees zeros in place of the others.
@@ -53,6 +54,7 @@ class Plan:
     mixup: float = 0.0
     cutmix: float = 0.0
     channel_sampling: str = "off"
+    subset_bias: float = 0.0
     cycle: tuple[tuple[int, ...], ...] = ()
     consistency: float = 0.0
     channels: tuple[str, tuple[int, ...]] | None = None

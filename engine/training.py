@@ -383,7 +383,7 @@ def _inputs(
         chosen = _others_absent(places(plan.cycle[turn], batch.device), channels).expand(count, -1)
     else:
         # Drawn for the images of all processes, so that the number of these changes nothing.
-        chosen = sources(plan.channel_sampling, batch.total, channels, generator)
+        chosen = sources(plan.channel_sampling, batch.total, channels, generator, plan.subset_bias)
         chosen = None if chosen is None else chosen[distributed.part(batch.total)]
     if plan.consistent:
         whole = torch.ones(count, channels, dtype=torch.bool, device=batch.device)

@@ -105,7 +105,7 @@ OF_AN_ENTRY = frozenset(
         *("epochs", "batch_size", "image_size", "lr", "optimizer", "weight_decay", "schedule", "label_smoothing"),
         *("warmup", "accumulate", "clip_norm", "ema", "mixup", "cutmix", "consistency", "progressive"),
         *("init", "patience", "channel_sampling", "augmentations", "one_at_a_time", "crop", "crop_scale", "eval_crop"),
-        "options",
+        *("subset_bias", "options"),
     )
 )
 
@@ -188,6 +188,12 @@ class Settings:
         "Channels of training images. on: a random subset for each; drop: some batches lose some; shuffle: subsets in "
         "random order; cycle: a pass for each combination; auto: on for any-channel models, else off.",
         click.Choice(["auto", "on", "off", "drop", "shuffle", "cycle"]),
+    )
+    subset_bias: float = _setting(
+        0.0,
+        "With --channel-sampling on or shuffle, K channels are drawn in proportion to 1 / K**BIAS. 0: every number as "
+        "often; above: few channels more often.",
+        FiniteRange(min=-10, max=10),
     )
     consistency: float = _setting(
         0.0,

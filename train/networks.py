@@ -237,6 +237,7 @@ def plan(model: nn.Module, settings: Settings, images: ImageSet) -> Plan:
         mixup=settings.mixup,
         cutmix=settings.cutmix,
         channel_sampling=sampling,
+        subset_bias=settings.subset_bias,
         consistency=settings.consistency,
         cycle=channels.in_turn(images.channels.names) if sampling == "cycle" else (),
         augmentations=augmentations(settings),

@@ -100,56 +100,6 @@ def test_the_protocol_follows_from_what_a_model_takes(name, options, protocol):
     assert channels.protocol(models.create(name, **options)) == protocol
 
 
-def test_sampled_masks_draw_the_count_uniformly_then_the_channels():
-    masks = channels.sample_masks(60_000, 3, generator())
-    counts = masks.sum(1).bincount(minlength=4) / len(masks)
-    assert counts[0] == 0
-    assert torch.allclose(counts[1:], torch.full((3,), 1 / 3), atol=0.01)
-    # A channel is present with probability (1/3 + 2/3 + 3/3) / 3.
-    assert torch.allclose(masks.float().mean(0), torch.full((3,), 2 / 3), atol=0.01)
-
-
-def test_sampled_masks_repeat_with_the_seed():
-    first, again, other = (channels.sample_masks(64, 3, generator(seed)) for seed in (1, 1, 2))
-    assert first.equal(again)
-    assert not first.equal(other)
-
-
-def test_shuffled_channels_are_distinct_the_absent_last_each_order_as_likely():
-    found = channels.shuffled(60_000, 3, generator())
-    present = found >= 0
-    assert present.equal(torch.arange(3) < present.sum(1, keepdim=True))
-    counts = present.sum(1).bincount(minlength=4) / len(found)
-    assert torch.allclose(counts, torch.tensor([0, 1 / 3, 1 / 3, 1 / 3]), atol=0.01)
-    orders = found[present.sum(1) == 3]
-    codes = (orders * torch.tensor([9, 3, 1])).sum(1).unique(return_counts=True)
-    assert sorted(codes[0].tolist()) == [5, 7, 11, 15, 19, 21]  # 012, 021, 102, 120, 201 and 210 in base 3
-    assert torch.allclose(codes[1] / len(orders), torch.full((6,), 1 / 6), atol=0.015)
-
-
-def test_sources_keep_each_channel_at_its_place():
-    assert channels.sources("off", 4, 3, generator()) is None
-    found = channels.sources("on", 500, 3, generator())
-    assert torch.equal(found, torch.arange(3).where(channels.sample_masks(500, 3, generator()), -1))
-    assert torch.equal(channels.sources("shuffle", 9, 3, generator()), channels.shuffled(9, 3, generator()))
-    with pytest.raises(ValueError, match="sampling must be off, on, drop or shuffle, got 'cycle'"):
-        channels.sources("cycle", 4, 3, generator())
-
-
-def test_a_batch_drops_channels_in_three_of_ten_cases_but_never_all():
-    shared = generator()
-    rows = []
-    for _ in range(4000):
-        found = channels.sources("drop", 2, 3, shared)
-        assert torch.equal(found[0], found[1])
-        rows.append(found[0] >= 0)
-    kept = torch.stack(rows).sum(1)
-    assert kept.min() == 1
-    assert (kept < 3).float().mean() == pytest.approx(0.3, abs=0.03)
-    assert (torch.stack(rows).float().mean(0).max() - torch.stack(rows).float().mean(0).min()) < 0.03
-    assert channels.sources("drop", 4, 1, shared) is None
-
-
 def test_channels_can_be_described_without_torch():
     code = "import sys, engine.data.channel_info as c; print(c.RGB.full, 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "RGB False\n"
