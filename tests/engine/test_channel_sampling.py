@@ -1,10 +1,14 @@
 """What training leaves out of the channels, or reorders."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from engine import channels
 from engine.errors import UserError
+from engine.training import fit
+from tests.engine.small import PLAN, Recorder
 
 
 def generator(seed=0):
@@ -65,6 +69,14 @@ def test_a_bias_leaves_which_channels_to_chance():
 @pytest.mark.parametrize(("bias", "count"), [(1e4, 1), (-1e4, 48)])
 def test_however_large_a_bias_is_there_is_a_number_to_draw(bias, count):
     assert (channels.sample_masks(9, 48, generator(), bias).sum(1) == count).all()
+
+
+def test_a_training_draws_by_its_plans_bias(loaders, tmp_path):
+    model = Recorder()
+    fit("m", model, *loaders, replace(PLAN, epochs=1, channel_sampling="on", subset_bias=10.0), tmp_path)
+    masks = torch.cat([mask for _, mask in model.seen if mask is not None])
+    assert len(masks) == 40
+    assert (masks.sum(1) == 1).float().mean() > 0.9
 
 
 def test_drop_loses_a_choice_of_channels_in_three_batches_of_ten():
