@@ -55,11 +55,11 @@ def draw(results: Path = study.RESULTS) -> None:
         shown = dict(zip(names, map(_by_combination, found), strict=True))
         draw_channels(shown, results / "mini50" / "channels.png")
     found = study.systems("parts", results)
-    base = next((item for item in found if item["model"] == study.BASE), None)
-    if base:
-        others = (item for item in found if item is not base)
-        differences = {item["model"].removeprefix(study.BASE): _differences(item, base) for item in others}
-        draw_parts(differences, results / "mini50" / "parts.png")
+    held = [(item, whole) for item in found if (whole := study.whole_of(item, found))]
+    if held:
+        names = names_of_rows([item for item, _ in held], found[0]["epochs"])
+        differences = [_differences(*each) for each in held]
+        draw_parts(dict(zip(names, differences, strict=True)), results / "mini50" / "parts.png")
 
 
 def _by_combination(item: study.System) -> dict[str, float]:
@@ -132,6 +132,18 @@ def names_apart(systems: Sequence[tuple[str, str]]) -> list[str]:
     """Return names for systems given as (model, epochs): with the epochs where a model comes twice."""
     models = [model for model, _ in systems]
     return [f"{model}, {epochs} epochs" if models.count(model) > 1 else model for model, epochs in systems]
+
+
+def names_of_rows(parts: Sequence[study.System], epochs: str) -> list[str]:
+    """Return names for rows of the ablation: what each has of its own, and its seeds where that comes twice."""
+    names = []
+    for item in parts:
+        own, others = item["model"].removeprefix(study.BASE), item["epochs"] != epochs
+        names.append(", ".join([own] * bool(own) + [f"{item['epochs']} epochs"] * others))
+    return [
+        f"{name}, seed{'s' * (' ' in item['seeds'])} {item['seeds']}" if names.count(name) > 1 else name
+        for name, item in zip(names, parts, strict=True)
+    ]
 
 
 def _save(figure, path: Path) -> None:

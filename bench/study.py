@@ -126,20 +126,31 @@ def channels(results: Path = RESULTS) -> str:
 def parts(results: Path = RESULTS) -> str:
     """Return the ablation table: each part's held-out accuracy, and by how much it differs from the whole."""
     every = systems("parts", results)
-    base = {item.study: item for item in every if item["model"] == BASE}
     rows = []
     for item in every:
         means = [item.mean("holdout", labels) for labels in KINDS.values()]
-        whole = base.get(item.study)
+        whole = whole_of(item, every)
         differences = [
             _difference(mean, whole and whole.mean("holdout", labels))
             for mean, labels in zip(means, KINDS.values(), strict=True)
         ]
         cells = (cell for pair in zip(map(_percent, means), differences, strict=True) for cell in pair)
         costs = (f"{int(item['params']):,}", f"{int(item['macs']) / 1e6:,.0f} M", _minutes(item), item["seeds"])
-        rows.append((f"`--models {item['model']}`", *cells, item["epochs"], *costs))
+        epochs = "" if item["epochs"] == every[0]["epochs"] else f" --epochs {item['epochs']}"
+        rows.append((f"`--models {item['model']}{epochs}`", *cells, item["epochs"], *costs))
     heads = ("row", FULL, "±", "pairs", "±", "singles", "±", "epochs", "parameters", "mult-adds", "minutes", "seeds")
     return _page("parts", results, heads, rows)
+
+
+def whole_of(part: System, every: Iterable[System]) -> System | None:
+    """Return the whole network that a row of the ablation is held against: with its seeds, trained as long.
+
+    A whole network itself is held against the first of its seeds. None where there is no such, or it is the row itself.
+    """
+    epochs = None if part["model"] == BASE else part["epochs"]
+    alike = (item for item in every if item["model"] == BASE and item["seeds"] == part["seeds"])
+    found = next((item for item in alike if epochs in (None, item["epochs"])), None)
+    return None if found is part else found
 
 
 TABLES: dict[str, Callable[[Path], str]] = {"shallow": shallow, "channels": channels, "parts": parts}
@@ -181,7 +192,7 @@ def _percent(found: tuple[float, float | None] | float | None) -> str:
 
 
 def _difference(mean: float | None, whole: float | None) -> str:
-    return "-" if mean is None or whole is None or mean == whole else f"{100 * (mean - whole):+.1f}"
+    return "-" if mean is None or whole is None else f"{100 * (mean - whole):+.1f}"
 
 
 def _ratio(item: System, reference: System | None) -> str:

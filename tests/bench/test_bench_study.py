@@ -115,10 +115,35 @@ def test_parts_are_differences_to_the_whole(keep):
         system("prism4_small+static", [0.48, 0.41, 0.41, 0.41, 0.3, 0.3, 0.3], depth="6", distinct_layers="4"),
     )
     page = " ".join(study.parts(results).split())
-    assert "| `--models prism4_small+static` | 48.0 | -2.0 | 41.0 | +1.0 | 30.0 | - | 30 |" in page
+    assert "| `--models prism4_small+static` | 48.0 | -2.0 | 41.0 | +1.0 | 30.0 | +0.0 | 30 |" in page
     assert "| `--models prism4_small` | 50.0 | - | 40.0 | - | 30.0 | - | 30 |" in page
     assert "2 cores of Some CPU, python 3.11.7, torch 2.15.0, torchvision 0.29.2, commit cccccccccccc." in page
     assert "`bench/results/mini50/parts/table.csv`" in page
+
+
+def test_a_part_is_held_against_the_whole_of_its_seeds_and_schedule(keep):
+    def flat(name, value, **others):
+        return system(name, [value] * 7, **others)
+
+    keep("parts", flat("prism4_small", 0.5), flat("prism4_small+static", 0.48))
+    keep("parts-100", flat("prism4_small", 0.55, epochs="100"), flat("prism4_small+static", 0.54, epochs="100"))
+    keep("parts-few", flat("prism4_small+few", 0.51))
+    results = keep("parts-seeds", flat("prism4_small", 0.4, seeds="2"), flat("prism4_small+static", 0.43, seeds="2"))
+    every = study.systems("parts", results)
+    held = [(item, whole) for item in every if (whole := study.whole_of(item, every))]
+    names = keeping.names_of_rows([item for item, _ in held], "30")
+    expected = {
+        "+static, seeds 0 1": -0.02,
+        "100 epochs": 0.05,
+        "+static, 100 epochs": -0.01,
+        "+few": 0.01,
+        "+static, seed 2": 0.03,
+    }
+    found = [item.mean("holdout", study.PAIRS) - whole.mean("holdout", study.PAIRS) for item, whole in held]
+    assert dict(zip(names, found, strict=True)) == {name: pytest.approx(value) for name, value in expected.items()}
+    page = study.parts(results)
+    assert "| `--models prism4_small --epochs 100` | 55.0 | +5.0 |" in page
+    assert "| `--models prism4_small` | 40.0 | - |" in page
 
 
 def test_goals_are_judged_by_the_schedule_that_validation_prefers(keep):
