@@ -30,11 +30,16 @@ def goals(results: Path = study.RESULTS) -> str:
         _row("`prism4`: training time, of ResNet34's", 100, "%", _time(whole, deep), most=True),
         _row("`prism4` with channel sampling: mean of pairs less RGB", -1, POINTS, _loss(sampled, PAIRS)),
         _row("the same: mean of singles less RGB", -3, POINTS, _loss(sampled, SINGLES)),
-        _row("the same: RGB less RGB without sampling", 0, POINTS, _lead(sampled, fixed, [FULL])),
+        _row("the same: RGB less RGB without sampling", 0, POINTS, min(_leads(sampled, fixed, [FULL]), default=None)),
     ]
+    labels = (FULL, *PAIRS, *SINGLES)
     for name, other in zip(names[2:], alone, strict=True):
         what = f"the same: less `{name}` for a combination alone, where it leads least"
-        rows.append(_row(what, 0, POINTS, _lead(sampled, other, [FULL, *PAIRS, *SINGLES])))
+        leads = _leads(sampled, other, labels)
+        missing = len(labels) - len(leads)
+        rows.append(
+            _row(what, 0, POINTS, min(leads, default=None), missing=f"{missing} of {len(labels)}" * (missing > 0))
+        )
     return grid(Table("goals", ("what", "asked", "found", "met"), tuple(rows)))
 
 
@@ -61,19 +66,26 @@ def _loss(item: System | None, labels: Sequence[str]) -> float | None:
     return mean and 100 * (mean - item.accuracy("holdout")[0])
 
 
-def _lead(own: System | None, other: System | None, labels: Sequence[str]) -> float | None:
-    """Return the least difference in points over combinations; None where one of them is missing."""
+def _leads(own: System | None, other: System | None, labels: Sequence[str]) -> list[float]:
+    """Return the differences in points over combinations, as far as both are measured."""
     if own is None or other is None:
-        return None
+        return []
     pairs = [(own.mean("holdout", [label]), other.mean("holdout", [label])) for label in labels]
-    return None if any(None in pair for pair in pairs) else min(100 * (mine - its) for mine, its in pairs)
+    return [100 * (mine - its) for mine, its in pairs if None not in (mine, its)]
 
 
-def _row(what: str, asked: float, unit: str, found: float | None, most: bool = False) -> tuple[str, ...]:
-    """Return a row of the table; `most`: no more than `asked` is wanted, else no less."""
+def _row(
+    what: str, asked: float, unit: str, found: float | None, most: bool = False, missing: str = ""
+) -> tuple[str, ...]:
+    """Return a row of the table; `most`: no more than `asked` is wanted, else no less.
+
+    missing: how many figures are not measured yet, which may still be worse than the worst, `found`, but not mend it.
+    """
     bound = f"{'≤' if most else '≥'} {asked:,}{unit}"
     if found is None:
         return what, bound, UNKNOWN, "-"
     difference = round(found - asked, 6)
     figure = f"{found:+.1f}" if unit == POINTS else f"{found:.1f}" if unit else f"{found:,.0f}"
-    return what, bound, figure + unit, "yes" if (difference <= 0 if most else difference >= 0) else "no"
+    met = difference <= 0 if most else difference >= 0
+    told = f"{figure}{unit}; {missing} {UNKNOWN}" if missing else figure + unit
+    return what, bound, told, ("-" if missing else "yes") if met else "no"
