@@ -192,7 +192,7 @@ def _percent(found: tuple[float, float | None] | float | None) -> str:
 
 
 def _difference(mean: float | None, whole: float | None) -> str:
-    return "-" if mean is None or whole is None else f"{100 * (mean - whole):+.1f}"
+    return "-" if mean is None or whole is None else f"{100 * (mean - whole):+z.1f}"
 
 
 def _ratio(item: System, reference: System | None) -> str:
