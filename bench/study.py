@@ -171,17 +171,18 @@ def _page(kind: str, results: Path, heads: tuple[str, ...], rows: list[tuple[str
         return "Not measured yet."
     places = defaultdict(list)
     for folder in _folders(kind, results):
-        places[_origin(folder)].append(f"`bench/results/mini50/{folder.name}/table.csv`")
-    stamps = (wrapped(f"`{COMMANDS[kind]}`: {', '.join(each)}; {origin}.") for origin, each in places.items())
+        facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        place = f"`bench/results/mini50/{folder.name}/table.csv`"
+        places[_machine(facts)].append(f"{place} (commit {(facts.get('commit') or 'none')[:12]})")
+    stamps = (wrapped(f"`{COMMANDS[kind]}`: {', '.join(each)}; {machine}.") for machine, each in places.items())
     return "\n\n".join([grid(Table(kind, heads, tuple(rows), left)), *stamps])
 
 
-def _origin(folder: Path) -> str:
-    """Return machine, versions and commit of a study."""
-    found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "torchvision"))
-    device = found["gpu"] or f"{found['cores']} core{'s' if found['cores'] != 1 else ''} of {found['cpu']}"
-    return f"{device}, python {found['python']}, {versions}, commit {(found.get('commit') or 'none')[:12]}"
+def _machine(facts: dict) -> str:
+    """Return the device and the versions of a run, by its `environment.json`."""
+    device = facts["gpu"] or f"{facts['cores']} core{'s' if facts['cores'] != 1 else ''} of {facts['cpu']}"
+    versions = (f"{name} {facts['versions'][name]}" for name in ("torch", "torchvision"))
+    return ", ".join([device, f"python {facts['python']}", *versions])
 
 
 def _percent(found: tuple[float, float | None] | float | None) -> str:

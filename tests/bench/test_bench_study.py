@@ -105,7 +105,7 @@ def test_networks_for_one_combination_are_a_system_also_from_several_studies(kee
     places = [
         f"`bench/results/mini50/{name}/table.csv`" for name in ("channels", "channels-alone-g", "channels-alone-r")
     ]
-    assert f"{', '.join(places)}; 2 cores of Some CPU" in " ".join(page.split())
+    assert f"{' (commit cccccccccccc), '.join(places)} (commit" in " ".join(page.split())
 
 
 def test_parts_are_differences_to_the_whole(keep):
@@ -117,8 +117,8 @@ def test_parts_are_differences_to_the_whole(keep):
     page = " ".join(study.parts(results).split())
     assert "| `--models prism4_small+static` | 48.0 | -2.0 | 41.0 | +1.0 | 30.0 | +0.0 | 30 |" in page
     assert "| `--models prism4_small` | 50.0 | - | 40.0 | - | 30.0 | - | 30 |" in page
-    assert "2 cores of Some CPU, python 3.11.7, torch 2.15.0, torchvision 0.29.2, commit cccccccccccc." in page
-    assert "`bench/results/mini50/parts/table.csv`" in page
+    assert "`bench/results/mini50/parts/table.csv` (commit cccccccccccc); 2 cores of Some CPU, python 3.11.7, " in page
+    assert "python 3.11.7, torch 2.15.0, torchvision 0.29.2." in page
 
 
 def test_a_part_is_held_against_the_whole_of_its_seeds_and_schedule(keep):
