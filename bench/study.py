@@ -136,10 +136,18 @@ def parts(results: Path = RESULTS) -> str:
         ]
         cells = (cell for pair in zip(map(_percent, means), differences, strict=True) for cell in pair)
         costs = (f"{int(item['params']):,}", f"{int(item['macs']) / 1e6:,.0f} M", _minutes(item), item["seeds"])
-        epochs = "" if item["epochs"] == every[0]["epochs"] else f" --epochs {item['epochs']}"
-        rows.append((f"`--models {item['model']}{epochs}`", *cells, item["epochs"], *costs))
+        rows.append((f"`--models {item['model']}{_flags(item, every[0])}`", *cells, item["epochs"], *costs))
     heads = ("row", FULL, "±", "pairs", "±", "singles", "±", "epochs", "parameters", "mult-adds", "minutes", "seeds")
     return _page("parts", results, heads, rows)
+
+
+def _flags(item: System, first: System) -> str:
+    """Return the flags by which a row was trained otherwise than the first, each with a space before it."""
+    flags = "" if item["epochs"] == first["epochs"] else f" --epochs {item['epochs']}"
+    if item["seeds"] != first["seeds"]:
+        least, *others = item["seeds"].split()
+        flags += f" --seed {least}" + f" --seeds {1 + len(others)}" * bool(others)
+    return flags
 
 
 def whole_of(part: System, every: Iterable[System]) -> System | None:

@@ -143,7 +143,9 @@ def test_a_part_is_held_against_the_whole_of_its_seeds_and_schedule(keep):
     assert dict(zip(names, found, strict=True)) == {name: pytest.approx(value) for name, value in expected.items()}
     page = study.parts(results)
     assert "| `--models prism4_small --epochs 100` | 55.0 | +5.0 |" in page
-    assert "| `--models prism4_small` | 40.0 | - |" in page
+    assert "| `--models prism4_small --seed 2` | 40.0 | - |" in page
+    page = study.parts(keep("parts-more", flat("prism4_small", 0.4, seeds="3 4")))
+    assert "| `--models prism4_small --seed 3 --seeds 2` | 40.0 | - |" in page
 
 
 def test_goals_are_judged_by_the_schedule_that_validation_prefers(keep):
