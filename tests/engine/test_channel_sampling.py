@@ -40,6 +40,12 @@ def test_on_leaves_the_sampled_channels_in_their_places():
     assert torch.equal(found.clamp_min(0), torch.arange(5).expand(500, -1) * (found >= 0))
 
 
+def test_shuffle_is_a_random_choice_in_random_order():
+    found = channels.sources("shuffle", 3000, 4, generator())
+    assert torch.equal(found, channels.shuffled(3000, 4, generator()))
+    assert len({tuple(row) for row in found[(found >= 0).all(1)].tolist()}) == 24
+
+
 def test_shuffled_channels_are_distinct_the_absent_last_each_order_as_likely():
     found = channels.shuffled(60_000, 3, generator())
     present = found >= 0
@@ -95,9 +101,25 @@ def test_drop_loses_a_choice_of_channels_in_three_batches_of_ten():
     assert channels.sources("drop", 3, 1, generator()) is None
 
 
+def test_a_batch_drops_channels_in_three_of_ten_cases_but_never_all():
+    shared = generator()
+    rows = []
+    for _ in range(4000):
+        found = channels.sources("drop", 2, 3, shared)
+        assert torch.equal(found[0], found[1])
+        rows.append(found[0] >= 0)
+    kept = torch.stack(rows).sum(1)
+    assert kept.min() == 1
+    assert (kept < 3).float().mean() == pytest.approx(0.3, abs=0.03)
+    assert (torch.stack(rows).float().mean(0).max() - torch.stack(rows).float().mean(0).min()) < 0.03
+    assert channels.sources("drop", 4, 1, shared) is None
+
+
 def test_an_unknown_way_is_refused():
     with pytest.raises(ValueError, match="got 'sometimes'"):
         channels.sources("sometimes", 1, 3, generator())
+    with pytest.raises(ValueError, match="sampling must be off, on, drop or shuffle, got 'cycle'"):
+        channels.sources("cycle", 4, 3, generator())
 
 
 def test_cycle_follows_report_c_and_takes_few_channels_only():
