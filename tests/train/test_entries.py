@@ -111,17 +111,19 @@ options = { expert = 1 }
     assert "no variant is named 'statik'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("task", "models"), [("task1", 4), ("task2", 4)])
+@pytest.mark.parametrize(("task", "models"), [("task1", 6), ("task2", 4)])
 def test_the_strong_recipe_is_the_same_for_every_contender(task, models):
     settings = Settings(**recipes.load("strong", task)).resolve(task)
     assert len(settings.models) == models
     own = {"image_size": 84, "label_smoothing": 0.1, "optimizer": "muon", "flip_test": True, "holdout": 2500}
-    alike = sorted(OF_AN_ENTRY - {"channel_sampling", "progressive"})
+    alike = sorted(OF_AN_ENTRY - {"channel_sampling", "subset_bias", "progressive"})
     each = [entries.of(settings, entry) for entry in settings.models]
     for found in each:
         assert {name: getattr(found, name) for name in own} == own
         assert [getattr(found, name) for name in alike] == [getattr(each[0], name) for name in alike]
     assert {found.progressive for found in each} == ({0.6, 1.0} if task == "task1" else {0.6})
+    biases = {entry: found.subset_bias for entry, found in zip(settings.models, each, strict=True) if found.subset_bias}
+    assert biases == ({"prism4+few": 1.0, "prism4+fewer": 2.0} if task == "task1" else {})
 
 
 def test_both_tasks_of_the_strong_recipe_train_alike():
