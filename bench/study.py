@@ -14,6 +14,7 @@ from statistics import fmean
 
 from bench.markdown import grid, wrapped
 from engine.report.tables import Table
+from train import recipes
 from train.networks import ONE_PER_COMBINATION
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -61,7 +62,7 @@ class System:
 
 
 def systems(kind: str, results: Path = RESULTS) -> list[System]:
-    """Return the systems of all studies of a kind, in the order of their tables.
+    """Return the systems of all studies of a kind, in the order of their tables; "channels" in that of the recipe.
 
     One network for each combination is one system, also where studies of its own have each.
     """
@@ -71,10 +72,14 @@ def systems(kind: str, results: Path = RESULTS) -> list[System]:
             own = "" if row["protocol"].startswith(ONE_PER_COMBINATION) else folder.name
             key = own, row["model"], row["epochs"], row["seeds"]
             found.setdefault(key, defaultdict(list))[folder.name].append(row)
-    return [
+    every = [
         System(next(iter(tables)), tuple(row for rows in tables.values() for row in rows), _seconds(tables.values()))
         for tables in found.values()
     ]
+    if kind != "channels":
+        return every
+    order = recipes.load("strong", "task1")["models"]
+    return sorted(every, key=lambda item: order.index(item["model"]) if item["model"] in order else len(order))
 
 
 def shallow(results: Path = RESULTS) -> str:
