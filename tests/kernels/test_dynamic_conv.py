@@ -218,13 +218,6 @@ def test_other_ways_to_differentiate_are_refused_by_name(function):
     torch.testing.assert_close(gradient, leaf.grad)
 
 
-def test_bfloat16_weight_gradients_with_strides_beyond_the_image():
-    """oneDNN's ungrouped ones are wrong by orders of magnitude there."""
-    arguments = [randn(300, 20, 4, 3), randn(2, 24, 20, 5, 5, seed=1), randn(300, 2, seed=2)]
-    arguments = [argument.bfloat16() if index < 2 else argument for index, argument in enumerate(arguments)]
-    assert_near_exact(dynamic_conv2d, arguments, stride=(1, 4), padding=2)
-
-
 def test_samples_do_not_see_each_other():
     (x, experts, mixing, bias), options = dynamic_arguments("padded")
     x[1] = torch.nan

@@ -56,9 +56,6 @@ def cpu_forms(problem: Problem, channels_last: bool, units: str | None = None) -
     low = dtype == torch.bfloat16
     if dtype not in (torch.float32, torch.bfloat16) or (low and units == "none"):
         return _all("groups", f"{dtype}: not measured, or no units for it here")
-    outputs = zip(problem.stride, problem.kernel, problem.out_size, strict=True)
-    if low and any(stride > kernel or (stride > 1 and size == 1) for stride, kernel, size in outputs):
-        return _all("groups", "oneDNN has wrong bfloat16 weight gradients for such strides, groups apart")
     amx = low and units == "amx"
     wide_enough = narrowest >= 16
     limit = STACKED_BELOW_WITH_AMX if amx else STACKED_BELOW
