@@ -231,6 +231,77 @@ def test_functions_of_kernels_are_traced_whole():
         torch.testing.assert_close(fused(x, mask), model.eval()(x, mask))
 
 
+class Asks(nn.Module):
+    """Goes by whether an argument is None: which way is `call`'s."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.conv, self.norm, self.call = DynamicConv2d(4, 6, 3), nn.BatchNorm2d(6), call
+
+    def forward(self, x, keep=None, *, weight=None):
+        y = self.norm(self.conv(x))
+        return self.call(y, keep if weight is None else weight)
+
+
+@pytest.mark.parametrize(
+    ("call", "wanted"),
+    [
+        (lambda y, keep: y.amin((2, 3)) if keep is None else y.amax((2, 3)), ["amin"]),
+        (lambda y, keep: y if keep is None else y * keep, []),
+        (lambda y, keep: y * (2 if keep is None else 3), ["mul"]),
+    ],
+    ids=["another call", "a call more", "another number"],
+)
+def test_a_forward_that_asks_for_none_is_traced_as_by_default(call, wanted):
+    wanted = ["_assert_is_none", "_assert_is_none", "DynamicConv2d", *wanted]
+    fused = assert_fused_equals_unfused(prepared(Asks(call)), wanted)
+    x = randn(3, 4, 9, 7)
+    assert torch.equal(fused(x, keep=None, weight=None), fused(x))
+    for given in ({"keep": x}, {"weight": x}):
+        with pytest.raises(AssertionError, match="specialized to have value None"):
+            fused(x, **given)
+
+
+def test_a_layer_by_itself_has_nothing_to_fold():
+    layer = DynamicConv2d(4, 6, 3)
+    x, mixing = randn(2, 4, 8, 8), randn(2, 4, seed=1)
+    fused = fuse(layer)
+    assert (fused.training, layer.training) == (False, True)
+    assert torch.equal(fused(x), layer.eval()(x))
+    assert torch.equal(fused(x, mixing), layer(x, mixing))
+
+
+def double(module, args, output):
+    return 2 * output
+
+
+def double_input(module, args):
+    return (2 * args[0],)
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize(
+    ("place", "wanted"),
+    [
+        (0, ["DynamicConv2d", "BatchNorm2d", "ReLU"]),
+        (1, ["DynamicConv2d", "BatchNorm2d", "ReLU"]),
+        (2, ["DynamicConv2d", "ReLU"]),
+    ],
+)
+def test_a_layer_with_a_hook_is_not_folded(place, wanted, register):
+    model = prepared(nn.Sequential(DynamicConv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU()))
+    getattr(model[place], register)(double_input if "pre" in register else double)
+    assert_fused_equals_unfused(model, wanted)
+
+
+@pytest.mark.parametrize(("path", "name"), [("", "the model"), ("shortcut", "shortcut")])
+def test_hooks_that_the_graph_would_lose_are_refused(path, name):
+    model = prepared(Residual())
+    model.get_submodule(path).register_forward_hook(double)
+    with pytest.raises(ValueError, match=f"{name} has a forward hook"):
+        fuse(model)
+
+
 def test_a_fused_model_compiles_and_is_pickled():
     model = prepared(Residual())
     x = randn(3, 4, 9, 7)
