@@ -1,6 +1,7 @@
 """Does a module compute what an op would? Asked of copies, in float64 on a CPU, with random parameters and inputs."""
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,19 @@ from kernels.fuse.swapped import swap
 TOLERANCE = 1e-5  # of the largest value; a forward that rounds to float32 on its way passes, another formula does not
 
 
+class Outcome(NamedTuple):
+    """What a forward and backward pass leaves: tensors by name, and the names of attributes that it set."""
+
+    tensors: dict[str, Tensor]
+    attributes: list[str]
+
+
 def confirmed(module: nn.Module, candidate: Candidate) -> Match | str | None:
     """Return the first forward that equals the module's own, or why none does; None where it is something else.
 
     Outputs, gradients of the input and of every parameter, and buffers afterwards have to agree, in training and in
-    evaluation. `module` and torch's random generators are as before.
+    evaluation, and the module's own must set no attribute, for no other will. `module` and torch's random generators
+    are as before.
     """
     with (
         torch.random.fork_rng(devices=[]),
@@ -34,7 +43,7 @@ def _confirmed(module: nn.Module, candidate: Candidate) -> Match | str | None:
         own = [_run(copied, candidate.shape, training) for training in (True, False)]
     except Exception as error:  # whatever somebody's module raises, the answer is to leave it alone
         return f"its forward cannot be tried: {_line(error)}" if candidate.certain else None
-    shape, output = list(candidate.shape), list(own[0]["the output"].shape)
+    shape, output = list(candidate.shape), list(own[0].tensors["the output"].shape)
     one_map, one_gate = [shape[0], 1, *shape[2:]], [*shape[:2], 1, 1]
     if not candidate.certain and output not in (shape, one_map, one_gate):
         return None
@@ -50,8 +59,9 @@ def _confirmed(module: nn.Module, candidate: Candidate) -> Match | str | None:
             continue
         difference = _difference(own, ours)
         if difference is None:
-            return match
-        if not why or list(ours[0]["the output"].shape) == output:
+            attributes = dict.fromkeys(name for outcome in own for name in outcome.attributes)
+            return f"its forward sets {', '.join(attributes)}" if attributes else match
+        if not why or list(ours[0].tensors["the output"].shape) == output:
             why = f"not what {match.kind.ops(match.plan)} computes: {difference}"
     if output == one_gate != shape:
         return "it returns the gate alone; its caller multiplies, which is what the op is for"
@@ -68,9 +78,10 @@ def _randomised(module: nn.Module) -> nn.Module:
     return copied
 
 
-def _run(module: nn.Module, shape: tuple[int, ...], training: bool) -> dict[str, Tensor]:
-    """Return what a forward and backward pass leaves, by name; the pass is on a copy."""
+def _run(module: nn.Module, shape: tuple[int, ...], training: bool) -> Outcome:
+    """Return what a forward and backward pass leaves; the pass is on a copy."""
     module = copy.deepcopy(module).train(training)
+    before = _attributes(module)
     torch.manual_seed(2)
     x = torch.randn(shape, dtype=torch.float64, device="cpu").requires_grad_()
     y = module(x * 1)  # a copy: the forward may write in place
@@ -82,14 +93,33 @@ def _run(module: nn.Module, shape: tuple[int, ...], training: bool) -> dict[str,
     gradients = torch.autograd.grad(y, list(trained.values()), weights, allow_unused=True)
     for (name, value), gradient in zip(trained.items(), gradients, strict=True):
         found[f"the gradient of {name}"] = torch.zeros_like(value) if gradient is None else gradient
+    return Outcome(found, _changed(before, _attributes(module)))
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[object, int]]:
+    """Return the attributes of a module and of its parts, and their lengths now."""
+    return {
+        f"{path}.{name}" if path else name: (value, len(value) if isinstance(value, list | dict | set) else 0)
+        for path, inner in module.named_modules()
+        for name, value in vars(inner).items()
+    }
+
+
+def _changed(before: dict[str, tuple[object, int]], after: dict[str, tuple[object, int]]) -> list[str]:
+    """Return the names of the attributes that are new, other objects, or of another length."""
+    found = []
+    for name, (value, length) in after.items():
+        previous, previous_length = before.get(name, (_changed, 0))
+        if value is not previous or length != previous_length:
+            found.append(name)
     return found
 
 
-def _difference(own: list[dict[str, Tensor]], ours: list[dict[str, Tensor]]) -> str | None:
+def _difference(own: list[Outcome], ours: list[Outcome]) -> str | None:
     """Return the first that differs, in words."""
     for mode, want, got in zip(("training", "evaluation"), own, ours, strict=True):
-        for name, value in want.items():
-            other = got[name]
+        for name, value in want.tensors.items():
+            other = got.tensors[name]
             if other.shape != value.shape:
                 return f"{name} is {list(value.shape)}, not {list(other.shape)}"
             apart, largest = (other.double() - value.double()).abs(), value.double().abs()

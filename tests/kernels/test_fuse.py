@@ -239,6 +239,41 @@ def test_what_looks_like_a_dynamic_convolution_and_is_none_is_left_with_the_diff
         assert left.reason.startswith("not what dynamic_conv2d computes: in training the output differs by ")
 
 
+class SetsAttributes(DynamicConv):
+    """Keeps a penalty on its mixing, for the loss."""
+
+    penalty = None
+
+    def forward(self, x):
+        self.penalty = self.attention(x).square().mean()
+        return super().forward(x)
+
+
+class CountsCalls(SELayer):
+    """Keeps its gates' means in a list."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.means = []
+
+    def forward(self, x):
+        self.means.append(float(x.detach().mean()))
+        return super().forward(x)
+
+
+def test_a_forward_that_sets_attributes_is_left_alone_and_they_are_named():
+    model = nn.Sequential(SetsAttributes(6, 8, 3), CountsCalls(8))
+    report = fuse(model)
+    assert not report.swapped
+    assert [(left.path, left.reason) for left in report.left] == [
+        ("0", "its forward sets penalty"),
+        ("1", "its forward sets means"),
+    ]
+    model(randn(2, 6, 9, 9))
+    assert model[0].penalty.requires_grad
+    assert len(model[1].means) == 1
+
+
 def test_an_unusual_gate_is_left_with_the_difference():
     class Hard(SpatialAttention):
         def __init__(self):
