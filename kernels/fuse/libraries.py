@@ -1,5 +1,7 @@
 """The modules of timm and torchvision that an op computes, known by the name of their class: neither is imported."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -82,19 +84,23 @@ ACTIVATIONS = {"relu": F.relu, "sigmoid": torch.sigmoid}
 
 
 def activation_name(module: nn.Module) -> str | None:
-    """Return which of ACTIVATIONS a module without parameters computes, judged by its values and gradients."""
+    """Return which of ACTIVATIONS a module without parameters computes in either mode, judged by values and gradients.
+
+    Both are asked for at sizes from 1e-7 to 1e7: some activations are clipped.
+    """
     if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return None
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        grid = torch.linspace(-7, 7, 61, device="cpu", dtype=torch.float64)
+        near = torch.linspace(-7, 7, 61, device="cpu", dtype=torch.float64)
+        sizes = 10**near
+        grid = torch.cat([near, sizes, -sizes])
         try:
-            got = _values(module, grid)
+            got = [each for mode in (True, False) for each in _values(copy.deepcopy(module).train(mode), grid)]
         except Exception:  # whatever a module of someone else's raises, it is none of the two
             return None
         for name, function in ACTIVATIONS.items():
-            if all(
-                torch.allclose(a, b, rtol=1e-6, atol=1e-8) for a, b in zip(got, _values(function, grid), strict=True)
-            ):
+            wanted = 2 * _values(function, grid)
+            if all(torch.allclose(a, b, rtol=1e-6, atol=1e-8) for a, b in zip(got, wanted, strict=True)):
                 return name
     return None
 

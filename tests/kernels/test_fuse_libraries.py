@@ -6,7 +6,7 @@ from torch import nn
 
 from kernels import fuse, use_backend
 from kernels.fuse import Swap
-from tests.kernels.fused import OpsCalled, assert_equal_training, twins
+from tests.kernels.fused import OpsCalled, assert_alike, assert_equal_training, outcome, twins
 from tests.kernels.oracle import randn
 
 
@@ -74,6 +74,25 @@ def test_squeeze_excitation_of_other_libraries_is_found_and_equal(library, name,
     assert {s.op for s in report.swapped} == {op}
     assert len(report.swapped) == count
     assert report.left == ()
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [lambda: nn.Hardtanh(0, 20), lambda: nn.Sequential(nn.ReLU(), nn.Dropout(0.5)), lambda: nn.Threshold(0.01, 0)],
+    ids=["clipped", "dropout", "threshold"],
+)
+def test_an_activation_that_is_nearly_a_relu_keeps_its_layers(activation):
+    misc = pytest.importorskip("torchvision").ops.misc
+    torch.manual_seed(0)
+    model, fused, report = twins(nn.Sequential(misc.SqueezeExcitation(16, 8, activation=activation)))
+    assert [swap.op for swap in report.swapped] == ["channel_scale"]
+    x = 50 * randn(4, 16, 8, 8) + 30
+    for training in (True, False):
+        torch.manual_seed(1)
+        expected = outcome(model.train(training), x)
+        torch.manual_seed(1)
+        with use_backend("reference"):
+            assert_alike(expected, outcome(fused.train(training), x), 1e-5)
 
 
 def test_parts_of_timms_cbam_are_swapped_and_its_light_form_is_no_candidate():
