@@ -60,18 +60,9 @@ def chosen_backend(op: str, x: torch.Tensor, dtype: torch.dtype | None = None) -
     """
     if _current == "triton":
         _check_triton(op, x, dtype)
-    if _current != "reference" and not torch.compiler.is_compiling():
-        _refuse_transforms(op)
-    return _current
-
-
-def _refuse_transforms(op: str) -> None:
-    """Raise RuntimeError under forward-mode differentiation or torch.func's gradients, which the ops do not have."""
-    forward = forward_ad._current_level >= 0
-    stack = torch._C._functorch.peek_interpreter_stack() if torch._C._are_functorch_transforms_active() else None
-    if forward or (stack is not None and stack.key() == torch._C._functorch.TransformType.Grad):
-        what = "forward-mode derivative" if forward else "derivative under torch.func"
+    if _current != "reference" and (what := _refused_transform()):
         raise RuntimeError(f"{op} has no {what}; call it under kernels.use_backend('reference') to get one")
+    return _current
 
 
 def runs_triton(x: torch.Tensor, backend: str, dtype: torch.dtype | None = None) -> bool:
@@ -88,6 +79,22 @@ def _constant_when_traced(function: Callable) -> Callable:
     """Mark `function` as torch.compiler.assume_constant_result does, which takes over a second to import Dynamo."""
     function._dynamo_marked_constant = True
     return function
+
+
+@_constant_when_traced
+def _refused_transform() -> str:
+    """Return what the ops do not have of the derivatives being taken: forward-mode, or torch.func's; else nothing.
+
+    Dynamo, which has the same transforms active while it traces, guards on them.
+    """
+    if forward_ad._current_level >= 0:
+        return "forward-mode derivative"
+    if not torch._C._are_functorch_transforms_active():
+        return ""
+    kinds = {transform.key() for transform in torch._C._functorch.get_interpreter_stack()}
+    if torch._C._functorch.TransformType.Jvp in kinds:
+        return "forward-mode derivative"
+    return "derivative under torch.func" if torch._C._functorch.TransformType.Grad in kinds else ""
 
 
 @_constant_when_traced

@@ -57,6 +57,34 @@ def test_an_unknown_name_lists_the_names():
         use_backend("cudnn")
 
 
+def jvp(function, x):
+    return torch.func.jvp(function, (x,), (x,))
+
+
+def jacfwd(function, x):
+    return torch.func.jacfwd(function)(x)
+
+
+def gradient_of_vmap(function, x):
+    return torch.func.grad(lambda x: torch.func.vmap(function)(x).sum())(x[None])
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("derivative", [jvp, jacfwd, gradient_of_vmap])
+@every_traceable_op
+def test_derivatives_that_only_the_definition_has_are_refused(function, derivative, compiled):
+    """Compiled without being refused, forward-mode ones are zero."""
+    x, *rest = CALLS[function]
+
+    def called(x):
+        return derivative(lambda x: function(x, *rest), x)
+
+    torch._dynamo.reset()
+    called = torch.compile(called, backend="aot_eager") if compiled else called
+    with pytest.raises(RuntimeError, match=rf"{function.__name__} has no .*; call it under kernels.use_backend"):
+        called(x)
+
+
 @every_op
 def test_reference_calls_the_definition_and_auto_the_op(function):
     arguments = (CALLS | AUGMENT_CALL)[function]
