@@ -12,6 +12,8 @@ from kernels.tensors import wide_dtype
 
 def augment(given: Arguments) -> Tensor:
     """Return the batch [batch, channels, height, width] in `dtype`, channels_last."""
+    if given.batch == 0:
+        return given.empty()
     images, indices, crops, flips = given[:4]
     wide, jittered = wide_dtype(given.dtype), any(factor is not None for factor in given.jitter)
     # torch resizes uint8 images three times as fast, off by about one step at most, which jitter would magnify. Other
@@ -70,6 +72,8 @@ def _interpolated(
     x = images.new_empty((len(where), *size, images.shape[3]), dtype=dtype).permute(0, 3, 1, 2)
     for target, index, (top, left, height, width), flip in zip(x, where, boxes, mirrored, strict=True):
         crop = images[index, top : top + height, left : left + width].permute(2, 0, 1)[None].to(dtype)
+        if tuple(size) == (1, 1):  # torch cannot take three planes of uint8 to one pixel
+            crop = crop.contiguous(memory_format=torch.channels_last)
         resized = F.interpolate(crop, size, mode="bilinear", antialias=True)[0]
         target.copy_(resized.flip(2) if flip else resized)
     return x

@@ -47,7 +47,7 @@ def resampled(images, indices, crops, flips, angles, size, dtype) -> Tensor:
     top, left, height, width = (edge[:, None, None] for edge in crops.unbind(1))
     rows, row_weights = _taps(y, height / size[0], height, dtype)
     columns, column_weights = _taps(x, width / size[1], width, dtype)
-    total = 0
+    total = torch.zeros((batch, *size, images.shape[3]), dtype=dtype, device=images.device)
     for row, row_weight in zip(rows, row_weights, strict=True):
         for column, column_weight in zip(columns, column_weights, strict=True):
             pixels = images[where[:, None, None], top + row, left + column].to(

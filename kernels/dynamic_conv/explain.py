@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from kernels.backend import TRITON_DTYPES, chosen_backend, runs_triton
-from kernels.dynamic_conv.api import prepare_dynamic, prepare_per_sample, wants_gradient
+from kernels.dynamic_conv.api import keeps_the_mix, prepare_dynamic, prepare_per_sample, wants_gradient
 from kernels.dynamic_conv.configs import KNOWN_DEVICES, Device, device_of
 from kernels.dynamic_conv.eager.forms import Choice, Forms, forms_of
 from kernels.dynamic_conv.plan import Plan, plan
@@ -90,9 +90,10 @@ def explain_dynamic_conv2d(
         x, experts, mixing, bias, stride, padding, dilation, groups, scale, shift, relu
     )
     explanation = _explain("dynamic_conv2d", x, experts, *geometry, groups, False, device)
-    if explanation.implementation != "eager" or not explanation.forms.are_naive:
+    if explanation.implementation != "eager" or device is not None:
         return explanation
-    return explanation._replace(keeps_the_mix=wants_gradient(x, experts, mixing, bias, scale, shift))
+    records = wants_gradient(x, experts, mixing, bias, scale, shift)
+    return explanation._replace(keeps_the_mix=records and keeps_the_mix(x, experts, *geometry, groups, "auto"))
 
 
 def explain_per_sample_conv2d(

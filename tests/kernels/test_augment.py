@@ -217,6 +217,24 @@ def test_a_gray_value_is_kept_by_every_step_that_averages():
     torch.testing.assert_close(got[0], torch.full((3, 11, 11), 200 / 255 * (0.2989 + 0.587 + 0.114)))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"size": (4, 1), "dtype": torch.float64}, {"angles": torch.empty(0)}, {"brightness": torch.empty(0)}],
+    ids=["plain", "resized", "rotated", "jittered"],
+)
+@pytest.mark.parametrize("function", [augment, augment.reference], ids=["op", "definition"])
+def test_no_index_is_an_empty_batch(function, options):
+    got = function(images(3), indices=torch.empty(0, dtype=torch.long), **options)
+    assert got.shape == (0, 3, *options.get("size", images(3).shape[1:3]))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [1, (1, 4), (4, 1), 6], ids=str)
+def test_images_stored_as_planes(size, channels):
+    planes = images(channels).permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    assert (augment(planes, size=size) - augment(images(channels), size=size)).abs().max() <= 1.01 / 255
+
+
 def test_empty_batch():
     got = augment(images(), indices=torch.zeros(0, dtype=torch.int64), size=8, dtype=torch.float16)
     assert got.shape == (0, 3, 8, 8)

@@ -70,6 +70,9 @@ def test_autocast_and_gradients_are_part_of_the_answer():
     recorded = explain(dynamic_conv2d, x.requires_grad_(), experts, mixing)
     assert recorded.keeps_the_mix
     assert "autograd keeps the mixed weights" in str(recorded)
+    assert not explain(dynamic_conv2d, x.to("meta"), experts.to("meta"), mixing.to("meta")).keeps_the_mix
+    wide = [tensor.double() for tensor in (x, experts, mixing)]
+    assert not explain(dynamic_conv2d, *wide, device=H200).keeps_the_mix
 
 
 def test_what_has_no_kernel_is_said_about_a_gpu_too():
