@@ -23,7 +23,7 @@ from engine.errors import Interrupted, RunError, StorageError, UserError
 from engine.evaluation import Evaluation, evaluate
 from engine.idle import Idle
 from engine.plan import Plan
-from engine.report import comparison, console, pages, plots
+from engine.report import comparison, console, pages, plots, scores
 from engine.run_folder import RunFolder
 from engine.tensorboard import Scalars
 from train import entries, networks, systems
@@ -432,8 +432,8 @@ def figures(tested: Sequence[dict[str, Evaluation]]) -> dict:
     flipped: dict[str, dict] = {}
     for splits in tested:
         for split, found in splits.items():
-            for all_scores, scores in ((plain, found.scores), (flipped, found.flipped)):
-                rows = {name: row.as_dict() for name, row in scores.items()}
+            for all_scores, each in ((plain, found.scores), (flipped, found.flipped)):
+                rows = {name: row.as_dict() for name, row in each.items()}
                 all_scores.setdefault(split, {}).update(rows)
     others = {split: rows for split, rows in plain.items() if split != "test"}
     mirrored = {"flipped": flipped} if any(flipped.values()) else {}
@@ -444,7 +444,8 @@ def add_ratio(results: dict) -> None:
     """Add each model's test accuracy relative to ResNet34's, where that was trained in the same run."""
     plain = (name for name, chosen in results["combinations"].items() if chosen)
     found, combination = results["models"], next(plain, channels.SHUFFLED)
-    reference = found.get("resnet34", {}).get("test", {}).get(combination, {}).get("accuracy")
-    if reference:
-        for entry in found.values():
+    reference = scores.resnet34(found).get("test", {}).get(combination, {}).get("accuracy")
+    for entry in found.values():
+        entry.pop("ratio_to_resnet34", None)  # of a run that goes on
+        if reference:
             entry["ratio_to_resnet34"] = entry["test"][combination]["accuracy"] / reference

@@ -45,7 +45,7 @@ def of_entry(entry: dict) -> Iterator[Accuracies]:
 
 def rows(results: dict) -> list[dict]:
     """Return the table's rows, by the names of `COLUMNS`; a figure that is not there is None."""
-    reference = next((entry for name, entry in results["models"].items() if scores.base(name) == "resnet34"), {})
+    reference = scores.resnet34(results["models"])
     references = {(item.split, item.flipped): item.accuracy for item in of_entry(reference)}
     found = []
     for name, entry in results["models"].items():

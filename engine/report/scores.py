@@ -85,6 +85,15 @@ def base(name: str) -> str:
     return re.split("[+ ]", name, maxsplit=1)[0]
 
 
+def resnet34(found: dict[str, dict]) -> dict:
+    """Return of the models' entries that which the others' accuracies are held against, empty where there is none.
+
+    It is plain ResNet34's, or where that was not trained, its only variant's.
+    """
+    variants = [entry for name, entry in found.items() if base(name) == "resnet34"]
+    return found.get("resnet34") or (variants[0] if len(variants) == 1 else {})
+
+
 def compared_with(results: dict, name: str) -> str | None:
     """Return the entry that a variant is compared with.
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from engine.report import console, pages, plots, scores, tables
+from engine.report import comparison, console, pages, plots, scores, tables
 from engine.run_folder import RunFolder
 
 RGB = {"RGB": ["R", "G", "B"], "RG": ["R", "G"], "GB": ["G", "B"], "RB": ["R", "B"], "R": ["R"], "G": ["G"], "B": ["B"]}
@@ -171,6 +171,22 @@ def test_systems_shows_every_reports_figure_and_the_ratio_to_resnet34():
     assert first["reported"] == "A 59.8%, B 26.7%, C 59.3%, D 56.7%"
     assert (first["ratio"], second["ratio"]) == ("100.0%", "92.0%")
     assert "ratio" not in tables.systems(task1()).columns
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "ratios"),
+    [
+        ({"resnet34+smoothing": 0.4, "resnet34": 0.5, "simple_cnn": 0.25}, [0.8, 1.0, 0.5]),
+        ({"simple_cnn": 0.25, "resnet34+alone": 0.5}, [0.5, 1.0]),
+        ({"resnet34+frozen": 0.4, "resnet34+scratch": 0.5}, [None, None]),
+        ({"simple_cnn": 0.25}, [None]),
+    ],
+)
+def test_ratios_are_to_plain_resnet34_or_its_only_variant(accuracies, ratios):
+    entries = {name: entry({"RGB": value}) for name, value in accuracies.items()}
+    found = results_of(entries, {"RGB": [*"RGB"]})
+    rows = [row for row in comparison.rows(found) if row["split"] == "test"]
+    assert [row["ratio_to_resnet34"] for row in rows] == ratios
 
 
 def test_a_reported_range_is_shown_as_one():
