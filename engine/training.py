@@ -225,15 +225,18 @@ class Trainer:
     def _forward_and_backward(self, batch: Batch, epoch: int, turn: int, number: int, ends_step: bool) -> None:
         plan = self.plan
         with span("augment"):
-            inputs = _inputs(self.model, batch, self.train, plan, epoch, turn, self.state.sampling)
+            images, present = _images(batch, self.train, plan, epoch, turn, self.state.sampling)
             targets = batch.labels
             if self.mixing is not None:
-                inputs, targets = self._mixed(inputs, batch.labels)
+                images, targets = self._mixed(images, present, targets)
             if plan.consistent:
-                inputs, targets = _twice(self.model, *inputs), torch.cat([targets, targets])
+                images, present = consistency.beside_all(images, present)
+                targets = torch.cat([targets, targets])
+            told = present is not None and getattr(self.model, "any_channels", False)
+            inputs = (images, present) if told else (images,)
         if not self.shown:
             self.shown = True
-            self.hooks.images(inputs[0])
+            self.hooks.images(images)
         waits = isinstance(self.replica, nn.parallel.DistributedDataParallel) and not ends_step
         with self.replica.no_sync() if waits else nullcontext():
             with span("forward"), autocast(plan.device, plan.precision):
@@ -244,18 +247,21 @@ class Trainer:
             with span("backward"):
                 share = self._share_of_step(batch, number)
                 self.scaler.scale(loss if share == 1 else loss * share).backward()
-        hits = (logits[: len(batch)].argmax(1) == batch.labels).sum()
+        # Of an image that is mixed with another, the class of the larger share.
+        labels = targets if targets.dim() == 1 else targets.argmax(1)
+        hits = (logits.argmax(1) == labels)[: len(batch)].sum()
         step = turn * len(self.train) + number
         self.state.totals.add(loss.detach(), hits, len(batch), batch.total, step)
         if self.state.totals.seen_bad():
             self._check_finite()
 
-    def _mixed(self, inputs: tuple[Tensor, ...], labels: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        images, targets = self.mixing(inputs[0], labels)
-        if len(inputs) == 1 or self.plan.consistent:
-            return (images, *inputs[1:]), targets
-        # A neighbour's channels that an image lacks must not come to it.
-        return (images * inputs[1][:, :, None, None], inputs[1]), targets
+    def _mixed(self, images: Tensor, present: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
+        images, targets = self.mixing(images, labels)
+        if present is not None and not self.plan.consistent:
+            images = (
+                images * present[:, :, None, None]
+            )  # a neighbour's channels that an image lacks must not come to it
+        return images, targets
 
     def _share_of_step(self, batch: Batch, number: int) -> float:
         """Return the weight of a batch's mean loss in its step: its share of the images, and processes are averaged."""
@@ -363,10 +369,10 @@ def _train_mode(model: nn.Module, plan: Plan) -> None:
         head_of(model)[1].train().requires_grad_()
 
 
-def _inputs(
-    model: nn.Module, batch: Batch, loader: Loader, plan: Plan, epoch: int, turn: int, generator: torch.Generator
-) -> tuple[Tensor, ...]:
-    """Return the model's arguments: the images, augmented, and for any-channel models which channels are present.
+def _images(
+    batch: Batch, loader: Loader, plan: Plan, epoch: int, turn: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Return the images, augmented, and which channels of each are present, bool [batch, channels], None for all.
 
     For a consistency loss the images have all channels, and which ones are to be present is always returned.
     """
@@ -378,7 +384,7 @@ def _inputs(
     if plan.channels:
         shown = places(plan.channels[1], batch.device)
         shown = _others_absent(shown, channels) if plan.padded else shown
-        return (batch.standardised(loader.channels, shown, **parameters),)
+        return batch.standardised(loader.channels, shown, **parameters), None
     if plan.channel_sampling == "cycle":
         chosen = _others_absent(places(plan.cycle[turn], batch.device), channels).expand(count, -1)
     else:
@@ -389,20 +395,12 @@ def _inputs(
         whole = torch.ones(count, channels, dtype=torch.bool, device=batch.device)
         return batch.standardised(loader.channels, **parameters), whole if chosen is None else chosen >= 0
     images = batch.standardised(loader.channels, chosen, **parameters)
-    if chosen is not None and getattr(model, "any_channels", False):
-        return images, chosen >= 0
-    return (images,)
+    return images, None if chosen is None else chosen >= 0
 
 
 def _others_absent(present: Tensor, channels: int) -> Tensor:
     """Return which channel each of `channels` inputs is, int64 [channels]: those `present` themselves, else -1."""
     return torch.full((channels,), -1, device=present.device).scatter(0, present, present)
-
-
-def _twice(model: nn.Module, images: Tensor, present: Tensor) -> tuple[Tensor, ...]:
-    """Return the model's arguments for images with some of their channels and, after them, with all."""
-    images, present = consistency.beside_all(images, present)
-    return (images, present) if getattr(model, "any_channels", False) else (images,)
 
 
 def _mix(seed: int, epoch: int) -> int:

@@ -1,11 +1,15 @@
 """Mixup and CutMix of a batch: what is mixed with what, and in which shares."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.distributions import Beta
 
+from engine import training
 from engine.mixing import Mixing
+from tests.engine.small import PLAN, Recorder
 
 CLASSES = 5
 
@@ -98,6 +102,34 @@ def test_a_lone_image_stays_as_it_is(batch):
 def test_alphas_that_mix_nothing_are_refused(alphas):
     with pytest.raises(ValueError, match="mixup and cutmix must be 0 or more, one of them more"):
         Mixing(*alphas, CLASSES)
+
+
+@pytest.mark.parametrize("sampling", ["on", "shuffle"])
+def test_absent_channels_get_nothing_of_the_neighbours_whatever_the_network_is_told(loaders, tmp_path, sampling):
+    plan = replace(PLAN, epochs=1, channel_sampling=sampling, mixup=1.0)
+    told, untold = Recorder(), Recorder()
+    untold.any_channels = False
+    for name, model in (("told", told), ("untold", untold)):
+        training.fit(name, model, *loaders, plan, tmp_path / name)
+    masks = [mask for _, mask in told.seen if mask is not None]
+    assert not torch.cat(masks).all()
+    for (images, mask), (same, none) in zip(told.seen, untold.seen, strict=True):
+        assert none is None
+        assert torch.equal(images, same)
+        if mask is not None:
+            assert not (images.abs().amax((2, 3))[~mask]).any()
+
+
+def test_training_accuracy_counts_the_class_of_the_larger_share(loaders, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        Mixing, "__call__", lambda self, x, labels: (x, x.new_tensor([0.3, 0, 0.7, 0]).expand(len(x), -1))
+    )
+    model = Recorder()
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.copy_(torch.tensor([0.0, 0.0, 9.0, 0.0]))
+    plan = replace(PLAN, epochs=1, lr=1e-6, mixup=1.0)
+    assert training.fit("m", model, *loaders, plan, tmp_path).history[0].train_accuracy == 1
 
 
 @pytest.mark.gpu
