@@ -51,14 +51,13 @@ def evaluate(
         combinations: names and channels such as {"RGB": (0, 1, 2), "RG": (0, 1)}, see `engine.channels.parse`.
         autocast: the precision context to run the model in.
         on_batch: called after each batch with its number of images.
-        how: the protocol, where it is not to follow from the model. Of "subset" a mask gives the same result; on a GPU
-            that is used instead, so that all combinations have one shape and nothing is compiled or recorded anew for
-            each.
+        how: the protocol, where it is not to follow from the model. Of "subset" a mask gives the same result where the
+            channels stand in the data's order; on a GPU that is used instead, so that those combinations have one shape
+            and nothing is compiled or recorded anew for each.
         flip: also score flip averaging: the mean of the logits of each image and of its mirror image.
     """
     how = how or protocol(model)
-    if how == "subset" and loader.device.type == "cuda" and getattr(model, "any_channels", False):
-        how = "mask"
+    masks = loader.device.type == "cuda" and getattr(model, "any_channels", False)
     scorers = {name: Scorer(num_classes, loader.device) for name in combinations}
     flipped = {name: Scorer(num_classes, loader.device) for name in combinations if flip}
     first = next(iter(combinations))
@@ -69,7 +68,7 @@ def evaluate(
         with span("evaluate"):
             images = batch.standardised(loader.channels)
             for name, chosen in combinations.items():
-                shown, *present = _shown(model, images, chosen, how, batch.indices)
+                shown, *present = _shown(model, images, chosen, way(how, chosen, masks), batch.indices)
                 with autocast:
                     logits = model(shown, *present)
                     mirrored = model(shown.flip(3), *present) if flip else None
@@ -87,6 +86,12 @@ def evaluate(
         distributed.largest(predictions).cpu(),
         {name: scorer.compute() for name, scorer in flipped.items()},
     )
+
+
+def way(how: str, chosen: tuple[int, ...], masks: bool) -> str:
+    """Return the protocol for a combination: "mask" in place of "subset" where `masks` may and it changes nothing."""
+    in_order = list(chosen) == sorted(chosen)  # a mask cannot say that the channels are to stand in another order
+    return "mask" if masks and how == "subset" and in_order else how
 
 
 def _shown(model: nn.Module, images: Tensor, chosen: tuple[int, ...], how: str, indices) -> tuple[Tensor, ...]:

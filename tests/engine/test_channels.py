@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import models
-from engine import channels
+from engine import channels, evaluation
 from engine.channels import RGB, Channels
 from engine.errors import UserError
 
@@ -103,3 +103,16 @@ def test_the_protocol_follows_from_what_a_model_takes(name, options, protocol):
 def test_channels_can_be_described_without_torch():
     code = "import sys, engine.data.channel_info as c; print(c.RGB.full, 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "RGB False\n"
+
+
+@pytest.mark.parametrize("chosen", [(0, 1, 2), (0, 2), (1,), (2, 1, 0), (2, 0), ()])
+def test_a_mask_stands_for_a_subset_only_where_it_gives_the_same(chosen):
+    assert evaluation.way("subset", chosen, masks=False) == "subset"
+    assert evaluation.way("zero-pad", chosen, masks=True) == "zero-pad"
+    way = evaluation.way("subset", chosen, masks=True)
+    assert (way == "mask") == (list(chosen) == sorted(chosen))
+    torch.manual_seed(0)
+    model, images = models.create("prism4_small", num_classes=4).eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        plain, other = (model(*channels.shown(images, chosen or (0, 1, 2), how)) for how in ("subset", way))
+    torch.testing.assert_close(plain, other)
