@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from train.config import RECIPES, SWEEP, TASKS, TEXT, NameList, Settings, read_toml, typed
+from train.config import OF_FILES, RECIPES, SWEEP, TASKS, TEXT, NameList, Settings, read_toml, typed, without
 
 if TYPE_CHECKING:
     from engine.run_folder import RunFolder
@@ -54,14 +54,10 @@ def _add_defaults(context: click.Context, source: str, values: dict) -> None:
     recipe, config = context.meta.get("recipe", {}), context.meta.get("config", {})
     context.default_map = recipe | config
     # What --config says of a whole run holds for each model, whatever the recipe says of one.
-    tables = {entry: _without(table, config) for entry, table in recipe.get("model", {}).items()}
+    tables = {entry: without(table, config) for entry, table in recipe.get("model", {}).items()}
     for entry, table in config.get("model", {}).items():
         tables[entry] = tables.get(entry, {}) | table
     context.meta["tables"] = tables
-
-
-def _without(table: dict, names) -> dict:
-    return {name: value for name, value in table.items() if name not in names}
 
 
 def said(context: click.Context) -> set[str]:
@@ -77,11 +73,11 @@ def _settings(context: click.Context, task: str, resume: str | None, values: dic
     folder = resuming.find(task, Path(values["out"]), resume)
     if values["models"] == SWEEP and (chosen := context.meta.get("recipe", {}).get("models")):
         values |= {"models": chosen, "sweep": True}
-    values["model"] = {entry: _without(table, flags) for entry, table in values["model"].items()}
+    values["model"] = {entry: without(table, flags) for entry, table in values["model"].items()}
     if folder is not None:
         if context.default_map and resume is not None:
             of_files = (context.default_map.keys() | {"model"}) - flags
-            resuming.check_same(folder, Settings(**values).resolve(task), of_files, task)
+            resuming.check_same(folder, Settings(**values).resolve(task), of_files, flags, task)
         values = resuming.merge(folder, {name: values[name] for name in flags & values.keys()})
     return Settings(**values).resolve(task), folder
 
@@ -90,7 +86,8 @@ def _task_command(task: str, summary: str) -> click.Command:
     @click.pass_context
     def run(context: click.Context, print_config: bool, config: None, recipe: None, resume: str | None, **values):
         values["model"] = context.meta.get("tables", {})
-        values["sweep"] = (context.default_map or {}).get("sweep", False)
+        given = context.default_map or {}
+        values |= {name: given[name] for name in OF_FILES if name in given}
         if print_config:
             click.echo(_settings(context, task, resume, values)[0].to_toml(), nl=False)
             return

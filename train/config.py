@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -108,6 +109,9 @@ OF_AN_ENTRY = frozenset(
         *("subset_bias", "options"),
     )
 )
+
+# Settings without a flag that a file may give to a whole run.
+OF_FILES = ("options", "split_seed", "sweep")
 
 TEXT = Text()
 
@@ -391,6 +395,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     return check_names(values, str(path))
+
+
+def without(table: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return a table of settings without those of these names."""
+    return {name: value for name, value in table.items() if name not in names}
 
 
 def check_names(values: dict[str, Any], source: str) -> dict[str, Any]:

@@ -256,7 +256,7 @@ class Experiment:
         if combination:
             chosen = self.combinations[combination]
             name, folder, tested = f"{entry} {combination}", folder / combination, {combination: chosen}
-            count, protocol = networks.shown(entry, count, chosen)
+            count, protocol = networks.shown(entry, settings, count, chosen)
         started = state.exists(folder)
         model = networks.prepared(entry, settings, len(self.images.class_names), count, started)
         plan = networks.plan(model, settings, self.images)

@@ -275,7 +275,7 @@ class Run:
         found = []
         for combination, chosen in wanted.items():
             if (own := label_of.get(frozenset(chosen))) is not None:
-                in_channels, _ = networks.shown(name, len(self.channels), chosen)
+                in_channels, _ = networks.shown(name, self.entry_settings(name), len(self.channels), chosen)
                 network = self._network(name, folder / own / "best.pt", in_channels)
                 found.append(({combination: trained[own]}, network))
         if not found:

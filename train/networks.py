@@ -109,7 +109,7 @@ def has_several(protocol: str) -> bool:
     return protocol.startswith(ONE_PER_COMBINATION)
 
 
-def shown(entry: str, count: int, combination: tuple[int, ...]) -> tuple[int, str]:
+def shown(entry: str, settings: Settings, count: int, combination: tuple[int, ...]) -> tuple[int, str]:
     """Return the input channels of a network trained for one of `count` channels' combinations alone, and its protocol.
 
     A model that is said to be for one combination is made for that many channels, any other for all: it sees zeros in
@@ -118,7 +118,7 @@ def shown(entry: str, count: int, combination: tuple[int, ...]) -> tuple[int, st
     if _takes_one_combination(entry):
         return len(combination), ONE_PER_COMBINATION
     with torch.device("meta"):
-        padded = channels.protocol(models.create(entries.model_name(entry))) == "zero-pad"
+        padded = channels.protocol(create(entry, settings, 2, count)) == "zero-pad"
     return count, PADDED_ONE_PER_COMBINATION if padded else ONE_PER_COMBINATION
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from engine import distributed
 from engine.errors import UserError
 from engine.run_folder import RunFolder
-from train.config import AUTO, Settings
+from train.config import AUTO, Settings, without
 
 
 def find(task: str, out: Path, wanted: str | None) -> RunFolder | None:
@@ -46,12 +46,14 @@ def _newest(task: str, out: Path, restarted: bool) -> Path | None:
     return newest and newest.root
 
 
-def check_same(folder: RunFolder, given: Settings, names: Iterable[str], task: str) -> None:
+def check_same(folder: RunFolder, given: Settings, names: Iterable[str], flags: Iterable[str], task: str) -> None:
     """Raise UserError where a run's settings of these names are not the given ones, which come from files.
 
-    A command with --resume auto can so be repeated as it stands; what is to change in a run stands on the command line.
+    A command with --resume auto can so be repeated as it stands; what is to change in a run stands on the command line,
+    as one of the `flags`.
     """
     own = Settings.from_toml(folder.config).resolve(task)
+    own = replace(own, model={entry: without(table, flags) for entry, table in own.model.items()})
     for name in sorted(names):
         if name != "sweep" and getattr(own, name) != getattr(given, name):
             raise UserError(
@@ -61,6 +63,7 @@ def check_same(folder: RunFolder, given: Settings, names: Iterable[str], task: s
 
 
 def merge(folder: RunFolder, flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the run's settings, overridden by what stands on this command line."""
+    """Return the run's settings, overridden by what stands on this command line, for single entries too."""
     settings = Settings.from_toml(folder.config)
-    return {item.name: getattr(settings, item.name) for item in fields(settings)} | flags
+    values = {item.name: getattr(settings, item.name) for item in fields(settings)} | flags
+    return values | {"model": {entry: without(table, flags) for entry, table in values["model"].items()}}

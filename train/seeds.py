@@ -77,7 +77,8 @@ class Repeated:
             self.folder = experiment.made_by_main(Path(own.out), self.task, own.name)
         if not self.begun:
             self.begun = True
-            settings = replace(own, seed=self.settings.seed, seeds=self.settings.seeds, split_seed=None)
+            whole = {name: getattr(self.settings, name) for name in ("seed", "seeds", "split_seed")}
+            settings = replace(own, **whole)
             nothing = {"task": self.task, "data": {"classes": 0, "class_names": []}, "models": {}}
             self.folder.begin(settings.to_toml(), self.environment, self.results or nothing)
         folder = self.folder.of_seed(own.seed)

@@ -111,6 +111,21 @@ options = { expert = 1 }
     assert "no variant is named 'statik'" in capsys.readouterr().err
 
 
+def test_options_and_the_division_of_a_file_hold_for_the_run(tmp_path, capsys):
+    config = tmp_path / "config.toml"
+    config.write_text('models = ["prism4_small"]\nsplit_seed = 7\noptions = { widths = [8, 8, 8, 8] }\n')
+    found = effective(capsys, "task1", "--config", str(config), "--seed", "3")
+    assert (found["seed"], found["split_seed"], found["options"]) == (3, 7, {"widths": [8, 8, 8, 8]})
+
+
+def test_a_network_for_one_combination_is_shown_what_its_options_make_it_take():
+    tables = {"prism4_small+plain+alone": {"options": {"plain_stem": True}}}
+    settings = resolved(models=("prism4_small+alone", "prism4_small+plain+alone"), model=tables)
+    whole, plain = (networks.shown(entry, entries.of(settings, entry), 3, (0, 1)) for entry in settings.models)
+    assert whole == (3, networks.ONE_PER_COMBINATION)
+    assert plain == (3, networks.PADDED_ONE_PER_COMBINATION)
+
+
 @pytest.mark.parametrize(("task", "models"), [("task1", 6), ("task2", 4)])
 def test_the_strong_recipe_is_the_same_for_every_contender(task, models):
     settings = Settings(**recipes.load("strong", task)).resolve(task)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import tomllib
 from html.parser import HTMLParser
 
 import numpy as np
@@ -173,6 +174,18 @@ def test_a_resumed_run_trains_at_the_learning_rate_asked_for(task1, tmp_path):
     assert group["lr"] == 1e-5
     rows = list(csv.DictReader((tmp_path / "run/history.csv").open()))
     assert [row["lr"] for row in rows if row["model"] == "simple_cnn"] == ["0.001"] * 3 + ["1e-05"]
+
+
+def test_a_flag_changes_what_a_resumed_run_has_for_one_model(stripes, tmp_path):
+    config = tmp_path / "config.toml"
+    config.write_text("[model.simple_cnn]\nepochs = 1\nweight_decay = 0.1\n")
+    small = ["--models", "simple_cnn", *(SMALL[place] for place in range(len(SMALL)) if place not in (4, 5))]
+    start = ["--data", str(stripes), "--out", str(tmp_path), "--name", "a", *small]
+    assert main(["task1", *start, "--config", str(config)]) == 0
+    run = tmp_path / "task1/a"
+    assert main(["task1", "--resume", str(run), "--epochs", "2"]) == 0
+    assert [row["epoch"] for row in csv.DictReader((run / "history.csv").open())] == ["1", "2"]
+    assert tomllib.loads((run / "config.toml").read_text())["model"] == {"simple_cnn": {"weight_decay": 0.1}}
 
 
 def test_auto_resumes_a_run_that_was_killed_before_its_report(task1, tmp_path):
