@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine import distributed
 from engine.errors import UserError
-from engine.files import write_atomically
+from engine.files import hold, write_atomically
 
 
 class RunFolder:
@@ -78,8 +78,14 @@ class RunFolder:
         return folder
 
     def begin(self, config: str, environment: dict, results: dict) -> None:
-        """Write what is known before training: the settings as TOML, the machine, and the results so far."""
+        """Write what is known before training: the settings as TOML, the machine, and the results so far.
+
+        Raises:
+            UserError: another process is at work in the folder.
+        """
         if distributed.is_main():
+            if not hold(self.root):
+                raise UserError(f"{self.root}: another process is training there; let it end, or start another run")
             self.html.unlink(missing_ok=True)
         self.write(self.config, config)
         self.write_json(self.environment, environment)

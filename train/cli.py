@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from train.config import OF_FILES, RECIPES, SWEEP, TASKS, TEXT, NameList, Settings, read_toml, typed, without
+from train.config import AUTO, OF_FILES, RECIPES, SWEEP, TASKS, TEXT, NameList, Settings, read_toml, typed, without
 
 if TYPE_CHECKING:
     from engine.run_folder import RunFolder
@@ -70,10 +70,14 @@ def _settings(context: click.Context, task: str, resume: str | None, values: dic
     from train import resume as resuming
 
     flags = said(context)
-    folder = resuming.find(task, Path(values["out"]), resume)
     if values["models"] == SWEEP and (chosen := context.meta.get("recipe", {}).get("models")):
         values |= {"models": chosen, "sweep": True}
     values["model"] = {entry: without(table, flags) for entry, table in values["model"].items()}
+    like = {}
+    if resume == AUTO:
+        asked = Settings(**values).resolve(task).with_whole_paths()
+        like = {name: getattr(asked, name) for name in resuming.LIKE if name in flags}
+    folder = resuming.find(task, Path(values["out"]), resume, like)
     if folder is not None:
         if context.default_map and resume is not None:
             of_files = (context.default_map.keys() | {"model"}) - flags
@@ -92,13 +96,18 @@ def _task_command(task: str, summary: str) -> click.Command:
             click.echo(_settings(context, task, resume, values)[0].to_toml(), nl=False)
             return
         from engine import distributed
+        from engine.files import release
         from train.tasks import run as run_task
 
         with distributed.joined():
             settings, folder = _settings(context, task, resume, values)
-            if resume is not None and folder is None and distributed.is_main():
-                click.echo("no unfinished run to go on with; starting one")
-            run_task(task, settings, folder)
+            if resume == AUTO and distributed.is_main():
+                found = f"going on with {folder.root}" if folder else "no unfinished run to go on with; starting one"
+                click.echo(found)
+            try:
+                run_task(task, settings, folder)
+            finally:
+                release()
 
     options = [
         click.Option(

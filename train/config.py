@@ -346,6 +346,11 @@ class Settings:
         )
         return entries.expanded(task, effective)
 
+    def with_whole_paths(self) -> Settings:
+        """Return these settings with whole paths of data and weights, as a run's folder tells them, wherever it is."""
+        places = {name: getattr(self, name) for name in ("data", "weights")}
+        return replace(self, **{n: p and str(Path(p).expanduser().absolute()) for n, p in places.items()})
+
     def to_toml(self) -> str:
         """Return the settings as TOML; unset ones are left out."""
         import tomli_w

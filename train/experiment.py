@@ -93,15 +93,12 @@ class Experiment:
         make: Callable[[Settings], RunFolder] | None = None,
         data: Data | None = None,
     ) -> None:
-        # The run's folder must tell where the data is from anywhere.
-        root = settings.data and str(Path(settings.data).expanduser().absolute())
-        weights = settings.weights and str(Path(settings.weights).expanduser().absolute())
         self.task = task
         networks.check_names(settings.models)
         for entry in settings.models:
             networks.check_schedule(entries.of(settings, entry))
         loader.resolve(settings.backend)
-        self.settings = replace(settings, data=root, weights=weights)
+        self.settings = settings.with_whole_paths()
         self.data = data = data or open_data(self.settings, task)
         backend = loader.resolve(settings.backend, data.images.stacks)
         self.settings = replace(self.settings, backend=backend)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from engine import distributed
 from engine.errors import UserError
+from engine.files import hold
 from engine.run_folder import RunFolder
 from train.config import AUTO, Settings, without
 
+# What a run must have in common with the command for "auto" to go on with it, where the command says it.
+LIKE = ("data", "models", "name")
 
-def find(task: str, out: Path, wanted: str | None) -> RunFolder | None:
+
+def find(task: str, out: Path, wanted: str | None, like: Mapping[str, Any]) -> RunFolder | None:
     """Return the run to go on with: the folder `wanted`, or for "auto" the newest unfinished one under `out`, if any.
 
-    Where torchrun has restarted this process, that is the run that it began with before, whatever is wanted. Of several
-    processes the first decides.
+    For "auto" it is one whose settings are those of `like`, and in which no other process is at work. Where torchrun
+    has restarted this process, it is the run that it began with before, whatever is wanted. Of several processes the
+    first decides.
 
     Raises:
         UserError: the folder is no run, or a run of another task.
@@ -33,17 +38,26 @@ def find(task: str, out: Path, wanted: str | None) -> RunFolder | None:
             raise UserError(f"--resume {wanted}: that is a run of {folder.read_results()['task']}, not of {task}")
         return folder
     # The first makes a new folder where there is none, which the others must not take for an older one.
-    found = distributed.of_main(_newest(task, out, restarted) if distributed.is_main() else None)
+    found = distributed.of_main(_newest(task, out, restarted, like) if distributed.is_main() else None)
     return found and RunFolder(found)
 
 
-def _newest(task: str, out: Path, restarted: bool) -> Path | None:
+def _newest(task: str, out: Path, restarted: bool, like: Mapping[str, Any]) -> Path | None:
     runs = [RunFolder(path.parent) for path in (out / task).glob("*/results.json")]
     unfinished = [run for run in runs if run.config.is_file() and not run.finished]
     if restarted:
         unfinished = [run for run in unfinished if run.read_environment().get("launch") == distributed.launch()]
-    newest = max(unfinished, key=lambda run: run.config.stat().st_mtime, default=None)
-    return newest and newest.root
+    else:
+        unfinished = [run for run in unfinished if _is_like(run, like)]
+    newest_first = sorted(unfinished, key=lambda run: run.config.stat().st_mtime, reverse=True)
+    return next((run.root for run in newest_first if hold(run.root)), None)
+
+
+def _is_like(run: RunFolder, like: Mapping[str, Any]) -> bool:
+    if not like:
+        return True
+    own = Settings.from_toml(run.config)
+    return all(getattr(own, name) == value for name, value in like.items())
 
 
 def check_same(folder: RunFolder, given: Settings, names: Iterable[str], flags: Iterable[str], task: str) -> None:

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import tomllib
 from html.parser import HTMLParser
 
@@ -198,6 +200,46 @@ def test_auto_resumes_a_run_that_was_killed_before_its_report(task1, tmp_path):
     assert (run / "report.html").exists()
     assert (run / "history.csv").read_text() == (task1 / "history.csv").read_text()
     assert sorted(path.name for path in (tmp_path / "task1").iterdir()) == ["a", "damaged"]
+
+
+def test_auto_goes_on_with_no_run_of_another_name_data_or_models(task1, stripes, tmp_path, capsys):
+    run = tmp_path / "task1/a"
+    shutil.copytree(task1, run)
+    (run / "report.html").unlink()
+    before = (run / "config.toml").read_bytes()
+    other = tmp_path / "other"
+    shutil.copytree(stripes, other)
+    small = ["--models", "simple_cnn", *SMALL, "--epochs", "1"]
+    for number, changed in enumerate((["--name", "b"], ["--data", str(other)], [])):
+        data = ["--data", str(stripes)] if changed[:1] != ["--data"] else []
+        assert main(["task1", *data, "--out", str(tmp_path), "--resume", "auto", *small, *changed]) == 0
+        assert "no unfinished run to go on with; starting one" in capsys.readouterr().out
+        assert len(list((tmp_path / "task1").iterdir())) == 2 + number
+        assert (run / "config.toml").read_bytes() == before
+        assert not (run / "report.html").exists()
+    same = ["--data", os.path.relpath(stripes), "--name", "a", "--models", "simple_cnn,pool_attention_cnn"]
+    assert main(["task1", "--out", str(tmp_path), "--resume", "auto", *same]) == 0
+    assert f"going on with {run}\n" in capsys.readouterr().out
+    assert (run / "report.html").exists()
+
+
+def test_a_run_at_which_another_process_is_at_work_is_left_to_it(task1, tmp_path, capsys):
+    run = tmp_path / "task1/a"
+    shutil.copytree(task1, run)
+    (run / "report.html").unlink()
+    holding = "import sys, pathlib, engine.files as f; print(f.hold(pathlib.Path(sys.argv[1])), flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", holding, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"True\n"
+        assert main(["task1", "--resume", str(run)]) == 2
+        assert "another process is training there" in capsys.readouterr().err
+        assert main(["task1", "--out", str(tmp_path), "--resume", "auto", "--print-config"]) == 0
+        assert tomllib.loads(capsys.readouterr().out).get("name") is None
+    finally:
+        other.kill()
+        other.wait()
+    assert main(["task1", "--out", str(tmp_path), "--resume", "auto"]) == 0
+    assert f"going on with {run}\n" in capsys.readouterr().out
 
 
 def test_the_same_command_with_its_files_goes_on_until_it_is_done(stripes, tmp_path, monkeypatch, capsys):
