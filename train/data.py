@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,11 +25,13 @@ from train.config import Settings
 
 @dataclass(frozen=True)
 class Data:
-    """A data set without its undecodable files, these files (path, split and reason of each), its decoded images, where
-    they are kept, and by split the places in the list of the images that are left, where some are not."""
+    """A data set without its undecodable files, these files (path, split and reason of each), by split but training a
+    digest of what is listed, decoded images, where they are kept, and by split the places in the list of the images
+    that are left, where some are not."""
 
     images: ImageSet
     rejected: list[dict[str, str]]
+    division: dict[str, str]
     pixels: Pixels | Resident | None = None
     places: dict[str, tuple[int, ...]] | None = None
 
@@ -44,6 +47,7 @@ class Data:
             "channel_mean": list(self.images.channels.mean),
             "channel_std": list(self.images.channels.std),
             "class_names": list(self.images.class_names),
+            "division": self.division,
             "rejected_files": self.rejected,
         }
 
@@ -67,7 +71,8 @@ def _open(settings: Settings, task: str, splits: tuple[str, ...]) -> Data:
     if task == "cifar100" and (settings.data is None or cifar100.find(Path(settings.data)) is not None):
         with console.waiting("reading CIFAR-100"):
             images, pixels = cifar100.read(settings.data and Path(settings.data))
-        return Data(_held_out(images, settings), [], _placed(images, pixels, settings))
+        images = _held_out(images, settings)
+        return Data(images, [], _division(images), _placed(images, pixels, settings))
     if settings.data is None:
         with console.waiting("making the generated set"):
             images = listing.read(_generated())
@@ -77,7 +82,7 @@ def _open(settings: Settings, task: str, splits: tuple[str, ...]) -> Data:
     if splits:
         images = replace(images, splits={name: images.splits[name] for name in splits})
     if settings.backend == "synthetic":
-        return Data(images, [])
+        return Data(images, [], _division(images))
     listed = images
     images, rejected = _checked(listed, settings)
     loader.resolve(settings.backend, images.stacks)
@@ -90,7 +95,32 @@ def _open(settings: Settings, task: str, splits: tuple[str, ...]) -> Data:
         name: tuple(place for place, path in enumerate(split.paths) if path not in gone)
         for name, split in listed.splits.items()
     }
-    return Data(images, rejected, decoded, places)
+    return Data(images, rejected, _division(listed), decoded, places)
+
+
+def moved(before: dict, data: Data, splits: Iterable[str] | None = None) -> str:
+    """Return in words which splits list other images than those of a run, of which `before` is the summary, if any.
+
+    Of folders without lists one file more or less moves others of its class between training and test.
+    """
+    known = before.get("division", {})
+    asked = data.division.keys() if splits is None else splits
+    changed = [name for name in asked if name in known and known[name] != data.division.get(name)]
+    if not changed:
+        return ""
+    return f"{', '.join(changed)} of {data.images.root} are other images: files were added, removed or renamed"
+
+
+def _division(images: ImageSet) -> dict[str, str]:
+    """Return a digest of the paths and labels of each split that is not trained on."""
+    found = {}
+    for name, split in images.splits.items():
+        if name != "train":
+            digest = hashlib.sha256()
+            for path, label in zip(split.paths, split.labels, strict=True):
+                digest.update(f"{path} {label}\n".encode("utf-8", "backslashreplace"))
+            found[name] = digest.hexdigest()
+    return found
 
 
 def _held_out(images: ImageSet, settings: Settings) -> ImageSet:

@@ -28,7 +28,7 @@ from engine.run_folder import RunFolder
 from engine.tensorboard import Scalars
 from train import entries, networks, systems
 from train.config import AUTO, Settings
-from train.data import Data, make_loader, open_data
+from train.data import Data, make_loader, moved, open_data
 from train.networks import PADDED_ONE_PER_COMBINATION, has_several
 
 SHOWN_PREDICTIONS = 18
@@ -159,6 +159,11 @@ class Experiment:
         before = run.read_results()
         if before["data"]["class_names"] != self.results["data"]["class_names"]:
             raise UserError(f"{run.root} was trained on other classes than {self.images.root} has")
+        if change := moved(before["data"], self.data):
+            raise UserError(
+                f"{run.root} cannot go on: {change}, and some may be among those it was trained on; put the files "
+                "back, or start another run"
+            )
         for entry in before["models"].values():
             alone = has_several(entry["protocol"])  # no network for shuffled channels
             if list(entry["test"]) != [name for name, chosen in self.combinations.items() if chosen or not alone]:

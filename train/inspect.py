@@ -20,7 +20,7 @@ from engine.report.tables import Table
 from engine.run_folder import RunFolder
 from train import entries, networks
 from train.config import Settings
-from train.data import Data, make_loader, open_data
+from train.data import Data, make_loader, moved, open_data
 from train.experiment import figures, tested_splits
 
 # What an entry of results.json has of the tests of its networks.
@@ -50,6 +50,8 @@ def evaluate_run(
         for name in trained.results["models"]:
             trained.networks(name, wanted)  # a damaged checkpoint is found before the data is read
         opened = opened or open_data(settings, trained.results["task"], splits)
+        if change := moved(trained.results["data"], opened, splits):
+            console.warn(f"not the run's figures: {change}, and some may be among those it was trained on")
         found.append(_evaluated(trained, settings, opened, wanted, splits))
     results = seeds.combined(found) if folder.seeds else found[0]
     if len(splits) == 1:

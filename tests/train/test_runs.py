@@ -242,6 +242,30 @@ def test_a_run_at_which_another_process_is_at_work_is_left_to_it(task1, tmp_path
     assert f"going on with {run}\n" in capsys.readouterr().out
 
 
+def test_a_run_does_not_go_on_where_a_file_less_has_moved_others_between_training_and_test(stripes, tmp_path, capsys):
+    data = tmp_path / "classes"
+    for line in (stripes / "train.txt").read_text().splitlines():
+        path, label = line.rsplit(maxsplit=1)
+        (data / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(stripes / path, data / label)
+    start = ["--data", str(data), "--out", str(tmp_path), "--name", "a", "--models", "simple_cnn", *SMALL]
+    assert main(["task1", *start, "--holdout", "6", "--epochs", "1"]) == 0
+    run = tmp_path / "task1/a"
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--channels", "RGB"]) == 0
+    assert "not the run's figures" not in capsys.readouterr().out
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    sorted((data / "0").iterdir())[0].unlink()
+    assert main(["task1", "--resume", str(run), "--epochs", "2"]) == 2
+    told = capsys.readouterr().err
+    assert f"cannot go on: val, test, holdout of {data} are other images" in told
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert main(["evaluate", str(run), "--split", "test"]) == 0
+    assert f"not the run's figures: test of {data} are other images" in " ".join(capsys.readouterr().out.split())
+    assert main(["evaluate", str(run), "--split", "train"]) == 0
+    assert "not the run's figures" not in capsys.readouterr().out
+
+
 def test_the_same_command_with_its_files_goes_on_until_it_is_done(stripes, tmp_path, monkeypatch, capsys):
     recipe, config = tmp_path / "recipe.toml", tmp_path / "config.toml"
     recipe.write_text('[task1]\nmodels = ["simple_cnn"]\nlr = 0.01\n[task1.model.simple_cnn]\nweight_decay = 0.1\n')
