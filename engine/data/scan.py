@@ -85,7 +85,8 @@ def scan(
     it is asked too, since one file that it refuses ends its pipeline.
 
     `channels` is the number of channels of .npy files whose shape does not tell; by default what channels.txt names.
-    A TIFF file of several pages counts as one of several channels, but is rejected where there are photos too.
+    A TIFF file of several pages counts as one of several channels, but is rejected where there are more photos; where
+    there are fewer, or as many, these are.
     Raises UserError where channels.txt is malformed.
     """
     root = Path(root).resolve()
@@ -122,8 +123,7 @@ def scan(
 
 
 def _report(verdicts: dict[str, Verdict], decoded: int) -> ScanReport:
-    if any(isinstance(verdict, tuple) for verdict in verdicts.values()):
-        verdicts = {path: getattr(verdict, "as_photo", "") or verdict for path, verdict in verdicts.items()}
+    verdicts = _of_one_kind(verdicts)
     found = {path: verdict for path, verdict in verdicts.items() if isinstance(verdict, Stack)}
     sizes = {
         path: (verdict.height, verdict.width) if isinstance(verdict, Stack) else verdict
@@ -132,6 +132,18 @@ def _report(verdicts: dict[str, Verdict], decoded: int) -> ScanReport:
     }
     rejected = tuple(Rejected(path, verdict) for path, verdict in verdicts.items() if isinstance(verdict, str))
     return ScanReport(sizes, rejected, decoded, found)
+
+
+def _of_one_kind(verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
+    """Return verdicts in which of photos and TIFF files of several pages the fewer are rejected."""
+    photos = {path for path, verdict in verdicts.items() if isinstance(verdict, tuple)}
+    paged = [path for path, verdict in verdicts.items() if getattr(verdict, "as_photo", "")]
+    if not photos or not paged:
+        return verdicts
+    if len(photos) > len(paged):
+        return verdicts | {path: verdicts[path].as_photo for path in paged}
+    count = f"{len(paged)} TIFF file{'s' * (len(paged) > 1)} of several pages such as {paged[0]}"
+    return verdicts | dict.fromkeys(photos, f"a single page or photo among {count}: remove it")
 
 
 def apply(images: ImageSet, report: ScanReport, channels: Channels | None = None) -> ImageSet:

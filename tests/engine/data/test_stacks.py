@@ -257,7 +257,7 @@ def test_files_of_a_set_are_of_one_kind(tmp_path):
     assert types.endswith("0.npy has values of type float32, x.npy of uint8: wanted one type")
 
 
-def test_tiff_pages_are_channels_only_where_no_file_is_a_photo(tmp_path):
+def test_tiff_pages_are_channels_where_photos_are_not_the_more(tmp_path):
     files = {f"{i}.tif": pages(values(6, 7, 4, seed=i, dtype=np.uint8)) for i in range(6)}
     images = opened(folder(tmp_path / "a", files | {"x.npy": npy(values(6, 7, 4, dtype=np.uint8))}))
     assert (len(images.channels), images.dtype) == (4, "uint8")
@@ -266,6 +266,17 @@ def test_tiff_pages_are_channels_only_where_no_file_is_a_photo(tmp_path):
     assert reasons(root) == {"x.tif": "4 frames in one TIFF file, wanted one: keep the first"}
     images = opened(root)
     assert (images.channels, images.dtype, images.stacks) == (RGB, "uint8", False)
+
+
+@pytest.mark.parametrize("others", [1, 6], ids=["a preview", "as many previews"])
+def test_previews_and_single_pages_among_tiff_stacks_are_left_out(tmp_path, others):
+    files = {f"{i}.tif": pages(values(6, 7, 4, seed=i, dtype=np.uint8)) for i in range(6)}
+    page = pages(values(6, 7, 1, dtype=np.uint8))
+    more = {f"p{i}.png": image_kinds.encoded(image_kinds.picture(seed=i), "PNG") for i in range(others - 1)}
+    root = folder(tmp_path, files | more | {"page.tif": page}, "red\ngreen\nblue\nnir\n")
+    why = "a single page or photo among 6 TIFF files of several pages such as 0.tif: remove it"
+    assert reasons(root) == dict.fromkeys([*more, "page.tif"], why)
+    assert opened(root).channels.names == ("red", "green", "blue", "nir")
 
 
 def test_photos_keep_their_channels_and_refuse_other_names(tmp_path):
