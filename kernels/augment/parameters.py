@@ -152,6 +152,8 @@ def _central(sizes: Tensor, ratio: Sequence[float]) -> Tensor:
 
 
 def _check_draw(recipe: Recipe, indices: Tensor, sizes, seed: int, epoch: int, size, channels) -> None:
+    if not isinstance(indices, Tensor):
+        raise TypeError(f"indices must be an int32 or int64 tensor [n], got {type(indices).__name__}")
     if indices.dtype not in (torch.int32, torch.int64) or indices.dim() != 1:
         raise TypeError(f"indices must be int32 or int64 [n], got {indices.dtype} {list(indices.shape)}")
     if not 0 <= seed < 2**64 or not 0 <= epoch < 2**32:

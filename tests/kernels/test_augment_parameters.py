@@ -202,6 +202,7 @@ def test_indices_beyond_32_bits_are_told_apart():
     ("error", "message", "changes"),
     [
         (TypeError, "indices must be int32 or int64 [n], got torch.float32 [3]", {"indices": torch.zeros(3)}),
+        (TypeError, "indices must be an int32 or int64 tensor [n], got list", {"indices": [0, 1]}),
         (ValueError, "seed must be from 0 to 2**64 - 1 and epoch to 2**32 - 1, got -1 and 0", {"seed": -1}),
         (ValueError, "seed must be from 0 to 2**64 - 1 and epoch to 2**32 - 1, got 0 and 4294967296", {"epoch": 2**32}),
         (ValueError, "sizes must be (height, width) or [n=3, 2], got [2, 2]", {"sizes": torch.ones(2, 2)}),
