@@ -15,7 +15,7 @@ UNKNOWN = "not measured yet"
 POINTS = " points"
 MOST_PARAMETERS = 500_000  # of the small network
 LABELS = (FULL, *PAIRS, *SINGLES)
-SAMPLED = ("prism4", "prism4+few", "prism4+fewer")  # trained on subsets of the channels
+SAMPLED = ("prism4", "prism4+few")  # trained on subsets of the channels
 ALONE = ("naive_cnn", "resnet34+alone")  # a network for each combination
 
 
