@@ -26,6 +26,7 @@ COMMANDS = {
     "channels": "python -m train.run task1 --recipe strong --data mini50",
     "parts": "python -m train.run task1 --recipe strong --config bench/parts.toml --data mini50",
 }
+ALONE = "+alone"  # ends the name of what is a network for each combination
 BASE = "prism4_small"  # what the parts are taken from
 
 
@@ -34,12 +35,12 @@ class System:
     """A trained system of a study.
 
     Attributes:
-        study: its folder's name, of several the first's.
+        studies: the names of their folders.
         rows: its rows of `table.csv`, as text.
         seconds: how long it took to train, mean over its seeds.
     """
 
-    study: str
+    studies: tuple[str, ...]
     rows: tuple[dict[str, str], ...]
     seconds: float
 
@@ -64,7 +65,8 @@ class System:
 def systems(kind: str, results: Path = RESULTS) -> list[System]:
     """Return the systems of all studies of a kind, in the order of their tables; "channels" in that of the recipe.
 
-    One network for each combination is one system, also where studies of its own have each.
+    One network for each combination is one system, also where studies of its own have each. That for all channels is
+    the plain network of the study "shallow", where the recipe gives both the same training: seeds and epochs.
     """
     found: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = {}
     for folder in _folders(kind, results):
@@ -73,13 +75,27 @@ def systems(kind: str, results: Path = RESULTS) -> list[System]:
             key = own, row["model"], row["epochs"], row["seeds"]
             found.setdefault(key, defaultdict(list))[folder.name].append(row)
     every = [
-        System(next(iter(tables)), tuple(row for rows in tables.values() for row in rows), _seconds(tables.values()))
+        System(tuple(tables), tuple(row for rows in tables.values() for row in rows), _seconds(tables.values()))
         for tables in found.values()
     ]
     if kind != "channels":
         return every
+    plain = systems("shallow", results)
+    every = [_with_all_channels(item, plain) for item in every]
     order = recipes.load("strong", "task1")["models"]
     return sorted(every, key=lambda item: order.index(item["model"]) if item["model"] in order else len(order))
+
+
+def _with_all_channels(item: System, plain: Iterable[System]) -> System:
+    """Return networks for one combination with that for all channels among the `plain` ones, where they lack it."""
+    name = item["model"].removesuffix(ALONE)
+    if name == item["model"] or item.accuracy("holdout"):
+        return item
+    wanted = name, item["epochs"], item["seeds"]
+    same = next((each for each in plain if (each["model"], each["epochs"], each["seeds"]) == wanted), None)
+    if same is None:
+        return item
+    return System(item.studies + same.studies, item.rows + same.rows, item.seconds + same.seconds)
 
 
 def shallow(results: Path = RESULTS) -> str:
@@ -105,11 +121,12 @@ def shallow(results: Path = RESULTS) -> str:
             )
         )
     heads = ("system", "epochs", "held-out", "flip avg.", "/ ResNet34", "val", "test", "parameters", "mult-adds")
-    return _page("shallow", results, (*heads, "depth", "minutes", "seeds"), rows)
+    return _page("shallow", results, every, (*heads, "depth", "minutes", "seeds"), rows)
 
 
 def channels(results: Path = RESULTS) -> str:
     """Return the table of held-out accuracy on every combination of channels."""
+    every = systems("channels", results)
     rows = [
         (
             f"`{item['model']}`",
@@ -122,10 +139,10 @@ def channels(results: Path = RESULTS) -> str:
             _minutes(item),
             item["seeds"],
         )
-        for item in systems("channels", results)
+        for item in every
     ]
     heads = ("system", "protocol", "epochs", FULL, *PAIRS, "mean of pairs", *SINGLES, "mean of singles")
-    return _page("channels", results, (*heads, "minutes", "seeds"), rows, left=2)
+    return _page("channels", results, every, (*heads, "minutes", "seeds"), rows, left=2)
 
 
 def parts(results: Path = RESULTS) -> str:
@@ -143,7 +160,7 @@ def parts(results: Path = RESULTS) -> str:
         costs = (f"{int(item['params']):,}", f"{int(item['macs']) / 1e6:,.0f} M", _minutes(item), item["seeds"])
         rows.append((f"`--models {item['model']}{_flags(item, every[0])}`", *cells, item["epochs"], *costs))
     heads = ("row", FULL, "±", "pairs", "±", "singles", "±", "epochs", "parameters", "mult-adds", "minutes", "seeds")
-    return _page("parts", results, heads, rows)
+    return _page("parts", results, every, heads, rows)
 
 
 def _flags(item: System, first: System) -> str:
@@ -178,17 +195,25 @@ def _folders(kind: str, results: Path) -> list[Path]:
     return sorted(table.parent for table in every if table.parent.name.partition("-")[0] == kind)
 
 
-def _page(kind: str, results: Path, heads: tuple[str, ...], rows: list[tuple[str, ...]], left: int = 1) -> str:
+def _page(
+    title: str,
+    results: Path,
+    every: Iterable[System],
+    heads: tuple[str, ...],
+    rows: list[tuple[str, ...]],
+    left: int = 1,
+) -> str:
     """Return a Markdown table, and below it by what it was made."""
     if not rows:
         return "Not measured yet."
     places = defaultdict(list)
-    for folder in _folders(kind, results):
-        facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        place = f"`bench/results/mini50/{folder.name}/table.csv`"
-        places[_machine(facts)].append(f"{place} (commit {(facts.get('commit') or 'none')[:12]})")
-    stamps = (wrapped(f"`{COMMANDS[kind]}`: {', '.join(each)}; {machine}.") for machine, each in places.items())
-    return "\n\n".join([grid(Table(kind, heads, tuple(rows), left)), *stamps])
+    for name in sorted({name for item in every for name in item.studies}):
+        facts = json.loads((results / "mini50" / name / "environment.json").read_text(encoding="utf-8"))
+        place = f"`bench/results/mini50/{name}/table.csv`"
+        made = COMMANDS[name.partition("-")[0]], _machine(facts)
+        places[made].append(f"{place} (commit {(facts.get('commit') or 'none')[:12]})")
+    stamps = (wrapped(f"`{command}`: {', '.join(each)}; {machine}.") for (command, machine), each in places.items())
+    return "\n\n".join([grid(Table(title, heads, tuple(rows), left)), *stamps])
 
 
 def _machine(facts: dict) -> str:

@@ -108,6 +108,27 @@ def test_networks_for_one_combination_are_a_system_also_from_several_studies(kee
     assert f"{' (commit cccccccccccc), '.join(places)} (commit" in " ".join(page.split())
 
 
+def test_the_network_for_all_channels_alone_is_the_plain_one_of_the_same_training(keep):
+    def alone(**others):
+        rows = system("resnet34+alone", [0.1, 0.41], protocol="one-per-combination, zero-pad", **others)
+        return rows[1:]
+
+    plain = system("resnet34", [0.44]), system("resnet34", [0.46], epochs="100"), system("resnet34", [0.47], seeds="2")
+    keep("shallow", *plain)
+    results = keep("channels", alone(), alone(epochs="200"), system("prism4+off", [0.5]))
+    page = study.channels(results)
+    found = [(row["system"], row["epochs"], row["RGB"], row["RG"], row["minutes"]) for row in cells(page)]
+    assert found == [
+        ("`prism4+off`", "30", "50.0", "-", "10"),
+        ("`resnet34+alone`", "30", "44.0", "41.0", "20"),
+        ("`resnet34+alone`", "200", "-", "41.0", "10"),
+    ]
+    stamp = "`python -m train.run task2 --recipe strong --data mini50`: `bench/results/mini50/shallow/table.csv`"
+    assert stamp in " ".join(page.split())
+    own = system("resnet34+alone", [0.42], protocol="one-per-combination, zero-pad", seeds="0 1")
+    assert [row["RGB"] for row in cells(study.channels(keep("channels-rgb", own)))] == ["50.0", "42.0", "-"]
+
+
 def test_parts_are_differences_to_the_whole(keep):
     results = keep(
         "parts",

@@ -435,6 +435,23 @@ def test_one_network_per_combination(stripes, tmp_path, capsys):
     assert "has a network for each of RGB, RB, G, none for RG" in capsys.readouterr().err
 
 
+def test_a_network_for_the_combination_of_all_channels_is_the_plain_one(stripes, tmp_path):
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "a", *SMALL, "--channels", "RGB"]
+    flags = ["--models", "simple_cnn,simple_cnn+alone", "--progressive", "0.5", "--holdout", "15", "--ema", "0.9"]
+    assert main([*start, *flags]) == 0
+    run = tmp_path / "task1/a"
+    plain, alone = results(run)["models"].values()
+    assert (alone["protocol"], alone["splits"], alone["test"]) == (
+        "one-per-combination, zero-pad",
+        plain["splits"],
+        plain["test"],
+    )
+    places = ("simple_cnn/best.pt", "simple_cnn+alone/RGB/best.pt")
+    first, second = (checkpoint.load(run / "checkpoints" / place)["model"] for place in places)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(weights, second[name]) for name, weights in first.items())
+
+
 def test_shuffled_channels_alone_can_be_tested(stripes, tmp_path):
     start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "s", *SMALL, "--epochs", "1"]
     assert main([*start, "--models", "resnet34,dynamic_cnn_v2+shuffle", "--channels", "shuffled"]) == 0
