@@ -9,6 +9,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from statistics import fmean
 
@@ -61,29 +62,42 @@ class System:
         found = [self.accuracy(split, label) for label in labels]
         return None if None in found else fmean(accuracy for accuracy, _ in found)
 
+    @property
+    def seeds(self) -> set[int]:
+        """The seeds that its accuracies are the means over."""
+        return set(map(int, self["seeds"].split()))
+
 
 def systems(kind: str, results: Path = RESULTS) -> list[System]:
     """Return the systems of all studies of a kind, in the order of their tables; "channels" in that of the recipe.
 
-    One network for each combination is one system, also where studies of its own have each. That for all channels is
-    the plain network of the study "shallow", where the recipe gives both the same training: seeds and epochs.
+    "shallow": trainings that differ in their seeds are one system, with means and spreads over them.
+    "channels": one network for each combination is one system, also where studies of its own have each. That for all
+    channels is the plain network of a study "shallow", where the recipe gives both the same training: seeds and epochs.
     """
+    every = _trained(kind, results)
+    if kind == "shallow":
+        return _over_seeds(every)
+    if kind == "channels":
+        plain = _trained("shallow", results)
+        every = [_with_all_channels(item, plain) for item in every]
+        order = recipes.load("strong", "task1")["models"]
+        every.sort(key=lambda item: order.index(item["model"]) if item["model"] in order else len(order))
+    return every
+
+
+def _trained(kind: str, results: Path) -> list[System]:
+    """Return what was trained together in each study of a kind."""
     found: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = {}
     for folder in _folders(kind, results):
         for row in csv.DictReader((folder / "table.csv").open(encoding="utf-8", newline="")):
             own = "" if row["protocol"].startswith(ONE_PER_COMBINATION) else folder.name
             key = own, row["model"], row["epochs"], row["seeds"]
             found.setdefault(key, defaultdict(list))[folder.name].append(row)
-    every = [
+    return [
         System(tuple(tables), tuple(row for rows in tables.values() for row in rows), _seconds(tables.values()))
         for tables in found.values()
     ]
-    if kind != "channels":
-        return every
-    plain = systems("shallow", results)
-    every = [_with_all_channels(item, plain) for item in every]
-    order = recipes.load("strong", "task1")["models"]
-    return sorted(every, key=lambda item: order.index(item["model"]) if item["model"] in order else len(order))
 
 
 def _with_all_channels(item: System, plain: Iterable[System]) -> System:
@@ -98,11 +112,50 @@ def _with_all_channels(item: System, plain: Iterable[System]) -> System:
     return System(item.studies + same.studies, item.rows + same.rows, item.seconds + same.seconds)
 
 
+def _over_seeds(every: Iterable[System]) -> list[System]:
+    """Return the systems, those joined that were trained alike with other seeds: with means and spreads over all."""
+    groups: list[list[System]] = []
+    for item in every:
+        for group in groups:
+            alike = all(item[column] == group[0][column] for column in ("model", "epochs"))
+            if alike and not any(item.seeds & other.seeds for other in group):
+                group.append(item)
+                break
+        else:
+            groups.append([item])
+    return [group[0] if len(group) == 1 else _joined(group) for group in groups]
+
+
+def _joined(group: list[System]) -> System:
+    """Return systems that differ in their seeds as one, with the accuracies that each of them has."""
+    sizes = [len(item.seeds) for item in group]
+    whole = {"seeds": " ".join(map(str, sorted(set.union(*(item.seeds for item in group)))))}
+    rows = []
+    for row in group[0].rows:
+        which = row["split"], row["combination"], row["flip_averaging"] == "yes"
+        found = [item.accuracy(*which) for item in group]
+        if None not in found:
+            mean, spread = _over_all(sizes, found)
+            rows.append(row | whole | {"accuracy": str(mean), "spread": str(spread)})
+    seconds = sum(size * item.seconds for size, item in zip(sizes, group, strict=True)) / sum(sizes)
+    return System(tuple(name for item in group for name in item.studies), tuple(rows), seconds)
+
+
+def _over_all(sizes: list[int], found: list[tuple[float, float | None]]) -> tuple[float, float]:
+    """Return the mean and the standard deviation of all values in groups, by each one's size, mean and deviation."""
+    mean = sum(size * own for size, (own, _) in zip(sizes, found, strict=True)) / sum(sizes)
+    squares = sum(
+        (size - 1) * (spread or 0.0) ** 2 + size * (own - mean) ** 2
+        for size, (own, spread) in zip(sizes, found, strict=True)
+    )
+    return mean, sqrt(squares / (sum(sizes) - 1))
+
+
 def shallow(results: Path = RESULTS) -> str:
     """Return the table of shallow networks beside ResNet34 on all channels."""
     every = systems("shallow", results)
-    # A reference is trained as long as what is held against it.
-    references = {(item["model"], item["epochs"]): item for item in every}
+    # A reference is trained as long as what is held against it; of several the first.
+    references = {(item["model"], item["epochs"]): item for item in reversed(every)}
     rows = []
     for item in every:
         reference = references.get(("resnet34", item["epochs"]))

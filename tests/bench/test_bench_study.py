@@ -2,6 +2,8 @@
 
 import csv
 import json
+from math import sqrt
+from statistics import fmean, stdev
 
 import pytest
 from PIL import Image
@@ -78,6 +80,31 @@ def test_a_shallow_network_is_held_against_the_resnet34_that_was_trained_as_long
     ]
     assert (found[0]["depth"], found[1]["flip avg."], found[1]["val"]) == ("33", "43.5 ± 1.1", "-")
     assert (found[1]["parameters"], found[1]["mult-adds"], found[1]["minutes"]) == ("491,700", "55 M", "10")
+
+
+def test_shallow_networks_of_several_seeds_are_means_over_all_of_them(keep):
+    def trained(seeds, *values, spread="", **others):
+        named = zip(("resnet34", "prism4"), values, strict=False)
+        return (system(name, [value], spread, seeds=seeds, **others) for name, value in named)
+
+    keep("shallow", *trained("0", 0.40, 0.42, train_seconds="600"))
+    keep("shallow-again", *trained("0", 0.30))
+    keep("shallow-more", *trained("3 4", 0.46, spread="0.02", train_seconds="1200"))
+    results = keep("shallow-other", *trained("1", 0.44, train_seconds="600"), *trained("1", 0.50, epochs="100"))
+    page = study.shallow(results)
+    every = [0.40, 0.44, 0.46 - 0.02 / sqrt(2), 0.46 + 0.02 / sqrt(2)]
+    shown = f"{100 * fmean(every):.1f} ± {100 * stdev(every):.1f}"
+    assert [(row["system"], row["epochs"], row["held-out"], row["seeds"], row["minutes"]) for row in cells(page)] == [
+        ("`resnet34`", "30", shown, "0 1 3 4", "15"),
+        ("`prism4`", "30", "42.0", "0", "10"),
+        ("`resnet34`", "30", "30.0", "0", "10"),
+        ("`resnet34`", "100", "50.0", "1", "10"),
+    ]
+    assert cells(page)[1]["/ ResNet34"] == f"{42 / fmean(every):.1f}%"
+    found = {row["what"]: row["found"] for row in cells(goals.goals(results))}
+    assert found["`prism4`: accuracy on RGB, of ResNet34's"] == f"{42 / fmean(every):.1f}%"
+    for name in ("shallow", "shallow-more", "shallow-other"):
+        assert f"`bench/results/mini50/{name}/table.csv`" in page
 
 
 def test_channels_have_their_means_over_pairs_and_singles(keep):
