@@ -1,7 +1,8 @@
 """What trained models reach: the tables of studies, which `bench.tables` puts into the pages.
 
 A study is a folder of `bench/results/mini50` with the `table.csv` and `environment.json` of a run of the recipe
-`strong`, kept there by `bench.keep`. Several of one kind share a table: `shallow`, and `shallow-100` with more epochs.
+`strong`, kept there by `bench.keep`. Several of one kind share a table: `shallow`, `shallow-100` with more epochs, and
+`shallow-seed1` with another seed, which is taken into the same row.
 """
 
 import csv
@@ -37,7 +38,7 @@ class System:
 
     Attributes:
         studies: the names of their folders.
-        rows: its rows of `table.csv`, as text.
+        rows: its rows as `table.csv` has them, as text; of several runs with other seeds, means and spreads over all.
         seconds: how long it took to train, mean over its seeds.
     """
 
@@ -129,7 +130,10 @@ def _over_seeds(every: Iterable[System]) -> list[System]:
 def _joined(group: list[System]) -> System:
     """Return systems that differ in their seeds as one, with the accuracies that each of them has."""
     sizes = [len(item.seeds) for item in group]
-    whole = {"seeds": " ".join(map(str, sorted(set.union(*(item.seeds for item in group)))))}
+    seconds = sum(size * item.seconds for size, item in zip(sizes, group, strict=True)) / sum(sizes)
+    seeds = sorted(set.union(*(item.seeds for item in group)))
+    # The ratio to ResNet34 of one of the runs holds for none of the joined rows.
+    whole = {"seeds": " ".join(map(str, seeds)), "train_seconds": str(seconds), "ratio_to_resnet34": ""}
     rows = []
     for row in group[0].rows:
         which = row["split"], row["combination"], row["flip_averaging"] == "yes"
@@ -137,7 +141,6 @@ def _joined(group: list[System]) -> System:
         if None not in found:
             mean, spread = _over_all(sizes, found)
             rows.append(row | whole | {"accuracy": str(mean), "spread": str(spread)})
-    seconds = sum(size * item.seconds for size, item in zip(sizes, group, strict=True)) / sum(sizes)
     return System(tuple(name for item in group for name in item.studies), tuple(rows), seconds)
 
 

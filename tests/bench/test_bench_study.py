@@ -101,6 +101,8 @@ def test_shallow_networks_of_several_seeds_are_means_over_all_of_them(keep):
         ("`resnet34`", "100", "50.0", "1", "10"),
     ]
     assert cells(page)[1]["/ ResNet34"] == f"{42 / fmean(every):.1f}%"
+    joined = study.systems("shallow", results)[0]
+    assert (joined["train_seconds"], joined["ratio_to_resnet34"]) == ("900.0", "")
     found = {row["what"]: row["found"] for row in cells(goals.goals(results))}
     assert found["`prism4`: accuracy on RGB, of ResNet34's"] == f"{42 / fmean(every):.1f}%"
     for name in ("shallow", "shallow-more", "shallow-other"):
