@@ -12,16 +12,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interruption:
-    """While it is entered, SIGTERM and Ctrl-C only leave their name in `signal`; a second Ctrl-C stops at once."""
+    """While it is entered, SIGTERM and Ctrl-C only leave their name in `signal`; a second Ctrl-C stops at once.
+
+    A signal that the process ignores stays ignored: a shell starts its background jobs so, for Ctrl-C is not for them.
+    """
 
     def __init__(self) -> None:
         self.signal: str | None = None
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interruption:
-        # Python lets no other thread handle signals.
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS if _is_ours(number)}
         return self
 
     def __exit__(self, *_) -> None:
@@ -37,9 +38,7 @@ class Interruption:
 @contextmanager
 def terminable() -> Iterator[None]:
     """While it is entered, SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that worker processes are ended too."""
-    # What a parent ignores, or what another thread cannot handle, stays so.
-    ours = threading.current_thread() is threading.main_thread()
-    ours = ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    ours = _is_ours(signal.SIGTERM) and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if ours:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -47,3 +46,9 @@ def terminable() -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _is_ours(number: int) -> bool:
+    """Return whether this thread may handle a signal, and nobody has said to ignore it or handles it outside Python."""
+    main = threading.current_thread() is threading.main_thread()  # Python lets no other thread handle signals
+    return main and signal.getsignal(number) not in (signal.SIG_IGN, None)

@@ -1,6 +1,12 @@
 """Fixtures that several test folders share."""
 
 import os
+import random
+import signal
+
+# One thread a process, read when torch and NumPy are imported: threads that wait for a busy core take many times as
+# long, and how they divide a sum is not the same everywhere.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
@@ -13,11 +19,32 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def user_cache(tmp_path_factory):
-    """Keep scans and generated sets of the tests out of the user's cache folder."""
+def own_cache(tmp_path_factory):
+    """Keep what is scanned, generated and compiled out of the folders of the user and of other test processes."""
+    cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        patch.setenv("TRITON_CACHE_DIR", str(cache / "triton"))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Draw the same numbers whatever ran before."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def signals_heard():
+    """Hear SIGTERM and Ctrl-C as a process does that a terminal started: a shell's background jobs ignore Ctrl-C."""
+    handlers = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def draw(label: int, seed: int) -> np.ndarray:

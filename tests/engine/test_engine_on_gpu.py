@@ -218,6 +218,7 @@ def test_images_beyond_two_gigabytes_are_found():
         torch.testing.assert_close(batch.standardised(RGB).cpu(), expected.standardised(RGB), atol=0.03, rtol=0)
 
 
+@pytest.mark.usefixtures("signals_heard")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_stopped_training_goes_on_within_its_epoch(striped, stored, tmp_path, compiled):
     """Channels are drawn on the device and its dropout too: with other states of the generators the losses differ."""

@@ -19,6 +19,8 @@ from engine.interruption import terminable
 from engine.training import Hooks, fit
 from tests.engine.small import PLAN, Net
 
+pytestmark = pytest.mark.usefixtures("signals_heard")
+
 
 def at_step(number, action):
     """Return hooks that do something after an optimiser step."""
@@ -57,6 +59,26 @@ def test_a_second_ctrl_c_stops_at_once(loaders, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit("m", Net(), *loaders, PLAN, tmp_path / "m", at_step(2, twice))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.fixture
+def ctrl_c_ignored(signals_heard):
+    """Ignore Ctrl-C as a background job of a shell does, or what follows `trap '' INT`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def test_a_run_that_ignores_ctrl_c_goes_on_through_it(ctrl_c_ignored, loaders, tmp_path):
+    unbroken = fit("m", Net(), *loaders, PLAN, tmp_path / "whole")
+    parts = fit("m", Net(), *loaders, PLAN, tmp_path / "parts", at_step(8, lambda: ask_to_stop(signal.SIGINT)))
+    assert parts.history == unbroken.history
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_run_that_ignores_ctrl_c_is_stopped_by_sigterm_and_goes_on_from_there(ctrl_c_ignored, loaders, tmp_path):
+    unbroken = fit("m", Net(), *loaders, PLAN, tmp_path / "whole")
+    with pytest.raises(Interrupted, match="m was stopped by SIGTERM in epoch 2 after batch 3 of 5; all is saved"):
+        fit("m", Net(), *loaders, PLAN, tmp_path / "parts", at_step(8, ask_to_stop))
+    assert fit("m", Net(), *loaders, PLAN, tmp_path / "parts").history == unbroken.history
 
 
 def test_sigterm_in_the_middle_of_a_write_leaves_a_whole_checkpoint(loaders, tmp_path, monkeypatch):

@@ -18,15 +18,7 @@ STEPS = 15
 
 
 @pytest.fixture(scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def unbroken(stripes, tmp_path_factory, one_thread):
+def unbroken(stripes, tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken")
     assert main(["task1", "--data", str(stripes), "--out", str(out), "--name", "a", *ARGUMENTS]) == 0
     return out / "task1/a"
@@ -90,7 +82,7 @@ def test_runs_killed_anywhere_equal_the_unbroken_one(stripes, tmp_path, unbroken
     ],
     ids=lambda options: options[0],
 )
-def test_every_state_is_in_the_checkpoint(stripes, tmp_path, one_thread, options):
+def test_every_state_is_in_the_checkpoint(stripes, tmp_path, options):
     whole = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "whole", *ARGUMENTS, *options]
     assert main(whole) == 0
     run = killed(stripes, tmp_path, 8, "--save-every", "0.000001", *options)

@@ -25,14 +25,12 @@ ARGUMENTS = [
 
 @pytest.fixture(scope="module")
 def run(stripes, tmp_path_factory):
-    before, out = torch.get_num_threads(), tmp_path_factory.mktemp("seeds")
-    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("seeds")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "SHOWN_PREDICTIONS", 2)  # drawing more takes longer than all else
         start = ["task1", "--data", str(stripes), "--out", str(out), "--name", "a", *ARGUMENTS, "--seeds", "2"]
         assert main(start) == 0
         yield out / "task1/a"
-    torch.set_num_threads(before)
 
 
 def table(run, name="table.csv"):
