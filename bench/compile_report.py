@@ -2,6 +2,7 @@
 
 python -m bench.compile_report                  # the table in bench/results/compiled.md
 python -m bench.compile_report --json FILE      # the same numbers for the test suite
+python -m bench.compile_report --json FILE --sample    # of fewer cubins, which hold each row, use and target once
 """
 
 import argparse
@@ -10,9 +11,10 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -44,7 +46,10 @@ MAPS = (
 
 
 class Variant(NamedTuple):
-    """A kernel with one row of its table, as a user's call would launch it."""
+    """A kernel with one row of its table, as a user's call would launch it.
+
+    `config` is the row of a matrix product, and `with_config(row)` the same variant with another row.
+    """
 
     kernel: str
     use: str
@@ -54,6 +59,8 @@ class Variant(NamedTuple):
     stages: int
     warps: int
     launch: Launch
+    config: tuple | None = None
+    with_config: Callable[[tuple], "Variant"] | None = None
 
     @property
     def capabilities(self) -> tuple[int, ...]:
@@ -134,8 +141,16 @@ def _convolution(use, row, dtype, channels, precision="ieee", transposed=False, 
             products=products,
         )
     name = _name(dtype, precision)
-    label = _label(row.block_m, row.block_n, row.block_k) + (" swapped" if row.swap else "")
-    return Variant("convolution", use, name, f"{inputs}->{outputs}", label, row.stages, row.warps, launches[0])
+    again = partial(
+        _convolution,
+        use,
+        dtype=dtype,
+        channels=channels,
+        precision=precision,
+        transposed=transposed,
+        experts=experts,
+    )
+    return _product("convolution", use, name, channels, row, launches[0], again)
 
 
 def _weight_gradient(row, dtype, channels, experts) -> Variant:
@@ -150,10 +165,15 @@ def _weight_gradient(row, dtype, channels, experts) -> Variant:
             own = _empty(BATCH, outputs, 9, inputs, dtype=dtype)
             sample_gradients(grad, x, own, *GEOMETRY, 1, KERNEL, row, "ieee")
     use = f"{experts} experts" if experts else "one sample's own"
-    label = _label(row.block_m, row.block_n, row.block_k)
-    return Variant(
-        "weight gradient", use, _name(dtype), f"{inputs}->{outputs}", label, row.stages, row.warps, launches[0]
-    )
+    again = partial(_weight_gradient, dtype=dtype, channels=channels, experts=experts)
+    return _product("weight gradient", use, _name(dtype), channels, row, launches[0], again)
+
+
+def _product(kernel, use, dtype, channels, row, launch, with_config) -> Variant:
+    inputs, outputs = channels
+    label = _label(row.block_m, row.block_n, row.block_k) + (" swapped" if getattr(row, "swap", False) else "")
+    known = (kernel, use, dtype, f"{inputs}->{outputs}", label, row.stages, row.warps)
+    return Variant(*known, launch, row, with_config)
 
 
 def _depthwise(experts: int) -> Iterator[Variant]:
@@ -235,11 +255,38 @@ def _augment(channels: int) -> Iterator[Variant]:
         yield Variant("augment", use, "bfloat16", str(channels), label, 1, augment.WARPS, launches[0])
 
 
-def compile_all() -> list[dict]:
-    """Return a row of findings per variant and target, in the order of `variants`."""
-    jobs = [(index, capability) for index, variant in enumerate(variants()) for capability in variant.capabilities]
+def compile_all(sampled: bool = False) -> list[dict]:
+    """Return a row of findings per variant and target, in the order of `variants`; of a sample of them if asked."""
+    listed = list(variants())
+    jobs = [(index, capability) for index, variant in enumerate(listed) for capability in variant.capabilities]
+    if sampled:
+        jobs = sample(jobs, lambda job: _traits(listed[job[0]], job[1]))
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn"), _collect) as pool:
-        return list(pool.map(_compile, jobs, chunksize=8))
+        return list(pool.map(_compile, jobs, chunksize=4))
+
+
+def sample(jobs: list, traits: Callable[[Any], set]) -> list:
+    """Return jobs, in their order, such that each trait of any of them is a trait of one that is returned."""
+    missing, kept = set().union(*map(traits, jobs)), set()
+    while missing:
+        best = max(range(len(jobs)), key=lambda index: len(traits(jobs[index]) & missing))
+        kept.add(best)
+        missing -= traits(jobs[best])
+    return [job for index, job in enumerate(jobs) if index in kept]
+
+
+def _traits(variant: Variant, capability: int) -> set[tuple]:
+    """Return what a sample has to show: on Hopper every row, use and layout; the products on the other targets too."""
+    kernel, row = variant.kernel, variant.config
+    streaming = ":" in kernel
+    if capability != 90:
+        return set() if streaming else {(kernel, variant.dtype, capability)}
+    if streaming:
+        size, _, layout = variant.use.partition(" ")
+        return {(kernel, layout, layout.startswith("contiguous") and size.endswith("7x7"))}
+    # The accumulators of several experts are what fills the registers.
+    held = variant.use if kernel == "weight gradient" and variant.dtype == "bfloat16" else None
+    return {(kernel, variant.dtype, row, held), (kernel, variant.use), (kernel, variant.channels)}
 
 
 _variants: list[Variant] = []
@@ -253,10 +300,28 @@ def _compile(job: tuple[int, int]) -> dict:
     index, capability = job
     variant = _variants[index]
     cubin: Cubin = compile_launch(variant.launch, capability)
-    words = variant._asdict()
-    del words["launch"]
+    words = {
+        name: value for name, value in variant._asdict().items() if name not in ("launch", "config", "with_config")
+    }
+    words["instead"] = _row_without_spills(variant) if cubin.spilled and variant.config else None
     resident = resident_blocks(cubin, variant.warps, capability)
     return words | {"capability": capability, **cubin._asdict(), "resident": resident}
+
+
+def _row_without_spills(variant: Variant) -> str | None:
+    """Return the row nearest to a variant's that spills on no target, or None."""
+    row = variant.config
+    nearby = (
+        row._replace(block_k=max(16, row.block_k // 2), stages=row.stages + 1),
+        row._replace(stages=max(2, row.stages - 1)),
+        row._replace(warps=min(16, 2 * row.warps)),
+        row._replace(block_n=max(16, row.block_n // 2)),
+    )
+    for other in nearby:
+        launch = variant.with_config(other).launch
+        if not any(compile_launch(launch, capability).spilled for capability in SHARED_LIMIT):
+            return str(other)
+    return None
 
 
 def markdown(rows: list[dict]) -> str:
@@ -305,8 +370,13 @@ def _label(*blocks: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the findings there instead of the table")
+    parser.add_argument(
+        "--sample", action="store_true", help="compile fewer: each row, use and target once; for --json"
+    )
     arguments = parser.parse_args()
-    rows = compile_all()
+    if arguments.sample and not arguments.json:
+        parser.error("--sample makes no whole table: give --json FILE")
+    rows = compile_all(arguments.sample)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows), encoding="utf-8")
         return

@@ -16,11 +16,20 @@ MATRIX_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 
 
 @pytest.fixture(scope="module")
-def cubins(tmp_path_factory):
-    """The findings of every row, made by another process: in this one Triton interprets."""
+def listed():
+    """Every kernel, row, use and target that the report compiles, not compiled."""
+    from bench.compile_report import variants
+
+    return [variant._asdict() | {"capability": each} for variant in variants() for each in variant.capabilities]
+
+
+@pytest.fixture(scope="module", params=["sample", pytest.param("whole", marks=pytest.mark.slow)])
+def cubins(request, tmp_path_factory):
+    """What was found in the cubins, of a sample or of all; made by another process: in this one Triton interprets."""
     found = tmp_path_factory.mktemp("cubins") / "found.json"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "bench.compile_report", "--json", str(found)]
+    command += ["--sample"] if request.param == "sample" else []
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     return json.loads(found.read_text())
 
@@ -32,10 +41,14 @@ def products(cubins):
 
 def failing(cubins, holds):
     shown = ("kernel", "use", "dtype", "channels", "row", "capability")
-    return [" ".join(str(cubin[key]) for key in shown) for cubin in cubins if not holds(cubin)]
+    return [
+        " ".join(str(cubin[key]) for key in shown) + (f"; no spill: {cubin['instead']}" if cubin["spilled"] else "")
+        for cubin in cubins
+        if not holds(cubin)
+    ]
 
 
-def test_every_row_of_every_table_was_compiled_for_three_targets(cubins):
+def test_every_row_of_every_table_is_compiled_for_three_targets(listed):
     from kernels.dynamic_conv import configs
 
     rows = len(configs.CONVOLUTION + configs.SWAPPED + configs.STACKED) * 2
@@ -43,28 +56,64 @@ def test_every_row_of_every_table_was_compiled_for_three_targets(cubins):
     for table in (configs.WEIGHT_GRADIENT, configs.WEIGHT_GRADIENT_FLOAT32):
         rows += sum(map(len, table.values())) + len(table[1])
     for capability in SHARED_LIMIT:
-        seen = [c for c in products(cubins) if c["capability"] == capability]
+        seen = [c for c in products(listed) if c["capability"] == capability]
         assert len([c for c in seen if c["channels"] == "256->256" and c["dtype"] != "tf32"]) == rows
-    of_convolutions = {c["kernel"] for c in cubins if ":" not in c["kernel"]} - {"augment"}
+    of_convolutions = {c["kernel"] for c in listed if ":" not in c["kernel"]} - {"augment"}
     assert of_convolutions == {"convolution", "weight gradient", "mix", "depthwise"}
 
 
-def test_every_streaming_kernel_was_compiled(cubins):
+def test_every_streaming_kernel_is_compiled(listed):
     attention, gate = ({"stats", "attend", "dot", "maps", "spread"}, {"reduce", "gate", "scale", "gate gradient"})
     for capability in SHARED_LIMIT:
-        seen = {c["kernel"] for c in cubins if c["capability"] == capability}
+        seen = {c["kernel"] for c in listed if c["capability"] == capability}
         assert {f"spatial attention: {name}" for name in attention} <= seen
         assert {f"channel gate: {name}" for name in gate} <= seen
         assert {"spatial gate: scale pixels", "spatial gate: scale pixels backward"} <= seen
         assert "augment" in seen
-    assert {"channel statistics: stats", "channel statistics: spread"} <= {c["kernel"] for c in cubins}
-    assert {c["use"] for c in cubins if c["kernel"] == "augment"} == {"copied", "cropped", "whole recipe"}
+    assert {"channel statistics: stats", "channel statistics: spread"} <= {c["kernel"] for c in listed}
+    assert {c["use"] for c in listed if c["kernel"] == "augment"} == {"copied", "cropped", "whole recipe"}
+
+
+def test_every_kernel_row_and_use_is_among_what_was_compiled_for_hopper(cubins, listed):
+    for traits in (
+        ("kernel",),
+        ("kernel", "use"),
+        ("kernel", "dtype", "row", "warps", "stages"),
+        ("kernel", "channels"),
+    ):
+        wanted, found = (
+            {tuple(c[trait] for trait in traits) for c in some if ":" not in c["kernel"] and c["capability"] == 90}
+            for some in (listed, cubins)
+        )
+        assert found == wanted
+    assert {c["kernel"] for c in cubins if c["capability"] == 90} == {c["kernel"] for c in listed}
 
 
 def test_no_register_is_spilled(cubins):
     # the rotation's sine keeps a table in local memory, for angles of more turns than it is ever given
     assert not failing(cubins, lambda cubin: cubin["spilled"] == 0 or cubin["use"] == "whole recipe")
     assert not failing(cubins, lambda cubin: cubin["spilled"] < 64)
+
+
+SPILLING = """
+import json, torch
+from bench.compile_report import _compile, _variants, _weight_gradient
+from kernels.dynamic_conv.configs import WeightGradientConfig
+_variants.append(_weight_gradient(WeightGradientConfig(64, 64, 64, 4), torch.bfloat16, (256, 256), 8))
+print(json.dumps(_compile((0, 90))))
+"""
+
+
+@pytest.mark.slow
+def test_of_a_row_that_spills_the_nearest_that_does_not_is_named():
+    """Nine tiles of 64 x 64 take 288 registers a thread of 4 warps; of 8 they fit."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", SPILLING]
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    cubin = json.loads(done.stdout)
+    assert cubin["spilled"] > 0
+    assert cubin["instead"] == "WeightGradientConfig(block_m=64, block_n=64, block_k=64, warps=8, stages=3, splits=1)"
+    assert failing([cubin], lambda each: not each["spilled"])[0].endswith(f"; no spill: {cubin['instead']}")
 
 
 def test_streaming_kernels_read_and_write_16_bytes_at_a_time(cubins):
@@ -75,7 +124,7 @@ def test_streaming_kernels_read_and_write_16_bytes_at_a_time(cubins):
         for c in cubins
         if c["kernel"].partition(": ")[2] in reading and c["channels"] != "13" and "7x7 contiguous" not in c["use"]
     ]
-    assert len(streaming) >= 40
+    assert len(streaming) >= 20
     assert not failing(streaming, lambda cubin: cubin["wide_loads"] > 0)
     writing = [c for c in streaming if c["kernel"].partition(": ")[2] not in ("stats", "dot", "reduce")]
     assert not failing(writing, lambda cubin: cubin["wide_stores"] > 0)
@@ -101,7 +150,8 @@ def test_loads_are_16_byte_copies_started_ahead(cubins):
     assert not failing(products(cubins), lambda cubin: cubin["prefetched"] >= cubin["stages"] - 1)
 
 
-def test_the_committed_table_lists_the_rows_of_today(cubins):
+def test_the_committed_table_lists_the_rows_of_today(listed):
     table = (ROOT / "bench/results/compiled.md").read_text(encoding="utf-8")
     keys = ("kernel", "use", "dtype", "channels", "row", "warps", "stages")
-    assert not failing(cubins, lambda cubin: f"| {' | '.join(str(cubin[key]) for key in keys)} |" in table)
+    rows = {" | ".join(str(variant[key]) for key in keys) for variant in listed}
+    assert not [row for row in rows if f"| {row} |" not in table]
