@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,8 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
         _recorded.append(Launch(kernel, grid, arguments, options))
     if device.type == "meta":
         return
+    if device.type == "cpu":
+        _mend_interpreter()
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             kernel[grid](*arguments, **options)
@@ -44,3 +47,17 @@ def record_launches() -> Iterator[list[Launch]]:
         yield _recorded
     finally:
         _recorded = before
+
+
+@cache
+def _mend_interpreter() -> None:
+    """Let a scalar of Triton's interpreter bound a loop: before 3.8 it is an array of one, which NumPy 2.4 refuses."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_with_index(tensor, *scope) -> None:
+        patch(tensor, *scope)
+        tensor.__index__ = lambda scalar: int(scalar.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_with_index

@@ -1,8 +1,6 @@
-"""Where Triton's interpreter runs the kernels on CPU tensors, and the mark of the tests that need it."""
+"""The mark of the tests that need Triton's interpreter, which runs the kernels on CPU tensors."""
 
-import numpy
 import pytest
-from packaging.version import Version
 
 from kernels.backend import is_interpreted, triton_is_installed
 
@@ -13,10 +11,6 @@ def obstacle() -> str | None:
         return "Triton is not installed"
     if not is_interpreted():
         return "Triton does not interpret here; with a GPU: pytest -m gpu"
-    import triton
-
-    if Version(triton.__version__) < Version("3.9") and Version(numpy.__version__) >= Version("2.5"):
-        return "Triton's interpreter before 3.9 needs a NumPy before 2.5"
     return None
 
 
