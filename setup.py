@@ -36,7 +36,17 @@ setup(
     extras_require={
         "browser": ["selenium", "torch-tb-profiler"],
         "export": EXPORT,
-        "test": [*EXPORT, "hypothesis", "pytest", "pytest-benchmark", "ruff", "setuptools", "timm", "torchmetrics"],
+        "test": [
+            *EXPORT,
+            "hypothesis",
+            "pytest",
+            "pytest-benchmark",
+            "pytest-xdist",
+            "ruff",
+            "setuptools",
+            "timm",
+            "torchmetrics",
+        ],
     },
     entry_points={"console_scripts": ["polychrome=train.run:main"]},
 )

@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -294,3 +295,21 @@ def test_the_messages_in_troubleshooting_are_those_of_the_code():
     python = "cannot import name 'dynamic_conv2d' from 'kernels'"  # says the interpreter itself
     pieces = [piece for message in messages if message != python for piece in message.split("...") if piece.strip()]
     assert [piece for piece in pieces if not any(piece.rstrip() in one for one in said)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [("<!-- test -->\n```sh\necho tested\n```\n", 0), ("<!-- test -->\n```sh\nfalse\n```\n", 1), ("# No command\n", 1)],
+    ids=["passes", "fails", "no command"],
+)
+def test_ci_runs_the_test_command_of_the_readme_and_fails_where_there_is_none(text, status, tmp_path):
+    script = ROOT / ".ci/run"
+    if not script.exists():
+        pytest.skip("no .ci here")
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / "README.md").write_text(text)
+    shutil.copy(script, tmp_path / ".ci/run")
+    done = subprocess.run(["bash", str(tmp_path / ".ci/run")], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert ("tested" in done.stdout.splitlines()) == (status == 0)
+    assert "-m pytest" in (ROOT / "README.md").read_text().partition("<!-- test -->")[2].partition("```\n")[0]

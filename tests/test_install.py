@@ -15,8 +15,9 @@ pytest.importorskip("setuptools")
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("engine", "kernels", "models", "train", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 
-# Falls from about 1 to under 0.1 in 20 steps; compiled whole, or torch raises.
+# Falls from about 1 to under 0.1 in 20 steps; compiled whole, or torch raises. Inductor itself takes its time.
 TRAINING = """
+import sys
 import engine, models, train
 assert engine.OWN and models.OWN and train.OWN
 import torch
@@ -28,7 +29,7 @@ layer = DynamicConv2d(3, 4, 3, padding=1, experts=2)
 optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
 x = torch.randn(4, 3, 8, 8)
 wanted = torch.nn.functional.conv2d(x, torch.randn(4, 3, 3, 3) / 5, padding=1)
-compiled = torch.compile(layer, fullgraph=True)
+compiled = torch.compile(layer, fullgraph=True, backend=sys.argv[1])
 for step in range(20):
     loss = (compiled(x) - wanted).square().mean()
     optimizer.zero_grad()
@@ -105,7 +106,7 @@ def test_a_layer_trains_compiled_in_a_project_with_packages_called_as_ours(pytho
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("OWN = True\n")
     (tmp_path / "script.py").write_text(TRAINING)
-    *losses, place = run(str(python), "script.py", cwd=tmp_path).split()
+    *losses, place = run(str(python), "script.py", "aot_eager", cwd=tmp_path).split()
     losses = list(map(float, losses))
     assert len(losses) == 20
     assert losses[-1] < 0.5 * losses[0]
@@ -203,6 +204,6 @@ def test_pip_installs_the_wheel_with_all_it_needs_in_an_empty_environment(wheel,
     for name in ("engine", "models", "train"):
         (tmp_path / f"{name}.py").write_text("OWN = True\n")
     (tmp_path / "script.py").write_text(TRAINING)
-    losses = [float(line) for line in run(str(python), "script.py", cwd=tmp_path).split()[:-1]]
+    losses = [float(line) for line in run(str(python), "script.py", "inductor", cwd=tmp_path).split()[:-1]]
     shutil.rmtree(tmp_path / "env")  # gigabytes
     assert losses[-1] < 0.5 * losses[0]

@@ -116,11 +116,11 @@ def test_every_model_has_its_trace_and_a_run_that_is_gone_on_with_another(tmp_pa
 
 def test_spans_cost_nothing_to_speak_of_when_nobody_listens():
     def cost(times=2000):
-        started = time.perf_counter()
+        started = time.process_time()
         for _ in range(times):
             with span("forward"):
                 pass
-        return (time.perf_counter() - started) / times
+        return (time.process_time() - started) / times
 
     assert min(cost() for _ in range(20)) < 20e-6
 

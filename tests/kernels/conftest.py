@@ -1,18 +1,22 @@
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 
 from kernels import use_backend
+from kernels.backend import is_interpreted, triton_is_installed
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Run on one thread: the tensors are tiny, and threads that wait for a busy core make them many times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def interpreter_as_fast_as_it_goes(request, monkeypatch):
+    """Let Triton's interpreter leave out its check of every sum for overflow, half of its time, but in slow tests."""
+    if triton_is_installed() and is_interpreted() and not request.node.get_closest_marker("slow"):
+        from triton.runtime.interpreter import interpreter_builder
+
+        monkeypatch.setattr(
+            interpreter_builder, "options", replace(interpreter_builder.options, sanitize_overflow=False)
+        )
 
 
 @pytest.fixture

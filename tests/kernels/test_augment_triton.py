@@ -7,6 +7,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from kernels import augment, use_backend
 from kernels.augment.arguments import Arguments
 from kernels.launch import record_launches
+from tests.grids import grid
 from tests.kernels.augment_cases import CASES, PARAMETERS, SIZES, SMALLEST_STD, images, statistics
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import rms_ratio
@@ -25,9 +26,7 @@ def assert_near_definition(source, dtype=torch.float32, **arguments):
     return got
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("case", CASES)
+@grid(case=list(CASES), size=list(SIZES), dtype=list(DTYPES))
 def test_kernel_is_near_the_definition_and_the_cpu_path(case, size, dtype):
     arguments = CASES[case] | statistics() | {"size": SIZES[size]}
     got = assert_near_definition(images(), dtype, **arguments)

@@ -19,6 +19,7 @@ from kernels import (
 )
 from kernels.backend import current_backend
 from kernels.launch import record_launches
+from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import randn
 
@@ -69,9 +70,7 @@ def gradient_of_vmap(function, x):
     return torch.func.grad(lambda x: torch.func.vmap(function)(x).sum())(x[None])
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("derivative", [jvp, jacfwd, gradient_of_vmap])
-@every_traceable_op
+@grid(function=list(CALLS), derivative=[jvp, jacfwd, gradient_of_vmap], compiled=[False, True])
 def test_derivatives_that_only_the_definition_has_are_refused(function, derivative, compiled):
     """Compiled without being refused, forward-mode ones are zero."""
     x, *rest = CALLS[function]

@@ -10,6 +10,7 @@ import torch
 from kernels import channel_gate, use_backend
 from kernels.channel_gate import configs, register
 from kernels.launch import record_launches
+from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import assert_near_exact, assert_one_compilation, exact_outcome, outcome, randn, rms_ratio
 from tests.kernels.test_channel_gate import FORMS, arguments_of
@@ -21,9 +22,9 @@ from kernels.channel_gate.triton import layers, ops, pixels
 
 LAST = torch.channels_last
 pytestmark = [needs_interpreter, pytest.mark.usefixtures("on_triton")]
-layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["nchw", "nhwc"])
-gates = pytest.mark.parametrize("gate", ["sigmoid", "softmax"])
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+LAYOUTS, GATES = [torch.contiguous_format, LAST], ["sigmoid", "softmax"]
+layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+gates = pytest.mark.parametrize("gate", GATES)
 STREAMING, GATE, GRADIENT = ("reduce_kernel", "scale_kernel"), "gate_kernel", "gate_gradient_kernel"
 
 
@@ -66,17 +67,12 @@ def launches_of(arguments, frozen=(), **options):
     return kernels_of(launches)
 
 
-@dtypes
-@layouts
-@pytest.mark.parametrize("form", FORMS)
-@gates
+@grid(gate=GATES, form=list(FORMS), layout=LAYOUTS, dtype=[torch.float32, torch.float16])
 def test_output_and_gradients_are_near_the_exact_ones(gate, form, layout, dtype):
     assert_near_exact(channel_gate, in_layout(arguments_of(**FORMS[form], dtype=dtype), layout), gate=gate)
 
 
-@layouts
-@pytest.mark.parametrize("form", ["linear", "no_bias", "single"])
-@gates
+@grid(gate=GATES, form=["linear", "no_bias", "single"], layout=LAYOUTS)
 def test_many_blocks_splits_and_shares_are_near_the_exact_result(gate, form, layout, small_tiles):
     arguments = in_layout(arguments_of((2, 5, 5, 5), 3, **FORMS[form]), layout)
     with record_launches() as launches:
@@ -85,22 +81,20 @@ def test_many_blocks_splits_and_shares_are_near_the_exact_result(gate, form, lay
     assert by_name["gate_kernel"]["BLOCK_S"] == 4  # three splits of 12 pixels at most, four at a time
 
 
-@layouts
-@pytest.mark.parametrize("form", ["linear", "no_bias", "single"])
-@gates
+@grid(gate=GATES, form=["linear", "no_bias", "single"], layout=LAYOUTS)
 def test_layers_left_to_torch_are_near_the_exact_result(gate, form, layout, wide_layers):
     arguments = in_layout(arguments_of(**FORMS[form]), layout)
     assert launches_of(arguments, gate=gate) == [*STREAMING, *STREAMING]
     assert_near_exact(channel_gate, arguments, gate=gate)
 
 
-@layouts
-@pytest.mark.parametrize(
-    "shape",
-    [(3, 1, 5, 4), (2, 2, 7, 7), (2, 3, 4, 4), (2, 40, 3, 3), (1, 256, 2, 2), (4, 32, 1, 1), (1, 2, 33, 17)],
-    ids=str,
+@grid(
+    lambda hidden, gate, **_: hidden == 8 or gate == "sigmoid",
+    shape=[(3, 1, 5, 4), (2, 2, 7, 7), (2, 3, 4, 4), (2, 40, 3, 3), (1, 256, 2, 2), (4, 32, 1, 1), (1, 2, 33, 17)],
+    hidden=[1, 8, None],
+    gate=GATES,
+    layout=LAYOUTS,
 )
-@pytest.mark.parametrize(("hidden", "gate"), [(1, "sigmoid"), (8, "sigmoid"), (8, "softmax"), (None, "sigmoid")])
 def test_every_shape(shape, hidden, gate, layout):
     arguments = arguments_of(shape, hidden, single=hidden is None)
     assert_near_exact(channel_gate, in_layout(arguments, layout), gate=gate)
@@ -289,9 +283,7 @@ def test_the_choice_of_backend_holds_for_the_gradients():
     assert GRADIENT in kernels_of(launches)
 
 
-@pytest.mark.parametrize("fits", [True, False])
-@pytest.mark.parametrize("form", ["convolutional", "single_convolutional_no_bias"])
-@layouts
+@grid(layout=LAYOUTS, form=["convolutional", "single_convolutional_no_bias"], fits=[True, False])
 def test_opcheck(layout, form, fits, monkeypatch):
     torch.use_deterministic_algorithms(False)  # opcheck compares placeholders too
     monkeypatch.setattr(ops, "layers_fit", lambda *_: fits)

@@ -7,7 +7,8 @@ from kernels.dynamic_conv.eager import mixed
 from kernels.dynamic_conv.eager import ops as eager
 from kernels.dynamic_conv.eager.forms import Choice, Forms, cpu_forms
 from kernels.dynamic_conv.problem import Problem
-from tests.kernels.oracle import assert_near_exact, randn
+from tests.grids import grid
+from tests.kernels.oracle import assert_near_exact, randn, rms_ratio
 
 FORMS = {
     "groups": ("groups", "groups", "groups"),
@@ -33,7 +34,8 @@ CASES = {
     "one_sample": (1, 4, 6, 9, 8, 4, (3, 3), {"padding": 1}),
     "many_samples": (19, 4, 6, 5, 4, 4, (3, 3), {"padding": 1}),
 }
-ids = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+every_form = pytest.mark.parametrize("form", FORMS)
 
 
 def arguments_of(case, dtype=torch.float32, layout=torch.contiguous_format):
@@ -43,46 +45,41 @@ def arguments_of(case, dtype=torch.float32, layout=torch.contiguous_format):
     return [x, kernels, randn(batch, experts, seed=2), randn(experts, outputs, seed=3, dtype=dtype)], options
 
 
-@pytest.fixture(params=FORMS)
-def form(request, monkeypatch):
-    """Force a form, and slices of a few samples."""
-    name = request.param
-    forms = Forms(*(Choice(one, "forced") for one in FORMS[name]))
+@pytest.fixture
+def forced(form, monkeypatch):
+    """Force the form of the test's argument `form`, and slices of a few samples."""
+    forms = Forms(*(Choice(one, "forced") for one in FORMS[form]))
     monkeypatch.setattr(eager, "forms_of", lambda *_, **__: forms)
     monkeypatch.setattr(api, "keeps_the_mix", lambda *_: False)
     monkeypatch.setattr(mixed, "SLICE_BYTES", 2000)
-    return name
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=ids)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize(
-    ("form", "case"),
-    # swapped is for stride 1
-    [(form, case) for form in FORMS for case in CASES if not ("swapped" in form and case == "stride_2_odd")],
-    indirect=["form"],
+@grid(
+    lambda form, case, **_: not ("swapped" in form and case == "stride_2_odd"),  # swapped is for stride 1
+    form=list(FORMS),
+    case=list(CASES),
+    layout=LAYOUTS,
+    dtype=[torch.float32, torch.bfloat16, torch.float16],
 )
-def test_every_form_is_near_the_exact_result(form, case, layout, dtype):
+def test_every_form_is_near_the_exact_result(forced, case, layout, dtype):
     arguments, options = arguments_of(case, dtype, layout)
     assert_near_exact(dynamic_conv2d, arguments, **options)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("form", [form for form in FORMS if "swapped" not in form], indirect=True)
-@pytest.mark.parametrize(
-    ("batch", "inputs", "outputs", "size", "kernel", "options"),
-    [
-        (300, 20, 24, (4, 3), (5, 5), {"stride": (1, 4), "padding": 2}),
-        (8, 32, 32, (3, 1), (3, 3), {"stride": 2, "padding": 1}),
-        (8, 32, 32, (8, 1), (3, 3), {"stride": 2, "padding": 1}),
-        (1, 16, 16, (3, 1), (1, 4), {"stride": (1, 2), "padding": (0, 3)}),
-        (4, 64, 32, (2, 2), (3, 3), {"stride": 3, "padding": 1}),
-    ],
-)
-def test_bfloat16_gradients_of_images_narrower_than_the_stride(
-    form, batch, inputs, outputs, size, kernel, options, layout
-):
+# batch, in, out, size, kernel, options
+NARROW = {
+    "narrower than 5x5": (300, 20, 24, (4, 3), (5, 5), {"stride": (1, 4), "padding": 2}),
+    "three rows of a pixel": (8, 32, 32, (3, 1), (3, 3), {"stride": 2, "padding": 1}),
+    "eight rows of a pixel": (8, 32, 32, (8, 1), (3, 3), {"stride": 2, "padding": 1}),
+    "one sample": (1, 16, 16, (3, 1), (1, 4), {"stride": (1, 2), "padding": (0, 3)}),
+    "stride 3": (4, 64, 32, (2, 2), (3, 3), {"stride": 3, "padding": 1}),
+}
+
+
+@grid(form=[form for form in FORMS if "swapped" not in form], case=list(NARROW), layout=LAYOUTS)
+def test_bfloat16_gradients_of_images_narrower_than_the_stride(forced, case, layout):
     """Torch's own are garbage there."""
+    batch, inputs, outputs, size, kernel, options = NARROW[case]
     x = randn(batch, inputs, *size, dtype=torch.bfloat16).to(memory_format=layout)
     experts = randn(2, outputs, inputs, *kernel, seed=1, dtype=torch.bfloat16)
     for _ in range(2):  # they come of memory that by chance is zero
@@ -90,19 +87,22 @@ def test_bfloat16_gradients_of_images_narrower_than_the_stride(
 
 
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (3,), (0, 1), (1, 2), (0, 2), (1, 2, 3), (0, 1, 3)])
-def test_every_form_leaves_frozen_arguments_alone(form, frozen):
+@every_form
+def test_every_form_leaves_frozen_arguments_alone(forced, frozen):
     arguments, options = arguments_of("padded")
     assert_near_exact(dynamic_conv2d, arguments, frozen=frozen, **options)
 
 
 @pytest.mark.parametrize("padding", [0, 1, 4])
-def test_every_form_takes_padding_beyond_the_kernel(form, padding):
+@every_form
+def test_every_form_takes_padding_beyond_the_kernel(forced, padding):
     arguments, _ = arguments_of("padded")
     assert_near_exact(dynamic_conv2d, arguments, padding=padding)
 
 
 @pytest.mark.parametrize("case", ["groups_2", "asymmetric_dilated", "one_sample"])
-def test_every_form_keeps_channels_last_and_is_exact_in_float64(form, case):
+@every_form
+def test_every_form_keeps_channels_last_and_is_exact_in_float64(forced, case):
     (x, experts, mixing, bias), options = arguments_of(case, torch.float64, torch.channels_last)
     leaves = [t.requires_grad_() for t in (x, experts, mixing.double(), bias)]
     y = dynamic_conv2d(*leaves, **options)
@@ -113,6 +113,16 @@ def test_every_form_keeps_channels_last_and_is_exact_in_float64(form, case):
     gradients = torch.autograd.grad(y, leaves, grad)
     assert gradients[0].is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, leaves, grad))
+
+
+@pytest.mark.parametrize("form", ["loop", "groups"])
+def test_mixing_weights_keep_their_float32_bits_where_many_bfloat16_samples_are_mixed_at_once(forced):
+    (x, experts, mixing, _), options = arguments_of("many_samples", torch.bfloat16)
+    exact = dynamic_conv2d.reference(x.double(), experts.double(), mixing.double(), **options)
+    kept, rounded = (
+        rms_ratio(dynamic_conv2d(x, experts, weights, **options), exact) for weights in (mixing, mixing.bfloat16())
+    )
+    assert kept < 0.9 * rounded
 
 
 @pytest.mark.parametrize("loop", ["groups", "loop"])

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kernels import dynamic_conv2d, per_sample_conv2d, use_backend
 from kernels.dynamic_conv import api
+from tests.grids import grid
 from tests.kernels.conv_cases import ARGUMENTS, CASES, dynamic_arguments, per_sample_arguments
 from tests.kernels.oracle import (
     TOLERANCES,
@@ -30,9 +31,7 @@ def mixed_inside(monkeypatch):
 both = pytest.mark.parametrize("function", ARGUMENTS, ids=lambda f: f.__name__)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
-@pytest.mark.parametrize("case", CASES)
-@both
+@grid(function=list(ARGUMENTS), case=list(CASES), dtype=DTYPES)
 def test_output_and_gradients_are_near_the_exact_ones(function, case, dtype):
     arguments, options = ARGUMENTS[function](case, dtype)
     assert_near_exact(function, arguments, **options)

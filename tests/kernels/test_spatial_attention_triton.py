@@ -12,6 +12,7 @@ import torch
 from kernels import channel_stats, spatial_attention, use_backend
 from kernels.launch import record_launches
 from kernels.spatial_attention import configs
+from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import assert_near_exact, assert_one_compilation, exact_outcome, outcome, randn, rms_ratio
 from tests.kernels.test_spatial_attention import MASK, SHAPES, arguments_of, attention_arguments, both
@@ -24,7 +25,7 @@ from kernels.spatial_attention.triton import backward, ops
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 pytestmark = [needs_interpreter, pytest.mark.usefixtures("on_triton")]
 layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+DTYPES = [torch.float32, torch.float16]
 
 
 @pytest.fixture
@@ -45,10 +46,7 @@ def gradient_of_the_max(x, mask=None):
     return leaf.grad
 
 
-@dtypes
-@layouts
-@pytest.mark.parametrize("shape", [*SHAPES, (2, 256, 3, 5)], ids=str)
-@both
+@grid(function=[channel_stats, spatial_attention], shape=[*SHAPES, (2, 256, 3, 5)], layout=LAYOUTS, dtype=DTYPES)
 def test_output_and_gradients_are_near_the_exact_ones(function, shape, layout, dtype):
     x, *rest = arguments_of(function, shape, dtype)
     assert_near_exact(function, [x.to(memory_format=layout), *rest])
@@ -65,9 +63,7 @@ def test_wide_blocks_are_near_the_exact_result(function, shape, layout, few_prog
     assert looped == (shape[1] > (64 if layout == torch.channels_last else 4))
 
 
-@dtypes
-@layouts
-@pytest.mark.parametrize("mask", [MASK, MASK.flip(1)], ids=["mask", "flipped"])
+@grid(mask={"mask": MASK, "flipped": MASK.flip(1)}, layout=LAYOUTS, dtype=DTYPES)
 def test_masked_stats_are_near_the_exact_ones(mask, layout, dtype):
     """The middle sample has one channel."""
     x = randn(*SHAPES[0], dtype=dtype).to(memory_format=layout)

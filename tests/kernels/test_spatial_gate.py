@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernels import channel_stats, spatial_attention, spatial_gate, use_backend
 from kernels.launch import record_launches
 from kernels.spatial_attention import configs
+from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import (
     TOLERANCES,
@@ -32,15 +33,9 @@ SHAPES = [SHAPE, (2, 1, 7, 7), (2, 3, 5, 9), (1, 256, 4, 4), (2, 256, 3, 5), (2,
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 IDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 TRITON = pytest.param("triton", marks=needs_interpreter)
+BACKENDS = ["auto", TRITON]
 layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
-backends = pytest.mark.parametrize("backend", ["auto", TRITON])
-# The interpreter gets bfloat16 wrong.
-backends_and_dtypes = pytest.mark.parametrize(
-    ("backend", "dtype"),
-    [("auto", dtype) for dtype in TOLERANCES]
-    + [pytest.param("triton", dtype, marks=needs_interpreter) for dtype in TOLERANCES if dtype != torch.bfloat16],
-    ids=lambda value: IDS.get(value, value),
-)
+backends = pytest.mark.parametrize("backend", BACKENDS)
 
 
 @pytest.fixture
@@ -54,9 +49,14 @@ def arguments_of(shape=SHAPE, dtype=torch.float32, logits_dtype=None):
     return [randn(*shape, dtype=dtype), 2 * randn(batch, 1, height, width, seed=1, dtype=logits_dtype or dtype)]
 
 
-@layouts
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@backends_and_dtypes
+@grid(
+    # The interpreter gets bfloat16 wrong.
+    lambda backend, dtype, **_: backend == "auto" or dtype != torch.bfloat16,
+    shape=SHAPES,
+    layout=LAYOUTS,
+    backend=BACKENDS,
+    dtype=list(TOLERANCES),
+)
 def test_output_and_gradients_are_near_the_exact_ones(shape, layout, backend, dtype):
     for logits_dtype in {dtype, torch.float32}:
         x, logits = arguments_of(shape, dtype, logits_dtype)
@@ -336,9 +336,7 @@ def test_the_choice_of_backend_holds_for_the_gradients():
     assert [launch.kernel.__name__ for launch in launches] == ["scale_pixels_backward_kernel"]
 
 
-@layouts
-@pytest.mark.parametrize("shape", [SHAPE, (2, 1, 4, 3), (2, 5, 1, 1)], ids=str)
-@backends
+@grid(shape=[SHAPE, (2, 1, 4, 3), (2, 5, 1, 1)], layout=LAYOUTS, backend=BACKENDS)
 def test_opcheck(shape, layout, backend):
     torch.use_deterministic_algorithms(False)  # opcheck compares placeholders too
     ops = torch.ops.polychrome

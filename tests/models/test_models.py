@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -95,6 +94,10 @@ FIRST = {
     "prism4_small": 4 * 32 * 49 + 3 * 16,
 }
 every_model = pytest.mark.parametrize("name", NAMES)
+# 140 million parameters take longer than all other models together
+every_model_in_memory = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "vgg19" else ()) for name in NAMES]
+)
 any_channels = pytest.mark.parametrize("name", ["pool_attention_cnn", "dynamic_cnn_v1", "dynamic_cnn_v2"])
 
 
@@ -152,11 +155,14 @@ def test_an_unknown_name_lists_the_names_and_the_closest(name, ending):
 
 
 def test_listing_the_names_imports_no_torch():
-    code = "import sys, models; print(len(models.names()), 'torch' in sys.modules, 'kernels' in sys.modules)"
-    start = time.perf_counter()
+    code = """
+import sys, time, models
+print(len(models.names()), 'torch' in sys.modules, 'kernels' in sys.modules, time.process_time())
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == [str(len(NAMES)), "False", "False"]
-    assert time.perf_counter() - start < 2
+    *found, seconds = result.stdout.split()
+    assert found == [str(len(NAMES)), "False", "False"]
+    assert float(seconds) < 1
 
 
 def test_the_image_size_goes_to_the_models_made_for_one_size():
@@ -180,7 +186,7 @@ def test_any_spatial_size_and_class_count(name, height, width):
     assert model(torch.empty(2, 3, height, width, device="meta")).shape == (2, 7)
 
 
-@every_model
+@every_model_in_memory
 def test_the_smallest_image(name):
     size = SMALLEST.get(name, 1)
     logits = made(name, image_size=size).eval()(images(2, 3, size, size))
@@ -227,7 +233,7 @@ def test_a_mixer_does_not_see_the_other_samples_in_training():
             assert layer.in_channels == 2 or (layer.attention(others)[1] - layer.attention(x)[1]).abs().max() > 1e-3
 
 
-@every_model
+@every_model_in_memory
 def test_every_parameter_gets_a_gradient(name):
     size = max(48, SMALLEST.get(name, 1))
     model = made(name, image_size=size)
@@ -239,7 +245,7 @@ def test_every_parameter_gets_a_gradient(name):
     assert all(p.grad.any() for n, p in model.named_parameters() if n.endswith("weight") and one_hidden not in n)
 
 
-@every_model
+@every_model_in_memory
 def test_the_same_seed_makes_the_same_network(name):
     one, other = made(name).state_dict(), made(name).state_dict()
     assert all(torch.equal(one[key], other[key]) for key in one)

@@ -18,6 +18,8 @@ def text_of(recipe):
 
 
 NAMES = [(task, name) for task in TASKS for name in systems.names(task)]
+# Tens of millions of parameters, whose checkpoints take longer than all else; resnet34 is trained elsewhere too.
+HEAVY = {"vgg19", "vgg_resnet_sum", "vgg_resnet_concat", "resnetv2", "resnet34", "resnet50"}
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,7 @@ def few(tmp_path_factory):
 )
 def test_every_recipe_runs(few, tmp_path, recipe, task):
     arguments = ["--data", str(few), "--out", str(tmp_path), "--name", "x", "--epochs", "1", "--image-size", "64"]
+    arguments += ["--warmup", "0", "--holdout", "0"]  # there is no room for either
     assert main([task, "--recipe", recipe, *arguments, "--batch-size", "12", "--workers", "1"]) == 0
     found = json.loads((tmp_path / task / "x/results.json").read_text())["models"]
     reported = {s.model for s in systems.SYSTEMS if (s.report, s.task) == (recipe[-1].upper(), task)}
@@ -46,7 +49,9 @@ def test_it_trains_on_the_gpu(few, tmp_path, task, name):
     check_one_epoch(few, tmp_path, task, name, "--device", "cuda", "--no-compile")
 
 
-@pytest.mark.parametrize(("task", "name"), NAMES)
+@pytest.mark.parametrize(
+    ("task", "name"), [pytest.param(*pair, marks=pytest.mark.slow if pair[1] in HEAVY else ()) for pair in NAMES]
+)
 def test_it_trains_and_is_tested_on_every_combination(few, tmp_path, task, name):
     check_one_epoch(few, tmp_path, task, name, "--device", "cpu")
 

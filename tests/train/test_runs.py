@@ -20,6 +20,7 @@ from engine import checkpoint, training
 from engine.data import decode
 from kernels import use_backend
 from kernels.launch import record_launches
+from tests.conftest import write_list_folder
 from train import experiment, systems
 from train.run import main
 
@@ -266,6 +267,7 @@ def test_a_run_does_not_go_on_where_a_file_less_has_moved_others_between_trainin
     assert "not the run's figures" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("signals_heard")
 def test_the_same_command_with_its_files_goes_on_until_it_is_done(stripes, tmp_path, monkeypatch, capsys):
     recipe, config = tmp_path / "recipe.toml", tmp_path / "config.toml"
     recipe.write_text('[task1]\nmodels = ["simple_cnn"]\nlr = 0.01\n[task1.model.simple_cnn]\nweight_decay = 0.1\n')
@@ -283,6 +285,7 @@ def test_the_same_command_with_its_files_goes_on_until_it_is_done(stripes, tmp_p
     assert results(tmp_path / "task1/a")["models"]["simple_cnn"]["epochs"] == 3
 
 
+@pytest.mark.usefixtures("signals_heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_stopped_while_testing_says_how_to_go_on(stripes, tmp_path, monkeypatch, capsys, number):
     monkeypatch.setattr(experiment, "evaluate", lambda *_: os.kill(os.getpid(), number))
@@ -490,11 +493,12 @@ def test_a_sweep_decodes_each_image_once(stripes, tmp_path, monkeypatch):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     start = ["task1", "--data", str(stripes), "--out", str(tmp_path), *SMALL, "--models", "simple_cnn,baseline_cnn"]
-    assert main([*start, "--name", "scanned", "--epochs", "1", "--cache", "none"]) == 0  # its verdicts are kept
+    start += ["--epochs", "1", "--channels", "RGB"]
+    assert main([*start, "--name", "scanned", "--cache", "none"]) == 0  # its verdicts are kept
     monkeypatch.setattr(decode, "rgb", counted)
     assert main([*start, "--name", "kept"]) == 0
     assert len(decoded) == len(set(decoded)) == 72 + 18 + 18
-    assert main([*start, "--name", "again", "--epochs", "1"]) == 0
+    assert main([*start, "--name", "again"]) == 0
     assert len(decoded) == 72 + 18 + 18  # the images are kept on disk, too
     for option in (["--cache", "none", "--backend", "torch", "--name", "read"], ["--cache", "host", "--name", "host"]):
         assert main([*start, *option]) == 0
@@ -588,13 +592,14 @@ def test_report_html_escapes_names(stripes, tmp_path):
     assert "&lt;b&gt;.jpg" in (tmp_path / "task1/e/report.md").read_text()
 
 
-def test_the_ops_train_alike_whatever_computes_them(stripes, tmp_path):
-    """attention_cnn in float32 for an epoch, with each implementation of the ops and each loader of the images."""
-    losses = {}
+def test_the_ops_train_alike_whatever_computes_them(tmp_path):
+    """attention_cnn in float32 for two steps, with each implementation of the ops and each loader of the images."""
+    losses, data = {}, str(write_list_folder(tmp_path / "data", per_class=(4, 1, 1)))
+    small = [*SMALL, "--image-size", "16", "--batch-size", "6", "--epochs", "1", "--channels", "RGB"]
 
     def first_loss(name, *options):
-        common = ["task2", "--models", "attention_cnn", "--data", str(stripes), "--out", str(tmp_path), "--name", name]
-        assert main([*common, *SMALL, "--epochs", "1", *options]) == 0
+        common = ["task2", "--models", "attention_cnn", "--data", data, "--out", str(tmp_path), "--name", name]
+        assert main([*common, *small, *options]) == 0
         with (tmp_path / "task2" / name / "history.csv").open() as file:
             losses[name] = float(next(csv.DictReader(file))["train_loss"])
 
