@@ -52,8 +52,11 @@ def record_launches() -> Iterator[list[Launch]]:
 @cache
 def _mend_interpreter() -> None:
     """Let a scalar of Triton's interpreter bound a loop: before 3.8 it is an array of one, which NumPy 2.4 refuses."""
+    import triton
     from triton.runtime import interpreter
 
+    if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8):
+        return
     patch = interpreter._patch_lang_tensor
 
     def patch_with_index(tensor, *scope) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+torch.set_num_threads(1)  # a plugin may have imported it before
 if not torch.cuda.is_available():
     # Read when Triton is imported, which nothing has done yet: its kernels then run on CPU tensors.
     os.environ.setdefault("TRITON_INTERPRET", "1")
