@@ -14,11 +14,12 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 
+from bench.covering import covering
 from bench.cubin import SHARED_LIMIT, Cubin, compile_launch, resident_blocks
 from kernels.augment import triton as augment
 from kernels.augment.arguments import Arguments
@@ -260,19 +261,9 @@ def compile_all(sampled: bool = False) -> list[dict]:
     listed = list(variants())
     jobs = [(index, capability) for index, variant in enumerate(listed) for capability in variant.capabilities]
     if sampled:
-        jobs = sample(jobs, lambda job: _traits(listed[job[0]], job[1]))
+        jobs = covering(jobs, lambda job: _traits(listed[job[0]], job[1]))
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn"), _collect) as pool:
         return list(pool.map(_compile, jobs, chunksize=4))
-
-
-def sample(jobs: list, traits: Callable[[Any], set]) -> list:
-    """Return jobs, in their order, such that each trait of any of them is a trait of one that is returned."""
-    missing, kept = set().union(*map(traits, jobs)), set()
-    while missing:
-        best = max(range(len(jobs)), key=lambda index: len(traits(jobs[index]) & missing))
-        kept.add(best)
-        missing -= traits(jobs[best])
-    return [job for index, job in enumerate(jobs) if index in kept]
 
 
 def _traits(variant: Variant, capability: int) -> set[tuple]:

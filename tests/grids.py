@@ -9,6 +9,8 @@ from itertools import combinations, product
 
 import pytest
 
+from bench.covering import covering
+
 
 def grid(where: Callable[..., bool] = lambda **_: True, **axes: Iterable) -> pytest.MarkDecorator:
     """Return the mark that runs a test on every combination of the axes, those beyond a pairwise covering as `slow`.
@@ -32,14 +34,8 @@ def grid(where: Callable[..., bool] = lambda **_: True, **axes: Iterable) -> pyt
 
 
 def pairwise(rows: list[tuple]) -> list[tuple]:
-    """Return some of the rows, chosen greedily: any two values that stand in two columns of a row do so in one kept."""
-    pairs = {row: set(combinations(enumerate(row), 2)) for row in rows}
-    missing = set().union(*pairs.values())
-    kept = []
-    while missing:
-        kept.append(max(rows, key=lambda row: len(pairs[row] & missing)))
-        missing -= pairs[kept[-1]]
-    return kept
+    """Return some of the rows: any two values that stand in two columns of a row do so in one of those."""
+    return covering(rows, lambda row: set(combinations(enumerate(row), 2)))
 
 
 def _params(axis: Iterable) -> Iterator[tuple[str, object, tuple]]:

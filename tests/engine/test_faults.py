@@ -15,7 +15,7 @@ from torch import nn
 from engine import checkpoint, files, state
 from engine.data import loader
 from engine.errors import Interrupted, NotFiniteError, OutOfMemoryError, StorageError, UserError
-from engine.interruption import terminable
+from engine.interruption import SIGNALS, terminable
 from engine.training import Hooks, fit
 from tests.engine.small import PLAN, Net
 
@@ -61,20 +61,18 @@ def test_a_second_ctrl_c_stops_at_once(loaders, tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.fixture
-def ctrl_c_ignored(signals_heard):
-    """Ignore Ctrl-C as a background job of a shell does, or what follows `trap '' INT`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def test_a_run_that_ignores_ctrl_c_goes_on_through_it(ctrl_c_ignored, loaders, tmp_path):
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_run_goes_on_through_a_signal_that_it_was_started_to_ignore(loaders, tmp_path, number):
+    """As a background job of a shell ignores Ctrl-C, and what follows `trap '' INT`."""
+    signal.signal(number, signal.SIG_IGN)
     unbroken = fit("m", Net(), *loaders, PLAN, tmp_path / "whole")
-    parts = fit("m", Net(), *loaders, PLAN, tmp_path / "parts", at_step(8, lambda: ask_to_stop(signal.SIGINT)))
+    parts = fit("m", Net(), *loaders, PLAN, tmp_path / "parts", at_step(8, lambda: ask_to_stop(number)))
     assert parts.history == unbroken.history
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert signal.getsignal(number) is signal.SIG_IGN
 
 
-def test_a_run_that_ignores_ctrl_c_is_stopped_by_sigterm_and_goes_on_from_there(ctrl_c_ignored, loaders, tmp_path):
+def test_a_run_that_ignores_ctrl_c_is_stopped_by_sigterm_and_goes_on_from_there(loaders, tmp_path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     unbroken = fit("m", Net(), *loaders, PLAN, tmp_path / "whole")
     with pytest.raises(Interrupted, match="m was stopped by SIGTERM in epoch 2 after batch 3 of 5; all is saved"):
         fit("m", Net(), *loaders, PLAN, tmp_path / "parts", at_step(8, ask_to_stop))

@@ -10,8 +10,12 @@ from kernels.backend import is_interpreted, triton_is_installed
 
 @pytest.fixture(autouse=True)
 def interpreter_as_fast_as_it_goes(request, monkeypatch):
-    """Let Triton's interpreter leave out its check of every sum for overflow, half of its time, but in slow tests."""
-    if triton_is_installed() and is_interpreted() and not request.node.get_closest_marker("slow"):
+    """Let Triton's interpreter leave out its check of every sum for overflow, half of its time, but in slow runs.
+
+    `-m slow` is one, and so is `-m "slow or not slow"`, which runs all tests with the check.
+    """
+    slow = "slow" in request.config.option.markexpr.replace("not slow", "")
+    if triton_is_installed() and is_interpreted() and not slow:
         from triton.runtime.interpreter import interpreter_builder
 
         monkeypatch.setattr(
