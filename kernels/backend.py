@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from importlib.util import find_spec
 
 import torch
@@ -12,7 +13,10 @@ from kernels.tensors import autocasts
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = ("auto", "triton", "reference")
 
-_current = "auto"
+# The choices that hold, the one in force last.
+_choices: ContextVar[tuple[str, ...]] = ContextVar("choices of polychrome's backend", default=("auto",))
+# What compiled code sees: Dynamo guards on a global, but before torch 2.14 on no context variable.
+_latest = ("auto",)
 
 
 class use_backend:
@@ -20,9 +24,13 @@ class use_backend:
 
     `auto` calls the registered op (`torch.ops.polychrome.*`), `reference` calls the plain PyTorch definition, which
     also has second derivatives and works under `torch.func`, and `triton` insists on a Triton kernel:
-    on CUDA tensors, or on CPU tensors where TRITON_INTERPRET=1 was set before Triton was imported. The choice holds
-    for the whole process, not per thread, and is read when the function is called (or traced by torch.compile), not
-    when gradients are computed.
+    on CUDA tensors, or on CPU tensors where TRITON_INTERPRET=1 was set before Triton was imported. The choice is read
+    when the function is called, not when gradients are computed.
+
+    The choice holds for the thread, or the asyncio task, that makes it (a `contextvars.ContextVar`): a thread that is
+    started inside begins with `auto`, autograd's for a CUDA device too, where checkpointed forwards are run again.
+    Compiled code sees the choice that any thread made or ended last: a change compiles it anew, and where threads
+    overlap it may be another's. Inside a compiled function the choice can be made too.
 
     Raises:
         ValueError: `name` is not one of the three.
@@ -32,22 +40,29 @@ class use_backend:
         if name not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
         self.name = name
-        self.previous: list[str] = []
 
     def __enter__(self):
-        global _current
-        self.previous.append(_current)
-        _current = self.name
+        _set((*_in_force(), self.name))
         return self
 
     def __exit__(self, *_):
-        global _current
-        _current = self.previous.pop()
+        _set(_in_force()[:-1])
+
+
+def _in_force() -> tuple[str, ...]:
+    return _latest if torch.compiler.is_compiling() else _choices.get()
+
+
+def _set(choices: tuple[str, ...]) -> None:
+    global _latest
+    if not torch.compiler.is_compiling():
+        _choices.set(choices)
+    _latest = choices
 
 
 def current_backend() -> str:
-    """Return the name of the backend in force."""
-    return _current
+    """Return the name of the backend in force here: for the running thread or task, or for compiled code."""
+    return _in_force()[-1]
 
 
 def chosen_backend(op: str, x: torch.Tensor, dtype: torch.dtype | None = None) -> str:
@@ -58,11 +73,12 @@ def chosen_backend(op: str, x: torch.Tensor, dtype: torch.dtype | None = None) -
             only the definition can be.
         TypeError: it is "triton", and the kernels do not compute in that dtype.
     """
-    if _current == "triton":
+    backend = current_backend()
+    if backend == "triton":
         _check_triton(op, x, dtype)
-    if _current != "reference" and (what := _refused_transform()):
+    if backend != "reference" and (what := _refused_transform()):
         raise RuntimeError(f"{op} has no {what}; call it under kernels.use_backend('reference') to get one")
-    return _current
+    return backend
 
 
 def runs_triton(x: torch.Tensor, backend: str, dtype: torch.dtype | None = None) -> bool:
@@ -129,8 +145,12 @@ def _check_triton(op: str, x: torch.Tensor, dtype: torch.dtype | None) -> None:
 
 
 def call_reference(definition: Callable, x: torch.Tensor, *arguments):
-    """Return `definition(x, *arguments)` with autocast off: the caller has cast what autocast would."""
-    if not autocasts(x):
-        return definition(x, *arguments)
-    with torch.autocast(x.device.type, enabled=False):
-        return definition(x, *arguments)
+    """Return `definition(x, *arguments)`, no view, with autocast off: the caller has cast what autocast would."""
+    if autocasts(x):
+        with torch.autocast(x.device.type, enabled=False):
+            y = definition(x, *arguments)
+    else:
+        y = definition(x, *arguments)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not y._is_view():
+        return y
+    return torch.ops.aten._unsafe_view(y, y.shape)  # of a tensor that nobody else has

@@ -1,5 +1,7 @@
 """Argument checks of the public functions. Sizes are put into words only on the way to an error."""
 
+from operator import index
+
 import torch
 from torch import Tensor
 
@@ -54,6 +56,16 @@ def check_device(name: str, tensor: Tensor, x: Tensor, owner: str = "x's") -> No
     """Raise ValueError unless `tensor` is on the device of `x`, which the caller knows as `owner`."""
     if tensor.device != x.device:
         raise ValueError(f"{name} must be on {owner} device {x.device}, got {tensor.device}")
+
+
+def as_int(value) -> int | None:
+    """Return an integer of any library, such as NumPy's, as an int; None for anything else."""
+    if isinstance(value, int):
+        return value
+    try:
+        return index(value)
+    except TypeError:
+        return None
 
 
 def sizes(tensor: Tensor) -> str:

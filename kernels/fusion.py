@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import math
 from collections import Counter
 
 import torch
@@ -10,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _assert_is_none
 
-import kernels
 from kernels import modules
 from kernels.fuse.candidates import obstacle
 from kernels.tensors import wide_dtype
@@ -53,10 +51,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
-    """Keeps the modules and functions of `kernels` whole."""
-
-    def __init__(self):
-        super().__init__(autowrap_modules=(math, kernels))
+    """Keeps the modules of `kernels` whole, as its functions are anyway."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return _is_ours(module) or super().is_leaf_module(module, name)

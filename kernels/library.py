@@ -15,7 +15,7 @@ def register_op(name: str, implementation: Callable, fake: Callable) -> None:
     qualified = f"{NAMESPACE}::{name}"
     schema = torch.library.infer_schema(implementation, mutates_args=())
     torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(qualified, "default", _without_autocast(implementation))
+    torch.library.impl(qualified, "default", _plain(implementation))
     torch.library.register_fake(qualified, fake)
 
 
@@ -61,19 +61,36 @@ def register_product(name: str, forward: Callable, backward: Callable) -> None:
     register_backward(name, setup, gradient)
 
 
+def call(name: str, *arguments):
+    """Return what `polychrome::<name>` does of the arguments; `torch.onnx.export` records its decomposition instead."""
+    op = getattr(torch.ops.polychrome, name)
+    if (torch.jit.is_tracing() or torch.compiler.is_exporting()) and torch.onnx.is_in_onnx_export():
+        from kernels.decompositions import ONNX
+
+        return ONNX[op.default](*arguments)
+    return op(*arguments)
+
+
 def asked(gradients, needed) -> tuple:
     """Return the gradients with None for those not needed."""
     return tuple(gradient if need else None for gradient, need in zip(gradients, needed, strict=True))
 
 
-def _without_autocast(implementation: Callable) -> Callable:
-    # The autocast key is still on inside an op, so F.conv2d or a matmul there would cast its operands once more.
+def _plain(implementation: Callable) -> Callable:
+    """Return `implementation` in the state that an op's body has to run in, whatever the caller's is.
+
+    Below autograd and its record of views: torch calls the body with that record on, and an output that the body made
+    by reshaping could then not be modified in place (`relu_` after a convolution). Without autocast: its key is still
+    on inside an op, so that `F.conv2d` or a matmul there would cast its operands once more.
+    """
+
     @wraps(implementation)
     def run(*args):
         tensor = next(argument for argument in args if isinstance(argument, torch.Tensor))
-        if not autocasts(tensor):
-            return implementation(*args)
-        with torch.autocast(tensor.device.type, enabled=False):
-            return implementation(*args)
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            if not autocasts(tensor):
+                return implementation(*args)
+            with torch.autocast(tensor.device.type, enabled=False):
+                return implementation(*args)
 
     return run

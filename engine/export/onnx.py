@@ -11,8 +11,8 @@ from torch import Tensor
 
 from engine.errors import UserError
 from engine.export.classifier import KEY, Classifier, Description
-from engine.export.decompositions import STACKED
 from engine.export.program import traced
+from kernels.decompositions import STACKED
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 

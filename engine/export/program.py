@@ -8,7 +8,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from engine.export.classifier import Classifier
-from engine.export.decompositions import OPS
+from kernels.decompositions import OPS
 
 EXAMPLES = 3  # unlike 1, which the graph would be specialised to, and unlike usual counts of channels
 
@@ -33,5 +33,5 @@ def traced(
         program = program.run_decompositions({**OPS, **(decompositions or {})})
     left = sorted({str(node.target) for node in program.graph.nodes if "polychrome" in str(node.target)})
     if left:
-        raise RuntimeError(f"engine.export.decompositions lacks {', '.join(left)}")
+        raise RuntimeError(f"kernels.decompositions lacks {', '.join(left)}")
     return program

@@ -10,11 +10,13 @@ from kernels.augment import reference, register  # noqa: F401  (registers the op
 from kernels.augment.arguments import Arguments, check_values
 from kernels.augment.geometry import resolve_size
 from kernels.backend import chosen_backend
-from kernels.checks import FLOATS, check_device, check_shape, sizes
+from kernels.checks import FLOATS, as_int, check_device, check_shape, sizes
+from kernels.leaves import leaf
 
 INTEGERS = (torch.int32, torch.int64)
 
 
+@leaf
 def augment(
     images: Tensor,
     crops: Tensor | None = None,
@@ -117,8 +119,8 @@ augment.reference = reference.augment
 
 
 def _checked_size(size, images: Tensor) -> tuple[int, int]:
-    pair = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size)
-    if size is not None and not pair and (isinstance(size, bool) or not isinstance(size, int)):
+    sides = list(size) if isinstance(size, Sequence) and len(size) == 2 else [size]
+    if size is not None and any(isinstance(side, bool) or as_int(side) is None for side in sides):
         raise TypeError(f"size must be an int or a pair of them, got {size!r}")
     height, width = resolve_size(size, images)
     if height < 1 or width < 1:

@@ -1,5 +1,8 @@
 """Where an output pixel lies in its source image."""
 
+from collections.abc import Sequence
+from operator import index
+
 import torch
 from torch import Tensor
 
@@ -11,7 +14,8 @@ def resolve_size(size, images: Tensor) -> tuple[int, int]:
     """Return the output's (height, width); None is that of `images` [count, height, width, channels]."""
     if size is None:
         return images.shape[1], images.shape[2]
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return index(height), index(width)
 
 
 def clamped(crops: Tensor | None, batch: int, images: Tensor) -> Tensor:

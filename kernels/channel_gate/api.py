@@ -1,15 +1,17 @@
 """The public function: it checks the arguments and picks the implementation."""
 
-import torch
 from torch import Tensor
 
 from kernels.backend import call_reference, chosen_backend
 from kernels.channel_gate import reference, register  # noqa: F401  (registers the op)
 from kernels.checks import check_device, check_input, check_shape, check_small_dtype, sizes
+from kernels.leaves import leaf
+from kernels.library import call
 
 GATES = ("sigmoid", "softmax")
 
 
+@leaf
 def channel_gate(
     x: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor, b2: Tensor | None, gate: str = "sigmoid"
 ) -> Tensor:
@@ -32,8 +34,7 @@ def channel_gate(
         TypeError: a dtype is none of the above.
     """
     check_input(x)
-    if gate not in GATES:
-        raise ValueError(f"gate must be one of {', '.join(GATES)}, got {gate!r}")
+    check_gate(gate)
     channels = x.shape[1]
     features = channels
     if w1 is not None:
@@ -45,10 +46,16 @@ def channel_gate(
     backend = chosen_backend("channel_gate", x)
     if backend == "reference":
         return call_reference(reference.channel_gate, x, w1, b1, w2, b2, gate)
-    return torch.ops.polychrome.channel_gate(x, w1, b1, w2, b2, gate, backend)[0]
+    return call("channel_gate", x, w1, b1, w2, b2, gate, backend)[0]
 
 
 channel_gate.reference = reference.channel_gate
+
+
+def check_gate(gate: str) -> None:
+    """Raise ValueError unless `gate` is known."""
+    if gate not in GATES:
+        raise ValueError(f"gate must be one of {', '.join(GATES)}, got {gate!r}")
 
 
 def _check_layer(name: str, weight: Tensor, bias_name: str, bias: Tensor | None, x: Tensor, **wanted) -> None:

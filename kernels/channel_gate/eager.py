@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.channel_gate.reference import linear
+from kernels.channel_gate.reference import gate_of_logits, linear
 from kernels.tensors import laid_out_as, not_asked, wide_dtype
 
 
@@ -45,7 +45,7 @@ def gate_of(
     """Return hidden, empty without w1, and scale from the means [batch, channels]."""
     hidden = pooled.new_empty(0) if w1 is None else linear(pooled, w1, b1).relu()
     logits = linear(pooled if w1 is None else hidden, w2, b2)
-    return hidden, logits.sigmoid() if gate == "sigmoid" else logits.softmax(1)
+    return hidden, gate_of_logits(logits, gate)
 
 
 def gate_gradient(

@@ -10,9 +10,13 @@ def channel_gate(x, w1, b1, w2, b2, gate="sigmoid"):
     hidden = x.mean((2, 3), dtype=wide_dtype(x.dtype))
     if w1 is not None:
         hidden = linear(hidden, w1, b1).relu()
-    logits = linear(hidden, w2, b2)
-    scale = logits.sigmoid() if gate == "sigmoid" else logits.softmax(1)
+    scale = gate_of_logits(linear(hidden, w2, b2), gate)
     return (x * scale[:, :, None, None]).to(x.dtype)
+
+
+def gate_of_logits(logits, gate):
+    """Return the gate, `sigmoid` or `softmax` over the channels, of logits [batch, channels]."""
+    return logits.sigmoid() if gate == "sigmoid" else logits.softmax(1)
 
 
 def linear(inputs, weight, bias):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.backend import call_reference, chosen_backend
 from kernels.checks import (
+    as_int,
     check_device,
     check_input,
     check_same_dtype,
@@ -17,11 +18,14 @@ from kernels.checks import (
 from kernels.dynamic_conv import reference, register  # noqa: F401  (registers the ops)
 from kernels.dynamic_conv.eager.forms import forms_of
 from kernels.dynamic_conv.geometry import output_size, resolve_padding, resolve_pair
+from kernels.leaves import leaf
+from kernels.library import call
 from kernels.tensors import cast_for_autocast
 
 Pair = int | tuple[int, int]
 
 
+@leaf
 def dynamic_conv2d(
     x: Tensor,
     experts: Tensor,
@@ -67,20 +71,21 @@ def dynamic_conv2d(
     if backend == "reference":
         whole = partial(reference.dynamic_conv2d, scale=scale, shift=shift, relu=relu)
         return call_reference(whole, x, experts, mixing, bias, stride, padding, dilation, groups)
-    records = wants_gradient(x, experts, mixing, bias, scale, shift)
-    if records and keeps_the_mix(x, experts, *geometry, groups, backend):
+    records = torch.jit.is_tracing() or wants_gradient(x, experts, mixing, bias, scale, shift)
+    if records and keeps_the_mix(x, experts, *geometry, backend):
         mixed_bias = None if bias is None else call_reference(reference.mix, mixing, bias)
         weight = call_reference(reference.mix, mixing, experts)
-        y = torch.ops.polychrome.per_sample_conv2d(x, weight, mixed_bias, *geometry, groups, backend)
+        y = call("per_sample_conv2d", x, weight, mixed_bias, *geometry, backend)
         return reference.affine(y, *epilogue)
     if scale is None and shift is None and not relu:
-        return torch.ops.polychrome.dynamic_conv2d(x, experts, mixing, bias, *geometry, groups, backend)
+        return call("dynamic_conv2d", x, experts, mixing, bias, *geometry, backend)
     if records:
-        y = torch.ops.polychrome.dynamic_conv2d(x, experts, mixing, bias, *geometry, groups, backend)
+        y = call("dynamic_conv2d", x, experts, mixing, bias, *geometry, backend)
         return reference.affine(y, *epilogue)
-    return torch.ops.polychrome.dynamic_conv2d_affine(x, experts, mixing, bias, *geometry, groups, *epilogue, backend)
+    return call("dynamic_conv2d_affine", x, experts, mixing, bias, *geometry, *epilogue, backend)
 
 
+@leaf
 def per_sample_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -112,7 +117,7 @@ def per_sample_conv2d(
     backend = chosen_backend("per_sample_conv2d", x)
     if backend == "reference":
         return call_reference(reference.per_sample_conv2d, x, weight, bias, stride, padding, dilation, groups)
-    return torch.ops.polychrome.per_sample_conv2d(x, weight, bias, *geometry, groups, backend)
+    return call("per_sample_conv2d", x, weight, bias, *geometry, backend)
 
 
 dynamic_conv2d.reference = reference.dynamic_conv2d
@@ -120,10 +125,10 @@ per_sample_conv2d.reference = reference.per_sample_conv2d
 
 
 def prepare_dynamic(x, experts, mixing, bias, stride, padding, dilation, groups, scale=None, shift=None, relu=False):
-    """Return x, experts and bias as autocast has them, and the geometry; raise where an argument does not fit."""
+    """Return x, experts and bias as autocast has them, and the op's geometry; raise where an argument does not fit."""
     check_input(x)
     x, experts, bias = cast_for_autocast(x, experts, bias)
-    _check_kernels("experts", experts, x, groups)
+    groups = _check_kernels("experts", experts, x, groups)
     check_small_dtype("mixing", mixing, x)
     check_device("mixing", mixing, x)
     check_shape("mixing", mixing, batch=x.shape[0], experts=experts.shape[0])
@@ -132,24 +137,26 @@ def prepare_dynamic(x, experts, mixing, bias, stride, padding, dilation, groups,
         raise TypeError(f"relu must be a bool, got {relu!r}")
     _check_affine("scale", scale, x, experts)
     _check_affine("shift", shift, x, experts)
-    return x, experts, bias, _geometry(x, experts, stride, padding, dilation)
+    return x, experts, bias, (*_geometry(x, experts, stride, padding, dilation), groups)
 
 
 def prepare_per_sample(x, weight, bias, stride, padding, dilation, groups):
-    """Return x, weight and bias as autocast has them, and the geometry; raise where an argument does not fit."""
+    """Return x, weight and bias as autocast has them, and the op's geometry; raise where an argument does not fit."""
     check_input(x)
     x, weight, bias = cast_for_autocast(x, weight, bias)
-    _check_kernels("weight", weight, x, groups)
+    groups = _check_kernels("weight", weight, x, groups)
     _check_bias(bias, x, batch=x.shape[0], out_channels=weight.shape[1])
-    return x, weight, bias, _geometry(x, weight, stride, padding, dilation)
+    return x, weight, bias, (*_geometry(x, weight, stride, padding, dilation), groups)
 
 
-def _check_kernels(name: str, kernels: Tensor, x: Tensor, groups: int) -> None:
+def _check_kernels(name: str, kernels: Tensor, x: Tensor, groups: int) -> int:
+    """Return groups as an int; raise where it or the kernels do not fit."""
     check_same_dtype(name, kernels, x)
     check_device(name, kernels, x)
-    channels = x.shape[1]
-    if not isinstance(groups, int) or groups < 1 or channels % groups:
-        raise ValueError(f"groups must be a positive divisor of in_channels={int(channels)}, got {groups!r}")
+    channels, given = x.shape[1], groups
+    groups = as_int(given)
+    if groups is None or groups < 1 or channels % groups:
+        raise ValueError(f"groups must be a positive divisor of in_channels={int(channels)}, got {given!r}")
     first = {"experts": None} if name == "experts" else {"batch": x.shape[0]}
     per_group = {"in_channels/groups": channels // groups}
     check_shape(name, kernels, **first, out_channels=None, **per_group, kernel_height=None, kernel_width=None)
@@ -157,6 +164,7 @@ def _check_kernels(name: str, kernels: Tensor, x: Tensor, groups: int) -> None:
         raise ValueError(f"{name} must have no dimension of size 0, got {sizes(kernels)}")
     if kernels.shape[1] % groups:
         raise ValueError(f"out_channels must be a multiple of groups={groups}, got {int(kernels.shape[1])}")
+    return groups
 
 
 def _check_bias(bias: Tensor | None, x: Tensor, **wanted: int) -> None:
@@ -179,9 +187,12 @@ def keeps_the_mix(x: Tensor, experts: Tensor, stride, padding, dilation, groups:
     """Return whether a call that records gradients is to mix outside the op, so that autograd keeps the mix.
 
     So on a CPU where no form is faster than the naive one: mixing again for the gradients would make the op slower than
-    that. Not in a compiled call: the answer depends on the batch size.
+    that. Not in a compiled call: the answer depends on the batch size. Nor in a traced one: the trace is for calls that
+    record gradients and for calls that do not.
     """
-    if x.device.type != "cpu" or backend != "auto" or torch.compiler.is_compiling() or x.shape[0] == 0:
+    if x.device.type != "cpu" or backend != "auto" or x.shape[0] == 0:
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     return forms_of(x, experts, stride, padding, dilation, groups, per_sample=False).are_naive
 

@@ -89,11 +89,11 @@ def explain_dynamic_conv2d(
     x, experts, bias, geometry = prepare_dynamic(
         x, experts, mixing, bias, stride, padding, dilation, groups, scale, shift, relu
     )
-    explanation = _explain("dynamic_conv2d", x, experts, *geometry, groups, False, device)
+    explanation = _explain("dynamic_conv2d", x, experts, *geometry, False, device)
     if explanation.implementation != "eager" or device is not None:
         return explanation
     records = wants_gradient(x, experts, mixing, bias, scale, shift)
-    return explanation._replace(keeps_the_mix=records and keeps_the_mix(x, experts, *geometry, groups, "auto"))
+    return explanation._replace(keeps_the_mix=records and keeps_the_mix(x, experts, *geometry, "auto"))
 
 
 def explain_per_sample_conv2d(
@@ -109,7 +109,7 @@ def explain_per_sample_conv2d(
 ) -> Explanation:
     """Return what `per_sample_conv2d` of these arguments would run."""
     x, weight, bias, geometry = prepare_per_sample(x, weight, bias, stride, padding, dilation, groups)
-    return _explain("per_sample_conv2d", x, weight, *geometry, groups, True, device)
+    return _explain("per_sample_conv2d", x, weight, *geometry, True, device)
 
 
 def _explain(op, x, weight, stride, padding, dilation, groups, per_sample, device) -> Explanation:

@@ -2,11 +2,13 @@
 
 from torch import Tensor
 
+from kernels.checks import as_int
+
 
 def resolve_pair(name: str, value) -> list[int]:
     """Return an int or a pair of ints, each at least 1, as a list of two; raise ValueError for anything else."""
-    pair = [value, value] if isinstance(value, int) else list(value) if isinstance(value, tuple | list) else []
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
+    pair = _pair(value)
+    if None in pair or min(pair) < 1:
         raise ValueError(f"{name} must be an int or a pair of ints, at least 1, got {value!r}")
     return pair
 
@@ -20,8 +22,8 @@ def resolve_padding(padding, kernel, stride: list[int], dilation: list[int]) -> 
             raise ValueError(f"padding='same' needs stride 1, got stride {tuple(stride)}")
         rows, columns = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
         return [rows // 2, rows - rows // 2, columns // 2, columns - columns // 2]
-    pair = [padding, padding] if isinstance(padding, int) else list(padding) if _is_sequence(padding) else []
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= 0 for v in pair):
+    pair = _pair(padding)
+    if None in pair or min(pair) < 0:
         raise ValueError(f"padding must be an int or a pair of ints, at least 0, 'same' or 'valid', got {padding!r}")
     return [pair[0], pair[0], pair[1], pair[1]]
 
@@ -34,5 +36,8 @@ def output_size(x: Tensor, kernel, stride: list[int], padding: list[int], dilati
     return height, width
 
 
-def _is_sequence(value) -> bool:
-    return isinstance(value, tuple | list)
+def _pair(value) -> list[int | None]:
+    """Return an integer twice, a pair of them as a list, and nothing for anything else."""
+    if isinstance(value, tuple | list):
+        return [as_int(each) for each in value] if len(value) == 2 else [None]
+    return [as_int(value)] * 2

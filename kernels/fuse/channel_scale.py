@@ -4,15 +4,16 @@ Backward is two passes, `sum_p dy x` for the gate and `dy s` for x, where autogr
 it again.
 """
 
-import torch
 from torch import Tensor
 
 from kernels.backend import call_reference, chosen_backend, runs_triton
 from kernels.checks import check_device, check_float, check_input, check_shape
-from kernels.library import register_product
+from kernels.leaves import leaf
+from kernels.library import call, register_product
 from kernels.tensors import laid_out_as, memory_layout, not_asked, wide_dtype
 
 
+@leaf
 def channel_scale(x: Tensor, scale: Tensor) -> Tensor:
     """Return x * scale, the second half of squeeze-excitation (Hu et al. 2018).
 
@@ -35,7 +36,7 @@ def channel_scale(x: Tensor, scale: Tensor) -> Tensor:
     backend = chosen_backend("channel_scale", x)
     if backend == "reference":
         return call_reference(_reference, x, scale)
-    return torch.ops.polychrome.channel_scale(x, scale, backend)
+    return call("channel_scale", x, scale, backend)
 
 
 def _reference(x: Tensor, scale: Tensor) -> Tensor:

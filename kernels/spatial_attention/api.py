@@ -5,11 +5,14 @@ from torch import Tensor
 
 from kernels.backend import call_reference, chosen_backend
 from kernels.checks import check_device, check_float, check_input, check_shape, check_small_dtype, sizes
+from kernels.leaves import leaf
+from kernels.library import call
 from kernels.spatial_attention import reference, register  # noqa: F401  (registers the ops)
 from kernels.spatial_attention.eager import check_present
 from kernels.tensors import autocasts
 
 
+@leaf
 def channel_stats(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return mean and max over the channels present, per pixel (CBAM, Woo et al. 2018; report A).
 
@@ -32,12 +35,13 @@ def channel_stats(x: Tensor, mask: Tensor | None = None) -> Tensor:
         _check_mask(mask, x)
     backend = chosen_backend("channel_stats", x)
     if backend != "reference":
-        return torch.ops.polychrome.channel_stats(x, mask, backend)[0]
+        return call("channel_stats", x, mask, backend)[0]
     if mask is not None and mask.device.type == "cpu" and not torch.compiler.is_compiling():
         check_present(mask)
     return call_reference(reference.channel_stats, x, mask)
 
 
+@leaf
 def spatial_gate(x: Tensor, logits: Tensor) -> Tensor:
     """Return x * sigmoid(logits), the second half of spatial attention (CBAM, Woo et al. 2018).
 
@@ -66,9 +70,10 @@ def spatial_gate(x: Tensor, logits: Tensor) -> Tensor:
     backend = chosen_backend("spatial_gate", x)
     if backend == "reference":
         return call_reference(reference.spatial_gate, x, logits)
-    return torch.ops.polychrome.spatial_gate(x, logits, backend)
+    return call("spatial_gate", x, logits, backend)
 
 
+@leaf
 def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x * sigmoid(conv2d(channel_stats(x), weight, bias, padding=k//2)) (CBAM, Woo et al. 2018; report A).
 
@@ -101,7 +106,7 @@ def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     backend = chosen_backend("spatial_attention", x)
     if backend == "reference":
         return call_reference(reference.spatial_attention, x, weight, bias)
-    return torch.ops.polychrome.spatial_attention(x, weight, bias, backend)[0]
+    return call("spatial_attention", x, weight, bias, backend)[0]
 
 
 channel_stats.reference = reference.channel_stats

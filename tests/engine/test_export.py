@@ -16,9 +16,9 @@ from engine.channels import Channels
 from engine.errors import UserError
 from engine.export import Check, Classifier, Description, ExportError, load, save
 from engine.export.check import compare
-from engine.export.decompositions import OPS, STACKED
 from engine.export.program import traced
 from kernels import dynamic_conv2d, per_sample_conv2d
+from kernels.decompositions import OPS, STACKED
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.written_elsewhere import DynamicConv
 

@@ -1,6 +1,8 @@
+import asyncio
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -51,6 +53,93 @@ def test_the_choice_nests_and_ends_with_the_block():
             _ = 1 / 0
         assert current_backend() == "reference"
     assert current_backend() == "auto"
+
+
+def test_threads_whose_choices_overlap_have_their_own_and_leave_none():
+    entered, left, seen = threading.Event(), threading.Event(), {}
+
+    def other():
+        seen["at first"] = current_backend()
+        with use_backend("triton"):
+            entered.set()
+            left.wait(5)
+            seen["inside"] = current_backend()
+        seen["after"] = current_backend()
+
+    thread = threading.Thread(target=other)
+    with use_backend("reference"):
+        thread.start()
+        entered.wait(5)
+        assert current_backend() == "reference"
+    assert current_backend() == "auto"
+    left.set()
+    thread.join()
+    assert seen == {"at first": "auto", "inside": "triton", "after": "auto"}
+    assert current_backend() == "auto"
+
+
+def test_one_choice_object_serves_overlapping_threads():
+    choice, steps = use_backend("reference"), [threading.Event() for _ in range(3)]
+    seen = []
+
+    def other():
+        with use_backend("triton"):
+            steps[0].wait(5)
+            with choice:
+                steps[1].set()
+                steps[2].wait(5)
+            seen.append(current_backend())
+
+    thread = threading.Thread(target=other)
+    with choice:
+        thread.start()
+        steps[0].set()
+        steps[1].wait(5)
+    assert current_backend() == "auto"
+    steps[2].set()
+    thread.join()
+    assert seen == ["triton"]
+
+
+def test_tasks_of_an_event_loop_have_their_own_choices():
+    async def chosen(name, others):
+        with use_backend(name):
+            for _ in range(3):
+                await asyncio.sleep(0)
+                others.append(current_backend() == name)
+        return current_backend()
+
+    async def both():
+        agreed = []
+        after = await asyncio.gather(chosen("reference", agreed), chosen("triton", agreed))
+        return agreed, after
+
+    assert asyncio.run(both()) == ([True] * 6, ["auto", "auto"])
+    assert current_backend() == "auto"
+
+
+def test_compiled_code_sees_the_last_choice_and_auto_when_all_are_over():
+    """The two blocks overlap, as those of two threads do."""
+    torch._dynamo.reset()
+    backend = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda *a: spatial_attention(*a), fullgraph=True, backend=backend)
+    inside, over = threading.Event(), threading.Event()
+
+    def other():
+        with use_backend("reference"):
+            inside.set()
+            over.wait(5)
+
+    thread = threading.Thread(target=other)
+    arguments = CALLS[spatial_attention]
+    with use_backend("auto"):
+        thread.start()
+        inside.wait(5)
+        compiled(*arguments)
+    over.set()
+    thread.join()
+    compiled(*arguments)
+    assert [bool(ops_in(graph)) for graph in backend.graphs] == [False, True]
 
 
 def test_an_unknown_name_lists_the_names():

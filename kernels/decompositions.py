@@ -1,9 +1,11 @@
-"""The ops of `kernels` in torch's own operators, for graphs that run without us, with a batch of any size.
+"""The ops in torch's own operators, for graphs that run without us, with a batch of any size.
 
 The definitions make the batch a number of groups of one convolution, which no graph can leave open. Here a convolution
 with kernels for each sample is a product of matrices; a dynamic convolution is one with mixed kernels, or, in
 `STACKED`, one convolution of all experts whose results are mixed. What an op returns only for its gradient is left
 empty.
+
+The public functions take `ONNX` while `torch.onnx.export` records a model, by `kernels.library.call`.
 """
 
 from __future__ import annotations
@@ -99,3 +101,5 @@ STACKED = {
     torch.ops.polychrome.dynamic_conv2d.default: _stacked_conv2d,
     torch.ops.polychrome.dynamic_conv2d_affine.default: _then_affine(_stacked_conv2d),
 }
+
+ONNX = {**OPS, **STACKED}
