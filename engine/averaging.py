@@ -10,6 +10,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """Return a copy of `model` whose weights and statistics follow it: after each step, decay x own + rest x model's.
 
+    What a schedule sets, the buffers that a module names in `SCHEDULED`, such as a temperature, is copied.
+
     The first steps count more: after n of them the decay is at most (1 + n) / (10 + n), as in TensorFlow's
     ExponentialMovingAverage, or the first weights would linger in short trainings.
     """
@@ -22,13 +24,17 @@ class _Averaged(AveragedModel):
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model, use_buffers=True)
         self.decay = decay
+        scheduled = set(map(id, _scheduled(self.module)))
+        self.copied = [id(value) in scheduled for value in _values(self.module)]
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Follow `model`, whose parameters and buffers are on the device that this one's are on, by one step."""
-        pairs = zip(_values(self.module), _values(model), strict=True)
         groups: dict[torch.dtype, tuple[list, list]] = {}
-        for own, new in pairs:
+        for own, new, copied in zip(_values(self.module), _values(model), self.copied, strict=True):
+            if copied:
+                own.copy_(new)
+                continue
             owns, news = groups.setdefault(own.dtype, ([], []))
             owns.append(own.detach())
             news.append(new.detach())
@@ -39,6 +45,10 @@ class _Averaged(AveragedModel):
             else:
                 torch._foreach_copy_(owns, news)
         self.n_averaged += 1
+
+
+def _scheduled(model: nn.Module) -> list[torch.Tensor]:
+    return [getattr(module, name) for module in model.modules() for name in getattr(module, "SCHEDULED", ())]
 
 
 def _values(model: nn.Module) -> list[torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,16 +40,15 @@ def measure(model: nn.Module, channels: int, size: int) -> Complexity:
     # Two images on the meta device: nothing is computed, and the batch axis cannot be mistaken for a channel.
     model = copy.deepcopy(model).to("meta").eval()
     images = torch.empty(2, channels, size, size, device="meta")
+    layers = path(model, images)
     outputs: list[int] = []
-    for module in model.modules():
-        if _is_layer(module):
-            module.register_forward_hook(partial(_count_output, outputs))
+    for module in dict.fromkeys(_layers(model)):
+        module.register_forward_hook(partial(_count_output, outputs))
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         model(images)
     flops = counter.get_total_flops() // len(images)
     activations = sum(outputs) / len(images)
-    layers = path(model, images)
     return Complexity(
         params=sum(parameter.numel() for parameter in model.parameters()),
         macs=flops // 2,
@@ -167,10 +167,18 @@ def _length(layers: tuple[frozenset[str], ...]) -> tuple[int, int]:
     return len(layers), len(set(layers))
 
 
-def _is_layer(module: nn.Module) -> bool:
-    """Return whether a module with parameters computes its output itself, rather than by calling its children."""
-    calls_children = any(True for _ in module.children()) and type(module).__module__ != kernels.modules.__name__
-    return not calls_children and any(True for _ in module.parameters())
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules with parameters that compute their output themselves, rather than by calling their children.
+
+    Those inside a module of `kernels` are left out: with a hook they would be called.
+    """
+    children = list(module.children())
+    if not children or type(module).__module__ == kernels.modules.__name__:
+        if any(True for _ in module.parameters()):
+            yield module
+        return
+    for child in children:
+        yield from _layers(child)
 
 
 def _count_output(outputs: list[int], _module: nn.Module, _inputs: tuple, output) -> None:

@@ -1,4 +1,8 @@
-"""The ops as modules, each a drop-in for the layers it replaces."""
+"""The ops as modules, each a drop-in for the layers it replaces.
+
+Layers inside them (`conv`, `fc1`, `fc2`) are not called as long as they are plain convolutions: the op takes their
+parameters. With hooks on them, or anything else in their place, they are called, between other ops.
+"""
 
 import math
 from contextlib import nullcontext
@@ -8,10 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.channel_gate import channel_gate
-from kernels.checks import check_float, check_shape
+from kernels.channel_gate.api import check_gate
+from kernels.channel_gate.reference import gate_of_logits, linear
+from kernels.checks import as_int, check_float, check_shape
 from kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
 from kernels.dynamic_conv.api import Pair
 from kernels.dynamic_conv.geometry import resolve_padding, resolve_pair
+from kernels.fuse.channel_scale import channel_scale
+from kernels.leaves import leaf
+from kernels.plain import is_centred, is_plain, is_pointwise
 from kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
 from kernels.tensors import wide_dtype
 
@@ -37,17 +46,25 @@ class SpatialGate(nn.Module):
 class SpatialAttention(nn.Module):
     """Multiply [batch, channels, h, w] by a map made from its channel mean and max, CBAM's spatial half.
 
-    State dict: `conv.weight` [1, 2, kernel_size, kernel_size], and `conv.bias` [1] with `bias=True`, as in CBAM. The
-    `conv` holds the parameters and is not called itself.
+    State dict: `conv.weight` [1, 2, kernel_size, kernel_size], and `conv.bias` [1] with `bias=True`, as in CBAM.
+
+    Raises:
+        ValueError: `kernel_size` is even or below 3.
     """
 
     def __init__(self, kernel_size: int = 7, bias: bool = False):
         super().__init__()
+        kernel_size = _checked_size("kernel_size", kernel_size, least=3)
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """See `kernels.spatial_attention`."""
-        return spatial_attention(x, self.conv.weight, self.conv.bias)
+        if is_centred(self.conv):
+            return spatial_attention(x, self.conv.weight, self.conv.bias)
+        with _without_autocast(x):
+            return spatial_gate(x, _wide(_called(self.conv, channel_stats(x), x)))
 
 
 class ChannelGate(nn.Module):
@@ -55,31 +72,46 @@ class ChannelGate(nn.Module):
 
     State dict as torchvision's `SqueezeExcitation` and timm's `SEModule`: `fc1.weight` [hidden, channels, 1, 1],
     `fc1.bias` [hidden], `fc2.weight` [channels, hidden, 1, 1], `fc2.bias` [channels]; no `fc1` where
-    `hidden_channels` is None (then hidden is channels), no biases with `bias=False`. The two hold the parameters and
-    are not called themselves.
+    `hidden_channels` is None (then hidden is channels), no biases with `bias=False`.
+
+    Raises:
+        ValueError: a size is below 1, or `gate` is neither `sigmoid` nor `softmax`.
     """
 
     def __init__(self, channels: int, hidden_channels: int | None = None, bias: bool = True, gate: str = "sigmoid"):
         super().__init__()
+        channels = _checked_size("channels", channels, least=1)
+        if hidden_channels is not None:
+            hidden_channels = _checked_size("hidden_channels", hidden_channels, least=1)
+        check_gate(gate)
         self.gate = gate
         self.fc1 = None if hidden_channels is None else nn.Conv2d(channels, hidden_channels, 1, bias=bias)
         self.fc2 = nn.Conv2d(hidden_channels or channels, channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """See `kernels.channel_gate`."""
-        w1, b1 = (None, None) if self.fc1 is None else (self.fc1.weight, self.fc1.bias)
-        return channel_gate(x, w1, b1, self.fc2.weight, self.fc2.bias, self.gate)
+        if _is_absent_or_pointwise(self.fc1) and is_pointwise(self.fc2):
+            return channel_gate(x, *_parameters(self.fc1), *_parameters(self.fc2), self.gate)
+        with _without_autocast(x):
+            return channel_scale(x, _gate(_layered(self.fc1, self.fc2, x), self.gate))
 
     def extra_repr(self) -> str:
         return f"gate={self.gate!r}"
 
 
 class PerSampleConv2d(nn.Module):
-    """Convolve each sample with the kernel given for it. No parameters: another network makes the kernels."""
+    """Convolve each sample with the kernel given for it. No parameters: another network makes the kernels.
+
+    Raises:
+        ValueError: stride, padding, dilation or groups is out of range.
+    """
 
     def __init__(self, stride: Pair = 1, padding: Pair | str = 0, dilation: Pair = 1, groups: int = 1):
         super().__init__()
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        strides, dilations = resolve_pair("stride", stride), resolve_pair("dilation", dilation)
+        resolve_padding(padding, (1, 1), strides, dilations)
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.groups = _checked_size("groups", groups, least=1)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `kernels.per_sample_conv2d`."""
@@ -130,8 +162,7 @@ class DynamicConv2d(nn.Module):
     ):
         super().__init__()
         sizes = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups, "experts": experts}
-        for name, size in sizes.items():
-            _check_size(name, size, least=1)
+        in_channels, out_channels, groups, experts = (_checked_size(*each, least=1) for each in sizes.items())
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups must divide in_channels={in_channels} and out_channels={out_channels}, got {groups}"
@@ -158,8 +189,12 @@ class DynamicConv2d(nn.Module):
         With softmax routing it computes what `conv` does, up to rounding, until training tells the experts apart.
 
         Raises:
-            ValueError: `conv` pads with something other than zeros.
+            ValueError: `conv` pads with something other than zeros, or does more than a convolution with its weight: it
+                has hooks or parametrisations, such as a spectral norm, or a forward of its own.
         """
+        own = (getattr(type(conv), name, None) for name in ("forward", "_conv_forward"))
+        if not is_plain(conv, type(conv)) or tuple(own) != (nn.Conv2d.forward, nn.Conv2d._conv_forward):
+            raise ValueError(f"conv must be a plain nn.Conv2d, without hooks or a forward of its own, got {conv}")
         if conv.padding_mode != "zeros":
             raise ValueError(f"conv.padding_mode must be 'zeros', got {conv.padding_mode!r}")
         geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
@@ -191,7 +226,7 @@ class DynamicConv2d(nn.Module):
         mixing = self.attention(x) if mixing is None else mixing
         geometry = self.stride, self.padding, self.dilation, self.groups
         # a model that was cast after fusing, such as by .half(), may have cast the two below what the op takes
-        scale, shift = (None if v is None else v.to(wide_dtype(v.dtype)) for v in (self.scale, self.shift))
+        scale, shift = (None if v is None else _wide(v) for v in (self.scale, self.shift))
         epilogue = {"scale": scale, "shift": shift, "relu": self.relu}
         return dynamic_conv2d(x, self.weight, mixing, self.bias, *geometry, **epilogue)
 
@@ -213,9 +248,11 @@ class ExpertAttention(nn.Module):
     """The mixing weights of a `DynamicConv2d`: [batch, channels, height, width] -> [batch, experts].
 
     softmax or sigmoid of `fc2(relu(fc1(mean over pixels))) / temperature`. All of it is in float32 (float64 for
-    float64), under autocast too. State dict and arguments: see `DynamicConv2d`; `fc1` and `fc2` hold the parameters
-    and are not called themselves.
+    float64), under autocast too. State dict and arguments: see `DynamicConv2d`.
     """
+
+    # Buffers that a schedule sets, not training: a moving average of a model's weights has to copy them.
+    SCHEDULED = ("temperature",)
 
     def __init__(
         self,
@@ -232,7 +269,7 @@ class ExpertAttention(nn.Module):
             raise ValueError(f"routing must be {' or '.join(map(repr, ROUTINGS))}, got {routing!r}")
         if hidden_channels is None:
             hidden_channels = channels // 4 + 1 if routing == "softmax" else 0
-        _check_size("hidden_channels", hidden_channels, least=0)
+        hidden_channels = _checked_size("hidden_channels", hidden_channels, least=0)
         _check_temperature("temperature", temperature)
         self.routing, self.first_temperature = routing, float(temperature)
         made = {"device": device, "dtype": dtype}
@@ -248,14 +285,11 @@ class ExpertAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mixing weights in float32 (float64 for float64); softmax's sum to one."""
-        check_float("x", x)
-        check_shape("x", x, batch=None, channels=(self.fc1 or self.fc2).in_channels, height=None, width=None)
-        with _without_autocast(x.device.type):
-            features = x.mean((2, 3), dtype=wide_dtype(x.dtype))
-            if self.fc1 is not None:
-                features = F.relu(_on_vectors(self.fc1, features))
-            logits = _on_vectors(self.fc2, features) / self.temperature
-            return logits.softmax(1) if self.routing == "softmax" else logits.sigmoid()
+        if _is_absent_or_pointwise(self.fc1) and is_pointwise(self.fc2):
+            layers = (*_parameters(self.fc1), *_parameters(self.fc2))
+            return _mixing(x, *layers, self.temperature, self.routing)
+        with _without_autocast(x):
+            return _routed(_layered(self.fc1, self.fc2, x), self.temperature, self.routing)
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
         state_dict.setdefault(prefix + "temperature", self.temperature)
@@ -288,20 +322,91 @@ def anneal_temperature(
     return temperature
 
 
-def _without_autocast(device: str):
-    """Return a context in which autocast is off; the meta device has none to turn off."""
-    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+@leaf
+def _mixing(x: Tensor, w1, b1, w2, b2, temperature: Tensor, routing: str) -> Tensor:
+    """Return the mixing weights of an `ExpertAttention` with plain layers, [batch, experts]; w1 may be None."""
+    check_float("x", x)
+    channels = (w2 if w1 is None else w1).shape[1]
+    check_shape("x", x, batch=None, channels=channels, height=None, width=None)
+    with _without_autocast(x):
+        features = x.mean((2, 3), dtype=wide_dtype(x.dtype))
+        if w1 is not None:
+            features = linear(features, w1, b1).relu()
+        return _routed(linear(features, w2, b2), temperature, routing)
 
 
-def _on_vectors(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """Return the 1x1 convolution of the vectors x [batch, channels], in x's dtype."""
-    bias = None if layer.bias is None else layer.bias.to(x.dtype)
-    return F.linear(x, layer.weight.flatten(1).to(x.dtype), bias)
+@leaf
+def _routed(logits: Tensor, temperature: Tensor, routing: str) -> Tensor:
+    """Return the mixing weights of logits [batch, experts], with or without pixels of size one."""
+    logits = _wide(logits.flatten(1)) / temperature
+    return logits.softmax(1) if routing == "softmax" else logits.sigmoid()
 
 
-def _check_size(name: str, size: int, least: int) -> None:
-    if not isinstance(size, int) or size < least:
+@leaf
+def _gate(logits: Tensor, gate: str) -> Tensor:
+    """Return the gate of logits [batch, channels, 1, 1], [batch, channels]."""
+    return gate_of_logits(_wide(logits.flatten(1)), gate)
+
+
+@leaf
+def _wide(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32, or float64 where it is."""
+    return tensor.to(wide_dtype(tensor.dtype))
+
+
+@leaf
+def _means(x: Tensor) -> Tensor:
+    """Return the means over the pixels in the wide dtype, [batch, channels, 1, 1]."""
+    check_float("x", x)
+    check_shape("x", x, batch=None, channels=None, height=None, width=None)
+    return x.mean((2, 3), keepdim=True, dtype=wide_dtype(x.dtype))
+
+
+def _layered(first: nn.Module | None, second: nn.Module, x: Tensor) -> Tensor:
+    """Return what the layers, called one after the other with a ReLU between, make of x's means over its pixels."""
+    features = _means(x)
+    if first is not None:
+        features = F.relu(_called(first, features, x))
+    return _called(second, features, x)
+
+
+def _called(layer: nn.Module, features: Tensor, x: Tensor) -> Tensor:
+    """Return layer(features), with those in x's dtype, or that of the layer's parameters where none has x's.
+
+    In a graph of torch.fx, which may be cast later, it is x's.
+    """
+    parameters = layer.parameters() if isinstance(x, Tensor) else ()
+    return layer(_cast(features, x, tuple(p.dtype for p in parameters if p.is_floating_point())))
+
+
+@leaf
+def _cast(features: Tensor, x: Tensor, dtypes: tuple[torch.dtype, ...]) -> Tensor:
+    """Return the features in x's dtype where it is among `dtypes` or there are none, else in the first of them."""
+    return features.to(x.dtype if x.dtype in dtypes or not dtypes else dtypes[0])
+
+
+def _is_absent_or_pointwise(layer: nn.Module | None) -> bool:
+    return layer is None or is_pointwise(layer)
+
+
+def _parameters(layer: nn.Module | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return weight and bias, None for those of no layer."""
+    return (None, None) if layer is None else (layer.weight, layer.bias)
+
+
+def _without_autocast(x: Tensor):
+    """Return a context in which autocast is off; the meta device and torch.fx's proxies have none to turn off."""
+    if not isinstance(x, Tensor) or x.device.type == "meta":
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _checked_size(name: str, size: int, least: int) -> int:
+    """Return `size` as an int; raise ValueError unless it is one, at least `least`."""
+    found = as_int(size)
+    if found is None or found < least:
         raise ValueError(f"{name} must be an int, at least {least}, got {size!r}")
+    return found
 
 
 def _check_temperature(name: str, temperature: float) -> None:

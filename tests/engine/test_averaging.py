@@ -5,6 +5,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.averaging import averaged
+from kernels.modules import DynamicConv2d, anneal_temperature
 
 
 class Called(TorchDispatchMode):
@@ -35,6 +36,18 @@ def test_the_average_follows_weights_and_statistics():
     torch.testing.assert_close(average.module[1].running_mean, mean)
     assert average.module[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert average.n_averaged == 4
+
+
+def test_a_temperature_is_copied_and_not_averaged():
+    model = nn.Sequential(DynamicConv2d(3, 4, 3), nn.BatchNorm2d(4))
+    average = averaged(model, 0.9)
+    for epoch in range(3):
+        anneal_temperature(model, epoch)
+        model(torch.randn(2, 3, 8, 8))
+        average.update_parameters(model)
+        assert average.module[0].attention.temperature == model[0].attention.temperature == 30 - 2.9 * epoch
+    assert average.module[1].running_mean.abs().sum() > 0
+    assert not torch.equal(average.module[1].running_mean, model[1].running_mean)
 
 
 def test_the_number_of_steps_is_not_copied_to_the_device():

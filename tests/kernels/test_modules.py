@@ -2,6 +2,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,15 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import channel_gate, channel_stats, per_sample_conv2d, spatial_attention, spatial_gate
+from kernels import (
+    augment,
+    channel_gate,
+    channel_stats,
+    per_sample_conv2d,
+    spatial_attention,
+    spatial_gate,
+    use_backend,
+)
 from kernels.modules import (
     ChannelGate,
     ChannelStats,
@@ -20,6 +29,76 @@ from kernels.modules import (
     anneal_temperature,
 )
 from tests.kernels.oracle import randn
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ChannelGate(8, 0), "hidden_channels must be an int, at least 1, got 0"),
+        (lambda: ChannelGate(0), "channels must be an int, at least 1, got 0"),
+        (lambda: ChannelGate(8.0, 2), "channels must be an int, at least 1, got 8.0"),
+        (lambda: ChannelGate(8, 2, gate="tanh"), "gate must be one of sigmoid, softmax, got 'tanh'"),
+        (lambda: SpatialAttention(4), "kernel_size must be odd, got 4"),
+        (lambda: SpatialAttention(1), "kernel_size must be an int, at least 3, got 1"),
+        (lambda: SpatialAttention((3, 3)), r"kernel_size must be an int, at least 3, got \(3, 3\)"),
+        (lambda: PerSampleConv2d(stride=0), "stride must be an int or a pair of ints, at least 1, got 0"),
+        (lambda: PerSampleConv2d(padding="full"), "padding must be an int or a pair of ints, at least 0, 'same' or"),
+        (lambda: PerSampleConv2d(2, "same"), r"padding='same' needs stride 1, got stride \(2, 2\)"),
+        (lambda: PerSampleConv2d(dilation=1.5), "dilation must be an int or a pair of ints, at least 1, got 1.5"),
+        (lambda: PerSampleConv2d(groups=0), "groups must be an int, at least 1, got 0"),
+    ],
+)
+def test_a_size_out_of_range_is_refused_when_the_module_is_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_integers_of_numpy_are_integers():
+    two, one = np.int64(2), np.int32(1)
+    ours = dynamic_conv(8, 6, np.int64(3), two, (one, one), one, two, experts=np.uint8(3))
+    theirs = dynamic_conv(8, 6, 3, 2, 1, 1, 2, experts=3)
+    x = randn(3, 8, 9, 7)
+    assert torch.equal(ours(x), theirs(x))
+    assert repr(ours) == repr(theirs)
+    weight, bias = randn(3, 6, 4, 3, 3), randn(3, 6)
+    expected = per_sample_conv2d(x, weight, bias, 2, 1, 1, 2)
+    for backend in ("auto", "reference"):
+        with use_backend(backend):
+            got = per_sample_conv2d(x, weight, bias, two, one, [one, one], two)
+            torch.testing.assert_close(got, expected)
+    assert shapes(ChannelGate(np.int64(8), two)) == shapes(ChannelGate(8, 2))
+    assert shapes(SpatialAttention(np.int64(3))) == shapes(SpatialAttention(3))
+    source = torch.zeros(2, 5, 6, 3, dtype=torch.uint8)
+    assert augment(source, size=np.int64(4)).shape == augment(source, size=(np.int64(4), 4)).shape == (2, 3, 4, 4)
+    for size in (True, 4.0, (4, None), "4"):
+        with pytest.raises(TypeError, match="size must be an int or a pair of them"):
+            augment(source, size=size)
+
+
+def hooked(conv):
+    conv.register_forward_hook(lambda *_: None)
+    return conv
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        hooked(nn.Conv2d(4, 4, 3)),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
+        Standardised(4, 4, 3),
+        nn.Conv1d(4, 4, 3),
+        nn.ConvTranspose2d(4, 4, 3),
+    ],
+    ids=["hook", "parametrisation", "forward of its own", "one dimension", "transposed"],
+)
+def test_a_convolution_that_does_more_than_its_weight_says_is_not_copied(conv):
+    with pytest.raises(ValueError, match=r"conv must be a plain nn\.Conv2d, without hooks"):
+        DynamicConv2d.from_conv(conv)
 
 
 def shapes(module):

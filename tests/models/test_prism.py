@@ -6,7 +6,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import models
 from engine import complexity
-from kernels.modules import DynamicConv2d
+from kernels.modules import DynamicConv2d, SpatialAttention
 from models.any_channel_conv import AnyChannelConv2d
 from models.prism import Prism
 from tests.models.gradients import with_and_without_mask
@@ -40,12 +40,15 @@ def stem(in_channels=3, experts=4, **options):
 
 
 class WeightLayers:
-    """The weight layers a network called, in order, but those on one vector per sample."""
+    """The weight layers a network called, in order, but those on one vector per sample, and of a gate of pixels."""
 
     def __init__(self, model):
         self.called = []
+        gates = {
+            layer for module in model.modules() if isinstance(module, SpatialAttention) for layer in module.modules()
+        }
         for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear | DynamicConv2d):
+            if isinstance(module, nn.Conv2d | nn.Linear | DynamicConv2d) and module not in gates:
                 module.register_forward_hook(self._note)
 
     def _note(self, module, arguments, _output):

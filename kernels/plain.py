@@ -1,0 +1,111 @@
+"""Whether a layer still computes what its class says, so that its parameters may be read and the layer not called.
+
+Much that changes a layer leaves its parameters where they were: hooks (weight norm and spectral norm as hooks, pruning,
+FSDP2), another module in its place (adapters, quantisation), a forward replaced on the object. All that follows is
+asked at every call: such changes come after a model is made.
+"""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def is_plain(layer: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Return whether `layer` is a `kind`, with or without parametrisations, whose call would do no more than `kind`'s.
+
+    `torch.nn.utils.parametrize` is no obstacle: `layer.weight` is then computed when it is read.
+    """
+    return isinstance(layer, nn.Module) and _class_of(layer) is kind and not _does_more(layer) and _holds_weight(layer)
+
+
+def is_pointwise(layer: nn.Module | None) -> bool:
+    """Return whether `layer` is a plain 1x1 convolution."""
+    return is_plain(layer, nn.Conv2d) and _geometry(layer) == ((1, 1), (1, 1), (0, 0), (1, 1), 1, "zeros")
+
+
+def is_centred(layer: nn.Module | None) -> bool:
+    """Return whether `layer` is a plain convolution that `kernels.spatial_attention` does too."""
+    if not is_plain(layer, nn.Conv2d) or (layer.in_channels, layer.out_channels) != (2, 1):
+        return False
+    k = layer.kernel_size[0]
+    return k % 2 == 1 and k > 1 and _geometry(layer) == ((k, k), (1, 1), (k // 2, k // 2), (1, 1), 1, "zeros")
+
+
+class Remembered(NamedTuple):
+    """What a module was: its class, the attributes that are settings, and the same of its children."""
+
+    kind: type[nn.Module]
+    settings: tuple[tuple[str, Any], ...]
+    children: tuple[tuple[str, "Remembered | None"], ...]
+
+
+def remember(module: nn.Module, called: tuple[str, ...] = ()) -> Remembered:
+    """Return what `is_as_remembered` has to find again; the submodules at the paths `called` may become anything."""
+    settings = ((name, _frozen(value)) for name, value in vars(module).items() if _is_setting(name, value))
+    children = []
+    for name, child in module._modules.items():
+        if name == "parametrizations":
+            continue
+        inside = tuple(path[len(name) + 1 :] for path in called if path.startswith(f"{name}."))
+        children.append((name, None if child is None or name in called else remember(child, inside)))
+    return Remembered(_class_of(module), tuple(settings), tuple(children))
+
+
+def is_as_remembered(module: nn.Module, then: Remembered) -> bool:
+    """Return whether `module`, whose own hooks and forward are not asked about, is the module that was remembered.
+
+    Parameters may have any values, and parametrisations. Submodules have to be of the same classes with the same
+    settings, and without hooks.
+    """
+    for name, value in then.settings:
+        if _frozen(module.__dict__.get(name, then)) != value:
+            return False
+    names = [name for name in module._modules if name != "parametrizations"]
+    if len(names) != len(then.children):
+        return False
+    for name, (expected, child_then) in zip(names, then.children, strict=True):
+        if name != expected:
+            return False
+        if child_then is not None:
+            child = module._modules[name]
+            if child is None or _class_of(child) is not child_then.kind or _does_more(child):
+                return False
+            if not is_as_remembered(child, child_then):
+                return False
+    return True
+
+
+def _class_of(module: nn.Module) -> type[nn.Module]:
+    """Return the class a module had before `torch.nn.utils.parametrize` gave it one of its own."""
+    return type(module).__bases__[0] if "parametrizations" in module._modules else type(module)
+
+
+def _does_more(module: nn.Module) -> bool:
+    """Return whether calling `module` runs hooks, or another forward than its class's."""
+    if module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks:
+        return True
+    return "forward" in module.__dict__ or torch_module._has_any_global_hook()
+
+
+def _holds_weight(layer: nn.Module) -> bool:
+    return "weight" in layer._parameters or "parametrizations" in layer._modules
+
+
+def _geometry(conv: nn.Conv2d) -> tuple:
+    return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+
+
+def _is_setting(name: str, value: object) -> bool:
+    """Return whether an attribute, as far as can be told from outside, is one that a forward may go by."""
+    if name.startswith("_") or name == "training" or isinstance(value, Tensor):
+        return False
+    simple = isinstance(value, int | float | str | None) or callable(value)
+    return simple or (isinstance(value, tuple | list) and all(_is_setting("", each) for each in value))
+
+
+def _frozen(value: object) -> object:
+    """Return `value`, a list as a tuple, which nobody can change afterwards."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
