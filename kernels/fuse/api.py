@@ -3,9 +3,8 @@
 from torch import nn
 
 from kernels.fuse import libraries, structure
-from kernels.fuse.candidates import Match, Refusal, obstacle
+from kernels.fuse.candidates import Candidate, Match, Refusal, obstacle
 from kernels.fuse.report import Left, Report, Swap
-from kernels.fuse.structure import Candidate
 from kernels.fuse.swapped import Swapped, swap
 from kernels.fuse.trial import confirmed
 
@@ -76,9 +75,11 @@ class _Walk:
         if not known:
             for child_name, child in module.named_children():
                 self.visit(child, f"{path}.{child_name}" if path else child_name)
-        if verdict is not None and len(self.swapped) == first_swap:
-            # what was left inside a module that was itself left says nothing more
-            self.left[first_left:] = [Left(path, name, verdict.reason)]
+        if verdict is None or (verdict.in_whole and len(self.swapped) > first_swap):
+            return
+        if len(self.swapped) == first_swap:
+            del self.left[first_left:]  # what was left inside a module that was itself left says nothing more
+        self.left.insert(first_left, Left(path, name, verdict.reason))
 
     def _swap(self, module: nn.Module, path: str, match: Match) -> None:
         name, note = type(module).__name__, self._note(module, path)
@@ -117,8 +118,7 @@ def _settled(module: nn.Module, verdict: Match | Candidate | Refusal | None) -> 
     if verdict is None or isinstance(verdict, Refusal):
         return verdict
     if found := obstacle(module):
-        return Refusal(found)
+        return Refusal(found) if isinstance(verdict, Match) or verdict.told else None
     if isinstance(verdict, Match):
         return verdict
-    outcome = confirmed(module, verdict)
-    return Refusal(outcome) if isinstance(outcome, str) else outcome
+    return confirmed(module, verdict)

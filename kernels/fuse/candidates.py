@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import nn
 
 from kernels.fuse.swapped import Swapped
+from kernels.plain import HOOKS
 
 
 class Match(NamedTuple):
@@ -15,9 +16,24 @@ class Match(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why a module stays as it is."""
+    """Why a module stays as it is; `in_whole` where the swap of its parts would say as much."""
 
     reason: str
+    in_whole: bool = False
+
+
+class Candidate(NamedTuple):
+    """The forwards a module may be doing, of which the first that a trial confirms is taken.
+
+    `inputs`: shapes of the forward's arguments, x first; of several such tuples the first that the module takes.
+    `certain`: what it holds leaves no doubt about what it is meant to be, so that a failed trial is worth telling.
+    `told`: that it has hooks is worth telling, and where it has the makings of a gate, that it cannot be tried.
+    """
+
+    matches: tuple[Match, ...]
+    inputs: tuple[tuple[tuple[int, ...], ...], ...]
+    certain: bool = False
+    told: bool = True
 
 
 def obstacle(module: nn.Module) -> str | None:
@@ -28,7 +44,7 @@ def obstacle(module: nn.Module) -> str | None:
             return f"forward replaced on the object{where}"
         if getattr(inner, "parametrizations", None):
             return f"parametrisation{where} of {', '.join(inner.parametrizations)}"
-        for hooks in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+        for hooks in HOOKS:
             if found := getattr(inner, hooks):
                 kind = hooks.strip("_").replace("_", " ").removesuffix("s")
                 return f"{kind}{where}: {_name(next(iter(found.values())))}"

@@ -8,6 +8,7 @@ from torch import nn
 
 from kernels.fuse import swapped
 from kernels.fuse.candidates import Match, Refusal
+from kernels.plain import is_pointwise
 
 
 def recognise(module: nn.Module) -> Match | Refusal | None:
@@ -43,41 +44,23 @@ def _squeeze_excite(*names: str):
 
     def recogniser(module: nn.Module) -> Match | Refusal:
         if getattr(module, "add_maxpool", False):
-            return Refusal("add_maxpool: the maximum is pooled too")
+            return Match(swapped.GatedChannels)
         inner = [name for name in names if not isinstance(getattr(module, name), nn.Identity)]
-        layers = [name for name in inner if _is_pointwise(getattr(module, name))]
+        layers = [name for name in inner if is_pointwise(getattr(module, name))]
         others = [name for name in inner if name not in layers]
         acts = [activation_name(getattr(module, name)) for name in others]
         if len(layers) == 2 and acts == ["relu", "sigmoid"] and inner == [layers[0], others[0], layers[1], others[1]]:
             return Match(swapped.ChannelGate, swapped.LayersPlan(*layers))
         if len(layers) == 1 and acts == ["sigmoid"]:
             return Match(swapped.ChannelGate, swapped.LayersPlan(None, *layers))
-        return Match(swapped.ScaledChannels, swapped.GatePlan(tuple(inner)))
+        return Match(swapped.GatedChannels)
 
     return recogniser
 
 
-def _channel_attention(module: nn.Module) -> Match | Refusal:
-    act, gate = activation_name(module.act), activation_name(module.gate)
-    if (act, gate) != ("relu", "sigmoid"):
-        return Refusal(f"activation {act or type(module.act).__name__}, gate {gate or type(module.gate).__name__}")
-    if not (_is_pointwise(module.fc1) and _is_pointwise(module.fc2)):
-        return Refusal("fc1 and fc2 are not 1x1 convolutions")
-    return Match(swapped.MaxedChannels, swapped.LayersPlan("fc1", "fc2", shared_ties=True))
-
-
-def _spatial_attention(module: nn.Module) -> Match | Refusal:
-    if activation_name(module.gate) != "sigmoid":
-        return Refusal(f"gate {type(module.gate).__name__} is not a sigmoid")
-    return Match(swapped.SpatialAttention, swapped.SpatialPlan(("conv",), False, multiplies=True, whole=False))
-
-
-def _is_pointwise(layer: nn.Module) -> bool:
-    """Return whether `layer` is a plain 1x1 convolution."""
-    if type(layer) is not nn.Conv2d:
-        return False
-    geometry = layer.kernel_size, layer.stride, layer.padding, layer.groups
-    return geometry == ((1, 1), (1, 1), (0, 0), 1)
+def _channel_attention(module: nn.Module) -> Match:
+    _ = module.fc1, module.act, module.fc2, module.gate
+    return Match(swapped.GatedChannels)
 
 
 ACTIVATIONS = {"relu": F.relu, "sigmoid": torch.sigmoid}
@@ -93,7 +76,7 @@ def activation_name(module: nn.Module) -> str | None:
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         near = torch.linspace(-7, 7, 61, device="cpu", dtype=torch.float64)
         sizes = 10**near
-        grid = torch.cat([near, sizes, -sizes])
+        grid = torch.cat([near, near.new_zeros(1), sizes, -sizes])
         try:
             got = [each for mode in (True, False) for each in _values(copy.deepcopy(module).train(mode), grid)]
         except Exception:  # whatever a module of someone else's raises, it is none of the two
@@ -118,6 +101,5 @@ _KNOWN = {
     "timm.layers.squeeze_excite.EffectiveSEModule": _squeeze_excite("fc", "gate"),
     "timm.models._efficientnet_blocks.SqueezeExcite": _squeeze_excite("conv_reduce", "act1", "conv_expand", "gate"),
     "timm.layers.cbam.ChannelAttn": _channel_attention,
-    "timm.layers.cbam.SpatialAttn": _spatial_attention,
     "torchvision.ops.misc.SqueezeExcitation": _squeeze_excite("fc1", "activation", "fc2", "scale_activation"),
 }

@@ -1,62 +1,73 @@
 """Modules of anybody's that may compute what an op does, judged by what they hold; a trial has to confirm it."""
 
-from typing import NamedTuple
+import inspect
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from kernels.fuse import swapped
-from kernels.fuse.candidates import Match, Refusal, obstacle
+from kernels.fuse.candidates import Candidate, Match, Refusal, obstacle
+from kernels.fuse.gates import may_gate
+from kernels.plain import is_centred
 
-
-class Candidate(NamedTuple):
-    """The forwards a module may be doing, of which the first that a trial confirms is taken, and a trial's input shape.
-
-    `certain`: what it holds leaves no doubt about what it is meant to be, so that a failed trial is worth telling.
-    """
-
-    matches: tuple[Match, ...]
-    shape: tuple[int, int, int, int]
-    certain: bool = False
+BIGGEST = 20_000_000  # parameters of a module that is tried for a gate: a trial copies it in float64
 
 
 def recognise(module: nn.Module) -> Candidate | Refusal | None:
     """Return what a module of an unknown class may compute, None where it is nothing known."""
-    if type_before_parametrizations(module).__module__.startswith("torch."):
+    if _is_torchs(module):
         return None
-    return _dynamic_conv(module) or _spatial_attention(module) or _channel_attention(module) or _block(module)
+    rules = _experts, _spatial_attention, _channel_attention, _block, _gated
+    return next((verdict for rule in rules if (verdict := rule(module)) is not None), None)
 
 
-def _dynamic_conv(module: nn.Module) -> Candidate | Refusal | None:
-    """A dynamic convolution: experts [experts, out, in/groups, kh, kw] and a child that mixes them."""
+def _experts(module: nn.Module) -> Candidate | Refusal | None:
+    """A dynamic convolution: experts [experts, out, in/groups, kh, kw], and a child that mixes them or a mix given."""
     own = dict(module.named_parameters(recurse=False))
     own |= {name: getattr(module, name) for name in getattr(module, "parametrizations", ())}
-    if any(is_lazy(value) for value in own.values()):
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) or any(is_lazy(value) for value in own.values()):
         return None
     experts = [name for name, value in own.items() if value.dim() == 5]
-    if not experts or not any(True for _ in module.children()):
+    if not experts:
         return None
     if found := obstacle(module):  # first: a weight norm has parameters of its own
         return Refusal(found)
     if len(experts) > 1:
-        return None
+        return Refusal(f"it has {len(experts)} parameters of five dimensions: {', '.join(experts)}")
     weight = own.pop(experts[0])
     count, out_channels, in_channels, *kernel = weight.shape
     biases = [name for name, value in own.items() if value.shape == (count, out_channels)]
     attentions = [name for name, child in module.named_children() if any(True for _ in child.parameters())]
-    if len(attentions) != 1 or len(own) != len(biases) or len(biases) > 1:
-        return Refusal("a convolution with experts, and parameters or submodules that dynamic_conv2d has no place for")
+    arguments = _arguments(module)
+    words = f"{experts[0]} {list(weight.shape)}"
+    if len(own) != len(biases) or len(biases) > 1:
+        others = ", ".join(name for name in own if name not in biases[:1])
+        return Refusal(f"beside {words} it has {others}, which dynamic_conv2d has no place for")
+    if len(arguments) != (1 if attentions else 2) or len(attentions) > 1:
+        has = ", ".join(attentions) or "no layers"
+        return Refusal(
+            f"it is called with {', '.join(arguments)} and has {has} beside {words}: dynamic_conv2d takes one layer "
+            "that makes a mix [batch, experts], or the mix as second argument"
+        )
     _, _, dilation, groups = swapped.geometry_of(module)
     mode = getattr(module, "padding_mode", "zeros")
     if mode != "zeros":
         return Refusal(f"padding_mode {mode!r}: dynamic_conv2d pads with zeros")
     if not isinstance(groups, int) or groups < 1:
         return Refusal(f"groups {groups!r} is no positive int")
-    plan = swapped.ExpertPlan(experts[0], biases[0] if biases else None, attentions[0])
     size = max(_reach(k, d) for k, d in zip(kernel, _both(dilation), strict=True))
     shape = (3, in_channels * groups, size + 5, size + 8)
-    return Candidate((Match(swapped.ExpertConv, plan),), shape, certain=True)
+    kind, mixing = (swapped.ExpertConv, attentions[0]) if attentions else (swapped.RoutedConv, arguments[1])
+    plan = swapped.ExpertPlan(experts[0], biases[0] if biases else None, mixing)
+    return Candidate((Match(kind, plan),), ((shape,) if attentions else (shape, (3, count)),), certain=True)
+
+
+def _arguments(module: nn.Module) -> list[str]:
+    """Return the names of the arguments that a module has to be called with."""
+    given = inspect.signature(module.forward).parameters.values()
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [p.name for p in given if p.default is inspect.Parameter.empty and p.kind in kinds]
 
 
 def _reach(kernel: int, dilation) -> int:
@@ -77,37 +88,65 @@ def _spatial_attention(module: nn.Module) -> Candidate | Refusal | None:
     conv = holders[convs[0]]
     k = conv.kernel_size[0]
     plans = [
-        swapped.SpatialPlan((*convs, *norms), max_first, multiplies, multiplies and not norms and _is_centred(conv))
+        swapped.SpatialPlan((*convs, *norms), max_first, multiplies, multiplies and not norms and is_centred(conv))
         for multiplies in (True, False)
         for max_first in (False, True)
     ]
-    return Candidate(tuple(Match(swapped.SpatialAttention, plan) for plan in plans), (3, 6, k + 4, k + 7))
+    return Candidate(tuple(Match(swapped.SpatialAttention, plan) for plan in plans), (((3, 6, k + 4, k + 7),),))
 
 
 def _channels(inner: nn.Module) -> tuple[int, int] | None:
     return (inner.in_channels, inner.out_channels) if type(inner) is nn.Conv2d else None
 
 
-def _is_centred(conv: nn.Conv2d) -> bool:
-    """Return whether `spatial_attention` does this convolution."""
-    k = conv.kernel_size[0]
-    geometry = conv.kernel_size, conv.padding, conv.stride, conv.dilation, conv.padding_mode
-    return k % 2 == 1 and k > 1 and geometry == ((k, k), (k // 2, k // 2), (1, 1), (1, 1), "zeros")
-
-
 def _channel_attention(module: nn.Module) -> Candidate | Refusal | None:
-    """Squeeze-excitation or CBAM's channel attention: two layers down and up again, no other parameters."""
+    """Squeeze-excitation or CBAM's channel attention: one layer, or two down and up again, no other parameters."""
     holders = _holders(module)
-    if len(holders) != 2 or "" in holders:
+    if len(holders) not in (1, 2) or "" in holders:
         return None
-    (first, down), (second, up) = holders.items()
-    down, up = _features(down), _features(up)
-    if down is None or up is None or down != up[::-1] or down[0] <= down[1]:
+    sizes = [_features(layer) for layer in holders.values()]
+    if None in sizes or sizes[0] != sizes[-1][::-1] or (len(sizes) == 2 and sizes[0][0] <= sizes[0][1]):
         return None
-    shared_ties = not any(isinstance(inner, nn.AdaptiveMaxPool2d) for inner in module.modules())
-    plans = swapped.LayersPlan(first, second), swapped.LayersPlan(first, second, shared_ties)
-    kinds = swapped.ChannelGate, swapped.MaxedChannels
-    return Candidate(tuple(map(Match, kinds, plans)), (3, down[0], 5, 7 if down[0] != 7 else 8))
+    paths = (None, *holders) if len(holders) == 1 else tuple(holders)
+    matches = Match(swapped.ChannelGate, swapped.LayersPlan(*paths)), Match(swapped.GatedChannels)
+    return Candidate(matches, ((_maps(sizes[0][0]),),))
+
+
+def _maps(channels: int) -> tuple[int, int, int, int]:
+    """Return the shape of an input whose height and width are told from its channels."""
+    return 3, channels, 5, 7 if channels != 7 else 8
+
+
+def _gated(module: nn.Module) -> Candidate | None:
+    """Any module with the makings of a gate: it may multiply its input by one, or by one that there is no op for."""
+    parameters = list(module.parameters())
+    if not parameters or any(map(is_lazy, parameters)) or sum(p.numel() for p in parameters) > BIGGEST:
+        return None
+    if len(_arguments(module)) != 1 or not may_gate(module):
+        return None
+    channels = [c for c in map(_in_channels, module.modules()) if c is not None][:1]
+    counts = dict.fromkeys((*(c for c in channels if c > 1), 8, 1))  # a gate of one channel is no gate of channels
+    inputs = [((3, c, *size),) for c in counts for size in ((5, 7), (34, 37))]
+    # a network of layers for images that has a sigmoid at its end is no gate because it takes no small images
+    inner = [m for m in module.modules() if m is not module and not _is_torchs(m)]
+    foreign = any(True for m in inner for _ in m.parameters())
+    flat = any(isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.AdaptiveAvgPool2d) for m in module.modules())
+    return Candidate((Match(swapped.GatedChannels),), tuple(inputs), told=flat and not foreign)
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    return type_before_parametrizations(module).__module__.startswith("torch.")
+
+
+def _in_channels(layer: nn.Module) -> int | None:
+    """Return the channels that a layer takes, where it has some."""
+    for kinds, name in _CHANNELS:
+        if isinstance(layer, kinds):
+            return getattr(layer, name)
+    return None
+
+
+_CHANNELS = ((nn.Conv2d, "in_channels"), (nn.Linear, "in_features"), (nn.BatchNorm2d, "num_features"))
 
 
 def _block(module: nn.Module) -> Candidate | None:
@@ -125,7 +164,8 @@ def _block(module: nn.Module) -> Candidate | None:
             inside = plan._replace(modules=tuple(f"{spatial}.{path}" for path in plan.modules))
             matches.append(Match(swapped.AttentionBlock, swapped.BlockPlan(channels, inside)))
     features = [shape for inner in getattr(module, channels).modules() if (shape := _features(inner)) is not None]
-    return Candidate(tuple(matches), (3, features[0][0], *attention.shape[2:])) if features else None
+    size = attention.inputs[0][0][2:]
+    return Candidate(tuple(matches), (((3, features[0][0], *size),),)) if features else None
 
 
 def _features(layer: nn.Module) -> tuple[int, int] | None:

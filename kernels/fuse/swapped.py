@@ -1,7 +1,8 @@
 """The classes that swapped modules get: their own, with a forward that calls an op.
 
 A swapped module stays the object it was, as with torch's parametrisations: parameters, buffers, attributes, methods and
-`isinstance` are those of its own class. Where no op is faster, such as on a CPU, it runs its own forward.
+`isinstance` are those of its own class. It runs its own forward where no op is faster, such as on a CPU, and where the
+parts whose parameters an op would take have changed since.
 """
 
 from functools import lru_cache
@@ -11,20 +12,21 @@ from weakref import WeakValueDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from kernels.backend import current_backend, runs_triton
 from kernels.channel_gate import channel_gate
-from kernels.channel_gate.reference import linear
 from kernels.dynamic_conv import dynamic_conv2d
 from kernels.dynamic_conv.eager.forms import cpu_forms
 from kernels.dynamic_conv.geometry import resolve_padding, resolve_pair
 from kernels.dynamic_conv.problem import Problem
 from kernels.fuse.channel_scale import channel_scale
+from kernels.plain import Remembered, is_as_remembered, remember
 from kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
-from kernels.tensors import autocasts, is_channels_last, wide_dtype
+from kernels.tensors import autocasts, is_channels_last
 
-# The attribute of a swapped module that holds its plan: where in it the op's operands are.
-PLAN = "_fuse_plan"
+# The attributes of a swapped module that hold its plan, where in it the op's operands are, and what it was then.
+PLAN, REMEMBERED = "_fuse_plan", "_fuse_remembered"
 
 _classes: WeakValueDictionary = WeakValueDictionary()
 
@@ -39,6 +41,16 @@ class Swapped:
         """Return the names of the ops that the forward calls."""
         return cls.op
 
+    @classmethod
+    def called(cls, plan: tuple | None) -> tuple[str, ...]:
+        """Return the paths of the submodules that the forward calls, which may become anything."""
+        return ()
+
+    @classmethod
+    def objection(cls, module: nn.Module, plan: tuple | None, x: Tensor) -> str | None:
+        """Return what a trial with x would fail at, in words for a user, if anything known."""
+        return None
+
     def __reduce_ex__(self, protocol):
         return _restore, type(self).__bases__, self.__getstate__()
 
@@ -49,8 +61,9 @@ def swap(module: nn.Module, kind: type[Swapped], plan: tuple | None) -> None:
     Raises:
         TypeError: Python cannot change the class of `module`.
     """
+    then = remember(module, kind.called(plan))
     module.__class__ = _class_of(kind, type(module))
-    module.__dict__[PLAN] = plan
+    module.__dict__.update({PLAN: plan, REMEMBERED: then})
 
 
 def _class_of(kind: type[Swapped], own: type[nn.Module]) -> type[nn.Module]:
@@ -72,6 +85,12 @@ def prefers_its_own(x: Tensor) -> bool:
     if not isinstance(x, Tensor):
         return True
     return current_backend() == "auto" and not runs_triton(x, "auto")
+
+
+def has_changed(module: nn.Module) -> bool:
+    """Return whether the parts that a swapped module's forward does not call are others than when it was swapped."""
+    then: Remembered = module.__dict__[REMEMBERED]
+    return not is_as_remembered(module, then)
 
 
 def prefers_its_own_convolution(x: Tensor, experts: tuple[int, ...], stride, padding, dilation, groups: int) -> bool:
@@ -134,11 +153,14 @@ class CondConv(Swapped):
 
 
 class ExpertPlan(NamedTuple):
-    """Names of the parameters [experts, out, in/groups, kh, kw] and [experts, out], and of the attention."""
+    """Names of the parameters [experts, out, in/groups, kh, kw] and [experts, out], and of what gives the mix.
+
+    That is the attention, a submodule, or in `RoutedConv` the forward's second argument.
+    """
 
     weight: str
     bias: str | None
-    attention: str
+    mixing: str
 
 
 class ExpertConv(Swapped):
@@ -146,15 +168,51 @@ class ExpertConv(Swapped):
 
     op = "dynamic_conv2d"
 
+    @classmethod
+    def called(cls, plan: ExpertPlan) -> tuple[str, ...]:
+        """Return the path of the attention."""
+        return (plan.mixing,)
+
+    @classmethod
+    def objection(cls, module: nn.Module, plan: ExpertPlan, x: Tensor) -> str | None:
+        """Return what else than a mix the attention gives, if anything."""
+        try:
+            mixing = getattr(module, plan.mixing)(x)
+        except Exception as error:  # whatever somebody's module raises
+            return f"its {plan.mixing} does not take a batch of maps: {type(error).__name__}"
+        wanted = [len(x), len(getattr(module, plan.weight))]
+        got = list(mixing.shape) if isinstance(mixing, Tensor) else f"a {type(mixing).__name__}"
+        return None if got == wanted else f"its {plan.mixing} gives {got}, not a mix [batch, experts]"
+
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, in_channels, height, width]."""
-        plan = self.__dict__[PLAN]
-        experts = getattr(self, plan.weight)
-        geometry = geometry_of(self)
-        if prefers_its_own_convolution(x, tuple(experts.shape), *geometry):
+        if _keeps_its_own_convolution(self, x):
             return super().forward(x)
-        bias = None if plan.bias is None else getattr(self, plan.bias)
-        return dynamic_conv2d(x, experts, getattr(self, plan.attention)(x), bias, *geometry)
+        return _mixed_experts(self, x, getattr(self, self.__dict__[PLAN].mixing)(x))
+
+
+class RoutedConv(Swapped):
+    """A dynamic convolution of user code that is given its mix [batch, experts]."""
+
+    op = "dynamic_conv2d"
+
+    def forward(self, x: Tensor, *mixing: Tensor, **named: Tensor) -> Tensor:
+        """x [batch, in_channels, height, width]; the mixing by place or name."""
+        given = [*mixing, *(value for name, value in named.items() if name == self.__dict__[PLAN].mixing)]
+        if len(given) != 1 or len(mixing) + len(named) != 1 or _keeps_its_own_convolution(self, x):
+            return super().forward(x, *mixing, **named)
+        return _mixed_experts(self, x, *given)
+
+
+def _keeps_its_own_convolution(module: nn.Module, x: Tensor) -> bool:
+    experts = getattr(module, module.__dict__[PLAN].weight)
+    return prefers_its_own_convolution(x, tuple(experts.shape), *geometry_of(module)) or has_changed(module)
+
+
+def _mixed_experts(module: nn.Module, x: Tensor, mixing: Tensor) -> Tensor:
+    plan: ExpertPlan = module.__dict__[PLAN]
+    bias = None if plan.bias is None else getattr(module, plan.bias)
+    return dynamic_conv2d(x, getattr(module, plan.weight), mixing, bias, *geometry_of(module))
 
 
 def geometry_of(module: nn.Module) -> tuple:
@@ -165,11 +223,10 @@ def geometry_of(module: nn.Module) -> tuple:
 
 
 class LayersPlan(NamedTuple):
-    """Paths of the two layers, the first None where there is one only, and whether ties share the max's gradient."""
+    """Paths of the two layers, the first None where there is one only."""
 
     first: str | None
     second: str
-    shared_ties: bool = False
 
 
 class ChannelGate(Swapped):
@@ -179,51 +236,51 @@ class ChannelGate(Swapped):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, channels, height, width]."""
-        if prefers_its_own(x):
+        if prefers_its_own(x) or has_changed(self):
             return super().forward(x)
         return channel_gate(x, *_layers(self))
 
 
-class GatePlan(NamedTuple):
-    """Paths of the modules that make the gate [batch, channels, 1, 1] of the channel means, in order."""
-
-    modules: tuple[str, ...]
-
-
-class ScaledChannels(Swapped):
-    """Squeeze-excitation with other activations: its own modules make the gate."""
+class GatedChannels(Swapped):
+    """A module that multiplies its input by a gate of its channels: its own forward, the product by an op."""
 
     op = "channel_scale"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *others, **named) -> Tensor:
         """x [batch, channels, height, width]."""
-        if prefers_its_own(x) or _leaves_to_inductor():
-            return super().forward(x)
-        gate = x.mean((2, 3), keepdim=True)
-        for path in self.__dict__[PLAN].modules:
-            gate = at(self, path)(gate)
-        return channel_scale(x, gate)
+        if prefers_its_own(x) or torch.compiler.is_compiling():  # in a graph the product can fuse with its neighbours
+            return super().forward(x, *others, **named)
+        with _Products(x):
+            return super().forward(x, *others, **named)
 
 
-class MaxedChannels(Swapped):
-    """CBAM's channel attention: the means and the maxima go through the same two layers."""
+class _Products(TorchFunctionMode):
+    """Computes products of x and a gate of its channels by `channel_scale`."""
 
-    op = "channel_scale"
+    def __init__(self, x: Tensor):
+        super().__init__()
+        self.x = x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [batch, channels, height, width]."""
-        if prefers_its_own(x) or _leaves_to_inductor():
-            return super().forward(x)
-        return channel_scale(x, gate_with_max(x, *_layers(self), self.__dict__[PLAN].shared_ties))
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in PRODUCTS and len(args) == 2 and (args[0] is self.x or args[1] is self.x):
+            gate = self._gate(args[1] if args[0] is self.x else args[0])
+            if gate is not None:
+                return channel_scale(self.x, gate)
+        return func(*args, **(kwargs or {}))
+
+    def _gate(self, factor) -> Tensor | None:
+        """Return the gate [batch, channels, 1, 1] that `factor` is, or is expanded from; None for any other factor."""
+        if not isinstance(factor, Tensor) or factor is self.x or factor.dim() != 4:
+            return None
+        gate = factor[tuple(slice(0, 1) if step == 0 else slice(None) for step in factor.stride())]
+        if gate.shape[2:] != (1, 1) or factor.shape[:2] != self.x.shape[:2] or gate.device != self.x.device:
+            return None
+        gate = gate.expand(*self.x.shape[:2], 1, 1)
+        return gate if torch.result_type(self.x, gate) == self.x.dtype and gate.is_floating_point() else None
 
 
-def gate_with_max(x: Tensor, w1: Tensor, b1, w2: Tensor, b2, shared_ties: bool) -> Tensor:
-    """Return CBAM's gate of the channels, [batch, channels], at least float32."""
-    wide = wide_dtype(x.dtype)
-    largest = x.amax((2, 3)) if shared_ties else F.adaptive_max_pool2d(x, 1).flatten(1)
-    pooled = x.mean((2, 3), dtype=wide), largest.to(wide)
-    with torch.autocast(x.device.type, enabled=False):
-        return sum(linear(linear(means, w1, b1).relu(), w2, b2) for means in pooled).sigmoid()
+# Each name of the product of two tensors, as a mode sees it.
+PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply}
 
 
 class SpatialPlan(NamedTuple):
@@ -249,9 +306,16 @@ class SpatialAttention(Swapped):
             return "spatial_attention"
         return "channel_stats, spatial_gate" if plan.multiplies else "channel_stats"
 
+    @classmethod
+    def called(cls, plan: SpatialPlan) -> tuple[str, ...]:
+        """Return the paths of the convolution and the normalisation, unless the op takes the convolution's weight."""
+        return () if plan.whole else plan.modules
+
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, channels, height, width]."""
-        return super().forward(x) if prefers_its_own(x) else _attended(self, x, self.__dict__[PLAN])
+        if prefers_its_own(x) or has_changed(self):
+            return super().forward(x)
+        return _attended(self, x, self.__dict__[PLAN])
 
 
 class BlockPlan(NamedTuple):
@@ -269,13 +333,19 @@ class AttentionBlock(Swapped):
         """Return the names of the ops that the forward calls."""
         return f"channel_scale, {SpatialAttention.ops(plan.spatial)}"
 
+    @classmethod
+    def called(cls, plan: BlockPlan) -> tuple[str, ...]:
+        """Return the paths of what makes the channels' gate and of what the spatial attention calls."""
+        return plan.channels, *SpatialAttention.called(plan.spatial)
+
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, channels, height, width]."""
-        if prefers_its_own(x):
+        if prefers_its_own(x) or has_changed(self):
             return super().forward(x)
         plan = self.__dict__[PLAN]
         gate = getattr(self, plan.channels)(x)
-        return _attended(self, x * gate if _leaves_to_inductor() else channel_scale(x, gate), plan.spatial)
+        leaves_product = torch.compiler.is_compiling() and current_backend() == "auto"
+        return _attended(self, x * gate if leaves_product else channel_scale(x, gate), plan.spatial)
 
 
 def _attended(module: nn.Module, x: Tensor, plan: SpatialPlan) -> Tensor:
@@ -289,11 +359,6 @@ def _attended(module: nn.Module, x: Tensor, plan: SpatialPlan) -> Tensor:
     for path in plan.modules:
         logits = at(module, path)(logits)
     return spatial_gate(x, logits) if plan.multiplies else logits.sigmoid()
-
-
-def _leaves_to_inductor() -> bool:
-    """Return whether the product with a gate is better left in the graph, where its neighbours can fuse with it."""
-    return torch.compiler.is_compiling() and current_backend() == "auto"
 
 
 def _layers(module: nn.Module) -> tuple[Tensor | None, ...]:

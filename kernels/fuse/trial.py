@@ -1,15 +1,16 @@
 """Does a module compute what an op would? Asked of copies, in float64 on a CPU, with random parameters and inputs."""
 
 import copy
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kernels.backend import use_backend
-from kernels.fuse.candidates import Match
-from kernels.fuse.structure import Candidate
-from kernels.fuse.swapped import swap
+from kernels.fuse.candidates import Candidate, Match, Refusal
+from kernels.fuse.gates import Gates, in_words, may_gate
+from kernels.fuse.swapped import GatedChannels, swap
 
 TOLERANCE = 1e-5  # of the largest value; a forward that rounds to float32 on its way passes, another formula does not
 
@@ -21,12 +22,27 @@ class Outcome(NamedTuple):
     attributes: list[str]
 
 
-def confirmed(module: nn.Module, candidate: Candidate) -> Match | str | None:
+class Setting(NamedTuple):
+    """How a module is tried, in words and in fact."""
+
+    words: str
+    training: bool
+    special: bool
+
+
+SETTINGS = (
+    Setting("in training", training=True, special=False),
+    Setting("in evaluation", training=False, special=False),
+    Setting("with ties, zeros and constants", training=True, special=True),
+)
+
+
+def confirmed(module: nn.Module, candidate: Candidate) -> Match | Refusal | None:
     """Return the first forward that equals the module's own, or why none does; None where it is something else.
 
-    Outputs, gradients of the input and of every parameter, and buffers afterwards have to agree, in training and in
-    evaluation, and the module's own must set no attribute, for no other will. `module` and torch's random generators
-    are as before.
+    Outputs, gradients of the inputs and of every parameter, and buffers afterwards have to agree, in training and in
+    evaluation, on random numbers and on ties, zeros and constants, and the module's own must set no attribute, for no
+    other will. `module` and torch's random generators are as before.
     """
     with (
         torch.random.fork_rng(devices=[]),
@@ -34,38 +50,78 @@ def confirmed(module: nn.Module, candidate: Candidate) -> Match | str | None:
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
-        return _confirmed(module, candidate)
+        verdict = _confirmed(module, candidate)
+    return Refusal(verdict, in_whole=not candidate.certain) if isinstance(verdict, str) else verdict
 
 
-def _confirmed(module: nn.Module, candidate: Candidate) -> Match | str | None:
-    try:
-        copied = _randomised(module)
-        own = [_run(copied, candidate.shape, training) for training in (True, False)]
-    except Exception as error:  # whatever somebody's module raises, the answer is to leave it alone
-        return f"its forward cannot be tried: {_line(error)}" if candidate.certain else None
-    shape, output = list(candidate.shape), list(own[0].tensors["the output"].shape)
+def _confirmed(module: nn.Module, candidate: Candidate) -> Match | Refusal | str | None:
+    tried = _tried(module, candidate)
+    if isinstance(tried, Exception):
+        words = f"its forward cannot be tried on x {list(candidate.inputs[0][0])}: {_line(tried)}"
+        return Refusal(words) if candidate.certain or (candidate.told and may_gate(module)) else None
+    copied, shapes, own, gates = tried
+    shape, output = list(shapes[0]), list(own[0].tensors["the output"].shape)
     one_map, one_gate = [shape[0], 1, *shape[2:]], [*shape[:2], 1, 1]
-    if not candidate.certain and output not in (shape, one_map, one_gate):
+    if not candidate.certain and output not in (one_map, one_gate) and not (gates.of_x or gates.of_others):
         return None
-    why = ""
+    why, furthest = "", -2
     for match in candidate.matches:
-        swapped = copy.deepcopy(copied)
         try:
+            swapped = copy.deepcopy(copied)
+            if found := _objection(swapped, match, shapes):
+                why = why or found
+                continue
             swap(swapped, match.kind, match.plan)
             with use_backend("reference"):
-                ours = [_run(swapped, candidate.shape, training) for training in (True, False)]
+                ours = [_run(swapped, shapes, setting)[0] for setting in SETTINGS]
         except Exception as error:
             why = why or f"not computed by {match.kind.ops(match.plan)}: {_line(error)}"
             continue
-        difference = _difference(own, ours)
-        if difference is None:
+        agreed, difference = _difference(own, ours)
+        if not difference and _uses_its_op(match, gates, shapes[0]):
             attributes = dict.fromkeys(name for outcome in own for name in outcome.attributes)
             return f"its forward sets {', '.join(attributes)}" if attributes else match
-        if not why or list(ours[0].tensors["the output"].shape) == output:
-            why = f"not what {match.kind.ops(match.plan)} computes: {difference}"
+        if difference and agreed > furthest:
+            why, furthest = f"not what {match.kind.ops(match.plan)} computes: {difference}", agreed
     if output == one_gate != shape:
         return "it returns the gate alone; its caller multiplies, which is what the op is for"
-    return why
+    if any(match.kind is GatedChannels for match in candidate.matches) and (gate := _other_gate(gates, shapes[0])):
+        return Refusal(gate)
+    return why or None
+
+
+def _tried(module: nn.Module, candidate: Candidate):
+    """Return a copy of the module, the shapes it takes, what its forward leaves and its gates; or the first error."""
+    first = None
+    try:
+        copied = _randomised(module)
+    except Exception as error:
+        return error
+    for shapes in candidate.inputs:
+        try:
+            runs = [_run(copied, shapes, setting, Gates) for setting in SETTINGS]
+            return copied, shapes, [outcome for outcome, _ in runs], runs[0][1]
+        except Exception as error:  # whatever somebody's module raises, the answer is to leave it alone
+            first = first or error
+    return first
+
+
+def _other_gate(gates: Gates, x: tuple[int, ...]) -> str:
+    """Return in words the gates that no op here takes, if there are any."""
+    others = dict.fromkeys(in_words(gate, x) for gate in gates.of_x if gate != (*x[:2], 1, 1))
+    inner = dict.fromkeys(in_words(gate, x) for gate in gates.of_others)
+    found = [f"its input by a gate {gate}" for gate in others] + [f"what it makes by a gate {gate}" for gate in inner]
+    return f"it multiplies {' and '.join(found)}; channel_scale: its input by [batch, channels, 1, 1]" if found else ""
+
+
+def _uses_its_op(match: Match, gates: Gates, x: tuple[int, ...]) -> bool:
+    """Return whether the module, which computes what `match` does, has the product that it is meant for."""
+    return match.kind.op != "channel_scale" or (*x[:2], 1, 1) in gates.of_x
+
+
+def _objection(module: nn.Module, match: Match, shapes: tuple[tuple[int, ...], ...]) -> str | None:
+    with torch.no_grad():
+        return match.kind.objection(module, match.plan, _inputs(shapes, special=False)[0])
 
 
 def _randomised(module: nn.Module) -> nn.Module:
@@ -78,22 +134,43 @@ def _randomised(module: nn.Module) -> nn.Module:
     return copied
 
 
-def _run(module: nn.Module, shape: tuple[int, ...], training: bool) -> Outcome:
-    """Return what a forward and backward pass leaves; the pass is on a copy."""
-    module = copy.deepcopy(module).train(training)
-    before = _attributes(module)
+def _inputs(shapes: tuple[tuple[int, ...], ...], special: bool) -> list[Tensor]:
+    """Return the arguments of a forward, leaves; where `special`, with the values at which gradients are a convention.
+
+    x's first sample has ties. The second is zero but for two pixels of half its channels, whose means are zero too. Of
+    the third, half of the channels are constant, and the others negative.
+    """
     torch.manual_seed(2)
-    x = torch.randn(shape, dtype=torch.float64, device="cpu").requires_grad_()
-    y = module(x * 1)  # a copy: the forward may write in place
+    x, *others = (torch.randn(shape, dtype=torch.float64, device="cpu") for shape in shapes)
+    if special:
+        ties, zeros, constants = x[:3]
+        ties.round_()
+        zeros.zero_()
+        zeros[::2, 0, :2] = torch.tensor([1.0, -1.0], dtype=x.dtype)
+        constants[::2] = constants[::2, :1, :1]
+        constants[1::2].abs_().neg_()
+    return [tensor.requires_grad_() for tensor in (x, *others)]
+
+
+def _run(module: nn.Module, shapes: tuple[tuple[int, ...], ...], setting: Setting, watch=lambda *_: nullcontext()):
+    """Return what a forward and backward pass on a copy leaves, and the context `watch(copy, x)` of the forward."""
+    module = copy.deepcopy(module).train(setting.training)
+    inputs = _inputs(shapes, setting.special)
+    given = [tensor * 1 for tensor in inputs]  # copies: the forward may write in place
+    watched = watch(module, given[0])
+    before = _attributes(module)
+    with watched:
+        y = module(*given)
     if not isinstance(y, Tensor):
         raise TypeError(f"it returns a {type(y).__name__}, not a tensor")
     found = {"the output": y.detach(), **{f"buffer {name}": value for name, value in module.named_buffers()}}
-    trained = {"the input": x, **{n: p for n, p in module.named_parameters() if p.requires_grad}}
+    trained = {"the input": inputs[0], **{f"argument {n}": x for n, x in enumerate(inputs[1:], start=2)}}
+    trained |= {n: p for n, p in module.named_parameters() if p.requires_grad}
     weights = torch.randn(y.shape, dtype=y.dtype, device="cpu")
     gradients = torch.autograd.grad(y, list(trained.values()), weights, allow_unused=True)
     for (name, value), gradient in zip(trained.items(), gradients, strict=True):
         found[f"the gradient of {name}"] = torch.zeros_like(value) if gradient is None else gradient
-    return Outcome(found, _changed(before, _attributes(module)))
+    return Outcome(found, _changed(before, _attributes(module))), watched
 
 
 def _attributes(module: nn.Module) -> dict[str, tuple[object, int]]:
@@ -115,20 +192,28 @@ def _changed(before: dict[str, tuple[object, int]], after: dict[str, tuple[objec
     return found
 
 
-def _difference(own: list[Outcome], ours: list[Outcome]) -> str | None:
-    """Return the first that differs, in words."""
-    for mode, want, got in zip(("training", "evaluation"), own, ours, strict=True):
+def _difference(own: list[Outcome], ours: list[Outcome]) -> tuple[int, str]:
+    """Return how many tensors agree before the first that differs, one less where in shape, and that one in words."""
+    agreed = 0
+    for setting, want, got in zip(SETTINGS, own, ours, strict=True):
         for name, value in want.tensors.items():
             other = got.tensors[name]
             if other.shape != value.shape:
-                return f"{name} is {list(value.shape)}, not {list(other.shape)}"
-            apart, largest = (other.double() - value.double()).abs(), value.double().abs()
-            if value.numel() and not apart.max() <= TOLERANCE * max(float(largest.max()), 1e-3):
-                return f"in {mode} {name} differs by {float(apart.max()):.1e} of {float(largest.max()):.1e}"
-    return None
+                return agreed - 1, f"{name} is {list(value.shape)}, not {list(other.shape)}"
+            value, other = value.double(), other.double()
+            both_nan = value.isnan() & other.isnan()
+            apart = (other - value).abs().masked_fill(both_nan | (value == other), 0)
+            largest = value[value.isfinite()].abs()
+            limit = TOLERANCE * max(float(largest.max()) if len(largest) else 0.0, 1e-3)
+            if value.numel() and not apart.max() <= limit:
+                off = f"{float(apart.max()):.1e} of {limit / TOLERANCE:.1e}"
+                return agreed, f"{setting.words} {name} differs by {off}"
+            agreed += 1
+    return agreed, ""
 
 
 def _line(error: Exception) -> str:
     """Return the error in one short line."""
     words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words if len(words) <= 120 else words[:117] + '...'}"
+    name = type(error).__name__
+    return f"{name}: {words if len(words) <= 120 else words[:117] + '...'}" if words else name

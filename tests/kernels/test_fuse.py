@@ -1,9 +1,11 @@
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.parametrizations import weight_norm
@@ -17,15 +19,28 @@ from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import randn
 from tests.kernels.written_elsewhere import (
     CBAM,
+    ECA,
     CBAMBlock,
     ChannelAttention,
     ChannelGate,
+    CoordAtt,
     DynamicConv,
     GatedCBAM,
+    HardSwish,
+    InlineSE,
+    LoopedCondConv,
+    MobileSE,
+    ModulatedConv,
+    ODConv,
     ReflectedDynamicConv,
+    RoutedCondConv,
     SELayer,
+    SharedTiesAttention,
+    SingleSE,
+    SKConv,
     SpatialAttention,
     SpatialGate,
+    SwishSE,
 )
 
 
@@ -232,7 +247,7 @@ def test_what_looks_like_a_dynamic_convolution_and_is_none_is_left_with_the_diff
     assert [left.reason for left in report.left] == [
         "not what dynamic_conv2d computes: the output is [3, 4, 8, 11], not [3, 4, 6, 9]",
         *(left.reason for left in report.left[1:3]),
-        "its forward cannot be tried: KeyError: 'nothing here'",
+        "its forward cannot be tried on x [3, 4, 8, 11]: KeyError: 'nothing here'",
         "padding_mode 'circular': dynamic_conv2d pads with zeros",
     ]
     for left in report.left[1:3]:
@@ -298,6 +313,185 @@ def test_the_order_of_the_maps_is_told_apart_though_the_weights_are_all_alike():
     x = randn(2, 4, 5, 5)
     with use_backend("reference"):
         torch.testing.assert_close(layer(x), MaxFirst.forward(layer, x))
+
+
+def test_gates_of_a_spelling_of_their_own_are_found_and_equal():
+    model = nn.Sequential(MobileSE(8), SwishSE(8), SingleSE(8), ECA(), ChannelGate(8))
+    _, report = assert_equal_training(model, randn(3, 8, 7, 6))
+    assert [swap.op for swap in report.swapped] == ["channel_scale"] * 2 + ["channel_gate"] + ["channel_scale"] * 2
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1, "groups": 2, "bias": False, "K": 3}])
+def test_experts_whose_mix_is_an_argument_are_found_and_equal(options):
+    layer = RoutedCondConv(6, 8, 3, **options)
+    x, mix = randn(3, 6, 9, 8), torch.rand(3, options.get("K", 4))
+    fused, report = assert_equal_training(layer, x, mix)
+    assert [swap.op for swap in report.swapped] == ["dynamic_conv2d"]
+    with use_backend("reference"), OpsCalled() as called:
+        by_name = fused(x.double(), routing_weight=mix.double())
+    assert called.names == set()  # the definition is no op
+    torch.testing.assert_close(by_name, layer.double()(x.double(), mix.double()))
+
+
+@needs_interpreter
+def test_a_mix_given_by_name_goes_to_the_op():
+    layer = RoutedCondConv(6, 8, 3)
+    fuse(layer)
+    with use_backend("triton"), OpsCalled() as called:
+        layer(randn(2, 6, 5, 5), routing_weight=torch.rand(2, 4))
+    assert called.names == {"dynamic_conv2d"}
+
+
+LEFT = {
+    "a gate of rows": (
+        CoordAtt(8),
+        r"it multiplies its input by a gate \[batch, channels, 1, width\] and what it makes",
+    ),
+    "branches": (SKConv(8), r"it multiplies what it makes by a gate \[batch=3, 2, 8, 1, 1\]; channel_scale: its input"),
+    "a gate in the middle": (
+        InlineSE(8),
+        r"it multiplies what it makes by a gate \[batch, channels, 1, 1\]; channel_scale",
+    ),
+    "four attentions": (ODConv(6, 8), r"its attention gives a tuple, not a mix \[batch, experts\]"),
+    "one sample at a time": (LoopedCondConv(6, 8, 3), "its routing does not take a batch of maps: RuntimeError"),
+    "a style": (
+        ModulatedConv(6, 8, 3),
+        r"it is called with x, style and has modulation beside weight \[1, 8, 6, 3, 3\]: ",
+    ),
+    "divided ties": (
+        SharedTiesAttention(),
+        "not what spatial_attention computes: with ties, zeros and constants the gradient of the input differs by",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_no_op_computes_is_left_with_a_reason(name):
+    module, reason = LEFT[name]
+    report = fuse(nn.Sequential(module, HardSwish()))
+    assert report.swapped == ()
+    assert [left.path for left in report.left] == ["0"]
+    assert re.match(reason, report.left[0].reason), report.left[0].reason
+
+
+class Video(nn.Module):
+    """Not a convolution at all, but a parameter of five dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Parameter(torch.zeros(1, 8, 4, 7, 6))
+        self.se = SELayer(8)
+
+    def forward(self, x):
+        return self.se(x) + self.places.mean(2)
+
+
+class TwoSets(DynamicConv):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.second = nn.Parameter(torch.zeros_like(self.weight))
+
+
+class Normed(DynamicConv):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.gain = nn.Parameter(torch.ones(3))
+
+
+class Conv3d(nn.Conv3d):
+    pass
+
+
+def test_every_parameter_of_five_dimensions_is_accounted_for():
+    layers = DynamicConv(4, 4, 3), DynamicConv(4, 4, 3), DynamicConv(4, 4, 3)
+    layers[1].attention = None
+    layers[2].attention = nn.ModuleList([layers[2].attention])
+    model = nn.ModuleList([Video(), TwoSets(4, 4, 3), Normed(4, 4, 3), Conv3d(2, 2, 3), nn.Conv3d(2, 2, 3), *layers])
+    hooked = DynamicConv(4, 4, 3)
+    hooked.register_forward_hook(lambda *_: None)
+    model.append(hooked)
+    report = fuse(model)
+    assert [swap.path for swap in report.swapped] == ["0.se", "5"]
+    reasons = {left.path: left.reason for left in report.left}
+    assert list(reasons) == ["0", "1", "2", "6", "7", "8"]
+    assert reasons["0"].startswith("its forward cannot be tried on x [3, 4, 12, 15]: RuntimeError: mat1 and mat2")
+    assert reasons["1"] == "it has 2 parameters of five dimensions: weight, second"
+    assert reasons["2"] == "beside weight [4, 4, 4, 3, 3] it has gain, which dynamic_conv2d has no place for"
+    assert reasons["6"].startswith("it is called with x and has no layers beside weight [4, 4, 4, 3, 3]: ")
+    assert reasons["7"].startswith("its forward cannot be tried on x [3, 4, 8, 11]: NotImplementedError: ")
+    assert reasons["8"].startswith("forward hook: ")
+
+
+def test_tied_maxima_decide_between_two_rules():
+    """A bfloat16 map has many: `max_pool2d` gives one of them all of the gradient, `amax` each its share."""
+
+    class Shared(ChannelGate):
+        def forward(self, x):
+            total = self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))
+            return x * torch.sigmoid(total)[:, :, None, None]
+
+    x = randn(3, 8, 7, 6).mul(2).round()
+    x[1] = 0
+    for kind in (ChannelGate, Shared):
+        _, report = assert_equal_training(kind(8), x)
+        assert [swap.op for swap in report.swapped] == ["channel_scale"]
+
+
+def test_a_rectifier_with_another_slope_at_zero_is_told_apart():
+    class Halved(SELayer):
+        def forward(self, x):
+            first, _, second, gate = self.fc
+            y = first(x.mean((2, 3)))
+            y = torch.maximum(y, torch.zeros_like(y))  # whose slope at zero is a half
+            return x * gate(second(y))[:, :, None, None]
+
+    x = randn(3, 8, 5, 4)
+    x[1:] = 0
+    _, report = assert_equal_training(Halved(8), x)
+    assert [swap.op for swap in report.swapped] == ["channel_scale"]
+
+
+def test_a_gates_product_is_the_op_whichever_way_it_is_written():
+    class Written(nn.Module):
+        def __init__(self, product):
+            super().__init__()
+            self.fc, self.product = nn.Linear(6, 6), product
+
+        def forward(self, x):
+            return self.product(x, self.fc(x.mean((2, 3))).tanh()[:, :, None, None])
+
+    ways = [
+        lambda x, gate: x * gate,
+        lambda x, gate: gate * x,
+        lambda x, gate: gate.expand_as(x) * x,
+        lambda x, gate: torch.mul(x, gate.expand(-1, -1, *x.shape[2:])),
+        lambda x, gate: torch.multiply(gate, x),
+        lambda x, gate: x.mul(gate),
+    ]
+    for way in ways:
+        _, report = assert_equal_training(Written(way), randn(3, 6, 5, 4))
+        assert [swap.op for swap in report.swapped] == ["channel_scale"]
+    for other in (lambda x, gate: x / gate, lambda x, gate: x + gate, lambda x, gate: x * gate.mean(1, keepdim=True)):
+        assert fuse(Written(other)).swapped == ()
+
+
+def test_a_product_in_another_dtype_stays_torchs():
+    layer, x = SwishSE(8), randn(2, 8, 5, 4, dtype=torch.bfloat16)
+    layer.reduce.register_buffer("unused", torch.zeros(1))
+    fuse(layer.bfloat16())
+    layer.silu = nn.Identity()
+    with use_backend("reference"):
+        assert layer(x).dtype == torch.bfloat16
+
+    class Wide(SwishSE):
+        def forward(self, x):
+            y = self.expand(self.silu(self.reduce(F.adaptive_avg_pool2d(x, 1))))
+            return torch.sigmoid(y).to(torch.float64) * x
+
+    model, fused, _ = twins(Wide(8))
+    x = randn(2, 8, 5, 4)
+    with use_backend("reference"):
+        assert fused(x).dtype == model(x).dtype == torch.float64
 
 
 def test_a_trial_leaves_no_trace():

@@ -185,3 +185,236 @@ class SELayer(nn.Module):
         batch, planes, _, _ = x.size()
         y = self.fc(self.avg_pool(x).view(batch, planes)).view(batch, planes, 1, 1)
         return x * y.expand_as(x)
+
+
+class RoutedCondConv(nn.Module):
+    """CondConv that is given its mix, made once for several layers."""
+
+    def __init__(self, in_planes, out_planes, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True, K=4):
+        super().__init__()
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.weight = nn.Parameter(torch.randn(K, out_planes, in_planes // groups, kernel_size, kernel_size) / 4)
+        self.bias = nn.Parameter(torch.randn(K, out_planes)) if bias else None
+
+    def forward(self, x, routing_weight):
+        batch, channels, height, width = x.size()
+        count, outputs, inputs, rows, columns = self.weight.size()
+        weight = torch.mm(routing_weight, self.weight.contiguous().view(count, -1)).view(-1, inputs, rows, columns)
+        bias = None if self.bias is None else torch.mm(routing_weight, self.bias).view(-1)
+        x = x.contiguous().view(1, batch * channels, height, width)
+        y = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups * batch)
+        return y.view(batch, outputs, y.size(-2), y.size(-1))
+
+
+class Routing(nn.Module):
+    def __init__(self, planes, experts):
+        super().__init__()
+        self.fc = nn.Linear(planes, experts)
+
+    def forward(self, pooled):
+        return torch.sigmoid(self.fc(torch.flatten(pooled)))
+
+
+class LoopedCondConv(nn.Module):
+    """CondConv of one sample after the other: its routing takes no batch."""
+
+    def __init__(self, in_planes, out_planes, kernel_size, K=3):
+        super().__init__()
+        self.padding = kernel_size // 2
+        self.routing = Routing(in_planes, K)
+        self.weight = nn.Parameter(torch.randn(K, out_planes, in_planes, kernel_size, kernel_size) / 4)
+
+    def forward(self, x):
+        results = []
+        for sample in x:
+            mix = self.routing(F.adaptive_avg_pool2d(sample.unsqueeze(0), 1))
+            kernel = (mix[:, None, None, None, None] * self.weight).sum(0)
+            results.append(F.conv2d(sample.unsqueeze(0), kernel, padding=self.padding))
+        return torch.cat(results)
+
+
+class HardSigmoid(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU6(inplace=True)
+
+    def forward(self, x):
+        return self.relu(x + 3) / 6
+
+
+class HardSwish(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.sigmoid = HardSigmoid()
+
+    def forward(self, x):
+        return x * self.sigmoid(x)
+
+
+class MobileSE(nn.Module):
+    """Squeeze-excitation of MobileNetV3 ports: 1x1 convolutions, normalised, and a hard sigmoid."""
+
+    def __init__(self, planes, ratio=4):
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.se = nn.Sequential(
+            nn.Conv2d(planes, planes // ratio, 1, bias=False),
+            nn.BatchNorm2d(planes // ratio),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(planes // ratio, planes, 1, bias=False),
+            nn.BatchNorm2d(planes),
+            HardSigmoid(),
+        )
+
+    def forward(self, x):
+        return x * self.se(self.pool(x))
+
+
+class SwishSE(nn.Module):
+    """Squeeze-excitation of EfficientNet ports: SiLU between the layers."""
+
+    def __init__(self, planes, ratio=4):
+        super().__init__()
+        self.reduce, self.expand = nn.Conv2d(planes, planes // ratio, 1), nn.Conv2d(planes // ratio, planes, 1)
+        self.silu = nn.SiLU()
+
+    def forward(self, x):
+        y = self.expand(self.silu(self.reduce(F.adaptive_avg_pool2d(x, 1))))
+        return torch.sigmoid(y) * x
+
+
+class SingleSE(nn.Module):
+    """A gate of one layer."""
+
+    def __init__(self, planes):
+        super().__init__()
+        self.fc = nn.Linear(planes, planes)
+
+    def forward(self, x):
+        return x.mul(self.fc(x.mean((2, 3))).sigmoid()[..., None, None])
+
+
+class ECA(nn.Module):
+    """Efficient channel attention: a 1D convolution over the channels."""
+
+    def __init__(self, kernel_size=3):
+        super().__init__()
+        self.avg_pool = nn.AdaptiveAvgPool2d(1)
+        self.conv = nn.Conv1d(1, 1, kernel_size, padding=(kernel_size - 1) // 2, bias=False)
+        self.sigmoid = nn.Sigmoid()
+
+    def forward(self, x):
+        y = self.conv(self.avg_pool(x).squeeze(-1).transpose(-1, -2))
+        return x * self.sigmoid(y.transpose(-1, -2).unsqueeze(-1)).expand_as(x)
+
+
+class CoordAtt(nn.Module):
+    """Coordinate attention: a gate of the rows and one of the columns."""
+
+    def __init__(self, planes, ratio=4):
+        super().__init__()
+        self.pool_h, self.pool_w = nn.AdaptiveAvgPool2d((None, 1)), nn.AdaptiveAvgPool2d((1, None))
+        middle = max(4, planes // ratio)
+        self.conv1, self.bn1, self.act = nn.Conv2d(planes, middle, 1), nn.BatchNorm2d(middle), HardSwish()
+        self.conv_h, self.conv_w = nn.Conv2d(middle, planes, 1), nn.Conv2d(middle, planes, 1)
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        y = torch.cat([self.pool_h(x), self.pool_w(x).permute(0, 1, 3, 2)], dim=2)
+        rows, columns = torch.split(self.act(self.bn1(self.conv1(y))), [height, width], dim=2)
+        rows, columns = self.conv_h(rows).sigmoid(), self.conv_w(columns.permute(0, 1, 3, 2)).sigmoid()
+        return x * columns * rows
+
+
+class SKConv(nn.Module):
+    """Selective kernels: a softmax over branches."""
+
+    def __init__(self, planes, ratio=2):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(planes, planes, k, padding=k // 2) for k in (3, 5))
+        self.fc, self.fcs = nn.Linear(planes, planes // ratio), nn.ModuleList(
+            nn.Linear(planes // ratio, planes) for _ in range(2)
+        )  # fmt: skip
+        self.softmax = nn.Softmax(dim=1)
+
+    def forward(self, x):
+        branches = torch.stack([conv(x) for conv in self.convs], 1)
+        z = self.fc(branches.sum(1).mean((2, 3)))
+        weights = self.softmax(torch.stack([fc(z) for fc in self.fcs], 1))
+        return (branches * weights[..., None, None]).sum(1)
+
+
+class FourAttentions(nn.Module):
+    """ODConv's: for channels, filters, kernel positions and experts."""
+
+    def __init__(self, planes, outputs, kernel_size, experts):
+        super().__init__()
+        self.fc = nn.Conv2d(planes, 4, 1, bias=False)
+        self.bn = nn.BatchNorm2d(4)
+        sizes = planes, outputs, kernel_size**2, experts
+        self.heads = nn.ModuleList(nn.Conv2d(4, size, 1) for size in sizes)
+        self.kernel_size = kernel_size
+
+    def forward(self, x):
+        y = F.relu(self.bn(self.fc(F.adaptive_avg_pool2d(x, 1))))
+        channels, filters, places, experts = (head(y) for head in self.heads)
+        places = places.view(-1, 1, 1, 1, self.kernel_size, self.kernel_size).sigmoid()
+        return channels.sigmoid(), filters.sigmoid(), places, experts.flatten(1).softmax(1)[..., None, None, None, None]
+
+
+class ODConv(nn.Module):
+    def __init__(self, in_planes, out_planes, kernel_size=3, K=4):
+        super().__init__()
+        self.in_planes, self.out_planes, self.kernel_size = in_planes, out_planes, kernel_size
+        self.attention = FourAttentions(in_planes, out_planes, kernel_size, K)
+        self.weight = nn.Parameter(torch.randn(K, out_planes, in_planes, kernel_size, kernel_size))
+
+    def forward(self, x):
+        channels, filters, places, experts = self.attention(x)
+        batch, _, height, width = x.shape
+        weight = (places * experts * self.weight[None]).sum(1).flatten(0, 1)
+        x = (x * channels).reshape(1, -1, height, width)
+        y = F.conv2d(x, weight, padding=self.kernel_size // 2, groups=batch)
+        return y.view(batch, self.out_planes, height, width) * filters
+
+
+class ModulatedConv(nn.Module):
+    """StyleGAN2's: one kernel, scaled per sample by a style, and normalised."""
+
+    def __init__(self, in_planes, out_planes, kernel_size, style=5):
+        super().__init__()
+        self.padding = kernel_size // 2
+        self.weight = nn.Parameter(torch.randn(1, out_planes, in_planes, kernel_size, kernel_size))
+        self.modulation = nn.Linear(style, in_planes)
+
+    def forward(self, x, style):
+        batch, planes, height, width = x.shape
+        weight = self.weight * self.modulation(style).view(batch, 1, planes, 1, 1)
+        weight = weight * torch.rsqrt(weight.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+        y = F.conv2d(x.view(1, -1, height, width), weight.flatten(0, 1), padding=self.padding, groups=batch)
+        return y.view(batch, -1, height, width)
+
+
+class InlineSE(nn.Module):
+    """A residual block that multiplies by its own gate in the middle."""
+
+    def __init__(self, planes, ratio=4):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(planes, planes, 3, padding=1, bias=False), nn.BatchNorm2d(planes)
+        self.fc1, self.fc2 = nn.Conv2d(planes, planes // ratio, 1), nn.Conv2d(planes // ratio, planes, 1)
+
+    def forward(self, x):
+        out = F.relu(self.bn(self.conv(x)))
+        gate = torch.sigmoid(self.fc2(F.relu(self.fc1(F.avg_pool2d(out, out.size(2), out.size(3)).mean((2, 3), True)))))
+        return F.relu(out * gate + x)
+
+
+class SharedTiesAttention(nn.Module):
+    """CBAM's second half with `amax`, which divides a tie's gradient among the channels."""
+
+    def __init__(self, kernel_size=7):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def forward(self, x):
+        return x * self.conv(torch.cat([x.mean(1, True), x.amax(1, True)], 1)).sigmoid()

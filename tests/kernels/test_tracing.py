@@ -1,0 +1,170 @@
+"""The ops in the graphs of torch.fx, torch.jit.trace and torch.onnx."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import kernels
+from kernels import fuse
+from kernels.modules import ChannelGate, ChannelStats, DynamicConv2d, PerSampleConv2d, SpatialAttention, SpatialGate
+from tests.grids import grid
+from tests.kernels.op_calls import function_arguments, public
+from tests.kernels.oracle import randn
+from tests.kernels.written_elsewhere import ECA, DynamicConv, SELayer
+
+
+class Generated(nn.Module):
+    """Kernels made from the input, and the gates of its pixels."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.make, self.channels = nn.Linear(channels, channels * channels * 9), channels
+        self.conv, self.stats, self.gate = PerSampleConv2d(padding=1), ChannelStats(), SpatialGate()
+
+    def forward(self, x):
+        weight = self.make(x.mean((2, 3))).unflatten(1, (self.channels, self.channels, 3, 3))
+        y = self.conv(x, weight)
+        return self.gate(y, self.stats(y)[:, :1])
+
+
+MODULES = {
+    "dynamic": lambda: DynamicConv2d(6, 4, 3, padding=1),
+    "dynamic, one layer": lambda: DynamicConv2d(6, 4, 3, stride=2, routing="sigmoid", bias=False),
+    "channel gate": lambda: ChannelGate(6, 3),
+    "one layer": lambda: ChannelGate(6, gate="softmax"),
+    "spatial": lambda: SpatialAttention(3, bias=True),
+    "generated": lambda: Generated(6),
+}
+
+
+def doubled(_, __, y):
+    return 2 * y
+
+
+def made(name):
+    torch.manual_seed(0)
+    return MODULES[name]()
+
+
+@pytest.mark.parametrize("function", public(), ids=lambda f: f.__name__)
+def test_public_functions_are_leaves_of_a_traced_graph(function):
+    arguments, options = function_arguments(function.__name__, torch.float32)
+
+    class Calls(nn.Module):
+        def forward(self, x, by_name):
+            _, *rest = arguments
+            return function(x, *rest, **options) if by_name is None else function(x, *rest[:-1], by_name, **options)
+
+    graph = torch.fx.symbolic_trace(Calls(), {"by_name": None})
+    calls = [node for node in graph.graph.nodes if node.op == "call_function" and node.target is function]
+    assert len(calls) == 1
+    assert torch.equal(graph(arguments[0], None), function(*arguments, **options))
+    with pytest.raises((TypeError, ValueError), match="must be"):
+        graph(arguments[0][0], None)
+
+
+@grid(name=list(MODULES), changed=[False, True])
+def test_our_modules_are_traced_by_fx_and_the_graph_computes_with_their_parameters(name, changed):
+    module = made(name)
+    if changed:
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.register_forward_hook(doubled)
+    module = nn.Sequential(module)
+    graph = torch.fx.symbolic_trace(module)
+    for twin in (graph, copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
+        for batch, dtype in ((2, torch.float32), (3, torch.float64)):
+            x = randn(batch, 6, 7, 8, dtype=dtype)
+            torch.testing.assert_close(twin.to(dtype)(x), module.to(dtype)(x), msg=f"{changed} {name}")
+    calls = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert any("conv2d" in c or "channel" in c or "spatial" in c for c in calls)
+
+
+def test_features_are_taken_from_models_of_our_modules():
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    model = nn.Sequential(*(made(name) for name in ("channel gate", "spatial", "dynamic"))).eval()
+    extractor = extraction.create_feature_extractor(model, {"0": "gated", "1": "attended", "2.attention": "mixing"})
+    x = randn(2, 6, 7, 8)
+    found = extractor(x)
+    torch.testing.assert_close(found["gated"], model[0](x))
+    torch.testing.assert_close(found["attended"], model[:2](x))
+    torch.testing.assert_close(found["mixing"], model[2].attention(model[:2](x)))
+
+
+@grid(name=list(MODULES), training=[False, True])
+def test_a_traced_module_serves_calls_with_and_without_gradients_and_other_batches(name, training):
+    """`torch.jit.trace` runs a module twice, in two ways of recording gradients, and compares the graphs."""
+    module = made(name).train(training)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(module, randn(2, 6, 7, 8))
+    for batch in (1, 5):
+        x = randn(batch, 6, 9, 8, seed=1)
+        torch.testing.assert_close(traced(x), module(x))
+        with torch.no_grad():
+            torch.testing.assert_close(traced(x), module(x))
+        mine, theirs = (torch.autograd.grad(m(x).sum(), list(module.parameters())) for m in (module, traced))
+        for one, other in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_a_traced_epilogue_can_be_trained():
+    arguments, options = function_arguments("dynamic_conv2d", torch.float32)
+    scale = randn(6).requires_grad_()
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda x, s: kernels.dynamic_conv2d(x, *arguments[1:], scale=s, **options),
+                                 (arguments[0], scale.detach()))  # fmt: skip
+    traced(arguments[0], scale).sum().backward()
+    expected = scale.detach().clone().requires_grad_()
+    kernels.dynamic_conv2d(*arguments, scale=expected, **options).sum().backward()
+    torch.testing.assert_close(scale.grad, expected.grad)
+
+
+def test_tensorboard_draws_our_modules(tmp_path):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    with tensorboard.SummaryWriter(str(tmp_path)) as writer:
+        writer.add_graph(
+            nn.Sequential(*(made(name) for name in ("channel gate", "spatial", "dynamic"))), randn(2, 6, 7, 8)
+        )
+    assert b"dynamic_conv2d" in next(tmp_path.iterdir()).read_bytes()
+
+
+def exported(model, x, **options):
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (x,), stream, input_names=["images"], verbose=False, **options)
+    return stream.getvalue()
+
+
+OF_ANY_BATCH = {
+    "exported": {"dynamic_shapes": ({0: "batch"},)},
+    "traced": {"dynamo": False, "dynamic_axes": {"images": {0: "batch"}}},  # torch's older exporter
+}
+
+
+@grid(
+    lambda name, way: (name, way) != ("fused", "traced"),  # it cannot write the forward that the model had
+    name=[*MODULES, "fused"],
+    way=list(OF_ANY_BATCH),
+)
+def test_torchs_own_onnx_export_writes_our_ops_for_a_batch_of_any_size(name, way):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    if name == "fused":
+        model = nn.Sequential(DynamicConv(6, 8, 3), SELayer(8), ECA())
+        assert len(fuse(model).swapped) == 3
+    else:
+        model = made(name)
+    model.eval()
+    content = exported(model, randn(2, 6, 9, 8), **OF_ANY_BATCH[way])
+    session = onnxruntime.InferenceSession(content)
+    for batch in (1, 5):
+        x = randn(batch, 6, 9, 8, seed=1)
+        (found,) = session.run(None, {"images": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-4, atol=1e-5)
