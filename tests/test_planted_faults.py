@@ -1,4 +1,4 @@
-"""Ten faults, each a patch in `tests/faults`, that the usual run must catch: what was thinned out still finds them.
+"""Faults, each a patch in `tests/faults`, that the usual run must catch: what was thinned out still finds them.
 
 A patch says what is wrong, then which tests of the usual run catch it.
 """

@@ -5,7 +5,7 @@ from torch import nn
 from kernels.fuse import libraries, structure
 from kernels.fuse.candidates import Candidate, Match, Refusal, obstacle
 from kernels.fuse.report import Left, Report, Swap
-from kernels.fuse.swapped import Swapped, swap
+from kernels.fuse.swapped import GatedChannels, Swapped, swap
 from kernels.fuse.trial import confirmed
 
 _OURS = "kernels.modules"
@@ -18,19 +18,21 @@ def fuse(model: nn.Module) -> Report:
     class becomes a subclass of the one it had, whose forward calls the op. Names in the state dict, optimisers, tied
     weights, `requires_grad`, copies and pickles are as before. Known are
 
-    - timm's `CondConv2d`, `SEModule` (`SqueezeExcite`), EfficientNet's `SqueezeExcite`, `EffectiveSEModule`,
-      `ChannelAttn` and `SpatialAttn`, and torchvision's `SqueezeExcitation`, by the names of their classes;
-    - of anybody's classes, by what they hold: dynamic convolutions with experts [experts, out_channels,
-      in_channels/groups, height, width] and an attention that gives [batch, experts] (Chen et al. 2020; Yang et al.
-      2019), squeeze-excitation (Hu et al. 2018), and CBAM's attentions (Woo et al. 2018). A copy is tried against the
-      op first, outputs and gradients, and a module that differs is left alone.
+    - timm's `CondConv2d`, `SEModule` (`SqueezeExcite`), EfficientNet's `SqueezeExcite`, `EffectiveSEModule` and
+      `ChannelAttn`, and torchvision's `SqueezeExcitation`, by the names of their classes;
+    - of anybody's classes, by what they hold and do: dynamic convolutions with experts [experts, out_channels,
+      in_channels/groups, height, width] and a mix [batch, experts] from an attention or as second argument (Chen et al.
+      2020; Yang et al. 2019), squeeze-excitation (Hu et al. 2018) and whatever else multiplies its input by a gate
+      [batch, channels, 1, 1], and CBAM's spatial attention (Woo et al. 2018). A copy is tried against the op first,
+      outputs and gradients, and a module that differs is left alone.
 
-    A module with hooks or parametrisations, its own or of a module inside, is left alone. On a CPU a swapped module
-    runs the forward it had unless the op knows a faster form. Fuse before `torch.compile`.
+    A module with hooks or parametrisations, its own or of a module inside, is left alone; where they come later, or a
+    layer inside is replaced, it runs the forward it had. So it does on a CPU, unless the op knows a faster form. Fuse
+    before `torch.compile`.
 
     Returns:
-        The modules swapped, and those left alone with the reason; `print` it for a table. A module that is known to
-        none of the rules is in neither list.
+        The modules swapped, and those left alone with the reason; `print` it for a table. A module with a parameter of
+        five dimensions, or that multiplies by a gate, is in one of the two; any other that no rule knows is in neither.
 
     Raises:
         TypeError: `model` is no nn.Module.
@@ -43,7 +45,7 @@ def fuse(model: nn.Module) -> Report:
 
 
 class _Walk:
-    """Visits every module once, parents first; what is inside a swapped module is not visited."""
+    """Visits every module once, parents first; inside a swapped module, only what its own forward calls."""
 
     def __init__(self, model: nn.Module):
         self.swapped: list[Swap] = []
@@ -59,6 +61,7 @@ class _Walk:
         name = type(module).__name__
         if isinstance(module, Swapped):
             self.left.append(Left(path, name, "already fused"))
+            self._visit_called(module, path)
             return
         if any(base.__module__ == _OURS for base in type(module).__mro__):
             self.left.append(Left(path, name, "already calls an op of kernels"))
@@ -70,16 +73,25 @@ class _Walk:
         verdict = _settled(module, verdict)
         if isinstance(verdict, Match):
             self._swap(module, path, verdict)
+            self._visit_called(module, path)
             return
         first_swap, first_left = len(self.swapped), len(self.left)
         if not known:
-            for child_name, child in module.named_children():
-                self.visit(child, f"{path}.{child_name}" if path else child_name)
+            self._visit_children(module, path)
         if verdict is None or (verdict.in_whole and len(self.swapped) > first_swap):
             return
         if len(self.swapped) == first_swap:
             del self.left[first_left:]  # what was left inside a module that was itself left says nothing more
         self.left.insert(first_left, Left(path, name, verdict.reason))
+
+    def _visit_called(self, module: nn.Module, path: str) -> None:
+        """Visit what is inside a swapped module that runs its own forward."""
+        if isinstance(module, GatedChannels):
+            self._visit_children(module, path)
+
+    def _visit_children(self, module: nn.Module, path: str) -> None:
+        for name, child in module.named_children():
+            self.visit(child, f"{path}.{name}" if path else name)
 
     def _swap(self, module: nn.Module, path: str, match: Match) -> None:
         name, note = type(module).__name__, self._note(module, path)

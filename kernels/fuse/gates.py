@@ -4,6 +4,7 @@ import inspect
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 
 from kernels.fuse.swapped import PRODUCTS
@@ -20,6 +21,11 @@ def may_gate(module: nn.Module) -> bool:
     return bool(WORDS & _words(module)) or any(map(_is_activation, _children(module)))
 
 
+def is_torchs(module: nn.Module) -> bool:
+    """Return whether a module's class is one of torch's own."""
+    return type_before_parametrizations(module).__module__.startswith("torch.")
+
+
 def _children(module: nn.Module):
     """Yield the children, those of containers in their place."""
     for child in module.children():
@@ -29,7 +35,7 @@ def _children(module: nn.Module):
 def _is_activation(module: nn.Module) -> bool:
     if isinstance(module, ACTIVATIONS):
         return True
-    if type(module).__module__.startswith("torch.") or any(True for _ in module.parameters()):
+    if is_torchs(module) or any(True for _ in module.parameters()):
         return False
     return may_gate(module)
 
@@ -43,18 +49,23 @@ def _words(module: nn.Module) -> set[str]:
 class Gates(TorchFunctionMode):
     """Collects what `module` itself multiplies x, or anything else, by: factors with a sample each that are broadcast.
 
-    Products inside those of its submodules that are of nobody's library are theirs.
+    Products inside submodules with parameters that are not torch's are theirs.
     """
 
     def __init__(self, module: nn.Module, x: Tensor):
         super().__init__()
         self.x, self.depth = x, 0
         self.of_x: list[tuple[int, ...]] = []
+        self.of_x_in_place: list[tuple[int, ...]] = []
         self.of_others: list[tuple[int, ...]] = []
         for inner in module.modules():
-            if inner is not module and not type(inner).__module__.startswith("torch."):
+            if inner is not module and not is_torchs(inner) and any(True for _ in inner.parameters()):
                 inner.register_forward_pre_hook(lambda *_: self._enter(1))
                 inner.register_forward_hook(lambda *_: self._enter(-1))
+
+    def any(self) -> bool:
+        """Return whether there was any."""
+        return bool(self.of_x or self.of_x_in_place or self.of_others)
 
     def _enter(self, step: int) -> None:
         self.depth += step
@@ -63,7 +74,8 @@ class Gates(TorchFunctionMode):
         if self.depth == 0 and func in PRODUCTS | IN_PLACE and len(args) == 2:
             for one, other in (args, args[::-1]):
                 if shape := _gate_shape(one, other):
-                    (self.of_x if one is self.x else self.of_others).append(shape)
+                    of_x = self.of_x_in_place if func in IN_PLACE else self.of_x
+                    (of_x if one is self.x else self.of_others).append(shape)
         return func(*args, **(kwargs or {}))
 
 

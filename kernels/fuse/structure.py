@@ -4,19 +4,18 @@ import inspect
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from kernels.fuse import swapped
 from kernels.fuse.candidates import Candidate, Match, Refusal, obstacle
-from kernels.fuse.gates import may_gate
+from kernels.fuse.gates import is_torchs, may_gate
 from kernels.plain import is_centred
 
-BIGGEST = 20_000_000  # parameters of a module that is tried for a gate: a trial copies it in float64
+BIGGEST = 5_000_000  # parameters of a module that is tried for a gate: a trial copies it in float64
 
 
 def recognise(module: nn.Module) -> Candidate | Refusal | None:
     """Return what a module of an unknown class may compute, None where it is nothing known."""
-    if _is_torchs(module):
+    if is_torchs(module):
         return None
     rules = _experts, _spatial_attention, _channel_attention, _block, _gated
     return next((verdict for rule in rules if (verdict := rule(module)) is not None), None)
@@ -107,6 +106,8 @@ def _channel_attention(module: nn.Module) -> Candidate | Refusal | None:
     sizes = [_features(layer) for layer in holders.values()]
     if None in sizes or sizes[0] != sizes[-1][::-1] or (len(sizes) == 2 and sizes[0][0] <= sizes[0][1]):
         return None
+    if len(holders) == 1 and _gated(module) is None:
+        return None
     paths = (None, *holders) if len(holders) == 1 else tuple(holders)
     matches = Match(swapped.ChannelGate, swapped.LayersPlan(*paths)), Match(swapped.GatedChannels)
     return Candidate(matches, ((_maps(sizes[0][0]),),))
@@ -128,14 +129,10 @@ def _gated(module: nn.Module) -> Candidate | None:
     counts = dict.fromkeys((*(c for c in channels if c > 1), 8, 1))  # a gate of one channel is no gate of channels
     inputs = [((3, c, *size),) for c in counts for size in ((5, 7), (34, 37))]
     # a network of layers for images that has a sigmoid at its end is no gate because it takes no small images
-    inner = [m for m in module.modules() if m is not module and not _is_torchs(m)]
+    inner = [m for m in module.modules() if m is not module and not is_torchs(m)]
     foreign = any(True for m in inner for _ in m.parameters())
     flat = any(isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.AdaptiveAvgPool2d) for m in module.modules())
     return Candidate((Match(swapped.GatedChannels),), tuple(inputs), told=flat and not foreign)
-
-
-def _is_torchs(module: nn.Module) -> bool:
-    return type_before_parametrizations(module).__module__.startswith("torch.")
 
 
 def _in_channels(layer: nn.Module) -> int | None:

@@ -62,7 +62,7 @@ def _confirmed(module: nn.Module, candidate: Candidate) -> Match | Refusal | str
     copied, shapes, own, gates = tried
     shape, output = list(shapes[0]), list(own[0].tensors["the output"].shape)
     one_map, one_gate = [shape[0], 1, *shape[2:]], [*shape[:2], 1, 1]
-    if not candidate.certain and output not in (one_map, one_gate) and not (gates.of_x or gates.of_others):
+    if not candidate.certain and output not in (one_map, one_gate) and not gates.any():
         return None
     why, furthest = "", -2
     for match in candidate.matches:
@@ -110,7 +110,9 @@ def _other_gate(gates: Gates, x: tuple[int, ...]) -> str:
     """Return in words the gates that no op here takes, if there are any."""
     others = dict.fromkeys(in_words(gate, x) for gate in gates.of_x if gate != (*x[:2], 1, 1))
     inner = dict.fromkeys(in_words(gate, x) for gate in gates.of_others)
-    found = [f"its input by a gate {gate}" for gate in others] + [f"what it makes by a gate {gate}" for gate in inner]
+    in_place = dict.fromkeys(in_words(gate, x) for gate in gates.of_x_in_place)
+    whats = (("its input", others), ("its input, in place,", in_place), ("what it makes", inner))
+    found = [f"{what} by a gate {gate}" for what, gates_of_it in whats for gate in gates_of_it]
     return f"it multiplies {' and '.join(found)}; channel_scale: its input by [batch, channels, 1, 1]" if found else ""
 
 

@@ -475,6 +475,57 @@ def test_a_gates_product_is_the_op_whichever_way_it_is_written():
         assert fuse(Written(other)).swapped == ()
 
 
+class InPlace(SwishSE):
+    def forward(self, x):
+        x *= torch.sigmoid(self.expand(self.silu(self.reduce(F.adaptive_avg_pool2d(x, 1)))))
+        return x
+
+
+class Scale(nn.Module):
+    """The product in a module of its own, without parameters."""
+
+    def forward(self, x, gate):
+        return x * gate
+
+
+class Apart(SwishSE):
+    def __init__(self, planes):
+        super().__init__(planes)
+        self.scale = Scale()
+
+    def forward(self, x):
+        return self.scale(x, torch.sigmoid(self.expand(self.silu(self.reduce(F.adaptive_avg_pool2d(x, 1))))))
+
+
+def test_a_product_in_place_is_left_and_one_in_a_module_of_its_own_is_found():
+    (left,) = fuse(InPlace(8)).left
+    assert left.reason.startswith("it multiplies its input, in place, by a gate [batch, channels, 1, 1]; channel_scale")
+    _, report = assert_equal_training(Apart(8), randn(3, 8, 5, 4))
+    assert [swap.op for swap in report.swapped] == ["channel_scale"]
+
+
+class Nested(nn.Module):
+    """A gate made by a network that has modules to swap itself."""
+
+    def __init__(self, planes):
+        super().__init__()
+        self.conv, self.se = DynamicConv(planes, planes, 3, padding=1), SELayer(planes)
+        self.fc = nn.Conv2d(planes, planes, 1)
+
+    def forward(self, x):
+        return x * self.fc(self.se(self.conv(x))).mean((2, 3), keepdim=True).sigmoid()
+
+
+def test_what_makes_a_gate_is_swapped_too():
+    fused, report = assert_equal_training(Nested(8), randn(3, 8, 6, 5))
+    assert [(swap.path, swap.op) for swap in report.swapped] == [
+        ("", "channel_scale"),
+        ("conv", "dynamic_conv2d"),
+        ("se", "channel_gate"),
+    ]
+    assert [left.path for left in fuse(fused).left] == ["", "conv", "se"]
+
+
 def test_a_product_in_another_dtype_stays_torchs():
     layer, x = SwishSE(8), randn(2, 8, 5, 4, dtype=torch.bfloat16)
     layer.reduce.register_buffer("unused", torch.zeros(1))
