@@ -5,6 +5,7 @@ FSDP2), another module in its place (adapters, quantisation), a forward replaced
 asked at every call: such changes come after a model is made.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -18,7 +19,9 @@ def is_plain(layer: nn.Module | None, kind: type[nn.Module]) -> bool:
 
     `torch.nn.utils.parametrize` is no obstacle: `layer.weight` is then computed when it is read.
     """
-    return isinstance(layer, nn.Module) and _class_of(layer) is kind and not _does_more(layer) and _holds_weight(layer)
+    if not isinstance(layer, nn.Module) or _class_of(layer) is not kind or _does_more(layer):
+        return False
+    return _holds_weight(layer) and kind.forward.__module__ == kind.__module__  # nobody has put another there
 
 
 def is_pointwise(layer: nn.Module | None) -> bool:
@@ -35,9 +38,10 @@ def is_centred(layer: nn.Module | None) -> bool:
 
 
 class Remembered(NamedTuple):
-    """What a module was: its class, the attributes that are settings, and the same of its children."""
+    """What a module was: its class, its forward, the attributes that are settings, and its children."""
 
     kind: type[nn.Module]
+    forward: Callable
     settings: tuple[tuple[str, Any], ...]
     children: tuple[tuple[str, "Remembered | None"], ...]
 
@@ -51,7 +55,7 @@ def remember(module: nn.Module, called: tuple[str, ...] = ()) -> Remembered:
             continue
         inside = tuple(path[len(name) + 1 :] for path in called if path.startswith(f"{name}."))
         children.append((name, None if child is None or name in called else remember(child, inside)))
-    return Remembered(_class_of(module), tuple(settings), tuple(children))
+    return Remembered(_class_of(module), type(module).forward, tuple(settings), tuple(children))
 
 
 def is_as_remembered(module: nn.Module, then: Remembered) -> bool:
@@ -72,6 +76,8 @@ def is_as_remembered(module: nn.Module, then: Remembered) -> bool:
         if child_then is not None:
             child = module._modules[name]
             if child is None or _class_of(child) is not child_then.kind or _does_more(child):
+                return False
+            if type(child).forward is not child_then.forward:
                 return False
             if not is_as_remembered(child, child_then):
                 return False

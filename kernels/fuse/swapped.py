@@ -90,7 +90,7 @@ def prefers_its_own(x: Tensor) -> bool:
 def has_changed(module: nn.Module) -> bool:
     """Return whether the parts that a swapped module's forward does not call are others than when it was swapped."""
     then: Remembered = module.__dict__[REMEMBERED]
-    return not is_as_remembered(module, then)
+    return then.kind.forward is not then.forward or not is_as_remembered(module, then)
 
 
 def prefers_its_own_convolution(x: Tensor, experts: tuple[int, ...], stride, padding, dilation, groups: int) -> bool:

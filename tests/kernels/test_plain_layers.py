@@ -234,6 +234,21 @@ def test_a_setting_changed_after_fuse_is_heard():
         assert twin(x).shape == (3, 6, 4, 3)
 
 
+@pytest.mark.parametrize("kind", [SELayer, nn.Linear, nn.Conv2d], ids=lambda kind: kind.__name__)
+def test_a_forward_changed_on_a_class_is_what_is_computed(kind, monkeypatch):
+    own, fused, x, _ = twins("SE, first")
+    gate, attention = made(ChannelGate, 8, 3), made(SpatialAttention, 3)
+    by_definition, attended = made(GateByDefinition, 8, 3), made(AttentionByDefinition, 3)
+    plain, forward = own(x), kind.forward
+    with use_backend("reference"):
+        torch.testing.assert_close(fused(x), plain)
+        monkeypatch.setattr(kind, "forward", lambda self, x: 0.5 * forward(self, x))
+        torch.testing.assert_close(fused(x), own(x))
+        torch.testing.assert_close(gate(x), by_definition(x))
+        torch.testing.assert_close(attention(x), attended(x))
+    assert torch.allclose(own(x), plain) == (kind is nn.Conv2d)  # which that module has none of
+
+
 def test_a_fused_model_is_quantised_as_the_model_would_be():
     own, fused, x, _ = twins("SE, first", torch.float32)
     with warnings.catch_warnings():
