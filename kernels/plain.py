@@ -8,8 +8,9 @@ asked at every call: such changes come after a model is made.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
+import torch
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
@@ -38,34 +39,34 @@ def is_centred(layer: nn.Module | None) -> bool:
 
 
 class Remembered(NamedTuple):
-    """What a module was: its class, its forward, the attributes that are settings, and its children."""
+    """What a module was: its class, its forward, its attributes, lists and dicts as tuples, and its children."""
 
     kind: type[nn.Module]
     forward: Callable
-    settings: tuple[tuple[str, Any], ...]
+    attributes: tuple[tuple[str, Any], ...]
     children: tuple[tuple[str, "Remembered | None"], ...]
 
 
 def remember(module: nn.Module, called: tuple[str, ...] = ()) -> Remembered:
     """Return what `is_as_remembered` has to find again; the submodules at the paths `called` may become anything."""
-    settings = ((name, _frozen(value)) for name, value in vars(module).items() if _is_setting(name, value))
+    public = ((name, _frozen(value)) for name, value in vars(module).items() if name[0] != "_" and name != "training")
     children = []
     for name, child in module._modules.items():
         if name == "parametrizations":
             continue
         inside = tuple(path[len(name) + 1 :] for path in called if path.startswith(f"{name}."))
         children.append((name, None if child is None or name in called else remember(child, inside)))
-    return Remembered(_class_of(module), type(module).forward, tuple(settings), tuple(children))
+    return Remembered(_class_of(module), type(module).forward, tuple(public), tuple(children))
 
 
 def is_as_remembered(module: nn.Module, then: Remembered) -> bool:
     """Return whether `module`, whose own hooks and forward are not asked about, is the module that was remembered.
 
-    Parameters may have any values, and parametrisations. Submodules have to be of the same classes with the same
-    settings, and without hooks.
+    Parameters may have any values, and parametrisations. Submodules have to be of the same classes, without hooks, and
+    attributes the same objects, or equal where they are numbers and words.
     """
-    for name, value in then.settings:
-        if _frozen(module.__dict__.get(name, then)) != value:
+    for name, value in then.attributes:
+        if not _is_same(_frozen(module.__dict__.get(name, then)), value):
             return False
     names = [name for name in module._modules if name != "parametrizations"]
     if len(names) != len(then.children):
@@ -93,7 +94,7 @@ def _does_more(module: nn.Module) -> bool:
     """Return whether calling `module` runs hooks, or another forward than its class's."""
     if module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks:
         return True
-    return "forward" in module.__dict__ or torch_module._has_any_global_hook()
+    return "forward" in module.__dict__ or has_any_global_hook()
 
 
 def _holds_weight(layer: nn.Module) -> bool:
@@ -104,14 +105,18 @@ def _geometry(conv: nn.Conv2d) -> tuple:
     return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
 
 
-def _is_setting(name: str, value: object) -> bool:
-    """Return whether an attribute, as far as can be told from outside, is one that a forward may go by."""
-    if name.startswith("_") or name == "training" or isinstance(value, Tensor):
-        return False
-    simple = isinstance(value, int | float | str | None) or callable(value)
-    return simple or (isinstance(value, tuple | list) and all(_is_setting("", each) for each in value))
-
-
 def _frozen(value: object) -> object:
-    """Return `value`, a list as a tuple, which nobody can change afterwards."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+    """Return `value`, lists and dicts as tuples, which nobody can change afterwards."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    return tuple((name, _frozen(each)) for name, each in value.items()) if isinstance(value, dict) else value
+
+
+def _is_same(one: object, other: object) -> bool:
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return isinstance(one, int | float | str | torch.dtype | torch.device) and one == other

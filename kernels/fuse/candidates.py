@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import nn
 
 from kernels.fuse.swapped import Swapped
-from kernels.plain import HOOKS
+from kernels.plain import HOOKS, has_any_global_hook
 
 
 class Match(NamedTuple):
@@ -38,6 +38,8 @@ class Candidate(NamedTuple):
 
 def obstacle(module: nn.Module) -> str | None:
     """Return what about this object, not its class, another forward would get wrong, if anything."""
+    if has_any_global_hook():
+        return "a hook on all modules"
     for path, inner in module.named_modules():
         where = f" on {path}" if path else ""
         if "forward" in inner.__dict__:

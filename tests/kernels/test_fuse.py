@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.parametrizations import weight_norm
 
 import kernels
@@ -203,6 +204,40 @@ def test_hooks_and_parametrisations_are_left_alone_and_named():
     assert reasons["5"].startswith("backward hook: ")
     model(randn(2, 4, 5, 5)).sum().backward()
     assert calls == ["layer", "inside", "backward"]
+
+
+def test_a_hook_on_all_modules_leaves_all_alone():
+    """Under it a swapped module runs its own forward, so that a trial would confirm anything."""
+    misc = pytest.importorskip("torchvision").ops.misc
+    modules = misc.SqueezeExcitation(8, 2), SwishSE(8), DynamicConv(4, 4, 3), CBAM(8)
+    handle = register_module_forward_hook(lambda *_: None)
+    try:
+        report = fuse(nn.ModuleList(modules))
+    finally:
+        handle.remove()
+    assert report.swapped == ()
+    assert {left.reason for left in report.left} == {"a hook on all modules"}
+    assert [left.path for left in report.left] == ["0", "1", "2", "3"]
+
+
+class Forgetful(SELayer):
+    """Its copies are not like it."""
+
+    def __init__(self, planes):
+        super().__init__(planes)
+        self.made = [object()]
+
+    def __deepcopy__(self, memo):
+        other = Forgetful(self.fc[0].in_features).to(self.fc[0].weight.dtype)
+        other.load_state_dict(self.state_dict())
+        other.__dict__ |= {name: value for name, value in self.__dict__.items() if name.startswith("_fuse")}
+        other.__class__ = self.__class__
+        return other
+
+
+def test_a_module_whose_copies_would_run_their_own_forward_is_not_confirmed():
+    (left,) = fuse(Forgetful(8)).left
+    assert left.reason == "a copy of it is not as it is"
 
 
 def test_tied_weights_stay_tied_and_are_named():

@@ -1,6 +1,7 @@
 """Whatever torch, or anybody, does to a layer inside an op's module, the module computes with it."""
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -15,6 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune
 
 from kernels import fuse, use_backend
+from kernels.fuse.swapped import has_changed
 from kernels.modules import ChannelGate, DynamicConv2d, SpatialAttention
 from kernels.plain import is_centred, is_plain, is_pointwise
 from tests.grids import grid
@@ -232,6 +234,49 @@ def test_a_setting_changed_after_fuse_is_heard():
     twin.stride = 2
     with use_backend("reference"):
         assert twin(x).shape == (3, 6, 4, 3)
+
+
+class Settings(SELayer):
+    """A forward that goes by attributes of many kinds."""
+
+    def __init__(self, planes):
+        super().__init__(planes)
+        self.number, self.act, self.factors, self.by_name = 1.0, torch.relu, [1.0], {"power": [1.0]}
+        self.tensor, self.object = torch.ones(()), Factor(1.0)
+
+    def forward(self, x):
+        first, _, second, gate = self.fc
+        y = self.act(first(x.mean((2, 3)))) * self.number * self.factors[0] * self.by_name["power"][0]
+        return x * gate(second(y * self.tensor * self.object.value))[:, :, None, None]
+
+
+class Factor:
+    def __init__(self, value):
+        self.value = value
+
+
+ATTRIBUTES = {
+    "a number": lambda m: setattr(m, "number", 2),
+    "a function": lambda m: setattr(m, "act", torch.tanh),
+    "in a list": lambda m: m.factors.__setitem__(0, 2.0),
+    "in a list in a dict": lambda m: m.by_name["power"].__setitem__(0, 2.0),
+    "a tensor": lambda m: setattr(m, "tensor", torch.tensor(2.0)),
+    "an object": lambda m: setattr(m, "object", Factor(2.0)),
+}
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_an_attribute_changed_after_fuse_is_heard(name):
+    own, fused, x = made(Settings, 8), made(Settings, 8), randn(2, 8, 5, 5, dtype=torch.float64)
+    assert [swap.op for swap in fuse(fused).swapped] == ["channel_gate"]
+    for twin in (fused, copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert not has_changed(twin)
+    plain = own(x)
+    for module in (own, fused):
+        ATTRIBUTES[name](module)
+    with use_backend("reference"):
+        torch.testing.assert_close(fused(x), own(x))
+    assert not torch.allclose(own(x), plain, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [SELayer, nn.Linear, nn.Conv2d], ids=lambda kind: kind.__name__)
