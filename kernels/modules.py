@@ -1,7 +1,8 @@
 """The ops as modules, each a drop-in for the layers it replaces.
 
 Layers inside them (`conv`, `fc1`, `fc2`) are not called as long as they are plain convolutions: the op takes their
-parameters. With hooks on them, or anything else in their place, they are called, between other ops.
+parameters. With hooks on them, or anything else in their place, they are called, between other ops; in a graph of
+torch.fx always, where such may come later.
 """
 
 import math
@@ -61,7 +62,7 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See `kernels.spatial_attention`."""
-        if is_centred(self.conv):
+        if isinstance(x, Tensor) and is_centred(self.conv):
             return spatial_attention(x, self.conv.weight, self.conv.bias)
         with _without_autocast(x):
             return spatial_gate(x, _wide(_called(self.conv, channel_stats(x), x)))
@@ -90,7 +91,7 @@ class ChannelGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See `kernels.channel_gate`."""
-        if _is_absent_or_pointwise(self.fc1) and is_pointwise(self.fc2):
+        if _are_plain(self.fc1, self.fc2, x):
             return channel_gate(x, *_parameters(self.fc1), *_parameters(self.fc2), self.gate)
         with _without_autocast(x):
             return channel_scale(x, _gate(_layered(self.fc1, self.fc2, x), self.gate))
@@ -285,7 +286,7 @@ class ExpertAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mixing weights in float32 (float64 for float64); softmax's sum to one."""
-        if _is_absent_or_pointwise(self.fc1) and is_pointwise(self.fc2):
+        if _are_plain(self.fc1, self.fc2, x):
             layers = (*_parameters(self.fc1), *_parameters(self.fc2))
             return _mixing(x, *layers, self.temperature, self.routing)
         with _without_autocast(x):
@@ -322,7 +323,6 @@ def anneal_temperature(
     return temperature
 
 
-@leaf
 def _mixing(x: Tensor, w1, b1, w2, b2, temperature: Tensor, routing: str) -> Tensor:
     """Return the mixing weights of an `ExpertAttention` with plain layers, [batch, experts]; w1 may be None."""
     check_float("x", x)
@@ -385,8 +385,9 @@ def _cast(features: Tensor, x: Tensor, dtypes: tuple[torch.dtype, ...]) -> Tenso
     return features.to(x.dtype if x.dtype in dtypes or not dtypes else dtypes[0])
 
 
-def _is_absent_or_pointwise(layer: nn.Module | None) -> bool:
-    return layer is None or is_pointwise(layer)
+def _are_plain(first: nn.Module | None, second: nn.Module, x: Tensor) -> bool:
+    """Return whether an op may take the layers' parameters: not into a graph of torch.fx, which outlives the answer."""
+    return isinstance(x, Tensor) and (first is None or is_pointwise(first)) and is_pointwise(second)
 
 
 def _parameters(layer: nn.Module | None) -> tuple[Tensor | None, Tensor | None]:

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 import kernels
@@ -83,6 +84,21 @@ def test_our_modules_are_traced_by_fx_and_the_graph_computes_with_their_paramete
             torch.testing.assert_close(twin.to(dtype)(x), module.to(dtype)(x), msg=f"{changed} {name}")
     calls = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
     assert any("conv2d" in c or "channel" in c or "spatial" in c for c in calls)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "generated"])
+def test_what_is_done_to_the_layers_of_a_traced_graph_is_heard(name):
+    module = nn.Sequential(made(name))
+    graph, x = torch.fx.symbolic_trace(copy.deepcopy(module)), randn(2, 6, 7, 8)
+    torch.testing.assert_close(graph(x), module(x))
+    paths = [path for path, layer in module.named_modules() if isinstance(layer, nn.Conv2d)]
+    assert paths
+    for path in paths:
+        for each in (module, graph):
+            torch.manual_seed(1)
+            nn.utils.prune.random_unstructured(each.get_submodule(path), "weight", 0.5)
+            each.get_submodule(path).register_forward_hook(doubled)
+        torch.testing.assert_close(graph(x), module(x))
 
 
 def test_features_are_taken_from_models_of_our_modules():
