@@ -143,7 +143,8 @@ class CondConv(Swapped):
         """x [batch, in_channels, height, width], routing_weights [batch, experts]."""
         shape = (self.num_experts, *self.weight_shape)
         padding = SAME if self.dynamic_padding else self.padding
-        if prefers_its_own_convolution(x, shape, self.stride, padding, self.dilation, self.groups):
+        geometry = self.stride, padding, self.dilation, self.groups
+        if prefers_its_own_convolution(x, shape, *geometry) or has_changed(self):
             return super().forward(x, routing_weights)
         if padding == SAME:
             top, bottom, left, right = same_sides(x.shape[2:], self.kernel_size, self.stride, self.dilation)

@@ -126,3 +126,13 @@ def test_cond_conv_is_the_op_on_a_cpu_where_that_is_faster():
         with OpsCalled() as many:
             layer(randn(64, 16, 4, 4), torch.rand(64, 4))
     assert (few.names, many.names) == (set(), {"dynamic_conv2d"})
+
+
+def test_a_forward_changed_on_timms_class_after_fuse_is_what_is_computed(monkeypatch):
+    layers = pytest.importorskip("timm.layers", reason="timm is not installed")
+    layer, x, mix = layers.CondConv2d(6, 8, 3), randn(2, 6, 7, 7), torch.rand(2, 4)
+    assert fuse(layer).swapped
+    forward = layers.CondConv2d.forward
+    monkeypatch.setattr(layers.CondConv2d, "forward", lambda self, x, mix: 2 * forward(self, x, mix))
+    with use_backend("reference"):
+        torch.testing.assert_close(layer(x, mix), 2 * forward(layer, x, mix))
