@@ -27,7 +27,6 @@ setup(
         "pillow",
         "click>=8.1",
         "rich",
-        "tomli-w",
         "jinja2",
         "markupsafe",
         "matplotlib",

@@ -20,7 +20,8 @@ import torch
 import triton
 
 from bench.covering import covering
-from bench.cubin import SHARED_LIMIT, Cubin, compile_launch, resident_blocks
+from bench.cubin import Cubin, read_launch, resident_blocks
+from bench.stand_in.driver import SHARED_LIMIT
 from kernels.augment import triton as augment
 from kernels.augment.arguments import Arguments
 from kernels.channel_gate.triton import ops as gate
@@ -290,7 +291,7 @@ def _collect() -> None:
 def _compile(job: tuple[int, int]) -> dict:
     index, capability = job
     variant = _variants[index]
-    cubin: Cubin = compile_launch(variant.launch, capability)
+    cubin: Cubin = read_launch(variant.launch, capability)
     words = {
         name: value for name, value in variant._asdict().items() if name not in ("launch", "config", "with_config")
     }
@@ -310,7 +311,7 @@ def _row_without_spills(variant: Variant) -> str | None:
     )
     for other in nearby:
         launch = variant.with_config(other).launch
-        if not any(compile_launch(launch, capability).spilled for capability in SHARED_LIMIT):
+        if not any(read_launch(launch, capability).spilled for capability in SHARED_LIMIT):
             return str(other)
     return None
 

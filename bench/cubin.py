@@ -7,26 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 import triton
-from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
-from triton.compiler import ASTSource
 
+from bench.stand_in.driver import SHARED_LIMIT, compile_launch
 from kernels.launch import Launch
-
-# What one block may use of shared memory, bytes.
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-
-TYPES = {
-    torch.float32: "fp32",
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.int64: "i64",
-    torch.int32: "i32",
-    torch.uint8: "u8",
-    torch.bool: "i1",
-}
 
 
 class Cubin(NamedTuple):
@@ -43,24 +28,9 @@ class Cubin(NamedTuple):
     wide_stores: int
 
 
-def compile_launch(launch: Launch, capability: int) -> Cubin:
-    """Compile the kernel as this launch would have it compiled on a GPU of `capability`, and read the result."""
-    kernel = launch.kernel
-    bound = dict(zip(kernel.arg_names, launch.arguments, strict=False))
-    bound |= {name: value for name, value in launch.options.items() if name in kernel.arg_names}
-    options = {name: value for name, value in launch.options.items() if name not in kernel.arg_names}
-    signature, constants, attributes = {}, {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        value = bound[name]
-        parameter = kernel.params[index]
-        kind, divisible = _specialise(value, parameter.is_constexpr, parameter.do_not_specialize)
-        signature[name] = kind
-        if kind == "constexpr":
-            constants[(index,)] = value
-        elif divisible:
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
-    return read(triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options), capability)
+def read_launch(launch: Launch, capability: int) -> Cubin:
+    """Compile the kernel as Triton's JIT compiles it for this launch on a GPU of `capability`, and read the result."""
+    return read(compile_launch(launch, capability), capability)
 
 
 def read(compiled, capability: int) -> Cubin:
@@ -101,17 +71,6 @@ def _assembler_output(ptx: str, folder: Path) -> str:
     source = folder / "kernel.ptx"
     source.write_text(ptx)
     return _run(get_ptxas(90).path, "-v", "--gpu-name=sm_90a", source, "-o", folder / "again.cubin")
-
-
-def _specialise(value, is_constant: bool, as_any: bool) -> tuple[str, bool]:
-    """Return the type Triton gives an argument, and whether it may count on multiples of 16; `as_any`: it must not."""
-    if is_constant or value is None:
-        return "constexpr", False
-    if isinstance(value, torch.Tensor):
-        return f"*{TYPES[value.dtype]}", True
-    if value == 1 and not as_any:
-        return "constexpr", False
-    return "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0 and not as_any
 
 
 def _run(*command: Iterable) -> str:

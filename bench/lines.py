@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 # Entries as the benchmarks record them.
 Entry = dict
+# Why a way is left out of an entry that was measured by some ways only.
+NOT_ASKED = "not asked for"
 
 
 class Line(NamedTuple):
@@ -229,8 +231,9 @@ def _has(name: str, value) -> Callable[[Entry], bool]:
     return lambda entry: entry[name] == value
 
 
-def _best(entry: Entry) -> float:
-    return best_baseline(entry)[1]
+def _best(entry: Entry) -> float | None:
+    """Return the fastest baseline's time over ours; None where not all that can be run were."""
+    return None if NOT_ASKED in entry.get("skipped", {}).values() else best_baseline(entry)[1]
 
 
 def _bound(direction: str) -> Callable[[Entry], float]:

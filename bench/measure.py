@@ -2,8 +2,9 @@
 
 import itertools
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kernels.flops  # noqa: F401 - so that our ops are counted
 from bench import timing
+from bench.lines import NOT_ASKED
 from kernels.tensors import is_channels_last
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -90,6 +92,14 @@ def parts_of(function: Callable, leaves: tuple[Tensor, ...], grad: Tensor, *argu
         return function(*leaves, *arguments)
 
     return forward, partial(torch.autograd.grad, inputs=leaves, grad_outputs=grad)
+
+
+def only(candidates: Iterable[Candidate], ways: Collection[str] | None) -> list[Candidate]:
+    """Return the candidates, those whose names are not among `ways` with the reason that nobody asked for them."""
+    return [
+        each if ways is None or each.name in ways else each._replace(reason=each.reason or NOT_ASKED)
+        for each in candidates
+    ]
 
 
 def candidates_of(baselines, shape, leaves: tuple[Tensor, ...], grad: Tensor, *arguments) -> list[Candidate]:
@@ -211,15 +221,15 @@ def steady_times(following: Callable[[], Tensor], window: int, seconds: float, l
             times.append([(time.perf_counter() - begin) * 1e3 / window])
 
 
-def memory_bound(shape, baselines) -> Measured:
-    """Measure a call of an op that memory limits.
+def memory_bound(shape, baselines, ways: Collection[str] | None = None) -> Measured:
+    """Measure a call of an op that memory limits, by all ways or those named.
 
     `shape` gives `data(device)`, `forward_bytes(device)` and `backward_bytes()`; `baselines` is a module of
     `bench.baselines` whose `eager` is the definition.
     """
     data = shape.data(DEVICE)
     exact = exact_results(parts_of(baselines.eager, *data.to(torch.float64)))
-    calls, skipped = checked_calls(candidates_of(baselines, shape, *data), exact)
+    calls, skipped = checked_calls(only(candidates_of(baselines, shape, *data), ways), exact)
     moved = {"forward": shape.forward_bytes(DEVICE), "backward": shape.backward_bytes()}
     flops, dtype = counted(calls["ours"]), data.leaves[0].dtype
     work = {name: Work(moved[name], done, dtype) for name, done in zip(moved, flops, strict=True)}
@@ -259,6 +269,12 @@ def used(parts: timing.Parts) -> tuple[int, int]:
     """Return the peak memory above the inputs, and what of it is neither output nor gradient."""
     peak, returned = timing.peak_memory(parts, DEVICE)
     return peak, max(0, peak - returned)
+
+
+def forget_compiled() -> None:
+    """Have torch.compile begin anew, where it was used: what it keeps of one shape it would generalise at the next."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 def finished(parts: timing.Parts) -> None:

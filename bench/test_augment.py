@@ -3,7 +3,7 @@
 pytest bench/test_augment.py --benchmark-only [--save-results]
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache, partial
 
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor
 from bench import measure, timing
 from bench.baselines import augment as baselines
 from bench.baselines.availability import dali_package
+from bench.lines import NOT_ASKED
 from bench.measure import DEVICE, OURS, THEIRS, Candidate, Measured, Work
 from bench.replay import clock
 from bench.shapes.augment import Call, Shape, shapes_on
@@ -36,15 +37,18 @@ def test_augment(compare, shape, way):
     compare("augment", shape.key, way, lambda: measured(shape), packages)
 
 
-def measured(shape: Shape) -> Measured:
-    """Check every way at a shape and time them in turn, the workers afterwards."""
+def measured(shape: Shape, ways: Collection[str] | None = None) -> Measured:
+    """Check every way at a shape, or those named, and time them in turn, the workers afterwards."""
     call = shape.call(DEVICE)
     exact = exact_batch(call)
-    calls, skipped = measure.checked_calls(candidates(shape, call), [exact])
+    calls, skipped = measure.checked_calls(measure.only(candidates(shape, call), ways), [exact])
     entry = measure.described(calls["ours"][0](None))
     entry |= {"images": shape.batch, "channels": shape.channels, "recipe": shape.recipe}
     figures, times = measure.figures(calls, {"forward": Work(call.forward_bytes(), 0, call.dtype)})
-    from_workers, reason = worker_times(shape, call, exact)
+    if ways is None or "workers" in ways:
+        from_workers, reason = worker_times(shape, call, exact)
+    else:
+        from_workers, reason = [], NOT_ASKED
     if reason is None:
         figures["ms"]["workers"] = measure.medians(from_workers)
         entry["workers"] = baselines.worker_count()
@@ -52,6 +56,11 @@ def measured(shape: Shape) -> Measured:
     else:
         skipped["workers"] = reason
     return Measured(entry | figures | {"skipped": skipped}, times, measure.ceilings())
+
+
+def calls() -> dict[str, Callable[[Collection[str] | None], Measured]]:
+    """Return what measures each shape by the ways it is given, by the names of the results."""
+    return {shape.key: partial(measured, shape) for shape in shapes_on(DEVICE)}
 
 
 def candidates(shape: Shape, call: Call) -> list[Candidate]:
@@ -94,9 +103,3 @@ def parts_of(way: Callable[[Call], baselines.Forward], call: Call) -> timing.Par
     """Return a way's forward as its only part, as there is no gradient; it is prepared when first run."""
     prepared = cache(partial(way, call))
     return (lambda _: prepared()(),)
-
-
-def profiled() -> dict[str, timing.Parts]:
-    """Return ours at the shape worth a trace, the largest."""
-    shape = max(shapes_on(DEVICE), key=lambda shape: shape.batch * shape.channels)
-    return {shape.key: parts_of(baselines.ours, shape.call(DEVICE))}

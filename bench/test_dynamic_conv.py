@@ -3,17 +3,19 @@
 pytest bench/test_dynamic_conv.py --benchmark-only [--save-results]
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 
 import pytest
 import torch
+from torch.backends import cudnn
 
 from bench import measure, timing
 from bench.baselines import dynamic_conv as baselines
 from bench.measure import DEVICE, THEIRS, Candidate, Measured, Work, parts_of
 from bench.replay import clock
 from bench.shapes.dynamic_conv import Data, Shape, data_of, shapes_on
-from kernels.tensors import memory_layout
+from kernels.tensors import allows_tf32, memory_layout
 
 DTYPES = (torch.bfloat16,) if DEVICE == "cuda" else (torch.bfloat16, torch.float32)
 WIDE = ("naive", "compiled")  # run in float32 too, beside bfloat16
@@ -34,11 +36,28 @@ def test_dynamic_conv(compare, shape, dtype, way):
     compare("dynamic_conv", f"{named(dtype)} {shape.name}", way, lambda: measured(shape, dtype))
 
 
-def measured(shape: Shape, dtype: torch.dtype, ways: Collection[str] = WAYS) -> Measured:
-    """Check the ways at a shape and time them in turn."""
-    torch._dynamo.reset()
+def measured(shape: Shape, dtype: torch.dtype, ways: Collection[str] | None = None) -> Measured:
+    """Check the ways at a shape, or those named, and time them in turn.
+
+    cuDNN tries what it has for the static convolution and the grouped ones, as training scripts have it do.
+    """
+    with cudnn.flags(enabled=True, benchmark=True, allow_tf32=allows_tf32()):
+        return _measured(shape, dtype, ways)
+
+
+def calls() -> dict[str, Callable[[Collection[str] | None], Measured]]:
+    """Return what measures each shape by the ways it is given, by the names of the results."""
+    return {
+        f"{named(dtype)} {shape.name}": partial(measured, shape, dtype)
+        for dtype in DTYPES
+        for shape in shapes_on(DEVICE)
+    }
+
+
+def _measured(shape: Shape, dtype: torch.dtype, ways: Collection[str] | None) -> Measured:
+    measure.forget_compiled()
     data = data_of(shape, dtype, DEVICE)
-    chosen = (candidate for candidate in candidates_of(shape, dtype, data) if candidate.name in ways)
+    chosen = measure.only(candidates_of(shape, dtype, data), ways)
     calls, skipped = measure.checked_calls(chosen, exact_results(shape, data), "naive", KEPT)
     calls["static"] = static_parts(data, shape)
     problem = shape.problem(dtype)
@@ -86,13 +105,3 @@ def static_parts(data: Data, shape: Shape) -> timing.Parts:
         return baselines.static(x, weight[None], None, *shape.geometry)
 
     return parts_of(static, (data.x, weight), data.grad)
-
-
-def profiled() -> dict[str, timing.Parts]:
-    """Return forward and backward of ours at the shapes worth a trace."""
-    chosen = {shape.name: shape for shape in shapes_on(DEVICE)}
-    made = {}
-    for name in ("C256 14x14", "C512 7x7"):
-        data = data_of(chosen[name], torch.bfloat16, DEVICE)
-        made[name] = parts_of(baselines.ours, data.leaves, data.grad, *chosen[name].geometry)
-    return made

@@ -3,12 +3,14 @@
 pytest bench/test_spatial_attention.py --benchmark-only [--save-results]
 """
 
-import pytest
-import torch
+from collections.abc import Callable, Collection
+from functools import partial
 
-from bench import measure, timing
+import pytest
+
+from bench import measure
 from bench.baselines import spatial_attention as baselines
-from bench.measure import DEVICE, Measured, parts_of
+from bench.measure import DEVICE, Measured
 from bench.replay import clock
 from bench.shapes.spatial_attention import Shape, shapes_on
 
@@ -20,13 +22,12 @@ def test_spatial_attention(compare, shape, way):
     compare("spatial_attention", shape.key, way, lambda: measured(shape))
 
 
-def measured(shape: Shape) -> Measured:
-    """Check every way at a shape and time them in turn."""
-    torch._dynamo.reset()
-    return measure.memory_bound(shape, baselines)
+def measured(shape: Shape, ways: Collection[str] | None = None) -> Measured:
+    """Check every way at a shape, or those named, and time them in turn."""
+    measure.forget_compiled()
+    return measure.memory_bound(shape, baselines, ways)
 
 
-def profiled() -> dict[str, timing.Parts]:
-    """Return forward and backward of ours at the shape worth a trace, the largest."""
-    shape = max(shapes_on(DEVICE), key=lambda shape: shape.x.nbytes)
-    return {shape.key: parts_of(baselines.ours, *shape.data(DEVICE))}
+def calls() -> dict[str, Callable[[Collection[str] | None], Measured]]:
+    """Return what measures each shape by the ways it is given, by the names of the results."""
+    return {shape.key: partial(measured, shape) for shape in shapes_on(DEVICE)}

@@ -15,8 +15,13 @@ import torch
 
 from kernels.launch import record_launches
 
-# Cycles the GPU waits before each run: the host gets ahead, so what is timed is the device, not the launching.
-HEAD_START = 500_000
+# Before each run the GPU waits for this many times what the host takes to issue it, and no less than so many
+# microseconds: the host gets ahead, so that what is timed is the device, not the launching.
+AHEAD, LEAST_WAIT = 3.0, 250.0
+HOST_RUNS = 100
+# What the ceilings are measured with: bytes of a copy, and the side of a matrix.
+COPIED, SIDE = {"cuda": 2**30, "cpu": 2**27}, {"cuda": 8192, "cpu": 2048}
+CYCLES_PER_MICROSECOND = 2000  # of the fastest clock of the GPUs this was planned for
 
 Parts = tuple[Callable[[Any], Any], ...]
 
@@ -29,20 +34,25 @@ def run(parts: Parts) -> Any:
     return value
 
 
-def time_once(parts: Parts, device: str) -> list[float]:
-    """Return the milliseconds of each part."""
-    return _device_times(parts) if device == "cuda" else _host_times(parts)
+def time_once(parts: Parts, device: str, wait: float = LEAST_WAIT) -> list[float]:
+    """Return the milliseconds of each part; a GPU begins `wait` microseconds late."""
+    return _device_times(parts, wait) if device == "cuda" else _host_times(parts)
+
+
+def wait_for(parts: Parts) -> float:
+    """Return the microseconds that a GPU has to wait before these parts; they are run twice, the first to warm up."""
+    run(parts)
+    torch.cuda.synchronize()
+    return max(LEAST_WAIT, AHEAD * 1e3 * sum(_host_times(parts)))
 
 
 def take_turns(calls: dict[str, Parts], device: str, rounds: tuple[int, int], seconds: float) -> dict[str, list]:
-    """Return the times of every run of every call, in rounds of shuffled order, on a GPU after one not counted.
+    """Return the times of every run of every call, in rounds of shuffled order, on a GPU after two not counted.
 
     There are at least `rounds[0]`, and no more than `rounds[1]` or than begin within `seconds`.
     """
     order, times = list(calls), {name: [] for name in calls}
-    if device == "cuda":
-        for name in order:
-            time_once(calls[name], device)
+    waits = {name: wait_for(calls[name]) if device == "cuda" else 0.0 for name in order}
     shuffle = random.Random(0).shuffle
     start = time.perf_counter()
     for count in range(rounds[1]):
@@ -50,7 +60,7 @@ def take_turns(calls: dict[str, Parts], device: str, rounds: tuple[int, int], se
             break
         shuffle(order)
         for name in order:
-            times[name].append(time_once(calls[name], device))
+            times[name].append(time_once(calls[name], device, waits[name]))
     return times
 
 
@@ -62,7 +72,7 @@ def peak_memory(parts: Parts, device: str) -> tuple[int, int]:
     return _peak_on_gpu(parts) if device == "cuda" else _peak_on_cpu(parts)
 
 
-def host_time(parts: Parts, runs: int = 100) -> tuple[float, float]:
+def host_time(parts: Parts) -> tuple[float, float]:
     """Return the median microseconds in which the host issues the call, and in which it issues its bare launches."""
     with record_launches() as launches:
         run(parts)
@@ -72,7 +82,7 @@ def host_time(parts: Parts, runs: int = 100) -> tuple[float, float]:
             launch.kernel[launch.grid](*launch.arguments, **launch.options)
 
     taken = {"call": [], "replay": []}
-    for _ in range(runs):
+    for _ in range(HOST_RUNS):
         for name, each in (("call", parts), ("replay", (replay,))):
             torch.cuda.synchronize()
             start = time.perf_counter()
@@ -84,7 +94,7 @@ def host_time(parts: Parts, runs: int = 100) -> tuple[float, float]:
 @cache
 def copy_rate(device: str) -> float:
     """Return the bytes a second, read plus written, of a large copy on the device."""
-    size = 2**30 if device == "cuda" else 2**27
+    size = COPIED[device]
     source = torch.randint(100, (size,), dtype=torch.int8, device=device)
     target = torch.empty_like(source)
     return 2 * size / _seconds((lambda _: target.copy_(source),), device)
@@ -93,7 +103,7 @@ def copy_rate(device: str) -> float:
 @cache
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
     """Return the FLOPs a second of a large matrix product."""
-    size = 8192 if device == "cuda" else 2048
+    size = SIDE[device]
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / _seconds((lambda _: left @ right,), device)
 
@@ -140,10 +150,10 @@ def _host_times(parts: Parts) -> list[float]:
     return [(after - before) * 1e3 for before, after in pairwise(stamps)]
 
 
-def _device_times(parts: Parts) -> list[float]:
+def _device_times(parts: Parts, wait: float) -> list[float]:
     events, value = [torch.cuda.Event(enable_timing=True) for _ in range(len(parts) + 1)], None
     _scratch().zero_()
-    torch.cuda._sleep(HEAD_START)
+    torch.cuda._sleep(int(wait * CYCLES_PER_MICROSECOND))
     events[0].record()
     for part, event in zip(parts, events[1:], strict=True):
         value = part(value)

@@ -11,12 +11,16 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
 import torch
 
 from bench import record, timing
+from bench.gpu import lookups
+from bench.gpu.state import json_of
+from bench.gpu.steps import UNFINISHED
 from bench.shapes.dynamic_conv import BATCH, Data, Shape, data_of, shapes_on
 from kernels.dynamic_conv import configs
 from kernels.dynamic_conv import plan as planning
@@ -53,6 +57,15 @@ class Candidate(NamedTuple):
             return planning.plan.__wrapped__(problem, device)
 
 
+class Tuned(NamedTuple):
+    """What came of a call: the choice, milliseconds of all passes by the rules and by it, and all that was tried."""
+
+    choice: dict
+    rules_ms: float
+    best_ms: float
+    tried: list[dict]
+
+
 @contextmanager
 def forced(plan: Plan) -> Iterator[None]:
     """Run every call inside under `plan`."""
@@ -70,36 +83,64 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.tune", description=__doc__.partition(":")[0])
     parser.add_argument("--shapes", default="", metavar="TEXT", help='only those with TEXT in "dtype name"')
     parser.add_argument("--seconds", type=float, default=600, help="begin no shape after so long (default 600)")
+    parser.add_argument(
+        "--log", type=Path, metavar="FILE", help="write all times there; what it holds is not tuned again"
+    )
+    parser.add_argument("--digest", default="", help="of the sources that are tuned; a FILE of others is left")
     parser.add_argument("--jobs", type=int, default=max(1, min(12, (os.cpu_count() or 2) - 2)), help="compilers")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("bench.tune needs a CUDA device, and torch finds none", file=sys.stderr)
         return 2
+    lookups.count()
     start = time.monotonic()
     device = configs.device_of(torch.cuda.current_device())
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        for shape, dtype in in_order(options.shapes, device, pool):
+    log = read_log(options.log, options.digest)
+    wanted = [call for call in calls() if options.shapes in _label(*call) and _label(*call) not in log["tuned"]]
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), lookups.count) as pool:
+        for shape, dtype in in_order(wanted, device, pool):
             if time.monotonic() - start > options.seconds:
                 print(f"out of time before {_label(shape, dtype)}")
-                break
-            write(device, shape.problem(dtype), tune(shape, dtype, device, pool))
+                return UNFINISHED
+            found = tune(shape, dtype, device, pool)
+            write(device, shape.problem(dtype), found.choice)
+            if options.log:
+                log["tuned"][_label(shape, dtype)] = found._asdict()
+                record.replace(options.log, log)
     return 0
 
 
-def in_order(wanted: str, device: configs.Device, pool: ProcessPoolExecutor) -> list[tuple[Shape, torch.dtype]]:
-    """Return the calls to tune, bfloat16 first, then by what there is to gain: time above the bound."""
-    # The tables do not know the batch, so each key is tuned at the usual one.
+def read_log(path: Path | None, digest: str) -> dict:
+    """Return what was tuned of the sources of this digest; nothing where the file is of others, or was cut off."""
+    fresh = {"digest": digest, "tuned": {}}
+    if path is None or not path.exists():
+        return fresh
+    try:
+        log = json.loads(path.read_text(encoding="utf-8"))
+        return log if digest and log["digest"] == digest else fresh
+    except (ValueError, KeyError, TypeError) as error:
+        print(f"bench.tune cannot read {path} ({error}), and begins anew", file=sys.stderr)
+        return fresh
+
+
+def calls() -> list[tuple[Shape, torch.dtype]]:
+    """Return the calls that are tuned. The tables do not know the batch, so each key is tuned at the usual one."""
     shapes = [shape for shape in shapes_on("cuda") if shape.batch == BATCH["cuda"]]
-    calls = [(shape, dtype) for dtype in (torch.bfloat16, torch.float32) for shape in shapes]
-    calls = [call for call in calls if wanted in _label(*call)]
-    ruled = [[Candidate(*call, name, {"regime": _ruled_regime(*call)}) for name in PASSES] for call in calls]
+    return [(shape, dtype) for dtype in (torch.bfloat16, torch.float32) for shape in shapes]
+
+
+def in_order(
+    wanted: list[tuple[Shape, torch.dtype]], device: configs.Device, pool: ProcessPoolExecutor
+) -> list[tuple[Shape, torch.dtype]]:
+    """Return the calls with bfloat16 first, then by what there is to gain: time above the bound."""
+    ruled = [[Candidate(*call, name, {"regime": _ruled_regime(*call)}) for name in PASSES] for call in wanted]
     list(pool.map(runs, [candidate for passes in ruled for candidate in passes]))
-    gains = {call: _above_bound(passes, device) for call, passes in zip(calls, ruled, strict=True)}
+    gains = {call: _above_bound(passes, device) for call, passes in zip(wanted, ruled, strict=True)}
     return sorted(gains, key=lambda call: (call[1] == torch.float32, -gains[call]))
 
 
-def tune(shape: Shape, dtype: torch.dtype, device: configs.Device, pool: ProcessPoolExecutor) -> dict:
-    """Return the choice for a call, with only what beats the rules by GAIN; empty where nothing does."""
+def tune(shape: Shape, dtype: torch.dtype, device: configs.Device, pool: ProcessPoolExecutor) -> Tuned:
+    """Return the choice for a call, with only what beats the rules by GAIN, empty where nothing does; and all times."""
     problem = shape.problem(dtype)
     usual = _ruled_regime(shape, dtype)
     candidates = [each for regime in regimes(problem) for each in candidates_of(shape, dtype, regime, device)]
@@ -111,9 +152,13 @@ def tune(shape: Shape, dtype: torch.dtype, device: configs.Device, pool: Process
     rules = sum(_plain(able, times, usual, name) for name in PASSES)
     best = min(totals, key=totals.get)
     print(f"{_label(shape, dtype)}: rules {rules:.3f} ms ({usual}), best {totals[best]:.3f} ms ({best})", flush=True)
+    tried = [
+        {"pass": each.name, "choice": each.choice, "ms": taken if taken < float("inf") else None}
+        for each, taken in zip(able, times, strict=True)
+    ]
     if totals[best] == float("inf") or rules < GAIN * totals[best]:
-        return {}
-    return choices[best] if best == usual else {"regime": best} | choices[best]
+        return Tuned({}, rules, rules, tried)
+    return Tuned(choices[best] if best == usual else {"regime": best} | choices[best], rules, totals[best], tried)
 
 
 def winners(candidates: list[Candidate], times: list[float], regime: str) -> tuple[dict, float]:
@@ -236,7 +281,7 @@ def write(device: configs.Device, problem: Problem, choice: dict) -> None:
     """Put the choice for a problem into the device's table, or take out an old one that was not confirmed."""
     path = configs.table_path(device.name)
     about = record.circumstances("cuda")
-    table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    table = json_of(path) or {}
     old = table.get("choices", {}) if table.get("versions") == about["versions"] else {}
     kept = {key: value for key, value in old.items() if key != problem.key}
     choices = kept | ({problem.key: choice} if choice else {})
@@ -284,4 +329,6 @@ def _label(shape: Shape, dtype: torch.dtype) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from bench import tune  # the module that other processes know, not a copy of it
+
+    sys.exit(tune.main())

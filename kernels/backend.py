@@ -1,8 +1,10 @@
 """Which implementation the public functions call."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -82,12 +84,13 @@ def chosen_backend(op: str, x: torch.Tensor, dtype: torch.dtype | None = None) -
 
 
 def runs_triton(x: torch.Tensor, backend: str, dtype: torch.dtype | None = None) -> bool:
-    """Return whether an op called with `backend` runs its Triton kernels on `x`: `auto` does on CUDA tensors.
+    """Return whether an op called with `backend` runs its Triton kernels on `x`: `auto` does where it can on CUDA.
 
     The op computes in `dtype`, by default x's.
     """
     if backend == "auto":
-        return x.is_cuda and (dtype or x.dtype) in TRITON_DTYPES and triton_is_installed()
+        wanted = x.is_cuda and (dtype or x.dtype) in TRITON_DTYPES and triton_is_installed()
+        return wanted and compiles_for(x.device.index)
     return backend == "triton"
 
 
@@ -117,6 +120,18 @@ def _refused_transform() -> str:
 def triton_is_installed() -> bool:
     """Return whether the Triton package can be imported."""
     return sys.modules.get("triton", True) is not None and find_spec("triton") is not None
+
+
+@_constant_when_traced
+@cache
+def compiles_for(index: int) -> bool:
+    """Return whether Triton's kernels run on CUDA device `index`; warn, once, where they do not: the ops are eager."""
+    from kernels.probe import obstacle
+
+    found = obstacle(index)
+    if found is not None:
+        warnings.warn(f"polychrome runs as plain PyTorch on {torch.cuda.get_device_name(index)}: {found}", stacklevel=2)
+    return found is None
 
 
 @_constant_when_traced

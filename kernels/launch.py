@@ -30,7 +30,7 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
     if device.type == "meta":
         return
     if device.type == "cpu":
-        _mend_interpreter()
+        mend_interpreter()
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             kernel[grid](*arguments, **options)
@@ -50,7 +50,7 @@ def record_launches() -> Iterator[list[Launch]]:
 
 
 @cache
-def _mend_interpreter() -> None:
+def mend_interpreter() -> None:
     """Let a scalar of Triton's interpreter bound a loop: before 3.8 it is an array of one, which NumPy 2.4 refuses."""
     import triton
     from triton.runtime import interpreter

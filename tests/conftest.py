@@ -25,8 +25,8 @@ def own_cache(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
-        patch.setenv("TRITON_CACHE_DIR", str(cache / "triton"))
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache / "inductor"))
+        for name, folder in (("TRITON_CACHE_DIR", "triton"), ("TORCHINDUCTOR_CACHE_DIR", "inductor")):
+            patch.setenv(name, os.environ.get(name, str(cache / folder)))  # a folder that was named is meant
         yield
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from engine.errors import UserError
+from train import toml
 
 AUTO = "auto"
 
@@ -353,10 +354,8 @@ class Settings:
 
     def to_toml(self) -> str:
         """Return the settings as TOML; unset ones are left out."""
-        import tomli_w
-
         values = {key: value for key, value in asdict(self).items() if value not in (None, {})}
-        return tomli_w.dumps(values | {"augmentations": self.augmentations or ("none",)})
+        return toml.dumps(values | {"augmentations": self.augmentations or ("none",)})
 
     @classmethod
     def from_toml(cls, path: Path) -> Settings:

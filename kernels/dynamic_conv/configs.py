@@ -6,6 +6,7 @@ bench.compile_report`). Nothing here needs Triton or a GPU.
 
 import json
 import re
+import warnings
 from functools import cache
 from math import ceil
 from pathlib import Path
@@ -59,7 +60,7 @@ class Device(NamedTuple):
 
 
 # What stands in where no GPU is asked about: the interpreter, allocations on meta tensors.
-HOPPER = Device("NVIDIA H200", 132, 50 * 2**20)
+HOPPER = Device("NVIDIA H200", 132, 60 * 2**20)
 # Makers' figures, for `kernels.explain` about a GPU that is not at hand.
 KNOWN_DEVICES = (
     HOPPER,
@@ -191,7 +192,14 @@ def depthwise_config(problem: Problem, device: Device, gradient: bool) -> Depthw
 def measured(name: str) -> dict[str, dict]:
     """Return the table measured on the GPU of this name, problem key to choice; empty where there is none."""
     path = table_path(name)
-    return read_table(path) if path.exists() else {}
+    try:
+        return read_table(path) if path.exists() else {}
+    except (ValueError, KeyError, TypeError) as error:
+        warnings.warn(
+            f"polychrome goes by its rules on {name}: cannot read {path} ({error}); bench.tune writes it anew",
+            stacklevel=2,
+        )
+        return {}
 
 
 def read_table(path: Path) -> dict[str, dict]:

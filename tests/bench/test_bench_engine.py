@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from bench import gpu, lines, photographs, record, scaling, tables, test_engine
+from bench import lines, photographs, record, scaling, tables, test_engine
 from bench.baselines.reports_way import Photographs, Training
 from bench.measure import DEVICE, Stopwatch
 from engine.data import listing, scan
@@ -179,10 +179,3 @@ def test_measured_rates_come_from_the_results(tmp_path):
     assert "| 1,000 | 90 | 0.72 | 46 | 16 |" in scaling.input_table(tmp_path)
     record.write(tmp_path / "gpu.json", "training", section("cuda", **ENTRIES["training"]))
     assert "| Some Device | resnet34 84 px | 1,280 |" in scaling.measured_table(tmp_path)
-
-
-def test_the_gpu_script_measures_the_engine_after_the_ops(tmp_path):
-    names = [step.name for step in gpu.steps(tmp_path)]
-    assert names.index("bench-augment") < names.index("engine-tests") < names.index("bench-engine")
-    (step,) = [step for step in gpu.steps(tmp_path) if step.name == "bench-engine"]
-    assert (gpu.ROOT / step.arguments[-2]).is_file()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench import gpu, lines, tables, test_fuse
+from bench import lines, test_fuse
 from bench.test_fuse import CASES, Case
 
 TRAINING = Case(torch.float32, "training")
@@ -100,27 +100,3 @@ def test_the_line_on_a_cpu_takes_the_paired_ratio():
 @pytest.mark.parametrize("on_gpu", [True, False])
 def test_how_time_grows_is_held_against_nothing(on_gpu):
     assert lines.lines("growth", {"batch 8": entry(1.0)}, on_gpu) == []
-
-
-def test_the_gpu_script_measures_fuse_after_the_ops_and_growth_with_what_was_tuned(tmp_path):
-    steps = {step.name: step for step in gpu.steps(tmp_path)}
-    names = list(steps)
-    assert names.index(f"bench-{list(tables.OPS)[-1]}") < names.index("bench-fuse") < names.index("engine-tests")
-    assert names.index("tune") < names.index("bench-growth")
-    for name in ("bench-fuse", "bench-growth"):
-        assert (gpu.ROOT / steps[name].arguments[-2]).is_file()
-
-
-def test_the_gpu_script_ends_with_the_pages_of_its_results_and_keeps_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    results = gpu.report().arguments[-1]
-    assert results.endswith("bench/results/nvidia_h200.json")
-    monkeypatch.setattr(gpu, "ROOT", tmp_path / "tree")
-    ours = [f"nvidia_h200{end}" for end in (".json", ".md", ".html", "/roofline.png")]
-    for name in [*ours, "cpu.html", "cpu/roofline.png"]:
-        path = tmp_path / "tree" / "bench" / "results" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(name)
-    gpu.keep(tmp_path / "out")
-    kept = tmp_path / "out" / "bench" / "results"
-    assert {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()} == set(ours)

@@ -8,8 +8,9 @@ from statistics import fmean, stdev
 import pytest
 from PIL import Image
 
-from bench import goals, gpu, study
+from bench import goals, study
 from bench import keep as keeping
+from bench.gpu import steps as listed
 from engine.report import comparison
 
 LABELS = ("RGB", *study.PAIRS, *study.SINGLES)
@@ -278,8 +279,8 @@ def test_what_has_no_run_is_not_measured_yet(tmp_path):
 
 
 def test_the_gpu_script_trains_the_studies_and_goes_on_with_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)
-    steps = {step.name: step.arguments for step in gpu.studies("DIR")}
+    monkeypatch.setattr(listed, "ROOT", tmp_path)
+    steps = {step.name: step.arguments for step in listed.studies("DIR")}
     assert list(steps) == ["study-shallow", "study-parts", "study-channels"]
     for kind in study.TABLES:
         command = " ".join(["python", *steps[f"study-{kind}"]])
@@ -288,7 +289,7 @@ def test_the_gpu_script_trains_the_studies_and_goes_on_with_them(tmp_path, monke
     done = tmp_path / "runs/study-parts/task1/x"
     done.mkdir(parents=True)
     (done / "report.html").touch()
-    assert [step.name for step in gpu.studies("DIR")] == ["study-shallow", "study-channels"]
+    assert [step.name for step in listed.studies("DIR")] == ["study-shallow", "study-channels"]
 
 
 def test_other_names_are_refused(tmp_path, capsys):

@@ -1,12 +1,10 @@
 """The tables drawn from results, the lines they are held against, and the exits of what needs a GPU."""
 
 import json
-from importlib import import_module
 
 import pytest
-import torch
 
-from bench import gpu, headline, lines, record, tables, timing, tune
+from bench import headline, lines, record, tables
 
 TEXT = "# Title\n\n" + "".join(
     f"<!-- bench:{name} -->\nold\n<!-- /bench:{name} -->\n\nmore\n" for name in tables.PAGES["README.md"]
@@ -354,27 +352,3 @@ def test_results_under_other_versions_are_replaced(results):
     changed = section(**{"float32 new": entry("float32")}) | {"versions": {"torch": "9"}}
     record.write(path, "dynamic_conv", changed)
     assert list(json.loads(path.read_text())["dynamic_conv"]["shapes"]) == ["float32 new"]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize(("main", "arguments"), [(tune.main, []), (gpu.main, ["--out", "unused"])])
-def test_without_a_gpu_one_line_says_so(main, arguments, capsys):
-    assert main(arguments) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_the_gpu_script_measures_every_op_in_the_order_of_the_tables(tmp_path):
-    names = [step.name for step in gpu.steps(tmp_path)]
-    ops = ("dynamic_conv", "spatial_attention", "channel_gate", "augment")
-    assert names[:5] == ["tests", *(f"bench-{op}" for op in ops)]
-    commands = {step.name: step.arguments for step in gpu.steps(tmp_path)}
-    for op in tables.OPS:
-        assert (gpu.ROOT / commands[f"bench-{op}"][-2]).is_file()
-    assert commands["bench-tuned"] == commands["bench-dynamic_conv"]
-
-
-@pytest.mark.parametrize("op", tables.OPS)
-def test_every_op_names_shapes_to_trace(op):
-    for parts in import_module(f"bench.test_{op}").profiled().values():
-        gradients = timing.run(parts)
-        assert all(gradient.isfinite().all() for gradient in gradients)

@@ -42,7 +42,13 @@ def on_triton(poisoned_memory):
 
 
 @pytest.fixture
-def without_tf32(monkeypatch):
+def without_tf32():
     """Let float32 mean float32, also where torch would let a convolution or a product use TF32."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    yield
+    # not by pytest's monkeypatch, which deletes what is found by __getattr__, and fails
+    for switch, allowed in zip(switches, before, strict=True):
+        switch.allow_tf32 = allowed

@@ -165,7 +165,9 @@ def test_the_mix_is_right_however_many_samples_a_program_takes(monkeypatch, expe
         monkeypatch.setattr(mixing, "PROGRAMS", programs)
         with record_launches() as launches:
             mixed = mixing.mix_into(torch.full(exact.shape, torch.nan), kernels, weights)
-        assert (launches[0].options["SAMPLES"] > 1) == (programs < 1024)
+        names = launches[0].kernel.arg_names
+        per_program = launches[0].arguments[names.index("samples_per_program")]
+        assert (per_program > 1) == (programs < 1024)
         assert rms_ratio(mixed, exact) <= 1e-6
 
 

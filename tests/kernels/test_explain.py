@@ -47,8 +47,8 @@ def test_weights_given_per_sample_are_not_mixed():
 def test_the_chunk_fills_half_of_the_cache():
     arguments, options = call(14)
     chunk = explain(dynamic_conv2d, *arguments, **options, device=H200).plan.chunk
-    assert chunk == HOPPER.l2_bytes // 2 // (256 * 256 * 9 * 2) == 22
-    assert plans.backward_chunk(chunk, batch=64) == 22
+    assert chunk == HOPPER.l2_bytes // 2 // (256 * 256 * 9 * 2) == 26
+    assert plans.backward_chunk(chunk, batch=64) == 26
     assert [plans.backward_chunk(64, batch) for batch in (64, 3, 1)] == [32, 2, 1]
 
 
@@ -135,3 +135,15 @@ def test_what_cannot_be_explained_is_said():
     arguments, options = call(14)
     with pytest.raises(ValueError, match=r"device must be one of NVIDIA H200, .*, got 'a toaster'"):
         explain(dynamic_conv2d, *arguments, **options, device="a toaster")
+
+
+def test_a_table_that_was_cut_off_is_told_and_the_rules_hold(tmp_path, monkeypatch):
+    path = tmp_path / "some_gpu.json"
+    monkeypatch.setattr(configs, "table_path", lambda name: path)
+    configs.measured.cache_clear()
+    for content in ('{"choices": {"a', "[]", "{}"):
+        path.write_text(content)
+        with pytest.warns(UserWarning, match=r"by its rules on Some GPU: cannot read .*some_gpu.json"):
+            assert configs.measured.__wrapped__("Some GPU") == {}
+    path.write_text('{"choices": {"a": {"regime": "stacked"}}}')
+    assert configs.measured.__wrapped__("Some GPU") == {"a": {"regime": "stacked"}}

@@ -34,11 +34,11 @@ def mix_into(mixed: Tensor, experts: Tensor, mixing: Tensor) -> Tensor:
         mixing,
         mixed,
         samples,
+        samples_per_program,
         EXPERTS=experts.shape[0],
         ROWS=rows,
         TAPS=taps,
         CHANNELS=channels,
-        SAMPLES=samples_per_program,
         BLOCK_R=block_r,
         BLOCK_T=block_t,
         BLOCK_C=block_c,
@@ -47,17 +47,17 @@ def mix_into(mixed: Tensor, experts: Tensor, mixing: Tensor) -> Tensor:
     return mixed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples", "samples_per_program"])
 def mix_kernel(
     experts_ptr,
     mixing_ptr,
     mixed_ptr,
     samples,
+    samples_per_program,
     EXPERTS: tl.constexpr,
     ROWS: tl.constexpr,
     TAPS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    SAMPLES: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -78,8 +78,8 @@ def mix_kernel(
         for k in tl.static_range(EXPERTS):
             held = held + (tl.load(experts_ptr + k * size + read, mask=inside, other=0.0),)
 
-    first = tl.program_id(1) * SAMPLES
-    for sample in range(first, tl.minimum(first + SAMPLES, samples)):
+    first = tl.program_id(1) * samples_per_program
+    for sample in range(first, tl.minimum(first + samples_per_program, samples)):
         total = tl.zeros((BLOCK_R, BLOCK_C, BLOCK_T), tl.float32)
         if EXPERTS <= EXPERTS_HELD:
             for k in tl.static_range(EXPERTS):

@@ -1,0 +1,165 @@
+"""All that there is to do on a GPU, the most valuable first, in calls that go on from each other.
+
+python -m bench.gpu --out DIR [--seconds N] [--from all.tgz] [--warm FILE] [--only TEXT] [--again] [--data mini50]
+
+The state between the calls lies in runs/gpu; `python -m bench.warm`, before, where there is no GPU, puts there what
+Triton would compile.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from bench import record, warm
+from bench.gpu import lookups, summary
+from bench.gpu.state import State, unpack
+from bench.gpu.steps import ROOT, UNFINISHED, Step, steps
+
+FOLDER = ROOT / "runs" / "gpu"
+# Kept for the end of a call: its last step has to be stopped, and the files written.
+RESERVE = 12.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the steps that fit; return 0 if all that ran passed, 1 if not, 2 where nothing could be begun."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the five files that come back")
+    parser.add_argument("--seconds", type=float, default=540, help="for the whole call (default 540)")
+    parser.add_argument("--from", type=Path, dest="source", metavar="FILE", help="all.tgz of an earlier call")
+    parser.add_argument(
+        "--warm", type=Path, metavar="FILE", help="what bench.warm wrote (default runs/gpu/warm.tar.xz)"
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the steps that have TEXT in their names")
+    parser.add_argument("--again", action="store_true", help="run steps again that have nothing changed")
+    parser.add_argument("--data", metavar="DIR", help="mini50: also train the studies of docs/flagship.md, last")
+    options = parser.parse_args(arguments)
+    end = time.monotonic() + options.seconds - RESERVE
+    if not torch.cuda.is_available():
+        return _refuse("needs a CUDA device, and torch finds none")
+    out = options.out.resolve()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "summary.txt").touch()
+    except OSError as error:
+        return _refuse(f"cannot write into --out {options.out}: {error.strerror}")
+    if options.source is not None:
+        try:
+            unpack(options.source, FOLDER)
+        except (OSError, EOFError, tarfile.TarError) as error:
+            return _refuse(f"cannot read --from {options.source}: {_line(error)}")
+    state = State(FOLDER, torch.cuda.get_device_name())
+    state.restore()
+    _warm_up(options.warm, state)
+    listed = steps(FOLDER, str(Path(options.data).resolve()) if options.data else None)
+    names, failed = [step.name for step in listed], False
+    for step in listed:
+        left = end - time.monotonic()
+        if options.only not in step.name or (state.is_done(step) and not options.again) or left < step.least:
+            continue
+        digest = step.digest(state.device)
+        state.enter(step, digest, "begun", 0)
+        outcome, taken = run(step, min(step.most, left), state.folder, digest)
+        state.enter(step, digest, outcome, taken)
+        state.keep()
+        failed |= outcome not in ("passed", "unfinished")
+        print(f"{step.name}: {outcome} ({taken:.0f} s)", flush=True)
+        _write(state, out, names)
+    _write(state, out, names)
+    print(summary.printed(), _page(state, names), sep="\n")
+    return int(failed)
+
+
+def run(step: Step, limit: float, folder: Path, digest: str = "") -> tuple[str, float]:
+    """Run a step into its log; return how it ended, "passed", "failed: ...", "unfinished" or "stopped", and seconds."""
+    arguments = list(step.arguments)
+    if step.timed:
+        arguments += ["--seconds", f"{max(1.0, limit - step.least / 2):.0f}", "--digest", digest]
+    log, failures = folder / "logs" / f"{step.name}.log", folder / "failures" / f"{step.name}.txt"
+    failures.unlink(missing_ok=True)
+    environment = os.environ | {
+        "TRITON_CACHE_DIR": str(folder / "cache"),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        "POLYCHROME_FAILURES": str(failures),
+        lookups.VARIABLE: str(folder / "lookups.txt"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    start = time.monotonic()
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            outcome = _outcome(process.wait(limit), log)
+        except subprocess.TimeoutExpired:
+            outcome = "stopped"
+        finally:  # what it started goes with it, also where this process is ended
+            _stop(process)
+    return outcome, time.monotonic() - start
+
+
+def _outcome(status: int, log: Path) -> str:
+    if status in (0, UNFINISHED):
+        return "unfinished" if status else "passed"
+    lines = log.read_text(errors="replace").split("\n")
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    return f"failed: status {status}; {said[:90]}"
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """End a step and what it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _warm_up(archive: Path | None, state: State) -> None:
+    """Unpack what was compiled beforehand into Triton's cache; go on without where it cannot be read."""
+    given = archive or FOLDER / warm.ARCHIVE
+    if not given.exists():
+        if archive is not None:
+            print(f"bench.gpu: there is no {archive}; going on without compiled kernels", file=sys.stderr)
+        return
+    try:
+        count = warm.unpack(given, state.folder / "cache")
+        print(f"{count} compiled kernels unpacked")
+    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+        print(f"bench.gpu: cannot read {given}: {_line(error)}; going on without compiled kernels", file=sys.stderr)
+
+
+def _write(state: State, out: Path, names: list[str]) -> None:
+    record.replace(state.folder / "warm.json", lookups.counted(state.folder / "lookups.txt"))
+    state.write(out, _page(state, names))
+
+
+def _page(state: State, names: list[str]) -> str:
+    return summary.summary(state.results(), names)
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _refuse(reason: str) -> int:
+    print(f"bench.gpu {reason}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""What single kernels take: device times at every shape, and a GPU's counters of the five that say most.
+
+`python -m bench.gpu.counters --json FILE`. The counters are Nsight Compute's, where `ncu` is found.
+"""
+
+import argparse
+import csv
+import io
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.autograd import DeviceType
+
+from bench import record, timing
+from bench.baselines import augment as augmentations
+from bench.gpu.steps import ROOT
+from bench.measure import DEVICE, finished, parts_of
+from bench.shapes import dynamic_conv as convolutions
+
+RUNS = 5
+SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "SchedulerStats", "WarpStateStats", "LaunchStats", "Occupancy")
+PATIENCE = 60  # seconds for one kernel
+
+
+class Counted(NamedTuple):
+    """A kernel whose counters are read: of the launches that bear its name in a call, the one of this number."""
+
+    call: str
+    kernel: str
+    skipped: int = 0
+
+
+COUNTED = (
+    Counted("dynamic_conv bfloat16 C256 14x14", "weight_gradient_kernel"),
+    Counted("dynamic_conv bfloat16 C64 56x56", "convolution_kernel"),
+    Counted("dynamic_conv bfloat16 C512 7x7", "convolution_kernel", 1),
+    Counted("spatial_attention bfloat16 channels_last 64x64x128x128", "maps_kernel"),
+    Counted("augment bfloat16 channels_last 64x256x256x3 to 224", "augment_kernel"),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the device times of all kernels, then counters; with --run only make one call, for the profiler to see."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.counters", description=__doc__.partition(":")[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", default=Path("counters.json"))
+    parser.add_argument("--run", metavar="CALL", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    listed = dict(calls())
+    if options.run:
+        finished(listed[options.run]())
+        return 0
+    found: dict[str, dict] = {"kernels": {}, "counters": {}}
+    for name, make in listed.items():
+        found["kernels"][name] = kernel_times(make())
+        print(name, *(f"\n  {kernel}: {us:.1f} us" for kernel, us in found["kernels"][name].items()), flush=True)
+        record.replace(options.json, found)
+    if shutil.which("ncu") is None:
+        print("ncu is not on this machine: no counters")
+        return 0
+    for wanted in COUNTED:
+        if wanted.call in listed:
+            found["counters"][f"{wanted.call} {wanted.kernel}"] = counters(wanted)
+            record.replace(options.json, found)
+    return int(any("error" in each for each in found["counters"].values()))
+
+
+def calls() -> Iterator[tuple[str, Callable[[], timing.Parts]]]:
+    """Yield what makes ours at every shape of the benchmarks, by op and the name of the results."""
+    for shape in convolutions.shapes_on(DEVICE):
+        yield f"dynamic_conv bfloat16 {shape.name}", lambda shape=shape: _convolution(shape)
+    for op in ("spatial_attention", "channel_gate"):
+        module, baselines = import_module(f"bench.shapes.{op}"), import_module(f"bench.baselines.{op}")
+        for shape in module.shapes_on(DEVICE):
+            yield (
+                f"{op} {shape.key}",
+                lambda shape=shape, ours=baselines.ours: parts_of(ours, *shape.data(DEVICE)),
+            )
+    for shape in import_module("bench.shapes.augment").shapes_on(DEVICE):
+        yield f"augment {shape.key}", lambda shape=shape: _augmentation(shape)
+
+
+def kernel_times(parts: timing.Parts) -> dict[str, float]:
+    """Return the mean microseconds of each kernel of a call on the device, `name xn` where it is launched n times."""
+    finished(parts)
+    both = (torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=both) as profile:
+        for _ in range(RUNS):
+            finished(parts)
+    found = {}
+    for event in profile.key_averages():
+        if event.device_type == DeviceType.CUDA:
+            count = round(event.count / RUNS)
+            found[event.key[:80] + (f" x{count}" if count > 1 else "")] = round(event.device_time_total / RUNS, 2)
+    return found
+
+
+def counters(wanted: Counted) -> dict:
+    """Return Nsight Compute's metrics of one kernel by section and name, or what it said in their place."""
+    command = ["ncu", "--clock-control", "none", "--csv", "--page", "details", "--print-units", "base"]
+    command += [word for section in SECTIONS for word in ("--section", section)]
+    command += [
+        "--kernel-name",
+        f"regex:^{wanted.kernel}$",
+        "--launch-skip",
+        str(wanted.skipped),
+        "--launch-count",
+        "1",
+    ]
+    command += [sys.executable, "-m", "bench.gpu.counters", "--run", wanted.call]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        return {"error": f"ncu took more than {PATIENCE} s"}
+    found = parsed(done.stdout)
+    return found or {"error": (done.stdout + done.stderr).strip()[-500:]}
+
+
+def parsed(output: str) -> dict[str, str]:
+    """Return the metrics of ncu's CSV, `section: name [unit]` to value; what the program itself printed is skipped."""
+    lines = output.splitlines()
+    first = next((index for index, line in enumerate(lines) if line.startswith('"ID"')), None)
+    if first is None:
+        return {}
+    rows = csv.DictReader(io.StringIO("\n".join(lines[first:])))
+    return {
+        f"{row['Section Name']}: {row['Metric Name']} [{row['Metric Unit']}]": row["Metric Value"]
+        for row in rows
+        if row.get("Metric Name")
+    }
+
+
+def _convolution(shape: convolutions.Shape) -> timing.Parts:
+    data = convolutions.data_of(shape, torch.bfloat16, DEVICE)
+    ours = import_module("bench.baselines.dynamic_conv").ours
+    return parts_of(ours, data.leaves, data.grad, *shape.geometry)
+
+
+def _augmentation(shape) -> timing.Parts:
+    forward = augmentations.ours(shape.call(DEVICE))
+    return (lambda _: forward(),)
+
+
+if __name__ == "__main__":
+    from bench.gpu import counters  # the module that other processes know, not a copy of it
+
+    sys.exit(counters.main())

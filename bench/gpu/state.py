@@ -1,0 +1,136 @@
+"""What is known of the steps between the calls: a folder that git ignores, and the few files that come back of it."""
+
+import json
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench import record, warm
+from bench.gpu.steps import ROOT, RUNS, Step
+
+# Nothing larger comes back from the machine with the GPU.
+LARGEST = 16 * 2**20
+# The results and the tables of a GPU, which steps write into the tree; `{gpu}` is its name in file names.
+KEPT = ("bench/results/{gpu}.json", "kernels/dynamic_conv/configs/{gpu}.json")
+# What there is to read of the studies' trainings.
+READ = tuple(f"{RUNS.format(kind='*')}/**/{files}" for files in ("*.csv", "*.json", "report.*", "plots/*.png"))
+FINAL = ("passed", "failed")
+
+
+class State:
+    """The folder of one tree: `steps.json`, logs of the steps, what they found, copies of what they wrote elsewhere."""
+
+    def __init__(self, folder: Path, device: str):
+        self.folder, self.device = folder, device
+        self.gpu = record.results_path("cuda").stem
+        for name in ("logs", "failures"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        self._all = json_of(folder / "steps.json") or {}
+
+    @property
+    def steps(self) -> dict[str, dict]:
+        """What came of each step on this GPU, by name."""
+        return self._all.setdefault(self.device, {})
+
+    def is_done(self, step: Step) -> bool:
+        """Return whether a step ended, and nothing that it measures has changed since."""
+        known = self.steps.get(step.name, {})
+        same = known.get("arguments") == list(step.arguments) and known["digest"] == step.digest(self.device)
+        return same and known["outcome"].split(":")[0] in FINAL
+
+    def enter(self, step: Step, digest: str, outcome: str, seconds: float) -> None:
+        """Write down what came of a step that began with these sources."""
+        known = {"outcome": outcome, "seconds": round(seconds, 1), "digest": digest, "arguments": list(step.arguments)}
+        self.steps[step.name] = known
+        record.replace(self.folder / "steps.json", self._all)
+
+    def restore(self) -> None:
+        """Put the results and tables of earlier calls back into the tree."""
+        for name in (pattern.format(gpu=self.gpu) for pattern in KEPT):
+            _copy(self.folder / "files" / name, ROOT / name)
+
+    def keep(self) -> None:
+        """Keep the results and tables that the tree holds now, and what there is to read of trainings."""
+        for name in (pattern.format(gpu=self.gpu) for pattern in KEPT):
+            _copy(ROOT / name, self.folder / "files" / name)
+        for path in (path for pattern in READ for path in ROOT.glob(pattern)):
+            _copy(path, self.folder / "files" / path.relative_to(ROOT))
+
+    def results(self) -> dict:
+        """Return all numbers that were found."""
+        names = ("first_light", "counters", "warm")
+        found = {name: json_of(self.folder / f"{name}.json") for name in names}
+        sections = json_of(ROOT / KEPT[0].format(gpu=self.gpu)) or {}
+        return {"device": self.device, "steps": self.steps, **found, "sections": sections}
+
+    def tuned(self) -> dict:
+        """Return the table of measured choices, and the times of all that was tried."""
+        table = json_of(ROOT / KEPT[1].format(gpu=self.gpu))
+        return {"table": table, "log": json_of(self.folder / "tuning.json")}
+
+    def failures(self) -> str:
+        """Return what the failed tests and steps said, in the order of the steps."""
+        found = []
+        for name in self.steps:
+            path = self.folder / "failures" / f"{name}.txt"
+            if path.exists():
+                found.append(f"==== {name}\n{path.read_text(encoding='utf-8', errors='replace')}")
+            elif self.steps[name]["outcome"] not in ("passed", "unfinished"):
+                log = self.folder / "logs" / f"{name}.log"
+                said = log.read_text(errors="replace")[-4000:] if log.exists() else ""
+                found.append(f"==== {name}: {self.steps[name]['outcome']}\n{said}")
+        return "\n".join(found)[: LARGEST - 1000]
+
+    def write(self, out: Path, summary: str) -> None:
+        """Write the files that come back: five, each below what may come back."""
+        (out / "summary.txt").write_text(summary, encoding="utf-8")
+        record.replace(out / "results.json", self.results())
+        record.replace(out / "tuned.json", self.tuned())
+        (out / "failures.txt").write_text(self.failures(), encoding="utf-8")
+        self.pack(out / "all.tgz")
+
+    def pack(self, path: Path) -> None:
+        """Write all of the state, the largest files left out where it would be too large, for `unpack` elsewhere."""
+        files = sorted(self._files(), key=lambda file: file.stat().st_size)
+        while True:
+            with tarfile.open(path, "w:gz", compresslevel=6) as archive:
+                for file in files:
+                    archive.add(file, str(file.relative_to(self.folder)))
+            if path.stat().st_size <= LARGEST or not files:
+                return
+            files.pop()
+
+    def _files(self) -> Iterator[Path]:
+        for path in self.folder.rglob("*"):
+            made_anew = path.relative_to(self.folder).parts[0] in ("cache", "inductor", warm.ARCHIVE)
+            if path.is_file() and not made_anew:
+                yield path
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Make `folder` the state that `archive` holds.
+
+    Raises:
+        OSError, tarfile.TarError, EOFError: it cannot be read; the folder is as it was.
+    """
+    draft = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    with tarfile.open(archive, "r:*") as opened:
+        opened.extractall(draft, filter="data")
+    shutil.copytree(draft, folder, dirs_exist_ok=True)
+    shutil.rmtree(draft)
+
+
+def json_of(path: Path):
+    """Return the content of a JSON file; None where there is none, or where it was cut off."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)

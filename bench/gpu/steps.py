@@ -1,0 +1,148 @@
+"""What there is to do on a GPU, the most valuable first: commands, their time, and the sources they measure."""
+
+import hashlib
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from bench import study, tables
+
+ROOT = Path(__file__).resolve().parents[2]
+RUNS = "runs/study-{kind}"
+# The exit status of a step that ended for want of time and goes on in the next call.
+UNFINISHED = 75
+
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-p", "bench.gpu.plugin", "-q")
+CONVOLUTION_TESTS = "tests/kernels/test_dynamic_conv_on_gpu.py"
+# Inductor takes minutes for these, and what they test is less than what the others do.
+COMPILED = "compiled or graph"
+# So many shapes, the first of each benchmark, have every baseline measured before the others: torch.compile is one, and
+# takes long to compile.
+FEW = {"dynamic_conv": 4, "channel_gate": 4, "spatial_attention": 4, "augment": 1}
+QUICK = {
+    "dynamic_conv": "ours,naive,naive fp32",
+    "channel_gate": "ours,eager",
+    "spatial_attention": "ours,eager",
+    "augment": "ours,eager",
+}
+COMMON = ("kernels/*.py", "bench/measure.py", "bench/timing.py", "bench/gpu/times.py")
+
+
+class Step(NamedTuple):
+    """One command of this Python, the most seconds it may take, and the fewest it is worth starting with.
+
+    sources: patterns of the files whose change makes it run again. timed: it is told how long it may take.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    most: int
+    least: int
+    sources: tuple[str, ...]
+    timed: bool = False
+
+    def digest(self, device: str, root: Path = ROOT) -> str:
+        """Return a hash of the device and of all that the step measures."""
+        found = hashlib.sha256(repr((device, sys.version_info[:2])).encode())
+        for path in sorted({path for pattern in self.sources for path in root.glob(pattern) if path.is_file()}):
+            found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+        return found.hexdigest()[:16]
+
+
+def steps(folder: Path, data: str | None = None) -> list[Step]:
+    """Return the steps by value; what they find goes into `folder`. `data`: mini50, to train the studies last."""
+    conv, *others = tables.OPS
+    table = "kernels/dynamic_conv/configs/*.json"
+    return [
+        Step(
+            "first-light",
+            ("-m", "bench.gpu.first_light", "--json", str(folder / "first_light.json")),
+            120,
+            20,
+            ("kernels/**/*.py",),
+        ),
+        _tests("tests-dynamic_conv", "dynamic_conv", (CONVOLUTION_TESTS,)),
+        _tests("tests-kernels", "*", ("tests/kernels", f"--ignore={CONVOLUTION_TESTS}")),
+        *(_times(f"times-{op}", op, QUICK[op]) for op in tables.OPS),
+        Step(
+            "tune",
+            ("-m", "bench.tune", "--log", str(folder / "tuning.json")),
+            400,
+            45,
+            ("kernels/*.py", "kernels/dynamic_conv/**/*.py", "bench/tune.py", "bench/timing.py"),
+            timed=True,
+        ),
+        _times(f"times-{conv}-tuned", conv, QUICK[conv], sources=(table,)),
+        Step(
+            "counters",
+            ("-m", "bench.gpu.counters", "--json", str(folder / "counters.json")),
+            150,
+            45,
+            ("kernels/**/*.py", table, "bench/gpu/counters.py"),
+        ),
+        *(_times(f"baselines-{op}", op, None, FEW[op], (table,), most=400) for op in (conv, *others)),
+        Step(
+            "engine-epoch",
+            (*PYTEST, "bench/test_engine.py", "--benchmark-only", "-k", "test_training and attention_cnn"),
+            240,
+            60,
+            ("kernels/**/*.py", "engine/**/*.py", "models/**/*.py", "bench/test_engine.py"),
+        ),
+        _tests("tests-compiled", "*", ("tests/kernels",), COMPILED, most=300),
+        Step("growth", _bench("growth"), 400, 60, (*COMMON, "kernels/dynamic_conv/**/*.py", table)),
+        Step("fuse", _bench("fuse"), 240, 60, ("kernels/**/*.py", table, "bench/test_fuse.py")),
+        *(_times(f"all-{op}", op, None, None, (table,), most=590) for op in tables.OPS),
+        Step(
+            "tests-engine",
+            (*PYTEST, "-m", "gpu", "tests/engine", "tests/train", "tests/bench", "tests/models"),
+            300,
+            60,
+            ("kernels/**/*.py", "engine/**/*.py", "train/**/*.py", "models/**/*.py", "tests/engine/**/*.py"),
+        ),
+        Step(
+            "engine",
+            _bench("engine"),
+            590,
+            150,
+            ("kernels/**/*.py", "engine/**/*.py", "models/**/*.py", "bench/test_engine.py"),
+        ),
+        *(studies(data) if data else ()),
+    ]
+
+
+def studies(data: str) -> list[Step]:
+    """Return the trainings of the studies on the images in `data` that are not done, each going on where it ended.
+
+    They stay in `runs/`, which is not in git: keep the machine's ignored files from call to call. `bench.keep` takes
+    their tables.
+    """
+    found = []
+    for kind in ("shallow", "parts", "channels"):
+        _, *words, _ = study.COMMANDS[kind].split()
+        kept = ("--seeds", "3", "--out", RUNS.format(kind=kind), "--resume", "auto")
+        if not any(ROOT.glob(f"{RUNS.format(kind=kind)}/*/*/report.html")):
+            found.append(Step(f"study-{kind}", (*words, data, *kept), 590, 60, ("train/**/*.py", "engine/**/*.py")))
+    return found
+
+
+def _tests(name: str, op: str, where: tuple[str, ...], chosen: str | None = None, most: int = 240) -> Step:
+    """Return a step of GPU tests in several processes; without `chosen`, those that torch.compile has no part in."""
+    workers = str(min(8, os.cpu_count() or 1))
+    several = ("-n", workers, "--dist", "worksteal") if find_spec("xdist") and chosen is None else ()
+    words = (*PYTEST, *several, "-m", "gpu", "-k", chosen or f"not ({COMPILED})", *where)
+    return Step(name, words, most, 25, ("kernels/*.py", f"kernels/{op}/**/*.py", "tests/kernels/*.py"))
+
+
+def _times(
+    name: str, op: str, ways: str | None, first: int | None = None, sources: tuple[str, ...] = (), most: int = 200
+) -> Step:
+    words = ("-m", "bench.gpu.times", op, *(("--ways", ways) if ways else ()))
+    words += ("--first", str(first)) if first else ()
+    measured = (*COMMON, f"kernels/{op}/**/*.py", f"bench/*/{op}.py", f"bench/test_{op}.py", *sources)
+    return Step(name, words, most, 30, measured, timed=True)
+
+
+def _bench(op: str) -> tuple[str, ...]:
+    return (*PYTEST, f"bench/test_{op}.py", "--benchmark-only")

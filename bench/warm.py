@@ -1,0 +1,120 @@
+"""Compile for a GPU that is not there what our kernels will be given on it, and pack it: `python -m bench.warm`.
+
+What the tests, the benchmarks, every candidate of tuning and `kernels.check` launch is compiled by Triton's JIT under
+the stand-in driver, so that on the machine with the GPU, under the same Triton, nothing is left to compile.
+"""
+
+import argparse
+import json
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ARCHIVE = "warm.tar.xz"
+# All of a kernel that a launch needs; what it was compiled from stays behind.
+PACKED = (".cubin", ".json")
+OPS = ("dynamic_conv", "growth", "channel_gate", "spatial_attention", "augment")
+PARTS = ("tune bfloat16", "tune float32", *OPS, "check")
+# Tests of processes, graphs and torch.compile launch nothing that others do not.
+TESTS = ("-m", "gpu", "-k", "not compiled and not graph and not assertion and not elements", "tests/kernels")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compile and pack; return 0, or 2 where the folder cannot be written."""
+    parser = argparse.ArgumentParser(prog="python -m bench.warm", description=__doc__.partition(":")[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu", metavar="DIR", help="default runs/gpu")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the parts that have TEXT in their names")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    options = parser.parse_args(arguments)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        cache = Path(tempfile.mkdtemp(prefix="warm-", dir=options.out))
+    except OSError as error:
+        print(f"bench.warm cannot write into --out {options.out}: {error.strerror}", file=sys.stderr)
+        return 2
+    try:
+        compile_into(cache, options.only, options.jobs)
+        count = pack(cache, options.out / ARCHIVE)
+    finally:
+        shutil.rmtree(cache)
+    size = (options.out / ARCHIVE).stat().st_size / 2**20
+    print(f"{options.out / ARCHIVE}: {count} kernels, {size:.1f} MiB")
+    return 0
+
+
+def compile_into(cache: Path, only: str = "", jobs: int = 1) -> None:
+    """Fill a folder of Triton's cache with what the parts launch that have `only` in their names."""
+    environment = os.environ | {
+        "TRITON_CACHE_DIR": str(cache),
+        "TRITON_STORE_BINARY_ONLY": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    environment.pop("TRITON_INTERPRET", None)
+    parts = [name for name in PARTS if only in name]
+    start = time.monotonic()
+    running = []
+    for name in [*parts, *(["tests"] if only in "tests" else [])]:
+        if name == "tests":
+            several = ["-n", str(jobs), "--dist", "worksteal"] if jobs > 1 else []
+            words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "bench.stand_in.plugin", *several, *TESTS]
+        else:
+            words = ["-m", "bench.warm_part", name]
+        running.append((name, words))
+    with ProcessPoolExecutor(max(1, jobs), get_context("spawn")) as pool:
+        outcomes = pool.map(_run, [words for _, words in running], [environment] * len(running))
+        for (name, _), (status, said) in zip(running, outcomes, strict=True):
+            print(f"{name}: status {status}, {said} ({time.monotonic() - start:.0f} s)", flush=True)
+
+
+def pack(cache: Path, archive: Path) -> int:
+    """Write the compiled kernels of a cache as a tar, and their number, which is returned."""
+    files = sorted(path for path in cache.glob("*/*") if path.suffix in PACKED)
+    draft = archive.with_name(f"{archive.name}.tmp")
+    with tarfile.open(draft, "w:xz") as packed:
+        for path in files:
+            packed.add(path, str(path.relative_to(cache)))
+    draft.replace(archive)
+    return sum(path.suffix == ".cubin" for path in files)
+
+
+def unpack(archive: Path, cache: Path) -> int:
+    """Put packed kernels into a folder of Triton's cache; return their number.
+
+    Raises:
+        OSError, EOFError, ValueError, tarfile.TarError: it cannot be read; the cache is as it was.
+    """
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache.parent) as draft:
+        try:
+            with tarfile.open(archive, "r:xz") as opened:
+                opened.extractall(draft, filter="data")
+        except lzma.LZMAError as error:
+            raise ValueError(str(error)) from error
+        for group in Path(draft).glob("*/__grp__*.json"):
+            # Triton keeps whole paths: those of the folder that these lay in.
+            names = json.loads(group.read_text())["child_paths"]
+            # Of a group that names a file which is not there Triton from 3.8 on takes nothing.
+            packed = [name for name in names if (group.parent / name).exists()]
+            here = {name: str(cache / group.parent.name / name) for name in packed}
+            group.write_text(json.dumps({"child_paths": here}))
+        shutil.copytree(draft, cache, dirs_exist_ok=True)
+        return len(list(Path(draft).glob("*/*.cubin")))
+
+
+def _run(words: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    return done.returncode, lines[-1] if lines else "no output"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Kernels compiled where there is no GPU are those that Triton's JIT looks up, wherever their archive is unpacked."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from bench import warm
+from bench.gpu import lookups
+
+ROOT = Path(__file__).resolve().parents[2]
+# Without the eager forms' numbers nobody looks at: two sizes of a gate through the public function and autograd.
+LAUNCHES = """
+from bench.stand_in import cuda
+from bench.gpu import lookups
+lookups.count()
+cuda.install()
+import torch
+from kernels import channel_gate, dynamic_conv2d
+for size in (8, 16):
+    x = torch.zeros(4, 32, size, size, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    weights = [torch.zeros(*shape, device="cuda", dtype=torch.bfloat16) for shape in ((8, 32), (8,), (32, 8), (32,))]
+    channel_gate(x, *weights).sum().backward()
+    experts = torch.zeros(4, 48, 32, 3, 3, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    mixing = torch.zeros(4, 4, device="cuda").requires_grad_()
+    dynamic_conv2d(x, experts, mixing, padding=1).sum().backward()
+"""
+
+
+def launched(cache, counts, **environment):
+    """Run LAUNCHES in a process of its own on a folder of Triton's cache; return the hits and misses."""
+    known = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    known |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT), lookups.VARIABLE: str(counts)} | environment
+    subprocess.run([sys.executable, "-c", LAUNCHES], cwd=ROOT, env=known, check=True, capture_output=True)
+    return lookups.counted(counts)
+
+
+def test_every_kernel_is_found_in_an_archive_unpacked_elsewhere(tmp_path):
+    made, archive, elsewhere = tmp_path / "made", tmp_path / "warm.tar.xz", tmp_path / "deep" / "elsewhere"
+    first = launched(made, tmp_path / "first", TRITON_STORE_BINARY_ONLY="1")
+    assert first["misses"] > 15
+    assert warm.pack(made, archive) == first["misses"]
+    made.rename(tmp_path / "gone")
+    assert warm.unpack(archive, elsewhere) == first["misses"]
+    assert launched(elsewhere, tmp_path / "second") == {"hits": sum(first.values()), "misses": 0}
+    assert archive.stat().st_size < 10_000 * first["misses"]
+
+
+def test_every_part_is_one_that_can_be_launched():
+    from bench import warm_part
+
+    assert {part.split()[0] for part in warm.PARTS} == set(warm_part.PARTS)
+
+
+def test_an_archive_that_was_cut_off_leaves_the_cache_as_it_was(tmp_path):
+    (tmp_path / "made" / "hash").mkdir(parents=True)
+    (tmp_path / "made" / "hash" / "kernel.cubin").write_bytes(os.urandom(5000))
+    warm.pack(tmp_path / "made", tmp_path / "whole")
+    (tmp_path / "half").write_bytes((tmp_path / "whole").read_bytes()[:2000])
+    with pytest.raises((OSError, EOFError, ValueError)):
+        warm.unpack(tmp_path / "half", tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert warm.main(["--out", str(tmp_path / "file" / "out")]) == 2
+    assert capsys.readouterr().err.startswith("bench.warm cannot write into --out ")

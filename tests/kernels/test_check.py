@@ -1,0 +1,132 @@
+"""`python -m kernels.check`: a fault of an op is told, whatever it does to its process. Where Triton cannot compile."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from kernels import backend, check, probe
+from tests.kernels.op_calls import public
+
+ROOT = Path(__file__).resolve().parents[2]
+# A pretended GPU on which one op is wrong, one faults, one ends its process, and one is right.
+SITE = """
+import os
+import torch
+from bench.stand_in import cuda, results
+
+def run(kernel, grid, arguments):
+    name = kernel.fn.__name__
+    if name == "stats_kernel":
+        os._exit(9)
+    if name == "reduce_kernel":
+        def lost():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        torch.cuda.synchronize = lost
+        lost()
+    results.interpret(kernel, grid, arguments)
+    if name == "scale_pixels_backward_kernel":
+        arguments[3].mul_(1.5)
+
+cuda.install(run)
+from kernels import check
+every = {case.function.__name__: case for case in check.cases()}
+check.cases = lambda: [every[name] for name in ("spatial_gate", "channel_scale", "channel_stats", "augment")]
+del check.TOLERANCES[torch.bfloat16]
+"""
+
+
+def test_every_fault_is_told_and_the_ops_after_it_are_checked(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(SITE)
+    known = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    known["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{ROOT}"
+    done = subprocess.run([sys.executable, "-m", "kernels.check"], cwd=ROOT, env=known, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    heading, *rows = done.stdout.partition("\n\n")[0].splitlines()
+    assert heading.split() == ["op", "case", "dtype", "output", "gradients", "allowed"]
+    said = {row.split()[0]: row.rpartition("  ")[2] for row in rows}
+    assert said.pop("channel_stats").startswith("the process died with status 9: ")
+    assert said == {
+        "spatial_gate": "WRONG gradients",
+        "channel_scale": "RuntimeError: CUDA error: an illegal memory access was encountered",
+        "augment": "right",
+    }
+    assert done.stdout.rstrip().endswith("3 of 4 are wrong")
+
+
+def test_every_public_op_is_checked():
+    assert {case.function.__name__ for case in check.cases()} == {function.__name__ for function in public()}
+
+
+def test_ops_that_were_not_reached_are_no_success():
+    case, dtype = check.listed()[0]
+    right = check._outcome(case, dtype, 1e-4, 1e-4, None, 3)
+    late = check._outcome(case, dtype, fault=check.LATE)
+    assert check.verdict([right, right]) == "2 are right"
+    assert check.verdict([right, late]) == "1 are right, 1 were not run: more --seconds are needed"
+    assert check.verdict([right, right._replace(fault="WRONG output"), late]).startswith("1 of 3 are wrong, 1 were not")
+
+
+@pytest.mark.parametrize("case", check.cases(), ids=lambda case: f"{case.function.__name__} {case.name}")
+def test_the_eager_forms_pass_the_check(case):
+    for dtype in check.TOLERANCES:
+        outcome = check.check(case, dtype, "cpu")
+        assert (outcome.fault, outcome.launches) == (None, 0)
+        assert outcome.output > 0
+
+
+@pytest.fixture
+def unprobed():
+    """Forget what is known of GPUs, before and after."""
+    backend.compiles_for.cache_clear()
+    yield
+    backend.compiles_for.cache_clear()
+
+
+def on_gpu(dtype=torch.float32):
+    """Return what `runs_triton` looks at of a CUDA tensor."""
+    return SimpleNamespace(is_cuda=True, dtype=dtype, device=torch.device("cuda", 0))
+
+
+def runs_twice():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ran = [backend.runs_triton(on_gpu(), "auto") for _ in range(2)]
+    return ran, [str(warning.message) for warning in caught]
+
+
+def test_a_gpu_that_is_too_old_runs_eager_and_is_told_once(unprobed, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+    ran, said = runs_twice()
+    assert ran == [False, False]
+    assert said == ["polychrome runs as plain PyTorch on Some GPU: its compute capability is 7.5, the kernels need 8.0"]
+
+
+def test_a_gpu_that_triton_cannot_compile_for_runs_eager_and_is_told_once(unprobed, monkeypatch):
+    class Failing:
+        def __getitem__(self, grid):
+            raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "device", lambda index: warnings.catch_warnings())
+    monkeypatch.setattr(probe, "probe_kernel", Failing())
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    ran, said = runs_twice()
+    assert ran == [False, False]
+    assert said == [
+        "polychrome runs as plain PyTorch on Some GPU: Triton cannot compile for it: Failed to find C compiler."
+    ]
+
+
+def test_triton_that_is_asked_for_is_not_refused_for_the_gpu(unprobed, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    assert backend.runs_triton(on_gpu(), "triton")
