@@ -90,7 +90,7 @@ def runs_triton(x: torch.Tensor, backend: str, dtype: torch.dtype | None = None)
     """
     if backend == "auto":
         wanted = x.is_cuda and (dtype or x.dtype) in TRITON_DTYPES and triton_is_installed()
-        return wanted and compiles_for(x.device.index)
+        return wanted and compiles_for(x.device.index or 0)
     return backend == "triton"
 
 
@@ -126,6 +126,8 @@ def triton_is_installed() -> bool:
 @cache
 def compiles_for(index: int) -> bool:
     """Return whether Triton's kernels run on CUDA device `index`; warn, once, where they do not: the ops are eager."""
+    if not torch.cuda.is_available():  # a tensor without data, such as FakeTensorMode makes, of a GPU that is elsewhere
+        return True
     from kernels.probe import obstacle
 
     found = obstacle(index)

@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from torch.utils._python_dispatch import _disable_current_modes
 
 # Before it there are neither bfloat16 products nor asynchronous copies.
 LEAST_CAPABILITY = (8, 0)
@@ -20,7 +21,8 @@ def obstacle(index: int) -> str | None:
         got, wanted = (".".join(map(str, each)) for each in (capability, LEAST_CAPABILITY))
         return f"its compute capability is {got}, the kernels need {wanted}"
     try:
-        with torch.cuda.device(index):
+        # in no mode: a tensor of FakeTensorMode could not be written
+        with torch.cuda.device(index), _disable_current_modes():
             probe_kernel[(1,)](torch.empty(1, dtype=torch.int32, device=f"cuda:{index}"))
     except Exception as error:  # whatever compilers, drivers and loaders raise
         said = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 
 from bench import record, tables, tune
 from bench.gpu import __main__ as gpu
-from bench.gpu import state, steps
+from bench.gpu import counters, state, steps, times
 from bench.lines import NOT_ASKED
 from bench.shapes.dynamic_conv import Shape
 from kernels import check
@@ -328,6 +328,25 @@ def test_what_cannot_be_written_or_read_is_told_in_one_line(tmp_path, monkeypatc
     assert gpu.main(["--out", str(tmp_path / "out"), "--from", str(tmp_path / "all.tgz")]) == 2
     assert re.fullmatch(r"bench.gpu cannot read --from .*all.tgz: .*\n", capsys.readouterr().err)
     assert not (tmp_path / "state").exists()
+
+
+def test_a_shape_is_measured_again_for_other_sources_and_for_ways_that_were_left_out():
+    entry = {"sources": "now", "skipped": {"timm": NOT_ASKED, "unfold": "needs 9 GB, 1 GB are free"}}
+    assert times.is_measured(entry, "now", ["ours", "naive"])
+    assert times.is_measured(entry, "now", ["ours", "unfold"])
+    assert not times.is_measured(entry, "now", ["ours", "timm"])
+    assert not times.is_measured(entry, "now", None)
+    assert times.is_measured(entry | {"skipped": {}}, "now", None)
+    assert not times.is_measured(entry, "then", ["ours"])
+    assert not times.is_measured({"skipped": {}}, "", None)
+    assert not times.is_measured(None, "now", ["ours"])
+
+
+def test_the_metrics_of_a_kernel_are_read_from_between_what_the_program_prints():
+    output = 'loading\n==PROF== Connected\n"ID","Section Name","Metric Name","Metric Unit","Metric Value","Rule Name"\n'
+    output += '"0","Occupancy","Registers","register/thread","64",""\n"0","Occupancy","","","","a rule"\n'
+    assert counters.parsed(output) == {"Occupancy: Registers [register/thread]": "64"}
+    assert counters.parsed("==ERROR== no permission\n") == {}
 
 
 def test_an_interrupted_log_of_tuning_is_told_and_begun_anew(tmp_path, capsys):

@@ -1,9 +1,11 @@
 """Checking before timing, and the figures drawn from times."""
 
+import time
+
 import pytest
 import torch
 
-from bench import measure
+from bench import lines, measure, timing
 from bench.measure import Candidate
 
 X, GRAD = torch.tensor([1.0, 2.0, 3.0], requires_grad=True), torch.tensor([1.0, -1.0, 2.0])
@@ -74,6 +76,25 @@ def test_batches_that_come_in_bursts_are_averaged_and_what_was_ready_is_not_coun
     assert times == pytest.approx([2.0] * 4)
     assert len(taken) == 4 * (2 + 4)
     assert len(measure.steady_times(following, 4, seconds=0)) == 3
+
+
+def test_a_gpu_waits_for_the_host_three_times_as_long_as_the_host_takes(monkeypatch):
+    waits, calls = [], []
+    monkeypatch.setattr(timing.torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(timing, "_device_times", lambda parts, wait: waits.append(wait) or [1.0])
+    slow = (lambda _: calls.append(time.sleep(0.002)),)
+    times = timing.take_turns({"slow": slow, "quick": (lambda _: None,)}, "cuda", (2, 2), 1.0)
+    assert {name: len(each) for name, each in times.items()} == {"slow": 2, "quick": 2}
+    assert len(calls) == 2
+    assert sorted(waits)[:2] == [timing.LEAST_WAIT] * 2
+    assert 6000 <= min(sorted(waits)[2:]) == max(waits) < 60_000
+
+
+def test_ways_that_nobody_asks_for_are_left_out_with_that_reason():
+    every = [measure.Candidate("ours", (), (0, 0)), measure.Candidate("timm", None, (0, 0), "not installed")]
+    every.append(measure.Candidate("naive", (), (0, 0)))
+    assert measure.only(every, None) == every
+    assert [each.reason for each in measure.only(every, ["ours"])] == [None, "not installed", lines.NOT_ASKED]
 
 
 def test_the_bound_is_the_slower_of_bytes_and_arithmetic(monkeypatch):

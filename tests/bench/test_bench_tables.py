@@ -157,6 +157,13 @@ def test_lines_on_a_gpu_are_judged_by_size():
     assert not found["slower than no baseline on any shape: >= 1"].met
 
 
+def test_a_best_baseline_is_judged_only_where_all_were_run():
+    some = entry() | {"skipped": {"timm": lines.NOT_ASKED}}
+    found = {line.demand: line.met for line in lines.lines("dynamic_conv", {"bfloat16 C512 7x7": some}, on_gpu=True)}
+    assert found["slower than no baseline on any shape: >= 1"] is None
+    assert found["same-dtype naive / ours, forward + backward: geometric mean >= 5"] is False
+
+
 def test_lines_of_maps_hold_every_shape_to_eager_compiled_and_the_bound():
     found = lines.lines("spatial_attention", map_section()["shapes"], on_gpu=True)
     assert [(line.demand, line.met) for line in found] == [

@@ -1,5 +1,6 @@
 """`python -m kernels.check`: a fault of an op is told, whatever it does to its process. Where Triton cannot compile."""
 
+import math
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 
 pytest.importorskip("triton")
 
+import kernels
 from kernels import backend, check, probe
 from tests.kernels.op_calls import public
 
@@ -61,6 +63,25 @@ def test_every_fault_is_told_and_the_ops_after_it_are_checked(tmp_path):
     assert done.stdout.rstrip().endswith("3 of 4 are wrong")
 
 
+def test_what_is_no_number_is_wrong_wherever_it_stands():
+    exact = torch.ones(3, dtype=torch.float64)
+    assert check._error(torch.tensor([1.0, torch.nan, 1.0]), exact) == math.inf
+    assert check._error(torch.ones(1, 3), exact) == math.inf
+    assert check._error(torch.ones(3), exact) == 0
+    case, dtype = check.listed()[0]
+
+    def spoiled(place):
+        def function(*arguments, **options):
+            y = kernels.dynamic_conv2d(*arguments, **options)
+            arguments[place].register_hook(lambda gradient: gradient * torch.nan)
+            return y
+
+        function.reference = kernels.dynamic_conv2d.reference
+        return check.check(case._replace(function=function), dtype, "cpu").fault
+
+    assert [spoiled(place) for place in range(4)] == ["WRONG gradients"] * 4
+
+
 def test_every_public_op_is_checked():
     assert {case.function.__name__ for case in check.cases()} == {function.__name__ for function in public()}
 
@@ -103,6 +124,7 @@ def runs_twice():
 
 
 def test_a_gpu_that_is_too_old_runs_eager_and_is_told_once(unprobed, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
     ran, said = runs_twice()
@@ -115,6 +137,7 @@ def test_a_gpu_that_triton_cannot_compile_for_runs_eager_and_is_told_once(unprob
         def __getitem__(self, grid):
             raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
     monkeypatch.setattr(torch.cuda, "device", lambda index: warnings.catch_warnings())
@@ -125,6 +148,11 @@ def test_a_gpu_that_triton_cannot_compile_for_runs_eager_and_is_told_once(unprob
     assert said == [
         "polychrome runs as plain PyTorch on Some GPU: Triton cannot compile for it: Failed to find C compiler."
     ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tensors_without_data_of_a_gpu_that_is_elsewhere_are_not_probed(unprobed):
+    assert runs_twice() == ([True, True], [])
 
 
 def test_triton_that_is_asked_for_is_not_refused_for_the_gpu(unprobed, monkeypatch):
