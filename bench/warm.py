@@ -72,7 +72,7 @@ def compile_into(cache: Path, only: str = "", jobs: int = 1) -> None:
     with ProcessPoolExecutor(max(1, jobs), get_context("spawn")) as pool:
         outcomes = pool.map(_run, [words for _, words in running], [environment] * len(running))
         for (name, _), (status, said) in zip(running, outcomes, strict=True):
-            print(f"{name}: status {status}, {said} ({time.monotonic() - start:.0f} s)", flush=True)
+            print(f"{name}: {said if status else 'done'} ({time.monotonic() - start:.0f} s)", flush=True)
 
 
 def pack(cache: Path, archive: Path) -> int:
@@ -113,7 +113,8 @@ def unpack(archive: Path, cache: Path) -> int:
 def _run(words: list[str], environment: dict[str, str]) -> tuple[int, str]:
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    return done.returncode, lines[-1] if lines else "no output"
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return done.returncode, "\n  ".join([f"failed: status {done.returncode}", *failed, *lines[-1:]])
 
 
 if __name__ == "__main__":

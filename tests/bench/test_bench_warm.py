@@ -50,6 +50,16 @@ def test_every_kernel_is_found_in_an_archive_unpacked_elsewhere(tmp_path):
     assert archive.stat().st_size < 10_000 * first["misses"]
 
 
+@pytest.mark.slow
+def test_the_gpu_tests_pass_where_the_eager_forms_stand_in_for_the_kernels(tmp_path):
+    """What they launch is compiled, so that it is what `bench.warm` packs; and none is wrong in itself."""
+    known = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    known |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "bench.stand_in.plugin", *warm.TESTS]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=known, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
 def test_every_part_is_one_that_can_be_launched():
     from bench import warm_part
 

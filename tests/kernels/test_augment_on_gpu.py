@@ -44,8 +44,8 @@ def test_any_number_of_channels(channels):
 
 def test_what_is_drawn_does_not_depend_on_the_device():
     for recipe in (EVERYTHING, Recipe(scale=(0.08, 1.0), channels="subset")):
-        here = draw(recipe, torch.arange(5000), (375, 500), 3, 1, (224, 224))
-        there = draw(recipe, torch.arange(5000, device=DEVICE), (375, 500), 3, 1, (224, 224))
+        here = draw(recipe, torch.arange(5000), (375, 500), 3, 1, (224, 224), 3)
+        there = draw(recipe, torch.arange(5000, device=DEVICE), (375, 500), 3, 1, (224, 224), 3)
         for one, other in zip(here, there, strict=True):
             if one is not None:
                 torch.testing.assert_close(one, other.cpu(), rtol=1e-6, atol=1e-6)
