@@ -4,7 +4,7 @@ import sys
 
 from bench.stand_in import cuda
 
-# What is lent of Hopper GPUs; they differ in what the rules ask of them.
+# The Hopper GPUs that are common, by what the rules ask of them.
 CARDS = (cuda.Card(), cuda.Card("NVIDIA H100 80GB HBM3", L2_cache_size=50 * 2**20))
 
 

@@ -27,7 +27,7 @@ QUICK = {
     "spatial_attention": "ours,eager",
     "augment": "ours,eager",
 }
-COMMON = ("kernels/*.py", "bench/measure.py", "bench/timing.py", "bench/gpu/times.py")
+COMMON = ("kernels/*.py", "bench/measure.py", "bench/timing.py", "bench/gpu/times.py", "bench/shapes/feature_maps.py")
 
 
 class Step(NamedTuple):
