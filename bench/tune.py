@@ -58,11 +58,14 @@ class Candidate(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """What came of a call: the choice, milliseconds of all passes by the rules and by it, and all that was tried."""
+    """What came of a call: the choice, milliseconds of all passes by the rules and by it, and all that was tried.
+
+    None stands for the milliseconds of what cannot run.
+    """
 
     choice: dict
-    rules_ms: float
-    best_ms: float
+    rules_ms: float | None
+    best_ms: float | None
     tried: list[dict]
 
 
@@ -153,12 +156,17 @@ def tune(shape: Shape, dtype: torch.dtype, device: configs.Device, pool: Process
     best = min(totals, key=totals.get)
     print(f"{_label(shape, dtype)}: rules {rules:.3f} ms ({usual}), best {totals[best]:.3f} ms ({best})", flush=True)
     tried = [
-        {"pass": each.name, "choice": each.choice, "ms": taken if taken < float("inf") else None}
+        {"pass": each.name, "choice": each.choice, "ms": _finite(taken)}
         for each, taken in zip(able, times, strict=True)
     ]
     if totals[best] == float("inf") or rules < GAIN * totals[best]:
-        return Tuned({}, rules, rules, tried)
-    return Tuned(choices[best] if best == usual else {"regime": best} | choices[best], rules, totals[best], tried)
+        return Tuned({}, _finite(rules), _finite(rules), tried)
+    choice = choices[best] if best == usual else {"regime": best} | choices[best]
+    return Tuned(choice, _finite(rules), totals[best], tried)
+
+
+def _finite(milliseconds: float) -> float | None:
+    return milliseconds if milliseconds < float("inf") else None
 
 
 def winners(candidates: list[Candidate], times: list[float], regime: str) -> tuple[dict, float]:

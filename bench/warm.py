@@ -18,18 +18,19 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from bench.gpu.steps import COMPILED, ROOT
+
 ARCHIVE = "warm.tar.xz"
 # All of a kernel that a launch needs; what it was compiled from stays behind.
 PACKED = (".cubin", ".json")
 OPS = ("dynamic_conv", "growth", "channel_gate", "spatial_attention", "augment")
 PARTS = ("tune bfloat16", "tune float32", *OPS, "check")
 # Tests of processes, graphs and torch.compile launch nothing that others do not.
-TESTS = ("-m", "gpu", "-k", "not compiled and not graph and not assertion and not elements", "tests/kernels")
+TESTS = ("-m", "gpu", "-k", f"not ({COMPILED} or assertion or elements)", "tests/kernels")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compile and pack; return 0, or 2 where the folder cannot be written."""
+    """Compile and pack; return 0, 1 where a part failed and the archive lacks its kernels, 2 without a folder."""
     parser = argparse.ArgumentParser(prog="python -m bench.warm", description=__doc__.partition(":")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu", metavar="DIR", help="default runs/gpu")
     parser.add_argument("--only", default="", metavar="TEXT", help="only the parts that have TEXT in their names")
@@ -42,17 +43,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"bench.warm cannot write into --out {options.out}: {error.strerror}", file=sys.stderr)
         return 2
     try:
-        compile_into(cache, options.only, options.jobs)
+        whole = compile_into(cache, options.only, options.jobs)
         count = pack(cache, options.out / ARCHIVE)
     finally:
         shutil.rmtree(cache)
     size = (options.out / ARCHIVE).stat().st_size / 2**20
-    print(f"{options.out / ARCHIVE}: {count} kernels, {size:.1f} MiB")
-    return 0
+    print(f"{options.out / ARCHIVE}: {count} kernels, {size:.1f} MiB" + ("" if whole else "; parts of it are missing"))
+    return int(not whole)
 
 
-def compile_into(cache: Path, only: str = "", jobs: int = 1) -> None:
-    """Fill a folder of Triton's cache with what the parts launch that have `only` in their names."""
+def compile_into(cache: Path, only: str = "", jobs: int = 1) -> bool:
+    """Fill a folder of Triton's cache with what the parts launch that have `only` in their names; return if all ran."""
     environment = os.environ | {
         "TRITON_CACHE_DIR": str(cache),
         "TRITON_STORE_BINARY_ONLY": "1",
@@ -70,9 +71,12 @@ def compile_into(cache: Path, only: str = "", jobs: int = 1) -> None:
             words = ["-m", "bench.warm_part", name]
         running.append((name, words))
     with ProcessPoolExecutor(max(1, jobs), get_context("spawn")) as pool:
+        statuses = []
         outcomes = pool.map(_run, [words for _, words in running], [environment] * len(running))
         for (name, _), (status, said) in zip(running, outcomes, strict=True):
+            statuses.append(status)
             print(f"{name}: {said if status else 'done'} ({time.monotonic() - start:.0f} s)", flush=True)
+    return not any(statuses)
 
 
 def pack(cache: Path, archive: Path) -> int:

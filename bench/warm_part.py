@@ -45,7 +45,6 @@ def _growth(_: str) -> None:
 
 def _tune(name: str) -> None:
     """Launch every candidate of tuning in a dtype."""
-
     from bench import tune
     from bench.shapes.dynamic_conv import data_of
     from kernels.dynamic_conv import configs

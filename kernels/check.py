@@ -3,11 +3,14 @@
 import argparse
 import json
 import math
+import queue
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +22,9 @@ from kernels.launch import record_launches
 from kernels.tensors import allows_tf32
 
 SECONDS = 60.0
+# How long a process may take for one case, its start and the compiling of kernels included.
+PATIENCE = 30.0
+COMMAND = (sys.executable, "-m", "kernels.check", "--from-case")
 LATE = "not run: out of time"
 # The largest RMS error over the RMS of the exact values, of the output and of the gradients.
 TOLERANCES = {torch.bfloat16: (5e-3, 1e-2), torch.float32: (1e-5, 1e-5)}
@@ -54,7 +60,7 @@ class Outcome(NamedTuple):
 def cases() -> list[Case]:
     """Return calls of every public op: each regime of the convolutions, both forms of a gate, a whole augmentation."""
     layers = [(48, 12), (48,), (12, 48), (12,)]
-    found = [
+    return [
         _convolution("many pixels", (4, 32, 28, 28), 48, 3, 4, padding=1),
         _convolution("few pixels", (6, 64, 7, 7), 72, 3, 4, padding=1),
         _convolution("1x1", (4, 40, 9, 8), 24, 1, 4),
@@ -75,7 +81,6 @@ def cases() -> list[Case]:
         Case("map", channel_scale, _tensors((4, 72, 20, 17), (4, 72)), {}),
         Case("whole recipe", kernels.augment, _images, {}, differentiable=False),
     ]
-    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,7 +157,11 @@ def check(case: Case, dtype: torch.dtype, device: str = "cuda") -> Outcome:
         fault = "WRONG output"
     elif gradients is not None and gradients > allowed[1]:
         fault = "WRONG gradients"
-    return _outcome(case, dtype, output, gradients, fault, len(launches))
+    return _outcome(case, dtype, _finite(output), _finite(gradients), fault, len(launches))
+
+
+def _finite(error: float | None) -> float | None:
+    return error if error is not None and math.isfinite(error) else None
 
 
 def _report(first: int) -> int:
@@ -176,18 +185,33 @@ def _checked_by_process(first: int, seconds: float) -> tuple[list[Outcome], str 
     """Return the outcomes of a process that begins with case `first`, and why it ended before the next one's, if so."""
     if seconds <= 0:
         return [], LATE
-    command = [sys.executable, "-m", "kernels.check", "--from-case", str(first)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-        output, status, said = done.stdout, done.returncode, done.stderr
-    except subprocess.TimeoutExpired as expired:
-        output, status, said = (expired.stdout or b"").decode(), None, ""
-    lines = [json.loads(line) for line in output.splitlines() if line.startswith("[")]
-    found = [Outcome(*line)._replace(allowed=tuple(line[5])) for line in lines]
-    if status == 3:
-        return found, None  # the case that lost the GPU has been told
-    last = said.strip().rpartition("\n")[2] or "no word of it"
-    return found, LATE if status is None else f"the process died with status {status}: {last}"[:200]
+    end, found = time.monotonic() + seconds, []
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen([*COMMAND, str(first)], stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=_pass_on, args=(process.stdout, lines), daemon=True).start()
+        try:
+            while (line := lines.get(timeout=max(0.0, min(PATIENCE, end - time.monotonic())))) is not None:
+                if line.startswith("["):
+                    outcome = Outcome(*json.loads(line))
+                    found.append(outcome._replace(allowed=tuple(outcome.allowed)))
+        except queue.Empty:
+            process.kill()
+            return found, LATE if time.monotonic() >= end else f"no answer within {PATIENCE:g} s"
+        status = process.wait()
+        errors.seek(0)
+        last = errors.read().strip().rpartition("\n")[2] or "no word of it"
+    # With status 3 the case that lost the GPU has been told.
+    return found, None if status == 3 else f"the process died with status {status}: {last}"[:200]
+
+
+def _pass_on(output: IO[str], lines: "queue.Queue[str | None]") -> None:
+    """Put the lines of a process into a queue as they come, and None at their end."""
+    for line in output:
+        lines.put(line)
+    lines.put(None)
 
 
 def listed() -> list[tuple[Case, torch.dtype]]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,10 @@ class State:
         self.gpu = record.results_path("cuda").stem
         for name in ("logs", "failures"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        self._all = json_of(folder / "steps.json") or {}
+        known = folder / "steps.json"
+        self._all = json_of(known) or {}
+        if known.exists() and not self._all:
+            print(f"bench.gpu cannot read {known}, and begins anew", file=sys.stderr)
 
     @property
     def steps(self) -> dict[str, dict]:

@@ -1,6 +1,7 @@
 """The page that is read first: what ran, what is wrong, which lines are met; at most 60 lines."""
 
 from bench import headline, record, tables
+from bench.gpu.state import json_of
 from bench.lines import Line
 
 MOST, WIDTH = 60, 150
@@ -66,7 +67,5 @@ def _said(line: Line) -> str:
 
 def printed(path=None) -> str:
     """Return the tables of this GPU's results, as far as there are any."""
-    from bench.gpu.state import json_of
-
     sections = json_of(path or record.results_path("cuda")) or {}
     return "\n".join(f"\n{op}\n{tables.text(op, section, 140)}" for op, section in sections.items())

@@ -349,6 +349,18 @@ def test_the_metrics_of_a_kernel_are_read_from_between_what_the_program_prints()
     assert counters.parsed("==ERROR== no permission\n") == {}
 
 
+def test_a_state_that_was_cut_off_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(record, "results_path", lambda device: Path("gpu.json"))
+    step = sleeping("short", 0)
+    state.State(tmp_path, "GPU").enter(step, step.digest("GPU"), "passed", 1)
+    assert state.State(tmp_path, "GPU").is_done(step)
+    assert not state.State(tmp_path, "other GPU").is_done(step)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "steps.json").write_text('{"GPU": {"sh')
+    assert not state.State(tmp_path, "GPU").is_done(step)
+    assert re.fullmatch(r"bench.gpu cannot read .*steps.json, and begins anew\n", capsys.readouterr().err)
+
+
 def test_an_interrupted_log_of_tuning_is_told_and_begun_anew(tmp_path, capsys):
     path = tmp_path / "tuning.json"
     fresh = {"digest": "d", "tuned": {}}

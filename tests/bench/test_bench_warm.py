@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,16 @@ def test_every_part_is_one_that_can_be_launched():
     from bench import warm_part
 
     assert {part.split()[0] for part in warm.PARTS} == set(warm_part.PARTS)
+
+
+def test_an_archive_without_the_kernels_of_a_part_that_failed_is_no_success(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(warm, "PARTS", ("augment", "no such part"))
+    monkeypatch.setattr(warm, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(warm, "_run", lambda words, _: (int("no such part" in words), "failed: status 1"))
+    assert warm.main(["--out", str(tmp_path), "--only", "part"]) == 1
+    assert "no such part: failed: status 1" in capsys.readouterr().out
+    assert warm.main(["--out", str(tmp_path), "--only", "augment"]) == 0
+    assert "missing" not in capsys.readouterr().out
 
 
 def test_an_archive_that_was_cut_off_leaves_the_cache_as_it_was(tmp_path):

@@ -63,6 +63,32 @@ def test_every_fault_is_told_and_the_ops_after_it_are_checked(tmp_path):
     assert done.stdout.rstrip().endswith("3 of 4 are wrong")
 
 
+ANSWERS = """
+import json, sys, time
+from kernels import check
+first = int(sys.argv[1])
+for number, call in list(enumerate(check.listed()[:4]))[first:]:
+    if number == 1:
+        time.sleep(60)
+    print(json.dumps(check._outcome(*call, 1e-4, 1e-4, None, 3)), flush=True)
+"""
+
+
+def test_a_case_that_hangs_costs_one_case(monkeypatch):
+    """Another process answers for the ops here: a kernel that never ends cannot be had without a GPU."""
+    monkeypatch.setattr(check, "COMMAND", (sys.executable, "-c", ANSWERS))
+    monkeypatch.setattr(check, "PATIENCE", 8.0)
+    four = check.listed()[:4]
+    monkeypatch.setattr(check, "listed", lambda: four)
+    outcomes = list(check.checked(60))
+    assert [outcome.fault for outcome in outcomes] == [None, "no answer within 8 s", None, None]
+    assert [(outcome.op, outcome.dtype) for outcome in outcomes] == [
+        (case.function.__name__, str(dtype)[6:]) for case, dtype in four
+    ]
+    monkeypatch.setattr(check, "PATIENCE", 60.0)
+    assert [outcome.fault for outcome in check.checked(5)][1:] == [check.LATE] * 3
+
+
 def test_what_is_no_number_is_wrong_wherever_it_stands():
     exact = torch.ones(3, dtype=torch.float64)
     assert check._error(torch.tensor([1.0, torch.nan, 1.0]), exact) == math.inf
@@ -77,9 +103,10 @@ def test_what_is_no_number_is_wrong_wherever_it_stands():
             return y
 
         function.reference = kernels.dynamic_conv2d.reference
-        return check.check(case._replace(function=function), dtype, "cpu").fault
+        outcome = check.check(case._replace(function=function), dtype, "cpu")
+        return outcome.fault, outcome.gradients  # None: JSON has no infinity
 
-    assert [spoiled(place) for place in range(4)] == ["WRONG gradients"] * 4
+    assert [spoiled(place) for place in range(4)] == [("WRONG gradients", None)] * 4
 
 
 def test_every_public_op_is_checked():
