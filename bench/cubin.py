@@ -35,12 +35,8 @@ def read_launch(launch: Launch, capability: int) -> Cubin:
 
 def read(compiled, capability: int) -> Cubin:
     """Read registers, memory and instructions of a compiled kernel."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, "kernel.cubin")
-        cubin.write_bytes(compiled.asm["cubin"])
-        usage = _run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin)
-        code = _run(triton.knobs.nvidia.nvdisasm.path, cubin)
-        said = _assembler_output(compiled.asm["ptx"], Path(folder)) if capability == 90 else ""
+    usage, code = disassembled(compiled)
+    said = _assembler_output(compiled.asm["ptx"]) if capability == 90 else ""
     registers, stack = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK"))
     instructions = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", code, re.MULTILINE)
     matrix = {op: sum(i.split(".")[0] == op for i in instructions) for op in ("HGMMA", "HMMA", "UTCHMMA")}
@@ -59,18 +55,32 @@ def read(compiled, capability: int) -> Cubin:
     )
 
 
+def disassembled(compiled) -> tuple[str, str]:
+    """Return what the tools say of a compiled kernel: its use of resources, and its code with lines of the source."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = _run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin)
+        return usage, _run(triton.knobs.nvidia.nvdisasm.path, "--print-line-info", cubin)
+
+
 def resident_blocks(cubin: Cubin, warps: int, capability: int) -> int:
     """Return how many blocks fit one multiprocessor by registers and shared memory."""
-    registers = -(-cubin.registers // 8) * 8 * 32 * warps
-    shared = cubin.shared + 1024
-    return min(65536 // registers, (SHARED_LIMIT[capability] + 1024) // shared, 64 // warps)
+    return resident_blocks_of(cubin.registers, cubin.shared, warps, capability)
 
 
-def _assembler_output(ptx: str, folder: Path) -> str:
+def resident_blocks_of(registers: int, shared: int, warps: int, capability: int) -> int:
+    """Return how many blocks of so many registers a thread, bytes shared and warps fit one multiprocessor."""
+    by_registers = 65536 // (-(-registers // 8) * 8 * 32 * warps)
+    return min(by_registers, (SHARED_LIMIT[capability] + 1024) // (shared + 1024), 64 // warps)
+
+
+def _assembler_output(ptx: str) -> str:
     """Return what ptxas says in verbose mode: only there it tells that wgmma instructions were serialised."""
-    source = folder / "kernel.ptx"
-    source.write_text(ptx)
-    return _run(get_ptxas(90).path, "-v", "--gpu-name=sm_90a", source, "-o", folder / "again.cubin")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        return _run(get_ptxas(90).path, "-v", "--gpu-name=sm_90a", source, "-o", Path(folder, "again.cubin"))
 
 
 def _run(*command: Iterable) -> str:

@@ -224,13 +224,14 @@ def steady_times(following: Callable[[], Tensor], window: int, seconds: float, l
 def memory_bound(shape, baselines, ways: Collection[str] | None = None) -> Measured:
     """Measure a call of an op that memory limits, by all ways or those named.
 
-    `shape` gives `data(device)`, `forward_bytes(device)` and `backward_bytes()`; `baselines` is a module of
+    `shape` gives `data(device)`, `forward_bytes(l2_bytes)` and `backward_bytes()`; `baselines` is a module of
     `bench.baselines` whose `eager` is the definition.
     """
     data = shape.data(DEVICE)
     exact = exact_results(parts_of(baselines.eager, *data.to(torch.float64)))
     calls, skipped = checked_calls(only(candidates_of(baselines, shape, *data), ways), exact)
-    moved = {"forward": shape.forward_bytes(DEVICE), "backward": shape.backward_bytes()}
+    l2_bytes = torch.cuda.get_device_properties().L2_cache_size if DEVICE == "cuda" else 0
+    moved = {"forward": shape.forward_bytes(l2_bytes), "backward": shape.backward_bytes()}
     flops, dtype = counted(calls["ours"]), data.leaves[0].dtype
     work = {name: Work(moved[name], done, dtype) for name, done in zip(moved, flops, strict=True)}
     entry, times = figures(calls, work)

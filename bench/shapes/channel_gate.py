@@ -36,14 +36,14 @@ class Shape(NamedTuple):
         """Return random data for the call: x and the weights, and the gradient of y."""
         return data_of(self.x, self.weights, device)
 
-    def forward_bytes(self, device: str) -> int:
-        """Return the least bytes that forward moves.
+    def forward_bytes(self, l2_bytes: int) -> int:
+        """Return the least bytes that forward moves on a GPU of so large an L2 cache, or a CPU (0).
 
         Besides the passes over x: means, hidden features and gate are float32, and each is written, because the layers
         need all channels and the product the whole gate, and read; the weights are read.
         """
         features = self.x.batch * (2 * self.x.channels + (self.hidden or 0))
-        return self.x.forward_passes(device) * self.x.nbytes + 2 * 4 * features + self._weight_bytes
+        return self.x.forward_passes(l2_bytes) * self.x.nbytes + 2 * 4 * features + self._weight_bytes
 
     def backward_bytes(self) -> int:
         """Return the least bytes that backward moves.

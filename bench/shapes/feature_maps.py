@@ -44,15 +44,14 @@ class FeatureMap(NamedTuple):
         """Bytes of the map."""
         return prod(self[:4]) * self.dtype.itemsize
 
-    def forward_passes(self, device: str) -> int:
-        """Return the times that forward goes over a map of this size, at the least.
+    def forward_passes(self, l2_bytes: int) -> int:
+        """Return the times that forward goes over a map of this size, at the least, on a GPU of so large an L2 cache.
 
         The gate of any value is known only after a sum (or a maximum) over others: x is read for it, read again to be
         multiplied, and y is written. The second reading costs no memory traffic where x fits half the L2 cache of a
-        GPU; half, because y goes through the cache too. On a CPU it is always counted.
+        GPU; half, because y goes through the cache too. On a CPU, 0 bytes, it is always counted.
         """
-        fits = device == "cuda" and self.nbytes <= torch.cuda.get_device_properties().L2_cache_size / 2
-        return 2 if fits else 3
+        return 2 if self.nbytes <= l2_bytes / 2 else 3
 
 
 class Data(NamedTuple):

@@ -26,13 +26,13 @@ class Shape(NamedTuple):
         """Return random data for the call: x and weight, and the gradient of y."""
         return data_of(self.x, [(1, 2, KERNEL, KERNEL)], device)
 
-    def forward_bytes(self, device: str) -> int:
-        """Return the least bytes that forward moves.
+    def forward_bytes(self, l2_bytes: int) -> int:
+        """Return the least bytes that forward moves on a GPU of so large an L2 cache, or a CPU (0).
 
         Besides the passes over x: the convolution needs neighbours, so mean and max are written and read, float32;
         gate and the channel of the max, 4 bytes each, are written for backward; the weight is read. 24 bytes a pixel.
         """
-        return self.x.forward_passes(device) * self.x.nbytes + 24 * self._pixels + self._weight
+        return self.x.forward_passes(l2_bytes) * self.x.nbytes + 24 * self._pixels + self._weight
 
     def backward_bytes(self) -> int:
         """Return the least bytes that backward moves.

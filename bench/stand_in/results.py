@@ -17,7 +17,7 @@ _interpreted: dict[str, object] = {}
 def interpret(kernel, grid: tuple[int, ...], arguments: tuple) -> None:
     """Run a kernel of the JIT in Triton's interpreter; bfloat16, which it gets wrong, as float32."""
     wide = [_widened(argument) for argument in arguments]
-    with _inside(kernel.fn.__module__):
+    with inside(kernel.fn.__module__):
         function = getattr(sys.modules[kernel.fn.__module__], kernel.fn.__name__)
         function[grid](*wide)
     for given, used in zip(arguments, wide, strict=True):
@@ -31,7 +31,7 @@ def _widened(argument):
 
 
 @contextmanager
-def _inside(module: str) -> Iterator[None]:
+def inside(module: str) -> Iterator[None]:
     """Let the interpreted modules be those that imports find, `module` among them."""
     compiled = _take_out()
     sys.modules.update(_interpreted)
@@ -47,7 +47,7 @@ def _inside(module: str) -> Iterator[None]:
         sys.modules.update(compiled)
         for name, each in compiled.items():  # importing a module sets an attribute of its package
             package, _, short = name.rpartition(".")
-            if package in sys.modules:
+            if package in sys.modules and package not in compiled:
                 setattr(sys.modules[package], short, each)
 
 

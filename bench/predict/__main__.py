@@ -1,0 +1,55 @@
+"""Predict the time of every kernel at every shape of the benchmark on an H200: `python -m bench.predict`."""
+
+import argparse
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from bench import record
+from bench.predict import passes, table
+from bench.predict.rows import predictions
+from bench.stand_in import driver
+from kernels.backend import is_interpreted
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the predictions; return the exit status, 2 where there is nothing to predict."""
+    parser = argparse.ArgumentParser(prog="python -m bench.predict", description=__doc__.partition(":")[0])
+    parser.add_argument("--as", dest="name", default="now", metavar="NAME", help="of the section written (default now)")
+    parser.add_argument(
+        "--shapes", default="", metavar="TEXT", help='only those with TEXT in "op shape"; writes nothing'
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="with --shapes: write the rows there")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    options = parser.parse_args(arguments)
+    wanted = [index for index, each in enumerate(passes.shapes()) if options.shapes in f"{each.op} {each.key}"]
+    if is_interpreted():
+        print("bench.predict compiles kernels: unset TRITON_INTERPRET", file=sys.stderr)
+        return 2
+    if not wanted:
+        print(f'bench.predict: no shape has "{options.shapes}" in its name', file=sys.stderr)
+        return 2
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), driver.install) as pool:
+        rows = []
+        for found in pool.map(predictions, wanted):
+            rows += found
+            for row in found:
+                print(table.line(row), flush=True)
+    if options.shapes:
+        if options.json:
+            record.replace(options.json, rows)
+        return 0
+    about = record.circumstances("cpu", packages=())
+    section = {name: about[name] for name in ("versions", "date", "commit")} | {"rows": rows}
+    everything = json.loads(table.RESULTS.read_text(encoding="utf-8")) if table.RESULTS.exists() else {}
+    record.replace(table.RESULTS, everything | {options.name: section})
+    table.write()
+    print(table.PAGE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The machine code of a kernel: what each instruction is, and which loop or branch of the source it lies in."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.cubin import disassembled
+
+# A place in the source: file and the first line of a statement.
+Place = tuple[str, int]
+
+
+class Region(NamedTuple):
+    """Instructions `first` to `last`, which run as often as the body of the `for` or `if` at `place` does."""
+
+    first: int
+    last: int
+    place: Place
+
+
+class Code(NamedTuple):
+    """A kernel's instructions, the source statement of each, and its loops and branches, outer ones first."""
+
+    registers: int
+    instructions: list[str]
+    places: list[Place]
+    regions: list[Region]
+
+    def times(self, counts: dict[Place, float]) -> Iterator[tuple[str, Place, float]]:
+        """Yield each instruction, its statement, and how often a warp runs it if bodies run `counts` times."""
+        weights = [1.0] * len(self.instructions)
+        for region in self.regions:
+            weights[region.first : region.last + 1] = [counts[region.place]] * (region.last + 1 - region.first)
+        yield from zip(self.instructions, self.places, weights, strict=True)
+
+
+def read(compiled) -> Code:
+    """Read a kernel that Triton compiled for Hopper."""
+    usage, listing = disassembled(compiled)
+    instructions, places, labels = [], [], {}
+    place = ("", 0)
+    for line in listing.splitlines():
+        if said := re.match(r'\s+//## File "(.+)", line (\d+)', line):
+            place = (said[1], int(said[2]))
+        elif label := re.match(r"(\.L_\w+):", line):
+            labels[label[1]] = len(instructions)
+        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.+?)\s*;", line):
+            instructions.append(found[1])
+            places.append(statement_of(place))
+    # What follows the last EXIT is a loop that catches runaways, and padding.
+    end = max(i for i, each in enumerate(instructions) if "EXIT" in each) + 1
+    registers = int(re.search(r"REG:(\d+)", usage)[1])
+    return Code(registers, instructions[:end], places[:end], _regions(instructions[:end], places[:end], labels))
+
+
+def _regions(instructions: list[str], places: list[Place], labels: dict[str, int]) -> list[Region]:
+    """Return the loops, which a branch backwards ends, and the bodies of `if`, which a branch forward skips."""
+    found = []
+    for index, instruction in enumerate(instructions):
+        target = labels.get((re.search(r"BRA.*?(\.L_\w+)", instruction) or [None, None])[1])
+        if target is None:
+            continue
+        kind = kind_of(places[index])
+        if target <= index and kind == "for":
+            found.append(Region(target, index, places[index]))
+        elif target > index + 1 and kind == "if" and instruction.startswith("@"):
+            found.append(Region(index + 1, target - 1, places[index]))
+    return sorted(found, key=lambda region: (region.first, -region.last))
+
+
+def name_of(instruction: str) -> str:
+    """Return an instruction's name with its modifiers, without its guard."""
+    return re.sub(r"^@!?U?P\w+\s+", "", instruction).split()[0]
+
+
+def kind_of(place: Place) -> str:
+    """Return "for", "if" or "" for any other statement."""
+    return {ast.For: "for", ast.If: "if"}.get(type(_statements(place[0]).get(place[1])), "")
+
+
+def body_of(place: Place) -> Place:
+    """Return where the body of a `for` or `if` begins."""
+    return place[0], _statements(place[0])[place[1]].body[0].lineno
+
+
+@cache
+def statement_of(place: Place) -> Place:
+    """Return where the statement begins that a line belongs to; for a compound one its head alone counts."""
+    file, line = place
+    starts = [
+        start
+        for start, node in _statements(file).items()
+        if start <= line <= (node.body[0].lineno - 1 if hasattr(node, "body") else node.end_lineno)
+    ]
+    return file, max(starts, default=line)
+
+
+@cache
+def _statements(file: str) -> dict[int, ast.stmt]:
+    if not Path(file).is_file():
+        return {}
+    nodes = ast.walk(ast.parse(Path(file).read_text(encoding="utf-8")))
+    return {node.lineno: node for node in nodes if isinstance(node, ast.stmt)}

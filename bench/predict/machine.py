@@ -1,0 +1,32 @@
+"""The GPU that predictions are for."""
+
+from typing import NamedTuple
+
+
+class Machine(NamedTuple):
+    """A GPU, by what limits a kernel.
+
+    matrix_flops, issue_slots, l2, l2_port: a clock and multiprocessor; `l2` is what all together reach, `l2_port` what
+    one can take. warp_clocks: from one instruction of a warp to its next, which waits for what it needs. memory,
+    products: bytes and FLOPs a second that large copies and matrix products reach.
+    """
+
+    name: str = "NVIDIA H200"
+    multiprocessors: int = 132
+    hertz: float = 1.755e9
+    matrix_flops: int = 4096
+    issue_slots: int = 4
+    warp_clocks: float = 3.25
+    l2: float = 27.5
+    l2_port: float = 64.0
+    memory: float = 4.3e12
+    products: float = 790e12
+    l2_bytes: int = 60 * 2**20
+    launch_us: float = 2.5
+
+    def seconds(self, clocks: float) -> float:
+        """Return the seconds that so many clocks take."""
+        return clocks / self.hertz
+
+
+H200 = Machine()

@@ -1,0 +1,168 @@
+"""The time of a launch on a GPU that is not there: the largest of what each of its parts would need."""
+
+from math import ceil, prod
+from typing import NamedTuple
+
+from torch import Tensor
+
+from bench.cubin import resident_blocks_of
+from bench.predict import code
+from bench.predict.code import Code, body_of, kind_of, name_of
+from bench.predict.machine import H200, Machine
+from bench.predict.passes import Library
+from bench.predict.trace import Trace, trace
+from bench.stand_in.driver import compile_launch
+from kernels.launch import Launch
+
+
+class Block(NamedTuple):
+    """What one block of a launch needs: instructions of a warp, FLOPs of the matrix units, bytes through L2."""
+
+    instructions: float
+    flops: float
+    l2_bytes: float
+
+
+class Work(NamedTuple):
+    """A launch: how many blocks, how many of them a multiprocessor holds, their warps, and what one needs."""
+
+    kernel: str
+    blocks: int
+    resident: int
+    warps: int
+    block: Block
+    reads: dict[int, float]
+    writes: dict[int, float]
+
+
+class Time(NamedTuple):
+    """Microseconds of a launch by what limits it."""
+
+    matrix: float
+    issue: float
+    l2: float
+    memory: float
+    launch: float
+
+    @property
+    def us(self) -> float:
+        """The largest, and the launch itself."""
+        return max(self[:4]) + self.launch
+
+    @property
+    def limit(self) -> str:
+        """The name of the largest."""
+        return max(self._fields[:4], key=lambda name: getattr(self, name))
+
+
+def work_of(launch: Launch) -> Work:
+    """Return what a launch needs, from its machine code for Hopper and from a trace of some of its programs.
+
+    Raises:
+        ValueError: the compiler made several copies of a loop, or the code has other matrix products than the trace:
+            how often its instructions run is not known.
+    """
+    compiled = compile_launch(launch, 90)
+    listing, traced = code.read(compiled), trace(launch)
+    warps, blocks = launch.options["num_warps"], prod(launch.grid)
+    instructions, flops, bypassing = _counted(listing, traced, warps)
+    if flops and abs(flops / traced.flops - 1) > 0.01:
+        raise ValueError(f"{compiled.name}: {flops:.4g} FLOPs in the code, {traced.flops:.4g} in the trace")
+    reads, writes = {}, {}
+    for each in traced.touched:
+        # A load through L1 finds there what the block has read before.
+        moved = each.each if each.stores or each.place in bypassing else each.once
+        into = writes if each.stores else reads
+        into[each.argument] = into.get(each.argument, 0) + moved * blocks
+    through_l2 = (sum(reads.values()) + sum(writes.values())) / blocks
+    resident = resident_blocks_of(listing.registers, compiled.metadata.shared, warps, 90)
+    block = Block(instructions, flops, through_l2)
+    return Work(launch.kernel.fn.__name__, blocks, resident, warps, block, reads, writes)
+
+
+def time_of(work: Work, device_bytes: float, machine: Machine = H200) -> Time:
+    """Return the time of a launch that moves so many bytes of device memory."""
+    mine = ceil(work.blocks / machine.multiprocessors)  # of the multiprocessor that has the most
+    turns = [work.resident] * (mine // work.resident) + [mine % work.resident]
+
+    def issued(together: int) -> float:
+        # Few warps cannot fill the slots: one waits for its own results.
+        alone = work.block.instructions * machine.warp_clocks if together else 0
+        return max(alone, work.block.instructions * work.warps * together / machine.issue_slots)
+
+    matrix = mine * work.block.flops / machine.matrix_flops
+    total = work.blocks * work.block.l2_bytes / machine.multiprocessors / machine.l2
+    port = mine * work.block.l2_bytes / machine.l2_port
+    clocks = (matrix, sum(map(issued, turns)), max(total, port))
+    return Time(
+        *(machine.seconds(each) * 1e6 for each in clocks), device_bytes / machine.memory * 1e6, machine.launch_us
+    )
+
+
+class Memory:
+    """What of a pass crosses device memory: tensors met before are in the L2 cache, if half of it holds them."""
+
+    def __init__(self, results: list[Tensor], machine: Machine = H200):
+        self.machine = machine
+        self.met: set[int] = set()
+        self.results = {_storage(tensor) for tensor in results}
+
+    def moved(self, arguments: tuple, work: Work) -> float:
+        """Return the bytes of device memory that a launch reads and writes."""
+        tensors = {index: each for index, each in enumerate(arguments) if isinstance(each, Tensor)}
+        read = sum(self._read(tensors[index], moved) for index, moved in work.reads.items())
+        return read + sum(self._written(tensors[index], moved) for index, moved in work.writes.items())
+
+    def moved_by(self, library: Library) -> float:
+        """Return the bytes of device memory that a kernel of torch's reads and writes."""
+        read = sum(self._read(tensor, tensor.nbytes) for tensor in library.reads)
+        return read + sum(self._written(tensor, tensor.nbytes) for tensor in library.writes)
+
+    def _read(self, tensor: Tensor, through_l2: float) -> float:
+        kept = _storage(tensor) in self.met and self._fits(tensor)
+        self.met.add(_storage(tensor))
+        return 0 if kept else min(tensor.nbytes, through_l2)
+
+    def _written(self, tensor: Tensor, through_l2: float) -> float:
+        self.met.add(_storage(tensor))
+        leaves = _storage(tensor) in self.results or not self._fits(tensor)
+        return min(tensor.nbytes, through_l2) if leaves else 0
+
+    def _fits(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage().nbytes() <= self.machine.l2_bytes / 2
+
+
+def library_us(library: Library, device_bytes: float, machine: Machine = H200) -> float:
+    """Return the microseconds of a kernel of torch's own, taken to reach the rates of memory and products."""
+    touched = sum(tensor.nbytes for tensor in (*library.reads, *library.writes))
+    through_l2 = machine.seconds(touched / machine.multiprocessors / machine.l2)
+    return max(bound_us(device_bytes, library.flops, machine), through_l2 * 1e6) + machine.launch_us
+
+
+def bound_us(nbytes: float, flops: float, machine: Machine = H200) -> float:
+    """Return the least microseconds that any way needs for so many bytes and FLOPs."""
+    return max(nbytes / machine.memory, flops / machine.products) * 1e6
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _counted(listing: Code, traced: Trace, warps: int) -> tuple[float, float, set]:
+    """Return instructions a warp runs, FLOPs of a block in matrix units, and statements whose loads bypass L1."""
+    loops = [region.place for region in listing.regions if kind_of(region.place) == "for"]
+    if len(set(loops)) < len(loops):
+        raise ValueError(f"several copies of one loop: {sorted(loops)}")
+    bodies = {region.place: traced.counts.get(body_of(region.place), 0.0) for region in listing.regions}
+    instructions = flops = 0.0
+    bypassing = set()
+    for instruction, place, times in listing.times(bodies):
+        instructions += times
+        name = name_of(instruction)
+        if name.startswith(("HGMMA", "HMMA")):
+            rows, columns, depth = map(int, name.split(".")[1].split("x")) if "x" in name else (16, 8, 16)
+            # HGMMA is of four warps together, HMMA of one.
+            flops += times * 2 * rows * columns * depth * (warps / 4 if name.startswith("HGMMA") else warps)
+        if name.startswith("LDGSTS") and "BYPASS" in name:
+            bypassing.add(place)
+    return instructions, flops, bypassing

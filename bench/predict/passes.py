@@ -1,0 +1,183 @@
+"""What each op runs at the shapes of its benchmark, pass by pass, on tensors without memory."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from bench.shapes import augment as augmentations
+from bench.shapes import channel_gate as gates
+from bench.shapes import dynamic_conv as convolutions
+from bench.shapes import spatial_attention as attentions
+from bench.shapes.feature_maps import FeatureMap
+from kernels.augment import triton as augment
+from kernels.augment.arguments import Arguments
+from kernels.channel_gate.triton import ops as gate
+from kernels.dynamic_conv.configs import HOPPER
+from kernels.dynamic_conv.plan import rule
+from kernels.dynamic_conv.triton import ops as convolution
+from kernels.launch import Launch, record_launches
+from kernels.spatial_attention.triton import ops as attention
+
+DEVICE = "cuda"
+
+
+class Library(NamedTuple):
+    """A kernel of torch's own: its name, the tensors it reads and writes, and its FLOPs."""
+
+    name: str
+    reads: list[Tensor]
+    writes: list[Tensor]
+    flops: int
+
+
+class Pass(NamedTuple):
+    """One pass of a call: what it launches, the tensors it returns, and the least bytes and FLOPs of any way."""
+
+    op: str
+    shape: str
+    name: str
+    launches: list[Launch | Library]
+    results: list[Tensor]
+    least_bytes: float
+    least_flops: float
+
+
+class Shape(NamedTuple):
+    """A shape of an op's benchmark, and what yields its passes."""
+
+    op: str
+    key: str
+    passes: Callable[[], Iterator[Pass]]
+
+
+def shapes() -> list[Shape]:
+    """Return every shape that is timed on a GPU in bfloat16."""
+    found = [
+        Shape("dynamic_conv", each.name, lambda each=each: _convolution(each))
+        for each in convolutions.shapes_on(DEVICE)
+    ]
+    for op, module, passes in (
+        ("spatial_attention", attentions, _attention),
+        ("channel_gate", gates, _gate),
+        ("augment", augmentations, _augment),
+    ):
+        found += [
+            Shape(op, each.key, lambda each=each, passes=passes: passes(each)) for each in module.shapes_on(DEVICE)
+        ]
+    return found
+
+
+def _convolution(shape: convolutions.Shape) -> Iterator[Pass]:
+    problem = shape.problem(torch.bfloat16)
+    stride, padding, dilation, groups = shape.geometry
+    geometry = ([stride] * 2, [padding] * 4, [dilation] * 2, groups)
+    last = torch.channels_last
+    x = _empty(shape.batch, shape.in_channels, shape.size, shape.size).to(memory_format=last)
+    grad = _empty(shape.batch, shape.out_channels, *problem.out_size).to(memory_format=last)
+    experts = _empty(shape.experts, shape.out_channels, shape.in_channels // groups, shape.kernel, shape.kernel)
+    mixing = _empty(shape.batch, shape.experts, dtype=torch.float32)
+    given = (x, experts, mixing, None, *geometry)
+    # In the stacked form mixing's gradient comes with x's, else with the experts'.
+    stacked = rule(problem)[0] == "stacked"
+    backward = convolution.dynamic_conv2d_backward
+    calls = {
+        "forward": lambda: convolution.dynamic_conv2d(*given),
+        "gradient of x": lambda: backward(grad, *given, [True, False, stacked, False]),
+        "gradient of the weights": lambda: backward(grad, *given, [False, True, not stacked, False]),
+    }
+    for name, call in calls.items():
+        least = problem.forward_bytes if name == "forward" else problem.backward_bytes / 2
+        yield _recorded("dynamic_conv", shape.name, name, call, least, problem.flops)
+
+
+def _attention(shape: attentions.Shape) -> Iterator[Pass]:
+    x, weight = _map(shape.x), _empty(1, 2, attentions.KERNEL, attentions.KERNEL)
+    made = []
+    yield _recorded(
+        "spatial_attention",
+        shape.key,
+        "forward",
+        lambda: made.extend(attention.spatial_attention(x, weight, None)) or made,
+        shape.forward_bytes(HOPPER.l2_bytes),
+    )
+    y, *saved = made
+    yield _recorded(
+        "spatial_attention",
+        shape.key,
+        "backward",
+        lambda: attention.spatial_attention_backward(y, x, weight, None, *saved, [True, True, False]),
+        shape.backward_bytes(),
+    )
+
+
+def _gate(shape: gates.Shape) -> Iterator[Pass]:
+    x = _map(shape.x)
+    weights = [_empty(*size) for size in shape.weights]
+    weights = weights if shape.hidden else [None, None, *weights, None]
+    made = []
+    yield _recorded(
+        "channel_gate",
+        shape.key,
+        "forward",
+        lambda: made.extend(gate.channel_gate(x, *weights, "sigmoid")) or made,
+        shape.forward_bytes(HOPPER.l2_bytes),
+    )
+    y, *saved = made
+    needed = [True, *(weight is not None for weight in weights)]
+    yield _recorded(
+        "channel_gate",
+        shape.key,
+        "backward",
+        lambda: gate.channel_gate_backward(y, x, *weights, *saved, "sigmoid", needed),
+        shape.backward_bytes(),
+    )
+
+
+def _augment(shape: augmentations.Shape) -> Iterator[Pass]:
+    # The crops decide what a program does: real ones, on the host.
+    call = shape.call("cpu", blank=True)
+    size = (call.size, call.size)
+    given = Arguments(call.images, call.indices, *call.drawn, call.mean, call.std, *size, call.dtype)
+    yield _recorded("augment", shape.key, "forward", lambda: augment.augment(given), call.forward_bytes())
+
+
+def _recorded(op: str, shape: str, name: str, call: Callable, least_bytes: float, least_flops: float = 0) -> Pass:
+    with record_launches() as launches, _Libraries(launches):
+        results = call()
+    results = [results] if isinstance(results, Tensor) else list(results)
+    return Pass(op, shape, name, launches, results, least_bytes, least_flops)
+
+
+class _Libraries(TorchDispatchMode):
+    """Puts every kernel of torch's own into the list of launches."""
+
+    def __init__(self, launches: list):
+        super().__init__()
+        self.launches = launches
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        name = function.overloadpacket.__name__
+        if not function.is_view and "empty" not in name and made:
+            # What an in-place kernel writes is not what it reads, but for sums into a tensor.
+            reads = [t for t in given if not any(t is m for m in made) or name.startswith("add")]
+            count = flop_registry.get(function.overloadpacket)
+            flops = count(*args, **kwargs, out_val=result) if count else 0
+            self.launches.append(Library(name, reads, made, flops))
+        return result
+
+
+def _map(like: FeatureMap) -> Tensor:
+    return _empty(*like[:4], dtype=like.dtype).to(memory_format=like.layout)
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")

@@ -1,0 +1,89 @@
+"""The predictions as a page: bench/results/predicted.md, from predicted.json."""
+
+import json
+from pathlib import Path
+
+from bench.markdown import grid, wrapped
+from bench.predict.machine import H200, Machine
+from engine.report.tables import Table
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "predicted.json"
+PAGE = RESULTS.with_suffix(".md")
+# Launches named in a row.
+NAMED = 3
+
+
+def us_of(row: dict) -> float:
+    """Return the microseconds of a pass."""
+    return sum(launch["us"] for launch in row["launches"])
+
+
+def share_of(row: dict) -> float:
+    """Return the least time of any way over that of a pass."""
+    return row["bound_us"] / us_of(row)
+
+
+def most_of(row: dict) -> str:
+    """Return the launches that take most of a pass, each with what limits it."""
+    parts: dict[str, list[float]] = {}
+    for launch in row["launches"]:
+        parts.setdefault(f"{launch['kernel'].removesuffix('_kernel')} ({launch['limit']})", []).append(launch["us"])
+    most = sorted(parts.items(), key=lambda part: -sum(part[1]))[:NAMED]
+    return ", ".join(f"{name}{f' x{len(us)}' if len(us) > 1 else ''} {sum(us):.1f}" for name, us in most)
+
+
+def line(row: dict) -> str:
+    """Return a pass in a line."""
+    found = f"{us_of(row):.1f} us, {share_of(row):.0%} of the bound"
+    return f"{row['op']} {row['shape']}, {row['pass']}: {found}: {most_of(row)}"
+
+
+def write(results: Path = RESULTS, page: Path = PAGE) -> None:
+    """Write the page of a results file, whose sections are columns and the newest the last."""
+    sections = json.loads(results.read_text(encoding="utf-8"))
+    newest = list(sections.values())[-1]
+    lines = ["# Predicted times", ""]
+    for paragraph in _words(sections):
+        lines += [wrapped(paragraph), ""]
+    for op in dict.fromkeys(row["op"] for row in newest["rows"]):
+        columns = ("shape", "pass", "bound", *(f"{name}, us" for name in sections), "share of the bound", "most of it")
+        rows = [_cells(row, sections) for row in newest["rows"] if row["op"] == op]
+        lines += [f"## {op}", "", grid(Table(op, columns, rows, left=2)), ""]
+    page.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def _cells(row: dict, sections: dict[str, dict]) -> tuple[str, ...]:
+    cells = []
+    for section in sections.values():
+        found = next((each for each in section["rows"] if _key(each) == _key(row)), None)
+        cells.append("-" if found is None else f"{us_of(found):.1f}")
+    return row["shape"], row["pass"], f"{row['bound_us']:.1f}", *cells, f"{share_of(row):.0%}", most_of(row)
+
+
+def _key(row: dict) -> tuple[str, str, str]:
+    return row["op"], row["shape"], row["pass"]
+
+
+def _words(sections: dict[str, dict], machine: Machine = H200) -> list[str]:
+    made = "; ".join(
+        f"`{name}` of {section['date']} (commit {section['commit']}, triton {section['versions']['triton']})"
+        for name, section in sections.items()
+    )
+    return [
+        f"Predicted for one {machine.name} without one, in bfloat16, by `python -m bench.predict`: nothing on this "
+        f"page was measured. {made}.",
+        "Each kernel of ours is compiled for sm_90 by Triton's JIT as a GPU run would have it; its instructions are "
+        "counted in the machine code, each as often as its loop or branch runs in a trace of up to 16 programs by "
+        "Triton's interpreter, which also gives the bytes of each load and store. The time of a launch is the largest "
+        f"of four, and {machine.launch_us} us for the launch: products, at {machine.matrix_flops:,} FLOPs a clock and "
+        f"multiprocessor ({machine.multiprocessors}, {machine.hertz / 1e9} GHz); instructions, on "
+        f"{machine.issue_slots} slots, of the multiprocessor with the most blocks, as many at a time as fit, each warp "
+        f"one every {machine.warp_clocks} clocks at best; bytes through the L2 cache, at {machine.l2} a clock and "
+        f"multiprocessor over all and {machine.l2_port:.0f} into one; bytes of device memory, at "
+        f"{machine.memory / 1e12} TB/s, without tensors that half the L2 cache holds from an earlier launch of the "
+        "pass. Kernels of torch's own (`torch`) are taken to reach these rates. The bound has the least bytes of any "
+        f"way at that rate, or the FLOPs at {machine.products / 1e12:.0f} TFLOP/s.",
+        f"The rates are makers' figures, but the {machine.l2} bytes (assumed, within 25%), the {machine.launch_us} us "
+        f"and the {machine.warp_clocks} clocks (which a count by hand of the weight gradient at C64 gave). They hold "
+        "for no other GPU, and ratios between two rows are worth more than either.",
+    ]

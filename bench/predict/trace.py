@@ -1,0 +1,183 @@
+"""What some programs of a launch do, in Triton's interpreter: statements run, memory touched, products made."""
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.predict.code import Place, statement_of
+from bench.stand_in import results
+from kernels.launch import Launch
+
+KERNELS = str(Path(__file__).resolve().parents[2] / "kernels")
+# What moves between the L2 cache and a multiprocessor at the least, bytes.
+SECTOR = 32
+# Programs traced, fewer where they are long: three at the least, then until so many statements were run.
+PROGRAMS, LEAST, STATEMENTS = 16, 3, 20_000
+GOLDEN = (5**0.5 - 1) / 2
+
+
+class Touched(NamedTuple):
+    """Bytes that one program moves by a statement, of the argument of this number; whole sectors.
+
+    `each` counts every time the statement runs, `once` a sector once for the whole program.
+    """
+
+    place: Place
+    argument: int
+    stores: bool
+    each: float
+    once: float
+
+
+class Trace(NamedTuple):
+    """Means over programs: how often each statement ran, what was touched, and FLOPs of `tl.dot`."""
+
+    counts: dict[Place, float]
+    touched: list[Touched]
+    flops: float
+
+
+def trace(launch: Launch) -> Trace:
+    """Run some programs of a launch, spread over its grid; meta tensors become zeros, and dot products are not made."""
+    arguments = [_filled(argument) for argument in launch.arguments]
+    total = prod(launch.grid)
+    watch = _Watch(arguments)
+    traced = 0
+    for index in range(min(PROGRAMS, total)):
+        if index >= LEAST and sum(watch.counts.values()) > STATEMENTS:
+            break
+        program = int((index + 0.5) * GOLDEN % 1 * total) if total > PROGRAMS else index
+        watch.begin()
+        with results.inside(launch.kernel.fn.__module__):
+            function = getattr(sys.modules[launch.kernel.fn.__module__], launch.kernel.fn.__name__)
+            with _one_program(launch.grid, program, watch):
+                function[(1,)](*arguments, **launch.options)
+        traced += 1
+    return watch.result(traced)
+
+
+class _Watch:
+    """Collects what programs do."""
+
+    def __init__(self, arguments: list):
+        tensors = {index: each.untyped_storage() for index, each in enumerate(arguments) if isinstance(each, Tensor)}
+        self.spans = {
+            index: range(storage.data_ptr(), storage.data_ptr() + storage.nbytes())
+            for index, storage in tensors.items()
+        }
+        self.counts: Counter[Place] = Counter()
+        self.each: Counter[tuple] = Counter()
+        self.once: Counter[tuple] = Counter()
+        self.seen: dict[tuple, list[np.ndarray]] = defaultdict(list)
+        self.flops = 0
+
+    def begin(self) -> None:
+        """Begin another program."""
+        for key, sectors in self.seen.items():
+            self.once[key] += len(np.unique(np.concatenate(sectors)))
+        self.seen.clear()
+
+    def call(self, frame, *_):
+        """Count the statements of a function of our kernels; of what the interpreter itself runs none."""
+        if not frame.f_code.co_filename.startswith(KERNELS):
+            return None
+        last = None
+
+        def line(frame, event, _):
+            nonlocal last
+            place = statement_of((frame.f_code.co_filename, frame.f_lineno))
+            if event == "line" and place != last:  # one of several lines is returned to
+                self.counts[place] += 1
+                last = place
+            return line
+
+        return line
+
+    def touch(self, pointers: np.ndarray, mask: np.ndarray, stores: bool) -> None:
+        """Count the sectors of a load or store."""
+        addresses = pointers[np.broadcast_to(mask, pointers.shape).astype(bool)].astype(np.int64)
+        if not addresses.size:
+            return
+        first = int(addresses.flat[0])
+        argument = next(index for index, span in self.spans.items() if first in span)
+        sectors = np.unique(addresses // SECTOR)
+        key = (_statement(), argument, stores)
+        self.each[key] += len(sectors)
+        self.seen[key].append(sectors)
+
+    def result(self, programs: int) -> Trace:
+        """Return the means."""
+        self.begin()
+        counts = {place: count / programs for place, count in self.counts.items()}
+        touched = [
+            Touched(*key, SECTOR * self.each[key] / programs, SECTOR * self.once[key] / programs) for key in self.each
+        ]
+        return Trace(counts, touched, self.flops / programs)
+
+
+@contextmanager
+def _one_program(grid: tuple[int, ...], program: int, watch: _Watch) -> Iterator[None]:
+    """Have the interpreter run that program of the grid in place of the first, and tell the watch."""
+    from triton.runtime.interpreter import TensorHandle, interpreter_builder
+
+    sizes = (*grid, 1, 1)[:3]
+    place = (program % sizes[0], program // sizes[0] % sizes[1], program // sizes[0] // sizes[1])
+    load = interpreter_builder.create_masked_load
+
+    def at(*_) -> None:
+        interpreter_builder.grid_idx = place
+
+    def of(*_) -> None:
+        interpreter_builder.grid_dim = sizes
+
+    def loading(pointers, mask, *rest):
+        watch.touch(pointers.data, mask.data, stores=False)
+        return load(pointers, mask, *rest)
+
+    def storing(pointers, value, mask, *rest):
+        watch.touch(pointers.data, mask.data, stores=True)
+
+    def product(a, b, sum_, *_):
+        watch.flops += 2 * prod(a.data.shape) * b.data.shape[-1]
+        return TensorHandle(sum_.data, sum_.dtype.scalar)
+
+    calls = {
+        "set_grid_idx": at,
+        "set_grid_dim": of,
+        "create_masked_load": loading,
+        "create_masked_store": storing,
+        "create_dot": product,
+    }
+    vars(interpreter_builder).update(calls)
+    before = sys.gettrace()
+    sys.settrace(watch.call)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+        for name in calls:
+            delattr(interpreter_builder, name)
+
+
+def _statement() -> Place:
+    """Return the statement of our kernels that is being run."""
+    frame = sys._getframe(1)
+    while not frame.f_code.co_filename.startswith(KERNELS):
+        frame = frame.f_back
+    return statement_of((frame.f_code.co_filename, frame.f_lineno))
+
+
+def _filled(argument):
+    """Return a tensor of zeros for one without memory, its strides kept."""
+    if not isinstance(argument, Tensor) or argument.device.type != "meta":
+        return argument
+    size = 1 + sum((n - 1) * stride for n, stride in zip(argument.shape, argument.stride(), strict=True))
+    return torch.zeros(size, dtype=argument.dtype).as_strided(argument.shape, argument.stride())
