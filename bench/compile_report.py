@@ -26,6 +26,7 @@ from kernels.augment import triton as augment
 from kernels.augment.arguments import Arguments
 from kernels.channel_gate.triton import ops as gate
 from kernels.dynamic_conv import configs
+from kernels.dynamic_conv.triton.contraction import contract, new_products
 from kernels.dynamic_conv.triton.convolution import convolve
 from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients
 from kernels.dynamic_conv.triton.mixing import mix_into
@@ -90,6 +91,14 @@ def variants() -> Iterator[Variant]:
         yield _convolution("stacked gradients", row, torch.float32, wide, transposed=True, experts=4)
     for row in configs.CONVOLUTION:
         yield _convolution("forward, 3 channels", row, torch.bfloat16, (3, 64))
+    for row in configs.SAMPLE_GRADIENT:
+        yield _weight_gradient(row, torch.bfloat16, wide, 0)
+        yield _weight_gradient(row, torch.bfloat16, eights, 0)
+    for row in configs.SAMPLE_GRADIENT_FLOAT32:
+        yield _weight_gradient(row, torch.float32, wide, 0)
+    for experts in (4, 9):
+        for dtype in (torch.bfloat16, torch.float32):
+            yield _contraction(experts, dtype)
     tables = {torch.bfloat16: configs.WEIGHT_GRADIENT, torch.float32: configs.WEIGHT_GRADIENT_FLOAT32}
     for dtype, table in tables.items():
         for experts, rows in table.items():
@@ -97,8 +106,6 @@ def variants() -> Iterator[Variant]:
                 yield _weight_gradient(row, dtype, wide, experts)
                 if dtype == torch.bfloat16:
                     yield _weight_gradient(row, dtype, eights, experts)
-                if experts == 1:
-                    yield _weight_gradient(row, dtype, wide, 0)
     for experts, side in ((4, 3), (8, 3), (9, 3), (4, 7), (8, 11)):
         mixed = _empty(BATCH, 256, side**2, 256)
         with record_launches() as launches:
@@ -169,6 +176,16 @@ def _weight_gradient(row, dtype, channels, experts) -> Variant:
     use = f"{experts} experts" if experts else "one sample's own"
     again = partial(_weight_gradient, dtype=dtype, channels=channels, experts=experts)
     return _product("weight gradient", use, _name(dtype), channels, row, launches[0], again)
+
+
+def _contraction(experts: int, dtype: torch.dtype) -> Variant:
+    own, mixing = _empty(BATCH, 256, 9, 256, dtype=dtype), _empty(BATCH, experts, dtype=torch.float32)
+    gradient, products = _empty(experts, 256, 9, 256, dtype=torch.float32), new_products(own, mixing)
+    with record_launches() as launches:
+        contract(own, _empty(experts, 256, 9, 256, dtype=dtype), mixing, 0, gradient, products)
+    options = launches[0].options
+    label = _label(options["BLOCK_S"], options["BLOCK_W"])
+    return Variant("contraction", f"{experts} experts", _name(dtype), "256->256", label, 1, 4, launches[0])
 
 
 def _product(kernel, use, dtype, channels, row, launch, with_config) -> Variant:

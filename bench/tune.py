@@ -202,23 +202,25 @@ def candidates_of(shape: Shape, dtype: torch.dtype, regime: str, device: configs
         plain = Candidate(shape, dtype, name, {"regime": regime})
         yield plain
         ruled = getattr(plain.plan(device), name)
-        for row in rows(shape.problem(dtype), regime, name, ruled):
+        for row in rows(shape.problem(dtype), regime, name, ruled, device):
             if ruled._replace(**row) != ruled:
                 yield plain._replace(choice={"regime": regime, name: row})
 
 
-def rows(problem: Problem, regime: str, name: str, ruled) -> list[dict]:
+def rows(problem: Problem, regime: str, name: str, ruled, device: configs.Device) -> list[dict]:
     """Return the configs to try for a pass."""
     if regime == "depthwise":
         found = DEPTHWISE_GRADIENT if name == "weight_gradient" else DEPTHWISE
-        return [*found, *_splits(ruled)] if name == "weight_gradient" else list(found)
+        splits = _about(ruled.splits)[1:] if name == "weight_gradient" else []
+        return [*found, *({"splits": each} for each in splits)]
     if name == "weight_gradient":
-        table = configs.WEIGHT_GRADIENT_FLOAT32 if problem.dtype == torch.float32 else configs.WEIGHT_GRADIENT
-        fitting = table[next(limit for limit in table if problem.experts <= limit)]
-        tiles = [{**row._asdict(), "splits": ruled.splits} for row in fitting]
-        made = [*tiles, *({**tile, **split} for tile in tiles for split in _splits(ruled))]
+        apart = [row._asdict() for row in configs.weight_gradient_rows(problem, apart=True)]
+        if problem.experts > configs.EXPERTS_ACCUMULATED:
+            return apart
+        held = [configs.filled(row, problem, device) for row in configs.weight_gradient_rows(problem, apart=False)]
+        made = [row._replace(splits=splits) for row in held for splits in _about(row.splits)]
         # more partial gradients than fit the memory are never used
-        return [row for row in made if _fits(row, problem)]
+        return [*apart, *(row._asdict() for row in made if configs.within_memory(row, problem) == row)]
     if regime == "pointwise":
         return []  # torch.bmm, which takes no config
     if problem.dtype == torch.float32:
@@ -305,14 +307,9 @@ def _plain(candidates: list[Candidate], times: list[float], regime: str, name: s
     return next((taken for each, taken in pairs if each.name == name and each.choice == rules), float("inf"))
 
 
-def _splits(ruled) -> list[dict]:
-    """Return half and twice the splits of the batch that the rules make."""
-    return [{"splits": splits} for splits in (ruled.splits // 2, ruled.splits * 2) if splits]
-
-
-def _fits(row: dict, problem: Problem) -> bool:
-    config = configs.WeightGradientConfig(**row)
-    return configs.within_memory(config, problem) == config
+def _about(splits: int) -> list[int]:
+    """Return a number of splits, half of it and twice of it."""
+    return [each for each in (splits, splits // 2, 2 * splits) if each]
 
 
 def _agree(results: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float) -> bool:

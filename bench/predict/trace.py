@@ -70,7 +70,7 @@ class _Watch:
     def __init__(self, arguments: list):
         tensors = {index: each.untyped_storage() for index, each in enumerate(arguments) if isinstance(each, Tensor)}
         self.spans = {
-            index: range(storage.data_ptr(), storage.data_ptr() + storage.nbytes())
+            index: (range(storage.data_ptr(), storage.data_ptr() + storage.nbytes()), arguments[index].element_size())
             for index, storage in tensors.items()
         }
         self.counts: Counter[Place] = Counter()
@@ -102,16 +102,19 @@ class _Watch:
         return line
 
     def touch(self, pointers: np.ndarray, mask: np.ndarray, stores: bool) -> None:
-        """Count the sectors of a load or store."""
-        addresses = pointers[np.broadcast_to(mask, pointers.shape).astype(bool)].astype(np.int64)
-        if not addresses.size:
+        """Count the sectors of a load or store: those that one instruction of a warp has in common count once."""
+        mask = np.broadcast_to(mask, pointers.shape).astype(bool)
+        if not mask.any():
             return
-        first = int(addresses.flat[0])
-        argument = next(index for index, span in self.spans.items() if first in span)
-        sectors = np.unique(addresses // SECTOR)
+        first = int(pointers[mask].flat[0])
+        argument, size = next((index, size) for index, (span, size) in self.spans.items() if first in span)
+        lines = _by_instruction(pointers.astype(np.int64), size)
+        sectors = np.where(_by_instruction(mask, size, pointers), lines // SECTOR, -1)
+        ordered = np.sort(sectors, axis=1)
+        new = np.diff(ordered, axis=1, prepend=-1) != 0
         key = (_statement(), argument, stores)
-        self.each[key] += len(sectors)
-        self.seen[key].append(sectors)
+        self.each[key] += int(new.sum())
+        self.seen[key].append(np.unique(ordered[new]))
 
     def result(self, programs: int) -> Trace:
         """Return the means."""
@@ -165,6 +168,23 @@ def _one_program(grid: tuple[int, ...], program: int, watch: _Watch) -> Iterator
         sys.settrace(before)
         for name in calls:
             delattr(interpreter_builder, name)
+
+
+def _by_instruction(values: np.ndarray, size: int, pointers: np.ndarray | None = None) -> np.ndarray:
+    """Return values of a tile, a row for each instruction of a warp: 32 lanes along the axis that memory runs along.
+
+    `pointers` are those of the tile where `values` are not; a lane moves 16 bytes where so many lie side by side.
+    """
+    pointers = (values if pointers is None else pointers).astype(np.int64)
+    along = [
+        axis
+        for axis in range(pointers.ndim)
+        if pointers.shape[axis] > 1 and np.median(np.diff(pointers, axis=axis)) == size
+    ]
+    run = pointers.shape[along[-1]] if along else 1
+    lanes = 32 * max(1, min(16 // size, run))
+    flat = np.moveaxis(values, along[-1], -1).ravel() if along else values.ravel()
+    return np.pad(flat, (0, -len(flat) % lanes), mode="edge").reshape(-1, lanes)
 
 
 def _statement() -> Place:

@@ -32,7 +32,11 @@ class ConvolutionConfig(NamedTuple):
 
 
 class WeightGradientConfig(NamedTuple):
-    """Tile of the weight gradient: block_m output channels, block_n input channels, block_k pixels a step."""
+    """Tile of the weight gradient: block_m output channels, block_n input channels and taps, block_k pixels a step.
+
+    A program of it holds a sum for each expert over its share of the samples, one of `splits`; or, `apart`, one
+    sample's own gradient, which goes to memory and is contracted with the mixing afterwards.
+    """
 
     block_m: int
     block_n: int
@@ -40,6 +44,7 @@ class WeightGradientConfig(NamedTuple):
     warps: int
     stages: int = 3
     splits: int = 1
+    apart: bool = False
 
 
 class DepthwiseConfig(NamedTuple):
@@ -99,8 +104,27 @@ CONVOLUTION_FLOAT32 = (
     ConvolutionConfig(64, 16, 32, 4),
 )
 STACKED_FLOAT32 = (ConvolutionConfig(32, 32, 32, 4), ConvolutionConfig(64, 16, 32, 4))
-# Experts the accumulators of one program hold; beyond it the gradient is made in chunks.
+# Multiply-adds, and bytes from the L2 cache, of a Hopper multiprocessor in a clock.
+PRODUCTS_A_CLOCK = {torch.float32: 128, torch.float16: 2048, torch.bfloat16: 2048}
+L2_BYTES_A_CLOCK = 27.5
+# Fewer pixels or samples do not repay a gradient of the weights for every sample.
+APART_PIXELS, APART_SAMPLES = 128, 4
+# Experts the accumulators of one program hold; more are contracted from the samples' own gradients.
 EXPERTS_ACCUMULATED = 8
+# Of the sample's own, where one tile is held.
+SAMPLE_GRADIENT = (
+    WeightGradientConfig(128, 256, 64, 8),
+    WeightGradientConfig(128, 128, 64, 8),
+    WeightGradientConfig(64, 128, 64, 4),
+    WeightGradientConfig(64, 64, 64, 4),
+    WeightGradientConfig(64, 32, 64, 4),
+    WeightGradientConfig(64, 16, 64, 4),
+)
+SAMPLE_GRADIENT_FLOAT32 = (
+    WeightGradientConfig(64, 64, 16, 8),
+    WeightGradientConfig(32, 32, 32, 4),
+    WeightGradientConfig(32, 16, 32, 4),
+)
 # Rows by the most accumulators they hold. (experts + 1) tiles of float32 stay under 160 registers a thread.
 WEIGHT_GRADIENT = {
     1: (
@@ -151,31 +175,91 @@ def convolution_config(
     return min(STACKED if stacked else CONVOLUTION + SWAPPED, key=cost)
 
 
-def weight_gradient_config(problem: Problem, device: Device, experts: int) -> WeightGradientConfig:
-    """Return the row for the weight gradient with `experts` accumulators, 0 for one sample's own."""
-    table = WEIGHT_GRADIENT_FLOAT32 if problem.dtype == torch.float32 else WEIGHT_GRADIENT
-    rows = table[next(limit for limit in table if max(experts, 1) <= limit)]
+def weight_gradient_config(problem: Problem, device: Device) -> WeightGradientConfig:
+    """Return the row for the weight gradient; rows of one tile by the least predicted time, of several the first."""
+    apart = goes_apart(problem)
+    rows = weight_gradient_rows(problem, apart)
+    if apart or not problem.experts:
+        return min(rows, key=lambda row: _sample_gradient_clocks(row, problem, device))
     channels = problem.in_channels // problem.groups
     columns = channels if channels >= 16 else channels * problem.kernel[0] * problem.kernel[1]
     config = next((row for row in rows if row.block_n <= columns), rows[-1])
-    tiles = problem.groups * ceil(problem.out_channels / problem.groups / config.block_m)
-    tiles *= ceil(problem.weights / problem.out_channels / config.block_n)
-    if not experts:
-        return config
-    return within_memory(config._replace(splits=2 * device.multiprocessors // tiles), problem)
+    return within_memory(filled(config, problem, device), problem)
+
+
+def filled(config: WeightGradientConfig, problem: Problem, device: Device) -> WeightGradientConfig:
+    """Return `config` with splits for two blocks a multiprocessor."""
+    return config._replace(splits=max(1, 2 * device.multiprocessors // weight_tiles(problem, config)))
+
+
+def weight_gradient_rows(problem: Problem, apart: bool) -> tuple[WeightGradientConfig, ...]:
+    """Return the rows there are for the weight gradient: of sums held for each expert, or of each sample's own.
+
+    Raises:
+        ValueError: no row holds so many experts.
+    """
+    wide = problem.dtype == torch.float32
+    if apart or not problem.experts:
+        rows = SAMPLE_GRADIENT_FLOAT32 if wide else SAMPLE_GRADIENT
+        return tuple(row._replace(apart=apart) for row in rows)
+    if problem.experts > EXPERTS_ACCUMULATED:
+        raise ValueError(f"a program holds sums for {EXPERTS_ACCUMULATED} experts at most, not {problem.experts}")
+    table = WEIGHT_GRADIENT_FLOAT32 if wide else WEIGHT_GRADIENT
+    return table[next(limit for limit in table if problem.experts <= limit)]
+
+
+def goes_apart(problem: Problem) -> bool:
+    """Return whether the weight gradient is contracted from the samples' own.
+
+    It costs 4 bytes through the L2 cache for every weight and sample, written and read in bfloat16; it saves the sums
+    for each expert, some 25 instructions, and half of what tiles twice as wide load. In float16 it would be 8 bytes, as
+    one sample's own can overflow, and float32 is not bound by what it saves.
+    """
+    if problem.experts > EXPERTS_ACCUMULATED:
+        return True
+    few = problem.experts < 2 or problem.batch < APART_SAMPLES
+    return problem.dtype == torch.bfloat16 and not few and problem.pixels >= APART_PIXELS
+
+
+def weight_tiles(problem: Problem, config: WeightGradientConfig) -> int:
+    """Return how many tiles one weight gradient has; columns run over taps too where a tile has more than channels."""
+    channels, taps = problem.in_channels // problem.groups, problem.kernel[0] * problem.kernel[1]
+    columns = taps * ceil(channels / config.block_n)
+    if channels < config.block_n:
+        columns = ceil(taps * channels / config.block_n)
+    return problem.groups * ceil(problem.out_channels / problem.groups / config.block_m) * columns
+
+
+def _sample_gradient_clocks(config: WeightGradientConfig, problem: Problem, device: Device) -> float:
+    """Return the clocks that the samples' own gradients take: products, or bytes through the L2 cache."""
+    area, sides = config.block_m * config.block_n, config.block_m + config.block_n
+    pixels = ceil(problem.pixels / config.block_k) * config.block_k
+    products = pixels * area / PRODUCTS_A_CLOCK[problem.dtype]
+    loads = problem.dtype.itemsize * (problem.pixels * sides + area) / L2_BYTES_A_CLOCK
+    tiles = weight_tiles(problem, config) * problem.batch
+    return max(products, loads) * max(1.0, tiles / device.multiprocessors)
 
 
 def within_memory(config: WeightGradientConfig, problem: Problem) -> WeightGradientConfig:
     """Return `config` with no more partial gradients than fit a fifth of what the naive form allocates.
 
-    That is a copy of x and the mixed weights twice, once in float32. A table's choice may be for another batch.
+    A table's choice may be for another batch.
     """
-    if not problem.experts:
-        return config
-    x = problem.batch * problem.in_channels * problem.height * problem.width
-    naive = problem.dtype.itemsize * (x + problem.batch * problem.weights) + 4 * problem.batch * problem.weights
-    fitting = naive // 5 // (4 * problem.experts * problem.weights)
+    if not problem.experts or config.apart:
+        return config._replace(splits=1)
+    fitting = naive_bytes(problem) // 5 // (4 * problem.experts * problem.weights)
     return config._replace(splits=max(1, min(config.splits, problem.batch, fitting)))
+
+
+def naive_bytes(problem: Problem) -> int:
+    """Return what the naive form allocates in backward: a copy of x, the mixed weights, and those in float32 too."""
+    x = problem.batch * problem.in_channels * problem.height * problem.width
+    return problem.dtype.itemsize * (x + problem.batch * problem.weights) + 4 * problem.batch * problem.weights
+
+
+def own_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that the samples' own weight gradients are kept in: float16 could overflow in one of them."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 
 def depthwise_config(problem: Problem, device: Device, gradient: bool) -> DepthwiseConfig:

@@ -1,6 +1,7 @@
 """Which form a call takes on a GPU, and why: a rule over sizes, overruled by what was measured on that GPU."""
 
 from functools import lru_cache
+from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from kernels.dynamic_conv.configs import (
     convolution_config,
     depthwise_config,
     measured,
+    naive_bytes,
+    own_dtype,
     weight_gradient_config,
     within_memory,
 )
@@ -21,19 +24,25 @@ from kernels.dynamic_conv.problem import Problem
 
 REGIMES = ("pointwise", "depthwise", "stacked", "aggregate")
 
+# Of the L2 cache, for mixed weights.
+MIXED_SHARE = 0.65
+
 # FLOPs the matrix units do while one byte comes from device memory, on the GPUs this was planned for.
 RIDGE = {torch.float32: 10, torch.float16: 146, torch.bfloat16: 146}
 
 
 class Plan(NamedTuple):
-    """The form of a call: its regime, the samples mixed at a time, a launch config per kernel, and the reason."""
+    """The form of a call: its regime, a launch config per kernel, and the reason.
+
+    chunk: samples mixed at a time. own_chunk: samples whose own weight gradients are in memory at a time.
+    """
 
     regime: str
     chunk: int
+    own_chunk: int
     forward: ConvolutionConfig | DepthwiseConfig | None
     input_gradient: ConvolutionConfig | DepthwiseConfig | None
     weight_gradient: WeightGradientConfig | DepthwiseConfig | None
-    accumulate: bool
     reason: str
 
 
@@ -53,8 +62,7 @@ def plan(problem: Problem, device: Device) -> Plan:
         forward = convolution_config(problem, device, chunk, transposed=False, stacked=stacked)
         half = backward_chunk(chunk, problem.batch)
         input_gradient = convolution_config(problem, device, half, transposed=True, stacked=stacked)
-        accumulated = problem.experts if problem.experts <= EXPERTS_ACCUMULATED else 0
-        weight_gradient = weight_gradient_config(problem, device, accumulated)
+        weight_gradient = weight_gradient_config(problem, device)
     configs = {"forward": forward, "input_gradient": input_gradient, "weight_gradient": weight_gradient}
     for name, config in configs.items():
         configs[name] = config._replace(**choice.get(name, {}))
@@ -63,8 +71,8 @@ def plan(problem: Problem, device: Device) -> Plan:
     return Plan(
         regime,
         chunk,
+        own_chunk(problem, device),
         **configs,
-        accumulate=0 < problem.experts <= EXPERTS_ACCUMULATED,
         reason=reason,
     )
 
@@ -97,8 +105,25 @@ def stacked_pixels(problem: Problem) -> float:
 
 
 def chunk_of(problem: Problem, device: Device) -> int:
-    """Return how many samples' weights stay in half of the L2 cache: they are written, read once and overwritten."""
-    return max(1, min(problem.batch, device.l2_bytes // 2 // (problem.weights * problem.dtype.itemsize)))
+    """Return how many samples are mixed at a time: chunks of one size, whose weights stay in the L2 cache.
+
+    They are written, read once and overwritten, and x and y pass through the cache beside them.
+    """
+    return _equal_chunk(problem.batch, MIXED_SHARE * device.l2_bytes // (problem.weights * problem.dtype.itemsize))
+
+
+def own_chunk(problem: Problem, device: Device) -> int:
+    """Return how many samples' weight gradients are made at a time: chunks of one size, which stay in the L2 cache.
+
+    Nor do they take more than a fifth of what the naive form allocates.
+    """
+    size = problem.weights * own_dtype(problem.dtype).itemsize
+    return _equal_chunk(problem.batch, min(MIXED_SHARE * device.l2_bytes, naive_bytes(problem) // 5) // size)
+
+
+def _equal_chunk(batch: int, most: float) -> int:
+    """Return the size of the fewest chunks that are equal, but for the last, and of `most` samples at most."""
+    return ceil(batch / max(1, ceil(batch / max(1, most))))
 
 
 def backward_chunk(chunk: int, batch: int) -> int:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from kernels.dynamic_conv.configs import WeightGradientConfig
+
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,12 +56,13 @@ def test_every_row_of_every_table_is_compiled_for_three_targets(listed):
     rows = len(configs.CONVOLUTION + configs.SWAPPED + configs.STACKED) * 2
     rows += len(configs.CONVOLUTION_FLOAT32 + configs.STACKED_FLOAT32) * 2
     for table in (configs.WEIGHT_GRADIENT, configs.WEIGHT_GRADIENT_FLOAT32):
-        rows += sum(map(len, table.values())) + len(table[1])
+        rows += sum(map(len, table.values()))
+    rows += len(configs.SAMPLE_GRADIENT + configs.SAMPLE_GRADIENT_FLOAT32)
     for capability in SHARED_LIMIT:
         seen = [c for c in products(listed) if c["capability"] == capability]
         assert len([c for c in seen if c["channels"] == "256->256" and c["dtype"] != "tf32"]) == rows
     of_convolutions = {c["kernel"] for c in listed if ":" not in c["kernel"]} - {"augment"}
-    assert of_convolutions == {"convolution", "weight gradient", "mix", "depthwise"}
+    assert of_convolutions == {"convolution", "weight gradient", "contraction", "mix", "depthwise"}
 
 
 def test_every_streaming_kernel_is_compiled(listed):
@@ -117,7 +120,7 @@ def test_of_a_row_that_spills_the_nearest_that_does_not_is_named():
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     cubin = json.loads(done.stdout)
     assert cubin["spilled"] > 0
-    assert cubin["instead"] == "WeightGradientConfig(block_m=64, block_n=64, block_k=64, warps=8, stages=3, splits=1)"
+    assert cubin["instead"] == str(WeightGradientConfig(64, 64, 64, 8))
     assert failing([cubin], lambda each: not each["spilled"])[0].endswith(f"; no spill: {cubin['instead']}")
 
 

@@ -33,7 +33,7 @@ def test_every_regime_is_near_the_exact_result(monkeypatch, case, regime, dtype)
     def fixed(problem, device):
         made = plan(problem, device)
         free = made.regime not in ("depthwise", "pointwise") and problem.experts <= configs.EXPERTS_ACCUMULATED
-        return made._replace(chunk=2, regime=regime if free else made.regime)
+        return made._replace(chunk=2, own_chunk=2, regime=regime if free else made.regime)
 
     monkeypatch.setattr(ops, "plan", fixed)
     arguments, options = wide_arguments(case, dtype)

@@ -25,7 +25,7 @@ pytest.importorskip("hypothesis")
 import hypothesis
 from hypothesis import strategies as st
 
-from kernels.dynamic_conv.triton import convolution, mixing, ops, weight_gradient
+from kernels.dynamic_conv.triton import contraction, convolution, mixing, ops, weight_gradient
 
 both = pytest.mark.parametrize("function", ARGUMENTS, ids=lambda f: f.__name__)
 pytestmark = [needs_interpreter, pytest.mark.usefixtures("on_triton")]
@@ -36,18 +36,21 @@ layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.chan
 def force(monkeypatch):
     """Return a function that fixes parts of every plan."""
 
-    def fix(chunk=2, swap=None, splits=None, **parts):
+    def fix(chunk=2, swap=None, splits=None, apart=False, **parts):
         def fixed(problem, device):
             made = plan(problem, device)
             only = made.regime in ("depthwise", "pointwise")
             changes = {name: part for name, part in parts.items() if not (only and name == "regime")}
-            made = made._replace(chunk=chunk, **changes)
+            made = made._replace(chunk=chunk, own_chunk=chunk, **changes)
             if swap is not None and made.regime != "depthwise":
                 made = made._replace(
                     forward=made.forward._replace(swap=swap), input_gradient=made.input_gradient._replace(swap=swap)
                 )
             if splits is not None:
                 made = made._replace(weight_gradient=made.weight_gradient._replace(splits=splits))
+            if apart and made.regime != "depthwise":
+                row = configs.weight_gradient_rows(problem, apart=True)[-1]
+                made = made._replace(weight_gradient=row)
             return made
 
         monkeypatch.setattr(ops, "plan", fixed)
@@ -72,13 +75,24 @@ def test_output_and_gradients_are_near_the_exact_ones(function, case, dtype):
     assert_near_exact(function, arguments, **options)
 
 
-@grid(has_regimes, case=list(WIDE_CASES), regime=["aggregate", "stacked"], swap=[False, True, None])
-def test_every_regime_is_near_the_exact_result(case, regime, swap, force):
+def has_regimes_or_is_apart(case, regime, swap, apart):
+    """Return whether a case can run so; what the weight gradient does is seen in one regime."""
+    return has_regimes(case, regime, swap) and (not apart or (regime == "aggregate" and swap in (False, None)))
+
+
+@grid(
+    has_regimes_or_is_apart,
+    case=list(WIDE_CASES),
+    regime=["aggregate", "stacked"],
+    swap=[False, True, None],
+    apart=[False, True],
+)
+def test_every_regime_is_near_the_exact_result(case, regime, swap, apart, force):
     """Channels enough for the matrix instruction, chunks of two samples, a partial gradient per two samples."""
     arguments, options = wide_arguments(case, torch.float16)
     if regime == "stacked" and len(arguments[1]) > configs.EXPERTS_ACCUMULATED:
         regime = "aggregate"
-    force(regime=regime, swap=swap, splits=2)
+    force(regime=regime, swap=swap, splits=2, apart=apart)
     arguments[0] = arguments[0].to(memory_format=torch.channels_last)
     assert_near_exact(dynamic_conv2d, arguments, **options)
 
@@ -169,6 +183,25 @@ def test_the_mix_is_right_however_many_samples_a_program_takes(monkeypatch, expe
         per_program = launches[0].arguments[names.index("samples_per_program")]
         assert (per_program > 1) == (programs < 1024)
         assert rms_ratio(mixed, exact) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(("samples", "chunk"), [(5, 5), (70, 70), (7, 3)])
+@pytest.mark.parametrize("experts", [1, 4, 9, 20])
+def test_the_samples_own_gradients_are_contracted_in_chunks(experts, samples, chunk, dtype):
+    """Shares keep more than the 11 bits of float16: each is multiplied as the sum of two numbers."""
+    own, kernels = randn(samples, 5, 9, 7).to(dtype), randn(experts, 5, 9, 7, seed=1).to(dtype)
+    shares = randn(samples, experts, seed=2)
+    gradient = torch.full((experts, 5, 9, 7), torch.nan)
+    products = contraction.new_products(own, shares)
+    for begin in range(0, samples, chunk):
+        contraction.contract(own[begin : begin + chunk], kernels, shares, begin, gradient, products)
+    exact = torch.einsum("bk,botc->kotc", shares.double(), own.double())
+    assert rms_ratio(gradient, exact) <= 2e-6
+    assert rms_ratio(products.sum(0), own.double().flatten(1) @ kernels.double().flatten(1).T) <= 2e-6
+    alone = torch.empty_like(gradient, dtype=dtype)
+    contraction.contract(own, None, shares, 0, alone, None)
+    assert rms_ratio(alone, exact) <= {torch.float16: 3e-4, torch.float32: 2e-6}[dtype]
 
 
 @both
@@ -331,7 +364,7 @@ def assert_gradients_agree(problem, regime, chunk):
     def fixed(problem, device):
         made = plan(problem, device)
         changes = made.regime == "aggregate" and problem.experts <= configs.EXPERTS_ACCUMULATED
-        return made._replace(chunk=chunk, regime=regime if changes else made.regime)
+        return made._replace(chunk=chunk, own_chunk=chunk, regime=regime if changes else made.regime)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "plan", fixed)

@@ -39,3 +39,9 @@ def first_tap(
         first = tl.where((phase + PADDING - tap * DILATION) % STRIDE == 0, tap, first)
     taps = tl.maximum(KERNEL - first + STEP - 1, 0) // STEP
     return first, taps, (phase + PADDING - first * DILATION) // STRIDE
+
+
+@triton.jit
+def lies_in(h, w, height, width):
+    """Return whether pixels (h, w) lie in an image: below it is above it where the sign is taken for a digit."""
+    return (h.to(tl.uint32) < tl.cast(height, tl.uint32)) & (w.to(tl.uint32) < tl.cast(width, tl.uint32))

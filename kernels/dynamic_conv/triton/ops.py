@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from kernels.dynamic_conv.configs import HOPPER, device_of
+from kernels.dynamic_conv.configs import HOPPER, device_of, own_dtype
 from kernels.dynamic_conv.geometry import output_size
 from kernels.dynamic_conv.plan import Plan, backward_chunk, plan
 from kernels.dynamic_conv.problem import problem_of
+from kernels.dynamic_conv.triton.contraction import contract, new_products
 from kernels.dynamic_conv.triton.convolution import convolve
 from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients
 from kernels.dynamic_conv.triton.mixing import mix_into
@@ -188,25 +189,22 @@ def _expert_gradient(how, grad, x, experts, mixing, stride, padding, dilation, g
         )
         return gradient.reshape(experts.shape).to(experts.dtype), products
     geometry = (stride, padding, dilation, groups, kernel, how.weight_gradient, _precision(x))
-    if how.accumulate:
-        gradient, products = expert_gradients(
-            grad, x, _channels_last(experts) if for_mixing else None, mixing, *geometry
-        )
+    if not how.weight_gradient.apart:
+        last = _channels_last(experts) if for_mixing else None
+        gradient, products = expert_gradients(grad, x, last, mixing, *geometry)
+        del last
         return _channels_first(gradient, experts), products
-    # Many experts: the gradients of a chunk of samples, then two products with them.
-    batch, last = x.shape[0], _channels_last(experts)
-    chunk = max(1, backward_chunk(how.chunk, batch) // 2)
-    buffer = grad.new_empty((chunk, *last.shape[1:]), dtype=torch.float32)
-    gradient = grad.new_zeros((experts.shape[0], last[0].numel()), dtype=torch.float32)
-    products = []
-    wide = last.flatten(1).float()
+    last = _channels_last(experts) if for_mixing else None
+    batch, shape = x.shape[0], (experts.shape[1], kernel[0] * kernel[1], experts.shape[2])
+    chunk = how.own_chunk
+    buffer = grad.new_empty((min(chunk, batch), *shape), dtype=own_dtype(x.dtype))
+    gradient = grad.new_empty((experts.shape[0], *shape), dtype=x.dtype if chunk >= batch else torch.float32)
+    products = None if last is None else new_products(buffer, mixing)
     for begin in range(0, batch, chunk):
         part = slice(begin, min(begin + chunk, batch))
-        own = sample_gradients(grad[part], x[part], buffer[: part.stop - begin], *geometry).flatten(1)
-        gradient.addmm_(mixing[part].T, own)
-        if for_mixing:
-            products.append(own @ wide.T)
-    return _channels_first(gradient.view(last.shape), experts), torch.cat(products) if for_mixing else None
+        own = sample_gradients(grad[part], x[part], buffer[: part.stop - begin], *geometry)
+        contract(own, last, mixing, begin, gradient, products)
+    return _channels_first(gradient, experts), None if products is None else products.sum(0)
 
 
 def _sample_weight_gradient(how, grad, x, weight, stride, padding, dilation, groups):

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.dynamic_conv.configs import WeightGradientConfig
-from kernels.dynamic_conv.triton.addressing import constants
+from kernels.dynamic_conv.triton.addressing import constants, lies_in
 from kernels.launch import launch
 from kernels.tensors import needs_64_bits
 
@@ -70,7 +70,7 @@ def sample_gradients(
 def _tiles(outputs: int, channels: int, taps: int, groups: int, config: WeightGradientConfig) -> int:
     """Return how many tiles one weight gradient has."""
     columns = taps * triton.cdiv(channels, config.block_n)
-    if channels < 16:
+    if channels < config.block_n:
         columns = triton.cdiv(taps * channels, config.block_n)
     return groups * triton.cdiv(outputs // groups, config.block_m) * columns
 
@@ -103,7 +103,7 @@ def _launch(
         **constants(kernel, stride, padding, dilation),
         INDEX64=needs_64_bits(grad[:1], x[:1], out),
         PRECISION=precision,
-        GATHER=channels // groups < 16,
+        GATHER=channels // groups < config.block_n,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
@@ -147,6 +147,8 @@ def weight_gradient_kernel(
 ):
     TAPS: tl.constexpr = KERNEL_H * KERNEL_W
     SIZE: tl.constexpr = GROUPS * OUTPUTS * TAPS * CHANNELS
+    WHOLE_ROWS: tl.constexpr = OUTPUTS % BLOCK_M == 0
+    WHOLE_COLUMNS: tl.constexpr = (TAPS * CHANNELS if GATHER else CHANNELS) % BLOCK_N == 0
     row_blocks = tl.cdiv(OUTPUTS, BLOCK_M)
     # A gather's columns run over taps and channels together, else over the channels of one tap.
     column_blocks = tl.cdiv(TAPS * CHANNELS, BLOCK_N) if GATHER else TAPS * tl.cdiv(CHANNELS, BLOCK_N)
@@ -191,37 +193,56 @@ def weight_gradient_kernel(
     for _ in tl.static_range(EXPERTS):
         totals = totals + (tl.zeros((BLOCK_M, BLOCK_N), tl.float32),)
     # One flat loop over samples and pixel blocks, so that the loads of the next sample start before this one ends.
-    sample = tl.full((), 0, tl.int64)
+    sample = 0
+    grad_step = tl.cast(pixels, tl.int64) * (GROUPS * OUTPUTS)
+    x_step = tl.cast(height, tl.int64) * width * (GROUPS * CHANNELS)
     block = 0
+    # Where a block of pixels begins is moved on by additions, as a division for each pixel would cost more than loads.
+    ahead = tl.arange(0, BLOCK_K)
+    ahead_h = ahead // out_w
+    ahead_w = ahead % out_w
+    step_h = BLOCK_K // out_w
+    step_w = BLOCK_K % out_w
+    block_h = 0
+    block_w = 0
     for _ in range(0, samples.to(tl.int32) * blocks):
         pixel = block * BLOCK_K + tl.arange(0, BLOCK_K)
         if INDEX64:
             pixel = pixel.to(tl.int64)
         pixel_inside = pixel < pixels
-        pixel_h = pixel // out_w * STRIDE_H
-        pixel_w = pixel % out_w * STRIDE_W
+        pixel_w = block_w + ahead_w
+        wrapped = pixel_w >= out_w
+        pixel_h = (block_h + ahead_h + wrapped.to(tl.int32)) * STRIDE_H
+        pixel_w = tl.where(wrapped, pixel_w - out_w, pixel_w) * STRIDE_W
         grad = tl.load(
-            grad_at + sample * pixels * (GROUPS * OUTPUTS) + (rows[:, None] + pixel[None, :] * (GROUPS * OUTPUTS)),
-            mask=row_inside[:, None] & pixel_inside[None, :],
+            grad_at + (rows[:, None] + pixel[None, :] * (GROUPS * OUTPUTS)),
+            mask=pixel_inside[None, :] if WHOLE_ROWS else row_inside[:, None] & pixel_inside[None, :],
             other=0.0,
         )  # [BLOCK_M, BLOCK_K]
         if GATHER:
             at_h = pixel_h[:, None] + column_h[None, :]
             at_w = pixel_w[:, None] + column_w[None, :]
-            inside = (at_h >= 0) & (at_h < height) & (at_w >= 0) & (at_w < width) & pixel_inside[:, None]
+            inside = lies_in(at_h, at_w, height, width) & pixel_inside[:, None]
         else:
             at_h = pixel_h + column_h
             at_w = pixel_w + column_w
-            inside = ((at_h >= 0) & (at_h < height) & (at_w >= 0) & (at_w < width) & pixel_inside)[:, None]
-        pixel_offset = (pixel_h * width + pixel_w) * (GROUPS * CHANNELS)
+            inside = (lies_in(at_h, at_w, height, width) & pixel_inside)[:, None]
+        pixel_offset = pixel_h * width + pixel_w
+        if INDEX64:
+            pixel_offset = pixel_offset.to(tl.int64)
+        pixel_offset *= GROUPS * CHANNELS
         x = tl.load(
-            x_at + sample * height * width * (GROUPS * CHANNELS) + (pixel_offset[:, None] + column_offset[None, :]),
-            mask=inside & column_inside[None, :],
+            x_at + (pixel_offset[:, None] + column_offset[None, :]),
+            mask=inside if WHOLE_COLUMNS else inside & column_inside[None, :],
             other=0.0,
         )  # [BLOCK_K, BLOCK_N]
         gradient = tl.dot(grad, x, gradient, input_precision=PRECISION)
         block += 1
         last = block == blocks
+        block_w += step_w
+        wraps = block_w >= out_w
+        block_h += step_h + wraps.to(tl.int32)
+        block_w = tl.where(wraps, block_w - out_w, block_w)
         if EXPERTS > 0:
             if last:
                 mixed = ()
@@ -234,8 +255,12 @@ def weight_gradient_kernel(
                         tl.store(products_ptr + (tile * batch + first + sample) * EXPERTS + k, product)
                 totals = mixed
                 gradient = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-            sample = tl.where(last, sample + 1, sample)
+            sample += last.to(tl.int32)
+            grad_at += tl.where(last, grad_step, 0)
+            x_at += tl.where(last, x_step, 0)
             block = tl.where(last, 0, block)
+            block_h = tl.where(last, 0, block_h)
+            block_w = tl.where(last, 0, block_w)
 
     out_at = out_ptr + split.to(tl.int64) * (SIZE * (EXPERTS if EXPERTS > 0 else 1))
     if EXPERTS > 0:
