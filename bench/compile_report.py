@@ -180,7 +180,7 @@ def _weight_gradient(row, dtype, channels, experts) -> Variant:
 
 def _contraction(experts: int, dtype: torch.dtype) -> Variant:
     own, mixing = _empty(BATCH, 256, 9, 256, dtype=dtype), _empty(BATCH, experts, dtype=torch.float32)
-    gradient, products = _empty(experts, 256, 9, 256, dtype=torch.float32), new_products(own, mixing)
+    gradient, products = _empty(experts, 256, 9, 256, dtype=torch.float32), new_products(own, mixing, 1)
     with record_launches() as launches:
         contract(own, _empty(experts, 256, 9, 256, dtype=dtype), mixing, 0, gradient, products)
     options = launches[0].options

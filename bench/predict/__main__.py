@@ -4,9 +4,11 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from unittest import mock
 
 from bench import record
 from bench.predict import passes, table
@@ -32,8 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
     if not wanted:
         print(f'bench.predict: no shape has "{options.shapes}" in its name', file=sys.stderr)
         return 2
-    with ProcessPoolExecutor(options.jobs, get_context("spawn"), driver.install) as pool:
-        rows = []
+    rows = []
+    # Triton's cache may have the same kernels of another checkout, whose code names other files and lines.
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache),
+        ProcessPoolExecutor(options.jobs, get_context("spawn"), driver.install) as pool,
+    ):
         for found in pool.map(predictions, wanted):
             rows += found
             for row in found:

@@ -6,9 +6,10 @@ from typing import NamedTuple
 class Machine(NamedTuple):
     """A GPU, by what limits a kernel.
 
-    matrix_flops, issue_slots, l2, l2_port: a clock and multiprocessor; `l2` is what all together reach, `l2_port` what
-    one can take. warp_clocks: from one instruction of a warp to its next, which waits for what it needs. memory,
-    products: bytes and FLOPs a second that large copies and matrix products reach.
+    matrix_flops, issue_slots, shared, l2, l2_port: a clock and multiprocessor; `shared` is of L1 and shared memory,
+    which are one; `l2` is what all multiprocessors together reach, `l2_port` what one can take. warp_clocks: from one
+    instruction of a warp to its next, which waits for what it needs. memory, products: bytes and FLOPs a second that
+    large copies and matrix products reach.
     """
 
     name: str = "NVIDIA H200"
@@ -19,6 +20,7 @@ class Machine(NamedTuple):
     warp_clocks: float = 3.25
     l2: float = 27.5
     l2_port: float = 64.0
+    shared: float = 128.0
     memory: float = 4.3e12
     products: float = 790e12
     l2_bytes: int = 60 * 2**20

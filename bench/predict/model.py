@@ -1,5 +1,6 @@
 """The time of a launch on a GPU that is not there: the largest of what each of its parts would need."""
 
+import re
 from math import ceil, prod
 from typing import NamedTuple
 
@@ -14,12 +15,18 @@ from bench.predict.trace import Trace, trace
 from bench.stand_in.driver import compile_launch
 from kernels.launch import Launch
 
+# Instructions that move bytes through L1 or shared memory, and what one takes of its rate at the least, a clock.
+MOVES, LEAST = ("LDG", "STG", "LDS", "STS", "LDL", "STL"), 128
+# Bytes of an operand of the matrix units.
+OPERAND = 2
+
 
 class Block(NamedTuple):
-    """What one block of a launch needs: instructions of a warp, FLOPs of the matrix units, bytes through L2."""
+    """What one block of a launch needs: instructions of a warp, FLOPs of matrix units, bytes through L1 and L2."""
 
     instructions: float
     flops: float
+    shared_bytes: float
     l2_bytes: float
 
 
@@ -40,6 +47,7 @@ class Time(NamedTuple):
 
     matrix: float
     issue: float
+    shared: float
     l2: float
     memory: float
     launch: float
@@ -47,12 +55,12 @@ class Time(NamedTuple):
     @property
     def us(self) -> float:
         """The largest, and the launch itself."""
-        return max(self[:4]) + self.launch
+        return max(self[:5]) + self.launch
 
     @property
     def limit(self) -> str:
         """The name of the largest."""
-        return max(self._fields[:4], key=lambda name: getattr(self, name))
+        return max(self._fields[:5], key=lambda name: getattr(self, name))
 
 
 def work_of(launch: Launch) -> Work:
@@ -65,9 +73,7 @@ def work_of(launch: Launch) -> Work:
     compiled = compile_launch(launch, 90)
     listing, traced = code.read(compiled), trace(launch)
     warps, blocks = launch.options["num_warps"], prod(launch.grid)
-    instructions, flops, bypassing = _counted(listing, traced, warps)
-    if flops and abs(flops / traced.flops - 1) > 0.01:
-        raise ValueError(f"{compiled.name}: {flops:.4g} FLOPs in the code, {traced.flops:.4g} in the trace")
+    instructions, flops, shared_bytes, bypassing = _counted(listing, traced, warps)
     reads, writes = {}, {}
     for each in traced.touched:
         # A load through L1 finds there what the block has read before.
@@ -76,7 +82,7 @@ def work_of(launch: Launch) -> Work:
         into[each.argument] = into.get(each.argument, 0) + moved * blocks
     through_l2 = (sum(reads.values()) + sum(writes.values())) / blocks
     resident = resident_blocks_of(listing.registers, compiled.metadata.shared, warps, 90)
-    block = Block(instructions, flops, through_l2)
+    block = Block(instructions, flops, shared_bytes, through_l2)
     return Work(launch.kernel.fn.__name__, blocks, resident, warps, block, reads, writes)
 
 
@@ -91,9 +97,10 @@ def time_of(work: Work, device_bytes: float, machine: Machine = H200) -> Time:
         return max(alone, work.block.instructions * work.warps * together / machine.issue_slots)
 
     matrix = mine * work.block.flops / machine.matrix_flops
+    shared = mine * work.block.shared_bytes / machine.shared
     total = work.blocks * work.block.l2_bytes / machine.multiprocessors / machine.l2
     port = mine * work.block.l2_bytes / machine.l2_port
-    clocks = (matrix, sum(map(issued, turns)), max(total, port))
+    clocks = (matrix, sum(map(issued, turns)), shared, max(total, port))
     return Time(
         *(machine.seconds(each) * 1e6 for each in clocks), device_bytes / machine.memory * 1e6, machine.launch_us
     )
@@ -148,21 +155,37 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _counted(listing: Code, traced: Trace, warps: int) -> tuple[float, float, set]:
-    """Return instructions a warp runs, FLOPs of a block in matrix units, and statements whose loads bypass L1."""
+def _counted(listing: Code, traced: Trace, warps: int) -> tuple[float, float, float, set]:
+    """Return instructions a warp runs, of a block FLOPs in matrix units and bytes of L1, and what bypasses L1."""
     loops = [region.place for region in listing.regions if kind_of(region.place) == "for"]
     if len(set(loops)) < len(loops):
         raise ValueError(f"several copies of one loop: {sorted(loops)}")
     bodies = {region.place: traced.counts.get(body_of(region.place), 0.0) for region in listing.regions}
-    instructions = flops = 0.0
+    instructions = together = alone = shared = 0.0
     bypassing = set()
     for instruction, place, times in listing.times(bodies):
         instructions += times
         name = name_of(instruction)
-        if name.startswith(("HGMMA", "HMMA")):
-            rows, columns, depth = map(int, name.split(".")[1].split("x")) if "x" in name else (16, 8, 16)
-            # HGMMA is of four warps together, HMMA of one.
-            flops += times * 2 * rows * columns * depth * (warps / 4 if name.startswith("HGMMA") else warps)
+        if name.startswith("HGMMA"):  # four warps together
+            rows, columns, depth = map(int, name.split(".")[1].split("x"))
+            together += times * warps / 4 * 2 * rows * columns * depth
+            held = re.search(r"^\S+ R\d+, R\d+", instruction)  # rows that lie in registers
+            shared += times * warps / 4 * OPERAND * depth * (columns if held else rows + columns)
+        elif name.startswith("HMMA"):
+            alone += times * warps * 2 * 16 * 8 * 16
+        elif name.startswith(MOVES):
+            shared += times * warps * max(bytes_of(name), LEAST)
         if name.startswith("LDGSTS") and "BYPASS" in name:
             bypassing.add(place)
-    return instructions, flops, bypassing
+    # Of products that one warp makes, several may make the same.
+    if together + alone and not 0.99 < (together + alone) / traced.flops < (1.01 if not alone else float("inf")):
+        raise ValueError(f"{together + alone:.4g} FLOPs in the code, {traced.flops:.4g} in the trace")
+    return instructions, together + alone, shared, bypassing
+
+
+def bytes_of(name: str) -> int:
+    """Return the bytes that a load, store or copy moves for the 32 lanes of a warp."""
+    if matrices := re.search(r"M88(?:\.(\d))?", name):
+        return 128 * int(matrices[1] or 1)
+    found = re.search(r"\.[US]?(8|16|64|128)\b", name)
+    return 32 * (int(found[1]) // 8 if found else 4)

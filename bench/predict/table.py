@@ -44,7 +44,9 @@ def write(results: Path = RESULTS, page: Path = PAGE) -> None:
     newest = list(sections.values())[-1]
     lines = ["# Predicted times", ""]
     for paragraph in _words(sections):
-        lines += [wrapped(paragraph), ""]
+        bullet = paragraph.startswith("- ")
+        lines += [wrapped(paragraph).replace("\n", "\n  " if bullet else "\n")]
+        lines += [] if bullet and paragraph.endswith(";") else [""]
     for op in dict.fromkeys(row["op"] for row in newest["rows"]):
         columns = ("shape", "pass", "bound", *(f"{name}, us" for name in sections), "share of the bound", "most of it")
         rows = [_cells(row, sections) for row in newest["rows"] if row["op"] == op]
@@ -75,14 +77,19 @@ def _words(sections: dict[str, dict], machine: Machine = H200) -> list[str]:
         "Each kernel of ours is compiled for sm_90 by Triton's JIT as a GPU run would have it; its instructions are "
         "counted in the machine code, each as often as its loop or branch runs in a trace of up to 16 programs by "
         "Triton's interpreter, which also gives the bytes of each load and store. The time of a launch is the largest "
-        f"of four, and {machine.launch_us} us for the launch: products, at {machine.matrix_flops:,} FLOPs a clock and "
-        f"multiprocessor ({machine.multiprocessors}, {machine.hertz / 1e9} GHz); instructions, on "
-        f"{machine.issue_slots} slots, of the multiprocessor with the most blocks, as many at a time as fit, each warp "
-        f"one every {machine.warp_clocks} clocks at best; bytes through the L2 cache, at {machine.l2} a clock and "
-        f"multiprocessor over all and {machine.l2_port:.0f} into one; bytes of device memory, at "
-        f"{machine.memory / 1e12} TB/s, without tensors that half the L2 cache holds from an earlier launch of the "
-        "pass. Kernels of torch's own (`torch`) are taken to reach these rates. The bound has the least bytes of any "
-        f"way at that rate, or the FLOPs at {machine.products / 1e12:.0f} TFLOP/s.",
+        f"of five, and {machine.launch_us} us for the launch:",
+        f"- matrix: products, at {machine.matrix_flops:,} FLOPs a clock and multiprocessor ({machine.multiprocessors}, "
+        f"{machine.hertz / 1e9} GHz);",
+        f"- issue: instructions, on {machine.issue_slots} slots, of the multiprocessor with the most blocks, as many "
+        f"at a time as fit, each warp one every {machine.warp_clocks} clocks at best;",
+        f"- shared: bytes of L1 and shared memory that loads, stores, copies and the operands of products move, at "
+        f"{machine.shared:.0f} a clock;",
+        f"- l2: bytes through the L2 cache, at {machine.l2} a clock and multiprocessor over all and "
+        f"{machine.l2_port:.0f} into one;",
+        f"- memory: bytes of device memory, at {machine.memory / 1e12} TB/s, without tensors that half the L2 cache "
+        "holds from an earlier launch of the pass.",
+        "Kernels of torch's own (`torch`) are taken to reach these rates. The bound has the least bytes of any way at "
+        f"the last, or the FLOPs at {machine.products / 1e12:.0f} TFLOP/s.",
         f"The rates are makers' figures, but the {machine.l2} bytes (assumed, within 25%), the {machine.launch_us} us "
         f"and the {machine.warp_clocks} clocks (which a count by hand of the weight gradient at C64 gave). They hold "
         "for no other GPU, and ratios between two rows are worth more than either.",

@@ -35,7 +35,7 @@ class WeightGradientConfig(NamedTuple):
     """Tile of the weight gradient: block_m output channels, block_n input channels and taps, block_k pixels a step.
 
     A program of it holds a sum for each expert over its share of the samples, one of `splits`; or, `apart`, one
-    sample's own gradient, which goes to memory and is contracted with the mixing afterwards.
+    sample's own gradient, of one of `splits` of its pixels, which is contracted with the mixing afterwards.
     """
 
     block_m: int
@@ -74,14 +74,19 @@ KNOWN_DEVICES = (
     Device("NVIDIA B200", 148, 126 * 2**20),
 )
 
-# 16-bit operands.
+# 16-bit operands. Rows of one stage load through L1, where the taps of a pixel find it.
 CONVOLUTION = (
+    ConvolutionConfig(256, 128, 64, 8),
     ConvolutionConfig(128, 128, 64, 8),
     ConvolutionConfig(128, 64, 64, 8),
     ConvolutionConfig(64, 128, 64, 4),
     ConvolutionConfig(64, 64, 64, 4),
     ConvolutionConfig(128, 32, 32, 4),
     ConvolutionConfig(64, 16, 32, 4),
+    ConvolutionConfig(128, 128, 64, 8, stages=1),
+    ConvolutionConfig(128, 64, 64, 8, stages=1),
+    ConvolutionConfig(256, 32, 32, 8, stages=1),
+    ConvolutionConfig(256, 16, 32, 8, stages=1),
 )
 # Few pixels a sample: a tile narrower than the 64 rows of the matrix instruction has to lie across it.
 SWAPPED = (
@@ -104,9 +109,15 @@ CONVOLUTION_FLOAT32 = (
     ConvolutionConfig(64, 16, 32, 4),
 )
 STACKED_FLOAT32 = (ConvolutionConfig(32, 32, 32, 4), ConvolutionConfig(64, 16, 32, 4))
-# Multiply-adds, and bytes from the L2 cache, of a Hopper multiprocessor in a clock.
+# Multiply-adds, and bytes from the L2 cache and of shared memory, of a Hopper multiprocessor in a clock.
 PRODUCTS_A_CLOCK = {torch.float32: 128, torch.float16: 2048, torch.bfloat16: 2048}
-L2_BYTES_A_CLOCK = 27.5
+L2_BYTES_A_CLOCK, SHARED_BYTES_A_CLOCK = 27.5, 128
+# Instructions of a step, and those of a number whose place is computed for it alone; clocks that a program takes to
+# start; warps below which a multiprocessor waits for their results.
+STEP, GATHERING, START, ALONE = 140, 22, 500, 13
+# How often a block finds a pixel in L1 that it has loaded for another tap; clocks that its loads take, of which a block
+# hides none that loads a step when it multiplies it.
+REUSED, LATENCY = 3, 700
 # Fewer pixels or samples do not repay a gradient of the weights for every sample.
 APART_PIXELS, APART_SAMPLES = 128, 4
 # Experts the accumulators of one program hold; more are contracted from the samples' own gradients.
@@ -164,15 +175,26 @@ def convolution_config(
     if stacked:
         rows, images = problem.batch * rows, phases * problem.groups
 
+    inputs = (problem.out_channels if transposed else problem.in_channels) // problem.groups
+    taps = ceil(problem.kernel[0] * problem.kernel[1] / phases)
+
     def cost(config: ConvolutionConfig) -> float:
-        tiles = images * ceil(rows / config.block_m) * ceil(channels / config.block_n)
-        # Operand reuse of a tile, against that of 128 x 128, which feeds the matrix units.
-        reuse = config.block_m * config.block_n / (config.block_m + config.block_n) / 64
-        return ceil(tiles / device.multiprocessors) * config.block_m * config.block_n / min(1.0, reuse)
+        row_tiles, column_tiles = ceil(rows / config.block_m), ceil(channels / config.block_n)
+        gathers = inputs < 16
+        steps = ceil(taps * inputs / config.block_k) if gathers else taps * ceil(inputs / config.block_k)
+        steps *= problem.experts if stacked else 1
+        tile = (config.block_n, config.block_m) if config.swap else (config.block_m, config.block_n)
+        loaded = rows / row_tiles, channels / column_tiles
+        if config.stages == 1 and taps > 1 and not gathers:
+            loaded = loaded[0] / REUSED, loaded[1]  # a pixel's taps find it in L1
+        gathered = GATHERING * config.block_k * sum(tile) if gathers else 0
+        return _clocks(images * row_tiles * column_tiles, steps, tile, loaded, config, problem, device, gathered)
 
     if problem.dtype == torch.float32:
         return min(STACKED_FLOAT32 if stacked else CONVOLUTION_FLOAT32, key=cost)
-    return min(STACKED if stacked else CONVOLUTION + SWAPPED, key=cost)
+    table = STACKED if stacked else CONVOLUTION + SWAPPED
+    # What is gathered for each channel gains nothing from L1.
+    return min((row for row in table if row.stages > 1 or inputs >= 16), key=cost)
 
 
 def weight_gradient_config(problem: Problem, device: Device) -> WeightGradientConfig:
@@ -180,7 +202,9 @@ def weight_gradient_config(problem: Problem, device: Device) -> WeightGradientCo
     apart = goes_apart(problem)
     rows = weight_gradient_rows(problem, apart)
     if apart or not problem.experts:
-        return min(rows, key=lambda row: _sample_gradient_clocks(row, problem, device))
+        splits = [2**power for power in range(10)] if apart else [1]
+        found = [row._replace(splits=count) for row in rows for count in splits]
+        return min(found, key=lambda row: _sample_gradient_clocks(row, problem, device))
     channels = problem.in_channels // problem.groups
     columns = channels if channels >= 16 else channels * problem.kernel[0] * problem.kernel[1]
     config = next((row for row in rows if row.block_n <= columns), rows[-1])
@@ -230,14 +254,48 @@ def weight_tiles(problem: Problem, config: WeightGradientConfig) -> int:
     return problem.groups * ceil(problem.out_channels / problem.groups / config.block_m) * columns
 
 
+def pixel_parts(pixels: int, config: WeightGradientConfig) -> int:
+    """Return in how many parts a sample's own gradient is made: `splits` of its pixels, none of them empty."""
+    blocks = ceil(pixels / config.block_k)
+    return ceil(blocks / ceil(blocks / config.splits))
+
+
 def _sample_gradient_clocks(config: WeightGradientConfig, problem: Problem, device: Device) -> float:
-    """Return the clocks that the samples' own gradients take: products, or bytes through the L2 cache."""
-    area, sides = config.block_m * config.block_n, config.block_m + config.block_n
-    pixels = ceil(problem.pixels / config.block_k) * config.block_k
-    products = pixels * area / PRODUCTS_A_CLOCK[problem.dtype]
-    loads = problem.dtype.itemsize * (problem.pixels * sides + area) / L2_BYTES_A_CLOCK
-    tiles = weight_tiles(problem, config) * problem.batch
-    return max(products, loads) * max(1.0, tiles / device.multiprocessors)
+    """Return the clocks that the samples' own gradients take."""
+    tile = config.block_m, config.block_n
+    parts = pixel_parts(problem.pixels, config)
+    steps = ceil(ceil(problem.pixels / config.block_k) / parts)
+    tiles = weight_tiles(problem, config) * problem.batch * parts
+    gathered = 0 if (problem.in_channels // problem.groups) % 8 == 0 else GATHERING * config.block_k * config.block_n
+    return _clocks(tiles, steps, tile, tile, config, problem, device, gathered)
+
+
+def _clocks(
+    tiles: int,
+    steps: int,
+    tile: tuple[int, int],
+    loaded: tuple[float, float],
+    config: ConvolutionConfig | WeightGradientConfig,
+    problem: Problem,
+    device: Device,
+    gathered: int = 0,
+) -> float:
+    """Return the clocks that a launch of so many tiles of a product takes on a Hopper GPU.
+
+    The multiprocessor with the most tiles decides, by products, by bytes of its shared memory or by instructions; or
+    all do together, by bytes through the L2 cache, of `loaded` rows and columns a step; or one tile alone.
+    """
+    (height, width), size = tile, problem.dtype.itemsize
+    products = height * width * config.block_k / PRODUCTS_A_CLOCK[problem.dtype]
+    copies, waits = (2, LATENCY) if config.stages == 1 else (1, 0)
+    operands = copies * (height + width) + ceil(height / 64) * (64 + width)
+    shared = size * config.block_k * operands / SHARED_BYTES_A_CLOCK
+    issued = STEP * config.warps / 4 + gathered / 128
+    most = ceil(tiles / device.multiprocessors) * (steps * max(products, shared, issued) + START)
+    most += steps * waits
+    alone = steps * issued * ALONE / config.warps
+    through_l2 = size * (steps * config.block_k * sum(loaded) + 2 * height * width) / L2_BYTES_A_CLOCK
+    return max(most, alone, tiles * through_l2 / device.multiprocessors)
 
 
 def within_memory(config: WeightGradientConfig, problem: Problem) -> WeightGradientConfig:
@@ -246,7 +304,7 @@ def within_memory(config: WeightGradientConfig, problem: Problem) -> WeightGradi
     A table's choice may be for another batch.
     """
     if not problem.experts or config.apart:
-        return config._replace(splits=1)
+        return config
     fitting = naive_bytes(problem) // 5 // (4 * problem.experts * problem.weights)
     return config._replace(splits=max(1, min(config.splits, problem.batch, fitting)))
 

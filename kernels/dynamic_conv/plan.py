@@ -17,6 +17,7 @@ from kernels.dynamic_conv.configs import (
     measured,
     naive_bytes,
     own_dtype,
+    pixel_parts,
     weight_gradient_config,
     within_memory,
 )
@@ -34,11 +35,13 @@ RIDGE = {torch.float32: 10, torch.float16: 146, torch.bfloat16: 146}
 class Plan(NamedTuple):
     """The form of a call: its regime, a launch config per kernel, and the reason.
 
-    chunk: samples mixed at a time. own_chunk: samples whose own weight gradients are in memory at a time.
+    chunk, backward_chunk: samples mixed at a time, forward and for the gradient of x. own_chunk: samples whose own
+    weight gradients are in memory at a time.
     """
 
     regime: str
     chunk: int
+    backward_chunk: int
     own_chunk: int
     forward: ConvolutionConfig | DepthwiseConfig | None
     input_gradient: ConvolutionConfig | DepthwiseConfig | None
@@ -54,14 +57,13 @@ def plan(problem: Problem, device: Device) -> Plan:
     if "regime" in choice:
         regime, reason = choice["regime"], f"measured on {device.name}"
     stacked = regime == "stacked"
-    chunk = chunk_of(problem, device)
+    chunk, in_backward = chunk_of(problem, device), backward_chunk(problem, device)
     if regime == "depthwise":
         forward = input_gradient = depthwise_config(problem, device, gradient=False)
         weight_gradient = depthwise_config(problem, device, gradient=True)
     else:
         forward = convolution_config(problem, device, chunk, transposed=False, stacked=stacked)
-        half = backward_chunk(chunk, problem.batch)
-        input_gradient = convolution_config(problem, device, half, transposed=True, stacked=stacked)
+        input_gradient = convolution_config(problem, device, in_backward, transposed=True, stacked=stacked)
         weight_gradient = weight_gradient_config(problem, device)
     configs = {"forward": forward, "input_gradient": input_gradient, "weight_gradient": weight_gradient}
     for name, config in configs.items():
@@ -71,7 +73,8 @@ def plan(problem: Problem, device: Device) -> Plan:
     return Plan(
         regime,
         chunk,
-        own_chunk(problem, device),
+        in_backward,
+        own_chunk(problem, device, configs["weight_gradient"]) if regime != "depthwise" else chunk,
         **configs,
         reason=reason,
     )
@@ -112,20 +115,22 @@ def chunk_of(problem: Problem, device: Device) -> int:
     return _equal_chunk(problem.batch, MIXED_SHARE * device.l2_bytes // (problem.weights * problem.dtype.itemsize))
 
 
-def own_chunk(problem: Problem, device: Device) -> int:
-    """Return how many samples' weight gradients are made at a time: chunks of one size, which stay in the L2 cache.
+def backward_chunk(problem: Problem, device: Device) -> int:
+    """Return how many samples are mixed at a time for the gradient of x: nor more than a fifth of what naive needs."""
+    return _fitting_chunk(problem, device, problem.weights * problem.dtype.itemsize)
 
-    Nor do they take more than a fifth of what the naive form allocates.
-    """
-    size = problem.weights * own_dtype(problem.dtype).itemsize
+
+def own_chunk(problem: Problem, device: Device, config: WeightGradientConfig) -> int:
+    """Return how many samples' weight gradients are made at a time, under the same limits."""
+    parts = pixel_parts(problem.pixels, config) if config.apart else 1
+    return _fitting_chunk(problem, device, parts * problem.weights * own_dtype(problem.dtype).itemsize)
+
+
+def _fitting_chunk(problem: Problem, device: Device, size: int) -> int:
+    """Return the chunk of which `size` bytes a sample fit the L2 cache and a fifth of what the naive form allocates."""
     return _equal_chunk(problem.batch, min(MIXED_SHARE * device.l2_bytes, naive_bytes(problem) // 5) // size)
 
 
 def _equal_chunk(batch: int, most: float) -> int:
     """Return the size of the fewest chunks that are equal, but for the last, and of `most` samples at most."""
     return ceil(batch / max(1, ceil(batch / max(1, most))))
-
-
-def backward_chunk(chunk: int, batch: int) -> int:
-    """Return the chunk for backward, which never holds the weights of the whole batch unless that is one sample."""
-    return min(chunk, (batch + 1) // 2)

@@ -33,7 +33,8 @@ def test_every_regime_is_near_the_exact_result(monkeypatch, case, regime, dtype)
     def fixed(problem, device):
         made = plan(problem, device)
         free = made.regime not in ("depthwise", "pointwise") and problem.experts <= configs.EXPERTS_ACCUMULATED
-        return made._replace(chunk=2, own_chunk=2, regime=regime if free else made.regime)
+        made = made._replace(chunk=2, backward_chunk=2, own_chunk=2)
+        return made._replace(regime=regime if free else made.regime)
 
     monkeypatch.setattr(ops, "plan", fixed)
     arguments, options = wide_arguments(case, dtype)
@@ -47,6 +48,21 @@ def test_every_row_is_near_the_exact_result(monkeypatch, row):
 
     regime = "stacked" if row in configs.STACKED else "aggregate"
     monkeypatch.setattr(ops, "plan", lambda p, d: plan(p, d)._replace(regime=regime, forward=row, input_gradient=row))
+    x, experts, mixing = randn(8, 72, 14, 14), randn(4, 136, 72, 3, 3, seed=1), randn(8, 4, seed=2)
+    arguments = [x.bfloat16().to(memory_format=torch.channels_last), experts.bfloat16(), mixing, None]
+    assert_near_exact(dynamic_conv2d, arguments, padding=1)
+
+
+WEIGHT_ROWS = (*configs.WEIGHT_GRADIENT[4], *(row._replace(apart=True, splits=3) for row in configs.SAMPLE_GRADIENT))
+
+
+@pytest.mark.parametrize("row", WEIGHT_ROWS)
+def test_every_row_of_the_weight_gradient_is_near_the_exact_result(monkeypatch, row):
+    from kernels.dynamic_conv.triton import ops
+
+    monkeypatch.setattr(
+        ops, "plan", lambda p, d: plan(p, d)._replace(regime="aggregate", own_chunk=5, weight_gradient=row)
+    )
     x, experts, mixing = randn(8, 72, 14, 14), randn(4, 136, 72, 3, 3, seed=1), randn(8, 4, seed=2)
     arguments = [x.bfloat16().to(memory_format=torch.channels_last), experts.bfloat16(), mixing, None]
     assert_near_exact(dynamic_conv2d, arguments, padding=1)

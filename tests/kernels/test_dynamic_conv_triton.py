@@ -41,7 +41,7 @@ def force(monkeypatch):
             made = plan(problem, device)
             only = made.regime in ("depthwise", "pointwise")
             changes = {name: part for name, part in parts.items() if not (only and name == "regime")}
-            made = made._replace(chunk=chunk, own_chunk=chunk, **changes)
+            made = made._replace(chunk=chunk, backward_chunk=chunk, own_chunk=chunk, **changes)
             if swap is not None and made.regime != "depthwise":
                 made = made._replace(
                     forward=made.forward._replace(swap=swap), input_gradient=made.input_gradient._replace(swap=swap)
@@ -50,7 +50,7 @@ def force(monkeypatch):
                 made = made._replace(weight_gradient=made.weight_gradient._replace(splits=splits))
             if apart and made.regime != "depthwise":
                 row = configs.weight_gradient_rows(problem, apart=True)[-1]
-                made = made._replace(weight_gradient=row)
+                made = made._replace(weight_gradient=row._replace(block_k=16, splits=3))
             return made
 
         monkeypatch.setattr(ops, "plan", fixed)
@@ -193,12 +193,12 @@ def test_the_samples_own_gradients_are_contracted_in_chunks(experts, samples, ch
     own, kernels = randn(samples, 5, 9, 7).to(dtype), randn(experts, 5, 9, 7, seed=1).to(dtype)
     shares = randn(samples, experts, seed=2)
     gradient = torch.full((experts, 5, 9, 7), torch.nan)
-    products = contraction.new_products(own, shares)
+    products = contraction.new_products(own, shares, 1)
     for begin in range(0, samples, chunk):
         contraction.contract(own[begin : begin + chunk], kernels, shares, begin, gradient, products)
     exact = torch.einsum("bk,botc->kotc", shares.double(), own.double())
     assert rms_ratio(gradient, exact) <= 2e-6
-    assert rms_ratio(products.sum(0), own.double().flatten(1) @ kernels.double().flatten(1).T) <= 2e-6
+    assert rms_ratio(products.sum((0, 2)), own.double().flatten(1) @ kernels.double().flatten(1).T) <= 2e-6
     alone = torch.empty_like(gradient, dtype=dtype)
     contraction.contract(own, None, shares, 0, alone, None)
     assert rms_ratio(alone, exact) <= {torch.float16: 3e-4, torch.float32: 2e-6}[dtype]
@@ -364,7 +364,8 @@ def assert_gradients_agree(problem, regime, chunk):
     def fixed(problem, device):
         made = plan(problem, device)
         changes = made.regime == "aggregate" and problem.experts <= configs.EXPERTS_ACCUMULATED
-        return made._replace(chunk=chunk, own_chunk=chunk, regime=regime if changes else made.regime)
+        made = made._replace(chunk=chunk, backward_chunk=chunk, own_chunk=chunk)
+        return made._replace(regime=regime if changes else made.regime)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "plan", fixed)

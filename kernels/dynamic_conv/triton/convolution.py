@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.dynamic_conv.configs import ConvolutionConfig
-from kernels.dynamic_conv.triton.addressing import constants, first_tap, walk
+from kernels.dynamic_conv.triton.addressing import constants, first_tap, lies_in, walk
 from kernels.launch import launch
 from kernels.tensors import needs_64_bits
 
@@ -126,7 +126,7 @@ def gather(
     h = h_x + tap_h * MOVE_H
     w = w_x + tap_w * MOVE_W
     offset = row_x + (tap_h * MOVE_H * source_w + tap_w * MOVE_W) * PIXEL + k_x % CHANNELS
-    mask = inside_x & (tap_h < taps_h) & (h >= 0) & (h < source_h) & (w >= 0) & (w < source_w)
+    mask = inside_x & (tap_h < taps_h) & lies_in(h, w, source_h, source_w)
     x = tl.load(source_at + offset, mask=mask, other=0.0)
     tap = k_w // CHANNELS
     tap_h = tap // tl.maximum(taps_w, 1)
@@ -311,7 +311,7 @@ def convolution_kernel(
         else:
             h = h_x + tap_h * MOVE_H
             w = w_x + tap_w * MOVE_W
-            mask_x = inside_x & (h >= 0) & (h < source_h) & (w >= 0) & (w < source_w)
+            mask_x = inside_x & lies_in(h, w, source_h, source_w)
             mask_w = inside_w
             if CHANNELS % BLOCK_K != 0:
                 mask_x = mask_x & (channel + inner_x < CHANNELS)

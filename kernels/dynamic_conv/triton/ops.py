@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from kernels.dynamic_conv.configs import HOPPER, device_of, own_dtype
+from kernels.dynamic_conv.configs import HOPPER, device_of, own_dtype, pixel_parts
 from kernels.dynamic_conv.geometry import output_size
-from kernels.dynamic_conv.plan import Plan, backward_chunk, plan
+from kernels.dynamic_conv.plan import Plan, plan
 from kernels.dynamic_conv.problem import problem_of
 from kernels.dynamic_conv.triton.contraction import contract, new_products
 from kernels.dynamic_conv.triton.convolution import convolve
@@ -171,7 +171,7 @@ def _input_gradient(how, grad, x, weight, mixing, stride, padding, dilation, gro
             )
         convolve(grad, _channels_last(weight), dx, *geometry, mixing=mixing, probe=probe, products=products)
         return dx, None if products is None else products.sum((0, 3)).T
-    for part, weights in _weights(how, weight, mixing, x.shape[0], backward_chunk(how.chunk, x.shape[0])):
+    for part, weights in _weights(how, weight, mixing, x.shape[0], min(how.backward_chunk, x.shape[0])):
         if how.regime == "pointwise" and _is_channels_last(dx):
             torch.bmm(_as_matrix(grad[part]), weights.squeeze(2), out=_as_matrix(dx[part]))
         else:
@@ -196,15 +196,15 @@ def _expert_gradient(how, grad, x, experts, mixing, stride, padding, dilation, g
         return _channels_first(gradient, experts), products
     last = _channels_last(experts) if for_mixing else None
     batch, shape = x.shape[0], (experts.shape[1], kernel[0] * kernel[1], experts.shape[2])
-    chunk = how.own_chunk
-    buffer = grad.new_empty((min(chunk, batch), *shape), dtype=own_dtype(x.dtype))
+    chunk, parts = min(how.own_chunk, batch), pixel_parts(grad.shape[2] * grad.shape[3], how.weight_gradient)
+    buffer = grad.new_empty((chunk * parts, *shape), dtype=own_dtype(x.dtype))
     gradient = grad.new_empty((experts.shape[0], *shape), dtype=x.dtype if chunk >= batch else torch.float32)
-    products = None if last is None else new_products(buffer, mixing)
+    products = None if last is None else new_products(buffer, mixing, parts)
     for begin in range(0, batch, chunk):
         part = slice(begin, min(begin + chunk, batch))
-        own = sample_gradients(grad[part], x[part], buffer[: part.stop - begin], *geometry)
-        contract(own, last, mixing, begin, gradient, products)
-    return _channels_first(gradient, experts), None if products is None else products.sum(0)
+        own = sample_gradients(grad[part], x[part], buffer[: (part.stop - begin) * parts], *geometry)
+        contract(own, last, mixing, begin, gradient, products, parts)
+    return _channels_first(gradient, experts), None if products is None else products.sum((0, 2))
 
 
 def _sample_weight_gradient(how, grad, x, weight, stride, padding, dilation, groups):

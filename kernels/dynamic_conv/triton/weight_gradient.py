@@ -62,7 +62,10 @@ def sample_gradients(
     config: WeightGradientConfig,
     precision: str,
 ) -> Tensor:
-    """Fill `out` [batch, out, taps, in/groups] with each sample's own weight gradient; return it."""
+    """Fill `out` [batch * parts, out, taps, in/groups] with each sample's own weight gradient; return it.
+
+    Each part is of a range of pixels, as many as `configs.pixel_parts` says.
+    """
     _launch(grad, x, None, None, out, None, 0, stride, padding, dilation, groups, kernel, config, precision)
     return out
 
@@ -80,11 +83,13 @@ def _launch(
 ):
     batch, channels, height, width = x.shape
     taps = kernel[0] * kernel[1]
-    per_program = triton.cdiv(batch, config.splits) if count else 1
+    per_program = -(-batch // config.splits) if count else 1
+    blocks = -(-grad.shape[2] * grad.shape[3] // config.block_k)
+    parts = 1 if count else out.shape[0] // batch
     tiles = _tiles(grad.shape[1], channels // groups, taps, groups, config)
     launch(
         weight_gradient_kernel,
-        (tiles * triton.cdiv(batch, per_program),),
+        (tiles * -(-batch // per_program) * parts,),
         grad,
         x,
         experts,
@@ -93,6 +98,8 @@ def _launch(
         products,
         batch,
         per_program,
+        parts,
+        -(-blocks // parts),
         height,
         width,
         *grad.shape[2:],
@@ -122,6 +129,8 @@ def weight_gradient_kernel(
     products_ptr,
     batch,
     per_program,
+    parts,
+    blocks_per_part,
     height,
     width,
     out_h,
@@ -181,10 +190,17 @@ def weight_gradient_kernel(
     weight_offset = (group * OUTPUTS + rows)[:, None] * (TAPS * CHANNELS) + column_at[None, :]
     weight_inside = row_inside[:, None] & column_inside[None, :]
 
-    first = split.to(tl.int64) * per_program
-    samples = tl.minimum(batch - first, per_program)
+    # A program takes several samples, or a part of the pixels of one.
     pixels = out_h * out_w
     blocks = tl.cdiv(pixels, BLOCK_K)
+    if EXPERTS > 0:
+        first = split.to(tl.int64) * per_program
+        block = 0
+        steps = tl.minimum(batch - first, per_program).to(tl.int32) * blocks
+    else:
+        first = (split // parts).to(tl.int64)
+        block = split % parts * blocks_per_part
+        steps = tl.minimum(blocks - block, blocks_per_part)
     grad_at = grad_ptr + first * pixels * (GROUPS * OUTPUTS) + group * OUTPUTS
     x_at = x_ptr + first * height * width * (GROUPS * CHANNELS) + group * CHANNELS
 
@@ -196,16 +212,15 @@ def weight_gradient_kernel(
     sample = 0
     grad_step = tl.cast(pixels, tl.int64) * (GROUPS * OUTPUTS)
     x_step = tl.cast(height, tl.int64) * width * (GROUPS * CHANNELS)
-    block = 0
     # Where a block of pixels begins is moved on by additions, as a division for each pixel would cost more than loads.
     ahead = tl.arange(0, BLOCK_K)
     ahead_h = ahead // out_w
     ahead_w = ahead % out_w
     step_h = BLOCK_K // out_w
     step_w = BLOCK_K % out_w
-    block_h = 0
-    block_w = 0
-    for _ in range(0, samples.to(tl.int32) * blocks):
+    block_h = block * BLOCK_K // out_w
+    block_w = block * BLOCK_K % out_w
+    for _ in range(0, steps):
         pixel = block * BLOCK_K + tl.arange(0, BLOCK_K)
         if INDEX64:
             pixel = pixel.to(tl.int64)
