@@ -213,7 +213,7 @@ def weight_gradient_config(problem: Problem, device: Device) -> WeightGradientCo
 
 def filled(config: WeightGradientConfig, problem: Problem, device: Device) -> WeightGradientConfig:
     """Return `config` with splits for two blocks a multiprocessor."""
-    return config._replace(splits=max(1, 2 * device.multiprocessors // weight_tiles(problem, config)))
+    return config._replace(splits=max(1, 2 * device.multiprocessors // _tiles_of(problem, config)))
 
 
 def weight_gradient_rows(problem: Problem, apart: bool) -> tuple[WeightGradientConfig, ...]:
@@ -245,13 +245,22 @@ def goes_apart(problem: Problem) -> bool:
     return problem.dtype == torch.bfloat16 and not few and problem.pixels >= APART_PIXELS
 
 
-def weight_tiles(problem: Problem, config: WeightGradientConfig) -> int:
-    """Return how many tiles one weight gradient has; columns run over taps too where a tile has more than channels."""
-    channels, taps = problem.in_channels // problem.groups, problem.kernel[0] * problem.kernel[1]
-    columns = taps * ceil(channels / config.block_n)
-    if channels < config.block_n:
-        columns = ceil(taps * channels / config.block_n)
-    return problem.groups * ceil(problem.out_channels / problem.groups / config.block_m) * columns
+def weight_tiles(outputs: int, channels: int, taps: int, config: WeightGradientConfig) -> int:
+    """Return how many tiles one group's weight gradient has, with `outputs` and `channels` a group."""
+    columns = ceil(taps * channels / config.block_n)
+    if not spans_taps(channels, config):
+        columns = taps * ceil(channels / config.block_n)
+    return ceil(outputs / config.block_m) * columns
+
+
+def spans_taps(channels: int, config: WeightGradientConfig) -> bool:
+    """Return whether a tile's columns run over taps too: where it has more of them than a group has channels."""
+    return channels < config.block_n
+
+
+def _tiles_of(problem: Problem, config: WeightGradientConfig) -> int:
+    outputs, channels = problem.out_channels // problem.groups, problem.in_channels // problem.groups
+    return problem.groups * weight_tiles(outputs, channels, problem.kernel[0] * problem.kernel[1], config)
 
 
 def pixel_parts(pixels: int, config: WeightGradientConfig) -> int:
@@ -265,7 +274,7 @@ def _sample_gradient_clocks(config: WeightGradientConfig, problem: Problem, devi
     tile = config.block_m, config.block_n
     parts = pixel_parts(problem.pixels, config)
     steps = ceil(ceil(problem.pixels / config.block_k) / parts)
-    tiles = weight_tiles(problem, config) * problem.batch * parts
+    tiles = _tiles_of(problem, config) * problem.batch * parts
     gathered = 0 if (problem.in_channels // problem.groups) % 8 == 0 else GATHERING * config.block_k * config.block_n
     return _clocks(tiles, steps, tile, tile, config, problem, device, gathered)
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.dynamic_conv.configs import WeightGradientConfig
+from kernels.dynamic_conv.configs import WeightGradientConfig, spans_taps, weight_tiles
 from kernels.dynamic_conv.triton.addressing import constants, lies_in
 from kernels.launch import launch
 from kernels.tensors import needs_64_bits
@@ -42,7 +42,8 @@ def expert_gradients(
     partial = grad.new_empty((splits, count, outputs, taps, channels), dtype=dtype)
     products = None
     if experts is not None:
-        products = grad.new_empty((_tiles(outputs, channels, taps, groups, config), batch, count), dtype=torch.float32)
+        tiles = groups * weight_tiles(outputs // groups, channels, taps, config)
+        products = grad.new_empty((tiles, batch, count), dtype=torch.float32)
     _launch(
         grad, x, experts, mixing, partial, products, count, stride, padding, dilation, groups, kernel, config, precision
     )
@@ -70,14 +71,6 @@ def sample_gradients(
     return out
 
 
-def _tiles(outputs: int, channels: int, taps: int, groups: int, config: WeightGradientConfig) -> int:
-    """Return how many tiles one weight gradient has."""
-    columns = taps * triton.cdiv(channels, config.block_n)
-    if channels < config.block_n:
-        columns = triton.cdiv(taps * channels, config.block_n)
-    return groups * triton.cdiv(outputs // groups, config.block_m) * columns
-
-
 def _launch(
     grad, x, experts, mixing, out, products, count, stride, padding, dilation, groups, kernel, config, precision
 ):
@@ -86,7 +79,7 @@ def _launch(
     per_program = -(-batch // config.splits) if count else 1
     blocks = -(-grad.shape[2] * grad.shape[3] // config.block_k)
     parts = 1 if count else out.shape[0] // batch
-    tiles = _tiles(grad.shape[1], channels // groups, taps, groups, config)
+    tiles = groups * weight_tiles(grad.shape[1] // groups, channels // groups, taps, config)
     launch(
         weight_gradient_kernel,
         (tiles * -(-batch // per_program) * parts,),
@@ -110,7 +103,7 @@ def _launch(
         **constants(kernel, stride, padding, dilation),
         INDEX64=needs_64_bits(grad[:1], x[:1], out),
         PRECISION=precision,
-        GATHER=channels // groups < config.block_n,
+        GATHER=spans_taps(channels // groups, config),
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
