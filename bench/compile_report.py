@@ -26,7 +26,7 @@ from kernels.augment import triton as augment
 from kernels.augment.arguments import Arguments
 from kernels.channel_gate.triton import ops as gate
 from kernels.dynamic_conv import configs
-from kernels.dynamic_conv.triton.contraction import contract, new_products
+from kernels.dynamic_conv.triton.contraction import contract
 from kernels.dynamic_conv.triton.convolution import convolve
 from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients
 from kernels.dynamic_conv.triton.mixing import mix_into
@@ -180,9 +180,9 @@ def _weight_gradient(row, dtype, channels, experts) -> Variant:
 
 def _contraction(experts: int, dtype: torch.dtype) -> Variant:
     own, mixing = _empty(BATCH, 256, 9, 256, dtype=dtype), _empty(BATCH, experts, dtype=torch.float32)
-    gradient, products = _empty(experts, 256, 9, 256, dtype=torch.float32), new_products(own, mixing, 1)
+    gradient = _empty(experts, 256, 9, 256, dtype=torch.float32)
     with record_launches() as launches:
-        contract(own, _empty(experts, 256, 9, 256, dtype=dtype), mixing, 0, gradient, products)
+        contract(own, _empty(experts, 256, 9, 256, dtype=dtype), mixing, gradient, add=False)
     options = launches[0].options
     label = _label(options["BLOCK_S"], options["BLOCK_W"])
     return Variant("contraction", f"{experts} experts", _name(dtype), "256->256", label, 1, 4, launches[0])

@@ -319,14 +319,20 @@ def within_memory(config: WeightGradientConfig, problem: Problem) -> WeightGradi
 
 
 def naive_bytes(problem: Problem) -> int:
-    """Return what the naive form allocates in backward: a copy of x, the mixed weights, and those in float32 too."""
+    """Return what the naive form allocates in backward: weights in float32, and the mixed ones or a copy of x."""
     x = problem.batch * problem.in_channels * problem.height * problem.width
-    return problem.dtype.itemsize * (x + problem.batch * problem.weights) + 4 * problem.batch * problem.weights
+    weights = problem.batch * problem.weights
+    return 4 * weights + problem.dtype.itemsize * max(weights, x)
 
 
 def own_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that the samples' own weight gradients are kept in: float16 could overflow in one of them."""
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
+def contracted_block(dtype: torch.dtype) -> int:
+    """Return how many weights a program of the contraction takes of gradients kept in `dtype`."""
+    return 128 if dtype.itemsize == 2 else 64
 
 
 def depthwise_config(problem: Problem, device: Device, gradient: bool) -> DepthwiseConfig:

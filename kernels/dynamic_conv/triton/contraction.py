@@ -5,77 +5,66 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.dynamic_conv.configs import contracted_block
 from kernels.launch import launch
 
 # Experts of a program: twice as many columns are the narrowest matrix product.
 EXPERTS = 8
-# Samples a step and weights of a program, by the bytes of a number.
-BLOCKS = {2: (64, 128), 4: (32, 64)}
-FEW = 32  # of this many samples and fewer no larger step is made
-
-
-def new_products(own: Tensor, mixing: Tensor, parts: int) -> Tensor:
-    """Return memory for what `contract` sums over blocks of weights: [blocks, batch, parts, experts], float32."""
-    blocks = -(-own[0].numel() // BLOCKS[own.dtype.itemsize][1])
-    return own.new_empty((blocks, len(mixing), parts, mixing.shape[1]), dtype=torch.float32)
+# Samples a step, by the bytes of a number; of FEW samples and fewer no larger step is made.
+BLOCK_S, FEW = {2: 64, 4: 32}, 32
 
 
 def contract(
-    own: Tensor,
-    experts: Tensor | None,
-    mixing: Tensor,
-    begin: int,
-    gradient: Tensor,
-    products: Tensor | None,
-    parts: int = 1,
-) -> None:
-    """Take in the gradients of a chunk of samples, which starts at `begin`, or start anew where that is 0.
+    own: Tensor, experts: Tensor | None, mixing: Tensor, gradient: Tensor, add: bool, parts: int = 1
+) -> Tensor | None:
+    """Fill `gradient` with `sum_b mixing[b, k] * own[b]`, or add that; return `<own[b], experts[k]>` where asked.
 
-    All are contiguous, the first two and `gradient` [.., out, taps, in/groups].
+    All are contiguous, `own`, `experts` and `gradient` [.., out, taps, in/groups].
 
     Args:
         own: each sample's own weight gradient, in `parts` that follow each other; bfloat16, float16 or float32; read
             once.
-        experts: read where there are `products`.
-        mixing: [batch, experts], float32. Where own has 16 bits, each number is multiplied as the sum of two such.
-        gradient: one for each expert, of `sum_b mixing[b, k] * own[b]`, a float32 sum rounded to its dtype.
-        products: to hold `<own[b], experts[k]>` in parts, as `new_products` makes it.
+        experts: None where no products are asked for.
+        mixing: [samples, experts], float32. Where own has 16 bits, each number is multiplied as the sum of two such.
+        gradient: one for each expert; the sums are float32, rounded once to its dtype.
+
+    Returns:
+        The products [samples, experts], float32, or None.
     """
-    batch, count = mixing.shape
+    samples, count = mixing.shape
     size = own[0].numel()
-    block_s, block_w = BLOCKS[own.dtype.itemsize]
+    block_s, block_w = BLOCK_S[own.dtype.itemsize], contracted_block(own.dtype)
+    blocks = -(-size // block_w)
+    products = None if experts is None else own.new_empty((blocks, samples, parts, count), dtype=torch.float32)
     launch(
         contract_kernel,
-        (-(-size // block_w), -(-count // EXPERTS)),
+        (blocks, -(-count // EXPERTS)),
         own,
         experts,
         mixing,
         gradient,
         products,
-        batch,
-        begin,
         parts,
-        own.shape[0],
+        len(own),
         SIZE=size,
         COUNT=count,
-        ADD=begin > 0,
+        ADD=add,
         HALF=EXPERTS,
         BLOCK_S=block_s if len(own) > FEW else FEW,
         BLOCK_W=block_w,
         num_warps=4,
         num_stages=1,  # mostly there is one step
     )
+    return None if products is None else products.sum((0, 2))
 
 
-@triton.jit(do_not_specialize=["batch", "begin", "parts", "rows"])
+@triton.jit(do_not_specialize=["parts", "rows"])
 def contract_kernel(
     own_ptr,
     experts_ptr,
     mixing_ptr,
     gradient_ptr,
     products_ptr,
-    batch,
-    begin,
     parts,
     rows,
     SIZE: tl.constexpr,
@@ -104,14 +93,14 @@ def contract_kernel(
         inside = row < rows
         own_at = tl.cast(row, tl.int64)[:, None] * SIZE + at[None, :]
         own = tl.load(own_ptr + own_at, mask=inside[:, None] & within[None, :], other=0.0)  # [BLOCK_S, BLOCK_W]
-        share_at = (begin + row // parts)[:, None] * COUNT + expert[None, :]
+        share_at = (row // parts)[:, None] * COUNT + expert[None, :]
         share = tl.load(mixing_ptr + share_at, mask=inside[:, None] & known[None, :], other=0.0)
         rounded = share.to(dtype)
         share = tl.where(column < HALF, rounded, (share - rounded.to(tl.float32)).to(dtype))
         total = tl.dot(own.T, share, total, input_precision="ieee")
         if products_ptr is not None:
             product = tl.dot(own, weight, input_precision="ieee")  # [BLOCK_S, 2 * HALF]
-            product_at = tl.cast(tl.program_id(0), tl.int64) * batch * parts + begin * parts + row
+            product_at = tl.cast(tl.program_id(0), tl.int64) * rows + row
             product_at = product_at[:, None] * COUNT + expert[None, :]
             tl.store(products_ptr + product_at, product, mask=inside[:, None] & held[None, :])
 

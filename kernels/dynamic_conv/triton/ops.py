@@ -7,7 +7,7 @@ from kernels.dynamic_conv.configs import HOPPER, device_of, own_dtype, pixel_par
 from kernels.dynamic_conv.geometry import output_size
 from kernels.dynamic_conv.plan import Plan, plan
 from kernels.dynamic_conv.problem import problem_of
-from kernels.dynamic_conv.triton.contraction import contract, new_products
+from kernels.dynamic_conv.triton.contraction import contract
 from kernels.dynamic_conv.triton.convolution import convolve
 from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients
 from kernels.dynamic_conv.triton.mixing import mix_into
@@ -199,12 +199,14 @@ def _expert_gradient(how, grad, x, experts, mixing, stride, padding, dilation, g
     chunk, parts = min(how.own_chunk, batch), pixel_parts(grad.shape[2] * grad.shape[3], how.weight_gradient)
     buffer = grad.new_empty((chunk * parts, *shape), dtype=own_dtype(x.dtype))
     gradient = grad.new_empty((experts.shape[0], *shape), dtype=x.dtype if chunk >= batch else torch.float32)
-    products = None if last is None else new_products(buffer, mixing, parts)
+    products = []
     for begin in range(0, batch, chunk):
         part = slice(begin, min(begin + chunk, batch))
         own = sample_gradients(grad[part], x[part], buffer[: (part.stop - begin) * parts], *geometry)
-        contract(own, last, mixing, begin, gradient, products, parts)
-    return _channels_first(gradient, experts), None if products is None else products.sum((0, 2))
+        products.append(contract(own, last, mixing[part], gradient, begin > 0, parts))
+    if last is None:
+        return _channels_first(gradient, experts), None
+    return _channels_first(gradient, experts), products[0] if len(products) == 1 else torch.cat(products)
 
 
 def _sample_weight_gradient(how, grad, x, weight, stride, padding, dilation, groups):
