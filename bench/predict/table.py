@@ -1,4 +1,4 @@
-"""The predictions as a page: bench/results/predicted.md, from predicted.json."""
+"""The predictions as a page: bench/results/predicted.md, from predicted/times.json."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ from bench.markdown import grid, wrapped
 from bench.predict.machine import H200, Machine
 from engine.report.tables import Table
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "predicted.json"
-PAGE = RESULTS.with_suffix(".md")
+PAGE = Path(__file__).resolve().parents[1] / "results" / "predicted.md"
+RESULTS = PAGE.with_suffix("") / "times.json"
 # Launches named in a row.
 NAMED = 3
 
