@@ -104,7 +104,7 @@ STACKED = (
 # float32: shared memory holds half as many elements, and IEEE products run outside the matrix units.
 CONVOLUTION_FLOAT32 = (
     ConvolutionConfig(64, 64, 16, 8),
-    ConvolutionConfig(64, 32, 32, 4),
+    ConvolutionConfig(64, 32, 32, 8),
     ConvolutionConfig(32, 32, 32, 4),
     ConvolutionConfig(64, 16, 32, 4),
 )
@@ -139,7 +139,7 @@ SAMPLE_GRADIENT_FLOAT32 = (
 # Rows by the most accumulators they hold. (experts + 1) tiles of float32 stay under 160 registers a thread.
 WEIGHT_GRADIENT = {
     1: (
-        WeightGradientConfig(128, 128, 64, 8),
+        WeightGradientConfig(128, 64, 64, 8),
         WeightGradientConfig(64, 64, 64, 4),
         WeightGradientConfig(64, 32, 64, 4),
         WeightGradientConfig(64, 16, 64, 4),

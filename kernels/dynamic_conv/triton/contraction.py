@@ -11,7 +11,7 @@ from kernels.launch import launch
 # Experts of a program: twice as many columns are the narrowest matrix product.
 EXPERTS = 8
 # Samples a step, by the bytes of a number; of FEW samples and fewer no larger step is made.
-BLOCK_S, FEW = {2: 64, 4: 32}, 32
+BLOCK_S, FEW = {2: 64, 4: 16}, 32
 
 
 def contract(
@@ -50,7 +50,7 @@ def contract(
         COUNT=count,
         ADD=add,
         HALF=EXPERTS,
-        BLOCK_S=block_s if len(own) > FEW else FEW,
+        BLOCK_S=block_s if len(own) > FEW else min(block_s, FEW),
         BLOCK_W=block_w,
         num_warps=4,
         num_stages=1,  # mostly there is one step
