@@ -2,6 +2,10 @@
 
 from typing import NamedTuple
 
+import torch
+
+from kernels.dynamic_conv.configs import HOPPER, L2_BYTES_A_CLOCK, PRODUCTS_A_CLOCK, SHARED_BYTES_A_CLOCK
+
 
 class Machine(NamedTuple):
     """A GPU, by what limits a kernel.
@@ -12,18 +16,18 @@ class Machine(NamedTuple):
     large copies and matrix products reach.
     """
 
-    name: str = "NVIDIA H200"
-    multiprocessors: int = 132
+    name: str = HOPPER.name
+    multiprocessors: int = HOPPER.multiprocessors
     hertz: float = 1.755e9
-    matrix_flops: int = 4096
+    matrix_flops: int = 2 * PRODUCTS_A_CLOCK[torch.bfloat16]
     issue_slots: int = 4
     warp_clocks: float = 3.25
-    l2: float = 27.5
+    l2: float = L2_BYTES_A_CLOCK
     l2_port: float = 64.0
-    shared: float = 128.0
+    shared: float = SHARED_BYTES_A_CLOCK
     memory: float = 4.3e12
     products: float = 790e12
-    l2_bytes: int = 60 * 2**20
+    l2_bytes: int = HOPPER.l2_bytes
     launch_us: float = 2.5
 
     def seconds(self, clocks: float) -> float:
