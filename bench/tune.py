@@ -214,13 +214,12 @@ def rows(problem: Problem, regime: str, name: str, ruled, device: configs.Device
         splits = _about(ruled.splits)[1:] if name == "weight_gradient" else []
         return [*found, *({"splits": each} for each in splits)]
     if name == "weight_gradient":
-        apart = [row._asdict() for row in configs.weight_gradient_rows(problem, apart=True)]
-        if problem.experts > configs.EXPERTS_ACCUMULATED:
-            return apart
-        held = [configs.filled(row, problem, device) for row in configs.weight_gradient_rows(problem, apart=False)]
-        made = [row._replace(splits=splits) for row in held for splits in _about(row.splits)]
+        forms = (True, False) if problem.experts <= configs.EXPERTS_ACCUMULATED else (True,)
+        found = [row for apart in forms for row in configs.weight_gradient_rows(problem, apart)]
+        filled = [configs.filled(row, problem, device) for row in found]
+        made = [row._replace(splits=splits) for row in filled for splits in _about(row.splits)]
         # more partial gradients than fit the memory are never used
-        return [*apart, *(row._asdict() for row in made if configs.within_memory(row, problem) == row)]
+        return [row._asdict() for row in made if configs.within_memory(row, problem) == row]
     if regime == "pointwise":
         return []  # torch.bmm, which takes no config
     if problem.dtype == torch.float32:

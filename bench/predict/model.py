@@ -17,6 +17,8 @@ from kernels.launch import Launch
 
 # Instructions that move bytes through L1 or shared memory, and what one takes of its rate at the least, a clock.
 MOVES, LEAST = ("LDG", "STG", "LDS", "STS", "LDL", "STL"), 128
+# The share of what the source loads that the code loads at the least: the compiler joins loads of one place.
+KEPT = 0.8
 # Bytes of an operand of the matrix units.
 OPERAND = 2
 
@@ -67,8 +69,8 @@ def work_of(launch: Launch) -> Work:
     """Return what a launch needs, from its machine code for Hopper and from a trace of some of its programs.
 
     Raises:
-        ValueError: the compiler made several copies of a loop, or the code has other matrix products than the trace:
-            how often its instructions run is not known.
+        ValueError: the compiler made several copies of a loop, or the code makes other matrix products than the trace,
+            or loads and stores less: how often its instructions run is not known.
     """
     compiled = compile_launch(launch, 90)
     listing, traced = code.read(compiled), trace(launch)
@@ -161,7 +163,7 @@ def _counted(listing: Code, traced: Trace, warps: int) -> tuple[float, float, fl
     if len(set(loops)) < len(loops):
         raise ValueError(f"several copies of one loop: {sorted(loops)}")
     bodies = {region.place: traced.counts.get(body_of(region.place), 0.0) for region in listing.regions}
-    instructions = together = alone = shared = 0.0
+    instructions = together = alone = shared = moved = 0.0
     bypassing = set()
     for instruction, place, times in listing.times(bodies):
         instructions += times
@@ -175,11 +177,15 @@ def _counted(listing: Code, traced: Trace, warps: int) -> tuple[float, float, fl
             alone += times * warps * 2 * 16 * 8 * 16
         elif name.startswith(MOVES):
             shared += times * warps * max(bytes_of(name), LEAST)
+        if name.startswith(("LDG.", "STG.", "LDGSTS.")):
+            moved += times * warps * bytes_of(name)
         if name.startswith("LDGSTS") and "BYPASS" in name:
             bypassing.add(place)
     # Of products that one warp makes, several may make the same.
     if together + alone and not 0.99 < (together + alone) / traced.flops < (1.01 if not alone else float("inf")):
         raise ValueError(f"{together + alone:.4g} FLOPs in the code, {traced.flops:.4g} in the trace")
+    if moved < KEPT * traced.asked:
+        raise ValueError(f"{moved:.4g} bytes loaded and stored in the code, {traced.asked:.4g} in the trace")
     return instructions, together + alone, shared, bypassing
 
 

@@ -38,11 +38,12 @@ class Touched(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """Means over programs: how often each statement ran, what was touched, and FLOPs of `tl.dot`."""
+    """Means over programs: how often each statement ran, what was touched, FLOPs of `tl.dot`, and bytes asked for."""
 
     counts: dict[Place, float]
     touched: list[Touched]
     flops: float
+    asked: float
 
 
 def trace(launch: Launch) -> Trace:
@@ -77,7 +78,7 @@ class _Watch:
         self.each: Counter[tuple] = Counter()
         self.once: Counter[tuple] = Counter()
         self.seen: dict[tuple, list[np.ndarray]] = defaultdict(list)
-        self.flops = 0
+        self.flops = self.asked = 0
 
     def begin(self) -> None:
         """Begin another program."""
@@ -108,6 +109,7 @@ class _Watch:
             return
         first = int(pointers[mask].flat[0])
         argument, size = next((index, size) for index, (span, size) in self.spans.items() if first in span)
+        self.asked += int(mask.sum()) * size
         lines = _by_instruction(pointers.astype(np.int64), size)
         sectors = np.where(_by_instruction(mask, size, pointers), lines // SECTOR, -1)
         ordered = np.sort(sectors, axis=1)
@@ -123,7 +125,7 @@ class _Watch:
         touched = [
             Touched(*key, SECTOR * self.each[key] / programs, SECTOR * self.once[key] / programs) for key in self.each
         ]
-        return Trace(counts, touched, self.flops / programs)
+        return Trace(counts, touched, self.flops / programs, self.asked / programs)
 
 
 @contextmanager

@@ -120,6 +120,7 @@ STEP, GATHERING, START, ALONE = 140, 22, 500, 13
 REUSED, LATENCY = 3, 700
 # Fewer pixels or samples do not repay a gradient of the weights for every sample.
 APART_PIXELS, APART_SAMPLES = 128, 4
+MOST_PARTS = 512  # of an image, whose gradients are made apart
 # Experts the accumulators of one program hold; more are contracted from the samples' own gradients.
 EXPERTS_ACCUMULATED = 8
 # Of the sample's own, where one tile is held.
@@ -202,8 +203,7 @@ def weight_gradient_config(problem: Problem, device: Device) -> WeightGradientCo
     apart = goes_apart(problem)
     rows = weight_gradient_rows(problem, apart)
     if apart or not problem.experts:
-        splits = [2**power for power in range(10)] if apart else [1]
-        found = [row._replace(splits=count) for row in rows for count in splits]
+        found = [filled(row, problem, device) if apart else row for row in rows]
         return min(found, key=lambda row: _sample_gradient_clocks(row, problem, device))
     channels = problem.in_channels // problem.groups
     columns = channels if channels >= 16 else channels * problem.kernel[0] * problem.kernel[1]
@@ -212,7 +212,10 @@ def weight_gradient_config(problem: Problem, device: Device) -> WeightGradientCo
 
 
 def filled(config: WeightGradientConfig, problem: Problem, device: Device) -> WeightGradientConfig:
-    """Return `config` with splits for two blocks a multiprocessor."""
+    """Return `config` with splits for two blocks a multiprocessor; apart, with those of the least predicted time."""
+    if config.apart:
+        split = [config._replace(splits=2**power) for power in range(MOST_PARTS.bit_length())]
+        return min(split, key=lambda each: _sample_gradient_clocks(each, problem, device))
     return config._replace(splits=max(1, 2 * device.multiprocessors // _tiles_of(problem, config)))
 
 

@@ -52,7 +52,19 @@ with record_launches() as launches:
 works = [model.work_of(launch) for launch in launches]
 found = [work._asdict() | {"block": work.block._asdict()} for work in works]
 counts = [[place[0].rpartition("/")[2], place[1], count] for place, count in trace(launches[2]).counts.items()]
-print(json.dumps({"works": found, "counts": counts}))
+
+from bench.predict import code
+from bench.stand_in.driver import compile_launch
+from kernels.channel_gate.triton.pixels import sum_over_pixels
+with record_launches() as reductions:
+    sum_over_pixels(empty(4, 64, 128, 128).to(memory_format=torch.channels_last))
+unread = code.read(compile_launch(reductions[0]))._replace(regions=[])
+try:
+    model._counted(unread, trace(reductions[0]), 4)
+    said = ""
+except ValueError as error:
+    said = str(error)
+print(json.dumps({"works": found, "counts": counts, "unread": said}))
 """
 
 
@@ -101,6 +113,11 @@ def test_the_body_of_a_branch_counts_as_often_as_it_runs(counted):
     # two samples of two blocks of pixels
     assert (counts[branch], counts[branch + 1]) == (4, 2)
     assert counted["works"][2]["block"]["flops"] == 2 * 64 * 64 * 2 * 64
+
+
+def test_a_loop_that_is_not_understood_is_no_prediction(counted):
+    """Of a kernel without products it shows in what is loaded."""
+    assert "bytes loaded and stored in the code" in counted["unread"]
 
 
 def test_statements_are_found_by_any_of_their_lines(tmp_path):
