@@ -20,7 +20,7 @@ from tests.kernels.test_spatial_attention import MASK, SHAPES, arguments_of, att
 pytest.importorskip("triton")
 
 from kernels import streaming
-from kernels.spatial_attention.triton import backward, ops
+from kernels.spatial_attention.triton import maps, ops
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 pytestmark = [needs_interpreter, pytest.mark.usefixtures("on_triton")]
@@ -31,7 +31,7 @@ DTYPES = [torch.float32, torch.float16]
 @pytest.fixture
 def few_programs(monkeypatch):
     """Let every kernel take its widest block of pixels, as it would with many; its programs walk over more then."""
-    for module in (configs, backward):
+    for module in (configs, maps):
         monkeypatch.setattr(module, "PROGRAMS", 2)
 
 
@@ -115,18 +115,39 @@ def test_kernels_that_read_again_start_with_what_was_read_last(monkeypatch):
     outcome(spatial_attention, [randn(3, 2, 2, 2), *attention_arguments()[1:]])
     assert list(dict.fromkeys(order["statistics"])) == [0, 1, 2]
     assert list(dict.fromkeys(order["attention"])) == [2, 1, 0]
-    dot, spread = order["backward"][:9], order["backward"][-15:]  # three tensors a program, then five
+    dot, spread = order["backward"][:12], order["backward"][-15:]  # four tensors a program, then five
     assert list(dict.fromkeys(dot)) == [0, 1, 2]
     assert list(dict.fromkeys(spread)) == [2, 1, 0]
 
 
 def test_partial_sums_of_the_weight_gradient_are_bounded(monkeypatch):
-    monkeypatch.setattr(backward, "PROGRAMS", 3)
+    monkeypatch.setattr(maps, "PROGRAMS", 3)
     with record_launches() as launches:
         outcome(spatial_attention, attention_arguments((5, 2, 12, 12)))
-    (maps,) = (launch for launch in launches if launch.kernel.__name__ == "maps_kernel")
-    assert maps.grid == (3,)
-    assert maps.arguments[4].shape == (3, 2, 49)
+    (launched,) = (launch for launch in launches if launch.kernel.__name__ == "maps_kernel")
+    assert launched.grid == (3,)
+    assert launched.arguments[4].shape == (3, 2, 49)
+
+
+@pytest.mark.parametrize(("kernel", "shape"), [(3, (2, 2, 17, 67)), (7, (1, 2, 19, 37)), (9, (2, 2, 18, 17))], ids=str)
+def test_images_of_several_strips_each_way_are_near_the_exact_result(kernel, shape):
+    tile = configs.strip_tile(shape[0], *shape[2:], kernel)
+    assert tile.rows < shape[2]
+    assert tile.block_w < shape[3]
+    assert_near_exact(spatial_attention, attention_arguments(shape, kernel))
+
+
+@pytest.mark.parametrize("kernel", [3, 7, 13, 31])
+def test_strips_cover_an_image_and_keep_four_programs_a_multiprocessor_in_registers(kernel):
+    for batch, height, width in ((1, 1, 1), (8, 7, 7), (64, 16, 16), (1, 512, 300), (64, 128, 128), (1024, 300, 1)):
+        tile = configs.strip_tile(batch, height, width, kernel)
+        assert kernel <= tile.columns < 2 * kernel
+        assert tile.columns * tile.block_w <= max(configs.STRIP_ELEMENTS, tile.columns)
+        assert tile.block_w < 2 * width
+        assert 1 <= tile.rows <= height
+        assert tile.warps in (1, 2, 4)
+        blocks = batch * -(-height // tile.rows) * -(-width // tile.block_w)
+        assert blocks >= configs.PROGRAMS // 4 or tile.rows <= configs.FEW_ROWS
 
 
 @layouts
@@ -342,7 +363,7 @@ def test_64_bit_offsets_change_no_number(function, layout, monkeypatch):
     x, *rest = arguments_of(function)
     arguments = [x.to(memory_format=layout), *rest]
     plain = outcome(function, arguments)
-    for module in (streaming, backward):
+    for module in (streaming, maps):
         monkeypatch.setattr(module, "needs_64_bits", lambda *tensors: True)
     with record_launches() as launches:
         wide = outcome(function, arguments)

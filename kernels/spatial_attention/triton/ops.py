@@ -5,8 +5,9 @@ from torch import Tensor
 
 from kernels.spatial_attention.eager import check_present
 from kernels.spatial_attention.triton.attention import attend
-from kernels.spatial_attention.triton.backward import logit_gradient, map_gradients, spread
+from kernels.spatial_attention.triton.backward import logit_gradient, spread
 from kernels.spatial_attention.triton.gate import scale_pixels, scale_pixels_backward
+from kernels.spatial_attention.triton.maps import map_gradients
 from kernels.spatial_attention.triton.statistics import write_stats
 from kernels.tensors import empty_as, memory_layout, not_asked
 
@@ -84,16 +85,16 @@ def spatial_attention_backward(
             bias.new_zeros(bias.shape) if for_bias else dbias,
         )
     grad = _dense(grad, x)
-    padded = logit_gradient(grad, _dense(x, x), gate, weight.shape[-1])
+    dlogits = logit_gradient(grad, _dense(x, x), gate)
     if for_x or for_weight:
-        dmaps, weight_sums = map_gradients(padded, stats, weight.contiguous(), for_x, for_weight)
+        dmaps, weight_sums = map_gradients(dlogits, stats, weight.contiguous(), for_x, for_weight)
         if for_x:
             dx = empty_as(x, x.shape)
             spread(dmaps, argmax, None, dx, grad, gate)
         if for_weight:
             dweight = weight_sums.view(weight.shape).to(weight.dtype)
     if for_bias:
-        dbias = padded.sum().reshape(1).to(bias.dtype)
+        dbias = dlogits.sum().reshape(1).to(bias.dtype)
     return dx, dweight, dbias
 
 

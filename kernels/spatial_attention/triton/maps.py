@@ -1,0 +1,141 @@
+"""The gradients of the two maps and of the weight from the logits' gradient."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.launch import launch
+from kernels.spatial_attention.configs import KERNEL_ROWS, PROGRAMS, strip_tile
+from kernels.streaming import sample_start
+from kernels.tensors import needs_64_bits
+
+
+def map_gradients(
+    dlogits: Tensor, stats: Tensor, weight: Tensor, for_maps: bool, for_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the float32 gradients of the maps [batch, 2, height, width] and of the weight [2, k * k] where asked.
+
+    dlogits [batch, 1, height, width], stats [batch, 2, height, width], weight [1, 2, k, k]; all contiguous.
+    """
+    batch, _, height, width = stats.shape
+    kernel = weight.shape[-1]
+    tile = strip_tile(batch, height, width, kernel)
+    parts = triton.cdiv(height, tile.rows), triton.cdiv(width, tile.block_w)
+    blocks = batch * parts[0] * parts[1]
+    programs = min(blocks, PROGRAMS)
+    dmaps = torch.empty_like(stats) if for_maps else None
+    partial = stats.new_empty((programs, 2, kernel * kernel)) if for_weight else None
+    for first in range(0, kernel, KERNEL_ROWS):
+        launch(
+            maps_kernel,
+            (programs,),
+            dlogits,
+            stats,
+            weight,
+            dmaps,
+            partial,
+            blocks,
+            *parts,
+            tile.rows,
+            height,
+            width,
+            INDEX64=needs_64_bits(stats[:1]),
+            KERNEL=kernel,
+            FIRST=first,
+            ROWS=min(KERNEL_ROWS, kernel - first),
+            COLUMNS=tile.columns,
+            BLOCK_W=tile.block_w,
+            num_warps=tile.warps,
+        )
+    return dmaps, None if partial is None else partial.sum(0)
+
+
+@triton.jit(do_not_specialize=["blocks", "parts_h", "parts_w", "rows", "height", "width"])
+def maps_kernel(
+    dlogits_ptr,
+    stats_ptr,
+    weight_ptr,
+    dmaps_ptr,
+    partial_ptr,
+    blocks,
+    parts_h,
+    parts_w,
+    rows,
+    height,
+    width,
+    INDEX64: tl.constexpr,
+    KERNEL: tl.constexpr,
+    FIRST: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """The part of `ROWS` rows of the kernel from `FIRST` on; the first part writes dmaps, later ones add to it.
+
+    A block is a strip of an image, `rows` by `BLOCK_W` pixels, met from above: the logits' gradients that a pixel needs
+    through one row of the kernel are those that the pixel above it needed through the row before.
+    """
+    AREA: tl.constexpr = KERNEL * KERNEL
+    # Through tap (i, j) pixel (h, w) met the logit at (h + HALF - i, w + HALF - j).
+    HALF: tl.constexpr = KERNEL // 2
+    column = tl.arange(0, COLUMNS)
+    known = column < KERNEL
+    for_mean, for_max, with_mean, with_max = (), (), (), ()
+    for row in tl.static_range(ROWS):
+        if dmaps_ptr is not None:
+            weight_at = weight_ptr + (FIRST + row) * KERNEL + column
+            for_mean = for_mean + (tl.load(weight_at, mask=known, other=0.0).to(tl.float32),)
+            for_max = for_max + (tl.load(weight_at + AREA, mask=known, other=0.0).to(tl.float32),)
+        if partial_ptr is not None:
+            with_mean = with_mean + (tl.zeros((COLUMNS, BLOCK_W), tl.float32),)
+            with_max = with_max + (tl.zeros((COLUMNS, BLOCK_W), tl.float32),)
+    stride = tl.cast(width, tl.int64 if INDEX64 else tl.int32)
+    pixels = stride * height
+    for block in range(tl.program_id(0), blocks, tl.num_programs(0)):
+        sample = block // (parts_h * parts_w)
+        top = block // parts_w % parts_h * rows
+        at = block % parts_w * BLOCK_W + tl.arange(0, BLOCK_W)
+        inside = at < width
+        near_w = at[None, :] + HALF - column[:, None]
+        held = known[:, None] & (near_w >= 0) & (near_w < width)
+        dlogits_at = sample_start(dlogits_ptr, sample, pixels, 1) + near_w
+        window = ()
+        for row in tl.static_range(ROWS):
+            near_h = top - 1 + HALF - FIRST - row
+            seen = held & (near_h >= 0) & (near_h < height)
+            window = window + (tl.load(dlogits_at + near_h * stride, mask=seen, other=0.0),)
+        for pixel_h in range(top, min(top + rows, height)):
+            near_h = pixel_h + HALF - FIRST
+            seen = held & (near_h >= 0) & (near_h < height)
+            moved = (tl.load(dlogits_at + near_h * stride, mask=seen, other=0.0),)  # [COLUMNS, BLOCK_W]
+            for row in tl.static_range(ROWS - 1):
+                moved = moved + (window[row],)
+            window = moved
+            maps_at = sample_start(stats_ptr, sample, pixels, 2) + pixel_h * stride + at
+            if partial_ptr is not None:
+                mean = tl.load(maps_at, mask=inside, other=0.0)
+                highest = tl.load(maps_at + pixels, mask=inside, other=0.0)
+                mean_sums, max_sums = (), ()
+                for row in tl.static_range(ROWS):
+                    mean_sums = mean_sums + (with_mean[row] + window[row] * mean[None, :],)
+                    max_sums = max_sums + (with_max[row] + window[row] * highest[None, :],)
+                with_mean, with_max = mean_sums, max_sums
+            if dmaps_ptr is not None:
+                dmean = tl.zeros((COLUMNS, BLOCK_W), tl.float32)
+                dmax = tl.zeros((COLUMNS, BLOCK_W), tl.float32)
+                for row in tl.static_range(ROWS):
+                    dmean += window[row] * for_mean[row][:, None]
+                    dmax += window[row] * for_max[row][:, None]
+                dmean, dmax = tl.sum(dmean, 0), tl.sum(dmax, 0)
+                dmaps_at = sample_start(dmaps_ptr, sample, pixels, 2) + pixel_h * stride + at
+                if FIRST > 0:
+                    dmean += tl.load(dmaps_at, mask=inside, other=0.0)
+                    dmax += tl.load(dmaps_at + pixels, mask=inside, other=0.0)
+                tl.store(dmaps_at, dmean, mask=inside)
+                tl.store(dmaps_at + pixels, dmax, mask=inside)
+    if partial_ptr is not None:
+        for row in tl.static_range(ROWS):
+            partial_at = partial_ptr + tl.program_id(0) * (2 * AREA) + (FIRST + row) * KERNEL + column
+            tl.store(partial_at, tl.sum(with_mean[row], 1), mask=known)
+            tl.store(partial_at + AREA, tl.sum(with_max[row], 1), mask=known)
