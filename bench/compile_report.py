@@ -28,7 +28,7 @@ from kernels.channel_gate.triton import ops as gate
 from kernels.dynamic_conv import configs
 from kernels.dynamic_conv.triton.contraction import contract
 from kernels.dynamic_conv.triton.convolution import convolve
-from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients
+from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients, holds_weights
 from kernels.dynamic_conv.triton.mixing import mix_into
 from kernels.dynamic_conv.triton.weight_gradient import expert_gradients, sample_gradients
 from kernels.launch import Launch, record_launches
@@ -112,8 +112,7 @@ def variants() -> Iterator[Variant]:
             mix_into(mixed, _empty(experts, 256, 256, side, side), _empty(BATCH, experts, dtype=torch.float32))
         use = f"{experts} experts, {side}x{side}"
         yield Variant("mix", use, "bfloat16", "256->256", "-", 1, 4, launches[0])
-    for experts in (0, 4):
-        yield from _depthwise(experts)
+    yield from _depthwise()
     for shape, layout in MAPS:
         x = _empty(*shape).contiguous(memory_format=layout)
         yield from _recorded("spatial attention", x, _spatial_attention)
@@ -195,22 +194,32 @@ def _product(kernel, use, dtype, channels, row, launch, with_config) -> Variant:
     return Variant(*known, launch, row, with_config)
 
 
-def _depthwise(experts: int) -> Iterator[Variant]:
-    x = _image(256, torch.bfloat16)
-    weight = _empty(experts or BATCH, 256, 9)
+def _depthwise() -> Iterator[Variant]:
+    """Strips whose programs mix the weights or are given them, strips of kernels too large to keep, and blocks."""
+    strip, blocks = configs.DepthwiseConfig(16, 64, rows=8), configs.DepthwiseConfig(32, 64)
+    parts = configs.DepthwiseConfig(16, 64, splits=2)
+    for side, experts in ((3, 4), (3, 0), (7, 0), (9, 0)):
+        yield from _depthwise_form(side, experts, strip, strip)
+    yield from _depthwise_form(3, 0, blocks, parts)
+
+
+def _depthwise_form(side, experts, row, gradient_row) -> Iterator[Variant]:
+    x, kernel, geometry = _image(256, torch.bfloat16), (side, side), ([1, 1], [side // 2] * 4, [1, 1])
+    held = holds_weights(row, side * side)
+    weight = _empty(experts or BATCH, *((256, side * side) if held else (side * side, 256)))
+    weight = weight if held else weight.float()
     mixing = _empty(BATCH, experts, dtype=torch.float32) if experts else None
-    forward = configs.DepthwiseConfig(32, 64)
-    gradient = configs.DepthwiseConfig(16, 64, splits=8)
+    own = _empty(BATCH * configs.own_parts(tuple(x.shape[2:]), gradient_row), side * side, 256)
     with record_launches() as launches:
-        convolve_depthwise(x, weight, torch.empty_like(x), *GEOMETRY, KERNEL, forward, mixing=mixing)
-        convolve_depthwise(x, weight, torch.empty_like(x), *GEOMETRY, KERNEL, forward, True, mixing=mixing)
-        depthwise_gradients(x, x, weight if experts else None, mixing, *GEOMETRY, KERNEL, gradient)
-    words = f", {experts} experts" if experts else ""
-    for use, row, launch in zip(
-        ("forward", "gradient of x", "gradient of the weights"), (forward, forward, gradient), launches, strict=True
-    ):
-        label = _label(row.block_p, row.block_c)
-        yield Variant("depthwise", use + words, "bfloat16", "256", label, 1, row.warps, launch)
+        convolve_depthwise(x, weight, torch.empty_like(x), *geometry, kernel, row, False, mixing)
+        convolve_depthwise(x, weight, torch.empty_like(x), *geometry, kernel, row, True, mixing)
+        depthwise_gradients(x, x, own, *geometry, kernel, gradient_row)
+    form = f"{side}x{side} {'strips' if row.strips else 'blocks'}" + (f", {experts} experts" if experts else "")
+    uses = ("forward", "gradient of x", "gradient of the weights")
+    for use, each, launch in zip(uses, (row, row, gradient_row), launches, strict=True):
+        if use != "gradient of the weights" or not experts:  # the same as of weights given
+            label = _label(each.block_p, each.block_c)
+            yield Variant("depthwise", f"{use}, {form}", "bfloat16", "256", label, 1, each.warps, launch)
 
 
 def _recorded(op: str, x: torch.Tensor, call: Callable[[torch.Tensor], None]) -> Iterator[Variant]:

@@ -34,11 +34,15 @@ TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 2e-3}
 ROUNDS, SECONDS = (10, 30), 2.0
 DEPTHWISE = tuple(
     {"block_p": pixels, "block_c": channels, "warps": warps}
-    for pixels, channels, warps in ((64, 32, 4), (32, 64, 4), (64, 64, 4), (64, 64, 8), (16, 64, 2), (32, 32, 2))
+    for pixels, channels, warps in ((64, 32, 4), (32, 64, 4), (64, 64, 8), (16, 64, 2), (32, 32, 2))
 )
 DEPTHWISE_GRADIENT = tuple(
     {"block_p": pixels, "block_c": channels, "warps": warps}
     for pixels, channels, warps in ((16, 64, 4), (32, 32, 4), (16, 32, 2), (32, 64, 8), (8, 64, 2))
+)
+STRIPS = tuple(
+    {"block_p": pixels, "block_c": channels, "warps": warps}
+    for pixels, channels, warps in ((16, 64, 4), (32, 32, 4), (8, 128, 4), (32, 64, 8), (8, 64, 2))
 )
 
 
@@ -210,9 +214,7 @@ def candidates_of(shape: Shape, dtype: torch.dtype, regime: str, device: configs
 def rows(problem: Problem, regime: str, name: str, ruled, device: configs.Device) -> list[dict]:
     """Return the configs to try for a pass."""
     if regime == "depthwise":
-        found = DEPTHWISE_GRADIENT if name == "weight_gradient" else DEPTHWISE
-        splits = _about(ruled.splits)[1:] if name == "weight_gradient" else []
-        return [*found, *({"splits": each} for each in splits)]
+        return _depthwise_rows(problem, name == "weight_gradient", ruled)
     if name == "weight_gradient":
         forms = (True, False) if problem.experts <= configs.EXPERTS_ACCUMULATED else (True,)
         found = [row for apart in forms for row in configs.weight_gradient_rows(problem, apart)]
@@ -227,6 +229,15 @@ def rows(problem: Problem, regime: str, name: str, ruled, device: configs.Device
         return [row._asdict() for row in rows]
     found = configs.STACKED if regime == "stacked" else configs.CONVOLUTION + configs.SWAPPED
     return [row._asdict() for row in found]
+
+
+def _depthwise_rows(problem: Problem, gradient: bool, ruled: configs.DepthwiseConfig) -> list[dict]:
+    """Return the configs to try in each of the depthwise kernels' forms."""
+    found = DEPTHWISE_GRADIENT if gradient else DEPTHWISE
+    if not configs.takes_strips(problem):
+        return [*found, *({"splits": each} for each in _about(ruled.splits)[1:] if gradient)]
+    strips = [row | {"rows": rows} for row in STRIPS for rows in _about(ruled.rows)]
+    return [*(row | {"rows": 0} for row in found), *strips]
 
 
 def measure(candidates: list[Candidate], device: configs.Device) -> list[float]:

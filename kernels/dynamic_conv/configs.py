@@ -48,12 +48,22 @@ class WeightGradientConfig(NamedTuple):
 
 
 class DepthwiseConfig(NamedTuple):
-    """Tile of the depthwise kernels: block_p pixels, block_c channels."""
+    """Tile of the depthwise kernels: block_p pixels, block_c channels.
+
+    A program goes down a strip of `rows` rows of an image, block_p wide; or, where rows is 0, takes one block of any
+    pixels, for the weight gradient the blocks of one of `splits` parts of an image.
+    """
 
     block_p: int
     block_c: int
     warps: int = 4
+    rows: int = 0
     splits: int = 1
+
+    @property
+    def strips(self) -> bool:
+        """Whether programs go down strips, for which strides and dilations must be 1, and inputs as many as outputs."""
+        return self.rows > 0
 
 
 class Device(NamedTuple):
@@ -101,6 +111,9 @@ STACKED = (
     ConvolutionConfig(64, 32, 32, 4),
     ConvolutionConfig(64, 16, 32, 4),
 )
+# Rows and columns of the largest depthwise kernel whose sums fit the registers of a program that goes down a strip;
+# programs of one that a multiprocessor holds; rows that take as long as its start.
+STRIP_KERNEL, STRIPS_AT_ONCE, STRIP_START = (9, 12), 4, 3
 # float32: shared memory holds half as many elements, and IEEE products run outside the matrix units.
 CONVOLUTION_FLOAT32 = (
     ConvolutionConfig(64, 64, 16, 8),
@@ -266,16 +279,15 @@ def _tiles_of(problem: Problem, config: WeightGradientConfig) -> int:
     return problem.groups * weight_tiles(outputs, channels, problem.kernel[0] * problem.kernel[1], config)
 
 
-def pixel_parts(pixels: int, config: WeightGradientConfig) -> int:
-    """Return in how many parts a sample's own gradient is made: `splits` of its pixels, none of them empty."""
-    blocks = ceil(pixels / config.block_k)
-    return ceil(blocks / ceil(blocks / config.splits))
+def _even_parts(pixels: int, block: int, splits: int) -> int:
+    blocks = ceil(pixels / block)
+    return ceil(blocks / ceil(blocks / splits))
 
 
 def _sample_gradient_clocks(config: WeightGradientConfig, problem: Problem, device: Device) -> float:
     """Return the clocks that the samples' own gradients take."""
     tile = config.block_m, config.block_n
-    parts = pixel_parts(problem.pixels, config)
+    parts = own_parts(problem.out_size, config)
     steps = ceil(ceil(problem.pixels / config.block_k) / parts)
     tiles = _tiles_of(problem, config) * problem.batch * parts
     gathered = 0 if (problem.in_channels // problem.groups) % 8 == 0 else GATHERING * config.block_k * config.block_n
@@ -341,11 +353,38 @@ def contracted_block(dtype: torch.dtype) -> int:
 def depthwise_config(problem: Problem, device: Device, gradient: bool) -> DepthwiseConfig:
     """Return the tile of the depthwise kernels: 16-byte loads along the channels."""
     block_c = min(64, max(16, 1 << (problem.out_channels - 1).bit_length()))
+    others = problem.batch * ceil(problem.out_channels / block_c)
+    if takes_strips(problem):
+        height, width = problem.out_size
+        block_w = min(1024 // block_c, max(1, 1 << (width - 1).bit_length()))
+        others *= ceil(width / block_w)
+
+        def cost(rows: int) -> int:
+            # A program also meets the rows that the kernel reaches beyond its own, and has to start.
+            waves = ceil(others * ceil(height / rows) / (STRIPS_AT_ONCE * device.multiprocessors))
+            return waves * (rows + problem.kernel[0] + STRIP_START)
+
+        halves = {ceil(height / 2**power) for power in range(height.bit_length())}
+        return DepthwiseConfig(block_w, block_c, rows=min(halves, key=cost))
     if not gradient:
         return DepthwiseConfig(min(64, max(4, 2048 // block_c)), block_c)
-    blocks = ceil(problem.out_channels / block_c)
-    splits = max(1, min(problem.batch, 4 * device.multiprocessors // blocks))
-    return DepthwiseConfig(1024 // block_c, block_c, splits=splits)
+    return DepthwiseConfig(1024 // block_c, block_c, splits=max(1, 4 * device.multiprocessors // others))
+
+
+def takes_strips(problem: Problem) -> bool:
+    """Return whether the depthwise kernels can go down strips of an image with what they keep in registers."""
+    plain = problem.stride == problem.dilation == (1, 1) and problem.in_channels == problem.out_channels
+    return plain and problem.kernel[0] <= STRIP_KERNEL[0] and problem.kernel[1] <= STRIP_KERNEL[1]
+
+
+def own_parts(out_size: tuple[int, int], config: WeightGradientConfig | DepthwiseConfig) -> int:
+    """Return in how many parts of an image a sample's own weight gradient is made, none of them empty."""
+    height, width = out_size
+    if isinstance(config, DepthwiseConfig):
+        if config.strips:
+            return ceil(height / config.rows) * ceil(width / config.block_p)
+        return _even_parts(height * width, config.block_p, config.splits)
+    return _even_parts(height * width, config.block_k, config.splits) if config.apart else 1
 
 
 @cache

@@ -18,7 +18,7 @@ from kernels.dynamic_conv.configs import (
     measured,
     naive_bytes,
     own_dtype,
-    pixel_parts,
+    own_parts,
     weight_gradient_config,
     within_memory,
 )
@@ -75,7 +75,7 @@ def plan(problem: Problem, device: Device) -> Plan:
         regime,
         chunk,
         in_backward,
-        own_chunk(problem, device, configs["weight_gradient"]) if regime != "depthwise" else chunk,
+        own_chunk(problem, device, configs["weight_gradient"]),
         **configs,
         reason=reason,
     )
@@ -113,25 +113,31 @@ def chunk_of(problem: Problem, device: Device) -> int:
 
     They are written, read once and overwritten, and x and y pass through the cache beside them.
     """
-    return _equal_chunk(problem.batch, MIXED_SHARE * device.l2_bytes // (problem.weights * problem.dtype.itemsize))
+    size = problem.weights * mixed_dtype(problem).itemsize
+    return _equal_chunk(problem.batch, MIXED_SHARE * device.l2_bytes // size)
 
 
 def backward_chunk(problem: Problem, device: Device) -> int:
     """Return how many samples are mixed at a time for the gradient of x: nor more than a fifth of what naive needs."""
     most = min(MIXED_SHARE * device.l2_bytes, naive_bytes(problem) / 5)
-    return _equal_chunk(problem.batch, most // (problem.weights * problem.dtype.itemsize))
+    return _equal_chunk(problem.batch, most // (problem.weights * mixed_dtype(problem).itemsize))
 
 
-def own_chunk(problem: Problem, device: Device, config: WeightGradientConfig) -> int:
+def own_chunk(problem: Problem, device: Device, config: WeightGradientConfig | DepthwiseConfig) -> int:
     """Return how many samples' weight gradients are made at a time, which stay in the L2 cache.
 
     With the experts, their sums in float32 and the products in parts they take at most a quarter of what naive needs.
     """
-    parts, dtype = pixel_parts(problem.pixels, config) if config.apart else 1, own_dtype(problem.dtype)
+    parts, dtype = own_parts(problem.out_size, config), own_dtype(problem.dtype)
     beside = problem.experts * problem.weights * (4 + problem.dtype.itemsize)
     most = min(MIXED_SHARE * device.l2_bytes, naive_bytes(problem) / 4 - beside)
     size = dtype.itemsize + 4 * problem.experts / contracted_block(dtype)
     return _equal_chunk(problem.batch, most // (parts * problem.weights * size))
+
+
+def mixed_dtype(problem: Problem) -> torch.dtype:
+    """Return the dtype of mixed weights: depthwise ones are few, and multiplied in float32 as they are."""
+    return torch.float32 if problem.is_depthwise else problem.dtype
 
 
 def _equal_chunk(batch: int, most: float) -> int:

@@ -25,7 +25,7 @@ pytest.importorskip("hypothesis")
 import hypothesis
 from hypothesis import strategies as st
 
-from kernels.dynamic_conv.triton import contraction, convolution, mixing, ops, weight_gradient
+from kernels.dynamic_conv.triton import contraction, convolution, depthwise, mixing, ops, weight_gradient
 
 both = pytest.mark.parametrize("function", ARGUMENTS, ids=lambda f: f.__name__)
 pytestmark = [needs_interpreter, pytest.mark.usefixtures("on_triton")]
@@ -105,6 +105,39 @@ def test_wide_weights_per_sample_are_near_the_exact_result(case, force):
     assert_near_exact(per_sample_conv2d, [x, weight, randn(len(x), bias.shape[1], seed=5)], **options)
     permuted = weight.movedim(2, -1).contiguous().movedim(-1, 2)  # as a network often generates them
     assert_near_exact(per_sample_conv2d, [x, permuted, None], **options)
+
+
+@pytest.mark.parametrize("form", [{"rows": 3}, {"splits": 3}], ids=str)
+@pytest.mark.parametrize("experts", [0, 9])
+@pytest.mark.parametrize(
+    ("kernel", "padding"),
+    [((3, 3), 1), ((5, 5), 2), ((5, 3), (0, 2)), ((2, 4), "same"), ((1, 1), 0), ((2, 3), (4, 3)), ((1, 11), (0, 5))],
+    ids=str,
+)
+def test_both_forms_of_a_depthwise_convolution_are_near_the_exact_result(kernel, padding, experts, form, force):
+    """Strips of 3 rows by 4 pixels, and blocks of 4 pixels in 3 parts; weights mixed before, within, or given."""
+    row = configs.DepthwiseConfig(4, 16, **form)
+    force(forward=row, input_gradient=row, weight_gradient=row)
+    x, options = randn(2, 18, 7, 6), {"padding": padding, "groups": 18}
+    if experts:
+        arguments = [x, randn(experts, 18, 1, *kernel, seed=1), randn(2, experts, seed=2), randn(experts, 18, seed=3)]
+        assert_near_exact(dynamic_conv2d, arguments, **options)
+    else:
+        assert_near_exact(per_sample_conv2d, [x, randn(2, 18, 1, *kernel, seed=1), randn(2, 18, seed=3)], **options)
+
+
+def test_strips_of_a_depthwise_convolution_fill_a_gpu_and_are_no_lower_than_they_need_be():
+    def chosen(batch, channels, size, kernel=3, stride=1, gradient=False):
+        geometry = ((kernel, kernel), (stride, stride), (kernel // 2,) * 4, (1, 1), channels)
+        problem = configs.Problem(batch, channels, channels, size, size, *geometry, 4, torch.bfloat16)
+        return configs.depthwise_config(problem, configs.HOPPER, gradient)
+
+    assert chosen(64, 256, 28) == configs.DepthwiseConfig(16, 64, rows=28)
+    assert 1 <= chosen(1, 256, 28).rows <= 4
+    assert 64 <= chosen(8, 64, 256).rows <= 128
+    for gradient in (False, True):
+        assert not chosen(64, 256, 28, stride=2, gradient=gradient).strips
+        assert not chosen(64, 256, 28, kernel=11, gradient=gradient).strips
 
 
 def test_tf32_is_asked_for_by_either_of_torchs_settings():
@@ -462,11 +495,12 @@ def test_offsets_have_64_bits_beyond_2_to_the_31_elements():
     assert convolution.needs_64_bits(small, large)
 
 
-def test_64_bit_offsets_change_no_number(monkeypatch, force):
+@pytest.mark.parametrize("case", ["padded", "depthwise", "depthwise_wider_out"])
+def test_64_bit_offsets_change_no_number(monkeypatch, case, force):
     force(regime="stacked")
-    arguments, options = dynamic_arguments("padded")
+    arguments, options = wide_arguments(case) if case in WIDE_CASES else dynamic_arguments(case)
     plain = outcome(dynamic_conv2d, arguments, **options)
-    for module in (convolution, weight_gradient):
+    for module in (convolution, depthwise, weight_gradient):
         monkeypatch.setattr(module, "needs_64_bits", lambda *tensors: True)
     for one, other in zip(outcome(dynamic_conv2d, arguments, **options), plain, strict=True):
         assert torch.equal(one, other)

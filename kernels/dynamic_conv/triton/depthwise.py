@@ -1,6 +1,8 @@
 """Depthwise convolution: one input channel per group, no matrix product, bound by memory.
 
-The mix is made in registers, float32, for the channels and the taps a program needs.
+Each direction has two forms. *Blocks* take any geometry: a program reads the pixels that a block of outputs meets
+through one tap after another. *Strips* are for strides and dilations of 1: a program goes down a strip of an image,
+reads a row of pixels once for each column of the kernel and keeps in registers what the kernel's rows share.
 """
 
 import torch
@@ -9,12 +11,18 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.dynamic_conv.configs import DepthwiseConfig
-from kernels.dynamic_conv.triton.addressing import constants, first_tap, walk
+from kernels.dynamic_conv.triton.addressing import constants, first_tap, lies_in, walk
 from kernels.launch import launch
 from kernels.tensors import needs_64_bits
 
-# Accumulators a program of the gradient keeps, one per tap, and one per tap and expert.
-TAPS_HELD, VECTORS_HELD = 9, 12
+# Weights that a program mixes and keeps in registers for all of its rows; taps of a program of the gradient, in blocks
+# and in strips.
+WEIGHTS_HELD, TAPS_HELD = 9, {False: 9, True: 14}
+
+
+def holds_weights(config: DepthwiseConfig, taps: int) -> bool:
+    """Return whether a program mixes a sample's weights itself and keeps them."""
+    return config.strips and taps <= WEIGHTS_HELD
 
 
 def convolve_depthwise(
@@ -35,99 +43,140 @@ def convolve_depthwise(
 ) -> None:
     """Fill `out` with the depthwise convolution of `source`, or with the gradient of x from y's where `transposed`.
 
-    weight: [batch, out, taps], or [experts, out, taps] with `mixing` [batch, experts]; the rest as in `convolve`.
+    weight: [batch, taps, out]; where `holds_weights`, [batch, out, taps], or [experts, out, taps] with `mixing` [batch,
+    experts]. The rest as in `convolve`.
     """
     batch = source.shape[0]
     height, width = out.shape[2:]
+    rest = (bias, scale, shift, *source.shape[2:], height, width)
+    shared = {
+        "CHANNELS": out.shape[1],
+        "RELU": relu,
+        "CHANNELS_LAST": out.is_contiguous(memory_format=torch.channels_last),
+        "INDEX64": needs_64_bits(source[:1], out[:1]),
+        "BLOCK_C": config.block_c,
+        "num_warps": config.warps,
+    }
+    channel_blocks = triton.cdiv(out.shape[1], config.block_c)
+    if config.strips:
+        parts = triton.cdiv(height, config.rows)
+        launch(
+            strip_kernel,
+            (channel_blocks * triton.cdiv(width, config.block_p) * parts * batch,),
+            source,
+            weight,
+            out,
+            mixing,
+            *rest,
+            parts,
+            config.rows,
+            EXPERTS=0 if mixing is None else weight.shape[0],
+            KERNEL_H=kernel[0],
+            KERNEL_W=kernel[1],
+            PADDING_H=kernel[0] - 1 - padding[0] if transposed else padding[0],
+            PADDING_W=kernel[1] - 1 - padding[2] if transposed else padding[2],
+            FLIPPED=transposed,
+            HELD=holds_weights(config, kernel[0] * kernel[1]),
+            BLOCK_W=config.block_p,
+            **shared,
+        )
+        return
     inputs = out.shape[1] if transposed else source.shape[1]
-    multiplier = weight.shape[1] // inputs
     phases = stride[0] * stride[1] if transposed else 1
     extent = (triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1])) if transposed else (height, width)
-    row_blocks = triton.cdiv(extent[0] * extent[1], config.block_p)
     launch(
         depthwise_kernel,
-        (triton.cdiv(out.shape[1], config.block_c) * phases * row_blocks * batch,),
+        (channel_blocks * phases * triton.cdiv(extent[0] * extent[1], config.block_p) * batch,),
         source,
         weight,
         out,
-        mixing,
-        bias,
-        scale,
-        shift,
-        *source.shape[2:],
-        height,
-        width,
-        EXPERTS=0 if mixing is None else weight.shape[0],
-        CHANNELS=out.shape[1],
-        MULTIPLIER=multiplier,
+        *rest,
+        MULTIPLIER=weight.shape[2] // inputs,
         **constants(kernel, stride, padding, dilation),
         **walk(stride, dilation, transposed),
         TRANSPOSED=transposed,
-        RELU=relu,
-        CHANNELS_LAST=out.is_contiguous(memory_format=torch.channels_last),
-        INDEX64=needs_64_bits(source[:1], out[:1]),
         BLOCK_P=config.block_p,
-        BLOCK_C=config.block_c,
-        num_warps=config.warps,
+        **shared,
     )
 
 
 def depthwise_gradients(
     grad: Tensor,
     x: Tensor,
-    experts: Tensor | None,
-    mixing: Tensor | None,
+    own: Tensor,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
     kernel: tuple[int, int],
     config: DepthwiseConfig,
-) -> tuple[Tensor, Tensor | None]:
-    """Return the float32 gradients of experts [experts, out, taps] and mixing [batch, experts].
+) -> Tensor:
+    """Fill `own` [batch * parts, taps, out] with each sample's own weight gradient, in parts that are to be summed.
 
-    Without `mixing`, those of weights given per sample, [batch, out, taps]; without `experts`, no mixing's gradient.
+    grad and x are channels_last; its parts are those of `configs.own_parts`.
     """
     batch, inputs, height, width = x.shape
-    outputs = grad.shape[1]
-    taps = kernel[0] * kernel[1]
-    count = 0 if mixing is None else mixing.shape[1]
-    blocks = triton.cdiv(outputs, config.block_c)
-    per_program = triton.cdiv(batch, config.splits) if count else 1
-    splits = triton.cdiv(batch, per_program)
-    taps_held = min(taps, TAPS_HELD, max(1, VECTORS_HELD // max(count, 1)))
-    tap_blocks = triton.cdiv(taps, taps_held)
-    partial = grad.new_empty((splits, max(count, 1), outputs, taps), dtype=torch.float32)
-    products = None
-    if experts is not None:
-        products = grad.new_empty((blocks * tap_blocks, batch, count), dtype=torch.float32)
+    outputs, out_h, out_w = grad.shape[1:]
+    parts = len(own) // batch
+    held = min(kernel[0] * kernel[1], TAPS_HELD[config.strips])
+    channel_blocks = triton.cdiv(outputs, config.block_c)
+    given = (grad, x, own, height, width, out_h, out_w, parts)
+    shared = {
+        "CHANNELS": outputs,
+        "INDEX64": needs_64_bits(grad[:1], x[:1]),
+        "BLOCK_C": config.block_c,
+        "num_warps": config.warps,
+    }
+    if config.strips:
+        rows_held = min(kernel[0], max(1, held // kernel[1]))
+        launch(
+            strip_gradient_kernel,
+            (channel_blocks * triton.cdiv(kernel[0], rows_held) * len(own),),
+            *given,
+            config.rows,
+            KERNEL_H=kernel[0],
+            KERNEL_W=kernel[1],
+            PADDING_H=padding[0],
+            PADDING_W=padding[2],
+            ROWS_HELD=rows_held,
+            BLOCK_W=config.block_p,
+            **shared,
+        )
+        return own
     launch(
         depthwise_gradient_kernel,
-        (blocks * tap_blocks * splits,),
-        grad,
-        x,
-        experts,
-        mixing,
-        partial,
-        products,
-        batch,
-        per_program,
-        height,
-        width,
-        *grad.shape[2:],
-        EXPERTS=count,
-        CHANNELS=outputs,
+        (channel_blocks * triton.cdiv(kernel[0] * kernel[1], held) * len(own),),
+        *given,
         MULTIPLIER=outputs // inputs,
         **constants(kernel, stride, padding, dilation),
-        INDEX64=needs_64_bits(grad[:1], x[:1]),
-        TAPS_HELD=taps_held,
+        TAPS_HELD=held,
         BLOCK_P=config.block_p,
-        BLOCK_C=config.block_c,
-        num_warps=config.warps,
+        **shared,
     )
-    if not count:
-        return partial[:, 0], None
-    gradient = partial[0] if splits == 1 else partial.sum(0)
-    return gradient, None if products is None else products.sum(0)
+    return own
+
+
+@triton.jit
+def finished(
+    acc,
+    sample,
+    channels,
+    inside,
+    bias_ptr,
+    scale_ptr,
+    shift_ptr,
+    CHANNELS: tl.constexpr,
+    RELU: tl.constexpr,
+):
+    """Return the sums `acc` [pixels, channels] with bias, scale, shift and ReLU where given."""
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + sample * CHANNELS + channels, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if scale_ptr is not None:
+        acc *= tl.load(scale_ptr + channels, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if shift_ptr is not None:
+        acc += tl.load(shift_ptr + channels, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if RELU:
+        acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return acc
 
 
 @triton.jit
@@ -135,7 +184,6 @@ def depthwise_kernel(
     source_ptr,
     weight_ptr,
     out_ptr,
-    mixing_ptr,
     bias_ptr,
     scale_ptr,
     shift_ptr,
@@ -143,7 +191,6 @@ def depthwise_kernel(
     source_w,
     out_h,
     out_w,
-    EXPERTS: tl.constexpr,
     CHANNELS: tl.constexpr,
     MULTIPLIER: tl.constexpr,
     KERNEL_H: tl.constexpr,
@@ -211,6 +258,7 @@ def depthwise_kernel(
         pixel = rows
 
     source_at = source_ptr + sample * source_h * source_w * SOURCE
+    weight_at = weight_ptr + sample * (TAPS * WEIGHTS)
     acc = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for j in range(MULTIPLIER if TRANSPOSED else 1):
         if TRANSPOSED:
@@ -219,41 +267,20 @@ def depthwise_kernel(
         else:
             weight_channel = channels
             source_channel = channels // MULTIPLIER
-        for step in range(0, taps_h * taps_w):
-            tap_h = step // tl.maximum(taps_w, 1)
-            tap_w = step % tl.maximum(taps_w, 1)
-            tap = (first_h + tap_h * STEP_H) * KERNEL_W + first_w + tap_w * STEP_W
-            weight_offset = weight_channel * TAPS + tap
-            if EXPERTS > 0:
-                weight = tl.zeros((BLOCK_C,), tl.float32)
-                for k in range(EXPERTS):
-                    expert = tl.load(
-                        weight_ptr + k * (WEIGHTS * TAPS) + weight_offset, mask=channel_inside, other=0.0
-                    ).to(tl.float32)
-                    weight += tl.load(mixing_ptr + sample * EXPERTS + k).to(tl.float32) * expert
-            else:
-                weight = tl.load(
-                    weight_ptr + sample * (WEIGHTS * TAPS) + weight_offset, mask=channel_inside, other=0.0
-                ).to(tl.float32)
+        for tap_h in range(taps_h):
             h = at_h + tap_h * MOVE_H
-            w = at_w + tap_w * MOVE_W
-            inside = row_inside & (h >= 0) & (h < source_h) & (w >= 0) & (w < source_w)
-            x = tl.load(
-                source_at + ((h * source_w + w) * SOURCE)[:, None] + source_channel[None, :],
-                mask=inside[:, None] & channel_inside[None, :],
-                other=0.0,
-            )  # [BLOCK_P, BLOCK_C]
-            acc += x.to(tl.float32) * weight[None, :]
+            for tap_w in range(taps_w):
+                w = at_w + tap_w * MOVE_W
+                tap = (first_h + tap_h * STEP_H) * KERNEL_W + first_w + tap_w * STEP_W
+                weight = tl.load(weight_at + tap * WEIGHTS + weight_channel, mask=channel_inside, other=0.0)
+                x = tl.load(
+                    source_at + ((h * source_w + w) * SOURCE)[:, None] + source_channel[None, :],
+                    mask=(row_inside & lies_in(h, w, source_h, source_w))[:, None] & channel_inside[None, :],
+                    other=0.0,
+                )  # [BLOCK_P, BLOCK_C]
+                acc += x.to(tl.float32) * weight.to(tl.float32)[None, :]
 
-    if bias_ptr is not None:
-        bias = tl.load(bias_ptr + sample * CHANNELS + channels, mask=channel_inside, other=0.0)
-        acc += bias.to(tl.float32)[None, :]
-    if scale_ptr is not None:
-        acc *= tl.load(scale_ptr + channels, mask=channel_inside, other=0.0).to(tl.float32)[None, :]
-    if shift_ptr is not None:
-        acc += tl.load(shift_ptr + channels, mask=channel_inside, other=0.0).to(tl.float32)[None, :]
-    if RELU:
-        acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    acc = finished(acc, sample, channels, channel_inside, bias_ptr, scale_ptr, shift_ptr, CHANNELS, RELU)
     out_at = out_ptr + sample * out_h * out_w * CHANNELS
     if CHANNELS_LAST:
         out_offset = (pixel * CHANNELS)[:, None] + channels[None, :]
@@ -262,21 +289,202 @@ def depthwise_kernel(
     tl.store(out_at + out_offset, acc.to(out_ptr.dtype.element_ty), mask=row_inside[:, None] & channel_inside[None, :])
 
 
-@triton.jit
-def depthwise_gradient_kernel(
+@triton.jit(do_not_specialize=["parts", "rows"])
+def strip_kernel(
+    source_ptr,
+    weight_ptr,
+    out_ptr,
+    mixing_ptr,
+    bias_ptr,
+    scale_ptr,
+    shift_ptr,
+    source_h,
+    source_w,
+    out_h,
+    out_w,
+    parts,
+    rows,
+    EXPERTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    PADDING_H: tl.constexpr,
+    PADDING_W: tl.constexpr,
+    FLIPPED: tl.constexpr,
+    HELD: tl.constexpr,
+    RELU: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INDEX64: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    TAPS: tl.constexpr = KERNEL_H * KERNEL_W
+    channel_blocks = tl.cdiv(CHANNELS, BLOCK_C)
+    strips = tl.cdiv(out_w, BLOCK_W)
+    pid = tl.program_id(0)
+    channels = pid % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel_inside = channels < CHANNELS
+    pid = pid // channel_blocks
+    at_w = tl.cast(pid % strips * BLOCK_W, tl.int64 if INDEX64 else tl.int32) + tl.arange(0, BLOCK_W)
+    pid = pid // strips
+    top = pid % parts * rows
+    bottom = tl.minimum(top + rows, out_h)
+    sample = (pid // parts).to(tl.int64)
+
+    weight_at = weight_ptr + sample * (TAPS * CHANNELS) + channels
+    held = ()
+    if HELD:
+        for _ in tl.static_range(TAPS):
+            held = held + (tl.zeros((BLOCK_C,), tl.float32),)
+        for k in range(EXPERTS if EXPERTS > 0 else 1):
+            if EXPERTS > 0:
+                share = tl.load(mixing_ptr + sample * EXPERTS + k).to(tl.float32)
+                expert_at = weight_ptr + k * (TAPS * CHANNELS) + channels * TAPS
+            else:
+                share = 1.0
+                expert_at = weight_ptr + sample * (TAPS * CHANNELS) + channels * TAPS
+            mixed = ()
+            for tap in tl.static_range(TAPS):
+                at = TAPS - 1 - tap if FLIPPED else tap
+                expert = tl.load(expert_at + at, mask=channel_inside, other=0.0)
+                mixed = mixed + (held[tap] + share * expert.to(tl.float32),)
+            held = mixed
+    # Sums of the output rows that the row of pixels at hand reaches: through the kernel's first row the last of them.
+    sums = ()
+    for _ in tl.static_range(KERNEL_H):
+        sums = sums + (tl.zeros((BLOCK_W, BLOCK_C), tl.float32),)
+    stride = tl.cast(source_w, tl.int64 if INDEX64 else tl.int32) * CHANNELS
+    source_at = source_ptr + sample * source_h * stride
+    source_at += ((at_w - PADDING_W) * CHANNELS)[:, None] + channels[None, :]
+    out_stride = tl.cast(out_w, tl.int64 if INDEX64 else tl.int32)
+    out_at = out_ptr + sample * out_h * out_stride * CHANNELS
+    if CHANNELS_LAST:
+        out_at += (at_w * CHANNELS)[:, None] + channels[None, :]
+    else:
+        out_at += at_w[:, None] + channels[None, :] * (out_h * out_stride)
+    for met_h in range(top - PADDING_H, bottom - PADDING_H + KERNEL_H - 1):
+        row_inside = (met_h >= 0) & (met_h < source_h)
+        for tap_w in tl.static_range(KERNEL_W):
+            met_w = at_w - PADDING_W + tap_w
+            inside = row_inside & (met_w >= 0) & (met_w < source_w)
+            x = tl.load(
+                source_at + met_h * stride + tap_w * CHANNELS,
+                mask=inside[:, None] & channel_inside[None, :],
+                other=0.0,
+            ).to(tl.float32)  # [BLOCK_W, BLOCK_C]
+            added = ()
+            for tap_h in tl.static_range(KERNEL_H):
+                if HELD:
+                    weight = held[tap_h * KERNEL_W + tap_w]
+                else:
+                    tap = tap_h * KERNEL_W + tap_w
+                    at = (TAPS - 1 - tap if FLIPPED else tap) * CHANNELS
+                    weight = tl.load(weight_at + at, mask=channel_inside, other=0.0).to(tl.float32)
+                added = added + (sums[tap_h] + x * weight[None, :],)
+            sums = added
+        pixel_h = met_h + PADDING_H - (KERNEL_H - 1)
+        done = finished(
+            sums[KERNEL_H - 1], sample, channels, channel_inside, bias_ptr, scale_ptr, shift_ptr, CHANNELS, RELU
+        )
+        written = (at_w < tl.where(pixel_h >= top, out_w, 0))[:, None] & channel_inside[None, :]
+        row_at = out_at + pixel_h * (out_stride * CHANNELS if CHANNELS_LAST else out_stride)
+        tl.store(row_at, done.to(out_ptr.dtype.element_ty), mask=written)
+        moved = (tl.zeros((BLOCK_W, BLOCK_C), tl.float32),)
+        for tap_h in tl.static_range(KERNEL_H - 1):
+            moved = moved + (sums[tap_h],)
+        sums = moved
+
+
+@triton.jit(do_not_specialize=["parts", "rows"])
+def strip_gradient_kernel(
     grad_ptr,
     x_ptr,
-    experts_ptr,
-    mixing_ptr,
-    out_ptr,
-    products_ptr,
-    batch,
-    per_program,
+    own_ptr,
     height,
     width,
     out_h,
     out_w,
-    EXPERTS: tl.constexpr,
+    parts,
+    rows,
+    CHANNELS: tl.constexpr,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    PADDING_H: tl.constexpr,
+    PADDING_W: tl.constexpr,
+    ROWS_HELD: tl.constexpr,
+    INDEX64: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    channel_blocks = tl.cdiv(CHANNELS, BLOCK_C)
+    strips = tl.cdiv(out_w, BLOCK_W)
+    pid = tl.program_id(0)
+    channels = pid % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel_inside = channels < CHANNELS
+    pid = pid // channel_blocks
+    first = pid % tl.cdiv(KERNEL_H, ROWS_HELD) * ROWS_HELD  # of the kernel's rows that are the program's
+    slot = (pid // tl.cdiv(KERNEL_H, ROWS_HELD)).to(tl.int64)
+    sample = slot // parts
+    part = (slot % parts).to(tl.int32)
+    at_w = tl.cast(part % strips * BLOCK_W, tl.int64 if INDEX64 else tl.int32) + tl.arange(0, BLOCK_W)
+    top = part // strips * rows
+    bottom = tl.minimum(top + rows, out_h)
+
+    sums, window = (), ()
+    for _ in tl.static_range(ROWS_HELD * KERNEL_W):
+        sums = sums + (tl.zeros((BLOCK_W, BLOCK_C), tl.float32),)
+    for _ in tl.static_range(ROWS_HELD):
+        window = window + (tl.zeros((BLOCK_W, BLOCK_C), tl.float32),)
+    stride = tl.cast(width, tl.int64 if INDEX64 else tl.int32) * CHANNELS
+    x_at = x_ptr + sample * height * stride + ((at_w - PADDING_W) * CHANNELS)[:, None] + channels[None, :]
+    grad_stride = tl.cast(out_w, tl.int64 if INDEX64 else tl.int32) * CHANNELS
+    grad_at = grad_ptr + sample * out_h * grad_stride + (at_w * CHANNELS)[:, None] + channels[None, :]
+    for pixel_h in range(top, bottom + ROWS_HELD - 1):
+        grad = tl.load(
+            grad_at + pixel_h * grad_stride,
+            mask=(at_w < tl.where(pixel_h < bottom, out_w, 0))[:, None] & channel_inside[None, :],
+            other=0.0,
+        )
+        # Gradients of the rows that meet this row of x through the program's rows of the kernel.
+        moved = (grad.to(tl.float32),)
+        for row in tl.static_range(ROWS_HELD - 1):
+            moved = moved + (window[row],)
+        window = moved
+        met_h = pixel_h + first - PADDING_H
+        row_inside = (met_h >= 0) & (met_h < height)
+        added = ()
+        for tap_w in tl.static_range(KERNEL_W):
+            met_w = at_w - PADDING_W + tap_w
+            inside = row_inside & (met_w >= 0) & (met_w < width)
+            x = tl.load(
+                x_at + met_h * stride + tap_w * CHANNELS,
+                mask=inside[:, None] & channel_inside[None, :],
+                other=0.0,
+            ).to(tl.float32)  # [BLOCK_W, BLOCK_C]
+            for row in tl.static_range(ROWS_HELD):
+                added = added + (sums[tap_w * ROWS_HELD + row] + window[row] * x,)
+        sums = added
+
+    own_at = own_ptr + slot * (KERNEL_H * KERNEL_W * CHANNELS) + channels
+    for row in tl.static_range(ROWS_HELD):
+        for tap_w in tl.static_range(KERNEL_W):
+            tl.store(
+                own_at + ((first + row) * KERNEL_W + tap_w) * CHANNELS,
+                tl.sum(sums[tap_w * ROWS_HELD + row], 0),
+                mask=channels < tl.where(first + row < KERNEL_H, CHANNELS, 0),
+            )
+
+
+@triton.jit(do_not_specialize=["parts"])
+def depthwise_gradient_kernel(
+    grad_ptr,
+    x_ptr,
+    own_ptr,
+    height,
+    width,
+    out_h,
+    out_w,
+    parts,
     CHANNELS: tl.constexpr,
     MULTIPLIER: tl.constexpr,
     KERNEL_H: tl.constexpr,
@@ -294,77 +502,50 @@ def depthwise_gradient_kernel(
 ):
     TAPS: tl.constexpr = KERNEL_H * KERNEL_W
     INPUTS: tl.constexpr = CHANNELS // MULTIPLIER
-    COUNT: tl.constexpr = EXPERTS if EXPERTS > 0 else 1
     channel_blocks = tl.cdiv(CHANNELS, BLOCK_C)
-    tap_blocks = tl.cdiv(TAPS, TAPS_HELD)
-    tile = tl.program_id(0) % (channel_blocks * tap_blocks)
-    split = tl.program_id(0) // (channel_blocks * tap_blocks)
-    channels = tile % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-    first_tap = tile // channel_blocks * TAPS_HELD
+    pid = tl.program_id(0)
+    channels = pid % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     channel_inside = channels < CHANNELS
-    first = split.to(tl.int64) * per_program
-    samples = tl.minimum(batch - first, per_program)
-    pixels = out_h * out_w
+    pid = pid // channel_blocks
+    first_tap = pid % tl.cdiv(TAPS, TAPS_HELD) * TAPS_HELD
+    slot = (pid // tl.cdiv(TAPS, TAPS_HELD)).to(tl.int64)
+    sample = slot // parts
+    pixels = tl.cast(out_h, tl.int64 if INDEX64 else tl.int32) * out_w
+    blocks = tl.cdiv(tl.cdiv(pixels, BLOCK_P), parts)
+    begin = (slot % parts).to(tl.int32) * blocks
 
-    totals = ()
-    for _ in tl.static_range(COUNT * TAPS_HELD):
-        totals = totals + (tl.zeros((BLOCK_C,), tl.float32),)
-    for sample in range(first, first + samples):
-        grad_at = grad_ptr + sample * pixels * CHANNELS
-        x_at = x_ptr + sample * height * width * INPUTS
-        sums = ()
-        for _ in tl.static_range(TAPS_HELD):
-            sums = sums + (tl.zeros((BLOCK_P, BLOCK_C), tl.float32),)
-        for block in range(0, tl.cdiv(pixels, BLOCK_P)):
-            pixel = block * BLOCK_P + tl.arange(0, BLOCK_P)
-            if INDEX64:
-                pixel = pixel.to(tl.int64)
-            grad = tl.load(
-                grad_at + (pixel * CHANNELS)[:, None] + channels[None, :],
-                mask=(pixel < pixels)[:, None] & channel_inside[None, :],
-                other=0.0,
-            ).to(tl.float32)  # [BLOCK_P, BLOCK_C]
-            pixel_h = pixel // out_w * STRIDE_H - PADDING_H
-            pixel_w = pixel % out_w * STRIDE_W - PADDING_W
-            added = ()
-            for held in tl.static_range(TAPS_HELD):
-                tap = first_tap + held
-                h = pixel_h + tap // KERNEL_W * DILATION_H
-                w = pixel_w + tap % KERNEL_W * DILATION_W
-                inside = (pixel < tl.where(tap < TAPS, pixels, 0)) & (h >= 0) & (h < height) & (w >= 0) & (w < width)
-                x = tl.load(
-                    x_at + ((h * width + w) * INPUTS)[:, None] + (channels // MULTIPLIER)[None, :],
-                    mask=inside[:, None] & channel_inside[None, :],
-                    other=0.0,
-                )
-                added = added + (sums[held] + grad * x.to(tl.float32),)
-            sums = added
-        mixed = ()
-        for k in tl.static_range(COUNT):
-            product = tl.zeros((BLOCK_C,), tl.float32)
-            for held in tl.static_range(TAPS_HELD):
-                gradient = tl.sum(sums[held], 0)  # [BLOCK_C]
-                if EXPERTS > 0:
-                    share = tl.load(mixing_ptr + sample * EXPERTS + k).to(tl.float32)
-                    mixed = mixed + (totals[k * TAPS_HELD + held] + share * gradient,)
-                    if products_ptr is not None:
-                        expert = tl.load(
-                            experts_ptr + (k * CHANNELS + channels) * TAPS + first_tap + held,
-                            mask=channels < tl.where(first_tap + held < TAPS, CHANNELS, 0),
-                            other=0.0,
-                        )
-                        product += gradient * expert.to(tl.float32)
-                else:
-                    mixed = mixed + (gradient,)
-            if products_ptr is not None:
-                tl.store(products_ptr + (tile * batch + sample) * EXPERTS + k, tl.sum(product))
-        totals = mixed
-
-    out_at = out_ptr + split.to(tl.int64) * (COUNT * CHANNELS * TAPS)
-    for k in tl.static_range(COUNT):
+    grad_at = grad_ptr + sample * pixels * CHANNELS
+    x_at = x_ptr + sample * height * width * INPUTS
+    sums = ()
+    for _ in tl.static_range(TAPS_HELD):
+        sums = sums + (tl.zeros((BLOCK_P, BLOCK_C), tl.float32),)
+    for block in range(begin, begin + blocks):
+        pixel = block * BLOCK_P + tl.arange(0, BLOCK_P)
+        grad = tl.load(
+            grad_at + (pixel * CHANNELS)[:, None] + channels[None, :],
+            mask=(pixel < pixels)[:, None] & channel_inside[None, :],
+            other=0.0,
+        ).to(tl.float32)  # [BLOCK_P, BLOCK_C]
+        pixel_h = pixel // out_w * STRIDE_H - PADDING_H
+        pixel_w = pixel % out_w * STRIDE_W - PADDING_W
+        added = ()
         for held in tl.static_range(TAPS_HELD):
-            tl.store(
-                out_at + (k * CHANNELS + channels) * TAPS + first_tap + held,
-                totals[k * TAPS_HELD + held],
-                mask=channels < tl.where(first_tap + held < TAPS, CHANNELS, 0),
+            tap = first_tap + held
+            h = pixel_h + tap // KERNEL_W * DILATION_H
+            w = pixel_w + tap % KERNEL_W * DILATION_W
+            inside = (pixel < tl.where(tap < TAPS, pixels, 0)) & lies_in(h, w, height, width)
+            x = tl.load(
+                x_at + ((h * width + w) * INPUTS)[:, None] + (channels // MULTIPLIER)[None, :],
+                mask=inside[:, None] & channel_inside[None, :],
+                other=0.0,
             )
+            added = added + (sums[held] + grad * x.to(tl.float32),)
+        sums = added
+
+    own_at = own_ptr + slot * (TAPS * CHANNELS) + channels
+    for held in tl.static_range(TAPS_HELD):
+        tl.store(
+            own_at + (first_tap + held) * CHANNELS,
+            tl.sum(sums[held], 0),
+            mask=channels < tl.where(first_tap + held < TAPS, CHANNELS, 0),
+        )

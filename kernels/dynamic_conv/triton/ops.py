@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from kernels.dynamic_conv.configs import HOPPER, device_of, own_dtype, pixel_parts
+from kernels.dynamic_conv.configs import HOPPER, DepthwiseConfig, device_of, own_dtype, own_parts
 from kernels.dynamic_conv.geometry import output_size
 from kernels.dynamic_conv.plan import Plan, plan
 from kernels.dynamic_conv.problem import problem_of
 from kernels.dynamic_conv.triton.contraction import contract
 from kernels.dynamic_conv.triton.convolution import convolve
-from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients
+from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients, holds_weights
 from kernels.dynamic_conv.triton.mixing import mix_into
 from kernels.dynamic_conv.triton.weight_gradient import expert_gradients, sample_gradients
 from kernels.tensors import allows_tf32, empty_as, not_asked
@@ -130,15 +130,16 @@ def _forward(x, weight, mixing, bias, stride, padding, dilation, groups, scale=N
     mixing, bias, scale, shift = (None if t is None else t.contiguous() for t in (mixing, bias, scale, shift))
     epilogue = {"scale": scale, "shift": shift, "relu": relu}
     if how.regime == "depthwise":
-        flat = weight.reshape(*weight.shape[:2], -1).contiguous()
-        geometry = (stride, padding, dilation, kernel, how.forward)
-        convolve_depthwise(source, flat, y, *geometry, mixing=mixing, bias=bias, **epilogue)
+        geometry = (stride, padding, dilation, kernel, how.forward, False)
+        for part, weights, shares in _depthwise_weights(how.forward, weight, mixing, x.shape[0], how.chunk):
+            part_bias = None if bias is None else bias[part]
+            convolve_depthwise(source[part], weights, y[part], *geometry, shares, part_bias, **epilogue)
         return y
     geometry = (stride, padding, dilation, groups, kernel, how.forward, _precision(x))
     if how.regime == "stacked":
         convolve(source, _channels_last(weight), y, *geometry, mixing=mixing, bias=bias, **epilogue)
         return y
-    for part, weights in _weights(how, weight, mixing, x.shape[0], how.chunk):
+    for part, weights in _weights(weight, mixing, x.shape[0], how.chunk):
         part_bias = None if bias is None else bias[part]
         if how.regime == "pointwise" and scale is None and shift is None and not relu and _is_channels_last(y):
             matrices = (_as_matrix(source[part]), weights.squeeze(2).mT)
@@ -156,9 +157,10 @@ def _input_gradient(how, grad, x, weight, mixing, stride, padding, dilation, gro
     dx = empty_as(x, x.shape)
     kernel = tuple(weight.shape[3:])
     if how.regime == "depthwise":
-        flat = weight.reshape(*weight.shape[:2], -1).contiguous()
-        geometry = (stride, padding, dilation, kernel, how.input_gradient)
-        convolve_depthwise(grad, flat, dx, *geometry, transposed=True, mixing=mixing)
+        geometry = (stride, padding, dilation, kernel, how.input_gradient, True)
+        chunk = min(how.backward_chunk, x.shape[0])
+        for part, weights, shares in _depthwise_weights(how.input_gradient, weight, mixing, x.shape[0], chunk):
+            convolve_depthwise(grad[part], weights, dx[part], *geometry, shares)
         return dx, None
     geometry = (stride, padding, dilation, groups, kernel, how.input_gradient, _precision(x), True)
     if how.regime == "stacked":
@@ -171,7 +173,7 @@ def _input_gradient(how, grad, x, weight, mixing, stride, padding, dilation, gro
             )
         convolve(grad, _channels_last(weight), dx, *geometry, mixing=mixing, probe=probe, products=products)
         return dx, None if products is None else products.sum((0, 3)).T
-    for part, weights in _weights(how, weight, mixing, x.shape[0], min(how.backward_chunk, x.shape[0])):
+    for part, weights in _weights(weight, mixing, x.shape[0], min(how.backward_chunk, x.shape[0])):
         if how.regime == "pointwise" and _is_channels_last(dx):
             torch.bmm(_as_matrix(grad[part]), weights.squeeze(2), out=_as_matrix(dx[part]))
         else:
@@ -181,70 +183,92 @@ def _input_gradient(how, grad, x, weight, mixing, stride, padding, dilation, gro
 
 def _expert_gradient(how, grad, x, experts, mixing, stride, padding, dilation, groups, for_mixing):
     """Return the gradients of experts, in their shape and dtype, and of mixing in float32; x is channels_last."""
-    kernel = tuple(experts.shape[3:])
-    if how.regime == "depthwise":
-        flat = experts.flatten(2).contiguous() if for_mixing else None
-        gradient, products = depthwise_gradients(
-            grad, x, flat, mixing, stride, padding, dilation, kernel, how.weight_gradient
-        )
-        return gradient.reshape(experts.shape).to(experts.dtype), products
-    geometry = (stride, padding, dilation, groups, kernel, how.weight_gradient, _precision(x))
-    if not how.weight_gradient.apart:
-        last = _channels_last(experts) if for_mixing else None
+    given = _as_one_output(experts) if how.regime == "depthwise" else experts
+    kernel, config = tuple(experts.shape[3:]), how.weight_gradient
+    last = _channels_last(given) if for_mixing else None
+    if how.regime != "depthwise" and not config.apart:
+        geometry = (stride, padding, dilation, groups, kernel, config, _precision(x))
         gradient, products = expert_gradients(grad, x, last, mixing, *geometry)
         del last
         return _channels_first(gradient, experts), products
-    last = _channels_last(experts) if for_mixing else None
-    batch, shape = x.shape[0], (experts.shape[1], kernel[0] * kernel[1], experts.shape[2])
-    chunk, parts = min(how.own_chunk, batch), pixel_parts(grad.shape[2] * grad.shape[3], how.weight_gradient)
-    buffer = grad.new_empty((chunk * parts, *shape), dtype=own_dtype(x.dtype))
-    gradient = grad.new_empty((experts.shape[0], *shape), dtype=x.dtype if chunk >= batch else torch.float32)
+    batch, shape = x.shape[0], (given.shape[1], kernel[0] * kernel[1], given.shape[2])
+    whole = how.own_chunk >= batch
+    gradient = grad.new_empty((experts.shape[0], *shape), dtype=x.dtype if whole else torch.float32)
     products = []
-    for begin in range(0, batch, chunk):
-        part = slice(begin, min(begin + chunk, batch))
-        own = sample_gradients(grad[part], x[part], buffer[: (part.stop - begin) * parts], *geometry)
-        products.append(contract(own, last, mixing[part], gradient, begin > 0, parts))
+    dtype = own_dtype(x.dtype)
+    for part, own in _own_gradients(how, grad, x, shape, dtype, stride, padding, dilation, groups, kernel):
+        parts = len(own) // (part.stop - part.start)
+        products.append(contract(own, last, mixing[part], gradient, part.start > 0, parts))
+    gradient = _channels_first(gradient, given).reshape(experts.shape)
     if last is None:
-        return _channels_first(gradient, experts), None
-    return _channels_first(gradient, experts), products[0] if len(products) == 1 else torch.cat(products)
+        return gradient, None
+    return gradient, products[0] if len(products) == 1 else torch.cat(products)
 
 
 def _sample_weight_gradient(how, grad, x, weight, stride, padding, dilation, groups):
     """Return the gradient of weights given per sample, in their shape and dtype."""
-    kernel = tuple(weight.shape[3:])
     source = x.contiguous(memory_format=torch.channels_last)
-    if how.regime == "depthwise":
-        gradient, _ = depthwise_gradients(
-            grad, source, None, None, stride, padding, dilation, kernel, how.weight_gradient
-        )
-        return gradient.reshape(weight.shape).to(weight.dtype)
     if how.regime == "pointwise":
         return torch.bmm(_as_matrix(grad).mT, _as_matrix(source)).reshape(weight.shape)
-    geometry = (stride, padding, dilation, groups, kernel, how.weight_gradient, _precision(x))
-    shape = (weight.shape[1], kernel[0] * kernel[1], weight.shape[2])
-    if shape[1] == 1 or shape[2] == 1:
-        return sample_gradients(grad, source, weight.new_empty((x.shape[0], *shape)), *geometry).reshape(weight.shape)
+    kernel = tuple(weight.shape[3:])
     dweight = weight.new_empty(weight.shape)
-    buffer = weight.new_empty((how.chunk, *shape))
-    for begin in range(0, x.shape[0], how.chunk):
-        part = slice(begin, min(begin + how.chunk, x.shape[0]))
-        own = sample_gradients(grad[part], source[part], buffer[: part.stop - begin], *geometry)
-        dweight[part].flatten(3).copy_(own.transpose(2, 3))
+    given = _as_one_output(dweight) if how.regime == "depthwise" else dweight
+    shape = (given.shape[1], kernel[0] * kernel[1], given.shape[2])
+    dtype = torch.float32 if how.regime == "depthwise" else weight.dtype
+    for part, own in _own_gradients(how, grad, source, shape, dtype, stride, padding, dilation, groups, kernel):
+        own = own.unflatten(0, (part.stop - part.start, -1))
+        own = own[:, 0] if own.shape[1] == 1 else own.sum(1)
+        given[part].flatten(3).copy_(own.transpose(2, 3))
     return dweight
 
 
-def _weights(how: Plan, weight: Tensor, mixing: Tensor | None, batch: int, chunk: int):
-    """Yield slices of the batch and their weights [samples, out, taps, in/groups], in a buffer used again."""
+def _own_gradients(how, grad, x, shape, dtype, stride, padding, dilation, groups, kernel):
+    """Yield slices of the batch and their samples' own weight gradients [samples * parts, *shape], in a buffer."""
+    config, batch, chunk = how.weight_gradient, x.shape[0], min(how.own_chunk, x.shape[0])
+    parts = own_parts(tuple(grad.shape[2:]), config)
+    buffer = grad.new_empty((chunk * parts, *shape), dtype=dtype)
+    for begin in range(0, batch, chunk):
+        part = slice(begin, min(begin + chunk, batch))
+        own = buffer[: (part.stop - begin) * parts]
+        if how.regime == "depthwise":
+            depthwise_gradients(grad[part], x[part], own.squeeze(1), stride, padding, dilation, kernel, config)
+        else:
+            geometry = (stride, padding, dilation, groups, kernel, config, _precision(x))
+            sample_gradients(grad[part], x[part], own, *geometry)
+        yield part, own
+
+
+def _weights(weight: Tensor, mixing: Tensor | None, batch: int, chunk: int, dtype: torch.dtype | None = None):
+    """Yield slices of the batch and their weights [samples, out, taps, in/groups], in a buffer used again.
+
+    They have weight's dtype where none is given.
+    """
+    dtype = dtype or weight.dtype
     last = None if mixing is not None else weight.flatten(3).transpose(2, 3)
-    if last is not None and last.is_contiguous():
+    if last is not None and last.is_contiguous() and last.dtype == dtype:
         yield slice(0, batch), last
         return
-    buffer = weight.new_empty((chunk, weight.shape[1], weight[0, 0, 0].numel(), weight.shape[2]))
+    taps = weight.shape[3] * weight.shape[4]
+    buffer = weight.new_empty((chunk, weight.shape[1], taps, weight.shape[2]), dtype=dtype)
     experts = weight.contiguous()
     for begin in range(0, batch, chunk):
         part = slice(begin, min(begin + chunk, batch))
         own = buffer[: part.stop - begin]
         yield part, mix_into(own, experts, mixing[part]) if last is None else own.copy_(last[part])
+
+
+def _as_one_output(weight: Tensor) -> Tensor:
+    """View a depthwise weight [.., out, 1, kh, kw] as [.., 1, out, kh, kw]."""
+    return weight.transpose(1, 2)
+
+
+def _depthwise_weights(config: DepthwiseConfig, weight: Tensor, mixing: Tensor | None, batch: int, chunk: int):
+    """Yield slices of the batch, their weights as `convolve_depthwise` takes them, and the mixing it is to do."""
+    if holds_weights(config, weight.shape[3] * weight.shape[4]):
+        yield slice(0, batch), weight.flatten(2).contiguous(), mixing
+        return
+    for part, own in _weights(_as_one_output(weight), mixing, batch, chunk, torch.float32):
+        yield part, own.squeeze(1), None
 
 
 def _is_channels_last(x: Tensor) -> bool:

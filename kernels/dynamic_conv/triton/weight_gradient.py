@@ -65,7 +65,7 @@ def sample_gradients(
 ) -> Tensor:
     """Fill `out` [batch * parts, out, taps, in/groups] with each sample's own weight gradient; return it.
 
-    Each part is of a range of pixels, as many as `configs.pixel_parts` says.
+    Each part is of a range of pixels, as many as `configs.own_parts` says.
     """
     _launch(grad, x, None, None, out, None, 0, stride, padding, dilation, groups, kernel, config, precision)
     return out
