@@ -79,9 +79,13 @@ def variants() -> Iterator[Variant]:
         for channels in (wide, eights):
             yield _convolution("forward", row, torch.bfloat16, channels)
             yield _convolution("gradient of x", row, torch.bfloat16, channels, transposed=True)
-    for row in configs.STACKED:
+    for row in configs.STACKED + configs.rows_together(4):
         yield _convolution("stacked forward", row, torch.bfloat16, wide, experts=4)
         yield _convolution("stacked gradients", row, torch.bfloat16, wide, transposed=True, experts=4)
+    for experts in (2, 7):
+        for row in configs.rows_together(experts):
+            use = f"stacked gradients, {experts} experts"
+            yield _convolution(use, row, torch.bfloat16, eights, transposed=True, experts=experts)
     for row in configs.CONVOLUTION_FLOAT32:
         for precision in ("ieee", "tf32"):
             yield _convolution("forward", row, torch.float32, wide, precision)
@@ -189,7 +193,9 @@ def _contraction(experts: int, dtype: torch.dtype) -> Variant:
 
 def _product(kernel, use, dtype, channels, row, launch, with_config) -> Variant:
     inputs, outputs = channels
-    label = _label(row.block_m, row.block_n, row.block_k) + (" swapped" if getattr(row, "swap", False) else "")
+    label = _label(row.block_m, row.block_n, row.block_k)
+    if isinstance(row, configs.ConvolutionConfig):
+        label += " swapped" * row.swap + " together" * row.together
     known = (kernel, use, dtype, f"{inputs}->{outputs}", label, row.stages, row.warps)
     return Variant(*known, launch, row, with_config)
 

@@ -224,11 +224,7 @@ def rows(problem: Problem, regime: str, name: str, ruled, device: configs.Device
         return [row._asdict() for row in made if configs.within_memory(row, problem) == row]
     if regime == "pointwise":
         return []  # torch.bmm, which takes no config
-    if problem.dtype == torch.float32:
-        rows = configs.STACKED_FLOAT32 if regime == "stacked" else configs.CONVOLUTION_FLOAT32
-        return [row._asdict() for row in rows]
-    found = configs.STACKED if regime == "stacked" else configs.CONVOLUTION + configs.SWAPPED
-    return [row._asdict() for row in found]
+    return [row._asdict() for row in configs.convolution_rows(problem, regime == "stacked")]
 
 
 def _depthwise_rows(problem: Problem, gradient: bool, ruled: configs.DepthwiseConfig) -> list[dict]:

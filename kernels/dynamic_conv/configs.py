@@ -20,7 +20,8 @@ from kernels.dynamic_conv.problem import Problem
 class ConvolutionConfig(NamedTuple):
     """Tile of the convolution: block_m pixels, block_n output channels, block_k channels of the product.
 
-    `swap` makes the channels the rows of the matrix instruction: for images of few pixels.
+    `swap` makes the channels the rows of the matrix instruction: for images of few pixels. `together`, in the stacked
+    form, makes every expert's block_n channels the columns of one product; else the experts are met in turn.
     """
 
     block_m: int
@@ -29,6 +30,7 @@ class ConvolutionConfig(NamedTuple):
     warps: int
     stages: int = 3
     swap: bool = False
+    together: bool = False
 
 
 class WeightGradientConfig(NamedTuple):
@@ -104,7 +106,7 @@ SWAPPED = (
     ConvolutionConfig(32, 128, 64, 4, swap=True),
     ConvolutionConfig(16, 64, 32, 4, swap=True),
 )
-# The stacked form holds two tiles in registers.
+# The stacked form with the experts in turn holds two tiles in registers.
 STACKED = (
     ConvolutionConfig(128, 64, 64, 8),
     ConvolutionConfig(64, 64, 64, 4),
@@ -114,6 +116,13 @@ STACKED = (
 # Rows and columns of the largest depthwise kernel whose sums fit the registers of a program that goes down a strip;
 # programs of one that a multiprocessor holds; rows that take as long as its start.
 STRIP_KERNEL, STRIPS_AT_ONCE, STRIP_START = (9, 12), 4, 3
+# With all experts together, whose columns share a tile: block_n is for all of them here.
+TOGETHER = (
+    ConvolutionConfig(256, 128, 32, 8, together=True),
+    ConvolutionConfig(128, 256, 64, 8, together=True),
+    ConvolutionConfig(128, 128, 64, 8, together=True),
+    ConvolutionConfig(64, 128, 64, 4, together=True),
+)
 # float32: shared memory holds half as many elements, and IEEE products run outside the matrix units.
 CONVOLUTION_FLOAT32 = (
     ConvolutionConfig(64, 64, 16, 8),
@@ -196,19 +205,38 @@ def convolution_config(
         row_tiles, column_tiles = ceil(rows / config.block_m), ceil(channels / config.block_n)
         gathers = inputs < 16
         steps = ceil(taps * inputs / config.block_k) if gathers else taps * ceil(inputs / config.block_k)
-        steps *= problem.experts if stacked else 1
+        steps *= problem.experts if stacked and not config.together else 1
         tile = (config.block_n, config.block_m) if config.swap else (config.block_m, config.block_n)
         loaded = rows / row_tiles, channels / column_tiles
+        if config.together:
+            tile = tile[0], tile[1] * _power_of_2(problem.experts)
+            loaded = loaded[0], loaded[1] * problem.experts
         if config.stages == 1 and taps > 1 and not gathers:
             loaded = loaded[0] / REUSED, loaded[1]  # a pixel's taps find it in L1
         gathered = GATHERING * config.block_k * sum(tile) if gathers else 0
         return _clocks(images * row_tiles * column_tiles, steps, tile, loaded, config, problem, device, gathered)
 
-    if problem.dtype == torch.float32:
-        return min(STACKED_FLOAT32 if stacked else CONVOLUTION_FLOAT32, key=cost)
-    table = STACKED if stacked else CONVOLUTION + SWAPPED
     # What is gathered for each channel gains nothing from L1.
+    table = convolution_rows(problem, stacked)
     return min((row for row in table if row.stages > 1 or inputs >= 16), key=cost)
+
+
+def convolution_rows(problem: Problem, stacked: bool) -> tuple[ConvolutionConfig, ...]:
+    """Return the rows there are for the convolution, forward and for the gradient of x."""
+    if problem.dtype == torch.float32:
+        return STACKED_FLOAT32 if stacked else CONVOLUTION_FLOAT32
+    return STACKED + rows_together(problem.experts) if stacked else CONVOLUTION + SWAPPED
+
+
+def rows_together(experts: int) -> tuple[ConvolutionConfig, ...]:
+    """Return the rows with so many experts together, at least 16 columns for each."""
+    each = [row._replace(block_n=row.block_n // _power_of_2(experts)) for row in TOGETHER]
+    return tuple(row for row in each if row.block_n >= 16)
+
+
+def _power_of_2(size: int) -> int:
+    """Return the least power of two that is not below `size`."""
+    return 1 << max(size - 1, 0).bit_length()
 
 
 def weight_gradient_config(problem: Problem, device: Device) -> WeightGradientConfig:
@@ -352,11 +380,11 @@ def contracted_block(dtype: torch.dtype) -> int:
 
 def depthwise_config(problem: Problem, device: Device, gradient: bool) -> DepthwiseConfig:
     """Return the tile of the depthwise kernels: 16-byte loads along the channels."""
-    block_c = min(64, max(16, 1 << (problem.out_channels - 1).bit_length()))
+    block_c = min(64, max(16, _power_of_2(problem.out_channels)))
     others = problem.batch * ceil(problem.out_channels / block_c)
     if takes_strips(problem):
         height, width = problem.out_size
-        block_w = min(1024 // block_c, max(1, 1 << (width - 1).bit_length()))
+        block_w = min(1024 // block_c, _power_of_2(width))
         others *= ceil(width / block_w)
 
         def cost(rows: int) -> int:

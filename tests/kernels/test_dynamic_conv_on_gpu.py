@@ -42,11 +42,14 @@ def test_every_regime_is_near_the_exact_result(monkeypatch, case, regime, dtype)
     assert_near_exact(dynamic_conv2d, arguments, **options)
 
 
-@pytest.mark.parametrize("row", configs.CONVOLUTION + configs.SWAPPED + configs.STACKED)
+STACKED_ROWS = configs.STACKED + configs.rows_together(4)
+
+
+@pytest.mark.parametrize("row", configs.CONVOLUTION + configs.SWAPPED + STACKED_ROWS)
 def test_every_row_is_near_the_exact_result(monkeypatch, row):
     from kernels.dynamic_conv.triton import ops
 
-    regime = "stacked" if row in configs.STACKED else "aggregate"
+    regime = "stacked" if row in STACKED_ROWS else "aggregate"
     monkeypatch.setattr(ops, "plan", lambda p, d: plan(p, d)._replace(regime=regime, forward=row, input_gradient=row))
     x, experts, mixing = randn(8, 72, 14, 14), randn(4, 136, 72, 3, 3, seed=1), randn(8, 4, seed=2)
     arguments = [x.bfloat16().to(memory_format=torch.channels_last), experts.bfloat16(), mixing, None]

@@ -43,9 +43,9 @@ def force(monkeypatch):
             changes = {name: part for name, part in parts.items() if not (only and name == "regime")}
             made = made._replace(chunk=chunk, backward_chunk=chunk, own_chunk=chunk, **changes)
             if swap is not None and made.regime != "depthwise":
-                made = made._replace(
-                    forward=made.forward._replace(swap=swap), input_gradient=made.input_gradient._replace(swap=swap)
-                )
+                # Rows with the experts together have no swapped form.
+                lie = [row._replace(swap=swap and not row.together) for row in (made.forward, made.input_gradient)]
+                made = made._replace(forward=lie[0], input_gradient=lie[1])
             if splits is not None:
                 made = made._replace(weight_gradient=made.weight_gradient._replace(splits=splits))
             if apart and made.regime != "depthwise":
@@ -107,6 +107,20 @@ def test_wide_weights_per_sample_are_near_the_exact_result(case, force):
     assert_near_exact(per_sample_conv2d, [x, permuted, None], **options)
 
 
+@pytest.mark.parametrize("experts", [2, 3, 4, 8])
+@pytest.mark.parametrize("options", [{"padding": 1}, {"stride": 2, "padding": 1}, {"groups": 2, "padding": 1}], ids=str)
+def test_experts_together_are_near_the_exact_result(experts, options, force):
+    row = configs.rows_together(experts)[-1]
+    force(regime="stacked", forward=row, input_gradient=row)
+    inputs = 24 // options.get("groups", 1)
+    weights = randn(experts, 40, inputs, 3, 3, seed=1, dtype=torch.float16)
+    arguments = [randn(3, 24, 5, 4, dtype=torch.float16), weights, randn(3, experts, seed=2)]
+    with record_launches() as launches:
+        assert_near_exact(dynamic_conv2d, [*arguments, randn(experts, 40, seed=3, dtype=torch.float16)], **options)
+    launched = [launch.options for launch in launches if launch.kernel.__name__ == "convolution_kernel"]
+    assert {each["SIDE_BY_SIDE"] for each in launched} == {1 << (experts - 1).bit_length()}
+
+
 @pytest.mark.parametrize("form", [{"rows": 3}, {"splits": 3}], ids=str)
 @pytest.mark.parametrize("experts", [0, 9])
 @pytest.mark.parametrize(
@@ -160,7 +174,7 @@ def test_every_row_of_the_tables_is_near_the_exact_result(force):
     for row in configs.CONVOLUTION + configs.SWAPPED:
         force(regime="aggregate", forward=row, input_gradient=row)
         assert_near_exact(dynamic_conv2d, arguments, frozen=(1, 2), **options)
-    for row in configs.STACKED:
+    for row in configs.STACKED + configs.rows_together(problem_experts):
         force(regime="stacked", forward=row, input_gradient=row)
         assert_near_exact(dynamic_conv2d, arguments, frozen=(1,), **options)
     for limit, rows in configs.WEIGHT_GRADIENT.items():

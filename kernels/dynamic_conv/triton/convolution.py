@@ -83,6 +83,7 @@ def convolve(
         PRECISION=precision,
         GATHER=channels < 16,
         SWAP=config.swap,
+        SIDE_BY_SIDE=triton.next_power_of_2(weight.shape[0]) if config.together and mixing is not None else 1,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
@@ -176,11 +177,16 @@ def convolution_kernel(
     PRECISION: tl.constexpr,
     GATHER: tl.constexpr,
     SWAP: tl.constexpr,
+    SIDE_BY_SIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
+    tl.static_assert(SIDE_BY_SIDE == 1 or not SWAP)
     STACKED: tl.constexpr = EXPERTS > 0
+    # Experts side by side are columns of one product; else they are met one after the other.
+    IN_TURN: tl.constexpr = STACKED and SIDE_BY_SIDE == 1
+    WIDTH: tl.constexpr = SIDE_BY_SIDE * BLOCK_N
     TAPS: tl.constexpr = KERNEL_H * KERNEL_W
     column_blocks = tl.cdiv(OUTPUTS, BLOCK_N)
     pid = tl.program_id(0)
@@ -255,14 +261,21 @@ def convolution_kernel(
     inner = tl.arange(0, BLOCK_K)
     inner_x = inner[:, None] if SWAP else inner[None, :]
     inner_w = inner[None, :] if SWAP else inner[:, None]
-    column_w = columns[:, None] if SWAP else columns[None, :]
-    inside_w = column_w < OUTPUTS
+    met = tl.arange(0, WIDTH)
+    column_of = column_block * BLOCK_N + met % BLOCK_N
+    column_known = column_of < OUTPUTS
+    column_of = column_of * WEIGHT_COLUMN
+    if SIDE_BY_SIDE > 1:
+        column_known = column_known & (met // BLOCK_N < EXPERTS)
+        column_of += met // BLOCK_N * WEIGHT_SIZE
+    column_w = column_of[:, None] if SWAP else column_of[None, :]
+    inside_w = column_known[:, None] if SWAP else column_known[None, :]
     inside_x = row_inside[None, :] if SWAP else row_inside[:, None]
     h_x = at_h[None, :] if SWAP else at_h[:, None]
     w_x = at_w[None, :] if SWAP else at_w[:, None]
     row_x = row_offset[None, :] if SWAP else row_offset[:, None]
     source_ptrs = source_at + row_x + inner_x
-    weight_ptrs = weight_at + column_w * WEIGHT_COLUMN + inner_w * WEIGHT_CHANNEL
+    weight_ptrs = weight_at + column_w + inner_w * WEIGHT_CHANNEL
     # a gather runs over taps and channels together
     steps = tl.cdiv(taps_h * taps_w * CHANNELS, BLOCK_K) if GATHER else taps_h * taps_w * tl.cdiv(CHANNELS, BLOCK_K)
 
@@ -270,7 +283,7 @@ def convolution_kernel(
         acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     else:
-        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        acc = tl.zeros((BLOCK_M, WIDTH), tl.float32)
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
 
     # One flat loop over experts, taps and channel blocks; the counters move by tl.where: an `if` stops prefetching.
@@ -279,7 +292,7 @@ def convolution_kernel(
     tap_h = 0
     tap_w = 0
     expert = 0
-    for _ in range(0, steps * (EXPERTS if STACKED else 1)):
+    for _ in range(0, steps * (EXPERTS if IN_TURN else 1)):
         if GATHER:
             x, weight = gather(
                 source_at,
@@ -290,7 +303,7 @@ def convolution_kernel(
                 h_x,
                 w_x,
                 inside_x,
-                column_w * WEIGHT_COLUMN,
+                column_w,
                 inside_w,
                 source_h,
                 source_w,
@@ -320,7 +333,7 @@ def convolution_kernel(
             x = tl.load(source_ptrs + move, mask=mask_x, other=0.0)
             tap = (first_h + tap_h * STEP_H) * KERNEL_W + first_w + tap_w * STEP_W
             move = expert * WEIGHT_SIZE + tap * WEIGHT_TAP + channel * WEIGHT_CHANNEL
-            if OUTPUTS % BLOCK_N == 0 and CHANNELS % BLOCK_K == 0:
+            if OUTPUTS % BLOCK_N == 0 and CHANNELS % BLOCK_K == 0 and (SIDE_BY_SIDE == 1 or SIDE_BY_SIDE == EXPERTS):
                 weight = tl.load(weight_ptrs + move)
             else:
                 weight = tl.load(weight_ptrs + move, mask=mask_w, other=0.0)
@@ -337,7 +350,7 @@ def convolution_kernel(
         wrapped = tap_w >= taps_w
         tap_w = tl.where(wrapped, 0, tap_w)
         tap_h = tl.where(wrapped, tap_h + 1, tap_h)
-        if STACKED:
+        if IN_TURN:
             last = step == steps
             if last:
                 share = tl.load(mixing_ptr + row_sample * EXPERTS + expert, mask=row_inside, other=0.0).to(tl.float32)
@@ -358,7 +371,24 @@ def convolution_kernel(
             tap_h = tl.where(last, 0, tap_h)
             step = tl.where(last, 0, step)
 
-    if not STACKED:
+    if SIDE_BY_SIDE > 1:
+        apart = tl.reshape(acc, (BLOCK_M, SIDE_BY_SIDE, BLOCK_N))
+        of = tl.arange(0, SIDE_BY_SIDE)
+        held = row_inside[:, None] & (of < EXPERTS)[None, :]
+        if products_ptr is not None:
+            probe_at = (row_sample * (out_h * out_w) + pixel) * (GROUPS * OUTPUTS) + group * OUTPUTS
+            seen = tl.load(
+                probe_ptr + probe_at[:, None] + columns[None, :],
+                mask=row_inside[:, None] & column_inside[None, :],
+                other=0.0,
+            )  # [BLOCK_M, BLOCK_N]
+            product = tl.sum(seen[:, None, :].to(tl.float32) * apart, 2)
+            block = group * column_blocks + column_block
+            product_at = (block * EXPERTS + of[None, :]) * batch + row_sample[:, None]
+            tl.store(products_ptr + product_at * (out_h * out_w) + pixel[:, None], product, mask=held)
+        share = tl.load(mixing_ptr + row_sample[:, None] * EXPERTS + of[None, :], mask=held, other=0.0).to(tl.float32)
+        total = tl.sum(apart * share[:, :, None], 1)
+    elif not STACKED:
         total = acc
     if SWAP:
         total = total.T
