@@ -216,11 +216,14 @@ def test_bias_scale_and_shift_of_any_stride(case, force):
             assert torch.equal(per_sample_conv2d(x, weight, some, **options), expected)
 
 
-@pytest.mark.parametrize("experts", [1, 4, 5, 9])
-@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 5), (1, 19)])
-def test_the_mix_is_right_however_many_samples_a_program_takes(monkeypatch, experts, kernel):
-    shape = (6, 20, *kernel)
-    kernels, weights = randn(experts, *shape, seed=1), randn(7, experts, seed=2)
+@pytest.mark.parametrize("experts", [1, 4, 9, 40])
+@pytest.mark.parametrize(
+    ("rows", "channels", "kernel"),
+    [(6, 20, (3, 3)), (3, 16, (5, 3)), (5, 3, (7, 7)), (2, 8, (1, 1)), (1, 24, (17, 16)), (2, 2, (46, 46))],
+    ids=str,
+)
+def test_the_mix_is_right_however_many_samples_a_program_takes(monkeypatch, rows, channels, kernel, experts):
+    kernels, weights = randn(experts, rows, channels, *kernel, seed=1), randn(7, experts, seed=2)
     exact = torch.einsum("bk,koihw->bohwi", weights.double(), kernels.double()).flatten(2, 3)
     for programs in (1024, 3, 1):
         monkeypatch.setattr(mixing, "PROGRAMS", programs)
@@ -229,6 +232,7 @@ def test_the_mix_is_right_however_many_samples_a_program_takes(monkeypatch, expe
         names = launches[0].kernel.arg_names
         per_program = launches[0].arguments[names.index("samples_per_program")]
         assert (per_program > 1) == (programs < 1024)
+        assert launches[0].options["HOLDS"] == ((experts < 40 and kernel != (46, 46)) or experts == 1)
         assert rms_ratio(mixed, exact) <= 1e-6
 
 

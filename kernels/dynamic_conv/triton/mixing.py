@@ -1,15 +1,19 @@
 """Mix the experts of a chunk of samples, channels last: the weights the convolution kernels read."""
 
+from math import gcd
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.launch import launch
 
-# As many programs as fill a GPU; where there are more tiles, a program mixes several samples with what it holds.
-PROGRAMS = 1024
-# Up to this many experts stay in registers while the samples pass by; more are read again for each sample.
-EXPERTS_HELD = tl.constexpr(8)
+# As many programs as a large GPU runs at once; a program mixes several samples with what it holds, all if need be.
+PROGRAMS = 660
+# Numbers of all experts that a program holds in float32, 64 a thread; of few experts, the most of a tile.
+HELD, TILE, LEAST_TILE = 8192, 2048, 256
+# Numbers that are stored at once.
+VECTOR = 8
 
 
 def mix_into(mixed: Tensor, experts: Tensor, mixing: Tensor) -> Tensor:
@@ -19,32 +23,41 @@ def mix_into(mixed: Tensor, experts: Tensor, mixing: Tensor) -> Tensor:
     once.
     """
     samples, rows, taps, channels = mixed.shape
-    block_c = min(triton.next_power_of_2(channels), 128)
-    block_t = min(triton.next_power_of_2(taps), 16)
-    tile = 2048 if experts.shape[0] <= 4 else 1024
-    block_c = min(block_c, tile // block_t)
-    block_r = max(1, min(triton.next_power_of_2(rows), tile // (block_c * block_t)))
-    tiles = triton.cdiv(rows, block_r) * triton.cdiv(channels, block_c) * triton.cdiv(taps, block_t)
-    samples_per_program = max(1, min(16, samples * tiles // PROGRAMS))
-    grid = (tiles, triton.cdiv(samples, samples_per_program))
+    count = experts.shape[0]
+    few = samples * experts[0].numel() < TILE * PROGRAMS
+    tile = max(LEAST_TILE, min(TILE // 2 if few else TILE, HELD // triton.next_power_of_2(count)))
+    vector = gcd(channels, VECTOR)
+    while vector > 1 and taps * vector > tile:
+        vector //= 2
+    tile = max(tile, triton.next_power_of_2(taps))  # one channel's taps at the least
+    groups = tile // (taps * vector)
+    tiles = triton.cdiv(rows * channels // vector, groups)
+    samples_per_program = triton.cdiv(samples, max(1, PROGRAMS // tiles))
     launch(
         mix_kernel,
-        grid,
+        (tiles, triton.cdiv(samples, samples_per_program)),
         experts,
         mixing,
         mixed,
         samples,
         samples_per_program,
-        EXPERTS=experts.shape[0],
+        EXPERTS=count,
+        HOLDS=count * tile <= HELD,
         ROWS=rows,
         TAPS=taps,
         CHANNELS=channels,
-        BLOCK_R=block_r,
-        BLOCK_T=block_t,
-        BLOCK_C=block_c,
+        VECTOR=vector,
+        GROUPS=groups,
+        BLOCK=tile,
         num_warps=4,
     )
     return mixed
+
+
+@triton.jit
+def taken(expert_at, places, inside, source):
+    """Return an expert's numbers of a tile in the order in which they are stored."""
+    return tl.gather(tl.load(expert_at + places, mask=inside, other=0.0), source, 0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["samples", "samples_per_program"])
@@ -55,37 +68,44 @@ def mix_kernel(
     samples,
     samples_per_program,
     EXPERTS: tl.constexpr,
+    HOLDS: tl.constexpr,
     ROWS: tl.constexpr,
     TAPS: tl.constexpr,
     CHANNELS: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    VECTOR: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    tap_block = tl.program_id(0) % tl.cdiv(TAPS, BLOCK_T)
-    channel_block = tl.program_id(0) // tl.cdiv(TAPS, BLOCK_T) % tl.cdiv(CHANNELS, BLOCK_C)
-    row_block = tl.program_id(0) // (tl.cdiv(TAPS, BLOCK_T) * tl.cdiv(CHANNELS, BLOCK_C))
-    rows = row_block * BLOCK_R + tl.arange(0, BLOCK_R)[:, None, None]
-    channels = channel_block * BLOCK_C + tl.arange(0, BLOCK_C)[None, :, None]
-    taps = tap_block * BLOCK_T + tl.arange(0, BLOCK_T)[None, None, :]
-    inside = (rows < ROWS) & (channels < CHANNELS) & (taps < TAPS)
-    read = (rows * CHANNELS + channels) * TAPS + taps  # [BLOCK_R, BLOCK_C, BLOCK_T]
-    write = (rows * TAPS + taps) * CHANNELS + channels
-    size = tl.full((), ROWS * TAPS * CHANNELS, tl.int64)
+    """A tile is `GROUPS` times `VECTOR` channels with all their taps: these lie together in an expert."""
+    IN_A_ROW: tl.constexpr = CHANNELS // VECTOR
+    SIZE: tl.constexpr = ROWS * TAPS * CHANNELS
+    LENGTH: tl.constexpr = GROUPS * VECTOR * TAPS
+    each = tl.arange(0, BLOCK)
+    # Stored are the channels of all groups through one tap after another.
+    channel = each % VECTOR
+    group = each // VECTOR % GROUPS
+    tap = each // (VECTOR * GROUPS)
+    of_all = tl.program_id(0) * GROUPS + group
+    stored = (tap < TAPS) & (of_all < ROWS * IN_A_ROW)
+    write = (of_all // IN_A_ROW * TAPS + tap) * CHANNELS + of_all % IN_A_ROW * VECTOR + channel
+    source = tl.where(tap < TAPS, (group * VECTOR + channel) * TAPS + tap, 0)
+    places = tl.program_id(0) * LENGTH + each
+    inside = (each < LENGTH) & (places < SIZE)
+    size = tl.full((), SIZE, tl.int64)
 
     held = ()
-    if EXPERTS <= EXPERTS_HELD:
+    if HOLDS:
         for k in tl.static_range(EXPERTS):
-            held = held + (tl.load(experts_ptr + k * size + read, mask=inside, other=0.0),)
+            held = held + (taken(experts_ptr + k * size, places, inside, source),)
 
     first = tl.program_id(1) * samples_per_program
     for sample in range(first, tl.minimum(first + samples_per_program, samples)):
-        total = tl.zeros((BLOCK_R, BLOCK_C, BLOCK_T), tl.float32)
-        if EXPERTS <= EXPERTS_HELD:
+        total = tl.zeros((BLOCK,), tl.float32)
+        if HOLDS:
             for k in tl.static_range(EXPERTS):
-                total += tl.load(mixing_ptr + sample * EXPERTS + k).to(tl.float32) * held[k].to(tl.float32)
+                total += tl.load(mixing_ptr + sample * EXPERTS + k).to(tl.float32) * held[k]
         else:
             for k in range(EXPERTS):
-                expert = tl.load(experts_ptr + k * size + read, mask=inside, other=0.0).to(tl.float32)
-                total += tl.load(mixing_ptr + sample * EXPERTS + k).to(tl.float32) * expert
-        tl.store(mixed_ptr + sample * size + write, total.to(mixed_ptr.dtype.element_ty), mask=inside)
+                share = tl.load(mixing_ptr + sample * EXPERTS + k).to(tl.float32)
+                total += share * taken(experts_ptr + k * size, places, inside, source)
+        tl.store(mixed_ptr + sample * size + write, total.to(mixed_ptr.dtype.element_ty), mask=stored)
