@@ -239,7 +239,8 @@ def _recorded(op: str, x: torch.Tensor, call: Callable[[torch.Tensor], None]) ->
         name = launch.kernel.__name__.removesuffix("_kernel").replace("_", " ")
         use = f"{size} {layout}" + (", backward" if name in seen else "")
         seen.add(name)
-        blocks = [launch.options[block] for block in ("BLOCK_P", "BLOCK_C", "BLOCK_O") if block in launch.options]
+        sizes = ("BLOCK_P", "BLOCK_C", "BLOCK_O", "BLOCK_W")
+        blocks = [launch.options[block] for block in sizes if block in launch.options]
         known = (f"{op}: {name}", use, "bfloat16", str(x.shape[1]), _label(*blocks))
         yield Variant(*known, 1, launch.options["num_warps"], launch)
 
