@@ -71,6 +71,27 @@ def test_every_row_of_the_weight_gradient_is_near_the_exact_result(monkeypatch, 
     assert_near_exact(dynamic_conv2d, arguments, padding=1)
 
 
+DEPTHWISE_ROWS = [
+    configs.DepthwiseConfig(16, 64, rows=5),
+    configs.DepthwiseConfig(32, 64, 8, rows=14),
+    configs.DepthwiseConfig(8, 128, rows=7),
+    configs.DepthwiseConfig(16, 64, splits=3),
+]
+
+
+@pytest.mark.parametrize("row", DEPTHWISE_ROWS, ids=str)
+@pytest.mark.parametrize(("kernel", "experts"), [(3, 4), (5, 4), (7, 9), (9, 2)])
+def test_every_depthwise_row_is_near_the_exact_result(monkeypatch, row, kernel, experts):
+    from kernels.dynamic_conv.triton import ops
+
+    rows = {"forward": row, "input_gradient": row, "weight_gradient": row}
+    monkeypatch.setattr(ops, "plan", lambda p, d: plan(p, d)._replace(chunk=3, backward_chunk=3, own_chunk=3, **rows))
+    x, mixing = randn(8, 72, 14, 13), randn(8, experts, seed=2)
+    weights = randn(experts, 72, 1, kernel, kernel, seed=1).bfloat16()
+    arguments = [x.bfloat16().to(memory_format=torch.channels_last), weights, mixing, None]
+    assert_near_exact(dynamic_conv2d, arguments, padding=kernel // 2, groups=72)
+
+
 @both
 def test_two_runs_agree_bit_for_bit(function):
     arguments, options = ARGUMENTS[function]("padded", torch.bfloat16)
