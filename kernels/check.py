@@ -65,6 +65,8 @@ def cases() -> list[Case]:
         _convolution("few pixels", (6, 64, 7, 7), 72, 3, 4, padding=1),
         _convolution("1x1", (4, 40, 9, 8), 24, 1, 4),
         _convolution("depthwise", (4, 40, 14, 14), 40, 3, 4, padding=1, groups=40),
+        _convolution("depthwise, 7x7, nine experts", (4, 40, 14, 14), 40, 7, 9, padding=3, groups=40),
+        _convolution("depthwise, strided, wider out", (4, 20, 15, 14), 40, 3, 4, stride=2, padding=1, groups=20),
         _convolution("stem", (4, 3, 37, 35), 24, 7, 4, stride=2, padding=3),
         _convolution("strided, dilated, grouped", (3, 32, 19, 21), 48, 3, 3, stride=2, padding=2, dilation=2, groups=2),
         _convolution("nine experts", (5, 24, 12, 11), 32, 3, 9, padding=1),
