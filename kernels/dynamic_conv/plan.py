@@ -52,7 +52,13 @@ class Plan(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def plan(problem: Problem, device: Device) -> Plan:
-    """Return the form of `problem` on `device`."""
+    """Return the form of `problem` on `device`.
+
+    Raises:
+        ValueError: a sample's weight has 2^31 elements or more, which the kernels do not address.
+    """
+    if problem.weights >= 2**31:
+        raise ValueError(f"a sample's weight must have fewer than 2^31 elements, got {problem.weights}")
     choice = measured(device.name).get(problem.key, {})
     regime, reason = rule(problem)
     if "regime" in choice:
@@ -90,6 +96,8 @@ def rule(problem: Problem) -> tuple[str, str]:
     if not problem.experts:
         return "aggregate", "weights are given per sample"
     limit = stacked_pixels(problem)
+    if problem.experts * problem.weights >= 2**31:
+        return "aggregate", "all experts together have 2^31 weights and more: they are mixed before"
     if 1 < problem.experts <= EXPERTS_ACCUMULATED and problem.pixels < limit:
         return "stacked", (
             f"{problem.pixels} output pixels a sample, fewer than {limit:.0f}: {problem.experts} convolutions with "

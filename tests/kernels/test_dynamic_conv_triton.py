@@ -12,7 +12,8 @@ import torch
 
 from kernels import dynamic_conv2d, per_sample_conv2d, use_backend
 from kernels.dynamic_conv import configs
-from kernels.dynamic_conv.plan import plan
+from kernels.dynamic_conv.plan import plan, rule
+from kernels.dynamic_conv.problem import Problem
 from kernels.launch import record_launches
 from tests.grids import grid
 from tests.kernels.conv_cases import ARGUMENTS, CASES, WIDE_CASES, dynamic_arguments, wide_arguments
@@ -154,10 +155,32 @@ def test_both_forms_of_a_depthwise_convolution_are_near_the_exact_result(case, e
         assert_near_exact(per_sample_conv2d, [x, randn(2, 12, 1, *kernel, seed=1), randn(2, 12, seed=3)], **options)
 
 
+@pytest.mark.parametrize("part", ["forward", "input_gradient", "weight_gradient"])
+@pytest.mark.parametrize(
+    ("inputs", "options"), [(12, {"stride": 2}), (12, {"stride": (1, 2)}), (12, {"dilation": (2, 1)}), (6, {})], ids=str
+)
+def test_strips_refuse_a_geometry_they_do_not_have(inputs, options, part, force):
+    """A table that was changed by hand may ask for them."""
+    force(**{part: configs.DepthwiseConfig(4, 16, rows=4)})
+    x, experts = randn(2, inputs, 7, 6).requires_grad_(), randn(3, 12, 1, 3, 3, seed=1).requires_grad_()
+    with pytest.raises(ValueError, match="strips are for strides and dilations of 1 and as many channels in as out"):
+        dynamic_conv2d(x, experts, randn(2, 3, seed=2), padding=1, groups=inputs, **options).sum().backward()
+
+
+def test_a_weight_beyond_32_bits_is_refused_and_experts_beyond_them_are_not_stacked():
+    def problem(inputs, outputs):
+        return Problem(4, inputs, outputs, 5, 5, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, 8, torch.bfloat16)
+
+    assert rule(problem(4096, 4096))[0] == "stacked"
+    assert rule(problem(4096, 8192))[0] == "aggregate"
+    with pytest.raises(ValueError, match=r"a sample's weight must have fewer than 2\^31 elements, got 2415919104"):
+        plan(problem(2**14, 2**14), configs.HOPPER)
+
+
 def test_strips_of_a_depthwise_convolution_fill_a_gpu_and_are_no_lower_than_they_need_be():
     def chosen(batch, channels, size, kernel=3, stride=1, gradient=False):
         geometry = ((kernel, kernel), (stride, stride), (kernel // 2,) * 4, (1, 1), channels)
-        problem = configs.Problem(batch, channels, channels, size, size, *geometry, 4, torch.bfloat16)
+        problem = Problem(batch, channels, channels, size, size, *geometry, 4, torch.bfloat16)
         return configs.depthwise_config(problem, configs.HOPPER, gradient)
 
     assert chosen(64, 256, 28) == configs.DepthwiseConfig(16, 64, rows=28)

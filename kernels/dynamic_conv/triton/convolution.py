@@ -139,6 +139,23 @@ def gather(
 
 
 @triton.jit
+def seen_by(
+    probe_ptr,
+    row_sample,
+    pixel,
+    row_inside,
+    out_channel,
+    column_inside,
+    pixels,
+    OUT_CHANNELS: tl.constexpr,
+):
+    """Return what the probe holds where the tile's results lie, [BLOCK_M, BLOCK_N] in float32."""
+    probe_at = (row_sample * pixels + pixel) * OUT_CHANNELS
+    mask = row_inside[:, None] & column_inside[None, :]
+    return tl.load(probe_ptr + probe_at[:, None] + out_channel[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def convolution_kernel(
     source_ptr,
     weight_ptr,
@@ -238,6 +255,9 @@ def convolution_kernel(
         pixel = rows
     columns = column_block * BLOCK_N + tl.arange(0, BLOCK_N)
     column_inside = columns < OUTPUTS
+    out_channel = group * OUTPUTS + columns
+    block = group * column_blocks + column_block
+    pixels = out_h * out_w
 
     # Weights are [.., groups * out, taps, in / groups] whichever of the two the product runs over.
     if TRANSPOSED:
@@ -251,6 +271,7 @@ def convolution_kernel(
         WEIGHT_TAP: tl.constexpr = CHANNELS
         weight_base = group * (OUTPUTS * TAPS * CHANNELS)
     WEIGHT_SIZE: tl.constexpr = GROUPS * OUTPUTS * TAPS * CHANNELS
+    tl.static_assert(WEIGHT_SIZE * (EXPERTS if STACKED else 1) < 2**31, "offsets of weights have 32 bits")
     PIXEL: tl.constexpr = GROUPS * CHANNELS
     source_at = source_ptr + sample * source_h * source_w * PIXEL + group * CHANNELS
     row_offset = ((row_sample * source_h + at_h) * source_w + at_w) * PIXEL  # [BLOCK_M]
@@ -356,15 +377,11 @@ def convolution_kernel(
                 share = tl.load(mixing_ptr + row_sample * EXPERTS + expert, mask=row_inside, other=0.0).to(tl.float32)
                 total += (share[None, :] if SWAP else share[:, None]) * acc
                 if products_ptr is not None:
-                    probe_at = (row_sample * (out_h * out_w) + pixel) * (GROUPS * OUTPUTS) + group * OUTPUTS
-                    seen = tl.load(
-                        probe_ptr + probe_at[:, None] + columns[None, :],
-                        mask=row_inside[:, None] & column_inside[None, :],
-                        other=0.0,
-                    ).to(tl.float32)  # [BLOCK_M, BLOCK_N]
+                    seen = seen_by(
+                        probe_ptr, row_sample, pixel, row_inside, out_channel, column_inside, pixels, GROUPS * OUTPUTS
+                    )
                     product = tl.sum(seen * (acc.T if SWAP else acc), 1)
-                    block = group * column_blocks + column_block
-                    product_at = ((block * EXPERTS + expert) * batch + row_sample) * (out_h * out_w) + pixel
+                    product_at = ((block * EXPERTS + expert) * batch + row_sample) * pixels + pixel
                     tl.store(products_ptr + product_at, product, mask=row_inside)
                 acc = tl.zeros_like(acc)
             expert = tl.where(last, expert + 1, expert)
@@ -376,23 +393,17 @@ def convolution_kernel(
         of = tl.arange(0, SIDE_BY_SIDE)
         held = row_inside[:, None] & (of < EXPERTS)[None, :]
         if products_ptr is not None:
-            probe_at = (row_sample * (out_h * out_w) + pixel) * (GROUPS * OUTPUTS) + group * OUTPUTS
-            seen = tl.load(
-                probe_ptr + probe_at[:, None] + columns[None, :],
-                mask=row_inside[:, None] & column_inside[None, :],
-                other=0.0,
-            )  # [BLOCK_M, BLOCK_N]
-            product = tl.sum(seen[:, None, :].to(tl.float32) * apart, 2)
-            block = group * column_blocks + column_block
-            product_at = (block * EXPERTS + of[None, :]) * batch + row_sample[:, None]
-            tl.store(products_ptr + product_at * (out_h * out_w) + pixel[:, None], product, mask=held)
+            seen = seen_by(
+                probe_ptr, row_sample, pixel, row_inside, out_channel, column_inside, pixels, GROUPS * OUTPUTS
+            )
+            product_at = ((block * EXPERTS + of[None, :]) * batch + row_sample[:, None]) * pixels + pixel[:, None]
+            tl.store(products_ptr + product_at, tl.sum(seen[:, None, :] * apart, 2), mask=held)
         share = tl.load(mixing_ptr + row_sample[:, None] * EXPERTS + of[None, :], mask=held, other=0.0).to(tl.float32)
         total = tl.sum(apart * share[:, :, None], 1)
     elif not STACKED:
         total = acc
     if SWAP:
         total = total.T
-    out_channel = group * OUTPUTS + columns
     if bias_ptr is not None:
         if STACKED:
             bias_at = row_sample[:, None] * (GROUPS * OUTPUTS) + out_channel[None, :]

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.dynamic_conv.configs import DepthwiseConfig
+from kernels.dynamic_conv.configs import DepthwiseConfig, own_parts
 from kernels.dynamic_conv.triton.addressing import constants, first_tap, lies_in, walk
 from kernels.launch import launch
 from kernels.tensors import needs_64_bits
@@ -45,6 +45,9 @@ def convolve_depthwise(
 
     weight: [batch, taps, out]; where `holds_weights`, [batch, out, taps], or [experts, out, taps] with `mixing` [batch,
     experts]. The rest as in `convolve`.
+
+    Raises:
+        ValueError: strips were asked for that the geometry does not allow.
     """
     batch = source.shape[0]
     height, width = out.shape[2:]
@@ -57,8 +60,10 @@ def convolve_depthwise(
         "BLOCK_C": config.block_c,
         "num_warps": config.warps,
     }
-    channel_blocks = triton.cdiv(out.shape[1], config.block_c)
+    channel_blocks, taps = triton.cdiv(out.shape[1], config.block_c), kernel[0] * kernel[1]
+    inputs = out.shape[1] if transposed else source.shape[1]
     if config.strips:
+        _check_strips(stride, dilation, inputs, weight.shape[1 if holds_weights(config, taps) else 2])
         parts = triton.cdiv(height, config.rows)
         launch(
             strip_kernel,
@@ -76,12 +81,11 @@ def convolve_depthwise(
             PADDING_H=kernel[0] - 1 - padding[0] if transposed else padding[0],
             PADDING_W=kernel[1] - 1 - padding[2] if transposed else padding[2],
             FLIPPED=transposed,
-            HELD=holds_weights(config, kernel[0] * kernel[1]),
+            HELD=holds_weights(config, taps),
             BLOCK_W=config.block_p,
             **shared,
         )
         return
-    inputs = out.shape[1] if transposed else source.shape[1]
     phases = stride[0] * stride[1] if transposed else 1
     extent = (triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1])) if transposed else (height, width)
     launch(
@@ -100,6 +104,12 @@ def convolve_depthwise(
     )
 
 
+def _check_strips(stride: list[int], dilation: list[int], inputs: int, outputs: int) -> None:
+    if {*stride, *dilation} != {1} or inputs != outputs:
+        found = f"stride {stride}, dilation {dilation}, {inputs} to {outputs} channels"
+        raise ValueError(f"strips are for strides and dilations of 1 and as many channels in as out, not {found}")
+
+
 def depthwise_gradients(
     grad: Tensor,
     x: Tensor,
@@ -112,7 +122,10 @@ def depthwise_gradients(
 ) -> Tensor:
     """Fill `own` [batch * parts, taps, out] with each sample's own weight gradient, in parts that are to be summed.
 
-    grad and x are channels_last; its parts are those of `configs.own_parts`.
+    grad and x are channels_last; the parts of own are those of `configs.own_parts`.
+
+    Raises:
+        ValueError: strips were asked for that the geometry does not allow, or own has other parts.
     """
     batch, inputs, height, width = x.shape
     outputs, out_h, out_w = grad.shape[1:]
@@ -127,6 +140,9 @@ def depthwise_gradients(
         "num_warps": config.warps,
     }
     if config.strips:
+        _check_strips(stride, dilation, inputs, outputs)
+        if parts != own_parts((out_h, out_w), config):
+            raise ValueError(f"own must have the parts of {config} at {out_h} x {out_w} pixels, not {parts}")
         rows_held = min(kernel[0], max(1, held // kernel[1]))
         launch(
             strip_gradient_kernel,

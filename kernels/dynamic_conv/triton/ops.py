@@ -214,6 +214,9 @@ def _sample_weight_gradient(how, grad, x, weight, stride, padding, dilation, gro
     dweight = weight.new_empty(weight.shape)
     given = _as_one_output(dweight) if how.regime == "depthwise" else dweight
     shape = (given.shape[1], kernel[0] * kernel[1], given.shape[2])
+    if how.regime != "depthwise" and 1 in shape[1:]:  # lies as it is made
+        geometry = (stride, padding, dilation, groups, kernel, how.weight_gradient, _precision(x))
+        return sample_gradients(grad, source, dweight.view(-1, *shape), *geometry).view(weight.shape)
     dtype = torch.float32 if how.regime == "depthwise" else weight.dtype
     for part, own in _own_gradients(how, grad, source, shape, dtype, stride, padding, dilation, groups, kernel):
         own = own.unflatten(0, (part.stop - part.start, -1))
