@@ -41,7 +41,7 @@ def channel_gate_backward(
     """Return the gradients of x, w1, b1, w2 and b2; one not needed is an empty placeholder."""
     if x.numel() == 0:
         return eager.channel_gate_backward(grad, x, w1, b1, w2, b2, pooled, hidden, scale, gate, needed)
-    grad = _dense(grad, x)
+    grad, hidden, scale = _dense(grad, x), hidden.contiguous(), scale.contiguous()
     partial, pixels = sum_over_pixels(grad, _dense(x, x)), x.shape[2] * x.shape[3]
     through_weights = needed[0] or (w1 is not None and any(needed[1:3]))  # else dlogits is all there is to compute
     if through_weights and _layers_fit(x, w1, gate):

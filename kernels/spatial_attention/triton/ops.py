@@ -32,7 +32,7 @@ def channel_stats_backward(
     shape = (grad.shape[0], channels, *grad.shape[2:])
     dx = torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
     if dx.numel():
-        spread(_dense(grad, grad), argmax, None if mask is None else mask.contiguous(), dx)
+        spread(_dense(grad, grad), argmax.contiguous(), None if mask is None else mask.contiguous(), dx)
     return dx
 
 
@@ -85,6 +85,7 @@ def spatial_attention_backward(
             bias.new_zeros(bias.shape) if for_bias else dbias,
         )
     grad = _dense(grad, x)
+    stats, argmax, gate = stats.contiguous(), argmax.contiguous(), gate.contiguous()
     dlogits = logit_gradient(grad, _dense(x, x), gate)
     if for_x or for_weight:
         dmaps, weight_sums = map_gradients(dlogits, stats, weight.contiguous(), for_x, for_weight)

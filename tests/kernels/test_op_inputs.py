@@ -1,0 +1,42 @@
+"""Ops take tensors as they lie: what is saved for a gradient may come back from a user's hook in another layout."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels.interpreter import needs_interpreter
+from tests.kernels.op_calls import op_arguments, registered
+from tests.kernels.oracle import rms_ratio
+
+
+def with_gaps(tensor: Tensor) -> Tensor:
+    """Return the same numbers, with as many others between them along every dimension."""
+    twice = tensor.new_zeros([2 * size for size in tensor.shape])
+    return twice[tuple(slice(None, None, 2) for _ in tensor.shape)].copy_(tensor)
+
+
+def backwards(tensor: Tensor) -> Tensor:
+    """Return the same numbers with those of the first dimension side by side."""
+    order = tuple(reversed(range(tensor.dim())))
+    return tensor.permute(order).contiguous().permute(order)
+
+
+@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_interpreter)])
+@pytest.mark.parametrize("laid", [with_gaps, backwards])
+@pytest.mark.parametrize("name", registered())
+def test_every_op_computes_the_same_of_every_layout_of_each_tensor(name: str, laid: Callable, backend: str):
+    arguments = op_arguments(name, torch.float32, backend=backend)
+    op = getattr(torch.ops.polychrome, name)
+    wanted = listed(op(*arguments))
+    for place, argument in enumerate(arguments):
+        if isinstance(argument, Tensor):
+            got = listed(op(*arguments[:place], laid(argument), *arguments[place + 1 :]))
+            for number, (one, other) in enumerate(zip(got, wanted, strict=True)):
+                assert one.shape == other.shape
+                assert not one.numel() or rms_ratio(one, other) < 1e-5, f"argument {place}, output {number}"
+
+
+def listed(result) -> list[Tensor]:
+    return list(result) if isinstance(result, tuple) else [result]
