@@ -302,8 +302,7 @@ def write(device: configs.Device, problem: Problem, choice: dict) -> None:
     kept = {key: value for key, value in old.items() if key != problem.key}
     choices = kept | ({problem.key: choice} if choice else {})
     record.replace(path, {name: about[name] for name in ("device", "versions", "date")} | {"choices": choices})
-    configs.measured.cache_clear()
-    planning.plan.cache_clear()
+    planning.forget()
 
 
 def _plain(candidates: list[Candidate], times: list[float], regime: str, name: str) -> float:

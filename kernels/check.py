@@ -146,13 +146,23 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def check(case: Case, dtype: torch.dtype, device: str = "cuda") -> Outcome:
-    """Return the errors of a case on the GPU, the definition computed in float64 on the CPU."""
+    """Return the errors of a case on the GPU, the definition computed in float64 on the CPU.
+
+    A call that was made twice before is made in another way (`kernels.replay`): its errors count where they are larger.
+    """
     given = case.make(dtype)
     exact = _results(case.function.reference, case, [_as(each, torch.float64) for each in given], dtype)
-    with record_launches() as launches:
+
+    def errors() -> list[float]:
         got = _results(case.function, case, [_moved(each, device) for each in given], dtype)
-    errors = [_error(one.cpu(), other) for one, other in zip(got, exact, strict=True)]
-    output, gradients = errors[0], max(errors[1:], default=None)
+        return [_error(one.cpu(), other) for one, other in zip(got, exact, strict=True)]
+
+    with record_launches() as launches:
+        largest = errors()
+    for _ in range(3):
+        again = errors()
+    largest = [max(pair) for pair in zip(largest, again, strict=True)]
+    output, gradients = largest[0], max(largest[1:], default=None)
     allowed = _allowed(case, dtype)
     fault = None
     if output > allowed[0]:

@@ -1,6 +1,8 @@
 """Launching Triton kernels. Importing this needs no Triton."""
 
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -17,7 +19,20 @@ class Launch(NamedTuple):
     arguments: tuple
     options: dict[str, Any]
 
+    def in_order(self) -> list:
+        """Return the values of all of the kernel's parameters, constants too."""
+        return [*self.arguments, *(self.options[name] for name in self.kernel.arg_names[len(self.arguments) :])]
 
+
+# Called with a launch and the kernel that it was compiled to, None in the interpreter.
+Listener = Callable[[Launch, Any], None]
+
+
+class _OfThread(threading.local):
+    listener: Listener | None = None
+
+
+_of_thread = _OfThread()
 _recorded: list[Launch] | None = None
 
 
@@ -31,11 +46,22 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
         return
     if device.type == "cpu":
         mend_interpreter()
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            kernel[grid](*arguments, **options)
+    if _of_thread.listener is not None:
+        with torch._C._DisableTorchDispatch():  # the interpreter calls torch too
+            compiled = kernel[grid](*arguments, **options)
+        _of_thread.listener(Launch(kernel, grid, arguments, options), compiled)
     else:
         kernel[grid](*arguments, **options)
+
+
+def cdiv(size: int, block: int) -> int:
+    """Return how many blocks cover `size`; Triton's own function of this name takes 3 us outside a kernel."""
+    return -(-size // block)
+
+
+def next_power_of_2(size: int) -> int:
+    """Return the smallest power of 2 that is at least `size`."""
+    return 1 << max(size - 1, 0).bit_length()
 
 
 @contextmanager
@@ -47,6 +73,25 @@ def record_launches() -> Iterator[list[Launch]]:
         yield _recorded
     finally:
         _recorded = before
+
+
+@contextmanager
+def listen(listener: Listener) -> Iterator[None]:
+    """Call `listener` after every launch that this thread makes inside."""
+    before, _of_thread.listener = _of_thread.listener, listener
+    try:
+        yield
+    finally:
+        _of_thread.listener = before
+
+
+def is_watched() -> bool:
+    """Return whether launches are listed by `record_launches`, or seen by hooks of Triton's as a profiler sets them."""
+    if _recorded is not None:
+        return True
+    knobs = sys.modules.get("triton.knobs")
+    hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook) if knobs else ()
+    return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
 
 
 @cache

@@ -1,27 +1,35 @@
-"""Registration of ops in the `polychrome` namespace."""
+"""The ops in the `polychrome` namespace: how they are registered, and how they are called."""
 
 from collections.abc import Callable
-from functools import wraps
 
 import torch
 
-from kernels.tensors import autocasts, empty_as, not_asked
+from kernels import replay
+from kernels.tensors import empty_as, not_asked
 
 NAMESPACE = "polychrome"
 
+_bodies: dict[str, Callable] = {}
+_functions: dict[str, type[torch.autograd.Function]] = {}
+
 
 def register_op(name: str, implementation: Callable, fake: Callable) -> None:
-    """Define the opaque op `polychrome::<name>` for all devices from an annotated eager implementation."""
+    """Define the opaque op `polychrome::<name>` for all devices from an annotated eager implementation.
+
+    Its first argument is a tensor, on whose device it runs; its last one is the backend.
+    """
     qualified = f"{NAMESPACE}::{name}"
     schema = torch.library.infer_schema(implementation, mutates_args=())
     torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(qualified, "default", _plain(implementation))
+    torch.library.impl(qualified, "default", lambda *arguments: _below(arguments[0], implementation, *arguments))
     torch.library.register_fake(qualified, fake)
+    _bodies[name] = implementation
 
 
 def register_backward(name: str, setup_context: Callable, backward: Callable) -> None:
     """Make `backward` the gradient of `polychrome::<name>`; differentiating its `_backward` op raises."""
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context)
+    _functions[name] = _function(name, setup_context, backward)
 
     def refuse(ctx, *grads):
         raise RuntimeError(
@@ -53,8 +61,7 @@ def register_product(name: str, forward: Callable, backward: Callable) -> None:
 
     def gradient(ctx, grad):
         needed = list(ctx.needs_input_grad[:2])
-        op = getattr(torch.ops.polychrome, f"{name}_backward")
-        return *asked(op(grad, *ctx.saved_tensors, needed, ctx.backend), needed), None
+        return *asked(call(f"{name}_backward", grad, *ctx.saved_tensors, needed, ctx.backend), needed), None
 
     register_op(name, forward, fake)
     register_op(f"{name}_backward", backward, backward_fake)
@@ -62,7 +69,18 @@ def register_product(name: str, forward: Callable, backward: Callable) -> None:
 
 
 def call(name: str, *arguments):
-    """Return what `polychrome::<name>` does of the arguments; `torch.onnx.export` records its decomposition instead."""
+    """Return what `polychrome::<name>` does of the arguments; `torch.onnx.export` records its decomposition instead.
+
+    A plain call runs the body, or what `kernels.replay` keeps of it, as a node of autograd: torch's dispatcher of ops
+    in Python would take longer than all else on the host. Torch is given the op itself where `replay.key_of` has no
+    key, and where a gradient is to be differentiated.
+    """
+    key = replay.key_of(name, arguments)
+    if key is not None:
+        if not (torch.is_grad_enabled() and any(_requires_grad(argument) for argument in arguments)):
+            return _run(name, key, arguments)
+        if name in _functions:
+            return _functions[name].apply(*arguments, key)
     op = getattr(torch.ops.polychrome, name)
     if (torch.jit.is_tracing() or torch.compiler.is_exporting()) and torch.onnx.is_in_onnx_export():
         from kernels.decompositions import ONNX
@@ -76,21 +94,47 @@ def asked(gradients, needed) -> tuple:
     return tuple(gradient if need else None for gradient, need in zip(gradients, needed, strict=True))
 
 
-def _plain(implementation: Callable) -> Callable:
-    """Return `implementation` in the state that an op's body has to run in, whatever the caller's is.
+def _requires_grad(argument) -> bool:
+    return isinstance(argument, torch.Tensor) and argument.requires_grad
+
+
+def _function(name: str, setup_context: Callable, backward: Callable) -> type[torch.autograd.Function]:
+    """Return the node of autograd for plain calls of `polychrome::<name>`; the last argument is the call's key."""
+
+    def forward(ctx, *arguments):
+        *inputs, key = arguments
+        output = _run(name, key, inputs)
+        ctx.set_materialize_grads(False)
+        setup_context(ctx, inputs, output)
+        return output
+
+    def gradient(ctx, *grads):
+        if all(grad is None for grad in grads):
+            return (None,) * len(ctx.needs_input_grad)
+        return *backward(ctx, *grads), None
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(gradient)}
+    return type(name, (torch.autograd.Function,), methods)
+
+
+def _run(name: str, key: replay.Key, arguments: tuple):
+    """Return what the op's body does of a plain call; a profiler sees the op's name, as it does of the dispatcher's."""
+    if torch.autograd.profiler._is_profiler_enabled:
+        with torch.profiler.record_function(f"{NAMESPACE}::{name}"):
+            return _below(arguments[0], replay.run, _bodies[name], key, arguments)
+    return _below(arguments[0], replay.run, _bodies[name], key, arguments)
+
+
+def _below(tensor: torch.Tensor, function: Callable, *arguments):
+    """Return `function(*arguments)` in the state that an op's body has to run in, whatever the caller's is.
 
     Below autograd and its record of views: torch calls the body with that record on, and an output that the body made
     by reshaping could then not be modified in place (`relu_` after a convolution). Without autocast: its key is still
-    on inside an op, so that `F.conv2d` or a matmul there would cast its operands once more.
+    on inside an op, so that `F.conv2d` or a matmul there would cast its operands once more. On the tensor's device,
+    where launches are made.
     """
-
-    @wraps(implementation)
-    def run(*args):
-        tensor = next(argument for argument in args if isinstance(argument, torch.Tensor))
-        with torch._C._AutoDispatchBelowADInplaceOrView():
-            if not autocasts(tensor):
-                return implementation(*args)
-            with torch.autocast(tensor.device.type, enabled=False):
-                return implementation(*args)
-
-    return run
+    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
+        with torch.cuda.device(tensor.device):
+            return _below(tensor, function, *arguments)
+    with torch._C._AutoDispatchBelowADInplaceOrView(), torch._C._DisableAutocast():
+        return function(*arguments)

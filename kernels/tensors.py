@@ -11,7 +11,8 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def autocasts(x: Tensor) -> bool:
     """Return whether autocast is on for x's device; the meta device has none, and torch raises when asked."""
-    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    kind = x.device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
 def cast_for_autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:

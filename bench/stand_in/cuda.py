@@ -18,6 +18,7 @@ from torch import Tensor
 from bench.stand_in import driver
 
 DEVICE = torch.device("cuda", 0)
+_CPU = torch.device("cpu")
 FREE = 8 * 2**30
 
 
@@ -43,7 +44,7 @@ def install(run: driver.Run = driver.nothing, card: Card | None = None, draws: b
     _plain.update({name: getattr(torch, name) for name in ("is_autocast_enabled", "get_autocast_dtype")})
     for name, plain in _plain.items():
         setattr(torch, name, lambda kind="cuda", plain=plain: plain("cpu" if kind == "cuda" else kind))
-    Tensor.is_cuda = property(lambda tensor: _pretending and not _is_elsewhere(tensor))
+    Tensor.is_cuda = property(lambda tensor: _pretending and _real_device(tensor) == _CPU)
     Tensor.device = property(_device_of)
     for name in FACTORIES:
         setattr(torch, name, _made_on_host(getattr(torch, name)))
@@ -65,12 +66,9 @@ _plain: dict[str, object] = {}
 _real_device = torch._C.TensorBase.device.__get__
 
 
-def _is_elsewhere(tensor: Tensor) -> bool:
-    return _real_device(tensor).type != "cpu"
-
-
 def _device_of(tensor: Tensor) -> torch.device:
-    return _real_device(tensor) if not _pretending or _is_elsewhere(tensor) else DEVICE
+    real = _real_device(tensor)
+    return DEVICE if _pretending and real == _CPU else real
 
 
 def _on_host(run: driver.Run) -> driver.Run:
@@ -100,9 +98,9 @@ def _made_on_host(function: Callable) -> Callable:
 
     @wraps(function)
     def make(*args, device=None, **kwargs):
-        if device is not None:
-            kwargs["device"] = _CPU if _is_cuda(device) else device
-        return function(*args, **kwargs)
+        if device is None:
+            return function(*args, **kwargs)
+        return function(*args, device=_CPU if device is DEVICE or _is_cuda(device) else device, **kwargs)
 
     return make
 
@@ -128,7 +126,6 @@ def _to(tensor: Tensor, *args, **kwargs) -> Tensor:
 
 
 _real_to = Tensor.to
-_CPU = torch.device("cpu")
 
 
 def _is_cuda(value) -> bool:
@@ -170,6 +167,16 @@ class _Event:
         pass
 
 
+class _Stream:
+    """A stream on which all is done when it is asked for."""
+
+    def wait_stream(self, *_) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
 def _calls() -> dict[str, object]:
     """Return the calls of `torch.cuda` that are pretended, by name."""
 
@@ -192,6 +199,9 @@ def _calls() -> dict[str, object]:
         "is_bf16_supported": lambda *_, **__: True,
         "synchronize": nothing(),
         "Event": _Event,
+        "Stream": _Stream,
+        "stream": inside,
+        "current_stream": lambda *_: _Stream(),
         "_sleep": nothing(),
         "mem_get_info": lambda *_: (FREE, FREE),
         "memory_allocated": lambda *_: 0,

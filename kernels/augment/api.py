@@ -12,6 +12,7 @@ from kernels.augment.geometry import resolve_size
 from kernels.backend import chosen_backend
 from kernels.checks import FLOATS, as_int, check_device, check_shape, sizes
 from kernels.leaves import leaf
+from kernels.library import call
 
 INTEGERS = (torch.int32, torch.int64)
 
@@ -108,7 +109,7 @@ def augment(
     per_sample = (indices, crops, flips, angles, brightness, contrast, gamma, grayscale, channels, cutouts)
     given = Arguments(images, *per_sample, means, deviations, height, width, dtype)
     if backend != "reference":
-        return torch.ops.polychrome.augment(*given, backend)
+        return call("augment", *given, backend)
     check_values(given)
     jitter = {"brightness": brightness, "contrast": contrast, "gamma": gamma, "grayscale": grayscale}
     arguments = (crops, flips, angles, means, deviations, channels, (height, width), dtype)

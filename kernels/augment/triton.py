@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.augment import geometry
 from kernels.augment.arguments import Arguments
-from kernels.launch import launch
+from kernels.launch import cdiv, launch
 
 # Output rows and columns of a program: a thread's pixels lie below each other and share what depends on the column.
 BLOCK_H, BLOCK_W, WARPS = 16, 32, 4
@@ -28,7 +28,7 @@ def augment(given: Arguments) -> Tensor:
         return out
     launch(
         augment_kernel,
-        (batch * triton.cdiv(height, BLOCK_H) * triton.cdiv(width, BLOCK_W), triton.cdiv(count, GROUP)),
+        (batch * cdiv(height, BLOCK_H) * cdiv(width, BLOCK_W), cdiv(count, GROUP)),
         images,
         out,
         *(None if parameter is None else parameter.contiguous() for parameter in given.per_sample),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.backend import runs_triton
 from kernels.channel_gate import eager
-from kernels.library import asked, register_backward, register_op
+from kernels.library import asked, call, register_backward, register_op
 from kernels.tensors import empty_as, not_asked, wide_dtype
 
 
@@ -77,8 +77,7 @@ def _setup(ctx, inputs, output):
 
 def _gradient(ctx, grad, *_):
     needed = list(ctx.needs_input_grad[:5])
-    op = torch.ops.polychrome.channel_gate_backward
-    gradients = op(grad, *ctx.saved_tensors, ctx.gate, needed, ctx.backend)
+    gradients = call("channel_gate_backward", grad, *ctx.saved_tensors, ctx.gate, needed, ctx.backend)
     return *asked(gradients, needed), None, None
 
 

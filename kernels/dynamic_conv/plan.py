@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from kernels import replay
 from kernels.dynamic_conv.configs import (
     EXPERTS_ACCUMULATED,
     ConvolutionConfig,
@@ -85,6 +86,13 @@ def plan(problem: Problem, device: Device) -> Plan:
         **configs,
         reason=reason,
     )
+
+
+def forget() -> None:
+    """Have the tables of measured choices read anew, and keep nothing that was made from the old ones."""
+    measured.cache_clear()
+    plan.cache_clear()
+    replay.forget()
 
 
 def rule(problem: Problem) -> tuple[str, str]:

@@ -4,14 +4,13 @@
 computed the output computes the gradients.
 """
 
-import torch
 from torch import Tensor
 
 from kernels.backend import runs_triton
 from kernels.dynamic_conv import reference
 from kernels.dynamic_conv.eager import ops as eager
 from kernels.dynamic_conv.geometry import output_size
-from kernels.library import asked, register_backward, register_op
+from kernels.library import asked, call, register_backward, register_op
 from kernels.tensors import empty_as, laid_out_as, not_asked
 
 
@@ -135,8 +134,7 @@ def _per_sample_setup(ctx, inputs, output):
 
 def _per_sample_gradient(ctx, grad):
     needed = list(ctx.needs_input_grad[:3])
-    op = torch.ops.polychrome.per_sample_conv2d_backward
-    gradients = op(grad, *ctx.saved_tensors, *ctx.geometry, needed, ctx.backend)
+    gradients = call("per_sample_conv2d_backward", grad, *ctx.saved_tensors, *ctx.geometry, needed, ctx.backend)
     return *asked(gradients, needed), None, None, None, None, None
 
 
@@ -160,8 +158,7 @@ def _dynamic_setup(ctx, inputs, output):
 
 def _dynamic_gradient(ctx, grad):
     needed = list(ctx.needs_input_grad[:4])
-    op = torch.ops.polychrome.dynamic_conv2d_backward
-    gradients = op(grad, *ctx.saved_tensors, *ctx.geometry, needed, ctx.backend)
+    gradients = call("dynamic_conv2d_backward", grad, *ctx.saved_tensors, *ctx.geometry, needed, ctx.backend)
     return *asked(gradients, needed), None, None, None, None, None
 
 

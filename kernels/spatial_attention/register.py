@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import runs_triton
-from kernels.library import asked, register_backward, register_op, register_product
+from kernels.library import asked, call, register_backward, register_op, register_product
 from kernels.spatial_attention import eager
 from kernels.tensors import empty_as, is_channels_last, not_asked, wide_dtype
 
@@ -93,8 +93,8 @@ def _stats_setup(ctx, inputs, output):
 
 
 def _stats_gradient(ctx, grad, _):
-    op = torch.ops.polychrome.channel_stats_backward
-    return op(grad, *ctx.saved_tensors, ctx.channels, ctx.channels_last, ctx.backend), None, None
+    arguments = (grad, *ctx.saved_tensors, ctx.channels, ctx.channels_last, ctx.backend)
+    return call("channel_stats_backward", *arguments), None, None
 
 
 def _attention_fake(x, weight, bias, backend="auto"):
@@ -118,8 +118,8 @@ def _attention_setup(ctx, inputs, output):
 
 def _attention_gradient(ctx, grad, *_):
     needed = list(ctx.needs_input_grad[:3])
-    op = torch.ops.polychrome.spatial_attention_backward
-    return *asked(op(grad, *ctx.saved_tensors, needed, ctx.backend), needed), None
+    gradients = call("spatial_attention_backward", grad, *ctx.saved_tensors, needed, ctx.backend)
+    return *asked(gradients, needed), None
 
 
 register_op("channel_stats", channel_stats, _stats_fake)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels import use_backend
+from kernels import replay, use_backend
 from kernels.backend import is_interpreted, triton_is_installed
 
 
@@ -21,6 +21,12 @@ def interpreter_as_fast_as_it_goes(request, monkeypatch):
         monkeypatch.setattr(
             interpreter_builder, "options", replace(interpreter_builder.options, sanitize_overflow=False)
         )
+
+
+@pytest.fixture(autouse=True)
+def nothing_to_replay():
+    """Let every test's calls run the bodies as the test has them, whatever ran before."""
+    replay.forget()
 
 
 @pytest.fixture

@@ -46,6 +46,18 @@ def exact_outcome(function, arguments, grad=None, frozen=(), **options) -> list[
     return outcome(function.reference, doubles, grad, frozen, **options)
 
 
+def assert_its_own(found: list[Tensor], given: list[Tensor]) -> None:
+    """Assert that no tensor found is a view, holds more than its own numbers, or shares them with another."""
+    others = [tensor.untyped_storage().data_ptr() for tensor in given if tensor.numel()]
+    for tensor in found:
+        assert not tensor._is_view()
+        assert tensor._base is None
+        if tensor.numel():
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+            assert tensor.untyped_storage().data_ptr() not in others
+            others.append(tensor.untyped_storage().data_ptr())
+
+
 def assert_near_exact(function, arguments, grad=None, frozen=(), **options) -> None:
     """Assert that output and gradients have the right shapes and are within the tolerance of x's dtype."""
     forward, backward = TOLERANCES[arguments[0].dtype]

@@ -14,7 +14,7 @@ from kernels.modules import DynamicConv2d
 from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.op_calls import differentiable, function_arguments, op_arguments, public, registered
-from tests.kernels.oracle import as_leaf, randn
+from tests.kernels.oracle import as_leaf, assert_its_own, randn
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -44,18 +44,6 @@ def tensors(values) -> list[Tensor]:
 
 def outputs(result) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
-
-
-def assert_its_own(found: list[Tensor], given: list[Tensor]) -> None:
-    """Assert that no tensor found is a view, holds more than its own numbers, or shares them with another."""
-    others = [tensor.untyped_storage().data_ptr() for tensor in given if tensor.numel()]
-    for tensor in found:
-        assert not tensor._is_view()
-        assert tensor._base is None
-        if tensor.numel():
-            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-            assert tensor.untyped_storage().data_ptr() not in others
-            others.append(tensor.untyped_storage().data_ptr())
 
 
 def assert_may_change_in_place(function, arguments, **options) -> None:

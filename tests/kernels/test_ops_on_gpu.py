@@ -32,6 +32,19 @@ def test_output_and_gradients_are_near_the_exact_ones(case, dtype, layout):
     assert_near_exact(function, arguments, **options)
 
 
+def test_a_call_made_again_waits_for_what_its_stream_did_before():
+    x, logits = torch.zeros(2, 16, 14, 14, device=DEVICE), randn(2, 1, 14, 14).to(DEVICE)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    for call in range(1, 5):
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(20_000_000)  # about 10 ms, in which another stream would read what x was
+            x.fill_(call)
+            y = kernels.spatial_gate(x, logits)
+        stream.synchronize()
+        torch.testing.assert_close(y, call * logits.sigmoid().expand_as(x))
+
+
 @layouts
 def test_compiled_attention_equals_eager(layout):
     x = randn(8, 16, 14, 14).to(DEVICE).to(memory_format=layout)

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.channel_gate.configs import GateConfig, gate_config
-from kernels.launch import launch
+from kernels.launch import launch, next_power_of_2
 
 
 def gate_of(
@@ -38,7 +38,7 @@ def gate_of(
         config.shares,
         pixels,
         **_constants(w2, softmax, config),
-        BLOCK_LOGITS=triton.next_power_of_2(channels) if softmax else 1,
+        BLOCK_LOGITS=next_power_of_2(channels) if softmax else 1,
         num_warps=8,
     )
     return pooled, hidden, scale

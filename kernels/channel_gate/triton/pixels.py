@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.channel_gate.configs import reduce_config, scale_tile
-from kernels.launch import launch
+from kernels.launch import cdiv, launch
 from kernels.streaming import constants, from_the_last, offsets, pixel_groups, pixels_of, sample_start
 from kernels.tensors import empty_as, is_channels_last
 
@@ -21,7 +21,7 @@ def sum_over_pixels(x: Tensor, other: Tensor | None = None) -> Tensor:
     partial = x.new_empty((config.splits, batch, channels), dtype=torch.float32)
     launch(
         reduce_kernel,
-        (triton.cdiv(channels, config.block_c) * config.splits * batch,),
+        (cdiv(channels, config.block_c) * config.splits * batch,),
         x,
         other,
         partial,
@@ -44,7 +44,7 @@ def scale_channels(x: Tensor, scale: Tensor, shift: Tensor | None = None) -> Ten
     y = empty_as(x, x.shape)
     launch(
         scale_kernel,
-        (triton.cdiv(channels, block_c) * triton.cdiv(height * width, block_p) * batch,),
+        (cdiv(channels, block_c) * cdiv(height * width, block_p) * batch,),
         x,
         scale,
         shift,

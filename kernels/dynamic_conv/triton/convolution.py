@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.dynamic_conv.configs import ConvolutionConfig
 from kernels.dynamic_conv.triton.addressing import constants, first_tap, lies_in, walk
-from kernels.launch import launch
+from kernels.launch import cdiv, launch, next_power_of_2
 from kernels.tensors import needs_64_bits
 
 
@@ -50,9 +50,9 @@ def convolve(
     outputs = out.shape[1] // groups
     height, width = out.shape[2:]
     phases = stride[0] * stride[1] if transposed else 1
-    extent = (triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1])) if transposed else (height, width)
+    extent = (cdiv(height, stride[0]), cdiv(width, stride[1])) if transposed else (height, width)
     rows = extent[0] * extent[1] * (batch if mixing is not None else 1)
-    tiles = triton.cdiv(rows, config.block_m) * triton.cdiv(outputs, config.block_n) * groups * phases
+    tiles = cdiv(rows, config.block_m) * cdiv(outputs, config.block_n) * groups * phases
     grid = (tiles * (1 if mixing is not None else batch),)
     launch(
         convolution_kernel,
@@ -83,7 +83,7 @@ def convolve(
         PRECISION=precision,
         GATHER=channels < 16,
         SWAP=config.swap,
-        SIDE_BY_SIDE=triton.next_power_of_2(weight.shape[0]) if config.together and mixing is not None else 1,
+        SIDE_BY_SIDE=next_power_of_2(weight.shape[0]) if config.together and mixing is not None else 1,
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,

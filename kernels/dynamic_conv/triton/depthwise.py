@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.dynamic_conv.configs import DepthwiseConfig, own_parts
 from kernels.dynamic_conv.triton.addressing import constants, first_tap, lies_in, walk
-from kernels.launch import launch
+from kernels.launch import cdiv, launch
 from kernels.tensors import needs_64_bits
 
 # Weights that a program mixes and keeps in registers for all of its rows; taps of a program of the gradient, in blocks
@@ -60,14 +60,14 @@ def convolve_depthwise(
         "BLOCK_C": config.block_c,
         "num_warps": config.warps,
     }
-    channel_blocks, taps = triton.cdiv(out.shape[1], config.block_c), kernel[0] * kernel[1]
+    channel_blocks, taps = cdiv(out.shape[1], config.block_c), kernel[0] * kernel[1]
     inputs = out.shape[1] if transposed else source.shape[1]
     if config.strips:
         _check_strips(stride, dilation, inputs, weight.shape[1 if holds_weights(config, taps) else 2])
-        parts = triton.cdiv(height, config.rows)
+        parts = cdiv(height, config.rows)
         launch(
             strip_kernel,
-            (channel_blocks * triton.cdiv(width, config.block_p) * parts * batch,),
+            (channel_blocks * cdiv(width, config.block_p) * parts * batch,),
             source,
             weight,
             out,
@@ -87,10 +87,10 @@ def convolve_depthwise(
         )
         return
     phases = stride[0] * stride[1] if transposed else 1
-    extent = (triton.cdiv(height, stride[0]), triton.cdiv(width, stride[1])) if transposed else (height, width)
+    extent = (cdiv(height, stride[0]), cdiv(width, stride[1])) if transposed else (height, width)
     launch(
         depthwise_kernel,
-        (channel_blocks * phases * triton.cdiv(extent[0] * extent[1], config.block_p) * batch,),
+        (channel_blocks * phases * cdiv(extent[0] * extent[1], config.block_p) * batch,),
         source,
         weight,
         out,
@@ -131,7 +131,7 @@ def depthwise_gradients(
     outputs, out_h, out_w = grad.shape[1:]
     parts = len(own) // batch
     held = min(kernel[0] * kernel[1], TAPS_HELD[config.strips])
-    channel_blocks = triton.cdiv(outputs, config.block_c)
+    channel_blocks = cdiv(outputs, config.block_c)
     given = (grad, x, own, height, width, out_h, out_w, parts)
     shared = {
         "CHANNELS": outputs,
@@ -146,7 +146,7 @@ def depthwise_gradients(
         rows_held = min(kernel[0], max(1, held // kernel[1]))
         launch(
             strip_gradient_kernel,
-            (channel_blocks * triton.cdiv(kernel[0], rows_held) * len(own),),
+            (channel_blocks * cdiv(kernel[0], rows_held) * len(own),),
             *given,
             config.rows,
             KERNEL_H=kernel[0],
@@ -160,7 +160,7 @@ def depthwise_gradients(
         return own
     launch(
         depthwise_gradient_kernel,
-        (channel_blocks * triton.cdiv(kernel[0] * kernel[1], held) * len(own),),
+        (channel_blocks * cdiv(kernel[0] * kernel[1], held) * len(own),),
         *given,
         MULTIPLIER=outputs // inputs,
         **constants(kernel, stride, padding, dilation),

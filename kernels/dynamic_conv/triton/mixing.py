@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import launch
+from kernels.launch import cdiv, launch, next_power_of_2
 
 # As many programs as a large GPU runs at once; a program mixes several samples with what it holds, all if need be.
 PROGRAMS = 660
@@ -25,17 +25,17 @@ def mix_into(mixed: Tensor, experts: Tensor, mixing: Tensor) -> Tensor:
     samples, rows, taps, channels = mixed.shape
     count = experts.shape[0]
     few = samples * experts[0].numel() < TILE * PROGRAMS
-    tile = max(LEAST_TILE, min(TILE // 2 if few else TILE, HELD // triton.next_power_of_2(count)))
+    tile = max(LEAST_TILE, min(TILE // 2 if few else TILE, HELD // next_power_of_2(count)))
     vector = gcd(channels, VECTOR)
     while vector > 1 and taps * vector > tile:
         vector //= 2
-    tile = max(tile, triton.next_power_of_2(taps))  # one channel's taps at the least
+    tile = max(tile, next_power_of_2(taps))  # one channel's taps at the least
     groups = tile // (taps * vector)
-    tiles = triton.cdiv(rows * channels // vector, groups)
-    samples_per_program = triton.cdiv(samples, max(1, PROGRAMS // tiles))
+    tiles = cdiv(rows * channels // vector, groups)
+    samples_per_program = cdiv(samples, max(1, PROGRAMS // tiles))
     launch(
         mix_kernel,
-        (tiles, triton.cdiv(samples, samples_per_program)),
+        (tiles, cdiv(samples, samples_per_program)),
         experts,
         mixing,
         mixed,

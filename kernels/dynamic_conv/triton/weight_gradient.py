@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.dynamic_conv.configs import WeightGradientConfig, spans_taps, weight_tiles
 from kernels.dynamic_conv.triton.addressing import constants, lies_in
-from kernels.launch import launch
+from kernels.launch import cdiv, launch
 from kernels.tensors import needs_64_bits
 
 
@@ -37,7 +37,7 @@ def expert_gradients(
     batch, count = mixing.shape
     taps = kernel[0] * kernel[1]
     outputs, channels = grad.shape[1], x.shape[1] // groups
-    splits = triton.cdiv(batch, triton.cdiv(batch, config.splits))
+    splits = cdiv(batch, cdiv(batch, config.splits))
     dtype = x.dtype if splits == 1 else torch.float32
     partial = grad.new_empty((splits, count, outputs, taps, channels), dtype=dtype)
     products = None

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import launch
+from kernels.launch import cdiv, launch, next_power_of_2
 from kernels.spatial_attention.configs import WARPS, stream_tile
 from kernels.spatial_attention.triton.blocks import pixel_block
 from kernels.streaming import constants, from_the_last, offsets, pixel_groups, sample_start
@@ -21,12 +21,12 @@ def attend(x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor | None, gate: 
     """
     batch, channels, height, width = x.shape
     kernel = weight.shape[-1]
-    columns = triton.next_power_of_2(kernel)
+    columns = next_power_of_2(kernel)
     widest = max(1, LOGIT_ELEMENTS // columns)
     tile = stream_tile(batch, channels, height * width, is_channels_last(x), widest=widest)
     launch(
         attend_kernel,
-        (batch * triton.cdiv(height * width, tile.block_p),),
+        (batch * cdiv(height * width, tile.block_p),),
         x,
         stats,
         weight,

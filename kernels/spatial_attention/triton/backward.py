@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import launch
+from kernels.launch import cdiv, launch
 from kernels.spatial_attention.configs import WARPS, stream_tile
 from kernels.spatial_attention.triton.blocks import pixel_block
 from kernels.streaming import constants, from_the_last, offsets, pixel_groups, sample_start
@@ -22,7 +22,7 @@ def logit_gradient(grad: Tensor, x: Tensor, gate: Tensor) -> Tensor:
     tile = stream_tile(batch, channels, height * width, is_channels_last(x), carries=True)
     launch(
         dot_kernel,
-        (batch * triton.cdiv(height * width, tile.block_p),),
+        (batch * cdiv(height * width, tile.block_p),),
         grad,
         x,
         gate,
@@ -52,7 +52,7 @@ def spread(
     tile = stream_tile(batch, channels, height * width, is_channels_last(dx), widest=WIDEST_BLOCK)
     launch(
         spread_kernel,
-        (batch * triton.cdiv(height * width, tile.block_p),),
+        (batch * cdiv(height * width, tile.block_p),),
         dmaps,
         argmax,
         mask,

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import launch
+from kernels.launch import cdiv, launch
 from kernels.spatial_attention.configs import WARPS, stream_tile
 from kernels.spatial_attention.triton.blocks import pixel_block
 from kernels.streaming import constants, offsets, pixel_groups, sample_start
@@ -17,7 +17,7 @@ def scale_pixels(x: Tensor, logits: Tensor, y: Tensor) -> None:
     tile = stream_tile(batch, channels, height * width, is_channels_last(x))
     launch(
         scale_pixels_kernel,
-        (batch * triton.cdiv(height * width, tile.block_p),),
+        (batch * cdiv(height * width, tile.block_p),),
         x,
         logits,
         y,
@@ -40,7 +40,7 @@ def scale_pixels_backward(
     tile = stream_tile(batch, channels, height * width, is_channels_last(grad), carries=dlogits is not None)
     launch(
         scale_pixels_backward_kernel,
-        (batch * triton.cdiv(height * width, tile.block_p),),
+        (batch * cdiv(height * width, tile.block_p),),
         grad,
         x,
         logits,

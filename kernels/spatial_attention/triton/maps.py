@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import launch
+from kernels.launch import cdiv, launch
 from kernels.spatial_attention.configs import KERNEL_ROWS, PROGRAMS, strip_tile
 from kernels.streaming import sample_start
 from kernels.tensors import needs_64_bits
@@ -21,7 +21,7 @@ def map_gradients(
     batch, _, height, width = stats.shape
     kernel = weight.shape[-1]
     tile = strip_tile(batch, height, width, kernel)
-    parts = triton.cdiv(height, tile.rows), triton.cdiv(width, tile.block_w)
+    parts = cdiv(height, tile.rows), cdiv(width, tile.block_w)
     blocks = batch * parts[0] * parts[1]
     programs = min(blocks, PROGRAMS)
     dmaps = torch.empty_like(stats) if for_maps else None

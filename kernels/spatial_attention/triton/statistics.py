@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import launch
+from kernels.launch import cdiv, launch
 from kernels.spatial_attention.configs import WARPS, stream_tile
 from kernels.spatial_attention.triton.blocks import pixel_block
 from kernels.streaming import constants, offsets, pixel_groups, sample_start
@@ -19,7 +19,7 @@ def write_stats(x: Tensor, mask: Tensor | None, stats: Tensor, argmax: Tensor) -
     checks = {} if mask is None else {"debug": True, "sanitize_overflow": False}
     launch(
         stats_kernel,
-        (batch * triton.cdiv(height * width, tile.block_p),),
+        (batch * cdiv(height * width, tile.block_p),),
         x,
         mask,
         stats,

@@ -1,0 +1,290 @@
+"""Calls of ops made again without the Python that chose their launches, for which small maps would wait on a GPU.
+
+What an op's body does follows from the sizes, strides, dtypes and alignment of its tensors and from its other
+arguments, its key. Where a key comes back, the body's calls of torch and its launches are recorded and written as a
+function without a branch, its program. Later calls of the key run the program.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from kernels.backend import runs_triton
+from kernels.launch import Launch, is_watched, listen
+from kernels.tensors import allows_tf32
+
+# Keys that are kept; where calls differ more often, all are forgotten.
+MOST = 4096
+# A compiled kernel may rely on pointers that are a multiple of it.
+ALIGNMENT = 16
+# What stands for the program of a call that was made once, and of a call whose body cannot be repeated.
+ONCE, NEVER = object(), object()
+UNREPEATABLE = {
+    torch.Tag.data_dependent_output,
+    torch.Tag.dynamic_output_shape,
+    torch.Tag.nondeterministic_seeded,
+}
+aten = torch.ops.aten
+# Made again by one function of torch's, which is called in a third of the time.
+ALLOCATIONS = (aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided)
+
+Key = tuple
+_programs: dict[Key, object] = {}
+_plain_keys: set[int] = set()
+
+
+def key_of(name: str, arguments: tuple) -> Key | None:
+    """Return all that the body of op `name` can see of a call but the numbers in its tensors.
+
+    None where torch has to see the op itself: while a call is compiled, traced, transformed or watched, and for tensors
+    other than plain ones of a CPU or a CUDA device, such as subclasses and negated views.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._are_functorch_transforms_active():
+        return None
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return None
+    key = [name]
+    for argument in arguments:
+        kind = type(argument)
+        if kind is Tensor or kind is torch.nn.Parameter:
+            keys = torch._C._dispatch_keys(argument).raw_repr()
+            if keys not in _plain_keys and not _is_plain(argument, keys):
+                return None
+            memory = argument.device, argument.data_ptr() % ALIGNMENT
+            key.append((argument.shape, argument.stride(), argument.dtype, memory))
+        elif isinstance(argument, Tensor):
+            return None
+        else:
+            key.append(tuple(argument) if kind is list else argument)
+    key.append(arguments[0].dtype is torch.float32 and allows_tf32())
+    return tuple(key)
+
+
+def run(body: Callable, key: Key, arguments: tuple):
+    """Return `body(*arguments)`: from the third call of a key on by the program that the second call has written.
+
+    The last argument is the op's backend. What listens to launches is given the body every time.
+    """
+    program = _programs.get(key)
+    if program is NEVER or is_watched():
+        return body(*arguments)
+    if program is not None and program is not ONCE:
+        return program(*arguments)
+    if program is ONCE:
+        result, written = record(body, arguments)
+        _programs[key] = written or NEVER
+        return result
+    if len(_programs) >= MOST:
+        _programs.clear()
+    _programs[key] = ONCE if runs_triton(arguments[0], arguments[-1]) else NEVER
+    return body(*arguments)
+
+
+def forget() -> None:
+    """Forget all programs, which keep the launches that were chosen before a table or a rule was changed."""
+    _programs.clear()
+
+
+def record(body: Callable, arguments: tuple) -> tuple[object, Callable | None]:
+    """Return `body(*arguments)`, and a function that repeats the body for other arguments of the same key.
+
+    There is no such function, but None, for a body that reads numbers of a tensor, draws them, uses a tensor that it
+    was not given, or launches nothing.
+    """
+    recorder = Recorder(arguments)
+    with recorder, listen(recorder.launched):
+        result = body(*arguments)
+    return result, recorder.program(result)
+
+
+def current_stream() -> Callable[[int], int]:
+    """Return Triton's function from a device's number to the handle of its current stream."""
+    from triton.runtime import driver
+
+    return driver.active.get_current_stream
+
+
+def _is_plain(tensor: Tensor, keys: int) -> bool:
+    """Return whether a tensor with these dispatch keys is nothing but numbers in memory, made in inference mode or not.
+
+    Its keys are remembered if it is.
+    """
+    if tensor.device.type not in ("cpu", "cuda"):
+        return False
+    for inside in (False, True):
+        with torch.inference_mode(inside):
+            plain = torch.empty(0, device=tensor.device)
+        _plain_keys.add(torch._C._dispatch_keys(plain).raw_repr())
+    return keys in _plain_keys
+
+
+class Step(NamedTuple):
+    """A line of a program, the names of the tensors that it reads, and the names of those that it makes.
+
+    can_be_left_out: where no later line needs the tensors that it makes.
+    """
+
+    line: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    can_be_left_out: bool = False
+
+
+class Unrepeatable(Exception):
+    """A call does not always do the same, or uses a tensor that is neither an argument nor made from one."""
+
+
+class Recorder(TorchDispatchMode):
+    """Inside it, calls of torch are made and noted, and launches that it is told of with `launched`."""
+
+    def __init__(self, arguments: tuple):
+        super().__init__()
+        self.names = WeakTensorKeyDictionary()
+        self.roots: dict[str, tuple[str, int]] = {}  # of a view: in whose memory it lies, and how far from its first
+        self.constants: dict[str, object] = {}
+        self.steps: list[Step] = []
+        self.has_launched, self.can_be_repeated = False, True
+        self.made = 0
+        self.parameters = [f"given{place}" for place in range(len(arguments))]
+        tensors = {name: each for name, each in zip(self.parameters, arguments, strict=True) if _is_tensor(each)}
+        self.names.update({each: name for name, each in tensors.items()})
+        if len(self.names) < len(tensors):  # one tensor given twice may be two the next time
+            self.can_be_repeated = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to be skipped it would be imported, which takes over a second
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = op(*args, **kwargs)
+        self._note(self._called, op, args, kwargs, result)
+        return result
+
+    def launched(self, launch: Launch, compiled) -> None:
+        """Note a launch, and the kernel that it was compiled to where it was."""
+        self.has_launched = True
+        self._note(self._launched, launch, compiled)
+
+    def program(self, result) -> Callable | None:
+        """Return the function that repeats a body which had this result."""
+        made = result if isinstance(result, tuple) else [result]
+        if not self.can_be_repeated or not self.has_launched or any(each not in self.names for each in made):
+            return None
+        outputs = [self.names[each] for each in made]
+        lines, needed = [f"return {', '.join(outputs)}"], {*outputs, *self.parameters}
+        for step in reversed(self.steps):
+            if step.can_be_left_out and needed.isdisjoint(step.writes):
+                continue
+            used = [name for name in dict.fromkeys((*step.reads, *step.writes)) if name not in needed]
+            if used:  # for the last time: its memory is free from here on
+                lines.append(f"del {', '.join(used)}")
+            lines.append(step.line)
+            needed.update(used)
+        source = "\n    ".join([f"def program({', '.join(self.parameters)}):", *reversed(lines)])
+        scope = dict(self.constants)
+        exec(source, scope)
+        return scope["program"]
+
+    def _note(self, note: Callable, *happened) -> None:
+        if self.can_be_repeated:
+            try:
+                note(*happened)
+            except Unrepeatable:
+                self.can_be_repeated = False
+
+    def _called(self, op, args, kwargs, result) -> None:
+        made = result if isinstance(result, tuple | list) else [result]
+        if not all(map(_is_tensor, made)) or not UNREPEATABLE.isdisjoint(op.tags):
+            raise Unrepeatable
+        reads: list[str] = []
+        given = [self._text(each, reads) for each in args]
+        given += [f"{name}={self._text(each, reads)}" for name, each in kwargs.items()]
+        mutates = op._schema.is_mutable
+        bases = {} if mutates else {_memory(each): each for each in reversed(args) if _is_tensor(each)}
+        new = [each for each in made if each not in self.names]
+        if not mutates and (not new or _memory(new[0]) in bases):
+            for each in new:
+                self._viewed(each, bases.get(_memory(each)))
+            return
+        writes = [self._name(each) for each in made]
+        if op.overloadpacket in ALLOCATIONS:
+            (one,) = made
+            like = f"{tuple(one.shape)}, {one.stride()}, dtype={self._text(one.dtype)}, device={self._text(one.device)}"
+            line = f"{writes[0]} = {self._text(torch.empty_strided)}({like})"
+            self.steps.append(Step(line, (), tuple(writes), can_be_left_out=True))
+            return
+        targets = f"{', '.join(writes)}{',' * (made is result)}"
+        line = f"{targets} = {self._text(op)}({', '.join(given)})"
+        self.steps.append(Step(line, tuple(reads), tuple(writes), can_be_left_out=not mutates))
+
+    def _viewed(self, view: Tensor, base: Tensor | None) -> None:
+        """Note a view as one of the tensor whose memory it lies in, whatever views led to it."""
+        if base is None or view.dtype != base.dtype:
+            raise Unrepeatable
+        name = self.names[base]
+        if _layout(view) == _layout(base):
+            self.names[view] = name
+            return
+        root, offset = self.roots.get(name, (name, 0))
+        offset += view.storage_offset() - base.storage_offset()
+        made = self._name(view)
+        self.roots[made] = root, offset
+        start = f"{root}.storage_offset() + {offset}"
+        line = f"{made} = {root}.as_strided({tuple(view.shape)}, {view.stride()}, {start})"
+        self.steps.append(Step(line, (root,), (made,), can_be_left_out=True))
+
+    def _launched(self, launch: Launch, compiled) -> None:
+        reads: list[str] = []
+        if compiled is None:
+            start = partial(launch.kernel[launch.grid], **launch.options)
+            given = [self._text(each, reads) for each in launch.arguments]
+        else:
+            start = compiled.run
+            device = next(each.device.index for each in launch.arguments if _is_tensor(each))
+            grid = [str(size) for size in (*launch.grid, 1, 1)[:3]]
+            stream = f"{self._text(current_stream())}({device})"
+            given = [*grid, stream, self._text(compiled.function), self._text(compiled.packed_metadata)]
+            given += ["None"] * 3  # no hooks, see `is_watched`
+            given += [self._text(each, reads) for each in launch.in_order()]
+        self.steps.append(Step(f"{self._text(start)}({', '.join(given)})", tuple(reads), ()))
+
+    def _name(self, tensor: Tensor) -> str:
+        if tensor not in self.names:
+            self.made += 1
+            self.names[tensor] = f"made{self.made}"
+        return self.names[tensor]
+
+    def _text(self, value, reads: list[str] | None = None) -> str:
+        """Return what stands for `value` in a line, and add the names of its tensors to `reads`."""
+        if _is_tensor(value):
+            if value not in self.names:
+                raise Unrepeatable
+            reads.append(self.names[value])
+            return reads[-1]
+        if isinstance(value, tuple) and any(map(_is_tensor, value)):
+            raise Unrepeatable
+        if type(value) is list:
+            return f"[{', '.join(self._text(each, reads) for each in value)}]"
+        if value is None or type(value) in (bool, int, str):
+            return repr(value)
+        name = f"fixed{len(self.constants)}"
+        self.constants[name] = value
+        return name
+
+
+def _is_tensor(value) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _layout(tensor: Tensor) -> tuple:
+    return tensor.shape, tensor.stride(), tensor.storage_offset()
