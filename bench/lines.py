@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 # Entries as the benchmarks record them.
 Entry = dict
+# Microseconds of the host beyond the launches, for a call that records gradients, and for that and its gradients.
+HOST_LINES = {"forward": 30, "both": 100}
 # Why a way is left out of an entry that was measured by some ways only.
 NOT_ASKED = "not asked for"
 
@@ -52,9 +54,9 @@ def extra_memory(entry: Entry, usual: str = "naive") -> float | None:
     return used["ours"]["extra"] / max(used[usual]["extra"], 1) if used and usual in used else None
 
 
-def overhead(entry: Entry) -> float | None:
-    """Return the microseconds the host spends on a forward call beyond its bare launches."""
-    spent = entry["host_us"]
+def overhead(entry: Entry, way: str) -> float | None:
+    """Return the microseconds the host spends on "forward" or on "both" beyond its bare launches."""
+    spent = (entry["host_us"] or {}).get(way)
     return spent["call"] - spent["launches"] if spent else None
 
 
@@ -113,8 +115,13 @@ def _convolution_on_gpu(entries: dict[str, Entry]) -> list[Line]:
         _every(entries, "ours / static convolution, 14x14", to_static, 2, at(196, 784), most=True),
         _every(entries, "ours / static convolution, 7x7", to_static, 4, at(0, 196), most=True),
         _every(entries, "memory beyond inputs and results / naive's", extra_memory, 0.25, most=True),
-        _every(entries, "host time of a call beyond its bare launches, us", overhead, 15, most=True),
+        *(_host(entries, way, most) for way, most in HOST_LINES.items()),
     ]
+
+
+def _host(entries: dict[str, Entry], way: str, most: float) -> Line:
+    said = "forward + backward" if way == "both" else way
+    return _every(entries, f"host time of {said} beyond the launches, us", lambda e: overhead(e, way), most, most=True)
 
 
 def _convolution_on_cpu(entries: dict[str, Entry]) -> list[Line]:

@@ -176,7 +176,7 @@ def exact_results(parts: timing.Parts) -> list[Tensor]:
 def figures(calls: dict[str, timing.Parts], work: dict[str, Work]) -> tuple[dict, dict[str, list[float]]]:
     """Return medians in ms, runs, work, bounds, memory and on a GPU the host's microseconds; and each run's ms."""
     memory = {name: dict(zip(("peak", "extra"), used(parts), strict=True)) for name, parts in calls.items()}
-    host = timing.host_time(calls["ours"][:1]) if DEVICE == "cuda" else None
+    host = timing.host_times(calls["ours"]) if DEVICE == "cuda" else None
     times = timing.take_turns(calls, DEVICE, ROUNDS, SECONDS)
     entry = {
         "runs": len(times["ours"]),
@@ -185,7 +185,7 @@ def figures(calls: dict[str, timing.Parts], work: dict[str, Work]) -> tuple[dict
         "flops": {direction: done.flops for direction, done in work.items()},
         "bound_ms": {direction: done.bound_ms for direction, done in work.items()},
         "memory_bytes": memory,
-        "host_us": host and dict(zip(("call", "launches"), host, strict=True)),
+        "host_us": host,
     }
     return entry, {name: [sum(run) for run in each] for name, each in times.items()}
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from kernels.launch import record_launches
+from kernels.launch import Launch, record_launches
+from kernels.replay import current_stream
 
 # Before each run the GPU waits for this many times what the host takes to issue it, and no less than so many
 # microseconds: the host gets ahead, so that what is timed is the device, not the launching.
@@ -72,23 +73,43 @@ def peak_memory(parts: Parts, device: str) -> tuple[int, int]:
     return _peak_on_gpu(parts) if device == "cuda" else _peak_on_cpu(parts)
 
 
-def host_time(parts: Parts) -> tuple[float, float]:
-    """Return the median microseconds in which the host issues the call, and in which it issues its bare launches."""
+def host_times(parts: Parts) -> dict[str, dict[str, float]]:
+    """Return the median microseconds in which the host issues forward, and forward and backward, if there is one.
+
+    For each, those of the whole `call` and those of its bare `launches`.
+    """
+    return {way: _host_time(some) for way, some in {"forward": parts[:1], "both": parts}.items()}
+
+
+def _host_time(parts: Parts) -> dict[str, float]:
     with record_launches() as launches:
         run(parts)
 
-    def replay(_) -> None:
-        for launch in launches:
-            launch.kernel[launch.grid](*launch.arguments, **launch.options)
-
-    taken = {"call": [], "replay": []}
+    ways = {"call": parts, "launches": (bare(launches),)}
+    taken = {name: [] for name in ways}
     for _ in range(HOST_RUNS):
-        for name, each in (("call", parts), ("replay", (replay,))):
+        for name, each in ways.items():
             torch.cuda.synchronize()
             start = time.perf_counter()
             run(each)
             taken[name].append((time.perf_counter() - start) * 1e6)
-    return statistics.median(taken["call"]), statistics.median(taken["replay"])
+    return {name: statistics.median(each) for name, each in taken.items()}
+
+
+def bare(launches: list[Launch]) -> Callable:
+    """Return a function that makes these launches, and does nothing else."""
+    started = []
+    for launch in launches:
+        compiled = launch.kernel[launch.grid](*launch.arguments, **launch.options)
+        device = next(each.device.index for each in launch.arguments if isinstance(each, torch.Tensor))
+        given = (compiled.function, compiled.packed_metadata, None, None, None, *launch.in_order())
+        started.append((compiled.run, (*launch.grid, 1, 1)[:3], current_stream(), device, given))
+
+    def start(_=None) -> None:
+        for run, grid, stream, device, given in started:
+            run(*grid, stream(device), *given)
+
+    return start
 
 
 @cache

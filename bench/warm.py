@@ -24,7 +24,7 @@ ARCHIVE = "warm.tar.xz"
 # All of a kernel that a launch needs; what it was compiled from stays behind.
 PACKED = (".cubin", ".json")
 OPS = ("dynamic_conv", "growth", "channel_gate", "spatial_attention", "augment")
-PARTS = ("tune bfloat16", "tune float32", *OPS, "check")
+PARTS = ("tune bfloat16", "tune float32", *OPS, "check", "host_time")
 # Tests of processes, graphs and torch.compile launch nothing that others do not.
 TESTS = ("-m", "gpu", "-k", f"not ({COMPILED} or assertion or elements)", "tests/kernels")
 

@@ -65,6 +65,14 @@ def _check(_: str) -> None:
         check.check(case, dtype)
 
 
+def _host_time(_: str) -> None:
+    from bench import host_time
+
+    for case in host_time.cases():
+        y = case.function(*case.leaves, **case.options)
+        y.backward(y)
+
+
 PARTS = {
     "dynamic_conv": _op,
     "spatial_attention": _op,
@@ -73,6 +81,7 @@ PARTS = {
     "growth": _growth,
     "tune": _tune,
     "check": _check,
+    "host_time": _host_time,
 }
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class State:
 
     def results(self) -> dict:
         """Return all numbers that were found."""
-        names = ("first_light", "counters", "warm")
+        names = ("first_light", "host_time", "counters", "warm")
         found = {name: json_of(self.folder / f"{name}.json") for name in names}
         sections = json_of(ROOT / KEPT[0].format(gpu=self.gpu)) or {}
         return {"device": self.device, "steps": self.steps, **found, "sections": sections}

@@ -67,6 +67,13 @@ def steps(folder: Path, data: str | None = None) -> list[Step]:
         _tests("tests-kernels", "*", ("tests/kernels", f"--ignore={CONVOLUTION_TESTS}")),
         *(_times(f"times-{op}", op, QUICK[op]) for op in tables.OPS),
         Step(
+            "host-time",
+            ("-m", "bench.host_time", "--json", str(folder / "host_time.json")),
+            60,
+            15,
+            ("kernels/**/*.py", "bench/host_time.py"),
+        ),
+        Step(
             "tune",
             ("-m", "bench.tune", "--log", str(folder / "tuning.json")),
             400,

@@ -9,7 +9,8 @@ MOST, WIDTH = 60, 150
 
 def summary(results: dict, names: list[str]) -> str:
     """Return the page for the results of a state, the steps in the order of `names`."""
-    lines = [*_about(results), "", *_check(results), "", *_steps(results, names), "", *_lines(results)]
+    found = [*_check(results), *_host_time(results)]
+    lines = [*_about(results), "", *found, "", *_steps(results, names), "", *_lines(results)]
     if len(lines) > MOST:
         lines = [*lines[: MOST - 1], f"{len(lines) - MOST + 1} more lines are left out; results.json has them"]
     return "\n".join(line[:WIDTH] for line in lines) + "\n"
@@ -39,6 +40,14 @@ def _check(results: dict) -> list[str]:
     said = [f"  {each['op']} {each['case']}, {each['dtype']}: {each['fault']}" for each in faults]
     found = [f"ops against float64: {len(outcomes) - len(faults)} of {len(outcomes)} right", *said[:6]]
     return found + ([f"  and {len(said) - 6} more"] if len(said) > 6 else [])
+
+
+def _host_time(results: dict) -> list[str]:
+    rows = (results["host_time"] or {}).get("rows")
+    if not rows:
+        return ["host time: not measured yet"]
+    spent = (f"{row['op']} {row['form']}".strip() + f" {row['us']['both']:.0f}" for row in rows)
+    return [f"host time of forward and backward, us: {', '.join(spent)}"]
 
 
 def _steps(results: dict, names: list[str]) -> list[str]:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("bench", "engine", "kernels", "models", "train", "tests")
 # Left out are those that take minutes here at any size, the engine's and torch.compile's, and more of the same.
 STEPS = (
-    *("first-light", "tests-kernels", "times-dynamic_conv", "times-augment", "tune", "counters"),
+    *("first-light", "tests-kernels", "times-dynamic_conv", "times-augment", "host-time", "tune", "counters"),
     "baselines-dynamic_conv",
 )
 # What the processes of a dry run begin with: a pretended GPU, whose kernels Triton's interpreter computes; small sizes.
@@ -54,6 +54,11 @@ if "bench.gpu --out" in words:
     from bench.gpu import steps
     listed = steps.steps
     steps.steps = lambda *given: [step._replace(least=1) for step in listed(*given) if step.name in STEPS]
+if "bench.host_time" in words:
+    from bench import host_time
+    host_time.ROUNDS, host_time.CALLS, host_time.FIRST = 1, 1, 3
+    all_cases = host_time.cases
+    host_time.cases = lambda: all_cases()[-4:-2]
 if "bench.gpu.times" in words:
     from bench import measure
     measure.ROUNDS = 1, 1
@@ -197,6 +202,8 @@ def test_every_way_that_was_asked_for_is_measured(calls):
     found = results(out)
     assert list(found["first_light"]["ceilings"]) == ["GB/s copy", "TFLOP/s bfloat16 matmul", "TFLOP/s float32 matmul"]
     assert [each["fault"] for each in found["first_light"]["check"]] == [None] * 4
+    assert [each["op"] for each in found["host_time"]["rows"]] == ["spatial_gate", "channel_stats"]
+    assert all(us > 0 for row in found["host_time"]["rows"] for us in row["us"].values())
     shapes = found["sections"]["dynamic_conv"]["shapes"]
     assert list(shapes) == ["bfloat16 C256 14x14", "bfloat16 C256 14x14 b1"]
     for entry in shapes.values():
