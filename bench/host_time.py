@@ -195,12 +195,14 @@ def _words(sections: dict[str, dict]) -> list[str]:
         found.append(
             "Measured without a GPU: Triton's JIT has a driver whose launches do nothing, so that the figures are what "
             "comes on top of the launches themselves. Two things that a GPU does not have are in them: what torch "
-            "computes beside our kernels is computed on the host (three matrix products in 1x1, copies of experts), "
-            "and a tensor that says that it is on a GPU takes 0.2 us for it, an allocation there 0.7, by a detour "
-            "through Python."
+            "computes beside our kernels is computed on the host (14 us for each of the three matrix products of 1x1, "
+            "one of them forward; 2 us for a copy of the experts), and a tensor that says that it is on a GPU takes "
+            "0.2 us for it, an allocation there 0.7, by a detour through Python."
         )
     return found
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from bench import host_time  # the module that others know, not a copy of it
+
+    sys.exit(host_time.main())

@@ -24,10 +24,10 @@ _latest = ("auto",)
 class use_backend:
     """Context manager that picks the implementation of every op called inside it.
 
-    `auto` calls the registered op (`torch.ops.polychrome.*`), `reference` calls the plain PyTorch definition, which
-    also has second derivatives and works under `torch.func`, and `triton` insists on a Triton kernel:
-    on CUDA tensors, or on CPU tensors where TRITON_INTERPRET=1 was set before Triton was imported. The choice is read
-    when the function is called, not when gradients are computed.
+    `auto` does what the registered op (`torch.ops.polychrome.*`) does, `reference` is the plain PyTorch definition,
+    which also has second derivatives and works under `torch.func`, and `triton` insists on a Triton kernel: on CUDA
+    tensors, or on CPU tensors where TRITON_INTERPRET=1 was set before Triton was imported. The choice is read when the
+    function is called, not when gradients are computed.
 
     The choice holds for the thread, or the asyncio task, that makes it (a `contextvars.ContextVar`): a thread that is
     started inside begins with `auto`, autograd's for a CUDA device too, where checkpointed forwards are run again.

@@ -59,11 +59,11 @@ def check_device(name: str, tensor: Tensor, x: Tensor, owner: str = "x's") -> No
 
 
 def as_int(value) -> int | None:
-    """Return an integer of any library, such as NumPy's, as an int; None for anything else."""
-    if isinstance(value, int):
+    """Return an integer of any library, such as NumPy's, or a bool as an int; None for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
         return value
     try:
-        return index(value)
+        return int(index(value))
     except TypeError:
         return None
 

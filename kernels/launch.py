@@ -86,12 +86,21 @@ def listen(listener: Listener) -> Iterator[None]:
 
 
 def is_watched() -> bool:
-    """Return whether launches are listed by `record_launches`, or seen by hooks of Triton's as a profiler sets them."""
+    """Return whether launches are listed by `record_launches`, or Triton has hooks or settings that look into them.
+
+    Hooks of single kernels (`add_pre_run_hook`) are not looked for.
+    """
     if _recorded is not None:
         return True
     knobs = sys.modules.get("triton.knobs")
-    hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook) if knobs else ()
-    return any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
+    if knobs is None:
+        return False
+    runtime = knobs.runtime
+    for hook in (runtime.launch_enter_hook, runtime.launch_exit_hook):
+        if hook is not None and getattr(hook, "calls", True):
+            return True
+    inspects = getattr(runtime, "add_stages_inspection_hook", None) is not None
+    return bool(runtime.debug or inspects or getattr(knobs.compilation, "instrumentation_mode", ""))
 
 
 @cache

@@ -73,7 +73,8 @@ def call(name: str, *arguments):
 
     A plain call runs the body, or what `kernels.replay` keeps of it, as a node of autograd: torch's dispatcher of ops
     in Python would take longer than all else on the host. Torch is given the op itself where `replay.key_of` has no
-    key, and where a gradient is to be differentiated.
+    key, and where a gradient is to be differentiated. An implementation that somebody else registers for the op is met
+    only there.
     """
     key = replay.key_of(name, arguments)
     if key is not None:
@@ -85,7 +86,7 @@ def call(name: str, *arguments):
     if (torch.jit.is_tracing() or torch.compiler.is_exporting()) and torch.onnx.is_in_onnx_export():
         from kernels.decompositions import ONNX
 
-        return ONNX[op.default](*arguments)
+        return ONNX.get(op.default, op)(*arguments)
     return op(*arguments)
 
 
@@ -118,11 +119,9 @@ def _function(name: str, setup_context: Callable, backward: Callable) -> type[to
 
 
 def _run(name: str, key: replay.Key, arguments: tuple):
-    """Return what the op's body does of a plain call; a profiler sees the op's name, as it does of the dispatcher's."""
-    if torch.autograd.profiler._is_profiler_enabled:
-        with torch.profiler.record_function(f"{NAMESPACE}::{name}"):
-            return _below(arguments[0], replay.run, _bodies[name], key, arguments)
-    return _below(arguments[0], replay.run, _bodies[name], key, arguments)
+    """Return what the op's body does of a plain call; profilers see the op and its inputs, as those of torch's own."""
+    with torch._C._profiler._RecordFunctionFast(f"{NAMESPACE}::{name}", arguments):
+        return _below(arguments[0], replay.run, _bodies[name], key, arguments)
 
 
 def _below(tensor: torch.Tensor, function: Callable, *arguments):

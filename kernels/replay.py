@@ -5,6 +5,7 @@ arguments, its key. Where a key comes back, the body's calls of torch and its la
 function without a branch, its program. Later calls of the key run the program.
 """
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -35,6 +36,8 @@ ALLOCATIONS = (aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, 
 
 Key = tuple
 _programs: dict[Key, object] = {}
+# Torch's modes are no business of two threads at once.
+_recording = threading.Lock()
 _plain_keys: set[int] = set()
 
 
@@ -47,6 +50,8 @@ def key_of(name: str, arguments: tuple) -> Key | None:
     if torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._are_functorch_transforms_active():
         return None
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return None
+    if torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch):  # of modes not on the stack
         return None
     key = [name]
     for argument in arguments:
@@ -68,33 +73,39 @@ def key_of(name: str, arguments: tuple) -> Key | None:
 def run(body: Callable, key: Key, arguments: tuple):
     """Return `body(*arguments)`: from the third call of a key on by the program that the second call has written.
 
-    The last argument is the op's backend. What listens to launches is given the body every time.
+    The last argument is the op's backend. Where something watches launches, the body makes them every time.
     """
-    program = _programs.get(key)
-    if program is NEVER or is_watched():
+    programs = _programs
+    program = programs.get(key)
+    if program is None:
+        if len(programs) >= MOST:
+            programs.clear()
+        programs[key] = ONCE if runs_triton(arguments[0], arguments[-1]) else NEVER
+    if program in (None, NEVER) or is_watched():
         return body(*arguments)
-    if program is not None and program is not ONCE:
+    if program is not ONCE:
         return program(*arguments)
-    if program is ONCE:
-        result, written = record(body, arguments)
-        _programs[key] = written or NEVER
-        return result
-    if len(_programs) >= MOST:
-        _programs.clear()
-    _programs[key] = ONCE if runs_triton(arguments[0], arguments[-1]) else NEVER
-    return body(*arguments)
+    if not _recording.acquire(blocking=False):
+        return body(*arguments)
+    try:
+        result, program = record(body, arguments)
+    finally:
+        _recording.release()
+    programs[key] = program or NEVER
+    return result
 
 
 def forget() -> None:
     """Forget all programs, which keep the launches that were chosen before a table or a rule was changed."""
-    _programs.clear()
+    global _programs
+    _programs = {}  # a thread that records meanwhile writes into the old one
 
 
 def record(body: Callable, arguments: tuple) -> tuple[object, Callable | None]:
     """Return `body(*arguments)`, and a function that repeats the body for other arguments of the same key.
 
     There is no such function, but None, for a body that reads numbers of a tensor, draws them, uses a tensor that it
-    was not given, or launches nothing.
+    was not given, or launches nothing. Two threads must not record at once.
     """
     recorder = Recorder(arguments)
     with recorder, listen(recorder.launched):
@@ -213,7 +224,7 @@ class Recorder(TorchDispatchMode):
                 self._viewed(each, bases.get(_memory(each)))
             return
         writes = [self._name(each) for each in made]
-        if op.overloadpacket in ALLOCATIONS:
+        if not mutates and op.overloadpacket in ALLOCATIONS:
             (one,) = made
             like = f"{tuple(one.shape)}, {one.stride()}, dtype={self._text(one.dtype)}, device={self._text(one.device)}"
             line = f"{writes[0]} = {self._text(torch.empty_strided)}({like})"
@@ -246,6 +257,7 @@ class Recorder(TorchDispatchMode):
             given = [self._text(each, reads) for each in launch.arguments]
         else:
             start = compiled.run
+            self._text(compiled)  # is unloaded with the last that holds it
             device = next(each.device.index for each in launch.arguments if _is_tensor(each))
             grid = [str(size) for size in (*launch.grid, 1, 1)[:3]]
             stream = f"{self._text(current_stream())}({device})"

@@ -112,6 +112,14 @@ def test_channels_last_is_kept_and_changes_no_number(function, case):
 
 
 @both
+def test_a_geometry_of_bools_is_that_of_ints(function):
+    arguments, _ = ARGUMENTS[function]("padded")
+    wanted = outcome(function, arguments, padding=1, stride=1, dilation=(1, 1))
+    got = outcome(function, arguments, padding=True, stride=True, dilation=(True, 1))
+    assert all(map(torch.equal, got, wanted))
+
+
+@both
 def test_x_of_any_stride(function):
     (x, *rest), options = ARGUMENTS[function]("padded")
     exact = exact_outcome(function, [x, *rest], **options)

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 pytest.importorskip("triton")
 
-from kernels import dynamic_conv2d, library, replay, spatial_attention, use_backend
+from kernels import dynamic_conv2d, library, replay, spatial_attention, spatial_gate, use_backend
 from kernels.dynamic_conv import plan as planning
 from kernels.launch import record_launches
 from tests.kernels.conv_cases import ARGUMENTS, CASES, WIDE_CASES, wide_arguments
@@ -61,7 +62,7 @@ def usual(cases, *names: str) -> list:
     return [pytest.param(case, marks=() if case in names else pytest.mark.slow) for case in cases]
 
 
-@pytest.mark.parametrize("case", usual(CASES, "padded", "stride_2_odd", "groups", "depthwise", "one_by_one"))
+@pytest.mark.parametrize("case", usual(CASES, "stride_2_odd", "groups", "one_by_one"))
 @pytest.mark.parametrize("function", ARGUMENTS)
 def test_every_convolution_made_again_is_the_same(function, case, on_kernels):
     arguments, options = ARGUMENTS[function](case)
@@ -71,7 +72,7 @@ def test_every_convolution_made_again_is_the_same(function, case, on_kernels):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("case", usual(WIDE_CASES, "strided_dilated", "depthwise_wider_out", "pointwise", "few_pixels"))
+@pytest.mark.parametrize("case", usual(WIDE_CASES, "strided_dilated", "depthwise_wider_out", "few_pixels"))
 def test_every_convolution_of_more_channels_made_again_in_chunks_is_the_same(case, on_kernels, monkeypatch):
     from kernels.dynamic_conv.triton import ops
 
@@ -169,7 +170,7 @@ def test_only_bodies_that_do_the_same_every_time_are_repeated():
 def test_gradients_of_a_call_made_again_are_those_of_the_op(name):
     arguments = op_arguments(name, torch.float32, backend="triton")
     wanted = None
-    for call in (getattr(torch.ops.polychrome, name), *[caller(name)] * 4):
+    for call in (getattr(torch.ops.polychrome, name), *[caller(name)] * 3):
         leaves = [leaf(each) for each in arguments]
         y = listed(call(*leaves))[0]
         y.backward(randn(*y.shape, seed=5))
@@ -289,6 +290,47 @@ def test_launches_are_listed_and_hooks_are_called_for_calls_made_again(on_kernel
         spatial_attention(x, weight)
 
 
+def test_while_a_thread_records_another_one_runs_its_bodies():
+    def waits(x: Tensor, logits: Tensor, backend: str) -> Tensor:
+        begun.set()
+        assert done.wait(30)
+        return gate(x, logits, backend)
+
+    begun, done = threading.Event(), threading.Event()
+    gate = library._bodies["spatial_gate"]
+    arguments = op_arguments("spatial_gate", torch.float32, backend="triton")
+    replay._programs[("waits",)] = replay.ONCE
+    thread = threading.Thread(target=replay.run, args=(waits, ("waits",), arguments))
+    thread.start()
+    assert begun.wait(30)
+    for _ in range(3):
+        replay.run(gate, ("gate",), arguments)
+    assert replay._programs[("gate",)] is replay.ONCE
+    done.set()
+    thread.join()
+    assert callable(replay._programs[("waits",)])
+    replay.run(gate, ("gate",), arguments)
+    assert callable(replay._programs[("gate",)])
+    assert not torch.utils._python_dispatch._is_in_torch_dispatch_mode
+
+
+def test_what_is_recorded_while_all_is_forgotten_is_forgotten_too():
+    def forgets(x: Tensor, logits: Tensor, backend: str) -> Tensor:
+        replay.forget()
+        return library._bodies["spatial_gate"](x, logits, backend)
+
+    replay._programs[("forgets",)] = replay.ONCE
+    replay.run(forgets, ("forgets",), op_arguments("spatial_gate", torch.float32, backend="triton"))
+    assert not replay._programs
+
+
+def test_a_graph_traced_before_dispatch_has_the_op(on_kernels):
+    x, logits, _ = op_arguments("spatial_gate", torch.float32)
+    for _ in range(3):
+        graph = make_fx(spatial_gate, pre_dispatch=True)(x, logits)
+        assert torch.ops.polychrome.spatial_gate.default in [node.target for node in graph.graph.nodes]
+
+
 def test_tables_read_anew_leave_no_program(on_kernels):
     x, weight, _ = op_arguments("spatial_attention", torch.float32)[:3]
     for _ in range(2):
@@ -307,13 +349,15 @@ def test_as_many_calls_as_there_is_room_for_are_kept(on_kernels, monkeypatch):
         assert 1 <= len(replay._programs) <= 3
 
 
-def test_a_profiler_sees_the_name_of_the_op(on_kernels):
+def test_a_profiler_sees_the_op_and_the_shapes_of_its_inputs(on_kernels):
     x, weight, _ = (leaf(each) for each in op_arguments("spatial_attention", torch.float32)[:3])
     for _ in range(3):
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
             spatial_attention(x, weight).sum().backward()
-        seen = {event.name for event in profile.events()}
-        assert {"polychrome::spatial_attention", "polychrome::spatial_attention_backward"} <= seen
+        seen = {event.name: event.input_shapes for event in profile.events()}
+        assert seen["polychrome::spatial_attention"][:2] == [list(x.shape), list(weight.shape)]
+        assert "polychrome::spatial_attention_backward" in seen
 
 
 # On a pretended GPU, whose launches are only listed: what a call launches when it is made for the first time, and the
@@ -352,13 +396,22 @@ for name, call in calls.items():
         made.clear()
     JITFunction.run = run
     assert lists[0] == lists[1] == lists[2] and len(lists[0]) > 1, (name, lists)
-    hooked = []
-    JITFunction.run = lambda *given, **named: hooked.append(named) or run(*given, **named)
+    through = []
+    JITFunction.run = lambda *given, **named: through.append(named) or run(*given, **named)
+    call()
+    assert not through
     knobs.runtime.launch_enter_hook.add(print)
     call()
     knobs.runtime.launch_enter_hook.remove(print)
+    hooked = len(through)
+    if name == "spatial_gate":
+        knobs.runtime.debug = True
+        call()
+        knobs.runtime.debug = False
+        assert len(through) == 2 * hooked
+    call()
+    assert 0 < len(through) <= 2 * hooked
     JITFunction.run = run
-    assert len(hooked) == len(made) > 0
     made.clear()
     print(name)
 """

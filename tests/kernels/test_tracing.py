@@ -11,7 +11,7 @@ import torch.nn.utils.prune
 from torch import nn
 
 import kernels
-from kernels import fuse
+from kernels import augment, fuse
 from kernels.modules import ChannelGate, ChannelStats, DynamicConv2d, PerSampleConv2d, SpatialAttention, SpatialGate
 from tests.grids import grid
 from tests.kernels.op_calls import function_arguments, public
@@ -184,3 +184,19 @@ def test_torchs_own_onnx_export_writes_our_ops_for_a_batch_of_any_size(name, way
         x = randn(batch, 6, 9, 8, seed=1)
         (found,) = session.run(None, {"images": x.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_op_that_has_no_onnx_form_is_written_as_its_user_says():
+    class Augmented(nn.Module):
+        def forward(self, images):
+            return augment(images, size=(4, 4)).mean((2, 3))
+
+    def symbol(graph, images, *_):
+        return graph.op("Transpose", graph.op("Cast", images, to_i=1), perm_i=[0, 3, 1, 2])
+
+    torch.onnx.register_custom_op_symbolic("polychrome::augment", symbol, 17)
+    try:
+        content = exported(Augmented(), torch.zeros(2, 8, 8, 3, dtype=torch.uint8), dynamo=False, opset_version=17)
+    finally:
+        torch.onnx.unregister_custom_op_symbolic("polychrome::augment", 17)
+    assert b"Transpose" in content
