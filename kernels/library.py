@@ -78,7 +78,7 @@ def call(name: str, *arguments):
     """
     key = replay.key_of(name, arguments)
     if key is not None:
-        if not (torch.is_grad_enabled() and any(_requires_grad(argument) for argument in arguments)):
+        if not (torch.is_grad_enabled() and any(map(_requires_grad, arguments))):
             return _run(name, key, arguments)
         if name in _functions:
             return _functions[name].apply(*arguments, key)

@@ -157,10 +157,11 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.names = WeakTensorKeyDictionary()
         self.roots: dict[str, tuple[str, int]] = {}  # of a view: in whose memory it lies, and how far from its first
+        self.fresh: set[str] = set()  # begin where their memory does
         self.constants: dict[str, object] = {}
         self.steps: list[Step] = []
         self.has_launched, self.can_be_repeated = False, True
-        self.made = 0
+        self.made, self.stream = 0, "pass"
         self.parameters = [f"given{place}" for place in range(len(arguments))]
         tensors = {name: each for name, each in zip(self.parameters, arguments, strict=True) if _is_tensor(each)}
         self.names.update({each: name for name, each in tensors.items()})
@@ -197,7 +198,8 @@ class Recorder(TorchDispatchMode):
                 lines.append(f"del {', '.join(used)}")
             lines.append(step.line)
             needed.update(used)
-        source = "\n    ".join([f"def program({', '.join(self.parameters)}):", *reversed(lines)])
+        lines += [self.stream, f"def program({', '.join(self.parameters)}):"]
+        source = "\n    ".join(reversed(lines))
         scope = dict(self.constants)
         exec(source, scope)
         return scope["program"]
@@ -229,6 +231,7 @@ class Recorder(TorchDispatchMode):
             like = f"{tuple(one.shape)}, {one.stride()}, dtype={self._text(one.dtype)}, device={self._text(one.device)}"
             line = f"{writes[0]} = {self._text(torch.empty_strided)}({like})"
             self.steps.append(Step(line, (), tuple(writes), can_be_left_out=True))
+            self.fresh.update(writes)
             return
         targets = f"{', '.join(writes)}{',' * (made is result)}"
         line = f"{targets} = {self._text(op)}({', '.join(given)})"
@@ -246,7 +249,7 @@ class Recorder(TorchDispatchMode):
         offset += view.storage_offset() - base.storage_offset()
         made = self._name(view)
         self.roots[made] = root, offset
-        start = f"{root}.storage_offset() + {offset}"
+        start = f"{offset}" if root in self.fresh else f"{root}.storage_offset() + {offset}"
         line = f"{made} = {root}.as_strided({tuple(view.shape)}, {view.stride()}, {start})"
         self.steps.append(Step(line, (root,), (made,), can_be_left_out=True))
 
@@ -260,8 +263,8 @@ class Recorder(TorchDispatchMode):
             self._text(compiled)  # is unloaded with the last that holds it
             device = next(each.device.index for each in launch.arguments if _is_tensor(each))
             grid = [str(size) for size in (*launch.grid, 1, 1)[:3]]
-            stream = f"{self._text(current_stream())}({device})"
-            given = [*grid, stream, self._text(compiled.function), self._text(compiled.packed_metadata)]
+            self.stream = f"stream = {self._text(current_stream())}({device})"
+            given = [*grid, "stream", self._text(compiled.function), self._text(compiled.packed_metadata)]
             given += ["None"] * 3  # no hooks, see `is_watched`
             given += [self._text(each, reads) for each in launch.in_order()]
         self.steps.append(Step(f"{self._text(start)}({', '.join(given)})", tuple(reads), ()))

@@ -38,6 +38,8 @@ def output_size(x: Tensor, kernel, stride: list[int], padding: list[int], dilati
 
 def _pair(value) -> list[int | None]:
     """Return an integer twice, a pair of them as a list, and nothing for anything else."""
+    if type(value) is int:
+        return [value, value]
     if isinstance(value, tuple | list):
         return [as_int(each) for each in value] if len(value) == 2 else [None]
     return [as_int(value)] * 2
