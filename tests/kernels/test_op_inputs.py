@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.op_calls import op_arguments, registered
 from tests.kernels.oracle import rms_ratio
@@ -23,9 +24,11 @@ def backwards(tensor: Tensor) -> Tensor:
     return tensor.permute(order).contiguous().permute(order)
 
 
-@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_interpreter)])
-@pytest.mark.parametrize("laid", [with_gaps, backwards])
-@pytest.mark.parametrize("name", registered())
+@grid(
+    name=registered(),
+    laid=[with_gaps, backwards],
+    backend={"auto": "auto", "triton": pytest.param("triton", marks=needs_interpreter)},
+)
 def test_every_op_computes_the_same_of_every_layout_of_each_tensor(name: str, laid: Callable, backend: str):
     arguments = op_arguments(name, torch.float32, backend=backend)
     op = getattr(torch.ops.polychrome, name)
