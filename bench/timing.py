@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from kernels.launch import Launch, record_launches
-from kernels.replay import current_stream
+from kernels.launch import Launch, current_stream, record_launches
 
 # Before each run the GPU waits for this many times what the host takes to issue it, and no less than so many
 # microseconds: the host gets ahead, so that what is timed is the device, not the launching.
@@ -101,13 +100,11 @@ def bare(launches: list[Launch]) -> Callable:
     started = []
     for launch in launches:
         compiled = launch.kernel[launch.grid](*launch.arguments, **launch.options)
-        device = next(each.device.index for each in launch.arguments if isinstance(each, torch.Tensor))
-        given = (compiled.function, compiled.packed_metadata, None, None, None, *launch.in_order())
-        started.append((compiled.run, (*launch.grid, 1, 1)[:3], current_stream(), device, given))
+        started.append((compiled.run, current_stream(), launch.device.index, *launch.passed(compiled)))
 
     def start(_=None) -> None:
-        for run, grid, stream, device, given in started:
-            run(*grid, stream(device), *given)
+        for run, stream, device, before, after in started:
+            run(*before, stream(device), *after)
 
     return start
 

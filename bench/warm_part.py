@@ -11,11 +11,11 @@ CARDS = (cuda.Card(), cuda.Card("NVIDIA H100 80GB HBM3", L2_cache_size=50 * 2**2
 def main(name: str) -> int:
     """Launch what the part launches on each card."""
     cuda.install(draws=False)
-    from kernels.dynamic_conv import configs
+    from kernels.dynamic_conv import plan
 
     for card in CARDS:
         cuda.use(card)
-        configs.device_of.cache_clear()
+        plan.forget()
         PARTS[name.split()[0]](name)
     return 0
 

@@ -19,9 +19,16 @@ class Launch(NamedTuple):
     arguments: tuple
     options: dict[str, Any]
 
-    def in_order(self) -> list:
-        """Return the values of all of the kernel's parameters, constants too."""
-        return [*self.arguments, *(self.options[name] for name in self.kernel.arg_names[len(self.arguments) :])]
+    @property
+    def device(self) -> torch.device:
+        """Where the kernel's tensors are."""
+        return next(argument.device for argument in self.arguments if isinstance(argument, Tensor))
+
+    def passed(self, compiled) -> tuple[tuple[int, ...], tuple]:
+        """Return what `compiled.run` takes before the stream and after it, without hooks, to make this launch."""
+        constants = (self.options[name] for name in self.kernel.arg_names[len(self.arguments) :])
+        after = (compiled.function, compiled.packed_metadata, None, None, None, *self.arguments, *constants)
+        return (*self.grid, 1, 1)[:3], after
 
 
 # Called with a launch and the kernel that it was compiled to, None in the interpreter.
@@ -39,17 +46,17 @@ _recorded: list[Launch] | None = None
 def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
     """Run `kernel` over `grid`; on meta tensors do nothing: their callers want allocations or launches listed."""
     options["enable_fp_fusion"] = True  # a*b + c in one rounding; Triton's default differs between versions
-    device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+    made = Launch(kernel, grid, arguments, options)
     if _recorded is not None:
-        _recorded.append(Launch(kernel, grid, arguments, options))
-    if device.type == "meta":
+        _recorded.append(made)
+    if made.device.type == "meta":
         return
-    if device.type == "cpu":
+    if made.device.type == "cpu":
         mend_interpreter()
     if _of_thread.listener is not None:
         with torch._C._DisableTorchDispatch():  # the interpreter calls torch too
             compiled = kernel[grid](*arguments, **options)
-        _of_thread.listener(Launch(kernel, grid, arguments, options), compiled)
+        _of_thread.listener(made, compiled)
     else:
         kernel[grid](*arguments, **options)
 
@@ -62,6 +69,13 @@ def cdiv(size: int, block: int) -> int:
 def next_power_of_2(size: int) -> int:
     """Return the smallest power of 2 that is at least `size`."""
     return 1 << max(size - 1, 0).bit_length()
+
+
+def current_stream() -> Callable[[int], int]:
+    """Return Triton's function from a device's number to the handle of its current stream."""
+    from triton.runtime import driver
+
+    return driver.active.get_current_stream
 
 
 @contextmanager

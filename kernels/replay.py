@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from kernels.backend import runs_triton
-from kernels.launch import Launch, is_watched, listen
+from kernels.launch import Launch, current_stream, is_watched, listen
 from kernels.tensors import allows_tf32
 
 # Keys that are kept; where calls differ more often, all are forgotten.
@@ -111,13 +111,6 @@ def record(body: Callable, arguments: tuple) -> tuple[object, Callable | None]:
     with recorder, listen(recorder.launched):
         result = body(*arguments)
     return result, recorder.program(result)
-
-
-def current_stream() -> Callable[[int], int]:
-    """Return Triton's function from a device's number to the handle of its current stream."""
-    from triton.runtime import driver
-
-    return driver.active.get_current_stream
 
 
 def _is_plain(tensor: Tensor, keys: int) -> bool:
@@ -261,12 +254,9 @@ class Recorder(TorchDispatchMode):
         else:
             start = compiled.run
             self._text(compiled)  # is unloaded with the last that holds it
-            device = next(each.device.index for each in launch.arguments if _is_tensor(each))
-            grid = [str(size) for size in (*launch.grid, 1, 1)[:3]]
-            self.stream = f"stream = {self._text(current_stream())}({device})"
-            given = [*grid, "stream", self._text(compiled.function), self._text(compiled.packed_metadata)]
-            given += ["None"] * 3  # no hooks, see `is_watched`
-            given += [self._text(each, reads) for each in launch.in_order()]
+            self.stream = f"stream = {self._text(current_stream())}({launch.device.index})"
+            before, after = launch.passed(compiled)
+            given = [*map(str, before), "stream", *(self._text(each, reads) for each in after)]
         self.steps.append(Step(f"{self._text(start)}({', '.join(given)})", tuple(reads), ()))
 
     def _name(self, tensor: Tensor) -> str:

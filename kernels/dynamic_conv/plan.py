@@ -16,6 +16,7 @@ from kernels.dynamic_conv.configs import (
     contracted_block,
     convolution_config,
     depthwise_config,
+    device_of,
     measured,
     naive_bytes,
     own_dtype,
@@ -89,7 +90,8 @@ def plan(problem: Problem, device: Device) -> Plan:
 
 
 def forget() -> None:
-    """Have the tables of measured choices read anew, and keep nothing that was made from the old ones."""
+    """Have devices and the tables of measured choices looked at anew; keep nothing that follows from the old ones."""
+    device_of.cache_clear()
     measured.cache_clear()
     plan.cache_clear()
     replay.forget()

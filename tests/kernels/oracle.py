@@ -46,6 +46,11 @@ def exact_outcome(function, arguments, grad=None, frozen=(), **options) -> list[
     return outcome(function.reference, doubles, grad, frozen, **options)
 
 
+def outputs(result) -> list[Tensor]:
+    """Return what an op returned as a list."""
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
 def assert_its_own(found: list[Tensor], given: list[Tensor]) -> None:
     """Assert that no tensor found is a view, holds more than its own numbers, or shares them with another."""
     others = [tensor.untyped_storage().data_ptr() for tensor in given if tensor.numel()]

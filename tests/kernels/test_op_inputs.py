@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.op_calls import op_arguments, registered
-from tests.kernels.oracle import rms_ratio
+from tests.kernels.oracle import outputs, rms_ratio
 
 
 def with_gaps(tensor: Tensor) -> Tensor:
@@ -32,14 +32,10 @@ def backwards(tensor: Tensor) -> Tensor:
 def test_every_op_computes_the_same_of_every_layout_of_each_tensor(name: str, laid: Callable, backend: str):
     arguments = op_arguments(name, torch.float32, backend=backend)
     op = getattr(torch.ops.polychrome, name)
-    wanted = listed(op(*arguments))
+    wanted = outputs(op(*arguments))
     for place, argument in enumerate(arguments):
         if isinstance(argument, Tensor):
-            got = listed(op(*arguments[:place], laid(argument), *arguments[place + 1 :]))
+            got = outputs(op(*arguments[:place], laid(argument), *arguments[place + 1 :]))
             for number, (one, other) in enumerate(zip(got, wanted, strict=True)):
                 assert one.shape == other.shape
                 assert not one.numel() or rms_ratio(one, other) < 1e-5, f"argument {place}, output {number}"
-
-
-def listed(result) -> list[Tensor]:
-    return list(result) if isinstance(result, tuple) else [result]

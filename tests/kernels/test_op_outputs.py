@@ -14,7 +14,7 @@ from kernels.modules import DynamicConv2d
 from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.op_calls import differentiable, function_arguments, op_arguments, public, registered
-from tests.kernels.oracle import as_leaf, assert_its_own, randn
+from tests.kernels.oracle import as_leaf, assert_its_own, outputs, randn
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -40,10 +40,6 @@ IN_PLACE = {
 
 def tensors(values) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
-
-
-def outputs(result) -> list[Tensor]:
-    return [result] if isinstance(result, Tensor) else list(result)
 
 
 def assert_may_change_in_place(function, arguments, **options) -> None:

@@ -1,6 +1,7 @@
 """Calls that were made before reach their launches without the Python that chose them, and give the same numbers."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,13 +19,14 @@ from torch.utils.checkpoint import checkpoint
 
 pytest.importorskip("triton")
 
+import kernels
 from kernels import dynamic_conv2d, library, replay, spatial_attention, spatial_gate, use_backend
 from kernels.dynamic_conv import plan as planning
 from kernels.launch import record_launches
 from tests.kernels.conv_cases import ARGUMENTS, CASES, WIDE_CASES, wide_arguments
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.op_calls import differentiable, op_arguments, registered
-from tests.kernels.oracle import assert_its_own, outcome, randn
+from tests.kernels.oracle import assert_its_own, outcome, outputs, randn
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = needs_interpreter
@@ -50,8 +52,8 @@ def test_a_call_made_again_gives_what_the_op_does_of_other_numbers_elsewhere_in_
     library.call(name, *arguments)
     library.call(name, *arguments)
     assert callable(replay._programs[key]) == (name not in NEVER_REPEATED)
-    assert_its_own(listed(library.call(name, *others)), [each for each in others if isinstance(each, Tensor)])
-    got, expected = (listed(call(*others)) for call in (caller(name), getattr(torch.ops.polychrome, name)))
+    assert_its_own(outputs(library.call(name, *others)), [each for each in others if isinstance(each, Tensor)])
+    got, expected = (outputs(call(*others)) for call in (caller(name), getattr(torch.ops.polychrome, name)))
     for one, other in zip(got, expected, strict=True):
         assert (one.dtype, one.shape, one.stride()) == (other.dtype, other.shape, other.stride())
         assert torch.equal(one, other)
@@ -94,6 +96,19 @@ def test_another_size_dtype_layout_alignment_or_constant_is_another_call(name):
         for other in differing(argument)[: None if place else -1]:
             changed = [*arguments[:place], other, *arguments[place + 1 :]]
             assert replay.key_of(name, changed) != key, f"argument {place}: {other}"
+
+
+def test_bodies_read_no_setting_that_is_not_part_of_a_call():
+    """What differs without the key's knowledge would be computed as it was when the call was recorded."""
+    setting = re.compile(r"torch\.backends|environ|getenv|knobs|torch\.(is|are|get)_\w+|torch\.cuda\.(?!get_device)\w+")
+    folder = Path(kernels.__file__).parent
+    read = set()
+    for pattern in ("*/triton/*.py", "*/triton.py", "*/configs.py", "dynamic_conv/p*.py", "tensors.py", "streaming.py"):
+        for path in folder.glob(pattern):
+            read |= {(path.name, found[0]) for found in setting.finditer(path.read_text(encoding="utf-8"))}
+    # allows_tf32, which a key holds; and autocast, which a body does not see.
+    known = {"torch.backends", "torch.is_autocast_enabled", "torch.get_autocast_dtype"}
+    assert read == {("tensors.py", each) for each in known}
 
 
 def test_whether_products_may_use_tf32_is_part_of_a_call(monkeypatch):
@@ -172,7 +187,7 @@ def test_gradients_of_a_call_made_again_are_those_of_the_op(name):
     wanted = None
     for call in (getattr(torch.ops.polychrome, name), *[caller(name)] * 3):
         leaves = [leaf(each) for each in arguments]
-        y = listed(call(*leaves))[0]
+        y = outputs(call(*leaves))[0]
         y.backward(randn(*y.shape, seed=5))
         got = [each.grad for each in leaves if isinstance(each, Tensor) and each.requires_grad]
         wanted = wanted or got
@@ -432,10 +447,6 @@ def programs() -> list:
 
 def caller(name: str):
     return lambda *arguments: library.call(name, *arguments)
-
-
-def listed(result) -> list[Tensor]:
-    return list(result) if isinstance(result, tuple) else [result]
 
 
 def leaf(argument):
