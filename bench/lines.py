@@ -4,10 +4,14 @@ from collections.abc import Callable, Iterable
 from statistics import geometric_mean
 from typing import NamedTuple
 
+from bench.predict.machine import H200
+
 # Entries as the benchmarks record them.
 Entry = dict
 # Microseconds of the host beyond the launches, for a call that records gradients, and for that and its gradients.
 HOST_LINES = {"forward": 30, "both": 100}
+# A call that memory or products could end within so many microseconds is bound by its launches, whose cost is assumed.
+SMALL_US = 2 * H200.launch_us
 # Why a way is left out of an entry that was measured by some ways only.
 NOT_ASKED = "not asked for"
 
@@ -41,6 +45,16 @@ def best_baseline(entry: Entry) -> tuple[str, float]:
 def share_of_bound(entry: Entry, direction: str) -> float:
     """Return the least time any implementation needs over ours, for "forward" or "backward"."""
     return entry["bound_ms"][direction] / entry["ms"]["ours"][direction]
+
+
+def is_small(entry: Entry) -> bool:
+    """Return whether the launches of a call's forward pass cost more than its bytes and FLOPs."""
+    return 1e3 * entry["bound_ms"]["forward"] < SMALL_US
+
+
+def beyond_bound(entry: Entry, direction: str, share: float) -> float:
+    """Return the microseconds of ours beyond those of `share` of the bound."""
+    return 1e3 * (entry["ms"]["ours"][direction] - entry["bound_ms"][direction] / share)
 
 
 def to_static(entry: Entry) -> float:
@@ -102,15 +116,22 @@ def lines(op: str, entries: dict[str, Entry], on_gpu: bool) -> list[Line]:
 
 def _convolution_on_gpu(entries: dict[str, Entry]) -> list[Line]:
     def at(least: int, below: float = float("inf")):
-        return lambda entry: least <= entry["pixels"] < below
+        return lambda entry: least <= entry["pixels"] < below and not is_small(entry)
 
     return [
         _mean(entries, "float32 naive / ours, forward + backward", lambda e: speedup(e, "naive fp32"), 10),
         _mean(entries, "same-dtype naive / ours, forward + backward", lambda e: speedup(e, "naive"), 5),
         _every(entries, "best baseline / ours on every shape", _best, 1.3),
         _every(entries, "slower than no baseline on any shape", _best, 1),
-        _every(entries, "share of the bound forward, 196 output pixels and more", _bound("forward"), 0.6, at(196)),
-        _every(entries, "share of the bound backward, 196 output pixels and more", _bound("backward"), 0.5, at(196)),
+        # At 14x14 every weight is made and read for 196 pixels only, and at 7x7 each product is made for all experts.
+        _every(entries, "share of the bound forward, 28x28 and above", _bound("forward"), 0.6, at(784)),
+        _every(entries, "share of the bound backward, 28x28 and above", _bound("backward"), 0.5, at(784)),
+        _every(entries, "share of the bound forward, 14x14", _bound("forward"), 0.35, at(196, 784)),
+        _every(entries, "share of the bound backward, 14x14", _bound("backward"), 0.3, at(196, 784)),
+        _every(entries, "share of the bound forward, 7x7", _bound("forward"), 0.15, at(0, 196)),
+        _every(entries, "share of the bound backward, 7x7", _bound("backward"), 0.15, at(0, 196)),
+        _launches(entries, "forward", 2, 0.6),
+        _launches(entries, "backward", 5, 0.5),
         _every(entries, "ours / static convolution, 28x28 and above", to_static, 1.25, at(784), most=True),
         _every(entries, "ours / static convolution, 14x14", to_static, 2, at(196, 784), most=True),
         _every(entries, "ours / static convolution, 7x7", to_static, 4, at(0, 196), most=True),
@@ -135,12 +156,17 @@ def _convolution_on_cpu(entries: dict[str, Entry]) -> list[Line]:
 
 
 def _memory_bound_on_gpu(entries: dict[str, Entry]) -> list[Line]:
+    def large(entry: Entry) -> bool:
+        return not is_small(entry)
+
     return [
         _every(entries, "eager / ours on every shape", lambda e: speedup(e, "eager"), 3),
         _every(entries, "compiled / ours on every shape", compiled_speedup, 1.3),
         _every(entries, "slower than no baseline on any shape", _best, 1),
-        _every(entries, "share of the bound forward, every shape", _bound("forward"), 0.8),
-        _every(entries, "share of the bound backward, every shape", _bound("backward"), 0.7),
+        _every(entries, "share of the bound forward, large maps", _bound("forward"), 0.8, large),
+        _every(entries, "share of the bound backward, large maps", _bound("backward"), 0.7, large),
+        _launches(entries, "forward", 3, 0.8),
+        _launches(entries, "backward", 4, 0.7),
     ]
 
 
@@ -245,6 +271,14 @@ def _best(entry: Entry) -> float | None:
 
 def _bound(direction: str) -> Callable[[Entry], float]:
     return lambda entry: share_of_bound(entry, direction)
+
+
+def _launches(entries: dict[str, Entry], direction: str, launches: int, share: float) -> Line:
+    """Return the line that a small call takes no longer than so many launches, and the bound at `share` of it."""
+    text = f"bound under {SMALL_US:g} us: us beyond the bound at {share:.0%} {direction}, against {launches} launches"
+    return _every(
+        entries, text, lambda e: beyond_bound(e, direction, share), launches * H200.launch_us, is_small, most=True
+    )
 
 
 def _values(entries, figure, where) -> dict[str, float]:

@@ -26,6 +26,10 @@ MAX_SOFTMAX = 4096
 FREE_WEIGHTS = 40 * 2**20
 
 
+# Multiply-adds of a layer's gradients that take no longer outside the matrix units than torch's launches for them.
+FREE_PRODUCTS = 2**26
+
+
 class ReduceConfig(NamedTuple):
     """Tile of the sums over pixels: block_p pixels, block_c channels; `blocks` tiles of pixels for each of `splits`."""
 
@@ -107,6 +111,16 @@ def layers_fit(batch: int, channels: int, hidden: int | None, image_bytes: int, 
     own = 4 * channels * (channels if hidden is None else hidden) / shares  # of the layer whose outputs are shared
     repeated = 0 if hidden is None else 4 * channels * hidden
     return max(batch * shares, MULTIPROCESSORS) * (own + repeated) <= max(FREE_WEIGHTS, 3 * image_bytes)
+
+
+def gradient_blocks(channels: int, features: int) -> tuple[int, int]:
+    """Return the channels, and the features of the other side, of a tile of a layer's gradient; products need 16."""
+    return max(16, min(_power(channels), 32)), max(16, min(_power(features), 32))
+
+
+def gradients_fit(batch: int, channels: int, features: int) -> bool:
+    """Return whether the layers' gradients are one launch of ours, or torch's products and sums."""
+    return batch * channels * features <= FREE_PRODUCTS and channels * features < 2**31
 
 
 def _power(number: int) -> int:

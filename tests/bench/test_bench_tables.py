@@ -171,12 +171,42 @@ def test_lines_of_maps_hold_every_shape_to_eager_compiled_and_the_bound():
         ("eager / ours on every shape: >= 3", True),
         ("compiled / ours on every shape: >= 1.3", False),
         ("slower than no baseline on any shape: >= 1", True),
-        ("share of the bound forward, every shape: >= 0.8", False),
-        ("share of the bound backward, every shape: >= 0.7", False),
+        ("share of the bound forward, large maps: >= 0.8", False),
+        ("share of the bound backward, large maps: >= 0.7", False),
+        ("bound under 5 us: us beyond the bound at 80% forward, against 3 launches: <= 7.5", None),
+        ("bound under 5 us: us beyond the bound at 70% backward, against 4 launches: <= 10", None),
     ]
     assert found[1].measured == f"1.20 at bfloat16 contiguous {MAP}; 1 of 2 miss"
     (never_slower,) = lines.lines("channel_gate", map_section()["shapes"], on_gpu=False)
     assert (never_slower.met, never_slower.measured[:5]) == (True, "0.31 ")
+
+
+def test_maps_whose_launches_cost_more_than_their_bytes_are_held_to_the_launches():
+    small = map_entry() | {"bound_ms": {"forward": 0.004, "backward": 0.007, "both": 0.011}}
+    small["ms"] = small["ms"] | {"ours": {"forward": 0.0124, "backward": 0.0201, "both": 0.0325}}
+    found = {line.demand: line for line in lines.lines("channel_gate", {"small": small}, on_gpu=True)}
+    assert found["share of the bound forward, large maps: >= 0.8"].met is None
+    forward = found["bound under 5 us: us beyond the bound at 80% forward, against 3 launches: <= 7.5"]
+    assert (forward.met, forward.measured) == (True, "7.40 at small; 0 of 1 miss")
+    backward = found["bound under 5 us: us beyond the bound at 70% backward, against 4 launches: <= 10"]
+    assert (backward.met, backward.measured) == (False, "10.10 at small; 1 of 1 miss")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "bound", "held"),
+    [
+        (784, 0.02, ["28x28 and above"]),
+        (196, 0.02, ["14x14"]),
+        (49, 0.02, ["7x7"]),
+        (196, 0.001, ["against 2 launches", "against 5 launches"]),
+    ],
+)
+def test_a_convolution_is_held_to_the_share_of_its_size_or_to_its_launches(pixels, bound, held):
+    shape = entry(pixels=pixels) | {"bound_ms": {"forward": bound, "backward": bound, "both": bound}}
+    found = lines.lines("dynamic_conv", {"one": shape}, on_gpu=True)
+    judged = [line.demand for line in found if "the bound" in line.demand and line.met is not None]
+    assert len(judged) == 2
+    assert all(any(name in demand for name in held) for demand in judged)
 
 
 def test_a_compiled_form_that_did_not_run_is_not_judged():

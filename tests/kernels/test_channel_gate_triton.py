@@ -26,6 +26,7 @@ LAYOUTS, GATES = [torch.contiguous_format, LAST], ["sigmoid", "softmax"]
 layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 gates = pytest.mark.parametrize("gate", GATES)
 STREAMING, GATE, GRADIENT = ("reduce_kernel", "scale_kernel"), "gate_kernel", "gate_gradient_kernel"
+LAYERS = "layer_gradients_kernel"
 
 
 @pytest.fixture
@@ -51,6 +52,7 @@ def small_tiles(monkeypatch):
 def wide_layers(monkeypatch):
     """Let no layer fit the kernels."""
     monkeypatch.setattr(ops, "layers_fit", lambda *_: False)
+    monkeypatch.setattr(ops, "gradients_fit", lambda *_: False)
 
 
 def in_layout(arguments, layout):
@@ -137,7 +139,7 @@ def test_splits_cover_all_pixels_and_fill_a_gpu():
 
 
 @gates
-def test_three_launches_forward_and_three_backward(gate):
+def test_three_launches_forward_and_four_backward(gate):
     for single in (False, True):
         arguments = arguments_of(single=single)
         with record_launches() as launches:
@@ -145,7 +147,7 @@ def test_three_launches_forward_and_three_backward(gate):
         assert kernels_of(launches) == ["reduce_kernel", GATE, "scale_kernel"]
         with record_launches() as launches:
             outcome(channel_gate, arguments, gate=gate)
-        assert kernels_of(launches)[3:] == ["reduce_kernel", GRADIENT, "scale_kernel"]
+        assert kernels_of(launches)[3:] == ["reduce_kernel", GRADIENT, "scale_kernel", LAYERS]
 
 
 @pytest.mark.parametrize("frozen", [(0,), (1,), (3,), (1, 2), (3, 4), (1, 2, 3, 4), (0, 3, 4), (0, 1, 2), (0, 1, 2, 3)])
@@ -155,13 +157,42 @@ def test_only_the_gradients_asked_for_are_computed(frozen):
     backward = launches_of(arguments, frozen)[3:]
     assert ("scale_kernel" in backward) == (0 not in frozen)
     assert (GRADIENT in backward) == (not {0, 1, 2}.issubset(frozen))
+    assert (LAYERS in backward) == (not {1, 2, 3, 4}.issubset(frozen))
 
 
-def test_a_frozen_input_of_a_single_layer_launches_only_the_sums():
+@grid(
+    lambda shape, hidden, **_: hidden is None or shape[1] > 8,
+    shape=[(1, 3, 2, 2), (33, 40, 1, 2), (70, 16, 2, 1), (2, 100, 1, 1)],
+    hidden=[1, 33, None],
+    dtype=[torch.float32, torch.float16],
+)
+def test_gradients_of_layers_of_every_size_are_near_the_exact_ones(shape, hidden, dtype):
+    arguments = [None if a is None else a.to(dtype) for a in arguments_of(shape, hidden, single=hidden is None)]
+    assert launches_of(arguments)[-1] == LAYERS
+    assert_near_exact(channel_gate, arguments)
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["layers", "single"])
+def test_gradients_of_layers_are_the_same_sums_as_torchs(single, monkeypatch):
+    arguments = arguments_of((40, 50, 2, 3), 20, single=single)
+    ours = outcome(channel_gate, arguments)
+    monkeypatch.setattr(ops, "gradients_fit", lambda *_: False)
+    theirs = outcome(channel_gate, arguments)
+    assert all(rms_ratio(one, other) < 1e-6 for one, other in zip(ours, theirs, strict=True))
+
+
+def test_layers_of_many_products_leave_their_gradients_to_torch():
+    assert configs.gradients_fit(256, 256, 16)
+    assert configs.gradients_fit(256, 256, 256)
+    assert configs.gradients_fit(64, 1024, 1024)
+    assert not configs.gradients_fit(128, 1024, 1024)
+
+
+def test_a_frozen_input_of_a_single_layer_launches_only_sums():
     arguments = arguments_of(single=True)
     for gate in ("sigmoid", "softmax"):
         assert_near_exact(channel_gate, arguments, frozen=(0,), gate=gate)
-    assert launches_of(arguments, (0,))[3:] == ["reduce_kernel"]
+    assert launches_of(arguments, (0,))[3:] == ["reduce_kernel", LAYERS]
 
 
 @layouts

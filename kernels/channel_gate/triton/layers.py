@@ -5,8 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.channel_gate.configs import GateConfig, gate_config
-from kernels.launch import launch, next_power_of_2
+from kernels.channel_gate.configs import GateConfig, gate_config, gradient_blocks
+from kernels.launch import cdiv, launch, next_power_of_2
+from kernels.tensors import not_asked
 
 
 def gate_of(
@@ -85,6 +86,43 @@ def gate_gradient(
         num_warps=8,
     )
     return dlogits, dhidden, share
+
+
+def layer_gradients(
+    dlogits: Tensor, dhidden: Tensor | None, pooled: Tensor, hidden: Tensor, layers: tuple, needed: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of `layers`, w1, b1, w2 and b2, in one launch; one not needed is an empty placeholder.
+
+    The features and their gradients are contiguous [batch, features] float32; the sums over the batch are float32,
+    rounded once to the dtype of weight or bias.
+    """
+    made = [each.new_empty(each.shape) if need else None for each, need in zip(layers, needed, strict=True)]
+    results = tuple(not_asked(pooled) if each is None else each for each in made)
+    if not any(needed):
+        return results
+    batch, channels = pooled.shape
+    features = channels if layers[0] is None else hidden.shape[1]
+    block_o, block_i = gradient_blocks(channels, features)
+    of_last = cdiv(channels, block_o) * cdiv(features, block_i) if any(needed[2:]) else 0
+    of_first = cdiv(features, block_i) * cdiv(channels, block_o) if any(needed[:2]) else 0
+    launch(
+        layer_gradients_kernel,
+        (of_last + of_first,),
+        dlogits if of_last else None,
+        dhidden if of_first else None,
+        pooled,
+        pooled if layers[0] is None else hidden,
+        *made,
+        batch,
+        of_last,
+        CHANNELS=channels,
+        FEATURES=features,
+        BLOCK_O=block_o,
+        BLOCK_I=block_i,
+        BLOCK_S=32,
+        num_warps=4,
+    )
+    return results
 
 
 def _constants(w2: Tensor, softmax: bool, config: GateConfig) -> dict[str, int | bool]:
@@ -275,3 +313,70 @@ def gate_gradient_kernel(
                     sums += _tile(w2_ptr, outputs, inputs, CHANNELS, CHANNELS) * dlogits[:, None]
                 dpooled = tl.sum(sums, 0)
             tl.store(share_ptr + sample * CHANNELS + inputs, dpooled / pixels, mask=inputs < CHANNELS)
+
+
+@triton.jit(do_not_specialize=["batch", "of_last"])
+def layer_gradients_kernel(
+    dlogits_ptr,
+    dhidden_ptr,
+    pooled_ptr,
+    features_ptr,
+    dw1_ptr,
+    db1_ptr,
+    dw2_ptr,
+    db2_ptr,
+    batch,
+    of_last,
+    CHANNELS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    # The first programs have tiles of the last layer's weight [CHANNELS, FEATURES], the others of the first layer's.
+    tile = tl.program_id(0)
+    if dlogits_ptr is not None and tile < of_last:
+        last = (dlogits_ptr, features_ptr, dw2_ptr, db2_ptr)
+        _sum_over_batch(last, tile, batch, CHANNELS, FEATURES, BLOCK_O, BLOCK_I, BLOCK_S)
+    if dhidden_ptr is not None and tile >= of_last:
+        first = (dhidden_ptr, pooled_ptr, dw1_ptr, db1_ptr)
+        _sum_over_batch(first, tile - of_last, batch, FEATURES, CHANNELS, BLOCK_I, BLOCK_O, BLOCK_S)
+
+
+@triton.jit
+def _sum_over_batch(
+    pointers,
+    tile,
+    batch,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """Store a tile of a layer's weight gradient [OUTPUTS, INPUTS], and of its bias gradient where it is the first."""
+    doutputs_ptr, inputs_ptr, dweight_ptr, dbias_ptr = pointers
+    across: tl.constexpr = (INPUTS + BLOCK_I - 1) // BLOCK_I
+    outputs = tile // across * BLOCK_O + tl.arange(0, BLOCK_O)
+    inputs = tile % across * BLOCK_I + tl.arange(0, BLOCK_I)
+    dweight = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
+    dbias = tl.zeros((BLOCK_O,), tl.float32)
+    for start in range(0, batch, BLOCK_S):
+        samples = start + tl.arange(0, BLOCK_S)
+        known = (samples < batch)[:, None]
+        samples = samples.to(tl.int64)[:, None]
+        at = samples * OUTPUTS + outputs[None, :]
+        doutputs = tl.load(doutputs_ptr + at, mask=known & (outputs < OUTPUTS)[None, :], other=0.0)
+        if dbias_ptr is not None:
+            dbias += tl.sum(doutputs, 0)
+        if dweight_ptr is not None:
+            at = samples * INPUTS + inputs[None, :]
+            values = tl.load(inputs_ptr + at, mask=known & (inputs < INPUTS)[None, :], other=0.0)
+            dweight = tl.dot(doutputs.T, values, dweight, input_precision="ieee")
+    if dweight_ptr is not None:
+        inside = (outputs < OUTPUTS)[:, None] & (inputs < INPUTS)[None, :]
+        at = outputs[:, None] * INPUTS + inputs[None, :]
+        tl.store(dweight_ptr + at, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
+    if dbias_ptr is not None:
+        written = outputs < tl.where(tile % across == 0, OUTPUTS, 0)
+        tl.store(dbias_ptr + outputs, dbias.to(dbias_ptr.dtype.element_ty), mask=written)

@@ -1,10 +1,13 @@
-"""The op bodies on a GPU: three launches each. They take and return what their namesakes in `eager` do."""
+"""The op bodies on a GPU: three launches forward, four backward.
+
+They take and return what their namesakes in `eager` do.
+"""
 
 from torch import Tensor
 
 from kernels.channel_gate import eager
-from kernels.channel_gate.configs import layers_fit
-from kernels.channel_gate.triton.layers import gate_gradient, gate_of
+from kernels.channel_gate.configs import gradients_fit, layers_fit
+from kernels.channel_gate.triton.layers import gate_gradient, gate_of, layer_gradients
 from kernels.channel_gate.triton.pixels import scale_channels, sum_over_pixels
 from kernels.tensors import memory_layout, not_asked
 
@@ -52,7 +55,9 @@ def channel_gate_backward(
         small = (w1, w2, hidden, scale, gate, needed)
         dlogits, dhidden, share = eager.gate_gradient(_whole(partial), pixels, *small)
     dx = scale_channels(grad, scale, share) if needed[0] else not_asked(scale)
-    return dx, *eager.layer_gradients(dlogits, dhidden, pooled, hidden, (w1, b1, w2, b2), needed[1:])
+    ours = gradients_fit(*x.shape[:2], x.shape[1] if w1 is None else w1.shape[0])
+    of_layers = layer_gradients if ours else eager.layer_gradients
+    return dx, *of_layers(dlogits, dhidden, pooled.contiguous(), hidden, (w1, b1, w2, b2), needed[1:])
 
 
 def _dense(tensor: Tensor, x: Tensor) -> Tensor:
