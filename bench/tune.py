@@ -24,14 +24,15 @@ from bench.gpu.steps import UNFINISHED
 from bench.shapes.dynamic_conv import BATCH, Data, Shape, data_of, shapes_on
 from kernels.dynamic_conv import configs
 from kernels.dynamic_conv import plan as planning
-from kernels.dynamic_conv.plan import Plan
+from kernels.dynamic_conv.plan import PASSES, Plan
 from kernels.dynamic_conv.problem import Problem
 
 # A choice has to be this much faster than the rules' to be written.
 GAIN = 1.02
-PASSES = ("forward", "input_gradient", "weight_gradient")
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 2e-3}
 ROUNDS, SECONDS = (10, 30), 2.0
+# Beside the rules' row of a pass: other shares of the L2 cache for its chunks, and other stages of its loads.
+SHARES, STAGES = (0.2, 0.35, 0.9), (2, 4)
 DEPTHWISE = tuple(
     {"block_p": pixels, "block_c": channels, "warps": warps}
     for pixels, channels, warps in ((64, 32, 4), (32, 64, 4), (64, 64, 8), (16, 64, 2), (32, 32, 2))
@@ -205,10 +206,12 @@ def candidates_of(shape: Shape, dtype: torch.dtype, regime: str, device: configs
     for name in PASSES:
         plain = Candidate(shape, dtype, name, {"regime": regime})
         yield plain
-        ruled = getattr(plain.plan(device), name)
-        for row in rows(shape.problem(dtype), regime, name, ruled, device):
-            if ruled._replace(**row) != ruled:
-                yield plain._replace(choice={"regime": regime, name: row})
+        plans = {plain.plan(device)}
+        for row in rows(shape.problem(dtype), regime, name, getattr(plain.plan(device), name), device):
+            candidate = plain._replace(choice={"regime": regime, name: row})
+            if (planned := candidate.plan(device)) not in plans:
+                plans.add(planned)
+                yield candidate
 
 
 def rows(problem: Problem, regime: str, name: str, ruled, device: configs.Device) -> list[dict]:
@@ -221,10 +224,21 @@ def rows(problem: Problem, regime: str, name: str, ruled, device: configs.Device
         filled = [configs.filled(row, problem, device) for row in found]
         made = [row._replace(splits=splits) for row in filled for splits in _about(row.splits)]
         # more partial gradients than fit the memory are never used
-        return [row._asdict() for row in made if configs.within_memory(row, problem) == row]
+        made = [row for row in made if configs.within_memory(row, problem) == row]
+        return [*(row._asdict() for row in made), *_staged(ruled), *_shared()]
     if regime == "pointwise":
-        return []  # torch.bmm, which takes no config
-    return [row._asdict() for row in configs.convolution_rows(problem, regime == "stacked")]
+        return _shared()  # torch.bmm, which takes no config
+    found = [row._asdict() for row in configs.convolution_rows(problem, regime == "stacked")]
+    return found + _staged(ruled) + ([] if regime == "stacked" else _shared())
+
+
+def _shared() -> list[dict]:
+    return [{"share": share} for share in SHARES]
+
+
+def _staged(ruled: configs.ConvolutionConfig | configs.WeightGradientConfig) -> list[dict]:
+    """Return the rules' row with other stages; one of a single stage is another way of loading."""
+    return [ruled._replace(stages=stages)._asdict() for stages in STAGES if ruled.stages > 1]
 
 
 def _depthwise_rows(problem: Problem, gradient: bool, ruled: configs.DepthwiseConfig) -> list[dict]:

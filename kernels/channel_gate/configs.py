@@ -27,7 +27,7 @@ FREE_WEIGHTS = 40 * 2**20
 
 
 # Multiply-adds of a layer's gradients that take no longer outside the matrix units than torch's launches for them.
-FREE_PRODUCTS = 2**26
+FREE_PRODUCTS = 2**23
 
 
 class ReduceConfig(NamedTuple):
@@ -113,9 +113,9 @@ def layers_fit(batch: int, channels: int, hidden: int | None, image_bytes: int, 
     return max(batch * shares, MULTIPROCESSORS) * (own + repeated) <= max(FREE_WEIGHTS, 3 * image_bytes)
 
 
-def gradient_blocks(channels: int, features: int) -> tuple[int, int]:
-    """Return the channels, and the features of the other side, of a tile of a layer's gradient; products need 16."""
-    return max(16, min(_power(channels), 32)), max(16, min(_power(features), 32))
+def gradient_block(channels: int, features: int) -> int:
+    """Return the side of a tile of a layer's gradient [channels, features]: as few as products take, for many tiles."""
+    return 32 if min(channels, features) >= 256 else 16
 
 
 def gradients_fit(batch: int, channels: int, features: int) -> bool:

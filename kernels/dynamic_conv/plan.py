@@ -28,7 +28,9 @@ from kernels.dynamic_conv.problem import Problem
 
 REGIMES = ("pointwise", "depthwise", "stacked", "aggregate")
 
-# Of the L2 cache, for mixed weights.
+# What a table of measured choices has rows for: the fields of a pass's launch config that differ from the rules', and
+# the `share` of the L2 cache that the weights mixed at a time, or the samples' own gradients, fill.
+PASSES = ("forward", "input_gradient", "weight_gradient")
 MIXED_SHARE = 0.65
 
 # FLOPs the matrix units do while one byte comes from device memory, on the GPUs this was planned for.
@@ -66,7 +68,10 @@ def plan(problem: Problem, device: Device) -> Plan:
     if "regime" in choice:
         regime, reason = choice["regime"], f"measured on {device.name}"
     stacked = regime == "stacked"
-    chunk, in_backward = chunk_of(problem, device), backward_chunk(problem, device)
+    rows = {name: dict(choice.get(name, {})) for name in PASSES}
+    shares = {name: row.pop("share", MIXED_SHARE) for name, row in rows.items()}
+    chunk = chunk_of(problem, device, shares["forward"])
+    in_backward = backward_chunk(problem, device, shares["input_gradient"])
     if regime == "depthwise":
         forward = input_gradient = depthwise_config(problem, device, gradient=False)
         weight_gradient = depthwise_config(problem, device, gradient=True)
@@ -76,14 +81,14 @@ def plan(problem: Problem, device: Device) -> Plan:
         weight_gradient = weight_gradient_config(problem, device)
     configs = {"forward": forward, "input_gradient": input_gradient, "weight_gradient": weight_gradient}
     for name, config in configs.items():
-        configs[name] = config._replace(**choice.get(name, {}))
+        configs[name] = config._replace(**rows[name])
     if regime != "depthwise":
         configs["weight_gradient"] = within_memory(configs["weight_gradient"], problem)
     return Plan(
         regime,
         chunk,
         in_backward,
-        own_chunk(problem, device, configs["weight_gradient"]),
+        own_chunk(problem, device, configs["weight_gradient"], shares["weight_gradient"]),
         **configs,
         reason=reason,
     )
@@ -126,29 +131,31 @@ def stacked_pixels(problem: Problem) -> float:
     return RIDGE[problem.dtype] * problem.dtype.itemsize / max(problem.experts, 1)
 
 
-def chunk_of(problem: Problem, device: Device) -> int:
+def chunk_of(problem: Problem, device: Device, share: float = MIXED_SHARE) -> int:
     """Return how many samples are mixed at a time: chunks of one size, whose weights stay in the L2 cache.
 
     They are written, read once and overwritten, and x and y pass through the cache beside them.
     """
     size = problem.weights * mixed_dtype(problem).itemsize
-    return _equal_chunk(problem.batch, MIXED_SHARE * device.l2_bytes // size)
+    return _equal_chunk(problem.batch, share * device.l2_bytes // size)
 
 
-def backward_chunk(problem: Problem, device: Device) -> int:
+def backward_chunk(problem: Problem, device: Device, share: float = MIXED_SHARE) -> int:
     """Return how many samples are mixed at a time for the gradient of x: nor more than a fifth of what naive needs."""
-    most = min(MIXED_SHARE * device.l2_bytes, naive_bytes(problem) / 5)
+    most = min(share * device.l2_bytes, naive_bytes(problem) / 5)
     return _equal_chunk(problem.batch, most // (problem.weights * mixed_dtype(problem).itemsize))
 
 
-def own_chunk(problem: Problem, device: Device, config: WeightGradientConfig | DepthwiseConfig) -> int:
+def own_chunk(
+    problem: Problem, device: Device, config: WeightGradientConfig | DepthwiseConfig, share: float = MIXED_SHARE
+) -> int:
     """Return how many samples' weight gradients are made at a time, which stay in the L2 cache.
 
     With the experts, their sums in float32 and the products in parts they take at most a quarter of what naive needs.
     """
     parts, dtype = own_parts(problem.out_size, config), own_dtype(problem.dtype)
     beside = problem.experts * problem.weights * (4 + problem.dtype.itemsize)
-    most = min(MIXED_SHARE * device.l2_bytes, naive_bytes(problem) / 4 - beside)
+    most = min(share * device.l2_bytes, naive_bytes(problem) / 4 - beside)
     size = dtype.itemsize + 4 * problem.experts / contracted_block(dtype)
     return _equal_chunk(problem.batch, most // (parts * problem.weights * size))
 

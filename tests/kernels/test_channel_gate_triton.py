@@ -183,9 +183,9 @@ def test_gradients_of_layers_are_the_same_sums_as_torchs(single, monkeypatch):
 
 def test_layers_of_many_products_leave_their_gradients_to_torch():
     assert configs.gradients_fit(256, 256, 16)
-    assert configs.gradients_fit(256, 256, 256)
-    assert configs.gradients_fit(64, 1024, 1024)
-    assert not configs.gradients_fit(128, 1024, 1024)
+    assert configs.gradients_fit(64, 256, 256)
+    assert configs.gradients_fit(8, 1024, 1024)
+    assert not configs.gradients_fit(256, 256, 256)
 
 
 def test_a_frozen_input_of_a_single_layer_launches_only_sums():

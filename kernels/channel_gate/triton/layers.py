@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.channel_gate.configs import GateConfig, gate_config, gradient_blocks
+from kernels.channel_gate.configs import GateConfig, gate_config, gradient_block
 from kernels.launch import cdiv, launch, next_power_of_2
 from kernels.tensors import not_asked
 
@@ -102,14 +102,14 @@ def layer_gradients(
         return results
     batch, channels = pooled.shape
     features = channels if layers[0] is None else hidden.shape[1]
-    block_o, block_i = gradient_blocks(channels, features)
-    of_last = cdiv(channels, block_o) * cdiv(features, block_i) if any(needed[2:]) else 0
-    of_first = cdiv(features, block_i) * cdiv(channels, block_o) if any(needed[:2]) else 0
+    block = gradient_block(channels, features)
+    tiles = cdiv(channels, block) * cdiv(features, block)
+    of_first, of_last = tiles * any(needed[:2]), tiles * any(needed[2:])
     launch(
         layer_gradients_kernel,
         (of_last + of_first,),
-        dlogits if of_last else None,
-        dhidden if of_first else None,
+        dlogits,
+        dhidden if of_first else dlogits,
         pooled,
         pooled if layers[0] is None else hidden,
         *made,
@@ -117,8 +117,7 @@ def layer_gradients(
         of_last,
         CHANNELS=channels,
         FEATURES=features,
-        BLOCK_O=block_o,
-        BLOCK_I=block_i,
+        BLOCK=block,
         BLOCK_S=32,
         num_warps=4,
     )
@@ -329,54 +328,47 @@ def layer_gradients_kernel(
     of_last,
     CHANNELS: tl.constexpr,
     FEATURES: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_I: tl.constexpr,
+    BLOCK: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
     # The first programs have tiles of the last layer's weight [CHANNELS, FEATURES], the others of the first layer's.
     tile = tl.program_id(0)
-    if dlogits_ptr is not None and tile < of_last:
-        last = (dlogits_ptr, features_ptr, dw2_ptr, db2_ptr)
-        _sum_over_batch(last, tile, batch, CHANNELS, FEATURES, BLOCK_O, BLOCK_I, BLOCK_S)
-    if dhidden_ptr is not None and tile >= of_last:
-        first = (dhidden_ptr, pooled_ptr, dw1_ptr, db1_ptr)
-        _sum_over_batch(first, tile - of_last, batch, FEATURES, CHANNELS, BLOCK_I, BLOCK_O, BLOCK_S)
+    if tile < of_last:
+        doutputs_ptr, inputs_ptr = dlogits_ptr, features_ptr
+    else:
+        doutputs_ptr, inputs_ptr = dhidden_ptr, pooled_ptr
+    rows = tl.where(tile < of_last, CHANNELS, FEATURES)
+    columns = tl.where(tile < of_last, FEATURES, CHANNELS)
+    tile = tl.where(tile < of_last, tile, tile - of_last)
+    across = tl.cdiv(columns, BLOCK)
+    outputs = tile // across * BLOCK + tl.arange(0, BLOCK)
+    inputs = tile % across * BLOCK + tl.arange(0, BLOCK)
+    dweight = tl.zeros((BLOCK, BLOCK), tl.float32)  # [outputs, inputs]
+    dbias = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, batch, BLOCK_S):
+        sample = start + tl.arange(0, BLOCK_S)
+        known = (sample < batch)[:, None]
+        sample = sample.to(tl.int64)[:, None]
+        mask = known & (outputs < rows)[None, :]
+        doutputs = tl.load(doutputs_ptr + sample * rows + outputs[None, :], mask=mask, other=0.0)
+        mask = known & (inputs < columns)[None, :]
+        values = tl.load(inputs_ptr + sample * columns + inputs[None, :], mask=mask, other=0.0)
+        dweight = tl.dot(doutputs.T, values, dweight, input_precision="ieee")
+        dbias += tl.sum(doutputs, 0)
+
+    at = outputs[:, None] * columns + inputs[None, :]
+    inside = (outputs < rows)[:, None] & (inputs < columns)[None, :]
+    sums = outputs < tl.where(tile % across == 0, rows, 0)
+    if tl.program_id(0) < of_last:
+        _store_rounded(dw2_ptr, at, dweight, inside)
+        _store_rounded(db2_ptr, outputs, dbias, sums)
+    else:
+        _store_rounded(dw1_ptr, at, dweight, inside)
+        _store_rounded(db1_ptr, outputs, dbias, sums)
 
 
 @triton.jit
-def _sum_over_batch(
-    pointers,
-    tile,
-    batch,
-    OUTPUTS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    BLOCK_O: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
-    """Store a tile of a layer's weight gradient [OUTPUTS, INPUTS], and of its bias gradient where it is the first."""
-    doutputs_ptr, inputs_ptr, dweight_ptr, dbias_ptr = pointers
-    across: tl.constexpr = (INPUTS + BLOCK_I - 1) // BLOCK_I
-    outputs = tile // across * BLOCK_O + tl.arange(0, BLOCK_O)
-    inputs = tile % across * BLOCK_I + tl.arange(0, BLOCK_I)
-    dweight = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
-    dbias = tl.zeros((BLOCK_O,), tl.float32)
-    for start in range(0, batch, BLOCK_S):
-        samples = start + tl.arange(0, BLOCK_S)
-        known = (samples < batch)[:, None]
-        samples = samples.to(tl.int64)[:, None]
-        at = samples * OUTPUTS + outputs[None, :]
-        doutputs = tl.load(doutputs_ptr + at, mask=known & (outputs < OUTPUTS)[None, :], other=0.0)
-        if dbias_ptr is not None:
-            dbias += tl.sum(doutputs, 0)
-        if dweight_ptr is not None:
-            at = samples * INPUTS + inputs[None, :]
-            values = tl.load(inputs_ptr + at, mask=known & (inputs < INPUTS)[None, :], other=0.0)
-            dweight = tl.dot(doutputs.T, values, dweight, input_precision="ieee")
-    if dweight_ptr is not None:
-        inside = (outputs < OUTPUTS)[:, None] & (inputs < INPUTS)[None, :]
-        at = outputs[:, None] * INPUTS + inputs[None, :]
-        tl.store(dweight_ptr + at, dweight.to(dweight_ptr.dtype.element_ty), mask=inside)
-    if dbias_ptr is not None:
-        written = outputs < tl.where(tile % across == 0, OUTPUTS, 0)
-        tl.store(dbias_ptr + outputs, dbias.to(dbias_ptr.dtype.element_ty), mask=written)
+def _store_rounded(pointer, at, values, mask):
+    """Store values in the dtype of the pointer, if there is one."""
+    if pointer is not None:
+        tl.store(pointer + at, values.to(pointer.dtype.element_ty), mask=mask)
