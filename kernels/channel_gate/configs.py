@@ -24,8 +24,6 @@ MAX_SOFTMAX = 4096
 # Bytes of weights the programs may read from the L2 cache whatever the image: a few microseconds, about what the four
 # or more launches of torch's form take.
 FREE_WEIGHTS = 40 * 2**20
-
-
 # Multiply-adds of a layer's gradients that take no longer outside the matrix units than torch's launches for them.
 FREE_PRODUCTS = 2**23
 
