@@ -1,6 +1,7 @@
 """The predictions as a page: bench/results/predicted.md, from predicted/times.json."""
 
 import json
+from math import fsum
 from pathlib import Path
 
 from bench.markdown import grid, wrapped
@@ -15,7 +16,7 @@ NAMED = 3
 
 def us_of(row: dict) -> float:
     """Return the microseconds of a pass."""
-    return sum(launch["us"] for launch in row["launches"])
+    return fsum(launch["us"] for launch in row["launches"])
 
 
 def share_of(row: dict) -> float:
@@ -28,8 +29,8 @@ def most_of(row: dict) -> str:
     parts: dict[str, list[float]] = {}
     for launch in row["launches"]:
         parts.setdefault(f"{launch['kernel'].removesuffix('_kernel')} ({launch['limit']})", []).append(launch["us"])
-    most = sorted(parts.items(), key=lambda part: -sum(part[1]))[:NAMED]
-    return ", ".join(f"{name}{f' x{len(us)}' if len(us) > 1 else ''} {sum(us):.1f}" for name, us in most)
+    most = sorted(parts.items(), key=lambda part: -fsum(part[1]))[:NAMED]
+    return ", ".join(f"{name}{f' x{len(us)}' if len(us) > 1 else ''} {fsum(us):.1f}" for name, us in most)
 
 
 def line(row: dict) -> str:

@@ -230,6 +230,10 @@ def test_the_page_is_that_of_the_results(tmp_path):
     assert page.read_text() == table.PAGE.read_text()
 
 
+def test_the_sum_of_launches_is_the_nearest_number_under_every_python():
+    assert table.us_of({"launches": [{"us": 0.1}] * 10}) == 1.0  # from the left it is 0.9999999999999999
+
+
 def test_the_page_has_a_column_for_each_section(tmp_path):
     def section(us):
         launch = {"kernel": "a_kernel", "us": us, "limit": "l2", "blocks": 1}
