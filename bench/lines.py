@@ -116,7 +116,10 @@ def lines(op: str, entries: dict[str, Entry], on_gpu: bool) -> list[Line]:
 
 def _convolution_on_gpu(entries: dict[str, Entry]) -> list[Line]:
     def at(least: int, below: float = float("inf")):
-        return lambda entry: least <= entry["pixels"] < below and not is_small(entry)
+        return lambda entry: least <= entry["pixels"] < below
+
+    def large(*limits: int):
+        return lambda entry: at(*limits)(entry) and not is_small(entry)
 
     return [
         _mean(entries, "float32 naive / ours, forward + backward", lambda e: speedup(e, "naive fp32"), 10),
@@ -124,12 +127,12 @@ def _convolution_on_gpu(entries: dict[str, Entry]) -> list[Line]:
         _every(entries, "best baseline / ours on every shape", _best, 1.3),
         _every(entries, "slower than no baseline on any shape", _best, 1),
         # At 14x14 every weight is made and read for 196 pixels only, and at 7x7 each product is made for all experts.
-        _every(entries, "share of the bound forward, 28x28 and above", _bound("forward"), 0.6, at(784)),
-        _every(entries, "share of the bound backward, 28x28 and above", _bound("backward"), 0.5, at(784)),
-        _every(entries, "share of the bound forward, 14x14", _bound("forward"), 0.35, at(196, 784)),
-        _every(entries, "share of the bound backward, 14x14", _bound("backward"), 0.3, at(196, 784)),
-        _every(entries, "share of the bound forward, 7x7", _bound("forward"), 0.15, at(0, 196)),
-        _every(entries, "share of the bound backward, 7x7", _bound("backward"), 0.15, at(0, 196)),
+        _every(entries, "share of the bound forward, 28x28 and above", _bound("forward"), 0.6, large(784)),
+        _every(entries, "share of the bound backward, 28x28 and above", _bound("backward"), 0.5, large(784)),
+        _every(entries, "share of the bound forward, 14x14", _bound("forward"), 0.35, large(196, 784)),
+        _every(entries, "share of the bound backward, 14x14", _bound("backward"), 0.3, large(196, 784)),
+        _every(entries, "share of the bound forward, 7x7", _bound("forward"), 0.15, large(0, 196)),
+        _every(entries, "share of the bound backward, 7x7", _bound("backward"), 0.15, large(0, 196)),
         _launches(entries, "forward", 2, 0.6),
         _launches(entries, "backward", 5, 0.5),
         _every(entries, "ours / static convolution, 28x28 and above", to_static, 1.25, at(784), most=True),

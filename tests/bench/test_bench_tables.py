@@ -207,6 +207,8 @@ def test_a_convolution_is_held_to_the_share_of_its_size_or_to_its_launches(pixel
     judged = [line.demand for line in found if "the bound" in line.demand and line.met is not None]
     assert len(judged) == 2
     assert all(any(name in demand for name in held) for demand in judged)
+    to_static = [line for line in found if "static" in line.demand and line.met is not None]
+    assert len(to_static) == 1  # small calls too
 
 
 def test_a_compiled_form_that_did_not_run_is_not_judged():
