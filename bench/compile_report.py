@@ -30,9 +30,11 @@ from kernels.dynamic_conv.triton.contraction import contract
 from kernels.dynamic_conv.triton.convolution import convolve
 from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients, holds_weights
 from kernels.dynamic_conv.triton.mixing import mix_into
+from kernels.dynamic_conv.triton.reorder import channels_first, channels_last
 from kernels.dynamic_conv.triton.weight_gradient import expert_gradients, sample_gradients
 from kernels.launch import Launch, record_launches
 from kernels.spatial_attention.triton import ops as attention
+from kernels.sums import sum_outer_and_inner, sum_rows
 from kernels.tensors import is_channels_last
 
 TABLE = Path(__file__).with_name("results") / "compiled.md"
@@ -116,6 +118,8 @@ def variants() -> Iterator[Variant]:
             mix_into(mixed, _empty(experts, 256, 256, side, side), _empty(BATCH, experts, dtype=torch.float32))
         use = f"{experts} experts, {side}x{side}"
         yield Variant("mix", use, "bfloat16", "256->256", "-", 1, 4, launches[0])
+    yield from _reorder()
+    yield from _sums()
     yield from _depthwise()
     for shape, layout in MAPS:
         x = _empty(*shape).contiguous(memory_format=layout)
@@ -198,6 +202,34 @@ def _product(kernel, use, dtype, channels, row, launch, with_config) -> Variant:
         label += " swapped" * row.swap + " together" * row.together
     known = (kernel, use, dtype, f"{inputs}->{outputs}", label, row.stages, row.warps)
     return Variant(*known, launch, row, with_config)
+
+
+def _reorder() -> Iterator[Variant]:
+    """Weights moved to channels last and their gradients back, rounded or not; kernels of one block of taps or more."""
+    for side in (3, 7, 9):
+        weight, wide = _empty(4, 256, 256, side, side), _empty(4, 256, side**2, 256, dtype=torch.float32)
+        with record_launches() as launches:
+            channels_first(channels_last(weight), weight)
+            channels_first(wide, weight)
+        uses = ("to channels last", "to channels first", "to channels first, rounded")
+        for use, launch in zip(uses, launches, strict=True):
+            label = _label(launch.options["BLOCK_T"], launch.options["BLOCK_C"])
+            known = ("reorder", f"{use}, {side}x{side}", "bfloat16", "256->256", label)
+            yield Variant(*known, 1, launch.options["num_warps"], launch)
+
+
+def _sums() -> Iterator[Variant]:
+    """Of products and maps, few columns of many rows; of partial gradients; of products for each pixel."""
+    rows = ((4608, BATCH, 4), (1056, 2, 49), (2, 4, 256, 9, 256), (8, 4, 256, 9, 256))
+    pixels = tuple((2, 4, BATCH, each) for each in (256, SIZE * SIZE, 49))
+    with record_launches() as launches:
+        for sum_up, sizes in ((sum_rows, rows), (sum_outer_and_inner, pixels)):
+            for size in sizes:
+                sum_up(_empty(*size, dtype=torch.float32))
+    uses = ["x".join(map(str, size)) for size in rows + pixels]
+    for use, launch in zip(uses, launches, strict=True):
+        label = _label(launch.options["BLOCK_R"], launch.options["BLOCK_C"])
+        yield Variant("sum", use, "float32", "-", label, 1, launch.options["num_warps"], launch)
 
 
 def _depthwise() -> Iterator[Variant]:

@@ -62,7 +62,7 @@ def test_every_row_of_every_table_is_compiled_for_three_targets(listed):
         seen = [c for c in products(listed) if c["capability"] == capability]
         assert len([c for c in seen if c["channels"] == "256->256" and c["dtype"] != "tf32"]) == rows
     of_convolutions = {c["kernel"] for c in listed if ":" not in c["kernel"]} - {"augment"}
-    assert of_convolutions == {"convolution", "weight gradient", "contraction", "mix", "depthwise"}
+    assert of_convolutions == {"convolution", "weight gradient", "contraction", "mix", "reorder", "sum", "depthwise"}
 
 
 def test_every_streaming_kernel_is_compiled(listed):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.dynamic_conv.configs import contracted_block
 from kernels.launch import launch
+from kernels.sums import sum_rows
 
 # Experts of a program: twice as many columns are the narrowest matrix product.
 EXPERTS = 8
@@ -35,7 +36,7 @@ def contract(
     size = own[0].numel()
     block_s, block_w = BLOCK_S[own.dtype.itemsize], contracted_block(own.dtype)
     blocks = -(-size // block_w)
-    products = None if experts is None else own.new_empty((blocks, samples, parts, count), dtype=torch.float32)
+    products = None if experts is None else own.new_empty((blocks, parts, samples, count), dtype=torch.float32)
     launch(
         contract_kernel,
         (blocks, -(-count // EXPERTS)),
@@ -55,7 +56,7 @@ def contract(
         num_warps=4,
         num_stages=1,  # mostly there is one step
     )
-    return None if products is None else products.sum((0, 2))
+    return None if products is None else sum_rows(products.flatten(0, 1))
 
 
 @triton.jit(do_not_specialize=["parts", "rows"])
@@ -93,14 +94,15 @@ def contract_kernel(
         inside = row < rows
         own_at = tl.cast(row, tl.int64)[:, None] * SIZE + at[None, :]
         own = tl.load(own_ptr + own_at, mask=inside[:, None] & within[None, :], other=0.0)  # [BLOCK_S, BLOCK_W]
-        share_at = (row // parts)[:, None] * COUNT + expert[None, :]
+        sample = row // parts
+        share_at = sample[:, None] * COUNT + expert[None, :]
         share = tl.load(mixing_ptr + share_at, mask=inside[:, None] & known[None, :], other=0.0)
         rounded = share.to(dtype)
         share = tl.where(column < HALF, rounded, (share - rounded.to(tl.float32)).to(dtype))
         total = tl.dot(own.T, share, total, input_precision="ieee")
         if products_ptr is not None:
             product = tl.dot(own, weight, input_precision="ieee")  # [BLOCK_S, 2 * HALF]
-            product_at = tl.cast(tl.program_id(0), tl.int64) * rows + row
+            product_at = tl.cast(tl.program_id(0), tl.int64) * rows + row % parts * (rows // parts) + sample
             product_at = product_at[:, None] * COUNT + expert[None, :]
             tl.store(products_ptr + product_at, product, mask=inside[:, None] & held[None, :])
 

@@ -11,7 +11,9 @@ from kernels.dynamic_conv.triton.contraction import contract
 from kernels.dynamic_conv.triton.convolution import convolve
 from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients, holds_weights
 from kernels.dynamic_conv.triton.mixing import mix_into
+from kernels.dynamic_conv.triton.reorder import channels_first, channels_last
 from kernels.dynamic_conv.triton.weight_gradient import expert_gradients, sample_gradients
+from kernels.sums import sum_outer_and_inner
 from kernels.tensors import allows_tf32, empty_as, not_asked
 
 
@@ -137,7 +139,7 @@ def _forward(x, weight, mixing, bias, stride, padding, dilation, groups, scale=N
         return y
     geometry = (stride, padding, dilation, groups, kernel, how.forward, _precision(x))
     if how.regime == "stacked":
-        convolve(source, _channels_last(weight), y, *geometry, mixing=mixing, bias=bias, **epilogue)
+        convolve(source, channels_last(weight), y, *geometry, mixing=mixing, bias=bias, **epilogue)
         return y
     for part, weights in _weights(weight, mixing, x.shape[0], how.chunk):
         part_bias = None if bias is None else bias[part]
@@ -171,8 +173,8 @@ def _input_gradient(how, grad, x, weight, mixing, stride, padding, dilation, gro
             products = grad.new_zeros(
                 (blocks, weight.shape[0], x.shape[0], x.shape[2] * x.shape[3]), dtype=torch.float32
             )
-        convolve(grad, _channels_last(weight), dx, *geometry, mixing=mixing, probe=probe, products=products)
-        return dx, None if products is None else products.sum((0, 3)).T
+        convolve(grad, channels_last(weight), dx, *geometry, mixing=mixing, probe=probe, products=products)
+        return dx, None if products is None else sum_outer_and_inner(products).T
     for part, weights in _weights(weight, mixing, x.shape[0], min(how.backward_chunk, x.shape[0])):
         if how.regime == "pointwise" and _is_channels_last(dx):
             torch.bmm(_as_matrix(grad[part]), weights.squeeze(2), out=_as_matrix(dx[part]))
@@ -185,12 +187,12 @@ def _expert_gradient(how, grad, x, experts, mixing, stride, padding, dilation, g
     """Return the gradients of experts, in their shape and dtype, and of mixing in float32; x is channels_last."""
     given = _as_one_output(experts) if how.regime == "depthwise" else experts
     kernel, config = tuple(experts.shape[3:]), how.weight_gradient
-    last = _channels_last(given) if for_mixing else None
+    last = channels_last(given) if for_mixing else None
     if how.regime != "depthwise" and not config.apart:
         geometry = (stride, padding, dilation, groups, kernel, config, _precision(x))
         gradient, products = expert_gradients(grad, x, last, mixing, *geometry)
         del last
-        return _channels_first(gradient, experts), products
+        return channels_first(gradient, experts), products
     batch, shape = x.shape[0], (given.shape[1], kernel[0] * kernel[1], given.shape[2])
     whole = how.own_chunk >= batch
     gradient = grad.new_empty((experts.shape[0], *shape), dtype=x.dtype if whole else torch.float32)
@@ -199,7 +201,7 @@ def _expert_gradient(how, grad, x, experts, mixing, stride, padding, dilation, g
     for part, own in _own_gradients(how, grad, x, shape, dtype, stride, padding, dilation, groups, kernel):
         parts = len(own) // (part.stop - part.start)
         products.append(contract(own, last, mixing[part], gradient, part.start > 0, parts))
-    gradient = _channels_first(gradient, given).reshape(experts.shape)
+    gradient = channels_first(gradient, given).reshape(experts.shape)
     if last is None:
         return gradient, None
     return gradient, products[0] if len(products) == 1 else torch.cat(products)
@@ -282,18 +284,6 @@ def _is_channels_last(x: Tensor) -> bool:
 def _as_matrix(x: Tensor) -> Tensor:
     """View channels_last [batch, channels, height, width] as [batch, pixels, channels]."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _channels_last(weight: Tensor) -> Tensor:
-    """Return [.., out, in/groups, kh, kw] as contiguous [.., out, taps, in/groups]."""
-    return weight.flatten(3).transpose(2, 3).contiguous()
-
-
-def _channels_first(gradient: Tensor, experts: Tensor) -> Tensor:
-    """Return [.., out, taps, in/groups] in the shape and dtype of `experts`, contiguous."""
-    out = torch.empty_like(experts, memory_format=torch.contiguous_format)
-    out.flatten(3).copy_(gradient.transpose(2, 3))
-    return out
 
 
 def _over_pixels(grad: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels.dynamic_conv.configs import WeightGradientConfig, spans_taps, weight_tiles
 from kernels.dynamic_conv.triton.addressing import constants, lies_in
 from kernels.launch import cdiv, launch
+from kernels.sums import sum_rows
 from kernels.tensors import needs_64_bits
 
 
@@ -47,8 +48,8 @@ def expert_gradients(
     _launch(
         grad, x, experts, mixing, partial, products, count, stride, padding, dilation, groups, kernel, config, precision
     )
-    gradient = partial[0] if splits == 1 else partial.sum(0)
-    return gradient, None if products is None else products.sum(0)
+    gradient = partial[0] if splits == 1 else sum_rows(partial)
+    return gradient, None if products is None else sum_rows(products)
 
 
 def sample_gradients(

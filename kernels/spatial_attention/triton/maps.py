@@ -8,6 +8,7 @@ from torch import Tensor
 from kernels.launch import cdiv, launch
 from kernels.spatial_attention.configs import KERNEL_ROWS, PROGRAMS, strip_tile
 from kernels.streaming import sample_start
+from kernels.sums import sum_rows
 from kernels.tensors import needs_64_bits
 
 
@@ -48,7 +49,7 @@ def map_gradients(
             BLOCK_W=tile.block_w,
             num_warps=tile.warps,
         )
-    return dmaps, None if partial is None else partial.sum(0)
+    return dmaps, None if partial is None else sum_rows(partial)
 
 
 @triton.jit(do_not_specialize=["blocks", "parts_h", "parts_w", "rows", "height", "width"])
