@@ -3,25 +3,31 @@
 from math import ceil
 from typing import NamedTuple
 
-# Programs that keep a large GPU busy: 132 multiprocessors with eight each.
-PROGRAMS = 1056
-WARPS = 4
+# Programs that keep a large GPU busy, about eight for each multiprocessor, and so few that a program needs more warps.
+PROGRAMS, FEW = 1024, 256
+WARPS, MANY_WARPS = 4, 8
 # Elements of a tile: sixteen a thread.
 ELEMENTS = 2048
 # Rows of a kernel whose products with the maps are summed in one launch.
 KERNEL_ROWS = 7
-# Elements of a tile of pixels by columns of a kernel, two a thread: as many sums are kept for each row of the kernel,
-# and twice. Strips of this many rows are not halved: each reads the kernel's rows beyond it too.
-STRIP_ELEMENTS, FEW_ROWS = 256, 8
-# Along the channels 64 numbers in 16 bits fill a line of memory; along the pixels 16 fill a sector of one.
-CHANNELS_IN_A_LINE, PIXELS_IN_A_SECTOR = 64, 16
+# Elements of a tile of pixels by columns of a kernel, four a thread of its only warp: as many sums are kept for each
+# row of the kernel, and twice. Strips of this many rows are not halved: each reads the kernel's rows beyond it too.
+STRIP_ELEMENTS, FEW_ROWS = 128, 4
+# Along the channels, a pixel's that are read at once: two lines of memory in 16 bits.
+CHANNELS_AT_ONCE = 128
+# Along the pixels: those of a block, with and without a tile that is kept from one block of channels to the next, the
+# fewest, and those of a block that has one channel at a time.
+BLOCK, BLOCK_THAT_CARRIES, LEAST_BLOCK, COLUMN = 128, 64, 32, 1024
+# Where programs are FEW: a sector of memory, and the channels that are read at once.
+NARROW_BLOCK, NARROW_CHANNELS = 16, 512
 
 
 class Tile(NamedTuple):
-    """What a program holds at a time: `block_p` pixels by `block_c` channels."""
+    """What a program holds at a time: `block_p` pixels by `block_c` channels; and its warps."""
 
     block_p: int
     block_c: int
+    warps: int = WARPS
 
 
 class Strip(NamedTuple):
@@ -36,34 +42,39 @@ class Strip(NamedTuple):
 def stream_tile(
     batch: int, channels: int, pixels: int, channels_last: bool, carries: bool = False, widest: int = ELEMENTS
 ) -> Tile:
-    """Return the tile of a kernel that goes over the channels of a block of pixels.
+    """Return the tile of a kernel that goes over the channels of a block of pixels; by what an H200 was seen to take.
 
     The block has as many pixels as a warp can read in whole lines, up to `widest`, and fewer where the programs would
     not be `PROGRAMS`: more of the channels of a pixel then lie in different threads, and are reduced at the end.
-    carries: whether a tile is kept from one block of channels to the next; it is halved, for its registers.
+    carries: whether a tile is kept from one block of channels to the next. Along the pixels it then has a single
+    channel, if there are programs enough, and nothing is reduced.
     """
     all_channels = _power_of_2(channels)
-    in_a_line = min(all_channels, CHANNELS_IN_A_LINE if channels_last else WARPS)
-    several = all_channels > in_a_line
-    elements = ELEMENTS // 2 if carries and several else ELEMENTS
-    least = max(1, elements // all_channels) if channels_last else PIXELS_IN_A_SECTOR
-    block_p = min(elements // in_a_line, widest, _power_of_2(pixels))
+    if channels_last:
+        least = max(1, (ELEMENTS // 2 if carries else ELEMENTS) // all_channels)
+        block_p = ELEMENTS // min(all_channels, CHANNELS_AT_ONCE)
+    elif carries and widest >= COLUMN and batch * (pixels // COLUMN) >= PROGRAMS:
+        return Tile(COLUMN, 1)
+    elif batch * ceil(pixels / LEAST_BLOCK) < FEW:
+        block_p, block_c = min(NARROW_BLOCK, _power_of_2(pixels)), min(all_channels, NARROW_CHANNELS)
+        return Tile(block_p, block_c, max(1, min(MANY_WARPS, block_p * block_c // 128)))
+    else:
+        least, block_p = LEAST_BLOCK, max(BLOCK_THAT_CARRIES if carries else BLOCK, ELEMENTS // all_channels)
+    block_p = min(block_p, widest, _power_of_2(pixels))
     while block_p > least and batch * ceil(pixels / block_p) < PROGRAMS:
         block_p //= 2
-    return Tile(block_p, min(all_channels, elements // block_p))
+    halved = carries and block_p == (least if channels_last else BLOCK_THAT_CARRIES)
+    return Tile(block_p, min(all_channels, (ELEMENTS // 2 if halved else ELEMENTS) // block_p))
 
 
 def strip_tile(batch: int, height: int, width: int, kernel: int) -> Strip:
-    """Return the strip of an image that a program goes over from above, and the columns of a k x k kernel.
-
-    Its programs, four of which run on a multiprocessor at once, are two for each or more.
-    """
+    """Return the strip of an image that a program goes over from above, and the columns of a k x k kernel."""
     columns = _power_of_2(kernel)
     block_w = min(max(1, STRIP_ELEMENTS // columns), _power_of_2(width))
     rows = height
-    while rows > FEW_ROWS and batch * ceil(width / block_w) * ceil(height / rows) < PROGRAMS // 4:
+    while rows > FEW_ROWS and batch * ceil(width / block_w) * ceil(height / rows) < PROGRAMS:
         rows = ceil(rows / 2)
-    return Strip(rows, block_w, columns, max(1, min(WARPS, block_w * columns // 32)))
+    return Strip(rows, block_w, columns, max(1, block_w * columns // STRIP_ELEMENTS))
 
 
 def _power_of_2(size: int) -> int:

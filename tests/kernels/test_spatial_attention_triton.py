@@ -19,7 +19,7 @@ from tests.kernels.test_spatial_attention import MASK, SHAPES, arguments_of, att
 
 pytest.importorskip("triton")
 
-from kernels import streaming
+from kernels import streaming, sums
 from kernels.spatial_attention.triton import maps, ops
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -33,6 +33,7 @@ def few_programs(monkeypatch):
     """Let every kernel take its widest block of pixels, as it would with many; its programs walk over more then."""
     for module in (configs, maps):
         monkeypatch.setattr(module, "PROGRAMS", 2)
+    monkeypatch.setattr(configs, "FEW", 0)
 
 
 def max_channel(x, mask=None):
@@ -60,7 +61,7 @@ def test_wide_blocks_are_near_the_exact_result(function, shape, layout, few_prog
     with record_launches() as launches:
         assert_near_exact(function, [x.to(memory_format=layout), *rest])
     looped = launches[0].options["BLOCK_C"] < shape[1]
-    assert looped == (shape[1] > (64 if layout == torch.channels_last else 4))
+    assert looped == (shape[1] > (128 if layout == torch.channels_last else 16))
 
 
 @grid(mask={"mask": MASK, "flipped": MASK.flip(1)}, layout=LAYOUTS, dtype=DTYPES)
@@ -351,10 +352,17 @@ def test_offsets_have_64_bits_beyond_2_to_the_31_elements():
         return {launch.kernel.__name__: launch.options["INDEX64"] for launch in launches}
 
     small, large = constants(2**13), constants(2**14)
-    assert list(small) == ["stats_kernel", "attend_kernel", "dot_kernel", "maps_kernel", "spread_kernel"]
+    assert list(small) == [
+        "stats_kernel",
+        "attend_kernel",
+        "dot_kernel",
+        "maps_kernel",
+        "sum_kernel",
+        "spread_kernel",
+    ]
     assert not any(small.values())
-    # The maps are an eighth of x, and keep 32 bits.
-    assert [name for name, wide in large.items() if not wide] == ["maps_kernel"]
+    # The maps are an eighth of x, and keep 32 bits, as the sums of few numbers do.
+    assert [name for name, wide in large.items() if not wide] == ["maps_kernel", "sum_kernel"]
 
 
 @layouts
@@ -363,7 +371,7 @@ def test_64_bit_offsets_change_no_number(function, layout, monkeypatch):
     x, *rest = arguments_of(function)
     arguments = [x.to(memory_format=layout), *rest]
     plain = outcome(function, arguments)
-    for module in (streaming, maps):
+    for module in (streaming, maps, sums):
         monkeypatch.setattr(module, "needs_64_bits", lambda *tensors: True)
     with record_launches() as launches:
         wide = outcome(function, arguments)
@@ -378,7 +386,7 @@ def test_tiles_shrink_until_the_gpu_is_busy_and_hold_at_most_so_many_elements(ch
     for batch, pixels in ((1, 1), (8, 49), (64, 256), (64, 128**2)):
         for carries in (False, True):
             tile = configs.stream_tile(batch, channels, pixels, channels_last, carries)
-            assert tile.block_p * tile.block_c <= configs.ELEMENTS
+            assert tile.block_p * tile.block_c <= max(configs.ELEMENTS, 32 * 32 * tile.warps)
             assert tile.block_c < 2 * channels
             assert tile.block_p < 2 * pixels
             for size in tile:

@@ -378,7 +378,7 @@ def strip_kernel(
         out_at += (at_w * CHANNELS)[:, None] + channels[None, :]
     else:
         out_at += at_w[:, None] + channels[None, :] * (out_h * out_stride)
-    for met_h in range(top - PADDING_H, bottom - PADDING_H + KERNEL_H - 1):
+    for met_h in tl.range(top - PADDING_H, bottom - PADDING_H + KERNEL_H - 1, num_stages=3):
         row_inside = (met_h >= 0) & (met_h < source_h)
         for tap_w in tl.static_range(KERNEL_W):
             met_w = at_w - PADDING_W + tap_w

@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.launch import cdiv, launch, next_power_of_2
-from kernels.spatial_attention.configs import WARPS, stream_tile
+from kernels.spatial_attention.configs import stream_tile
 from kernels.spatial_attention.triton.blocks import pixel_block
 from kernels.streaming import constants, from_the_last, offsets, pixel_groups, sample_start
 from kernels.tensors import is_channels_last
@@ -41,7 +41,7 @@ def attend(x: Tensor, stats: Tensor, weight: Tensor, bias: Tensor | None, gate: 
         COLUMNS=columns,
         BLOCK_P=tile.block_p,
         BLOCK_C=tile.block_c,
-        num_warps=WARPS,
+        num_warps=tile.warps,
     )
 
 

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.launch import cdiv, launch
-from kernels.spatial_attention.configs import WARPS, stream_tile
+from kernels.spatial_attention.configs import stream_tile
 from kernels.spatial_attention.triton.blocks import pixel_block
 from kernels.streaming import constants, from_the_last, offsets, pixel_groups, sample_start
 from kernels.tensors import is_channels_last
@@ -31,7 +31,7 @@ def logit_gradient(grad: Tensor, x: Tensor, gate: Tensor) -> Tensor:
         **constants(x),
         BLOCK_P=tile.block_p,
         BLOCK_C=tile.block_c,
-        num_warps=WARPS,
+        num_warps=tile.warps,
     )
     return dlogits
 
@@ -64,7 +64,7 @@ def spread(
         MAPS_LAST=is_channels_last(dmaps),
         BLOCK_P=tile.block_p,
         BLOCK_C=tile.block_c,
-        num_warps=WARPS,
+        num_warps=tile.warps,
     )
 
 

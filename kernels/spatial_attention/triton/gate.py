@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.launch import cdiv, launch
-from kernels.spatial_attention.configs import WARPS, stream_tile
+from kernels.spatial_attention.configs import stream_tile
 from kernels.spatial_attention.triton.blocks import pixel_block
 from kernels.streaming import constants, offsets, pixel_groups, sample_start
 from kernels.tensors import is_channels_last
@@ -25,7 +25,7 @@ def scale_pixels(x: Tensor, logits: Tensor, y: Tensor) -> None:
         **constants(x),
         BLOCK_P=tile.block_p,
         BLOCK_C=tile.block_c,
-        num_warps=WARPS,
+        num_warps=tile.warps,
     )
 
 
@@ -50,7 +50,7 @@ def scale_pixels_backward(
         **constants(grad),
         BLOCK_P=tile.block_p,
         BLOCK_C=tile.block_c,
-        num_warps=WARPS,
+        num_warps=tile.warps,
     )
 
 

@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.launch import cdiv, launch
-from kernels.spatial_attention.configs import WARPS, stream_tile
+from kernels.spatial_attention.configs import stream_tile
 from kernels.spatial_attention.triton.blocks import pixel_block
 from kernels.streaming import constants, offsets, pixel_groups, sample_start
 from kernels.tensors import is_channels_last
@@ -29,7 +29,7 @@ def write_stats(x: Tensor, mask: Tensor | None, stats: Tensor, argmax: Tensor) -
         STATS_LAST=is_channels_last(stats),
         BLOCK_P=tile.block_p,
         BLOCK_C=tile.block_c,
-        num_warps=WARPS,
+        num_warps=tile.warps,
         **checks,
     )
 
