@@ -99,8 +99,10 @@ def augment_kernel(
     across: tl.constexpr = (OUT_WIDTH + BLOCK_W - 1) // BLOCK_W
     blocks: tl.constexpr = (OUT_HEIGHT + BLOCK_H - 1) // BLOCK_H * across
     sample, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    rows = (block // across * BLOCK_H + tl.arange(0, BLOCK_H))[:, None]
-    columns = (block % across * BLOCK_W + tl.arange(0, BLOCK_W))[None, :]
+    # In one dimension: of two the compiler has the threads of a warp go down, each into a line of memory of its own.
+    each = tl.arange(0, BLOCK_H * BLOCK_W)
+    rows = block // across * BLOCK_H + each // BLOCK_W
+    columns = block % across * BLOCK_W + each % BLOCK_W
     keep = (rows < OUT_HEIGHT) & (columns < OUT_WIDTH)
     if INDEX64:
         stride_row, stride_column = tl.cast(stride_row, tl.int64), tl.cast(stride_column, tl.int64)
@@ -201,7 +203,7 @@ def resampled(
     OUT_HEIGHT: tl.constexpr,
     OUT_WIDTH: tl.constexpr,
 ):
-    """Return a tuple of [BLOCK_H, BLOCK_W] values in 0..255, one for each offset of `gathered`."""
+    """Return a tuple of values in 0..255 [pixels], one for each offset of `gathered`."""
     top, left, bottom, right = 0, 0, height, width
     if crops_ptr is not None:
         top, left, bottom, right = edges(crops_ptr, sample)
