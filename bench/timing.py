@@ -170,7 +170,7 @@ def _host_times(parts: Parts) -> list[float]:
 
 def _device_times(parts: Parts, wait: float) -> list[float]:
     events, value = [torch.cuda.Event(enable_timing=True) for _ in range(len(parts) + 1)], None
-    _scratch().zero_()
+    empty_cache()
     torch.cuda._sleep(int(wait * CYCLES_PER_MICROSECOND))
     events[0].record()
     for part, event in zip(parts, events[1:], strict=True):
@@ -178,6 +178,11 @@ def _device_times(parts: Parts, wait: float) -> list[float]:
         event.record()
     events[-1].synchronize()
     return [before.elapsed_time(after) for before, after in pairwise(events)]
+
+
+def empty_cache() -> None:
+    """Have the GPU's L2 cache hold nothing of what was there, by one launch."""
+    _scratch().zero_()
 
 
 @cache

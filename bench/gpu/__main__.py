@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         except (OSError, EOFError, tarfile.TarError) as error:
             return _refuse(f"cannot read --from {options.source}: {_line(error)}")
     state = State(FOLDER, torch.cuda.get_device_name())
-    state.restore()
+    state.restore(anew=options.source is not None)
     _warm_up(options.warm, state)
     listed = steps(FOLDER, str(Path(options.data).resolve()) if options.data else None)
     names, failed = [step.name for step in listed], False

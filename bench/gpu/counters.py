@@ -7,6 +7,7 @@ import argparse
 import csv
 import io
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     found: dict[str, dict] = {"kernels": {}, "counters": {}}
     for name, make in listed.items():
         found["kernels"][name] = kernel_times(make())
-        print(name, *(f"\n  {kernel}: {us:.1f} us" for kernel, us in found["kernels"][name].items()), flush=True)
+        print(name, *(f"\n  {kernel}: {us:.1f} us" for kernel, us in found["kernels"][name]), flush=True)
         record.replace(options.json, found)
     if shutil.which("ncu") is None:
         print("ncu is not on this machine: no counters")
@@ -85,19 +86,27 @@ def calls() -> Iterator[tuple[str, Callable[[], timing.Parts]]]:
         yield f"augment {shape.key}", lambda shape=shape: _augmentation(shape)
 
 
-def kernel_times(parts: timing.Parts) -> dict[str, float]:
-    """Return the mean microseconds of each kernel of a call on the device, `name xn` where it is launched n times."""
+def kernel_times(parts: timing.Parts) -> list[tuple[str, float]]:
+    """Return the kernels of a call in their order, each with its median microseconds; the L2 cache is empty before."""
     finished(parts)
-    both = (torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=both) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(RUNS):
+            timing.empty_cache()
+            torch.cuda.synchronize()
             finished(parts)
-    found = {}
-    for event in profile.key_averages():
-        if event.device_type == DeviceType.CUDA:
-            count = round(event.count / RUNS)
-            found[event.key[:80] + (f" x{count}" if count > 1 else "")] = round(event.device_time_total / RUNS, 2)
-    return found
+    events = [event for event in profile.events() if event.device_type == DeviceType.CUDA]
+    return in_order([(event.name, event.time_range.start, event.time_range.elapsed_us()) for event in events])
+
+
+def in_order(events: list[tuple[str, float, float]]) -> list[tuple[str, float]]:
+    """Return `kernel_times` of all runs' events (name, start, microseconds), of which each run's first is no kernel."""
+    events = sorted(events, key=lambda event: event[1])
+    each = len(events) // RUNS
+    runs = [events[first + 1 : first + each] for first in range(0, each * RUNS, each)] if each else []
+    return [
+        (kernels[0][0][:80], round(statistics.median(us for _, _, us in kernels), 2))
+        for kernels in zip(*runs, strict=True)
+    ]
 
 
 def counters(wanted: Counted) -> dict:

@@ -49,10 +49,14 @@ class State:
         self.steps[step.name] = known
         record.replace(self.folder / "steps.json", self._all)
 
-    def restore(self) -> None:
-        """Put the results and tables of earlier calls back into the tree."""
+    def restore(self, anew: bool) -> None:
+        """Put the results and tables of earlier calls into the tree; unless `anew`, only those that it has none of.
+
+        What the tree has may be newer: a table that `bench.tune` wrote between two calls.
+        """
         for name in (pattern.format(gpu=self.gpu) for pattern in KEPT):
-            _copy(self.folder / "files" / name, ROOT / name)
+            if anew or not (ROOT / name).exists():
+                _copy(self.folder / "files" / name, ROOT / name)
 
     def keep(self) -> None:
         """Keep the results and tables that the tree holds now, and what there is to read of trainings."""

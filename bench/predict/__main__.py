@@ -11,7 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 from bench import record
-from bench.predict import passes, table
+from bench.predict import measured, passes, table
 from bench.predict.rows import predictions
 from bench.stand_in import driver
 from kernels.backend import is_interpreted
@@ -25,8 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--shapes", default="", metavar="TEXT", help='only those with TEXT in "op shape"; writes nothing'
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="with --shapes: write the rows there")
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="only add what results.json of bench.gpu has")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     options = parser.parse_args(arguments)
+    if options.measured:
+        return _add(options.measured)
     wanted = [index for index, each in enumerate(passes.shapes()) if options.shapes in f"{each.op} {each.key}"]
     if is_interpreted():
         print("bench.predict compiles kernels: unset TRITON_INTERPRET", file=sys.stderr)
@@ -51,11 +54,28 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     about = record.circumstances("cpu", packages=())
     section = {name: about[name] for name in ("versions", "date", "commit")} | {"rows": rows}
+    return _write(options.name, section)
+
+
+def _write(name: str, section: dict) -> int:
     everything = json.loads(table.RESULTS.read_text(encoding="utf-8")) if table.RESULTS.exists() else {}
-    record.replace(table.RESULTS, everything | {options.name: section})
+    record.replace(table.RESULTS, everything | {name: section})
     table.write()
     print(table.PAGE)
     return 0
+
+
+def _add(path: Path) -> int:
+    """Put the kernels' times in results of `bench.gpu` beside the newest predictions."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        predicted = json.loads(table.RESULTS.read_text(encoding="utf-8"))
+        newest = [section for section in predicted.values() if not section.get("measured")][-1]
+        section = measured.section(results, newest["rows"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"bench.predict finds no kernels' times in {path}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    return _write(section["device"], section)
 
 
 if __name__ == "__main__":

@@ -40,9 +40,10 @@ def line(row: dict) -> str:
 
 
 def write(results: Path = RESULTS, page: Path = PAGE) -> None:
-    """Write the page of a results file, whose sections are columns and the newest the last."""
-    sections = json.loads(results.read_text(encoding="utf-8"))
-    newest = list(sections.values())[-1]
+    """Write the page of a results file, whose sections are columns: the predicted ones, the newest last, then others."""
+    everything = json.loads(results.read_text(encoding="utf-8"))
+    sections = dict(sorted(everything.items(), key=lambda section: section[1].get("measured", False)))
+    newest = [section for section in sections.values() if not section.get("measured")][-1]
     lines = ["# Predicted times", ""]
     for paragraph in _words(sections):
         bullet = paragraph.startswith("- ")
@@ -73,8 +74,8 @@ def _words(sections: dict[str, dict], machine: Machine = H200) -> list[str]:
         for name, section in sections.items()
     )
     return [
-        f"Predicted for one {machine.name} without one, in bfloat16, by `python -m bench.predict`: nothing on this "
-        f"page was measured. {made}.",
+        f"Predicted for one {machine.name} without one, in bfloat16, by `python -m bench.predict`. {made}.",
+        *(_compared(section) for section in sections.values() if section.get("measured")),
         "Each kernel of ours is compiled for sm_90 by Triton's JIT as a GPU run would have it; its instructions are "
         "counted in the machine code, each as often as its loop or branch runs in a trace of up to 16 programs by "
         "Triton's interpreter, which also gives the bytes of each load and store. The time of a launch is the largest "
@@ -91,7 +92,16 @@ def _words(sections: dict[str, dict], machine: Machine = H200) -> list[str]:
         "holds from an earlier launch of the pass.",
         "Kernels of torch's own (`torch`) are taken to reach these rates. The bound has the least bytes of any way at "
         f"the last, or the FLOPs at {machine.products / 1e12:.0f} TFLOP/s.",
-        f"The rates are makers' figures, but the {machine.l2} bytes (assumed, within 25%), the {machine.launch_us} us "
-        f"and the {machine.warp_clocks} clocks (which a count by hand of the weight gradient at C64 gave). They hold "
-        "for no other GPU, and ratios between two rows are worth more than either.",
+        f"The rates are makers' figures, but the {machine.l2} bytes (all multiprocessors of an H200 read 16 to 32 MiB "
+        f"at 8.3 TB/s), the {machine.launch_us} us and the {machine.warp_clocks} clocks (which a count by hand of the "
+        "weight gradient at C64 gave). They hold for no other GPU, and ratios between two rows are worth more than "
+        "either.",
     ]
+
+
+def _compared(section: dict) -> str:
+    return (
+        f"The columns of an {section['device']} were measured: the sum of a pass's kernels, torch's among them, medians "
+        "with the L2 cache empty before the call, without the time between kernels. The model knows no waiting: where "
+        "few loads are on their way a kernel takes longer than the largest of the five."
+    )

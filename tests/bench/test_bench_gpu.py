@@ -349,6 +349,32 @@ def test_a_shape_is_measured_again_for_other_sources_and_for_ways_that_were_left
     assert not times.is_measured(None, "now", ["ours"])
 
 
+def test_the_kernels_of_a_call_are_told_in_order_with_their_medians():
+    """The first event of each run empties the cache."""
+    events = [
+        event
+        for run in range(counters.RUNS)
+        for event in [("b", run + 0.2, 5.0 + run), ("Memset", run + 0.0, 90.0), ("a", run + 0.1, 1.0 + run % 2)]
+    ]
+    assert counters.in_order(events) == [("a", 1.0), ("b", 7.0)]
+    assert counters.in_order([]) == []
+
+
+def test_what_the_tree_has_is_kept_unless_the_state_comes_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(state, "ROOT", tmp_path)
+    monkeypatch.setattr(state, "KEPT", ("table.json",))
+    (tmp_path / "runs" / "files").mkdir(parents=True)
+    (tmp_path / "runs" / "files" / "table.json").write_text("kept")
+    known = state.State(tmp_path / "runs", "GPU")
+    known.restore(anew=False)
+    assert (tmp_path / "table.json").read_text() == "kept"
+    (tmp_path / "table.json").write_text("newer")
+    known.restore(anew=False)
+    assert (tmp_path / "table.json").read_text() == "newer"
+    known.restore(anew=True)
+    assert (tmp_path / "table.json").read_text() == "kept"
+
+
 def test_the_metrics_of_a_kernel_are_read_from_between_what_the_program_prints():
     output = 'loading\n==PROF== Connected\n"ID","Section Name","Metric Name","Metric Unit","Metric Value","Rule Name"\n'
     output += '"0","Occupancy","Registers","register/thread","64",""\n"0","Occupancy","","","","a rule"\n'

@@ -12,7 +12,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from bench.predict import code, table
+from bench.predict import __main__ as predict
+from bench.predict import code, measured, table
 from bench.predict.machine import H200
 from bench.predict.model import Block, Memory, Work, bytes_of, library_us, time_of
 from bench.predict.passes import Library
@@ -219,7 +220,7 @@ def test_the_newest_predictions_are_of_the_kernels_as_they_are(committed, tmp_pa
     found = tmp_path / "found.json"
     said = run("-m", "bench.predict", "--shapes", "C256 14x14 b1", "--json", str(found))
     assert said.count("of the bound") == 3
-    rows = [row for row in list(committed.values())[-1]["rows"] if row["shape"] == "C256 14x14 b1"]
+    rows = [row for row in committed["now"]["rows"] if row["shape"] == "C256 14x14 b1"]
     now = {row["pass"]: table.us_of(row) for row in json.loads(found.read_text())}
     assert now == pytest.approx({row["pass"]: table.us_of(row) for row in rows}, rel=0.15)
 
@@ -232,6 +233,58 @@ def test_the_page_is_that_of_the_results(tmp_path):
 
 def test_the_sum_of_launches_is_the_nearest_number_under_every_python():
     assert table.us_of({"launches": [{"us": 0.1}] * 10}) == 1.0  # from the left it is 0.9999999999999999
+
+
+@pytest.fixture
+def two_passes():
+    """Predicted passes of a convolution, as the page's rows."""
+
+    def row(name, *kernels):
+        launches = [{"kernel": kernel, "us": 1.0, "limit": "l2", "blocks": 1} for kernel in kernels]
+        return {"op": "dynamic_conv", "shape": "s", "pass": name, "bound_us": 5.0, "launches": launches}
+
+    return [row("forward", "mix_kernel", "bmm"), row("gradient of x", "mix_kernel", "bmm", "sum")]
+
+
+def results_of(*kernels):
+    """Results of `bench.gpu` with these kernels of one call."""
+    first = {"versions": {"triton": "3"}, "date": "d", "commit": "c"}
+    return {"device": "GPU", "first_light": first, "counters": {"kernels": {"dynamic_conv bfloat16 s": list(kernels)}}}
+
+
+def test_measured_kernels_are_shared_out_to_the_passes_in_order(two_passes):
+    kernels = [
+        ("mix_kernel", 2.0),
+        ("nvjet_a", 3.0),
+        ("Memset", 0.5),
+        ("mix_kernel", 4.0),
+        ("nvjet_b", 5.0),
+        ("add", 6.0),
+    ]
+    section = measured.section(results_of(*kernels), two_passes)
+    assert [table.us_of(row) for row in section["rows"]] == [5.0, 15.5]
+    assert section["device"] == "GPU"
+
+
+def test_a_call_whose_kernels_are_not_those_predicted_is_left_out(two_passes):
+    assert measured.section(results_of(("mix_kernel", 2.0), ("other_kernel", 3.0)), two_passes)["rows"] == []
+
+
+def test_measured_times_stand_behind_the_predicted_ones_and_change_nothing_else(two_passes, tmp_path):
+    kernels = [("mix_kernel", 2.0), ("nvjet", 3.0), ("mix_kernel", 4.0), ("nvjet", 5.0)]
+    found = measured.section(results_of(*kernels), two_passes)
+    about = {"versions": {"triton": "3"}, "date": "d", "commit": "c"}
+    results, page = tmp_path / "predicted.json", tmp_path / "predicted.md"
+    results.write_text(json.dumps({"GPU": found, "now": about | {"rows": two_passes}}))
+    table.write(results, page)
+    assert "| s | forward | 5.0 | 2.0 | 5.0 | 250% | mix (l2) 1.0, bmm (l2) 1.0 |" in page.read_text()
+
+
+def test_results_without_kernels_are_refused_in_one_line(tmp_path, capsys):
+    path = tmp_path / "results.json"
+    path.write_text("{}")
+    assert predict.main(["--measured", str(path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_page_has_a_column_for_each_section(tmp_path):
