@@ -89,7 +89,8 @@ def calls() -> Iterator[tuple[str, Callable[[], timing.Parts]]]:
 def kernel_times(parts: timing.Parts) -> list[tuple[str, float]]:
     """Return the kernels of a call in their order, each with its median microseconds; the L2 cache is empty before."""
     finished(parts)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    both = (torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=both) as profile:
         for _ in range(RUNS):
             timing.empty_cache()
             torch.cuda.synchronize()

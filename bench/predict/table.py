@@ -40,7 +40,7 @@ def line(row: dict) -> str:
 
 
 def write(results: Path = RESULTS, page: Path = PAGE) -> None:
-    """Write the page of a results file, whose sections are columns: the predicted ones, the newest last, then others."""
+    """Write the page of a results file, whose sections are columns: predicted ones, the newest last, then others."""
     everything = json.loads(results.read_text(encoding="utf-8"))
     sections = dict(sorted(everything.items(), key=lambda section: section[1].get("measured", False)))
     newest = [section for section in sections.values() if not section.get("measured")][-1]
@@ -101,7 +101,7 @@ def _words(sections: dict[str, dict], machine: Machine = H200) -> list[str]:
 
 def _compared(section: dict) -> str:
     return (
-        f"The columns of an {section['device']} were measured: the sum of a pass's kernels, torch's among them, medians "
+        f"The column of an {section['device']} was measured: the sum of a pass's kernels, torch's among them, medians "
         "with the L2 cache empty before the call, without the time between kernels. The model knows no waiting: where "
-        "few loads are on their way a kernel takes longer than the largest of the five."
+        "few loads are on their way, a kernel takes longer than the largest of the five."
     )

@@ -365,6 +365,7 @@ def test_what_the_tree_has_is_kept_unless_the_state_comes_from_elsewhere(tmp_pat
     monkeypatch.setattr(state, "KEPT", ("table.json",))
     (tmp_path / "runs" / "files").mkdir(parents=True)
     (tmp_path / "runs" / "files" / "table.json").write_text("kept")
+    monkeypatch.setattr(state.record, "results_path", lambda kind: Path("gpu.json"))
     known = state.State(tmp_path / "runs", "GPU")
     known.restore(anew=False)
     assert (tmp_path / "table.json").read_text() == "kept"
