@@ -10,8 +10,8 @@ from bench.predict.machine import H200
 Entry = dict
 # Microseconds of the host beyond the launches, for a call that records gradients, and for that and its gradients.
 HOST_LINES = {"forward": 30, "both": 100}
-# A call that memory or products could end within so many microseconds is bound by its launches, whose cost is assumed: an H200
-# took 1.0 us of a launch in a graph and 2.9 of one in a stream.
+# A call that memory or products could end within so many microseconds is bound by its launches, whose cost is assumed:
+# an H200 took 1.0 us of a launch in a graph and 2.9 of one in a stream.
 SMALL_US = 2 * H200.launch_us
 # Why a way is left out of an entry that was measured by some ways only.
 NOT_ASKED = "not asked for"
