@@ -191,9 +191,10 @@ def _words(sections: dict[str, dict]) -> list[str]:
         f"median of {ROUNDS} means over {CALLS} calls outside torch.compile, in bfloat16 channels_last with "
         f"{CHANNELS} channels and a batch of {BATCH}."
     ]
-    if any(each["stand_in"] for each in sections.values()):
+    stood_in = [f"`{name}`" for name, each in sections.items() if each["stand_in"]]
+    if stood_in:
         found.append(
-            "Measured without a GPU: Triton's JIT has a driver whose launches do nothing, so that the figures are what "
+            f"Measured without a GPU ({', '.join(stood_in)}): Triton's JIT has a driver whose launches do nothing, so that the figures are what "
             "comes on top of the launches themselves. Two things that a GPU does not have are in them: what torch "
             "computes beside our kernels is computed on the host (14 us for each of the three matrix products of 1x1, "
             "one of them forward; 2 us for a copy of the experts), and a tensor that says that it is on a GPU takes "
