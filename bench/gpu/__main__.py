@@ -130,14 +130,19 @@ def _stop(process: subprocess.Popen) -> None:
 
 
 def _warm_up(archive: Path | None, state: State) -> None:
-    """Unpack what was compiled beforehand into Triton's cache; go on without where it cannot be read."""
+    """Unpack what was compiled beforehand into the cache, once; go on without where it cannot be read."""
     given = archive or FOLDER / warm.ARCHIVE
     if not given.exists():
         if archive is not None:
             print(f"bench.gpu: there is no {archive}; going on without compiled kernels", file=sys.stderr)
         return
     try:
+        about, known = given.stat(), state.folder / "cache" / "unpacked"
+        which = f"{about.st_size} {about.st_mtime_ns}"
+        if known.exists() and known.read_text() == which:
+            return
         count = warm.unpack(given, state.folder / "cache")
+        known.write_text(which)
         print(f"{count} compiled kernels unpacked")
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
         print(f"bench.gpu: cannot read {given}: {_line(error)}; going on without compiled kernels", file=sys.stderr)

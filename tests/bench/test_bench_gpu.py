@@ -376,6 +376,21 @@ def test_what_the_tree_has_is_kept_unless_the_state_comes_from_elsewhere(tmp_pat
     assert (tmp_path / "table.json").read_text() == "kept"
 
 
+def test_an_archive_of_kernels_is_unpacked_once(tmp_path, monkeypatch, capsys):
+    (tmp_path / "cache" / "KEY").mkdir(parents=True)
+    (tmp_path / "cache" / "KEY" / "a.cubin").write_bytes(b"machine code")
+    archive = tmp_path / "warm.tar.xz"
+    monkeypatch.setattr(record, "results_path", lambda device: Path("gpu.json"))
+    known = state.State(tmp_path / "state", "GPU")
+    for content, said in ((b"machine code", 1), (None, 0), (b"other code", 1)):
+        if content is not None:
+            (tmp_path / "cache" / "KEY" / "a.cubin").write_bytes(content)
+            gpu.warm.pack(tmp_path / "cache", archive)
+        gpu._warm_up(archive, known)
+        assert capsys.readouterr().out.count("1 compiled kernels unpacked") == said
+        assert (tmp_path / "state" / "cache" / "KEY" / "a.cubin").read_bytes() == (content or b"machine code")
+
+
 def test_the_metrics_of_a_kernel_are_read_from_between_what_the_program_prints():
     output = 'loading\n==PROF== Connected\n"ID","Section Name","Metric Name","Metric Unit","Metric Value","Rule Name"\n'
     output += '"0","Occupancy","Registers","register/thread","64",""\n"0","Occupancy","","","","a rule"\n'

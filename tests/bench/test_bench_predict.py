@@ -165,7 +165,7 @@ def test_blocks_take_turns_and_one_alone_waits_for_its_own_results(blocks, clock
 
 
 def test_each_limit_has_its_rate():
-    taken = time_of(work(264, flops=4_096_000, shared_bytes=12_800, l2_bytes=2_750), 4.3e6)
+    taken = time_of(work(264, flops=4_096_000, shared_bytes=12_800, l2_bytes=3_600), 4.3e6)
     assert taken.shared == pytest.approx(200 / 1_755)
     assert taken.matrix == pytest.approx(2_000 / 1_755)
     assert taken.l2 == pytest.approx(200 / 1_755)

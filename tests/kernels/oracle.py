@@ -31,7 +31,7 @@ def outcome(function, arguments, grad=None, frozen=(), **options) -> list[Tensor
     """Return the output, then the gradient of each float argument (None where frozen) for upstream gradient `grad`."""
     leaves = [as_leaf(argument, index in frozen) for index, argument in enumerate(arguments)]
     y = function(*leaves, **options)
-    y.backward((randn(*y.shape, seed=7) if grad is None else grad).to(y))
+    y.backward((randn(*y.shape, seed=7, dtype=y.dtype) if grad is None else grad).to(y))
     return [y.detach(), *(leaf.grad for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point())]
 
 

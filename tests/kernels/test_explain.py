@@ -17,6 +17,15 @@ def call(size, channels=256, kernel=3, experts=4, groups=1, batch=64, dtype=torc
     return (x, weight, torch.empty(batch, experts, device="meta")), {"padding": kernel // 2, "groups": groups}
 
 
+@pytest.fixture
+def no_tables(monkeypatch):
+    """Let every GPU go by the rules."""
+    monkeypatch.setattr(plans, "measured", lambda name: {})
+    plans.plan.cache_clear()
+    yield
+    plans.plan.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("sizes", "regime", "reason"),
     [
@@ -29,7 +38,7 @@ def call(size, channels=256, kernel=3, experts=4, groups=1, batch=64, dtype=torc
         ({"size": 28, "groups": 256}, "depthwise", "one input channel per group"),
     ],
 )
-def test_the_regime_on_a_gpu_follows_the_sizes(sizes, regime, reason):
+def test_the_regime_on_a_gpu_follows_the_sizes(sizes, regime, reason, no_tables):
     arguments, options = call(**sizes)
     explanation = explain(dynamic_conv2d, *arguments, **options, device=H200)
     assert explanation.regime == regime
@@ -44,16 +53,18 @@ def test_weights_given_per_sample_are_not_mixed():
     assert not explanation.plan.weight_gradient.apart
 
 
-def test_chunks_of_one_size_fill_two_thirds_of_the_cache():
+def test_chunks_of_one_size_fill_two_thirds_of_the_cache(no_tables):
     arguments, options = call(14)
     made = explain(dynamic_conv2d, *arguments, **options, device=H200).plan
     weight = 256 * 256 * 9 * 2
     assert (made.chunk, made.backward_chunk, made.own_chunk) == (32, 32, 32)
     assert 32 * weight < 0.65 * HOPPER.l2_bytes < 64 * weight
-    # Backward has no more than a fifth of what the naive form allocates: 47 samples' weights here.
-    arguments, options = call(28, channels=128)
-    made = explain(dynamic_conv2d, *arguments, **options, device=H200).plan
-    assert (made.chunk, made.backward_chunk, made.own_chunk) == (64, 32, 32)
+    # Backward has no more than a fifth of what the naive form allocates: 44 samples' weights here, and all of them
+    # where that form copies larger maps.
+    for size, backward in ((14, 32), (28, 64)):
+        arguments, options = call(size, channels=128)
+        made = explain(dynamic_conv2d, *arguments, **options, device=H200).plan
+        assert (made.chunk, made.backward_chunk, made.own_chunk) == (64, backward, backward)
 
 
 def test_what_a_call_on_this_machine_runs():
@@ -130,7 +141,7 @@ def test_every_committed_table_is_for_problems_and_configs_that_exist():
             assert choice.get("regime", "stacked") in plans.REGIMES
             for name in set(choice) - {"regime"}:
                 known = configs.ConvolutionConfig._fields + configs.WeightGradientConfig._fields
-                assert set(choice[name]) <= set(known + configs.DepthwiseConfig._fields)
+                assert set(choice[name]) <= {*known, *configs.DepthwiseConfig._fields, "share"}
 
 
 def test_what_cannot_be_explained_is_said():
