@@ -197,8 +197,8 @@ def _words(sections: dict[str, dict]) -> list[str]:
             f"Measured without a GPU ({', '.join(stood_in)}): Triton's JIT has a driver whose launches do nothing, so "
             "that the figures are what comes on top of the launches themselves. Two things that a GPU does not have "
             "are in them: what torch computes beside our kernels is computed on the host (14 us for each of the three "
-            "matrix products of 1x1, one of them forward; 2 us for a copy of the experts), and a tensor that says that it is on a GPU takes "
-            "0.2 us for it, an allocation there 0.7, by a detour through Python."
+            "matrix products of 1x1, one of them forward; 2 us for a copy of the experts), and a tensor that says "
+            "that it is on a GPU takes 0.2 us for it, an allocation there 0.7, by a detour through Python."
         )
     return found
 
