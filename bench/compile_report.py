@@ -206,7 +206,7 @@ def _product(kernel, use, dtype, channels, row, launch, with_config) -> Variant:
 
 def _reorder() -> Iterator[Variant]:
     """Weights moved to channels last and their gradients back, rounded or not; kernels of one block of taps or more."""
-    for side in (3, 7, 9):
+    for side in (3, 9):
         weight, wide = _empty(4, 256, 256, side, side), _empty(4, 256, side**2, 256, dtype=torch.float32)
         with record_launches() as launches:
             channels_first(channels_last(weight), weight)
@@ -220,8 +220,8 @@ def _reorder() -> Iterator[Variant]:
 
 def _sums() -> Iterator[Variant]:
     """Of products and maps, few columns of many rows; of partial gradients; of products for each pixel."""
-    rows = ((4608, BATCH, 4), (1056, 2, 49), (2, 4, 256, 9, 256), (8, 4, 256, 9, 256))
-    pixels = tuple((2, 4, BATCH, each) for each in (256, SIZE * SIZE, 49))
+    rows = ((4608, BATCH, 4), (1024, 2, 49), (2, 4, 256, 9, 256))
+    pixels = tuple((2, 4, BATCH, each) for each in (256, 49))
     with record_launches() as launches:
         for sum_up, sizes in ((sum_rows, rows), (sum_outer_and_inner, pixels)):
             for size in sizes:
