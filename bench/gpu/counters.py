@@ -57,18 +57,24 @@ def main(arguments: list[str] | None = None) -> int:
         finished(listed[options.run]())
         return 0
     found: dict[str, dict] = {"kernels": {}, "counters": {}}
+    failed = False
     for name, make in listed.items():
-        found["kernels"][name] = kernel_times(make())
+        try:
+            found["kernels"][name] = kernel_times(make())
+        except ValueError as error:
+            print(f"{name}: {error}", flush=True)
+            failed = True
+            continue
         print(name, *(f"\n  {kernel}: {us:.1f} us" for kernel, us in found["kernels"][name]), flush=True)
         record.replace(options.json, found)
     if shutil.which("ncu") is None:
         print("ncu is not on this machine: no counters")
-        return 0
+        return int(failed)
     for wanted in COUNTED:
         if wanted.call in listed:
             found["counters"][f"{wanted.call} {wanted.kernel}"] = counters(wanted)
             record.replace(options.json, found)
-    return int(any("error" in each for each in found["counters"].values()))
+    return int(failed or any("error" in each for each in found["counters"].values()))
 
 
 def calls() -> Iterator[tuple[str, Callable[[], timing.Parts]]]:
@@ -88,7 +94,8 @@ def calls() -> Iterator[tuple[str, Callable[[], timing.Parts]]]:
 
 def kernel_times(parts: timing.Parts) -> list[tuple[str, float]]:
     """Return the kernels of a call in their order, each with its median microseconds; the L2 cache is empty before."""
-    finished(parts)
+    for _ in range(3):  # from the third on a call is a repetition
+        finished(parts)
     both = (torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=both) as profile:
         for _ in range(RUNS):
@@ -100,10 +107,17 @@ def kernel_times(parts: timing.Parts) -> list[tuple[str, float]]:
 
 
 def in_order(events: list[tuple[str, float, float]]) -> list[tuple[str, float]]:
-    """Return `kernel_times` of all runs' events (name, start, microseconds), of which each run's first is no kernel."""
+    """Return `kernel_times` of all runs' events (name, start, microseconds), of which each run's first is no kernel.
+
+    Raises:
+        ValueError: the runs had not all the same kernels, so that nobody knows whose times these are.
+    """
     events = sorted(events, key=lambda event: event[1])
     each = len(events) // RUNS
-    runs = [events[first + 1 : first + each] for first in range(0, each * RUNS, each)] if each else []
+    runs = [events[first : first + each] for first in range(0, len(events), each)] if each else []
+    if len(events) % RUNS or len({tuple(name for name, _, _ in run) for run in runs}) > 1:
+        raise ValueError(f"the {RUNS} runs of a call had not the same kernels: {len(events)} in all")
+    runs = [run[1:] for run in runs]
     return [
         (kernels[0][0][:80], round(statistics.median(us for _, _, us in kernels), 2))
         for kernels in zip(*runs, strict=True)

@@ -358,6 +358,10 @@ def test_the_kernels_of_a_call_are_told_in_order_with_their_medians():
     ]
     assert counters.in_order(events) == [("a", 1.0), ("b", 7.0)]
     assert counters.in_order([]) == []
+    with pytest.raises(ValueError, match="not the same kernels"):
+        counters.in_order(events[1:])
+    with pytest.raises(ValueError, match="not the same kernels"):
+        counters.in_order([("other", *events[0][1:]), *events[1:]])
 
 
 def test_what_the_tree_has_is_kept_unless_the_state_comes_from_elsewhere(tmp_path, monkeypatch):

@@ -103,6 +103,37 @@ def test_no_register_is_spilled(cubins):
     assert not failing(cubins, lambda cubin: cubin["spilled"] < 64)
 
 
+LANES = """
+import json, re
+from bench.compile_report import variants
+from bench.stand_in.driver import compile_launch, install
+install()
+found = {}
+for variant in variants():
+    if variant.kernel == "augment":
+        code = compile_launch(variant.launch).asm["ttgir"]
+        layouts = dict(re.findall(r"(#blocked[0-9]*) = #ttg.blocked<{(.*)}>", code))
+        used = re.findall(r"tt.load .*tensor<([0-9x]+)x!tt.ptr<i8>, (#blocked[0-9]*)>", code)
+        found[f"{variant.use} {variant.channels}"] = [(shape, layouts[name]) for shape, name in used]
+print(json.dumps(found))
+"""
+
+
+def test_the_threads_of_a_warp_augment_pixels_beside_each_other():
+    """Of tiles whose numbers do not lie together Triton chooses a thread's place by itself, and chose the worst."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-c", LANES]
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    assert len(found) >= 3
+    for loads in found.values():
+        assert loads
+        for shape, layout in loads:
+            assert shape == "512"
+            assert "threadsPerWarp = [32]" in layout
+
+
 SPILLING = """
 import json, torch
 from bench.compile_report import _compile, _variants, _weight_gradient
