@@ -126,6 +126,9 @@ def variants() -> Iterator[Variant]:
         yield from _recorded("spatial attention", x, _spatial_attention)
         yield from _recorded("spatial gate", x, _spatial_gate)
         yield from _recorded("channel gate", x, _channel_gate)
+    large = _empty(64, 256, 28, 28).contiguous(memory_format=torch.channels_last)
+    yield from _recorded("channel gate", large, _channel_gate)
+    yield from _recorded("channel gate, single", _empty(8, 512, 7, 7), partial(_channel_gate, single=True))
     yield from _recorded("channel statistics", _empty(64, 13, 32, 32), _statistics)
     for channels in (3, 13):
         yield from _augment(channels)
@@ -295,12 +298,16 @@ def _statistics(x: torch.Tensor) -> None:
     attention.channel_stats_backward(stats, mask, argmax, x.shape[1], is_channels_last(x))
 
 
-def _channel_gate(x: torch.Tensor) -> None:
+def _channel_gate(x: torch.Tensor, single: bool = False) -> None:
     channels = x.shape[1]
     hidden = channels // 16
-    weights = [_empty(*size) for size in ((hidden, channels), (hidden,), (channels, hidden), (channels,))]
+    sizes = [None, None, (channels, channels), None]
+    if not single:
+        sizes = [(hidden, channels), (hidden,), (channels, hidden), (channels,)]
+    weights = [None if size is None else _empty(*size) for size in sizes]
     y, *saved = gate.channel_gate(x, *weights, "sigmoid")
-    gate.channel_gate_backward(y, x, *weights, *saved, "sigmoid", [True] * 5)
+    needed = [True, *(weight is not None for weight in weights)]
+    gate.channel_gate_backward(y, x, *weights, *saved, "sigmoid", needed)
 
 
 def _augment(channels: int) -> Iterator[Variant]:

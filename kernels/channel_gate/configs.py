@@ -3,7 +3,7 @@
 The rules are reasoned; an H200 has timed what they choose, not what they could.
 """
 
-from math import ceil
+from math import ceil, gcd
 from typing import NamedTuple
 
 # What the rules assume of a GPU, and how many programs of a streaming kernel, four warps each, fill it.
@@ -24,6 +24,12 @@ MAX_SOFTMAX = 4096
 # Bytes of weights the programs may read from the L2 cache whatever the image: a few microseconds, about what the four
 # or more launches of torch's form take.
 FREE_WEIGHTS = 40 * 2**20
+# Bytes of maps that a program reads where one launch does it all: at some 36 bytes a clock 2 us, and twice that
+# backward, where two launches less save 5 to 6.
+FUSED_MAP = 2**17
+# Elements of the largest tile of weights there, and bytes of weights, as float32, and map that are on their way at
+# once: of the 256 KiB that the registers are. With more some cubins spill.
+FUSED_WEIGHTS, FUSED_REGISTERS = 2**14, 188 * 2**10
 # Multiply-adds of a layer's gradients that take no longer outside the matrix units than torch's launches for them.
 FREE_PRODUCTS = 2**23
 
@@ -48,6 +54,28 @@ class GateConfig(NamedTuple):
     block_h: int
     block_c: int
     block_o: int
+
+
+class Tiles(NamedTuple):
+    """Tiles of pixels, `count` of block_p, without a loop: their loads are on their way at once."""
+
+    count: int
+    block_p: int
+
+
+class FusedConfig(NamedTuple):
+    """Tiles of the `shares` programs of a sample: block_c channels, all, block_h hidden units and block_o own outputs.
+
+    `sums` go over the pixels of all channels, `product` over those of the outputs.
+    """
+
+    shares: int
+    warps: int
+    block_c: int
+    block_h: int
+    block_o: int
+    sums: Tiles
+    product: Tiles
 
 
 def reduce_config(batch: int, channels: int, pixels: int, channels_last: bool) -> ReduceConfig:
@@ -109,6 +137,43 @@ def layers_fit(batch: int, channels: int, hidden: int | None, image_bytes: int, 
     own = 4 * channels * (channels if hidden is None else hidden) / shares  # of the layer whose outputs are shared
     repeated = 0 if hidden is None else 4 * channels * hidden
     return max(batch * shares, MULTIPROCESSORS) * (own + repeated) <= max(FREE_WEIGHTS, 3 * image_bytes)
+
+
+def fused_config(
+    batch: int, channels: int, hidden: int | None, pixels: int, itemsize: int, channels_last: bool, whole: bool
+) -> FusedConfig | None:
+    """Return the tiles of one launch that does what three do, or None where the map or the layers are too large.
+
+    `whole` as in `gate_config`. The programs that share a sample all read its map and its first layer, so there are no
+    more of them than multiprocessors; of a single layer as many as it takes to hold it, if that reads no more.
+    """
+    block_c, block_h = _power(channels), _power(hidden or 1)
+    shares = 1 if whole else max(1, min(MULTIPROCESSORS // batch, ceil(channels / 16)))
+    block_o = _power(ceil(channels / shares))
+    if hidden is None and not whole:
+        block_o = min(block_o, max(1, FUSED_WEIGHTS // block_c))
+    shares = ceil(channels / block_o)
+    tile, weights = (block_c * block_o,) * 2 if hidden is None else (block_c * block_h, (block_c + block_o) * block_h)
+    warps = min(max(max(block_c * _power(pixels), tile) // 1024, 4), 16)
+    vector = gcd(channels if channels_last else pixels, 16 // itemsize)
+    # Of pixels in a row, eight lanes of a warp: few are left to add up between lanes, and lines of memory are shared.
+    least = 1 if channels_last else 8 * vector
+    sums, product = (_fused_tiles(pixels, max(256 * warps // block, least)) for block in (block_c, block_o))
+    loaded = block_c * sums.count * sums.block_p
+    element = itemsize if vector * itemsize == 16 else 4  # of a load of less than 16 bytes each may fill a register
+    turns = 1 if shares == 1 else ceil(batch * shares / MULTIPROCESSORS)
+    if (
+        tile > FUSED_WEIGHTS
+        or loaded * itemsize + 4 * weights > FUSED_REGISTERS
+        or loaded * element * turns > FUSED_MAP
+    ):
+        return None
+    return FusedConfig(shares, warps, block_c, block_h, block_o, sums, product)
+
+
+def _fused_tiles(pixels: int, most: int) -> Tiles:
+    block_p = min(_power(pixels), most)
+    return Tiles(ceil(pixels / block_p), block_p)
 
 
 def gradient_block(channels: int, features: int) -> int:

@@ -57,8 +57,9 @@ def test_shapes_of_networks_are_near_the_exact_result(shape, single, layout, dty
 
 @gates
 @layouts
-def test_two_runs_agree_bit_for_bit(layout, gate):
-    arguments = on_gpu(in_layout(arguments_of((4, 64, 56, 56), 4, dtype=torch.bfloat16), layout))
+@pytest.mark.parametrize("shape", [(4, 64, 56, 56), (8, 512, 7, 7)], ids=str)
+def test_two_runs_agree_bit_for_bit(shape, layout, gate):
+    arguments = on_gpu(in_layout(arguments_of(shape, 4, dtype=torch.bfloat16), layout))
     first, second = (outcome(channel_gate, arguments, gate=gate) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other)

@@ -27,10 +27,36 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 gates = pytest.mark.parametrize("gate", GATES)
 STREAMING, GATE, GRADIENT = ("reduce_kernel", "scale_kernel"), "gate_kernel", "gate_gradient_kernel"
 LAYERS = "layer_gradients_kernel"
+LAUNCHES = ["fused", "apart"]
+FUSED = ["fused_gate_kernel", "fused_gate_gradient_kernel"]
 
 
 @pytest.fixture
-def small_tiles(monkeypatch):
+def apart(monkeypatch):
+    """Let no map be small enough for one launch."""
+    monkeypatch.setattr(ops, "fused_config", lambda *_, **__: None)
+
+
+@pytest.fixture
+def fused():
+    """Leave the launches as they are: these maps are small."""
+
+
+@pytest.fixture
+def small_shares(monkeypatch):
+    """Make several programs share a sample of few numbers in one launch, each in several tiles."""
+
+    def fused_config(batch, channels, hidden, pixels, itemsize, channels_last, whole):
+        made = configs.fused_config(batch, channels, hidden, pixels, itemsize, channels_last, whole)
+        tiles = configs.Tiles(-(-pixels // 4), 4)
+        block_o = made.block_o if whole else 2
+        return made._replace(shares=-(-channels // block_o), block_o=block_o, sums=tiles, product=tiles)
+
+    monkeypatch.setattr(ops, "fused_config", fused_config)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch, apart):
     """Make every loop of every kernel turn several times, also over images and layers of a few numbers."""
 
     def reduce_config(batch, channels, pixels, channels_last):
@@ -69,9 +95,19 @@ def launches_of(arguments, frozen=(), **options):
     return kernels_of(launches)
 
 
-@grid(gate=GATES, form=list(FORMS), layout=LAYOUTS, dtype=[torch.float32, torch.float16])
-def test_output_and_gradients_are_near_the_exact_ones(gate, form, layout, dtype):
+@grid(gate=GATES, form=list(FORMS), layout=LAYOUTS, dtype=[torch.float32, torch.float16], launches=LAUNCHES)
+def test_output_and_gradients_are_near_the_exact_ones(gate, form, layout, dtype, launches, request):
+    request.getfixturevalue(launches)
     assert_near_exact(channel_gate, in_layout(arguments_of(**FORMS[form], dtype=dtype), layout), gate=gate)
+
+
+@grid(gate=GATES, form=["linear", "no_bias", "single"], layout=LAYOUTS, dtype=[torch.float32, torch.float16])
+def test_many_shares_of_one_launch_are_near_the_exact_result(gate, form, layout, dtype, small_shares):
+    arguments = in_layout(arguments_of((2, 5, 5, 5), 3, **FORMS[form], dtype=dtype), layout)
+    with record_launches() as launches:
+        assert_near_exact(channel_gate, arguments, gate=gate)
+    assert [launch.grid for launch in launches[:2]] == [(6 if gate == "sigmoid" else 2,), (6,)]
+    assert [launch.options["TILES"] for launch in launches[:2]] == [7, 7]
 
 
 @grid(gate=GATES, form=["linear", "no_bias", "single"], layout=LAYOUTS)
@@ -96,13 +132,15 @@ def test_layers_left_to_torch_are_near_the_exact_result(gate, form, layout, wide
     hidden=[1, 8, None],
     gate=GATES,
     layout=LAYOUTS,
+    launches=LAUNCHES,
 )
-def test_every_shape(shape, hidden, gate, layout):
+def test_every_shape(shape, hidden, gate, layout, launches, request):
+    request.getfixturevalue(launches)
     arguments = arguments_of(shape, hidden, single=hidden is None)
     assert_near_exact(channel_gate, in_layout(arguments, layout), gate=gate)
 
 
-def test_the_widest_layers_fit_and_wider_ones_go_to_torch():
+def test_the_widest_layers_fit_and_wider_ones_go_to_torch(apart):
     for hidden, fits in ((configs.MAX_HIDDEN, True), (configs.MAX_HIDDEN + 1, False)):
         x, w1, b1, w2, b2 = arguments_of((2, 3, 2, 2), hidden)
         arguments = [x, w1, b1, w2 / 16, b2]
@@ -138,8 +176,46 @@ def test_splits_cover_all_pixels_and_fill_a_gpu():
     assert configs.reduce_config(4096, 64, 16384, True).splits == 1
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
+def test_maps_that_a_program_reads_in_two_microseconds_take_one_launch(last):
+    """Shapes of networks: batch, channels, hidden, pixels, bytes of a number, and the programs of a sample."""
+    for *shape, itemsize, shares in [
+        (8, 512, 32, 49, 2, 16),
+        (8, 512, None, 49, 2, 16),
+        (64, 256, 16, 256, 2, 2),
+        (256, 512, 32, 49, 2, 1),
+        (1, 16, 4, 4096, 2, 1),
+        (1, 1024, 16, 1, 4, 64),
+    ]:
+        made = configs.fused_config(*shape, itemsize, last, whole=False)
+        assert made.shares == shares
+        assert (made.shares - 1) * made.block_o < shape[1] <= made.shares * made.block_o
+        for tiles in (made.sums, made.product):
+            assert (tiles.count - 1) * tiles.block_p < shape[3] <= tiles.count * tiles.block_p
+        assert configs.fused_config(*shape, itemsize, last, whole=True) is None or shape[2] is not None
+    for wide in [
+        (8, 512, 32, 196, 2),  # of the map
+        (8, 512, 32, 64, 4),  # of map and layers
+        (8, 1024, 64, 49, 2),  # of the layers
+        (128, 512, None, 49, 2),  # programs enough to hold the layer would be too many
+        (64, 256, None, 256, 2),
+        (4, 3, 2, 16385, 2),
+    ]:
+        assert configs.fused_config(*wide, last, whole=False) is None
+
+
 @gates
-def test_three_launches_forward_and_four_backward(gate):
+def test_small_maps_take_one_launch_forward_and_two_backward(gate):
+    for single in (False, True):
+        arguments = arguments_of(single=single)
+        assert launches_of(arguments, gate=gate) == [*FUSED, LAYERS]
+        assert launches_of(arguments, frozen=(1, 2, 3, 4), gate=gate) == FUSED
+        frozen = [] if single else [GRADIENT]
+        assert launches_of(arguments, frozen=(0,), gate=gate) == [FUSED[0], "reduce_kernel", *frozen, LAYERS]
+
+
+@gates
+def test_three_launches_forward_and_four_backward(gate, apart):
     for single in (False, True):
         arguments = arguments_of(single=single)
         with record_launches() as launches:
@@ -150,8 +226,13 @@ def test_three_launches_forward_and_four_backward(gate):
         assert kernels_of(launches)[3:] == ["reduce_kernel", GRADIENT, "scale_kernel", LAYERS]
 
 
+@pytest.mark.parametrize("frozen", [(1,), (3, 4), (1, 2, 3, 4)])
+def test_frozen_arguments_of_small_maps_change_no_other_gradient(frozen):
+    assert_near_exact(channel_gate, arguments_of(), frozen=frozen)
+
+
 @pytest.mark.parametrize("frozen", [(0,), (1,), (3,), (1, 2), (3, 4), (1, 2, 3, 4), (0, 3, 4), (0, 1, 2), (0, 1, 2, 3)])
-def test_only_the_gradients_asked_for_are_computed(frozen):
+def test_only_the_gradients_asked_for_are_computed(frozen, apart):
     arguments = arguments_of()
     assert_near_exact(channel_gate, arguments, frozen=frozen)
     backward = launches_of(arguments, frozen)[3:]
@@ -174,7 +255,7 @@ def test_gradients_of_layers_of_every_size_are_near_the_exact_ones(shape, hidden
 
 @pytest.mark.parametrize("single", [False, True], ids=["layers", "single"])
 def test_gradients_of_layers_are_the_same_sums_as_torchs(single, monkeypatch):
-    arguments = arguments_of((40, 50, 2, 3), 20, single=single)
+    arguments = arguments_of((40, 20, 2, 3), 18, single=single)
     ours = outcome(channel_gate, arguments)
     monkeypatch.setattr(ops, "gradients_fit", lambda *_: False)
     theirs = outcome(channel_gate, arguments)
@@ -188,7 +269,7 @@ def test_layers_of_many_products_leave_their_gradients_to_torch():
     assert not configs.gradients_fit(256, 256, 256)
 
 
-def test_a_frozen_input_of_a_single_layer_launches_only_sums():
+def test_a_frozen_input_of_a_single_layer_launches_only_sums(apart):
     arguments = arguments_of(single=True)
     for gate in ("sigmoid", "softmax"):
         assert_near_exact(channel_gate, arguments, frozen=(0,), gate=gate)
@@ -237,18 +318,18 @@ def test_weights_in_low_precision_get_gradients_in_it():
     assert [got.dtype for got in outcome(channel_gate, arguments)] == [torch.float16] * 6
 
 
-@gates
-@layouts
-def test_two_runs_agree_bit_for_bit(layout, gate, small_tiles):
+@grid(gate=GATES, layout=LAYOUTS, launches=["small_shares", "small_tiles"])
+def test_two_runs_agree_bit_for_bit(layout, gate, launches, request):
+    request.getfixturevalue(launches)
     arguments = in_layout(arguments_of((2, 3, 5, 4), 2, dtype=torch.float16), layout)
     first, second = (outcome(channel_gate, arguments, gate=gate) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("form", ["linear", "single"])
-@layouts
-def test_nan_stays_in_its_sample(layout, form):
+@grid(layout=LAYOUTS, form=["linear", "single"], launches=LAUNCHES)
+def test_nan_stays_in_its_sample(layout, form, launches, request):
+    request.getfixturevalue(launches)
     x, *rest = arguments_of(**FORMS[form])
     x[1, 2, 3, 3] = torch.nan
     y, dx, *_ = outcome(channel_gate, in_layout([x, *rest], layout))
@@ -257,8 +338,9 @@ def test_nan_stays_in_its_sample(layout, form):
         assert not got[[0, 2]].isnan().any()
 
 
-@gates
-def test_large_logits_do_not_overflow_and_infinity_is_not_spread(gate):
+@grid(gate=GATES, launches=LAUNCHES)
+def test_large_logits_do_not_overflow_and_infinity_is_not_spread(gate, launches, request):
+    request.getfixturevalue(launches)
     x = torch.ones(2, 3, 2, 2)
     got = channel_gate(x, None, None, torch.zeros(3, 3), torch.tensor([300.0, -300.0, 0.0]), gate)
     want = {"sigmoid": [1.0, 0.0, 0.5], "softmax": [1.0, 0.0, 0.0]}[gate]
@@ -311,7 +393,7 @@ def test_the_choice_of_backend_holds_for_the_gradients():
     y = channel_gate(*arguments)
     with use_backend("auto"), record_launches() as launches:
         y.sum().backward()
-    assert GRADIENT in kernels_of(launches)
+    assert kernels_of(launches) == [FUSED[1], LAYERS]
 
 
 @grid(layout=LAYOUTS, form=["convolutional", "single_convolutional_no_bias"], fits=[True, False])
@@ -357,13 +439,14 @@ def test_offsets_have_64_bits_beyond_2_to_the_31_elements():
     assert found(2**15) == [True] * 4
 
 
-@layouts
-def test_64_bit_offsets_change_no_number(layout, monkeypatch, small_tiles):
+@grid(layout=LAYOUTS, launches=["small_shares", "small_tiles"])
+def test_64_bit_offsets_change_no_number(layout, launches, monkeypatch, request):
+    request.getfixturevalue(launches)
     arguments = in_layout(arguments_of((2, 3, 5, 4), 2), layout)
     plain = outcome(channel_gate, arguments)
     monkeypatch.setattr(streaming, "needs_64_bits", lambda *_: True)
-    with record_launches() as launches:
+    with record_launches() as made:
         got = outcome(channel_gate, arguments)
-    assert any(launch.options.get("INDEX64") for launch in launches)
+    assert any(launch.options.get("INDEX64") for launch in made)
     for one, other in zip(got, plain, strict=True):
         assert torch.equal(one, other)

@@ -1,4 +1,7 @@
-"""The layers and the gate of one sample, forward and backward: vectors in registers, weights read tile by tile."""
+"""The layers and the gate of one sample, forward and backward: vectors in registers, weights read tile by tile.
+
+The helpers without an underscore serve `fused` too.
+"""
 
 import torch
 import triton
@@ -147,10 +150,40 @@ def _sum_splits(partial_ptr, sample, channels, batch, splits, CHANNELS: tl.const
 
 
 @triton.jit
-def _tile(weight_ptr, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return a tile of a weight [ROWS, COLUMNS] in float32, zero outside."""
+def weight_tile(weight_ptr, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return a tile of a weight [ROWS, COLUMNS] in its own dtype, zero outside."""
     inside = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :]
-    return tl.load(weight_ptr + rows[:, None] * COLUMNS + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+    return tl.load(weight_ptr + rows[:, None] * COLUMNS + columns[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def bias_at(bias_ptr, index, SIZE: tl.constexpr):
+    """Return the bias [SIZE] at `index` in float32, zero if there is none."""
+    bias = 0.0
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + index, mask=index < SIZE, other=0.0).to(tl.float32)
+    return bias
+
+
+@triton.jit
+def rectified(hidden, units, HIDDEN: tl.constexpr):
+    """Return the ReLU of hidden [BLOCK_H], NaN where it is, zero beyond the last unit."""
+    return tl.where(units < HIDDEN, tl.maximum(hidden, 0.0, propagate_nan=tl.PropagateNan.ALL), 0.0)
+
+
+@triton.jit
+def softmax(logits):
+    """Return the softmax of all logits of a sample, -inf beyond the last one."""
+    powers = tl.exp(logits - tl.max(logits, 0))
+    return powers / tl.sum(powers, 0)
+
+
+@triton.jit
+def logit_gradient(dscale, scale, mean, SOFTMAX: tl.constexpr):
+    """Return the gradient of logits from that of the gate; `mean` is the sum of dscale * scale under the softmax."""
+    if SOFTMAX:
+        return scale * (dscale - mean)
+    return dscale * scale * (1 - scale)
 
 
 @triton.jit(do_not_specialize=["batch", "splits", "shares", "pixels"])
@@ -189,27 +222,23 @@ def gate_kernel(
             channels = begin + tl.arange(0, BLOCK_C)
             mean = _sum_splits(partial_ptr, sample, channels, batch, splits, CHANNELS, BLOCK_S) / pixels
             tl.store(pooled_at + channels, mean, mask=channels < means_written)
-            products += _tile(w1_ptr, units, channels, HIDDEN, CHANNELS) * mean[None, :]
-        hidden = tl.sum(products, 1)  # [BLOCK_H]
-        if b1_ptr is not None:
-            hidden += tl.load(b1_ptr + units, mask=units < HIDDEN, other=0.0).to(tl.float32)
-        hidden = tl.where(units < HIDDEN, tl.maximum(hidden, 0.0, propagate_nan=tl.PropagateNan.ALL), 0.0)
+            products += weight_tile(w1_ptr, units, channels, HIDDEN, CHANNELS) * mean[None, :]
+        hidden = rectified(tl.sum(products, 1) + bias_at(b1_ptr, units, HIDDEN), units, HIDDEN)  # [BLOCK_H]
         tl.store(hidden_ptr + sample * HIDDEN + units, hidden, mask=units < tl.where(share == 0, HIDDEN, 0))
 
     for first in range(share * BLOCK_O, CHANNELS, shares * BLOCK_O):
         outputs = first + tl.arange(0, BLOCK_O)
         if w1_ptr is not None:
-            logits = tl.sum(_tile(w2_ptr, outputs, units, CHANNELS, HIDDEN) * hidden[None, :], 1)  # [BLOCK_O]
+            logits = tl.sum(weight_tile(w2_ptr, outputs, units, CHANNELS, HIDDEN) * hidden[None, :], 1)  # [BLOCK_O]
         else:
             sums = tl.zeros((BLOCK_O, BLOCK_C), tl.float32)
             for begin in range(0, CHANNELS, BLOCK_C):
                 inputs = begin + tl.arange(0, BLOCK_C)
                 mean = _sum_splits(partial_ptr, sample, inputs, batch, splits, CHANNELS, BLOCK_S) / pixels
                 tl.store(pooled_at + inputs, mean, mask=inputs < means_written)
-                sums += _tile(w2_ptr, outputs, inputs, CHANNELS, CHANNELS) * mean[None, :]
+                sums += weight_tile(w2_ptr, outputs, inputs, CHANNELS, CHANNELS) * mean[None, :]
             logits = tl.sum(sums, 1)
-        if b2_ptr is not None:
-            logits += tl.load(b2_ptr + outputs, mask=outputs < CHANNELS, other=0.0).to(tl.float32)
+        logits += bias_at(b2_ptr, outputs, CHANNELS)
         if not SOFTMAX:
             logits = tl.sigmoid(logits)
         tl.store(scale_at + outputs, logits, mask=outputs < CHANNELS)
@@ -218,8 +247,7 @@ def gate_kernel(
         tl.debug_barrier()  # the logits come back to other threads than those that stored them
         index = tl.arange(0, BLOCK_LOGITS)
         logits = tl.load(scale_at + index, mask=index < CHANNELS, other=float("-inf"))
-        powers = tl.exp(logits - tl.max(logits, 0))
-        tl.store(scale_at + index, powers / tl.sum(powers, 0), mask=index < CHANNELS)
+        tl.store(scale_at + index, softmax(logits), mask=index < CHANNELS)
 
 
 @triton.jit
@@ -238,9 +266,7 @@ def _logit_gradient(
     """Return the gradient of a sample's logits [BLOCK_C]; `mean` is that of the gate's gradient under the softmax."""
     dscale = _sum_splits(partial_ptr, sample, channels, batch, splits, CHANNELS, BLOCK_S)
     scale = tl.load(scale_ptr + sample * CHANNELS + channels, mask=channels < CHANNELS, other=0.0)
-    if SOFTMAX:
-        return scale * (dscale - mean)
-    return dscale * scale * (1 - scale)
+    return logit_gradient(dscale, scale, mean, SOFTMAX)
 
 
 @triton.jit(do_not_specialize=["batch", "splits", "shares", "pixels"])
@@ -288,7 +314,7 @@ def gate_gradient_kernel(
             )
             if dlogits_ptr is not None:
                 tl.store(dlogits_ptr + sample * CHANNELS + logits, dlogits, mask=logits < written)
-            products += _tile(w2_ptr, logits, units, CHANNELS, HIDDEN) * dlogits[:, None]
+            products += weight_tile(w2_ptr, logits, units, CHANNELS, HIDDEN) * dlogits[:, None]
         hidden = tl.load(hidden_ptr + sample * HIDDEN + units, mask=units < HIDDEN, other=0.0)
         dhidden = tl.where(hidden <= 0, 0.0, tl.sum(products, 0))  # [BLOCK_H]
         if dhidden_ptr is not None:
@@ -299,7 +325,9 @@ def gate_gradient_kernel(
         for first in range(share * BLOCK_O, CHANNELS, shares * BLOCK_O):
             inputs = first + tl.arange(0, BLOCK_O)
             if w1_ptr is not None:
-                dpooled = tl.sum(_tile(w1_ptr, units, inputs, HIDDEN, CHANNELS) * dhidden[:, None], 0)  # [BLOCK_O]
+                dpooled = tl.sum(
+                    weight_tile(w1_ptr, units, inputs, HIDDEN, CHANNELS) * dhidden[:, None], 0
+                )  # [BLOCK_O]
             else:
                 sums = tl.zeros((BLOCK_C, BLOCK_O), tl.float32)
                 for begin in range(0, CHANNELS, BLOCK_C):
@@ -309,7 +337,7 @@ def gate_gradient_kernel(
                     )
                     if dlogits_ptr is not None:
                         tl.store(dlogits_ptr + sample * CHANNELS + outputs, dlogits, mask=outputs < written)
-                    sums += _tile(w2_ptr, outputs, inputs, CHANNELS, CHANNELS) * dlogits[:, None]
+                    sums += weight_tile(w2_ptr, outputs, inputs, CHANNELS, CHANNELS) * dlogits[:, None]
                 dpooled = tl.sum(sums, 0)
             tl.store(share_ptr + sample * CHANNELS + inputs, dpooled / pixels, mask=inputs < CHANNELS)
 

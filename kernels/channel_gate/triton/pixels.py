@@ -86,18 +86,10 @@ def reduce_kernel(
     pixels = pixels_of(groups, VECTOR, INDEX64)
     first = tl.cast(split, tl.int64 if INDEX64 else tl.int32) * blocks * BLOCK_P
     last = tl.minimum(first + blocks * BLOCK_P, pixels)
-    x_at = sample_start(x_ptr, sample, pixels, CHANNELS)
-    if other_ptr is not None:
-        other_at = sample_start(other_ptr, sample, pixels, CHANNELS)
     acc = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for begin in tl.range(first, last, BLOCK_P, num_stages=AHEAD):
         rows = begin + tl.arange(0, BLOCK_P)
-        inside = (rows < pixels)[:, None] & (channels < CHANNELS)[None, :]
-        at = offsets(rows[:, None], channels[None, :], pixels, CHANNELS, CHANNELS_LAST, INDEX64)
-        x = tl.load(x_at + at, mask=inside, other=0.0).to(tl.float32)  # [BLOCK_P, BLOCK_C]
-        if other_ptr is not None:
-            x *= tl.load(other_at + at, mask=inside, other=0.0).to(tl.float32)
-        acc += x
+        acc += summands(x_ptr, other_ptr, sample, rows, channels, pixels, CHANNELS, CHANNELS_LAST, INDEX64)
     row = tl.cast(split, tl.int64) * batch + sample
     tl.store(partial_ptr + row * CHANNELS + channels, tl.sum(acc, 0), mask=channels < CHANNELS)
 
@@ -123,11 +115,53 @@ def scale_kernel(
     channels = program % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     rows = program // channel_blocks % pixel_blocks * BLOCK_P + tl.arange(0, BLOCK_P)
     sample = tl.cast(program // channel_blocks // pixel_blocks, tl.int64)
+    scale = tl.load(scale_ptr + sample * CHANNELS + channels, mask=channels < CHANNELS, other=0.0)
+    shift = None
+    if shift_ptr is not None:
+        shift = tl.load(shift_ptr + sample * CHANNELS + channels, mask=channels < CHANNELS, other=0.0)
+    store_scaled(x_ptr, y_ptr, scale, shift, sample, rows, channels, pixels, CHANNELS, CHANNELS_LAST, INDEX64)
+
+
+@triton.jit
+def summands(
+    x_ptr,
+    other_ptr,
+    sample,
+    rows,
+    channels,
+    pixels,
+    CHANNELS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INDEX64: tl.constexpr,
+):
+    """Return x, or x * other, in float32 [BLOCK_P, BLOCK_C], zero outside the image."""
     inside = (rows < pixels)[:, None] & (channels < CHANNELS)[None, :]
     at = offsets(rows[:, None], channels[None, :], pixels, CHANNELS, CHANNELS_LAST, INDEX64)
-    scale = tl.load(scale_ptr + sample * CHANNELS + channels, mask=channels < CHANNELS, other=0.0)
+    x = tl.load(sample_start(x_ptr, sample, pixels, CHANNELS) + at, mask=inside, other=0.0).to(tl.float32)
+    if other_ptr is not None:
+        x *= tl.load(sample_start(other_ptr, sample, pixels, CHANNELS) + at, mask=inside, other=0.0).to(tl.float32)
+    return x
+
+
+@triton.jit
+def store_scaled(
+    x_ptr,
+    y_ptr,
+    scale,
+    shift,
+    sample,
+    rows,
+    channels,
+    pixels,
+    CHANNELS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INDEX64: tl.constexpr,
+):
+    """Store x * scale + shift, rounded once, in y; scale and shift, which may be None, are [BLOCK_C]."""
+    inside = (rows < pixels)[:, None] & (channels < CHANNELS)[None, :]
+    at = offsets(rows[:, None], channels[None, :], pixels, CHANNELS, CHANNELS_LAST, INDEX64)
     x = tl.load(sample_start(x_ptr, sample, pixels, CHANNELS) + at, mask=inside, other=0.0)  # [BLOCK_P, BLOCK_C]
     y = x.to(tl.float32) * scale[None, :]
-    if shift_ptr is not None:
-        y += tl.load(shift_ptr + sample * CHANNELS + channels, mask=channels < CHANNELS, other=0.0)[None, :]
+    if shift is not None:
+        y += shift[None, :]
     tl.store(sample_start(y_ptr, sample, pixels, CHANNELS) + at, y.to(y_ptr.dtype.element_ty), mask=inside)
