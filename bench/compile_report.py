@@ -309,9 +309,9 @@ def _augment(channels: int) -> Iterator[Variant]:
     boxes, factors = _empty(BATCH, 4, dtype=torch.int64), _empty(BATCH, dtype=torch.float32)
     gray = flips if channels == 3 else None
     recipes = {
-        "copied": (indices, None, flips, None, None, None, None, None, None, None),
-        "cropped": (indices, boxes, flips, None, None, None, None, None, None, None),
-        "whole recipe": (indices, boxes, flips, factors, factors, factors, factors, gray, None, boxes),
+        "copied": (indices, None, flips, *[None] * 8),
+        "cropped": (indices, boxes, flips, *[None] * 8),
+        "whole recipe": (indices, boxes, flips, None, factors, factors, factors, factors, gray, None, boxes),
     }
     for use, parameters in recipes.items():
         size = 256 if use == "copied" else 224
