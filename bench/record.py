@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from engine.files import write_atomically
 from kernels.dynamic_conv.configs import table_path
 from kernels.tensors import allows_tf32
 
@@ -91,9 +92,7 @@ def united(old: dict, new: dict) -> dict:
 def replace(path: Path, content: dict) -> None:
     """Write `content` as JSON; whoever reads meanwhile finds the old file whole or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 
 _DRIVER = ("--query-gpu=driver_version", "--format=csv,noheader", "--id=0")

@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from engine.data.channel_info import RGB, Channels
 from engine.data.listing import ImageSet, Split
 from engine.data.statistics import Moments, combine, measure
 from engine.errors import UserError
+from engine.files import new_file
 
 RULES = 2  # raise it when a file's verdict may change
 CHUNK = 64
@@ -325,9 +325,9 @@ class _Cache:
             return
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.file.parent, suffix=".tmp", delete=False) as stream:
-                json.dump({"rules": self.rules, "root": str(self.root), "files": self.entries}, stream)
-            os.replace(stream.name, self.file)
+            with new_file(self.file) as stream:
+                content = {"rules": self.rules, "root": str(self.root), "files": self.entries}
+                stream.write(json.dumps(content).encode())
         except OSError as error:
             warnings.warn(f"the scan's results could not be kept in {self.file}: {error}", stacklevel=3)
 
