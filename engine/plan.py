@@ -83,8 +83,11 @@ class Plan:
 
     @property
     def consistent(self) -> bool:
-        """Whether each training image is shown twice, on a subset of its channels and on all, whose answers are drawn
-        together. Without channel subsets, and where their order is random too, there is nothing to draw."""
+        """Whether a batch holds each training image twice, with some of its channels and with all of them.
+
+        The consistency loss then pulls the model's answers on some channels towards its answers on all. It needs
+        channel subsets in the data's order: with sampling "off", "shuffle" or fixed channels it is not used.
+        """
         return self.consistency > 0 and self.channel_sampling in ("on", "drop", "cycle") and self.channels is None
 
     @property

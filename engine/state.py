@@ -84,8 +84,11 @@ class Totals:
 
 @dataclass(frozen=True)
 class Division:
-    """How the data is cut into batches and shares, and where numbers are drawn: under another one a position within an
-    epoch, with the state of the generators, means nothing."""
+    """How the training images are divided into batches and processes, and the device that draws random numbers.
+
+    A checkpoint from the middle of an epoch can be continued only under the same division: its position counts batches
+    of this size, and its generator states belong to these processes and this device.
+    """
 
     samples: int
     batch_size: int

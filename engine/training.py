@@ -35,12 +35,15 @@ SHOWN_FILES = 3
 
 @dataclass
 class Hooks:
-    """What is told of a training; each does nothing unless it is set.
+    """Functions that a training calls as it goes on; those left out do nothing.
 
-    batch: after each training or validation batch, with its number of images. step: after each optimiser step.
-    validated: after each validation batch. epoch: after each epoch, with the course so far. images: with the images
-    that the first batch of a training shows the model. say: with a line for the user. waiting: a context that is
-    entered while the loop waits for a batch.
+    batch: called after each training or validation batch with the number of its images.
+    step: called after each optimiser step.
+    validated: called after each validation batch.
+    epoch: called after each epoch with the history so far.
+    images: called once with the first batch, as the model reads it.
+    say: called with each line of text for the user.
+    waiting: makes the context in which the loop waits for a batch.
     """
 
     batch: Callable[[int], None] = lambda images: None

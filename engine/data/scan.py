@@ -84,10 +84,12 @@ def scan(
     are kept in the user's cache folder until a file's size or modification time changes. Where DALI is installed
     it is asked too, since one file that it refuses ends its pipeline.
 
-    `channels` is the number of channels of .npy files whose shape does not tell; by default what channels.txt names.
-    A TIFF file of several pages counts as one of several channels, but is rejected where there are more photos; where
-    there are fewer, or as many, these are.
-    Raises UserError where channels.txt is malformed.
+    `channels` is the number of channels of .npy files whose shape alone does not say which axis has the channels; by
+    default the number of names in channels.txt. A TIFF file of several pages is taken for an image of several channels.
+    A set holds either such images or photos: the kind with fewer files is rejected, and at a tie the photos are.
+
+    Raises:
+        UserError: channels.txt is malformed.
     """
     root = Path(root).resolve()
     paths = list(dict.fromkeys(paths))
