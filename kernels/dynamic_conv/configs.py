@@ -7,8 +7,9 @@ bench.compile_report`). Nothing here needs Triton or a GPU.
 import json
 import re
 import warnings
+from collections.abc import Iterator
 from functools import cache
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ class ConvolutionConfig(NamedTuple):
     """Tile of the convolution: block_m pixels, block_n output channels, block_k channels of the product.
 
     `swap` makes the channels the rows of the matrix instruction: for images of few pixels. `together`, in the stacked
-    form, makes every expert's block_n channels the columns of one product; else the experts are met in turn.
+    form, makes every expert's block_n channels the columns of one product; else the experts are met in turn. In
+    the others a tile's taps and channels are shared out to `splits` programs, whose sums are added up afterwards.
     """
 
     block_m: int
@@ -31,6 +33,7 @@ class ConvolutionConfig(NamedTuple):
     stages: int = 3
     swap: bool = False
     together: bool = False
+    splits: int = 1
 
 
 class WeightGradientConfig(NamedTuple):
@@ -143,6 +146,8 @@ REUSED, LATENCY = 3, 700
 # Measured on an H200 over predicted, where others come out even: of loads without stages for tiles that are not NARROW,
 # and of tiles so large, in numbers a warp, that a multiprocessor holds one program.
 UNSTAGED, NARROW, LONE, LARGEST_TILE = 1.3, 16, 1.35, 2048
+# Splits of a product at most, and clocks of the launch that adds them up beyond its bytes.
+MOST_SPLITS, ADD_UP = 16, 5000
 # Fewer pixels or samples do not repay a gradient of the weights for every sample.
 APART_PIXELS, APART_SAMPLES = 128, 4
 MOST_PARTS = 512  # of an image, whose gradients are made apart
@@ -203,9 +208,20 @@ def convolution_config(
 
     inputs = (problem.out_channels if transposed else problem.in_channels) // problem.groups
     taps = ceil(problem.kernel[0] * problem.kernel[1] / phases)
+    numbers = images * rows * channels
+
+    def tiles_of(config: ConvolutionConfig) -> tuple[int, int]:
+        return ceil(rows / config.block_m), ceil(channels / config.block_n)
+
+    def split(config: ConvolutionConfig) -> Iterator[ConvolutionConfig]:
+        """Yield the row with as many splits as there are idle multiprocessors for, and memory."""
+        idle = device.multiprocessors // max(1, images * prod(tiles_of(config)))
+        fitting = naive_bytes(problem) // 3 // max(1, 4 * numbers)
+        most = 1 if stacked else max(1, min(idle, fitting, MOST_SPLITS))
+        return (config._replace(splits=splits) for splits in range(1, most + 1))
 
     def cost(config: ConvolutionConfig) -> float:
-        row_tiles, column_tiles = ceil(rows / config.block_m), ceil(channels / config.block_n)
+        row_tiles, column_tiles = tiles_of(config)
         gathers = inputs < 16
         steps = ceil(taps * inputs / config.block_k) if gathers else taps * ceil(inputs / config.block_k)
         steps *= problem.experts if stacked and not config.together else 1
@@ -217,11 +233,17 @@ def convolution_config(
         if config.stages == 1 and taps > 1 and not gathers:
             loaded = loaded[0] / REUSED, loaded[1]  # a pixel's taps find it in L1
         gathered = GATHERING * config.block_k * sum(tile) if gathers else 0
-        return _clocks(images * row_tiles * column_tiles, steps, tile, loaded, config, problem, device, gathered)
+        tiles, steps = images * row_tiles * column_tiles * config.splits, ceil(steps / config.splits)
+        clocks = _clocks(tiles, steps, tile, loaded, config, problem, device, gathered)
+        if config.splits == 1:
+            return clocks
+        written_and_read = 2 * 4 * config.splits * numbers
+        return clocks + ADD_UP + written_and_read / (L2_BYTES_A_CLOCK * device.multiprocessors)
 
     # What is gathered for each channel gains nothing from L1; half a line of the channels is a step that waits as long.
     table = [row for row in convolution_rows(problem, stacked) if row.stages > 1 or inputs >= 16]
-    return min((row for row in table if not row.together or row.block_k >= min(64, inputs)), key=cost)
+    table = [row for row in table if not row.together or row.block_k >= min(64, inputs)]
+    return min((each for row in table for each in split(row)), key=cost)
 
 
 def convolution_rows(problem: Problem, stacked: bool) -> tuple[ConvolutionConfig, ...]:
