@@ -26,7 +26,7 @@ from kernels.augment import triton as augment
 from kernels.augment.arguments import Arguments
 from kernels.channel_gate.triton import ops as gate
 from kernels.dynamic_conv import configs
-from kernels.dynamic_conv.triton.contraction import contract
+from kernels.dynamic_conv.triton.contraction import contract, contract_few
 from kernels.dynamic_conv.triton.convolution import convolve
 from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients, holds_weights
 from kernels.dynamic_conv.triton.mixing import mix_into
@@ -112,6 +112,8 @@ def variants() -> Iterator[Variant]:
     for experts in (4, 9):
         for dtype in (torch.bfloat16, torch.float32):
             yield _contraction(experts, dtype)
+    for samples, experts, dtype in ((1, 4, torch.bfloat16), (3, 8, torch.float32)):
+        yield _contraction_of_few(samples, experts, dtype)
     tables = {torch.bfloat16: configs.WEIGHT_GRADIENT, torch.float32: configs.WEIGHT_GRADIENT_FLOAT32}
     for dtype, table in tables.items():
         for experts, rows in table.items():
@@ -213,6 +215,16 @@ def _contraction(experts: int, dtype: torch.dtype) -> Variant:
     options = launches[0].options
     label = _label(options["BLOCK_S"], options["BLOCK_W"])
     return Variant("contraction", f"{experts} experts", _name(dtype), "256->256", label, 1, 4, launches[0])
+
+
+def _contraction_of_few(samples: int, experts: int, dtype: torch.dtype) -> Variant:
+    own, weight = _empty(samples, 256, 9, 256, dtype=dtype), _empty(experts, 256, 256, *KERNEL, dtype=dtype)
+    with record_launches() as launches:
+        contract_few(own, weight, _empty(samples, experts, dtype=torch.float32), for_mixing=True)
+    options = launches[0].options
+    use = f"{experts} experts, samples: {samples}"
+    label = _label(options["BLOCK_R"], options["TAPS"])
+    return Variant("contraction", use, _name(dtype), "256->256", label, 1, options["num_warps"], launches[0])
 
 
 def _product(kernel, use, dtype, channels, row, launch, with_config) -> Variant:

@@ -40,7 +40,8 @@ class WeightGradientConfig(NamedTuple):
     """Tile of the weight gradient: block_m output channels, block_n input channels and taps, block_k pixels a step.
 
     A program of it holds a sum for each expert over its share of the samples, one of `splits`; or, `apart`, one
-    sample's own gradient, of one of `splits` of its pixels, which is contracted with the mixing afterwards.
+    sample's own gradient, of one of `splits` of its pixels, which is contracted with the mixing afterwards: of `few`
+    samples all at once, with experts and gradients as they are given.
     """
 
     block_m: int
@@ -50,6 +51,7 @@ class WeightGradientConfig(NamedTuple):
     stages: int = 3
     splits: int = 1
     apart: bool = False
+    few: bool = False
 
 
 class DepthwiseConfig(NamedTuple):
@@ -148,7 +150,7 @@ REUSED, LATENCY = 3, 700
 UNSTAGED, NARROW, LONE, LARGEST_TILE = 1.3, 16, 1.35, 2048
 # Splits of a product at most, and clocks of the launch that adds them up beyond its bytes.
 MOST_SPLITS, ADD_UP = 16, 5000
-# Fewer pixels or samples do not repay a gradient of the weights for every sample.
+# Fewer pixels do not repay a gradient of the weights for every sample; fewer samples are contracted all at once.
 APART_PIXELS, APART_SAMPLES = 128, 4
 MOST_PARTS = 512  # of an image, whose gradients are made apart
 # Experts the accumulators of one program hold; more are contracted from the samples' own gradients.
@@ -266,8 +268,11 @@ def _power_of_2(size: int) -> int:
 
 def weight_gradient_config(problem: Problem, device: Device) -> WeightGradientConfig:
     """Return the row for the weight gradient; rows of one tile by the least predicted time, of several the first."""
-    apart = goes_apart(problem)
+    few = are_few(problem)
+    apart = few or goes_apart(problem)
     rows = weight_gradient_rows(problem, apart)
+    if few:  # larger tiles are fewer than multiprocessors, and take long to store
+        rows = [row._replace(few=True) for row in rows if max(row.block_m, row.block_n) <= 64]
     if apart or not problem.experts:
         found = [filled(row, problem, device) if apart else row for row in rows]
         return min(found, key=lambda row: _sample_gradient_clocks(row, problem, device))
@@ -278,9 +283,15 @@ def weight_gradient_config(problem: Problem, device: Device) -> WeightGradientCo
 
 
 def filled(config: WeightGradientConfig, problem: Problem, device: Device) -> WeightGradientConfig:
-    """Return `config` with splits for two blocks a multiprocessor; apart, with those of the least predicted time."""
+    """Return `config` with splits for two blocks a multiprocessor; apart, with those of the least predicted time.
+
+    Few samples' parts, all in memory at a time, are at most a quarter of what the naive form allocates.
+    """
     if config.apart:
         split = [config._replace(splits=2**power) for power in range(MOST_PARTS.bit_length())]
+        if config.few:
+            each = own_dtype(problem.dtype).itemsize * problem.batch * problem.weights
+            split = [row for row in split if row.splits <= max(1, naive_bytes(problem) // 4 // each)]
         return min(split, key=lambda each: _sample_gradient_clocks(each, problem, device))
     return config._replace(splits=max(1, 2 * device.multiprocessors // _tiles_of(problem, config)))
 
@@ -301,6 +312,15 @@ def weight_gradient_rows(problem: Problem, apart: bool) -> tuple[WeightGradientC
     return table[next(limit for limit in table if problem.experts <= limit)]
 
 
+def are_few(problem: Problem) -> bool:
+    """Return whether the samples' own gradients are contracted all at once.
+
+    What is held, or contracted in the layout in which it is made, needs two more launches, for the layouts of experts
+    and gradients, as much time as the rest where samples are few.
+    """
+    return problem.batch < APART_SAMPLES and 0 < problem.experts <= EXPERTS_ACCUMULATED and not problem.is_depthwise
+
+
 def goes_apart(problem: Problem) -> bool:
     """Return whether the weight gradient is contracted from the samples' own.
 
@@ -310,8 +330,7 @@ def goes_apart(problem: Problem) -> bool:
     """
     if problem.experts > EXPERTS_ACCUMULATED:
         return True
-    few = problem.experts < 2 or problem.batch < APART_SAMPLES
-    return problem.dtype == torch.bfloat16 and not few and problem.pixels >= APART_PIXELS
+    return problem.dtype == torch.bfloat16 and problem.experts > 1 and problem.pixels >= APART_PIXELS
 
 
 def weight_tiles(outputs: int, channels: int, taps: int, config: WeightGradientConfig) -> int:

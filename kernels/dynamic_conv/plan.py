@@ -167,6 +167,8 @@ def own_chunk(
 
     With the experts, their sums in float32 and the products in parts they take at most a quarter of what naive needs.
     """
+    if isinstance(config, WeightGradientConfig) and config.few:
+        return problem.batch
     parts, dtype = own_parts(problem.out_size, config), own_dtype(problem.dtype)
     beside = problem.experts * problem.weights * (4 + problem.dtype.itemsize)
     most = min(share * device.l2_bytes, naive_bytes(problem) / 4 - beside)

@@ -58,7 +58,10 @@ def force(monkeypatch):
                 lie = [row._replace(swap=swap and not row.together) for row in (made.forward, made.input_gradient)]
                 made = made._replace(forward=lie[0], input_gradient=lie[1])
             if splits is not None:
-                made = made._replace(weight_gradient=made.weight_gradient._replace(splits=splits))
+                row = made.weight_gradient
+                if made.regime != "depthwise" and row.few:
+                    row = configs.weight_gradient_rows(problem, apart=False)[-1]
+                made = made._replace(weight_gradient=row._replace(splits=splits))
             if apart and made.regime != "depthwise":
                 row = configs.weight_gradient_rows(problem, apart=True)[-1]
                 made = made._replace(weight_gradient=row._replace(block_k=16, splits=3))
@@ -333,6 +336,35 @@ def test_the_samples_own_gradients_are_contracted_in_chunks(experts, samples, ch
     alone = torch.empty_like(gradient, dtype=dtype)
     assert contraction.contract(own, None, shares, alone, add=False) is None
     assert rms_ratio(alone, exact) <= {torch.float16: 3e-4, torch.float32: 2e-6}[dtype]
+
+
+@grid(
+    shape=[(5, 7, 3, 3), (20, 24, 3, 2), (3, 300, 1, 1), (2, 3, 17, 16), (1, 2, 46, 46)],
+    parts=[1, 3],
+    samples=[1, 3],
+    dtype=[torch.float32, torch.float16],
+)
+def test_few_samples_gradients_are_contracted_as_the_experts_lie(shape, parts, samples, dtype):
+    own = randn(samples * parts, shape[0], shape[2] * shape[3], shape[1])
+    kernels, shares = randn(4, *shape, seed=1, dtype=dtype), randn(samples, 4, seed=2)
+    gradient, products = contraction.contract_few(own, kernels, shares, for_mixing=True)
+    whole = own.double().unflatten(0, (samples, parts)).sum(1).transpose(2, 3).reshape(samples, *shape)
+    exact = torch.einsum("bk,bocij->kocij", shares.double(), whole)
+    assert gradient.dtype == dtype
+    assert rms_ratio(gradient, exact) <= {torch.float16: 3e-4, torch.float32: 1e-6}[dtype]
+    assert rms_ratio(products, whole.flatten(1) @ kernels.double().flatten(1).T) <= 2e-6
+    alone, nothing = contraction.contract_few(own, kernels, shares, for_mixing=False)
+    assert nothing is None
+    assert torch.equal(alone, gradient)
+
+
+def test_few_samples_change_the_layout_of_no_expert():
+    arguments, options = dynamic_arguments("padded")
+    with record_launches() as launches:
+        outcome(dynamic_conv2d, arguments, **options)
+    names = [launch.kernel.__name__ for launch in launches]
+    assert names[-3:] == ["weight_gradient_kernel", "contract_few_kernel", "sum_kernel"]
+    assert "reorder_kernel" not in names
 
 
 @both

@@ -93,6 +93,20 @@ def test_a_product_is_split_where_most_multiprocessors_idle_and_it_saves_more_th
         assert f"splits {splits}" in str(explanation)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("size", "channels"), [(56, 64), (14, 256), (7, 512)])
+def test_gradients_of_few_samples_are_made_apart_in_a_quarter_of_the_memory_of_naive(size, channels, dtype, no_tables):
+    for batch in range(1, 5):
+        arguments, options = call(size, channels=channels, batch=batch, dtype=dtype)
+        explanation = explain(dynamic_conv2d, *arguments, **options, device=H200)
+        row, problem = explanation.plan.weight_gradient, explanation.problem
+        assert row.few == (batch < 4)
+        if row.few:
+            assert row.apart
+            own = configs.own_dtype(dtype).itemsize * batch * problem.weights
+            assert row.splits == 1 or 4 * row.splits * own <= configs.naive_bytes(problem)
+
+
 def test_what_a_call_on_this_machine_runs():
     arguments = (randn(2, 3, 8, 8), randn(4, 6, 3, 3, 3), randn(2, 4))
     explanation = explain(dynamic_conv2d, *arguments, padding="same")
