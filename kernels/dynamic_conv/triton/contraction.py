@@ -77,7 +77,7 @@ def contract_few(own: Tensor, experts: Tensor, mixing: Tensor, for_mixing: bool)
     rows = block // taps
     rows -= rows % VECTOR if rows > VECTOR else 0
     blocks = cdiv(outputs * channels, rows)
-    gradient = torch.empty_like(experts)
+    gradient = torch.empty_like(experts, memory_format=torch.contiguous_format)
     products = own.new_empty((blocks, samples, count), dtype=torch.float32) if for_mixing else None
     launch(
         contract_few_kernel,
