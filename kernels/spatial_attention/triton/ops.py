@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from kernels.spatial_attention import configs
 from kernels.spatial_attention.eager import check_present
-from kernels.spatial_attention.triton.attention import attend
+from kernels.spatial_attention.triton.attention import attend, attend_sample
 from kernels.spatial_attention.triton.backward import logit_gradient, spread
 from kernels.spatial_attention.triton.gate import scale_pixels, scale_pixels_backward
 from kernels.spatial_attention.triton.maps import map_gradients
@@ -63,9 +64,14 @@ def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[T
     stats, argmax, gate = _map(x, 2, torch.float32), _map(x, 1, torch.int32), _map(x, 1, torch.float32)
     y = empty_as(x, x.shape)
     if x.numel():
-        source = _dense(x, x)
-        write_stats(source, None, stats, argmax)
-        attend(source, stats, weight.contiguous(), bias, gate, y)
+        source, weight = _dense(x, x), weight.contiguous()
+        batch, channels, height, width = x.shape
+        tile = configs.sample_tile(batch, channels, height * width, x.element_size(), weight.shape[-1])
+        if tile is not None:
+            attend_sample(source, weight, bias, stats, argmax, gate, y, tile)
+        else:
+            write_stats(source, None, stats, argmax)
+            attend(source, stats, weight, bias, gate, y)
     return y, stats, argmax, gate
 
 
