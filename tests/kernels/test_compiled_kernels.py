@@ -68,7 +68,8 @@ def test_every_row_of_every_table_is_compiled_for_three_targets(listed):
 
 
 def test_every_streaming_kernel_is_compiled(listed):
-    attention, gate = ({"stats", "attend", "dot", "maps", "spread"}, {"reduce", "gate", "scale", "gate gradient"})
+    attention = {"stats", "attend", "attend sample", "dot", "maps", "spread"}
+    gate = {"reduce", "gate", "scale", "gate gradient"}
     for capability in SHARED_LIMIT:
         seen = {c["kernel"] for c in listed if c["capability"] == capability}
         assert {f"spatial attention: {name}" for name in attention} <= seen
@@ -159,7 +160,8 @@ def test_of_a_row_that_spills_the_nearest_that_does_not_is_named():
 
 def test_streaming_kernels_read_and_write_16_bytes_at_a_time(cubins, listed):
     """x, y and their gradients; 49 pixels beside each other are no multiple of 16 bytes."""
-    reading = ("stats", "attend", "dot", "spread", "reduce", "scale", "scale pixels", "scale pixels backward")
+    passes = ("scale pixels", "scale pixels backward")
+    reading = ("stats", "attend", "attend sample", "dot", "spread", "reduce", "scale", *passes)
     streaming = [
         c
         for c in cubins
