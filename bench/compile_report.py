@@ -26,11 +26,12 @@ from kernels.augment import triton as augment
 from kernels.augment.arguments import Arguments
 from kernels.channel_gate.triton import ops as gate
 from kernels.dynamic_conv import configs
-from kernels.dynamic_conv.triton.contraction import contract
+from kernels.dynamic_conv.triton.contraction import contract, contract_few
 from kernels.dynamic_conv.triton.convolution import convolve
 from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients, holds_weights
 from kernels.dynamic_conv.triton.mixing import mix_into
 from kernels.dynamic_conv.triton.reorder import channels_first, channels_last
+from kernels.dynamic_conv.triton.splits import add_up
 from kernels.dynamic_conv.triton.weight_gradient import expert_gradients, sample_gradients
 from kernels.launch import Launch, record_launches
 from kernels.spatial_attention.triton import ops as attention
@@ -41,6 +42,7 @@ TABLE = Path(__file__).with_name("results") / "compiled.md"
 GEOMETRY = ([1, 1], [1, 1, 1, 1], [1, 1])
 KERNEL = (3, 3)
 BATCH, SIZE = 64, 28
+SPLITS = 6
 MAPS = (
     ((64, 256, 16, 16), torch.channels_last),
     ((64, 64, 128, 128), torch.channels_last),
@@ -97,6 +99,11 @@ def variants() -> Iterator[Variant]:
         yield _convolution("stacked gradients", row, torch.float32, wide, transposed=True, experts=4)
     for row in configs.CONVOLUTION:
         yield _convolution("forward, 3 channels", row, torch.bfloat16, (3, 64))
+    for row, dtype in ((configs.CONVOLUTION[4], torch.bfloat16), (configs.CONVOLUTION_FLOAT32[1], torch.float32)):
+        row = row._replace(splits=SPLITS)
+        yield _convolution("forward", row, dtype, wide)
+        yield _convolution("gradient of x", row, dtype, wide, transposed=True)
+    yield from _added_up()
     for row in configs.SAMPLE_GRADIENT:
         yield _weight_gradient(row, torch.bfloat16, wide, 0)
         yield _weight_gradient(row, torch.bfloat16, eights, 0)
@@ -105,6 +112,8 @@ def variants() -> Iterator[Variant]:
     for experts in (4, 9):
         for dtype in (torch.bfloat16, torch.float32):
             yield _contraction(experts, dtype)
+    for samples, experts, dtype in ((1, 4, torch.bfloat16), (3, 8, torch.float32)):
+        yield _contraction_of_few(samples, experts, dtype)
     tables = {torch.bfloat16: configs.WEIGHT_GRADIENT, torch.float32: configs.WEIGHT_GRADIENT_FLOAT32}
     for dtype, table in tables.items():
         for experts, rows in table.items():
@@ -172,6 +181,19 @@ def _convolution(use, row, dtype, channels, precision="ieee", transposed=False, 
     return _product("convolution", use, name, channels, row, launches[0], again)
 
 
+def _added_up() -> Iterator[Variant]:
+    """Parts of a product, in both layouts of what is written."""
+    for layout in (torch.channels_last, torch.contiguous_format):
+        y = _empty(1, 256, 14, 14).contiguous(memory_format=layout)
+        partial = _empty(SPLITS, 1, 14, 14, 256, dtype=torch.float32)
+        with record_launches() as launches:
+            add_up(partial, y, _empty(1, 256, dtype=torch.float32), None, None, relu=False)
+        options = launches[0].options
+        use = f"{SPLITS} splits, {'channels_last' if options['CHANNELS_LAST'] else 'contiguous'}"
+        label = _label(options["BLOCK_P"], options["BLOCK_C"])
+        yield Variant("add up", use, "bfloat16", "256", label, 1, options["num_warps"], launches[0])
+
+
 def _weight_gradient(row, dtype, channels, experts) -> Variant:
     inputs, outputs = channels
     grad, x = _image(outputs, dtype), _image(inputs, dtype)
@@ -198,11 +220,22 @@ def _contraction(experts: int, dtype: torch.dtype) -> Variant:
     return Variant("contraction", f"{experts} experts", _name(dtype), "256->256", label, 1, 4, launches[0])
 
 
+def _contraction_of_few(samples: int, experts: int, dtype: torch.dtype) -> Variant:
+    own, weight = _empty(samples, 256, 9, 256, dtype=dtype), _empty(experts, 256, 256, *KERNEL, dtype=dtype)
+    with record_launches() as launches:
+        contract_few(own, weight, _empty(samples, experts, dtype=torch.float32), for_mixing=True)
+    options = launches[0].options
+    use = f"{experts} experts, samples: {samples}"
+    label = _label(options["BLOCK_R"], options["TAPS"])
+    return Variant("contraction", use, _name(dtype), "256->256", label, 1, options["num_warps"], launches[0])
+
+
 def _product(kernel, use, dtype, channels, row, launch, with_config) -> Variant:
     inputs, outputs = channels
     label = _label(row.block_m, row.block_n, row.block_k)
     if isinstance(row, configs.ConvolutionConfig):
         label += " swapped" * row.swap + " together" * row.together
+        label += f", {row.splits} splits" * (row.splits > 1)
     known = (kernel, use, dtype, f"{inputs}->{outputs}", label, row.stages, row.warps)
     return Variant(*known, launch, row, with_config)
 
@@ -316,9 +349,9 @@ def _augment(channels: int) -> Iterator[Variant]:
     boxes, factors = _empty(BATCH, 4, dtype=torch.int64), _empty(BATCH, dtype=torch.float32)
     gray = flips if channels == 3 else None
     recipes = {
-        "copied": (indices, None, flips, None, None, None, None, None, None, None),
-        "cropped": (indices, boxes, flips, None, None, None, None, None, None, None),
-        "whole recipe": (indices, boxes, flips, factors, factors, factors, factors, gray, None, boxes),
+        "copied": (indices, None, flips, *[None] * 8),
+        "cropped": (indices, boxes, flips, *[None] * 8),
+        "whole recipe": (indices, boxes, flips, None, factors, factors, factors, factors, gray, None, boxes),
     }
     for use, parameters in recipes.items():
         size = 256 if use == "copied" else 224

@@ -79,7 +79,7 @@ def cases() -> list[Case]:
     layers = _leaves(size, (2, CHANNELS), (2,), (CHANNELS, 2), (CHANNELS,))
     return [
         _dynamic("weights mixed", size),
-        _dynamic("stacked", (BATCH, CHANNELS, 5, 5)),
+        _dynamic("stacked", (BATCH, CHANNELS, 5, 5), experts=2),
         _dynamic("depthwise", wide, groups=CHANNELS),
         _dynamic("1x1", size, side=1),
         Case("per_sample_conv2d", "3x3", kernels.per_sample_conv2d, per_sample, {"padding": 1}),
@@ -104,8 +104,8 @@ class Nothing(torch.autograd.Function):
         return tuple(grad for _ in ctx.saved_tensors)
 
 
-def _dynamic(form: str, size: tuple[int, ...], side: int = 3, groups: int = 1) -> Case:
-    leaves = _leaves(size, (EXPERTS, CHANNELS, CHANNELS // groups, side, side), (BATCH, EXPERTS))
+def _dynamic(form: str, size: tuple[int, ...], side: int = 3, groups: int = 1, experts: int = EXPERTS) -> Case:
+    leaves = _leaves(size, (experts, CHANNELS, CHANNELS // groups, side, side), (BATCH, experts))
     return Case("dynamic_conv2d", form, kernels.dynamic_conv2d, leaves, {"padding": side // 2, "groups": groups})
 
 

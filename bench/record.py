@@ -1,16 +1,14 @@
 """The files of results: one for each device, a section for each op, each written as soon as a shape is measured."""
 
 import json
-import os
 import platform
-import re
-import subprocess
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from engine.files import write_atomically
+from engine.hardware import commit, cpu_name, cpus, output_of, version_of
 from kernels.dynamic_conv.configs import table_path
 from kernels.tensors import allows_tf32
 
@@ -30,21 +28,26 @@ def circumstances(device: str, packages: tuple[str, ...] = ("timm",)) -> dict:
 
     `packages` are those that baselines come from.
     """
-    versions = {"torch": torch.__version__, "triton": _version("triton"), "python": platform.python_version()}
-    versions |= {package: _version(package) for package in packages}
+    versions = {"torch": torch.__version__, "triton": version_of("triton"), "python": platform.python_version()}
+    versions |= {package: version_of(package) for package in packages}
     if device == "cuda":
-        versions |= {"cuda": torch.version.cuda, "driver": _output("nvidia-smi", *_DRIVER)}
+        versions |= {"cuda": torch.version.cuda, "driver": output_of("nvidia-smi", *_DRIVER)}
         settings = {"cudnn_tf32": allows_tf32()}
     else:
         settings = {"threads": torch.get_num_threads()}
     return {
         "kind": device,
-        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "versions": versions,
         "settings": settings,
         "date": date.today().isoformat(),
-        "commit": _commit(),
+        "commit": commit(12, apart_from="bench/results"),
     }
+
+
+def processor() -> str:
+    """Return how many cores of what processor this process may use."""
+    return f"{cpus()} core{'s' * (cpus() > 1)} of {cpu_name()}"
 
 
 def sections(path: Path) -> dict[str, dict]:
@@ -91,37 +94,7 @@ def united(old: dict, new: dict) -> dict:
 def replace(path: Path, content: dict) -> None:
     """Write `content` as JSON; whoever reads meanwhile finds the old file whole or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 
 _DRIVER = ("--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} core{'s' * (cores > 1)} of {found[1] if found else platform.processor()}"
-
-
-def _commit() -> str | None:
-    commit = _output("git", "rev-parse", "--short=12", "HEAD")
-    changed = commit and _output("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
-    return f"{commit} with changes" if changed else commit
-
-
-def _output(*command: str) -> str | None:
-    """Return what a command prints, None where it fails or is not there."""
-    try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -267,7 +267,8 @@ def _page(
         facts = json.loads((results / "mini50" / name / "environment.json").read_text(encoding="utf-8"))
         place = f"`bench/results/mini50/{name}/table.csv`"
         made = COMMANDS[name.partition("-")[0]], _machine(facts)
-        places[made].append(f"{place} (commit {(facts.get('commit') or 'none')[:12]})")
+        code = facts.get("commit") or "none"  # 40 digits, and " with changes"
+        places[made].append(f"{place} (commit {code[:12]}{code[40:]})")
     stamps = (wrapped(f"`{command}`: {', '.join(each)}; {machine}.") for (command, machine), each in places.items())
     return "\n\n".join([grid(Table(title, heads, tuple(rows), left)), *stamps])
 

@@ -58,7 +58,8 @@ class Candidate(NamedTuple):
     def plan(self, device: configs.Device) -> Plan:
         """Return the plan that this choice leads to."""
         problem = self.shape.problem(self.dtype)
-        with mock.patch.object(planning, "measured", return_value={problem.key: self.choice}):
+        measured = {problem.key: {"batch": problem.batch} | self.choice}
+        with mock.patch.object(planning, "measured", return_value=measured):
             return planning.plan.__wrapped__(problem, device)
 
 
@@ -132,7 +133,7 @@ def read_log(path: Path | None, digest: str) -> dict:
 
 
 def calls() -> list[tuple[Shape, torch.dtype]]:
-    """Return the calls that are tuned. The tables do not know the batch, so each key is tuned at the usual one."""
+    """Return the calls that are tuned: each key once, at the usual batch."""
     shapes = [shape for shape in shapes_on("cuda") if shape.batch == BATCH["cuda"]]
     return [(shape, dtype) for dtype in (torch.bfloat16, torch.float32) for shape in shapes]
 
@@ -314,7 +315,7 @@ def write(device: configs.Device, problem: Problem, choice: dict) -> None:
     table = json_of(path) or {}
     old = table.get("choices", {}) if table.get("versions") == about["versions"] else {}
     kept = {key: value for key, value in old.items() if key != problem.key}
-    choices = kept | ({problem.key: choice} if choice else {})
+    choices = kept | ({problem.key: {"batch": problem.batch} | choice} if choice else {})
     record.replace(path, {name: about[name] for name in ("device", "versions", "date")} | {"choices": choices})
     planning.forget()
 

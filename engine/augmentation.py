@@ -1,15 +1,12 @@
-"""Which augmentations an epoch of training uses, and their parameters for a batch."""
+"""Which augmentations an epoch of training uses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from engine.errors import UserError
-from kernels.augment import Recipe, draw
+from kernels.augment import Recipe
 
-# The loader crops and mirrors while it decodes; the rest happens to the batch, on the device.
 DEFAULT = ("crop", "flip")
 NAMES = (*DEFAULT, "vflip", "rotation", "jitter", "gamma", "grayscale")
 DEGREES, JITTER, GAMMA, GRAYSCALE = 15.0, 0.2, 0.2, 0.1
@@ -57,31 +54,20 @@ class Augmentations:
         missing = 1 - min(int(done * SIZES), SIZES - 1) / (SIZES - 1)
         return full - STEP * round(full * (1 - self.progressive) * missing / STEP)
 
-    def concern_batches(self, epoch: int) -> bool:
-        """Return whether an epoch has augmentations that the loader leaves to the batch."""
-        return not set(self.at(epoch)) <= set(DEFAULT)
-
-    def parameters(
-        self, indices: Tensor, size: tuple[int, int], seed: int, epoch: int, draw_number: int | None = None
-    ) -> dict[str, Tensor]:
-        """Return arguments for `kernels.augment` and, as "vflips", which images are turned upside down.
-
-        Each row follows from (seed, `draw_number`, image index) alone; by default the number is the epoch.
-        """
+    def recipe(self, epoch: int) -> Recipe:
+        """Return what is drawn of each image in an epoch, which counts from 1."""
         names = self.at(epoch)
-        recipe = Recipe(
-            flip=0.5 * ("vflip" in names),
+        return Recipe(
+            scale=self.crop_scale if "crop" in names else None,
+            ratio=self.crop_ratio,
+            flip=0.5 * ("flip" in names),
+            vflip=0.5 * ("vflip" in names),
             degrees=DEGREES * ("rotation" in names),
             brightness=JITTER * ("jitter" in names),
             contrast=JITTER * ("jitter" in names),
             gamma=GAMMA * ("gamma" in names),
             grayscale=GRAYSCALE * ("grayscale" in names),
         )
-        if recipe == Recipe():
-            return {}
-        drawn = draw(recipe, indices, size, seed, epoch if draw_number is None else draw_number)._asdict()
-        drawn["vflips"] = drawn.pop("flips")
-        return {name: value for name, value in drawn.items() if value is not None}
 
 
 def check(names: tuple[str, ...], dtype: str, channels: int) -> None:

@@ -15,7 +15,6 @@ def normalise(
     images: Tensor,
     channels: Channels = RGB,
     sources: Tensor | None = None,
-    vflips: Tensor | None = None,
     **parameters: Tensor,
 ) -> Tensor:
     """Return images [batch, channels, height, width] standardised per channel, float32, channels_last.
@@ -23,22 +22,18 @@ def normalise(
     Args:
         images: uint8, or float32 of the values stored.
         sources: int64 [batch, out] or [out], which channel each output channel is; a negative one is absent: zero.
-        vflips: bool [batch], which images are turned upside down, before anything else is done.
-        parameters: what else `kernels.augment` is to do with uint8 images.
+        parameters: what else `kernels.augment` is to do with uint8 images; with others, `vflips` alone.
     """
-    if vflips is not None:
-        images = upside_down(images, vflips)
     if images.dtype == torch.uint8:
         arguments = {"mean": channels.mean, "std": channels.std, "channels": sources}
         return augment(images.permute(0, 2, 3, 1), **arguments, **parameters)
+    if (vflips := parameters.pop("vflips", None)) is not None:
+        images = torch.where(vflips[:, None, None, None], images.flip(2), images)
+    if parameters:
+        raise ValueError(f"only uint8 images have {', '.join(parameters)}, not {images.dtype}")
     mean, std = _statistics(channels, images.device)
     x = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
     return x if sources is None else gathered(x, sources)
-
-
-def upside_down(images: Tensor, which: Tensor) -> Tensor:
-    """Return images [batch, channels, height, width], those of `which`, bool [batch], turned upside down."""
-    return torch.where(which[:, None, None, None], images.flip(2), images)
 
 
 @cache

@@ -17,7 +17,8 @@ from engine.data.channel_info import full as full
 from engine.errors import UserError
 
 DRAWS_OF_EACH_SIZE = 3
-DROP_PROBABILITY = 0.3  # of a batch, in report D
+DROP = 1  # apart from other draws by the same numbers
+DROP_PROBABILITY = 0.3
 
 # The order in which the reports list the combinations of three channels.
 _REPORTED = ("RGB", "RG", "GB", "RB", "R", "G", "B")
@@ -157,61 +158,16 @@ def select(images: Tensor, chosen: tuple[int, ...], how: str) -> Tensor:
     return images * present(chosen, count, images.device)[:, None, None]
 
 
-def sample_masks(batch: int, channels: int, generator: torch.Generator, bias: float = 0.0) -> Tensor:
-    """Return a mask [batch, channels], bool: for each sample how many channels, then which, uniformly.
+def dropped(channels: int, seed: int, draw: int, batch: int) -> Tensor | None:
+    """Return which channel each input channel of a batch is, int64 [channels], -1 where it is lost; None: all stay.
 
-    k channels are drawn in proportion to k**-bias. With a bias of 0 this is hierarchical channel sampling (ChannelViT,
-    arXiv 2309.16108). It is drawn per sample on the generator's device, so that shapes stay static.
+    With probability 0.3 the batch loses some of its channels, never all, every number of them as often (report D's
+    RandomChannelDrop). It follows from the seed, the number of the draw and that of the batch.
     """
-    count, rank = _counts_and_ranks(batch, channels, generator, bias)
-    return rank < count
-
-
-def shuffled(batch: int, channels: int, generator: torch.Generator, bias: float = 0.0) -> Tensor:
-    """Return which channel stands at each place, int64 [batch, channels], -1 where none does.
-
-    For each sample a random number of channels in random order, the absent places last (report B's channel shuffling);
-    `bias` as for `sample_masks`.
-    """
-    count, rank = _counts_and_ranks(batch, channels, generator, bias)
-    return rank.masked_fill(torch.arange(channels, device=rank.device) >= count, -1)
-
-
-def _counts_and_ranks(batch: int, channels: int, generator: torch.Generator, bias: float) -> tuple[Tensor, Tensor]:
-    device = generator.device
-    if bias:
-        likely = (-bias * torch.arange(1, channels + 1, device=device).log()).softmax(0)
-        count = 1 + likely.multinomial(batch, replacement=True, generator=generator).unsqueeze(1)
-    else:
-        count = torch.randint(1, channels + 1, (batch, 1), generator=generator, device=device)
-    return count, torch.rand(batch, channels, generator=generator, device=device).argsort(1).argsort(1)
-
-
-def sources(sampling: str, batch: int, channels: int, generator: torch.Generator, bias: float = 0.0) -> Tensor | None:
-    """Return which channel each input channel of a training batch is, int64 [batch, channels], -1 where absent.
-
-    Args:
-        sampling: "off", all channels in their order (None is returned); "on", `sample_masks`; "drop", with probability
-            0.3 the batch loses a random non-empty choice of its channels, never all (report D's RandomChannelDrop);
-            "shuffle", `shuffled`.
-        bias: of "on" and "shuffle" toward few channels.
-
-    Raises:
-        ValueError: `sampling` is none of these.
-    """
-    if sampling == "off":
+    generator = np.random.default_rng([DROP, seed, draw, batch])
+    if channels == 1 or generator.random() >= DROP_PROBABILITY:
         return None
-    if sampling == "shuffle":
-        return shuffled(batch, channels, generator, bias)
-    own = torch.arange(channels, device=generator.device)
-    if sampling == "on":
-        return own.where(sample_masks(batch, channels, generator, bias), -1)
-    if sampling != "drop":
-        raise ValueError(f"sampling must be off, on, drop or shuffle, got {sampling!r}")
-    if channels == 1:
-        return None
-    lost = torch.rand((), generator=generator, device=generator.device) < DROP_PROBABILITY
-    present = sample_masks(1, channels - 1, generator)  # of a random choice of one channel less, so one is always lost
-    order = torch.rand(channels, generator=generator, device=generator.device).argsort()
-    kept = torch.cat([present[0], present.new_zeros(1)])[order]
-    return own.where(kept | ~lost, -1).expand(batch, -1)
+    lost = generator.permutation(channels)[generator.integers(1, channels) :]
+    sources = np.arange(channels)
+    sources[lost] = -1
+    return torch.from_numpy(sources)

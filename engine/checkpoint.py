@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running code."""
+"""Checkpoints: written whole or not at all, read without running code, with the number of their format."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import torch
 from engine.errors import StorageError, UserError
 from engine.files import write_atomically
 
+# 1, without a number: channels and flips were drawn batch by batch. 2: by image.
+FORMAT = 2
+
 
 def save(path: Path, content: dict) -> None:
     """Write `content` (tensors, numbers, strings and containers of them) whole or not at all.
@@ -19,7 +22,7 @@ def save(path: Path, content: dict) -> None:
     """
     # In memory first: torch's writer ends the process where a disk is full in the middle.
     stream = io.BytesIO()
-    torch.save(content, stream)
+    torch.save(content | {"format": FORMAT}, stream)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -28,10 +31,10 @@ def save(path: Path, content: dict) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict:
-    """Return what `save` wrote.
+    """Return what `save` wrote, of this format or an earlier one, with its number as "format".
 
     Raises:
-        UserError: the file is missing, damaged, or holds more than plain data.
+        UserError: the file is missing, damaged, of a later format, or holds more than plain data.
     """
     try:
         content = torch.load(path, map_location=device, weights_only=True)
@@ -43,6 +46,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f"{path} is no checkpoint of this project: it has no 'model' entry of weights")
+    if (number := content.setdefault("format", 1)) not in range(1, FORMAT + 1):
+        raise UserError(
+            f"{path} has checkpoint format {number}, this version reads up to {FORMAT}: update polychrome to read it"
+        )
     return content
 
 

@@ -44,7 +44,7 @@ def start() -> None:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Be with the other processes while this is entered; raises as `start`."""
+    """Join the process group of the job for the length of a `with` block; raises what `start` raises."""
     start()
     yield
     # Not after an error: the others may be waiting in the middle of something, and torchrun ends them.

@@ -43,7 +43,7 @@ def evaluate(
     how: str | None = None,
     flip: bool = False,
 ) -> Evaluation:
-    """Score `model` on each channel combination; each image is decoded once, of several processes by one of them.
+    """Score `model` on each channel combination. Each image is decoded once, by one of the processes.
 
     Args:
         model: any-channel models see only the channels present ("subset") or are told by a mask which these are
@@ -51,9 +51,9 @@ def evaluate(
         combinations: names and channels such as {"RGB": (0, 1, 2), "RG": (0, 1)}, see `engine.channels.parse`.
         autocast: the precision context to run the model in.
         on_batch: called after each batch with its number of images.
-        how: the protocol, where it is not to follow from the model. Of "subset" a mask gives the same result where the
-            channels stand in the data's order; on a GPU that is used instead, so that those combinations have one shape
-            and nothing is compiled or recorded anew for each.
+        how: the protocol; by default the model's own. On a GPU an any-channel model under "subset" is given all
+            channels and a mask instead, where a combination keeps the data's order: the scores are the same, and as
+            all these combinations then have one shape, the model is compiled once and one CUDA graph serves them.
         flip: also score flip averaging: the mean of the logits of each image and of its mirror image.
     """
     how = how or protocol(model)

@@ -48,13 +48,13 @@ def describe() -> dict:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": cpus(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "processes": distributed.world_size(),
         "launch": distributed.launch(),
-        "versions": {name: _version(name) for name in packages},
-        "commit": _commit(),
+        "versions": {name: version_of(name) for name in packages},
+        "commit": commit(),
     }
 
 
@@ -103,23 +103,36 @@ def _cpu_flags() -> set[str]:
     return set(_cpu_info("flags").split())
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return what the processor calls itself, such as "AMD EPYC 9R14"."""
     return _cpu_info("model name") or platform.processor()
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Return the version of an installed distribution; None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _commit() -> str | None:
+def commit(digits: int = 40, apart_from: str | None = None) -> str | None:
+    """Return the commit of the code, followed by " with changes" where tracked files differ; None outside a clone.
+
+    apart_from: a folder whose changes do not count.
+    """
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", "HEAD"]
+    found = output_of("git", "-C", str(root), "rev-parse", "--verify", "--quiet", f"--short={digits}", "HEAD")
+    where = (".", f":!{apart_from}") if apart_from else (".",)
+    changed = output_of("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no", "--", *where)
+    return f"{found} with changes" if found and changed else found
+
+
+def output_of(*command: str) -> str | None:
+    """Return what a command prints; None where it fails, prints nothing or is not there."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    except OSError:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
         return None

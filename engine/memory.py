@@ -21,8 +21,8 @@ MOST = 1024  # beyond it a step is bound by arithmetic on any device, and a rate
 def largest_batch(model: nn.Module, shape: tuple[int, int, int], plan: Plan, samples: int) -> int:
     """Return the largest batch of images [channels, height, width] that `model` can be trained on here.
 
-    It is at most 1024 in each process, whose number times what fits in this one it is, and leaves an epoch of `samples`
-    images at least 16 steps. 0 where no batch fits.
+    The result counts the images of all processes: the number of processes times the images that fit this one, at most
+    1024. An epoch of `samples` images keeps at least 16 steps. The result is 0 where not even the smallest batch fits.
     """
     processes = distributed.world_size()
     most = max(batch_size.LEAST, min(MOST, samples // 16 // processes))

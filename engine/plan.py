@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import nn
@@ -12,6 +12,10 @@ from engine import optimizers, schedules
 from engine.augmentation import Augmentations
 from engine.course import EpochRow
 from engine.transfer import head_of
+from kernels.augment import Recipe
+
+# The ways of channel sampling by what they draw of each image; the last two are of whole batches.
+SAMPLINGS = {"off": "all", "on": "subset", "shuffle": "shuffle", "drop": "all", "cycle": "all"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,10 @@ class Plan:
     accumulate: batches that make a step. clip_norm: largest norm of a step's gradients; 0: any.
     ema: decay of the moving average of the weights, which is then what is validated and kept as best; 0: none.
     mixup, cutmix: the alphas of the Beta distributions; 0: off.
-    channel_sampling: see `engine.channels.sources`; "cycle" makes a pass over the data for each of `cycle` in an epoch.
+    channel_sampling: "off", all channels in their order; "on", of each image how many channels are present, then which,
+        drawn uniformly (hierarchical channel sampling, ChannelViT, arXiv 2309.16108); "shuffle", the same, the present
+        ones first and in random order (report B); "drop", see `engine.channels.dropped`; "cycle", a pass over the data
+        for each combination of `cycle` in an epoch (report C).
     subset_bias: of "on" and "shuffle": k channels are drawn in proportion to k**-subset_bias.
     consistency: weight of the consistency loss of trainings on channel subsets, see `consistent`; 0: none.
     channels: name and positions of the only ones that the model is shown, where these are not all: it is made for
@@ -65,6 +72,10 @@ class Plan:
     compile_mode: str = "default"
     save_every: float = 300.0
 
+    def __post_init__(self):
+        if self.channel_sampling not in SAMPLINGS:
+            raise ValueError(f"channel_sampling must be one of {', '.join(SAMPLINGS)}, got {self.channel_sampling!r}")
+
     @property
     def passes(self) -> int:
         """Passes over the training data in an epoch."""
@@ -72,8 +83,11 @@ class Plan:
 
     @property
     def consistent(self) -> bool:
-        """Whether each training image is shown twice, on a subset of its channels and on all, whose answers are drawn
-        together. Without channel subsets, and where their order is random too, there is nothing to draw."""
+        """Whether a batch holds each training image twice, with some of its channels and with all of them.
+
+        The consistency loss then pulls the model's answers on some channels towards its answers on all. It needs
+        channel subsets in the data's order: with sampling "off", "shuffle" or fixed channels it is not used.
+        """
         return self.consistency > 0 and self.channel_sampling in ("on", "drop", "cycle") and self.channels is None
 
     @property
@@ -86,8 +100,13 @@ class Plan:
         return channels if self.protocol in (None, "zero-pad") else len(self.channels[1])
 
     def draw(self, epoch: int, turn: int) -> int:
-        """Return the number that order, crops and augmentations of a pass are drawn by."""
+        """Return the number that a pass's order and its images' augmentations and channels are drawn by."""
         return (epoch - 1) * self.passes + turn + 1
+
+    def recipe(self, epoch: int) -> Recipe:
+        """Return what is drawn of each image in an epoch."""
+        channels = "all" if self.channels else SAMPLINGS[self.channel_sampling]
+        return replace(self.augmentations.recipe(epoch), channels=channels, channel_bias=self.subset_bias)
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return a new optimiser of the model's parameters, of the head's alone where the rest is frozen."""

@@ -84,8 +84,11 @@ class Totals:
 
 @dataclass(frozen=True)
 class Division:
-    """How the data is cut into batches and shares, and where numbers are drawn: under another one a position within an
-    epoch, with the state of the generators, means nothing."""
+    """How the training images are divided into batches and processes, and the device that draws random numbers.
+
+    A checkpoint from the middle of an epoch can be continued only under the same division: its position counts batches
+    of this size, and its generator states belong to these processes and this device.
+    """
 
     samples: int
     batch_size: int
@@ -103,7 +106,6 @@ class State:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: AveragedModel | None
-    sampling: torch.Generator
     totals: Totals
     division: Division
     plan: dict
@@ -149,6 +151,8 @@ class State:
         path, content = newest(folder, self.division, say)
         if content is None:
             return False
+        if content["format"] < checkpoint.FORMAT:
+            say(f"{path} was written by an earlier version: from here on flips and channels are drawn as today")
         checkpoint.restore(self.model, content, path)
         try:
             self.course = Course.from_dict(content["course"])
@@ -184,14 +188,13 @@ class State:
         }
 
     def _generators(self) -> dict:
-        found = {"cpu": torch.get_rng_state(), "sampling": self.sampling.get_state()}
+        found = {"cpu": torch.get_rng_state()}
         if self.totals.loss.is_cuda:
             found["cuda"] = torch.cuda.get_rng_state()
         return found
 
     def _set_generators(self, states: dict) -> None:
         torch.set_rng_state(states["cpu"].cpu())
-        self.sampling.set_state(states["sampling"].cpu())
         if "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"].cpu())
 

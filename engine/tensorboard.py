@@ -34,8 +34,8 @@ class Scalars:
     the package tensorboard, and where the folder cannot be written, one line says so and the training goes on.
 
     Args:
-        first_epoch: the epoch that the training starts with. What an earlier process wrote of that one and later ones
-            no longer shows, so that no epoch of a run that is gone on with shows twice.
+        first_epoch: the epoch that the training starts with. TensorBoard hides what an earlier process wrote about this
+            epoch and later ones, so that a resumed run shows each epoch once.
     """
 
     def __init__(self, folder: Path, enabled: bool = True, first_epoch: int = 1) -> None:

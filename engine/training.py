@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from engine import checkpoint, consistency, distributed, memory, state
 from engine.averaging import averaged
 from engine.batch_size import is_out_of_memory
-from engine.channels import Combinations, places, sources
+from engine.channels import Combinations, dropped, places
 from engine.course import Course, EpochRow
 from engine.data.loader import Batch, Loader
 from engine.errors import Interrupted, NotFiniteError
@@ -35,12 +35,15 @@ SHOWN_FILES = 3
 
 @dataclass
 class Hooks:
-    """What is told of a training; each does nothing unless it is set.
+    """Functions that a training calls as it goes on; those left out do nothing.
 
-    batch: after each training or validation batch, with its number of images. step: after each optimiser step.
-    validated: after each validation batch. epoch: after each epoch, with the course so far. images: with the images
-    that the first batch of a training shows the model. say: with a line for the user. waiting: a context that is
-    entered while the loop waits for a batch.
+    batch: called after each training or validation batch with the number of its images.
+    step: called after each optimiser step.
+    validated: called after each validation batch.
+    epoch: called after each epoch with the history so far.
+    images: called once with the first batch, as the model reads it.
+    say: called with each line of text for the user.
+    waiting: makes the context in which the loop waits for a batch.
     """
 
     batch: Callable[[int], None] = lambda images: None
@@ -57,9 +60,9 @@ def fit(
 ) -> Course:
     """Train `model`, from where the checkpoints in a folder stand; it ends with the weights of `best.pt`.
 
-    Order, crops, channel sampling and dropout follow from (seed, epoch), and a checkpoint within an epoch has the
-    state of all generators, so a training that goes on equals an unbroken one. SIGTERM and Ctrl-C end it after the
-    step it is in. In several processes each has its share of every batch.
+    Order, augmentations, channel sampling and dropout follow from (seed, epoch), and a checkpoint within an epoch has
+    the state of torch's generators, so a training that goes on equals an unbroken one. SIGTERM and Ctrl-C end it after
+    the step it is in. In several processes each has its share of every batch.
 
     Raises:
         NotFiniteError: a loss is NaN or infinite; the checkpoints before are kept.
@@ -119,7 +122,6 @@ class Trainer:
             self.optimizer,
             self.scaler,
             self.ema,
-            torch.Generator(plan.device),
             Totals(plan.device),
             self.division,
             plan.described(),
@@ -195,15 +197,13 @@ class Trainer:
         _train_mode(self.model, self.plan)
         self.rate = self.plan.rates(self.course.history)
         if self.state.position.at_start:
-            seed = _mix(self.plan.seed, epoch)
-            torch.manual_seed(seed + distributed.rank())
-            self.state.sampling.manual_seed(seed)
+            torch.manual_seed(_mix(self.plan.seed, epoch) + distributed.rank())
 
     def _pass(self, epoch: int, turn: int) -> None:
         """Train on what is left of a pass over the data."""
         position, steps = self.state.position, len(self.train)
-        draw = self.plan.draw(epoch, turn)
-        batches = decoded(self.train.epoch(epoch, start=position.batch, draw=draw), self.hooks.waiting)
+        loaded = self.train.epoch(epoch, position.batch, self.plan.draw(epoch, turn), self.plan.recipe(epoch))
+        batches = decoded(loaded, self.hooks.waiting)
         for number, batch in enumerate(batches, position.batch):
             ends_step = (number + 1) % self.plan.accumulate == 0 or number + 1 == steps
             self._set_rate(self.rate((turn * steps + number) / (self.plan.passes * steps)))
@@ -225,7 +225,7 @@ class Trainer:
     def _forward_and_backward(self, batch: Batch, epoch: int, turn: int, number: int, ends_step: bool) -> None:
         plan = self.plan
         with span("augment"):
-            images, present = _images(batch, self.train, plan, epoch, turn, self.state.sampling)
+            images, present = _images(batch, self.train, plan, epoch, turn, number)
             targets = batch.labels
             if self.mixing is not None:
                 images, targets = self._mixed(images, present, targets)
@@ -370,27 +370,24 @@ def _train_mode(model: nn.Module, plan: Plan) -> None:
 
 
 def _images(
-    batch: Batch, loader: Loader, plan: Plan, epoch: int, turn: int, generator: torch.Generator
+    batch: Batch, loader: Loader, plan: Plan, epoch: int, turn: int, number: int
 ) -> tuple[Tensor, Tensor | None]:
     """Return the images, augmented, and which channels of each are present, bool [batch, channels], None for all.
 
     For a consistency loss the images have all channels, and which ones are to be present is always returned.
     """
-    count, channels, *size = batch.shape
-    parameters = {}
-    if plan.augmentations.concern_batches(epoch):
-        indices = torch.from_numpy(batch.indices).to(batch.device, non_blocking=True)
-        parameters = plan.augmentations.parameters(indices, tuple(size), plan.seed, epoch, plan.draw(epoch, turn))
+    count, channels = batch.shape[:2]
+    parameters = dict(batch.drawn)
+    chosen = parameters.pop("channels", None)
     if plan.channels:
         shown = places(plan.channels[1], batch.device)
         shown = _others_absent(shown, channels) if plan.padded else shown
         return batch.standardised(loader.channels, shown, **parameters), None
     if plan.channel_sampling == "cycle":
         chosen = _others_absent(places(plan.cycle[turn], batch.device), channels).expand(count, -1)
-    else:
-        # Drawn for the images of all processes, so that the number of these changes nothing.
-        chosen = sources(plan.channel_sampling, batch.total, channels, generator, plan.subset_bias)
-        chosen = None if chosen is None else chosen[distributed.part(batch.total)]
+    if plan.channel_sampling == "drop":
+        chosen = dropped(channels, plan.seed, plan.draw(epoch, turn), number)
+        chosen = None if chosen is None else chosen.to(batch.device, non_blocking=True).expand(count, -1)
     if plan.consistent:
         whole = torch.ones(count, channels, dtype=torch.bool, device=batch.device)
         return batch.standardised(loader.channels, **parameters), whole if chosen is None else chosen >= 0

@@ -21,18 +21,21 @@ SECTOR, LINE = 8, 32
 ENOUGH, MOST = 2048, 16384
 
 
-def sum_rows(partial: Tensor) -> Tensor:
-    """Return the sum [*columns] of contiguous float32 `partial` [rows, *columns] over its rows, always the same."""
-    return _sum(partial, partial.shape[1:], 1)
+def sum_rows(partial: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the sum [*columns] of contiguous float32 `partial` [rows, *columns] over its rows, always the same.
+
+    It is rounded once, to `dtype`.
+    """
+    return _sum(partial, partial.shape[1:], 1, dtype)
 
 
-def sum_outer_and_inner(partial: Tensor) -> Tensor:
-    """Return the sum [*columns] of contiguous float32 `partial` [outer, *columns, inner], always the same."""
-    return _sum(partial, partial.shape[1:-1], partial.shape[-1])
+def sum_outer_and_inner(partial: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the sum [*columns] of contiguous float32 `partial` [outer, *columns, inner], as `sum_rows` does."""
+    return _sum(partial, partial.shape[1:-1], partial.shape[-1], dtype)
 
 
-def _sum(partial: Tensor, shape: torch.Size, inner: int) -> Tensor:
-    total = partial.new_empty(shape)
+def _sum(partial: Tensor, shape: torch.Size, inner: int, dtype: torch.dtype) -> Tensor:
+    total = partial.new_empty(shape, dtype=dtype)
     columns, rows = prod(shape), partial.shape[0] * inner
     enough = max(ENOUGH // next_power_of_2(rows), LINE // inner)
     block_c = next_power_of_2(max(SECTOR // inner, min(enough, cdiv(columns, PROGRAMS))))
@@ -77,4 +80,4 @@ def sum_kernel(
         row = start + tl.arange(0, BLOCK_R)
         row_at = (row // inner) * step + row % inner
         total += tl.load(partial_at + row_at[:, None], mask=(row < rows)[:, None] & known[None, :], other=0.0)
-    tl.store(total_ptr + column, tl.sum(total, 0), mask=known)
+    tl.store(total_ptr + column, tl.sum(total, 0).to(total_ptr.dtype.element_ty), mask=known)

@@ -25,9 +25,14 @@ from train.config import Settings
 
 @dataclass(frozen=True)
 class Data:
-    """A data set without its undecodable files, these files (path, split and reason of each), by split but training a
-    digest of what is listed, decoded images, where they are kept, and by split the places in the list of the images
-    that are left, where some are not."""
+    """A data set whose files can all be decoded, ready to make loaders of.
+
+    images: the set, without the files that cannot be decoded.
+    rejected: "path", "split" and "reason" of each file that was left out.
+    division: for every split but training, a digest of the files that it lists.
+    pixels: the decoded images, where the run keeps them in memory.
+    places: for each split, the positions of its images in the list as the user gave it; None where none was left out.
+    """
 
     images: ImageSet
     rejected: list[dict[str, str]]

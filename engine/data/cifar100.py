@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import shutil
 import tarfile
 import tempfile
 from http.client import HTTPException
@@ -86,12 +85,9 @@ def _downloaded(folder: Path, download: bool) -> Path:
         raise UserError(f"no CIFAR-100 in {folder}: {ways}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix="cifar100.", suffix=".tmp", dir=folder))
-        try:
-            download_url(CIFAR100.url, work, CIFAR100.filename, CIFAR100.tgz_md5)
-            os.replace(work / CIFAR100.filename, final)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix="cifar100.", dir=folder) as work:
+            download_url(CIFAR100.url, Path(work), CIFAR100.filename, CIFAR100.tgz_md5)
+            os.replace(Path(work, CIFAR100.filename), final)
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: torchvision found another checksum
         why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"CIFAR-100 could not be downloaded ({why}): {ways}") from error

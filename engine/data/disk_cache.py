@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from engine.data import cache as places
 from engine.data import shards
 from engine.data.placement import amount
+from engine.files import PARTIAL, STALE, last_written, new_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 RULES = 1  # raise it when a decoder, or the resizing to a stored size, gives other values
 CHUNK = 2**24  # bytes that a checksum is of
-STALE = 3600  # seconds after which a file that is still partial has no writer any more
-HEADER, VALUES, PARTIAL = "header.json", "values", ".partial"
+HEADER, VALUES = "header.json", "values"
 
 
 class Found(NamedTuple):
@@ -78,12 +77,8 @@ class Entry:
                 wanted = f"{amount(free)} are free there, wanted twice {amount(values.nbytes)}"
                 self._say(f"decoded images are not kept in {self.folder.parent}: {wanted}")
                 return
-            partial = Path(tempfile.mkdtemp(prefix=self.folder.name, suffix=PARTIAL, dir=self.folder.parent))
-            try:
+            with new_folder(self.folder) as partial:
                 self._write(partial, values, faults)
-                os.rename(partial, self.folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
         except OSError as error:
             if not self.folder.exists():
                 self._say(f"decoded images are not kept in {self.folder.parent}: {error.strerror or error}")
@@ -109,17 +104,14 @@ class Entry:
                 checksum = pool.submit(zlib.crc32, chunk)
                 file.write(chunk)
                 checksums.append(checksum.result())
-            _to_disk(file)
         header = {"key": self.key, "bytes": values.nbytes, "checksums": checksums, "faults": faults}
-        with open(folder / HEADER, "w", encoding="utf-8") as file:
-            json.dump(header, file)
-            _to_disk(file)
+        (folder / HEADER).write_text(json.dumps(header), encoding="utf-8")
 
     def _clear(self) -> None:
         """Remove what this entry takes the place of, and what writers that were killed have left."""
         for folder in self.folder.parent.glob(f"{self._group}-*"):
             partial = folder.name.endswith(PARTIAL)
-            if not partial or time.time() - _last_written(folder) > STALE:
+            if not partial or time.time() - last_written(folder) > STALE:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -131,18 +123,6 @@ def _chunks(values: np.ndarray | Tensor) -> Iterator[np.ndarray]:
         part = flat[start : start + step]
         part = part if isinstance(part, np.ndarray) else part.cpu().numpy()
         yield part.view(np.uint8)
-
-
-def _to_disk(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _last_written(folder: Path) -> float:
-    try:
-        return max(os.stat(place).st_mtime for place in (folder, *folder.iterdir()))
-    except OSError:
-        return time.time()
 
 
 def _stamp(root: str, path: str) -> tuple[int, int]:

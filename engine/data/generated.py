@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from engine.data import cache as places
+from engine.files import new_folder
 
 VERSION = 1  # raise it when any pixel may change
 SEED = 50
@@ -52,16 +50,12 @@ def ensure(cache_dir: str | Path | None = None) -> Path:
     if final.is_dir():
         return final
     base.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".tmp", dir=base))
     try:
-        _write(work)
-        work.chmod(0o755)
-        os.rename(work, final)
+        with new_folder(final) as work:
+            _write(work)
     except OSError:
         if not final.is_dir():  # else another process was first
             raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return final
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from engine.data.channel_info import Channels
     from engine.data.pixels import Pixels
     from engine.data.resident import Rendering, Resident
+    from kernels.augment import Recipe
 
 BACKENDS = ("dali", "torch", "synthetic")
 
@@ -34,12 +35,15 @@ class Batch:
     labels: int64 [batch], on the device.
     indices: int64 [batch], a numpy array, the images' places in the split.
     total: how many images the batch has over all ranks.
+    drawn: what the epoch's recipe draws of each image beside crop and flip, arguments of `kernels.augment` by their
+        names, on the device.
     """
 
     source: torch.Tensor | Rendering
     labels: torch.Tensor
     indices: np.ndarray
     total: int
+    drawn: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -68,8 +72,8 @@ class Batch:
         Args:
             channels: those of the set, with their mean and deviation.
             sources: int64 [batch, out] or [out], which channel each output channel is; a negative one is absent: zero.
-            parameters: `angles`, `brightness`, `contrast`, `gamma` and `grayscale`, see `kernels.augment`, for uint8
-                images; `vflips`, bool [batch]: which images are turned upside down, before any rotation.
+            parameters: `vflips` and, for uint8 images, `angles`, `brightness`, `contrast`, `gamma` and `grayscale`, see
+                `kernels.augment`.
         """
         from engine import batch
 
@@ -83,7 +87,8 @@ class Batch:
         import torch
 
         rows = torch.from_numpy(chosen).to(self.device)
-        return Batch(self.source[rows], self.labels[rows], self.indices[chosen], self.total)
+        drawn = {name: values[rows] for name, values in self.drawn.items()}
+        return Batch(self.source[rows], self.labels[rows], self.indices[chosen], self.total, drawn)
 
 
 @dataclass(frozen=True)
@@ -144,12 +149,15 @@ class Loader:
         """Return the number of batches in an epoch; in evaluation a rank may have no image of the last one."""
         return self._batches
 
-    def epoch(self, epoch: int, start: int = 0, draw: int | None = None) -> Iterator[Batch]:
+    def epoch(
+        self, epoch: int, start: int = 0, draw: int | None = None, recipe: Recipe | None = None
+    ) -> Iterator[Batch]:
         """Yield the batches of an epoch, from batch number `start` on.
 
         Training: every image once in an order drawn by (seed, `draw`), by default the epoch, cropped and mirrored at
         random where the epoch's augmentations say so; a last batch of a single image, or of fewer than two for each
-        rank, is left out. Evaluation: every image once in list order, centre crop, whatever the epoch.
+        rank, is left out. What else `recipe` draws of the images is in `Batch.drawn`. Evaluation: every image once in
+        list order, centre crop, whatever the epoch.
         Each rank gets its share of every batch. Of files that cannot be read, training takes another image of the batch
         twice, and evaluation leaves them out.
         Starting an epoch ends the one before it, if that is still being read.
@@ -159,23 +167,23 @@ class Loader:
         """
         if self._running is not None:
             self._running.close()
-        self._running = self._epoch(self.plan(epoch, draw)[start:])
+        plan = self.plan(epoch, draw)[start:]
+        self._running = self._epoch(plan, self._drawn(plan, recipe, epoch if draw is None else draw))
         return self._running
 
     def plan(self, epoch: int, draw: int | None = None) -> list[Work]:
         """Return what happens on this rank in each batch of an epoch, without those that it has none of."""
         draw = epoch if draw is None else draw
-        names = self.augmentations.at(epoch) if self.train else ()
         order = sampling.order(self.samples, self.seed, draw) if self.train else np.arange(self.samples)
         batches = [order[start : start + self.batch_size] for start in range(0, self.samples, self.batch_size)]
         shares = [np.array_split(batch, self.world_size)[self.rank] for batch in batches[: len(self)]]
         own = np.concatenate(shares)
-        if "crop" in names:
-            scale, ratio = self.augmentations.crop_scale, self.augmentations.crop_ratio
-            crops = sampling.random_crops(self._sizes[own], self.seed, draw, scale, ratio, own)
-        else:
-            crops = sampling.center_crops(self._sizes[own], self.eval_crop)
-        flips = sampling.flips(self.samples, self.seed, draw)[own] if "flip" in names else np.zeros(len(own), bool)
+        crops = flips = None
+        if self.train:
+            recipe = self.augmentations.recipe(epoch)
+            crops, flips = sampling.crops_and_flips(recipe, own, self._sizes[own], self.seed, draw)
+        crops = sampling.center_crops(self._sizes[own], self.eval_crop) if crops is None else crops
+        flips = np.zeros(len(own), bool) if flips is None else flips
         ends = np.cumsum([len(share) for share in shares])[:-1]
         rows = zip(shares, np.split(crops, ends), np.split(flips, ends), map(len, batches), strict=False)
         size = self.size_of(epoch)
@@ -201,12 +209,12 @@ class Loader:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _epoch(self, plan: list[Work]) -> Iterator[Batch]:
+    def _epoch(self, plan: list[Work], drawn: Iterator[dict[str, torch.Tensor]]) -> Iterator[Batch]:
         tally = faults.Tally(self._root, self._paths, self._on_fault, self._told)
         labels = self._all_labels(plan)
         with closing(self._reader.read(plan)) as read:
-            for work, some, decoded in zip(plan, labels, read, strict=True):
-                batch = Batch(decoded.images, some, work.indices, work.total)
+            for work, some, parameters, decoded in zip(plan, labels, drawn, read, strict=True):
+                batch = Batch(decoded.images, some, work.indices, work.total, parameters)
                 tally.add(work.indices, decoded.faults)
                 if decoded.faults:
                     batch = batch.rows(faults.rows(len(batch), decoded.faults, self.train))
@@ -215,14 +223,32 @@ class Loader:
 
     def _all_labels(self, plan: list[Work]) -> tuple[torch.Tensor, ...]:
         """Return the labels of each batch, copied to the device together."""
-        import torch
+        return self._copied(self._labels[_indices(plan)]).split([len(work.indices) for work in plan])
 
-        counts = [len(work.indices) for work in plan]
-        order = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(work.indices for work in plan)]))
-        labels = self._labels[order]
-        if self.device.type == "cuda":
-            labels = labels.pin_memory()
-        return labels.to(self.device, non_blocking=True).split(counts)
+    def _drawn(self, plan: list[Work], recipe: Recipe | None, draw: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield what a recipe draws of each batch's images beside crops and flips, of thousands of images at once."""
+        from kernels.augment import Recipe
+        from kernels.augment import draw as drawn_by
+
+        recipe = Recipe() if recipe is None else replace(recipe, scale=None, flip=0.0)
+        step = max(1, sampling.AT_ONCE // self.batch_size)
+        for some in (plan[start : start + step] for start in range(0, len(plan), step)):
+            indices, counts = self._copied(_indices(some)), [len(work.indices) for work in some]
+            drawn = drawn_by(recipe, indices, (1, 1), self.seed, draw, channels=len(self.channels))._asdict()
+            columns = {name: values.split(counts) for name, values in drawn.items() if values is not None}
+            yield from ({name: rows[i] for name, rows in columns.items()} for i in range(len(some)))
+
+    def _copied(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values on the device; the host does not wait for the copy."""
+        values = values.pin_memory() if self.device.type == "cuda" else values
+        return values.to(self.device, non_blocking=True)
+
+
+def _indices(plan: list[Work]) -> torch.Tensor:
+    """Return the indices of all images of a plan, int64."""
+    import torch
+
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(work.indices for work in plan)]))
 
 
 def create(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ import numpy as np
 from engine.data import stacks
 from engine.data.listing import SPLITS
 from engine.errors import UserError
+from engine.files import new_folder
 
 SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}  # of the labelled pixels, before the gaps are cut out
 BLOCKS = (2, 3, 4, 6, 8)  # sides of the blocks, in patches
@@ -198,8 +196,7 @@ def _read(file: Path) -> Scene:
 
 def _write(scene: Scene, parts: np.ndarray, classes: np.ndarray, out: Path, size: int) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f"{out.name}.", suffix=".tmp", dir=out.parent))
-    try:
+    with new_folder(out) as work:
         (work / "patches").mkdir()
         lists = {split: [] for split in SPLITS}
         for row, column in np.argwhere(parts != NONE).tolist():
@@ -212,10 +209,6 @@ def _write(scene: Scene, parts: np.ndarray, classes: np.ndarray, out: Path, size
         (work / "classes.txt").write_text("".join(f"{label}\n" for label in classes))
         # Always: of a patch as wide as it has channels, or less, the shape does not tell which axis has them.
         (work / stacks.NAMES_FILE).write_text("".join(f"{name}\n" for name in scene.names), encoding="utf-8")
-        work.chmod(0o755)
-        os.rename(work, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _patch(cube: np.ndarray, row: int, column: int, size: int) -> np.ndarray:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batch import upside_down
 from engine.data import loader
 from engine.data.faults import Decoded
 from engine.data.listing import ImageSet, Split
@@ -129,21 +128,11 @@ class Rendering:
         shown = augment(self.stored, self.crops, self.flips, size=self.size, indices=self.places)
         return shown.mul_(255).round_().to(torch.uint8)
 
-    def standardised(
-        self,
-        channels: Channels,
-        sources: Tensor | None = None,
-        vflips: Tensor | None = None,
-        angles: Tensor | None = None,
-        **jitter: Tensor,
-    ) -> Tensor:
+    def standardised(self, channels: Channels, sources: Tensor | None = None, **parameters: Tensor) -> Tensor:
         """Return the batch standardised per channel, float32 channels_last; see `engine.data.loader.Batch`."""
-        if vflips is not None and angles is not None:
-            angles = torch.where(vflips, -angles, angles)  # as it is turned upside down after the rotation, not before
         statistics = {"mean": channels.mean, "std": channels.std}
-        given = {"angles": angles, "channels": sources, "size": self.size, "indices": self.places}
-        x = augment(self.stored, self.crops, self.flips, **given, **statistics, **jitter)
-        return x if vflips is None else upside_down(x, vflips)
+        given = {"channels": sources, "size": self.size, "indices": self.places}
+        return augment(self.stored, self.crops, self.flips, **given, **statistics, **parameters)
 
     def __getitem__(self, rows: Tensor) -> Rendering:
         return Rendering(self.stored, self.places[rows], self.crops[rows], self.flips[rows], self.size)

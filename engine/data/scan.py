@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from engine.data.channel_info import RGB, Channels
 from engine.data.listing import ImageSet, Split
 from engine.data.statistics import Moments, combine, measure
 from engine.errors import UserError
+from engine.files import new_file
 
 RULES = 2  # raise it when a file's verdict may change
 CHUNK = 64
@@ -84,10 +84,12 @@ def scan(
     are kept in the user's cache folder until a file's size or modification time changes. Where DALI is installed
     it is asked too, since one file that it refuses ends its pipeline.
 
-    `channels` is the number of channels of .npy files whose shape does not tell; by default what channels.txt names.
-    A TIFF file of several pages counts as one of several channels, but is rejected where there are more photos; where
-    there are fewer, or as many, these are.
-    Raises UserError where channels.txt is malformed.
+    `channels` is the number of channels of .npy files whose shape alone does not say which axis has the channels; by
+    default the number of names in channels.txt. A TIFF file of several pages is taken for an image of several channels.
+    A set holds either such images or photos: the kind with fewer files is rejected, and at a tie the photos are.
+
+    Raises:
+        UserError: channels.txt is malformed.
     """
     root = Path(root).resolve()
     paths = list(dict.fromkeys(paths))
@@ -325,9 +327,9 @@ class _Cache:
             return
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.file.parent, suffix=".tmp", delete=False) as stream:
-                json.dump({"rules": self.rules, "root": str(self.root), "files": self.entries}, stream)
-            os.replace(stream.name, self.file)
+            with new_file(self.file) as stream:
+                content = {"rules": self.rules, "root": str(self.root), "files": self.entries}
+                stream.write(json.dumps(content).encode())
         except OSError as error:
             warnings.warn(f"the scan's results could not be kept in {self.file}: {error}", stacklevel=3)
 

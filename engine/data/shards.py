@@ -16,7 +16,6 @@ import os
 import posixpath
 import stat
 import tarfile
-import tempfile
 import warnings
 from bisect import bisect_left
 from io import BytesIO
@@ -28,6 +27,7 @@ import numpy as np
 from engine.data import cache as places
 from engine.data.listing import SUFFIXES
 from engine.errors import UserError
+from engine.files import new_file
 
 SUFFIX = ".tar"
 LABELS = ("cls", "json")
@@ -197,13 +197,8 @@ def _keep(rows: np.ndarray, file: Path) -> None:
     try:
         old = [other for other in file.parent.glob(f"{file.name.partition('-')[0]}-*.npy") if other != file]
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as stream:
-            try:
-                np.save(stream, rows)
-                stream.flush()
-                os.replace(stream.name, file)
-            finally:
-                Path(stream.name).unlink(missing_ok=True)
+        with new_file(file) as stream:
+            np.save(stream, rows)
         for other in old:
             other.unlink(missing_ok=True)
     except OSError as error:

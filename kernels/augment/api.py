@@ -30,6 +30,7 @@ def augment(
     dtype: torch.dtype = torch.float32,
     *,
     indices: Tensor | None = None,
+    vflips: Tensor | None = None,
     brightness: Tensor | None = None,
     contrast: Tensor | None = None,
     gamma: Tensor | None = None,
@@ -53,6 +54,7 @@ def augment(
         size: height and width of the output, or one number for both; by default the images'.
         dtype: of the output, one of the four float dtypes.
         indices: int32 or int64 [batch], which image each sample is; by default all of them in order.
+        vflips: bool [batch], true for an image upside down, before any rotation.
         brightness: float32 [batch], v -> clamp(v * brightness).
         contrast: float32 [batch], v -> clamp((v - 0.5) * contrast + 0.5): about mid-grey, as in DALI, not about each
             image's mean.
@@ -87,7 +89,7 @@ def augment(
         _check_parameter(name, boxes, INTEGERS, images, batch=batch, box=4)
     for name, factor in (("angles", angles), ("brightness", brightness), ("contrast", contrast), ("gamma", gamma)):
         _check_parameter(name, factor, (torch.float32,), images, batch=batch)
-    for name, switch in (("flips", flips), ("grayscale", grayscale)):
+    for name, switch in (("flips", flips), ("vflips", vflips), ("grayscale", grayscale)):
         _check_parameter(name, switch, (torch.bool,), images, batch=batch)
     if grayscale is not None and images.shape[3] != 3:
         raise ValueError(f"grayscale needs images of 3 channels, got {images.shape[3]}")
@@ -106,14 +108,14 @@ def augment(
     backend = chosen_backend("augment", images, dtype)
     factors = (None if factor is None else factor.detach() for factor in (angles, brightness, contrast, gamma))
     angles, brightness, contrast, gamma = factors
-    per_sample = (indices, crops, flips, angles, brightness, contrast, gamma, grayscale, channels, cutouts)
+    per_sample = (indices, crops, flips, vflips, angles, brightness, contrast, gamma, grayscale, channels, cutouts)
     given = Arguments(images, *per_sample, means, deviations, height, width, dtype)
     if backend != "reference":
         return call("augment", *given, backend)
     check_values(given)
     jitter = {"brightness": brightness, "contrast": contrast, "gamma": gamma, "grayscale": grayscale}
     arguments = (crops, flips, angles, means, deviations, channels, (height, width), dtype)
-    return reference.augment(images, *arguments, indices=indices, cutouts=cutouts, **jitter)
+    return reference.augment(images, *arguments, indices=indices, vflips=vflips, cutouts=cutouts, **jitter)
 
 
 augment.reference = reference.augment

@@ -15,6 +15,7 @@ class Arguments(NamedTuple):
     indices: Tensor | None
     crops: Tensor | None
     flips: Tensor | None
+    vflips: Tensor | None
     angles: Tensor | None
     brightness: Tensor | None
     contrast: Tensor | None
@@ -31,7 +32,7 @@ class Arguments(NamedTuple):
     @property
     def per_sample(self) -> tuple[Tensor | None, ...]:
         """The parameters with a row per sample, from `indices` to `cutouts`."""
-        return self[1:11]
+        return self[1:12]
 
     @property
     def jitter(self) -> tuple[Tensor | None, ...]:

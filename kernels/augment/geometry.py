@@ -30,12 +30,17 @@ def clamped(crops: Tensor | None, batch: int, images: Tensor) -> Tensor:
 
 
 def source_positions(
-    crops: Tensor, flips: Tensor | None, angles: Tensor | None, size: tuple[int, int], dtype: torch.dtype
+    crops: Tensor,
+    flips: Tensor | None,
+    vflips: Tensor | None,
+    angles: Tensor | None,
+    size: tuple[int, int],
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, x within the crop and the share of each output pixel that the crop covers, [batch, height, width].
 
     Coordinates are in pixels of the image, the centre of the crop's first one at 0.5. The crop is resized to `size`,
-    then flipped, then turned about its centre: undone here in the other order.
+    then flipped either way, then turned about its centre: undone here in the other order.
     """
     height, width = size
     y = (torch.arange(height, device=crops.device, dtype=dtype) + 0.5 - height / 2)[:, None]
@@ -47,6 +52,8 @@ def source_positions(
         cover = (height / 2 + 0.5 - y.abs()).clamp(0, 1) * (width / 2 + 0.5 - x.abs()).clamp(0, 1)
     if flips is not None:
         x = torch.where(flips[:, None, None], -x, x)
+    if vflips is not None:
+        y = torch.where(vflips[:, None, None], -y, y)
     rows, columns = (side[:, None, None] for side in crops[:, 2:].to(dtype).unbind(1))
     y = torch.minimum(((y + height / 2) * (rows / height)).clamp_min(0), rows)
     x = torch.minimum(((x + width / 2) * (columns / width)).clamp_min(0), columns)

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from kernels.augment.philox import uniforms
 
 TRIES = 10
 # The numbers of the draws: what is added later takes new ones, so that the old ones keep their values.
-CROP, COLOR, SPACE, CHANNELS = range(TRIES), 16, 17, 32
+CROP, COLOR, SPACE, TURN, CHANNELS = range(TRIES), 16, 17, 18, 32
 CHANNEL_ORDERS = ("all", "subset", "shuffle")
 
 
@@ -22,6 +23,7 @@ class Parameters(NamedTuple):
 
     crops: Tensor | None
     flips: Tensor | None
+    vflips: Tensor | None
     angles: Tensor | None
     brightness: Tensor | None
     contrast: Tensor | None
@@ -37,13 +39,14 @@ class Recipe:
 
     scale, ratio: the range of the crop's share of the area and of its width / height (`RandomResizedCrop`); None for
         whole images.
-    flip, grayscale: probabilities.
+    flip, vflip, grayscale: probabilities.
     degrees: angles are drawn from [-degrees, degrees].
     brightness, contrast, gamma: factors are drawn from [1 - value, 1 + value].
     cutout: side of a square of zeros around any pixel, as a share of the output's shorter side (DeVries and Taylor
         2017); what hangs over the edge is lost.
     channels: "all"; "subset": how many channels are present, then which, uniformly (hierarchical channel sampling, Bao
         et al. 2023), the absent ones zero; "shuffle": the same, the present ones first and in random order.
+    channel_bias: of "subset" and "shuffle": k channels are present in proportion to k**-channel_bias.
 
     Raises:
         ValueError: a value is out of range.
@@ -52,6 +55,7 @@ class Recipe:
     scale: tuple[float, float] | None = None
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
+    vflip: float = 0.0
     degrees: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
@@ -59,15 +63,14 @@ class Recipe:
     grayscale: float = 0.0
     cutout: float = 0.0
     channels: str = "all"
+    channel_bias: float = 0.0
 
     def __post_init__(self):
-        most = {"degrees": 180.0}
+        ranges = {"degrees": (0.0, 180.0), "channel_bias": (-1e6, 1e6)}
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(field.default, float) and not (
-                isinstance(value, (int, float)) and 0 <= value <= most.get(field.name, 1.0)
-            ):
-                raise ValueError(f"{field.name} must be from 0 to {most.get(field.name, 1.0):g}, got {value!r}")
+            value, (least, most) = getattr(self, field.name), ranges.get(field.name, (0.0, 1.0))
+            if isinstance(field.default, float) and not (isinstance(value, (int, float)) and least <= value <= most):
+                raise ValueError(f"{field.name} must be from {least:g} to {most:g}, got {value!r}")
         if self.gamma == 1:
             raise ValueError("gamma must be below 1, or an image could be raised to the power of 0")
         if self.scale is not None and not _is_range(self.scale, 1):
@@ -106,18 +109,21 @@ def draw(
     _check_draw(recipe, indices, sizes, seed, epoch, size, channels)
     order = range(CHANNELS, CHANNELS + 1 + channels // 4) if recipe.channels != "all" else ()
     crop = CROP if recipe.scale is not None else ()
-    drawn = uniforms(indices, seed, epoch, [COLOR, SPACE, *order, *crop])  # in one call: it is many small operations
+    turn = [TURN] if recipe.vflip else []
+    numbers = [COLOR, SPACE, *turn, *order, *crop]
+    drawn = uniforms(indices, seed, epoch, numbers)  # in one call: it is many small operations
     color, space = drawn[:, 0].unbind(1), drawn[:, 1].unbind(1)
-    order, crop = drawn[:, 2 : 2 + len(order)].flatten(1), drawn[:, 2 + len(order) :]
+    turn, order, crop = drawn[:, 2:].split([len(turn), len(order), len(crop)], 1)
     return Parameters(
         crops=random_crops(crop, _pairs(sizes, indices), recipe.scale, recipe.ratio) if recipe.scale else None,
         flips=space[0] < recipe.flip if recipe.flip else None,
+        vflips=turn[:, 0, 0] < recipe.vflip if recipe.vflip else None,
         angles=((2 * space[1] - 1) * recipe.degrees).float() if recipe.degrees else None,
         brightness=_factor(color[0], recipe.brightness),
         contrast=_factor(color[1], recipe.contrast),
         gamma=_factor(color[2], recipe.gamma),
         grayscale=color[3] < recipe.grayscale if recipe.grayscale else None,
-        channels=_channels(recipe.channels, order, channels),
+        channels=_channels(recipe, order.flatten(1), channels),
         cutouts=_squares(space[2], space[3], recipe.cutout, size) if recipe.cutout else None,
     )
 
@@ -186,14 +192,25 @@ def _squares(vertical: Tensor, horizontal: Tensor, share: float, size: tuple[int
     return torch.cat([centre - side // 2, torch.full_like(centre, side)], 1)
 
 
-def _channels(order: str, drawn: Tensor, count: int) -> Tensor | None:
+def _channels(recipe: Recipe, drawn: Tensor, count: int) -> Tensor | None:
     """Return which channels are present, [n, count], -1 for absent, from [n, count + 1 or more] drawn."""
-    if order == "all":
+    if recipe.channels == "all":
         return None
     places = torch.arange(count, device=drawn.device)
-    present = 1 + (drawn[:, :1] * count).floor().long()
+    if recipe.channel_bias:
+        bounds = _bounds(count, recipe.channel_bias, drawn.device)
+        present = 1 + (drawn[:, :1] >= bounds).sum(1, keepdim=True)
+    else:
+        present = 1 + (drawn[:, :1] * count).floor().long()
     chosen = drawn[:, 1 : 1 + count].argsort(1)
-    if order == "shuffle":
+    if recipe.channels == "shuffle":
         return chosen.where(places < present, -1)
     rank = chosen.argsort(1)  # the inverse of the order: the place of each channel in it
     return places.where(rank < present, -1)
+
+
+@lru_cache(64)
+def _bounds(count: int, bias: float, device: torch.device) -> Tensor:
+    """Return the probabilities that no more than 1 to `count - 1` channels are present, kept on the device."""
+    shares = (-bias * torch.arange(1, count + 1, dtype=torch.float64).log()).softmax(0)
+    return shares.cumsum(0)[:-1].to(device)

@@ -23,6 +23,7 @@ def augment(
     dtype=torch.float32,
     *,
     indices=None,
+    vflips=None,
     brightness=None,
     contrast=None,
     gamma=None,
@@ -33,17 +34,17 @@ def augment(
     batch = len(images) if indices is None else len(indices)
     out = resolve_size(size, images)
     wide = wide_dtype(dtype)
-    x = resampled(images, indices, clamped(crops, batch, images), flips, angles, out, wide)
+    x = resampled(images, indices, clamped(crops, batch, images), flips, vflips, angles, out, wide)
     x = normalised(jittered(x / 255, brightness, contrast, gamma, grayscale), mean, std)
     x = selected(x, channels, cutouts)
     return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-def resampled(images, indices, crops, flips, angles, size, dtype) -> Tensor:
+def resampled(images, indices, crops, flips, vflips, angles, size, dtype) -> Tensor:
     """Return values in 0..255, [batch, channels, height, width], of the crops resized, flipped and rotated."""
     batch = len(crops)
     where = torch.arange(batch, device=images.device) if indices is None else indices.long()
-    y, x, cover = source_positions(crops, flips, angles, size, dtype)
+    y, x, cover = source_positions(crops, flips, vflips, angles, size, dtype)
     top, left, height, width = (edge[:, None, None] for edge in crops.unbind(1))
     rows, row_weights = _taps(y, height / size[0], height, dtype)
     columns, column_weights = _taps(x, width / size[1], width, dtype)

@@ -14,6 +14,7 @@ def augment(
     indices: Tensor | None,
     crops: Tensor | None,
     flips: Tensor | None,
+    vflips: Tensor | None,
     angles: Tensor | None,
     brightness: Tensor | None,
     contrast: Tensor | None,
@@ -29,7 +30,7 @@ def augment(
     backend: str = "auto",
 ) -> Tensor:
     """Return the batch [batch, channels, height, width] in `dtype`, channels_last."""
-    per_sample = (indices, crops, flips, angles, brightness, contrast, gamma, grayscale, channels, cutouts)
+    per_sample = (indices, crops, flips, vflips, angles, brightness, contrast, gamma, grayscale, channels, cutouts)
     given = Arguments(images, *per_sample, mean, std, height, width, dtype)
     check_values(given)
     if runs_triton(images, backend, dtype):

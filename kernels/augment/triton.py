@@ -71,6 +71,7 @@ def augment_kernel(
     indices_ptr,
     crops_ptr,
     flips_ptr,
+    vflips_ptr,
     angles_ptr,
     brightness_ptr,
     contrast_ptr,
@@ -139,6 +140,7 @@ def augment_kernel(
             columns,
             crops_ptr,
             flips_ptr,
+            vflips_ptr,
             angles_ptr,
             sample,
             height,
@@ -149,10 +151,12 @@ def augment_kernel(
             OUT_WIDTH,
         )
     else:
-        seen = columns
+        row, column = rows, columns
         if flips_ptr is not None:
-            seen = tl.where(tl.load(flips_ptr + sample), OUT_WIDTH - 1 - columns, columns)
-        at = source + (rows * stride_row + seen * stride_column)
+            column = tl.where(tl.load(flips_ptr + sample), OUT_WIDTH - 1 - columns, columns)
+        if vflips_ptr is not None:
+            row = tl.where(tl.load(vflips_ptr + sample), OUT_HEIGHT - 1 - rows, rows)
+        at = source + (row * stride_row + column * stride_column)
         values = ()
         for g in tl.static_range(len(gathered)):
             values = values + (tl.load(at + gathered[g], mask=keep, other=0).to(tl.float32),)
@@ -194,6 +198,7 @@ def resampled(
     columns,
     crops_ptr,
     flips_ptr,
+    vflips_ptr,
     angles_ptr,
     sample,
     height,
@@ -225,6 +230,8 @@ def resampled(
         )
     if flips_ptr is not None:
         x = tl.where(tl.load(flips_ptr + sample), -x, x)
+    if vflips_ptr is not None:
+        y = tl.where(tl.load(vflips_ptr + sample), -y, y)
     scale_y, scale_x = (bottom - top) / OUT_HEIGHT, (right - left) / OUT_WIDTH
     # Counted from the crop's corner: float32 is exact enough there, however large the image.
     y = tl.minimum(tl.maximum((y + OUT_HEIGHT / 2) * scale_y, 0.0), bottom - top)

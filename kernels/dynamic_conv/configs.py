@@ -7,8 +7,9 @@ bench.compile_report`). Nothing here needs Triton or a GPU.
 import json
 import re
 import warnings
+from collections.abc import Iterator
 from functools import cache
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ class ConvolutionConfig(NamedTuple):
     """Tile of the convolution: block_m pixels, block_n output channels, block_k channels of the product.
 
     `swap` makes the channels the rows of the matrix instruction: for images of few pixels. `together`, in the stacked
-    form, makes every expert's block_n channels the columns of one product; else the experts are met in turn.
+    form, makes every expert's block_n channels the columns of one product; else the experts are met in turn. In
+    the others a tile's taps and channels are shared out to `splits` programs, whose sums are added up afterwards.
     """
 
     block_m: int
@@ -31,13 +33,15 @@ class ConvolutionConfig(NamedTuple):
     stages: int = 3
     swap: bool = False
     together: bool = False
+    splits: int = 1
 
 
 class WeightGradientConfig(NamedTuple):
     """Tile of the weight gradient: block_m output channels, block_n input channels and taps, block_k pixels a step.
 
     A program of it holds a sum for each expert over its share of the samples, one of `splits`; or, `apart`, one
-    sample's own gradient, of one of `splits` of its pixels, which is contracted with the mixing afterwards.
+    sample's own gradient, of one of `splits` of its pixels, which is contracted with the mixing afterwards: of `few`
+    samples all at once, with experts and gradients as they are given.
     """
 
     block_m: int
@@ -47,6 +51,7 @@ class WeightGradientConfig(NamedTuple):
     stages: int = 3
     splits: int = 1
     apart: bool = False
+    few: bool = False
 
 
 class DepthwiseConfig(NamedTuple):
@@ -143,7 +148,9 @@ REUSED, LATENCY = 3, 700
 # Measured on an H200 over predicted, where others come out even: of loads without stages for tiles that are not NARROW,
 # and of tiles so large, in numbers a warp, that a multiprocessor holds one program.
 UNSTAGED, NARROW, LONE, LARGEST_TILE = 1.3, 16, 1.35, 2048
-# Fewer pixels or samples do not repay a gradient of the weights for every sample.
+# Splits of a product at most, and clocks of the launch that adds them up beyond its bytes.
+MOST_SPLITS, ADD_UP = 16, 5000
+# Fewer pixels do not repay a gradient of the weights for every sample; fewer samples are contracted all at once.
 APART_PIXELS, APART_SAMPLES = 128, 4
 MOST_PARTS = 512  # of an image, whose gradients are made apart
 # Experts the accumulators of one program hold; more are contracted from the samples' own gradients.
@@ -203,9 +210,20 @@ def convolution_config(
 
     inputs = (problem.out_channels if transposed else problem.in_channels) // problem.groups
     taps = ceil(problem.kernel[0] * problem.kernel[1] / phases)
+    numbers = images * rows * channels
+
+    def tiles_of(config: ConvolutionConfig) -> tuple[int, int]:
+        return ceil(rows / config.block_m), ceil(channels / config.block_n)
+
+    def split(config: ConvolutionConfig) -> Iterator[ConvolutionConfig]:
+        """Yield the row with as many splits as there are idle multiprocessors for, and memory."""
+        idle = device.multiprocessors // max(1, images * prod(tiles_of(config)))
+        fitting = naive_bytes(problem) // 3 // max(1, 4 * numbers)
+        most = 1 if stacked else max(1, min(idle, fitting, MOST_SPLITS))
+        return (config._replace(splits=splits) for splits in range(1, most + 1))
 
     def cost(config: ConvolutionConfig) -> float:
-        row_tiles, column_tiles = ceil(rows / config.block_m), ceil(channels / config.block_n)
+        row_tiles, column_tiles = tiles_of(config)
         gathers = inputs < 16
         steps = ceil(taps * inputs / config.block_k) if gathers else taps * ceil(inputs / config.block_k)
         steps *= problem.experts if stacked and not config.together else 1
@@ -217,11 +235,17 @@ def convolution_config(
         if config.stages == 1 and taps > 1 and not gathers:
             loaded = loaded[0] / REUSED, loaded[1]  # a pixel's taps find it in L1
         gathered = GATHERING * config.block_k * sum(tile) if gathers else 0
-        return _clocks(images * row_tiles * column_tiles, steps, tile, loaded, config, problem, device, gathered)
+        tiles, steps = images * row_tiles * column_tiles * config.splits, ceil(steps / config.splits)
+        clocks = _clocks(tiles, steps, tile, loaded, config, problem, device, gathered)
+        if config.splits == 1:
+            return clocks
+        written_and_read = 2 * 4 * config.splits * numbers
+        return clocks + ADD_UP + written_and_read / (L2_BYTES_A_CLOCK * device.multiprocessors)
 
     # What is gathered for each channel gains nothing from L1; half a line of the channels is a step that waits as long.
     table = [row for row in convolution_rows(problem, stacked) if row.stages > 1 or inputs >= 16]
-    return min((row for row in table if not row.together or row.block_k >= min(64, inputs)), key=cost)
+    table = [row for row in table if not row.together or row.block_k >= min(64, inputs)]
+    return min((each for row in table for each in split(row)), key=cost)
 
 
 def convolution_rows(problem: Problem, stacked: bool) -> tuple[ConvolutionConfig, ...]:
@@ -244,8 +268,11 @@ def _power_of_2(size: int) -> int:
 
 def weight_gradient_config(problem: Problem, device: Device) -> WeightGradientConfig:
     """Return the row for the weight gradient; rows of one tile by the least predicted time, of several the first."""
-    apart = goes_apart(problem)
+    few = are_few(problem)
+    apart = few or goes_apart(problem)
     rows = weight_gradient_rows(problem, apart)
+    if few:  # larger tiles are fewer than multiprocessors, and take long to store
+        rows = [row._replace(few=True) for row in rows if max(row.block_m, row.block_n) <= 64]
     if apart or not problem.experts:
         found = [filled(row, problem, device) if apart else row for row in rows]
         return min(found, key=lambda row: _sample_gradient_clocks(row, problem, device))
@@ -256,9 +283,15 @@ def weight_gradient_config(problem: Problem, device: Device) -> WeightGradientCo
 
 
 def filled(config: WeightGradientConfig, problem: Problem, device: Device) -> WeightGradientConfig:
-    """Return `config` with splits for two blocks a multiprocessor; apart, with those of the least predicted time."""
+    """Return `config` with splits for two blocks a multiprocessor; apart, with those of the least predicted time.
+
+    Few samples' parts, all in memory at a time, are at most a quarter of what the naive form allocates.
+    """
     if config.apart:
         split = [config._replace(splits=2**power) for power in range(MOST_PARTS.bit_length())]
+        if config.few:
+            each = own_dtype(problem.dtype).itemsize * problem.batch * problem.weights
+            split = [row for row in split if row.splits <= max(1, naive_bytes(problem) // 4 // each)]
         return min(split, key=lambda each: _sample_gradient_clocks(each, problem, device))
     return config._replace(splits=max(1, 2 * device.multiprocessors // _tiles_of(problem, config)))
 
@@ -279,6 +312,15 @@ def weight_gradient_rows(problem: Problem, apart: bool) -> tuple[WeightGradientC
     return table[next(limit for limit in table if problem.experts <= limit)]
 
 
+def are_few(problem: Problem) -> bool:
+    """Return whether the samples' own gradients are contracted all at once.
+
+    What is held, or contracted in the layout in which it is made, needs two more launches, for the layouts of experts
+    and gradients, as much time as the rest where samples are few.
+    """
+    return problem.batch < APART_SAMPLES and 0 < problem.experts <= EXPERTS_ACCUMULATED and not problem.is_depthwise
+
+
 def goes_apart(problem: Problem) -> bool:
     """Return whether the weight gradient is contracted from the samples' own.
 
@@ -288,8 +330,7 @@ def goes_apart(problem: Problem) -> bool:
     """
     if problem.experts > EXPERTS_ACCUMULATED:
         return True
-    few = problem.experts < 2 or problem.batch < APART_SAMPLES
-    return problem.dtype == torch.bfloat16 and not few and problem.pixels >= APART_PIXELS
+    return problem.dtype == torch.bfloat16 and problem.experts > 1 and problem.pixels >= APART_PIXELS
 
 
 def weight_tiles(outputs: int, channels: int, taps: int, config: WeightGradientConfig) -> int:

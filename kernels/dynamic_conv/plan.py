@@ -33,6 +33,10 @@ REGIMES = ("pointwise", "depthwise", "stacked", "aggregate")
 PASSES = ("forward", "input_gradient", "weight_gradient")
 MIXED_SHARE = 0.65
 
+# A choice holds for batches up to NEAR times smaller or larger than the one that it was measured at; tables without
+# that were measured at TUNED_BATCH.
+NEAR, TUNED_BATCH = 4, 64
+
 # FLOPs the matrix units do while one byte comes from device memory, on the GPUs this was planned for.
 RIDGE = {torch.float32: 10, torch.float16: 146, torch.bfloat16: 146}
 
@@ -63,7 +67,7 @@ def plan(problem: Problem, device: Device) -> Plan:
     """
     if problem.weights >= 2**31:
         raise ValueError(f"a sample's weight must have fewer than 2^31 elements, got {problem.weights}")
-    choice = measured(device.name).get(problem.key, {})
+    choice = measured_choice(problem, device)
     regime, reason = rule(problem)
     if "regime" in choice:
         regime, reason = choice["regime"], f"measured on {device.name}"
@@ -94,6 +98,13 @@ def plan(problem: Problem, device: Device) -> Plan:
     )
 
 
+def measured_choice(problem: Problem, device: Device) -> dict:
+    """Return what was measured for a problem, but its batch, at a batch that is near; empty where nothing was."""
+    choice = dict(measured(device.name).get(problem.key, {}))
+    batch = choice.pop("batch", TUNED_BATCH)
+    return choice if batch <= NEAR * problem.batch and problem.batch <= NEAR * batch else {}
+
+
 def forget() -> None:
     """Have devices and the tables of measured choices looked at anew; keep nothing that follows from the old ones."""
     device_of.cache_clear()
@@ -110,6 +121,8 @@ def rule(problem: Problem) -> tuple[str, str]:
         return "pointwise", "a 1x1 kernel with stride 1 is a batched matrix product"
     if not problem.experts:
         return "aggregate", "weights are given per sample"
+    if problem.batch <= problem.experts:
+        return "aggregate", "no more samples than experts: mixing moves fewer weights than a layout for every expert"
     limit = stacked_pixels(problem)
     if problem.experts * problem.weights >= 2**31:
         return "aggregate", "all experts together have 2^31 weights and more: they are mixed before"
@@ -126,9 +139,10 @@ def rule(problem: Problem) -> tuple[str, str]:
 def stacked_pixels(problem: Problem) -> float:
     """Return the pixels at which multiplying with every expert takes as long as moving one sample's weight.
 
-    A weight of `itemsize` bytes, written and read, against 2 * experts FLOPs a pixel.
+    A weight of `itemsize` bytes, written and read, against 2 * experts FLOPs a pixel, and the sample's share of the
+    experts, written and read in another layout.
     """
-    return RIDGE[problem.dtype] * problem.dtype.itemsize / max(problem.experts, 1)
+    return RIDGE[problem.dtype] * problem.dtype.itemsize * (1 / problem.experts - 1 / problem.batch)
 
 
 def chunk_of(problem: Problem, device: Device, share: float = MIXED_SHARE) -> int:
@@ -153,6 +167,8 @@ def own_chunk(
 
     With the experts, their sums in float32 and the products in parts they take at most a quarter of what naive needs.
     """
+    if isinstance(config, WeightGradientConfig) and config.few:
+        return problem.batch
     parts, dtype = own_parts(problem.out_size, config), own_dtype(problem.dtype)
     beside = problem.experts * problem.weights * (4 + problem.dtype.itemsize)
     most = min(share * device.l2_bytes, naive_bytes(problem) / 4 - beside)

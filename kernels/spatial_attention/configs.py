@@ -21,6 +21,11 @@ BLOCK, BLOCK_THAT_CARRIES, LEAST_BLOCK, COLUMN = 128, 64, 32, 1024
 # Where programs are FEW: a sector of memory, and the channels that are read at once.
 NARROW_BLOCK, NARROW_CHANNELS = 16, 512
 
+# Where a program owns a sample: elements of a tile and of each of its warps, eight a thread, all tiles being loaded at
+# once; the most pixels; bytes of a sample whatever the batch, and where there are enough to fill the GPU but once.
+SAMPLE_ELEMENTS, SAMPLE_WARP, SAMPLE_PIXELS = 4096, 256, 256
+SAMPLE_BYTES, MOST_BYTES, MULTIPROCESSORS = 2**16, 2**17, 132
+
 
 class Tile(NamedTuple):
     """What a program holds at a time: `block_p` pixels by `block_c` channels; and its warps."""
@@ -28,6 +33,15 @@ class Tile(NamedTuple):
     block_p: int
     block_c: int
     warps: int = WARPS
+
+
+class SampleTile(NamedTuple):
+    """What a program of a whole sample holds at a time; `shares` programs divide the channels of its product."""
+
+    shares: int
+    block_p: int
+    block_c: int
+    warps: int
 
 
 class Strip(NamedTuple):
@@ -65,6 +79,22 @@ def stream_tile(
         block_p //= 2
     halved = carries and block_p == (least if channels_last else BLOCK_THAT_CARRIES)
     return Tile(block_p, min(all_channels, (ELEMENTS // 2 if halved else ELEMENTS) // block_p))
+
+
+def sample_tile(batch: int, channels: int, pixels: int, itemsize: int, kernel: int) -> SampleTile | None:
+    """Return the tile of the kernel whose programs own whole samples, None where blocks of pixels take less.
+
+    Such a program takes as long as one multiprocessor takes over a sample, however many wait beside it. Two launches
+    take 5 us at the least, and longer only where the samples together keep memory busy: larger samples need more.
+    """
+    block_p = _power_of_2(pixels)
+    nbytes = block_p * channels * itemsize
+    least, most = (1, 2 * MULTIPROCESSORS) if nbytes <= SAMPLE_BYTES else (MULTIPROCESSORS // 4, MULTIPROCESSORS)
+    if not least <= batch <= most or nbytes > MOST_BYTES or pixels > SAMPLE_PIXELS or kernel > KERNEL_ROWS:
+        return None
+    block_c = min(_power_of_2(channels), SAMPLE_ELEMENTS // block_p)
+    shares = min(ceil(channels / block_c), max(1, MULTIPROCESSORS // batch))
+    return SampleTile(shares, block_p, block_c, ceil(block_p * max(block_c, _power_of_2(kernel)) / SAMPLE_WARP))
 
 
 def strip_tile(batch: int, height: int, width: int, kernel: int) -> Strip:

@@ -4,6 +4,7 @@ import torch
 from engine import augmentation
 from engine.augmentation import NAMES, Augmentations
 from engine.errors import UserError
+from kernels.augment import draw
 
 INDICES = torch.arange(400)
 
@@ -15,22 +16,23 @@ def test_one_at_a_time_gives_each_augmentation_its_share_of_the_epochs():
     assert Augmentations((), one_at_a_time=True).at(1) == ()
 
 
-def test_the_loaders_augmentations_need_nothing_of_the_batch():
-    assert Augmentations(("crop", "flip")).parameters(INDICES, (8, 8), 0, 1) == {}
-
-
 def test_each_name_draws_its_parameters_by_seed_epoch_and_index():
-    drawn = Augmentations(NAMES).parameters(INDICES, (8, 8), seed=3, epoch=2)
-    assert drawn.keys() == {"vflips", "angles", "brightness", "contrast", "gamma", "grayscale"}
+    def drawn_of(names, indices=INDICES, epoch=2):
+        drawn = draw(Augmentations(names).recipe(epoch), indices, (8, 8), 3, epoch)._asdict()
+        return {name: values for name, values in drawn.items() if values is not None}
+
+    drawn, colours = drawn_of(NAMES), {"brightness", "contrast", "gamma", "grayscale"}
+    assert drawn.keys() == {"crops", "flips", "vflips", "angles"} | colours
+    assert drawn_of(("crop", "flip")).keys() == {"crops", "flips"}
+    assert drawn_of(()) == {}
     assert drawn["angles"].abs().max() <= 15
     assert drawn["angles"].std() > 5
     assert (drawn["brightness"] - 1).abs().max() <= 0.2
     assert 0.4 < drawn["vflips"].float().mean() < 0.6
     assert 0.05 < drawn["grayscale"].float().mean() < 0.15
-    again = Augmentations(NAMES).parameters(INDICES[7:9], (8, 8), seed=3, epoch=2)
+    again = drawn_of(NAMES, INDICES[7:9])
     assert all(torch.equal(again[name], drawn[name][7:9]) for name in drawn)
-    other = Augmentations(NAMES).parameters(INDICES, (8, 8), seed=3, epoch=3)
-    assert not torch.equal(other["angles"], drawn["angles"])
+    assert not torch.equal(drawn_of(NAMES, epoch=3)["angles"], drawn["angles"])
 
 
 def test_what_the_images_cannot_have_is_refused():

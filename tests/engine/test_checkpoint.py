@@ -47,6 +47,18 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
+def test_a_format_is_written_and_a_later_one_refused(saved):
+    assert checkpoint.load(saved)["format"] == checkpoint.FORMAT
+    content = torch.load(saved)
+    del content["format"]
+    torch.save(content, saved)
+    assert checkpoint.load(saved)["format"] == 1
+    for number in (checkpoint.FORMAT + 1, "new"):
+        torch.save(content | {"format": number}, saved)
+        with pytest.raises(UserError, match=rf"format {number}, this version reads up to {checkpoint.FORMAT}: update"):
+            checkpoint.load(saved)
+
+
 def test_a_missing_checkpoint_and_other_content_are_named(tmp_path):
     with pytest.raises(UserError, match="no such checkpoint"):
         checkpoint.load(tmp_path / "none.pt")

@@ -47,7 +47,7 @@ def test_growing_images_do_not_use_up_the_limit_of_recompilations(loaders, tmp_p
     growing = Augmentations(epochs=5, progressive=0.5)
     train.augmentations, sizes = growing, []
     read = train.epoch
-    train.epoch = lambda epoch, **options: sizes.append(train.size_of(epoch)) or read(epoch, **options)
+    train.epoch = lambda epoch, *rest: sizes.append(train.size_of(epoch)) or read(epoch, *rest)
     plan = replace(COMPILED, epochs=5, augmentations=growing)
     with torch._dynamo.config.patch({"recompile_limit": 3, "fail_on_recompile_limit_hit": True}):
         course = fit("m", Net(4), *loaders, plan, tmp_path / "compiled")

@@ -186,11 +186,9 @@ def test_stored_images_make_the_batches_that_the_cpu_makes(striped, stored):
         opened(striped, kept(stored, "device"), **options) as (ours, _),
         opened(striped, stored, device="cpu", **options) as (theirs, _),
     ):
-        for batch, expected in zip(ours.epoch(1), theirs.epoch(1), strict=True):
-            results = []
-            for one in (batch, expected):
-                indices = torch.from_numpy(one.indices).to(one.device)
-                results.append(one.standardised(RGB, **augmentations.parameters(indices, (SIZE, SIZE), 0, 1)))
+        recipe = augmentations.recipe(1)
+        for pair in zip(ours.epoch(1, recipe=recipe), theirs.epoch(1, recipe=recipe), strict=True):
+            results = [one.standardised(RGB, **one.drawn) for one in pair]
             assert results[0].device.type == DEVICE.type
             assert results[0].is_contiguous(memory_format=torch.channels_last)
             # Both go by the definition here, as the images are turned and jittered.

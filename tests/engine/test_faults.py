@@ -328,6 +328,19 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(images, tmp_path):
         torch.testing.assert_close(small[key], value, rtol=1e-5, atol=1e-6)
 
 
+def test_a_run_of_the_first_format_goes_on_and_says_what_changes(loaders, tmp_path):
+    with pytest.raises(Interrupted):
+        fit("m", Net(), *loaders, PLAN, tmp_path, at_step(8, ask_to_stop))
+    content = torch.load(tmp_path / "step.pt")
+    del content["format"]
+    content["generators"][0]["sampling"] = torch.Generator().get_state()
+    torch.save(content, tmp_path / "step.pt")
+    said = []
+    assert len(fit("m", Net(), *loaders, PLAN, tmp_path, Hooks(say=said.append)).history) == PLAN.epochs
+    earlier = f"{tmp_path}/step.pt was written by an earlier version"
+    assert said == [f"{earlier}: from here on flips and channels are drawn as today"]
+
+
 def test_another_device_goes_on_at_the_end_of_an_epoch_and_says_so(loaders, tmp_path):
     unbroken = fit("m", Net(), *loaders, PLAN, tmp_path / "whole")
     with pytest.raises(Interrupted):

@@ -1,5 +1,7 @@
 """What a GPU would make the host wait for, found without one: on fake CUDA tensors every blocking copy is seen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from engine.data.loader import Batch
 from engine.data.resident import Rendering
 from engine.metrics import Scorer
 from engine.state import Totals
+from kernels.augment import draw
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the real thing is tested")
 DEVICE, BATCH = torch.device("cuda:0"), 4
@@ -55,7 +58,9 @@ def batch(resident):
 def augmented(resident):
     given = batch(resident)
     indices = torch.zeros(BATCH, dtype=torch.int64, device=DEVICE)
-    parameters = Augmentations(NAMES).parameters(indices, (32, 32), 0, 1)
+    recipe = replace(Augmentations(NAMES).recipe(1), scale=None, flip=0.0)
+    drawn = draw(recipe, indices, (32, 32), 0, 1)._asdict()
+    parameters = {name: values for name, values in drawn.items() if values is not None}
     given.standardised(RGB, torch.zeros(BATCH, 3, dtype=torch.int64, device=DEVICE), **parameters)
 
 

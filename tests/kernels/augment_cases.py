@@ -11,6 +11,7 @@ PARAMETERS = {
     # whole, inside, hanging over every edge, and one that touches two of them
     "crops": torch.tensor([[0, 0, 23, 19], [2, 3, 10, 7], [-4, -2, 40, 50], [5, 6, 18, 13]]),
     "flips": torch.tensor([True, False, True, False]),
+    "vflips": torch.tensor([False, True, True, False]),
     "angles": torch.tensor([0.0, 30.0, -10.0, 90.0]),
     "brightness": torch.tensor([1.0, 0.5, 1.4, 0.9]),
     "contrast": torch.tensor([1.2, 0.5, 1.0, 0.7]),

@@ -68,7 +68,7 @@ WIDE_CASES = {
     "pointwise": (3, 24, 40, 5, 4, 4, (1, 1), {}),
     "many_experts": (3, 24, 20, 5, 4, 9, (3, 3), {"padding": 1}),
     "one_wide_sample": (1, 24, 40, 7, 6, 3, (3, 3), {"padding": 1}),
-    "few_pixels": (3, 16, 24, 3, 3, 4, (3, 3), {"padding": 1}),
+    "few_pixels": (3, 16, 24, 3, 3, 2, (3, 3), {"padding": 1}),
     "many_pixels": (2, 16, 16, 9, 9, 4, (3, 3), {"padding": 1}),
 }
 

@@ -65,7 +65,8 @@ def op_arguments(name: str, dtype: torch.dtype, layout=torch.contiguous_format, 
     forward = name.removesuffix("_backward")
     if forward == "augment":
         (source, crops), options = function_arguments("augment", dtype)
-        return [source, None, crops, *[None] * 8, options["mean"], options["std"], 8, 8, dtype, backend]
+        beside = [None] * (len(PARAMETERS) - 2)
+        return [source, None, crops, *beside, options["mean"], options["std"], 8, 8, dtype, backend]
     given, _ = function_arguments(forward.removesuffix("_affine"), dtype, layout)
     if "conv2d" in name:
         given = [*given, *GEOMETRY]

@@ -12,7 +12,7 @@ from tests.kernels.oracle import rms_ratio
 
 DTYPES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 # Resized in uint8 on a CPU; with crops, at the images' own size too.
-ROUNDED = ("indices", "flips", "channels", "cutouts", "no_parameters", "crops", "training")
+ROUNDED = ("indices", "flips", "vflips", "channels", "cutouts", "no_parameters", "crops", "training")
 
 
 @pytest.fixture(scope="module")
@@ -163,12 +163,25 @@ def test_brightness_and_contrast_are_dalis(photo):
     assert difference(augment(photo[None], brightness=torch.tensor([0.8])), darker) < 0.6
 
 
-def test_flips_and_channel_orders_are_exact():
+@pytest.mark.parametrize(("names", "axes"), [(["flips"], [2]), (["vflips"], [1]), (["flips", "vflips"], [1, 2])])
+def test_flips_and_channel_orders_are_exact(names, axes):
     source = images()
-    got = augment(source, flips=torch.tensor([True] * 5), channels=torch.tensor([2, 0, 1, 1])) * 255
-    expected = source.flip(2)[..., [2, 0, 1, 1]].permute(0, 3, 1, 2)
+    flips = dict.fromkeys(names, torch.tensor([True] * 5))
+    got = augment(source, channels=torch.tensor([2, 0, 1, 1]), **flips) * 255
+    expected = source.flip(axes)[..., [2, 0, 1, 1]].permute(0, 3, 1, 2)
     assert torch.equal(got.round(), expected.float())
     assert (got - expected).abs().max() < 1e-4
+
+
+def test_an_image_is_turned_upside_down_after_its_crop_and_before_its_rotation():
+    given = {name: PARAMETERS[name] for name in ("crops", "angles")}
+    turned = augment(images()[:4], vflips=torch.ones(4, dtype=torch.bool), **given)
+    crops = given["crops"].clone()
+    inside = crops[:, :2].clamp_min(0), torch.minimum(crops[:, :2] + crops[:, 2:], torch.tensor([23, 19]))
+    crops = torch.cat([inside[0], inside[1] - inside[0]], 1)
+    crops[:, 0] = 23 - crops[:, 0] - crops[:, 2]
+    expected = augment(images()[:4].flip(1), crops, angles=given["angles"])
+    torch.testing.assert_close(turned, expected, atol=2e-6, rtol=0)
 
 
 def test_images_as_they_are_are_copied_exactly():

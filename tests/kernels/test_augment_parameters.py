@@ -1,6 +1,5 @@
 """What is drawn for each image: by (seed, epoch, image index) alone, and distributed as it should be."""
 
-import numpy as np
 import pytest
 import torch
 from torchvision.transforms import v2
@@ -14,6 +13,7 @@ from tests.kernels.interpreter import needs_interpreter
 EVERYTHING = Recipe(
     scale=(0.35, 1.0),
     flip=0.5,
+    vflip=0.5,
     degrees=15.0,
     brightness=0.2,
     contrast=0.3,
@@ -109,7 +109,8 @@ def test_what_is_drawn_later_leaves_the_rest_as_it_was():
     more = draw(EVERYTHING, torch.arange(50), (60, 80), 7, 3, (32, 32), 3)
     assert torch.equal(less.crops, more.crops)
     assert torch.equal(less.flips, more.flips)
-    assert less._replace(crops=None, flips=None) == Parameters(*[None] * 9)
+    assert less._replace(crops=None, flips=None) == Parameters(*[None] * len(Parameters._fields))
+    assert not torch.equal(more.flips, more.vflips)
 
 
 def test_crops_are_distributed_as_torchvisions():
@@ -158,6 +159,8 @@ def test_factors_angles_and_switches_have_their_ranges():
     for factor in (drawn.brightness, drawn.contrast, drawn.gamma, drawn.angles):
         assert torch.corrcoef(torch.stack([first_crop.double(), factor.double()]))[0, 1].abs() < 0.06
     assert abs(drawn.flips.double().mean() - 0.5) < 0.03
+    assert abs(drawn.vflips.double().mean() - 0.5) < 0.03
+    assert abs((drawn.flips == drawn.vflips).double().mean() - 0.5) < 0.03
     assert abs(drawn.grayscale.double().mean() - 0.1) < 0.02
     assert (drawn.cutouts[:, 2:] == 8).all()
     centre = drawn.cutouts[:, :2] + 4
@@ -183,6 +186,27 @@ def test_channels_are_sampled_hierarchically(order, count):
         assert torch.equal(present, torch.arange(count) < present.sum(1, keepdim=True))
         first = torch.bincount(chosen[:, 0], minlength=count) / 3000
         assert (first - 1 / count).abs().max() < 0.04
+
+
+@pytest.mark.parametrize("order", ["subset", "shuffle"])
+@pytest.mark.parametrize(("bias", "shares"), [(1.0, (6, 3, 2)), (-1.0, (1, 2, 3)), (1e-9, (1, 1, 1))])
+def test_a_bias_draws_few_channels_more_often_or_less(order, bias, shares):
+    recipe = Recipe(channels=order, channel_bias=bias)
+    counts = (draw(recipe, torch.arange(6000), (8, 8), 0, 0, channels=3).channels >= 0).sum(1)
+    found = counts.bincount(minlength=4)[1:] / len(counts)
+    assert torch.allclose(found, torch.tensor(shares) / sum(shares), atol=0.02)
+
+
+def test_a_bias_leaves_which_channels_to_chance():
+    kept = draw(Recipe(channels="subset", channel_bias=2.0), torch.arange(6000), (8, 8), 0, 0, channels=4).channels >= 0
+    assert kept.any(1).all()
+    assert torch.allclose(kept.float().mean(0), kept.float().mean().expand(4), atol=0.02)
+
+
+@pytest.mark.parametrize(("bias", "count"), [(1e6, 1), (-1e6, 48)])
+def test_however_large_a_bias_is_there_is_a_number_to_draw(bias, count):
+    found = draw(Recipe(channels="subset", channel_bias=bias), torch.arange(9), (8, 8), 0, 0, channels=48).channels
+    assert ((found >= 0).sum(1) == count).all()
 
 
 def test_what_is_drawn_is_what_augment_takes():
@@ -225,21 +249,12 @@ def test_bad_draws_are_named(error, message, changes):
     assert str(caught.value) == message
 
 
-def test_the_loaders_crops_are_those_that_draw_gives():
-    from engine.data import sampling
-
-    sizes = np.array([[40, 60], [33, 20], [1, 1], [70, 90]])
-    recipe = Recipe(scale=(0.2, 0.9), ratio=(0.5, 1.5), flip=0.5)
-    expected = draw(recipe, torch.tensor([9, 0, 5, 2]), torch.from_numpy(sizes), seed=4, epoch=2).crops
-    found = sampling.random_crops(sizes, 4, 2, (0.2, 0.9), (0.5, 1.5), np.array([9, 0, 5, 2]))
-    assert np.array_equal(found, expected.numpy())
-
-
 @pytest.mark.parametrize(
     ("message", "changes"),
     [
         ("flip must be from 0 to 1, got 1.5", {"flip": 1.5}),
         ("degrees must be from 0 to 180, got -1", {"degrees": -1}),
+        ("channel_bias must be from -1e+06 to 1e+06, got inf", {"channel_bias": float("inf")}),
         ("brightness must be from 0 to 1, got -0.1", {"brightness": -0.1}),
         ("gamma must be below 1, or an image could be raised to the power of 0", {"gamma": 1.0}),
         ("scale must be a range within 0 to 1, got (0.0, 1.0)", {"scale": (0.0, 1.0)}),

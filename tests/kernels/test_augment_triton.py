@@ -148,18 +148,8 @@ def test_values_are_checked_before_the_interpreted_kernel_runs():
 
 
 def op_arguments(names, dtype, backend, size=(8, 9), channels=3):
-    order = (
-        "indices",
-        "crops",
-        "flips",
-        "angles",
-        "brightness",
-        "contrast",
-        "gamma",
-        "grayscale",
-        "channels",
-        "cutouts",
-    )
+    order = Arguments._fields[1 : 1 + len(PARAMETERS)]
+    assert set(order) == set(PARAMETERS)
     chosen = [PARAMETERS[name] if name in names else None for name in order]
     statistic = statistics(channels)
     return (images(channels), *chosen, statistic["mean"], statistic["std"], *size, dtype, backend)

@@ -55,6 +55,7 @@ def test_every_row_of_every_table_is_compiled_for_three_targets(listed):
 
     rows = len(configs.CONVOLUTION + configs.SWAPPED + configs.STACKED + configs.rows_together(4)) * 2
     rows += len(configs.CONVOLUTION_FLOAT32 + configs.STACKED_FLOAT32) * 2
+    rows += 2 * 2  # a row of each dtype, split
     for table in (configs.WEIGHT_GRADIENT, configs.WEIGHT_GRADIENT_FLOAT32):
         rows += sum(map(len, table.values()))
     rows += len(configs.SAMPLE_GRADIENT + configs.SAMPLE_GRADIENT_FLOAT32)
@@ -62,12 +63,13 @@ def test_every_row_of_every_table_is_compiled_for_three_targets(listed):
         seen = [c for c in products(listed) if c["capability"] == capability]
         assert len([c for c in seen if c["channels"] == "256->256" and c["dtype"] != "tf32"]) == rows
     of_convolutions = {c["kernel"] for c in listed if ":" not in c["kernel"]} - {"augment"}
-    assert of_convolutions == {"convolution", "weight gradient", "contraction", "mix", "reorder", "sum", "depthwise"}
+    multiplying = {"convolution", "weight gradient", "contraction", "depthwise"}
+    assert of_convolutions == multiplying | {"mix", "reorder", "add up", "sum"}
 
 
 def test_every_streaming_kernel_is_compiled(listed):
-    attention = {"stats", "attend", "dot", "maps", "spread"}
     gate = {"reduce", "gate", "scale", "gate gradient", "fused gate", "fused gate gradient"}
+    attention = {"stats", "attend", "attend sample", "dot", "maps", "spread"}
     for capability in SHARED_LIMIT:
         seen = {c["kernel"] for c in listed if c["capability"] == capability}
         assert {f"spatial attention: {name}" for name in attention} <= seen
@@ -158,7 +160,8 @@ def test_of_a_row_that_spills_the_nearest_that_does_not_is_named():
 
 def test_streaming_kernels_read_and_write_16_bytes_at_a_time(cubins, listed):
     """x, y and their gradients; 49 pixels beside each other are no multiple of 16 bytes."""
-    reading = ("stats", "attend", "dot", "spread", "reduce", "scale", "scale pixels", "scale pixels backward")
+    passes = ("scale pixels", "scale pixels backward")
+    reading = ("stats", "attend", "attend sample", "dot", "spread", "reduce", "scale", *passes)
     streaming = [
         c
         for c in cubins

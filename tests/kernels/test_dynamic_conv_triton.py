@@ -27,7 +27,16 @@ import hypothesis
 from hypothesis import strategies as st
 
 from kernels import sums
-from kernels.dynamic_conv.triton import contraction, convolution, depthwise, mixing, ops, reorder, weight_gradient
+from kernels.dynamic_conv.triton import (
+    contraction,
+    convolution,
+    depthwise,
+    mixing,
+    ops,
+    reorder,
+    splits,
+    weight_gradient,
+)
 
 both = pytest.mark.parametrize("function", ARGUMENTS, ids=lambda f: f.__name__)
 pytestmark = [needs_interpreter, pytest.mark.usefixtures("on_triton")]
@@ -49,7 +58,10 @@ def force(monkeypatch):
                 lie = [row._replace(swap=swap and not row.together) for row in (made.forward, made.input_gradient)]
                 made = made._replace(forward=lie[0], input_gradient=lie[1])
             if splits is not None:
-                made = made._replace(weight_gradient=made.weight_gradient._replace(splits=splits))
+                row = made.weight_gradient
+                if made.regime != "depthwise" and row.few:
+                    row = configs.weight_gradient_rows(problem, apart=False)[-1]
+                made = made._replace(weight_gradient=row._replace(splits=splits))
             if apart and made.regime != "depthwise":
                 row = configs.weight_gradient_rows(problem, apart=True)[-1]
                 made = made._replace(weight_gradient=row._replace(block_k=16, splits=3))
@@ -131,6 +143,40 @@ def test_experts_together_are_near_the_exact_result(experts, options, force):
     assert {each["SIDE_BY_SIDE"] for each in launched} == {1 << (experts - 1).bit_length()}
 
 
+@grid(
+    case=["one_wide_sample", "grouped", "strided_dilated", "stride_beyond_the_kernel", "three_channels"],
+    dtype=[torch.float32, torch.float16],
+    splits=[2, 5],
+    swap=[False, True],
+)
+def test_a_product_that_several_programs_share_is_near_the_exact_result(case, dtype, splits, swap, force):
+    """Of 3 steps as of 18, some parts of them empty; channels that are no multiple of a step's."""
+    row = configs.ConvolutionConfig(64, 32, 16, 4, swap=swap, splits=splits)
+    force(regime="aggregate", forward=row, input_gradient=row)
+    arguments, options = wide_arguments(case, dtype) if case in WIDE_CASES else dynamic_arguments(case, dtype)
+    with record_launches() as launches:
+        assert_near_exact(dynamic_conv2d, arguments, frozen=(1, 2), **options)
+    names = [launch.kernel.__name__ for launch in launches]
+    assert names.count("add_up_kernel") == names.count("convolution_kernel") >= 2
+
+
+def test_parts_are_added_up_in_their_order():
+    """The 1 is lost to the part that comes next: a part that took the place of another, or its turn, would show."""
+    partial = torch.tensor([1.0, 2.0**24, -(2.0**24), 3.0]).view(4, 1, 1, 1, 1).expand(-1, 2, 3, 3, 5).contiguous()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        out = torch.empty(2, 5, 3, 3).to(memory_format=layout)
+        splits.add_up(partial, out, None, None, None, False)
+        assert torch.equal(out, torch.full_like(out, 3.0))
+
+
+def test_the_stacked_form_refuses_splits(force):
+    """A table that was changed by hand may ask for them."""
+    force(regime="stacked", forward=configs.STACKED[-1]._replace(splits=2))
+    arguments, options = wide_arguments("few_pixels", torch.float16)
+    with pytest.raises(ValueError, match="splits must be 1 where experts are mixed in the product, got 2"):
+        dynamic_conv2d(*arguments, **options)
+
+
 DEPTHWISE = [
     ((3, 3), 1),
     ((5, 5), 2),
@@ -170,7 +216,7 @@ def test_strips_refuse_a_geometry_they_do_not_have(inputs, options, part, force)
 
 def test_a_weight_beyond_32_bits_is_refused_and_experts_beyond_them_are_not_stacked():
     def problem(inputs, outputs):
-        return Problem(4, inputs, outputs, 5, 5, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, 8, torch.bfloat16)
+        return Problem(64, inputs, outputs, 5, 5, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, 8, torch.bfloat16)
 
     assert rule(problem(4096, 4096))[0] == "stacked"
     assert rule(problem(4096, 8192))[0] == "aggregate"
@@ -292,6 +338,35 @@ def test_the_samples_own_gradients_are_contracted_in_chunks(experts, samples, ch
     assert rms_ratio(alone, exact) <= {torch.float16: 3e-4, torch.float32: 2e-6}[dtype]
 
 
+@grid(
+    shape=[(5, 7, 3, 3), (20, 24, 3, 2), (3, 300, 1, 1), (2, 3, 17, 16), (1, 2, 46, 46)],
+    parts=[1, 3],
+    samples=[1, 3],
+    dtype=[torch.float32, torch.float16],
+)
+def test_few_samples_gradients_are_contracted_as_the_experts_lie(shape, parts, samples, dtype):
+    own = randn(samples * parts, shape[0], shape[2] * shape[3], shape[1])
+    kernels, shares = randn(4, *shape, seed=1, dtype=dtype), randn(samples, 4, seed=2)
+    gradient, products = contraction.contract_few(own, kernels, shares, for_mixing=True)
+    whole = own.double().unflatten(0, (samples, parts)).sum(1).transpose(2, 3).reshape(samples, *shape)
+    exact = torch.einsum("bk,bocij->kocij", shares.double(), whole)
+    assert gradient.dtype == dtype
+    assert rms_ratio(gradient, exact) <= {torch.float16: 3e-4, torch.float32: 1e-6}[dtype]
+    assert rms_ratio(products, whole.flatten(1) @ kernels.double().flatten(1).T) <= 2e-6
+    alone, nothing = contraction.contract_few(own, kernels, shares, for_mixing=False)
+    assert nothing is None
+    assert torch.equal(alone, gradient)
+
+
+def test_few_samples_change_the_layout_of_no_expert():
+    arguments, options = dynamic_arguments("padded")
+    with record_launches() as launches:
+        outcome(dynamic_conv2d, arguments, **options)
+    names = [launch.kernel.__name__ for launch in launches]
+    assert names[-3:] == ["weight_gradient_kernel", "contract_few_kernel", "sum_kernel"]
+    assert "reorder_kernel" not in names
+
+
 @both
 def test_x_and_gradients_of_any_stride(function):
     (x, *rest), options = ARGUMENTS[function]("padded")
@@ -358,9 +433,9 @@ def test_empty_batch_launches_nothing(function):
         assert not gradient.any()
 
 
-@pytest.mark.parametrize("case", ["wide", "depthwise", "pointwise", "few_pixels"])
+@pytest.mark.parametrize("case", ["wide", "depthwise", "pointwise", "few_pixels", "one_wide_sample"])
 def test_the_epilogue_scales_shifts_and_clamps(case, force):
-    force()
+    force(**({"forward": configs.ConvolutionConfig(64, 32, 32, 4, splits=3)} if case == "one_wide_sample" else {}))
     (x, experts, mixing, bias), options = wide_arguments(case, torch.float32)
     affine = {"scale": randn(len(bias[0]), seed=8), "shift": randn(len(bias[0]), seed=9), "relu": True}
     exact = dynamic_conv2d.reference(
@@ -554,7 +629,7 @@ def test_64_bit_offsets_change_no_number(monkeypatch, case, force):
     force(regime="stacked")
     arguments, options = wide_arguments(case) if case in WIDE_CASES else dynamic_arguments(case)
     plain = outcome(dynamic_conv2d, arguments, **options)
-    for module in (convolution, depthwise, weight_gradient, reorder, sums):
+    for module in (convolution, depthwise, weight_gradient, reorder, splits, sums):
         monkeypatch.setattr(module, "needs_64_bits", lambda *tensors: True)
     for one, other in zip(outcome(dynamic_conv2d, arguments, **options), plain, strict=True):
         assert torch.equal(one, other)

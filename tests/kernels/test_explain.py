@@ -29,11 +29,13 @@ def no_tables(monkeypatch):
 @pytest.mark.parametrize(
     ("sizes", "regime", "reason"),
     [
-        ({"size": 14}, "aggregate", "196 output pixels a sample, at least 73"),
-        ({"size": 7}, "stacked", "49 output pixels a sample, fewer than 73"),
+        ({"size": 14}, "aggregate", "196 output pixels a sample, at least 68"),
+        ({"size": 7}, "stacked", "49 output pixels a sample, fewer than 68"),
         ({"size": 7, "experts": 16}, "aggregate", "49 output pixels"),
         ({"size": 7, "experts": 1}, "aggregate", "49 output pixels"),
-        ({"size": 7, "dtype": torch.float32}, "aggregate", "at least 10"),
+        ({"size": 7, "batch": 8}, "aggregate", "49 output pixels a sample, at least 36"),
+        ({"size": 7, "batch": 4}, "aggregate", "no more samples than experts"),
+        ({"size": 7, "dtype": torch.float32}, "aggregate", "at least 9"),
         ({"size": 28, "kernel": 1}, "pointwise", "1x1"),
         ({"size": 28, "groups": 256}, "depthwise", "one input channel per group"),
     ],
@@ -65,6 +67,44 @@ def test_chunks_of_one_size_fill_two_thirds_of_the_cache(no_tables):
         arguments, options = call(size, channels=128)
         made = explain(dynamic_conv2d, *arguments, **options, device=H200).plan
         assert (made.chunk, made.backward_chunk, made.own_chunk) == (64, backward, backward)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "splits"),
+    [
+        ({"size": 14, "batch": 1}, 6),
+        ({"size": 7, "channels": 512, "batch": 1}, 15),
+        ({"size": 7, "channels": 2048, "kernel": 1, "batch": 1}, 5),
+        ({"size": 14, "batch": 1, "dtype": torch.float32}, 4),
+        ({"size": 28, "channels": 128, "batch": 1}, 1),  # 18 steps, which two launches would not shorten
+        ({"size": 56, "channels": 64, "batch": 1}, 1),
+        ({"size": 28, "kernel": 1, "batch": 1}, 1),
+        ({"size": 14}, 1),
+        ({"size": 7}, 1),
+    ],
+)
+def test_a_product_is_split_where_most_multiprocessors_idle_and_it_saves_more_than_a_launch(sizes, splits, no_tables):
+    arguments, options = call(**sizes)
+    explanation = explain(dynamic_conv2d, *arguments, **options, device=H200)
+    made, problem = explanation.plan, explanation.problem
+    assert (made.forward.splits, made.input_gradient.splits) == (splits, splits)
+    if splits > 1:
+        assert 3 * 4 * splits * problem.pixels * problem.out_channels <= configs.naive_bytes(problem)
+        assert f"splits {splits}" in str(explanation)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("size", "channels"), [(56, 64), (14, 256), (7, 512)])
+def test_gradients_of_few_samples_are_made_apart_in_a_quarter_of_the_memory_of_naive(size, channels, dtype, no_tables):
+    for batch in range(1, 5):
+        arguments, options = call(size, channels=channels, batch=batch, dtype=dtype)
+        explanation = explain(dynamic_conv2d, *arguments, **options, device=H200)
+        row, problem = explanation.plan.weight_gradient, explanation.problem
+        assert row.few == (batch < 4)
+        if row.few:
+            assert row.apart
+            own = configs.own_dtype(dtype).itemsize * batch * problem.weights
+            assert row.splits == 1 or 4 * row.splits * own <= configs.naive_bytes(problem)
 
 
 def test_what_a_call_on_this_machine_runs():
@@ -135,11 +175,28 @@ def test_a_measured_table_overrules_the_rule(tmp_path, monkeypatch):
         plans.plan.cache_clear()
 
 
+def test_a_choice_holds_for_batches_near_the_one_it_was_measured_at(monkeypatch):
+    def taken(size, **at):
+        arguments, options = call(14, batch=size)
+        problem = explain(dynamic_conv2d, *arguments, **options, device=H200).problem
+        choice = {"regime": "stacked", "forward": {"stages": 2}} | at
+        monkeypatch.setattr(plans, "measured", lambda name: {problem.key: choice})
+        plans.plan.cache_clear()
+        made = explain(dynamic_conv2d, *arguments, **options, device=H200).plan
+        return (made.regime, made.forward.stages, made.reason) == ("stacked", 2, "measured on NVIDIA H200")
+
+    try:
+        assert [taken(size) for size in (1, 15, 16, 64, 256, 257)] == [False, False, True, True, True, False]
+        assert [taken(size, batch=8) for size in (1, 2, 32, 64)] == [False, True, True, False]
+    finally:
+        plans.plan.cache_clear()
+
+
 def test_every_committed_table_is_for_problems_and_configs_that_exist():
     for path in configs.table_path("any").parent.glob("*.json"):
         for choice in configs.read_table(path).values():
             assert choice.get("regime", "stacked") in plans.REGIMES
-            for name in set(choice) - {"regime"}:
+            for name in set(choice) - {"batch", "regime"}:
                 known = configs.ConvolutionConfig._fields + configs.WeightGradientConfig._fields
                 assert set(choice[name]) <= {*known, *configs.DepthwiseConfig._fields, "share"}
 

@@ -29,7 +29,13 @@ DTYPES = [torch.float32, torch.float16]
 
 
 @pytest.fixture
-def few_programs(monkeypatch):
+def in_blocks(monkeypatch):
+    """Let no program own a sample."""
+    monkeypatch.setattr(configs, "sample_tile", lambda *sizes: None)
+
+
+@pytest.fixture
+def few_programs(monkeypatch, in_blocks):
     """Let every kernel take its widest block of pixels, as it would with many; its programs walk over more then."""
     for module in (configs, maps):
         monkeypatch.setattr(module, "PROGRAMS", 2)
@@ -47,10 +53,41 @@ def gradient_of_the_max(x, mask=None):
     return leaf.grad
 
 
-@grid(function=[channel_stats, spatial_attention], shape=[*SHAPES, (2, 256, 3, 5)], layout=LAYOUTS, dtype=DTYPES)
-def test_output_and_gradients_are_near_the_exact_ones(function, shape, layout, dtype):
+@grid(
+    function=[channel_stats, spatial_attention],
+    shape=[*SHAPES, (2, 256, 3, 5)],
+    layout=LAYOUTS,
+    dtype=DTYPES,
+    form=["in samples", "in blocks"],
+)
+def test_output_and_gradients_are_near_the_exact_ones(function, shape, layout, dtype, form, request):
+    if form == "in blocks":
+        request.getfixturevalue("in_blocks")
     x, *rest = arguments_of(function, shape, dtype)
-    assert_near_exact(function, [x.to(memory_format=layout), *rest])
+    with record_launches() as launches:
+        assert_near_exact(function, [x.to(memory_format=layout), *rest])
+    first = "attend_sample_kernel" if function is spatial_attention and form == "in samples" else "stats_kernel"
+    assert launches[0].kernel.__name__ == first
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in")
+@layouts
+def test_programs_that_share_a_sample_make_of_any_numbers_what_blocks_make(layout, monkeypatch, request):
+    """Two programs divide three blocks of channels."""
+    monkeypatch.setattr(configs, "MULTIPROCESSORS", 4)
+    x, *rest = attention_arguments((2, 40, 15, 13), 5)
+    x[0, [3, 25], 2, 2] = x[1, 39, 14] = torch.nan
+    x[0, 1, 4], x[0, 2, 4], x[1, :, 0] = torch.inf, -torch.inf, -torch.inf
+    x[0, 5::7, 9] = 100
+    arguments = [x.to(memory_format=layout), *rest, "triton"]
+    with record_launches() as launches:
+        y, stats, argmax, gate = torch.ops.polychrome.spatial_attention(*arguments)
+    assert [launch.grid for launch in launches] == [(4,)]
+    request.getfixturevalue("in_blocks")
+    in_blocks = torch.ops.polychrome.spatial_attention(*arguments)
+    torch.testing.assert_close((y, stats, gate), (in_blocks[0], in_blocks[1], in_blocks[3]), equal_nan=True)
+    torch.testing.assert_close(stats[:, 1:], max_channel(x).values, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(argmax, in_blocks[2])
 
 
 @layouts
@@ -102,7 +139,7 @@ def test_only_the_product_is_rounded(layout):
     assert torch.equal(y, (x.float() * gate).half())
 
 
-def test_kernels_that_read_again_start_with_what_was_read_last(monkeypatch):
+def test_kernels_that_read_again_start_with_what_was_read_last(monkeypatch, in_blocks):
     """Programs of the two kernels, listed in order, meet the samples in opposite orders."""
     order = {"statistics": [], "attention": [], "backward": []}
     modules = {name: importlib.import_module(f"kernels.spatial_attention.triton.{name}") for name in order}
@@ -394,3 +431,23 @@ def test_tiles_shrink_until_the_gpu_is_busy_and_hold_at_most_so_many_elements(ch
     large, small = (configs.stream_tile(64, channels, size, channels_last) for size in (256**2, 16))
     assert large.block_p >= small.block_p
     assert 64 * (256**2 // large.block_p) >= configs.PROGRAMS
+
+
+def test_small_samples_are_owned_by_programs_that_fill_the_gpu_once():
+    def tile(*sizes, itemsize=2, kernel=7):
+        return configs.sample_tile(*sizes, itemsize, kernel)
+
+    assert tile(8, 512, 49) == (8, 64, 64, 16)
+    assert tile(64, 256, 256) == (2, 256, 16, 16)
+    for batch, channels, pixels in ((1, 1, 1), (1, 16000, 2), (8, 3, 256), (100, 40, 40), (264, 512, 64)):
+        shares, block_p, block_c, warps = tile(batch, channels, pixels)
+        assert pixels <= block_p < 2 * pixels
+        assert block_c < 2 * channels
+        assert (shares - 1) * block_c < channels
+        assert shares == 1 or batch * shares <= configs.MULTIPROCESSORS
+        assert warps in (1, 2, 4, 8, 16)
+        assert block_p * channels <= configs.MOST_BYTES
+    assert tile(8, 512, 49, itemsize=4) is None
+    for sizes in ((8, 1024, 49), (20, 256, 256), (133, 256, 256), (265, 512, 49), (64, 1, 257)):
+        assert tile(*sizes) is None
+    assert tile(8, 512, 49, kernel=9) is None

@@ -46,6 +46,15 @@ def test_the_first_and_the_last_dimension_are_summed_in_one_launch(shape):
     assert_is_the_sum(got, partial, (0, 3))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_sums_are_rounded_once(dtype):
+    partial = randn(33, 7)
+    for total, outer in ((sum_rows, partial), (sum_outer_and_inner, partial[..., None])):
+        got = total(outer, dtype)
+        assert got.dtype == dtype
+        assert torch.equal(got, total(outer).to(dtype))
+
+
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(rows=st.integers(1, 70), columns=st.integers(1, 300), inner=st.integers(1, 40))
 def test_any_sizes_are_summed(rows, columns, inner):

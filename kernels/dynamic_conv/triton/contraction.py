@@ -6,13 +6,15 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.dynamic_conv.configs import contracted_block
-from kernels.launch import launch
+from kernels.launch import cdiv, launch, next_power_of_2
 from kernels.sums import sum_rows
 
 # Experts of a program: twice as many columns are the narrowest matrix product.
 EXPERTS = 8
 # Samples a step, by the bytes of a number; of FEW samples and fewer no larger step is made.
 BLOCK_S, FEW = {2: 64, 4: 16}, 32
+# Numbers of a tile where samples are few, and channels that are a multiple of what is loaded at once.
+TILE, VECTOR = 1024, 8
 
 
 def contract(
@@ -57,6 +59,45 @@ def contract(
         num_stages=1,  # mostly there is one step
     )
     return None if products is None else sum_rows(products.flatten(0, 1))
+
+
+def contract_few(own: Tensor, experts: Tensor, mixing: Tensor, for_mixing: bool) -> tuple[Tensor, Tensor | None]:
+    """Return `sum_b mixing[b, k] * own[b]` as experts lie, in their dtype, and `<own[b], experts[k]>` where asked.
+
+    Args:
+        own: each sample's own weight gradient in parts that follow each other [samples * parts, out, taps, in/groups],
+            contiguous.
+        experts: [experts, out, in/groups, kh, kw], contiguous.
+        mixing: [samples, experts], float32, of few samples.
+        for_mixing: whether the products [samples, experts] are asked for, float32.
+    """
+    samples, count = mixing.shape
+    _, outputs, taps, channels = own.shape
+    block = max(TILE, next_power_of_2(taps))
+    rows = block // taps
+    rows -= rows % VECTOR if rows > VECTOR else 0
+    blocks = cdiv(outputs * channels, rows)
+    gradient = torch.empty_like(experts, memory_format=torch.contiguous_format)
+    products = own.new_empty((blocks, samples, count), dtype=torch.float32) if for_mixing else None
+    launch(
+        contract_few_kernel,
+        (blocks,),
+        own,
+        experts,
+        mixing,
+        gradient,
+        products,
+        len(own) // samples,
+        SAMPLES=samples,
+        COUNT=count,
+        ROWS=outputs * channels,
+        TAPS=taps,
+        CHANNELS=channels,
+        BLOCK_R=rows,
+        BLOCK=block,
+        num_warps=4,
+    )
+    return gradient, None if products is None else sum_rows(products)
 
 
 @triton.jit(do_not_specialize=["parts", "rows"])
@@ -114,3 +155,55 @@ def contract_kernel(
     if ADD:
         total += tl.load(gradient_ptr + gradient_at, mask=mask, other=0.0).to(tl.float32)
     tl.store(gradient_ptr + gradient_at, total.to(gradient_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def contract_few_kernel(
+    own_ptr,
+    experts_ptr,
+    mixing_ptr,
+    gradient_ptr,
+    products_ptr,
+    parts,
+    SAMPLES: tl.constexpr,
+    COUNT: tl.constexpr,
+    ROWS: tl.constexpr,
+    TAPS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A tile is BLOCK_R channels with all their taps, which lie together in an expert."""
+    SIZE: tl.constexpr = ROWS * TAPS
+    LENGTH: tl.constexpr = BLOCK_R * TAPS
+    size = tl.full((), SIZE, tl.int64)
+    begin = tl.program_id(0) * BLOCK_R
+    each = tl.arange(0, BLOCK)
+    # As own lies: the channels of a tap together. What is beyond the tile is 0.
+    tap = each // BLOCK_R
+    row = begin + each % BLOCK_R
+    known = (tap < TAPS) & (row < ROWS)
+    own_at = own_ptr + (row // CHANNELS * TAPS + tap) * CHANNELS + row % CHANNELS
+    # As an expert lies: the taps of a channel together.
+    place = begin * TAPS + each
+    inside = (each < LENGTH) & (place < SIZE)
+    source = tl.where(each < LENGTH, each % TAPS * BLOCK_R + each // TAPS, BLOCK - 1)
+
+    weights = ()
+    if products_ptr is not None:
+        for k in tl.static_range(COUNT):
+            weights = weights + (tl.load(experts_ptr + k * size + place, mask=inside, other=0.0),)
+    gradients = ()
+    for sample in tl.static_range(SAMPLES):
+        gradient = tl.zeros((BLOCK,), tl.float32)
+        for part in range(parts):
+            gradient += tl.load(own_at + (sample * parts + part) * size, mask=known, other=0.0).to(tl.float32)
+        gradients = gradients + (tl.gather(gradient, source, 0),)
+    for k in tl.static_range(COUNT):
+        total = tl.zeros((BLOCK,), tl.float32)
+        for sample in tl.static_range(SAMPLES):
+            total += tl.load(mixing_ptr + sample * COUNT + k) * gradients[sample]
+            if products_ptr is not None:
+                product = tl.sum(gradients[sample] * weights[k].to(tl.float32))
+                tl.store(products_ptr + (tl.program_id(0) * SAMPLES + sample) * COUNT + k, product)
+        tl.store(gradient_ptr + k * size + place, total.to(gradient_ptr.dtype.element_ty), mask=inside)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kernels.dynamic_conv.configs import ConvolutionConfig
 from kernels.dynamic_conv.triton.addressing import constants, first_tap, lies_in, walk
+from kernels.dynamic_conv.triton.splits import add_up, scaled
 from kernels.launch import cdiv, launch, next_power_of_2
 from kernels.tensors import needs_64_bits
 
@@ -45,7 +46,15 @@ def convolve(
         bias: [batch, out]. scale, shift: [out], applied after the bias; then ReLU.
         probe: [batch, channels, height, width] channels_last, multiplied with each expert's result; the sums over a
             column block go to `products` [column blocks, experts, batch, height * width], float32.
+
+    Raises:
+        ValueError: `config` splits a product with `mixing`, whose experts are not met in parts.
     """
+    if config.splits > 1 and mixing is not None:
+        raise ValueError(f"splits must be 1 where experts are mixed in the product, got {config.splits}")
+    partial = None
+    if config.splits > 1:
+        partial = out.new_empty((config.splits, len(out), *out.shape[2:], out.shape[1]), dtype=torch.float32)
     batch, channels = source.shape[0], source.shape[1] // groups
     outputs = out.shape[1] // groups
     height, width = out.shape[2:]
@@ -53,17 +62,17 @@ def convolve(
     extent = (cdiv(height, stride[0]), cdiv(width, stride[1])) if transposed else (height, width)
     rows = extent[0] * extent[1] * (batch if mixing is not None else 1)
     tiles = cdiv(rows, config.block_m) * cdiv(outputs, config.block_n) * groups * phases
-    grid = (tiles * (1 if mixing is not None else batch),)
+    grid = (tiles * (1 if mixing is not None else config.splits * batch),)
     launch(
         convolution_kernel,
         grid,
         source,
         weight,
-        out,
+        out if partial is None else partial,
         mixing,
-        bias,
-        scale,
-        shift,
+        bias if partial is None else None,
+        scale if partial is None else None,
+        shift if partial is None else None,
         probe,
         products,
         batch,
@@ -77,11 +86,12 @@ def convolve(
         **constants(kernel, stride, padding, dilation),
         **walk(stride, dilation, transposed),
         TRANSPOSED=transposed,
-        RELU=relu,
-        CHANNELS_LAST=out.is_contiguous(memory_format=torch.channels_last),
+        RELU=relu and partial is None,
+        CHANNELS_LAST=partial is not None or out.is_contiguous(memory_format=torch.channels_last),
         INDEX64=needs_64_bits(source, out, products),
         PRECISION=precision,
         GATHER=channels < 16,
+        SPLITS=config.splits,
         SWAP=config.swap,
         SIDE_BY_SIDE=next_power_of_2(weight.shape[0]) if config.together and mixing is not None else 1,
         BLOCK_M=config.block_m,
@@ -90,6 +100,8 @@ def convolve(
         num_warps=config.warps,
         num_stages=config.stages,
     )
+    if partial is not None:
+        add_up(partial, out, bias, scale, shift, relu)
 
 
 @triton.jit
@@ -193,6 +205,7 @@ def convolution_kernel(
     INDEX64: tl.constexpr,
     PRECISION: tl.constexpr,
     GATHER: tl.constexpr,
+    SPLITS: tl.constexpr,
     SWAP: tl.constexpr,
     SIDE_BY_SIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -200,6 +213,7 @@ def convolution_kernel(
     BLOCK_K: tl.constexpr,
 ):
     tl.static_assert(SIDE_BY_SIDE == 1 or not SWAP)
+    tl.static_assert(SPLITS == 1 or EXPERTS == 0)
     STACKED: tl.constexpr = EXPERTS > 0
     # Experts side by side are columns of one product; else they are met one after the other.
     IN_TURN: tl.constexpr = STACKED and SIDE_BY_SIDE == 1
@@ -235,7 +249,8 @@ def convolution_kernel(
     row_block = pid % row_blocks
     pid = pid // row_blocks
     group = pid % GROUPS
-    sample = (pid // GROUPS).to(tl.int64)
+    result = pid // GROUPS  # a sample's, or of a part of its product
+    sample = (result % batch if SPLITS > 1 else result).to(tl.int64)
 
     rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M)
     if INDEX64:
@@ -298,7 +313,8 @@ def convolution_kernel(
     source_ptrs = source_at + row_x + inner_x
     weight_ptrs = weight_at + column_w + inner_w * WEIGHT_CHANNEL
     # a gather runs over taps and channels together
-    steps = tl.cdiv(taps_h * taps_w * CHANNELS, BLOCK_K) if GATHER else taps_h * taps_w * tl.cdiv(CHANNELS, BLOCK_K)
+    IN_A_TAP: tl.constexpr = tl.cdiv(CHANNELS, BLOCK_K)
+    steps = tl.cdiv(taps_h * taps_w * CHANNELS, BLOCK_K) if GATHER else taps_h * taps_w * IN_A_TAP
 
     if SWAP:
         acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -313,7 +329,15 @@ def convolution_kernel(
     tap_h = 0
     tap_w = 0
     expert = 0
-    for _ in range(0, steps * (EXPERTS if IN_TURN else 1)):
+    end = steps * (EXPERTS if IN_TURN else 1)
+    if SPLITS > 1:
+        per_split = tl.cdiv(steps, SPLITS)
+        step = result // batch * per_split
+        end = tl.minimum(steps - step, per_split)
+        channel = step % IN_A_TAP * BLOCK_K
+        tap_h = step // IN_A_TAP // tl.maximum(taps_w, 1)
+        tap_w = step // IN_A_TAP % tl.maximum(taps_w, 1)
+    for _ in range(0, end):
         if GATHER:
             x, weight = gather(
                 source_at,
@@ -412,13 +436,8 @@ def convolution_kernel(
         else:
             bias_at = sample * (GROUPS * OUTPUTS) + out_channel
             total += tl.load(bias_ptr + bias_at, mask=column_inside, other=0.0).to(tl.float32)[None, :]
-    if scale_ptr is not None:
-        total *= tl.load(scale_ptr + out_channel, mask=column_inside, other=0.0).to(tl.float32)[None, :]
-    if shift_ptr is not None:
-        total += tl.load(shift_ptr + out_channel, mask=column_inside, other=0.0).to(tl.float32)[None, :]
-    if RELU:
-        total = tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    out_at = out_ptr + sample * out_h * out_w * (GROUPS * OUTPUTS)
+    total = scaled(total, scale_ptr, shift_ptr, out_channel, column_inside, RELU)
+    out_at = out_ptr + result.to(tl.int64) * out_h * out_w * (GROUPS * OUTPUTS)
     if CHANNELS_LAST:
         out_offset = ((row_sample * (out_h * out_w) + pixel) * (GROUPS * OUTPUTS))[:, None] + out_channel[None, :]
     else:

@@ -7,7 +7,7 @@ from kernels.dynamic_conv.configs import HOPPER, DepthwiseConfig, device_of, own
 from kernels.dynamic_conv.geometry import output_size
 from kernels.dynamic_conv.plan import Plan, plan
 from kernels.dynamic_conv.problem import problem_of
-from kernels.dynamic_conv.triton.contraction import contract
+from kernels.dynamic_conv.triton.contraction import contract, contract_few
 from kernels.dynamic_conv.triton.convolution import convolve
 from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients, holds_weights
 from kernels.dynamic_conv.triton.mixing import mix_into
@@ -187,9 +187,14 @@ def _expert_gradient(how, grad, x, experts, mixing, stride, padding, dilation, g
     """Return the gradients of experts, in their shape and dtype, and of mixing in float32; x is channels_last."""
     given = _as_one_output(experts) if how.regime == "depthwise" else experts
     kernel, config = tuple(experts.shape[3:]), how.weight_gradient
+    geometry = (stride, padding, dilation, groups, kernel, config, _precision(x))
+    if how.regime != "depthwise" and config.apart and config.few:
+        parts = own_parts(tuple(grad.shape[2:]), config)
+        shape = (x.shape[0] * parts, experts.shape[1], kernel[0] * kernel[1], experts.shape[2])
+        own = sample_gradients(grad, x, grad.new_empty(shape, dtype=own_dtype(x.dtype)), *geometry)
+        return contract_few(own, experts.contiguous(), mixing, for_mixing)
     last = channels_last(given) if for_mixing else None
     if how.regime != "depthwise" and not config.apart:
-        geometry = (stride, padding, dilation, groups, kernel, config, _precision(x))
         gradient, products = expert_gradients(grad, x, last, mixing, *geometry)
         del last
         return channels_first(gradient, experts), products

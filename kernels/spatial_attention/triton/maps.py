@@ -15,7 +15,7 @@ from kernels.tensors import needs_64_bits
 def map_gradients(
     dlogits: Tensor, stats: Tensor, weight: Tensor, for_maps: bool, for_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the float32 gradients of the maps [batch, 2, height, width] and of the weight [2, k * k] where asked.
+    """Return the gradients of the maps [batch, 2, height, width], float32, and of the weight, in its dtype, if asked.
 
     dlogits [batch, 1, height, width], stats [batch, 2, height, width], weight [1, 2, k, k]; all contiguous.
     """
@@ -49,7 +49,7 @@ def map_gradients(
             BLOCK_W=tile.block_w,
             num_warps=tile.warps,
         )
-    return dmaps, None if partial is None else sum_rows(partial)
+    return dmaps, None if partial is None else sum_rows(partial, weight.dtype).view(weight.shape)
 
 
 @triton.jit(do_not_specialize=["blocks", "parts_h", "parts_w", "rows", "height", "width"])

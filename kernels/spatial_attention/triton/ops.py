@@ -3,13 +3,18 @@
 import torch
 from torch import Tensor
 
+from kernels.spatial_attention import configs
 from kernels.spatial_attention.eager import check_present
-from kernels.spatial_attention.triton.attention import attend
+from kernels.spatial_attention.triton.attention import attend, attend_sample
 from kernels.spatial_attention.triton.backward import logit_gradient, spread
 from kernels.spatial_attention.triton.gate import scale_pixels, scale_pixels_backward
 from kernels.spatial_attention.triton.maps import map_gradients
 from kernels.spatial_attention.triton.statistics import write_stats
+from kernels.sums import sum_outer_and_inner
 from kernels.tensors import empty_as, memory_layout, not_asked
+
+# Logits that one program sums in two rounds of loads; torch's reduction of more has many programs.
+ALONE = 2**15
 
 
 def channel_stats(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -59,9 +64,14 @@ def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[T
     stats, argmax, gate = _map(x, 2, torch.float32), _map(x, 1, torch.int32), _map(x, 1, torch.float32)
     y = empty_as(x, x.shape)
     if x.numel():
-        source = _dense(x, x)
-        write_stats(source, None, stats, argmax)
-        attend(source, stats, weight.contiguous(), bias, gate, y)
+        source, weight = _dense(x, x), weight.contiguous()
+        batch, channels, height, width = x.shape
+        tile = configs.sample_tile(batch, channels, height * width, x.element_size(), weight.shape[-1])
+        if tile is not None:
+            attend_sample(source, weight, bias, stats, argmax, gate, y, tile)
+        else:
+            write_stats(source, None, stats, argmax)
+            attend(source, stats, weight, bias, gate, y)
     return y, stats, argmax, gate
 
 
@@ -88,15 +98,22 @@ def spatial_attention_backward(
     stats, argmax, gate = stats.contiguous(), argmax.contiguous(), gate.contiguous()
     dlogits = logit_gradient(grad, _dense(x, x), gate)
     if for_x or for_weight:
-        dmaps, weight_sums = map_gradients(dlogits, stats, weight.contiguous(), for_x, for_weight)
+        dmaps, weight_gradient = map_gradients(dlogits, stats, weight.contiguous(), for_x, for_weight)
         if for_x:
             dx = empty_as(x, x.shape)
             spread(dmaps, argmax, None, dx, grad, gate)
         if for_weight:
-            dweight = weight_sums.view(weight.shape).to(weight.dtype)
+            dweight = weight_gradient
     if for_bias:
-        dbias = dlogits.sum().reshape(1).to(bias.dtype)
+        dbias = _bias_gradient(dlogits, bias.dtype)
     return dx, dweight, dbias
+
+
+def _bias_gradient(dlogits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the sum [1] of the logits' gradients, in one launch where they are few."""
+    if dlogits.numel() <= ALONE:
+        return sum_outer_and_inner(dlogits.view(1, 1, -1), dtype)
+    return dlogits.sum().reshape(1).to(dtype)
 
 
 def _dense(tensor: Tensor, x: Tensor) -> Tensor:

@@ -50,13 +50,49 @@ def stats_kernel(
     BLOCK_C: tl.constexpr,
 ):
     sample, pixels, rows = pixel_block(tl.program_id(0), groups, VECTOR, BLOCK_P, INDEX64)
+    store_stats(
+        x_ptr,
+        mask_ptr,
+        stats_ptr,
+        argmax_ptr,
+        sample,
+        pixels,
+        rows,
+        CHANNELS,
+        CHANNELS_LAST,
+        INDEX64,
+        STATS_LAST,
+        BLOCK_P,
+        BLOCK_C,
+        1,
+    )
+
+
+@triton.jit
+def store_stats(
+    x_ptr,
+    mask_ptr,
+    stats_ptr,
+    argmax_ptr,
+    sample,
+    pixels,
+    rows,
+    CHANNELS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INDEX64: tl.constexpr,
+    STATS_LAST: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """Store the statistics of pixels `rows` [BLOCK_P] of a sample, `TOGETHER` blocks of channels loaded at a time."""
     inside = rows < pixels
     x_at = sample_start(x_ptr, sample, pixels, CHANNELS)
     total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     best = tl.full((BLOCK_P, BLOCK_C), float("-inf"), tl.float32)
     index = tl.zeros((BLOCK_P, BLOCK_C), tl.int32) + tl.arange(0, BLOCK_C)[None, :]
     count = tl.zeros((BLOCK_C,), tl.int32)
-    for start in range(0, CHANNELS, BLOCK_C):
+    for start in tl.range(0, CHANNELS, BLOCK_C, loop_unroll_factor=TOGETHER):
         columns = start + tl.arange(0, BLOCK_C)
         present = columns < CHANNELS
         at = offsets(rows[:, None], columns[None, :], pixels, CHANNELS, CHANNELS_LAST, INDEX64)

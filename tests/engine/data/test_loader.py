@@ -11,6 +11,7 @@ from engine.augmentation import Augmentations
 from engine.channels import Channels
 from engine.data import decode, listing, loader, sampling, scan
 from engine.errors import UserError
+from kernels.augment import Recipe
 from tests.engine.data import image_kinds
 
 needs_dali = pytest.mark.skipif(loader.resolve("auto") != "dali", reason="NVIDIA DALI is not installed")
@@ -40,6 +41,12 @@ def first(images, count):
         for name, split in images.splits.items()
     }
     return dataclasses.replace(images, splits=cut)
+
+
+def drawn(split, scale, ratio):
+    """Crops and flips of a split's images in epoch 1 under seed 3."""
+    recipe = Recipe(scale=scale, ratio=ratio, flip=0.5)
+    return sampling.crops_and_flips(recipe, np.arange(len(split.paths)), np.array(split.sizes), 3, 1)
 
 
 def pixels(batches):
@@ -80,8 +87,7 @@ def test_the_torch_backend_is_the_definition_cropped_and_resized(images):
     from torchvision.transforms.v2 import functional
 
     split = images.splits["train"]
-    crops = sampling.random_crops(np.array(split.sizes), 3, 1)
-    flips = sampling.flips(len(split.paths), 3, 1)
+    crops, flips = drawn(split, (0.35, 1.0), (3 / 4, 4 / 3))
     with create(images, "torch", workers=0) as batches:
         for batch in batches.epoch(1):
             for image, index in zip(batch.images, batch.indices, strict=True):
@@ -92,9 +98,8 @@ def test_the_torch_backend_is_the_definition_cropped_and_resized(images):
 
 def test_crops_and_flips_happen_only_where_the_augmentations_say_so(images):
     split = images.splits["train"]
-    sizes, count = np.array(split.sizes), len(split.paths)
-    crops, flips = sampling.random_crops(sizes, 3, 1, (0.5, 0.6), (1, 2)), sampling.flips(count, 3, 1)
-    centre, still = sampling.center_crops(sizes, 0.875), np.zeros(count, bool)
+    crops, flips = drawn(split, (0.5, 0.6), (1, 2))
+    centre, still = sampling.center_crops(np.array(split.sizes), 0.875), np.zeros(len(split.paths), bool)
     cases = {("crop", "flip"): (crops, flips), ("crop",): (crops, still), ("flip",): (centre, flips)}
     for names, (wanted_crops, wanted_flips) in (cases | {("vflip",): (centre, still)}).items():
         chosen = Augmentations(names, crop_scale=(0.5, 0.6), crop_ratio=(1, 2))

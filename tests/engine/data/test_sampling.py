@@ -3,6 +3,13 @@ import pytest
 import torch
 
 from engine.data import sampling
+from kernels.augment import Recipe, draw
+
+
+def drawn(sizes, seed, epoch, scale=(0.35, 1.0), indices=None):
+    """Crops and flips of images of the sizes, by default the first ones of a set."""
+    indices = np.arange(len(sizes)) if indices is None else indices
+    return sampling.crops_and_flips(Recipe(scale=scale, flip=0.5), indices, sizes, seed, epoch)
 
 
 def test_order_is_a_permutation_that_seed_and_epoch_decide():
@@ -13,17 +20,21 @@ def test_order_is_a_permutation_that_seed_and_epoch_decide():
     assert (first != sampling.order(1000, 2, 2)).any()
 
 
+def test_what_is_drawn_is_what_the_kernels_draw():
+    sizes = np.array([[40, 60], [33, 20], [1, 1], [70, 90]])
+    recipe = Recipe(scale=(0.2, 0.9), ratio=(0.5, 1.5), flip=0.5)
+    expected = draw(recipe, torch.tensor([9, 0, 5, 2]), torch.from_numpy(sizes), seed=4, epoch=2)
+    crops, flips = sampling.crops_and_flips(recipe, np.array([9, 0, 5, 2]), sizes, 4, 2)
+    np.testing.assert_array_equal(crops, expected.crops)
+    np.testing.assert_array_equal(flips, expected.flips)
+    assert sampling.crops_and_flips(Recipe(), np.arange(4), sizes, 4, 2) == (None, None)
+
+
 def test_purposes_draw_from_different_streams():
-    flips = sampling.flips(4000, 0, 0)
     order = sampling.order(4000, 0, 0)
-    tops = sampling.random_crops(np.full((4000, 2), 200), 0, 0)[:, 0]
+    crops, flips = drawn(np.full((4000, 2), 200), 0, 0)
     assert abs(np.corrcoef(flips, order)[0, 1]) < 0.06
-    assert abs(np.corrcoef(flips, tops)[0, 1]) < 0.06
-
-
-def test_flips_have_the_asked_probability():
-    assert sampling.flips(10000, 0, 0).mean() == pytest.approx(0.5, abs=0.02)
-    assert sampling.flips(10000, 0, 0, p=0.2).mean() == pytest.approx(0.2, abs=0.02)
+    assert abs(np.corrcoef(flips, crops[:, 0])[0, 1]) < 0.06
 
 
 @pytest.mark.parametrize("size", [(375, 500), (64, 64), (40, 300)])
@@ -34,7 +45,7 @@ def test_random_crops_are_distributed_as_torchvisions(size):
     scale, ratio, n = (0.35, 1.0), (3 / 4, 4 / 3), 6000
     blank = torch.empty(1, *size)
     theirs = np.array([RandomResizedCrop.get_params(blank, list(scale), list(ratio)) for _ in range(n)])
-    ours = sampling.random_crops(np.tile(size, (n, 1)), 0, 0, scale, ratio)
+    ours, _ = drawn(np.tile(size, (n, 1)), 0, 0)
     assert (ours[:, :2] >= 0).all()
     assert (ours[:, 2:] >= 1).all()
     assert (ours[:, :2] + ours[:, 2:] <= size).all()
@@ -47,32 +58,33 @@ def test_random_crops_are_distributed_as_torchvisions(size):
 
 @pytest.mark.parametrize(("size", "expected"), [((10, 1000), (0, 493, 10, 13)), ((1000, 10), (493, 0, 13, 10))])
 def test_extreme_shapes_fall_back_to_the_central_crop(size, expected):
-    assert sampling.random_crops(np.array([size]), 0, 0, (0.9, 1.0))[0].tolist() == list(expected)
+    assert drawn(np.array([size]), 0, 0, (0.9, 1.0))[0][0].tolist() == list(expected)
 
 
 def test_one_pixel_images_can_be_cropped():
-    assert sampling.random_crops(np.ones((5, 2), int), 0, 0).tolist() == [[0, 0, 1, 1]] * 5
+    assert drawn(np.ones((5, 2), int), 0, 0)[0].tolist() == [[0, 0, 1, 1]] * 5
     assert sampling.center_crops(np.ones((1, 2), int), 0.3).tolist() == [[0, 0, 1, 1]]
 
 
 def test_crops_depend_on_epoch_and_not_on_the_other_images_sizes():
     sizes = np.random.default_rng(0).integers(50, 300, (20, 2))
-    first = sampling.random_crops(sizes, 7, 1)
-    np.testing.assert_array_equal(first, sampling.random_crops(sizes, 7, 1))
-    assert (first != sampling.random_crops(sizes, 7, 2)).any()
+    first, _ = drawn(sizes, 7, 1)
+    np.testing.assert_array_equal(first, drawn(sizes, 7, 1)[0])
+    assert (first != drawn(sizes, 7, 2)[0]).any()
     changed = sizes.copy()
     changed[3] = 400, 80
     others = np.arange(20) != 3
-    np.testing.assert_array_equal(first[others], sampling.random_crops(changed, 7, 1)[others])
+    np.testing.assert_array_equal(first[others], drawn(changed, 7, 1)[0][others])
 
 
-def test_a_part_of_a_set_gets_the_crops_that_it_has_in_the_whole():
+def test_a_part_of_a_set_gets_the_crops_and_flips_that_it_has_in_the_whole():
     count = sampling.AT_ONCE + 100
     sizes = np.random.default_rng(0).integers(50, 300, (count, 2))
     part = np.random.default_rng(1).permutation(count)[:500]
-    whole = sampling.random_crops(sizes, 7, 1)
-    np.testing.assert_array_equal(sampling.random_crops(sizes[part], 7, 1, indices=part), whole[part])
-    assert sampling.random_crops(sizes[:0], 7, 1).shape == (0, 4)
+    for whole, some in zip(drawn(sizes, 7, 1), drawn(sizes[part], 7, 1, indices=part), strict=True):
+        np.testing.assert_array_equal(some, whole[part])
+    crops, flips = drawn(sizes[:0], 7, 1)
+    assert (crops.shape, flips.shape) == ((0, 4), (0,))
 
 
 def test_center_crops_are_central_squares():

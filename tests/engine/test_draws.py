@@ -1,0 +1,92 @@
+"""What is drawn of an image follows from (seed, epoch, image): batches, ranks and resuming change no pixel."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from engine.augmentation import NAMES, Augmentations
+from engine.data import loader
+from engine.data.pixels import Pixels
+from engine.data.resident import Resident
+from engine.training import _images
+from tests.engine.data import photos
+from tests.engine.small import PLAN
+
+CPU, COUNT = torch.device("cpu"), 24
+PER_IMAGE = replace(PLAN, augmentations=Augmentations(NAMES), subset_bias=0.5)
+EPOCH = 2
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return photos.write(tmp_path_factory.mktemp("photos"), photos.sizes(COUNT))
+
+
+@pytest.fixture(scope="module")
+def stores(images):
+    """Where the images come from, by name: files, decoded images, and images squeezed to one size."""
+    return {"files": None, "whole": Pixels.load(images, 1), "uniform": Resident.load(images, 48, "torch", CPU, CPU, 0)}
+
+
+@pytest.fixture(scope="module")
+def shown(images, stores):
+    """A function that returns what each image is shown as, and its channels that are present, by its index."""
+
+    def read(store, sampling, batch_size=8, world_size=1, start=0):
+        plan, found = replace(PER_IMAGE, channel_sampling=sampling), {}
+        for rank in range(world_size):
+            options = {"size": 20, "batch_size": batch_size, "rank": rank, "world_size": world_size, "workers": 0}
+            options |= {"train": True, "seed": plan.seed, "backend": "torch", "augmentations": plan.augmentations}
+            with loader.create(images, "train", pixels=stores[store], **options) as batches:
+                read = batches.epoch(EPOCH, start, plan.draw(EPOCH, 0), plan.recipe(EPOCH))
+                for number, batch in enumerate(read, start):
+                    pixels, present = _images(batch, batches, plan, EPOCH, 0, number)
+                    assert not found.keys() & set(batch.indices)
+                    found |= zip(batch.indices.tolist(), zip(pixels, present, strict=True), strict=True)
+        return found
+
+    return read
+
+
+@pytest.mark.parametrize("store", ["files", "whole", "uniform"])
+@settings(max_examples=4, deadline=None, derandomize=True, database=None)
+@given(data=some.data())
+def test_neither_batch_size_nor_ranks_nor_resuming_change_an_image(shown, store, data):
+    sampling = data.draw(some.sampled_from(["on", "shuffle"]))
+    world_size = data.draw(some.integers(1, 3))
+    batch_size = data.draw(some.integers(2 * world_size, COUNT))
+    start = data.draw(some.integers(0, -(-COUNT // batch_size) - 1))
+    usual, other = shown(store, sampling), shown(store, sampling, batch_size, world_size, start)
+    assert len(usual) == COUNT
+    left_out = 0 < COUNT % batch_size < 2 * world_size
+    assert len(other) == COUNT - start * batch_size - COUNT % batch_size * left_out
+    for index, (pixels, present) in other.items():
+        assert torch.equal(present, usual[index][1])
+        assert torch.equal(pixels, usual[index][0])
+
+
+def test_every_way_of_reading_draws_the_same(shown):
+    """Files and decoded images are equal to the bit; squeezed ones have other pixels, but the same channels."""
+    files, whole, uniform = (shown(store, "on") for store in ("files", "whole", "uniform"))
+    for index, (pixels, present) in files.items():
+        assert torch.equal(whole[index][0], pixels)
+        assert torch.equal(uniform[index][1], present)
+        assert (uniform[index][0] - pixels).abs().mean() < 0.15
+    assert np.std([present.sum() for _, present in files.values()]) > 0.5
+
+
+def test_an_epoch_draws_other_pixels_and_channels_than_the_one_before(images):
+    plan = replace(PER_IMAGE, channel_sampling="on")
+    options = {"size": 20, "batch_size": COUNT, "train": True, "backend": "torch", "workers": 0}
+    with loader.create(images, "train", augmentations=plan.augmentations, **options) as batches:
+        first, second = (next(batches.epoch(epoch, recipe=plan.recipe(epoch))) for epoch in (1, 2))
+    first, second = first.rows(first.indices.argsort()), second.rows(second.indices.argsort())
+    assert np.array_equal(first.indices, second.indices)
+    assert first.drawn.keys() == {"vflips", "angles", "brightness", "contrast", "gamma", "grayscale", "channels"}
+    for name, values in first.drawn.items():
+        assert not torch.equal(values, second.drawn[name])
+    assert not torch.equal(first.images, second.images)

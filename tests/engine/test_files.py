@@ -1,0 +1,99 @@
+"""Files and folders that are whole or not there, whoever writes and whatever ends it."""
+
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from engine import files
+from engine.errors import StorageError
+
+
+class Broken(Exception):
+    """Ends a block."""
+
+
+@pytest.fixture
+def umask():
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.usefixtures("umask")
+def test_files_and_folders_have_the_mode_of_new_ones(tmp_path):
+    with files.new_file(tmp_path / "file") as stream:
+        stream.write(b"content")
+    with files.new_folder(tmp_path / "folder") as folder:
+        (folder / "inside").write_bytes(b"content")
+    files.write_atomically(tmp_path / "text", "Ä")
+    assert [mode(tmp_path / name) for name in ("file", "text", "folder", "folder/inside")] == [
+        *(0o640, 0o640, 0o750, 0o640)
+    ]
+    assert (tmp_path / "text").read_bytes() == "Ä".encode()
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder", "text"]
+
+
+def test_where_the_block_raises_all_is_as_before(tmp_path):
+    def break_a_file():
+        with files.new_file(tmp_path / "file") as stream:
+            stream.write(b"half")
+            raise Broken
+
+    def break_a_folder():
+        with files.new_folder(tmp_path / "folder") as folder:
+            (folder / "half").write_bytes(b"half")
+            raise Broken
+
+    (tmp_path / "file").write_bytes(b"before")
+    for write in (break_a_file, break_a_folder):
+        with pytest.raises(Broken):
+            write()
+    assert (tmp_path / "file").read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_stood_there_stays_until_the_end(tmp_path):
+    (tmp_path / "file").write_bytes(b"before")
+    with files.new_file(tmp_path / "file") as stream:
+        stream.write(b"after")
+        stream.flush()
+        assert (tmp_path / "file").read_bytes() == b"before"
+    assert (tmp_path / "file").read_bytes() == b"after"
+
+
+def test_writers_at_once_leave_one_of_their_files_whole(tmp_path):
+    contents = [bytes([number]) * 100_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            list(pool.map(lambda content: files.write_atomically(tmp_path / "file", content), contents))
+            assert (tmp_path / "file").read_bytes() in contents
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_killed_writers_left_is_removed_but_not_what_others_write(tmp_path):
+    for name, age in (("old", files.STALE + 60), ("young", 0)):
+        for content in (tmp_path / f"a[1].{name}.partial", tmp_path / f"b.{name}.partial"):
+            content.write_bytes(b"half")
+            os.utime(content, (content.stat().st_mtime - age,) * 2)
+    folder = tmp_path / "a[1].older.partial"
+    folder.mkdir()
+    os.utime(folder, (1, 1))
+    files.write_atomically(tmp_path / "a[1]", b"whole")
+    assert sorted(os.listdir(tmp_path)) == ["a[1]", "a[1].young.partial", "b.old.partial", "b.young.partial"]
+
+
+def test_names_as_long_as_a_disk_has_them_can_be_written(tmp_path):
+    path = tmp_path / ("n" * 255)
+    files.write_atomically(path, b"whole")
+    assert path.read_bytes() == b"whole"
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(StorageError, match=r"none/file cannot be written: No such file.*what stood there is intact"):
+        files.write_atomically(tmp_path / "none/file", b"")
