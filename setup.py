@@ -1,41 +1,50 @@
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
 EXPORT = ["onnx", "onnxruntime", "onnxscript", "safetensors"]
+TRAIN = [
+    "torchvision",
+    "nvidia-dali-cuda130>=2.0; platform_system == 'Linux'",
+    "pillow",
+    "click>=8.1",
+    "rich",
+    "jinja2",
+    "markupsafe",
+    "matplotlib",
+    "tensorboard",
+]
+# The folders of a clone that are subpackages of `polychrome`.
+SUBPACKAGES = ("kernels", "models", "engine", "train")
+
+packages = [name for folder in SUBPACKAGES for name in find_packages(include=[folder, f"{folder}.*"])]
+init = (HERE / "polychrome" / "__init__.py").read_text(encoding="utf-8")
 
 setup(
     name="polychrome",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.+)"$', init, re.M)[1],
     description="Per-sample convolution ops and a training engine for image models with varying input channels",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["engine*", "kernels*", "models*", "train*"]),
+    packages=["polychrome", *(f"polychrome.{name}" for name in packages)],
+    package_dir={f"polychrome.{folder}": folder for folder in SUBPACKAGES},
     package_data={
-        "engine.report": ["templates/*.j2"],
-        "kernels.dynamic_conv": ["configs/*.json"],
-        "train.recipes": ["*.toml"],
+        "polychrome": ["py.typed"],
+        "polychrome.engine.report": ["templates/*.j2"],
+        "polychrome.kernels.dynamic_conv": ["configs/*.json"],
+        "polychrome.train.recipes": ["*.toml"],
     },
-    install_requires=[
-        "torch>=2.11",
-        "torchvision",
-        "triton>=3.6; platform_system == 'Linux'",
-        "nvidia-dali-cuda130>=2.0; platform_system == 'Linux'",
-        "numpy",
-        "pillow",
-        "click>=8.1",
-        "rich",
-        "jinja2",
-        "markupsafe",
-        "matplotlib",
-        "tensorboard",
-    ],
+    install_requires=["torch>=2.11", "triton>=3.6; platform_system == 'Linux'", "numpy"],
     extras_require={
+        "train": TRAIN,
         "browser": ["selenium", "torch-tb-profiler"],
         "export": EXPORT,
         "test": [
+            *TRAIN,
             *EXPORT,
             "hypothesis",
             "pytest",
@@ -47,5 +56,5 @@ setup(
             "torchmetrics",
         ],
     },
-    entry_points={"console_scripts": ["polychrome=train.run:main"]},
+    entry_points={"console_scripts": ["polychrome=polychrome.command:main"]},
 )

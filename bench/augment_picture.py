@@ -11,7 +11,7 @@ from matplotlib import cbook
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from kernels import augment
+from polychrome.kernels import augment
 
 PICTURE = Path(__file__).resolve().parents[1] / "kernels" / "augment" / "augment.jpg"
 CROP = (20, 90, 300, 300)

@@ -22,21 +22,21 @@ import triton
 from bench.covering import covering
 from bench.cubin import Cubin, read_launch, resident_blocks
 from bench.stand_in.driver import SHARED_LIMIT
-from kernels.augment import triton as augment
-from kernels.augment.arguments import Arguments
-from kernels.channel_gate.triton import ops as gate
-from kernels.dynamic_conv import configs
-from kernels.dynamic_conv.triton.contraction import contract, contract_few
-from kernels.dynamic_conv.triton.convolution import convolve
-from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients, holds_weights
-from kernels.dynamic_conv.triton.mixing import mix_into
-from kernels.dynamic_conv.triton.reorder import channels_first, channels_last
-from kernels.dynamic_conv.triton.splits import add_up
-from kernels.dynamic_conv.triton.weight_gradient import expert_gradients, sample_gradients
-from kernels.launch import Launch, record_launches
-from kernels.spatial_attention.triton import ops as attention
-from kernels.sums import sum_outer_and_inner, sum_rows
-from kernels.tensors import is_channels_last
+from polychrome.kernels.augment import triton as augment
+from polychrome.kernels.augment.arguments import Arguments
+from polychrome.kernels.channel_gate.triton import ops as gate
+from polychrome.kernels.dynamic_conv import configs
+from polychrome.kernels.dynamic_conv.triton.contraction import contract, contract_few
+from polychrome.kernels.dynamic_conv.triton.convolution import convolve
+from polychrome.kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients, holds_weights
+from polychrome.kernels.dynamic_conv.triton.mixing import mix_into
+from polychrome.kernels.dynamic_conv.triton.reorder import channels_first, channels_last
+from polychrome.kernels.dynamic_conv.triton.splits import add_up
+from polychrome.kernels.dynamic_conv.triton.weight_gradient import expert_gradients, sample_gradients
+from polychrome.kernels.launch import Launch, record_launches
+from polychrome.kernels.spatial_attention.triton import ops as attention
+from polychrome.kernels.sums import sum_outer_and_inner, sum_rows
+from polychrome.kernels.tensors import is_channels_last
 
 TABLE = Path(__file__).with_name("results") / "compiled.md"
 GEOMETRY = ([1, 1], [1, 1, 1, 1], [1, 1])

@@ -11,7 +11,7 @@ import triton
 from triton.backends.nvidia.compiler import get_ptxas
 
 from bench.stand_in.driver import SHARED_LIMIT, compile_launch
-from kernels.launch import Launch
+from polychrome.kernels.launch import Launch
 
 
 class Cubin(NamedTuple):

@@ -9,7 +9,7 @@ import time
 
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from train.run import main
+from polychrome.train.run import main
 
 
 def stop(module, inputs) -> None:

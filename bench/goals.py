@@ -9,7 +9,7 @@ from statistics import fmean
 from bench import study
 from bench.markdown import grid
 from bench.study import FULL, PAIRS, SINGLES, System
-from engine.report.tables import Table
+from polychrome.engine.report.tables import Table
 
 UNKNOWN = "not measured yet"
 POINTS = " points"

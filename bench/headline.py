@@ -6,7 +6,7 @@ from statistics import geometric_mean, median
 from bench import columns, lines
 from bench.columns import ratio
 from bench.lines import Entry
-from engine.report.tables import Table
+from polychrome.engine.report.tables import Table
 
 # What each section is held against: the definition as it is usually written, or what a user had before.
 USUAL = {"dynamic_conv": "naive", "growth": "naive", "fuse": "unfused", "training": "reports"}

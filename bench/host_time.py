@@ -13,13 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-import kernels
 from bench import record
 from bench.lines import HOST_LINES
 from bench.markdown import grid, wrapped
-from engine.report.tables import Table
-from kernels.backend import is_interpreted
-from kernels.launch import record_launches
+from polychrome import kernels
+from polychrome.engine.report.tables import Table
+from polychrome.kernels.backend import is_interpreted
+from polychrome.kernels.launch import record_launches
 
 PAGE = record.RESULTS / "host_time.md"
 RESULTS = PAGE.with_suffix("") / "times.json"

@@ -16,8 +16,8 @@ from matplotlib import pyplot as plt
 
 from bench import study
 from bench.report.pictures import ROW, STYLE
-from engine.report.plots import COLOURS, DOTS_PER_INCH, NARROW
-from engine.run_folder import RunFolder
+from polychrome.engine.report.plots import COLOURS, DOTS_PER_INCH, NARROW
+from polychrome.engine.run_folder import RunFolder
 
 FILES = ("table.csv", "environment.json")
 HELD_OUT = 2500  # images

@@ -2,7 +2,7 @@
 
 import textwrap
 
-from engine.report.tables import Table
+from polychrome.engine.report.tables import Table
 
 
 def grid(table: Table) -> str:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import kernels.flops  # noqa: F401 - so that our ops are counted
+import polychrome.kernels.flops  # noqa: F401 - so that our ops are counted
 from bench import timing
 from bench.lines import NOT_ASKED
-from kernels.tensors import is_channels_last
+from polychrome.kernels.tensors import is_channels_last
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDS = (10, 50) if DEVICE == "cuda" else (3, 100)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from engine.files import write_atomically
-from engine.hardware import commit, cpu_name, cpus, output_of, version_of
-from kernels.dynamic_conv.configs import table_path
-from kernels.tensors import allows_tf32
+from polychrome.engine.files import write_atomically
+from polychrome.engine.hardware import commit, cpu_name, cpus, output_of, version_of
+from polychrome.kernels.dynamic_conv.configs import table_path
+from polychrome.kernels.tensors import allows_tf32
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-import models
 from bench import lines, markdown
-from engine.report.tables import Table
+from polychrome import models
+from polychrome.engine.report.tables import Table
 
 IMAGES, CLASSES, FILE_BYTES = 14_197_122, 21_841, 90_000
 GPUS, EPOCHS, BATCH = (8, 64, 512), 90, 128  # BATCH: images of a step on each GPU

@@ -15,9 +15,9 @@ from pathlib import Path
 from statistics import fmean
 
 from bench.markdown import grid, wrapped
-from engine.report.tables import Table
-from train import recipes
-from train.networks import ONE_PER_COMBINATION
+from polychrome.engine.report.tables import Table
+from polychrome.train import recipes
+from polychrome.train.networks import ONE_PER_COMBINATION
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FULL = "RGB"

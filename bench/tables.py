@@ -16,7 +16,7 @@ from bench import columns, goals, headline, scaling, study
 from bench.columns import ENGINE, ON_CPU, SECTIONS
 from bench.lines import Entry
 from bench.markdown import grid, wrapped
-from engine.report.tables import Table
+from polychrome.engine.report.tables import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"

@@ -15,7 +15,7 @@ from bench.baselines import dynamic_conv as baselines
 from bench.measure import DEVICE, THEIRS, Candidate, Measured, Work, parts_of
 from bench.replay import clock
 from bench.shapes.dynamic_conv import Data, Shape, data_of, shapes_on
-from kernels.tensors import allows_tf32, memory_layout
+from polychrome.kernels.tensors import allows_tf32, memory_layout
 
 DTYPES = (torch.bfloat16,) if DEVICE == "cuda" else (torch.bfloat16, torch.float32)
 WIDE = ("naive", "compiled")  # run in float32 too, beside bfloat16

@@ -24,15 +24,15 @@ from bench.baselines.availability import dali_package
 from bench.baselines.reports_way import Training
 from bench.measure import DEVICE, Measured, Stopwatch
 from bench.replay import clock
-from engine import training
-from engine.batch import normalise
-from engine.data import kept, loader, placement
-from engine.data.cache import cpus
-from engine.data.listing import ImageSet, Split
-from engine.idle import Idle
-from train import networks
-from train.config import Settings
-from train.data import make_loader, open_data
+from polychrome.engine import training
+from polychrome.engine.batch import normalise
+from polychrome.engine.data import kept, loader, placement
+from polychrome.engine.data.cache import cpus
+from polychrome.engine.data.listing import ImageSet, Split
+from polychrome.engine.idle import Idle
+from polychrome.train import networks
+from polychrome.train.config import Settings
+from polychrome.train.data import make_loader, open_data
 
 ROOT = Path(__file__).resolve().parents[1]
 ON_GPU = DEVICE == "cuda"

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.backends import cudnn
 
-import kernels
 from bench import measure, timing
 from bench.measure import DEVICE, Measured
 from bench.replay import clock
-from kernels.tensors import allows_tf32
+from polychrome import kernels
+from polychrome.kernels.tensors import allows_tf32
 
 MODEL = "tf_efficientnet_cc_b0_4e"
 WAYS = ("ours", "unfused")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kernels.launch import Launch, current_stream, record_launches
+from polychrome.kernels.launch import Launch, current_stream, record_launches
 
 # Before each run the GPU waits for this many times what the host takes to issue it, and no less than so many
 # microseconds: the host gets ahead, so that what is timed is the device, not the launching.

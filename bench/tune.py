@@ -22,10 +22,10 @@ from bench.gpu import lookups
 from bench.gpu.state import json_of
 from bench.gpu.steps import UNFINISHED
 from bench.shapes.dynamic_conv import BATCH, Data, Shape, data_of, shapes_on
-from kernels.dynamic_conv import configs
-from kernels.dynamic_conv import plan as planning
-from kernels.dynamic_conv.plan import PASSES, Plan
-from kernels.dynamic_conv.problem import Problem
+from polychrome.kernels.dynamic_conv import configs
+from polychrome.kernels.dynamic_conv import plan as planning
+from polychrome.kernels.dynamic_conv.plan import PASSES, Plan
+from polychrome.kernels.dynamic_conv.problem import Problem
 
 # A choice has to be this much faster than the rules' to be written.
 GAIN = 1.02
@@ -78,7 +78,7 @@ class Tuned(NamedTuple):
 @contextmanager
 def forced(plan: Plan) -> Iterator[None]:
     """Run every call inside under `plan`."""
-    from kernels.dynamic_conv.triton import ops
+    from polychrome.kernels.dynamic_conv.triton import ops
 
     def chosen(*_) -> Plan:
         return plan

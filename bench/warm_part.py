@@ -11,7 +11,7 @@ CARDS = (cuda.Card(), cuda.Card("NVIDIA H100 80GB HBM3", L2_cache_size=50 * 2**2
 def main(name: str) -> int:
     """Launch what the part launches on each card."""
     cuda.install(draws=False)
-    from kernels.dynamic_conv import plan
+    from polychrome.kernels.dynamic_conv import plan
 
     for card in CARDS:
         cuda.use(card)
@@ -47,7 +47,7 @@ def _tune(name: str) -> None:
     """Launch every candidate of tuning in a dtype."""
     from bench import tune
     from bench.shapes.dynamic_conv import data_of
-    from kernels.dynamic_conv import configs
+    from polychrome.kernels.dynamic_conv import configs
 
     device = configs.device_of(0)
     for shape, dtype in tune.calls():
@@ -59,7 +59,7 @@ def _tune(name: str) -> None:
 
 
 def _check(_: str) -> None:
-    from kernels import check
+    from polychrome.kernels import check
 
     for case, dtype in check.listed():
         check.check(case, dtype)

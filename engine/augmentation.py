@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.errors import UserError
-from kernels.augment import Recipe
+from polychrome.engine.errors import UserError
+from polychrome.kernels.augment import Recipe
 
 DEFAULT = ("crop", "flip")
 NAMES = (*DEFAULT, "vflip", "rotation", "jitter", "gamma", "grayscale")

@@ -7,8 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from engine.channels import RGB, Channels
-from kernels import augment
+from polychrome.engine.channels import RGB, Channels
+from polychrome.kernels import augment
 
 
 def normalise(

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from engine.data.pixels import available
-from engine.hardware import PeakMemory
+from polychrome.engine.data.pixels import available
+from polychrome.engine.hardware import PeakMemory
 
 HEADROOM = 0.1  # of what fits, left free
 LEAST = 2  # images: batch normalisation has no variance of one

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.data.channel_info import ALL, MOST_WITH_ALL_COMBINATIONS, RGB, SHUFFLED, are_letters, join
-from engine.data.channel_info import Channels as Channels
-from engine.data.channel_info import full as full
-from engine.errors import UserError
+from polychrome.engine.data.channel_info import ALL, MOST_WITH_ALL_COMBINATIONS, RGB, SHUFFLED, are_letters, join
+from polychrome.engine.data.channel_info import Channels as Channels
+from polychrome.engine.data.channel_info import full as full
+from polychrome.engine.errors import UserError
 
 DRAWS_OF_EACH_SIZE = 3
 DROP = 1  # apart from other draws by the same numbers

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from engine.errors import StorageError, UserError
-from engine.files import write_atomically
+from polychrome.engine.errors import StorageError, UserError
+from polychrome.engine.files import write_atomically
 
 # 1, without a number: channels and flips were drawn batch by batch. 2: by image.
 FORMAT = 2

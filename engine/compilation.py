@@ -9,9 +9,9 @@ from statistics import median
 import torch
 from torch import nn
 
-from engine.batch_size import is_out_of_memory
-from engine.memory import step_on_random
-from engine.plan import Plan
+from polychrome.engine.batch_size import is_out_of_memory
+from polychrome.engine.memory import step_on_random
+from polychrome.engine.plan import Plan
 
 MODES = ("default", "reduce-overhead")  # the second records CUDA graphs
 WARM_UP, TIMED = 5, 10

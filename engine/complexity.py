@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-import kernels.modules
+from polychrome.kernels import modules
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
     Those inside a module of `kernels` are left out: with a hook they would be called.
     """
     children = list(module.children())
-    if not children or type(module).__module__ == kernels.modules.__name__:
+    if not children or type(module).__module__ == modules.__name__:
         if any(True for _ in module.parameters()):
             yield module
         return

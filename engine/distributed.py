@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engine.errors import UserError
-from engine.rendezvous import fresh
+from polychrome.engine.errors import UserError
+from polychrome.engine.rendezvous import fresh
 
 # Rank 0 may decode the whole set while the others wait for it.
 PATIENCE = timedelta(hours=2)

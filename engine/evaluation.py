@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from engine import distributed
-from engine.batch import gathered
-from engine.channels import Combinations, protocol, shown
-from engine.data.loader import Loader
-from engine.metrics import Scorer, Scores
-from engine.profiling import decoded, span
-from kernels.augment import Recipe, draw
+from polychrome.engine import distributed
+from polychrome.engine.batch import gathered
+from polychrome.engine.channels import Combinations, protocol, shown
+from polychrome.engine.data.loader import Loader
+from polychrome.engine.metrics import Scorer, Scores
+from polychrome.engine.profiling import decoded, span
+from polychrome.kernels.augment import Recipe, draw
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from engine.errors import StorageError
+from polychrome.engine.errors import StorageError
 
 try:
     import fcntl

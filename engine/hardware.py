@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from engine import distributed
-from engine.data.cache import cpus
-from engine.errors import UserError
+from polychrome.engine import distributed
+from polychrome.engine.data.cache import cpus
+from polychrome.engine.errors import UserError
 
 
 def device(name: str) -> torch.device:

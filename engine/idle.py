@@ -11,7 +11,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from engine.profiling import RUNNING
+from polychrome.engine.profiling import RUNNING
 
 # Steps left out at the start of an epoch, and steps whose kernels are looked at.
 SKIPPED, STEPS = 3, 6

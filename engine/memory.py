@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine import batch_size, distributed
-from engine.errors import OutOfMemoryError
-from engine.hardware import autocast
-from engine.plan import Plan
+from polychrome.engine import batch_size, distributed
+from polychrome.engine.errors import OutOfMemoryError
+from polychrome.engine.hardware import autocast
+from polychrome.engine.plan import Plan
 
 START = 64
 MOST = 1024  # beyond it a step is bound by arithmetic on any device, and a rate found for small batches fails

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from engine.transfer import head_of
-from kernels.modules import DynamicConv2d
+from polychrome.engine.transfer import head_of
+from polychrome.kernels.modules import DynamicConv2d
 
 NAMES = ("adam", "adamw", "sgd", "nesterov", "muon")
 MOMENTUM = 0.9  # of sgd and nesterov

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import nn
 
-from engine import optimizers, schedules
-from engine.augmentation import Augmentations
-from engine.course import EpochRow
-from engine.transfer import head_of
-from kernels.augment import Recipe
+from polychrome.engine import optimizers, schedules
+from polychrome.engine.augmentation import Augmentations
+from polychrome.engine.course import EpochRow
+from polychrome.engine.transfer import head_of
+from polychrome.kernels.augment import Recipe
 
 # The ways of channel sampling by what they draw of each image; the last two are of whole batches.
 SAMPLINGS = {"off": "all", "on": "subset", "shuffle": "shuffle", "drop": "all", "cycle": "all"}

@@ -13,7 +13,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from engine.report import console
+from polychrome.engine.report import console
 
 # The names of `span` that a step and an evaluation consist of.
 SPANS = ("decode", "augment", "forward", "backward", "optimizer", "evaluate")

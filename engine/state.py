@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from engine import checkpoint, distributed
-from engine.course import Course
-from engine.errors import UserError
+from polychrome.engine import checkpoint, distributed
+from polychrome.engine.course import Course
+from polychrome.engine.errors import UserError
 
 BEST, LAST, PREVIOUS, WITHIN = "best.pt", "last.pt", "previous.pt", "step.pt"
 

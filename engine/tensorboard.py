@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine.data.channel_info import Channels
-from engine.report import console
-from engine.report.plots import as_pictures
+from polychrome.engine.data.channel_info import Channels
+from polychrome.engine.report import console
+from polychrome.engine.report.plots import as_pictures
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from engine.course import EpochRow
+    from polychrome.engine.course import EpochRow
 
 # Training images shown, four in a row.
 SHOWN, IN_A_ROW = 16, 4

@@ -13,22 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine import checkpoint, consistency, distributed, memory, state
-from engine.averaging import averaged
-from engine.batch_size import is_out_of_memory
-from engine.channels import Combinations, dropped, places
-from engine.course import Course, EpochRow
-from engine.data.loader import Batch, Loader
-from engine.errors import Interrupted, NotFiniteError
-from engine.evaluation import evaluate
-from engine.hardware import autocast
-from engine.interruption import Interruption
-from engine.mixing import Mixing
-from engine.plan import Plan
-from engine.profiling import decoded, span
-from engine.state import Division, Position, State, Totals
-from engine.sync_batch_norm import synchronised
-from engine.transfer import head_of
+from polychrome.engine import checkpoint, consistency, distributed, memory, state
+from polychrome.engine.averaging import averaged
+from polychrome.engine.batch_size import is_out_of_memory
+from polychrome.engine.channels import Combinations, dropped, places
+from polychrome.engine.course import Course, EpochRow
+from polychrome.engine.data.loader import Batch, Loader
+from polychrome.engine.errors import Interrupted, NotFiniteError
+from polychrome.engine.evaluation import evaluate
+from polychrome.engine.hardware import autocast
+from polychrome.engine.interruption import Interruption
+from polychrome.engine.mixing import Mixing
+from polychrome.engine.plan import Plan
+from polychrome.engine.profiling import decoded, span
+from polychrome.engine.state import Division, Position, State, Totals
+from polychrome.engine.sync_batch_norm import synchronised
+from polychrome.engine.transfer import head_of
 
 SHOWN_FILES = 3
 

@@ -8,7 +8,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from engine.errors import UserError
+from polychrome.engine.errors import UserError
 
 SHOWN = 5  # entries of a misfit that an error names
 

@@ -11,8 +11,8 @@ import timm
 import torch
 from torch import nn
 
-import kernels
-from kernels.fuse import Report
+from polychrome import kernels
+from polychrome.kernels.fuse import Report
 
 MODEL = "tf_efficientnet_cc_b0_4e"
 

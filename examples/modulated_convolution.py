@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kernels import per_sample_conv2d
+from polychrome.kernels import per_sample_conv2d
 
 
 class ModulatedConv2d(nn.Module):

@@ -8,8 +8,8 @@ its own. Prints the accuracy by the number of channels kept; the absent ones hol
 import torch
 from torch import Tensor, nn
 
-from kernels import channel_stats
-from kernels.modules import SpatialAttention
+from polychrome.kernels import channel_stats
+from polychrome.kernels.modules import SpatialAttention
 
 CHANNELS, CLASSES, SIZE = 13, 3, 24
 

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kernels.modules import ChannelGate, DynamicConv2d, SpatialAttention, anneal_temperature
+from polychrome.kernels.modules import ChannelGate, DynamicConv2d, SpatialAttention, anneal_temperature
 
 CLASSES = 4
 

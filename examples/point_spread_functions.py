@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import per_sample_conv2d
+from polychrome.kernels import per_sample_conv2d
 
 SIZE, WIDTH = 96, 15
 

@@ -1,30 +1,30 @@
 """Fused operations for convolutions whose kernels differ per sample; needs neither a GPU nor Triton to import."""
 
-from kernels import flops as _flops  # noqa: F401  (registers the FLOP formulas)
-from kernels import namesake as _namesake
-from kernels.augment import augment
-from kernels.backend import use_backend
-from kernels.channel_gate import channel_gate
-from kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
-from kernels.explain import explain
-from kernels.fuse import fuse
-from kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
+if __name__ == "kernels":  # a clone's short name for `polychrome.kernels`
+    from polychrome.clone import alias
 
-__all__ = [
-    "augment",
-    "channel_gate",
-    "channel_stats",
-    "dynamic_conv2d",
-    "explain",
-    "fuse",
-    "per_sample_conv2d",
-    "spatial_attention",
-    "spatial_gate",
-    "use_backend",
-]
+    alias(__name__)
+else:
+    from polychrome.kernels import flops as _flops  # noqa: F401  (registers the FLOP formulas)
+    from polychrome.kernels.augment import augment
+    from polychrome.kernels.backend import use_backend
+    from polychrome.kernels.channel_gate import channel_gate
+    from polychrome.kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
+    from polychrome.kernels.explain import explain
+    from polychrome.kernels.fold import fold_batch_norm
+    from polychrome.kernels.fuse import fuse
+    from polychrome.kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
 
-_namesake.admit(__path__)
-
-
-def __getattr__(name: str):
-    return _namesake.attribute(name)
+    __all__ = [
+        "augment",
+        "channel_gate",
+        "channel_stats",
+        "dynamic_conv2d",
+        "explain",
+        "fold_batch_norm",
+        "fuse",
+        "per_sample_conv2d",
+        "spatial_attention",
+        "spatial_gate",
+        "use_backend",
+    ]

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 from torch.autograd import forward_ad
 
-from kernels.tensors import autocasts
+from polychrome.kernels.tensors import autocasts
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = ("auto", "triton", "reference")
@@ -128,7 +128,7 @@ def compiles_for(index: int) -> bool:
     """Return whether Triton's kernels run on CUDA device `index`; warn, once, where they do not: the ops are eager."""
     if not torch.cuda.is_available():  # a tensor without data, such as FakeTensorMode makes, of a GPU that is elsewhere
         return True
-    from kernels.probe import obstacle
+    from polychrome.kernels.probe import obstacle
 
     found = obstacle(index)
     if found is not None:

@@ -15,16 +15,16 @@ from typing import IO, NamedTuple
 import torch
 from torch import Tensor
 
-import kernels.check
-from kernels.augment import Recipe, draw
-from kernels.fuse.channel_scale import channel_scale
-from kernels.launch import record_launches
-from kernels.tensors import allows_tf32
+from polychrome import kernels
+from polychrome.kernels.augment import Recipe, draw
+from polychrome.kernels.fuse.channel_scale import channel_scale
+from polychrome.kernels.launch import record_launches
+from polychrome.kernels.tensors import allows_tf32
 
 SECONDS = 60.0
 # How long a process may take for one case, its start and the compiling of kernels included.
 PATIENCE = 30.0
-COMMAND = (sys.executable, "-m", "kernels.check", "--from-case")
+COMMAND = (sys.executable, "-m", "polychrome.kernels.check", "--from-case")
 LATE = "not run: out of time"
 # The largest RMS error over the RMS of the exact values, of the output and of the gradients.
 TOLERANCES = {torch.bfloat16: (5e-3, 1e-2), torch.float32: (1e-5, 1e-5)}
@@ -85,15 +85,15 @@ def cases() -> list[Case]:
     ]
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: str = "python -m kernels.check") -> int:
     """Print a table of the errors; return 0 where all are allowed, 1 on a fault, 2 without a GPU."""
-    parser = argparse.ArgumentParser(prog="python -m kernels.check", description=__doc__.partition(":")[0])
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.partition(":")[0])
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for all ops (default {SECONDS:.0f})")
     parser.add_argument("--json", metavar="FILE", help="write what was found there too")
     parser.add_argument("--from-case", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
-        print("kernels.check needs a CUDA device, and torch finds none", file=sys.stderr)
+        print(f"{program} needs a CUDA device, and torch finds none", file=sys.stderr)
         return 2
     if options.from_case is not None:
         return _report(options.from_case)
@@ -335,4 +335,6 @@ def _moved(argument, device: str):
 
 
 if __name__ == "__main__":
-    sys.exit(kernels.check.main())  # not this copy of the module, which nobody else knows
+    from polychrome.kernels.check import main as known  # not this copy of the module, which nobody else knows
+
+    sys.exit(known())

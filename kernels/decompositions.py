@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.channel_gate import reference as channel_gate
-from kernels.dynamic_conv import reference as dynamic_conv
-from kernels.dynamic_conv.geometry import output_size
-from kernels.fuse.channel_scale import channel_scale
-from kernels.spatial_attention import reference as spatial_attention
+from polychrome.kernels.channel_gate import reference as channel_gate
+from polychrome.kernels.dynamic_conv import reference as dynamic_conv
+from polychrome.kernels.dynamic_conv.geometry import output_size
+from polychrome.kernels.fuse.channel_scale import channel_scale
+from polychrome.kernels.spatial_attention import reference as spatial_attention
 
 
 def _dynamic_conv2d(x, experts, mixing, bias, stride, padding, dilation, groups, backend="auto"):

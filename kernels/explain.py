@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
-from kernels.dynamic_conv.explain import Explanation, explain_dynamic_conv2d, explain_per_sample_conv2d
+from polychrome.kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
+from polychrome.kernels.dynamic_conv.explain import Explanation, explain_dynamic_conv2d, explain_per_sample_conv2d
 
 _EXPLAINED = {dynamic_conv2d: explain_dynamic_conv2d, per_sample_conv2d: explain_per_sample_conv2d}
 

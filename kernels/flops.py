@@ -11,9 +11,9 @@ from math import prod
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-import kernels.channel_gate.register
-import kernels.dynamic_conv.register
-import kernels.spatial_attention.register  # noqa: F401
+import polychrome.kernels.channel_gate.register
+import polychrome.kernels.dynamic_conv.register
+import polychrome.kernels.spatial_attention.register  # noqa: F401
 
 ops = torch.ops.polychrome
 

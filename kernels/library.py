@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from kernels import replay
-from kernels.tensors import empty_as, not_asked
+from polychrome.kernels import replay
+from polychrome.kernels.tensors import empty_as, not_asked
 
 NAMESPACE = "polychrome"
 
@@ -84,7 +84,7 @@ def call(name: str, *arguments):
             return _functions[name].apply(*arguments, key)
     op = getattr(torch.ops.polychrome, name)
     if (torch.jit.is_tracing() or torch.compiler.is_exporting()) and torch.onnx.is_in_onnx_export():
-        from kernels.decompositions import ONNX
+        from polychrome.kernels.decompositions import ONNX
 
         return ONNX.get(op.default, op)(*arguments)
     return op(*arguments)

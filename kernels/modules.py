@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels.channel_gate import channel_gate
-from kernels.channel_gate.api import check_gate
-from kernels.channel_gate.reference import gate_of_logits, linear
-from kernels.checks import as_int, check_float, check_shape
-from kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
-from kernels.dynamic_conv.api import Pair
-from kernels.dynamic_conv.geometry import resolve_padding, resolve_pair
-from kernels.fuse.channel_scale import channel_scale
-from kernels.leaves import leaf
-from kernels.plain import is_centred, is_plain, is_pointwise
-from kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
-from kernels.tensors import wide_dtype
+from polychrome.kernels.channel_gate import channel_gate
+from polychrome.kernels.channel_gate.api import check_gate
+from polychrome.kernels.channel_gate.reference import gate_of_logits, linear
+from polychrome.kernels.checks import as_int, check_float, check_shape
+from polychrome.kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
+from polychrome.kernels.dynamic_conv.api import Pair
+from polychrome.kernels.dynamic_conv.geometry import resolve_padding, resolve_pair
+from polychrome.kernels.fuse.channel_scale import channel_scale
+from polychrome.kernels.leaves import leaf
+from polychrome.kernels.plain import is_centred, is_plain, is_pointwise
+from polychrome.kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
+from polychrome.kernels.tensors import wide_dtype
 
 ROUTINGS = ("softmax", "sigmoid")
 
@@ -137,7 +137,7 @@ class DynamicConv2d(nn.Module):
         `attention.fc1.weight` [hidden_channels, in_channels, 1, 1], where there is a hidden layer
         `attention.fc2.weight` [experts, hidden_channels or in_channels, 1, 1], `attention.fc2.bias` [experts]
         `attention.temperature` [], float32; where a state dict lacks it, it stays as it is
-        `scale`, `shift` [out_channels], float32, after `kernels.fusion.fuse` has put a batch normalisation here
+        `scale`, `shift` [out_channels], float32, after `kernels.fold_batch_norm` has put a batch normalisation here
 
     Raises:
         ValueError: a size, the padding, the routing or the temperature is out of range.

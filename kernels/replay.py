@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from kernels.backend import runs_triton
-from kernels.launch import Launch, current_stream, is_watched, listen
-from kernels.tensors import allows_tf32
+from polychrome.kernels.backend import runs_triton
+from polychrome.kernels.launch import Launch, current_stream, is_watched, listen
+from polychrome.kernels.tensors import allows_tf32
 
 # Keys that are kept; where calls differ more often, all are forgotten.
 MOST = 4096

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.tensors import is_channels_last, needs_64_bits
+from polychrome.kernels.tensors import is_channels_last, needs_64_bits
 
 
 def pixel_groups(x: Tensor) -> int:

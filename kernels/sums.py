@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import cdiv, launch, next_power_of_2
-from kernels.tensors import needs_64_bits
+from polychrome.kernels.launch import cdiv, launch, next_power_of_2
+from polychrome.kernels.tensors import needs_64_bits
 
 # As many programs as run at once, one on each multiprocessor: no column is shared, and few are a program's.
 PROGRAMS = 132

@@ -1,5 +1,10 @@
 """The networks, made by name. Listing the names imports no torch; a family is imported when one of it is made."""
 
-from models.registry import UnknownModelError, create, names
+if __name__ == "models":  # a clone's short name for `polychrome.models`
+    from polychrome.clone import alias
 
-__all__ = ["UnknownModelError", "create", "names"]
+    alias(__name__)
+else:
+    from polychrome.models.registry import UnknownModelError, create, names
+
+    __all__ = ["UnknownModelError", "create", "names"]

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from kernels import channel_stats
-from kernels.modules import DynamicConv2d, anneal_temperature
+from polychrome.kernels import channel_stats
+from polychrome.kernels.modules import DynamicConv2d, anneal_temperature
 
 WIDTHS = (32, 64, 128, 256, 512)
 SMALLEST = 64  # six poolings by 2
@@ -79,7 +79,7 @@ class AdaptiveChannels(nn.Module):
     channels; what exceeds it is cut, and from `width` input channels on these alone are left. A dynamic conv k3 p1
     width -> width, BN and ReLU follow. With `pool`, input and result are max-pooled by 2 before they are joined.
 
-    The steps depend on the channel count, so `kernels.fusion.fuse` takes `summary` and `conv`, not the whole.
+    The steps depend on the channel count, so `kernels.fold_batch_norm` takes `summary` and `conv`, not the whole.
     """
 
     def __init__(self, width: int, pool: bool = False):

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from kernels import per_sample_conv2d
-from kernels.modules import DynamicConv2d, ExpertAttention
-from kernels.tensors import wide_dtype
-from models.generated_conv import present, without_absent
+from polychrome.kernels import per_sample_conv2d
+from polychrome.kernels.modules import DynamicConv2d, ExpertAttention
+from polychrome.kernels.tensors import wide_dtype
+from polychrome.models.generated_conv import present, without_absent
 
 MOST_PLACES = 16
 SHARPNESS = 4.0
@@ -29,7 +29,7 @@ class AnyChannelConv2d(DynamicConv2d):
 
     `weight` [experts, out_channels, places, kernel_height, kernel_width]; `bias` and `attention` as in `DynamicConv2d`.
     With `fixed_places` the channels of a tensor that has `in_channels` of them stand where they are, whichever a mask
-    leaves. `kernels.fusion.fuse` leaves the layer as it is.
+    leaves. `kernels.fold_batch_norm` leaves the layer as it is.
     """
 
     def __init__(

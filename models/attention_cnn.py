@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from kernels.modules import SpatialAttention
+from polychrome.kernels.modules import SpatialAttention
 
 WIDTHS = (32, 64, 128, 256)
 

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 from torch import nn
 
-from kernels.modules import ChannelGate
-from models.fixed_size_cnn import FixedSizeCNN
+from polychrome.kernels.modules import ChannelGate
+from polychrome.models.fixed_size_cnn import FixedSizeCNN
 
 WIDTHS = (32, 64, 128, 256)
 

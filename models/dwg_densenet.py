@@ -5,7 +5,7 @@ import math
 from torch import Tensor, nn
 from torchvision.models import densenet121
 
-from models.generated_conv import AveragedConv2d, kernels_of_channels, without_absent
+from polychrome.models.generated_conv import AveragedConv2d, kernels_of_channels, without_absent
 
 KERNEL = (64, 7, 7)
 SMALLEST = 29  # a map of 1x1 is left after the last of five halvings

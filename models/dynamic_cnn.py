@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.generated_conv import AveragedConv2d, kernels_of_channels, present, without_absent
+from polychrome.models.generated_conv import AveragedConv2d, kernels_of_channels, present, without_absent
 
 WIDTH = 32
 KERNEL = (WIDTH, 3, 3)

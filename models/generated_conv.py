@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kernels.modules import PerSampleConv2d
+from polychrome.kernels.modules import PerSampleConv2d
 
 
 class AveragedConv2d(nn.Module):

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from kernels.modules import DynamicConv2d
+from polychrome.kernels.modules import DynamicConv2d
 
 NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from models.fixed_size_cnn import FixedSizeCNN
+from polychrome.models.fixed_size_cnn import FixedSizeCNN
 
 WIDTHS = (16, 32, 64, 128)
 

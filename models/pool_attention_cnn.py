@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from kernels import channel_stats
-from models.simple_cnn import SimpleCNN
+from polychrome.kernels import channel_stats
+from polychrome.models.simple_cnn import SimpleCNN
 
 
 class PoolAttentionCNN(nn.Module):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from kernels.modules import DynamicConv2d, SpatialAttention
-from models.any_channel_conv import AnyChannelConv2d
+from polychrome.kernels.modules import DynamicConv2d, SpatialAttention
+from polychrome.models.any_channel_conv import AnyChannelConv2d
 
 ALIKE = 0.9
 

@@ -3,7 +3,7 @@
 from torch import nn
 from torchvision import models as torchvision_models
 
-from models.first_conv import for_channels
+from polychrome.models.first_conv import for_channels
 
 
 def resnet18(num_classes: int = 50, in_channels: int = 3, **options) -> nn.Module:

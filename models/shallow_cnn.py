@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from kernels.modules import ChannelGate
+from polychrome.kernels.modules import ChannelGate
 
 FOUR_LAYERS = ((32, 7), (64, 5), (128, 3), (128, 3))  # width, kernel size
 REDUCTION = 16

@@ -5,7 +5,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
-from models.first_conv import for_channels
+from polychrome.models.first_conv import for_channels
 
 WIDTHS = (64, 128, 256, 512)
 

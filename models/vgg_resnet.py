@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from models.resnet import resnet18
-from models.vgg import vgg19_features
+from polychrome.models.resnet import resnet18
+from polychrome.models.vgg import vgg19_features
 
 WIDTH = 512
 

@@ -15,10 +15,9 @@ import click
 import pytest
 import torch
 
-import kernels
-import kernels.modules
-import models
-from train.cli import cli
+from polychrome import kernels, models
+from polychrome.kernels import modules
+from polychrome.train.cli import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -42,13 +41,13 @@ x, experts, mixing = torch.randn(2, 3, 8, 8), torch.randn(4, 5, 3, 3, 3), torch.
     ("kernels/augment/README.md", 0): IMAGES,
     ("kernels/spatial_attention/README.md", 0): """
 import torch
-from kernels import channel_stats, spatial_gate
+from polychrome.kernels import channel_stats, spatial_gate
 x, norm, conv = torch.randn(2, 4, 8, 8), torch.nn.BatchNorm2d(1), torch.nn.Conv2d(2, 1, 7, padding=3, bias=False)
 """,
     ("docs/export.md", 0): """
 import pathlib, torch, models
-from engine import export
-from engine.channels import RGB
+from polychrome.engine import export
+from polychrome.engine.channels import RGB
 images = torch.rand(2, 3, 16, 16)
 for name, target in (
     ("simple_cnn", "simple_cnn.pt2"),
@@ -231,8 +230,8 @@ def public(module) -> list[str]:
 
 
 def test_every_public_name_is_in_the_documentation():
-    names = [*kernels.__all__, *public(kernels.modules), *models.names()]
-    names += [*sys.modules["kernels.augment"].__all__, *sys.modules["kernels.fuse"].__all__]
+    names = [*kernels.__all__, *public(modules), *models.names()]
+    names += [*sys.modules["polychrome.kernels.augment"].__all__, *sys.modules["polychrome.kernels.fuse"].__all__]
     assert len(names) > 40
     text = written()
     assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
@@ -245,8 +244,9 @@ def signatures(page: str) -> list[str]:
 
 def test_signatures_in_tables_are_those_of_the_code():
     known = {name: getattr(kernels, name) for name in kernels.__all__}
-    known |= {name: getattr(kernels.modules, name) for name in public(kernels.modules)}
-    known |= {name: getattr(sys.modules["kernels.augment"], name) for name in sys.modules["kernels.augment"].__all__}
+    known |= {name: getattr(modules, name) for name in public(modules)}
+    draws = sys.modules["polychrome.kernels.augment"]
+    known |= {name: getattr(draws, name) for name in draws.__all__}
     checked = 0
     for page in (page for page in PAGES if page.startswith("docs/")):
         for text in signatures(page):

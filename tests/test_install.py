@@ -1,6 +1,7 @@
-"""The wheel in a project of its own: what it holds, what a script beside it does, and who else is called kernels."""
+"""The wheel in a project of its own: what it holds and asks for, a script beside it, and other people's names."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,17 +14,18 @@ import pytest
 pytest.importorskip("setuptools")
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("engine", "kernels", "models", "train", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
+SUBPACKAGES = ("engine", "kernels", "models", "train")
+SOURCES = (*SUBPACKAGES, "polychrome", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 
 # Falls from about 1 to under 0.1 in 20 steps; compiled whole, or torch raises. Inductor itself takes its time.
 TRAINING = """
 import sys
-import engine, models, train
-assert engine.OWN and models.OWN and train.OWN
+import engine, kernels, models, train
+assert engine.OWN and kernels.OWN and models.OWN and train.OWN
 import torch
-from kernels import dynamic_conv2d
-from kernels.modules import DynamicConv2d
-import kernels
+from polychrome.kernels import dynamic_conv2d
+from polychrome.kernels.modules import DynamicConv2d
+import polychrome
 torch.manual_seed(0)
 layer = DynamicConv2d(3, 4, 3, padding=1, experts=2)
 optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
@@ -36,7 +38,7 @@ for step in range(20):
     loss.backward()
     optimizer.step()
     print(loss.item())
-print(kernels.__file__)
+print(polychrome.__file__)
 """
 
 
@@ -87,22 +89,28 @@ def run(*command: str, cwd: Path, timeout: float = 300, **variables: str) -> str
 
 def test_the_wheel_holds_the_packages_and_their_data(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
-        "engine",
-        "kernels",
-        "models",
-        "train",
-    }
-    sources = {path.relative_to(ROOT).as_posix() for folder in SOURCES[:4] for path in (ROOT / folder).rglob("*.py")}
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"polychrome"}
+    assert not [name for name in names if name.startswith("polychrome/clone")]
+    sources = {path.relative_to(ROOT).as_posix() for folder in SUBPACKAGES for path in (ROOT / folder).rglob("*.py")}
     data = {path.relative_to(ROOT).as_posix() for kind in ("*.toml", "*.j2") for path in (ROOT / "train").rglob(kind)}
     data |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "engine").rglob("*.j2")}
     data |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "kernels").rglob("*.json")}
     assert len(data) >= 7
-    assert sources | data <= set(names)
+    own = {f"polychrome/{name}" for name in ("__init__.py", "command.py", "py.typed")}
+    assert own | {f"polychrome/{name}" for name in sources | data} <= set(names)
+
+
+def test_the_ops_ask_for_torch_triton_and_numpy_alone(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+    asked = [line for line in archive.read(metadata).decode().splitlines() if line.startswith("Requires-Dist: ")]
+    always = {re.match(r"[\w-]+", line.removeprefix("Requires-Dist: "))[0] for line in asked if "extra ==" not in line}
+    assert always == {"numpy", "torch", "triton"}
+    assert any(line.startswith("Requires-Dist: click") and 'extra == "train"' in line for line in asked)
 
 
 def test_a_layer_trains_compiled_in_a_project_with_packages_called_as_ours(python, tmp_path):
-    for name in ("engine", "models", "train"):
+    for name in SUBPACKAGES:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("OWN = True\n")
     (tmp_path / "script.py").write_text(TRAINING)
@@ -148,24 +156,66 @@ def test_another_distribution_called_kernels_is_served_from_a_folder_of_its_own(
     script = f"{BOTH}; print(kernels.MORE, kernels.__version__, hasattr(kernels, 'nothing'), kernels.modules.__name__)"
     script = f"import kernels.modules; {script}"
     printed = run(sys.executable, "-W", "error", "-c", script, cwd=tmp_path / "kernels", PYTHONPATH=paths)
-    assert printed.split() == ["theirs", "9.1", "1", "9.1", "False", "kernels.modules"]
+    assert printed.split() == ["theirs", "9.1", "1", "9.1", "False", "polychrome.kernels.modules"]
 
 
-def test_two_distributions_in_one_folder_are_named_in_one_line(tmp_path):
-    write_namesake(tmp_path)
-    shutil.copytree(ROOT / "kernels", tmp_path / "kernels", dirs_exist_ok=True)
-    script = f"import warnings; warnings.showwarning = lambda m, *_: print(m)\n{BOTH}"
-    said, used = run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(tmp_path)).splitlines()
-    assert f"kernels 9.1 are both installed in {tmp_path / 'kernels'}" in said
-    assert "pip uninstall polychrome kernels" in said
-    assert used == "theirs 9.1"
+OTHERS = "import kernels, models, engine, train; print(kernels.NAME, models.NAME, engine.NAME, train.NAME)"
+
+
+def test_another_distribution_with_our_former_names_stays_whole_beside_ours(wheel, tmp_path):
+    """Both are installed, one after the other, and either is uninstalled; the other goes on."""
+    other = tmp_path / "other-1-py3-none-any.whl"
+    with zipfile.ZipFile(other, "w") as archive:
+        for name in SUBPACKAGES:
+            archive.writestr(f"{name}/__init__.py", f"NAME = {name!r}\n")
+        archive.writestr("other-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: other\nVersion: 1\n")
+        archive.writestr("other-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("other-1.dist-info/RECORD", "")
+    run(sys.executable, "-m", "venv", "--without-pip", str(tmp_path), cwd=tmp_path)
+    python = tmp_path / "bin" / "python"
+    see_packages(python)
+    pip = (sys.executable, "-m", "pip", "--python", str(python))
+    ours = "from polychrome import dynamic_conv2d, models; print(len(models.names()))"
+    for first, second, gone, stays, said in (
+        (wheel, other, "polychrome", OTHERS, "kernels models engine train"),
+        (other, wheel, "other", ours, "27"),
+    ):
+        run(*pip, "install", "-q", "--no-deps", "--force-reinstall", str(first), str(second), cwd=tmp_path)
+        assert run(str(python), "-c", f"{OTHERS}; {ours}", cwd=tmp_path).split() == [
+            "kernels",
+            "models",
+            "engine",
+            "train",
+            "27",
+        ]
+        run(*pip, "uninstall", "-q", "-y", gone, cwd=tmp_path)
+        assert run(str(python), "-c", stays, cwd=tmp_path).strip() == said
+
+
+def test_importing_polychrome_imports_nobody_elses_module_before_an_op_is_asked_for(python, tmp_path):
+    script = (
+        "import sys; before = set(sys.modules); import polychrome; first = set(sys.modules) - before; "
+        "polychrome.dynamic_conv2d; more = set(sys.modules) - before; "
+        "tops = [{n.partition('.')[0] for n in found} - set(sys.stdlib_module_names) for found in (first, more)]; "
+        "print(*tops[0]); print({n for n in tops[1] if n in ('click', 'torchvision', 'PIL', 'kernels', 'models')})"
+    )
+    assert run(str(python), "-c", script, cwd=tmp_path).splitlines() == ["polychrome", "set()"]
+
+
+def test_the_command_says_what_training_needs_where_it_is_missing(python, tmp_path):
+    script = "import sys; sys.modules['click'] = None; sys.argv = ['polychrome', 'task1']; "
+    script += "from polychrome.command import main; print(main())"
+    command = [str(python), "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["2"]
+    assert done.stderr == "error: training needs click: pip install 'polychrome[train]'\n"
 
 
 TINY_TRANSFORMER = """
 import torch, transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils.import_utils import is_kernels_available
-from kernels import dynamic_conv2d
+from polychrome.kernels import dynamic_conv2d
 sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 tokens = torch.arange(8)[None]
 model = LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes))
@@ -188,8 +238,8 @@ def test_transformers_runs_a_model_beside_ours(wheel, tmp_path, beside):
     done = subprocess.run([*pip, *wanted], capture_output=True, text=True, timeout=600)
     if done.returncode:
         pytest.skip(f"transformers cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
-    run(*pip, "--no-deps", "--target", "ours", str(wheel), cwd=tmp_path)
-    printed = run(str(python), "-c", TINY_TRANSFORMER, cwd=tmp_path, PYTHONPATH=str(tmp_path / "ours"))
+    run(*pip, "--no-deps", str(wheel), cwd=tmp_path)
+    printed = run(str(python), "-c", TINY_TRANSFORMER, cwd=tmp_path)
     available, loss, channels, gradients = printed.split()
     assert available == str(beside != "alone")
     assert 3.5 < float(loss) < 5  # ln 64 = 4.16
@@ -201,7 +251,7 @@ def test_pip_installs_the_wheel_with_all_it_needs_in_an_empty_environment(wheel,
     run(sys.executable, "-m", "venv", str(tmp_path / "env"), cwd=tmp_path)
     python = tmp_path / "env" / "bin" / "python"
     run(str(python), "-m", "pip", "install", "-q", str(wheel), cwd=tmp_path, timeout=3000)
-    for name in ("engine", "models", "train"):
+    for name in SUBPACKAGES:
         (tmp_path / f"{name}.py").write_text("OWN = True\n")
     (tmp_path / "script.py").write_text(TRAINING)
     losses = [float(line) for line in run(str(python), "script.py", "inductor", cwd=tmp_path).split()[:-1]]

@@ -22,7 +22,21 @@ def test_ruff_is_clean(arguments):
 def test_a_layer_imports_nothing_above_it(layer):
     above = set(LAYERS[LAYERS.index(layer) + 1 :])
     for path in (ROOT / layer).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-            assert not above & {name.split(".")[0] for name in names}, path
+        assert not above & imported(path.read_text(encoding="utf-8")), path
+
+
+def imported(source):
+    """Return which subpackages a source imports, by whatever name."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("polychrome.").split(".")[0] for name in found} & set(LAYERS)
+
+
+def test_an_import_upwards_is_seen_in_every_form():
+    for line in ("from polychrome import train", "import polychrome.train.run", "from polychrome.train import run"):
+        assert imported(line) == {"train"}
+    assert imported("from train.run import main\nimport kernels") == {"train", "kernels"}

@@ -9,10 +9,22 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from train.config import AUTO, OF_FILES, RECIPES, SWEEP, TASKS, TEXT, NameList, Settings, read_toml, typed, without
+from polychrome.train.config import (
+    AUTO,
+    OF_FILES,
+    RECIPES,
+    SWEEP,
+    TASKS,
+    TEXT,
+    NameList,
+    Settings,
+    read_toml,
+    typed,
+    without,
+)
 
 if TYPE_CHECKING:
-    from engine.run_folder import RunFolder
+    from polychrome.engine.run_folder import RunFolder
 
 
 class Commands(click.Group):
@@ -43,7 +55,7 @@ def _load_config(context: click.Context, _option: click.Option, path: Path | Non
 
 def _load_recipe(context: click.Context, _option: click.Option, name: str | None) -> None:
     if name is not None:
-        from train.recipes import load
+        from polychrome.train.recipes import load
 
         _add_defaults(context, "recipe", load(name, context.info_name))
 
@@ -67,7 +79,7 @@ def said(context: click.Context) -> set[str]:
 
 def _settings(context: click.Context, task: str, resume: str | None, values: dict) -> tuple[Settings, RunFolder | None]:
     """Return the effective settings of a run, and the folder of the one that it goes on with."""
-    from train import resume as resuming
+    from polychrome.train import resume as resuming
 
     flags = said(context)
     if values["models"] == SWEEP and (chosen := context.meta.get("recipe", {}).get("models")):
@@ -95,9 +107,9 @@ def _task_command(task: str, summary: str) -> click.Command:
         if print_config:
             click.echo(_settings(context, task, resume, values)[0].to_toml(), nl=False)
             return
-        from engine import distributed
-        from engine.files import release
-        from train.tasks import run as run_task
+        from polychrome.engine import distributed
+        from polychrome.engine.files import release
+        from polychrome.train.tasks import run as run_task
 
         with distributed.joined():
             settings, folder = _settings(context, task, resume, values)
@@ -170,7 +182,7 @@ def evaluate(run: Path, **options) -> None:
 
     Writes RUN/evaluation.json and RUN/evaluation.csv, and says how many figures agree with RUN/table.csv to the digit.
     """
-    from train.inspect import evaluate_run
+    from polychrome.train.inspect import evaluate_run
 
     evaluate_run(run, **options)
 
@@ -183,7 +195,7 @@ def evaluate(run: Path, **options) -> None:
 @click.option("--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes to print.")
 def predict(run: Path, **options) -> None:
     """Print the most likely classes of each image, by a model of a RUN folder."""
-    from train.inspect import predict_images
+    from polychrome.train.inspect import predict_images
 
     predict_images(run, **options)
 
@@ -198,9 +210,19 @@ def predict(run: Path, **options) -> None:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What a pt2 is compiled for.  [default: cpu]")
 def export(run: Path, **options) -> None:
     """Write a model of a RUN folder as a file for use elsewhere, checked on 16 images of the test split."""
-    from train.export import export_run
+    from polychrome.train.export import export_run
 
     export_run(run, **options)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def check(context: click.Context, arguments: tuple[str, ...]) -> int:
+    """Hold every op on a GPU against its definition in float64, in a minute."""
+    from polychrome.kernels.check import main
+
+    return main(list(arguments), context.command_path)
 
 
 @cli.command()
@@ -210,7 +232,7 @@ def export(run: Path, **options) -> None:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the split.")
 def patches(scene: Path, folder: Path, **options) -> None:
     """Cut a labelled SCENE (.npz with cube and labels) into a data FOLDER of patches, split by place."""
-    from train.inspect import cut_patches
+    from polychrome.train.inspect import cut_patches
 
     cut_patches(scene, folder, **options)
 
@@ -221,6 +243,6 @@ def patches(scene: Path, folder: Path, **options) -> None:
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the list as CSV (path, reason).")
 def scan(folder: Path, **options) -> None:
     """Decode every image under FOLDER and list those that cannot be read, with the reason."""
-    from train.inspect import scan_folder
+    from polychrome.train.inspect import scan_folder
 
     scan_folder(folder, **options)

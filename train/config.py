@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from engine.errors import UserError
-from train import toml
+from polychrome.engine.errors import UserError
+from polychrome.train import toml
 
 AUTO = "auto"
 
@@ -323,10 +323,10 @@ class Settings:
 
     def resolve(self, task: str) -> Settings:
         """Return the effective settings: every `None` replaced, device and precision checked against the machine."""
-        from engine import hardware
-        from engine.data.cache import cpus
-        from engine.distributed import local_world_size
-        from train import entries
+        from polychrome.engine import hardware
+        from polychrome.engine.data.cache import cpus
+        from polychrome.engine.distributed import local_world_size
+        from polychrome.train import entries
 
         defaults = TASKS[task]
         generated = self.data is None

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import torch
 
-from engine import distributed
-from engine.augmentation import Augmentations
-from engine.data import faults, generated, kept, listing, loader, scan
-from engine.data.listing import ImageSet
-from engine.data.pixels import Pixels
-from engine.data.placement import place
-from engine.data.resident import Resident
-from engine.errors import UserError
-from engine.report import console
-from train import entries
-from train.config import Settings
+from polychrome.engine import distributed
+from polychrome.engine.augmentation import Augmentations
+from polychrome.engine.data import faults, generated, kept, listing, loader, scan
+from polychrome.engine.data.listing import ImageSet
+from polychrome.engine.data.pixels import Pixels
+from polychrome.engine.data.placement import place
+from polychrome.engine.data.resident import Resident
+from polychrome.engine.errors import UserError
+from polychrome.engine.report import console
+from polychrome.train import entries
+from polychrome.train.config import Settings
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def open_data(settings: Settings, task: str, splits: tuple[str, ...] = ()) -> Da
 
 
 def _open(settings: Settings, task: str, splits: tuple[str, ...]) -> Data:
-    from engine.data import cifar100
+    from polychrome.engine.data import cifar100
 
     if task == "cifar100" and (settings.data is None or cifar100.find(Path(settings.data)) is not None):
         with console.waiting("reading CIFAR-100"):

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import replace
 from difflib import get_close_matches
 
-from engine.errors import UserError
-from train import systems
-from train.config import SWEEP, TRANSFERS, Settings
+from polychrome.engine.errors import UserError
+from polychrome.train import systems
+from polychrome.train.config import SWEEP, TRANSFERS, Settings
 
 # What NAME+VARIANT changes. A later variant wins over an earlier one, so NAME+a+b is a step after NAME+a.
 VARIANTS = {
@@ -38,7 +38,7 @@ def augmentations(names: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         UserError: there is no such augmentation, or it is named twice.
     """
-    from engine.augmentation import NAMES
+    from polychrome.engine.augmentation import NAMES
 
     if names in (("all",), ("none",), ()):
         return NAMES if names == ("all",) else ()
@@ -94,7 +94,7 @@ def expanded(task: str, settings: Settings) -> Settings:
 
 def _check_table(entry: str) -> None:
     """Raise UserError where settings are given for an entry that cannot be."""
-    import models
+    from polychrome import models
 
     if model_name(entry) not in models.names():
         close = get_close_matches(model_name(entry), models.names(), n=1)

@@ -14,22 +14,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine import channels, compilation, distributed, hardware, memory, profiling, state, training
-from engine.channels import Combinations
-from engine.course import Course, EpochRow
-from engine.data import listing, loader
-from engine.data.listing import Split
-from engine.errors import Interrupted, RunError, StorageError, UserError
-from engine.evaluation import Evaluation, evaluate
-from engine.idle import Idle
-from engine.plan import Plan
-from engine.report import comparison, console, pages, plots, scores
-from engine.run_folder import RunFolder
-from engine.tensorboard import Scalars
-from train import entries, networks, systems
-from train.config import AUTO, Settings
-from train.data import Data, make_loader, moved, open_data
-from train.networks import PADDED_ONE_PER_COMBINATION, has_several
+from polychrome.engine import channels, compilation, distributed, hardware, memory, profiling, state, training
+from polychrome.engine.channels import Combinations
+from polychrome.engine.course import Course, EpochRow
+from polychrome.engine.data import listing, loader
+from polychrome.engine.data.listing import Split
+from polychrome.engine.errors import Interrupted, RunError, StorageError, UserError
+from polychrome.engine.evaluation import Evaluation, evaluate
+from polychrome.engine.idle import Idle
+from polychrome.engine.plan import Plan
+from polychrome.engine.report import comparison, console, pages, plots, scores
+from polychrome.engine.run_folder import RunFolder
+from polychrome.engine.tensorboard import Scalars
+from polychrome.train import entries, networks, systems
+from polychrome.train.config import AUTO, Settings
+from polychrome.train.data import Data, make_loader, moved, open_data
+from polychrome.train.networks import PADDED_ONE_PER_COMBINATION, has_several
 
 SHOWN_PREDICTIONS = 18
 # What a model that is gone on with keeps, as its checkpoints or its results depend on it.

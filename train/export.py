@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine import export
-from engine.channels import Channels, join, parse
-from engine.errors import UserError
-from engine.report import console
-from train import entries
-from train.data import make_loader, open_data
-from train.inspect import Run
-from train.networks import has_several
+from polychrome.engine import export
+from polychrome.engine.channels import Channels, join, parse
+from polychrome.engine.errors import UserError
+from polychrome.engine.report import console
+from polychrome.train import entries
+from polychrome.train.data import make_loader, open_data
+from polychrome.train.inspect import Run
+from polychrome.train.networks import has_several
 
 IMAGES = 16
 

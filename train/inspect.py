@@ -8,20 +8,20 @@ from pathlib import Path
 
 import torch
 
-from engine import checkpoint, hardware, seeds
-from engine.batch import normalise
-from engine.channels import ALL, RGB, SHUFFLED, Channels, Combinations, parse, shown
-from engine.data import listing, patches, scan
-from engine.data.listing import ImageSet, Split
-from engine.errors import UserError
-from engine.evaluation import evaluate
-from engine.report import comparison, console
-from engine.report.tables import Table
-from engine.run_folder import RunFolder
-from train import entries, networks
-from train.config import Settings
-from train.data import Data, make_loader, moved, open_data
-from train.experiment import figures, tested_splits
+from polychrome.engine import checkpoint, hardware, seeds
+from polychrome.engine.batch import normalise
+from polychrome.engine.channels import ALL, RGB, SHUFFLED, Channels, Combinations, parse, shown
+from polychrome.engine.data import listing, patches, scan
+from polychrome.engine.data.listing import ImageSet, Split
+from polychrome.engine.errors import UserError
+from polychrome.engine.evaluation import evaluate
+from polychrome.engine.report import comparison, console
+from polychrome.engine.report.tables import Table
+from polychrome.engine.run_folder import RunFolder
+from polychrome.train import entries, networks
+from polychrome.train.config import Settings
+from polychrome.train.data import Data, make_loader, moved, open_data
+from polychrome.train.experiment import figures, tested_splits
 
 # What an entry of results.json has of the tests of its networks.
 SCORES = ("test", "splits", "flipped", "spread", "ratio_to_resnet34")

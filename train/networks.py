@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import models
-from engine import augmentation, channels, checkpoint, complexity, schedules, transfer
-from engine.augmentation import Augmentations
-from engine.data.listing import ImageSet
-from engine.errors import UserError
-from engine.plan import Plan
-from engine.run_folder import RunFolder
-from models import initialise
-from train import entries
-from train.config import Settings
+from polychrome import models
+from polychrome.engine import augmentation, channels, checkpoint, complexity, schedules, transfer
+from polychrome.engine.augmentation import Augmentations
+from polychrome.engine.data.listing import ImageSet
+from polychrome.engine.errors import UserError
+from polychrome.engine.plan import Plan
+from polychrome.engine.run_folder import RunFolder
+from polychrome.models import initialise
+from polychrome.train import entries
+from polychrome.train.config import Settings
 
 LARGEST_TRIED = 512
 ONE_PER_COMBINATION = "one-per-combination"

@@ -7,11 +7,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from engine import distributed
-from engine.errors import UserError
-from engine.files import hold
-from engine.run_folder import RunFolder
-from train.config import AUTO, Settings, without
+from polychrome.engine import distributed
+from polychrome.engine.errors import UserError
+from polychrome.engine.files import hold
+from polychrome.engine.run_folder import RunFolder
+from polychrome.train.config import AUTO, Settings, without
 
 # What a run must have in common with the command for "auto" to go on with it, where the command says it.
 LIKE = ("data", "models", "name")

@@ -11,18 +11,18 @@ from contextlib import nullcontext
 
 import click
 
-from engine.errors import RunError, UserError
-from engine.interruption import terminable
-from train.cli import cli
+from polychrome.engine.errors import RunError, UserError
+from polychrome.engine.interruption import terminable
+from polychrome.train.cli import cli
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
+def main(arguments: list[str] | None = None, program: str | None = None) -> int:
+    """Run the command line, called `program` in its messages, and return its exit status."""
     # Of several processes only those that start workers: another may wait in a collective, which no exception ends.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         with terminable() if first else nullcontext():
-            return cli.main(arguments, prog_name="python -m train.run", standalone_mode=False) or 0
+            return cli.main(arguments, prog_name=program or _program(), standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         return 2
@@ -37,6 +37,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         return 1
+
+
+def _program() -> str:
+    """Return how this module is run: by its short name, which a clone has, or by the long one."""
+    spec = sys.modules["__main__"].__spec__
+    return f"python -m {spec.name}" if spec and spec.name.endswith("train.run") else "python -m train.run"
 
 
 if __name__ == "__main__":

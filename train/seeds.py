@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from engine import distributed, hardware, seeds
-from engine.course import EpochRow
-from engine.errors import UserError
-from engine.report import comparison, console, pages
-from engine.run_folder import RunFolder
-from train import entries, experiment
-from train.config import OF_AN_ENTRY, Settings
-from train.data import Data
+from polychrome.engine import distributed, hardware, seeds
+from polychrome.engine.course import EpochRow
+from polychrome.engine.errors import UserError
+from polychrome.engine.report import comparison, console, pages
+from polychrome.engine.run_folder import RunFolder
+from polychrome.train import entries, experiment
+from polychrome.train.config import OF_AN_ENTRY, Settings
+from polychrome.train.data import Data
 
 # What must be the same for all seeds, whenever each was trained.
 SAME = (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from engine import distributed
-from engine.errors import FailedModelsError
-from engine.report import console, tables
-from engine.run_folder import RunFolder
-from train import experiment, seeds
-from train.config import Settings
+from polychrome.engine import distributed
+from polychrome.engine.errors import FailedModelsError
+from polychrome.engine.report import console, tables
+from polychrome.engine.run_folder import RunFolder
+from polychrome.train import experiment, seeds
+from polychrome.train.config import Settings
 
 
 def run(task: str, settings: Settings, resume: RunFolder | None = None) -> None:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-import kernels
 from bench.baselines import availability
 from bench.shapes.augment import Call, Shape
-from kernels.tensors import wide_dtype
+from polychrome import kernels
+from polychrome.kernels.tensors import wide_dtype
 
 Forward = Callable[[], Tensor]
 # Values as large as the output that the definition holds at once: pixels as they are, widened and weighted, the sum

@@ -5,9 +5,9 @@ from functools import cache
 
 import torch
 
-import kernels
 from bench.baselines import availability
 from bench.shapes.channel_gate import Shape
+from polychrome import kernels
 
 
 def ours(x, *weights):

@@ -10,10 +10,10 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-import kernels
 from bench.baselines import availability
-from kernels.dynamic_conv.problem import Problem
-from kernels.dynamic_conv.reference import mix
+from polychrome import kernels
+from polychrome.kernels.dynamic_conv.problem import Problem
+from polychrome.kernels.dynamic_conv.reference import mix
 
 
 def ours(x, experts, mixing, *geometry):

@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-import kernels
 from bench.measure import Stopwatch
-from engine.data.cache import cpus
-from engine.data.listing import ImageSet
+from polychrome import kernels
+from polychrome.engine.data.cache import cpus
+from polychrome.engine.data.listing import ImageSet
 
 
 class Training:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from bench import measure, record
-from kernels import check
+from polychrome.kernels import check
 
 PRODUCTS = (torch.bfloat16, torch.float32)
 

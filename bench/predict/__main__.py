@@ -14,7 +14,7 @@ from bench import record
 from bench.predict import measured, passes, table
 from bench.predict.rows import predictions
 from bench.stand_in import driver
-from kernels.backend import is_interpreted
+from polychrome.kernels.backend import is_interpreted
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.dynamic_conv.configs import HOPPER, L2_BYTES_A_CLOCK, PRODUCTS_A_CLOCK, SHARED_BYTES_A_CLOCK
+from polychrome.kernels.dynamic_conv.configs import HOPPER, L2_BYTES_A_CLOCK, PRODUCTS_A_CLOCK, SHARED_BYTES_A_CLOCK
 
 
 class Machine(NamedTuple):

@@ -13,7 +13,7 @@ from bench.predict.machine import H200, Machine
 from bench.predict.passes import Library
 from bench.predict.trace import Trace, trace
 from bench.stand_in.driver import compile_launch
-from kernels.launch import Launch
+from polychrome.kernels.launch import Launch
 
 # Instructions that move bytes through L1 or shared memory, and what one takes of its rate at the least, a clock.
 MOVES, LEAST = ("LDG", "STG", "LDS", "STS", "LDL", "STL"), 128

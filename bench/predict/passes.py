@@ -14,14 +14,14 @@ from bench.shapes import channel_gate as gates
 from bench.shapes import dynamic_conv as convolutions
 from bench.shapes import spatial_attention as attentions
 from bench.shapes.feature_maps import FeatureMap
-from kernels.augment import triton as augment
-from kernels.augment.arguments import Arguments
-from kernels.channel_gate.triton import ops as gate
-from kernels.dynamic_conv.configs import HOPPER
-from kernels.dynamic_conv.plan import rule
-from kernels.dynamic_conv.triton import ops as convolution
-from kernels.launch import Launch, record_launches
-from kernels.spatial_attention.triton import ops as attention
+from polychrome.kernels.augment import triton as augment
+from polychrome.kernels.augment.arguments import Arguments
+from polychrome.kernels.channel_gate.triton import ops as gate
+from polychrome.kernels.dynamic_conv.configs import HOPPER
+from polychrome.kernels.dynamic_conv.plan import rule
+from polychrome.kernels.dynamic_conv.triton import ops as convolution
+from polychrome.kernels.launch import Launch, record_launches
+from polychrome.kernels.spatial_attention.triton import ops as attention
 
 DEVICE = "cuda"
 

@@ -1,7 +1,7 @@
 """The predictions of a shape, pass by pass."""
 
 from bench.predict import model, passes
-from kernels.launch import Launch
+from polychrome.kernels.launch import Launch
 
 
 def predictions(index: int) -> list[dict]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.markdown import grid, wrapped
 from bench.predict.machine import H200, Machine
-from engine.report.tables import Table
+from polychrome.engine.report.tables import Table
 
 PAGE = Path(__file__).resolve().parents[1] / "results" / "predicted.md"
 RESULTS = PAGE.with_suffix("") / "times.json"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.predict.code import Place, statement_of
 from bench.stand_in import results
-from kernels.launch import Launch
+from polychrome.kernels.launch import Launch
 
 KERNELS = str(Path(__file__).resolve().parents[2] / "kernels")
 # What moves between the L2 cache and a multiprocessor at the least, bytes.

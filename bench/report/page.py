@@ -7,9 +7,9 @@ from pathlib import Path
 from bench import columns, headline, tables
 from bench.markdown import grid, wrapped
 from bench.report import figures, pictures
-from engine.report import pages
-from engine.report.pages import Picture
-from engine.report.tables import Table
+from polychrome.engine.report import pages
+from polychrome.engine.report.pages import Picture
+from polychrome.engine.report.tables import Table
 
 HEADINGS = {
     "growth": "How time grows",

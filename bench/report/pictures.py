@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullFor
 from bench.columns import three_digits
 from bench.report import figures
 from bench.report.figures import Memory, Point, Speedup
-from engine.report.plots import COLOURS, DOTS_PER_INCH, NARROW
+from polychrome.engine.report.plots import COLOURS, DOTS_PER_INCH, NARROW
 
 ROW = 0.3  # inches
 STYLE = {"font.size": 9, "savefig.dpi": DOTS_PER_INCH, "axes.spines.top": False, "axes.spines.right": False}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench import record
 from bench.columns import SECTIONS
-from kernels.dynamic_conv.configs import table_path
+from polychrome.kernels.dynamic_conv.configs import table_path
 
 STAMPS = (*record.CIRCUMSTANCES, "kind", "date", "commit", "ceilings", "shapes")
 

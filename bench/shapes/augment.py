@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.augment import Parameters, Recipe, draw
-from kernels.augment.geometry import clamped
+from polychrome.kernels.augment import Parameters, Recipe, draw
+from polychrome.kernels.augment.geometry import clamped
 
 # Sides in pixels of the resident images and of the output.
 SIDE, SIZE = 256, 224

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.dynamic_conv.problem import Problem
+from polychrome.kernels.dynamic_conv.problem import Problem
 
 EXPERTS = 4
 BATCH = {"cuda": 64, "cpu": 16}

@@ -10,7 +10,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from kernels.launch import Launch
+from polychrome.kernels.launch import Launch
 
 # What one block may use of shared memory, bytes, by compute capability.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}

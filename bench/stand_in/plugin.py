@@ -11,8 +11,8 @@ from bench.stand_in import cuda
 
 cuda.install()
 
-from kernels.dynamic_conv.reference import affine  # noqa: E402 - after it the device is there
-from kernels.tensors import laid_out_as  # noqa: E402
+from polychrome.kernels.dynamic_conv.reference import affine  # noqa: E402 - after it the device is there
+from polychrome.kernels.tensors import laid_out_as  # noqa: E402
 
 OPS = {
     "dynamic_conv": ("triton.ops", "eager.ops"),
@@ -24,7 +24,7 @@ OPS = {
 
 def pytest_configure(config):
     for op, names in OPS.items():
-        compiled, eager = (import_module(f"kernels.{op}.{name}") for name in names)
+        compiled, eager = (import_module(f"polychrome.kernels.{op}.{name}") for name in names)
         for name, function in vars(compiled).copy().items():
             if isfunction(function) and function.__module__ == compiled.__name__ and hasattr(eager, name):
                 setattr(compiled, name, _both(function, getattr(eager, name)))

@@ -57,7 +57,7 @@ def _take_out() -> dict[str, object]:
 
 
 def _is_of_triton(name: str, module) -> bool:
-    package, *rest = name.split(".")
+    package, *rest = name.removeprefix("polychrome.").split(".")
     if package == "kernels":
         return "triton" in rest or getattr(vars(module).get("triton"), "__name__", None) == "triton"
     return package == "triton" and rest[:1] != ["_C"]
@@ -67,7 +67,7 @@ def _prepare() -> None:
     """Have the interpreter work in Triton before 3.8, and leave out its check of every sum for overflow."""
     from triton.runtime import interpreter
 
-    from kernels.launch import mend_interpreter
+    from polychrome.kernels.launch import mend_interpreter
 
     mend_interpreter.__wrapped__()
     options = interpreter.interpreter_builder.options

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.data.faults import Decoded
-from engine.data.resizing import Filler, Filling, cropped, empty, one_ahead
-from engine.data.uploads import Uploads
+from polychrome.engine.data.faults import Decoded
+from polychrome.engine.data.resizing import Filler, Filling, cropped, empty, one_ahead
+from polychrome.engine.data.uploads import Uploads
 
 if TYPE_CHECKING:
-    from engine.data.loader import Work
-    from engine.data.pixels import Pixels
+    from polychrome.engine.data.loader import Work
+    from polychrome.engine.data.pixels import Pixels
 
 
 class Reader:

@@ -14,10 +14,10 @@ import numpy as np
 from torchvision.datasets import CIFAR100
 from torchvision.datasets.utils import download_url
 
-from engine.data import cache as places
-from engine.data.listing import ImageSet, Split
-from engine.data.pixels import Pixels
-from engine.errors import UserError
+from polychrome.engine.data import cache as places
+from polychrome.engine.data.listing import ImageSet, Split
+from polychrome.engine.data.pixels import Pixels
+from polychrome.engine.errors import UserError
 
 SIDE = 32  # pixels
 HELD_OUT = 10  # one training image of so many is for validation

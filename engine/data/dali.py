@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from engine.data import decode, resizing, shards
-from engine.data.faults import Decoded
-from engine.data.resizing import Filler, Filling, empty, one_ahead, resize
+from polychrome.engine.data import decode, resizing, shards
+from polychrome.engine.data.faults import Decoded
+from polychrome.engine.data.resizing import Filler, Filling, empty, one_ahead, resize
 
 if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline
 
-    from engine.data.loader import Work
+    from polychrome.engine.data.loader import Work
 
 PREFETCH = 2
 READ_AHEAD, READERS = 2, 8  # batches and threads, of files in tars

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from engine.data import cache as places
-from engine.data import shards
-from engine.data.placement import amount
-from engine.files import PARTIAL, STALE, last_written, new_folder
+from polychrome.engine.data import cache as places
+from polychrome.engine.data import shards
+from polychrome.engine.data.placement import amount
+from polychrome.engine.files import PARTIAL, STALE, last_written, new_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engine.data.listing import ImageSet
+    from polychrome.engine.data.listing import ImageSet
 
 RULES = 1  # raise it when a decoder, or the resizing to a stored size, gives other values
 CHUNK = 2**24  # bytes that a checksum is of

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from engine.data.listing import ImageSet, Split
-from engine.errors import UserError
+from polychrome.engine.data.listing import ImageSet, Split
+from polychrome.engine.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from engine.data.resident import Rendering
+    from polychrome.engine.data.resident import Rendering
 
 MOST, AT_LEAST = 0.1, 10  # the share of an epoch's images so far, and how many of them
 

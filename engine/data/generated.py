@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from engine.data import cache as places
-from engine.files import new_folder
+from polychrome.engine.data import cache as places
+from polychrome.engine.files import new_folder
 
 VERSION = 1  # raise it when any pixel may change
 SEED = 50

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import torch
 
-from engine.data import loader
-from engine.data.disk_cache import Entry
-from engine.data.listing import ImageSet
-from engine.data.pixels import Pixels, sizes_of
-from engine.data.placement import Placement
-from engine.data.resident import Resident
+from polychrome.engine.data import loader
+from polychrome.engine.data.disk_cache import Entry
+from polychrome.engine.data.listing import ImageSet
+from polychrome.engine.data.pixels import Pixels, sizes_of
+from polychrome.engine.data.placement import Placement
+from polychrome.engine.data.resident import Resident
 
 
 def entry(

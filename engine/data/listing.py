@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data.channel_info import RGB, Channels
-from engine.errors import UserError
+from polychrome.engine.data.channel_info import RGB, Channels
+from polychrome.engine.errors import UserError
 
 SPLITS = ("train", "val", "test")
 SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".npy"])
@@ -64,7 +64,7 @@ def read(root: str | Path, num_classes: int | None = None, seed: int = 0) -> Ima
 
 
 def _read(root: Path, num_classes: int | None, seed: int) -> ImageSet:
-    from engine.data import webdataset
+    from polychrome.engine.data import webdataset
 
     if not root.is_dir():
         if webdataset.names_shards(root):
@@ -88,7 +88,7 @@ def image_files(folder: str | Path) -> list[str]:
     Where there are none these are the images in tar shards below it; `folder` may also be a tar.
     Raises UserError where there is no such folder, no image in it, or a list file or a tar is malformed.
     """
-    from engine.data import shards
+    from polychrome.engine.data import shards
 
     folder = Path(folder).expanduser()
     if folder.is_file() and folder.suffix == shards.SUFFIX:

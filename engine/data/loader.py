@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.data import faults, sampling
-from engine.data.listing import ImageSet
-from engine.errors import UserError
+from polychrome.engine.data import faults, sampling
+from polychrome.engine.data.listing import ImageSet
+from polychrome.engine.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from engine.augmentation import Augmentations
-    from engine.data.channel_info import Channels
-    from engine.data.pixels import Pixels
-    from engine.data.resident import Rendering, Resident
-    from kernels.augment import Recipe
+    from polychrome.engine.augmentation import Augmentations
+    from polychrome.engine.data.channel_info import Channels
+    from polychrome.engine.data.pixels import Pixels
+    from polychrome.engine.data.resident import Rendering, Resident
+    from polychrome.kernels.augment import Recipe
 
 BACKENDS = ("dali", "torch", "synthetic")
 
@@ -75,7 +75,7 @@ class Batch:
             parameters: `vflips` and, for uint8 images, `angles`, `brightness`, `contrast`, `gamma` and `grayscale`, see
                 `kernels.augment`.
         """
-        from engine import batch
+        from polychrome.engine import batch
 
         standardise = getattr(self.source, "standardised", None)
         if standardise is not None:
@@ -227,8 +227,8 @@ class Loader:
 
     def _drawn(self, plan: list[Work], recipe: Recipe | None, draw: int) -> Iterator[dict[str, torch.Tensor]]:
         """Yield what a recipe draws of each batch's images beside crops and flips, of thousands of images at once."""
-        from kernels.augment import Recipe
-        from kernels.augment import draw as drawn_by
+        from polychrome.kernels.augment import Recipe
+        from polychrome.kernels.augment import draw as drawn_by
 
         recipe = Recipe() if recipe is None else replace(recipe, scale=None, flip=0.0)
         step = max(1, sampling.AT_ONCE // self.batch_size)
@@ -286,7 +286,7 @@ def create(
     """
     import torch
 
-    from engine.augmentation import Augmentations
+    from polychrome.engine.augmentation import Augmentations
 
     device = torch.device(device)
     if train:
@@ -327,22 +327,22 @@ def reader(
     if chosen.sizes is None and backend != "synthetic":
         raise ValueError(f"split {split!r} has no image sizes: pass the set through scan.scan and scan.apply first")
     if backend == "cached":
-        from engine.data.cached import Reader
+        from polychrome.engine.data.cached import Reader
 
         return Reader(pixels, chosen.paths, size, device, workers)
     if backend == "resident":
-        from engine.data.resident import Reader
+        from polychrome.engine.data.resident import Reader
 
         return Reader(pixels, chosen, size, device, workers)
     if backend == "dali":
-        from engine.data.dali import Reader
+        from polychrome.engine.data.dali import Reader
 
         return Reader(images.root, chosen.paths, size, batch_size, device, workers)
     if backend == "torch":
-        from engine.data.torch_backend import Reader
+        from polychrome.engine.data.torch_backend import Reader
 
         return Reader(images, chosen, size, device, workers)
-    from engine.data.synthetic import Reader
+    from polychrome.engine.data.synthetic import Reader
 
     return Reader(images, len(chosen.paths), size, device, seed)
 

@@ -9,10 +9,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from engine.data import stacks
-from engine.data.listing import SPLITS
-from engine.errors import UserError
-from engine.files import new_folder
+from polychrome.engine.data import stacks
+from polychrome.engine.data.listing import SPLITS
+from polychrome.engine.errors import UserError
+from polychrome.engine.files import new_folder
 
 SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}  # of the labelled pixels, before the gaps are cut out
 BLOCKS = (2, 3, 4, 6, 8)  # sides of the blocks, in patches

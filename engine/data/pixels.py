@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data import stacks
-from engine.data.faults import attempted
-from engine.data.listing import ImageSet
+from polychrome.engine.data import stacks
+from polychrome.engine.data.faults import attempted
+from polychrome.engine.data.listing import ImageSet
 
 CHUNK = 64  # images
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.data import pixels
-from engine.data.listing import ImageSet
-from engine.data.pixels import Pixels, sizes_of
-from engine.errors import UserError
+from polychrome.engine.data import pixels
+from polychrome.engine.data.listing import ImageSet
+from polychrome.engine.data.pixels import Pixels, sizes_of
+from polychrome.engine.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.data import loader
-from engine.data.faults import Decoded
-from engine.data.listing import ImageSet, Split
-from engine.data.loader import Work
-from engine.data.pixels import sizes_of
-from engine.data.resizing import Filler, Filling, one_ahead
-from engine.data.uploads import Uploads
-from kernels import augment
+from polychrome.engine.data import loader
+from polychrome.engine.data.faults import Decoded
+from polychrome.engine.data.listing import ImageSet, Split
+from polychrome.engine.data.loader import Work
+from polychrome.engine.data.pixels import sizes_of
+from polychrome.engine.data.resizing import Filler, Filling, one_ahead
+from polychrome.engine.data.uploads import Uploads
+from polychrome.kernels import augment
 
 if TYPE_CHECKING:
-    from engine.channels import Channels
+    from polychrome.engine.channels import Channels
 
 BATCH = 64  # images decoded at once
 

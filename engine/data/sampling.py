@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from kernels.augment import Recipe
+    from polychrome.kernels.augment import Recipe
 
 ORDER = 0
 AT_ONCE = 4096  # images: more at once are slower, as what is in between leaves the cache
@@ -28,7 +28,7 @@ def crops_and_flips(
     """
     import torch  # here, as the command line imports this file and has to start without torch
 
-    from kernels.augment import draw
+    from polychrome.kernels.augment import draw
 
     parts = zip(torch.from_numpy(indices).split(AT_ONCE), torch.from_numpy(sizes).split(AT_ONCE), strict=True)
     drawn = [draw(recipe, some, those, seed, epoch) for some, those in parts]

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data import cache as places
-from engine.data import shards, stacks
-from engine.data.channel_info import RGB, Channels
-from engine.data.listing import ImageSet, Split
-from engine.data.statistics import Moments, combine, measure
-from engine.errors import UserError
-from engine.files import new_file
+from polychrome.engine.data import cache as places
+from polychrome.engine.data import shards, stacks
+from polychrome.engine.data.channel_info import RGB, Channels
+from polychrome.engine.data.listing import ImageSet, Split
+from polychrome.engine.data.statistics import Moments, combine, measure
+from polychrome.engine.errors import UserError
+from polychrome.engine.files import new_file
 
 RULES = 2  # raise it when a file's verdict may change
 CHUNK = 64
@@ -226,7 +226,7 @@ def _inspect(root: str, channels: int | None, paths: Sequence[str]) -> list[Verd
 def _verdict(file: str, channels: int | None) -> Verdict:
     from PIL import UnidentifiedImageError
 
-    from engine.data import decode
+    from polychrome.engine.data import decode
 
     try:
         if shards.size(file) == 0:
@@ -243,7 +243,7 @@ def _verdict(file: str, channels: int | None) -> Verdict:
 
 
 def _photo(file: str) -> Verdict:
-    from engine.data import decode
+    from polychrome.engine.data import decode
 
     decode.verify(shards.opened(file))
     try:
@@ -254,7 +254,7 @@ def _photo(file: str) -> Verdict:
         except decode.Unsupported as why:
             return f"{error}; they are no channels either: {why}"
     if _dali_version():
-        from engine.data.dali_check import decoded_shape
+        from polychrome.engine.data.dali_check import decoded_shape
 
         seen = decoded_shape(shards.read_bytes(file))
         if seen != (height, width):

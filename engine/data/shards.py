@@ -24,10 +24,10 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from engine.data import cache as places
-from engine.data.listing import SUFFIXES
-from engine.errors import UserError
-from engine.files import new_file
+from polychrome.engine.data import cache as places
+from polychrome.engine.data.listing import SUFFIXES
+from polychrome.engine.errors import UserError
+from polychrome.engine.files import new_file
 
 SUFFIX = ".tar"
 LABELS = ("cls", "json")
@@ -138,7 +138,7 @@ def _member(file: str | Path, tar: str, member: bytes, state: os.stat_result) ->
     if row["cut"]:
         raise OSError(f"{Path(tar).name} ends in it or right after it") from EOFError()
     if posixpath.splitext(os.fsdecode(member))[1].lower() not in SUFFIXES:
-        from engine.data.decode import Unsupported
+        from polychrome.engine.data.decode import Unsupported
 
         raise Unsupported("the sample has no image")
     length = int(row["size"])

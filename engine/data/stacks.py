@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.data import shards
-from engine.data.channel_info import ALL, SHUFFLED
-from engine.data.listing import lines
-from engine.errors import UserError
+from polychrome.engine.data import shards
+from polychrome.engine.data.channel_info import ALL, SHUFFLED
+from polychrome.engine.data.listing import lines
+from polychrome.engine.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from engine.data.listing import ImageSet
+    from polychrome.engine.data.listing import ImageSet
 
 SUFFIX = ".npy"
 DTYPES = ("uint8", "uint16", "int16", "float16", "float32", "float64")
@@ -37,7 +37,7 @@ def _stack(root: Path, channels: int, path: str) -> np.ndarray:
 
 
 def _photo(root: Path, path: str) -> np.ndarray:
-    from engine.data import decode
+    from polychrome.engine.data import decode
 
     image = decode.rgb(shards.opened(root / path))
     return np.require(image, requirements="W")  # torch warns of arrays that cannot be written to
@@ -64,7 +64,7 @@ def read(file: Path, channels: int | None = None) -> np.ndarray:
 
 
 def _array(file: Path | BytesIO, channels: int | None) -> np.ndarray:
-    from engine.data.decode import Unsupported
+    from polychrome.engine.data.decode import Unsupported
 
     try:
         values = np.load(file, mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
@@ -91,7 +91,7 @@ def _array(file: Path | BytesIO, channels: int | None) -> np.ndarray:
 def _pages(file: Path | BytesIO) -> np.ndarray:
     from PIL import Image
 
-    from engine.data.decode import Unsupported
+    from polychrome.engine.data.decode import Unsupported
 
     try:
         with Image.open(file) as image:
@@ -108,7 +108,7 @@ def _pages(file: Path | BytesIO) -> np.ndarray:
 
 
 def _page(image: Image.Image, number: int) -> np.ndarray:
-    from engine.data.decode import Unsupported
+    from polychrome.engine.data.decode import Unsupported
 
     image.seek(number)
     if image.mode not in PAGE_MODES:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.data.faults import Decoded
+from polychrome.engine.data.faults import Decoded
 
 if TYPE_CHECKING:
-    from engine.data.listing import ImageSet
-    from engine.data.loader import Work
+    from polychrome.engine.data.listing import ImageSet
+    from polychrome.engine.data.loader import Work
 
 BANK = 256
 

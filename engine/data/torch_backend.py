@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from engine.data import stacks
-from engine.data.faults import Decoded, attempted
-from engine.data.resizing import cropped, empty
-from engine.data.uploads import Uploads
+from polychrome.engine.data import stacks
+from polychrome.engine.data.faults import Decoded, attempted
+from polychrome.engine.data.resizing import cropped, empty
+from polychrome.engine.data.uploads import Uploads
 
 if TYPE_CHECKING:
-    from engine.data.listing import ImageSet, Split
-    from engine.data.loader import Work
+    from polychrome.engine.data.listing import ImageSet, Split
+    from polychrome.engine.data.loader import Work
 
 
 class Reader:

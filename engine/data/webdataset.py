@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.data import cache as places
-from engine.data import shards
-from engine.data.listing import SPLITS, ImageSet, Split, held_out, numbered_classes
-from engine.errors import UserError
+from polychrome.engine.data import cache as places
+from polychrome.engine.data import shards
+from polychrome.engine.data.listing import SPLITS, ImageSet, Split, held_out, numbered_classes
+from polychrome.engine.errors import UserError
 
 PER_PROCESS = 8  # shards that make a process worth starting
 MOST = 10**6  # shards that a range may name

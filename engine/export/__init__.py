@@ -4,8 +4,8 @@ Every file takes images as they are, float32 [batch, channels, height, width] be
 `Description` of itself.
 """
 
-from engine.export.check import Check, ExportError
-from engine.export.classifier import Classifier, Description
-from engine.export.files import FORMATS, check_target, load, save
+from polychrome.engine.export.check import Check, ExportError
+from polychrome.engine.export.classifier import Classifier, Description
+from polychrome.engine.export.files import FORMATS, check_target, load, save
 
 __all__ = ["FORMATS", "Check", "Classifier", "Description", "ExportError", "check_target", "load", "save"]

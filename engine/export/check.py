@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from engine.batch import normalise
-from engine.channels import present, protocol, shown
-from engine.errors import RunError
-from engine.export.classifier import Description
+from polychrome.engine.batch import normalise
+from polychrome.engine.channels import present, protocol, shown
+from polychrome.engine.errors import RunError
+from polychrome.engine.export.classifier import Description
 
 TOLERANCE = 1e-3
 

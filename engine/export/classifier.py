@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
-import models
-from engine.channels import Channels
+from polychrome import models
+from polychrome.engine.channels import Channels
 
 KEY = "polychrome"  # of the description in the metadata of an exported file
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from engine.errors import UserError
-from engine.export.check import Check, ExportError, compare
-from engine.export.classifier import Classifier, Description
-from engine.files import write_atomically
+from polychrome.engine.errors import UserError
+from polychrome.engine.export.check import Check, ExportError, compare
+from polychrome.engine.export.classifier import Classifier, Description
+from polychrome.engine.files import write_atomically
 
 FORMATS = ("pt2", "onnx", "safetensors")
 
@@ -99,7 +99,7 @@ def _format(path: Path):
     name = path.suffix.removeprefix(".")
     if name not in FORMATS:
         raise UserError(f"{path} must end in {', '.join('.' + known for known in FORMATS)}")
-    form = import_module(f"engine.export.{name}")
+    form = import_module(f"polychrome.engine.export.{name}")
     missing = [package for package in form.PACKAGES if not _is_installed(package)]
     if missing:
         raise UserError(f"{name} files need {', '.join(missing)}: pip install {' '.join(missing)}")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.errors import UserError
-from engine.export.classifier import KEY, Classifier, Description
-from engine.export.program import traced
-from kernels.decompositions import STACKED
+from polychrome.engine.errors import UserError
+from polychrome.engine.export.classifier import KEY, Classifier, Description
+from polychrome.engine.export.program import traced
+from polychrome.kernels.decompositions import STACKED
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch.export import Dim, ExportedProgram
 
-from engine.export.classifier import Classifier
-from kernels.decompositions import OPS
+from polychrome.engine.export.classifier import Classifier
+from polychrome.kernels.decompositions import OPS
 
 EXAMPLES = 3  # unlike 1, which the graph would be specialised to, and unlike usual counts of channels
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.errors import UserError
-from engine.export.classifier import KEY, Classifier, Description
-from engine.export.program import traced
+from polychrome.engine.errors import UserError
+from polychrome.engine.export.classifier import KEY, Classifier, Description
+from polychrome.engine.export.program import traced
 
 PACKAGES = ()
 

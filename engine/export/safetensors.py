@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.export.classifier import KEY, Classifier, Description
+from polychrome.engine.export.classifier import KEY, Classifier, Description
 
 PACKAGES = ("safetensors",)
 

@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from engine.report import scores
-from engine.report.tables import Table
+from polychrome.engine.report import scores
+from polychrome.engine.report.tables import Table
 
 SPLITS = ("val", "holdout", "test")
 COLUMNS = (

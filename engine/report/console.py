@@ -24,8 +24,8 @@ from rich.progress import (
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from engine.report import comparison, scores, tables
-from engine.report.tables import Table
+from polychrome.engine.report import comparison, scores, tables
+from polychrome.engine.report.tables import Table
 
 # A pipe or a file has no width of its own; tables should not be squeezed there.
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)

@@ -12,9 +12,9 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from engine.report import comparison, plots, scores, tables
-from engine.report.tables import Table
-from engine.run_folder import RunFolder
+from polychrome.engine.report import comparison, plots, scores, tables
+from polychrome.engine.report.tables import Table
+from polychrome.engine.run_folder import RunFolder
 
 REPORTED = "Reported: the reports' figures, by report, on their data and schedules."
 COSTS = (
@@ -88,7 +88,7 @@ def rendered(name: str, content: dict, *packages: str) -> str:
     HTML pages extend `page.html.j2`, which has the style, and take tables and pictures from `widgets.html.j2`.
     """
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "engine.report")]),
+        loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "polychrome.engine.report")]),
         autoescape=name.endswith(".html.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -18,7 +18,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
-from engine.report import scores
+from polychrome.engine.report import scores
 
 matplotlib.use("Agg")
 # A class name in a script that no installed font has is drawn as boxes; a warning per letter helps nobody.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.channels import SHUFFLED
-from engine.report import scores
+from polychrome.engine.channels import SHUFFLED
+from polychrome.engine.report import scores
 
 # Of more sizes than this, a table shows a choice.
 MOST_SIZES = 16

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.augment import reference, register  # noqa: F401  (registers the op)
-from kernels.augment.arguments import Arguments, check_values
-from kernels.augment.geometry import resolve_size
-from kernels.backend import chosen_backend
-from kernels.checks import FLOATS, as_int, check_device, check_shape, sizes
-from kernels.leaves import leaf
-from kernels.library import call
+from polychrome.kernels.augment import reference, register  # noqa: F401  (registers the op)
+from polychrome.kernels.augment.arguments import Arguments, check_values
+from polychrome.kernels.augment.geometry import resolve_size
+from polychrome.kernels.backend import chosen_backend
+from polychrome.kernels.checks import FLOATS, as_int, check_device, check_shape, sizes
+from polychrome.kernels.leaves import leaf
+from polychrome.kernels.library import call
 
 INTEGERS = (torch.int32, torch.int64)
 

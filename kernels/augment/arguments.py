@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.augment.geometry import clamped
+from polychrome.kernels.augment.geometry import clamped
 
 
 class Arguments(NamedTuple):

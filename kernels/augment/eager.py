@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.augment import reference
-from kernels.augment.arguments import Arguments
-from kernels.augment.geometry import clamped
-from kernels.tensors import wide_dtype
+from polychrome.kernels.augment import reference
+from polychrome.kernels.augment.arguments import Arguments
+from polychrome.kernels.augment.geometry import clamped
+from polychrome.kernels.tensors import wide_dtype
 
 
 def augment(given: Arguments) -> Tensor:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.augment.philox import uniforms
+from polychrome.kernels.augment.philox import uniforms
 
 TRIES = 10
 # The numbers of the draws: what is added later takes new ones, so that the old ones keep their values.

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from kernels.augment.geometry import FAR, clamped, resolve_size, source_positions
-from kernels.tensors import wide_dtype
+from polychrome.kernels.augment.geometry import FAR, clamped, resolve_size, source_positions
+from polychrome.kernels.tensors import wide_dtype
 
 LUMA = (0.2989, 0.587, 0.114)
 

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from kernels.augment import eager
-from kernels.augment.arguments import Arguments, check_values
-from kernels.backend import runs_triton
-from kernels.library import register_op
+from polychrome.kernels.augment import eager
+from polychrome.kernels.augment.arguments import Arguments, check_values
+from polychrome.kernels.backend import runs_triton
+from polychrome.kernels.library import register_op
 
 
 def augment(
@@ -34,7 +34,7 @@ def augment(
     given = Arguments(images, *per_sample, mean, std, height, width, dtype)
     check_values(given)
     if runs_triton(images, backend, dtype):
-        from kernels.augment import triton as implementation
+        from polychrome.kernels.augment import triton as implementation
     else:
         implementation = eager
     return implementation.augment(given)

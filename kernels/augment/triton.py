@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.augment import geometry
-from kernels.augment.arguments import Arguments
-from kernels.launch import cdiv, launch
+from polychrome.kernels.augment import geometry
+from polychrome.kernels.augment.arguments import Arguments
+from polychrome.kernels.launch import cdiv, launch
 
 # Output rows and columns of a program: a thread's pixels lie below each other and share what depends on the column.
 BLOCK_H, BLOCK_W, WARPS = 16, 32, 4

@@ -1,5 +1,5 @@
 """Squeeze-excitation: a gate per channel, made from the channel means."""
 
-from kernels.channel_gate.api import channel_gate
+from polychrome.kernels.channel_gate.api import channel_gate
 
 __all__ = ["channel_gate"]

@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from kernels.backend import call_reference, chosen_backend
-from kernels.channel_gate import reference, register  # noqa: F401  (registers the op)
-from kernels.checks import check_device, check_input, check_shape, check_small_dtype, sizes
-from kernels.leaves import leaf
-from kernels.library import call
+from polychrome.kernels.backend import call_reference, chosen_backend
+from polychrome.kernels.channel_gate import reference, register  # noqa: F401  (registers the op)
+from polychrome.kernels.checks import check_device, check_input, check_shape, check_small_dtype, sizes
+from polychrome.kernels.leaves import leaf
+from polychrome.kernels.library import call
 
 GATES = ("sigmoid", "softmax")
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from kernels.channel_gate.reference import gate_of_logits, linear
-from kernels.tensors import laid_out_as, not_asked, wide_dtype
+from polychrome.kernels.channel_gate.reference import gate_of_logits, linear
+from polychrome.kernels.tensors import laid_out_as, not_asked, wide_dtype
 
 
 def channel_gate(

@@ -2,7 +2,7 @@
 
 import torch.nn.functional as F
 
-from kernels.tensors import wide_dtype
+from polychrome.kernels.tensors import wide_dtype
 
 
 def channel_gate(x, w1, b1, w2, b2, gate="sigmoid"):

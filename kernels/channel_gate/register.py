@@ -7,16 +7,16 @@ computed the output computes the gradients.
 import torch
 from torch import Tensor
 
-from kernels.backend import runs_triton
-from kernels.channel_gate import eager
-from kernels.library import asked, call, register_backward, register_op
-from kernels.tensors import empty_as, not_asked, wide_dtype
+from polychrome.kernels.backend import runs_triton
+from polychrome.kernels.channel_gate import eager
+from polychrome.kernels.library import asked, call, register_backward, register_op
+from polychrome.kernels.tensors import empty_as, not_asked, wide_dtype
 
 
 def _implementation(x: Tensor, backend: str):
     """Return the module whose functions compute the ops on `x`; Triton is imported when it is first needed."""
     if runs_triton(x, backend):
-        from kernels.channel_gate.triton import ops
+        from polychrome.kernels.channel_gate.triton import ops
 
         return ops
     return eager

@@ -5,8 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernels.backend import call_reference, chosen_backend
-from kernels.checks import (
+from polychrome.kernels.backend import call_reference, chosen_backend
+from polychrome.kernels.checks import (
     as_int,
     check_device,
     check_input,
@@ -15,12 +15,12 @@ from kernels.checks import (
     check_small_dtype,
     sizes,
 )
-from kernels.dynamic_conv import reference, register  # noqa: F401  (registers the ops)
-from kernels.dynamic_conv.eager.forms import forms_of
-from kernels.dynamic_conv.geometry import output_size, resolve_padding, resolve_pair
-from kernels.leaves import leaf
-from kernels.library import call
-from kernels.tensors import cast_for_autocast
+from polychrome.kernels.dynamic_conv import reference, register  # noqa: F401  (registers the ops)
+from polychrome.kernels.dynamic_conv.eager.forms import forms_of
+from polychrome.kernels.dynamic_conv.geometry import output_size, resolve_padding, resolve_pair
+from polychrome.kernels.leaves import leaf
+from polychrome.kernels.library import call
+from polychrome.kernels.tensors import cast_for_autocast
 
 Pair = int | tuple[int, int]
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.dynamic_conv.problem import Problem
+from polychrome.kernels.dynamic_conv.problem import Problem
 
 
 class ConvolutionConfig(NamedTuple):

@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from kernels.backend import TRITON_DTYPES, chosen_backend, runs_triton
-from kernels.dynamic_conv.api import keeps_the_mix, prepare_dynamic, prepare_per_sample, wants_gradient
-from kernels.dynamic_conv.configs import KNOWN_DEVICES, Device, device_of
-from kernels.dynamic_conv.eager.forms import Choice, Forms, forms_of
-from kernels.dynamic_conv.plan import Plan, plan
-from kernels.dynamic_conv.problem import Problem, problem_of
+from polychrome.kernels.backend import TRITON_DTYPES, chosen_backend, runs_triton
+from polychrome.kernels.dynamic_conv.api import keeps_the_mix, prepare_dynamic, prepare_per_sample, wants_gradient
+from polychrome.kernels.dynamic_conv.configs import KNOWN_DEVICES, Device, device_of
+from polychrome.kernels.dynamic_conv.eager.forms import Choice, Forms, forms_of
+from polychrome.kernels.dynamic_conv.plan import Plan, plan
+from polychrome.kernels.dynamic_conv.problem import Problem, problem_of
 
 
 class Explanation(NamedTuple):

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from kernels.checks import as_int
+from polychrome.kernels.checks import as_int
 
 
 def resolve_pair(name: str, value) -> list[int]:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from kernels import replay
-from kernels.dynamic_conv.configs import (
+from polychrome.kernels import replay
+from polychrome.kernels.dynamic_conv.configs import (
     EXPERTS_ACCUMULATED,
     ConvolutionConfig,
     DepthwiseConfig,
@@ -24,7 +24,7 @@ from kernels.dynamic_conv.configs import (
     weight_gradient_config,
     within_memory,
 )
-from kernels.dynamic_conv.problem import Problem
+from polychrome.kernels.dynamic_conv.problem import Problem
 
 REGIMES = ("pointwise", "depthwise", "stacked", "aggregate")
 

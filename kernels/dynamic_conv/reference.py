@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.tensors import wide_dtype
+from polychrome.kernels.tensors import wide_dtype
 
 
 def mix(mixing: Tensor, experts: Tensor) -> Tensor:

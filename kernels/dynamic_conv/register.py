@@ -6,18 +6,18 @@ computed the output computes the gradients.
 
 from torch import Tensor
 
-from kernels.backend import runs_triton
-from kernels.dynamic_conv import reference
-from kernels.dynamic_conv.eager import ops as eager
-from kernels.dynamic_conv.geometry import output_size
-from kernels.library import asked, call, register_backward, register_op
-from kernels.tensors import empty_as, laid_out_as, not_asked
+from polychrome.kernels.backend import runs_triton
+from polychrome.kernels.dynamic_conv import reference
+from polychrome.kernels.dynamic_conv.eager import ops as eager
+from polychrome.kernels.dynamic_conv.geometry import output_size
+from polychrome.kernels.library import asked, call, register_backward, register_op
+from polychrome.kernels.tensors import empty_as, laid_out_as, not_asked
 
 
 def _implementation(x: Tensor, backend: str):
     """Return the module whose functions compute the ops on `x`; Triton is imported when it is first needed."""
     if runs_triton(x, backend):
-        from kernels.dynamic_conv.triton import ops
+        from polychrome.kernels.dynamic_conv.triton import ops
 
         return ops
     return eager

@@ -2,13 +2,13 @@
 
 from torch import nn
 
-from kernels.fuse import libraries, structure
-from kernels.fuse.candidates import Candidate, Match, Refusal, obstacle
-from kernels.fuse.report import Left, Report, Swap
-from kernels.fuse.swapped import GatedChannels, Swapped, swap
-from kernels.fuse.trial import confirmed
+from polychrome.kernels.fuse import libraries, structure
+from polychrome.kernels.fuse.candidates import Candidate, Match, Refusal, obstacle
+from polychrome.kernels.fuse.report import Left, Report, Swap
+from polychrome.kernels.fuse.swapped import GatedChannels, Swapped, swap
+from polychrome.kernels.fuse.trial import confirmed
 
-_OURS = "kernels.modules"
+_OURS = "polychrome.kernels.modules"
 
 
 def fuse(model: nn.Module) -> Report:

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from kernels.fuse.swapped import Swapped
-from kernels.plain import HOOKS, has_any_global_hook
+from polychrome.kernels.fuse.swapped import Swapped
+from polychrome.kernels.plain import HOOKS, has_any_global_hook
 
 
 class Match(NamedTuple):

@@ -6,11 +6,11 @@ it again.
 
 from torch import Tensor
 
-from kernels.backend import call_reference, chosen_backend, runs_triton
-from kernels.checks import check_device, check_float, check_input, check_shape
-from kernels.leaves import leaf
-from kernels.library import call, register_product
-from kernels.tensors import laid_out_as, memory_layout, not_asked, wide_dtype
+from polychrome.kernels.backend import call_reference, chosen_backend, runs_triton
+from polychrome.kernels.checks import check_device, check_float, check_input, check_shape
+from polychrome.kernels.leaves import leaf
+from polychrome.kernels.library import call, register_product
+from polychrome.kernels.tensors import laid_out_as, memory_layout, not_asked, wide_dtype
 
 
 @leaf
@@ -49,7 +49,7 @@ channel_scale.reference = _reference
 def _forward(x: Tensor, scale: Tensor, backend: str = "auto") -> Tensor:
     if x.numel() == 0 or not runs_triton(x, backend):
         return laid_out_as(x, _reference(x, scale))
-    from kernels.channel_gate.triton.pixels import scale_channels
+    from polychrome.kernels.channel_gate.triton.pixels import scale_channels
 
     return scale_channels(_dense(x, x), scale.float().contiguous())
 
@@ -65,7 +65,7 @@ def _backward(
         if needed[1]:
             dscale = (grad.to(wide_dtype(x.dtype)) * x).sum((2, 3)).to(scale.dtype)
         return dx, dscale
-    from kernels.channel_gate.triton.pixels import scale_channels, sum_over_pixels
+    from polychrome.kernels.channel_gate.triton.pixels import scale_channels, sum_over_pixels
 
     grad = _dense(grad, x)
     if needed[1]:

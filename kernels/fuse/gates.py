@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 
-from kernels.fuse.swapped import PRODUCTS
+from polychrome.kernels.fuse.swapped import PRODUCTS
 
 # What makes a gate of logits, as a module and as a word in a forward.
 ACTIVATIONS = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.Tanh, nn.Hardtanh)  # nn.ReLU6 is a Hardtanh

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kernels.fuse import swapped
-from kernels.fuse.candidates import Match, Refusal
-from kernels.plain import is_pointwise
+from polychrome.kernels.fuse import swapped
+from polychrome.kernels.fuse.candidates import Match, Refusal
+from polychrome.kernels.plain import is_pointwise
 
 
 def recognise(module: nn.Module) -> Match | Refusal | None:

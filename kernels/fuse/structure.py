@@ -5,10 +5,10 @@ import inspect
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kernels.fuse import swapped
-from kernels.fuse.candidates import Candidate, Match, Refusal, obstacle
-from kernels.fuse.gates import is_torchs, may_gate
-from kernels.plain import is_centred
+from polychrome.kernels.fuse import swapped
+from polychrome.kernels.fuse.candidates import Candidate, Match, Refusal, obstacle
+from polychrome.kernels.fuse.gates import is_torchs, may_gate
+from polychrome.kernels.plain import is_centred
 
 BIGGEST = 5_000_000  # parameters of a module that is tried for a gate: a trial copies it in float64
 

@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from kernels.backend import current_backend, runs_triton
-from kernels.channel_gate import channel_gate
-from kernels.dynamic_conv import dynamic_conv2d
-from kernels.dynamic_conv.eager.forms import cpu_forms
-from kernels.dynamic_conv.geometry import resolve_padding, resolve_pair
-from kernels.dynamic_conv.problem import Problem
-from kernels.fuse.channel_scale import channel_scale
-from kernels.plain import Remembered, is_as_remembered, remember
-from kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
-from kernels.tensors import autocasts, is_channels_last
+from polychrome.kernels.backend import current_backend, runs_triton
+from polychrome.kernels.channel_gate import channel_gate
+from polychrome.kernels.dynamic_conv import dynamic_conv2d
+from polychrome.kernels.dynamic_conv.eager.forms import cpu_forms
+from polychrome.kernels.dynamic_conv.geometry import resolve_padding, resolve_pair
+from polychrome.kernels.dynamic_conv.problem import Problem
+from polychrome.kernels.fuse.channel_scale import channel_scale
+from polychrome.kernels.plain import Remembered, is_as_remembered, remember
+from polychrome.kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
+from polychrome.kernels.tensors import autocasts, is_channels_last
 
 # The attributes of a swapped module that hold its plan, where in it the op's operands are, and what it was then.
 PLAN, REMEMBERED = "_fuse_plan", "_fuse_remembered"

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kernels.backend import use_backend
-from kernels.fuse.candidates import Candidate, Match, Refusal
-from kernels.fuse.gates import Gates, in_words, may_gate
-from kernels.fuse.swapped import GatedChannels, has_changed, swap
+from polychrome.kernels.backend import use_backend
+from polychrome.kernels.fuse.candidates import Candidate, Match, Refusal
+from polychrome.kernels.fuse.gates import Gates, in_words, may_gate
+from polychrome.kernels.fuse.swapped import GatedChannels, has_changed, swap
 
 TOLERANCE = 1e-5  # of the largest value; a forward that rounds to float32 on its way passes, another formula does not
 

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from kernels.backend import call_reference, chosen_backend
-from kernels.checks import check_device, check_float, check_input, check_shape, check_small_dtype, sizes
-from kernels.leaves import leaf
-from kernels.library import call
-from kernels.spatial_attention import reference, register  # noqa: F401  (registers the ops)
-from kernels.spatial_attention.eager import check_present
-from kernels.tensors import autocasts
+from polychrome.kernels.backend import call_reference, chosen_backend
+from polychrome.kernels.checks import check_device, check_float, check_input, check_shape, check_small_dtype, sizes
+from polychrome.kernels.leaves import leaf
+from polychrome.kernels.library import call
+from polychrome.kernels.spatial_attention import reference, register  # noqa: F401  (registers the ops)
+from polychrome.kernels.spatial_attention.eager import check_present
+from polychrome.kernels.tensors import autocasts
 
 
 @leaf

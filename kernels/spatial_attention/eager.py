@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.spatial_attention.reference import wide_stats
-from kernels.tensors import laid_out_as, not_asked, wide_dtype
+from polychrome.kernels.spatial_attention.reference import wide_stats
+from polychrome.kernels.tensors import laid_out_as, not_asked, wide_dtype
 
 
 def channel_stats(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

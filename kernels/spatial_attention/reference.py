@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from kernels.tensors import wide_dtype
+from polychrome.kernels.tensors import wide_dtype
 
 
 def wide_stats(x, mask=None):

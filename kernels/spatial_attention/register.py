@@ -7,16 +7,16 @@ computed the output computes the gradients.
 import torch
 from torch import Tensor
 
-from kernels.backend import runs_triton
-from kernels.library import asked, call, register_backward, register_op, register_product
-from kernels.spatial_attention import eager
-from kernels.tensors import empty_as, is_channels_last, not_asked, wide_dtype
+from polychrome.kernels.backend import runs_triton
+from polychrome.kernels.library import asked, call, register_backward, register_op, register_product
+from polychrome.kernels.spatial_attention import eager
+from polychrome.kernels.tensors import empty_as, is_channels_last, not_asked, wide_dtype
 
 
 def _implementation(x: Tensor, backend: str):
     """Return the module whose functions compute the ops on `x`; Triton is imported when it is first needed."""
     if runs_triton(x, backend):
-        from kernels.spatial_attention.triton import ops
+        from polychrome.kernels.spatial_attention.triton import ops
 
         return ops
     return eager

@@ -21,10 +21,10 @@ from bench.gpu import __main__ as gpu
 from bench.gpu import counters, state, steps, times
 from bench.lines import NOT_ASKED
 from bench.shapes.dynamic_conv import Shape
-from kernels import check
+from polychrome.kernels import check
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("bench", "engine", "kernels", "models", "train", "tests")
+COPIED = ("bench", "engine", "kernels", "models", "polychrome", "tests", "train")
 # Left out are those that take minutes here at any size, the engine's and torch.compile's, and more of the same.
 STEPS = (
     *("first-light", "tests-kernels", "times-dynamic_conv", "times-augment", "host-time", "tune", "counters"),
@@ -71,8 +71,8 @@ if "bench.tune" in words:
     from bench import tune
     rows = tune.rows
     tune.rows, tune.ROUNDS = lambda *given: rows(*given)[:1], (1, 1)
-if "kernels.check" in words or "first_light" in words:
-    from kernels import check
+if "polychrome.kernels.check" in words or "first_light" in words:
+    from polychrome.kernels import check
     every = check.cases()
     check.cases = lambda: [case for case in every if case.function.__name__ in ("spatial_gate", "channel_scale")]
 """
@@ -227,7 +227,8 @@ def test_tuning_measures_every_candidate_and_writes_what_beats_the_rules(calls):
     for label, found in log.items():
         assert {each["pass"] for each in found["tried"]} == {"forward", "input_gradient", "weight_gradient"}
         assert all(each["ms"] > 0 for each in found["tried"])
-        assert tuned["table"]["choices"].get(keys[label], {}) == found["choice"]
+        kept = tuned["table"]["choices"].get(keys[label], {})
+        assert kept == (found["choice"] and found["choice"] | {"batch": shape.batch})
         assert bool(found["choice"]) == (found["rules_ms"] >= 1.02 * found["best_ms"])
     assert tuned["table"]["device"] == "NVIDIA H200"
 
@@ -318,7 +319,7 @@ def test_every_step_names_what_there_is(tmp_path):
 @pytest.mark.parametrize(
     ("main", "arguments"),
     [(tune.main, []), (gpu.main, ["--out", "unused"]), (check.main, [])],
-    ids=["bench.tune", "bench.gpu", "kernels.check"],
+    ids=["bench.tune", "bench.gpu", "polychrome.kernels.check"],
 )
 def test_without_a_gpu_one_line_says_so(main, arguments, capsys):
     assert main(arguments) == 2

@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 
 from bench import host_time
 from bench.host_time import WAYS
-from kernels.backend import is_interpreted
+from polychrome.kernels.backend import is_interpreted
 from tests.kernels.op_calls import differentiable
 
 

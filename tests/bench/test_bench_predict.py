@@ -33,11 +33,11 @@ import torch
 from bench.predict import model
 from bench.predict.trace import trace
 from bench.stand_in.driver import install
-from kernels.dynamic_conv.configs import ConvolutionConfig, WeightGradientConfig
-from kernels.dynamic_conv.triton.convolution import convolve
-from kernels.dynamic_conv.triton.mixing import mix_into
-from kernels.dynamic_conv.triton.weight_gradient import expert_gradients
-from kernels.launch import record_launches
+from polychrome.kernels.dynamic_conv.configs import ConvolutionConfig, WeightGradientConfig
+from polychrome.kernels.dynamic_conv.triton.convolution import convolve
+from polychrome.kernels.dynamic_conv.triton.mixing import mix_into
+from polychrome.kernels.dynamic_conv.triton.weight_gradient import expert_gradients
+from polychrome.kernels.launch import record_launches
 
 install()
 def empty(*shape, dtype=torch.bfloat16):
@@ -56,7 +56,7 @@ counts = [[place[0].rpartition("/")[2], place[1], count] for place, count in tra
 
 from bench.predict import code
 from bench.stand_in.driver import compile_launch
-from kernels.channel_gate.triton.pixels import sum_over_pixels
+from polychrome.kernels.channel_gate.triton.pixels import sum_over_pixels
 with record_launches() as reductions:
     sum_over_pixels(empty(4, 64, 128, 128).to(memory_format=torch.channels_last))
 unread = code.read(compile_launch(reductions[0]))._replace(regions=[])

@@ -11,7 +11,7 @@ from PIL import Image
 from bench import goals, study
 from bench import keep as keeping
 from bench.gpu import steps as listed
-from engine.report import comparison
+from polychrome.engine.report import comparison
 
 LABELS = ("RGB", *study.PAIRS, *study.SINGLES)
 

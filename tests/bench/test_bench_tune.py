@@ -5,8 +5,8 @@ import torch
 
 from bench import tune
 from bench.shapes.dynamic_conv import shapes_on
-from kernels.dynamic_conv.configs import HOPPER
-from kernels.dynamic_conv.plan import plan
+from polychrome.kernels.dynamic_conv.configs import HOPPER
+from polychrome.kernels.dynamic_conv.plan import plan
 
 SHAPES = {shape.name: shape for shape in shapes_on("cuda")}
 

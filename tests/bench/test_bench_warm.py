@@ -21,7 +21,7 @@ from bench.gpu import lookups
 lookups.count()
 cuda.install()
 import torch
-from kernels import channel_gate, dynamic_conv2d
+from polychrome.kernels import channel_gate, dynamic_conv2d
 for size in (8, 16):
     x = torch.zeros(4, 32, size, size, device="cuda", dtype=torch.bfloat16).requires_grad_()
     weights = [torch.zeros(*shape, device="cuda", dtype=torch.bfloat16) for shape in ((8, 32), (8,), (32, 8), (32,))]

@@ -14,9 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import models
-from engine.profiling import RECORDED, SKIPPED, SPANS, decoded, span, trace
-from kernels import augment
+from polychrome import models
+from polychrome.engine.profiling import RECORDED, SKIPPED, SPANS, decoded, span, trace
+from polychrome.kernels import augment
 
 pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
 pytest.importorskip("torch_tb_profiler", reason="the package torch-tb-profiler is not installed")

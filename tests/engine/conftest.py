@@ -2,8 +2,8 @@
 
 import pytest
 
-from engine.data import loader
-from engine.data.listing import ImageSet, Split
+from polychrome.engine.data import loader
+from polychrome.engine.data.listing import ImageSet, Split
 
 
 @pytest.fixture

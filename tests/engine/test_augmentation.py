@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from engine import augmentation
-from engine.augmentation import NAMES, Augmentations
-from engine.errors import UserError
-from kernels.augment import draw
+from polychrome.engine import augmentation
+from polychrome.engine.augmentation import NAMES, Augmentations
+from polychrome.engine.errors import UserError
+from polychrome.kernels.augment import draw
 
 INDICES = torch.arange(400)
 

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.averaging import averaged
-from kernels.modules import DynamicConv2d, anneal_temperature
+from polychrome.engine.averaging import averaged
+from polychrome.kernels.modules import DynamicConv2d, anneal_temperature
 
 
 class Called(TorchDispatchMode):

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine import channels
-from engine.errors import UserError
-from engine.training import fit
+from polychrome.engine import channels
+from polychrome.engine.errors import UserError
+from polychrome.engine.training import fit
 from tests.engine.small import PLAN, Recorder
 
 

@@ -4,10 +4,10 @@ import sys
 import pytest
 import torch
 
-import models
-from engine import channels, evaluation
-from engine.channels import RGB, Channels
-from engine.errors import UserError
+from polychrome import models
+from polychrome.engine import channels, evaluation
+from polychrome.engine.channels import RGB, Channels
+from polychrome.engine.errors import UserError
 
 MANY = tuple(f"band {i}" for i in range(12))
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine import training
-from engine.augmentation import Augmentations
-from engine.training import fit
+from polychrome.engine import training
+from polychrome.engine.augmentation import Augmentations
+from polychrome.engine.training import fit
 from tests.engine.small import PLAN, Net
 
 COMPILED = replace(PLAN, compile=True, epochs=2)

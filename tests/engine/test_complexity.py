@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-import models
-from engine import complexity
+from polychrome import models
+from polychrome.engine import complexity
 
 
 class TwoConvs(nn.Module):

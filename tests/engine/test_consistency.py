@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine import consistency, memory
-from engine.training import fit
+from polychrome.engine import consistency, memory
+from polychrome.engine.training import fit
 from tests.engine.small import PLAN, Recorder
 
 CONSISTENT = replace(PLAN, epochs=1, channel_sampling="on", consistency=1.0)

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from engine.augmentation import NAMES, Augmentations
-from engine.data import loader
-from engine.data.pixels import Pixels
-from engine.data.resident import Resident
-from engine.training import _images
+from polychrome.engine.augmentation import NAMES, Augmentations
+from polychrome.engine.data import loader
+from polychrome.engine.data.pixels import Pixels
+from polychrome.engine.data.resident import Resident
+from polychrome.engine.training import _images
 from tests.engine.data import photos
 from tests.engine.small import PLAN
 

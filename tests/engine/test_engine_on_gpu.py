@@ -11,19 +11,19 @@ import pytest
 import torch
 from torch import nn
 
-import models
-from engine import memory
-from engine.augmentation import NAMES, Augmentations
-from engine.channels import RGB, every, present, select
-from engine.data import listing, loader, scan
-from engine.data.listing import ImageSet, Split
-from engine.data.resident import Resident
-from engine.errors import Interrupted, NotFiniteError, OutOfMemoryError
-from engine.evaluation import evaluate
-from engine.idle import Idle
-from engine.plan import Plan
-from engine.training import Hooks, fit
-from train.run import main
+from polychrome import models
+from polychrome.engine import memory
+from polychrome.engine.augmentation import NAMES, Augmentations
+from polychrome.engine.channels import RGB, every, present, select
+from polychrome.engine.data import listing, loader, scan
+from polychrome.engine.data.listing import ImageSet, Split
+from polychrome.engine.data.resident import Resident
+from polychrome.engine.errors import Interrupted, NotFiniteError, OutOfMemoryError
+from polychrome.engine.evaluation import evaluate
+from polychrome.engine.idle import Idle
+from polychrome.engine.plan import Plan
+from polychrome.engine.training import Hooks, fit
+from polychrome.train.run import main
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 DEVICE = torch.device("cuda")

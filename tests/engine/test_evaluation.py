@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.evaluation import evaluate
+from polychrome.engine.evaluation import evaluate
 
 COMBINATIONS = {"RGB": (0, 1, 2), "BR": (2, 0), "G": (1,)}
 

@@ -10,15 +10,14 @@ import torch
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
-import kernels
-import models
-from engine.channels import Channels
-from engine.errors import UserError
-from engine.export import Check, Classifier, Description, ExportError, load, save
-from engine.export.check import compare
-from engine.export.program import traced
-from kernels import dynamic_conv2d, per_sample_conv2d
-from kernels.decompositions import OPS, STACKED
+from polychrome import kernels, models
+from polychrome.engine.channels import Channels
+from polychrome.engine.errors import UserError
+from polychrome.engine.export import Check, Classifier, Description, ExportError, load, save
+from polychrome.engine.export.check import compare
+from polychrome.engine.export.program import traced
+from polychrome.kernels import dynamic_conv2d, per_sample_conv2d
+from polychrome.kernels.decompositions import OPS, STACKED
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.written_elsewhere import DynamicConv
 
@@ -28,7 +27,7 @@ CHANNELS = Channels(("R", "G", "B"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
 
 def needs(file_format):
     """Skip where the packages of a format are not installed."""
-    for package in import_module(f"engine.export.{file_format}").PACKAGES:
+    for package in import_module(f"polychrome.engine.export.{file_format}").PACKAGES:
         pytest.importorskip(package)
 
 

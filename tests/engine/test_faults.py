@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from engine import checkpoint, files, state
-from engine.data import loader
-from engine.errors import Interrupted, NotFiniteError, OutOfMemoryError, StorageError, UserError
-from engine.interruption import SIGNALS, terminable
-from engine.training import Hooks, fit
+from polychrome.engine import checkpoint, files, state
+from polychrome.engine.data import loader
+from polychrome.engine.errors import Interrupted, NotFiniteError, OutOfMemoryError, StorageError, UserError
+from polychrome.engine.interruption import SIGNALS, terminable
+from polychrome.engine.training import Hooks, fit
 from tests.engine.small import PLAN, Net
 
 pytestmark = pytest.mark.usefixtures("signals_heard")
@@ -238,8 +238,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(loaders, small_disk):
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
-from engine import checkpoint, files
-from engine.errors import StorageError
+from polychrome.engine import checkpoint, files
+from polychrome.engine.errors import StorageError
 import torch
 folder = Path(sys.argv[1])
 checkpoint.save(folder / "last.pt", {"model": {"w": torch.zeros(10)}})

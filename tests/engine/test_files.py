@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from engine import files
-from engine.errors import StorageError
+from polychrome.engine import files
+from polychrome.engine.errors import StorageError
 
 
 class Broken(Exception):

@@ -10,14 +10,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine import evaluation
-from engine.augmentation import NAMES, Augmentations
-from engine.channels import RGB
-from engine.data.loader import Batch
-from engine.data.resident import Rendering
-from engine.metrics import Scorer
-from engine.state import Totals
-from kernels.augment import draw
+from polychrome.engine import evaluation
+from polychrome.engine.augmentation import NAMES, Augmentations
+from polychrome.engine.channels import RGB
+from polychrome.engine.data.loader import Batch
+from polychrome.engine.data.resident import Rendering
+from polychrome.engine.metrics import Scorer
+from polychrome.engine.state import Totals
+from polychrome.kernels.augment import draw
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the real thing is tested")
 DEVICE, BATCH = torch.device("cuda:0"), 4

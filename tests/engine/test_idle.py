@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from engine import idle, profiling
-from engine.idle import Idle, Window, covered
-from engine.report import tables
+from polychrome.engine import idle, profiling
+from polychrome.engine.idle import Idle, Window, covered
+from polychrome.engine.report import tables
 
 CPU = torch.device("cpu")
 

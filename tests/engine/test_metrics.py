@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from engine.metrics import Scorer
+from polychrome.engine.metrics import Scorer
 
 # Predictions 0 0 1 1 2 against labels 0 1 1 1 0, of four classes.
 LOGITS = torch.tensor(

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Beta
 
-from engine import training
-from engine.mixing import Mixing
+from polychrome.engine import training
+from polychrome.engine.mixing import Mixing
 from tests.engine.small import PLAN, Recorder
 
 CLASSES = 5

@@ -8,9 +8,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-import models
-from engine import optimizers
-from kernels.modules import DynamicConv2d
+from polychrome import models
+from polychrome.engine import optimizers
+from polychrome.kernels.modules import DynamicConv2d
 
 MATCHED = {"adjust_lr_fn": "match_rms_adamw"}
 

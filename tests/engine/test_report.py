@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from engine.report import comparison, console, pages, plots, scores, tables
-from engine.run_folder import RunFolder
+from polychrome.engine.report import comparison, console, pages, plots, scores, tables
+from polychrome.engine.run_folder import RunFolder
 
 RGB = {"RGB": ["R", "G", "B"], "RG": ["R", "G"], "GB": ["G", "B"], "RB": ["R", "B"], "R": ["R"], "G": ["G"], "B": ["B"]}
 

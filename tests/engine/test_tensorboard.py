@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from engine import tensorboard
-from engine.batch import normalise
-from engine.channels import RGB, Channels
-from engine.course import EpochRow
-from engine.tensorboard import Scalars, grid
+from polychrome.engine import tensorboard
+from polychrome.engine.batch import normalise
+from polychrome.engine.channels import RGB, Channels
+from polychrome.engine.course import EpochRow
+from polychrome.engine.tensorboard import Scalars, grid
 
 needs_tensorboard = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None, reason="the package tensorboard is not installed"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine import transfer
-from engine.augmentation import Augmentations
-from engine.course import EpochRow
-from engine.training import Hooks, fit
+from polychrome.engine import transfer
+from polychrome.engine.augmentation import Augmentations
+from polychrome.engine.course import EpochRow
+from polychrome.engine.training import Hooks, fit
 from tests.engine.small import PLAN, Recorder
 
 

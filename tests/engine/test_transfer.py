@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-import models
-from engine import checkpoint, transfer
-from engine.errors import UserError
+from polychrome import models
+from polychrome.engine import checkpoint, transfer
+from polychrome.engine.errors import UserError
 
 
 def made(name="attention_cnn", num_classes=50, seed=0):

@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels import replay, use_backend
-from kernels.backend import is_interpreted, triton_is_installed
+from polychrome.kernels import replay, use_backend
+from polychrome.kernels.backend import is_interpreted, triton_is_installed
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels import dynamic_conv2d, per_sample_conv2d
+from polychrome.kernels import dynamic_conv2d, per_sample_conv2d
 from tests.kernels.oracle import randn
 
 # batch, in, out, height, width, experts, kernel, options

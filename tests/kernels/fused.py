@@ -4,7 +4,7 @@ import copy
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import fuse, use_backend
+from polychrome.kernels import fuse, use_backend
 from tests.kernels.oracle import randn
 
 

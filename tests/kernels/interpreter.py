@@ -2,7 +2,7 @@
 
 import pytest
 
-from kernels.backend import is_interpreted, triton_is_installed
+from polychrome.kernels.backend import is_interpreted, triton_is_installed
 
 
 def obstacle() -> str | None:

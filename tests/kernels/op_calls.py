@@ -6,8 +6,8 @@ from inspect import isfunction
 import torch
 from torch import Tensor
 
-import kernels
-from kernels.fuse.channel_scale import channel_scale
+from polychrome import kernels
+from polychrome.kernels.fuse.channel_scale import channel_scale
 from tests.kernels.augment_cases import MEAN, PARAMETERS, STD, images
 from tests.kernels.oracle import randn
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from kernels import augment, use_backend
+from polychrome.kernels import augment, use_backend
 from tests.kernels.augment_cases import CASES, PARAMETERS, SIZES, SMALLEST_STD, images, statistics
 from tests.kernels.oracle import rms_ratio
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from kernels import augment
-from kernels.augment import Recipe, draw
+from polychrome.kernels import augment
+from polychrome.kernels.augment import Recipe, draw
 from tests.kernels.augment_cases import CASES, SIZES, SMALLEST_STD, images, statistics
 from tests.kernels.oracle import rms_ratio
 from tests.kernels.test_augment import DTYPES

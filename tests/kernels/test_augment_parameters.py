@@ -4,9 +4,9 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from kernels.augment import Parameters, Recipe, augment, draw
-from kernels.augment.parameters import random_crops
-from kernels.augment.philox import philox, uniforms
+from polychrome.kernels.augment import Parameters, Recipe, augment, draw
+from polychrome.kernels.augment.parameters import random_crops
+from polychrome.kernels.augment.philox import philox, uniforms
 from tests.kernels.augment_cases import images
 from tests.kernels.interpreter import needs_interpreter
 

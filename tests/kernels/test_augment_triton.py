@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from kernels import augment, use_backend
-from kernels.augment.arguments import Arguments
-from kernels.launch import record_launches
+from polychrome.kernels import augment, use_backend
+from polychrome.kernels.augment.arguments import Arguments
+from polychrome.kernels.launch import record_launches
 from tests.grids import grid
 from tests.kernels.augment_cases import CASES, PARAMETERS, SIZES, SMALLEST_STD, images, statistics
 from tests.kernels.interpreter import needs_interpreter
@@ -92,7 +92,7 @@ def test_parameters_of_any_stride_and_both_integer_types():
 
 
 def test_offsets_of_64_bits(monkeypatch):
-    from kernels.augment import triton
+    from polychrome.kernels.augment import triton
 
     huge = torch.empty(1, 2**16, 2**14, 3, dtype=torch.uint8, device="meta")
     assert triton.needs_64_bits(huge)
@@ -195,7 +195,7 @@ def test_one_compilation_serves_every_batch_size(backend):
 
 
 def test_on_meta_tensors_the_launch_is_recorded():
-    from kernels.augment import triton
+    from polychrome.kernels.augment import triton
 
     moved = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in op_arguments(tuple(PARAMETERS), None, None)]
     with record_launches() as launches:

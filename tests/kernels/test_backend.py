@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import kernels
-from kernels import (
+from polychrome import kernels
+from polychrome.kernels import (
     augment,
     channel_gate,
     channel_stats,
@@ -19,8 +19,8 @@ from kernels import (
     spatial_gate,
     use_backend,
 )
-from kernels.backend import current_backend
-from kernels.launch import record_launches
+from polychrome.kernels.backend import current_backend
+from polychrome.kernels.launch import record_launches
 from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import randn
@@ -203,7 +203,7 @@ def test_triton_runs_kernels_and_auto_on_a_cpu_none(function):
 def test_triton_on_a_cpu_says_what_to_do():
     code = """
 import torch
-from kernels import dynamic_conv2d, use_backend
+from polychrome.kernels import dynamic_conv2d, use_backend
 with use_backend("triton"):
     try:
         dynamic_conv2d(torch.zeros(2, 3, 5, 5), torch.zeros(4, 6, 3, 3, 3), torch.zeros(2, 4))
@@ -225,7 +225,7 @@ def test_without_triton_auto_runs_and_triton_says_why_not():
 import sys
 sys.modules["triton"] = None
 import torch
-from kernels import dynamic_conv2d, use_backend
+from polychrome.kernels import dynamic_conv2d, use_backend
 arguments = torch.zeros(2, 3, 5, 5), torch.zeros(4, 6, 3, 3, 3), torch.zeros(2, 4)
 print(dynamic_conv2d(*arguments).shape)
 with use_backend("triton"):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels import channel_gate, use_backend
+from polychrome.kernels import channel_gate, use_backend
 from tests.kernels.oracle import (
     TOLERANCES,
     assert_near_exact,

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kernels import channel_gate
-from kernels.launch import record_launches
-from kernels.modules import ChannelGate
+from polychrome.kernels import channel_gate
+from polychrome.kernels.launch import record_launches
+from polychrome.kernels.modules import ChannelGate
 from tests.kernels.gpu import (
     assert_compiled_trains,
     assert_graph_replays,

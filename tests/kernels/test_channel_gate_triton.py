@@ -7,9 +7,9 @@ not write, a test sees.
 import pytest
 import torch
 
-from kernels import channel_gate, use_backend
-from kernels.channel_gate import configs, register
-from kernels.launch import record_launches
+from polychrome.kernels import channel_gate, use_backend
+from polychrome.kernels.channel_gate import configs, register
+from polychrome.kernels.launch import record_launches
 from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import assert_near_exact, assert_one_compilation, exact_outcome, outcome, randn, rms_ratio
@@ -17,8 +17,8 @@ from tests.kernels.test_channel_gate import FORMS, arguments_of
 
 pytest.importorskip("triton")
 
-from kernels import streaming
-from kernels.channel_gate.triton import layers, ops, pixels
+from polychrome.kernels import streaming
+from polychrome.kernels.channel_gate.triton import layers, ops, pixels
 
 LAST = torch.channels_last
 pytestmark = [needs_interpreter, pytest.mark.usefixtures("on_triton")]

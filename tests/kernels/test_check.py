@@ -13,8 +13,8 @@ import torch
 
 pytest.importorskip("triton")
 
-import kernels
-from kernels import backend, check, probe
+from polychrome import kernels
+from polychrome.kernels import backend, check, probe
 from tests.kernels.op_calls import public
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def run(kernel, grid, arguments):
         arguments[3].mul_(1.5)
 
 cuda.install(run)
-from kernels import check
+from polychrome.kernels import check
 every = {case.function.__name__: case for case in check.cases()}
 check.cases = lambda: [every[name] for name in ("spatial_gate", "channel_scale", "channel_stats", "augment")]
 del check.TOLERANCES[torch.bfloat16]
@@ -49,7 +49,9 @@ def test_every_fault_is_told_and_the_ops_after_it_are_checked(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(SITE)
     known = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     known["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{ROOT}"
-    done = subprocess.run([sys.executable, "-m", "kernels.check"], cwd=ROOT, env=known, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "polychrome.kernels.check"], cwd=ROOT, env=known, capture_output=True, text=True
+    )
     assert done.returncode == 1, done.stderr
     heading, *rows = done.stdout.partition("\n\n")[0].splitlines()
     assert heading.split() == ["op", "case", "dtype", "output", "gradients", "allowed"]
@@ -65,7 +67,7 @@ def test_every_fault_is_told_and_the_ops_after_it_are_checked(tmp_path):
 
 ANSWERS = """
 import json, sys, time
-from kernels import check
+from polychrome.kernels import check
 first = int(sys.argv[1])
 for number, call in list(enumerate(check.listed()[:4]))[first:]:
     if number == 1:

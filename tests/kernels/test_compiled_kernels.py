@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.dynamic_conv.configs import WeightGradientConfig
+from polychrome.kernels.dynamic_conv.configs import WeightGradientConfig
 
 pytest.importorskip("triton")
 
@@ -51,7 +51,7 @@ def failing(cubins, holds):
 
 
 def test_every_row_of_every_table_is_compiled_for_three_targets(listed):
-    from kernels.dynamic_conv import configs
+    from polychrome.kernels.dynamic_conv import configs
 
     rows = len(configs.CONVOLUTION + configs.SWAPPED + configs.STACKED + configs.rows_together(4)) * 2
     rows += len(configs.CONVOLUTION_FLOAT32 + configs.STACKED_FLOAT32) * 2
@@ -140,7 +140,7 @@ def test_the_threads_of_a_warp_augment_pixels_beside_each_other():
 SPILLING = """
 import json, torch
 from bench.compile_report import _compile, _variants, _weight_gradient
-from kernels.dynamic_conv.configs import WeightGradientConfig
+from polychrome.kernels.dynamic_conv.configs import WeightGradientConfig
 _variants.append(_weight_gradient(WeightGradientConfig(64, 64, 64, 4), torch.bfloat16, (256, 256), 8))
 print(json.dumps(_compile((0, 90))))
 """

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from kernels import dynamic_conv2d, per_sample_conv2d
-from kernels.dynamic_conv import api
-from kernels.dynamic_conv.eager import mixed
-from kernels.dynamic_conv.eager import ops as eager
-from kernels.dynamic_conv.eager.forms import Choice, Forms, cpu_forms
-from kernels.dynamic_conv.problem import Problem
+from polychrome.kernels import dynamic_conv2d, per_sample_conv2d
+from polychrome.kernels.dynamic_conv import api
+from polychrome.kernels.dynamic_conv.eager import mixed
+from polychrome.kernels.dynamic_conv.eager import ops as eager
+from polychrome.kernels.dynamic_conv.eager.forms import Choice, Forms, cpu_forms
+from polychrome.kernels.dynamic_conv.problem import Problem
 from tests.grids import grid
 from tests.kernels.oracle import assert_near_exact, randn, rms_ratio
 

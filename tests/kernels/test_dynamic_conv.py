@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels import dynamic_conv2d, per_sample_conv2d, use_backend
-from kernels.dynamic_conv import api
+from polychrome.kernels import dynamic_conv2d, per_sample_conv2d, use_backend
+from polychrome.kernels.dynamic_conv import api
 from tests.grids import grid
 from tests.kernels.conv_cases import ARGUMENTS, CASES, dynamic_arguments, per_sample_arguments
 from tests.kernels.oracle import (

@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 pytest.importorskip("triton")
 
 from bench.shapes.dynamic_conv import shapes_on
-from kernels import dynamic_conv2d
-from kernels.dynamic_conv import configs
-from kernels.dynamic_conv.problem import problem_of
-from kernels.dynamic_conv.triton import ops
+from polychrome.kernels import dynamic_conv2d
+from polychrome.kernels.dynamic_conv import configs
+from polychrome.kernels.dynamic_conv.problem import problem_of
+from polychrome.kernels.dynamic_conv.triton import ops
 
 META = torch.device("meta")
 # batch, in, out, size, kernel, stride, groups

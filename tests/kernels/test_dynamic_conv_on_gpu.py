@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from kernels import dynamic_conv2d, explain, per_sample_conv2d
-from kernels.dynamic_conv import configs
-from kernels.dynamic_conv.plan import plan
-from kernels.modules import DynamicConv2d
+from polychrome.kernels import dynamic_conv2d, explain, per_sample_conv2d
+from polychrome.kernels.dynamic_conv import configs
+from polychrome.kernels.dynamic_conv.plan import plan
+from polychrome.kernels.modules import DynamicConv2d
 from tests.kernels.conv_cases import ARGUMENTS, CASES, WIDE_CASES, wide_arguments
 from tests.kernels.gpu import assert_compiled_trains, assert_graph_replays, assert_near_exact, dtypes, on_gpu
 from tests.kernels.oracle import outcome, randn
@@ -28,7 +28,7 @@ def test_output_and_gradients_are_near_the_exact_ones(function, case, dtype):
 @pytest.mark.parametrize("regime", ["aggregate", "stacked"])
 @pytest.mark.parametrize("case", WIDE_CASES)
 def test_every_regime_is_near_the_exact_result(monkeypatch, case, regime, dtype):
-    from kernels.dynamic_conv.triton import ops
+    from polychrome.kernels.dynamic_conv.triton import ops
 
     def fixed(problem, device):
         made = plan(problem, device)
@@ -47,7 +47,7 @@ STACKED_ROWS = configs.STACKED + configs.rows_together(4)
 
 @pytest.mark.parametrize("row", configs.CONVOLUTION + configs.SWAPPED + STACKED_ROWS)
 def test_every_row_is_near_the_exact_result(monkeypatch, row):
-    from kernels.dynamic_conv.triton import ops
+    from polychrome.kernels.dynamic_conv.triton import ops
 
     regime = "stacked" if row in STACKED_ROWS else "aggregate"
     monkeypatch.setattr(ops, "plan", lambda p, d: plan(p, d)._replace(regime=regime, forward=row, input_gradient=row))
@@ -61,7 +61,7 @@ WEIGHT_ROWS = (*configs.WEIGHT_GRADIENT[4], *(row._replace(apart=True, splits=3)
 
 @pytest.mark.parametrize("row", WEIGHT_ROWS)
 def test_every_row_of_the_weight_gradient_is_near_the_exact_result(monkeypatch, row):
-    from kernels.dynamic_conv.triton import ops
+    from polychrome.kernels.dynamic_conv.triton import ops
 
     monkeypatch.setattr(
         ops, "plan", lambda p, d: plan(p, d)._replace(regime="aggregate", own_chunk=5, weight_gradient=row)
@@ -82,7 +82,7 @@ DEPTHWISE_ROWS = [
 @pytest.mark.parametrize("row", DEPTHWISE_ROWS, ids=str)
 @pytest.mark.parametrize(("kernel", "experts"), [(3, 4), (5, 4), (7, 9), (9, 2)])
 def test_every_depthwise_row_is_near_the_exact_result(monkeypatch, row, kernel, experts):
-    from kernels.dynamic_conv.triton import ops
+    from polychrome.kernels.dynamic_conv.triton import ops
 
     rows = {"forward": row, "input_gradient": row, "weight_gradient": row}
     monkeypatch.setattr(ops, "plan", lambda p, d: plan(p, d)._replace(chunk=3, backward_chunk=3, own_chunk=3, **rows))

@@ -10,11 +10,11 @@ import sys
 import pytest
 import torch
 
-from kernels import dynamic_conv2d, per_sample_conv2d, use_backend
-from kernels.dynamic_conv import configs
-from kernels.dynamic_conv.plan import plan, rule
-from kernels.dynamic_conv.problem import Problem
-from kernels.launch import record_launches
+from polychrome.kernels import dynamic_conv2d, per_sample_conv2d, use_backend
+from polychrome.kernels.dynamic_conv import configs
+from polychrome.kernels.dynamic_conv.plan import plan, rule
+from polychrome.kernels.dynamic_conv.problem import Problem
+from polychrome.kernels.launch import record_launches
 from tests.grids import grid
 from tests.kernels.conv_cases import ARGUMENTS, CASES, WIDE_CASES, dynamic_arguments, wide_arguments
 from tests.kernels.interpreter import needs_interpreter
@@ -26,8 +26,8 @@ pytest.importorskip("hypothesis")
 import hypothesis
 from hypothesis import strategies as st
 
-from kernels import sums
-from kernels.dynamic_conv.triton import (
+from polychrome.kernels import sums
+from polychrome.kernels.dynamic_conv.triton import (
     contraction,
     convolution,
     depthwise,
@@ -241,7 +241,7 @@ def test_strips_of_a_depthwise_convolution_fill_a_gpu_and_are_no_lower_than_they
 def test_tf32_is_asked_for_by_either_of_torchs_settings():
     code = """
 import torch
-from kernels.tensors import allows_tf32
+from polychrome.kernels.tensors import allows_tf32
 print(allows_tf32())
 torch.backends.cudnn.conv.fp32_precision = "ieee"
 print(allows_tf32())

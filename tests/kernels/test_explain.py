@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from kernels import channel_gate, dynamic_conv2d, explain, per_sample_conv2d, use_backend
-from kernels.dynamic_conv import configs
-from kernels.dynamic_conv import plan as plans
-from kernels.dynamic_conv.configs import HOPPER
+from polychrome.kernels import channel_gate, dynamic_conv2d, explain, per_sample_conv2d, use_backend
+from polychrome.kernels.dynamic_conv import configs
+from polychrome.kernels.dynamic_conv import plan as plans
+from polychrome.kernels.dynamic_conv.configs import HOPPER
 from tests.kernels.oracle import randn
 
 H200 = "NVIDIA H200"

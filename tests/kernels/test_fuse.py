@@ -11,10 +11,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.parametrizations import weight_norm
 
-import kernels
-from kernels import fuse, use_backend
-from kernels.fuse import Left
-from kernels.modules import DynamicConv2d
+from polychrome import kernels
+from polychrome.kernels import fuse, use_backend
+from polychrome.kernels.fuse import Left
+from polychrome.kernels.modules import DynamicConv2d
 from tests.kernels.fused import OpsCalled, assert_alike, assert_equal_training, outcome, twins
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import randn

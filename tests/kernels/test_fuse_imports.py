@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import kernels
+import polychrome
 
-NAMES = ("engine", "models", "train")
+NAMES = ("engine", "kernels", "models", "train")
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def project(tmp_path):
     """A project with packages that have the names of ours, which is installed in another folder."""
     site, project = tmp_path / "site", tmp_path / "project"
     site.mkdir()
-    (site / "kernels").symlink_to(Path(kernels.__file__).parent)
+    (site / "polychrome").symlink_to(Path(polychrome.__file__).parent)
     for name in NAMES:
         (project / name).mkdir(parents=True)
         (project / name / "__init__.py").write_text(f"HOME = {name!r}\n")
@@ -24,10 +24,10 @@ def project(tmp_path):
 
 
 def run(project, code):
-    """Return what a script in the project prints; nothing of this repository is on its path but `kernels`."""
+    """Return what a script in the project prints; nothing of this repository is on its path but `polychrome`."""
     (project / "script.py").write_text(code)
     environment = {"PYTHONPATH": str(project.parent / "site"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error::UserWarning:kernels", str(project / "script.py")]
+    command = [sys.executable, "-W", "error::UserWarning:polychrome", str(project / "script.py")]
     result = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -38,22 +38,22 @@ def test_kernels_imports_torch_alone_and_none_of_our_other_packages(project):
 import sys
 import torch
 before = set(sys.modules)
-import kernels
-import kernels.modules
+from polychrome import kernels
+import polychrome.kernels.modules
 tops = {name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
-print(sorted(top for top in tops - {"kernels", "torch", "triton"} if not top.startswith("_")))
+print(sorted(top for top in tops - {"polychrome", "torch", "triton"} if not top.startswith("_")))
 print([name for name in ("torch._dynamo", "torch._inductor") if name in set(sys.modules) - before])
 """
     assert run(project, code).splitlines() == ["[]", "[]"]
 
 
-def test_kernels_works_beside_packages_named_engine_models_and_train(project):
+def test_kernels_works_beside_packages_that_have_the_names_of_ours(project):
     code = """
 import torch
 from torch import nn
-import kernels
-from kernels.modules import DynamicConv2d
-import engine, models, train
+from polychrome import kernels
+from polychrome.kernels.modules import DynamicConv2d
+import engine, kernels as others, models, train
 
 class SELayer(nn.Module):
     def __init__(self):
@@ -67,9 +67,9 @@ print(len(kernels.fuse(model).swapped))
 with kernels.use_backend("reference"):
     model(torch.randn(2, 3, 8, 8)).sum().backward()
 print(all(p.grad is not None for p in model.parameters()))
-print(engine.HOME, models.HOME, train.HOME)
+print(engine.HOME, others.HOME, models.HOME, train.HOME)
 """
-    assert run(project, code).splitlines() == ["1", "True", "engine models train"]
+    assert run(project, code).splitlines() == ["1", "True", "engine kernels models train"]
 
 
 def test_the_time_to_import_kernels_is_small_beside_torchs(project):
@@ -77,7 +77,7 @@ def test_the_time_to_import_kernels_is_small_beside_torchs(project):
 import time
 import torch
 start = time.process_time()
-import kernels
+from polychrome import kernels
 print(time.process_time() - start)
 """
     assert float(run(project, code)) < 1.5

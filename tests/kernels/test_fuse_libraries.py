@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from kernels import fuse, use_backend
-from kernels.fuse import Swap
+from polychrome.kernels import fuse, use_backend
+from polychrome.kernels.fuse import Swap
 from tests.kernels.fused import OpsCalled, assert_alike, assert_equal_training, outcome, twins
 from tests.kernels.oracle import randn
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import (
+from polychrome.kernels import (
     augment,
     channel_gate,
     channel_stats,
@@ -19,7 +19,7 @@ from kernels import (
     spatial_gate,
     use_backend,
 )
-from kernels.modules import (
+from polychrome.kernels.modules import (
     ChannelGate,
     ChannelStats,
     DynamicConv2d,

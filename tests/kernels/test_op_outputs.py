@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kernels import dynamic_conv2d, use_backend
-from kernels.dynamic_conv import api
-from kernels.dynamic_conv.eager import ops as eager
-from kernels.dynamic_conv.eager.forms import Choice, Forms
-from kernels.modules import DynamicConv2d
+from polychrome.kernels import dynamic_conv2d, use_backend
+from polychrome.kernels.dynamic_conv import api
+from polychrome.kernels.dynamic_conv.eager import ops as eager
+from polychrome.kernels.dynamic_conv.eager.forms import Choice, Forms
+from polychrome.kernels.modules import DynamicConv2d
 from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.op_calls import differentiable, function_arguments, op_arguments, public, registered

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import kernels
+from polychrome import kernels
 from tests.kernels.gpu import DEVICE, assert_near_exact, dtypes, layouts
 from tests.kernels.oracle import outcome, randn
 

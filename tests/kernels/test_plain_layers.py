@@ -15,10 +15,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune
 
-from kernels import fuse, use_backend
-from kernels.fuse.swapped import has_changed
-from kernels.modules import ChannelGate, DynamicConv2d, SpatialAttention
-from kernels.plain import is_centred, is_plain, is_pointwise
+from polychrome.kernels import fuse, use_backend
+from polychrome.kernels.fuse.swapped import has_changed
+from polychrome.kernels.modules import ChannelGate, DynamicConv2d, SpatialAttention
+from polychrome.kernels.plain import is_centred, is_plain, is_pointwise
 from tests.grids import grid
 from tests.kernels.fused import OpsCalled, assert_alike
 from tests.kernels.oracle import randn

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.launch import record_launches
+from polychrome.kernels.launch import record_launches
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import randn
 
@@ -13,8 +13,8 @@ pytest.importorskip("hypothesis")
 import hypothesis
 from hypothesis import strategies as st
 
-from kernels.dynamic_conv.triton import reorder
-from kernels.dynamic_conv.triton.reorder import channels_first, channels_last
+from polychrome.kernels.dynamic_conv.triton import reorder
+from polychrome.kernels.dynamic_conv.triton.reorder import channels_first, channels_last
 
 pytestmark = [needs_interpreter, pytest.mark.usefixtures("poisoned_memory")]
 

@@ -19,10 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 pytest.importorskip("triton")
 
-import kernels
-from kernels import dynamic_conv2d, library, replay, spatial_attention, spatial_gate, use_backend
-from kernels.dynamic_conv import plan as planning
-from kernels.launch import record_launches
+from polychrome import kernels
+from polychrome.kernels import dynamic_conv2d, library, replay, spatial_attention, spatial_gate, use_backend
+from polychrome.kernels.dynamic_conv import plan as planning
+from polychrome.kernels.launch import record_launches
 from tests.kernels.conv_cases import ARGUMENTS, CASES, WIDE_CASES, wide_arguments
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.op_calls import differentiable, op_arguments, registered
@@ -76,7 +76,7 @@ def test_every_convolution_made_again_is_the_same(function, case, on_kernels):
 
 @pytest.mark.parametrize("case", usual(WIDE_CASES, "strided_dilated", "depthwise_wider_out", "few_pixels"))
 def test_every_convolution_of_more_channels_made_again_in_chunks_is_the_same(case, on_kernels, monkeypatch):
-    from kernels.dynamic_conv.triton import ops
+    from polychrome.kernels.dynamic_conv.triton import ops
 
     plan = planning.plan.__wrapped__
     monkeypatch.setattr(ops, "plan", lambda p, d: plan(p, d)._replace(chunk=2, backward_chunk=2, own_chunk=1))
@@ -386,8 +386,8 @@ def list_launch(kernel, grid, arguments):
     made.append((kernel.fn.__name__, grid, given))
 cuda.install(list_launch)
 import torch
-import kernels
-from kernels.backend import compiles_for
+from polychrome import kernels
+from polychrome.kernels.backend import compiles_for
 from triton import knobs
 from triton.runtime.jit import JITFunction
 compiles_for(0)

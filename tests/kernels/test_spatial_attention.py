@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels import channel_stats, spatial_attention, use_backend
+from polychrome.kernels import channel_stats, spatial_attention, use_backend
 from tests.kernels.oracle import (
     TOLERANCES,
     assert_near_exact,

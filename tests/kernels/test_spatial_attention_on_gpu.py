@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from kernels import channel_stats, spatial_attention
-from kernels.launch import record_launches
+from polychrome.kernels import channel_stats, spatial_attention
+from polychrome.kernels.launch import record_launches
 from tests.kernels.gpu import DEVICE, assert_graph_replays, assert_near_exact, dtypes, layouts, on_gpu
 from tests.kernels.oracle import outcome, randn
 from tests.kernels.test_spatial_attention import MASK, SHAPES, arguments_of, attention_arguments, both
@@ -62,7 +62,7 @@ def test_two_runs_agree_bit_for_bit(function):
 def test_a_sample_without_channels_fails_an_assertion_in_the_kernel():
     code = """
 import torch
-from kernels import channel_stats
+from polychrome.kernels import channel_stats
 mask = torch.ones(3, 8, dtype=torch.bool, device="cuda")
 mask[1] = False
 channel_stats(torch.randn(3, 8, 5, 5, device="cuda"), mask)

@@ -9,9 +9,9 @@ import importlib
 import pytest
 import torch
 
-from kernels import channel_stats, spatial_attention, use_backend
-from kernels.launch import record_launches
-from kernels.spatial_attention import configs
+from polychrome.kernels import channel_stats, spatial_attention, use_backend
+from polychrome.kernels.launch import record_launches
+from polychrome.kernels.spatial_attention import configs
 from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import assert_near_exact, assert_one_compilation, exact_outcome, outcome, randn, rms_ratio
@@ -19,8 +19,8 @@ from tests.kernels.test_spatial_attention import MASK, SHAPES, arguments_of, att
 
 pytest.importorskip("triton")
 
-from kernels import streaming, sums
-from kernels.spatial_attention.triton import maps, ops
+from polychrome.kernels import streaming, sums
+from polychrome.kernels.spatial_attention.triton import maps, ops
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 pytestmark = [needs_interpreter, pytest.mark.usefixtures("on_triton")]
@@ -142,7 +142,7 @@ def test_only_the_product_is_rounded(layout):
 def test_kernels_that_read_again_start_with_what_was_read_last(monkeypatch, in_blocks):
     """Programs of the two kernels, listed in order, meet the samples in opposite orders."""
     order = {"statistics": [], "attention": [], "backward": []}
-    modules = {name: importlib.import_module(f"kernels.spatial_attention.triton.{name}") for name in order}
+    modules = {name: importlib.import_module(f"polychrome.kernels.spatial_attention.triton.{name}") for name in order}
     for name, module in modules.items():
 
         def listed(pointer, sample, *rest, seen=order[name], real=streaming.sample_start):

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels import channel_stats, spatial_attention, spatial_gate, use_backend
-from kernels.launch import record_launches
-from kernels.spatial_attention import configs
+from polychrome.kernels import channel_stats, spatial_attention, spatial_gate, use_backend
+from polychrome.kernels.launch import record_launches
+from polychrome.kernels.spatial_attention import configs
 from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import (
@@ -370,7 +370,7 @@ def test_one_compilation_serves_every_image_size():
 
 @needs_interpreter
 def test_offsets_have_64_bits_beyond_2_to_the_31_elements():
-    ops = importlib.import_module("kernels.spatial_attention.triton.ops")
+    ops = importlib.import_module("polychrome.kernels.spatial_attention.triton.ops")
 
     def constants(height):
         x = torch.empty(2, 16, height, 2**13, dtype=torch.float16, device="meta")
@@ -390,7 +390,7 @@ def test_64_bit_offsets_change_no_number(layout, monkeypatch):
     arguments = [x.to(memory_format=layout), logits]
     with use_backend("triton"), record_launches() as launches:
         plain = outcome(spatial_gate, arguments)
-        monkeypatch.setattr("kernels.streaming.needs_64_bits", lambda *tensors: True)
+        monkeypatch.setattr("polychrome.kernels.streaming.needs_64_bits", lambda *tensors: True)
         wide = outcome(spatial_gate, arguments)
     assert [launch.options["INDEX64"] for launch in launches] == [False, False, True, True]
     for one, other in zip(wide, plain, strict=True):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.launch import record_launches
+from polychrome.kernels.launch import record_launches
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import randn
 
@@ -13,8 +13,8 @@ pytest.importorskip("hypothesis")
 import hypothesis
 from hypothesis import strategies as st
 
-from kernels import sums
-from kernels.sums import sum_outer_and_inner, sum_rows
+from polychrome.kernels import sums
+from polychrome.kernels.sums import sum_outer_and_inner, sum_rows
 
 pytestmark = [needs_interpreter, pytest.mark.usefixtures("poisoned_memory")]
 

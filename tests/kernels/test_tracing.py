@@ -10,9 +10,16 @@ import torch
 import torch.nn.utils.prune
 from torch import nn
 
-import kernels
-from kernels import augment, fuse
-from kernels.modules import ChannelGate, ChannelStats, DynamicConv2d, PerSampleConv2d, SpatialAttention, SpatialGate
+from polychrome import kernels
+from polychrome.kernels import augment, fuse
+from polychrome.kernels.modules import (
+    ChannelGate,
+    ChannelStats,
+    DynamicConv2d,
+    PerSampleConv2d,
+    SpatialAttention,
+    SpatialGate,
+)
 from tests.grids import grid
 from tests.kernels.op_calls import function_arguments, public
 from tests.kernels.oracle import randn

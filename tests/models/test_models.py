@@ -8,11 +8,11 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
-import models
-from kernels.modules import DynamicConv2d
-from models.initialise import he_
-from models.resnetv2 import StandardisedConv2d
-from models.vgg import vgg19_features
+from polychrome import models
+from polychrome.kernels.modules import DynamicConv2d
+from polychrome.models.initialise import he_
+from polychrome.models.resnetv2 import StandardisedConv2d
+from polychrome.models.vgg import vgg19_features
 
 # with 3 channels, 50 classes and the model's own image size
 PARAMETERS = {
@@ -156,8 +156,9 @@ def test_an_unknown_name_lists_the_names_and_the_closest(name, ending):
 
 def test_listing_the_names_imports_no_torch():
     code = """
-import sys, time, models
-print(len(models.names()), 'torch' in sys.modules, 'kernels' in sys.modules, time.process_time())
+import sys, time
+from polychrome import models
+print(len(models.names()), 'torch' in sys.modules, 'polychrome.kernels' in sys.modules, time.process_time())
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     *found, seconds = result.stdout.split()

@@ -4,11 +4,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import models
-from engine import complexity
-from kernels.modules import DynamicConv2d, SpatialAttention
-from models.any_channel_conv import AnyChannelConv2d
-from models.prism import Prism
+from polychrome import models
+from polychrome.engine import complexity
+from polychrome.kernels.modules import DynamicConv2d, SpatialAttention
+from polychrome.models.any_channel_conv import AnyChannelConv2d
+from polychrome.models.prism import Prism
 from tests.models.gradients import with_and_without_mask
 
 MASK = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]).bool()

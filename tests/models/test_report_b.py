@@ -8,10 +8,10 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torchvision.models import densenet121
 
-from engine.complexity import measure
-from kernels.backend import use_backend
-from models.dwg_densenet import DWGDenseNet121
-from models.rrdb import RRDB, RRDBRNN, DenseBlock, RecurrentConv2d, ResidualInResidual
+from polychrome.engine.complexity import measure
+from polychrome.kernels.backend import use_backend
+from polychrome.models.dwg_densenet import DWGDenseNet121
+from polychrome.models.rrdb import RRDB, RRDBRNN, DenseBlock, RecurrentConv2d, ResidualInResidual
 from tests.kernels.interpreter import needs_interpreter
 from tests.models.gradients import with_and_without_mask
 
@@ -349,13 +349,13 @@ def test_one_compilation_serves_every_batch_size(make):
 
 MEMORY_OF_A_STEP = """
 import torch
-import models.dwg_densenet
+from polychrome.models.dwg_densenet import DWGDenseNet121
 
 def peak():  # in kB, of this process: ru_maxrss begins with the parent's
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 
 torch.manual_seed(0)
-model = models.dwg_densenet.DWGDenseNet121().to(memory_format=torch.channels_last)
+model = DWGDenseNet121().to(memory_format=torch.channels_last)
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 x = torch.randn(32, 3, 84, 84).to(memory_format=torch.channels_last)
 before = peak()

@@ -3,11 +3,11 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from kernels.fusion import fuse
-from kernels.modules import DynamicConv2d
-from models.adaptive_channel_cnn import AdaptiveChannelCNN, AdaptiveChannels
-from models.attention_separable_cnn import AttentionSeparableCNN
-from models.naive_cnn import NaiveCNN
+from polychrome.kernels import fold_batch_norm
+from polychrome.kernels.modules import DynamicConv2d
+from polychrome.models.adaptive_channel_cnn import AdaptiveChannelCNN, AdaptiveChannels
+from polychrome.models.attention_separable_cnn import AttentionSeparableCNN
+from polychrome.models.naive_cnn import NaiveCNN
 
 # the smallest image each takes here
 MADE = {
@@ -296,7 +296,7 @@ def test_the_parts_of_a_module_can_be_fused():
     with torch.no_grad():
         expected = model(x)
         for module in model.features:
-            module.summary, module.conv = fuse(module.summary), fuse(module.conv)
+            module.summary, module.conv = fold_batch_norm(module.summary), fold_batch_norm(module.conv)
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from kernels.backend import use_backend
-from models.dynamic_cnn import DynamicCNNv1, DynamicCNNv2
-from models.shallow_cnn import BaselineCNN, SE2LayerCNN, Simple2LayerCNN, Simple4LayerCNN
+from polychrome.kernels.backend import use_backend
+from polychrome.models.dynamic_cnn import DynamicCNNv1, DynamicCNNv2
+from polychrome.models.shallow_cnn import BaselineCNN, SE2LayerCNN, Simple2LayerCNN, Simple4LayerCNN
 from tests.kernels.interpreter import needs_interpreter
 from tests.models.gradients import with_and_without_mask
 

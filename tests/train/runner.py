@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # in the first life of it alone, where torchrun may start it again.
 KILLED = """
 import os, signal, sys
-from engine import training
+from polychrome.engine import training
 update, steps = training.Trainer._update, [0]
 def dying(self):
     steps[0] += 1
@@ -24,7 +24,7 @@ def dying(self):
         os.kill(os.getpid(), signal.SIGKILL)
     update(self)
 training.Trainer._update = dying
-from train.run import main
+from polychrome.train.run import main
 if __name__ == "__main__":
     sys.exit(main())
 """

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import export
+from polychrome.engine import export
+from polychrome.train.run import main
 from tests.conftest import draw
-from train.run import main
 
 SMALL = ["--image-size", "32", "--batch-size", "12", "--epochs", "1", "--workers", "1", "--precision", "fp32"]
 NAMES = ("red", "green", "blue", "nir")

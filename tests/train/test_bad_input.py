@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from train.run import main
+from polychrome.train.run import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -173,7 +173,7 @@ def test_more_images_held_out_than_half(fails, stripes):
 def test_weights_that_transfer_cannot_start_from(fails, stripes, tmp_path):
     import torch
 
-    import models
+    from polychrome import models
 
     torch.save(models.create("simple_cnn").state_dict(), tmp_path / "other.pt")
     start = ["transfer", "--data", stripes, "--image-size", 32, "--models"]
@@ -189,7 +189,7 @@ def test_weights_that_transfer_cannot_start_from(fails, stripes, tmp_path):
 
 
 def test_cifar100_without_its_files_and_without_a_network(fails, monkeypatch):
-    from engine.data import cifar100
+    from polychrome.engine.data import cifar100
 
     def offline(*_):
         raise OSError("no route to host")

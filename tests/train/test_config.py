@@ -2,8 +2,8 @@ import tomllib
 
 import pytest
 
-from train.config import Settings
-from train.run import main
+from polychrome.train.config import Settings
+from polychrome.train.run import main
 
 
 def effective(capsys, *arguments):

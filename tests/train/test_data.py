@@ -4,11 +4,11 @@ import os
 
 import pytest
 
-from engine.data import decode
-from engine.errors import UserError
+from polychrome.engine.data import decode
+from polychrome.engine.errors import UserError
+from polychrome.train.config import Settings
+from polychrome.train.data import open_data
 from tests.conftest import write_list_folder
-from train.config import Settings
-from train.data import open_data
 
 
 @pytest.fixture

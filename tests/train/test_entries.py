@@ -5,11 +5,11 @@ from importlib import resources
 
 import pytest
 
-import models
-from engine.errors import UserError
-from train import entries, networks, recipes, systems
-from train.config import OF_AN_ENTRY, RECIPES, TASKS, Settings, read_toml, typed
-from train.run import main
+from polychrome import models
+from polychrome.engine.errors import UserError
+from polychrome.train import entries, networks, recipes, systems
+from polychrome.train.config import OF_AN_ENTRY, RECIPES, TASKS, Settings, read_toml, typed
+from polychrome.train.run import main
 
 
 def effective(capsys, *arguments):
@@ -71,7 +71,7 @@ def test_transfer_trains_each_model_in_every_mode_unless_one_is_named():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_table_of_a_recipe_is_usable_and_covers_its_report(name):
-    tables = tomllib.loads((resources.files("train.recipes") / f"{name}.toml").read_text())
+    tables = tomllib.loads((resources.files("polychrome.train.recipes") / f"{name}.toml").read_text())
     assert tables.keys() <= TASKS.keys()
     for task in tables:
         settings = Settings(**recipes.load(name, task)).resolve(task)

@@ -7,14 +7,14 @@ from importlib import resources
 
 import pytest
 
+from polychrome.train import systems
+from polychrome.train.config import RECIPES, TASKS
+from polychrome.train.run import main
 from tests.conftest import write_list_folder
-from train import systems
-from train.config import RECIPES, TASKS
-from train.run import main
 
 
 def text_of(recipe):
-    return (resources.files("train.recipes") / f"{recipe}.toml").read_text()
+    return (resources.files("polychrome.train.recipes") / f"{recipe}.toml").read_text()
 
 
 NAMES = [(task, name) for task in TASKS for name in systems.names(task)]

@@ -12,14 +12,14 @@ from importlib import import_module
 import pytest
 import torch
 
-from engine import export
-from train.data import make_loader
-from train.inspect import Run, as_image_set
-from train.run import main
+from polychrome.engine import export
+from polychrome.train.data import make_loader
+from polychrome.train.inspect import Run, as_image_set
+from polychrome.train.run import main
 
 SMALL = ["--image-size", "32", "--batch-size", "24", "--epochs", "1", "--workers", "1", "--precision", "fp32"]
 MODELS = "simple_cnn,pool_attention_cnn,naive_cnn"
-OURS = ("engine", "kernels", "models", "train")
+OURS = ("engine", "kernels", "models", "polychrome", "train")
 
 # Runs a package on images and a mask that are there, where torch is all that can be imported.
 STANDALONE = """
@@ -53,7 +53,7 @@ def images(run, stripes):
 
 def needs(file_format):
     """Skip where the packages of a format are not installed."""
-    for package in import_module(f"engine.export.{file_format}").PACKAGES:
+    for package in import_module(f"polychrome.engine.export.{file_format}").PACKAGES:
         pytest.importorskip(package)
 
 

@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
-from engine.data import generated, listing
-from engine.data.listing import ImageSet, Split
-from engine.training import Hooks, fit
-from train import data, entries, networks
-from train.config import Settings
+from polychrome.engine.data import generated, listing
+from polychrome.engine.data.listing import ImageSet, Split
+from polychrome.engine.training import Hooks, fit
+from polychrome.train import data, entries, networks
+from polychrome.train.config import Settings
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 STEPS = 20

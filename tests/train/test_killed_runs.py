@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
-from engine import checkpoint
+from polychrome.engine import checkpoint
+from polychrome.train.run import main
 from tests.train import runner
-from train.run import main
 
 # 72 images: 5 steps of 16 an epoch, the last one of 8. The second model has dropout and draws channels.
 ARGUMENTS = [

@@ -8,10 +8,10 @@ from statistics import fmean, stdev
 import pytest
 import torch
 
-from engine import checkpoint
+from polychrome.engine import checkpoint
+from polychrome.train import experiment
+from polychrome.train.run import main
 from tests.train import runner
-from train import experiment
-from train.run import main
 
 SEEDS = [0, 1]
 # One network for all combinations, and one for each that sees zeros in place of the others.

@@ -8,8 +8,8 @@ import tarfile
 import pytest
 from PIL import Image
 
+from polychrome.train.run import main
 from tests.conftest import draw
-from train.run import main
 
 SMALL = ["--models", "simple_cnn", "--image-size", "32", "--batch-size", "12", "--epochs", "2", "--workers", "1"]
 SMALL += ["--precision", "fp32", "--channels", "RGB"]

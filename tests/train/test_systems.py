@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import models
-from train.systems import SYSTEMS, names, reported
+from polychrome import models
+from polychrome.train.systems import SYSTEMS, names, reported
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from train.run import main
+from polychrome.train.run import main
 
 
 @pytest.mark.gpu

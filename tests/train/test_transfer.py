@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 
-import models
-from engine import checkpoint, transfer
+from polychrome import models
+from polychrome.engine import checkpoint, transfer
+from polychrome.train.run import main
 from tests.conftest import write_list_folder
-from train.run import main
 
 SMALL = ["--image-size", "32", "--batch-size", "12", "--workers", "1", "--precision", "fp32"]
 

@@ -7,8 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from engine.errors import UserError
-from train.config import RECIPES, check_names, typed
+from polychrome.engine.errors import UserError
+from polychrome.train.config import RECIPES, check_names, typed
 
 
 def load(name: str, task: str) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.channel_gate.configs import FusedConfig
-from kernels.channel_gate.triton.layers import bias_at, logit_gradient, rectified, softmax, weight_tile
-from kernels.channel_gate.triton.pixels import store_scaled, summands
-from kernels.launch import launch
-from kernels.streaming import constants, pixel_groups, pixels_of
-from kernels.tensors import empty_as
+from polychrome.kernels.channel_gate.configs import FusedConfig
+from polychrome.kernels.channel_gate.triton.layers import bias_at, logit_gradient, rectified, softmax, weight_tile
+from polychrome.kernels.channel_gate.triton.pixels import store_scaled, summands
+from polychrome.kernels.launch import launch
+from polychrome.kernels.streaming import constants, pixel_groups, pixels_of
+from polychrome.kernels.tensors import empty_as
 
 
 def fused_gate(

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.channel_gate.configs import GateConfig, gate_config, gradient_block
-from kernels.launch import cdiv, launch, next_power_of_2
-from kernels.tensors import not_asked
+from polychrome.kernels.channel_gate.configs import GateConfig, gate_config, gradient_block
+from polychrome.kernels.launch import cdiv, launch, next_power_of_2
+from polychrome.kernels.tensors import not_asked
 
 
 def gate_of(

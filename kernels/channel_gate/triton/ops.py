@@ -5,12 +5,12 @@ They take and return what their namesakes in `eager` do.
 
 from torch import Tensor
 
-from kernels.channel_gate import eager
-from kernels.channel_gate.configs import FusedConfig, fused_config, gradients_fit, layers_fit
-from kernels.channel_gate.triton.fused import fused_gate, fused_gate_gradient
-from kernels.channel_gate.triton.layers import gate_gradient, gate_of, layer_gradients
-from kernels.channel_gate.triton.pixels import scale_channels, sum_over_pixels
-from kernels.tensors import is_channels_last, memory_layout, not_asked
+from polychrome.kernels.channel_gate import eager
+from polychrome.kernels.channel_gate.configs import FusedConfig, fused_config, gradients_fit, layers_fit
+from polychrome.kernels.channel_gate.triton.fused import fused_gate, fused_gate_gradient
+from polychrome.kernels.channel_gate.triton.layers import gate_gradient, gate_of, layer_gradients
+from polychrome.kernels.channel_gate.triton.pixels import scale_channels, sum_over_pixels
+from polychrome.kernels.tensors import is_channels_last, memory_layout, not_asked
 
 
 def channel_gate(

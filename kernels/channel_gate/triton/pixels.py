@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.channel_gate.configs import reduce_config, scale_tile
-from kernels.launch import cdiv, launch
-from kernels.streaming import constants, from_the_last, offsets, pixel_groups, pixels_of, sample_start
-from kernels.tensors import empty_as, is_channels_last
+from polychrome.kernels.channel_gate.configs import reduce_config, scale_tile
+from polychrome.kernels.launch import cdiv, launch
+from polychrome.kernels.streaming import constants, from_the_last, offsets, pixel_groups, pixels_of, sample_start
+from polychrome.kernels.tensors import empty_as, is_channels_last
 
 # Tiles of the sums that are on their way at once; along the pixels more of them made an H200 slower.
 TILES_AHEAD = 5

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.dynamic_conv.problem import Problem, problem_of
-from kernels.tensors import is_channels_last
+from polychrome.kernels.dynamic_conv.problem import Problem, problem_of
+from polychrome.kernels.tensors import is_channels_last
 
 
 class Choice(NamedTuple):

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from kernels.dynamic_conv.eager.forms import Forms
-from kernels.dynamic_conv.eager.per_sample import convolve, convolve_backward, weight_gradient_by_taps
-from kernels.dynamic_conv.reference import mix
-from kernels.tensors import is_channels_last, laid_out_as, wide_dtype
+from polychrome.kernels.dynamic_conv.eager.forms import Forms
+from polychrome.kernels.dynamic_conv.eager.per_sample import convolve, convolve_backward, weight_gradient_by_taps
+from polychrome.kernels.dynamic_conv.reference import mix
+from polychrome.kernels.tensors import is_channels_last, laid_out_as, wide_dtype
 
 SLICE_BYTES = 16 << 20
 BLOCK_ELEMENTS = 1 << 18

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from kernels.dynamic_conv.eager import mixed, stacked
-from kernels.dynamic_conv.eager.forms import forms_of
-from kernels.dynamic_conv.eager.per_sample import convolve, convolve_backward
-from kernels.dynamic_conv.geometry import output_size
-from kernels.tensors import empty_as, laid_out_as, not_asked, wide_dtype
+from polychrome.kernels.dynamic_conv.eager import mixed, stacked
+from polychrome.kernels.dynamic_conv.eager.forms import forms_of
+from polychrome.kernels.dynamic_conv.eager.per_sample import convolve, convolve_backward
+from polychrome.kernels.dynamic_conv.geometry import output_size
+from polychrome.kernels.tensors import empty_as, laid_out_as, not_asked, wide_dtype
 
 
 def per_sample_conv2d(

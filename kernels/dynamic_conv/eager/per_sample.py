@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.dynamic_conv.geometry import output_size
-from kernels.tensors import empty_as
+from polychrome.kernels.dynamic_conv.geometry import output_size
+from polychrome.kernels.tensors import empty_as
 
 TAPS_BYTES = 8 << 20
 

@@ -6,8 +6,8 @@ It multiplies `experts` times as much as mixing first, and pays where the weight
 import torch
 from torch import Tensor
 
-from kernels.dynamic_conv.eager.per_sample import convolve_with, convolve_with_backward
-from kernels.tensors import laid_out_as, wide_dtype
+from polychrome.kernels.dynamic_conv.eager.per_sample import convolve_with, convolve_with_backward
+from polychrome.kernels.tensors import laid_out_as, wide_dtype
 
 
 def forward(x, experts, mixing, bias, stride, padding, dilation, groups) -> Tensor:

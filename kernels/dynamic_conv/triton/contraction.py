@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.dynamic_conv.configs import contracted_block
-from kernels.launch import cdiv, launch, next_power_of_2
-from kernels.sums import sum_rows
+from polychrome.kernels.dynamic_conv.configs import contracted_block
+from polychrome.kernels.launch import cdiv, launch, next_power_of_2
+from polychrome.kernels.sums import sum_rows
 
 # Experts of a program: twice as many columns are the narrowest matrix product.
 EXPERTS = 8

@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.dynamic_conv.configs import ConvolutionConfig
-from kernels.dynamic_conv.triton.addressing import constants, first_tap, lies_in, walk
-from kernels.dynamic_conv.triton.splits import add_up, scaled
-from kernels.launch import cdiv, launch, next_power_of_2
-from kernels.tensors import needs_64_bits
+from polychrome.kernels.dynamic_conv.configs import ConvolutionConfig
+from polychrome.kernels.dynamic_conv.triton.addressing import constants, first_tap, lies_in, walk
+from polychrome.kernels.dynamic_conv.triton.splits import add_up, scaled
+from polychrome.kernels.launch import cdiv, launch, next_power_of_2
+from polychrome.kernels.tensors import needs_64_bits
 
 
 def convolve(

@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.dynamic_conv.configs import DepthwiseConfig, own_parts
-from kernels.dynamic_conv.triton.addressing import constants, first_tap, lies_in, walk
-from kernels.launch import cdiv, launch
-from kernels.tensors import needs_64_bits
+from polychrome.kernels.dynamic_conv.configs import DepthwiseConfig, own_parts
+from polychrome.kernels.dynamic_conv.triton.addressing import constants, first_tap, lies_in, walk
+from polychrome.kernels.launch import cdiv, launch
+from polychrome.kernels.tensors import needs_64_bits
 
 # Weights that a program mixes and keeps in registers for all of its rows; taps of a program of the gradient, in blocks
 # and in strips.

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import cdiv, launch, next_power_of_2
+from polychrome.kernels.launch import cdiv, launch, next_power_of_2
 
 # As many programs as a large GPU runs at once; a program mixes several samples with what it holds, all if need be.
 PROGRAMS = 660

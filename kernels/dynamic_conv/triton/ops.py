@@ -3,18 +3,18 @@
 import torch
 from torch import Tensor
 
-from kernels.dynamic_conv.configs import HOPPER, DepthwiseConfig, device_of, own_dtype, own_parts
-from kernels.dynamic_conv.geometry import output_size
-from kernels.dynamic_conv.plan import Plan, plan
-from kernels.dynamic_conv.problem import problem_of
-from kernels.dynamic_conv.triton.contraction import contract, contract_few
-from kernels.dynamic_conv.triton.convolution import convolve
-from kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients, holds_weights
-from kernels.dynamic_conv.triton.mixing import mix_into
-from kernels.dynamic_conv.triton.reorder import channels_first, channels_last
-from kernels.dynamic_conv.triton.weight_gradient import expert_gradients, sample_gradients
-from kernels.sums import sum_outer_and_inner
-from kernels.tensors import allows_tf32, empty_as, not_asked
+from polychrome.kernels.dynamic_conv.configs import HOPPER, DepthwiseConfig, device_of, own_dtype, own_parts
+from polychrome.kernels.dynamic_conv.geometry import output_size
+from polychrome.kernels.dynamic_conv.plan import Plan, plan
+from polychrome.kernels.dynamic_conv.problem import problem_of
+from polychrome.kernels.dynamic_conv.triton.contraction import contract, contract_few
+from polychrome.kernels.dynamic_conv.triton.convolution import convolve
+from polychrome.kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients, holds_weights
+from polychrome.kernels.dynamic_conv.triton.mixing import mix_into
+from polychrome.kernels.dynamic_conv.triton.reorder import channels_first, channels_last
+from polychrome.kernels.dynamic_conv.triton.weight_gradient import expert_gradients, sample_gradients
+from polychrome.kernels.sums import sum_outer_and_inner
+from polychrome.kernels.tensors import allows_tf32, empty_as, not_asked
 
 
 def per_sample_conv2d(

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import cdiv, launch, next_power_of_2
-from kernels.tensors import needs_64_bits
+from polychrome.kernels.launch import cdiv, launch, next_power_of_2
+from polychrome.kernels.tensors import needs_64_bits
 
 # Numbers of a tile, and at most so many taps: of those beyond, other programs move their share.
 TILE, TAPS = 2048, 64

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import cdiv, launch, next_power_of_2
-from kernels.tensors import needs_64_bits
+from polychrome.kernels.launch import cdiv, launch, next_power_of_2
+from polychrome.kernels.tensors import needs_64_bits
 
 # Numbers of a tile, 4 a thread; channels of it at most, by whether they lie together in what is written.
 TILE, CHANNELS = 512, {True: 64, False: 16}

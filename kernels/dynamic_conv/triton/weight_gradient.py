@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.dynamic_conv.configs import WeightGradientConfig, spans_taps, weight_tiles
-from kernels.dynamic_conv.triton.addressing import constants, lies_in
-from kernels.launch import cdiv, launch
-from kernels.sums import sum_rows
-from kernels.tensors import needs_64_bits
+from polychrome.kernels.dynamic_conv.configs import WeightGradientConfig, spans_taps, weight_tiles
+from polychrome.kernels.dynamic_conv.triton.addressing import constants, lies_in
+from polychrome.kernels.launch import cdiv, launch
+from polychrome.kernels.sums import sum_rows
+from polychrome.kernels.tensors import needs_64_bits
 
 
 def expert_gradients(

@@ -4,12 +4,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import cdiv, launch, next_power_of_2
-from kernels.spatial_attention.configs import SampleTile, stream_tile
-from kernels.spatial_attention.triton.blocks import pixel_block
-from kernels.spatial_attention.triton.statistics import store_stats
-from kernels.streaming import constants, from_the_last, offsets, pixel_groups, pixels_of, sample_start
-from kernels.tensors import is_channels_last
+from polychrome.kernels.launch import cdiv, launch, next_power_of_2
+from polychrome.kernels.spatial_attention.configs import SampleTile, stream_tile
+from polychrome.kernels.spatial_attention.triton.blocks import pixel_block
+from polychrome.kernels.spatial_attention.triton.statistics import store_stats
+from polychrome.kernels.streaming import constants, from_the_last, offsets, pixel_groups, pixels_of, sample_start
+from polychrome.kernels.tensors import is_channels_last
 
 # Elements of the tile of columns by pixels that logits are made from: it is beside what `stream_tile` counts.
 LOGIT_ELEMENTS = 1024

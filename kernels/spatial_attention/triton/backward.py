@@ -5,11 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import cdiv, launch
-from kernels.spatial_attention.configs import stream_tile
-from kernels.spatial_attention.triton.blocks import pixel_block
-from kernels.streaming import constants, from_the_last, offsets, pixel_groups, sample_start
-from kernels.tensors import is_channels_last
+from polychrome.kernels.launch import cdiv, launch
+from polychrome.kernels.spatial_attention.configs import stream_tile
+from polychrome.kernels.spatial_attention.triton.blocks import pixel_block
+from polychrome.kernels.streaming import constants, from_the_last, offsets, pixel_groups, sample_start
+from polychrome.kernels.tensors import is_channels_last
 
 # Pixels of a block of `spread`, which holds four numbers of each beside the tile.
 WIDEST_BLOCK = 128

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kernels.streaming import pixels_of
+from polychrome.kernels.streaming import pixels_of
 
 
 @triton.jit

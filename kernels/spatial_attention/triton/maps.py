@@ -5,11 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import cdiv, launch
-from kernels.spatial_attention.configs import KERNEL_ROWS, PROGRAMS, strip_tile
-from kernels.streaming import sample_start
-from kernels.sums import sum_rows
-from kernels.tensors import needs_64_bits
+from polychrome.kernels.launch import cdiv, launch
+from polychrome.kernels.spatial_attention.configs import KERNEL_ROWS, PROGRAMS, strip_tile
+from polychrome.kernels.streaming import sample_start
+from polychrome.kernels.sums import sum_rows
+from polychrome.kernels.tensors import needs_64_bits
 
 
 def map_gradients(

@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
-from kernels.spatial_attention import configs
-from kernels.spatial_attention.eager import check_present
-from kernels.spatial_attention.triton.attention import attend, attend_sample
-from kernels.spatial_attention.triton.backward import logit_gradient, spread
-from kernels.spatial_attention.triton.gate import scale_pixels, scale_pixels_backward
-from kernels.spatial_attention.triton.maps import map_gradients
-from kernels.spatial_attention.triton.statistics import write_stats
-from kernels.sums import sum_outer_and_inner
-from kernels.tensors import empty_as, memory_layout, not_asked
+from polychrome.kernels.spatial_attention import configs
+from polychrome.kernels.spatial_attention.eager import check_present
+from polychrome.kernels.spatial_attention.triton.attention import attend, attend_sample
+from polychrome.kernels.spatial_attention.triton.backward import logit_gradient, spread
+from polychrome.kernels.spatial_attention.triton.gate import scale_pixels, scale_pixels_backward
+from polychrome.kernels.spatial_attention.triton.maps import map_gradients
+from polychrome.kernels.spatial_attention.triton.statistics import write_stats
+from polychrome.kernels.sums import sum_outer_and_inner
+from polychrome.kernels.tensors import empty_as, memory_layout, not_asked
 
 # Logits that one program sums in two rounds of loads; torch's reduction of more has many programs.
 ALONE = 2**15

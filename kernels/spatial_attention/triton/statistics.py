@@ -4,11 +4,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launch import cdiv, launch
-from kernels.spatial_attention.configs import stream_tile
-from kernels.spatial_attention.triton.blocks import pixel_block
-from kernels.streaming import constants, offsets, pixel_groups, sample_start
-from kernels.tensors import is_channels_last
+from polychrome.kernels.launch import cdiv, launch
+from polychrome.kernels.spatial_attention.configs import stream_tile
+from polychrome.kernels.spatial_attention.triton.blocks import pixel_block
+from polychrome.kernels.streaming import constants, offsets, pixel_groups, sample_start
+from polychrome.kernels.tensors import is_channels_last
 
 
 def write_stats(x: Tensor, mask: Tensor | None, stats: Tensor, argmax: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from engine.data import listing, scan
+from polychrome.engine.data import listing, scan
 from tests.engine.data import image_kinds
 
 

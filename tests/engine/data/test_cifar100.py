@@ -10,8 +10,8 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR100
 
-from engine.data import cifar100, loader
-from engine.errors import UserError
+from polychrome.engine.data import cifar100, loader
+from polychrome.engine.errors import UserError
 
 CLASSES = ("apple", "bear", "cloud")
 PER_CLASS = {"train": 20, "test": 4}

@@ -9,8 +9,8 @@ import torch
 
 pytest.importorskip("nvidia.dali")
 
-from engine.data import dali
-from engine.data.loader import Work
+from polychrome.engine.data import dali
+from polychrome.engine.data.loader import Work
 from tests.engine.data import image_kinds
 
 BATCH, BATCHES, SIZE = 4, 7, 24

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.data import decode, disk_cache, kept, listing, placement
+from polychrome.engine.data import decode, disk_cache, kept, listing, placement
 from tests.engine.data import photos
 
 CPU = torch.device("cpu")
@@ -246,7 +246,7 @@ def test_a_disk_that_another_process_fills_meanwhile_is_no_error(images, said, s
 LIMITED = """
 import resource, sys
 import numpy as np
-from engine.data import disk_cache
+from polychrome.engine.data import disk_cache
 from tests.engine.data import photos
 from pathlib import Path
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.data import faults, loader
-from engine.data.pixels import Pixels
-from engine.errors import UserError
+from polychrome.engine.data import faults, loader
+from polychrome.engine.data.pixels import Pixels
+from polychrome.engine.errors import UserError
 from tests.engine.data import photos
 
 BACKENDS = sorted({loader.resolve("auto"), "torch"})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data import decode, generated, listing, scan
+from polychrome.engine.data import decode, generated, listing, scan
 
 
 @pytest.fixture(scope="module")

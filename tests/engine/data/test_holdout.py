@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.data.listing import ImageSet, Split, hold_out
-from engine.errors import UserError
+from polychrome.engine.data.listing import ImageSet, Split, hold_out
+from polychrome.engine.errors import UserError
 
 
 def listed(per_class, order=None):

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from engine.data import listing
-from engine.errors import UserError
+from polychrome.engine.data import listing
+from polychrome.engine.errors import UserError
 
 LISTS = {"train.txt": "a.jpg 0\nb.jpg 1\n", "val.txt": "c.jpg 0\n", "test.txt": "d.jpg 1\n"}
 

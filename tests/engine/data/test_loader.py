@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.augmentation import Augmentations
-from engine.channels import Channels
-from engine.data import decode, listing, loader, sampling, scan
-from engine.errors import UserError
-from kernels.augment import Recipe
+from polychrome.engine.augmentation import Augmentations
+from polychrome.engine.channels import Channels
+from polychrome.engine.data import decode, listing, loader, sampling, scan
+from polychrome.engine.errors import UserError
+from polychrome.kernels.augment import Recipe
 from tests.engine.data import image_kinds
 
 needs_dali = pytest.mark.skipif(loader.resolve("auto") != "dali", reason="NVIDIA DALI is not installed")
@@ -69,7 +69,7 @@ def test_backends_give_the_same_images(images, train):
 @needs_dali
 def test_dalis_own_resize_and_flip_agree_with_torchs(images):
     """The pipeline that a GPU runs, built on the CPU."""
-    from engine.data import dali
+    from polychrome.engine.data import dali
 
     with create(images, "torch", workers=0) as theirs:
         plan, expected = theirs.plan(0), list(theirs.epoch(0))

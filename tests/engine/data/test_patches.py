@@ -3,9 +3,9 @@ import os
 import numpy as np
 import pytest
 
-from engine.data import listing, patches, scan
-from engine.data.pixels import Pixels
-from engine.errors import UserError
+from polychrome.engine.data import listing, patches, scan
+from polychrome.engine.data.pixels import Pixels
+from polychrome.engine.errors import UserError
 
 HEIGHT, WIDTH, CHANNELS = 60, 70, 4
 REAL = os.environ.get("POLYCHROME_SCENE", "")  # an .npz file with cube and labels

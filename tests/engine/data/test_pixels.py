@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.channels import Channels
-from engine.data import cached, decode, listing, loader, pixels, scan
-from engine.data.pixels import Pixels
+from polychrome.engine.channels import Channels
+from polychrome.engine.data import cached, decode, listing, loader, pixels, scan
+from polychrome.engine.data.pixels import Pixels
 from tests.engine.data import image_kinds
 
 BACKENDS = [loader.resolve("auto"), "torch"]
@@ -95,7 +95,7 @@ def test_an_image_of_the_size_wanted_is_not_resized(images, decoded, monkeypatch
     split = images.splits["train"]
     index = split.paths.index("48.png")
     only = dataclasses.replace(images, splits={"test": listing.Split(("48.png",), (0,), (split.sizes[index],))})
-    monkeypatch.setattr("engine.data.resizing.functional.resize", None)
+    monkeypatch.setattr("polychrome.engine.data.resizing.functional.resize", None)
     with create(only, "auto", split="test", train=False, eval_crop=1.0, pixels=decoded) as batches:
         (batch,) = batches.epoch(0)
     np.testing.assert_array_equal(batch.images[0].permute(1, 2, 0).numpy(), decoded["48.png"])

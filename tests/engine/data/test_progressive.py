@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.augmentation import Augmentations
-from engine.data import loader, scan
-from engine.data.listing import read
-from engine.data.pixels import Pixels
-from engine.data.resident import Resident
+from polychrome.engine.augmentation import Augmentations
+from polychrome.engine.data import loader, scan
+from polychrome.engine.data.listing import read
+from polychrome.engine.data.pixels import Pixels
+from polychrome.engine.data.resident import Resident
 
 GROWING = Augmentations(("crop", "flip"), epochs=5, progressive=0.5)
 CPU = torch.device("cpu")

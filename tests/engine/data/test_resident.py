@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.channels import RGB
-from engine.data import kept, loader, placement, resident
-from engine.data.pixels import Pixels
-from engine.data.resident import Resident, stored_crops
-from engine.errors import UserError
+from polychrome.engine.channels import RGB
+from polychrome.engine.data import kept, loader, placement, resident
+from polychrome.engine.data.pixels import Pixels
+from polychrome.engine.data.resident import Resident, stored_crops
+from polychrome.engine.errors import UserError
 from tests.engine.data import photos
 
 CPU = torch.device("cpu")

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.data import sampling
-from kernels.augment import Recipe, draw
+from polychrome.engine.data import sampling
+from polychrome.kernels.augment import Recipe, draw
 
 
 def drawn(sizes, seed, epoch, scale=(0.35, 1.0), indices=None):

@@ -4,9 +4,9 @@ import os
 import numpy as np
 import pytest
 
-from engine.data import listing
-from engine.data import scan as scanning
-from engine.errors import UserError
+from polychrome.engine.data import listing
+from polychrome.engine.data import scan as scanning
+from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds
 
 WHOLE = image_kinds.encoded(image_kinds.picture(), "JPEG", quality=90)
@@ -93,7 +93,7 @@ def test_whatever_is_accepted_goes_through_dali(tmp_path):
     pytest.importorskip("nvidia.dali")
     import torch
 
-    from engine.data import dali, loader
+    from polychrome.engine.data import dali, loader
 
     report = scan(tmp_path, damaged_files())
     assert len(report.sizes) > 150

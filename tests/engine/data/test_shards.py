@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.data import listing, loader, scan, shards, stacks
-from engine.data.pixels import Pixels
-from engine.errors import UserError
+from polychrome.engine.data import listing, loader, scan, shards, stacks
+from polychrome.engine.data.pixels import Pixels
+from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds, tars
 
 needs_dali = pytest.mark.skipif(loader.resolve("auto") != "dali", reason="NVIDIA DALI is not installed")
@@ -356,7 +356,7 @@ def test_an_index_that_cannot_be_kept_is_no_failure(tmp_path, monkeypatch):
 def test_many_shards_are_indexed_in_processes(tmp_path, monkeypatch):
     files = {f"{'ab'[i % 2]}/{i:02d}.jpg": JPEG for i in range(32)}
     pattern = in_shards(tmp_path, files, count=16)
-    monkeypatch.setattr("engine.data.cache.cpus", lambda: 2)
+    monkeypatch.setattr("polychrome.engine.data.cache.cpus", lambda: 2)
     images = listing.read(pattern)
     found = {path for split in images.splits.values() for path in split.paths}
     assert found == {f"{i % 16:03d}.tar/{'ab'[i % 2]}/{i:02d}.jpg" for i in range(32)}

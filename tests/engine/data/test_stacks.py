@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from engine.channels import RGB, Channels
-from engine.data import listing, loader, scan, stacks
-from engine.data.decode import Unsupported
-from engine.data.pixels import Pixels
-from engine.errors import UserError
+from polychrome.engine.channels import RGB, Channels
+from polychrome.engine.data import listing, loader, scan, stacks
+from polychrome.engine.data.decode import Unsupported
+from polychrome.engine.data.pixels import Pixels
+from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds
 
 
@@ -191,7 +191,7 @@ def test_names_and_statistics_are_those_of_the_usable_training_files(tmp_path, d
 
 
 def test_statistics_of_large_images_and_large_offsets_are_exact(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.data.statistics.BLOCK", 100)
+    monkeypatch.setattr("polychrome.engine.data.statistics.BLOCK", 100)
     arrays = {f"{i}.npy": values(40, 30, 2, seed=i, dtype=np.float64) / 100 + [1e4, -3e3] for i in range(6)}
     images = opened(folder(tmp_path, {name: npy(array) for name, array in arrays.items()}))
     train = np.concatenate([arrays[f"{i}.npy"].astype(np.float32).reshape(-1, 2) for i in (0, 3)]).astype(np.float64)

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kernels import channel_stats
-from kernels.fusion import fuse
-from kernels.modules import DynamicConv2d, SpatialAttention, anneal_temperature
+from polychrome.kernels import channel_stats, fold_batch_norm
+from polychrome.kernels.modules import DynamicConv2d, SpatialAttention, anneal_temperature
 from tests.kernels.oracle import randn
 
 
@@ -41,7 +40,7 @@ def left(model):
 def assert_fused_equals_unfused(model, wanted, x=None):
     """Assert that fusing leaves `wanted` and the numbers, whatever mode the model is in; return the fused copy."""
     x = randn(3, 4, 9, 7) if x is None else x
-    fused = fuse(model)
+    fused = fold_batch_norm(model)
     assert left(fused) == wanted
     with torch.no_grad():
         expected = copy.deepcopy(model).eval()(x)
@@ -209,9 +208,9 @@ def test_plain_convolutions_stay():
 
 def test_fusing_twice_changes_nothing():
     model = prepared(nn.Sequential(DynamicConv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU()))
-    once = fuse(model)
+    once = fold_batch_norm(model)
     x = randn(3, 4, 9, 7)
-    assert torch.equal(fuse(once)(x), once(x))
+    assert torch.equal(fold_batch_norm(once)(x), once(x))
 
 
 class CallsFunctions(nn.Module):
@@ -265,7 +264,7 @@ def test_a_forward_that_asks_for_none_is_traced_as_by_default(call, wanted):
 def test_a_layer_by_itself_has_nothing_to_fold():
     layer = DynamicConv2d(4, 6, 3)
     x, mixing = randn(2, 4, 8, 8), randn(2, 4, seed=1)
-    fused = fuse(layer)
+    fused = fold_batch_norm(layer)
     assert (fused.training, layer.training) == (False, True)
     assert torch.equal(fused(x), layer.eval()(x))
     assert torch.equal(fused(x, mixing), layer(x, mixing))
@@ -299,14 +298,14 @@ def test_hooks_that_the_graph_would_lose_are_refused(path, name):
     model = prepared(Residual())
     model.get_submodule(path).register_forward_hook(double)
     with pytest.raises(ValueError, match=f"{name} has a forward hook"):
-        fuse(model)
+        fold_batch_norm(model)
 
 
 def test_a_fused_model_compiles_and_is_pickled():
     model = prepared(Residual())
     x = randn(3, 4, 9, 7)
     torch._dynamo.reset()
-    fused = fuse(model)
+    fused = fold_batch_norm(model)
     with torch.no_grad():
         assert torch.equal(pickle.loads(pickle.dumps(fused))(x), fused(x))
         torch.testing.assert_close(torch.compile(fused, fullgraph=True, backend="aot_eager")(x), model.eval()(x))
@@ -316,7 +315,7 @@ def test_float64_is_fused_in_float64():
     model = prepared(nn.Sequential(DynamicConv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU())).double()
     x = randn(3, 4, 9, 7, dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(fuse(model)(x), model.eval()(x), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(fold_batch_norm(model)(x), model.eval()(x), rtol=1e-12, atol=1e-12)
 
 
 class Branches(nn.Module):
@@ -326,13 +325,13 @@ class Branches(nn.Module):
 
 def test_an_untraceable_model_is_refused_with_advice():
     with pytest.raises(ValueError, match=r"torch.fx cannot trace Branches \(.*fuse the parts of it") as info:
-        fuse(Branches())
+        fold_batch_norm(Branches())
     assert isinstance(info.value.__cause__, torch.fx.proxy.TraceError)
 
 
 def test_a_fused_call_is_one_op_and_stays_one_when_exported():
     model = nn.Sequential(DynamicConv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU()).eval()
-    fused, x = fuse(model), randn(2, 4, 8, 8)
+    fused, x = fold_batch_norm(model), randn(2, 4, 8, 8)
     assert not any(parameter.requires_grad for parameter in fused.parameters())
     program = torch.export.export(fused, (x,))
     ops = {str(node.target) for node in program.graph.nodes if "polychrome" in str(node.target)}
