@@ -45,7 +45,7 @@ BATCH, SIZE = 64, 28
 SPLITS = 6
 MAPS = (
     ((64, 256, 16, 16), torch.channels_last),
-    ((64, 64, 128, 128), torch.channels_last),
+    ((256, 256, 28, 28), torch.channels_last),
     ((8, 512, 7, 7), torch.channels_last),
     ((64, 64, 128, 128), torch.contiguous_format),
     ((8, 512, 7, 7), torch.contiguous_format),

@@ -21,8 +21,8 @@ BLOCK, BLOCK_THAT_CARRIES, LEAST_BLOCK, COLUMN = 128, 64, 32, 1024
 # Where programs are FEW: a sector of memory, and the channels that are read at once.
 NARROW_BLOCK, NARROW_CHANNELS = 16, 512
 
-# Where a program owns a sample: elements of a tile and of each of its warps, eight a thread, all tiles being loaded at
-# once; the most pixels; bytes of a sample whatever the batch, and where there are enough to fill the GPU but once.
+# Where a program owns a sample: elements of a tile and of each of its warps, eight a thread; the most pixels; bytes of
+# a sample whatever the batch, which are also those loaded at once, and where samples fill the GPU but once.
 SAMPLE_ELEMENTS, SAMPLE_WARP, SAMPLE_PIXELS = 4096, 256, 256
 SAMPLE_BYTES, MOST_BYTES, MULTIPROCESSORS = 2**16, 2**17, 132
 
@@ -36,12 +36,21 @@ class Tile(NamedTuple):
 
 
 class SampleTile(NamedTuple):
-    """What a program of a whole sample holds at a time; `shares` programs divide the channels of its product."""
+    """What a program of a whole sample holds at a time, `together` such tiles being loaded at once; and its warps.
+
+    `shares` programs divide the channels of the sample's product.
+    """
 
     shares: int
     block_p: int
     block_c: int
+    together: int
     warps: int
+
+    @property
+    def registers(self) -> int:
+        """Return how many a thread may have; of its own accord the assembler takes half for some tiles, and spills."""
+        return min(2048 // self.warps, 255)
 
 
 class Strip(NamedTuple):
@@ -93,8 +102,11 @@ def sample_tile(batch: int, channels: int, pixels: int, itemsize: int, kernel: i
     if not least <= batch <= most or nbytes > MOST_BYTES or pixels > SAMPLE_PIXELS or kernel > KERNEL_ROWS:
         return None
     block_c = min(_power_of_2(channels), SAMPLE_ELEMENTS // block_p)
-    shares = min(ceil(channels / block_c), max(1, MULTIPROCESSORS // batch))
-    return SampleTile(shares, block_p, block_c, ceil(block_p * max(block_c, _power_of_2(kernel)) / SAMPLE_WARP))
+    blocks = ceil(channels / block_c)
+    shares = min(blocks, max(1, MULTIPROCESSORS // batch))
+    together = ceil(blocks / ceil(nbytes / SAMPLE_BYTES))
+    warps = ceil(block_p * max(block_c, _power_of_2(kernel)) / SAMPLE_WARP)
+    return SampleTile(shares, block_p, block_c, together, warps)
 
 
 def strip_tile(batch: int, height: int, width: int, kernel: int) -> Strip:
@@ -105,6 +117,24 @@ def strip_tile(batch: int, height: int, width: int, kernel: int) -> Strip:
     while rows > FEW_ROWS and batch * ceil(width / block_w) * ceil(height / rows) < PROGRAMS:
         rows = ceil(rows / 2)
     return Strip(rows, block_w, columns, max(1, block_w * columns // STRIP_ELEMENTS))
+
+
+def sample_gradient_tiles(
+    batch: int, channels: int, height: int, width: int, itemsize: int, kernel: int
+) -> tuple[SampleTile, Strip] | None:
+    """Return the tiles of the kernel that makes all gradients of a strip itself, None where three launches take less.
+
+    Each of its programs reads the whole sample, twice the bytes of the forward pass, and waits for each row of its
+    strip: it has two at the most, and a multiprocessor of its own.
+    """
+    tile = sample_tile(batch, channels, height * width, itemsize, kernel)
+    if tile is None or tile.block_p * channels * itemsize > SAMPLE_BYTES:
+        return None
+    strip = strip_tile(batch, height, width, kernel)
+    for rows in (1, 2):
+        if batch * ceil(width / strip.block_w) * ceil(height / rows) <= MULTIPROCESSORS:
+            return tile, strip._replace(rows=rows, warps=tile.warps)
+    return None
 
 
 def _power_of_2(size: int) -> int:

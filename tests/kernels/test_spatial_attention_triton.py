@@ -66,15 +66,22 @@ def test_output_and_gradients_are_near_the_exact_ones(function, shape, layout, d
     x, *rest = arguments_of(function, shape, dtype)
     with record_launches() as launches:
         assert_near_exact(function, [x.to(memory_format=layout), *rest])
-    first = "attend_sample_kernel" if function is spatial_attention and form == "in samples" else "stats_kernel"
-    assert launches[0].kernel.__name__ == first
+    names = [launch.kernel.__name__ for launch in launches]
+    if function is channel_stats:
+        assert names == ["stats_kernel", "spread_kernel"]
+    elif form == "in samples":
+        assert names == ["attend_sample_kernel", "maps_kernel", "sum_kernel", "sum_kernel"]
+    else:
+        forward, backward = ["stats_kernel", "attend_kernel"], ["dot_kernel", "maps_kernel", "sum_kernel"]
+        assert names == [*forward, *backward, "spread_kernel", "sum_kernel"]
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in")
 @layouts
 def test_programs_that_share_a_sample_make_of_any_numbers_what_blocks_make(layout, monkeypatch, request):
-    """Two programs divide three blocks of channels."""
+    """Two programs divide three blocks of channels, and load two of them at once."""
     monkeypatch.setattr(configs, "MULTIPROCESSORS", 4)
+    monkeypatch.setattr(configs, "SAMPLE_BYTES", 2**15)
     x, *rest = attention_arguments((2, 40, 15, 13), 5)
     x[0, [3, 25], 2, 2] = x[1, 39, 14] = torch.nan
     x[0, 1, 4], x[0, 2, 4], x[1, :, 0] = torch.inf, -torch.inf, -torch.inf
@@ -82,7 +89,7 @@ def test_programs_that_share_a_sample_make_of_any_numbers_what_blocks_make(layou
     arguments = [x.to(memory_format=layout), *rest, "triton"]
     with record_launches() as launches:
         y, stats, argmax, gate = torch.ops.polychrome.spatial_attention(*arguments)
-    assert [launch.grid for launch in launches] == [(4,)]
+    assert [(launch.grid, launch.options["TOGETHER"]) for launch in launches] == [((4,), 2)]
     request.getfixturevalue("in_blocks")
     in_blocks = torch.ops.polychrome.spatial_attention(*arguments)
     torch.testing.assert_close((y, stats, gate), (in_blocks[0], in_blocks[1], in_blocks[3]), equal_nan=True)
@@ -99,6 +106,18 @@ def test_wide_blocks_are_near_the_exact_result(function, shape, layout, few_prog
         assert_near_exact(function, [x.to(memory_format=layout), *rest])
     looped = launches[0].options["BLOCK_C"] < shape[1]
     assert looped == (shape[1] > (128 if layout == torch.channels_last else 16))
+
+
+@layouts
+def test_programs_that_share_a_sample_write_the_gradients_of_a_strip_each(layout, monkeypatch):
+    """Strips of two rows and an odd last one, next to each other, of three blocks of channels."""
+    monkeypatch.setattr(configs, "MULTIPROCESSORS", 20)
+    x, *rest = attention_arguments((2, 40, 9, 21), 5)
+    with record_launches() as launches:
+        assert_near_exact(spatial_attention, [x.to(memory_format=layout), *rest])
+    gradients = launches[1]
+    assert gradients.grid == (20,)
+    assert gradients.options["TOGETHER"] == (3 if layout == torch.channels_last else 2)
 
 
 @grid(mask={"mask": MASK, "flipped": MASK.flip(1)}, layout=LAYOUTS, dtype=DTYPES)
@@ -277,18 +296,25 @@ def test_x_and_gradients_of_any_stride(function):
         assert rms_ratio(leaf.grad, exact[1]) <= 1e-5
 
 
+@pytest.mark.parametrize("form", ["in samples", "in blocks"])
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2)])
-def test_only_the_gradients_asked_for_are_computed(frozen):
+def test_only_the_gradients_asked_for_are_computed(frozen, form, request):
+    if form == "in blocks":
+        request.getfixturevalue("in_blocks")
     with record_launches() as launches:
         assert_near_exact(spatial_attention, attention_arguments((2, 5, 6, 5), kernel=5), frozen=frozen)
     named = {
         launch.kernel.__name__: dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
         for launch in launches
     }
-    assert ("spread_kernel" in named) == (0 not in frozen)
+    for_x = 0 not in frozen
+    in_strips = for_x and form == "in samples"
+    assert ("spread_kernel" in named) == (for_x and not in_strips)
+    assert ("dot_kernel" in named) == (not in_strips)
     assert ("maps_kernel" in named) == (frozen != (0, 1))
     if "maps_kernel" in named:
-        assert (named["maps_kernel"]["dmaps_ptr"] is not None) == (0 not in frozen)
+        assert (named["maps_kernel"]["dx_ptr"] is not None) == in_strips
+        assert (named["maps_kernel"]["dmaps_ptr"] is not None) == (for_x and not in_strips)
         assert (named["maps_kernel"]["partial_ptr"] is not None) == (1 not in frozen)
 
 
@@ -342,7 +368,7 @@ def test_the_choice_of_backend_holds_for_the_gradients(function):
     y = function(leaf, *rest)
     with use_backend("auto"), record_launches() as launches:
         y.sum().backward()
-    assert launches[-1].kernel.__name__ == "spread_kernel"
+    assert launches[0].kernel.__name__ == ("spread_kernel" if function is channel_stats else "maps_kernel")
 
 
 @both
@@ -437,17 +463,30 @@ def test_small_samples_are_owned_by_programs_that_fill_the_gpu_once():
     def tile(*sizes, itemsize=2, kernel=7):
         return configs.sample_tile(*sizes, itemsize, kernel)
 
-    assert tile(8, 512, 49) == (8, 64, 64, 16)
-    assert tile(64, 256, 256) == (2, 256, 16, 16)
+    assert tile(8, 512, 49) == (8, 64, 64, 8, 16)
+    assert tile(64, 256, 256) == (2, 256, 16, 8, 16)
     for batch, channels, pixels in ((1, 1, 1), (1, 16000, 2), (8, 3, 256), (100, 40, 40), (264, 512, 64)):
-        shares, block_p, block_c, warps = tile(batch, channels, pixels)
+        shares, block_p, block_c, together, warps = tile(batch, channels, pixels)
         assert pixels <= block_p < 2 * pixels
         assert block_c < 2 * channels
         assert (shares - 1) * block_c < channels
         assert shares == 1 or batch * shares <= configs.MULTIPROCESSORS
+        assert together * block_c < channels + block_c
         assert warps in (1, 2, 4, 8, 16)
         assert block_p * channels <= configs.MOST_BYTES
     assert tile(8, 512, 49, itemsize=4) is None
     for sizes in ((8, 1024, 49), (20, 256, 256), (133, 256, 256), (265, 512, 49), (64, 1, 257)):
         assert tile(*sizes) is None
     assert tile(8, 512, 49, kernel=9) is None
+
+
+def test_gradients_are_written_strip_by_strip_where_each_has_a_multiprocessor():
+    def tiles(*sizes, itemsize=2, kernel=7):
+        return configs.sample_gradient_tiles(*sizes, itemsize, kernel)
+
+    assert tiles(8, 512, 7, 7) == ((8, 64, 64, 8, 16), (1, 8, 8, 16))
+    assert tiles(33, 512, 7, 7) == ((4, 64, 64, 8, 16), (2, 8, 8, 16))
+    assert tiles(1, 16, 16, 16, kernel=3)[1] == (1, 16, 4, 16)
+    for sizes in ((34, 512, 7, 7), (8, 1024, 7, 7), (64, 256, 16, 16)):
+        assert tiles(*sizes) is None
+    assert tiles(8, 512, 7, 7, itemsize=4) is None

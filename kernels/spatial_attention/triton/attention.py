@@ -78,7 +78,9 @@ def attend_sample(
         COLUMNS=next_power_of_2(kernel),
         BLOCK_P=tile.block_p,
         BLOCK_C=tile.block_c,
+        TOGETHER=tile.together,
         num_warps=tile.warps,
+        maxnreg=tile.registers,
     )
 
 
@@ -130,13 +132,13 @@ def attend_sample_kernel(
     COLUMNS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):
     """Programs that share a sample all make its maps and its gate, and divide the channels of the product."""
     sample = tl.program_id(0) // shares
     share = tl.program_id(0) % shares
     pixels = pixels_of(groups, VECTOR, INDEX64)
     rows = tl.arange(0, BLOCK_P)
-    BLOCKS: tl.constexpr = (CHANNELS + BLOCK_C - 1) // BLOCK_C
     store_stats(
         x_ptr,
         None,
@@ -151,7 +153,7 @@ def attend_sample_kernel(
         False,
         BLOCK_P,
         BLOCK_C,
-        BLOCKS,
+        TOGETHER,
     )
     # The maps come back to other threads than those that stored them. Others may store the same numbers meanwhile.
     tl.debug_barrier()
@@ -185,14 +187,17 @@ def store_gate(
     at_w = (rows % width)[None, :] + taps[:, None] - KERNEL // 2
     across = inside[None, :] & (taps < KERNEL)[:, None] & (at_w >= 0) & (at_w < width)
     logits = tl.zeros((COLUMNS, BLOCK_P), tl.float32)
-    for row in tl.range(0, KERNEL, loop_unroll_factor=TOGETHER):
-        at_h = rows // width + row - KERNEL // 2
-        near = across & ((at_h >= 0) & (at_h < height))[None, :]
-        at = (at_h * width)[None, :] + at_w
-        for m in tl.static_range(2):
-            weight = tl.load(weight_ptr + (m * KERNEL + row) * KERNEL + taps, mask=taps < KERNEL, other=0.0)
-            values = tl.load(stats_at + m * pixels + at, mask=near, other=0.0)  # [COLUMNS, BLOCK_P]
-            logits += weight.to(tl.float32)[:, None] * values
+    for begin in range(0, KERNEL, TOGETHER):
+        highest = rows // width + begin - KERNEL // 2
+        for row in tl.static_range(TOGETHER):
+            at_h = highest + row
+            near = across & ((at_h >= 0) & (at_h < height))[None, :]
+            at = (at_h * width)[None, :] + at_w
+            for m in tl.static_range(2):
+                weight_at = weight_ptr + (m * KERNEL + begin + row) * KERNEL + taps
+                weight = tl.load(weight_at, mask=taps < KERNEL, other=0.0)
+                values = tl.load(stats_at + m * pixels + at, mask=near, other=0.0)  # [COLUMNS, BLOCK_P]
+                logits += weight.to(tl.float32)[:, None] * values
     logit = tl.sum(logits, 0)
     if bias_ptr is not None:
         logit += tl.load(bias_ptr).to(tl.float32)

@@ -83,16 +83,52 @@ def dot_kernel(
     BLOCK_C: tl.constexpr,
 ):
     sample, pixels, rows = pixel_block(tl.program_id(0), groups, VECTOR, BLOCK_P, INDEX64)
+    store_logit_gradient(
+        grad_ptr,
+        x_ptr,
+        gate_ptr,
+        dlogits_ptr,
+        sample,
+        pixels,
+        rows,
+        CHANNELS,
+        CHANNELS_LAST,
+        INDEX64,
+        BLOCK_P,
+        BLOCK_C,
+        1,
+    )
+
+
+@triton.jit
+def store_logit_gradient(
+    grad_ptr,
+    x_ptr,
+    gate_ptr,
+    dlogits_ptr,
+    sample,
+    pixels,
+    rows,
+    CHANNELS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INDEX64: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """Store the logits' gradients of pixels `rows` [BLOCK_P] of a sample, `TOGETHER` blocks loaded at a time."""
     inside = rows < pixels
     grad_at = sample_start(grad_ptr, sample, pixels, CHANNELS)
     x_at = sample_start(x_ptr, sample, pixels, CHANNELS)
     total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for start in range(0, CHANNELS, BLOCK_C):
-        columns = start + tl.arange(0, BLOCK_C)
-        held = inside[:, None] & (columns < CHANNELS)[None, :]
-        offset = offsets(rows[:, None], columns[None, :], pixels, CHANNELS, CHANNELS_LAST, INDEX64)
-        grad = tl.load(grad_at + offset, mask=held, other=0.0).to(tl.float32)
-        total += grad * tl.load(x_at + offset, mask=held, other=0.0).to(tl.float32)
+    for begin in range(0, CHANNELS, BLOCK_C * TOGETHER):
+        leading = begin + tl.arange(0, BLOCK_C)
+        for block in tl.static_range(TOGETHER):
+            columns = leading + block * BLOCK_C
+            held = inside[:, None] & (columns < CHANNELS)[None, :]
+            offset = offsets(rows[:, None], columns[None, :], pixels, CHANNELS, CHANNELS_LAST, INDEX64)
+            grad = tl.load(grad_at + offset, mask=held, other=0.0).to(tl.float32)
+            total += grad * tl.load(x_at + offset, mask=held, other=0.0).to(tl.float32)
     gate = tl.load(sample_start(gate_ptr, sample, pixels, 1) + rows, mask=inside, other=0.0)
     dlogits = gate * (1 - gate) * tl.sum(total, 1)
     tl.store(sample_start(dlogits_ptr, sample, pixels, 1) + rows, dlogits, mask=inside)
@@ -119,8 +155,46 @@ def spread_kernel(
     inside = rows < pixels
     step = 2 if MAPS_LAST else 1
     dmaps_at = sample_start(dmaps_ptr, sample, pixels, 2) + rows.to(tl.int64) * step
-    share = tl.load(dmaps_at, mask=inside, other=0.0).to(tl.float32)
+    dmean = tl.load(dmaps_at, mask=inside, other=0.0).to(tl.float32)
     dmax = tl.load(dmaps_at + (1 if MAPS_LAST else pixels), mask=inside, other=0.0).to(tl.float32)
+    store_spread(
+        dmean,
+        dmax,
+        argmax_ptr,
+        mask_ptr,
+        grad_ptr,
+        gate_ptr,
+        dx_ptr,
+        sample,
+        pixels,
+        rows,
+        inside,
+        CHANNELS,
+        CHANNELS_LAST,
+        INDEX64,
+        BLOCK_C,
+    )
+
+
+@triton.jit
+def store_spread(
+    dmean,
+    dmax,
+    argmax_ptr,
+    mask_ptr,
+    grad_ptr,
+    gate_ptr,
+    dx_ptr,
+    sample,
+    pixels,
+    rows,
+    inside,
+    CHANNELS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INDEX64: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Store the gradient of pixels `rows` of a sample, those `inside`, from that of their maps; all [BLOCK_P]."""
     argmax = tl.load(sample_start(argmax_ptr, sample, pixels, 1) + rows, mask=inside, other=0)
     if mask_ptr is not None:
         mask_at = sample_start(mask_ptr, sample, 1, CHANNELS)
@@ -128,9 +202,9 @@ def spread_kernel(
         for start in range(0, CHANNELS, BLOCK_C):
             columns = start + tl.arange(0, BLOCK_C)
             count += (tl.load(mask_at + columns, mask=columns < CHANNELS, other=0) != 0).to(tl.int32)
-        share = share / tl.sum(count, 0).to(tl.float32)
+        share = dmean / tl.sum(count, 0).to(tl.float32)
     else:
-        share = share / CHANNELS
+        share = dmean / CHANNELS
     if grad_ptr is not None:
         gate = tl.load(sample_start(gate_ptr, sample, pixels, 1) + rows, mask=inside, other=0.0)
         grad_at = sample_start(grad_ptr, sample, pixels, CHANNELS)

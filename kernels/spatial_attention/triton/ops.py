@@ -8,7 +8,7 @@ from polychrome.kernels.spatial_attention.eager import check_present
 from polychrome.kernels.spatial_attention.triton.attention import attend, attend_sample
 from polychrome.kernels.spatial_attention.triton.backward import logit_gradient, spread
 from polychrome.kernels.spatial_attention.triton.gate import scale_pixels, scale_pixels_backward
-from polychrome.kernels.spatial_attention.triton.maps import map_gradients
+from polychrome.kernels.spatial_attention.triton.maps import map_gradients, sample_gradients
 from polychrome.kernels.spatial_attention.triton.statistics import write_stats
 from polychrome.kernels.sums import sum_outer_and_inner
 from polychrome.kernels.tensors import empty_as, memory_layout, not_asked
@@ -96,14 +96,21 @@ def spatial_attention_backward(
         )
     grad = _dense(grad, x)
     stats, argmax, gate = stats.contiguous(), argmax.contiguous(), gate.contiguous()
-    dlogits = logit_gradient(grad, _dense(x, x), gate)
-    if for_x or for_weight:
-        dmaps, weight_gradient = map_gradients(dlogits, stats, weight.contiguous(), for_x, for_weight)
+    source, weight = _dense(x, x), weight.contiguous()
+    tiles = configs.sample_gradient_tiles(*x.shape, x.element_size(), weight.shape[-1]) if for_x else None
+    if for_x:
+        dx = empty_as(x, x.shape)
+    if tiles is not None:
+        arguments = (grad, source, gate, argmax, stats, weight, for_weight, dx)
+        dlogits, weight_gradient = sample_gradients(*arguments, *tiles)
+    else:
+        dlogits = logit_gradient(grad, source, gate)
+        if for_x or for_weight:
+            dmaps, weight_gradient = map_gradients(dlogits, stats, weight, for_x, for_weight)
         if for_x:
-            dx = empty_as(x, x.shape)
             spread(dmaps, argmax, None, dx, grad, gate)
-        if for_weight:
-            dweight = weight_gradient
+    if for_weight:
+        dweight = weight_gradient
     if for_bias:
         dbias = _bias_gradient(dlogits, bias.dtype)
     return dx, dweight, dbias

@@ -92,22 +92,24 @@ def store_stats(
     best = tl.full((BLOCK_P, BLOCK_C), float("-inf"), tl.float32)
     index = tl.zeros((BLOCK_P, BLOCK_C), tl.int32) + tl.arange(0, BLOCK_C)[None, :]
     count = tl.zeros((BLOCK_C,), tl.int32)
-    for start in tl.range(0, CHANNELS, BLOCK_C, loop_unroll_factor=TOGETHER):
-        columns = start + tl.arange(0, BLOCK_C)
-        present = columns < CHANNELS
-        at = offsets(rows[:, None], columns[None, :], pixels, CHANNELS, CHANNELS_LAST, INDEX64)
-        x = tl.load(x_at + at, mask=inside[:, None] & present[None, :], other=0.0).to(tl.float32)
-        if mask_ptr is not None:
-            # Not part of the load's mask: that would end the 16-byte loads.
-            present = tl.load(sample_start(mask_ptr, sample, 1, CHANNELS) + columns, mask=present, other=0) != 0
-            count += present.to(tl.int32)
-            total += tl.where(present[None, :], x, 0.0)
-        else:
-            total += x
-        if mask_ptr is not None or CHANNELS % BLOCK_C > 0:
-            x = tl.where(present[None, :], x, float("-inf"))
-        index = tl.where(x > best, columns[None, :], index)
-        best = tl.maximum(best, x)
+    for begin in range(0, CHANNELS, BLOCK_C * TOGETHER):
+        leading = begin + tl.arange(0, BLOCK_C)
+        for block in tl.static_range(TOGETHER):
+            columns = leading + block * BLOCK_C
+            present = columns < CHANNELS
+            at = offsets(rows[:, None], columns[None, :], pixels, CHANNELS, CHANNELS_LAST, INDEX64)
+            x = tl.load(x_at + at, mask=inside[:, None] & present[None, :], other=0.0).to(tl.float32)
+            if mask_ptr is not None:
+                # Not part of the load's mask: that would end the 16-byte loads.
+                present = tl.load(sample_start(mask_ptr, sample, 1, CHANNELS) + columns, mask=present, other=0) != 0
+                count += present.to(tl.int32)
+                total += tl.where(present[None, :], x, 0.0)
+            else:
+                total += x
+            if mask_ptr is not None or CHANNELS % (BLOCK_C * TOGETHER) > 0:
+                x = tl.where(present[None, :], x, float("-inf"))
+            index = tl.where(x > best, columns[None, :], index)
+            best = tl.maximum(best, x)
 
     summed = tl.sum(total, 1)
     if mask_ptr is not None:
