@@ -150,7 +150,7 @@ def test_the_pages_in_docs_are_rewritten_beside_the_readme(tmp_path):
         record.write(results / "cpu.json", op, section(**entries))
     marked = {
         tmp_path / "README.md": tables.PAGES["README.md"],
-        docs / "polychrome.engine.md": tables.ENGINE,
+        docs / "engine.md": tables.ENGINE,
         docs / "scaling.md": scaling.TABLES,
     }
     for page, names in marked.items():
@@ -158,8 +158,8 @@ def test_the_pages_in_docs_are_rewritten_beside_the_readme(tmp_path):
     assert tables.main(["--check"], tmp_path / "README.md", results) == 1
     assert tables.main([], tmp_path / "README.md", results) == 0
     assert tables.main(["--check"], tmp_path / "README.md", results) == 0
-    assert "| resnet34 84 px | 64 | 800 |" in (docs / "polychrome.engine.md").read_text()
-    assert "GPU: not measured yet." in (docs / "polychrome.engine.md").read_text()
+    assert "| resnet34 84 px | 64 | 800 |" in (docs / "engine.md").read_text()
+    assert "GPU: not measured yet." in (docs / "engine.md").read_text()
     assert "| 64 | 221,830 | 8,192 | 1,734 |" in (docs / "scaling.md").read_text()
 
 
