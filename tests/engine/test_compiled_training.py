@@ -19,6 +19,7 @@ def without_code_generation(monkeypatch):
         return torch.compile(model, backend="eager", dynamic=False) if plan.compile else model
 
     monkeypatch.setattr(training, "_compiled", compiled)
+    torch._dynamo.reset()  # what earlier tests have compiled counts against the limit, too
 
 
 def test_models_one_after_another_do_not_use_up_the_limit_of_recompilations(loaders, tmp_path):
