@@ -230,7 +230,10 @@ class Loader:
         from polychrome.kernels.augment import Recipe
         from polychrome.kernels.augment import draw as drawn_by
 
-        recipe = Recipe() if recipe is None else replace(recipe, scale=None, flip=0.0)
+        recipe = replace(recipe or Recipe(), scale=None, flip=0.0)
+        if recipe == Recipe():
+            yield from ({} for _ in plan)
+            return
         step = max(1, sampling.AT_ONCE // self.batch_size)
         for some in (plan[start : start + step] for start in range(0, len(plan), step)):
             indices, counts = self._copied(_indices(some)), [len(work.indices) for work in some]
