@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -80,13 +79,6 @@ def is_main() -> bool:
 def local_world_size() -> int:
     """Return the number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if dist.is_initialized() else 1
-
-
-def part(total: int) -> slice:
-    """Return this process's share of the images of a batch, as `numpy.array_split` divides them."""
-    shares = np.array_split(np.arange(total), world_size())
-    before = sum(map(len, shares[: rank()]))
-    return slice(before, before + len(shares[rank()]))
 
 
 def summed(*values: Tensor) -> list[Tensor]:

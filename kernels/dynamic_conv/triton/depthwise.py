@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polychrome.kernels.dynamic_conv.configs import DepthwiseConfig, own_parts
 from polychrome.kernels.dynamic_conv.triton.addressing import constants, first_tap, lies_in, walk
+from polychrome.kernels.dynamic_conv.triton.splits import scaled
 from polychrome.kernels.launch import cdiv, launch
 from polychrome.kernels.tensors import needs_64_bits
 
@@ -186,13 +187,7 @@ def finished(
     """Return the sums `acc` [pixels, channels] with bias, scale, shift and ReLU where given."""
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + sample * CHANNELS + channels, mask=inside, other=0.0).to(tl.float32)[None, :]
-    if scale_ptr is not None:
-        acc *= tl.load(scale_ptr + channels, mask=inside, other=0.0).to(tl.float32)[None, :]
-    if shift_ptr is not None:
-        acc += tl.load(shift_ptr + channels, mask=inside, other=0.0).to(tl.float32)[None, :]
-    if RELU:
-        acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    return acc
+    return scaled(acc, scale_ptr, shift_ptr, channels, inside, RELU)
 
 
 @triton.jit
