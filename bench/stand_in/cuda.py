@@ -40,6 +40,7 @@ def install(run: driver.Run = driver.nothing, card: Card | None = None, draws: b
         setattr(torch.cuda, name, call)
     torch.compile = lambda function=None, **_: function if function is not None else torch.compile
     torch.Generator = _Generator
+    torch.profiler.profile = _Profile
     torch.autocast = torch.amp.autocast = torch.amp.autocast_mode.autocast = _Autocast
     _plain.update({name: getattr(torch, name) for name in ("is_autocast_enabled", "get_autocast_dtype")})
     for name, plain in _plain.items():
@@ -149,6 +150,13 @@ class _Autocast(_HostAutocast):
 
     def __init__(self, device_type, *args, **kwargs):
         super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
+
+
+class _Profile(torch.profiler.profile):
+    """A profiler of the host: without a driver, CUDA's logs the stack of every op, milliseconds each."""
+
+    def __init__(self, *, activities=None, **kwargs):
+        super().__init__(activities=[torch.profiler.ProfilerActivity.CPU], **kwargs)
 
 
 class _Event:
