@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from polychrome.engine.data.cache import cpus, parallel
+from polychrome.engine.machine.workers import cpus, parallel
 
 HEIGHT, WIDTH, CLASSES = 375, 500, 50
 MARGIN = 64  # pixels by which the field of grain is larger than an image

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from polychrome.engine.files import write_atomically
-from polychrome.engine.hardware import commit, cpu_name, cpus, output_of, version_of
+from polychrome.engine.machine.files import write_atomically
+from polychrome.engine.machine.hardware import commit, cpu_name, cpus, output_of, version_of
 from polychrome.kernels.dynamic_conv.configs import table_path
 from polychrome.kernels.tensors import allows_tf32
 

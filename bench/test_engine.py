@@ -24,12 +24,13 @@ from bench.baselines.availability import dali_package
 from bench.baselines.reports_way import Training
 from bench.measure import DEVICE, Measured, Stopwatch
 from bench.replay import clock
-from polychrome.engine import training
-from polychrome.engine.batch import normalise
-from polychrome.engine.data import kept, loader, placement
-from polychrome.engine.data.cache import cpus
-from polychrome.engine.data.listing import ImageSet, Split
-from polychrome.engine.idle import Idle
+from polychrome.engine.data import batches, loader, opening
+from polychrome.engine.data.batches import normalise
+from polychrome.engine.data.image_set import ImageSet, Split
+from polychrome.engine.data.stores import placement
+from polychrome.engine.machine.workers import cpus
+from polychrome.engine.training import trainer
+from polychrome.engine.watch.idle import Idle
 from polychrome.train import networks
 from polychrome.train.config import Settings
 from polychrome.train.data import make_loader, open_data
@@ -193,8 +194,8 @@ def trained(folder: Path, case: Case, out: Path) -> Measured:
             idle.epoch()
             epochs.append(reports.epoch(theirs) * 1e3)
 
-        hooks = training.Hooks(step=on_step, epoch=on_epoch, waiting=waiting)
-        course = training.fit(case.model, model, train, val, plan, out, hooks)
+        hooks = trainer.Hooks(step=on_step, epoch=on_epoch, waiting=waiting)
+        course = trainer.fit(case.model, model, train, val, plan, out, hooks)
         alone = median(input_times(train))
         steps = len(train)
     times = {"ours": [1e3 * train.samples / speed for speed in course.speeds[1:]], "reports": epochs[1:]}
@@ -239,7 +240,7 @@ def input_times(loader_: loader.Loader) -> list[float]:
     return found[1:]
 
 
-def model_input(batch: loader.Batch, loader_: loader.Loader) -> torch.Tensor:
+def model_input(batch: batches.Batch, loader_: loader.Loader) -> torch.Tensor:
     """Return a batch as a model reads it, on the device."""
     if batch.device.type == DEVICE:
         return batch.standardised(loader_.channels)
@@ -296,7 +297,7 @@ def source_loader(images: ImageSet, source: str) -> loader.Loader:
     if where == "cache":
         stored = math.ceil(SIZE / Settings().eval_crop)
         place = placement.place(images, backend, device, stored)
-        pixels = kept.decode(images, place, "auto", device, WORKERS)
+        pixels = opening.decode(images, place, "auto", device, WORKERS)
         backend = "auto"
     return loader.create(
         images,

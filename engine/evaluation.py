@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from polychrome.engine import distributed
-from polychrome.engine.batch import gathered
-from polychrome.engine.channels import Combinations, protocol, shown
+from polychrome.engine.channels.combinations import Combinations
+from polychrome.engine.channels.masks import protocol, shown
+from polychrome.engine.data.batches import gathered
 from polychrome.engine.data.loader import Loader
+from polychrome.engine.machine import distributed
 from polychrome.engine.metrics import Scorer, Scores
-from polychrome.engine.profiling import decoded, span
+from polychrome.engine.watch.profiling import decoded, span
 from polychrome.kernels.augment import Recipe, draw
 
 
@@ -47,8 +48,9 @@ def evaluate(
 
     Args:
         model: any-channel models see only the channels present ("subset") or are told by a mask which these are
-            ("mask"), others see the absent ones as zeros ("zero-pad"); see `engine.channels.protocol`.
-        combinations: names and channels such as {"RGB": (0, 1, 2), "RG": (0, 1)}, see `engine.channels.parse`.
+            ("mask"), others see the absent ones as zeros ("zero-pad"); see `engine.channels.masks.protocol`.
+        combinations: names and channels such as {"RGB": (0, 1, 2), "RG": (0, 1)}, see
+            `engine.channels.combinations.parse`.
         autocast: the precision context to run the model in.
         on_batch: called after each batch with its number of images.
         how: the protocol; by default the model's own. On a GPU an any-channel model under "subset" is given all

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polychrome.engine import distributed
+from polychrome.engine.machine import distributed
 
 
 @dataclass(frozen=True)

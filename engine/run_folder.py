@@ -11,9 +11,9 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
 
-from polychrome.engine import distributed
 from polychrome.engine.errors import UserError
-from polychrome.engine.files import hold, write_atomically
+from polychrome.engine.machine import distributed
+from polychrome.engine.machine.files import hold, write_atomically
 
 
 class RunFolder:

@@ -47,7 +47,7 @@ x, norm, conv = torch.randn(2, 4, 8, 8), torch.nn.BatchNorm2d(1), torch.nn.Conv2
     ("docs/export.md", 0): """
 import pathlib, torch, models
 from polychrome.engine import export
-from polychrome.engine.channels import RGB
+from polychrome.engine.channels.masks import RGB
 images = torch.rand(2, 3, 16, 16)
 for name, target in (
     ("simple_cnn", "simple_cnn.pt2"),

@@ -107,8 +107,8 @@ def _task_command(task: str, summary: str) -> click.Command:
         if print_config:
             click.echo(_settings(context, task, resume, values)[0].to_toml(), nl=False)
             return
-        from polychrome.engine import distributed
-        from polychrome.engine.files import release
+        from polychrome.engine.machine import distributed
+        from polychrome.engine.machine.files import release
         from polychrome.train.tasks import run as run_task
 
         with distributed.joined():

@@ -323,9 +323,9 @@ class Settings:
 
     def resolve(self, task: str) -> Settings:
         """Return the effective settings: every `None` replaced, device and precision checked against the machine."""
-        from polychrome.engine import hardware
-        from polychrome.engine.data.cache import cpus
-        from polychrome.engine.distributed import local_world_size
+        from polychrome.engine.machine import hardware
+        from polychrome.engine.machine.distributed import local_world_size
+        from polychrome.engine.machine.workers import cpus
         from polychrome.train import entries
 
         defaults = TASKS[task]

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import torch
 
-from polychrome.engine import distributed
-from polychrome.engine.augmentation import Augmentations
-from polychrome.engine.data import faults, generated, kept, listing, loader, scan
-from polychrome.engine.data.listing import ImageSet
-from polychrome.engine.data.pixels import Pixels
-from polychrome.engine.data.placement import place
-from polychrome.engine.data.resident import Resident
+from polychrome.engine.data import image_set, loader, opening
+from polychrome.engine.data.augmentation import Augmentations
+from polychrome.engine.data.image_set import ImageSet
+from polychrome.engine.data.readers import choice
+from polychrome.engine.data.sets import division, generated, listing, scan
+from polychrome.engine.data.stores.placement import place
+from polychrome.engine.data.stores.uniform import Resident
+from polychrome.engine.data.stores.whole import Pixels
 from polychrome.engine.errors import UserError
+from polychrome.engine.machine import distributed
 from polychrome.engine.report import console
 from polychrome.train import entries
 from polychrome.train.config import Settings
@@ -71,7 +73,7 @@ def open_data(settings: Settings, task: str, splits: tuple[str, ...] = ()) -> Da
 
 
 def _open(settings: Settings, task: str, splits: tuple[str, ...]) -> Data:
-    from polychrome.engine.data import cifar100
+    from polychrome.engine.data.sets import cifar100
 
     if task == "cifar100" and (settings.data is None or cifar100.find(Path(settings.data)) is not None):
         with console.waiting("reading CIFAR-100"):
@@ -90,11 +92,11 @@ def _open(settings: Settings, task: str, splits: tuple[str, ...]) -> Data:
         return Data(images, [], _division(images))
     listed = images
     images, rejected = _checked(listed, settings)
-    loader.resolve(settings.backend, images.stacks)
+    choice.resolve(settings.backend, images.stacks)
     decoded = _kept(images, settings)
     if decoded is not None and decoded.faults:
         rejected += _left_out(images, decoded.faults, settings.strict)
-        images = faults.without(images, decoded.faults)
+        images = image_set.without(images, decoded.faults)
     gone = {item["path"] for item in rejected}
     places = {
         name: tuple(place for place, path in enumerate(split.paths) if path not in gone)
@@ -129,7 +131,7 @@ def _division(images: ImageSet) -> dict[str, str]:
 
 
 def _held_out(images: ImageSet, settings: Settings) -> ImageSet:
-    return listing.hold_out(images, settings.holdout) if settings.holdout else images
+    return division.hold_out(images, settings.holdout) if settings.holdout else images
 
 
 def _checked(images: ImageSet, settings: Settings) -> tuple[ImageSet, list[dict[str, str]]]:
@@ -168,12 +170,12 @@ def _kept(images: ImageSet, settings: Settings) -> Pixels | Resident | None:
             console.say("images are not kept, as they would take more than half of the free memory: decoded each epoch")
         return None
     backend, workers = settings.backend, settings.workers
-    entry = kept.entry(images, placement, backend, device, workers, console.say)
+    entry = opening.entry(images, placement, backend, device, workers, console.say)
     with console.waiting("reading decoded images"):
-        found = kept.restore(images, placement, entry)
+        found = opening.restore(images, placement, entry)
     if found is None:
         with console.progress("decoding", len({p for split in images.splits.values() for p in split.paths})) as bar:
-            found = kept.decode(images, placement, backend, device, workers, bar.reach)
+            found = opening.decode(images, placement, backend, device, workers, bar.reach)
         with console.waiting("keeping decoded images"):
             entry.save(found.values, found.faults)
     console.say(str(placement))
@@ -183,7 +185,7 @@ def _kept(images: ImageSet, settings: Settings) -> Pixels | Resident | None:
 def _placed(images: ImageSet, pixels: Pixels, settings: Settings) -> Pixels | Resident:
     """Return images that came decoded as the settings have them kept; they are in memory in any case."""
     placement = place(images, settings.cache, torch.device(settings.device), _stored_size(settings))
-    return pixels if placement is None else kept.placed(pixels, placement)
+    return pixels if placement is None else opening.placed(pixels, placement)
 
 
 def _stored_size(settings: Settings) -> int:

@@ -38,7 +38,7 @@ def augmentations(names: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         UserError: there is no such augmentation, or it is named twice.
     """
-    from polychrome.engine.augmentation import NAMES
+    from polychrome.engine.data.augmentation import NAMES
 
     if names in (("all",), ("none",), ()):
         return NAMES if names == ("all",) else ()

@@ -14,18 +14,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from polychrome.engine import channels, compilation, distributed, hardware, memory, profiling, state, training
-from polychrome.engine.channels import Combinations
-from polychrome.engine.course import Course, EpochRow
-from polychrome.engine.data import listing, loader
-from polychrome.engine.data.listing import Split
+from polychrome.engine.channels import combinations, masks, names
+from polychrome.engine.channels.combinations import Combinations
+from polychrome.engine.data import loader
+from polychrome.engine.data.image_set import Split
+from polychrome.engine.data.readers import choice
+from polychrome.engine.data.sets import division
 from polychrome.engine.errors import Interrupted, RunError, StorageError, UserError
 from polychrome.engine.evaluation import Evaluation, evaluate
-from polychrome.engine.idle import Idle
-from polychrome.engine.plan import Plan
+from polychrome.engine.history import Course, EpochRow
+from polychrome.engine.machine import distributed, hardware
+from polychrome.engine.machine.memory import PeakMemory
 from polychrome.engine.report import comparison, console, pages, plots, scores
 from polychrome.engine.run_folder import RunFolder
-from polychrome.engine.tensorboard import Scalars
+from polychrome.engine.training import batch_size as memory
+from polychrome.engine.training import compilation, state, trainer
+from polychrome.engine.training.hyperparameters import Plan
+from polychrome.engine.watch import profiling
+from polychrome.engine.watch.idle import Idle
+from polychrome.engine.watch.tensorboard import Scalars
 from polychrome.train import entries, networks, systems
 from polychrome.train.config import AUTO, Settings
 from polychrome.train.data import Data, make_loader, moved, open_data
@@ -97,16 +104,16 @@ class Experiment:
         networks.check_names(settings.models)
         for entry in settings.models:
             networks.check_schedule(entries.of(settings, entry))
-        loader.resolve(settings.backend)
+        choice.resolve(settings.backend)
         self.settings = settings.with_whole_paths()
         self.data = data = data or open_data(self.settings, task)
-        backend = loader.resolve(settings.backend, data.images.stacks)
+        backend = choice.resolve(settings.backend, data.images.stacks)
         self.settings = replace(self.settings, backend=backend)
         loader.check_trainable(data.images)
         self.images, self.pixels = data.images, data.pixels
         self.test_places = data.places["test"] if data.places else range(len(data.images.splits["test"].paths))
         self.channel_names = self.images.channels.names
-        self.combinations = channels.parse(settings.channels, self.channel_names, settings.division_seed)
+        self.combinations = combinations.parse(settings.channels, self.channel_names, settings.division_seed)
         self.failed: dict[str, str] = {}
         self.costs = {entry: cost for entry in settings.models if (cost := self._checked(entry)) is not None}
         if not self.costs:
@@ -133,8 +140,8 @@ class Experiment:
         else:
             self.folder = resume or made_by_main(Path(settings.out), task, settings.name)
         self.folder.begin(self.settings.to_toml(), self.environment, self.results)
-        if listing.HOLDOUT in self.images.splits:
-            held = self.images.splits[listing.HOLDOUT]
+        if division.HOLDOUT in self.images.splits:
+            held = self.images.splits[division.HOLDOUT]
             lines = (f"{path} {label}\n" for path, label in zip(held.paths, held.labels, strict=True))
             self.folder.write(self.folder.holdout, "".join(lines))
 
@@ -266,13 +273,13 @@ class Experiment:
             padded = protocol == PADDED_ONE_PER_COMBINATION
             plan = replace(plan, channels=(combination, chosen), padded=padded, channel_sampling="off")
         settings, plan = self._fitted(name, model, plan, settings, folder)
-        peak = hardware.PeakMemory(plan.device)  # of the training, not of the search for what fits
+        peak = PeakMemory(plan.device)  # of the training, not of the search for what fits
         course, observed = self._train(name, model, plan, settings, folder)
         self._write_history(name, course)
         scored = {split: self._test(name, model, plan, settings, tested, split) for split in self.tested_splits}
         if entry not in self.predictions and distributed.is_main():
             self._predict_some(entry, name, model, plan, settings)
-        protocol = protocol or channels.protocol(model)
+        protocol = protocol or masks.protocol(model)
         return Outcome(protocol, plan, settings.batch_size, course, scored, peak.megabytes(), observed)
 
     @property
@@ -323,7 +330,7 @@ class Experiment:
                 self._record(name, plan, course)
                 scalars.epoch(course.history[-1], course.speeds[-1], idle.share)
 
-            hooks = training.Hooks(
+            hooks = trainer.Hooks(
                 batch=bar.advance,
                 step=on_step,
                 validated=trace.evaluated if trace else lambda: None,
@@ -332,7 +339,7 @@ class Experiment:
                 say=console.say,
                 waiting=idle.waiting,
             )
-            course = training.fit(name, model, train, val, plan, checkpoints, hooks)
+            course = trainer.fit(name, model, train, val, plan, checkpoints, hooks)
         console.say(f"{name}: {idle}")
         return course, idle.figures() | ({"kernels": trace.kernels} if trace and trace.kernels else {})
 
@@ -377,7 +384,7 @@ class Experiment:
             for batch in loader_.epoch(0):
                 images = batch.standardised(self.images.channels)
                 if plan.channels:
-                    images = channels.select(images, plan.channels[1], plan.protocol)
+                    images = masks.select(images, plan.channels[1], plan.protocol)
                 with hardware.autocast(plan.device, plan.precision):
                     logits = model(images)
                 share, guess = logits.float().softmax(1).max(1)
@@ -424,7 +431,7 @@ def check_unchanged(entry: str, before: Settings, now: Settings, run: RunFolder)
 
 def tested_splits(settings: Settings) -> tuple[str, ...]:
     """Return the splits that the networks of a run are tested on, in the order of its table."""
-    held_out = (listing.HOLDOUT,) if settings.holdout and settings.test_holdout else ()
+    held_out = (division.HOLDOUT,) if settings.holdout and settings.test_holdout else ()
     return ("val", *held_out, "test")
 
 
@@ -445,7 +452,7 @@ def figures(tested: Sequence[dict[str, Evaluation]]) -> dict:
 def add_ratio(results: dict) -> None:
     """Add each model's test accuracy relative to ResNet34's, where that was trained in the same run."""
     plain = (name for name, chosen in results["combinations"].items() if chosen)
-    found, combination = results["models"], next(plain, channels.SHUFFLED)
+    found, combination = results["models"], next(plain, names.SHUFFLED)
     reference = scores.resnet34(found).get("test", {}).get(combination, {}).get("accuracy")
     for entry in found.values():
         entry.pop("ratio_to_resnet34", None)  # of a run that goes on

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from polychrome.engine import export
-from polychrome.engine.channels import Channels, join, parse
+from polychrome.engine.channels.combinations import parse
+from polychrome.engine.channels.names import Channels, join
 from polychrome.engine.errors import UserError
 from polychrome.engine.report import console
 from polychrome.train import entries

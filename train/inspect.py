@@ -8,16 +8,19 @@ from pathlib import Path
 
 import torch
 
-from polychrome.engine import checkpoint, hardware, seeds
-from polychrome.engine.batch import normalise
-from polychrome.engine.channels import ALL, RGB, SHUFFLED, Channels, Combinations, parse, shown
-from polychrome.engine.data import listing, patches, scan
-from polychrome.engine.data.listing import ImageSet, Split
+from polychrome.engine.channels.combinations import Combinations, parse
+from polychrome.engine.channels.masks import shown
+from polychrome.engine.channels.names import ALL, RGB, SHUFFLED, Channels
+from polychrome.engine.data.batches import normalise
+from polychrome.engine.data.image_set import ImageSet, Split
+from polychrome.engine.data.sets import division, listing, patches, scan
 from polychrome.engine.errors import UserError
 from polychrome.engine.evaluation import evaluate
-from polychrome.engine.report import comparison, console
+from polychrome.engine.machine import hardware
+from polychrome.engine.report import comparison, console, seeds
 from polychrome.engine.report.tables import Table
 from polychrome.engine.run_folder import RunFolder
+from polychrome.engine.training import checkpoint
 from polychrome.train import entries, networks
 from polychrome.train.config import Settings
 from polychrome.train.data import Data, make_loader, moved, open_data
@@ -44,7 +47,7 @@ def evaluate_run(
         changes = {"data": data or trained.settings.data, "backend": backend or trained.settings.backend}
         settings = replace(trained.settings, **changes)
         splits = (split,) if split else tested_splits(settings)
-        if listing.HOLDOUT in splits and not settings.holdout:
+        if division.HOLDOUT in splits and not settings.holdout:
             raise UserError(f"{run} was trained without --holdout: it has no images held out")
         wanted = parse(channels, trained.channels.names, settings.division_seed)
         for name in trained.results["models"]:

@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from polychrome import models
-from polychrome.engine import augmentation, channels, checkpoint, complexity, schedules, transfer
-from polychrome.engine.augmentation import Augmentations
-from polychrome.engine.data.listing import ImageSet
+from polychrome.engine.channels import combinations, masks
+from polychrome.engine.data import augmentation
+from polychrome.engine.data.augmentation import Augmentations
+from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.errors import UserError
-from polychrome.engine.plan import Plan
 from polychrome.engine.run_folder import RunFolder
-from polychrome.models import initialise
+from polychrome.engine.training import checkpoint, schedules, transfer
+from polychrome.engine.training.hyperparameters import Plan
+from polychrome.models import complexity, initialise
 from polychrome.train import entries
 from polychrome.train.config import Settings
 
@@ -62,7 +64,7 @@ def check_schedule(settings: Settings) -> None:
 
 
 def checked(
-    entry: str, settings: Settings, images: ImageSet, combinations: channels.Combinations
+    entry: str, settings: Settings, images: ImageSet, combinations: combinations.Combinations
 ) -> complexity.Complexity:
     """Return the costs of an entry, which can be trained with these settings on these images.
 
@@ -118,7 +120,7 @@ def shown(entry: str, settings: Settings, count: int, combination: tuple[int, ..
     if _takes_one_combination(entry):
         return len(combination), ONE_PER_COMBINATION
     with torch.device("meta"):
-        padded = channels.protocol(create(entry, settings, 2, count)) == "zero-pad"
+        padded = masks.protocol(create(entry, settings, 2, count)) == "zero-pad"
     return count, PADDED_ONE_PER_COMBINATION if padded else ONE_PER_COMBINATION
 
 
@@ -239,7 +241,7 @@ def plan(model: nn.Module, settings: Settings, images: ImageSet) -> Plan:
         channel_sampling=sampling,
         subset_bias=settings.subset_bias,
         consistency=settings.consistency,
-        cycle=channels.in_turn(images.channels.names) if sampling == "cycle" else (),
+        cycle=combinations.in_turn(images.channels.names) if sampling == "cycle" else (),
         augmentations=augmentations(settings),
         frozen=settings.transfer == "frozen",
         sync_bn=settings.sync_bn,

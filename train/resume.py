@@ -7,9 +7,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from polychrome.engine import distributed
 from polychrome.engine.errors import UserError
-from polychrome.engine.files import hold
+from polychrome.engine.machine import distributed
+from polychrome.engine.machine.files import hold
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train.config import AUTO, Settings, without
 

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import click
 
 from polychrome.engine.errors import RunError, UserError
-from polychrome.engine.interruption import terminable
+from polychrome.engine.machine.interruption import terminable
 from polychrome.train.cli import cli
 
 

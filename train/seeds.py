@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from polychrome.engine import distributed, hardware, seeds
-from polychrome.engine.course import EpochRow
 from polychrome.engine.errors import UserError
-from polychrome.engine.report import comparison, console, pages
+from polychrome.engine.history import EpochRow
+from polychrome.engine.machine import distributed, hardware
+from polychrome.engine.report import comparison, console, pages, seeds
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train import entries, experiment
 from polychrome.train.config import OF_AN_ENTRY, Settings

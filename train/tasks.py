@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from polychrome.engine import distributed
 from polychrome.engine.errors import FailedModelsError
+from polychrome.engine.machine import distributed
 from polychrome.engine.report import console, tables
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train import experiment, seeds

@@ -11,8 +11,8 @@ from torchvision import transforms
 
 from bench.measure import Stopwatch
 from polychrome import kernels
-from polychrome.engine.data.cache import cpus
-from polychrome.engine.data.listing import ImageSet
+from polychrome.engine.data.image_set import ImageSet
+from polychrome.engine.machine.workers import cpus
 
 
 class Training:

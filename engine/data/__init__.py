@@ -1,1 +1,1 @@
-"""Image sets on disk: listing, scanning, sampling and loading."""
+"""Image sets, their files, and the loaders that make batches of them."""

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polychrome.engine.data.listing import ImageSet, Split
 from polychrome.engine.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
-    from polychrome.engine.data.resident import Rendering
+    pass
 
 MOST, AT_LEAST = 0.1, 10  # the share of an epoch's images so far, and how many of them
-
-
-class Decoded(NamedTuple):
-    """What a reader made for one batch: images [batch, channels, size, size] and, by position in the batch, in one
-    line each, why a file could not be read; such rows hold anything."""
-
-    images: torch.Tensor | Rendering
-    faults: dict[int, str]
 
 
 class Tally:
@@ -75,16 +63,3 @@ def attempted(read: Callable[[str], np.ndarray], path: str, shape: tuple[int, in
     if image.shape != tuple(shape):
         return f"has changed: wanted {list(map(int, shape))}, got {list(image.shape)}"
     return image
-
-
-def without(images: ImageSet, paths: Iterable[str]) -> ImageSet:
-    """Return a scanned set without some of its files; UserError where a split is left empty."""
-    gone = set(paths)
-    splits = {}
-    for name, split in images.splits.items():
-        rows = zip(split.paths, split.labels, split.sizes, strict=True)
-        kept = [row for row in rows if row[0] not in gone]
-        if not kept:
-            raise UserError(f"no usable image in {name} of {images.root}: none of {len(split.paths)} could be read")
-        splits[name] = Split(*map(tuple, zip(*kept, strict=True)))
-    return replace(images, splits=splits)

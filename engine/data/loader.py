@@ -2,108 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
+import torch
 
+from polychrome.engine.channels.names import Channels
 from polychrome.engine.data import faults, sampling
-from polychrome.engine.data.listing import ImageSet
+from polychrome.engine.data.augmentation import Augmentations
+from polychrome.engine.data.batches import Batch, Work
+from polychrome.engine.data.image_set import ImageSet
+from polychrome.engine.data.readers.choice import reader
+from polychrome.engine.data.stores.uniform import Resident
+from polychrome.engine.data.stores.whole import Pixels
 from polychrome.engine.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
-
-    from polychrome.engine.augmentation import Augmentations
-    from polychrome.engine.data.channel_info import Channels
-    from polychrome.engine.data.pixels import Pixels
-    from polychrome.engine.data.resident import Rendering, Resident
-    from polychrome.kernels.augment import Recipe
-
-BACKENDS = ("dali", "torch", "synthetic")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some images of a split, those of one rank.
-
-    source: uint8 or float32 [batch, channels, size, size] of the values stored, channels last in memory, or what makes
-        them of images that are kept.
-    labels: int64 [batch], on the device.
-    indices: int64 [batch], a numpy array, the images' places in the split.
-    total: how many images the batch has over all ranks.
-    drawn: what the epoch's recipe draws of each image beside crop and flip, arguments of `kernels.augment` by their
-        names, on the device.
-    """
-
-    source: torch.Tensor | Rendering
-    labels: torch.Tensor
-    indices: np.ndarray
-    total: int
-    drawn: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(batch, channels, height, width)."""
-        return tuple(self.source.shape)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the images are."""
-        return self.labels.device
-
-    @property
-    def images(self) -> torch.Tensor:
-        """uint8 or float32 [batch, channels, size, size] of the values stored, channels last in memory.
-
-        Of images that are kept these are made anew at each call, cropped, mirrored and resized.
-        """
-        return getattr(self.source, "images", self.source)
-
-    def standardised(self, channels: Channels, sources: torch.Tensor | None = None, **parameters) -> torch.Tensor:
-        """Return the images [batch, channels, size, size] standardised per channel, float32, channels_last.
-
-        Args:
-            channels: those of the set, with their mean and deviation.
-            sources: int64 [batch, out] or [out], which channel each output channel is; a negative one is absent: zero.
-            parameters: `vflips` and, for uint8 images, `angles`, `brightness`, `contrast`, `gamma` and `grayscale`, see
-                `kernels.augment`.
-        """
-        from polychrome.engine import batch
-
-        standardise = getattr(self.source, "standardised", None)
-        if standardise is not None:
-            return standardise(channels, sources, **parameters)
-        return batch.normalise(self.source, channels, sources, **parameters)
-
-    def rows(self, chosen: np.ndarray) -> Batch:
-        """Return the batch of the rows `chosen`, int64; one may be chosen several times."""
-        import torch
-
-        rows = torch.from_numpy(chosen).to(self.device)
-        drawn = {name: values[rows] for name, values in self.drawn.items()}
-        return Batch(self.source[rows], self.labels[rows], self.indices[chosen], self.total, drawn)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a backend is to do for one batch: int64 [batch] indices, int64 [batch, 4] crops, bool [batch] flips.
-
-    total: how many images the batch has over all ranks. size: height and width to resize to; 0: the reader's own. All
-    work of a plan has the same.
-    """
-
-    indices: np.ndarray
-    crops: np.ndarray
-    flips: np.ndarray
-    total: int = 0
-    size: int = 0
+from polychrome.kernels.augment import Recipe
+from polychrome.kernels.augment import draw as drawn_by
 
 
 class Loader:
@@ -126,8 +42,6 @@ class Loader:
         world_size: int = 1,
         on_fault: Callable[[str, str], None] | None = None,
     ):
-        import torch
-
         chosen = images.splits[split]
         self.samples = len(chosen.paths)
         self.rank, self.world_size = rank, world_size
@@ -227,9 +141,6 @@ class Loader:
 
     def _drawn(self, plan: list[Work], recipe: Recipe | None, draw: int) -> Iterator[dict[str, torch.Tensor]]:
         """Yield what a recipe draws of each batch's images beside crops and flips, of thousands of images at once."""
-        from polychrome.kernels.augment import Recipe
-        from polychrome.kernels.augment import draw as drawn_by
-
         recipe = replace(recipe or Recipe(), scale=None, flip=0.0)
         if recipe == Recipe():
             yield from ({} for _ in plan)
@@ -249,8 +160,6 @@ class Loader:
 
 def _indices(plan: list[Work]) -> torch.Tensor:
     """Return the indices of all images of a plan, int64."""
-    import torch
-
     return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(work.indices for work in plan)]))
 
 
@@ -285,12 +194,8 @@ def create(
 
     Raises:
         UserError: the backend is not there or cannot read the set, or a training split or batch has too few images.
-        ValueError: the set has no sizes (see `engine.data.scan`), which only the synthetic backend can do without.
+        ValueError: the set has no sizes (see `engine.data.sets.scan`), which only the synthetic backend can do without.
     """
-    import torch
-
-    from polychrome.engine.augmentation import Augmentations
-
     device = torch.device(device)
     if train:
         check_trainable(images, split, world_size)
@@ -313,65 +218,8 @@ def create(
     )
 
 
-def reader(
-    images: ImageSet,
-    split: str,
-    size: int,
-    batch_size: int,
-    backend: str,
-    device: torch.device,
-    seed: int = 0,
-    workers: int = 1,
-    pixels: Pixels | Resident | None = None,
-):
-    """Return what carries out `Work` on a split's images: `read(plan)` yields a `Decoded` each; see `create`."""
-    chosen = images.splits[split]
-    backend = getattr(pixels, "backend", None) or resolve(backend, images.stacks)
-    if chosen.sizes is None and backend != "synthetic":
-        raise ValueError(f"split {split!r} has no image sizes: pass the set through scan.scan and scan.apply first")
-    if backend == "cached":
-        from polychrome.engine.data.cached import Reader
-
-        return Reader(pixels, chosen.paths, size, device, workers)
-    if backend == "resident":
-        from polychrome.engine.data.resident import Reader
-
-        return Reader(pixels, chosen, size, device, workers)
-    if backend == "dali":
-        from polychrome.engine.data.dali import Reader
-
-        return Reader(images.root, chosen.paths, size, batch_size, device, workers)
-    if backend == "torch":
-        from polychrome.engine.data.torch_backend import Reader
-
-        return Reader(images, chosen, size, device, workers)
-    from polychrome.engine.data.synthetic import Reader
-
-    return Reader(images, len(chosen.paths), size, device, seed)
-
-
 def check_trainable(images: ImageSet, split: str = "train", world_size: int = 1) -> None:
     """Raise UserError where a split has too few images to train on, in each of `world_size` processes."""
     count = len(images.splits[split].paths)
     if count < 2 * world_size:
         raise UserError(f"{split} of {images.root} has {count} usable images: training needs at least {2 * world_size}")
-
-
-def resolve(backend: str, stacks: bool = False) -> str:
-    """Return the backend that a name stands for: "auto" is dali where it is installed and can read the set, else torch.
-
-    Raises UserError where there is no such backend, or none that reads stacks.
-    """
-    if backend not in (*BACKENDS, "auto"):
-        raise UserError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
-    if backend not in ("auto", "dali"):
-        return backend
-    if stacks and backend == "dali":
-        raise UserError("backend dali reads photos, not .npy files or TIFF files of several pages: use --backend torch")
-    try:
-        installed = importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:
-        installed = False
-    if backend == "dali" and not installed:
-        raise UserError("backend dali needs NVIDIA DALI: pip install nvidia-dali-cuda130, or use --backend torch")
-    return "dali" if installed and not stacks else "torch"

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from polychrome.engine.batch import normalise
-from polychrome.engine.channels import present, protocol, shown
+from polychrome.engine.channels.masks import present, protocol, shown
+from polychrome.engine.data.batches import normalise
 from polychrome.engine.errors import RunError
 from polychrome.engine.export.classifier import Description
 

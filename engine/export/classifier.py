@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from polychrome import models
-from polychrome.engine.channels import Channels
+from polychrome.engine.channels.names import Channels
 
 KEY = "polychrome"  # of the description in the metadata of an exported file
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from polychrome.engine.errors import UserError
 from polychrome.engine.export.check import Check, ExportError, compare
 from polychrome.engine.export.classifier import Classifier, Description
-from polychrome.engine.files import write_atomically
+from polychrome.engine.machine.files import write_atomically
 
 FORMATS = ("pt2", "onnx", "safetensors")
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from statistics import fmean
 
-from polychrome.engine.channels import ALL, SHUFFLED
+from polychrome.engine.channels.names import ALL, SHUFFLED
 
 # With more combinations than this, tables and plots show accuracy by the number of channels kept instead.
 MOST_COMBINATIONS = 32

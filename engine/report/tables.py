@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from polychrome.engine.channels import SHUFFLED
+from polychrome.engine.channels.names import SHUFFLED
 from polychrome.engine.report import scores
 
 # Of more sizes than this, a table shows a choice.
@@ -226,7 +226,7 @@ def predictions(shown: dict[str, list]) -> Table:
 
 
 def kernels(results: dict) -> tuple[Table, ...]:
-    """Return what took longest on the device, a table for each model that was traced (`engine.profiling`)."""
+    """Return what took longest on the device, a table for each model that was traced (`engine.watch.profiling`)."""
     columns = ("operator or kernel", "calls", "ms", "share")
     return tuple(
         Table(

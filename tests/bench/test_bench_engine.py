@@ -10,7 +10,7 @@ import torch
 from bench import lines, photographs, record, scaling, tables, test_engine
 from bench.baselines.reports_way import Photographs, Training
 from bench.measure import DEVICE, Stopwatch
-from polychrome.engine.data import listing, scan
+from polychrome.engine.data.sets import listing, scan
 from tests.bench.test_bench_tables import section
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from polychrome import models
-from polychrome.engine.profiling import RECORDED, SKIPPED, SPANS, decoded, span, trace
+from polychrome.engine.watch.profiling import RECORDED, SKIPPED, SPANS, decoded, span, trace
 from polychrome.kernels import augment
 
 pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")

@@ -3,7 +3,7 @@
 import pytest
 
 from polychrome.engine.data import loader
-from polychrome.engine.data.listing import ImageSet, Split
+from polychrome.engine.data.image_set import ImageSet, Split
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from polychrome.engine import augmentation
-from polychrome.engine.augmentation import NAMES, Augmentations
+from polychrome.engine.data import augmentation
+from polychrome.engine.data.augmentation import NAMES, Augmentations
 from polychrome.engine.errors import UserError
 from polychrome.kernels.augment import draw
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from polychrome.engine.averaging import averaged
+from polychrome.engine.training.averaging import averaged
 from polychrome.kernels.modules import DynamicConv2d, anneal_temperature
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from polychrome.engine.batch import gathered, normalise
-from polychrome.engine.channels import RGB, Channels
+from polychrome.engine.channels.names import RGB, Channels
+from polychrome.engine.data.batches import gathered, normalise
 
 SOURCES = torch.tensor([[0, 1, 2], [-1, 1, -1], [2, -1, 0], [1, 1, 2]])
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from polychrome.engine import batch_size
+from polychrome.engine.training import batch_size
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 UNDER_A_LIMIT = """
 import resource
 import torch
-from polychrome.engine import batch_size
+from polychrome.engine.training import batch_size
 
 tried = []
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from polychrome.engine import channels
+from polychrome.engine.channels import combinations
+from polychrome.engine.channels import masks as channels
 from polychrome.engine.errors import UserError
-from polychrome.engine.training import fit
+from polychrome.engine.training.trainer import fit
 from tests.engine.small import PLAN, Recorder
 
 
@@ -68,8 +69,8 @@ def test_an_unknown_way_is_refused():
 
 def test_cycle_follows_report_c_and_takes_few_channels_only():
     names = ("R", "G", "B")
-    order = ["".join(names[place] for place in chosen) for chosen in channels.in_turn()]
+    order = ["".join(names[place] for place in chosen) for chosen in combinations.in_turn()]
     assert order == ["R", "RG", "G", "GB", "B", "RB", "RGB"]
-    assert channels.in_turn(("a", "b")) == ((1,), (0,), (0, 1))
+    assert combinations.in_turn(("a", "b")) == ((1,), (0,), (0, 1))
     with pytest.raises(UserError, match="takes up to 5 channels, got 6"):
-        channels.in_turn(tuple("abcdef"))
+        combinations.in_turn(tuple("abcdef"))

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from polychrome import models
-from polychrome.engine import channels, evaluation
-from polychrome.engine.channels import RGB, Channels
+from polychrome.engine import evaluation
+from polychrome.engine.channels import combinations, masks
+from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.errors import UserError
 
 MANY = tuple(f"band {i}" for i in range(12))
@@ -17,26 +18,26 @@ def generator(seed=0):
 
 
 def test_combinations_of_photos_come_in_the_reports_order():
-    assert tuple(channels.every()) == ("RGB", "RG", "GB", "RB", "R", "G", "B")
-    assert channels.every()["GB"] == (1, 2)
+    assert tuple(combinations.every()) == ("RGB", "RG", "GB", "RB", "R", "G", "B")
+    assert combinations.every()["GB"] == (1, 2)
 
 
 def test_few_channels_give_every_subset_once_the_full_set_first():
-    found = channels.every(("a", "b", "c", "d"))
+    found = combinations.every(("a", "b", "c", "d"))
     assert len(found) == len(set(found.values())) == 15
     assert next(iter(found.items())) == ("abcd", (0, 1, 2, 3))
     assert list(found)[-1] == "d"
-    assert channels.every(("red", "nir"))["red+nir"] == (0, 1)
+    assert combinations.every(("red", "nir"))["red+nir"] == (0, 1)
 
 
 def test_many_channels_give_all_some_of_each_size_and_each_alone():
-    found = channels.every(MANY, seed=1)
+    found = combinations.every(MANY, seed=1)
     assert next(iter(found.items())) == ("all", tuple(range(12)))
     sizes = [len(places) for places in found.values()]
     assert sizes == [12, *(size for size in range(11, 1, -1) for _ in range(3)), *[1] * 12]
     assert found["5 of 12 #2"] == tuple(sorted(set(found["5 of 12 #2"])))
     assert found["band 7"] == (7,)
-    assert channels.every(MANY, seed=1) == found != channels.every(MANY, seed=2)
+    assert combinations.every(MANY, seed=1) == found != combinations.every(MANY, seed=2)
 
 
 def test_the_full_set_is_named_by_its_channels_where_they_are_few():
@@ -47,10 +48,10 @@ def test_the_full_set_is_named_by_its_channels_where_they_are_few():
 
 
 def test_what_the_user_asks_for_becomes_positions():
-    assert channels.parse(("BR", "shuffled")) == {"BR": (2, 0), "shuffled": ()}
-    assert channels.parse(("nir+red", "red"), ("red", "nir")) == {"nir+red": (1, 0), "red": (0,)}
-    assert channels.parse(("all", "BR"))["RGB"] == (0, 1, 2)
-    assert channels.parse(("10",), ("0", "1", "10")) == {"10": (2,)}
+    assert combinations.parse(("BR", "shuffled")) == {"BR": (2, 0), "shuffled": ()}
+    assert combinations.parse(("nir+red", "red"), ("red", "nir")) == {"nir+red": (1, 0), "red": (0,)}
+    assert combinations.parse(("all", "BR"))["RGB"] == (0, 1, 2)
+    assert combinations.parse(("10",), ("0", "1", "10")) == {"10": (2,)}
 
 
 @pytest.mark.parametrize(
@@ -65,26 +66,26 @@ def test_what_the_user_asks_for_becomes_positions():
 )
 def test_unknown_and_repeated_channels_are_refused(wanted, names, message):
     with pytest.raises(UserError) as caught:
-        channels.parse(wanted, tuple(names))
+        combinations.parse(wanted, tuple(names))
     assert str(caught.value) == message
 
 
 def test_subset_keeps_only_the_channels_present_and_zero_pad_blanks_the_rest():
     images = torch.arange(1.0, 13).reshape(1, 3, 2, 2)
-    assert channels.select(images, (1, 2), "subset").equal(images[:, 1:])
-    assert channels.select(images, (0, 1, 2), "subset") is images
-    assert channels.select(images, (2, 0), "subset").equal(images[:, [2, 0]])
-    padded = channels.select(images, (1, 2), "zero-pad")
+    assert masks.select(images, (1, 2), "subset").equal(images[:, 1:])
+    assert masks.select(images, (0, 1, 2), "subset") is images
+    assert masks.select(images, (2, 0), "subset").equal(images[:, [2, 0]])
+    padded = masks.select(images, (1, 2), "zero-pad")
     assert padded[:, 0].eq(0).all()
     assert padded[:, 1:].equal(images[:, 1:])
 
 
 def test_a_model_that_knows_its_channels_is_shown_all_of_them_and_a_mask():
     images = torch.arange(1.0, 25).reshape(2, 3, 2, 2)
-    padded, mask = channels.shown(images, (1, 2), "mask")
-    assert padded.equal(channels.select(images, (1, 2), "zero-pad"))
+    padded, mask = masks.shown(images, (1, 2), "mask")
+    assert padded.equal(masks.select(images, (1, 2), "zero-pad"))
     assert mask.tolist() == [[False, True, True]] * 2
-    (subset,) = channels.shown(images, (1, 2), "subset")
+    (subset,) = masks.shown(images, (1, 2), "subset")
     assert subset.equal(images[:, 1:])
 
 
@@ -97,11 +98,11 @@ def test_a_model_that_knows_its_channels_is_shown_all_of_them_and_a_mask():
     ],
 )
 def test_the_protocol_follows_from_what_a_model_takes(name, options, protocol):
-    assert channels.protocol(models.create(name, **options)) == protocol
+    assert masks.protocol(models.create(name, **options)) == protocol
 
 
 def test_channels_can_be_described_without_torch():
-    code = "import sys, engine.data.channel_info as c; print(c.RGB.full, 'torch' in sys.modules)"
+    code = "import sys, engine.channels.names as c; print(c.RGB.full, 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "RGB False\n"
 
 
@@ -114,5 +115,5 @@ def test_a_mask_stands_for_a_subset_only_where_it_gives_the_same(chosen):
     torch.manual_seed(0)
     model, images = models.create("prism4_small", num_classes=4).eval(), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        plain, other = (model(*channels.shown(images, chosen or (0, 1, 2), how)) for how in ("subset", way))
+        plain, other = (model(*masks.shown(images, chosen or (0, 1, 2), how)) for how in ("subset", way))
     torch.testing.assert_close(plain, other)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from polychrome.engine import checkpoint
 from polychrome.engine.errors import UserError
+from polychrome.engine.training import checkpoint
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from polychrome.engine import training
-from polychrome.engine.augmentation import Augmentations
-from polychrome.engine.training import fit
+from polychrome.engine.data.augmentation import Augmentations
+from polychrome.engine.training import trainer
+from polychrome.engine.training.trainer import fit
 from tests.engine.small import PLAN, Net
 
 COMPILED = replace(PLAN, compile=True, epochs=2)
@@ -18,7 +18,7 @@ def without_code_generation(monkeypatch):
     def compiled(model, plan):
         return torch.compile(model, backend="eager", dynamic=False) if plan.compile else model
 
-    monkeypatch.setattr(training, "_compiled", compiled)
+    monkeypatch.setattr(trainer, "_compiled", compiled)
     torch._dynamo.reset()  # what earlier tests have compiled counts against the limit, too
 
 

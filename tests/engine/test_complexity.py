@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from polychrome import models
-from polychrome.engine import complexity
+from polychrome.models import complexity
 
 
 class TwoConvs(nn.Module):

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from polychrome.engine import consistency, memory
-from polychrome.engine.training import fit
+from polychrome.engine.training import batch_size, consistency
+from polychrome.engine.training.trainer import fit
 from tests.engine.small import PLAN, Recorder
 
 CONSISTENT = replace(PLAN, epochs=1, channel_sampling="on", consistency=1.0)
@@ -81,6 +81,6 @@ def test_the_search_for_a_batch_size_takes_as_many_images():
     model = Recorder()
     seen = []
     model.stem.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
-    memory.step_on_random(model, (3, 16, 16), CONSISTENT)(4)
-    memory.step_on_random(model, (3, 16, 16), PLAN)(4)
+    batch_size.step_on_random(model, (3, 16, 16), CONSISTENT)(4)
+    batch_size.step_on_random(model, (3, 16, 16), PLAN)(4)
     assert seen == [8, 4]

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from polychrome.engine.augmentation import NAMES, Augmentations
 from polychrome.engine.data import loader
-from polychrome.engine.data.pixels import Pixels
-from polychrome.engine.data.resident import Resident
-from polychrome.engine.training import _images
+from polychrome.engine.data.augmentation import NAMES, Augmentations
+from polychrome.engine.data.opening import squeezed
+from polychrome.engine.data.stores.whole import Pixels
+from polychrome.engine.training.trainer import _images
 from tests.engine.data import photos
 from tests.engine.small import PLAN
 
@@ -29,7 +29,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stores(images):
     """Where the images come from, by name: files, decoded images, and images squeezed to one size."""
-    return {"files": None, "whole": Pixels.load(images, 1), "uniform": Resident.load(images, 48, "torch", CPU, CPU, 0)}
+    return {"files": None, "whole": Pixels.load(images, 1), "uniform": squeezed(images, 48, "torch", CPU, CPU, 0)}
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,21 @@ import torch
 from torch import nn
 
 from polychrome import models
-from polychrome.engine import memory
-from polychrome.engine.augmentation import NAMES, Augmentations
-from polychrome.engine.channels import RGB, every, present, select
-from polychrome.engine.data import listing, loader, scan
-from polychrome.engine.data.listing import ImageSet, Split
-from polychrome.engine.data.resident import Resident
+from polychrome.engine.channels.combinations import every
+from polychrome.engine.channels.masks import present, select
+from polychrome.engine.channels.names import RGB
+from polychrome.engine.data import loader
+from polychrome.engine.data.augmentation import NAMES, Augmentations
+from polychrome.engine.data.image_set import ImageSet, Split
+from polychrome.engine.data.opening import squeezed
+from polychrome.engine.data.sets import listing, scan
+from polychrome.engine.data.stores.uniform import Resident
 from polychrome.engine.errors import Interrupted, NotFiniteError, OutOfMemoryError
 from polychrome.engine.evaluation import evaluate
-from polychrome.engine.idle import Idle
-from polychrome.engine.plan import Plan
-from polychrome.engine.training import Hooks, fit
+from polychrome.engine.training import batch_size as memory
+from polychrome.engine.training.hyperparameters import Plan
+from polychrome.engine.training.trainer import Hooks, fit
+from polychrome.engine.watch.idle import Idle
 from polychrome.train.run import main
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -57,7 +61,7 @@ def striped(stripes):
 @pytest.fixture(scope="module")
 def stored(striped):
     """These images decoded, in host memory."""
-    return Resident.load(striped, 40, "torch", torch.device("cpu"), torch.device("cpu"), 0)
+    return squeezed(striped, 40, "torch", torch.device("cpu"), torch.device("cpu"), 0)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.ops import SqueezeExcitation
 
 from polychrome import kernels, models
-from polychrome.engine.channels import Channels
+from polychrome.engine.channels.names import Channels
 from polychrome.engine.errors import UserError
 from polychrome.engine.export import Check, Classifier, Description, ExportError, load, save
 from polychrome.engine.export.check import compare

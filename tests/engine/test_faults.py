@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from polychrome.engine import checkpoint, files, state
 from polychrome.engine.data import loader
 from polychrome.engine.errors import Interrupted, NotFiniteError, OutOfMemoryError, StorageError, UserError
-from polychrome.engine.interruption import SIGNALS, terminable
-from polychrome.engine.training import Hooks, fit
+from polychrome.engine.machine import files
+from polychrome.engine.machine.interruption import SIGNALS, terminable
+from polychrome.engine.training import checkpoint, state
+from polychrome.engine.training.trainer import Hooks, fit
 from tests.engine.small import PLAN, Net
 
 pytestmark = pytest.mark.usefixtures("signals_heard")
@@ -238,7 +239,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(loaders, small_disk):
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
-from polychrome.engine import checkpoint, files
+from polychrome.engine.training import checkpoint
 from polychrome.engine.errors import StorageError
 import torch
 folder = Path(sys.argv[1])

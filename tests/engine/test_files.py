@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from polychrome.engine import files
 from polychrome.engine.errors import StorageError
+from polychrome.engine.machine import files
 
 
 class Broken(Exception):

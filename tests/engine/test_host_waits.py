@@ -11,12 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from polychrome.engine import evaluation
-from polychrome.engine.augmentation import NAMES, Augmentations
-from polychrome.engine.channels import RGB
-from polychrome.engine.data.loader import Batch
-from polychrome.engine.data.resident import Rendering
+from polychrome.engine.channels.names import RGB
+from polychrome.engine.data.augmentation import NAMES, Augmentations
+from polychrome.engine.data.batches import Batch, Rendering
 from polychrome.engine.metrics import Scorer
-from polychrome.engine.state import Totals
+from polychrome.engine.training.state import Totals
 from polychrome.kernels.augment import draw
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the real thing is tested")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from polychrome.engine import idle, profiling
-from polychrome.engine.idle import Idle, Window, covered
 from polychrome.engine.report import tables
+from polychrome.engine.watch import idle, profiling
+from polychrome.engine.watch.idle import Idle, Window, covered
 
 CPU = torch.device("cpu")
 

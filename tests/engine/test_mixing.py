@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Beta
 
-from polychrome.engine import training
-from polychrome.engine.mixing import Mixing
+from polychrome.engine.training import trainer
+from polychrome.engine.training.mixing import Mixing
 from tests.engine.small import PLAN, Recorder
 
 CLASSES = 5
@@ -110,7 +110,7 @@ def test_absent_channels_get_nothing_of_the_neighbours_whatever_the_network_is_t
     told, untold = Recorder(), Recorder()
     untold.any_channels = False
     for name, model in (("told", told), ("untold", untold)):
-        training.fit(name, model, *loaders, plan, tmp_path / name)
+        trainer.fit(name, model, *loaders, plan, tmp_path / name)
     masks = [mask for _, mask in told.seen if mask is not None]
     assert not torch.cat(masks).all()
     for (images, mask), (same, none) in zip(told.seen, untold.seen, strict=True):
@@ -129,7 +129,7 @@ def test_training_accuracy_counts_the_class_of_the_larger_share(loaders, tmp_pat
         model.head.weight.zero_()
         model.head.bias.copy_(torch.tensor([0.0, 0.0, 9.0, 0.0]))
     plan = replace(PLAN, epochs=1, lr=1e-6, mixup=1.0)
-    assert training.fit("m", model, *loaders, plan, tmp_path).history[0].train_accuracy == 1
+    assert trainer.fit("m", model, *loaders, plan, tmp_path).history[0].train_accuracy == 1
 
 
 @pytest.mark.gpu

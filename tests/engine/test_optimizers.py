@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from polychrome import models
-from polychrome.engine import optimizers
+from polychrome.engine.training import optimizers
 from polychrome.kernels.modules import DynamicConv2d
 
 MATCHED = {"adjust_lr_fn": "match_rms_adamw"}

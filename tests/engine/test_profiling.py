@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from polychrome.engine import profiling
-from polychrome.engine.profiling import RECORDED, SKIPPED, SPANS, decoded, span, top_kernels, trace
 from polychrome.engine.report import tables
+from polychrome.engine.watch import profiling
+from polychrome.engine.watch.profiling import RECORDED, SKIPPED, SPANS, decoded, span, top_kernels, trace
 
 
 def step(model, optimizer):

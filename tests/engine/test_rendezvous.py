@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch.distributed as dist
 
-from polychrome.engine.rendezvous import fresh
+from polychrome.engine.machine.rendezvous import fresh
 
 
 def test_only_those_that_come_now_share_what_they_write():

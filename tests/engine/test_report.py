@@ -20,7 +20,7 @@ RGB = {"RGB": ["R", "G", "B"], "RG": ["R", "G"], "GB": ["G", "B"], "RB": ["R", "
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the history, as `engine.training.EpochRow`."""
+    """A row of the history, as `engine.training.trainer.EpochRow`."""
 
     epoch: int
     train_loss: float

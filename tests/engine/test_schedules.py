@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from polychrome.engine import schedules
+from polychrome.engine.training import schedules
 
 EPOCHS = 12
 

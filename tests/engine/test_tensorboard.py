@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from polychrome.engine import tensorboard
-from polychrome.engine.batch import normalise
-from polychrome.engine.channels import RGB, Channels
-from polychrome.engine.course import EpochRow
-from polychrome.engine.tensorboard import Scalars, grid
+from polychrome.engine.channels.names import RGB, Channels
+from polychrome.engine.data.batches import normalise
+from polychrome.engine.history import EpochRow
+from polychrome.engine.watch import tensorboard
+from polychrome.engine.watch.tensorboard import Scalars, grid
 
 needs_tensorboard = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None, reason="the package tensorboard is not installed"
@@ -143,5 +143,5 @@ def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch, capsys):
 
 
 def test_tensorboard_is_not_imported_before_something_is_written():
-    code = "import sys, engine.tensorboard; sys.exit('tensorboard' in sys.modules)"
+    code = "import sys, engine.watch.tensorboard; sys.exit('tensorboard' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

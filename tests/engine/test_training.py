@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from polychrome.engine import transfer
-from polychrome.engine.augmentation import Augmentations
-from polychrome.engine.course import EpochRow
-from polychrome.engine.training import Hooks, fit
+from polychrome.engine.data.augmentation import Augmentations
+from polychrome.engine.history import EpochRow
+from polychrome.engine.training import transfer
+from polychrome.engine.training.trainer import Hooks, fit
 from tests.engine.small import PLAN, Recorder
 
 

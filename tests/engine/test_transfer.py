@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from polychrome import models
-from polychrome.engine import checkpoint, transfer
 from polychrome.engine.errors import UserError
+from polychrome.engine.training import checkpoint, transfer
 
 
 def made(name="attention_cnn", num_classes=50, seed=0):

@@ -5,8 +5,8 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from polychrome import models
-from polychrome.engine import complexity
 from polychrome.kernels.modules import DynamicConv2d, SpatialAttention
+from polychrome.models import complexity
 from polychrome.models.any_channel_conv import AnyChannelConv2d
 from polychrome.models.prism import Prism
 from tests.models.gradients import with_and_without_mask

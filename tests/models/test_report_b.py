@@ -8,8 +8,8 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torchvision.models import densenet121
 
-from polychrome.engine.complexity import measure
 from polychrome.kernels.backend import use_backend
+from polychrome.models.complexity import measure
 from polychrome.models.dwg_densenet import DWGDenseNet121
 from polychrome.models.rrdb import RRDB, RRDBRNN, DenseBlock, RecurrentConv2d, ResidualInResidual
 from tests.kernels.interpreter import needs_interpreter

@@ -15,15 +15,15 @@ ROOT = Path(__file__).resolve().parents[2]
 # in the first life of it alone, where torchrun may start it again.
 KILLED = """
 import os, signal, sys
-from polychrome.engine import training
-update, steps = training.Trainer._update, [0]
+from polychrome.engine.training.trainer import Trainer
+update, steps = Trainer._update, [0]
 def dying(self):
     steps[0] += 1
     rank, life = os.environ.get("RANK", "0"), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if steps[0] == int(os.environ["KILL_AT"]) and rank == os.environ.get("KILL_RANK", "0") and life == "0":
         os.kill(os.getpid(), signal.SIGKILL)
     update(self)
-training.Trainer._update = dying
+Trainer._update = dying
 from polychrome.train.run import main
 if __name__ == "__main__":
     sys.exit(main())

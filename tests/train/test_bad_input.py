@@ -189,7 +189,7 @@ def test_weights_that_transfer_cannot_start_from(fails, stripes, tmp_path):
 
 
 def test_cifar100_without_its_files_and_without_a_network(fails, monkeypatch):
-    from polychrome.engine.data import cifar100
+    from polychrome.engine.data.sets import cifar100
 
     def offline(*_):
         raise OSError("no route to host")

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from polychrome.engine.data import decode
+from polychrome.engine.data.files import decode
 from polychrome.engine.errors import UserError
 from polychrome.train.config import Settings
 from polychrome.train.data import open_data

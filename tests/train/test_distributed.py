@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from polychrome.engine import checkpoint
+from polychrome.engine.training import checkpoint
 from polychrome.train.run import main
 from tests.train import runner
 
@@ -96,7 +96,7 @@ def test_sync_bn_equals_batch_normalisation_of_one_process():
     import torch.distributed as dist
     from torch import nn
 
-    from polychrome.engine.sync_batch_norm import synchronised
+    from polychrome.engine.training.sync_batch_norm import synchronised
 
     store = dist.HashStore()
     dist.init_process_group("gloo", store=store, rank=0, world_size=1)
@@ -125,14 +125,14 @@ def test_sync_bn_equals_batch_normalisation_of_one_process():
 # What the second process alone meets, in the second epoch, as where only files of its share are gone.
 MISSING = """
 import os, sys
-from polychrome.engine import training
+from polychrome.engine.training.trainer import Trainer
 from polychrome.engine.errors import UserError
-begin = training.Trainer._begin
+begin = Trainer._begin
 def missing(self, epoch):
     if epoch == 2 and os.environ["RANK"] == "1":
         raise UserError("8 of 8 images could not be read")
     begin(self, epoch)
-training.Trainer._begin = missing
+Trainer._begin = missing
 from polychrome.train.run import main
 if __name__ == "__main__":
     sys.exit(main())

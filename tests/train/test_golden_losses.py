@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
-from polychrome.engine.data import generated, listing
-from polychrome.engine.data.listing import ImageSet, Split
-from polychrome.engine.training import Hooks, fit
+from polychrome.engine.data.image_set import ImageSet, Split
+from polychrome.engine.data.sets import generated, listing
+from polychrome.engine.training.trainer import Hooks, fit
 from polychrome.train import data, entries, networks
 from polychrome.train.config import Settings
 

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from polychrome.engine import checkpoint
+from polychrome.engine.training import checkpoint
 from polychrome.train.run import main
 from tests.train import runner
 

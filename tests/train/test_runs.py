@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from polychrome.engine import checkpoint, training
-from polychrome.engine.data import decode
+from polychrome.engine.data.files import decode
+from polychrome.engine.training import checkpoint, trainer
 from polychrome.kernels import use_backend
 from polychrome.kernels.launch import record_launches
 from polychrome.train import experiment, systems
@@ -228,7 +228,9 @@ def test_a_run_at_which_another_process_is_at_work_is_left_to_it(task1, tmp_path
     run = tmp_path / "task1/a"
     shutil.copytree(task1, run)
     (run / "report.html").unlink()
-    holding = "import sys, pathlib, engine.files as f; print(f.hold(pathlib.Path(sys.argv[1])), flush=True); input()"
+    holding = (
+        "import sys, pathlib, engine.machine.files as f; print(f.hold(pathlib.Path(sys.argv[1])), flush=True); input()"
+    )
     other = subprocess.Popen([sys.executable, "-c", holding, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert other.stdout.readline() == b"True\n"
@@ -382,14 +384,14 @@ def test_task2_prints_accuracy_ratio_and_cost(stripes, tmp_path, capsys):
 
 
 def test_a_sweep_survives_a_models_failure_and_says_so_at_the_end(stripes, tmp_path, monkeypatch, capsys):
-    fit = training.fit
+    fit = trainer.fit
 
     def failing(name, *arguments, **options):
         if name == "pool_attention_cnn":
             raise RuntimeError("out of memory\nhere")
         return fit(name, *arguments, **options)
 
-    monkeypatch.setattr(training, "fit", failing)
+    monkeypatch.setattr(trainer, "fit", failing)
     start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "s", *SMALL, "--epochs", "1"]
     assert main([*start, "--models", "simple_cnn,pool_attention_cnn,baseline_cnn"]) == 1
     printed = capsys.readouterr()

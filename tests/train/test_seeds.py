@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 import pytest
 import torch
 
-from polychrome.engine import checkpoint
+from polychrome.engine.training import checkpoint
 from polychrome.train import experiment
 from polychrome.train.run import main
 from tests.train import runner

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from polychrome import models
-from polychrome.engine import checkpoint, transfer
+from polychrome.engine.training import checkpoint, transfer
 from polychrome.train.run import main
 from tests.conftest import write_list_folder
 

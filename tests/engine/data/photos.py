@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from polychrome.engine.data import listing, scan
+from polychrome.engine.data import image_set
+from polychrome.engine.data.sets import scan
 from tests.engine.data import image_kinds
 
 
@@ -18,10 +19,12 @@ def write(root, sizes, splits=(("train", 1.0),), workers=1):
 def scanned(root, paths, splits=(("train", 1.0),)):
     """Return files as a scanned set of three classes."""
     parts = {
-        name: listing.Split(tuple(paths[: round(share * len(paths))]), tuple(np.arange(round(share * len(paths))) % 3))
+        name: image_set.Split(
+            tuple(paths[: round(share * len(paths))]), tuple(np.arange(round(share * len(paths))) % 3)
+        )
         for name, share in splits
     }
-    return scan.apply(listing.ImageSet(root, tuple("abc"), parts), scan.scan(root, paths, workers=1, cache=False))
+    return scan.apply(image_set.ImageSet(root, tuple("abc"), parts), scan.scan(root, paths, workers=1, cache=False))
 
 
 def sizes(count, seed=0, least=40, most=90):

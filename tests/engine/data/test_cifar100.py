@@ -10,7 +10,8 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR100
 
-from polychrome.engine.data import cifar100, loader
+from polychrome.engine.data import loader
+from polychrome.engine.data.sets import cifar100
 from polychrome.engine.errors import UserError
 
 CLASSES = ("apple", "bear", "cloud")

@@ -9,8 +9,8 @@ import torch
 
 pytest.importorskip("nvidia.dali")
 
-from polychrome.engine.data import dali
-from polychrome.engine.data.loader import Work
+from polychrome.engine.data.batches import Work
+from polychrome.engine.data.readers import dali
 from tests.engine.data import image_kinds
 
 BATCH, BATCHES, SIZE = 4, 7, 24

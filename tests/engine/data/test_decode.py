@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polychrome.engine.data import decode
+from polychrome.engine.data.files import decode
 from tests.engine.data import image_kinds
 
 ACCEPTED = image_kinds.accepted()

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from polychrome.engine.data import decode, disk_cache, kept, listing, placement
+from polychrome.engine.data import image_set, opening
+from polychrome.engine.data.files import decode
+from polychrome.engine.data.stores import disk, placement
 from tests.engine.data import photos
 
 CPU = torch.device("cpu")
@@ -36,10 +38,10 @@ def decoded(monkeypatch):
 def start(images, cache, said):
     """Do what the start of a run does, and return the images kept and the entry of the disk cache."""
     chosen = placement.place(images, cache, CPU, 40)
-    entry = kept.entry(images, chosen, "torch", CPU, 2, said.append)
-    found = kept.restore(images, chosen, entry)
+    entry = opening.entry(images, chosen, "torch", CPU, 2, said.append)
+    found = opening.restore(images, chosen, entry)
     if found is None:
-        found = kept.decode(images, chosen, "torch", CPU, 0 if cache == "device" else 1)
+        found = opening.decode(images, chosen, "torch", CPU, 0 if cache == "device" else 1)
         entry.save(found.values, found.faults)
     return found, entry
 
@@ -80,7 +82,7 @@ def test_both_forms_and_several_backends_are_kept_beside_each_other(images, said
     for cache in FORMS:
         start(images, cache, said)
     chosen = placement.place(images, "device", CPU, 40)
-    keys = {kept.entry(images, chosen, backend, CPU, 1, said.append).key for backend in ("torch", "synthetic")}
+    keys = {opening.entry(images, chosen, backend, CPU, 1, said.append).key for backend in ("torch", "synthetic")}
     assert len(keys) == len(entries(cache_home)) == 2
 
 
@@ -94,7 +96,7 @@ def test_a_changed_file_is_decoded_again_and_the_old_entry_goes(images, said, de
     found, entry = start(again(images), cache, said)
     assert len(decoded) >= 20
     assert entries(cache_home) == [entry.folder] != [old]
-    fresh = kept.decode(again(images), placement.place(again(images), cache, CPU, 40), "torch", CPU, cache == "host")
+    fresh = opening.decode(again(images), placement.place(again(images), cache, CPU, 40), "torch", CPU, cache == "host")
     np.testing.assert_array_equal(np.asarray(found.values), np.asarray(fresh.values))
     os.utime(changed, ns=(1, 1))
     start(again(images), cache, said)
@@ -174,7 +176,7 @@ def test_files_left_out_stay_left_out(images, said, decoded):
 
 
 def test_chunks_do_not_change_what_is_kept(images, said, monkeypatch):
-    monkeypatch.setattr(disk_cache, "CHUNK", 1000)
+    monkeypatch.setattr(disk, "CHUNK", 1000)
     first, entry = start(images, "device", said)
     header = json.loads((entry.folder / "header.json").read_text())
     assert len(header["checksums"]) == 20 * 40 * 40 * 3 // 1000
@@ -246,14 +248,14 @@ def test_a_disk_that_another_process_fills_meanwhile_is_no_error(images, said, s
 LIMITED = """
 import resource, sys
 import numpy as np
-from polychrome.engine.data import disk_cache
+from polychrome.engine.data.stores import disk
 from tests.engine.data import photos
 from pathlib import Path
 
 root, limit = Path(sys.argv[1]), int(sys.argv[2])
 images = photos.write(root, [(8, 8)] * 3)
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-entry = disk_cache.Entry(images, "whole", "definition", print)
+entry = disk.Entry(images, "whole", "definition", print)
 entry.save(np.zeros(100_000, np.uint8), {})
 print(sorted(path.name for path in entry.folder.parent.iterdir()))
 """
@@ -272,7 +274,7 @@ def test_a_disk_that_runs_full_in_the_middle_leaves_nothing_behind(tmp_path):
 
 def test_what_a_killed_writer_left_is_removed_once_it_is_old(images, said, cache_home):
     _, entry = start(images, "device", said)
-    for name, age in (("old", disk_cache.STALE + 60), ("young", 0)):
+    for name, age in (("old", disk.STALE + 60), ("young", 0)):
         folder = entry.folder.with_name(f"{entry.folder.name}{name}.partial")
         folder.mkdir()
         (folder / "values").write_bytes(b"0")
@@ -285,9 +287,9 @@ def test_what_a_killed_writer_left_is_removed_once_it_is_old(images, said, cache
 
 def test_members_of_a_changed_tar_are_other_files(tmp_path, said):
     (tmp_path / "a.tar").write_bytes(b"1")
-    split = listing.Split(("a.tar/1.jpg", "a.tar/2.jpg"), (0, 1), ((8, 8), (8, 8)))
-    images = listing.ImageSet(tmp_path, ("a", "b"), {"train": split})
-    first = disk_cache.Entry(images, "whole", "definition", said.append).key
-    assert disk_cache.Entry(images, "whole", "definition", said.append).key == first
+    split = image_set.Split(("a.tar/1.jpg", "a.tar/2.jpg"), (0, 1), ((8, 8), (8, 8)))
+    images = image_set.ImageSet(tmp_path, ("a", "b"), {"train": split})
+    first = disk.Entry(images, "whole", "definition", said.append).key
+    assert disk.Entry(images, "whole", "definition", said.append).key == first
     (tmp_path / "a.tar").write_bytes(b"22")
-    assert disk_cache.Entry(images, "whole", "definition", said.append).key != first
+    assert disk.Entry(images, "whole", "definition", said.append).key != first

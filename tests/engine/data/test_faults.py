@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from polychrome.engine.data import faults, loader
-from polychrome.engine.data.pixels import Pixels
+from polychrome.engine.data import faults, image_set, loader
+from polychrome.engine.data.readers import choice
+from polychrome.engine.data.stores.whole import Pixels
 from polychrome.engine.errors import UserError
 from tests.engine.data import photos
 
-BACKENDS = sorted({loader.resolve("auto"), "torch"})
+BACKENDS = sorted({choice.resolve("auto"), "torch"})
 COUNT, BATCH = 64, 8
 
 
@@ -137,7 +138,7 @@ def test_good_rows_stand_in_for_bad_ones_in_turn():
 
 def test_a_set_without_some_files_keeps_labels_and_sizes(images):
     split = images.splits["train"]
-    left = faults.without(images, split.paths[:60]).splits["train"]
+    left = image_set.without(images, split.paths[:60]).splits["train"]
     assert (left.paths, left.labels, left.sizes) == (split.paths[60:], split.labels[60:], split.sizes[60:])
     with pytest.raises(UserError, match=r"no usable image in train of /.*: none of 64 could be read"):
-        faults.without(images, split.paths)
+        image_set.without(images, split.paths)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polychrome.engine.data import decode, generated, listing, scan
+from polychrome.engine.data.files import decode
+from polychrome.engine.data.sets import generated, listing, scan
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_a_second_call_writes_nothing(root):
 
 def test_racing_writers_leave_one_whole_set(tmp_path, monkeypatch):
     monkeypatch.setattr(generated, "PER_CLASS", {"train": 1, "val": 1, "test": 1})
-    monkeypatch.setattr(generated.places, "cpus", lambda: 1)
+    monkeypatch.setattr(generated, "cpus", lambda: 1)
     threads = [threading.Thread(target=generated.ensure, args=(tmp_path,)) for _ in range(3)]
     for thread in threads:
         thread.start()

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polychrome.engine.data.listing import ImageSet, Split, hold_out
+from polychrome.engine.data.image_set import ImageSet, Split
+from polychrome.engine.data.sets.division import hold_out
 from polychrome.engine.errors import UserError
 
 

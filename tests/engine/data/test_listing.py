@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from polychrome.engine.data import listing
+from polychrome.engine.data import image_set
+from polychrome.engine.data.sets import listing
 from polychrome.engine.errors import UserError
 
 LISTS = {"train.txt": "a.jpg 0\nb.jpg 1\n", "val.txt": "c.jpg 0\n", "test.txt": "d.jpg 1\n"}
@@ -34,9 +35,9 @@ def fault(root, **options):
 def test_list_files_are_read_in_order(tmp_path):
     images = listing.read(write(tmp_path))
     assert images.root == tmp_path
-    assert images.splits["train"] == listing.Split(("a.jpg", "b.jpg"), (0, 1))
-    assert images.splits["val"] == listing.Split(("c.jpg",), (0,))
-    assert images.splits["test"] == listing.Split(("d.jpg",), (1,))
+    assert images.splits["train"] == image_set.Split(("a.jpg", "b.jpg"), (0, 1))
+    assert images.splits["val"] == image_set.Split(("c.jpg",), (0,))
+    assert images.splits["test"] == image_set.Split(("d.jpg",), (1,))
     assert images.class_names == ("0", "1")
 
 
@@ -104,8 +105,8 @@ def test_split_folders_are_sorted_and_known_suffixes_listed(tmp_path):
     images = listing.read(tmp_path)
     assert images.class_names == ("ant", "dog")
     paths = ("train/ant/ü x.webp", "train/dog/1.gif", "train/dog/2.JPG")
-    assert images.splits["train"] == listing.Split(paths, (0, 1, 1))
-    assert images.splits["val"] == listing.Split(("val/dog/1.png",), (1,))
+    assert images.splits["train"] == image_set.Split(paths, (0, 1, 1))
+    assert images.splits["val"] == image_set.Split(("val/dog/1.png",), (1,))
 
 
 def test_faults_in_split_folders(tmp_path):
@@ -155,7 +156,7 @@ def test_arrays_are_listed_as_images_are(tmp_path):
 
 
 def test_listing_and_scanning_need_no_torch():
-    code = "import sys, engine.data.listing, engine.data.scan; print({'torch', 'nvidia', 'PIL'} & set(sys.modules))"
+    code = "import sys; from engine.data.sets import scan; print({'torch', 'nvidia', 'PIL'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 

@@ -7,14 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from polychrome.engine.augmentation import Augmentations
-from polychrome.engine.channels import Channels
-from polychrome.engine.data import decode, listing, loader, sampling, scan
+from polychrome.engine.channels.names import Channels
+from polychrome.engine.data import image_set, loader, sampling
+from polychrome.engine.data.augmentation import Augmentations
+from polychrome.engine.data.files import decode
+from polychrome.engine.data.readers import choice
+from polychrome.engine.data.sets import scan
 from polychrome.engine.errors import UserError
 from polychrome.kernels.augment import Recipe
 from tests.engine.data import image_kinds
 
-needs_dali = pytest.mark.skipif(loader.resolve("auto") != "dali", reason="NVIDIA DALI is not installed")
+needs_dali = pytest.mark.skipif(choice.resolve("auto") != "dali", reason="NVIDIA DALI is not installed")
 BOTH = [pytest.param("dali", marks=needs_dali), "torch"]
 ALL = [*BOTH, "synthetic"]
 
@@ -24,8 +27,8 @@ def images(tmp_path_factory):
     """Every accepted kind of file, 41 or so images in four classes, under names with spaces and accents."""
     root = tmp_path_factory.mktemp("my images")
     paths = image_kinds.write(root, {f"{name} é.bin": content for name, content in image_kinds.accepted().items()})
-    split = listing.Split(tuple(paths), tuple(i % 4 for i in range(len(paths))))
-    whole = listing.ImageSet(root, tuple("abcd"), dict.fromkeys(("train", "val", "test"), split))
+    split = image_set.Split(tuple(paths), tuple(i % 4 for i in range(len(paths))))
+    whole = image_set.ImageSet(root, tuple("abcd"), dict.fromkeys(("train", "val", "test"), split))
     return scan.apply(whole, scan.scan(root, paths, workers=1, cache=False))
 
 
@@ -37,7 +40,7 @@ def create(images, backend, **options):
 def first(images, count):
     """Return the set with only the first images in each split."""
     cut = {
-        name: listing.Split(split.paths[:count], split.labels[:count], split.sizes[:count])
+        name: image_set.Split(split.paths[:count], split.labels[:count], split.sizes[:count])
         for name, split in images.splits.items()
     }
     return dataclasses.replace(images, splits=cut)
@@ -69,7 +72,7 @@ def test_backends_give_the_same_images(images, train):
 @needs_dali
 def test_dalis_own_resize_and_flip_agree_with_torchs(images):
     """The pipeline that a GPU runs, built on the CPU."""
-    from polychrome.engine.data import dali
+    from polychrome.engine.data.readers import dali
 
     with create(images, "torch", workers=0) as theirs:
         plan, expected = theirs.plan(0), list(theirs.epoch(0))
@@ -265,8 +268,8 @@ def test_evaluation_crops_the_central_square(images):
 
 
 def test_synthetic_images_need_no_files(tmp_path):
-    split = listing.Split(("none.jpg",) * 10, (0, 1) * 5)
-    images = listing.ImageSet(tmp_path, ("a", "b"), {"train": split})
+    split = image_set.Split(("none.jpg",) * 10, (0, 1) * 5)
+    images = image_set.ImageSet(tmp_path, ("a", "b"), {"train": split})
     with create(images, "synthetic") as batches:
         assert [len(batch.indices) for batch in batches.epoch(0)] == [8, 2]
     with pytest.raises(ValueError, match="has no image sizes"):
@@ -277,16 +280,16 @@ def test_faults_are_the_users(images, monkeypatch):
     with pytest.raises(UserError, match="has 1 usable images: training needs at least 2"):
         create(first(images, 1), "synthetic")
     with pytest.raises(UserError, match="backend must be one of auto, dali, torch, synthetic, got 'ffcv'"):
-        loader.resolve("ffcv")
+        choice.resolve("ffcv")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert loader.resolve("auto") == "torch"
+    assert choice.resolve("auto") == "torch"
     with pytest.raises(UserError, match="backend dali needs NVIDIA DALI: pip install nvidia-dali"):
-        loader.resolve("dali")
+        choice.resolve("dali")
 
 
 @needs_dali
 def test_auto_is_dali_where_it_is_installed():
-    assert loader.resolve("auto") == "dali"
+    assert choice.resolve("auto") == "dali"
 
 
 @pytest.mark.gpu
@@ -310,7 +313,7 @@ def test_file_names_need_not_be_utf8(tmp_path, backend):
     name = os.fsdecode(b"caf\xe9.png")
     Image.fromarray(np.full((20, 20, 3), 77, np.uint8)).save(tmp_path / "plain.png")
     os.rename(tmp_path / "plain.png", tmp_path / name)
-    images = listing.ImageSet(tmp_path, ("a",), {"test": listing.Split((name,), (0,))})
+    images = image_set.ImageSet(tmp_path, ("a",), {"test": image_set.Split((name,), (0,))})
     images = scan.apply(images, scan.scan(tmp_path, [name], cache=False))
     with loader.create(images, "test", size=16, batch_size=1, train=False, backend=backend) as batches:
         (batch,) = batches.epoch(0)

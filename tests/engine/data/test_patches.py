@@ -3,8 +3,9 @@ import os
 import numpy as np
 import pytest
 
-from polychrome.engine.data import listing, patches, scan
-from polychrome.engine.data.pixels import Pixels
+from polychrome.engine.data import image_set
+from polychrome.engine.data.sets import listing, patches, scan
+from polychrome.engine.data.stores.whole import Pixels
 from polychrome.engine.errors import UserError
 
 HEIGHT, WIDTH, CHANNELS = 60, 70, 4
@@ -82,7 +83,7 @@ def test_every_class_that_can_be_is_in_train_and_test(made):
     for split in ("train", "test"):
         found = {images.class_names[label] for label in images.splits[split].labels}
         assert {"1", "2", "3", "4"} <= found
-    counts = [len(images.splits[split].paths) for split in listing.SPLITS]
+    counts = [len(images.splits[split].paths) for split in image_set.SPLITS]
     assert lines[0] == f"{counts[0]} train, {counts[1]} val, {counts[2]} test patches of 5 x 5 x 4 in {out}"
     assert counts[0] > counts[2] > 0
     assert [line for line in lines if line.startswith("class 5 ")]

@@ -5,12 +5,17 @@ import numpy as np
 import pytest
 import torch
 
-from polychrome.engine.channels import Channels
-from polychrome.engine.data import cached, decode, listing, loader, pixels, scan
-from polychrome.engine.data.pixels import Pixels
+from polychrome.engine.channels.names import Channels
+from polychrome.engine.data import image_set, loader
+from polychrome.engine.data.files import decode
+from polychrome.engine.data.readers import choice
+from polychrome.engine.data.readers import whole as cached
+from polychrome.engine.data.sets import scan
+from polychrome.engine.data.stores.whole import Pixels
+from polychrome.engine.machine import memory
 from tests.engine.data import image_kinds
 
-BACKENDS = [loader.resolve("auto"), "torch"]
+BACKENDS = [choice.resolve("auto"), "torch"]
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +26,10 @@ def images(tmp_path_factory):
     files |= {f"{side}.png": image_kinds.encoded(image_kinds.picture(side, 48), "PNG") for side in range(40, 60)}
     paths = image_kinds.write(root, files)
     splits = {
-        name: listing.Split(tuple(part), tuple(i % 2 for i in range(len(part))))
+        name: image_set.Split(tuple(part), tuple(i % 2 for i in range(len(part))))
         for name, part in (("train", paths), ("val", paths[:5]), ("test", paths[-20:]))
     }
-    return scan.apply(listing.ImageSet(root, ("a", "b"), splits), scan.scan(root, paths, workers=1, cache=False))
+    return scan.apply(image_set.ImageSet(root, ("a", "b"), splits), scan.scan(root, paths, workers=1, cache=False))
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +57,9 @@ def test_pixels_are_the_decoded_files_each_held_once(images, decoded):
 def test_bytes_needed_counts_channels_and_width_of_the_values(images):
     five = dataclasses.replace(images, dtype="float32", channels=Channels(tuple("abcde"), (0.0,) * 5, (1.0,) * 5))
     assert Pixels.bytes_needed(five) == Pixels.bytes_needed(images) // 3 * 5 * 4
-    split = listing.Split(("a.jpg",), (0,))
+    split = image_set.Split(("a.jpg",), (0,))
     with pytest.raises(ValueError, match="has no image sizes"):
-        Pixels.bytes_needed(listing.ImageSet(images.root, ("a", "b"), {"train": split}))
+        Pixels.bytes_needed(image_set.ImageSet(images.root, ("a", "b"), {"train": split}))
 
 
 @pytest.mark.parametrize("backend", sorted(set(BACKENDS)))
@@ -64,7 +69,7 @@ def test_cached_batches_equal_the_other_backends_to_the_bit(images, decoded, bac
     split = images.splits["train"]
     keep = [split.paths.index(path) for path in exact]
     columns = (tuple(column[i] for i in keep) for column in (split.paths, split.labels, split.sizes))
-    images = dataclasses.replace(images, splits={"train": listing.Split(*columns)})
+    images = dataclasses.replace(images, splits={"train": image_set.Split(*columns)})
     options = {"train": train, "size": size}
     with create(images, backend, **options) as theirs, create(images, "dali", pixels=decoded, **options) as ours:
         for a, b in zip(ours.epoch(2), theirs.epoch(2), strict=True):
@@ -94,8 +99,8 @@ def test_an_epoch_can_be_left_and_entered_in_the_middle(images, decoded):
 def test_an_image_of_the_size_wanted_is_not_resized(images, decoded, monkeypatch):
     split = images.splits["train"]
     index = split.paths.index("48.png")
-    only = dataclasses.replace(images, splits={"test": listing.Split(("48.png",), (0,), (split.sizes[index],))})
-    monkeypatch.setattr("polychrome.engine.data.resizing.functional.resize", None)
+    only = dataclasses.replace(images, splits={"test": image_set.Split(("48.png",), (0,), (split.sizes[index],))})
+    monkeypatch.setattr("polychrome.engine.data.readers.resizing.functional.resize", None)
     with create(only, "auto", split="test", train=False, eval_crop=1.0, pixels=decoded) as batches:
         (batch,) = batches.epoch(0)
     np.testing.assert_array_equal(batch.images[0].permute(1, 2, 0).numpy(), decoded["48.png"])
@@ -109,7 +114,7 @@ def test_a_fault_in_a_thread_is_raised_where_the_batch_is_read(images, decoded, 
 
 def test_images_that_were_not_loaded_are_refused(images, decoded):
     few = dataclasses.replace(
-        images, splits={"train": listing.Split(("new.png", "48.png"), (0, 1), ((9, 9), (48, 48)))}
+        images, splits={"train": image_set.Split(("new.png", "48.png"), (0, 1), ((9, 9), (48, 48)))}
     )
     with pytest.raises(ValueError, match=r"1 of 2 images are not among the pixels, such as new\.png"):
         create(few, "auto", pixels=decoded)
@@ -127,8 +132,8 @@ def test_a_file_that_changed_since_the_scan_is_left_out(tmp_path, content, reaso
     (tmp_path / "b.png").write_bytes(image_kinds.encoded(image_kinds.picture(8, 9), "PNG"))
     if content is not None:
         (tmp_path / "a.png").write_bytes(content)
-    split = listing.Split(("a.png", "b.png"), (0, 1), ((8, 9), (8, 9)))
-    found = Pixels.load(listing.ImageSet(tmp_path, ("a", "b"), {"train": split}), 1)
+    split = image_set.Split(("a.png", "b.png"), (0, 1), ((8, 9), (8, 9)))
+    found = Pixels.load(image_set.ImageSet(tmp_path, ("a", "b"), {"train": split}), 1)
     assert list(found.faults) == ["a.png"]
     assert re.match(reason, found.faults["a.png"])
     assert "\n" not in found.faults["a.png"]
@@ -157,9 +162,9 @@ def machine(tmp_path, cgroup):
 
 def test_memory_is_what_the_machine_has_where_no_group_limits_it(tmp_path):
     proc, groups = machine(tmp_path, "0::/a\n")
-    assert pixels.available(proc, groups) == 4000 * 1024
+    assert memory.available(proc, groups) == 4000 * 1024
     group(groups / "a", memory__max="max\n", memory__current="5\n", memory__stat="inactive_file 0\n")
-    assert pixels.available(proc, groups) == 4000 * 1024
+    assert memory.available(proc, groups) == 4000 * 1024
 
 
 def test_the_tightest_group_counts_without_what_it_can_give_back(tmp_path):
@@ -167,25 +172,19 @@ def test_the_tightest_group_counts_without_what_it_can_give_back(tmp_path):
     group(groups / "a" / "b", memory__max="max\n", memory__current="5\n", memory__stat="inactive_file 0\n")
     for name, content in {"max": "100000", "current": "70000", "stat": "anon 9\ninactive_file 20000\n"}.items():
         (groups / "a" / f"memory.{name}").write_text(content)
-    assert pixels.available(proc, groups) == 50000
+    assert memory.available(proc, groups) == 50000
 
 
 def test_groups_of_the_first_version_count_too(tmp_path):
     proc, groups = machine(tmp_path, "3:cpuset:/\n4:memory:/job\n0::/\n")
     names = {"limit_in_bytes": "90000", "usage_in_bytes": "95000", "stat": "total_inactive_file 1000\n"}
     group(groups / "memory" / "job", **{f"memory__{name}": content for name, content in names.items()})
-    assert pixels.available(proc, groups) == 0
-
-
-def test_half_of_the_memory_fits(monkeypatch):
-    monkeypatch.setattr(pixels, "available", lambda: 1000)
-    assert pixels.fits(500)
-    assert not pixels.fits(501)
+    assert memory.available(proc, groups) == 0
 
 
 def test_this_machine_has_some_memory(tmp_path):
-    assert pixels.available() > 2**20
-    assert pixels.available(tmp_path, tmp_path) > 2**20  # no /proc here: all that is built in
+    assert memory.available() > 2**20
+    assert memory.available(tmp_path, tmp_path) > 2**20  # no /proc here: all that is built in
 
 
 @pytest.mark.gpu

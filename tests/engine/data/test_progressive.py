@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from polychrome.engine.augmentation import Augmentations
-from polychrome.engine.data import loader, scan
-from polychrome.engine.data.listing import read
-from polychrome.engine.data.pixels import Pixels
-from polychrome.engine.data.resident import Resident
+from polychrome.engine.data import loader
+from polychrome.engine.data.augmentation import Augmentations
+from polychrome.engine.data.opening import squeezed
+from polychrome.engine.data.readers import choice
+from polychrome.engine.data.sets import scan
+from polychrome.engine.data.sets.listing import read
+from polychrome.engine.data.stores.whole import Pixels
 
 GROWING = Augmentations(("crop", "flip"), epochs=5, progressive=0.5)
 CPU = torch.device("cpu")
@@ -48,8 +50,8 @@ def test_every_source_gives_the_size_of_the_epoch(images, source):
     if source == "cached":
         pixels = Pixels.load(images, 1)
     if source == "resident":
-        pixels = Resident.load(images, 40, "torch", CPU, CPU, 0)
-    backend = source if source in loader.BACKENDS else "torch"
+        pixels = squeezed(images, 40, "torch", CPU, CPU, 0)
+    backend = source if source in choice.BACKENDS else "torch"
     options = {"size": 32, "batch_size": 24, "backend": backend, "workers": 1, "pixels": pixels}
     with loader.create(images, "train", train=True, augmentations=GROWING, **options) as train:
         for epoch, size in zip((5, 1, 3), (32, 16, 24), strict=True):

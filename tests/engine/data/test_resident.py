@@ -2,15 +2,19 @@ import numpy as np
 import pytest
 import torch
 
-from polychrome.engine.channels import RGB
-from polychrome.engine.data import kept, loader, placement, resident
-from polychrome.engine.data.pixels import Pixels
-from polychrome.engine.data.resident import Resident, stored_crops
+from polychrome.engine.channels.names import RGB
+from polychrome.engine.data import loader, opening
+from polychrome.engine.data.opening import squeezed
+from polychrome.engine.data.readers import choice
+from polychrome.engine.data.readers.uniform import stored_crops
+from polychrome.engine.data.stores import placement, uniform
+from polychrome.engine.data.stores.uniform import Resident
+from polychrome.engine.data.stores.whole import Pixels
 from polychrome.engine.errors import UserError
 from tests.engine.data import photos
 
 CPU = torch.device("cpu")
-BACKENDS = sorted({loader.resolve("auto"), "torch"})
+BACKENDS = sorted({choice.resolve("auto"), "torch"})
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +31,7 @@ def equal(tmp_path_factory):
 
 
 def load(images, size, backend="torch", **options):
-    return Resident.load(images, size, backend, CPU, CPU, 0 if backend == "torch" else 1, **options)
+    return squeezed(images, size, backend, CPU, CPU, 0 if backend == "torch" else 1, **options)
 
 
 def create(images, pixels, **options):
@@ -93,14 +97,14 @@ def test_pixels_are_close_to_the_streamed_ones(images, train):
 
 def test_images_of_one_size_equal_the_streamed_ones(equal):
     """Nothing is resampled to be stored; at that size without a crop nothing is at all."""
-    found = kept.decode(equal, placement.place(equal, "device", CPU, 60), "torch", CPU, 1)
+    found = opening.decode(equal, placement.place(equal, "device", CPU, 60), "torch", CPU, 1)
     assert found.values.shape == (20, 48, 56, 3)
     np.testing.assert_array_equal(found.values.numpy().reshape(-1), Pixels.load(equal, 1).values)
     with create(equal, found) as ours, create(equal, None) as theirs:
         for a, b in zip(ours.epoch(1), theirs.epoch(1), strict=True):
             assert (a.images.int() - b.images.int()).abs().max() <= 1
     square = photos.write(equal.root / "square", [(32, 32)] * 12)
-    found = kept.decode(square, placement.place(square, "device", CPU, 32), "torch", CPU, 1)
+    found = opening.decode(square, placement.place(square, "device", CPU, 32), "torch", CPU, 1)
     with (
         create(square, found, train=False, eval_crop=1.0) as ours,
         create(square, None, train=False, eval_crop=1.0) as theirs,
@@ -116,7 +120,7 @@ def test_a_batch_is_standardised_with_channels_chosen_and_jitter(images):
     with create(images, load(images, 64)) as batches:
         for batch in batches.epoch(1):
             got = batch.standardised(RGB, sources, **jitter)
-            streamed = loader.Batch(batch.images, batch.labels, batch.indices, batch.total)
+            streamed = batches.Batch(batch.images, batch.labels, batch.indices, batch.total)
             assert got.shape == (8, 4, 32, 32)
             assert got.is_contiguous(memory_format=torch.channels_last)
             assert not got[:, 1].any()
@@ -131,7 +135,7 @@ def test_upside_down_comes_before_rotation(images):
     got = batch.standardised(RGB, vflips=vflips)
     assert torch.equal(got, torch.where(vflips[:, None, None, None], plain.flip(2), plain))
     assert got.is_contiguous(memory_format=torch.channels_last)
-    streamed = loader.Batch(batch.images, batch.labels, batch.indices, batch.total)
+    streamed = batches.Batch(batch.images, batch.labels, batch.indices, batch.total)
     turned = batch.standardised(RGB, vflips=vflips, angles=angles)
     expected = streamed.standardised(RGB, vflips=vflips, angles=angles)
     inside = (slice(None), slice(None), slice(8, -8), slice(8, -8))
@@ -172,7 +176,7 @@ def test_files_that_fail_are_left_out(images, tmp_path):
 def test_only_bytes_can_be_resident(images):
     with pytest.raises(ValueError, match=r"\[1, 2, 2, 3\] torch.float32 of 1 images, wanted uint8 and 4 axes"):
         Resident(torch.zeros(1, 2, 2, 3), ["a"])
-    assert resident.Resident.backend == "resident"
+    assert uniform.Resident.backend == "resident"
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import os
 import numpy as np
 import pytest
 
-from polychrome.engine.data import listing
-from polychrome.engine.data import scan as scanning
+from polychrome.engine.data import image_set
+from polychrome.engine.data.sets import scan as scanning
 from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds
 
@@ -93,7 +93,8 @@ def test_whatever_is_accepted_goes_through_dali(tmp_path):
     pytest.importorskip("nvidia.dali")
     import torch
 
-    from polychrome.engine.data import dali, loader
+    from polychrome.engine.data import batches
+    from polychrome.engine.data.readers import dali
 
     report = scan(tmp_path, damaged_files())
     assert len(report.sizes) > 150
@@ -104,7 +105,7 @@ def test_whatever_is_accepted_goes_through_dali(tmp_path):
     crops = np.concatenate([top_left, sizes - top_left], 1)
     reader = dali.Reader(tmp_path, list(report.sizes), 16, 32, torch.device("cpu"), 1)
     plan = [
-        loader.Work(part, crops[part], np.zeros(len(part), bool)) for part in np.array_split(np.arange(len(sizes)), 10)
+        batches.Work(part, crops[part], np.zeros(len(part), bool)) for part in np.array_split(np.arange(len(sizes)), 10)
     ]
     batches = list(reader.read(plan))
     assert sum(len(images) for images, _ in batches) == len(sizes)
@@ -169,9 +170,9 @@ def test_processes_and_progress(tmp_path):
 def test_apply_drops_the_rejected_and_fills_sizes(tmp_path):
     report = scan(tmp_path, {"a.jpg": WHOLE, "b.jpg": b"", "c.jpg": WHOLE})
     splits = {"train": (("a.jpg", "b.jpg", "c.jpg"), (0, 1, 1)), "val": (("a.jpg",), (0,)), "test": (("c.jpg",), (1,))}
-    images = listing.ImageSet(tmp_path, ("x", "y"), {name: listing.Split(*split) for name, split in splits.items()})
+    images = image_set.ImageSet(tmp_path, ("x", "y"), {name: image_set.Split(*split) for name, split in splits.items()})
     kept = scanning.apply(images, report)
-    assert kept.splits["train"] == listing.Split(("a.jpg", "c.jpg"), (0, 1), ((93, 121), (93, 121)))
-    images.splits["val"] = listing.Split(("b.jpg",), (1,))
+    assert kept.splits["train"] == image_set.Split(("a.jpg", "c.jpg"), (0, 1), ((93, 121), (93, 121)))
+    images.splits["val"] = image_set.Split(("b.jpg",), (1,))
     with pytest.raises(UserError, match=r"no usable image in val of .*all 1 were rejected.*b.jpg: empty file"):
         scanning.apply(images, report)

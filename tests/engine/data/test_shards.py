@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from polychrome.engine.data import listing, loader, scan, shards, stacks
-from polychrome.engine.data.pixels import Pixels
+from polychrome.engine.data import loader
+from polychrome.engine.data.files import stacks
+from polychrome.engine.data.files import tars as shards
+from polychrome.engine.data.readers import choice
+from polychrome.engine.data.sets import listing, scan
+from polychrome.engine.data.stores.whole import Pixels
 from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds, tars
 
-needs_dali = pytest.mark.skipif(loader.resolve("auto") != "dali", reason="NVIDIA DALI is not installed")
+needs_dali = pytest.mark.skipif(choice.resolve("auto") != "dali", reason="NVIDIA DALI is not installed")
 BOTH = [pytest.param("dali", marks=needs_dali), "torch"]
 JPEG = image_kinds.encoded(image_kinds.picture(40, 50), "JPEG", quality=90)
 
@@ -356,7 +360,7 @@ def test_an_index_that_cannot_be_kept_is_no_failure(tmp_path, monkeypatch):
 def test_many_shards_are_indexed_in_processes(tmp_path, monkeypatch):
     files = {f"{'ab'[i % 2]}/{i:02d}.jpg": JPEG for i in range(32)}
     pattern = in_shards(tmp_path, files, count=16)
-    monkeypatch.setattr("polychrome.engine.data.cache.cpus", lambda: 2)
+    monkeypatch.setattr("polychrome.engine.data.sets.webdataset.cpus", lambda: 2)
     images = listing.read(pattern)
     found = {path for split in images.splits.values() for path in split.paths}
     assert found == {f"{i % 16:03d}.tar/{'ab'[i % 2]}/{i:02d}.jpg" for i in range(32)}

@@ -8,10 +8,13 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from polychrome.engine.channels import RGB, Channels
-from polychrome.engine.data import listing, loader, scan, stacks
-from polychrome.engine.data.decode import Unsupported
-from polychrome.engine.data.pixels import Pixels
+from polychrome.engine.channels.names import RGB, Channels
+from polychrome.engine.data import image_set, loader
+from polychrome.engine.data.files import stacks
+from polychrome.engine.data.files.decode import Unsupported
+from polychrome.engine.data.readers import choice
+from polychrome.engine.data.sets import listing, scan
+from polychrome.engine.data.stores.whole import Pixels
 from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds
 
@@ -49,7 +52,7 @@ def folder(root, files, names=None):
     """Write a data folder of two classes whose three splits are the files in turn."""
     image_kinds.write(root, files)
     rows = [f"{name} {i // 3 % 2}\n" for i, name in enumerate(files)]
-    for i, split in enumerate(listing.SPLITS):
+    for i, split in enumerate(image_set.SPLITS):
         (root / f"{split}.txt").write_text("".join(rows[i::3]))
     if names is not None:
         (root / "channels.txt").write_text(names)
@@ -191,7 +194,7 @@ def test_names_and_statistics_are_those_of_the_usable_training_files(tmp_path, d
 
 
 def test_statistics_of_large_images_and_large_offsets_are_exact(tmp_path, monkeypatch):
-    monkeypatch.setattr("polychrome.engine.data.statistics.BLOCK", 100)
+    monkeypatch.setattr("polychrome.engine.data.files.statistics.BLOCK", 100)
     arrays = {f"{i}.npy": values(40, 30, 2, seed=i, dtype=np.float64) / 100 + [1e4, -3e3] for i in range(6)}
     images = opened(folder(tmp_path, {name: npy(array) for name, array in arrays.items()}))
     train = np.concatenate([arrays[f"{i}.npy"].astype(np.float32).reshape(-1, 2) for i in (0, 3)]).astype(np.float64)
@@ -332,7 +335,7 @@ def test_worker_processes_read_stacks_too(five):
 def test_dali_is_refused_and_auto_is_torch(five):
     with pytest.raises(UserError, match=r"backend dali reads photos, not \.npy files or TIFF files of several pages"):
         loader.create(five, "train", size=16, batch_size=3, train=True, backend="dali")
-    assert loader.resolve("auto", stacks=True) == "torch"
+    assert choice.resolve("auto", stacks=True) == "torch"
 
 
 def test_one_channel_arrays_are_listed_in_class_folders(tmp_path):

@@ -1,0 +1,1 @@
+"""Channels: their names, the combinations of them, and what a model is shown of a combination."""

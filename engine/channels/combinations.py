@@ -1,0 +1,109 @@
+"""Combinations of channels by name: those that are tested, and those that a user asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from types import MappingProxyType
+
+import numpy as np
+
+from polychrome.engine.channels.names import ALL, MOST_WITH_ALL_COMBINATIONS, RGB, SHUFFLED, are_letters, join
+from polychrome.engine.errors import UserError
+
+DRAWS_OF_EACH_SIZE = 3
+
+
+# The order in which the reports list the combinations of three channels.
+_REPORTED = ("RGB", "RG", "GB", "RB", "R", "G", "B")
+
+
+# The order in which report C trains on them.
+_IN_TURN = ("R", "RG", "G", "GB", "B", "RB", "RGB")
+
+
+# Positions of the channels by the name of their combination; empty where each sample gets a random choice and order.
+Combinations = Mapping[str, tuple[int, ...]]
+
+
+def every(names: Sequence[str] = RGB.names, seed: int = 0) -> Combinations:
+    """Return the combinations that are tested by default, the full set first.
+
+    Up to five channels these are all; beyond, the full set, each channel alone, and three different random choices of
+    each size between, drawn by `seed` and named as "12 of 48 #1".
+    """
+    count = len(names)
+    everything = tuple(range(count))
+    if tuple(names) == RGB.names:
+        return {name: tuple(map(names.index, name)) for name in _REPORTED}
+    if count <= MOST_WITH_ALL_COMBINATIONS:
+        chosen = (some for size in range(count, 0, -1) for some in combinations(everything, size))
+        return {join([names[place] for place in some], names): some for some in chosen}
+    found = {ALL: everything}
+    generator = np.random.default_rng([seed, count])
+    for size in range(count - 1, 1, -1):
+        drawn: set[tuple[int, ...]] = set()
+        while len(drawn) < DRAWS_OF_EACH_SIZE:
+            chosen = tuple(sorted(generator.choice(count, size, replace=False).tolist()))
+            if chosen not in drawn:
+                drawn.add(chosen)
+                found[f"{size} of {count} #{len(drawn)}"] = chosen
+    return found | {names[place]: (place,) for place in everything}
+
+
+def in_turn(names: Sequence[str] = RGB.names) -> tuple[tuple[int, ...], ...]:
+    """Return the combinations that "cycle" trains on, in its order: the full one last.
+
+    Raises:
+        UserError: the channels have too many combinations.
+    """
+    if tuple(names) == RGB.names:
+        return tuple(tuple(map(names.index, name)) for name in _IN_TURN)
+    if len(names) > MOST_WITH_ALL_COMBINATIONS:
+        raise UserError(f"channel sampling cycle takes up to {MOST_WITH_ALL_COMBINATIONS} channels, got {len(names)}")
+    return tuple(every(names).values())[::-1]
+
+
+def parse(wanted: Sequence[str], names: Sequence[str] = RGB.names, seed: int = 0) -> Combinations:
+    """Return the combinations the user asked for, by name.
+
+    "all" stands for `every`, "shuffled" for a random choice and order of the channels for each sample.
+
+    Raises:
+        UserError: a combination names a channel that is not there, or one twice, or is itself named twice.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for combination in wanted:
+        if wanted.count(combination) > 1:
+            raise UserError(f"channels {combination!r} are named {wanted.count(combination)} times")
+        if combination == ALL:
+            found |= every(names, seed)
+        else:
+            found[combination] = () if combination == SHUFFLED else indices(combination, names)
+    return MappingProxyType(found)
+
+
+def indices(combination: str, names: Sequence[str] = RGB.names) -> tuple[int, ...]:
+    """Return the positions of a combination's channels, in the order it names them.
+
+    Raises:
+        UserError: as `parse`.
+    """
+    chosen = _split(combination, names)
+    unknown = [channel for channel in chosen if channel not in names]
+    if not chosen:
+        raise UserError(f"channels must name at least one of {', '.join(names)}")
+    if unknown:
+        raise UserError(
+            f"channels {combination!r}: no channel {join(unknown, names)!r}; the data has {', '.join(names)}"
+        )
+    if len(set(chosen)) != len(chosen):
+        raise UserError(f"channels {combination!r}: a channel is named twice")
+    return tuple(map(list(names).index, chosen))
+
+
+def _split(combination: str, names: Sequence[str]) -> list[str]:
+    if combination in names:
+        return [combination]
+    letters = "+" not in combination and are_letters(names)
+    return list(combination) if letters else [name.strip() for name in combination.split("+") if name.strip()]

@@ -1,0 +1,76 @@
+"""What a model is shown where some channels are absent, and which of them a batch loses in training."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polychrome.engine.channels.names import Channels as Channels
+from polychrome.engine.channels.names import full as full
+
+DROP = 1  # apart from other draws by the same numbers
+DROP_PROBABILITY = 0.3
+
+
+def protocol(model: torch.nn.Module) -> str:
+    """Return "subset" for a model that takes any channel count, "mask" for one that is also told which ones they are.
+
+    Any other is shown zeros in place of absent channels, "zero-pad".
+    """
+    if not getattr(model, "any_channels", False):
+        return "zero-pad"
+    return "mask" if getattr(model, "fixed_places", False) else "subset"
+
+
+@cache
+def places(chosen: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the positions of channels as int64 on a device; kept there, as every copy makes the host wait."""
+    return torch.tensor(chosen, dtype=torch.int64, device=device)
+
+
+@cache
+def present(chosen: tuple[int, ...], channels: int, device: torch.device) -> Tensor:
+    """Return which channels are among `chosen`, bool [channels], kept on a device as `places` are."""
+    return torch.tensor([place in chosen for place in range(channels)], device=device)
+
+
+def shown(images: Tensor, chosen: tuple[int, ...], how: str) -> tuple[Tensor, ...]:
+    """Return a model's arguments for `images` when only `chosen` are present: as `select`, and under "mask" a mask.
+
+    The mask, [batch, channels] bool, comes with the tensor of "zero-pad".
+    """
+    if how == "mask":
+        count, channels = images.shape[:2]
+        return select(images, chosen, "zero-pad"), present(chosen, channels, images.device).expand(count, -1)
+    return (select(images, chosen, how),)
+
+
+def select(images: Tensor, chosen: tuple[int, ...], how: str) -> Tensor:
+    """Return what a model is shown of `images` [batch, channels, height, width] when only `chosen` are present.
+
+    Under "subset" the tensor has only these channels; under "zero-pad" all of them, the absent ones zero
+    (after normalisation, so an absent channel looks like a constant mean).
+    """
+    count = images.shape[1]
+    if how == "subset":
+        every_one = chosen == tuple(range(count))
+        return images if every_one else images.index_select(1, places(chosen, images.device))
+    return images * present(chosen, count, images.device)[:, None, None]
+
+
+def dropped(channels: int, seed: int, draw: int, batch: int) -> Tensor | None:
+    """Return which channel each input channel of a batch is, int64 [channels], -1 where it is lost; None: all stay.
+
+    With probability 0.3 the batch loses some of its channels, never all, every number of them as often (report D's
+    RandomChannelDrop). It follows from the seed, the number of the draw and that of the batch.
+    """
+    generator = np.random.default_rng([DROP, seed, draw, batch])
+    if channels == 1 or generator.random() >= DROP_PROBABILITY:
+        return None
+    lost = generator.permutation(channels)[generator.integers(1, channels) :]
+    sources = np.arange(channels)
+    sources[lost] = -1
+    return torch.from_numpy(sources)

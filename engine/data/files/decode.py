@@ -1,0 +1,100 @@
+"""The one definition of an image file's pixels: what every backend has to agree with."""
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps, TiffTags
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+CONVERT = "convert it to PNG or JPEG"
+TIFF_TAGS = {info.name: tag for tag, info in TiffTags.TAGS_V2.items()}
+BITS_PER_SAMPLE, SAMPLES_PER_PIXEL = TIFF_TAGS["BitsPerSample"], TIFF_TAGS["SamplesPerPixel"]
+
+# XMP and text chunks may carry an orientation too; only EXIF proper counts, as in DALI and torchvision.
+OTHER_ORIENTATIONS = ("xmp", "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type xmp")
+
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "PPM")
+TIFF_MODES = ("RGB", "RGBA", "L", "P", "I;16", "I;16B")
+PPM_MODES = ("RGB", "L", "1", "I")
+BMP_LAYOUTS = ("BGR", "BGRX", "P", "L", "1")
+
+
+class Unsupported(ValueError):
+    """An image of a kind that the backends do not decode alike; the message is one line."""
+
+
+class SeveralPages(Unsupported):
+    """A TIFF file of several pages, which may be one of several channels (see `engine.data.files.stacks`)."""
+
+
+def rgb(file: str | PathLike | IO[bytes]) -> np.ndarray:
+    """Decode a whole image file into uint8 [height, width, 3], rotated as its EXIF data says.
+
+    Gray becomes three equal channels, transparency is dropped, 16 bits are rounded to 8, CMYK and palettes are
+    converted. Raises Unsupported for a kind outside the allow list, OSError for a damaged or missing file.
+    """
+    try:
+        with Image.open(file) as image:
+            check(image)
+            image.load()
+            return _three_channels(_upright(image))
+    except (OSError, Unsupported):
+        raise
+    except Image.DecompressionBombError as error:
+        raise Unsupported(f"too large: {error}") from error
+    except Exception as error:  # Pillow's plugins raise many kinds over damaged bytes
+        raise OSError(f"damaged: {error}") from error
+
+
+def verify(file: str | PathLike | IO[bytes]) -> None:
+    """Raise OSError where a PNG's checksums or its end are wrong, which decoding it may not notice."""
+    with Image.open(file) as image:
+        try:
+            if image.format == "PNG":
+                image.verify()
+        except (SyntaxError, ValueError, EOFError) as error:
+            raise OSError(f"damaged: {error}") from error
+
+
+def check(image: Image.Image) -> None:
+    """Raise Unsupported unless the opened image is of a kind that all backends decode to the same pixels."""
+    kind = image.format
+    if kind not in FORMATS:
+        raise Unsupported(f"{kind} is not supported, {CONVERT}")
+    if kind != "MPO" and getattr(image, "n_frames", 1) > 1:
+        fault = SeveralPages if kind == "TIFF" else Unsupported
+        raise fault(f"{image.n_frames} frames in one {kind} file, wanted one: keep the first")
+    if kind == "WEBP" and "exif" in image.info:
+        raise Unsupported(f"WEBP with EXIF data is not supported, {CONVERT}")
+    if kind == "TIFF" and image.tag_v2.get(SAMPLES_PER_PIXEL, 1) > 4:
+        raise Unsupported(
+            f"TIFF of {image.tag_v2[SAMPLES_PER_PIXEL]} bands in a page is not supported: save it as .npy"
+        )
+    if kind == "TIFF" and (image.mode not in TIFF_MODES or BITS_PER_SAMPLE not in image.tag_v2):
+        raise Unsupported(f"TIFF of mode {image.mode} is not supported, {CONVERT}")
+    if kind not in ("BMP", "PPM"):
+        return
+    codec, layout = image.tile[0].codec_name, image.tile[0].args
+    if kind == "BMP" and (codec != "raw" or layout[0] not in BMP_LAYOUTS):
+        raise Unsupported(f"BMP stored as {codec} {layout[0]} is not supported, {CONVERT}")
+    if kind == "PPM" and (codec != "raw" or image.mode not in PPM_MODES):
+        raise Unsupported(f"PPM of floats, as text or with a maximum other than 255 is not supported, {CONVERT}")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if image.format == "TIFF":  # Pillow has rotated it while loading
+        return image
+    for key in OTHER_ORIENTATIONS:
+        image.info.pop(key, None)
+    return ImageOps.exif_transpose(image)
+
+
+def _three_channels(image: Image.Image) -> np.ndarray:
+    if not image.mode.startswith("I"):
+        return np.asarray(image.convert("RGB"))
+    gray = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
+    return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)

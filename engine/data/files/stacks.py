@@ -1,0 +1,148 @@
+"""Images of any number of channels: .npy arrays, and TIFF files with a page for each channel."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from polychrome.engine.channels.names import ALL, SHUFFLED
+from polychrome.engine.data.files import tars
+from polychrome.engine.data.files.text import lines
+from polychrome.engine.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from io import BytesIO
+
+    from PIL import Image
+
+    from polychrome.engine.data.image_set import ImageSet
+
+SUFFIX = ".npy"
+DTYPES = ("uint8", "uint16", "int16", "float16", "float32", "float64")
+PAGE_MODES = ("L", "I;16", "I;16B", "I", "F")
+NAMES_FILE = "channels.txt"
+
+
+def opener(images: ImageSet) -> Callable[[str], np.ndarray]:
+    """Return what reads a file of the set, given its path there, into [height, width, channels]; it can be pickled."""
+    return partial(_stack, images.root, len(images.channels)) if images.stacks else partial(_photo, images.root)
+
+
+def _stack(root: Path, channels: int, path: str) -> np.ndarray:
+    return read(root / path, channels)
+
+
+def _photo(root: Path, path: str) -> np.ndarray:
+    from polychrome.engine.data.files import decode
+
+    image = decode.rgb(tars.opened(root / path))
+    return np.require(image, requirements="W")  # torch warns of arrays that cannot be written to
+
+
+def is_array(path: str | Path) -> bool:
+    """Return whether a file is an .npy array by its name."""
+    return Path(path).suffix.lower() == SUFFIX
+
+
+def read(file: Path, channels: int | None = None) -> np.ndarray:
+    """Return a stack [height, width, channels]: uint8 where its values are stored so, else float32.
+
+    An array may be [height, width, channels], [channels, height, width] or [height, width]. Of the first and the last
+    axis the one of length `channels` holds the channels; where that does not tell, the shorter; of equals the last.
+
+    Raises:
+        Unsupported: it is whole but of another kind; the message is one line.
+        OSError: it is missing or damaged.
+    """
+    values = _array(tars.opened(file), channels) if is_array(file) else _pages(tars.opened(file))
+    with np.errstate(over="ignore"):  # a float64 too large becomes infinite and is found as such
+        return np.array(values, np.uint8 if values.dtype == np.uint8 else np.float32, order="C")
+
+
+def _array(file: Path | BytesIO, channels: int | None) -> np.ndarray:
+    from polychrome.engine.data.files.decode import Unsupported
+
+    try:
+        values = np.load(file, mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError) as error:
+        text = " ".join(str(error).split())
+        if "Python objects" in text:
+            raise Unsupported(f"values are Python objects, wanted {' '.join(DTYPES)}") from error
+        cut = any(sign in text for sign in ("mmap length", "No data left", "EOF"))
+        raise OSError(f"{'truncated' if cut else 'damaged, or no .npy file'}: {text}") from error
+    if not isinstance(values, np.ndarray):
+        values.close()
+        raise Unsupported("an .npz archive, wanted a single .npy array")
+    if values.dtype.name not in DTYPES:
+        raise Unsupported(f"values are {values.dtype.name}, wanted {' '.join(DTYPES)}")
+    if values.ndim not in (2, 3) or not values.size:
+        raise Unsupported(f"shape {list(values.shape)}, wanted [height, width, channels] or [channels, height, width]")
+    if values.ndim == 2:
+        return values[..., None]
+    first, _, last = values.shape
+    leading = channels != last if channels in (first, last) else first < last
+    return values.transpose(1, 2, 0) if leading else values
+
+
+def _pages(file: Path | BytesIO) -> np.ndarray:
+    from PIL import Image
+
+    from polychrome.engine.data.files.decode import Unsupported
+
+    try:
+        with Image.open(file) as image:
+            pages = [_page(image, number) for number in range(image.n_frames)]
+    except (OSError, Unsupported):
+        raise
+    except Exception as error:  # Pillow raises many kinds over damaged bytes
+        raise OSError(f"damaged: {error}") from error
+    for number, page in enumerate(pages, 1):
+        if page.shape != pages[0].shape:
+            raise Unsupported(f"page {number} has the size {list(page.shape)}, the first {list(pages[0].shape)}")
+    same = len({page.dtype for page in pages}) == 1
+    return np.stack(pages if same else [page.astype(np.float32) for page in pages], -1)
+
+
+def _page(image: Image.Image, number: int) -> np.ndarray:
+    from polychrome.engine.data.files.decode import Unsupported
+
+    image.seek(number)
+    if image.mode not in PAGE_MODES:
+        raise Unsupported(f"page {number + 1} is of mode {image.mode}, wanted pages of one channel each")
+    return np.asarray(image)
+
+
+def channel_names(root: Path) -> tuple[str, ...] | None:
+    """Return the names in `channels.txt`, one a line, or None where there is no such file.
+
+    Raises:
+        UserError: it is empty, or a name stands twice or cannot be used in a combination such as nir+red.
+    """
+    file = root / NAMES_FILE
+    if not file.exists():
+        return None
+    names = checked_names((f"{file}:{number}", name) for number, name in lines(file))
+    if not names:
+        raise UserError(f"{file} names no channels: wanted a line for each")
+    return names
+
+
+def checked_names(entries: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Return the channel names of pairs of a place, to be named in an error, and a name.
+
+    Raises:
+        UserError: a name stands twice or cannot be used in a combination such as nir+red.
+    """
+    names: list[str] = []
+    for place, name in entries:
+        if name in names:
+            raise UserError(f"{place}: channel {name!r} is named twice")
+        if not name.strip(".") or any(mark in name for mark in "+,/\n") or name in (ALL, SHUFFLED):
+            wanted = f"wanted no plus, comma or slash in it, not dots alone, and not {ALL} or {SHUFFLED}"
+            raise UserError(f"{place}: a channel cannot be named {name!r}: {wanted}")
+        names.append(name)
+    return tuple(names)

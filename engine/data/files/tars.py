@@ -1,0 +1,288 @@
+"""Files inside tar shards: a path such as 000.tar/dir/key.jpg leads into the tar 000.tar.
+
+The headers of a tar are read once, and what they tell is kept in the user's cache folder until the tar's size or
+modification time changes. A member then costs one read at its place, so that images can come in any order. That suits
+local drives; from a network drive every image is a request of its own, in an order that no read-ahead can guess: copy
+such shards to a local drive, or keep the decoded images (`--cache`).
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import json
+import os
+import posixpath
+import stat
+import tarfile
+import warnings
+from bisect import bisect_left
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from polychrome.engine.data.image_set import SUFFIXES
+from polychrome.engine.errors import UserError
+from polychrome.engine.machine.files import cache_folder, new_file
+
+SUFFIX = ".tar"
+LABELS = ("cls", "json")
+RULES = 1  # raise it when an index may change
+OPEN = 128  # tars held open at once
+BLOCK, RECORD = 512, 10240  # bytes; writers fill the end of a tar up to a whole record
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+
+
+class Place(NamedTuple):
+    """A member of a tar: its name, where its bytes begin, and how many they are."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def samples(tar: str | Path) -> np.ndarray:
+    """Return what is known of each sample in a tar, by name: those members whose paths agree up to the first dot.
+
+    A structured array. name: the image's member, or another of the sample where it has no image; offset and size: where
+    its bytes are; label: as JSON, empty where there is none; cut: whether the tar ends in the sample or right after it.
+
+    Raises:
+        UserError: the tar cannot be read or is damaged before its end, or a sample has two images or two labels.
+    """
+    try:
+        return _index(str(tar), *_stamp(os.stat(tar)))
+    except OSError as error:
+        raise UserError(f"{tar} cannot be read: {error.strerror}") from error
+
+
+def names(tar: str | Path) -> list[str]:
+    """Return the member that stands for each sample in a tar, in order; raises as `samples` does."""
+    return [os.fsdecode(name) for name in samples(tar)["name"].tolist()]
+
+
+def keep_index(tar: str) -> None:
+    """Read the headers of a tar, so that `samples` finds what they tell in the cache folder."""
+    samples(tar)
+
+
+def has_index(tar: str | Path) -> bool:
+    """Return whether what is in a tar is known already."""
+    try:
+        return _index_file(str(tar), *_stamp(os.stat(tar))).is_file()
+    except OSError:
+        return False
+
+
+def opened(file: str | Path) -> str | Path | BytesIO:
+    """Return a file as decoders take it: as it was given, or of a member of a tar its bytes.
+
+    Raises OSError or ValueError where a member is missing, is no image or lies beyond the end of its tar.
+    """
+    found = _within(file)
+    return file if found is None else BytesIO(_member(file, *found))
+
+
+def read_bytes(file: str | Path) -> bytes:
+    """Return the bytes of a file or of a member of a tar; raises as `opened` does."""
+    found = _within(file)
+    return Path(file).read_bytes() if found is None else _member(file, *found)
+
+
+def size(file: str | Path) -> int:
+    """Return the bytes of a file or of a member of a tar; raises OSError where it is missing."""
+    found = _within(file)
+    return os.stat(file).st_size if found is None else int(_row(file, *found)["size"])
+
+
+def container(file: str | Path) -> str | Path:
+    """Return the tar that a path leads into, or the file itself: whose size and time tell whether the file changed."""
+    found = _within(file)
+    return file if found is None else found[0]
+
+
+def _within(file: str | Path) -> tuple[str, bytes, os.stat_result] | None:
+    """Return the tar that a path leads into, the member's name and the tar's state; None for a file of its own."""
+    text = os.fspath(file)
+    end = text.find(SUFFIX + "/")
+    while end >= 0:
+        tar, member = text[: end + len(SUFFIX)], text[end + len(SUFFIX) + 1 :]
+        try:
+            state = os.stat(tar)
+        except OSError:
+            return None
+        if stat.S_ISREG(state.st_mode):
+            return tar, os.fsencode(member), state
+        end = text.find(SUFFIX + "/", end + 1)
+    return None
+
+
+def _row(file: str | Path, tar: str, member: bytes, state: os.stat_result) -> np.void:
+    try:
+        rows = _index(tar, *_stamp(state))
+    except UserError as error:
+        raise OSError(str(error)) from error
+    names = rows["name"]
+    place = bisect_left(names, member)
+    if place == len(names) or names[place] != member:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
+    return rows[place]
+
+
+def _member(file: str | Path, tar: str, member: bytes, state: os.stat_result) -> bytes:
+    row = _row(file, tar, member, state)
+    if row["cut"]:
+        raise OSError(f"{Path(tar).name} ends in it or right after it") from EOFError()
+    if posixpath.splitext(os.fsdecode(member))[1].lower() not in SUFFIXES:
+        from polychrome.engine.data.files.decode import Unsupported
+
+        raise Unsupported("the sample has no image")
+    length = int(row["size"])
+    content = os.pread(_open(tar, *_stamp(state)).descriptor, length, int(row["offset"]))
+    if len(content) != length:
+        raise OSError(f"{Path(tar).name} has {len(content):,} of its {length:,} bytes") from EOFError()
+    return content
+
+
+def _stamp(state: os.stat_result) -> tuple[int, int]:
+    return state.st_size, state.st_mtime_ns
+
+
+class _Open:
+    """A file open for reading, closed once nothing uses it."""
+
+    def __init__(self, file: str):
+        self.descriptor = os.open(file, os.O_RDONLY)
+
+    def __del__(self):
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+@functools.lru_cache(OPEN)
+def _open(tar: str, size: int, mtime: int) -> _Open:
+    return _Open(tar)
+
+
+@functools.cache
+def _index(tar: str, size: int, mtime: int) -> np.ndarray:
+    file = _index_file(tar, size, mtime)
+    rows = _kept(file, size)
+    if rows is None:
+        rows = _read(tar, size)
+        _keep(rows, file)
+    return rows
+
+
+def _index_file(tar: str, size: int, mtime: int) -> Path:
+    path = hashlib.sha256(os.fsencode(os.path.abspath(tar))).hexdigest()[:24]
+    return cache_folder() / "shards" / f"{path}-{size}-{mtime}-{RULES}.npy"
+
+
+def _kept(file: Path, size: int) -> np.ndarray | None:
+    try:
+        rows = np.load(file, allow_pickle=False)
+        whole = rows.dtype.names == ("name", "offset", "size", "label", "cut")
+        ends = (rows["offset"] + rows["size"])[~rows["cut"]] if whole else [-1]
+        return rows if whole and np.max(ends, initial=0) <= size else None
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, IndexError):
+        return None
+
+
+def _keep(rows: np.ndarray, file: Path) -> None:
+    try:
+        old = [other for other in file.parent.glob(f"{file.name.partition('-')[0]}-*.npy") if other != file]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(file) as stream:
+            np.save(stream, rows)
+        for other in old:
+            other.unlink(missing_ok=True)
+    except OSError as error:
+        warnings.warn(f"what is in a shard could not be kept in {file}: {error}", stacklevel=3)
+
+
+def _read(tar: str, size: int) -> np.ndarray:
+    with open(tar, "rb") as stream:
+        members, cut = _headers(stream, tar, size)
+        grouped: dict[str, dict[str, Place]] = {}
+        for member in members:
+            folder, base = posixpath.split(member.name)
+            stem, _, extension = base.partition(".")
+            parts = grouped.setdefault(posixpath.join(folder, stem), {})
+            if parts.setdefault(extension.lower(), member) is not member:
+                raise UserError(f"{tar} has {member.name} twice")
+        last = members[-1].name if cut and members else ""
+        rows = [_sample(stream, tar, size, parts, last) for parts in grouped.values()]
+    rows = sorted(row for row in rows if row is not None)
+    longest = [max((len(row[field]) for row in rows), default=0) or 1 for field in (0, 3)]
+    kinds = [("name", f"S{longest[0]}"), ("offset", "<i8"), ("size", "<i8"), ("label", f"S{longest[1]}"), ("cut", "?")]
+    return np.array(rows, kinds)
+
+
+def _headers(stream: BinaryIO, tar: str, size: int) -> tuple[list[Place], bool]:
+    """Return the files in a tar, and whether it ends before its end."""
+    found, cut, offset = [], False, 0
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # it would keep every header
+                offset = archive.offset
+                name = posixpath.normpath("/" + member.name).lstrip("/")
+                if member.isreg() and not member.issparse() and not posixpath.basename(name).startswith("."):
+                    found.append(Place(name, member.offset_data, member.size))
+            offset = archive.offset
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        if not offset:
+            raise UserError(f"{tar} is no tar that can be read: {_kind(stream) or error}") from error
+        cut = True
+    stream.seek(offset)
+    rest = stream.read(2 * RECORD)
+    if rest.strip(b"\0") and len(rest) >= (RECORD if cut else BLOCK):
+        raise UserError(f"{tar} is damaged, or several tars in one: no header and no end at byte {offset:,}")
+    return found, cut or 0 < len(rest) < BLOCK
+
+
+def _kind(stream: BinaryIO) -> str:
+    stream.seek(0)
+    kind = COMPRESSED.get(stream.read(2))
+    return f"it is compressed with {kind}: unpack it, as its members have to be read in any order" if kind else ""
+
+
+def _sample(
+    stream: BinaryIO, tar: str, size: int, parts: dict[str, Place], last: str
+) -> tuple[bytes, int, int, bytes, bool] | None:
+    """Return a row of the index; None where a sample has neither an image nor a label."""
+    images = [member for extension, member in parts.items() if f".{extension}" in SUFFIXES]
+    labels = [parts[extension] for extension in LABELS if extension in parts]
+    if len(images) > 1:
+        raise UserError(f"{tar}: a sample has two images, {images[0].name} and {images[1].name}: wanted one")
+    if not images and not labels:
+        return None
+    cut = any(member.name == last or member.offset + member.size > size for member in parts.values())
+    found = set() if cut else {_label(stream, tar, member) for member in labels} - {""}
+    if len(found) > 1:
+        raise UserError(f"{tar}: a sample has two labels, {' and '.join(sorted(found))}: {labels[0].name}")
+    shown = (images or labels)[0]
+    return os.fsencode(shown.name), shown.offset, shown.size, "".join(found).encode(), cut
+
+
+def _label(stream: BinaryIO, tar: str, member: Place) -> str:
+    """Return a label as JSON, a whole number or a class name; nothing where a .json has none."""
+    stream.seek(member.offset)
+    content = stream.read(member.size)
+    where = f"{tar}/{member.name}"
+    try:
+        if member.name.lower().endswith(".cls"):
+            return str(int(content))
+        fields = json.loads(content)
+    except ValueError:
+        wanted = "a whole number" if member.name.lower().endswith(".cls") else "JSON"
+        raise UserError(f"{where}: wanted {wanted}, got {content[:40]!r}") from None
+    values = [fields[key] for key in ("label", "cls") if key in fields] if isinstance(fields, dict) else []
+    for value in values:
+        if type(value) not in (int, str) or value != values[0]:
+            raise UserError(f"{where}: label and cls must be one whole number or one name, got {values}")
+    return json.dumps(values[0]) if values else ""

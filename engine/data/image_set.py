@@ -1,0 +1,60 @@
+"""A labelled set of images: which files each split has, and of what size, channels and type they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from polychrome.engine.channels.names import RGB, Channels
+from polychrome.engine.errors import UserError
+
+SPLITS = ("train", "val", "test")
+
+
+SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".npy"])
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split: posix paths relative to the root, their labels and, once scanned, (height, width)."""
+
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...] | None = None
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A labelled image set: `splits` has the keys train, val and test, and holdout where images are held out.
+
+    Its files are photos, read as uint8 RGB, or stacks (see `engine.data.files.stacks`); the `channels` of stacks and
+    their `dtype`, "uint8" or "float32", are known once they are scanned.
+    """
+
+    root: Path
+    class_names: tuple[str, ...]
+    splits: dict[str, Split]
+    channels: Channels = RGB
+    dtype: str = "uint8"
+    stacks: bool = False
+
+
+def sizes_of(images: ImageSet) -> dict[str, tuple[int, int]]:
+    """Return the (height, width) of each image of all splits by path, each once."""
+    if any(split.sizes is None for split in images.splits.values()):
+        raise ValueError("the set has no image sizes: pass it through scan.scan and scan.apply first")
+    return {path: size for split in images.splits.values() for path, size in zip(split.paths, split.sizes, strict=True)}
+
+
+def without(images: ImageSet, paths: Iterable[str]) -> ImageSet:
+    """Return a scanned set without some of its files; UserError where a split is left empty."""
+    gone = set(paths)
+    splits = {}
+    for name, split in images.splits.items():
+        rows = zip(split.paths, split.labels, split.sizes, strict=True)
+        kept = [row for row in rows if row[0] not in gone]
+        if not kept:
+            raise UserError(f"no usable image in {name} of {images.root}: none of {len(split.paths)} could be read")
+        splits[name] = Split(*map(tuple, zip(*kept, strict=True)))
+    return replace(images, splits=splits)

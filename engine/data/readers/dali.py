@@ -1,0 +1,278 @@
+"""Loading with NVIDIA DALI: threads that read files and decode only the crop."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from nvidia.dali import fn, pipeline_def, types
+
+from polychrome.engine.data.batches import Decoded
+from polychrome.engine.data.files import decode, tars
+from polychrome.engine.data.readers import resizing
+from polychrome.engine.data.readers.resizing import Filler, Filling, empty, one_ahead, resize
+
+if TYPE_CHECKING:
+    from nvidia.dali.pipeline import Pipeline
+
+    from polychrome.engine.data.batches import Work
+
+PREFETCH = 2
+READ_AHEAD, READERS = 2, 8  # batches and threads, of files in tars
+FAILURES = 8  # batches in a row that DALI may fail at though their files are whole
+
+Inputs = list[list[np.ndarray]]
+
+
+class Reader:
+    """Decoded, cropped and resized batches of the files `root/paths`.
+
+    On CUDA the whole pipeline is DALI's. On the CPU, DALI decodes and torchvision resizes: its uint8 kernels are
+    three times as fast as DALI's there, and the two backends then agree to the bit. A file that DALI cannot decode ends
+    its pipeline: a new one goes on with the next batch, and Pillow decodes what is whole in this one. Files that Pillow
+    could not read either are left to it from then on.
+    """
+
+    def __init__(
+        self, root: Path, paths: Sequence[str], size: int, batch_size: int, device: torch.device, workers: int
+    ):
+        self.size, self.device, self._root, self._paths = size, device, root, paths
+        self._in_tars = any(tars.SUFFIX + "/" in path for path in paths)
+        self._files = [] if self._in_tars else [np.frombuffer(os.fsencode(root / path), np.uint8) for path in paths]
+        self._readers = ThreadPoolExecutor(READERS, "read") if self._in_tars else None
+        self._threads = max(1, workers)
+        self._options = {"batch_size": batch_size, "num_threads": self._threads, "prefetch_queue_depth": PREFETCH}
+        self._pipeline = self._built()
+        self._inputs: Iterator[Inputs] = iter(())
+        self._fed: deque[np.ndarray] = deque()  # of the batches in the pipeline, the positions that it is given
+        self._unreadable: set[int] = set()
+        self._failures = 0
+
+    def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
+        """Yield uint8 [batch, 3, size, size] on the device, channels last in memory, for each piece of work.
+
+        Only one iterator may be in use at a time; closing it early drops what was prefetched.
+        """
+        try:
+            yield from self._on_cuda(plan) if self.device.type == "cuda" else self._on_cpu(plan)
+        finally:
+            self._empty()
+
+    def close(self) -> None:
+        """Free the pipeline and the threads."""
+        self._pipeline = None
+        if self._readers is not None:
+            self._readers.shutdown(cancel_futures=True)
+        if "_filler" in vars(self):
+            self._filler.close()
+
+    @cached_property
+    def _filler(self) -> Filler:
+        return Filler(-(-self._threads // 3))
+
+    def _built(self) -> Pipeline:
+        def source() -> Inputs:
+            return next(self._inputs)  # its StopIteration ends DALI's epoch
+
+        if self.device.type == "cuda":
+            index = torch.cuda.current_device() if self.device.index is None else self.device.index
+            pipeline = resized(source, self.size, "mixed", self._in_tars, device_id=index, **self._options)
+        else:
+            pipeline = cropped(source, self._in_tars, device_id=None, **self._options)
+        pipeline.build()
+        return pipeline
+
+    def _start(self, plan: Sequence[Work]) -> None:
+        size = next((work.size for work in plan if work.size), self.size)
+        if size != self.size:
+            self.size = size
+            if self.device.type == "cuda":  # there the pipeline resizes
+                self._pipeline = None
+        if self._pipeline is None:
+            self._pipeline = self._built()
+        self._inputs = self._feeds(plan)
+        self._fed.clear()
+
+    def _empty(self) -> None:
+        """Leave the pipeline ready for another plan."""
+        self._inputs = iter(())
+        if self._pipeline is None:
+            return
+        try:
+            while True:
+                self._pipeline.run()
+        except StopIteration:
+            self._pipeline.reset()
+        except RuntimeError:  # a fault in a batch that nobody waits for
+            self._pipeline = None
+
+    def _feeds(self, plan: Sequence[Work]) -> Iterator[Inputs]:
+        parts = map(self._part, plan)
+        for kept, part, files in _drawn_ahead(((*item, self._encoded(item[1])) for item in parts), READ_AHEAD):
+            self._fed.append(kept)
+            found = {index: file for future in files for index, file in future.result()} if self._in_tars else files
+            yield feed(found, part)
+
+    def _part(self, work: Work) -> tuple[np.ndarray, Work]:
+        """Return the positions in a batch that DALI is to decode, all where there would be none, and their work."""
+        readable = [index not in self._unreadable for index in work.indices.tolist()]
+        kept = np.flatnonzero(readable) if any(readable) else np.arange(len(readable))
+        return kept, replace(work, indices=work.indices[kept], crops=work.crops[kept], flips=work.flips[kept])
+
+    def _encoded(self, work: Work) -> list:
+        if not self._in_tars:
+            return self._files
+        return [self._readers.submit(self._bytes, part) for part in np.array_split(work.indices, READERS) if len(part)]
+
+    def _bytes(self, indices: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Return the encoded files; one that cannot be read is a byte that ends the pipeline, as its kind does."""
+        found = []
+        for index in indices.tolist():
+            try:
+                content = tars.read_bytes(self._root / self._paths[index])
+            except (OSError, ValueError):
+                content = b""
+            found.append((index, np.frombuffer(content or b"\0", np.uint8)))
+        return found
+
+    def _runs(self, plan: Sequence[Work]) -> Iterator[tuple[Work, np.ndarray, tuple | None]]:
+        """Yield each piece of work with the positions that DALI decoded and its outputs; None where it failed."""
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        self._start(plan)
+        for place, work in enumerate(plan):
+            try:
+                outputs, kept = self._pipeline.run(stream), self._fed.popleft()
+                self._failures = 0
+            except RuntimeError:
+                self._failures += 1
+                if self._failures > FAILURES:
+                    raise
+                # What it had of later batches is lost with it: they are fed to the next one.
+                outputs, kept, self._pipeline = None, np.zeros(0, np.int64), None
+            yield work, kept, outputs
+            if outputs is None:
+                self._start(plan[place + 1 :])
+
+    def _on_cuda(self, plan: Sequence[Work]) -> Iterator[Decoded]:
+        for work, kept, outputs in self._runs(plan):
+            faults: dict[int, str] = {}
+            # A copy in torch's own memory: DALI's buffer would not know which streams still read it.
+            images = None if outputs is None else torch.from_dlpack(outputs[0].as_tensor()).clone()
+            if len(kept) < len(work.indices):
+                images = self._completed(work, kept, images, faults)
+            yield self._told(work, images.permute(0, 3, 1, 2), faults)
+
+    def _completed(
+        self, work: Work, kept: np.ndarray, images: torch.Tensor | None, faults: dict[int, str]
+    ) -> torch.Tensor:
+        """Return a batch [batch, size, size, 3] of `images`, at the positions `kept`, and of the others by Pillow."""
+        rest = np.setdiff1d(np.arange(len(work.indices)), kept)
+
+        def image(i: int) -> torch.Tensor:
+            return self._by_pillow(work, int(rest[i]), faults)
+
+        filled = self._filler.start(empty(len(rest), self.size, 3, torch.uint8), image).finished()
+        whole = torch.empty((len(work.indices), self.size, self.size, 3), dtype=torch.uint8, device=self.device)
+        whole[torch.from_numpy(rest).to(self.device)] = filled.permute(0, 2, 3, 1).to(self.device)
+        if images is not None:
+            whole[torch.from_numpy(kept).to(self.device)] = images
+        return whole
+
+    def _on_cpu(self, plan: Sequence[Work]) -> Iterator[Decoded]:
+        begun: deque[tuple[Work, dict[int, str]]] = deque()
+
+        def fillings() -> Iterator[Filling]:
+            for work, kept, outputs in self._runs(plan):
+                begun.append((work, {}))
+                yield self._fill(work, kept, outputs, begun[-1][1])
+
+        for images in one_ahead(fillings()):
+            work, faults = begun.popleft()
+            yield self._told(work, images, faults)
+
+    def _fill(self, work: Work, kept: np.ndarray, outputs: tuple | None, faults: dict[int, str]) -> Filling:
+        places = {position: place for place, position in enumerate(kept.tolist())}
+
+        def image(i: int) -> torch.Tensor:
+            if i not in places:
+                return self._by_pillow(work, i, faults)
+            return resize(torch.from_dlpack(outputs[0][places[i]]).permute(2, 0, 1), self.size, work.flips[i])
+
+        return self._filler.start(empty(len(work.indices), self.size, 3, torch.uint8), image)
+
+    def _by_pillow(self, work: Work, i: int, faults: dict[int, str]) -> torch.Tensor:
+        path, (top, left, height, width) = self._paths[work.indices[i]], work.crops[i].tolist()
+        try:
+            image = np.require(decode.rgb(tars.opened(self._root / path)), requirements="W")
+        except (OSError, ValueError) as error:
+            faults[i] = f"can no longer be read: {' '.join(str(error).split())}"
+        else:
+            if image.shape[0] >= top + height and image.shape[1] >= left + width:
+                return resizing.cropped(image, work.crops[i], work.flips[i], self.size)
+            faults[i] = f"has changed: wanted at least {[top + height, left + width]}, got {list(image.shape[:2])}"
+        return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+
+    def _told(self, work: Work, images: torch.Tensor, faults: dict[int, str]) -> Decoded:
+        if faults:
+            self._failures = 0
+        if faults or self._unreadable:
+            bad = {int(work.indices[i]) for i in faults}
+            self._unreadable = (self._unreadable - set(work.indices.tolist())) | bad
+        return Decoded(images, faults)
+
+
+def feed(files: Sequence[np.ndarray] | Mapping[int, np.ndarray], work: Work) -> Inputs:
+    """Return a pipeline's inputs for one batch: paths or encoded files, crop anchors, crop shapes and flips."""
+    crops = work.crops.astype(np.int32)
+    flips = work.flips.astype(np.int32).reshape(-1, 1)
+    return [[files[i] for i in work.indices], list(crops[:, :2]), list(crops[:, 2:]), list(flips)]
+
+
+def _drawn_ahead(items: Iterable, count: int) -> Iterator:
+    """Yield the items, each drawn `count` items before it is yielded."""
+    waiting = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _decoded(source, device: str, encoded: bool):
+    files, start, shape, flip = fn.external_source(source, num_outputs=4)
+    images = fn.decoders.image_slice(
+        files if encoded else fn.io.file.read(files),
+        start=start,
+        shape=shape,
+        axis_names="HW",
+        device=device,
+        output_type=types.RGB,
+        jpeg_fancy_upsampling=True,
+    )
+    return images, flip
+
+
+@pipeline_def
+def cropped(source, encoded: bool = False):
+    """Return a pipeline of crops, uint8 [height, width, 3] each, on the CPU; `encoded`: of bytes, not of paths."""
+    images, flip = _decoded(source, "cpu", encoded)
+    return images, flip
+
+
+@pipeline_def
+def resized(source, size: int, device: str, encoded: bool = False):
+    """Return a pipeline of resized and mirrored crops, uint8 [size, size, 3] each.
+
+    `device` is "cpu" or "mixed"; `encoded` says that it is fed with files' bytes, not with their paths.
+    """
+    images, flip = _decoded(source, device, encoded)
+    images = fn.resize(images, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
+    return fn.flip(images, horizontal=fn.reshape(flip, shape=[]))

@@ -1,0 +1,75 @@
+"""Loading with Pillow and torchvision in the worker processes of a DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from polychrome.engine.data.batches import Decoded
+from polychrome.engine.data.faults import attempted
+from polychrome.engine.data.files import stacks
+from polychrome.engine.data.readers.resizing import cropped, empty
+from polychrome.engine.data.readers.uploads import Uploads
+
+if TYPE_CHECKING:
+    from polychrome.engine.data.batches import Work
+    from polychrome.engine.data.image_set import ImageSet, Split
+
+
+class Reader:
+    """Decoded, cropped and resized batches of a split's files, made by `workers` processes (0: by this one)."""
+
+    def __init__(self, images: ImageSet, split: Split, size: int, device: torch.device, workers: int):
+        self._upload = Uploads(device)
+        self._plan: Sequence[Work] = ()
+        self._loader = DataLoader(
+            _Batches(images, split, size),
+            sampler=_Latest(self),
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self._upload.pinned,
+            # Its own, as the seeds drawn for the workers would shift the model's dropout.
+            generator=torch.Generator(),
+        )
+
+    def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
+        """Yield [batch, channels, size, size] on the device, channels last in memory, for each piece of work."""
+        self._plan = plan
+        for images, faults in self._loader:
+            yield Decoded(self._upload(images).permute(0, 3, 1, 2), faults)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._loader = None
+
+
+class _Latest:
+    def __init__(self, reader: Reader):
+        self.reader = reader
+
+    def __iter__(self) -> Iterator[Work]:
+        return iter(self.reader._plan)
+
+    def __len__(self) -> int:
+        return len(self.reader._plan)
+
+
+class _Batches(Dataset):
+    def __init__(self, images: ImageSet, split: Split, size: int):
+        self.read, self.paths, self.sizes, self.size = stacks.opener(images), split.paths, split.sizes, size
+        self.channels, self.dtype = len(images.channels), getattr(torch, images.dtype)
+
+    def __getitem__(self, work: Work) -> tuple[torch.Tensor, dict[int, str]]:
+        size = work.size or self.size
+        images, faults = empty(len(work.indices), size, self.channels, self.dtype), {}
+        for i, (index, crop, flip) in enumerate(zip(work.indices, work.crops, work.flips, strict=True)):
+            image = attempted(self.read, self.paths[index], (*self.sizes[index], self.channels))
+            if isinstance(image, str):
+                faults[i] = image
+            else:
+                images[i] = cropped(image, crop, flip, size)
+        return images.permute(0, 2, 3, 1), faults

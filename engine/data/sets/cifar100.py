@@ -1,0 +1,130 @@
+"""CIFAR-100 from its official files, decoded as it comes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import tarfile
+import tempfile
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import CIFAR100
+from torchvision.datasets.utils import download_url
+
+from polychrome.engine.data.image_set import ImageSet, Split
+from polychrome.engine.data.stores.whole import Pixels
+from polychrome.engine.errors import UserError
+from polychrome.engine.machine.files import cache_folder
+
+SIDE = 32  # pixels
+HELD_OUT = 10  # one training image of so many is for validation
+META = CIFAR100.meta["filename"]
+
+
+def find(root: Path) -> Path | None:
+    """Return where under `root` the official files are: the folder or the archive, or None where there is neither."""
+    for place in (root, root / CIFAR100.base_folder):
+        if (place / META).is_file() and (place / "train").is_file():
+            return place
+    return next((place for place in (root, root / CIFAR100.filename) if place.is_file()), None)
+
+
+def read(root: Path | None = None, seed: int = 0, download: bool = True) -> tuple[ImageSet, Pixels]:
+    """Return CIFAR-100 and its pixels: 45,000 training, 5,000 validation and 10,000 test images of 100 fine labels.
+
+    The files are those in `root`: the official archive, the folder that it unpacks to, or a folder with one of them.
+    Without `root` they are in the user's cache folder, downloaded there if they are missing and `download` says so.
+    Of the 500 official training images of a class 50 are for validation, drawn by `seed`: leave it alone in runs that
+    are to be compared. Images are named by their place in the official files, such as "train/00042".
+
+    Raises:
+        UserError: the files are not there, cannot be downloaded, or are not the official ones.
+    """
+    place = find(Path(root).expanduser() if root is not None else cache_folder())
+    if place is None and root is not None:
+        raise UserError(
+            f"no CIFAR-100 in {root}: wanted {CIFAR100.filename} or the folder {CIFAR100.base_folder}/ in it"
+        )
+    place = place or _downloaded(cache_folder(), download)
+    contents = _from_folder(place) if place.is_dir() else _from_archive(place)
+    train, test, meta = (pickle.loads(contents[name], encoding="latin1") for name in ("train", "test", META))
+    values = np.concatenate([np.asarray(part["data"], np.uint8) for part in (train, test)])
+    values = values.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+    splits = _splits(train["fine_labels"], seed) | {"test": _split("test", test["fine_labels"])}
+    paths = [*_paths("train", len(train["fine_labels"])), *splits["test"].paths]
+    pixels = Pixels(values.reshape(-1), paths, np.full((len(paths), 2), SIDE), 3)
+    return ImageSet(place, tuple(meta[CIFAR100.meta["key"]]), splits), pixels
+
+
+def _splits(labels: list[int], seed: int) -> dict[str, Split]:
+    held = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(np.asarray(labels) == label)
+        held[np.random.default_rng([seed, label]).permutation(members)[: len(members) // HELD_OUT]] = True
+    return {"train": _split("train", labels, ~held), "val": _split("train", labels, held)}
+
+
+def _split(part: str, labels: list[int], kept: np.ndarray | None = None) -> Split:
+    places = range(len(labels)) if kept is None else np.flatnonzero(kept).tolist()
+    paths = _paths(part, len(labels))
+    return Split(tuple(paths[i] for i in places), tuple(int(labels[i]) for i in places), ((SIDE, SIDE),) * len(places))
+
+
+def _paths(part: str, count: int) -> list[str]:
+    return [f"{part}/{i:05d}" for i in range(count)]
+
+
+def _downloaded(folder: Path, download: bool) -> Path:
+    """Return the archive, downloaded into `folder`; it appears whole or not at all."""
+    final = folder / CIFAR100.filename
+    ways = f"put the official {CIFAR100.filename} into {folder}, or give --data a folder with list files"
+    if not download:
+        raise UserError(f"no CIFAR-100 in {folder}: {ways}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="cifar100.", dir=folder) as work:
+            download_url(CIFAR100.url, Path(work), CIFAR100.filename, CIFAR100.tgz_md5)
+            os.replace(Path(work, CIFAR100.filename), final)
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: torchvision found another checksum
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"CIFAR-100 could not be downloaded ({why}): {ways}") from error
+    return final
+
+
+def _from_archive(file: Path) -> dict[str, bytes]:
+    again = f"download it again, from {CIFAR100.url}"
+    _check(file, _bytes(file), CIFAR100.tgz_md5, again)
+    try:
+        with tarfile.open(file) as archive:
+            return {name: archive.extractfile(f"{CIFAR100.base_folder}/{name}").read() for name in _checksums()}
+    except (OSError, tarfile.TarError, KeyError) as error:
+        raise UserError(f"{file} cannot be unpacked ({error}): {again}") from error
+
+
+def _from_folder(folder: Path) -> dict[str, bytes]:
+    contents = {}
+    for name, checksum in _checksums().items():
+        contents[name] = _bytes(folder / name)
+        _check(folder / name, contents[name], checksum, f"unpack {CIFAR100.filename} again")
+    return contents
+
+
+def _checksums() -> dict[str, str]:
+    return dict([*CIFAR100.train_list, *CIFAR100.test_list, (META, CIFAR100.meta["md5"])])
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _check(file: Path, content: bytes, checksum: str, remedy: str) -> None:
+    """Raise UserError unless the content is the official one; only then is it safe to unpickle."""
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != checksum:
+        raise UserError(f"{file} is not the official file (MD5 {found}, wanted {checksum}): {remedy}")

@@ -1,0 +1,40 @@
+"""The names of a set's classes: those that classes.txt gives, else numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from polychrome.engine.data.files.text import lines
+from polychrome.engine.errors import UserError
+
+
+def numbered_classes(
+    root: Path, num_classes: int | None, labels: Collection[int], where: str
+) -> tuple[tuple[str, ...], str]:
+    """Return the names of the classes of labels found at `where`, and in words what says how many there are.
+
+    That is `num_classes`, else classes.txt in the folder, else the number of different labels.
+    """
+    names = _class_names(root / "classes.txt")
+    if num_classes is not None:
+        count, source = num_classes, "asked for"
+    elif names:
+        count, source = len(names), "named in classes.txt"
+    else:
+        count, source = len(labels), f"found in {where}"
+    return tuple([*names, *map(str, range(len(names), count))][:count]), source
+
+
+def _class_names(file: Path) -> list[str]:
+    if not file.exists():
+        return []
+    names = []
+    for number, line in lines(file):
+        fields = line.split("\t")
+        if len(fields) > 1 and fields[0].strip() != str(len(names)):
+            raise UserError(f"{file}:{number}: wanted label {len(names)}, got {fields[0]!r}")
+        names.append(fields[-1].split(",")[0].strip())
+    if not names:
+        raise UserError(f"{file} names no classes: wanted a line for each")
+    return names

@@ -1,0 +1,368 @@
+"""Decode every file once before training, so that no damaged one can stop it later."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from polychrome.engine.channels.names import RGB, Channels
+from polychrome.engine.data.files import stacks, tars
+from polychrome.engine.data.files.statistics import Moments, combine, measure
+from polychrome.engine.data.image_set import ImageSet, Split
+from polychrome.engine.errors import UserError
+from polychrome.engine.machine.files import cache_folder, new_file
+from polychrome.engine.machine.workers import cpus, parallel
+
+RULES = 2  # raise it when a file's verdict may change
+CHUNK = 64
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM")
+TIFF_MAGIC = (b"II*\0", b"MM\0*")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A usable file of any number of channels; `as_photo` says why it is no photo, of .npy files nothing."""
+
+    height: int
+    width: int
+    dtype: str
+    moments: Moments
+    as_photo: str
+
+    @property
+    def channels(self) -> int:
+        """The number of channels."""
+        return self.moments.channels
+
+
+Verdict = tuple[int, int] | Stack | str  # of a photo (height, width), or why the file is rejected
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A file that cannot be used and, in one line, why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """(height, width) in pixels of each usable file, the rejected ones, and how many files had to be decoded.
+
+    `stacks` has what is known of each usable file that is no photo.
+    """
+
+    sizes: dict[str, tuple[int, int]]
+    rejected: tuple[Rejected, ...]
+    decoded: int
+    stacks: dict[str, Stack] = field(default_factory=dict)
+
+
+def scan(
+    root: str | Path,
+    paths: Sequence[str],
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    cache: bool = True,
+    channels: int | None = None,
+) -> ScanReport:
+    """Decode files fully, in `workers` processes (default: one per core), and report their sizes or faults.
+
+    `paths` are relative to `root`. `progress(done, total)` is called as files are dealt with. With `cache`, verdicts
+    are kept in the user's cache folder until a file's size or modification time changes. Where DALI is installed
+    it is asked too, since one file that it refuses ends its pipeline.
+
+    `channels` is the number of channels of .npy files whose shape alone does not say which axis has the channels; by
+    default the number of names in channels.txt. A TIFF file of several pages is taken for an image of several channels.
+    A set holds either such images or photos: the kind with fewer files is rejected, and at a tie the photos are.
+
+    Raises:
+        UserError: channels.txt is malformed.
+    """
+    root = Path(root).resolve()
+    paths = list(dict.fromkeys(paths))
+    channels = channels or len(stacks.channel_names(root) or ()) or None
+    known = _Cache(root, cache, channels)
+    verdicts: dict[str, Verdict] = {}
+    todo = []
+    for path in paths:
+        verdict = known.get(path)
+        if verdict is None:
+            todo.append(path)
+        else:
+            verdicts[path] = verdict
+    todo.sort()  # a tar's members lie in that order, mostly
+    chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
+    try:
+        for chunk, found in zip(
+            chunks,
+            parallel(partial(_inspect, str(root), channels), chunks, workers or cpus()),
+            strict=True,
+        ):
+            for path, verdict in zip(chunk, found, strict=True):
+                verdicts[path] = verdict
+                known.put(path, verdict)
+            if progress:
+                progress(len(verdicts), len(paths))
+    finally:
+        if todo:
+            known.save()
+    if progress and not todo:
+        progress(len(paths), len(paths))
+    return _report({path: verdicts[path] for path in paths}, len(todo))
+
+
+def _report(verdicts: dict[str, Verdict], decoded: int) -> ScanReport:
+    verdicts = _of_one_kind(verdicts)
+    found = {path: verdict for path, verdict in verdicts.items() if isinstance(verdict, Stack)}
+    sizes = {
+        path: (verdict.height, verdict.width) if isinstance(verdict, Stack) else verdict
+        for path, verdict in verdicts.items()
+        if not isinstance(verdict, str)
+    }
+    rejected = tuple(Rejected(path, verdict) for path, verdict in verdicts.items() if isinstance(verdict, str))
+    return ScanReport(sizes, rejected, decoded, found)
+
+
+def _of_one_kind(verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
+    """Return verdicts in which of photos and TIFF files of several pages the fewer are rejected."""
+    photos = {path for path, verdict in verdicts.items() if isinstance(verdict, tuple)}
+    paged = [path for path, verdict in verdicts.items() if getattr(verdict, "as_photo", "")]
+    if not photos or not paged:
+        return verdicts
+    if len(photos) > len(paged):
+        return verdicts | {path: verdicts[path].as_photo for path in paged}
+    count = f"{len(paged)} TIFF file{'s' * (len(paged) > 1)} of several pages such as {paged[0]}"
+    return verdicts | dict.fromkeys(photos, f"a single page or photo among {count}: remove it")
+
+
+def apply(images: ImageSet, report: ScanReport, channels: Channels | None = None) -> ImageSet:
+    """Return the set without the rejected files, with sizes and, of files that are no photos, their channels.
+
+    Mean and deviation of these are measured over the training images, or over all where there is no training split;
+    `channels` may give others, such as those that a model was trained with.
+
+    Raises:
+        UserError: a split is left empty, or the files differ in kind or number of channels among each other, from
+            channels.txt or from `channels`.
+    """
+    splits = {name: _kept(f"{name} of {images.root}", split, report) for name, split in images.splits.items()}
+    kept = replace(images, splits=splits)
+    found = {path: report.stacks.get(path) for split in splits.values() for path in split.paths}
+    return _with_photos(kept, found) if None in found.values() else _with_stacks(kept, found, channels)
+
+
+def _with_photos(images: ImageSet, found: dict[str, Stack | None]) -> ImageSet:
+    for path, stack in found.items():
+        if stack is not None:
+            photo = next(path for path, stack in found.items() if stack is None)
+            raise UserError(f"{images.root} mixes photos and arrays, such as {photo} and {path}: wanted one kind")
+    names = stacks.channel_names(images.root)
+    if names not in (None, RGB.names):
+        file = images.root / stacks.NAMES_FILE
+        raise UserError(f"{file} names {len(names)} channels, but the images are photos of R, G and B: remove it")
+    return images
+
+
+def _with_stacks(images: ImageSet, found: dict[str, Stack], channels: Channels | None) -> ImageSet:
+    first, example = next(iter(found.items()))
+    for path, stack in found.items():
+        if stack.channels != example.channels:
+            counts = f"{first} has {example.channels} channels, {path} has {stack.channels}"
+            raise UserError(f"{images.root}: {counts}: wanted equal numbers")
+        if stack.dtype != example.dtype:
+            kinds = f"{first} has values of type {example.dtype}, {path} of {stack.dtype}"
+            raise UserError(f"{images.root}: {kinds}: wanted one type")
+    channels = channels or _measured(images, found)
+    if len(channels) != example.channels:
+        raise UserError(f"{images.root / first} has {example.channels} channels, wanted {len(channels)}")
+    return replace(images, channels=channels, dtype=example.dtype, stacks=True)
+
+
+def _measured(images: ImageSet, found: dict[str, Stack]) -> Channels:
+    first, example = next(iter(found.items()))
+    names = stacks.channel_names(images.root) or tuple(map(str, range(example.channels)))
+    if len(names) != example.channels:
+        file = images.root / stacks.NAMES_FILE
+        raise UserError(f"{file}:{len(names)}: names {len(names)} channels, but {first} has {example.channels}")
+    paths = images.splits["train"].paths if "train" in images.splits else found
+    whole = combine([found[path].moments for path in paths])
+    mean, std = whole.scaled(255 if example.dtype == "uint8" else 1)
+    return Channels(names, tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _kept(name: str, split: Split, report: ScanReport) -> Split:
+    rows = [
+        (path, label, report.sizes[path])
+        for path, label in zip(split.paths, split.labels, strict=True)
+        if path in report.sizes
+    ]
+    if not rows:
+        reasons = {fault.path: fault.reason for fault in report.rejected}
+        first = split.paths[0]
+        why = f"{first}: {reasons.get(first, 'not scanned')}"
+        raise UserError(f"no usable image in {name}: all {len(split.paths)} were rejected, the first is {why}")
+    return Split(*map(tuple, zip(*rows, strict=True)))
+
+
+def _inspect(root: str, channels: int | None, paths: Sequence[str]) -> list[Verdict]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [_verdict(os.path.join(root, path), channels) for path in paths]
+
+
+def _verdict(file: str, channels: int | None) -> Verdict:
+    from PIL import UnidentifiedImageError
+
+    from polychrome.engine.data.files import decode
+
+    try:
+        if tars.size(file) == 0:
+            return "empty file"
+        return _stack(file, channels) if stacks.is_array(file) else _photo(file)
+    except FileNotFoundError:
+        return "missing file"
+    except UnidentifiedImageError:
+        return _unidentified(file)
+    except decode.Unsupported as error:
+        return _one_line(error)
+    except OSError as error:
+        return error.strerror or _damage(error)
+
+
+def _photo(file: str) -> Verdict:
+    from polychrome.engine.data.files import decode
+
+    decode.verify(tars.opened(file))
+    try:
+        height, width, _ = decode.rgb(tars.opened(file)).shape
+    except decode.SeveralPages as error:
+        try:
+            return _stack(file, as_photo=str(error))
+        except decode.Unsupported as why:
+            return f"{error}; they are no channels either: {why}"
+    if _dali_version():
+        from polychrome.engine.data.files.dali_check import decoded_shape
+
+        seen = decoded_shape(tars.read_bytes(file))
+        if seen != (height, width):
+            return "damaged: DALI cannot decode it" if seen is None else f"DALI sees it as {seen}, not {height, width}"
+    return height, width
+
+
+def _stack(file: str, channels: int | None = None, as_photo: str = "") -> Stack | str:
+    values = stacks.read(Path(file), channels)
+    bad = values.size - int(np.isfinite(values).sum())
+    if bad:
+        return f"{bad:,} of {values.size:,} values are NaN or infinite"
+    return Stack(*values.shape[:2], values.dtype.name, measure(values), as_photo)
+
+
+def _unidentified(file: str) -> str:
+    head = tars.read_bytes(file)[:24]
+    if head.startswith(TIFF_MAGIC):
+        return "a damaged TIFF, or one that Pillow cannot read, as with several bands in a page: save it as .npy"
+    if head.startswith(MAGIC):
+        return "truncated or damaged in its header"
+    return f"not an image: it starts with {head!r}"
+
+
+def _damage(error: OSError) -> str:
+    text = _one_line(error)
+    cut = "truncated" in text.lower() or isinstance(error.__cause__, EOFError)
+    return f"truncated: {text}" if cut else text if text.startswith("damaged") else f"damaged: {text}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+@functools.cache
+def _dali_version() -> str | None:
+    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+        return None
+    names = {name for name in metadata.packages_distributions().get("nvidia", ()) if "dali" in name}
+    return metadata.version(min(names)) if names else "unknown"
+
+
+class _Cache:
+    """Verdicts of one root, by path, file size and modification time; a damaged file counts as an empty one."""
+
+    def __init__(self, root: Path, use: bool, channels: int | None):
+        self.root = root
+        self.file = cache_folder() / f"scan-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}.json" if use else None
+        self.rules = f"{RULES} dali {_dali_version()} channels {channels}"
+        self.stamps: dict[str, list[int]] = {}
+        self.entries: dict[str, list] = self._load() if use else {}
+
+    def get(self, path: str) -> Verdict | None:
+        try:
+            state = os.stat(tars.container(self.root / path))
+        except OSError:
+            return None
+        self.stamps[path] = [state.st_size, state.st_mtime_ns]
+        entry = self.entries.get(path)
+        if entry is None or entry[:2] != self.stamps[path]:
+            return None
+        return _from_entry(entry[2:])
+
+    def put(self, path: str, verdict: Verdict) -> None:
+        if path in self.stamps:
+            self.entries[path] = [*self.stamps[path], *_to_entry(verdict)]
+
+    def save(self) -> None:
+        if self.file is None:
+            return
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with new_file(self.file) as stream:
+                content = {"rules": self.rules, "root": str(self.root), "files": self.entries}
+                stream.write(json.dumps(content).encode())
+        except OSError as error:
+            warnings.warn(f"the scan's results could not be kept in {self.file}: {error}", stacklevel=3)
+
+    def _load(self) -> dict[str, list]:
+        try:
+            content = json.loads(self.file.read_text())
+            if (content["rules"], content["root"]) != (self.rules, str(self.root)):
+                return {}
+            return {path: entry for path, entry in content["files"].items() if _well_formed(entry)}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+
+def _to_entry(verdict: Verdict) -> list:
+    if isinstance(verdict, str):
+        return [verdict]
+    if isinstance(verdict, Stack):
+        return [verdict.height, verdict.width, verdict.dtype, verdict.moments.to_text(), verdict.as_photo]
+    return list(verdict)
+
+
+def _from_entry(entry: list) -> Verdict | None:
+    if len(entry) == 1:
+        return entry[0]
+    if len(entry) == 2:
+        return tuple(entry)
+    height, width, dtype, moments, as_photo = entry
+    try:
+        return Stack(height, width, dtype, Moments.from_text(height * width, moments), as_photo)
+    except ValueError:
+        return None
+
+
+def _well_formed(entry: list) -> bool:
+    kinds = [type(value) for value in entry]
+    return kinds in ([int, int, str], [int, int, int, int], [int, int, int, int, str, str, str])

@@ -1,0 +1,182 @@
+"""A labelled set in WebDataset's tar shards."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from polychrome.engine.data.files import tars as shards
+from polychrome.engine.data.image_set import SPLITS, ImageSet, Split
+from polychrome.engine.data.sets.classes import numbered_classes
+from polychrome.engine.data.sets.division import held_out
+from polychrome.engine.errors import UserError
+from polychrome.engine.machine.workers import cpus, parallel
+
+PER_PROCESS = 8  # shards that make a process worth starting
+MOST = 10**6  # shards that a range may name
+WANTED = 'wanted a .cls, a .json with "label" or "cls", or a folder per class in the tar'
+
+Sample = tuple[str, int | str | None, bool]  # path, label, and whether its tar is cut off there
+Labelled = tuple[tuple[str, ...], dict[str, list[int]]]  # the classes, and each split's labels
+
+
+def names_shards(data: Path) -> bool:
+    """Return whether a path is one of tars, such as shards/{000..099}.tar, shards/*.tar or set.tar."""
+    return any(mark in str(data) for mark in "*?[{") or shards.SUFFIX in data.suffixes or data.suffix == ".tgz"
+
+
+def expand(pattern: str | Path) -> list[Path]:
+    """Return the tars that a pattern with ranges {000..099}, lists {a,b}, * and ? names, each once, in order.
+
+    Raises UserError where one of them is not there, or none is.
+    """
+    names = _expanded(str(pattern))
+    tars = [Path(match) for match in dict.fromkeys(match for name in names for match in _matches(name))]
+    missing = [tar for tar in tars if not tar.is_file()]
+    if missing:
+        raise UserError(f"no shard at {missing[0]}: {len(missing)} of the {len(tars)} that {pattern} names are missing")
+    if not tars:
+        raise UserError(f"no tar matches {pattern}")
+    return tars
+
+
+def _matches(name: str) -> list[str]:
+    literal = os.path.isfile(name) or not glob.has_magic(name)
+    return [name] if literal else sorted(glob.glob(name))
+
+
+def _expanded(text: str) -> list[str]:
+    braces = re.search(r"\{([0-9]+)\.\.([0-9]+)\}|\{([^{}]*,[^{}]*)\}", text)
+    if braces is None:
+        return [text]
+    first, last, listed = braces.groups()
+    if listed is not None:
+        items = listed.split(",")
+    elif 0 <= int(last) - int(first) < MOST:
+        width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
+        items = [f"{number:0{width}}" for number in range(int(first), int(last) + 1)]
+    else:
+        raise UserError(f"{text}: wanted a rising range, such as {{000..099}}, got {braces[0]}")
+    before, after = text[: braces.start()], text[braces.end() :]
+    return [name for item in items for name in _expanded(before + item + after)]
+
+
+def read(tars: Sequence[Path], num_classes: int | None = None, seed: int = 0) -> ImageSet:
+    """List the samples in tars: members whose paths agree up to the first dot, one of them an image.
+
+    A sample's label is in its .cls (a whole number) or its .json (a number or name, "label" or "cls"); where none has
+    such a label, the folder in the tar that the sample is in is its class. Tars named train*, val* and test* are these
+    splits; else all samples are split 80/10/10 per class by `seed`. Paths begin with the tar's, relative to the
+    folder that all tars are in.
+
+    Raises:
+        UserError: a tar is unreadable or damaged, samples have no label or two, or only some splits are there.
+    """
+    tars = [tar.absolute() for tar in tars]
+    root = Path(os.path.commonpath([tar.parent for tar in tars]))
+    names = _split_names(tars, root)
+    found: dict[str, list[Sample]] = defaultdict(list)
+    for tar, rows in zip(tars, _indexed(tars), strict=True):
+        found[names[tar]] += _samples(tar.relative_to(root).as_posix(), rows)
+    for name, samples in found.items():
+        if not samples:
+            raise UserError(f"no images in the tars of {name or root}: wanted members such as key.jpg")
+    if _has_labels(root, [sample for samples in found.values() for sample in samples]):
+        classes, labels = _by_label(root, found, num_classes)
+    else:
+        by_folder = {name: [_with_folder(root, sample) for sample in samples] for name, samples in found.items()}
+        classes, labels = _by_name(root, by_folder, num_classes)
+    paths = {name: [path for path, _, _ in samples] for name, samples in found.items()}
+    if "" not in found:
+        splits = {name: Split(tuple(paths[name]), tuple(labels[name])) for name in SPLITS}
+        return ImageSet(root, classes, splits)
+    of_class: dict[int, list[str]] = defaultdict(list)
+    for path, label in sorted(zip(paths[""], labels[""], strict=True)):
+        of_class[label].append(path)
+    return ImageSet(root, classes, held_out(root, classes, of_class, seed))
+
+
+def _split_names(tars: Sequence[Path], root: Path) -> dict[Path, str]:
+    """Return the split that each tar is of; of all "" where they are to be split."""
+    names = {tar: next((split for split in SPLITS if tar.name.startswith(split)), "") for tar in tars}
+    present = set(names.values())
+    if len(present) == 1:
+        return dict.fromkeys(tars, "")
+    if present == set(SPLITS):
+        return names
+    lacking = [f"{split}*.tar" for split in SPLITS if split not in present]
+    if lacking:
+        raise UserError(f"no {' and no '.join(lacking)} in {root}: wanted train*, val* and test*, or tars of one kind")
+    other = next(tar for tar, name in names.items() if not name)
+    raise UserError(f"{other} is neither train*.tar nor val*.tar nor test*.tar, as others are: which split is it of?")
+
+
+def _indexed(tars: Sequence[Path]) -> list[np.ndarray]:
+    unknown = [str(tar) for tar in tars if not shards.has_index(tar)]
+    workers = min(cpus(), len(unknown) // PER_PROCESS)
+    if workers > 1:
+        list(parallel(shards.keep_index, unknown, workers))
+    return [shards.samples(tar) for tar in tars]
+
+
+def _samples(tar: str, rows: np.ndarray) -> list[Sample]:
+    return [
+        (f"{tar}/{os.fsdecode(name)}", json.loads(label) if label else None, cut)
+        for name, label, cut in zip(rows["name"].tolist(), rows["label"].tolist(), rows["cut"].tolist(), strict=True)
+    ]
+
+
+def _has_labels(root: Path, samples: Sequence[Sample]) -> bool:
+    """Return whether the samples have labels of their own; raises UserError where only some have."""
+    without = next((path for path, label, cut in samples if label is None and not cut), None)
+    labelled = any(label is not None for _, label, _ in samples)
+    if labelled and without:
+        raise UserError(f"{root / without}: no label, though other samples have one: {WANTED}")
+    return labelled
+
+
+def _with_folder(root: Path, sample: Sample) -> Sample:
+    path, _, cut = sample
+    member = path.partition(f"{shards.SUFFIX}/")[2]
+    name = posixpath.basename(posixpath.dirname(member))
+    if not name and not cut:
+        raise UserError(f"{root / path}: no label: {WANTED}")
+    return path, name or None, cut
+
+
+def _by_label(root: Path, found: dict[str, list[Sample]], num_classes: int | None) -> Labelled:
+    kinds = {type(label): path for samples in found.values() for path, label, _ in samples if label is not None}
+    if len(kinds) > 1:
+        raise UserError(f"{root}: {kinds[int]} has a number as its label, {kinds[str]} a name: wanted one kind")
+    if str in kinds:
+        return _by_name(root, found, num_classes)
+    first = "train" if "train" in found else ""
+    numbers = {label for _, label, _ in found[first] if label is not None}
+    names, source = numbered_classes(root, num_classes, numbers, f"{first}*.tar")
+    for samples in found.values():
+        for path, label, _ in samples:
+            if label is not None and not 0 <= label < len(names):
+                count = f"{len(names)} classes are {source}"
+                raise UserError(f"{root / path}: label {label} is outside 0..{len(names) - 1}, as {count}")
+    return names, {name: [label or 0 for _, label, _ in samples] for name, samples in found.items()}
+
+
+def _by_name(root: Path, found: dict[str, list[Sample]], num_classes: int | None) -> Labelled:
+    first = "train" if "train" in found else ""
+    names = sorted({label for _, label, _ in found[first] if label is not None})
+    if num_classes not in (None, len(names)):
+        raise UserError(f"{len(names)} classes in {root}, {num_classes} classes asked for")
+    numbers = {name: label for label, name in enumerate(names)} | {None: 0}  # what is cut off is not used anyway
+    for split, samples in found.items():
+        for path, label, _ in samples:
+            if label not in numbers:
+                raise UserError(f"class {label!r} of {root / path} is in {split} but not in train")
+    return tuple(names), {name: [numbers[label] for _, label, _ in samples] for name, samples in found.items()}

@@ -1,0 +1,137 @@
+"""Decoded images kept on disk, so that the next start of a job decodes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from polychrome.engine.data.files import tars
+from polychrome.engine.data.stores.placement import amount
+from polychrome.engine.machine.files import PARTIAL, STALE, cache_folder, last_written, new_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from polychrome.engine.data.image_set import ImageSet
+
+RULES = 1  # raise it when a decoder, or the resizing to a stored size, gives other values
+CHUNK = 2**24  # bytes that a checksum is of
+HEADER, VALUES = "header.json", "values"
+
+
+class Found(NamedTuple):
+    """An entry's values, uint8 [bytes], mapped from the file and not to be written to, and the files left out of it."""
+
+    values: np.ndarray
+    faults: dict[str, str]
+
+
+class Entry:
+    """The decoded images of one set in one form, in a folder named after all that they depend on.
+
+    What cannot be read or written is told of in one line, through `say`, and is no error.
+    """
+
+    def __init__(self, images: ImageSet, form: str, decoder: str, say: Callable[[str], None], workers: int = 1):
+        """Name the entry of a scanned set; `form` is "whole" or the stored size, `decoder` what decodes the files."""
+        paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
+        root = os.path.abspath(images.root)
+        about = [root, sorted(images.splits), form, decoder, list(images.channels.names), images.dtype]
+        group = _digest(about)
+        self.key = _digest([RULES, about, [(path, *_stamp(root, path)) for path in paths]])
+        self.folder = cache_folder() / "images" / f"{group[:16]}-{self.key[:16]}"
+        self._group, self._say, self._workers = group[:16], say, max(1, workers)
+
+    def load(self) -> Found | None:
+        """Return what is kept, checked, or None; a damaged entry is removed."""
+        if not self.folder.exists():
+            return None
+        try:
+            return self._checked()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            why = " ".join(str(error).split()) or type(error).__name__
+            self._say(f"{self.folder} is damaged ({why}): decoding again")
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return None
+
+    def save(self, values: np.ndarray | Tensor, faults: dict[str, str]) -> None:
+        """Keep `values`, an array or a tensor of any shape and device, in place of those of the same set and form."""
+        if self.folder.exists():  # another process has just written the same
+            return
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self._clear()
+            free = shutil.disk_usage(self.folder.parent).free
+            if free < 2 * values.nbytes:
+                wanted = f"{amount(free)} are free there, wanted twice {amount(values.nbytes)}"
+                self._say(f"decoded images are not kept in {self.folder.parent}: {wanted}")
+                return
+            with new_folder(self.folder) as partial:
+                self._write(partial, values, faults)
+        except OSError as error:
+            if not self.folder.exists():
+                self._say(f"decoded images are not kept in {self.folder.parent}: {error.strerror or error}")
+
+    def _checked(self) -> Found:
+        header = json.loads((self.folder / HEADER).read_text(encoding="utf-8"))
+        if header["key"] != self.key:
+            raise ValueError("it is another entry's")
+        size = (self.folder / VALUES).stat().st_size
+        if size != header["bytes"]:
+            raise ValueError(f"{size:,} bytes, wanted {header['bytes']:,}")
+        values = np.memmap(self.folder / VALUES, np.uint8, mode="r")
+        with ThreadPoolExecutor(self._workers, "checksum") as pool:
+            found = list(pool.map(zlib.crc32, _chunks(values)))
+        if found != header["checksums"]:
+            raise ValueError("a checksum is wrong")
+        return Found(np.asarray(values), dict(header["faults"]))
+
+    def _write(self, folder: Path, values: np.ndarray | Tensor, faults: dict[str, str]) -> None:
+        checksums = []
+        with open(folder / VALUES, "wb") as file, ThreadPoolExecutor(1, "checksum") as pool:
+            for chunk in _chunks(values):
+                checksum = pool.submit(zlib.crc32, chunk)
+                file.write(chunk)
+                checksums.append(checksum.result())
+        header = {"key": self.key, "bytes": values.nbytes, "checksums": checksums, "faults": faults}
+        (folder / HEADER).write_text(json.dumps(header), encoding="utf-8")
+
+    def _clear(self) -> None:
+        """Remove what this entry takes the place of, and what writers that were killed have left."""
+        for folder in self.folder.parent.glob(f"{self._group}-*"):
+            partial = folder.name.endswith(PARTIAL)
+            if not partial or time.time() - last_written(folder) > STALE:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _chunks(values: np.ndarray | Tensor) -> Iterator[np.ndarray]:
+    """Yield the bytes of an array or tensor, in host memory, a chunk at a time."""
+    flat = values.reshape(-1)
+    step = CHUNK // flat.itemsize
+    for start in range(0, len(flat), step):
+        part = flat[start : start + step]
+        part = part if isinstance(part, np.ndarray) else part.cpu().numpy()
+        yield part.view(np.uint8)
+
+
+def _stamp(root: str, path: str) -> tuple[int, int]:
+    try:
+        state = os.stat(tars.container(os.path.join(root, path)))
+    except OSError:  # gone since the scan: decoding will say so
+        return 0, 0
+    return state.st_size, state.st_mtime_ns
+
+
+def _digest(values: Sequence) -> str:
+    # Names of files may be no valid text: json writes what is not ASCII as escapes.
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()

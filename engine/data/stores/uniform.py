@@ -1,0 +1,53 @@
+"""Images decoded once, squeezed to one size and kept."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Resident:
+    """Images by path, uint8 [count, height, width, channels], on the device or in host memory."""
+
+    backend = "resident"
+
+    def __init__(self, values: Tensor, paths: Sequence[str], faults: dict[str, str] | None = None):
+        """Take over `values` of the images `paths`, in that order.
+
+        Those in `faults`, with a reason each, could not be read and are not among the images.
+        """
+        if values.dtype != torch.uint8 or values.dim() != 4 or len(values) != len(paths):
+            raise ValueError(f"{list(values.shape)} {values.dtype} of {len(paths)} images, wanted uint8 and 4 axes")
+        self.values, self.faults = values, faults or {}
+        self._places = {path: place for place, path in enumerate(paths) if path not in self.faults}
+
+    @classmethod
+    def of(
+        cls, values: np.ndarray, paths: Sequence[str], on: torch.device, faults: dict[str, str] | None = None
+    ) -> Resident:
+        """Return images kept on `on` of decoded ones, [count, height, width, channels], which may be read-only."""
+        with warnings.catch_warnings():  # torch warns of what cannot be written to; nothing here writes
+            warnings.simplefilter("ignore", UserWarning)
+            return cls(torch.from_numpy(values).to(on), paths, faults)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the images take."""
+        return self.values.nbytes
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._places
+
+    def places(self, paths: Sequence[str]) -> np.ndarray:
+        """Return where each image is among the values, int64. Raises ValueError for unknown paths."""
+        missing = [path for path in paths if path not in self]
+        if missing:
+            raise ValueError(f"{len(missing)} of {len(paths)} images are not kept, such as {missing[0]}")
+        return np.array([self._places[path] for path in paths], np.int64)

@@ -1,0 +1,111 @@
+"""Decoded images held in memory, so that several models train on files decoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from polychrome.engine.data.faults import attempted
+from polychrome.engine.data.files import stacks
+from polychrome.engine.data.image_set import ImageSet, sizes_of
+
+CHUNK = 64  # images
+
+
+class Pixels:
+    """Whole images by path, their values one after another in a single array."""
+
+    backend = "cached"
+
+    def __init__(
+        self,
+        values: np.ndarray,
+        paths: Sequence[str],
+        sizes: np.ndarray,
+        channels: int,
+        faults: dict[str, str] | None = None,
+    ):
+        """Take over `values` of the images `paths` of `sizes` (height, width), each [height, width, channels].
+
+        Those in `faults`, with a reason each, could not be read and are not among the images.
+        """
+        self.values, self.paths, self.faults = values, paths, faults or {}
+        self._channels = channels
+        self._sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
+        self._starts = _starts(self._sizes, channels)
+        self._places = {path: place for place, path in enumerate(paths)}
+        if len(self._places) != len(self._sizes) or len(values) != self._starts[-1]:
+            raise ValueError(f"{len(values)} values of {len(self._places)} paths and {len(self._sizes)} sizes")
+        for path in self.faults:
+            del self._places[path]
+
+    @classmethod
+    def load(cls, images: ImageSet, workers: int, progress: Callable[[int, int], None] | None = None) -> Pixels:
+        """Decode every image of a scanned set, each once, in `workers` threads.
+
+        `progress(done, total)` is called as images are decoded. Files that can no longer be read are in `faults`.
+        """
+        sizes, channels = sizes_of(images), len(images.channels)
+        paths, shapes = list(sizes), np.array(list(sizes.values()), np.int64)
+        whole = cls(np.empty(_starts(shapes, channels)[-1], images.dtype), paths, shapes, channels)
+        read, faults, done = stacks.opener(images), {}, 0
+
+        def decode(chunk: Sequence[str]) -> int:
+            for path in chunk:
+                image = attempted(read, path, whole[path].shape)
+                if isinstance(image, str):
+                    faults[path] = image
+                else:
+                    whole[path][:] = image
+            return len(chunk)
+
+        with ThreadPoolExecutor(max(1, workers), "decode") as pool:
+            for count in pool.map(decode, [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]):
+                done += count
+                if progress:
+                    progress(done, len(paths))
+        return cls(whole.values, paths, shapes, channels, faults)
+
+    @classmethod
+    def of(cls, images: ImageSet, values: np.ndarray, faults: dict[str, str]) -> Pixels:
+        """Return the pixels of a scanned set from the bytes of `values`, as `load` has decoded them before."""
+        sizes = sizes_of(images)
+        return cls(values.view(images.dtype), list(sizes), list(sizes.values()), len(images.channels), faults)
+
+    @staticmethod
+    def bytes_needed(images: ImageSet) -> int:
+        """Return the bytes that the images of a scanned set take."""
+        values = sum(height * width for height, width in sizes_of(images).values()) * len(images.channels)
+        return values * np.dtype(images.dtype).itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the images take."""
+        return self.values.nbytes
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of each image."""
+        return self._channels
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8 or float32."""
+        return self.values.dtype
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._places
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        """Return an image [height, width, channels]; it shares the memory. Raises KeyError for an unknown path."""
+        place = self._places[path]
+        return self.values[self._starts[place] : self._starts[place + 1]].reshape(*self._sizes[place], self._channels)
+
+
+def _starts(sizes: np.ndarray, channels: int) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(sizes.prod(1) * channels)])

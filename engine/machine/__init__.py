@@ -1,0 +1,1 @@
+"""The machine and its other processes: devices, memory, files, signals, workers."""

@@ -1,0 +1,162 @@
+"""Files and folders that are written whole or not at all, and folders that one process at a time writes to."""
+
+from __future__ import annotations
+
+import glob
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from polychrome.engine.errors import StorageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+# How a file or folder ends that is being written, and the seconds after which its writer is taken for dead.
+PARTIAL, STALE = ".partial", 3600
+
+_held: dict[tuple[int, int], int] = {}  # open descriptors of folders, by device and number
+
+
+def hold(folder: Path) -> bool:
+    """Keep a folder for this process, until `release` or its end, however that comes; False where another has it.
+
+    Where the file system has no locks, every folder is free.
+    """
+    if fcntl is None:
+        return True
+    descriptor = os.open(folder, os.O_RDONLY)
+    facts = os.fstat(descriptor)
+    key = facts.st_dev, facts.st_ino
+    free = True
+    if key not in _held:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _held[key] = descriptor
+            return True
+        except BlockingIOError:
+            free = False
+        except OSError:
+            pass
+    os.close(descriptor)
+    return free
+
+
+def release() -> None:
+    """Let go of all folders that are held."""
+    while _held:
+        os.close(_held.popitem()[1])
+
+
+# A lock ends with the last descriptor of its folder: not with a child that outlives this process.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=release)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a stream whose bytes become the file `path` at the end: whole, on the disk, with the mode of a new file.
+
+    What stood there stays until then, and for good where the block raises. Several processes may write the same path:
+    the last one's file stays, whole.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    _remove_stale(path)
+    partial = _partial(path)
+    try:
+        with open(partial, "xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+        _to_disk(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path` at the end, whole; it is gone where the block raises.
+
+    Raises:
+        OSError: it cannot be written, or `path` is there already.
+    """
+    _remove_stale(path)
+    partial = _partial(path)
+    partial.mkdir()
+    try:
+        yield partial
+        for place in (*partial.rglob("*"), partial):
+            _to_disk(place)
+        os.rename(partial, path)
+        _to_disk(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
+    """Write `content` as `new_file` does; text is UTF-8, with names of files that are no valid text as escapes.
+
+    Raises:
+        StorageError: it cannot be written, as where the disk is full.
+    """
+    if isinstance(content, str):
+        content = content.encode("utf-8", "backslashreplace")
+    try:
+        with new_file(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror or error}; what stood there is intact"
+        ) from error
+
+
+def _partial(path: Path) -> Path:
+    """Return a name beside a path that nobody has; names on a disk have 255 bytes at most."""
+    return path.with_name(f"{path.name[:100]}.{secrets.token_hex(8)}{PARTIAL}")
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what writers of `path` that were killed have left."""
+    for partial in path.parent.glob(f"{glob.escape(path.name[:100])}.*{PARTIAL}"):
+        if time.time() - last_written(partial) < STALE:
+            continue
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def last_written(place: Path) -> float:
+    """Return the time of the last change to a file, or to a folder and what is in it."""
+    try:
+        return max(os.stat(each).st_mtime for each in (place, *place.rglob("*")))
+    except OSError:  # its writer is at work
+        return time.time()
+
+
+def _to_disk(place: Path) -> None:
+    """Have the disk keep a file's content, or a folder's names."""
+    try:
+        descriptor = os.open(place, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def cache_folder() -> Path:
+    """Return the folder for files that can be made again; it need not exist yet."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "polychrome"

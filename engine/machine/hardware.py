@@ -1,0 +1,104 @@
+"""What the machine offers: device, native precisions, and the description kept with each run."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from contextlib import AbstractContextManager, nullcontext
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from polychrome.engine.errors import UserError
+from polychrome.engine.machine import distributed
+from polychrome.engine.machine.workers import cpus
+
+
+def device(name: str) -> torch.device:
+    """Return the device called "auto", "cpu" or "cuda".
+
+    Raises:
+        UserError: CUDA was asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def native_precision(on: torch.device) -> str:
+    """Return "bf16" where the device multiplies bfloat16 natively (GPUs; CPUs with AMX or AVX512-BF16), else "fp32"."""
+    if on.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if {"amx_bf16", "avx512_bf16"} & _cpu_flags() else "fp32"
+
+
+def autocast(on: torch.device, precision: str) -> AbstractContextManager:
+    """Return the context in which a model runs at `precision` ("fp32", "bf16" or "fp16")."""
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(on.type, dtypes[precision]) if precision in dtypes else nullcontext()
+
+
+def describe() -> dict:
+    """Return machine and versions as JSON-ready values, for `environment.json`."""
+    packages = ("torch", "torchvision", "triton", "nvidia-dali-cuda130", "numpy")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cores": cpus(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "processes": distributed.world_size(),
+        "launch": distributed.launch(),
+        "versions": {name: version_of(name) for name in packages},
+        "commit": commit(),
+    }
+
+
+def _cpu_info(key: str) -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith(key)), "")
+
+
+def _cpu_flags() -> set[str]:
+    return set(_cpu_info("flags").split())
+
+
+def cpu_name() -> str:
+    """Return what the processor calls itself, such as "AMD EPYC 9R14"."""
+    return _cpu_info("model name") or platform.processor()
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of an installed distribution; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def commit(digits: int = 40, apart_from: str | None = None) -> str | None:
+    """Return the commit of the code, followed by " with changes" where tracked files differ; None outside a clone.
+
+    apart_from: a folder whose changes do not count.
+    """
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    found = output_of("git", "-C", str(root), "rev-parse", "--verify", "--quiet", f"--short={digits}", "HEAD")
+    where = (".", f":!{apart_from}") if apart_from else (".",)
+    changed = output_of("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no", "--", *where)
+    return f"{found} with changes" if found and changed else found
+
+
+def output_of(*command: str) -> str | None:
+    """Return what a command prints; None where it fails, prints nothing or is not there."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,82 @@
+"""The memory that this process may take, and the most that it has taken."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import torch
+
+
+class PeakMemory:
+    """The peak memory of a span of work in MB: the GPU's allocations on CUDA, else the process's resident set."""
+
+    def __init__(self, on: torch.device) -> None:
+        self.on = on
+        if on.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(on)
+        else:
+            _reset_resident_peak()
+
+    def megabytes(self) -> float:
+        """Return the peak since this object was made."""
+        if self.on.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.on) / 1e6
+        return _resident_peak_kb() * 1024 / 1e6
+
+
+def _reset_resident_peak() -> None:
+    # Linux forgets the peak when "5" is written here; elsewhere the peak is the process's whole life.
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _resident_peak_kb() -> int:
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def available(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the bytes of memory that this process may still take, within the limits of its control groups."""
+    try:
+        fields = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not Linux: all memory there is
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(0, min([free, *_group_limits(proc, groups)]))
+
+
+def _group_limits(proc: Path, groups: Path) -> list[int]:
+    """Return what is left of each limit, on this process's control group and on those around it."""
+    try:
+        entries = [line.split(":", 2) for line in (proc / "self" / "cgroup").read_text().splitlines()]
+    except OSError:
+        return []
+    found = []
+    for _, controllers, path in (entry for entry in entries if len(entry) == 3):
+        if not controllers:
+            top, names = groups, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top, names = groups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        folder = top / path.lstrip("/")
+        while folder.is_relative_to(top):
+            found += _left(folder, *names)
+            folder = folder.parent
+    return found
+
+
+def _left(folder: Path, limit: str, usage: str, reclaimable: str) -> list[int]:
+    try:
+        used = int((folder / usage).read_text())
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return [int((folder / limit).read_text()) - used + int(statistics.get(reclaimable, 0))]
+    except (OSError, ValueError):  # no such group here, or "max": no limit
+        return []

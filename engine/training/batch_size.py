@@ -1,0 +1,191 @@
+"""The largest batch that fits into memory, found by trying."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import errno
+import gc
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from polychrome.engine.errors import OutOfMemoryError
+from polychrome.engine.machine import distributed
+from polychrome.engine.machine.hardware import autocast
+from polychrome.engine.machine.memory import PeakMemory, available
+from polychrome.engine.training.hyperparameters import Plan
+
+HEADROOM = 0.1  # of what fits, left free
+LEAST = 2  # images: batch normalisation has no variance of one
+MULTIPLE = 8
+MEASURABLE = 256  # MB between two batches, far above what the resident set varies by
+SIGNS = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+
+
+def largest(try_batch: Callable[[int], None], most: int, start: int) -> int:
+    """Return a batch size of at most `most` that fits with a tenth to spare, a multiple of 8 where above 8; 0: none.
+
+    It doubles from `start`, then bisects to within a sixteenth. To know of the spare tenth it also tries batches up to
+    a ninth above `most`. Call it outside the `except` of an earlier failure, whose frames hold that step's tensors.
+
+    Args:
+        try_batch: takes a training step with that many images. Its errors other than of memory are raised.
+    """
+    ceiling = math.ceil(most / (1 - HEADROOM))
+    good, bad = LEAST - 1, math.inf
+    size = max(LEAST, min(start, ceiling))
+    _free()
+    while good < ceiling and bad - good > max(1, good // 16):
+        if _fits(try_batch, size):
+            good = size
+        else:
+            bad = size
+        size = min(2 * good, ceiling) if bad == math.inf else (good + int(bad)) // 2
+    return 0 if good < LEAST else _with_headroom(good, most)
+
+
+def largest_on_cpu(try_batch: Callable[[int], None], most: int) -> int:
+    """Return what `largest` would, without running out of memory: Linux kills a process rather than refuse it more.
+
+    An image needs what the peak resident set grows by, measured over batches of 2, 4, 8 and so on until the growth is
+    far above noise; what fits is computed from the memory available. At least 2. Errors of `try_batch` are raised.
+    """
+    try_batch(LEAST)  # makes what the first step alone makes: the optimiser's state, threads
+    size, grown = LEAST, 0.0
+    _, peak = _resident(try_batch, size)
+    while size < most:
+        before, last = peak, grown
+        rest, peak = _resident(try_batch, 2 * size)
+        grown = peak - before
+        # Where Linux does not let the peak be reset, an earlier and higher one hides part of the first growth seen.
+        if grown >= MEASURABLE and last > 0:
+            _free()
+            fixed = max(0.0, peak - rest - 2 * grown)  # as gradients, which take the same for every batch
+            return _with_headroom(int((available() / 1e6 - fixed) * size / grown), most)
+        size *= 2
+    return _rounded(most)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory, the device's or the host's, ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+def advice(error: BaseException, batch_size: int, largest: int) -> str:
+    """Return one line for the user whose step of `batch_size` images ended with `error` where `largest` would fit."""
+    failed = f"out of memory at batch size {batch_size}"
+    if largest < 1:
+        return f"{failed}; no batch would fit: take a smaller --image-size or a smaller model"
+    if largest >= batch_size:
+        reason = " ".join(str(error).split(". ")[0].split())
+        return f"{failed} ({reason}), which fits alone: another process or the cached data took the memory"
+    parts = math.ceil(batch_size / largest)
+    return f"{failed}; {largest} would fit: --batch-size {largest} (or --accumulate {parts})"
+
+
+def _fits(try_batch: Callable[[int], None], size: int) -> bool:
+    try:
+        try_batch(size)
+        fits = True
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        fits = False
+    _free()  # here, after the error and the frames that it held are gone
+    return fits
+
+
+def _resident(try_batch: Callable[[int], None], size: int) -> tuple[float, float]:
+    """Return the resident set in MB before trying `size` images, and its peak while at it."""
+    _free()
+    memory = PeakMemory(torch.device("cpu"))
+    rest = memory.megabytes()
+    try_batch(size)
+    return rest, memory.megabytes()
+
+
+def _free() -> None:
+    """Give unused memory back to the device and to the system."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc has it
+        trim(0)
+
+
+def _with_headroom(fitting: int, most: int) -> int:
+    return _rounded(min(most, max(LEAST, int(fitting * (1 - HEADROOM)))))
+
+
+def _rounded(size: int) -> int:
+    return size if size < MULTIPLE else size // MULTIPLE * MULTIPLE
+
+
+START = 64
+
+
+MOST = 1024  # beyond it a step is bound by arithmetic on any device, and a rate found for small batches fails
+
+
+def largest_batch(model: nn.Module, shape: tuple[int, int, int], plan: Plan, samples: int) -> int:
+    """Return the largest batch of images [channels, height, width] that `model` can be trained on here.
+
+    The result counts the images of all processes: the number of processes times the images that fit this one, at most
+    1024. An epoch of `samples` images keeps at least 16 steps. The result is 0 where not even the smallest batch fits.
+    """
+    processes = distributed.world_size()
+    most = max(LEAST, min(MOST, samples // 16 // processes))
+    attempt = _attempt(model, shape, plan)
+    if plan.device.type == "cuda":
+        return processes * largest(attempt, most, min(START, most))
+    return processes * largest_on_cpu(attempt, most)
+
+
+def explained(
+    error: Exception, size: int, model: nn.Module, shape: tuple[int, int, int], plan: Plan
+) -> OutOfMemoryError:
+    """Return what the user is told where a step of `size` images, over all processes, ran out of memory.
+
+    Call it outside the `except`.
+    """
+    model.zero_grad()  # what the step that failed has left
+    processes = distributed.world_size()
+    fits = largest(_attempt(model, shape, plan), -(-size // processes), LEAST)
+    return OutOfMemoryError(advice(error, size, processes * fits))
+
+
+def _attempt(model: nn.Module, shape: tuple[int, int, int], plan: Plan) -> Callable[[int], None]:
+    return lambda count: step_on_random(model, shape, plan)(count)
+
+
+def step_on_random(
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    plan: Plan,
+    compiled: Callable[[nn.Module], nn.Module] = lambda own: own,
+) -> Callable[[int], None]:
+    """Return a function that takes a training step on so many random images, with a copy of the model, to its end."""
+    copies = 2 if plan.consistent else 1
+    own = copy.deepcopy(model).to(plan.device, memory_format=torch.channels_last).train().requires_grad_()
+    optimizer, network = plan.make_optimizer(own), compiled(own)
+
+    def step(count: int) -> None:
+        images = torch.randn(copies * count, *shape, device=plan.device).contiguous(memory_format=torch.channels_last)
+        labels = torch.zeros(len(images), dtype=torch.int64, device=plan.device)
+        with autocast(plan.device, plan.precision):
+            logits = network(images)
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if plan.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step

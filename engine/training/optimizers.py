@@ -1,0 +1,132 @@
+"""The optimisers by name, all of them torch's own arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from polychrome.engine.training.transfer import head_of
+from polychrome.kernels.modules import DynamicConv2d
+
+NAMES = ("adam", "adamw", "sgd", "nesterov", "muon")
+MOMENTUM = 0.9  # of sgd and nesterov
+
+
+def create(
+    name: str, model: nn.Module, lr: float, weight_decay: float = 0.0, only: Iterable[nn.Parameter] | None = None
+) -> torch.optim.Optimizer:
+    """Return a new optimiser of the parameters in `only`, else of all that require gradients.
+
+    Make it after the model is on its device: the fused forms are for where the parameters are.
+
+    name: "adam" and "sgd" (momentum 0.9) add `weight_decay` times the weights to the gradients, "nesterov" is such an
+        sgd that looks ahead; "adamw" and "muon" (see `Muon`) shrink the weights themselves by lr * weight_decay.
+
+    Raises:
+        ValueError: the name is none of `NAMES`, or there is nothing to optimise.
+    """
+    parameters = [item for item in model.parameters() if item.requires_grad] if only is None else list(only)
+    options = {"lr": lr, "weight_decay": weight_decay}
+    if name in ("sgd", "nesterov"):
+        return torch.optim.SGD(parameters, momentum=MOMENTUM, nesterov=name == "nesterov", fused=True, **options)
+    if name == "adam":
+        return torch.optim.Adam(parameters, fused=True, **options)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, fused=True, **options)
+    if name == "muon":
+        orthogonal = {id(weight) for weight in hidden_weights(model)}
+        return Muon(
+            [item for item in parameters if id(item) in orthogonal],
+            [item for item in parameters if id(item) not in orthogonal],
+            **options,
+        )
+    raise ValueError(f"optimizer must be one of {', '.join(NAMES)}, got {name}")
+
+
+def hidden_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Return the weights that Muon is for: of the convolutions but the first, and of the linear layers but the head.
+
+    A weight with one row or one column is left out: there is nothing to make orthogonal in it.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d | DynamicConv2d)]
+    first = next((layer for layer in layers if not isinstance(layer, nn.Linear)), None)
+    found = {id(layer.weight): layer.weight for layer in layers if min(_matrices(layer.weight)[0].shape) > 1}
+    for layer in (first, head_of(model)[1] if layers else None):
+        if layer is not None:
+            found.pop(id(layer.weight), None)
+    return list(found.values())
+
+
+class Muon(torch.optim.Optimizer):
+    """torch's Muon for the weights in `hidden`, its fused AdamW for `others`, as one optimiser of two groups.
+
+    A filter [out, in, height, width] is orthogonalised as the matrix [out, in * height * width], a bank of experts
+    [experts, out, in, height, width] as one matrix per expert; the momentum is 0.95, Nesterov's. The update is scaled
+    to the root mean square of AdamW's (adjust_lr_fn="match_rms_adamw", Liu et al. 2025, arXiv 2502.16982), so one rate
+    and one weight decay serve both groups, and a rate that suits AdamW is the one to try first. A group's rate is its
+    "lr" as it stands; "lr_scale" is 1 in both.
+
+    Raises:
+        ValueError: both are empty.
+    """
+
+    def __init__(
+        self, hidden: Iterable[nn.Parameter], others: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0
+    ):
+        hidden, others = list(hidden), list(others)
+        if not hidden and not others:
+            raise ValueError("optimizer got an empty parameter list")
+        options = {"lr": lr, "weight_decay": weight_decay}
+        muon = _MuonOfViews([{"params": []}], adjust_lr_fn="match_rms_adamw", **options)
+        adamw = torch.optim.AdamW([{"params": []}], fused=True, **options)
+        self._parts = (muon, adamw)
+        groups = [{"params": hidden} | muon.defaults, {"params": others} | adamw.defaults]
+        super().__init__(groups, options | {"lr_scale": 1.0})
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Take one step; `closure` computes the loss anew, where it is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part, group in zip(self._parts, self.param_groups, strict=True):
+            # Loading a state dict makes new groups and a new state, so each step hands over those of now.
+            part.param_groups, part.state = [group], self.state
+            part.step()
+        return loss
+
+
+class _MuonOfViews(torch.optim.Muon):
+    """torch's Muon on the matrices that share the memory of weights of 2, 4 or 5 dimensions."""
+
+    def _init_group(self, group, params_with_grad, grads, muon_momentum_bufs) -> bool:
+        for weight in group["params"]:
+            if weight.grad is None:
+                continue
+            state = self.state[weight]
+            momentum = state.get("momentum_buffer")
+            momentum = torch.zeros_like(weight) if momentum is None else _laid_out_as(weight, momentum)
+            state["momentum_buffer"] = momentum
+            params_with_grad += _matrices(weight)
+            grads += _matrices(_laid_out_as(weight, weight.grad))
+            muon_momentum_bufs += _matrices(momentum)
+        return False  # none is complex
+
+
+def _matrices(weight: Tensor) -> list[Tensor]:
+    """Return the matrices [out, -1] in a weight's memory: one, or one per expert of a bank [experts, out, ...].
+
+    The columns are in the order of the memory: in a channels_last filter the input channel runs fastest.
+    """
+    if weight.ndim == 5:
+        return [matrix for expert in weight.unbind() for matrix in _matrices(expert)]
+    if weight.ndim == 4 and not weight.is_contiguous():
+        weight = weight.permute(0, 2, 3, 1)
+    return [weight.view(len(weight), -1)]
+
+
+def _laid_out_as(weight: Tensor, other: Tensor) -> Tensor:
+    """Return a tensor with the strides of a weight of its shape: `other` itself where it has them."""
+    return other if other.stride() == weight.stride() else torch.empty_like(weight).copy_(other)

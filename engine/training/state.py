@@ -1,0 +1,282 @@
+"""What a training goes on from: its checkpoints within an epoch and at the end of each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from polychrome.engine.errors import UserError
+from polychrome.engine.history import Course
+from polychrome.engine.machine import distributed
+from polychrome.engine.training import checkpoint
+
+BEST, LAST, PREVIOUS, WITHIN = "best.pt", "last.pt", "previous.pt", "step.pt"
+
+
+@dataclass
+class Position:
+    """The batch that comes next: number `batch` of pass `turn` of an epoch; epochs count from 1, the others from 0."""
+
+    epoch: int = 1
+    turn: int = 0
+    batch: int = 0
+
+    @property
+    def at_start(self) -> bool:
+        """Whether the epoch has not begun."""
+        return (self.turn, self.batch) == (0, 0)
+
+
+class Totals:
+    """Loss and hits of an epoch so far; they stay on the device, and of several processes each has its own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.count = 0
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self._copy: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, hits: Tensor, images: int, total: int, step: int) -> None:
+        """Add a batch: its mean loss over `images`, its hits, its images in all processes, and its number."""
+        self.loss += loss * images
+        self.correct += hits
+        self.count += total
+        self.first_bad = torch.where((self.first_bad < 0) & ~loss.isfinite(), step, self.first_bad)
+
+    def seen_bad(self) -> bool:
+        """Return whether a loss is known not to be finite; on a GPU some steps late, as the host waits for nothing."""
+        if not self.first_bad.is_cuda:
+            return bool(self.first_bad >= 0)
+        if self._copied is not None and not self._copied.query():
+            return False
+        found = self._copied is not None and bool(self._copy >= 0)
+        if self._copied is None:
+            self._copy, self._copied = torch.empty((), dtype=torch.int64, pin_memory=True), torch.cuda.Event()
+        self._copy.copy_(self.first_bad, non_blocking=True)
+        self._copied.record()
+        return found
+
+    def means(self) -> tuple[float, float]:
+        """Return loss and accuracy over all processes; the host waits for the device here."""
+        loss, correct = distributed.summed(self.loss, self.correct)
+        return loss.item() / self.count, correct.item() / self.count
+
+    def as_dict(self) -> dict:
+        """Return the sums over all processes."""
+        loss, correct = distributed.summed(self.loss, self.correct)
+        return {"loss": loss, "correct": correct, "count": self.count}
+
+    def load(self, values: dict) -> None:
+        """Go on from what `as_dict` gave, which the first process then has alone."""
+        self.count = values["count"]
+        if distributed.is_main():
+            self.loss.copy_(values["loss"])
+            self.correct.copy_(values["correct"])
+
+
+@dataclass(frozen=True)
+class Division:
+    """How the training images are divided into batches and processes, and the device that draws random numbers.
+
+    A checkpoint from the middle of an epoch can be continued only under the same division: its position counts batches
+    of this size, and its generator states belong to these processes and this device.
+    """
+
+    samples: int
+    batch_size: int
+    accumulate: int
+    world_size: int
+    device: str = "cpu"
+
+
+@dataclass
+class State:
+    """Everything that changes while a model is trained."""
+
+    name: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: AveragedModel | None
+    totals: Totals
+    division: Division
+    plan: dict
+    course: Course = field(default_factory=Course)
+    position: Position = field(default_factory=Position)
+    elapsed: float = 0.0  # seconds of the epoch so far, up to the last save within it
+
+    @property
+    def validated(self) -> nn.Module:
+        """The model that is validated and kept as the best: the averaged one where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def save_epoch(self, folder: Path) -> None:
+        """Write `last.pt` after an epoch, and `best.pt` where it is the best; the former `last.pt` is `previous.pt`."""
+        content = self._content()
+        if not distributed.is_main():
+            return
+        epoch = self.course.history[-1].epoch
+        # The best goes first: a run that is killed in between repeats the epoch and writes the same file again.
+        if self.course.best.epoch == epoch:
+            kept = {"name": self.name, "epoch": epoch, "model": self.validated.state_dict()}
+            checkpoint.save(folder / BEST, kept)
+        checkpoint.save(folder / "next.pt", content)
+        if (folder / LAST).exists():
+            os.replace(folder / LAST, folder / PREVIOUS)
+        os.replace(folder / "next.pt", folder / LAST)
+        (folder / WITHIN).unlink(missing_ok=True)
+
+    def save_within(self, folder: Path) -> None:
+        """Write `step.pt` in the middle of an epoch."""
+        content = self._content()
+        if distributed.is_main():
+            checkpoint.save(folder / WITHIN, content)
+
+    def resume(self, folder: Path, say: Callable[[str], None] = lambda message: None) -> bool:
+        """Go on from the newest checkpoint in `folder` that is whole and fits; return whether there is one.
+
+        What is passed over is told to `say`.
+
+        Raises:
+            UserError: there are checkpoints, but all are damaged or belong to another model.
+        """
+        path, content = newest(folder, self.division, say)
+        if content is None:
+            return False
+        if content["format"] < checkpoint.FORMAT:
+            say(f"{path} was written by an earlier version: from here on flips and channels are drawn as today")
+        checkpoint.restore(self.model, content, path)
+        try:
+            self.course = Course.from_dict(content["course"])
+            self._resume_optimizer(content["optimizer"])
+            self.scaler.load_state_dict(content["scaler"])
+            self.position = Position(**content["position"])
+            self._resume_average(content["ema"])
+            if not self.position.at_start:
+                self.totals.load(content["totals"])
+                self.elapsed = content["elapsed"]
+                self._set_generators(content["generators"][distributed.rank()])
+            elif (before := Division(**content["division"])) != self.division:
+                say(f"{path} was saved with {_changes(before, self.division)}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is no checkpoint to go on from ({type(error).__name__}: {error})") from None
+        return True
+
+    def _content(self) -> dict:
+        return {
+            "name": self.name,
+            "epoch": len(self.course.history),
+            "model": self.model.state_dict(),
+            "ema": self.ema and self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "course": self.course.as_dict(),
+            "position": asdict(self.position),
+            "totals": self.totals.as_dict(),
+            "elapsed": self.elapsed,
+            "generators": distributed.everyones(self._generators()),
+            "division": asdict(self.division),
+            "plan": self.plan,
+        }
+
+    def _generators(self) -> dict:
+        found = {"cpu": torch.get_rng_state()}
+        if self.totals.loss.is_cuda:
+            found["cuda"] = torch.cuda.get_rng_state()
+        return found
+
+    def _set_generators(self, states: dict) -> None:
+        torch.set_rng_state(states["cpu"].cpu())
+        if "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"].cpu())
+
+    def _resume_optimizer(self, content: dict) -> None:
+        # Rates, decay and the like are the plan's, not those of the checkpoint.
+        own = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(content)
+        for group, options in zip(self.optimizer.param_groups, own, strict=True):
+            group |= options
+
+    def _resume_average(self, content: dict | None) -> None:
+        if self.ema is None:
+            return
+        if content is None:  # the run had no average so far: it begins with the weights
+            self.ema.module.load_state_dict(self.model.state_dict())
+        else:
+            self.ema.load_state_dict(content)
+
+
+def exists(folder: Path) -> bool:
+    """Return whether a training has left something in `folder` to go on from."""
+    return any((folder / name).exists() for name in (WITHIN, LAST, PREVIOUS))
+
+
+def batch_size(folder: Path) -> int | None:
+    """Return the batch size of the training that stands in `folder`; None where there is none.
+
+    Raises:
+        UserError: all its checkpoints are damaged.
+    """
+    _, content = newest(folder, None, lambda fault: None)
+    return content and content["division"]["batch_size"]
+
+
+def epochs(folder: Path) -> int:
+    """Return how many epochs of the training that stands in `folder` are done; raises as `batch_size`."""
+    _, content = newest(folder, None, lambda fault: None)
+    return len(content["course"]["history"]) if content else 0
+
+
+def newest(folder: Path, division: Division | None, say: Callable[[str], None]) -> tuple[Path, dict | None]:
+    """Return the newest checkpoint that is whole and, in the middle of an epoch, fits the division of the data.
+
+    Raises:
+        UserError: there are checkpoints, but all are damaged.
+    """
+    faults, found = [], {}
+    for name in (WITHIN, LAST, PREVIOUS):
+        if not (folder / name).exists() or (name == PREVIOUS and LAST in found):
+            continue
+        try:
+            content = checkpoint.load(folder / name)  # in host memory, which has room for two of them
+            position = content["position"]
+            if name != WITHIN or division is None or Division(**content["division"]) == division:
+                found[name] = content
+            else:
+                changes = _changes(Division(**content["division"]), division)
+                say(
+                    f"{folder / name} stands in the middle of epoch {position['epoch']} and was saved with {changes}: "
+                    f"going on from the end of epoch {position['epoch'] - 1}"
+                )
+        except (KeyError, TypeError) as error:
+            faults.append(f"{folder / name} is no checkpoint to go on from ({type(error).__name__}: {error})")
+        except UserError as error:
+            faults.append(str(error))
+    if not found:
+        if faults:
+            raise UserError(faults[0])
+        return folder, None
+    name = max(found, key=lambda name: tuple(found[name]["position"].values()))
+    for fault in faults:
+        say(f"{fault}: going on from {name}, {_place(found[name])}")
+    return folder / name, found[name]
+
+
+def _place(content: dict) -> str:
+    position = Position(**content["position"])
+    return f"the end of epoch {position.epoch - 1}" if position.at_start else f"within epoch {position.epoch}"
+
+
+def _changes(before: Division, now: Division) -> str:
+    differ = [key for key, value in asdict(before).items() if value != getattr(now, key)]
+    words = ((key.replace("_", " "), getattr(before, key), getattr(now, key)) for key in differ)
+    return ", ".join(f"{key} {old} (now {new})" for key, old, new in words)

@@ -1,0 +1,408 @@
+"""Training: one model, one loop, best checkpoint by validation loss."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from polychrome.engine.channels.combinations import Combinations
+from polychrome.engine.channels.masks import dropped, places
+from polychrome.engine.data.batches import Batch
+from polychrome.engine.data.loader import Loader
+from polychrome.engine.errors import Interrupted, NotFiniteError
+from polychrome.engine.evaluation import evaluate
+from polychrome.engine.history import Course, EpochRow
+from polychrome.engine.machine import distributed
+from polychrome.engine.machine.hardware import autocast
+from polychrome.engine.machine.interruption import Interruption
+from polychrome.engine.training import batch_size, checkpoint, consistency, state
+from polychrome.engine.training.averaging import averaged
+from polychrome.engine.training.batch_size import is_out_of_memory
+from polychrome.engine.training.hyperparameters import Plan
+from polychrome.engine.training.mixing import Mixing
+from polychrome.engine.training.state import Division, Position, State, Totals
+from polychrome.engine.training.sync_batch_norm import synchronised
+from polychrome.engine.training.transfer import head_of
+from polychrome.engine.watch.profiling import decoded, span
+
+SHOWN_FILES = 3
+
+
+@dataclass
+class Hooks:
+    """Functions that a training calls as it goes on; those left out do nothing.
+
+    batch: called after each training or validation batch with the number of its images.
+    step: called after each optimiser step.
+    validated: called after each validation batch.
+    epoch: called after each epoch with the history so far.
+    images: called once with the first batch, as the model reads it.
+    say: called with each line of text for the user.
+    waiting: makes the context in which the loop waits for a batch.
+    """
+
+    batch: Callable[[int], None] = lambda images: None
+    step: Callable[[], None] = lambda: None
+    validated: Callable[[], None] = lambda: None
+    epoch: Callable[[Course], None] = lambda course: None
+    images: Callable[[Tensor], None] = lambda images: None
+    say: Callable[[str], None] = lambda message: None
+    waiting: Callable[[], AbstractContextManager] = nullcontext
+
+
+def fit(
+    name: str, model: nn.Module, train: Loader, val: Loader, plan: Plan, checkpoints: Path, hooks: Hooks | None = None
+) -> Course:
+    """Train `model`, from where the checkpoints in a folder stand; it ends with the weights of `best.pt`.
+
+    Order, augmentations, channel sampling and dropout follow from (seed, epoch), and a checkpoint within an epoch has
+    the state of torch's generators, so a training that goes on equals an unbroken one. SIGTERM and Ctrl-C end it after
+    the step it is in. In several processes each has its share of every batch.
+
+    Raises:
+        NotFiniteError: a loss is NaN or infinite; the checkpoints before are kept.
+        Interrupted: a signal asked for the end; all is saved.
+        OutOfMemoryError: the message says which batch size fits.
+        StorageError: a checkpoint cannot be written; the one before is kept.
+        UserError: the checkpoints are damaged or belong to another model.
+    """
+    try:
+        with Interruption() as interruption:
+            course = Trainer(name, model, train, val, plan, checkpoints, hooks or Hooks(), interruption).run()
+        if interruption.signal:  # it came after the last step
+            raise Interrupted(
+                f"{name} was stopped by {interruption.signal} after its last epoch; all is saved, --resume auto goes "
+                "on from there"
+            )
+        return course
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        failure = error.with_traceback(None)  # its frames hold what fills the memory
+    finally:
+        if plan.compile:
+            # What was compiled counts against the next model's limit, and CUDA graphs keep their memory.
+            torch.compiler.reset()
+    shape = (plan.inputs(len(train.channels)), train.size, train.size)
+    raise batch_size.explained(failure, train.batch_size, model, shape, plan)
+
+
+class Trainer:
+    """One model's training, step by step."""
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        train: Loader,
+        val: Loader,
+        plan: Plan,
+        checkpoints: Path,
+        hooks: Hooks,
+        interruption: Interruption,
+    ) -> None:
+        self.train, self.val, self.plan, self.folder, self.hooks = train, val, plan, checkpoints, hooks
+        self.interruption, self.agreement = interruption, distributed.Agreement(2)
+        model = synchronised(model, plan.device) if plan.sync_bn and distributed.world_size() > 1 else model
+        self.model = model.to(plan.device, memory_format=torch.channels_last)
+        self.ema = averaged(self.model, plan.ema) if plan.ema else None
+        self.optimizer = plan.make_optimizer(self.model)
+        self.scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
+        self.mixing = Mixing(plan.mixup, plan.cutmix, plan.num_classes) if plan.mixup or plan.cutmix else None
+        shares = plan.accumulate, distributed.world_size(), plan.device.type
+        self.division = Division(train.samples, train.batch_size, *shares)
+        self.state = State(
+            name,
+            self.model,
+            self.optimizer,
+            self.scaler,
+            self.ema,
+            Totals(plan.device),
+            self.division,
+            plan.described(),
+        )
+        self.shown = False
+
+    @property
+    def course(self) -> Course:
+        """The course so far."""
+        return self.state.course
+
+    def run(self) -> Course:
+        """Train to the end."""
+        plan = self.plan
+        self.state.resume(self.folder, self.hooks.say)
+        _train_mode(self.model, plan)
+        self.replica = distributed.wrapped(self.model, plan.device)
+        self.step_model = _compiled(self.replica, plan)
+        # Not the replica, which waits for the others at each call: they may have fewer images to validate.
+        alone = self.ema is None and self.replica is self.model
+        self.val_model = self.step_model if alone else _compiled(self.state.validated, plan)
+        self._clear_gradients()
+        self._count_done()
+        self.saved_at = time.perf_counter()
+        while len(self.course.history) < plan.epochs:
+            if plan.patience and self.course.waited >= plan.patience:
+                break
+            self._epoch()
+        distributed.wait()  # for the first process's last write
+        best = self.folder / state.BEST
+        checkpoint.restore(self.model, checkpoint.load(best, plan.device), best)
+        return self.course
+
+    def _count_done(self) -> None:
+        """Move the progress on by what a former process has done."""
+        position, epochs = self.state.position, len(self.course.history)
+        passes = epochs * self.plan.passes + position.turn
+        within = min(position.batch * self.train.batch_size, self.train.samples)
+        if done := passes * self.train.samples + epochs * self.val.samples + within:
+            self.hooks.batch(done)
+
+    def _epoch(self) -> None:
+        """Train for an epoch, or for what is left of it, validate, and save."""
+        plan, state_ = self.plan, self.state
+        self.started, epoch = time.perf_counter() - state_.elapsed, state_.position.epoch
+        self._begin(epoch)
+        for turn in range(state_.position.turn, plan.passes):
+            self._pass(epoch, turn)
+        loss, accuracy = state_.totals.means()
+        speed = state_.totals.count / (time.perf_counter() - self.started)
+        self._check_finite()
+        tested = self._validate()
+        row = EpochRow(state_.name, epoch, self.rate(0.0), loss, accuracy, tested.loss, tested.accuracy)
+        if not math.isfinite(loss + tested.loss):
+            raise NotFiniteError(
+                f"{state_.name}: epoch {epoch} ended with training loss {loss} and validation loss {tested.loss}; "
+                f"{self._kept()}; try a smaller --lr or --precision fp32"
+            )
+        self.course.history.append(row)
+        self.course.speeds.append(speed)
+        self.course.seconds += time.perf_counter() - self.started
+        state_.position, state_.totals, state_.elapsed = Position(epoch + 1), Totals(plan.device), 0.0
+        state_.save_epoch(self.folder)
+        self.saved_at = time.perf_counter()
+        self.hooks.epoch(self.course)
+
+    def _begin(self, epoch: int) -> None:
+        for model in (self.model, *([self.ema.module] if self.ema else [])):
+            if hasattr(model, "start_epoch"):
+                model.start_epoch(epoch)
+        if self.plan.compile and self.train.size_of(epoch) != self.train.size_of(max(1, epoch - 1)):
+            torch.compiler.reset()  # what was compiled for the former size counts against the limit, too
+        _train_mode(self.model, self.plan)
+        self.rate = self.plan.rates(self.course.history)
+        if self.state.position.at_start:
+            torch.manual_seed(_mix(self.plan.seed, epoch) + distributed.rank())
+
+    def _pass(self, epoch: int, turn: int) -> None:
+        """Train on what is left of a pass over the data."""
+        position, steps = self.state.position, len(self.train)
+        loaded = self.train.epoch(epoch, position.batch, self.plan.draw(epoch, turn), self.plan.recipe(epoch))
+        batches = decoded(loaded, self.hooks.waiting)
+        for number, batch in enumerate(batches, position.batch):
+            ends_step = (number + 1) % self.plan.accumulate == 0 or number + 1 == steps
+            self._set_rate(self.rate((turn * steps + number) / (self.plan.passes * steps)))
+            self._forward_and_backward(batch, epoch, turn, number, ends_step)
+            if ends_step:
+                self._update()
+                position.batch = number + 1
+                self.hooks.step()
+            self.hooks.batch(batch.total)
+            if ends_step and number + 1 < steps:
+                self._save_or_stop()
+        self.state.position = Position(epoch, turn + 1)
+        self._save_or_stop()
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+
+    def _forward_and_backward(self, batch: Batch, epoch: int, turn: int, number: int, ends_step: bool) -> None:
+        plan = self.plan
+        with span("augment"):
+            images, present = _images(batch, self.train, plan, epoch, turn, number)
+            targets = batch.labels
+            if self.mixing is not None:
+                images, targets = self._mixed(images, present, targets)
+            if plan.consistent:
+                images, present = consistency.beside_all(images, present)
+                targets = torch.cat([targets, targets])
+            told = present is not None and getattr(self.model, "any_channels", False)
+            inputs = (images, present) if told else (images,)
+        if not self.shown:
+            self.shown = True
+            self.hooks.images(images)
+        waits = isinstance(self.replica, nn.parallel.DistributedDataParallel) and not ends_step
+        with self.replica.no_sync() if waits else nullcontext():
+            with span("forward"), autocast(plan.device, plan.precision):
+                logits = self.step_model(*inputs)
+            loss = F.cross_entropy(logits.float(), targets, label_smoothing=plan.label_smoothing)
+            if plan.consistent:
+                loss = loss + plan.consistency * consistency.divergence(logits.float())
+            with span("backward"):
+                share = self._share_of_step(batch, number)
+                self.scaler.scale(loss if share == 1 else loss * share).backward()
+        # Of an image that is mixed with another, the class of the larger share.
+        labels = targets if targets.dim() == 1 else targets.argmax(1)
+        hits = (logits.argmax(1) == labels)[: len(batch)].sum()
+        step = turn * len(self.train) + number
+        self.state.totals.add(loss.detach(), hits, len(batch), batch.total, step)
+        if self.state.totals.seen_bad():
+            self._check_finite()
+
+    def _mixed(self, images: Tensor, present: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
+        images, targets = self.mixing(images, labels)
+        if present is not None and not self.plan.consistent:
+            images = (
+                images * present[:, :, None, None]
+            )  # a neighbour's channels that an image lacks must not come to it
+        return images, targets
+
+    def _share_of_step(self, batch: Batch, number: int) -> float:
+        """Return the weight of a batch's mean loss in its step: its share of the images, and processes are averaged."""
+        first = number - number % self.plan.accumulate
+        size = self.train.batch_size
+        end = min(first + self.plan.accumulate, len(self.train))
+        images = min(end * size, self.train.samples) - first * size
+        return len(batch) * distributed.world_size() / images
+
+    def _update(self) -> None:
+        with span("optimizer"):
+            if self.plan.clip_norm:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self._clear_gradients()
+            if self.ema is not None:
+                self.ema.update_parameters(self.model)
+
+    def _clear_gradients(self) -> None:
+        """Make the gradients ready for a step."""
+        if not self._needs_own_gradients:
+            self.optimizer.zero_grad(set_to_none=True)
+            return
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.zero_grad(set_to_none=False)
+
+    @property
+    def _needs_own_gradients(self) -> bool:
+        """Whether gradients need memory of their own: that of a CUDA graph is written to again by the next batch."""
+        return self.plan.compile and self.plan.compile_mode != "default" and self.plan.accumulate > 1
+
+    def _validate(self):
+        plan = self.plan
+        name, everything = plan.channels or (self.val.channels.full, tuple(range(len(self.val.channels))))
+        wanted: Combinations = {name: everything}
+        precision = autocast(plan.device, plan.precision)
+
+        def on_batch(images: int) -> None:
+            self.hooks.batch(images)
+            self.hooks.validated()
+            # Several processes stop together, which they can between steps alone.
+            if distributed.world_size() == 1 and self.interruption.signal:
+                self._stop(self.interruption.signal)
+
+        distributed.share_buffers(self.state.validated)
+        tested = evaluate(self.val_model, self.val, wanted, plan.num_classes, precision, on_batch, plan.protocol)
+        return tested.scores[name]
+
+    def _save_or_stop(self) -> None:
+        """Save where it is time to, and end where a signal asks for it; all processes do so after the same step."""
+        due = bool(self.plan.save_every) and time.perf_counter() - self.saved_at > self.plan.save_every
+        save, stop = self.agreement(due and distributed.is_main(), self.interruption.signal is not None)
+        if stop:
+            self._stop(self.interruption.signal or "a signal to another process")
+        if save:
+            self._save_within()
+
+    def _save_within(self) -> None:
+        self._check_finite()
+        self.state.elapsed = time.perf_counter() - self.started
+        self.state.save_within(self.folder)
+        self.saved_at = time.perf_counter()
+
+    def _stop(self, cause: str) -> None:
+        self._save_within()
+        position = self.state.position
+        batch = position.turn * len(self.train) + position.batch
+        raise Interrupted(
+            f"{self.state.name} was stopped by {cause} in epoch {position.epoch} after batch {batch} of "
+            f"{self.plan.passes * len(self.train)}; all is saved, --resume auto goes on from there"
+        )
+
+    def _check_finite(self) -> None:
+        """Raise NotFiniteError, with the files of the batch, where a loss of this epoch was not finite."""
+        step = int(self.state.totals.first_bad)
+        if step < 0:
+            return
+        epoch, (turn, number) = self.state.position.epoch, divmod(step, len(self.train))
+        files = self.train.files(self.train.plan(epoch, self.plan.draw(epoch, turn))[number].indices)
+        more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
+        raise NotFiniteError(
+            f"{self.state.name}: the loss of batch {step + 1} of epoch {epoch} is not finite (images: "
+            f"{', '.join(files[:SHOWN_FILES])}{more}); {self._kept()}; try a smaller --lr, --clip-norm 1 or "
+            "--precision fp32"
+        )
+
+    def _kept(self) -> str:
+        done = len(self.course.history)
+        return f"the checkpoint of epoch {done} is kept" if done else "no checkpoint has been written"
+
+
+def _compiled(model: nn.Module, plan: Plan) -> nn.Module:
+    # Static shapes, also where the last batch is smaller: two sizes are compiled, none with a symbol for its size.
+    return torch.compile(model, mode=plan.compile_mode, dynamic=False) if plan.compile else model
+
+
+def _train_mode(model: nn.Module, plan: Plan) -> None:
+    model.train(not plan.frozen)
+    if plan.frozen:
+        model.requires_grad_(False)
+        head_of(model)[1].train().requires_grad_()
+
+
+def _images(
+    batch: Batch, loader: Loader, plan: Plan, epoch: int, turn: int, number: int
+) -> tuple[Tensor, Tensor | None]:
+    """Return the images, augmented, and which channels of each are present, bool [batch, channels], None for all.
+
+    For a consistency loss the images have all channels, and which ones are to be present is always returned.
+    """
+    count, channels = batch.shape[:2]
+    parameters = dict(batch.drawn)
+    chosen = parameters.pop("channels", None)
+    if plan.channels:
+        shown = places(plan.channels[1], batch.device)
+        shown = _others_absent(shown, channels) if plan.padded else shown
+        return batch.standardised(loader.channels, shown, **parameters), None
+    if plan.channel_sampling == "cycle":
+        chosen = _others_absent(places(plan.cycle[turn], batch.device), channels).expand(count, -1)
+    if plan.channel_sampling == "drop":
+        chosen = dropped(channels, plan.seed, plan.draw(epoch, turn), number)
+        chosen = None if chosen is None else chosen.to(batch.device, non_blocking=True).expand(count, -1)
+    if plan.consistent:
+        whole = torch.ones(count, channels, dtype=torch.bool, device=batch.device)
+        return batch.standardised(loader.channels, **parameters), whole if chosen is None else chosen >= 0
+    images = batch.standardised(loader.channels, chosen, **parameters)
+    return images, None if chosen is None else chosen >= 0
+
+
+def _others_absent(present: Tensor, channels: int) -> Tensor:
+    """Return which channel each of `channels` inputs is, int64 [channels]: those `present` themselves, else -1."""
+    return torch.full((channels,), -1, device=present.device).scatter(0, present, present)
+
+
+def _mix(seed: int, epoch: int) -> int:
+    """Return a seed of its own for each pair of seed and epoch."""
+    return (seed * 1_000_003 + epoch) % 2**63

@@ -1,0 +1,194 @@
+"""How long a device waits for work while a model is trained on it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from polychrome.engine.watch.profiling import RUNNING
+
+# Steps left out at the start of an epoch, and steps whose kernels are looked at.
+SKIPPED, STEPS = 3, 6
+
+DEVICE_TYPES = {ProfilerActivity.CPU: DeviceType.CPU, ProfilerActivity.CUDA: DeviceType.CUDA}
+
+
+class Idle:
+    """The share of time in which the device has nothing to do; a context manager around one model's training.
+
+    On CUDA: the share of some steps in which no kernel runs, measured in the second epoch that is trained, in the first
+    where there is no other; copies are no work. On a CPU: the share of the last epoch that the loop waits for input.
+    Outside of those steps it costs two readings of a clock per batch.
+
+    Attributes:
+        waited: the share of the last epoch's training that the loop waited for input; None before its end.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.waited: float | None = None
+        self._epochs = 0
+        self._seconds, self._started, self._ended = 0.0, None, 0.0
+        self._gpu_share: float | None = None
+        self._window: Window | None = None
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count what runs inside, the wait for a batch, as time without work."""
+        started = time.perf_counter()
+        if self._started is None:
+            self._begin(started)
+        yield
+        self._ended = time.perf_counter()
+        self._seconds += self._ended - started
+
+    def step(self, *_) -> None:
+        """Note the end of a training step."""
+        if self._window is not None:
+            self._window.step()
+
+    def epoch(self, *_) -> None:
+        """Note the end of an epoch, after its validation, whose time does not count."""
+        self.close()
+        self._epochs += 1
+        if self._started is not None and self._ended > self._started:
+            self.waited = self._seconds / (self._ended - self._started)
+        self._seconds, self._started = 0.0, None
+
+    def close(self) -> None:
+        """End what is being measured."""
+        if self._window is not None:
+            self._window.close()
+            if self._window.share is not None:
+                self._gpu_share = self._window.share
+
+    def __enter__(self) -> Idle:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _begin(self, now: float) -> None:
+        self._started = now
+        if self.device.type == "cuda" and self._epochs < 2:
+            self._window = Window(ProfilerActivity.CUDA)
+
+    @property
+    def share(self) -> float | None:
+        """The idle share in 0..1; None where it is not measured."""
+        return self._gpu_share if self.device.type == "cuda" else self.waited
+
+    def figures(self) -> dict[str, float]:
+        """Return what was measured by its name in `results.json`: "gpu_idle" and "input_wait", in 0..1."""
+        found = {"gpu_idle": self.share if self.device.type == "cuda" else None, "input_wait": self.waited}
+        return {name: round(share, 4) for name, share in found.items() if share is not None}
+
+    def __str__(self) -> str:
+        waited = "not measured" if self.waited is None else f"{self.waited:.1%} of the epoch"
+        if self.device.type != "cuda":
+            return f"input waited for: {waited}"
+        reason = f" ({self._window.failure})" if self._window and self._window.failure else ""
+        idle = f"not measured{reason}" if self.share is None else f"{self.share:.1%} of a step"
+        return f"GPU idle: {idle}; input waited for: {waited}"
+
+
+class Window:
+    """The share of a few steps in which nothing of one kind of activity runs.
+
+    Whatever keeps the profiler from working leaves `share` at None and the reason in `failure`: a run does not end by
+    being watched.
+    """
+
+    def __init__(self, activity: ProfilerActivity) -> None:
+        self.activity = activity
+        self.share: float | None = None
+        # CUPTI serves one listener at a time.
+        self._done = activity == ProfilerActivity.CUDA and "NSYS_PROFILING_SESSION_ID" in os.environ
+        self.failure: str | None = "nsys records" if self._done else "too few steps"
+        self._steps, self._marks = 0, []
+        self._profiler: profile | None = None
+
+    def step(self) -> None:
+        """Note the end of a step: the window opens after the first ones, when no other profiler runs."""
+        self._steps += 1
+        if self._done or self._steps < SKIPPED or (self._profiler is None and _is_taken()):
+            return
+        try:
+            self._advance()
+        except Exception as error:
+            self._fail(error)
+
+    def close(self) -> None:
+        """End the window, where it is open, with the steps it has."""
+        profiler, self._profiler = self._profiler, None
+        RUNNING.discard(profiler)
+        if not self._done and profiler is not None:
+            try:
+                profiler.stop()
+            except Exception as error:
+                self._fail(error)
+        self._done = True
+
+    def _advance(self) -> None:
+        if self._profiler is None:
+            # A step to warm up, and one to get going again after the pause in which the recording starts.
+            self._profiler = profile(
+                activities=[self.activity],
+                schedule=schedule(wait=0, warmup=1, active=STEPS + 1, repeat=1),
+                on_trace_ready=self._read,
+                acc_events=True,
+            )
+            RUNNING.add(self._profiler)
+            self._profiler.start()
+            return
+        self._marks.append(time.time_ns())
+        self._profiler.step()
+        if len(self._marks) == STEPS + 2:
+            self.close()
+
+    def _read(self, profiler: profile) -> None:
+        if len(self._marks) < 3:
+            return
+        found = intervals(profiler, DEVICE_TYPES[self.activity])
+        start, end = self._marks[1], self._marks[-1]
+        busy = covered(found, start, end)
+        if busy:
+            self.share, self.failure = 1 - busy / (end - start), None
+        else:
+            self.failure = "nothing was recorded"
+
+    def _fail(self, error: Exception) -> None:
+        RUNNING.discard(self._profiler)
+        self.failure, self._done = " ".join(f"{type(error).__name__}: {error}".split()), True
+
+
+def _is_taken() -> bool:
+    """Return whether another profiler runs, or warms up, of which torch itself says nothing."""
+    return bool(RUNNING) or torch.autograd._profiler_enabled()
+
+
+def intervals(profiler: profile, device_type: DeviceType) -> list[tuple[int, int]]:
+    """Return start and end of what ran on a kind of device, in ns since 1970; without copies to and from the GPU."""
+    return [
+        (event.start_ns(), event.start_ns() + event.duration_ns())
+        for event in profiler.profiler.kineto_results.events()
+        if event.device_type() == device_type
+        and not event.is_user_annotation()
+        and not event.name().startswith("Memcpy")
+    ]
+
+
+def covered(found: Iterable[tuple[int, int]], start: int, end: int) -> int:
+    """Return how much of [start, end] the union of intervals covers."""
+    total, reached = 0, start
+    for first, last in sorted(found):
+        first, last = max(first, reached), min(last, end)
+        if last > first:
+            total, reached = total + last - first, last
+    return total
