@@ -31,7 +31,7 @@ from polychrome.engine.data.stores import placement
 from polychrome.engine.machine.workers import cpus
 from polychrome.engine.training import trainer
 from polychrome.engine.watch.idle import Idle
-from polychrome.train import networks
+from polychrome.train import networks, variants
 from polychrome.train.config import Settings
 from polychrome.train.data import make_loader, open_data
 
@@ -167,15 +167,18 @@ def trained(folder: Path, case: Case, out: Path) -> Measured:
         epochs=EPOCHS,
         patience=0,
         compile_mode="default",
-    ).resolve("task1")
+    )
+    settings = variants.resolve(settings, "task1")
     data = open_data(settings, "task1")
-    images = data.images if case.steps is None else few(data.images, case.batch * case.steps)
+    if case.steps is not None:
+        data = replace(data, images=few(data.images, case.batch * case.steps))
+    images = data.images
     model, other = (networks.prepared(case.model, settings, photographs.CLASSES, 3) for _ in range(2))
     plan = networks.plan(model, settings, images)
     ours, theirs, epochs = Stopwatch(), Stopwatch(), []
     with (
-        make_loader(images, "train", settings, plan.augmentations, data.pixels) as train,
-        make_loader(images, "val", settings, None, data.pixels) as val,
+        make_loader(data, "train", settings, plan.augmentations) as train,
+        make_loader(data, "val", settings) as val,
         Training(other, images, "train", case.size, case.batch, DEVICE) as reports,
         Idle(plan.device) as idle,
     ):
@@ -286,18 +289,18 @@ def first_batch(folder: Path) -> torch.Tensor:
 @cache
 def listed(folder: Path) -> ImageSet:
     """Return the photographs, checked and not kept."""
-    return open_data(Settings(data=str(folder), cache="none").resolve("task1"), "task1").images
+    return open_data(variants.resolve(Settings(data=str(folder), cache="none"), "task1"), "task1").images
 
 
 def source_loader(images: ImageSet, source: str) -> loader.Loader:
     """Return a training loader that reads images in one of the ways of `SOURCES`."""
     backend, _, where = source.partition(" ")
     device = torch.device("cpu" if source == "dali cpu" else DEVICE)
-    pixels = None
+    store = None
     if where == "cache":
         stored = math.ceil(SIZE / Settings().eval_crop)
         place = placement.place(images, backend, device, stored)
-        pixels = opening.decode(images, place, "auto", device, WORKERS)
+        store = opening.decode(images, place, "auto", device, WORKERS)
         backend = "auto"
     return loader.create(
         images,
@@ -308,7 +311,7 @@ def source_loader(images: ImageSet, source: str) -> loader.Loader:
         backend=backend,
         device=device,
         workers=WORKERS,
-        pixels=pixels,
+        store=store,
     )
 
 

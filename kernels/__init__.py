@@ -5,6 +5,7 @@ if __name__ == "kernels":  # a clone's short name for `polychrome.kernels`
 
     alias(__name__)
 else:
+    from polychrome.kernels import decompositions as _decompositions  # noqa: F401  (what torch.onnx.export records)
     from polychrome.kernels import flops as _flops  # noqa: F401  (registers the FLOP formulas)
     from polychrome.kernels.augment import augment
     from polychrome.kernels.backend import use_backend

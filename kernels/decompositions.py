@@ -5,7 +5,7 @@ with kernels for each sample is a product of matrices; a dynamic convolution is 
 `STACKED`, one convolution of all experts whose results are mixed. What an op returns only for its gradient is left
 empty.
 
-The public functions take `ONNX` while `torch.onnx.export` records a model, by `kernels.library.call`.
+`torch.onnx.export` records `OPS` and, for dynamic convolutions, `STACKED` (`kernels.library.call`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from polychrome.kernels.channel_gate import reference as channel_gate
 from polychrome.kernels.dynamic_conv import reference as dynamic_conv
 from polychrome.kernels.dynamic_conv.geometry import output_size
 from polychrome.kernels.fuse.channel_scale import channel_scale
+from polychrome.kernels.library import record_as
 from polychrome.kernels.spatial_attention import reference as spatial_attention
 
 
@@ -102,4 +103,4 @@ STACKED = {
     torch.ops.polychrome.dynamic_conv2d_affine.default: _then_affine(_stacked_conv2d),
 }
 
-ONNX = {**OPS, **STACKED}
+record_as({**OPS, **STACKED})

@@ -1,6 +1,6 @@
 """The ops in the `polychrome` namespace: how they are registered, and how they are called."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -11,6 +11,7 @@ NAMESPACE = "polychrome"
 
 _bodies: dict[str, Callable] = {}
 _functions: dict[str, type[torch.autograd.Function]] = {}
+_recorded: dict[torch._ops.OpOverload, Callable] = {}
 
 
 def register_op(name: str, implementation: Callable, fake: Callable) -> None:
@@ -37,6 +38,11 @@ def register_backward(name: str, setup_context: Callable, backward: Callable) ->
         )
 
     torch.library.register_autograd(f"{NAMESPACE}::{name}_backward", refuse)
+
+
+def record_as(functions: Mapping[torch._ops.OpOverload, Callable]) -> None:
+    """Have `torch.onnx.export` record these functions where it meets the ops."""
+    _recorded.update(functions)
 
 
 def register_product(name: str, forward: Callable, backward: Callable) -> None:
@@ -84,9 +90,7 @@ def call(name: str, *arguments):
             return _functions[name].apply(*arguments, key)
     op = getattr(torch.ops.polychrome, name)
     if (torch.jit.is_tracing() or torch.compiler.is_exporting()) and torch.onnx.is_in_onnx_export():
-        from polychrome.kernels.decompositions import ONNX
-
-        return ONNX.get(op.default, op)(*arguments)
+        return _recorded.get(op.default, op)(*arguments)
     return op(*arguments)
 
 

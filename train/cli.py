@@ -9,19 +9,9 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from polychrome.train.config import (
-    AUTO,
-    OF_FILES,
-    RECIPES,
-    SWEEP,
-    TASKS,
-    TEXT,
-    NameList,
-    Settings,
-    read_toml,
-    typed,
-    without,
-)
+from polychrome.train import variants
+from polychrome.train.config import AUTO, OF_FILES, RECIPES, TEXT, NameList, Settings, read_toml, typed, without
+from polychrome.train.variants import SWEEP, TASKS
 
 if TYPE_CHECKING:
     from polychrome.engine.run_folder import RunFolder
@@ -87,15 +77,15 @@ def _settings(context: click.Context, task: str, resume: str | None, values: dic
     values["model"] = {entry: without(table, flags) for entry, table in values["model"].items()}
     like = {}
     if resume == AUTO:
-        asked = Settings(**values).resolve(task).with_whole_paths()
+        asked = variants.resolve(Settings(**values), task).with_whole_paths()
         like = {name: getattr(asked, name) for name in resuming.LIKE if name in flags}
     folder = resuming.find(task, Path(values["out"]), resume, like)
     if folder is not None:
         if context.default_map and resume is not None:
             of_files = (context.default_map.keys() | {"model"}) - flags
-            resuming.check_same(folder, Settings(**values).resolve(task), of_files, flags, task)
+            resuming.check_same(folder, variants.resolve(Settings(**values), task), of_files, flags, task)
         values = resuming.merge(folder, {name: values[name] for name in flags & values.keys()})
-    return Settings(**values).resolve(task), folder
+    return variants.resolve(Settings(**values), task), folder
 
 
 def _task_command(task: str, summary: str) -> click.Command:
@@ -182,7 +172,7 @@ def evaluate(run: Path, **options) -> None:
 
     Writes RUN/evaluation.json and RUN/evaluation.csv, and says how many figures agree with RUN/table.csv to the digit.
     """
-    from polychrome.train.inspect import evaluate_run
+    from polychrome.train.evaluate import evaluate_run
 
     evaluate_run(run, **options)
 
@@ -195,7 +185,7 @@ def evaluate(run: Path, **options) -> None:
 @click.option("--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes to print.")
 def predict(run: Path, **options) -> None:
     """Print the most likely classes of each image, by a model of a RUN folder."""
-    from polychrome.train.inspect import predict_images
+    from polychrome.train.predict import predict_images
 
     predict_images(run, **options)
 
@@ -232,7 +222,7 @@ def check(context: click.Context, arguments: tuple[str, ...]) -> int:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the split.")
 def patches(scene: Path, folder: Path, **options) -> None:
     """Cut a labelled SCENE (.npz with cube and labels) into a data FOLDER of patches, split by place."""
-    from polychrome.train.inspect import cut_patches
+    from polychrome.train.tools import cut_patches
 
     cut_patches(scene, folder, **options)
 
@@ -243,6 +233,6 @@ def patches(scene: Path, folder: Path, **options) -> None:
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the list as CSV (path, reason).")
 def scan(folder: Path, **options) -> None:
     """Decode every image under FOLDER and list those that cannot be read, with the reason."""
-    from polychrome.train.inspect import scan_folder
+    from polychrome.train.tools import scan_folder
 
     scan_folder(folder, **options)

@@ -64,42 +64,7 @@ class Text(click.ParamType):
         return str(value)
 
 
-@dataclass(frozen=True)
-class TaskDefaults:
-    """What a task trains, and for how long, when the user does not say."""
-
-    models: tuple[str, ...]
-    epochs: int
-    generated_epochs: int
-    image_size: int = 256
-    generated_image_size: int = 64
-    batch_size: int = 64
-    lr: float = 1e-3
-    optimizer: str = "adam"
-
-
-# Report A's protocol on real data, report E's for the last two; the generated set is sized for a first run of minutes
-# on two cores.
-TASKS = {
-    "task1": TaskDefaults(models=("simple_cnn", "pool_attention_cnn"), epochs=25, generated_epochs=8),
-    "task2": TaskDefaults(models=("resnet34", "attention_cnn"), epochs=50, generated_epochs=8),
-    "cifar100": TaskDefaults(
-        models=("base_net", "vgg_slim"), epochs=15, generated_epochs=15, image_size=32, generated_image_size=32
-    ),
-    "transfer": TaskDefaults(
-        models=("resnet50",),
-        epochs=25,
-        generated_epochs=2,
-        image_size=224,
-        batch_size=8,
-        lr=0.01,
-        optimizer="sgd",
-    ),
-}
-
-SWEEP = ("all",)
 RECIPES = ("report_a", "report_b", "report_c", "report_d", "report_e", "strong")
-TRANSFERS = ("frozen", "finetuned", "scratch")
 
 # Settings that one entry of `models` may have to itself.
 OF_AN_ENTRY = frozenset(
@@ -320,32 +285,6 @@ class Settings:
     def division_seed(self) -> int:
         """The seed of the division of folders without one, and of the choice among many channel combinations."""
         return self.seed if self.split_seed is None else self.split_seed
-
-    def resolve(self, task: str) -> Settings:
-        """Return the effective settings: every `None` replaced, device and precision checked against the machine."""
-        from polychrome.engine.machine import hardware
-        from polychrome.engine.machine.distributed import local_world_size
-        from polychrome.engine.machine.workers import cpus
-        from polychrome.train import entries
-
-        defaults = TASKS[task]
-        generated = self.data is None
-        device = hardware.device(self.device)
-        effective = replace(
-            self,
-            models=self.models or defaults.models,
-            epochs=self.epochs or (defaults.generated_epochs if generated else defaults.epochs),
-            image_size=self.image_size or (defaults.generated_image_size if generated else defaults.image_size),
-            batch_size=self.batch_size or defaults.batch_size,
-            lr=self.lr or defaults.lr,
-            optimizer=self.optimizer or defaults.optimizer,
-            augmentations=entries.augmentations(self.augmentations),
-            device=device.type,
-            precision=self.precision or hardware.native_precision(device),
-            compile=device.type == "cuda" if self.compile is None else self.compile,
-            workers=self.workers or max(1, cpus() // local_world_size()),
-        )
-        return entries.expanded(task, effective)
 
     def with_whole_paths(self) -> Settings:
         """Return these settings with whole paths of data and weights, as a run's folder tells them, wherever it is."""

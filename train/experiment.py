@@ -18,6 +18,7 @@ from polychrome.engine.channels import combinations, masks, names
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.data import loader
 from polychrome.engine.data.image_set import Split
+from polychrome.engine.data.opening import Opened
 from polychrome.engine.data.readers import choice
 from polychrome.engine.data.sets import division
 from polychrome.engine.errors import Interrupted, RunError, StorageError, UserError
@@ -33,9 +34,9 @@ from polychrome.engine.training.hyperparameters import Plan
 from polychrome.engine.watch import profiling
 from polychrome.engine.watch.idle import Idle
 from polychrome.engine.watch.tensorboard import Scalars
-from polychrome.train import entries, networks, systems
+from polychrome.train import networks, systems, variants
 from polychrome.train.config import AUTO, Settings
-from polychrome.train.data import Data, make_loader, moved, open_data
+from polychrome.train.data import make_loader, moved, open_data, summary
 from polychrome.train.networks import PADDED_ONE_PER_COMBINATION, has_several
 
 SHOWN_PREDICTIONS = 18
@@ -48,7 +49,7 @@ def run(
     settings: Settings,
     resume: RunFolder | None = None,
     make: Callable[[Settings], RunFolder] | None = None,
-    data: Data | None = None,
+    data: Opened | None = None,
 ) -> Experiment:
     """Train and test all models of `settings` and write the run's folder.
 
@@ -98,19 +99,19 @@ class Experiment:
         settings: Settings,
         resume: RunFolder | None,
         make: Callable[[Settings], RunFolder] | None = None,
-        data: Data | None = None,
+        data: Opened | None = None,
     ) -> None:
         self.task = task
         networks.check_names(settings.models)
         for entry in settings.models:
-            networks.check_schedule(entries.of(settings, entry))
+            networks.check_schedule(variants.of(settings, entry))
         choice.resolve(settings.backend)
         self.settings = settings.with_whole_paths()
         self.data = data = data or open_data(self.settings, task)
         backend = choice.resolve(settings.backend, data.images.stacks)
         self.settings = replace(self.settings, backend=backend)
         loader.check_trainable(data.images)
-        self.images, self.pixels = data.images, data.pixels
+        self.images = data.images
         self.test_places = data.places["test"] if data.places else range(len(data.images.splits["test"].paths))
         self.channel_names = self.images.channels.names
         self.combinations = combinations.parse(settings.channels, self.channel_names, settings.division_seed)
@@ -124,7 +125,7 @@ class Experiment:
             "task": task,
             "seed": settings.seed,
             "device": self.environment["gpu" if settings.device == "cuda" else "cpu"],
-            "data": data.summary(),
+            "data": summary(data),
             "combinations": chosen,
             "models": {},
             "failed": self.failed,
@@ -153,7 +154,7 @@ class Experiment:
     def _checked(self, entry: str):
         """Return an entry's costs; None where it cannot be trained and others of a sweep can."""
         try:
-            return networks.checked(entry, entries.of(self.settings, entry), self.images, self.combinations)
+            return networks.checked(entry, variants.of(self.settings, entry), self.images, self.combinations)
         except UserError as error:
             if not self.settings.sweep:
                 raise
@@ -194,14 +195,14 @@ class Experiment:
     def _check_weights(self, resume: RunFolder | None) -> None:
         """Raise UserError where an entry that is to start from trained weights cannot."""
         for entry in self.entries:
-            settings = entries.of(self.settings, entry)
+            settings = variants.of(self.settings, entry)
             started = resume is not None and state.exists(resume.checkpoints(entry))
             networks.prepared(entry, settings, len(self.images.class_names), len(self.channel_names), started)
 
     def is_done(self, entry: str) -> bool:
         """Return whether the run that is resumed has tested this model after as many epochs as are asked for now."""
         found = self.results["models"].get(entry)
-        return found is not None and found["epochs"] >= entries.of(self.settings, entry).epochs
+        return found is not None and found["epochs"] >= variants.of(self.settings, entry).epochs
 
     def attempt(self, entry: str) -> None:
         """Train and test an entry; where it fails and is not the only one, write why and go on."""
@@ -223,7 +224,7 @@ class Experiment:
 
     def train_and_test(self, entry: str) -> None:
         """Train a model, test its best weights, and add both to the results."""
-        settings = entries.of(self.settings, entry)
+        settings = variants.of(self.settings, entry)
         if networks.is_one_per_combination(entry):
             outcomes = [self._outcome(entry, settings, name) for name, chosen in self.combinations.items() if chosen]
         else:
@@ -345,8 +346,7 @@ class Experiment:
 
     def _loader(self, split: str, settings: Settings, plan: Plan | None = None) -> loader.Loader:
         augmentations = plan.augmentations if plan else None
-        shares = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        return make_loader(self.images, split, settings, augmentations, self.pixels, **shares)
+        return make_loader(self.data, split, settings, augmentations, shared=True)
 
     def _test(
         self, name: str, model: nn.Module, plan: Plan, settings: Settings, combinations: Combinations, split: str
@@ -380,7 +380,8 @@ class Experiment:
         few = Split(*(column and tuple(column[i] for i in chosen) for column in (test.paths, test.labels, test.sizes)))
         found = []
         model.eval()
-        with make_loader(replace(self.images, splits={"few": few}), "few", settings, None, self.pixels) as loader_:
+        shown = replace(self.data, images=replace(self.images, splits={"few": few}))
+        with make_loader(shown, "few", settings) as loader_:
             for batch in loader_.epoch(0):
                 images = batch.standardised(self.images.channels)
                 if plan.channels:
@@ -420,7 +421,7 @@ def made_by_main(out: Path, task: str, name: str | None) -> RunFolder:
 
 def check_unchanged(entry: str, before: Settings, now: Settings, run: RunFolder) -> None:
     """Raise UserError where an entry of a run that goes on has other settings than its checkpoints."""
-    old, new = entries.of(before, entry), entries.of(now, entry)
+    old, new = variants.of(before, entry), variants.of(now, entry)
     for name in KEPT:
         if getattr(old, name) not in (None, getattr(new, name)):
             flag = "--" + name.replace("_", "-")

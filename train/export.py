@@ -13,9 +13,9 @@ from polychrome.engine.channels.combinations import parse
 from polychrome.engine.channels.names import Channels, join
 from polychrome.engine.errors import UserError
 from polychrome.engine.report import console
-from polychrome.train import entries
+from polychrome.train import variants
 from polychrome.train.data import make_loader, open_data
-from polychrome.train.inspect import Run
+from polychrome.train.finished import Run
 from polychrome.train.networks import has_several
 
 IMAGES = 16
@@ -76,7 +76,7 @@ def _table(channels: Channels) -> tuple[tuple, ...]:
 def _description(trained: Run, name: str, network: torch.nn.Module, channels: Channels) -> export.Description:
     settings = trained.entry_settings(name)
     return export.Description(
-        model=entries.model_name(name),
+        model=variants.model_name(name),
         image_size=settings.image_size,
         classes=tuple(trained.results["data"]["class_names"]),
         channels=channels,
@@ -115,8 +115,7 @@ def _test_images(trained: Run, name: str, data: str | None) -> Tensor:
     backend = settings.backend if settings.backend == "synthetic" else "torch"
     settings = replace(settings, data=data or settings.data, backend=backend, cache="none", workers=1)
     opened = open_data(settings, trained.results["task"], ("test",))
-    images = opened.images
-    trained.check_fits(images)
+    trained.check_fits(opened.images)
     settings = replace(trained.entry_settings(name, settings), batch_size=IMAGES)
-    with make_loader(images, "test", settings, pixels=opened.pixels) as loader:
+    with make_loader(opened, "test", settings) as loader:
         return next(iter(loader.epoch(0))).images

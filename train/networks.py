@@ -17,7 +17,7 @@ from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint, schedules, transfer
 from polychrome.engine.training.hyperparameters import Plan
 from polychrome.models import complexity, initialise
-from polychrome.train import entries
+from polychrome.train import variants
 from polychrome.train.config import Settings
 
 LARGEST_TRIED = 512
@@ -35,7 +35,7 @@ def create(entry: str, settings: Settings, num_classes: int, in_channels: int, s
     try:
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.options.items()}
         size = size or settings.image_size
-        return models.create(entries.model_name(entry), num_classes, in_channels, size, **options)
+        return models.create(variants.model_name(entry), num_classes, in_channels, size, **options)
     except TypeError as error:
         if not settings.options:
             raise
@@ -47,7 +47,7 @@ def create(entry: str, settings: Settings, num_classes: int, in_channels: int, s
 def check_names(names: tuple[str, ...]) -> None:
     """Raise UserError where the model of an entry is unknown."""
     for entry in names:
-        if (name := entries.model_name(entry)) not in models.names():
+        if (name := variants.model_name(entry)) not in models.names():
             try:
                 models.create(name)
             except models.UnknownModelError as error:
@@ -103,7 +103,7 @@ def _check_first_size(entry: str, settings: Settings, num_classes: int, in_chann
 
 def is_one_per_combination(entry: str) -> bool:
     """Return whether an entry stands for one network for each channel combination."""
-    return entries.is_alone(entry) or _takes_one_combination(entry)
+    return variants.is_alone(entry) or _takes_one_combination(entry)
 
 
 def has_several(protocol: str) -> bool:
@@ -126,7 +126,7 @@ def shown(entry: str, settings: Settings, count: int, combination: tuple[int, ..
 
 def _takes_one_combination(entry: str) -> bool:
     with torch.device("meta"):
-        return getattr(models.create(entries.model_name(entry)), "one_per_combination", False)
+        return getattr(models.create(variants.model_name(entry)), "one_per_combination", False)
 
 
 def measure(entry: str, settings: Settings, num_classes: int, in_channels: int) -> complexity.Complexity:
@@ -172,7 +172,7 @@ def prepared(entry: str, settings: Settings, num_classes: int, in_channels: int,
     if settings.init == "he":
         initialise.he_(model)
     if settings.transfer in ("frozen", "finetuned") and not started:
-        name = entries.model_name(entry)
+        name = variants.model_name(entry)
         transfer.load(model, *_weights(name, settings))
     return model
 
@@ -194,7 +194,7 @@ def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], st
     if own := folder.seeds:
         raise UserError(f"--weights {source}: give the run of one of its seeds, such as {own[min(own)].root}")
     results = folder.read_results()["models"]
-    trained = [entry for entry in results if entries.model_name(entry) == name]
+    trained = [entry for entry in results if variants.model_name(entry) == name]
     if not trained:
         raise UserError(f"--weights {source}: that run trained {', '.join(results)}, no {name}")
     if has_several(results[trained[0]]["protocol"]):

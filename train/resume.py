@@ -11,6 +11,7 @@ from polychrome.engine.errors import UserError
 from polychrome.engine.machine import distributed
 from polychrome.engine.machine.files import hold
 from polychrome.engine.run_folder import RunFolder
+from polychrome.train import variants
 from polychrome.train.config import AUTO, Settings, without
 
 # What a run must have in common with the command for "auto" to go on with it, where the command says it.
@@ -66,7 +67,7 @@ def check_same(folder: RunFolder, given: Settings, names: Iterable[str], flags: 
     A command with --resume auto can so be repeated as it stands; what is to change in a run stands on the command line,
     as one of the `flags`.
     """
-    own = Settings.from_toml(folder.config).resolve(task)
+    own = variants.resolve(Settings.from_toml(folder.config), task)
     own = replace(own, model={entry: without(table, flags) for entry, table in own.model.items()})
     for name in sorted(names):
         if name != "sweep" and getattr(own, name) != getattr(given, name):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from polychrome.engine.data.opening import Opened
 from polychrome.engine.errors import UserError
 from polychrome.engine.history import EpochRow
 from polychrome.engine.machine import distributed, hardware
 from polychrome.engine.report import comparison, console, pages, seeds
 from polychrome.engine.run_folder import RunFolder
-from polychrome.train import entries, experiment
+from polychrome.train import experiment, variants
 from polychrome.train.config import OF_AN_ENTRY, Settings
-from polychrome.train.data import Data
 
 # What must be the same for all seeds, whenever each was trained.
 SAME = (
@@ -46,7 +46,7 @@ class Repeated:
             check_unchanged(task, settings, resume)
         self.environment = hardware.describe()
         self.begun = False
-        self.data: Data | None = None
+        self.data: Opened | None = None
         self.done: dict[int, RunFolder] = {}
         self.predictions: dict = {}
         self.results: dict = {}
@@ -110,13 +110,13 @@ def is_finished(folder: RunFolder, settings: Settings) -> bool:
     before, results = Settings.from_toml(folder.config), folder.read_results()
     same = all(getattr(before, name) == getattr(settings, name) for name in ("channels", "holdout", "flip_test"))
     there = results["models"].keys() | (results.get("failed", {}).keys() if settings.sweep else set())
-    trained = {entry: entries.of(before, entry).epochs for entry in there}
-    return same and all(trained.get(entry, 0) >= entries.of(settings, entry).epochs for entry in settings.models)
+    trained = {entry: variants.of(before, entry).epochs for entry in there}
+    return same and all(trained.get(entry, 0) >= variants.of(settings, entry).epochs for entry in settings.models)
 
 
 def check_unchanged(task: str, settings: Settings, run: RunFolder) -> None:
     """Raise UserError where a run goes on with other settings than those of its finished seeds."""
-    before = Settings.from_toml(run.config).resolve(task)
+    before = variants.resolve(Settings.from_toml(run.config), task)
     if before.seeds == 1:
         raise UserError(f"{run.root} is a run of one seed: leave --seeds out, or start another run")
     if settings.seeds < before.seeds:

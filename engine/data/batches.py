@@ -4,14 +4,190 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from polychrome.engine.channels.names import RGB, Channels
+from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.kernels import augment
+
+
+class Reading(NamedTuple):
+    """What a reader is made for: the images of a split, the side they are resized to, and where batches are to be.
+
+    size: height and width in pixels, where a `Work` names no other. workers: threads, or processes of the torch
+    backend. seed: of images that are not read but made.
+    """
+
+    images: ImageSet
+    split: str
+    size: int
+    batch_size: int
+    device: torch.device
+    workers: int = 1
+    seed: int = 0
+
+    @property
+    def chosen(self) -> Split:
+        """The files of the split, their labels and sizes."""
+        return self.images.splits[self.split]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a reader is to do for one batch: int64 [batch] indices, int64 [batch, 4] crops, bool [batch] flips.
+
+    total: how many images the batch has over all ranks. size: height and width to resize to; 0: the reader's own. All
+    work of a plan has the same.
+    """
+
+    indices: np.ndarray
+    crops: np.ndarray
+    flips: np.ndarray
+    total: int = 0
+    size: int = 0
+
+
+class Source(Protocol):
+    """What a reader makes of one batch: the images, or all that is needed to make them in one launch."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(batch, channels, height, width)."""
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 or float32 [batch, channels, size, size] of the values stored, channels last in memory."""
+
+    def standardised(self, channels: Channels, sources: Tensor | None = None, **parameters: Tensor) -> Tensor:
+        """Return the batch standardised per channel, float32 channels_last; see `Batch.standardised`."""
+
+    def __getitem__(self, rows: Tensor) -> Source:
+        """Return the images of these rows, int64."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Images of a batch, uint8 or float32 [batch, channels, size, size], channels last in memory."""
+
+    images: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(batch, channels, height, width)."""
+        return tuple(self.images.shape)
+
+    def standardised(self, channels: Channels, sources: Tensor | None = None, **parameters: Tensor) -> Tensor:
+        """Return the batch standardised per channel, float32 channels_last; see `Batch.standardised`."""
+        return normalise(self.images, channels, sources, **parameters)
+
+    def __getitem__(self, rows: Tensor) -> Streamed:
+        return Streamed(self.images[rows])
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How a batch is made of stored images.
+
+    stored: uint8 [count, height, width, channels]. The rest is on the same device: places int64 [batch], which of them
+    each image is; crops int32 [batch, 4] of (top, left, height, width) in stored pixels; flips bool [batch].
+    """
+
+    stored: Tensor
+    places: Tensor
+    crops: Tensor
+    flips: Tensor
+    size: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(batch, channels, height, width)."""
+        return len(self.places), self.stored.shape[3], self.size, self.size
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 [batch, channels, size, size], channels last in memory; made anew at each call."""
+        shown = augment(self.stored, self.crops, self.flips, size=self.size, indices=self.places)
+        return shown.mul_(255).round_().to(torch.uint8)
+
+    def standardised(self, channels: Channels, sources: Tensor | None = None, **parameters: Tensor) -> Tensor:
+        """Return the batch standardised per channel, float32 channels_last; see `Batch.standardised`."""
+        statistics = {"mean": channels.mean, "std": channels.std}
+        given = {"channels": sources, "size": self.size, "indices": self.places}
+        return augment(self.stored, self.crops, self.flips, **given, **statistics, **parameters)
+
+    def __getitem__(self, rows: Tensor) -> Rendering:
+        return Rendering(self.stored, self.places[rows], self.crops[rows], self.flips[rows], self.size)
+
+
+class Decoded(NamedTuple):
+    """What a reader made for one batch and, by position in the batch, in one line each, why a file could not be read.
+
+    The images in such positions hold anything.
+    """
+
+    source: Source
+    faults: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images of a split, those of one rank.
+
+    source: the images, or what makes them of images that are kept.
+    labels: int64 [batch], on the device.
+    indices: int64 [batch], a numpy array, the images' places in the split.
+    total: how many images the batch has over all ranks.
+    drawn: what the epoch's recipe draws of each image beside crop and flip, arguments of `kernels.augment` by their
+        names, on the device.
+    """
+
+    source: Source
+    labels: Tensor
+    indices: np.ndarray
+    total: int
+    drawn: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(batch, channels, height, width)."""
+        return self.source.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.labels.device
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 or float32 [batch, channels, size, size] of the values stored, channels last in memory.
+
+        Of images that are kept these are made anew at each call, cropped, mirrored and resized.
+        """
+        return self.source.images
+
+    def standardised(self, channels: Channels, sources: Tensor | None = None, **parameters: Tensor) -> Tensor:
+        """Return the images [batch, channels, size, size] standardised per channel, float32, channels_last.
+
+        Args:
+            channels: those of the set, with their mean and deviation.
+            sources: int64 [batch, out] or [out], which channel each output channel is; a negative one is absent: zero.
+            parameters: `vflips` and, for uint8 images, `angles`, `brightness`, `contrast`, `gamma` and `grayscale`, see
+                `kernels.augment`.
+        """
+        return self.source.standardised(channels, sources, **parameters)
+
+    def rows(self, chosen: np.ndarray) -> Batch:
+        """Return the batch of the rows `chosen`, int64; one may be chosen several times."""
+        rows = torch.from_numpy(chosen).to(self.device)
+        drawn = {name: values[rows] for name, values in self.drawn.items()}
+        return Batch(self.source[rows], self.labels[rows], self.indices[chosen], self.total, drawn)
 
 
 def normalise(
@@ -54,126 +230,3 @@ def gathered(x: Tensor, sources: Tensor) -> Tensor:
     samples = torch.arange(len(x), device=x.device)[:, None]
     found = x[samples, chosen.clamp_min(0)].masked_fill((chosen < 0)[:, :, None, None], 0)
     return found.contiguous(memory_format=torch.channels_last)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some images of a split, those of one rank.
-
-    source: uint8 or float32 [batch, channels, size, size] of the values stored, channels last in memory, or what makes
-        them of images that are kept.
-    labels: int64 [batch], on the device.
-    indices: int64 [batch], a numpy array, the images' places in the split.
-    total: how many images the batch has over all ranks.
-    drawn: what the epoch's recipe draws of each image beside crop and flip, arguments of `kernels.augment` by their
-        names, on the device.
-    """
-
-    source: torch.Tensor | Rendering
-    labels: torch.Tensor
-    indices: np.ndarray
-    total: int
-    drawn: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(batch, channels, height, width)."""
-        return tuple(self.source.shape)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the images are."""
-        return self.labels.device
-
-    @property
-    def images(self) -> torch.Tensor:
-        """uint8 or float32 [batch, channels, size, size] of the values stored, channels last in memory.
-
-        Of images that are kept these are made anew at each call, cropped, mirrored and resized.
-        """
-        return getattr(self.source, "images", self.source)
-
-    def standardised(self, channels: Channels, sources: torch.Tensor | None = None, **parameters) -> torch.Tensor:
-        """Return the images [batch, channels, size, size] standardised per channel, float32, channels_last.
-
-        Args:
-            channels: those of the set, with their mean and deviation.
-            sources: int64 [batch, out] or [out], which channel each output channel is; a negative one is absent: zero.
-            parameters: `vflips` and, for uint8 images, `angles`, `brightness`, `contrast`, `gamma` and `grayscale`, see
-                `kernels.augment`.
-        """
-        from polychrome.engine.data import batches as batch
-
-        standardise = getattr(self.source, "standardised", None)
-        if standardise is not None:
-            return standardise(channels, sources, **parameters)
-        return batch.normalise(self.source, channels, sources, **parameters)
-
-    def rows(self, chosen: np.ndarray) -> Batch:
-        """Return the batch of the rows `chosen`, int64; one may be chosen several times."""
-        import torch
-
-        rows = torch.from_numpy(chosen).to(self.device)
-        drawn = {name: values[rows] for name, values in self.drawn.items()}
-        return Batch(self.source[rows], self.labels[rows], self.indices[chosen], self.total, drawn)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a backend is to do for one batch: int64 [batch] indices, int64 [batch, 4] crops, bool [batch] flips.
-
-    total: how many images the batch has over all ranks. size: height and width to resize to; 0: the reader's own. All
-    work of a plan has the same.
-    """
-
-    indices: np.ndarray
-    crops: np.ndarray
-    flips: np.ndarray
-    total: int = 0
-    size: int = 0
-
-
-class Decoded(NamedTuple):
-    """What a reader made for one batch: images [batch, channels, size, size] and, by position in the batch, in one
-    line each, why a file could not be read; such rows hold anything."""
-
-    images: torch.Tensor | Rendering
-    faults: dict[int, str]
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """How a batch is made of stored images.
-
-    stored: uint8 [count, height, width, channels]. The rest is on the same device: places int64 [batch], which of them
-    each image is; crops int32 [batch, 4] of (top, left, height, width) in stored pixels; flips bool [batch].
-    """
-
-    stored: Tensor
-    places: Tensor
-    crops: Tensor
-    flips: Tensor
-    size: int
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(batch, channels, height, width)."""
-        return len(self.places), self.stored.shape[3], self.size, self.size
-
-    @property
-    def images(self) -> Tensor:
-        """uint8 [batch, channels, size, size], channels last in memory."""
-        shown = augment(self.stored, self.crops, self.flips, size=self.size, indices=self.places)
-        return shown.mul_(255).round_().to(torch.uint8)
-
-    def standardised(self, channels: Channels, sources: Tensor | None = None, **parameters: Tensor) -> Tensor:
-        """Return the batch standardised per channel, float32 channels_last; see `engine.data.batches.Batch`."""
-        statistics = {"mean": channels.mean, "std": channels.std}
-        given = {"channels": sources, "size": self.size, "indices": self.places}
-        return augment(self.stored, self.crops, self.flips, **given, **statistics, **parameters)
-
-    def __getitem__(self, rows: Tensor) -> Rendering:
-        return Rendering(self.stored, self.places[rows], self.crops[rows], self.flips[rows], self.size)

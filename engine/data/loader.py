@@ -12,11 +12,10 @@ import torch
 from polychrome.engine.channels.names import Channels
 from polychrome.engine.data import faults, sampling
 from polychrome.engine.data.augmentation import Augmentations
-from polychrome.engine.data.batches import Batch, Work
+from polychrome.engine.data.batches import Batch, Reading, Work
 from polychrome.engine.data.image_set import ImageSet
-from polychrome.engine.data.readers.choice import reader
-from polychrome.engine.data.stores.uniform import Resident
-from polychrome.engine.data.stores.whole import Pixels
+from polychrome.engine.data.readers.choice import Reader, reader
+from polychrome.engine.data.stores.store import Store
 from polychrome.engine.errors import UserError
 from polychrome.kernels.augment import Recipe
 from polychrome.kernels.augment import draw as drawn_by
@@ -29,7 +28,7 @@ class Loader:
         self,
         images: ImageSet,
         split: str,
-        reader,
+        reader: Reader,
         *,
         batch_size: int,
         train: bool,
@@ -128,7 +127,7 @@ class Loader:
         labels = self._all_labels(plan)
         with closing(self._reader.read(plan)) as read:
             for work, some, parameters, decoded in zip(plan, labels, drawn, read, strict=True):
-                batch = Batch(decoded.images, some, work.indices, work.total, parameters)
+                batch = Batch(decoded.source, some, work.indices, work.total, parameters)
                 tally.add(work.indices, decoded.faults)
                 if decoded.faults:
                     batch = batch.rows(faults.rows(len(batch), decoded.faults, self.train))
@@ -176,7 +175,7 @@ def create(
     workers: int = 1,
     augmentations: Augmentations | None = None,
     eval_crop: float = 0.875,
-    pixels: Pixels | Resident | None = None,
+    store: Store | None = None,
     rank: int = 0,
     world_size: int = 1,
     on_fault: Callable[[str, str], None] | None = None,
@@ -185,8 +184,8 @@ def create(
 
     `augmentations` (default: random crops and flips) say how training images are cropped and mirrored, and whether they
     are smaller than `size` at first; `eval_crop` is the share of the short side that the central square keeps, in
-    evaluation and where training does not crop at random. `workers` counts threads (dali, pixels) or processes (torch).
-    With `pixels` the images come from there, whatever the backend; of whole images the batches are those of the torch
+    evaluation and where training does not crop at random. `workers` counts threads, or processes of the torch backend.
+    With `store` the images come from there, whatever the backend; of whole images the batches are those of the torch
     backend.
 
     Of each batch, `batch_size` images over all `world_size` processes, the loader gives out the part of process `rank`.
@@ -204,7 +203,7 @@ def create(
     return Loader(
         images,
         split,
-        reader(images, split, size, batch_size, backend, device, seed, workers, pixels),
+        reader(Reading(images, split, size, batch_size, device, workers, seed), backend, store),
         batch_size=batch_size,
         train=train,
         seed=seed,

@@ -1,44 +1,189 @@
-"""Decoded images that are kept: read from the disk cache, or decoded as their placement says."""
+"""Opening a set of images: scanned, without what cannot be used, and decoded once where it is to be kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from polychrome.engine.data.batches import Work
-from polychrome.engine.data.image_set import ImageSet, Split, sizes_of
+from polychrome.engine.data import loader
+from polychrome.engine.data.augmentation import Augmentations
+from polychrome.engine.data.batches import Reading, Work
+from polychrome.engine.data.image_set import ImageSet, Split, sizes_of, without
 from polychrome.engine.data.readers import choice
+from polychrome.engine.data.sets import division, scan
 from polychrome.engine.data.stores.disk import Entry
-from polychrome.engine.data.stores.placement import Placement
-from polychrome.engine.data.stores.uniform import Resident
-from polychrome.engine.data.stores.whole import Pixels
+from polychrome.engine.data.stores.placement import Placement, place
+from polychrome.engine.data.stores.store import Store
+from polychrome.engine.data.stores.uniform import UniformImages
+from polychrome.engine.data.stores.whole import WholeImages
+from polychrome.engine.errors import UserError
+from polychrome.engine.machine import distributed
+from polychrome.engine.report import console
 
 BATCH = 64  # images decoded at once
 
 
-def entry(
-    images: ImageSet, placement: Placement, backend: str, device: torch.device, workers: int, say: Callable[[str], None]
+class Wanted(NamedTuple):
+    """How a set is to be opened.
+
+    backend: what decodes, one of `choice.BACKENDS` or "auto", with `workers` threads or processes.
+    device: where batches are to be.
+    cache: where decoded images are kept, one of `placement.CACHES`; `stored_size`: the side of the squares that they
+        are squeezed to there, in pixels.
+    holdout: training images to hold out. splits: the only ones to open; empty: all.
+    strict: a file that cannot be used is an error, rather than left out.
+    """
+
+    backend: str
+    device: torch.device
+    workers: int
+    cache: str = "none"
+    stored_size: int = 0
+    holdout: int = 0
+    splits: tuple[str, ...] = ()
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A set whose files can all be decoded, ready to make loaders of.
+
+    images: the set, without the files that cannot be used.
+    rejected: "path", "split" and "reason" of each file that was left out.
+    division: for every split but training, a digest of the files that it lists.
+    store: the decoded images, where they are kept in memory.
+    places: for each split, the positions of its images in the list as the user gave it; None where none was left out.
+    """
+
+    images: ImageSet
+    wanted: Wanted
+    rejected: list[dict[str, str]] = field(default_factory=list)
+    division: dict[str, str] = field(default_factory=dict)
+    store: Store | None = None
+    places: dict[str, tuple[int, ...]] | None = None
+
+    def loader(
+        self,
+        split: str,
+        *,
+        size: int,
+        batch_size: int,
+        seed: int = 0,
+        augmentations: Augmentations | None = None,
+        eval_crop: float = 0.875,
+        shared: bool = False,
+        on_fault: Callable[[str, str], None] | None = None,
+    ) -> loader.Loader:
+        """Return the loader of a split: for training with augmentations, else centre crops in the list's order.
+
+        With `shared`, each process gets its share of every batch. A file that can no longer be read is named on the
+        terminal, unless `on_fault(path, reason)` is to deal with it. For the rest see `engine.data.loader.create`.
+        """
+        return loader.create(
+            self.images,
+            split,
+            size=size,
+            batch_size=batch_size,
+            train=augmentations is not None,
+            backend=self.wanted.backend,
+            device=self.wanted.device,
+            seed=seed,
+            workers=self.wanted.workers,
+            augmentations=augmentations,
+            eval_crop=eval_crop,
+            store=self.store,
+            rank=distributed.rank() if shared else 0,
+            world_size=distributed.world_size() if shared else 1,
+            on_fault=on_fault or (lambda path, reason: console.warn(f"left out: {path} ({split}): {reason}")),
+        )
+
+
+def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = None) -> Opened:
+    """Return a listed set, or one that came `decoded`, opened as `wanted`; each file left out is named on the terminal.
+
+    Raises:
+        UserError: too few images can be used, they do not fit where they are to be kept, the backend cannot read them,
+            or with `strict` a file cannot be used.
+    """
+    images = division.hold_out(images, wanted.holdout) if wanted.holdout else images
+    if wanted.splits:
+        images = replace(images, splits={name: images.splits[name] for name in wanted.splits})
+    digests = division.digests(images)
+    if decoded is not None:
+        placement = _placement(images, wanted)
+        return Opened(images, wanted, division=digests, store=placed(decoded, placement) if placement else decoded)
+    if wanted.backend == "synthetic":
+        return Opened(images, wanted, division=digests)
+    listed = images
+    paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
+    with console.progress("checking files", len(paths)) as bar:
+        report = scan.scan(images.root, paths, wanted.workers, bar.reach)
+    rejected = _left_out(images, {item.path: item.reason for item in report.rejected}, wanted.strict)
+    images = scan.apply(images, report)
+    store = open_store(images, wanted)
+    if store is not None and store.faults:
+        rejected += _left_out(images, store.faults, wanted.strict)
+        images = without(images, store.faults)
+    gone = {item["path"] for item in rejected}
+    places = {
+        name: tuple(place for place, path in enumerate(split.paths) if path not in gone)
+        for name, split in listed.splits.items()
+    }
+    return Opened(images, wanted, rejected, digests, store, places)
+
+
+def open_store(images: ImageSet, wanted: Wanted) -> Store | None:
+    """Return the decoded images of a scanned set, from the disk cache where they are there; None: decoded each epoch.
+
+    Raises:
+        UserError: the images do not fit where they are to be kept, or the backend cannot read them.
+    """
+    backend = choice.resolve(wanted.backend, images.stacks)
+    placement = _placement(images, wanted)
+    if placement is None:
+        if wanted.cache != "none":
+            console.say("images are not kept, as they would take more than half of the free memory: decoded each epoch")
+        return None
+    entry = disk_entry(images, placement, backend, wanted.device, wanted.workers)
+    with console.waiting("reading decoded images"):
+        store = restored(images, placement, entry)
+    if store is None:
+        with console.progress("decoding", len(sizes_of(images))) as bar:
+            store = decode(images, placement, backend, wanted.device, wanted.workers, bar.reach)
+        with console.waiting("keeping decoded images"):
+            entry.save(store.values, store.faults)
+    console.say(str(placement))
+    return store
+
+
+def disk_entry(
+    images: ImageSet,
+    placement: Placement,
+    backend: str,
+    device: torch.device,
+    workers: int,
+    say: Callable[[str], None] = console.say,
 ) -> Entry:
     """Return the place in the disk cache of a scanned set kept so, decoded by `backend` for `device`."""
     # Whole images are decoded by their definition, whatever the backend.
-    backend = choice.resolve(backend, images.stacks)
-    decoder = f"{backend} {device.type if backend == 'dali' else 'cpu'}" if placement.resampled else "definition"
-    return Entry(images, placement.form, decoder, say, workers)
+    by = f"{backend} {device.type if backend == 'dali' else 'cpu'}" if placement.resampled else "definition"
+    return Entry(images, placement.form, by, say, workers)
 
 
-def restore(images: ImageSet, placement: Placement, entry: Entry) -> Pixels | Resident | None:
+def restored(images: ImageSet, placement: Placement, entry: Entry) -> Store | None:
     """Return the images as the disk cache has them, or None."""
     found = entry.load()
     if found is None:
         return None
     if not placement.resampled:
-        return placed(Pixels.of(images, found.values, found.faults), placement)
+        return placed(WholeImages.of(images, found.values, found.faults), placement)
     paths = list(sizes_of(images))
     values = found.values.reshape(len(paths), *placement.size, len(images.channels))
-    return Resident.of(values, paths, placement.device, found.faults)
+    return UniformImages.of(values, paths, placement.device, found.faults)
 
 
 def decode(
@@ -47,50 +192,57 @@ def decode(
     backend: str,
     device: torch.device,
     workers: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> Pixels | Resident:
-    """Decode every image of a scanned set once; files that can no longer be read are in the result's `faults`."""
-    if not placement.resampled:
-        return placed(Pixels.load(images, workers, progress), placement)
-    return squeezed(images, placement.size[0], backend, device, placement.device, workers, progress)
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Store:
+    """Decode every image of a scanned set once; files that can no longer be read are in the result's `faults`.
 
-
-def squeezed(
-    images: ImageSet,
-    size: int,
-    backend: str,
-    device: torch.device,
-    on: torch.device,
-    workers: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> Resident:
-    """Decode every image of a scanned set, each once, squeeze it to `size` by `size`, and keep it on `on`.
-
-    `backend` and `workers` are those of `loader.create`, and `device` is where the backend leaves its batches.
-    `progress(done, total)` is called as images are decoded. Files that can no longer be read are in `faults`.
+    `device` is where the backend leaves its batches; `progress(done, total)` is called as images are decoded.
     """
-    sizes = sizes_of(images)
+    if not placement.resampled:
+        return placed(WholeImages.load(images, workers, progress), placement)
+    sizes, side = sizes_of(images), placement.size[0]
     paths, shapes = tuple(sizes), np.array(list(sizes.values()), np.int64)
-    whole = replace(images, splits={"every": Split(paths, (0,) * len(paths), tuple(sizes.values()))})
+    every = replace(images, splits={"every": Split(paths, (0,) * len(paths), tuple(sizes.values()))})
     crops = np.concatenate([np.zeros_like(shapes), shapes], 1)
     parts = [np.arange(len(paths))[start : start + BATCH] for start in range(0, len(paths), BATCH)]
     plan = [Work(part, crops[part], np.zeros(len(part), bool), len(part)) for part in parts]
-    values = torch.empty(len(paths), size, size, len(images.channels), dtype=torch.uint8, device=on)
-    reader, faults = choice.reader(whole, "every", size, BATCH, backend, device, workers=workers), {}
+    values = torch.empty(len(paths), side, side, len(images.channels), dtype=torch.uint8, device=placement.device)
+    reader, faults = choice.reader(Reading(every, "every", side, BATCH, device, workers), backend), {}
     try:
         for part, decoded in zip(parts, reader.read(plan), strict=True):
-            values[part[0] : part[-1] + 1] = decoded.images.permute(0, 2, 3, 1)
+            values[part[0] : part[-1] + 1] = decoded.source.images.permute(0, 2, 3, 1)
             faults |= {paths[part[position]]: reason for position, reason in decoded.faults.items()}
-            if progress:
-                progress(int(part[-1]) + 1, len(paths))
+            progress(int(part[-1]) + 1, len(paths))
     finally:
         reader.close()
-    return Resident(values, paths, faults)
+    return UniformImages(values, paths, faults)
 
 
-def placed(pixels: Pixels, placement: Placement) -> Pixels | Resident:
+def placed(images: WholeImages, placement: Placement) -> Store:
     """Return whole images as they are, or those of one size on the placement's device."""
     if placement.size is None or placement.resampled:
-        return pixels
-    values = pixels.values.reshape(len(pixels.paths), *placement.size, pixels.channels)
-    return Resident.of(values, pixels.paths, placement.device, pixels.faults)
+        return images
+    values = images.values.reshape(len(images.paths), *placement.size, images.channels)
+    return UniformImages.of(values, images.paths, placement.device, images.faults)
+
+
+def _placement(images: ImageSet, wanted: Wanted) -> Placement | None:
+    return place(images, wanted.cache, wanted.device, wanted.stored_size)
+
+
+def _left_out(images: ImageSet, reasons: Mapping[str, str], strict: bool) -> list[dict[str, str]]:
+    """Name the files that cannot be used on the terminal, and return path, split and reason of each."""
+    rejected = [
+        {"path": path, "split": name, "reason": reasons[path]}
+        for name, split in images.splits.items()
+        for path in split.paths
+        if path in reasons
+    ]
+    for item in rejected:
+        console.say(f"left out: {item['path']} ({item['split']}): {item['reason']}")
+    if rejected and strict:
+        first = rejected[0]
+        raise UserError(
+            f"--strict: {len(rejected)} files cannot be used; the first is {first['path']}: {first['reason']}"
+        )
+    return rejected

@@ -10,10 +10,10 @@ from hypothesis import strategies as some
 
 from polychrome.engine.data import loader
 from polychrome.engine.data.augmentation import NAMES, Augmentations
-from polychrome.engine.data.opening import squeezed
-from polychrome.engine.data.stores.whole import Pixels
+from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.training.trainer import _images
 from tests.engine.data import photos
+from tests.engine.data.stores import squeezed
 from tests.engine.small import PLAN
 
 CPU, COUNT = torch.device("cpu"), 24
@@ -29,7 +29,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stores(images):
     """Where the images come from, by name: files, decoded images, and images squeezed to one size."""
-    return {"files": None, "whole": Pixels.load(images, 1), "uniform": squeezed(images, 48, "torch", CPU, CPU, 0)}
+    return {"files": None, "whole": WholeImages.load(images, 1), "uniform": squeezed(images, 48)}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def shown(images, stores):
         for rank in range(world_size):
             options = {"size": 20, "batch_size": batch_size, "rank": rank, "world_size": world_size, "workers": 0}
             options |= {"train": True, "seed": plan.seed, "backend": "torch", "augmentations": plan.augmentations}
-            with loader.create(images, "train", pixels=stores[store], **options) as batches:
+            with loader.create(images, "train", store=stores[store], **options) as batches:
                 read = batches.epoch(EPOCH, start, plan.draw(EPOCH, 0), plan.recipe(EPOCH))
                 for number, batch in enumerate(read, start):
                     pixels, present = _images(batch, batches, plan, EPOCH, 0, number)

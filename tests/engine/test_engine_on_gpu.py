@@ -18,9 +18,8 @@ from polychrome.engine.channels.names import RGB
 from polychrome.engine.data import loader
 from polychrome.engine.data.augmentation import NAMES, Augmentations
 from polychrome.engine.data.image_set import ImageSet, Split
-from polychrome.engine.data.opening import squeezed
 from polychrome.engine.data.sets import listing, scan
-from polychrome.engine.data.stores.uniform import Resident
+from polychrome.engine.data.stores.uniform import UniformImages
 from polychrome.engine.errors import Interrupted, NotFiniteError, OutOfMemoryError
 from polychrome.engine.evaluation import evaluate
 from polychrome.engine.training import batch_size as memory
@@ -28,6 +27,7 @@ from polychrome.engine.training.hyperparameters import Plan
 from polychrome.engine.training.trainer import Hooks, fit
 from polychrome.engine.watch.idle import Idle
 from polychrome.train.run import main
+from tests.engine.data.stores import squeezed
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 DEVICE = torch.device("cuda")
@@ -61,15 +61,15 @@ def striped(stripes):
 @pytest.fixture(scope="module")
 def stored(striped):
     """These images decoded, in host memory."""
-    return squeezed(striped, 40, "torch", torch.device("cpu"), torch.device("cpu"), 0)
+    return squeezed(striped, 40)
 
 
 @contextmanager
 def opened(images, pixels=None, batch_size=10, augmentations=None, **options):
     options = {"size": SIZE, "batch_size": batch_size, "backend": "torch", "workers": 1, "device": DEVICE} | options
     with (
-        loader.create(images, "train", train=True, pixels=pixels, augmentations=augmentations, **options) as train,
-        loader.create(images, "val", train=False, pixels=pixels, **options) as val,
+        loader.create(images, "train", train=True, store=pixels, augmentations=augmentations, **options) as train,
+        loader.create(images, "val", train=False, store=pixels, **options) as val,
     ):
         yield train, val
 
@@ -78,7 +78,7 @@ def kept(stored, where):
     """Return the images as they are kept on the device, in host memory, or not at all."""
     if where == "none":
         return None
-    return Resident(stored.values.to(DEVICE) if where == "device" else stored.values, list(stored._places))
+    return UniformImages(stored.values.to(DEVICE) if where == "device" else stored.values, list(stored._places))
 
 
 def made(name="simple_cnn", size=SIZE):
@@ -211,10 +211,10 @@ def test_images_beyond_two_gigabytes_are_found():
     split = Split(tuple(paths[-few:]), (0, 1, 2, 0), ((side, side),) * few)
     images = ImageSet(root=None, class_names=("a", "b", "c"), splits={"val": split})
     options = {"size": SIZE, "batch_size": few, "train": False}
-    whole, part = Resident(values, paths), Resident(last, paths[-few:])
+    whole, part = UniformImages(values, paths), UniformImages(last, paths[-few:])
     with (
-        loader.create(images, "val", pixels=whole, device=DEVICE, **options) as ours,
-        loader.create(images, "val", pixels=part, device="cpu", **options) as theirs,
+        loader.create(images, "val", store=whole, device=DEVICE, **options) as ours,
+        loader.create(images, "val", store=part, device="cpu", **options) as theirs,
     ):
         (batch,), (expected,) = ours.epoch(0), theirs.epoch(0)
         torch.testing.assert_close(batch.standardised(RGB).cpu(), expected.standardised(RGB), atol=0.03, rtol=0)

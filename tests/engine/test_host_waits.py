@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from polychrome.engine import evaluation
 from polychrome.engine.channels.names import RGB
 from polychrome.engine.data.augmentation import NAMES, Augmentations
-from polychrome.engine.data.batches import Batch, Rendering
+from polychrome.engine.data.batches import Batch, Rendering, Streamed
 from polychrome.engine.metrics import Scorer
 from polychrome.engine.training.state import Totals
 from polychrome.kernels.augment import draw
@@ -50,7 +50,7 @@ def batch(resident):
         flips = torch.zeros(BATCH, dtype=torch.bool, device=DEVICE)
         source = Rendering(stored, torch.zeros(BATCH, dtype=torch.int64, device=DEVICE), boxes, flips, 32)
     else:
-        source = torch.zeros(BATCH, 32, 32, 3, dtype=torch.uint8, device=DEVICE).permute(0, 3, 1, 2)
+        source = Streamed(torch.zeros(BATCH, 32, 32, 3, dtype=torch.uint8, device=DEVICE).permute(0, 3, 1, 2))
     return Batch(source, torch.zeros(BATCH, dtype=torch.int64, device=DEVICE), np.arange(BATCH), BATCH)
 
 

@@ -7,7 +7,8 @@ import pytest
 from polychrome.engine.data.files import decode
 from polychrome.engine.errors import UserError
 from polychrome.train.config import Settings
-from polychrome.train.data import open_data
+from polychrome.train.data import open_data, summary
+from polychrome.train.variants import resolve
 from tests.conftest import write_list_folder
 
 
@@ -28,7 +29,7 @@ def decoded(monkeypatch):
 
 def settings(folder, **options):
     defaults = {"device": "cpu", "workers": 1, "backend": "torch", "image_size": 32, "models": ("simple_cnn",)}
-    return Settings(data=str(folder), **defaults | options).resolve("task1")
+    return resolve(Settings(data=str(folder), **defaults | options), "task1")
 
 
 @pytest.mark.parametrize(
@@ -53,12 +54,12 @@ def test_one_line_says_what_is_kept_and_the_second_start_decodes_nothing(folder,
     assert decoded == []
     assert capsys.readouterr().out == f"{line}\n"
     assert second.images == first.images
-    assert len(second.pixels) == len(first.pixels) == 36
-    assert not second.pixels.faults
+    assert len(second.store) == len(first.store) == 36
+    assert not second.store.faults
 
 
 def test_nothing_is_kept_where_that_is_not_wanted(folder, capsys):
-    assert open_data(settings(folder, cache="none"), "task1").pixels is None
+    assert open_data(settings(folder, cache="none"), "task1").store is None
     assert capsys.readouterr().out == ""
 
 
@@ -75,7 +76,7 @@ def test_a_file_that_fails_after_the_scan_is_left_out(folder, capsys, cache):
         assert line.startswith("left out: images/val 3.jpg (val): can no longer be read: cannot identify image file")
         assert kept.startswith("images kept in memory: ")
         assert [(item["path"], item["split"]) for item in found.rejected] == [("images/val 3.jpg", "val")]
-        assert found.summary()["rejected"] == 1
+        assert summary(found)["rejected"] == 1
         assert {name: len(split.paths) for name, split in found.images.splits.items()} == {
             "train": 24,
             "val": 5,

@@ -7,9 +7,10 @@ import pytest
 
 from polychrome import models
 from polychrome.engine.errors import UserError
-from polychrome.train import entries, networks, recipes, systems
-from polychrome.train.config import OF_AN_ENTRY, RECIPES, TASKS, Settings, read_toml, typed
+from polychrome.train import networks, recipes, systems, variants
+from polychrome.train.config import OF_AN_ENTRY, RECIPES, Settings, read_toml, typed
 from polychrome.train.run import main
+from polychrome.train.variants import TASKS, resolve
 
 
 def effective(capsys, *arguments):
@@ -18,12 +19,12 @@ def effective(capsys, *arguments):
 
 
 def resolved(task="task1", **settings):
-    return Settings(data="anywhere", **settings).resolve(task)
+    return resolve(Settings(data="anywhere", **settings), task)
 
 
 def test_a_variant_changes_its_setting_of_its_entry_alone():
     settings = resolved(models=("dynamic_cnn_v1", "dynamic_cnn_v1+drop+smoothing"))
-    plain, changed = (entries.of(settings, entry) for entry in settings.models)
+    plain, changed = (variants.of(settings, entry) for entry in settings.models)
     assert (plain.channel_sampling, plain.label_smoothing) == ("auto", 0.0)
     assert (changed.channel_sampling, changed.label_smoothing) == ("drop", 0.1)
     assert changed.image_size == plain.image_size
@@ -32,7 +33,7 @@ def test_a_variant_changes_its_setting_of_its_entry_alone():
 def test_the_run_the_model_the_variant_and_the_entry_win_in_this_order():
     tables = {"simple_cnn": {"epochs": 3, "label_smoothing": 0.4}, "simple_cnn+smoothing": {"epochs": 9}}
     settings = resolved(models=("simple_cnn", "simple_cnn+smoothing"), epochs=5, model=tables)
-    found = [entries.of(settings, entry) for entry in ("resnet34", "simple_cnn", "simple_cnn+smoothing")]
+    found = [variants.of(settings, entry) for entry in ("resnet34", "simple_cnn", "simple_cnn+smoothing")]
     assert [(item.epochs, item.label_smoothing) for item in found] == [(5, 0.0), (3, 0.4), (9, 0.1)]
 
 
@@ -53,7 +54,7 @@ def test_wrong_entries(names, message):
 def test_all_stands_for_every_system_of_the_task(task):
     settings = resolved(task, models=("all",))
     assert settings.sweep
-    found = tuple(dict.fromkeys(entries.model_name(entry) for entry in settings.models))
+    found = tuple(dict.fromkeys(variants.model_name(entry) for entry in settings.models))
     assert found == systems.names(task)
 
 
@@ -74,9 +75,9 @@ def test_every_table_of_a_recipe_is_usable_and_covers_its_report(name):
     tables = tomllib.loads((resources.files("polychrome.train.recipes") / f"{name}.toml").read_text())
     assert tables.keys() <= TASKS.keys()
     for task in tables:
-        settings = Settings(**recipes.load(name, task)).resolve(task)
+        settings = resolve(Settings(**recipes.load(name, task)), task)
         for entry in settings.models:
-            entries.of(settings, entry)
+            variants.of(settings, entry)
         of_the_report = {s.model for s in systems.SYSTEMS if s.report == name[-1].upper() and s.task == task}
         assert of_the_report <= set(settings.models)
 
@@ -98,11 +99,11 @@ options = { experts = [1, 1, 1, 1], attention = false }
 [model."prism4+static+off"]
 options = { expert = 1 }
 """)
-    settings = Settings(**typed(read_toml(config), "ablation.toml"), image_size=32).resolve("task1")
-    whole, static, wrong = (entries.of(settings, entry) for entry in settings.models)
+    settings = resolve(Settings(**typed(read_toml(config), "ablation.toml"), image_size=32), "task1")
+    whole, static, wrong = (variants.of(settings, entry) for entry in settings.models)
     assert (whole.options, static.options) == ({}, {"experts": [1, 1, 1, 1], "attention": False})
     assert wrong.channel_sampling == "off"
-    costs = [networks.measure(entry, entries.of(settings, entry), 50, 3) for entry in settings.models[:2]]
+    costs = [networks.measure(entry, variants.of(settings, entry), 50, 3) for entry in settings.models[:2]]
     assert costs[1].params < costs[0].params
     with pytest.raises(UserError, match=r"prism4\+static\+off cannot be made with options {'expert': 1}: .*'expert'"):
         networks.measure(settings.models[2], wrong, 50, 3)
@@ -121,18 +122,18 @@ def test_options_and_the_division_of_a_file_hold_for_the_run(tmp_path, capsys):
 def test_a_network_for_one_combination_is_shown_what_its_options_make_it_take():
     tables = {"prism4_small+plain+alone": {"options": {"plain_stem": True}}}
     settings = resolved(models=("prism4_small+alone", "prism4_small+plain+alone"), model=tables)
-    whole, plain = (networks.shown(entry, entries.of(settings, entry), 3, (0, 1)) for entry in settings.models)
+    whole, plain = (networks.shown(entry, variants.of(settings, entry), 3, (0, 1)) for entry in settings.models)
     assert whole == (3, networks.ONE_PER_COMBINATION)
     assert plain == (3, networks.PADDED_ONE_PER_COMBINATION)
 
 
 @pytest.mark.parametrize(("task", "models"), [("task1", 5), ("task2", 4)])
 def test_the_strong_recipe_is_the_same_for_every_contender(task, models):
-    settings = Settings(**recipes.load("strong", task)).resolve(task)
+    settings = resolve(Settings(**recipes.load("strong", task)), task)
     assert len(settings.models) == models
     own = {"image_size": 84, "label_smoothing": 0.1, "optimizer": "muon", "flip_test": True, "holdout": 2500}
     alike = sorted(OF_AN_ENTRY - {"channel_sampling", "subset_bias", "progressive"})
-    each = [entries.of(settings, entry) for entry in settings.models]
+    each = [variants.of(settings, entry) for entry in settings.models]
     for found in each:
         assert {name: getattr(found, name) for name in own} == own
         assert [getattr(found, name) for name in alike] == [getattr(each[0], name) for name in alike]
@@ -196,11 +197,11 @@ def test_wrong_recipes(capsys, tmp_path, text, message):
 
 
 def test_augmentations_by_name():
-    assert entries.augmentations(("none",)) == ()
-    assert entries.augmentations(("flip", "crop")) == ("flip", "crop")
-    assert "rotation" in entries.augmentations(("all",))
+    assert variants.augmentations(("none",)) == ()
+    assert variants.augmentations(("flip", "crop")) == ("flip", "crop")
+    assert "rotation" in variants.augmentations(("all",))
     with pytest.raises(UserError, match="no augmentation is named 'flop'"):
-        entries.augmentations(("flop",))
+        variants.augmentations(("flop",))
 
 
 def test_settings_of_entries_survive_a_round_trip_through_toml(tmp_path):
@@ -210,4 +211,4 @@ def test_settings_of_entries_survive_a_round_trip_through_toml(tmp_path):
     again = Settings.from_toml(path)
     assert again.model == settings.model
     assert again.sweep
-    assert entries.augmentations(again.augmentations) == ()
+    assert variants.augmentations(again.augmentations) == ()

@@ -8,8 +8,9 @@ from importlib import resources
 import pytest
 
 from polychrome.train import systems
-from polychrome.train.config import RECIPES, TASKS
+from polychrome.train.config import RECIPES
 from polychrome.train.run import main
+from polychrome.train.variants import TASKS
 from tests.conftest import write_list_folder
 
 

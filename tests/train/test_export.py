@@ -6,15 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from importlib import import_module
 
 import pytest
 import torch
 
 from polychrome.engine import export
+from polychrome.engine.data.opening import Opened, Wanted
 from polychrome.train.data import make_loader
-from polychrome.train.inspect import Run, as_image_set
+from polychrome.train.finished import Run
+from polychrome.train.predict import as_image_set
 from polychrome.train.run import main
 
 SMALL = ["--image-size", "32", "--batch-size", "24", "--epochs", "1", "--workers", "1", "--precision", "fp32"]
@@ -47,7 +48,9 @@ def images(run, stripes):
     """The run's test images as it tested on them, [18, 3, 32, 32], 0..1."""
     trained = Run(run, "cpu")
     shown = as_image_set(tuple(stripes / f"images/test {number}.jpg" for number in range(18)), trained.channels)
-    with make_loader(shown, "images", replace(trained.settings, backend="torch")) as loader:
+    with make_loader(
+        Opened(shown, Wanted("torch", torch.device("cpu"), workers=0)), "images", trained.settings
+    ) as loader:
         return (next(iter(loader.epoch(0))).images.float() / 255).contiguous()
 
 

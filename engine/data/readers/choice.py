@@ -1,58 +1,55 @@
-"""Which reader carries out a split's work: by the backend, or by the store of decoded images."""
+"""Which reader makes a split's batches: a backend's, of files, or that of the store in which they are decoded."""
 
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
-from polychrome.engine.data.image_set import ImageSet
+from polychrome.engine.data.batches import Decoded, Reading, Work
+from polychrome.engine.data.readers.pillow import PillowReader
+from polychrome.engine.data.readers.synthetic import SyntheticReader
+from polychrome.engine.data.readers.uniform import UniformReader
+from polychrome.engine.data.readers.whole import WholeReader
+from polychrome.engine.data.stores.store import Store
+from polychrome.engine.data.stores.uniform import UniformImages
+from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
 
-if TYPE_CHECKING:
-    import torch
 
-    from polychrome.engine.data.stores.uniform import Resident
-    from polychrome.engine.data.stores.whole import Pixels
+class Reader(Protocol):
+    """What carries out the work of a loader's epochs, one epoch at a time."""
+
+    def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
+        """Yield the images of each piece of work, on the reader's device."""
+
+    def close(self) -> None:
+        """Free threads, processes and memory."""
 
 
-BACKENDS = ("dali", "torch", "synthetic")
+def _dali(reading: Reading) -> Reader:
+    from polychrome.engine.data.readers.dali import DaliReader  # DALI may not be installed
+
+    return DaliReader(reading)
 
 
-def reader(
-    images: ImageSet,
-    split: str,
-    size: int,
-    batch_size: int,
-    backend: str,
-    device: torch.device,
-    seed: int = 0,
-    workers: int = 1,
-    pixels: Pixels | Resident | None = None,
-):
-    """Return what carries out `Work` on a split's images: `read(plan)` yields a `Decoded` each; see `create`."""
-    chosen = images.splits[split]
-    backend = getattr(pixels, "backend", None) or resolve(backend, images.stacks)
-    if chosen.sizes is None and backend != "synthetic":
-        raise ValueError(f"split {split!r} has no image sizes: pass the set through scan.scan and scan.apply first")
-    if backend == "cached":
-        from polychrome.engine.data.readers.whole import Reader
+BACKENDS: dict[str, Callable[[Reading], Reader]] = {"dali": _dali, "torch": PillowReader, "synthetic": SyntheticReader}
+STORED: dict[type, Callable[[Reading, Store], Reader]] = {WholeImages: WholeReader, UniformImages: UniformReader}
 
-        return Reader(pixels, chosen.paths, size, device, workers)
-    if backend == "resident":
-        from polychrome.engine.data.readers.uniform import Reader
 
-        return Reader(pixels, chosen, size, device, workers)
-    if backend == "dali":
-        from polychrome.engine.data.readers.dali import Reader
+def reader(reading: Reading, backend: str = "auto", store: Store | None = None) -> Reader:
+    """Return the reader of a split: of the images in `store`, where one is given, else of its files by `backend`.
 
-        return Reader(images.root, chosen.paths, size, batch_size, device, workers)
-    if backend == "torch":
-        from polychrome.engine.data.readers.pillow import Reader
-
-        return Reader(images, chosen, size, device, workers)
-    from polychrome.engine.data.readers.synthetic import Reader
-
-    return Reader(images, len(chosen.paths), size, device, seed)
+    Raises:
+        UserError: the backend is not there or cannot read the set.
+        ValueError: the set has no sizes (see `engine.data.sets.scan`), which only the synthetic backend can do without.
+    """
+    backend = resolve(backend, reading.images.stacks) if store is None else ""
+    if reading.chosen.sizes is None and backend != "synthetic":
+        raise ValueError(
+            f"split {reading.split!r} has no image sizes: pass the set through scan.scan and scan.apply first"
+        )
+    return BACKENDS[backend](reading) if store is None else STORED[type(store)](reading, store)
 
 
 def resolve(backend: str, stacks: bool = False) -> str:

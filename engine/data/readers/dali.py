@@ -8,22 +8,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from polychrome.engine.data.batches import Decoded
+from polychrome.engine.data.batches import Decoded, Reading, Streamed, Work
 from polychrome.engine.data.files import decode, tars
 from polychrome.engine.data.readers import resizing
 from polychrome.engine.data.readers.resizing import Filler, Filling, empty, one_ahead, resize
 
 if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline
-
-    from polychrome.engine.data.batches import Work
 
 PREFETCH = 2
 READ_AHEAD, READERS = 2, 8  # batches and threads, of files in tars
@@ -32,8 +29,8 @@ FAILURES = 8  # batches in a row that DALI may fail at though their files are wh
 Inputs = list[list[np.ndarray]]
 
 
-class Reader:
-    """Decoded, cropped and resized batches of the files `root/paths`.
+class DaliReader:
+    """Decoded, cropped and resized batches of a split's files.
 
     On CUDA the whole pipeline is DALI's. On the CPU, DALI decodes and torchvision resizes: its uint8 kernels are
     three times as fast as DALI's there, and the two backends then agree to the bit. A file that DALI cannot decode ends
@@ -41,15 +38,18 @@ class Reader:
     could not read either are left to it from then on.
     """
 
-    def __init__(
-        self, root: Path, paths: Sequence[str], size: int, batch_size: int, device: torch.device, workers: int
-    ):
-        self.size, self.device, self._root, self._paths = size, device, root, paths
+    def __init__(self, reading: Reading):
+        root, paths = reading.images.root, reading.chosen.paths
+        self.size, self.device, self._root, self._paths = reading.size, reading.device, root, paths
         self._in_tars = any(tars.SUFFIX + "/" in path for path in paths)
         self._files = [] if self._in_tars else [np.frombuffer(os.fsencode(root / path), np.uint8) for path in paths]
         self._readers = ThreadPoolExecutor(READERS, "read") if self._in_tars else None
-        self._threads = max(1, workers)
-        self._options = {"batch_size": batch_size, "num_threads": self._threads, "prefetch_queue_depth": PREFETCH}
+        self._threads = max(1, reading.workers)
+        self._options = {
+            "batch_size": reading.batch_size,
+            "num_threads": self._threads,
+            "prefetch_queue_depth": PREFETCH,
+        }
         self._pipeline = self._built()
         self._inputs: Iterator[Inputs] = iter(())
         self._fed: deque[np.ndarray] = deque()  # of the batches in the pipeline, the positions that it is given
@@ -226,7 +226,7 @@ class Reader:
         if faults or self._unreadable:
             bad = {int(work.indices[i]) for i in faults}
             self._unreadable = (self._unreadable - set(work.indices.tolist())) | bad
-        return Decoded(images, faults)
+        return Decoded(Streamed(images), faults)
 
 
 def feed(files: Sequence[np.ndarray] | Mapping[int, np.ndarray], work: Work) -> Inputs:

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from polychrome.engine.data.batches import Decoded
+from polychrome.engine.data.batches import Decoded, Reading, Streamed, Work
 from polychrome.engine.data.faults import attempted
 from polychrome.engine.data.files import stacks
+from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.readers.resizing import cropped, empty
 from polychrome.engine.data.readers.uploads import Uploads
 
-if TYPE_CHECKING:
-    from polychrome.engine.data.batches import Work
-    from polychrome.engine.data.image_set import ImageSet, Split
 
-
-class Reader:
+class PillowReader:
     """Decoded, cropped and resized batches of a split's files, made by `workers` processes (0: by this one)."""
 
-    def __init__(self, images: ImageSet, split: Split, size: int, device: torch.device, workers: int):
-        self._upload = Uploads(device)
+    def __init__(self, reading: Reading):
+        self._upload = Uploads(reading.device)
         self._plan: Sequence[Work] = ()
         self._loader = DataLoader(
-            _Batches(images, split, size),
+            _Batches(reading.images, reading.chosen, reading.size),
             sampler=_Latest(self),
             batch_size=None,
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            num_workers=reading.workers,
+            persistent_workers=reading.workers > 0,
             pin_memory=self._upload.pinned,
             # Its own, as the seeds drawn for the workers would shift the model's dropout.
             generator=torch.Generator(),
@@ -40,7 +36,7 @@ class Reader:
         """Yield [batch, channels, size, size] on the device, channels last in memory, for each piece of work."""
         self._plan = plan
         for images, faults in self._loader:
-            yield Decoded(self._upload(images).permute(0, 3, 1, 2), faults)
+            yield Decoded(Streamed(self._upload(images).permute(0, 3, 1, 2)), faults)
 
     def close(self) -> None:
         """End the worker processes."""
@@ -48,7 +44,7 @@ class Reader:
 
 
 class _Latest:
-    def __init__(self, reader: Reader):
+    def __init__(self, reader: PillowReader):
         self.reader = reader
 
     def __iter__(self) -> Iterator[Work]:

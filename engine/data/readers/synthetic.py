@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
-from polychrome.engine.data.batches import Decoded
-
-if TYPE_CHECKING:
-    from polychrome.engine.data.batches import Work
-    from polychrome.engine.data.image_set import ImageSet
+from polychrome.engine.data.batches import Decoded, Reading, Streamed, Work
 
 BANK = 256
 
 
-class Reader:
+class SyntheticReader:
     """Random images that depend on the seed and the image's index alone; no file is read."""
 
-    def __init__(self, images: ImageSet, samples: int, size: int, device: torch.device, seed: int):
-        generator = torch.Generator().manual_seed(seed)
-        channels = images.channels
-        shape = (min(samples, BANK), size, size, len(channels))
+    def __init__(self, reading: Reading):
+        generator = torch.Generator().manual_seed(reading.seed)
+        images, size, channels = reading.images, reading.size, reading.images.channels
+        shape = (min(len(reading.chosen.paths), BANK), size, size, len(channels))
         if images.dtype == "uint8":
             bank = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         else:
             bank = torch.randn(shape, generator=generator) * torch.tensor(channels.std) + torch.tensor(channels.mean)
-        self.device, self._bank = device, bank.to(device)
+        self.device, self._bank = reading.device, bank.to(reading.device)
 
     def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
         """Yield [batch, channels, size, size] on the device, channels last in memory, for each piece of work."""
         for work in plan:
             indices = torch.from_numpy(work.indices % len(self._bank)).to(self.device, non_blocking=True)
             size = work.size or self._bank.shape[1]
-            yield Decoded(self._bank[indices, :size, :size].permute(0, 3, 1, 2), {})
+            yield Decoded(Streamed(self._bank[indices, :size, :size].permute(0, 3, 1, 2)), {})
 
     def close(self) -> None:
         """Free the images."""

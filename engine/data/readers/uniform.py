@@ -8,25 +8,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polychrome.engine.data.batches import Decoded, Rendering, Work
-from polychrome.engine.data.image_set import Split
+from polychrome.engine.data.batches import Decoded, Reading, Rendering, Work
 from polychrome.engine.data.readers.resizing import Filler, Filling, one_ahead
 from polychrome.engine.data.readers.uploads import Uploads
-from polychrome.engine.data.stores.uniform import Resident
+from polychrome.engine.data.stores.uniform import UniformImages
 
 
-class Reader:
+class UniformReader:
     """Batches of a split's images, of which one launch crops, mirrors, resizes and standardises.
 
-    Where the images are not on the device, `workers` threads gather those of a batch while the one before is used.
+    Where the images are not on the device, threads gather those of a batch while the one before is used.
     """
 
-    def __init__(self, images: Resident, split: Split, size: int, device: torch.device, workers: int):
-        self.images, self.size, self.device = images, size, device
-        self._places = images.places(split.paths)
-        self._sizes = np.array(split.sizes, np.int64).reshape(-1, 2)
-        self._upload = Uploads(device)
-        self._filler = None if images.values.device.type == device.type else Filler(max(1, workers))
+    def __init__(self, reading: Reading, store: UniformImages):
+        self.images, self.size, self.device = store, reading.size, reading.device
+        self._places = store.places(reading.chosen.paths)
+        self._sizes = np.array(reading.chosen.sizes, np.int64).reshape(-1, 2)
+        self._upload = Uploads(reading.device)
+        on_device = store.values.device.type == reading.device.type
+        self._filler = None if on_device else Filler(max(1, reading.workers))
 
     def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
         """Yield how each batch is made; crops, flips and places of all of them are copied to the device together."""

@@ -15,7 +15,7 @@ from torchvision.datasets import CIFAR100
 from torchvision.datasets.utils import download_url
 
 from polychrome.engine.data.image_set import ImageSet, Split
-from polychrome.engine.data.stores.whole import Pixels
+from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine.files import cache_folder
 
@@ -32,7 +32,7 @@ def find(root: Path) -> Path | None:
     return next((place for place in (root, root / CIFAR100.filename) if place.is_file()), None)
 
 
-def read(root: Path | None = None, seed: int = 0, download: bool = True) -> tuple[ImageSet, Pixels]:
+def read(root: Path | None = None, seed: int = 0, download: bool = True) -> tuple[ImageSet, WholeImages]:
     """Return CIFAR-100 and its pixels: 45,000 training, 5,000 validation and 10,000 test images of 100 fine labels.
 
     The files are those in `root`: the official archive, the folder that it unpacks to, or a folder with one of them.
@@ -55,7 +55,7 @@ def read(root: Path | None = None, seed: int = 0, download: bool = True) -> tupl
     values = values.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
     splits = _splits(train["fine_labels"], seed) | {"test": _split("test", test["fine_labels"])}
     paths = [*_paths("train", len(train["fine_labels"])), *splits["test"].paths]
-    pixels = Pixels(values.reshape(-1), paths, np.full((len(paths), 2), SIDE), 3)
+    pixels = WholeImages(values.reshape(-1), paths, np.full((len(paths), 2), SIDE), 3)
     return ImageSet(place, tuple(meta[CIFAR100.meta["key"]]), splits), pixels
 
 

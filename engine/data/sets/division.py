@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,3 +75,15 @@ def _shares(count: int, sizes: Mapping[int, int]) -> dict[int, int]:
     shares = {label: int(share) for label, share in exact.items()}
     by_remainder = sorted(sizes, key=lambda label: shares[label] - exact[label])
     return {label: share + (label in by_remainder[: count - sum(shares.values())]) for label, share in shares.items()}
+
+
+def digests(images: ImageSet) -> dict[str, str]:
+    """Return a digest of the paths and labels of each split that is not trained on, hexadecimal SHA-256."""
+    found = {}
+    for name, split in images.splits.items():
+        if name != "train":
+            digest = hashlib.sha256()
+            for path, label in zip(split.paths, split.labels, strict=True):
+                digest.update(f"{path} {label}\n".encode("utf-8", "backslashreplace"))
+            found[name] = digest.hexdigest()
+    return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from polychrome.engine.data.image_set import ImageSet, sizes_of
-from polychrome.engine.data.stores.whole import Pixels
+from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine import memory
 
@@ -82,7 +82,7 @@ def _choices(images: ImageSet, device: torch.device, size: int) -> dict[str, Pla
     import torch
 
     host, sizes = torch.device("cpu"), sizes_of(images)
-    whole = Placement(host, None, Pixels.bytes_needed(images))
+    whole = Placement(host, None, WholeImages.bytes_needed(images))
     if images.dtype != "uint8":
         return {"host": whole}
     distinct = set(sizes.values())

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 
-class Resident:
+class UniformImages:
     """Images by path, uint8 [count, height, width, channels], on the device or in host memory."""
-
-    backend = "resident"
 
     def __init__(self, values: Tensor, paths: Sequence[str], faults: dict[str, str] | None = None):
         """Take over `values` of the images `paths`, in that order.
@@ -28,7 +26,7 @@ class Resident:
     @classmethod
     def of(
         cls, values: np.ndarray, paths: Sequence[str], on: torch.device, faults: dict[str, str] | None = None
-    ) -> Resident:
+    ) -> UniformImages:
         """Return images kept on `on` of decoded ones, [count, height, width, channels], which may be read-only."""
         with warnings.catch_warnings():  # torch warns of what cannot be written to; nothing here writes
             warnings.simplefilter("ignore", UserWarning)

@@ -14,10 +14,8 @@ from polychrome.engine.data.image_set import ImageSet, sizes_of
 CHUNK = 64  # images
 
 
-class Pixels:
+class WholeImages:
     """Whole images by path, their values one after another in a single array."""
-
-    backend = "cached"
 
     def __init__(
         self,
@@ -42,7 +40,7 @@ class Pixels:
             del self._places[path]
 
     @classmethod
-    def load(cls, images: ImageSet, workers: int, progress: Callable[[int, int], None] | None = None) -> Pixels:
+    def load(cls, images: ImageSet, workers: int, progress: Callable[[int, int], None] | None = None) -> WholeImages:
         """Decode every image of a scanned set, each once, in `workers` threads.
 
         `progress(done, total)` is called as images are decoded. Files that can no longer be read are in `faults`.
@@ -69,7 +67,7 @@ class Pixels:
         return cls(whole.values, paths, shapes, channels, faults)
 
     @classmethod
-    def of(cls, images: ImageSet, values: np.ndarray, faults: dict[str, str]) -> Pixels:
+    def of(cls, images: ImageSet, values: np.ndarray, faults: dict[str, str]) -> WholeImages:
         """Return the pixels of a scanned set from the bytes of `values`, as `load` has decoded them before."""
         sizes = sizes_of(images)
         return cls(values.view(images.dtype), list(sizes), list(sizes.values()), len(images.channels), faults)

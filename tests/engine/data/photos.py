@@ -1,10 +1,14 @@
 """Small sets of photos for the tests of loading."""
 
 import numpy as np
+import torch
 
 from polychrome.engine.data import image_set
+from polychrome.engine.data.batches import Reading
 from polychrome.engine.data.sets import scan
 from tests.engine.data import image_kinds
+
+CPU = torch.device("cpu")
 
 
 def write(root, sizes, splits=(("train", 1.0),), workers=1):
@@ -25,6 +29,12 @@ def scanned(root, paths, splits=(("train", 1.0),)):
         for name, share in splits
     }
     return scan.apply(image_set.ImageSet(root, tuple("abc"), parts), scan.scan(root, paths, workers=1, cache=False))
+
+
+def reading(root, paths, size, batch_size, workers):
+    """Return what a reader of these files is made for."""
+    split = image_set.Split(tuple(paths), (0,) * len(paths), ((size, size),) * len(paths))
+    return Reading(image_set.ImageSet(root, ("a",), {"all": split}), "all", size, batch_size, CPU, workers)
 
 
 def sizes(count, seed=0, least=40, most=90):

@@ -104,8 +104,8 @@ def test_a_tenth_of_each_class_is_held_out_by_the_seed(tmp_path, contents):
 
 def test_batches_have_the_official_pixels(tmp_path, contents):
     unpacked(tmp_path / "cifar-100-python", contents)
-    images, pixels = cifar100.read(tmp_path)
-    options = {"size": 32, "batch_size": 12, "train": False, "eval_crop": 1.0, "pixels": pixels}
+    images, decoded = cifar100.read(tmp_path)
+    options = {"size": 32, "batch_size": 12, "train": False, "eval_crop": 1.0, "store": decoded}
     with loader.create(images, "test", **options) as batches:
         (batch,) = batches.epoch(0)
     assert torch.equal(batch.images, torch.from_numpy(planes("test")))

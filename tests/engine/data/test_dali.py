@@ -11,7 +11,7 @@ pytest.importorskip("nvidia.dali")
 
 from polychrome.engine.data.batches import Work
 from polychrome.engine.data.readers import dali
-from tests.engine.data import image_kinds
+from tests.engine.data import image_kinds, photos
 
 BATCH, BATCHES, SIZE = 4, 7, 24
 COUNT = BATCH * BATCHES
@@ -48,12 +48,12 @@ def reader(root):
 
 def make(root, paths=None, workers=2):
     paths = paths or [file_name(i) for i in range(COUNT)]
-    return dali.Reader(root, paths, SIZE, BATCH, torch.device("cpu"), workers)
+    return dali.DaliReader(photos.reading(root, paths, SIZE, BATCH, workers))
 
 
 def whole(root):
     reader = make(root)
-    images = torch.cat([images for images, _ in reader.read(PLAN)])
+    images = torch.cat([source.images for source, _ in reader.read(PLAN)])
     reader.close()
     return images
 
@@ -70,12 +70,12 @@ def spoil(root, i):
 
 def check(batches, expected, bad):
     """Assert that the batches are those of the plan, each once, with faults at `bad` and the other images unharmed."""
-    assert [len(images) for images, _ in batches] == [BATCH] * BATCHES
+    assert [source.shape[0] for source, _ in batches] == [BATCH] * BATCHES
     found = {number * BATCH + i: reason for number, (_, faults) in enumerate(batches) for i, reason in faults.items()}
     assert sorted(found) == sorted(bad)
     assert all("\n" not in reason for reason in found.values())
     good = [i for i in range(COUNT) if i not in bad]
-    assert torch.equal(torch.cat([images for images, _ in batches])[good], expected[good])
+    assert torch.equal(torch.cat([source.images for source, _ in batches])[good], expected[good])
     return found
 
 
@@ -166,14 +166,14 @@ def test_faults_in_the_pipeline_that_a_gpu_runs(root, reader):
         return dali.resized(lambda: next(reader._inputs), SIZE, "cpu", device_id=None, **reader._options)
 
     reader._built, reader._pipeline, reader._on_cpu = on_the_cpu, None, reader._on_cuda
-    expected, bad = torch.cat([images for images, _ in reader.read(PLAN)]), [5, COUNT - 1]
+    expected, bad = torch.cat([source.images for source, _ in reader.read(PLAN)]), [5, COUNT - 1]
     for i in bad:
         spoil(root, i)
     first, second = list(reader.read(PLAN)), list(reader.read(PLAN))
     for batches in (first, second):
         assert {4 * number + i for number, (_, faults) in enumerate(batches) for i in faults} == set(bad)
-        assert all(images.is_contiguous(memory_format=torch.channels_last) for images, _ in batches)
+        assert all(source.images.is_contiguous(memory_format=torch.channels_last) for source, _ in batches)
     good = [i for i in range(COUNT) if i not in bad]
-    ours = torch.cat([images for images, _ in first])[good].int()
+    ours = torch.cat([source.images for source, _ in first])[good].int()
     assert (ours - expected[good].int()).abs().float().mean((1, 2, 3)).max() < 1
-    assert torch.equal(torch.cat([images for images, _ in second])[good], expected[good])
+    assert torch.equal(torch.cat([source.images for source, _ in second])[good], expected[good])

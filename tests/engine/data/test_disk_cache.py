@@ -38,8 +38,8 @@ def decoded(monkeypatch):
 def start(images, cache, said):
     """Do what the start of a run does, and return the images kept and the entry of the disk cache."""
     chosen = placement.place(images, cache, CPU, 40)
-    entry = opening.entry(images, chosen, "torch", CPU, 2, said.append)
-    found = opening.restore(images, chosen, entry)
+    entry = opening.disk_entry(images, chosen, "torch", CPU, 2, said.append)
+    found = opening.restored(images, chosen, entry)
     if found is None:
         found = opening.decode(images, chosen, "torch", CPU, 0 if cache == "device" else 1)
         entry.save(found.values, found.faults)
@@ -82,7 +82,7 @@ def test_both_forms_and_several_backends_are_kept_beside_each_other(images, said
     for cache in FORMS:
         start(images, cache, said)
     chosen = placement.place(images, "device", CPU, 40)
-    keys = {opening.entry(images, chosen, backend, CPU, 1, said.append).key for backend in ("torch", "synthetic")}
+    keys = {opening.disk_entry(images, chosen, backend, CPU, 1, said.append).key for backend in ("torch", "synthetic")}
     assert len(keys) == len(entries(cache_home)) == 2
 
 

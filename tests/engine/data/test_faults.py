@@ -6,7 +6,7 @@ import torch
 
 from polychrome.engine.data import faults, image_set, loader
 from polychrome.engine.data.readers import choice
-from polychrome.engine.data.stores.whole import Pixels
+from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
 from tests.engine.data import photos
 
@@ -76,8 +76,8 @@ def test_evaluation_leaves_the_image_out(images, backend):
 
 
 def test_images_in_memory_outlive_their_files(images):
-    pixels = Pixels.load(images, 1)
-    with create(images, pixels=pixels, on_fault=pytest.fail) as batches, create(images, workers=0) as theirs:
+    pixels = WholeImages.load(images, 1)
+    with create(images, store=pixels, on_fault=pytest.fail) as batches, create(images, workers=0) as theirs:
         expected = [batch.images for batch in theirs.epoch(1)]
         epoch = batches.epoch(1)
         seen = [next(epoch)]

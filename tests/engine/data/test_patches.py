@@ -5,7 +5,7 @@ import pytest
 
 from polychrome.engine.data import image_set
 from polychrome.engine.data.sets import listing, patches, scan
-from polychrome.engine.data.stores.whole import Pixels
+from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
 
 HEIGHT, WIDTH, CHANNELS = 60, 70, 4
@@ -139,7 +139,7 @@ def test_the_folder_trains_as_any_other(made):
     assert images.channels.names == ("0", "1", "2", "3")
     assert set(images.splits["train"].sizes) == {(5, 5)}
     assert images.dtype == "float32"
-    assert Pixels.load(images, 1)[images.splits["test"].paths[0]].shape == (5, 5, 4)
+    assert WholeImages.load(images, 1)[images.splits["test"].paths[0]].shape == (5, 5, 4)
 
 
 def test_more_channels_than_the_patch_is_wide_are_still_channels(tmp_path):

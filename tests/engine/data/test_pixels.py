@@ -11,7 +11,7 @@ from polychrome.engine.data.files import decode
 from polychrome.engine.data.readers import choice
 from polychrome.engine.data.readers import whole as cached
 from polychrome.engine.data.sets import scan
-from polychrome.engine.data.stores.whole import Pixels
+from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.machine import memory
 from tests.engine.data import image_kinds
 
@@ -34,7 +34,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def decoded(images):
-    return Pixels.load(images, 2)
+    return WholeImages.load(images, 2)
 
 
 def create(images, backend, **options):
@@ -49,17 +49,17 @@ def test_pixels_are_the_decoded_files_each_held_once(images, decoded):
     for path in paths:
         np.testing.assert_array_equal(decoded[path], decode.rgb(images.root / path))
     assert decoded.nbytes == sum(3 * height * width for height, width in images.splits["train"].sizes)
-    assert decoded.nbytes == Pixels.bytes_needed(images)
+    assert decoded.nbytes == WholeImages.bytes_needed(images)
     assert (decoded.channels, decoded.dtype) == (3, np.uint8)
     assert decoded[paths[0]].base is decoded[paths[1]].base
 
 
 def test_bytes_needed_counts_channels_and_width_of_the_values(images):
     five = dataclasses.replace(images, dtype="float32", channels=Channels(tuple("abcde"), (0.0,) * 5, (1.0,) * 5))
-    assert Pixels.bytes_needed(five) == Pixels.bytes_needed(images) // 3 * 5 * 4
+    assert WholeImages.bytes_needed(five) == WholeImages.bytes_needed(images) // 3 * 5 * 4
     split = image_set.Split(("a.jpg",), (0,))
     with pytest.raises(ValueError, match="has no image sizes"):
-        Pixels.bytes_needed(image_set.ImageSet(images.root, ("a", "b"), {"train": split}))
+        WholeImages.bytes_needed(image_set.ImageSet(images.root, ("a", "b"), {"train": split}))
 
 
 @pytest.mark.parametrize("backend", sorted(set(BACKENDS)))
@@ -71,7 +71,7 @@ def test_cached_batches_equal_the_other_backends_to_the_bit(images, decoded, bac
     columns = (tuple(column[i] for i in keep) for column in (split.paths, split.labels, split.sizes))
     images = dataclasses.replace(images, splits={"train": image_set.Split(*columns)})
     options = {"train": train, "size": size}
-    with create(images, backend, **options) as theirs, create(images, "dali", pixels=decoded, **options) as ours:
+    with create(images, backend, **options) as theirs, create(images, "dali", store=decoded, **options) as ours:
         for a, b in zip(ours.epoch(2), theirs.epoch(2), strict=True):
             assert torch.equal(a.images, b.images)
             assert torch.equal(a.labels, b.labels)
@@ -79,7 +79,7 @@ def test_cached_batches_equal_the_other_backends_to_the_bit(images, decoded, bac
 
 
 def test_threads_change_nothing_and_kept_batches_are_not_overwritten(images, decoded):
-    with create(images, "auto", pixels=decoded) as one, create(images, "auto", pixels=decoded, workers=3) as three:
+    with create(images, "auto", store=decoded) as one, create(images, "auto", store=decoded, workers=3) as three:
         kept = [batch.images for batch in one.epoch(1)]
         copies = [batch.clone() for batch in kept]
         list(one.epoch(2))
@@ -89,7 +89,7 @@ def test_threads_change_nothing_and_kept_batches_are_not_overwritten(images, dec
 
 
 def test_an_epoch_can_be_left_and_entered_in_the_middle(images, decoded):
-    with create(images, "auto", pixels=decoded) as batches:
+    with create(images, "auto", store=decoded) as batches:
         whole = [batch.images for batch in batches.epoch(5)]
         next(batches.epoch(4))
         for a, b in zip(batches.epoch(5, start=2), whole[2:], strict=True):
@@ -101,14 +101,14 @@ def test_an_image_of_the_size_wanted_is_not_resized(images, decoded, monkeypatch
     index = split.paths.index("48.png")
     only = dataclasses.replace(images, splits={"test": image_set.Split(("48.png",), (0,), (split.sizes[index],))})
     monkeypatch.setattr("polychrome.engine.data.readers.resizing.functional.resize", None)
-    with create(only, "auto", split="test", train=False, eval_crop=1.0, pixels=decoded) as batches:
+    with create(only, "auto", split="test", train=False, eval_crop=1.0, store=decoded) as batches:
         (batch,) = batches.epoch(0)
     np.testing.assert_array_equal(batch.images[0].permute(1, 2, 0).numpy(), decoded["48.png"])
 
 
 def test_a_fault_in_a_thread_is_raised_where_the_batch_is_read(images, decoded, monkeypatch):
     monkeypatch.setattr(cached, "cropped", lambda *_: 1 / 0)
-    with create(images, "auto", pixels=decoded) as batches, pytest.raises(ZeroDivisionError):
+    with create(images, "auto", store=decoded) as batches, pytest.raises(ZeroDivisionError):
         next(batches.epoch(0))
 
 
@@ -116,8 +116,8 @@ def test_images_that_were_not_loaded_are_refused(images, decoded):
     few = dataclasses.replace(
         images, splits={"train": image_set.Split(("new.png", "48.png"), (0, 1), ((9, 9), (48, 48)))}
     )
-    with pytest.raises(ValueError, match=r"1 of 2 images are not among the pixels, such as new\.png"):
-        create(few, "auto", pixels=decoded)
+    with pytest.raises(ValueError, match=r"1 of 2 images are not kept, such as new\.png"):
+        create(few, "auto", store=decoded)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_file_that_changed_since_the_scan_is_left_out(tmp_path, content, reaso
     if content is not None:
         (tmp_path / "a.png").write_bytes(content)
     split = image_set.Split(("a.png", "b.png"), (0, 1), ((8, 9), (8, 9)))
-    found = Pixels.load(image_set.ImageSet(tmp_path, ("a", "b"), {"train": split}), 1)
+    found = WholeImages.load(image_set.ImageSet(tmp_path, ("a", "b"), {"train": split}), 1)
     assert list(found.faults) == ["a.png"]
     assert re.match(reason, found.faults["a.png"])
     assert "\n" not in found.faults["a.png"]
@@ -143,7 +143,7 @@ def test_a_file_that_changed_since_the_scan_is_left_out(tmp_path, content, reaso
 
 def test_progress_counts_images(images):
     calls = []
-    Pixels.load(images, 2, lambda *now: calls.append(now))
+    WholeImages.load(images, 2, lambda *now: calls.append(now))
     total = len(images.splits["train"].paths)
     assert calls == [*((done, total) for done in range(64, total, 64)), (total, total)]
 
@@ -190,8 +190,8 @@ def test_this_machine_has_some_memory(tmp_path):
 @pytest.mark.gpu
 def test_batches_on_the_gpu_equal_those_on_the_cpu(images, decoded):
     with (
-        create(images, "auto", pixels=decoded, device="cuda") as ours,
-        create(images, "auto", pixels=decoded) as theirs,
+        create(images, "auto", store=decoded, device="cuda") as ours,
+        create(images, "auto", store=decoded) as theirs,
     ):
         kept = list(ours.epoch(1))
         for a, b in zip(kept, theirs.epoch(1), strict=True):

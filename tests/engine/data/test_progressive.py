@@ -8,11 +8,11 @@ import torch
 
 from polychrome.engine.data import loader
 from polychrome.engine.data.augmentation import Augmentations
-from polychrome.engine.data.opening import squeezed
 from polychrome.engine.data.readers import choice
 from polychrome.engine.data.sets import scan
 from polychrome.engine.data.sets.listing import read
-from polychrome.engine.data.stores.whole import Pixels
+from polychrome.engine.data.stores.whole import WholeImages
+from tests.engine.data.stores import squeezed
 
 GROWING = Augmentations(("crop", "flip"), epochs=5, progressive=0.5)
 CPU = torch.device("cpu")
@@ -44,15 +44,15 @@ def images(stripes):
 
 @pytest.mark.parametrize("source", ["torch", "dali", "cached", "resident", "synthetic"])
 def test_every_source_gives_the_size_of_the_epoch(images, source):
-    pixels = None
+    store = None
     if source == "dali":
         pytest.importorskip("nvidia.dali")
     if source == "cached":
-        pixels = Pixels.load(images, 1)
+        store = WholeImages.load(images, 1)
     if source == "resident":
-        pixels = squeezed(images, 40, "torch", CPU, CPU, 0)
+        store = squeezed(images, 40)
     backend = source if source in choice.BACKENDS else "torch"
-    options = {"size": 32, "batch_size": 24, "backend": backend, "workers": 1, "pixels": pixels}
+    options = {"size": 32, "batch_size": 24, "backend": backend, "workers": 1, "store": store}
     with loader.create(images, "train", train=True, augmentations=GROWING, **options) as train:
         for epoch, size in zip((5, 1, 3), (32, 16, 24), strict=True):
             batches = list(train.epoch(epoch))

@@ -4,14 +4,15 @@ import torch
 
 from polychrome.engine.channels.names import RGB
 from polychrome.engine.data import loader, opening
-from polychrome.engine.data.opening import squeezed
+from polychrome.engine.data.batches import Batch, Streamed
 from polychrome.engine.data.readers import choice
 from polychrome.engine.data.readers.uniform import stored_crops
-from polychrome.engine.data.stores import placement, uniform
-from polychrome.engine.data.stores.uniform import Resident
-from polychrome.engine.data.stores.whole import Pixels
+from polychrome.engine.data.stores import placement
+from polychrome.engine.data.stores.uniform import UniformImages
+from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
 from tests.engine.data import photos
+from tests.engine.data.stores import squeezed
 
 CPU = torch.device("cpu")
 BACKENDS = sorted({choice.resolve("auto"), "torch"})
@@ -31,13 +32,13 @@ def equal(tmp_path_factory):
 
 
 def load(images, size, backend="torch", **options):
-    return squeezed(images, size, backend, CPU, CPU, 0 if backend == "torch" else 1, **options)
+    return squeezed(images, size, backend, 0 if backend == "torch" else 1, **options)
 
 
 def create(images, pixels, **options):
     defaults = {"size": 32, "batch_size": 8, "train": True, "seed": 3, "backend": "torch", "workers": 0}
     options = defaults | options
-    return loader.create(images, options.pop("split", "train"), pixels=pixels, **options)
+    return loader.create(images, options.pop("split", "train"), store=pixels, **options)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -45,7 +46,7 @@ def test_each_file_is_decoded_once_and_squeezed(images, backend):
     from torchvision.transforms.v2 import functional
 
     calls = []
-    found, whole = load(images, 40, backend, progress=lambda *now: calls.append(now)), Pixels.load(images, 1)
+    found, whole = load(images, 40, backend, progress=lambda *now: calls.append(now)), WholeImages.load(images, 1)
     assert found.values.shape == (40, 40, 40, 3)
     assert found.nbytes == 40 * 40 * 40 * 3
     assert calls == [(40, 40)]
@@ -99,7 +100,7 @@ def test_images_of_one_size_equal_the_streamed_ones(equal):
     """Nothing is resampled to be stored; at that size without a crop nothing is at all."""
     found = opening.decode(equal, placement.place(equal, "device", CPU, 60), "torch", CPU, 1)
     assert found.values.shape == (20, 48, 56, 3)
-    np.testing.assert_array_equal(found.values.numpy().reshape(-1), Pixels.load(equal, 1).values)
+    np.testing.assert_array_equal(found.values.numpy().reshape(-1), WholeImages.load(equal, 1).values)
     with create(equal, found) as ours, create(equal, None) as theirs:
         for a, b in zip(ours.epoch(1), theirs.epoch(1), strict=True):
             assert (a.images.int() - b.images.int()).abs().max() <= 1
@@ -120,7 +121,7 @@ def test_a_batch_is_standardised_with_channels_chosen_and_jitter(images):
     with create(images, load(images, 64)) as batches:
         for batch in batches.epoch(1):
             got = batch.standardised(RGB, sources, **jitter)
-            streamed = batches.Batch(batch.images, batch.labels, batch.indices, batch.total)
+            streamed = Batch(Streamed(batch.images), batch.labels, batch.indices, batch.total)
             assert got.shape == (8, 4, 32, 32)
             assert got.is_contiguous(memory_format=torch.channels_last)
             assert not got[:, 1].any()
@@ -135,7 +136,7 @@ def test_upside_down_comes_before_rotation(images):
     got = batch.standardised(RGB, vflips=vflips)
     assert torch.equal(got, torch.where(vflips[:, None, None, None], plain.flip(2), plain))
     assert got.is_contiguous(memory_format=torch.channels_last)
-    streamed = batches.Batch(batch.images, batch.labels, batch.indices, batch.total)
+    streamed = Batch(Streamed(batch.images), batch.labels, batch.indices, batch.total)
     turned = batch.standardised(RGB, vflips=vflips, angles=angles)
     expected = streamed.standardised(RGB, vflips=vflips, angles=angles)
     inside = (slice(None), slice(None), slice(8, -8), slice(8, -8))
@@ -175,8 +176,7 @@ def test_files_that_fail_are_left_out(images, tmp_path):
 
 def test_only_bytes_can_be_resident(images):
     with pytest.raises(ValueError, match=r"\[1, 2, 2, 3\] torch.float32 of 1 images, wanted uint8 and 4 axes"):
-        Resident(torch.zeros(1, 2, 2, 3), ["a"])
-    assert uniform.Resident.backend == "resident"
+        UniformImages(torch.zeros(1, 2, 2, 3), ["a"])
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_what_fits_decides(images, equal, monkeypatch):
 @pytest.mark.parametrize("kept_on", ["cuda", "cpu"])
 def test_batches_on_the_gpu_equal_those_on_the_cpu(images, kept_on):
     found = load(images, 40)
-    moved = Resident(found.values.to(kept_on), list(images.splits["train"].paths))
+    moved = UniformImages(found.values.to(kept_on), list(images.splits["train"].paths))
     with create(images, moved, device="cuda", workers=2) as ours, create(images, found) as theirs:
         for _ in range(3):
             batches = [batch.standardised(RGB) for batch in ours.epoch(1)]

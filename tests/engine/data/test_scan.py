@@ -7,7 +7,7 @@ import pytest
 from polychrome.engine.data import image_set
 from polychrome.engine.data.sets import scan as scanning
 from polychrome.engine.errors import UserError
-from tests.engine.data import image_kinds
+from tests.engine.data import image_kinds, photos
 
 WHOLE = image_kinds.encoded(image_kinds.picture(), "JPEG", quality=90)
 
@@ -91,9 +91,8 @@ def test_a_truncated_jpeg_is_never_accepted(tmp_path):
 
 def test_whatever_is_accepted_goes_through_dali(tmp_path):
     pytest.importorskip("nvidia.dali")
-    import torch
 
-    from polychrome.engine.data import batches
+    from polychrome.engine.data.batches import Work
     from polychrome.engine.data.readers import dali
 
     report = scan(tmp_path, damaged_files())
@@ -103,12 +102,10 @@ def test_whatever_is_accepted_goes_through_dali(tmp_path):
     rng = np.random.default_rng(1)
     top_left = rng.integers(0, (sizes + 1) // 2)
     crops = np.concatenate([top_left, sizes - top_left], 1)
-    reader = dali.Reader(tmp_path, list(report.sizes), 16, 32, torch.device("cpu"), 1)
-    plan = [
-        batches.Work(part, crops[part], np.zeros(len(part), bool)) for part in np.array_split(np.arange(len(sizes)), 10)
-    ]
+    reader = dali.DaliReader(photos.reading(tmp_path, list(report.sizes), 16, 32, 1))
+    plan = [Work(part, crops[part], np.zeros(len(part), bool)) for part in np.array_split(np.arange(len(sizes)), 10)]
     batches = list(reader.read(plan))
-    assert sum(len(images) for images, _ in batches) == len(sizes)
+    assert sum(source.shape[0] for source, _ in batches) == len(sizes)
     assert [faults for _, faults in batches] == [{}] * len(plan)
     reader.close()
 

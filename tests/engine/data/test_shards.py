@@ -14,7 +14,7 @@ from polychrome.engine.data.files import stacks
 from polychrome.engine.data.files import tars as shards
 from polychrome.engine.data.readers import choice
 from polychrome.engine.data.sets import listing, scan
-from polychrome.engine.data.stores.whole import Pixels
+from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds, tars
 
@@ -102,8 +102,8 @@ def test_worker_processes_read_from_tars(tmp_path, files):
 
 
 def test_images_of_shards_are_kept_in_memory_as_files_are(tmp_path, folder, files):
-    ours = Pixels.load(scanned(tars.write(tmp_path / "set.tar", files)), 2)
-    theirs = Pixels.load(folder, 2)
+    ours = WholeImages.load(scanned(tars.write(tmp_path / "set.tar", files)), 2)
+    theirs = WholeImages.load(folder, 2)
     for path in files:
         np.testing.assert_array_equal(ours[f"set.tar/{path}"], theirs[path])
 

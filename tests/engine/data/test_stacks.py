@@ -14,7 +14,7 @@ from polychrome.engine.data.files import stacks
 from polychrome.engine.data.files.decode import Unsupported
 from polychrome.engine.data.readers import choice
 from polychrome.engine.data.sets import listing, scan
-from polychrome.engine.data.stores.whole import Pixels
+from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds
 
@@ -302,11 +302,11 @@ def five(request, tmp_path_factory):
 @pytest.mark.parametrize("train", [True, False])
 def test_backends_give_the_stored_values_cropped_and_resized(five, train):
     options = {"size": 16, "batch_size": 3, "train": train, "workers": 0, "seed": 1, "eval_crop": 1.0}
-    pixels = Pixels.load(five, 1)
-    assert pixels.nbytes == Pixels.bytes_needed(five)
+    pixels = WholeImages.load(five, 1)
+    assert pixels.nbytes == WholeImages.bytes_needed(five)
     with (
         loader.create(five, "train", backend="auto", **options) as streamed,
-        loader.create(five, "train", pixels=pixels, **options) as held,
+        loader.create(five, "train", store=pixels, **options) as held,
     ):
         assert streamed.channels == five.channels
         work = streamed.plan(0)

@@ -3,12 +3,52 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from polychrome.engine.errors import UserError
 from polychrome.train import systems
-from polychrome.train.config import SWEEP, TRANSFERS, Settings
+from polychrome.train.config import Settings
+
+
+@dataclass(frozen=True)
+class TaskDefaults:
+    """What a task trains, and for how long, when the user does not say."""
+
+    models: tuple[str, ...]
+    epochs: int
+    generated_epochs: int
+    image_size: int = 256
+    generated_image_size: int = 64
+    batch_size: int = 64
+    lr: float = 1e-3
+    optimizer: str = "adam"
+
+
+# Report A's protocol on real data, report E's for the last two; the generated set is sized for a first run of minutes
+# on two cores.
+TASKS = {
+    "task1": TaskDefaults(models=("simple_cnn", "pool_attention_cnn"), epochs=25, generated_epochs=8),
+    "task2": TaskDefaults(models=("resnet34", "attention_cnn"), epochs=50, generated_epochs=8),
+    "cifar100": TaskDefaults(
+        models=("base_net", "vgg_slim"), epochs=15, generated_epochs=15, image_size=32, generated_image_size=32
+    ),
+    "transfer": TaskDefaults(
+        models=("resnet50",),
+        epochs=25,
+        generated_epochs=2,
+        image_size=224,
+        batch_size=8,
+        lr=0.01,
+        optimizer="sgd",
+    ),
+}
+
+
+SWEEP = ("all",)
+
+
+TRANSFERS = ("frozen", "finetuned", "scratch")
 
 # What NAME+VARIANT changes. A later variant wins over an earlier one, so NAME+a+b is a step after NAME+a.
 VARIANTS = {
@@ -117,3 +157,30 @@ def of(settings: Settings, entry: str) -> Settings:
 
 def _variants(entry: str) -> set[str]:
     return set(entry.split("+")[1:])
+
+
+def resolve(settings: Settings, task: str) -> Settings:
+    """Return the effective settings: every `None` replaced, device and precision checked against the machine."""
+
+    from polychrome.engine.machine.distributed import local_world_size
+    from polychrome.engine.machine.hardware import device, native_precision
+    from polychrome.engine.machine.workers import cpus
+
+    defaults = TASKS[task]
+    generated = settings.data is None
+    on = device(settings.device)
+    effective = replace(
+        settings,
+        models=settings.models or defaults.models,
+        epochs=settings.epochs or (defaults.generated_epochs if generated else defaults.epochs),
+        image_size=settings.image_size or (defaults.generated_image_size if generated else defaults.image_size),
+        batch_size=settings.batch_size or defaults.batch_size,
+        lr=settings.lr or defaults.lr,
+        optimizer=settings.optimizer or defaults.optimizer,
+        augmentations=augmentations(settings.augmentations),
+        device=on.type,
+        precision=settings.precision or native_precision(on),
+        compile=on.type == "cuda" if settings.compile is None else settings.compile,
+        workers=settings.workers or max(1, cpus() // local_world_size()),
+    )
+    return expanded(task, effective)

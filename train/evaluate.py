@@ -1,0 +1,93 @@
+"""The command `evaluate`: a run's networks tested again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from polychrome.engine.channels.combinations import Combinations, parse
+from polychrome.engine.data.opening import Opened
+from polychrome.engine.data.sets import division
+from polychrome.engine.errors import UserError
+from polychrome.engine.evaluation import evaluate
+from polychrome.engine.report import comparison, console, seeds
+from polychrome.engine.run_folder import RunFolder
+from polychrome.train.config import Settings
+from polychrome.train.data import make_loader, moved, open_data
+from polychrome.train.experiment import figures, tested_splits
+from polychrome.train.finished import Run
+
+# What an entry of results.json has of the tests of its networks.
+SCORES = ("test", "splits", "flipped", "spread", "ratio_to_resnet34")
+
+
+def evaluate_run(
+    run: Path, channels: tuple[str, ...], split: str | None, data: str | None, backend: str | None, device: str
+) -> None:
+    """Test the best checkpoint of each model of a run, and of each of its seeds.
+
+    Writes `evaluation.json` and, in the form of the run's `table.csv`, `evaluation.csv` into the run's folder.
+
+    Raises:
+        UserError: the folder is no run, or its data, a checkpoint, a channel or the split is not usable.
+    """
+    folder = RunFolder.open(run)
+    every = [Run(each.root, device) for each in folder.seeds.values()] or [Run(run, device)]
+    opened, found = None, []
+    for trained in every:
+        changes = {"data": data or trained.settings.data, "backend": backend or trained.settings.backend}
+        settings = replace(trained.settings, **changes)
+        splits = (split,) if split else tested_splits(settings)
+        if division.HOLDOUT in splits and not settings.holdout:
+            raise UserError(f"{run} was trained without --holdout: it has no images held out")
+        wanted = parse(channels, trained.channels.names, settings.division_seed)
+        for name in trained.results["models"]:
+            trained.networks(name, wanted)  # a damaged checkpoint is found before the data is read
+        opened = opened or open_data(settings, trained.results["task"], splits)
+        if change := moved(trained.results["data"], opened, splits):
+            console.warn(f"not the run's figures: {change}, and some may be among those it was trained on")
+        found.append(_evaluated(trained, settings, opened, wanted, splits))
+    results = seeds.combined(found) if folder.seeds else found[0]
+    if len(splits) == 1:
+        models = {name: entry | entry["splits"] for name, entry in results["models"].items()}
+        console.show_scores(results | {"models": models}, splits[0])
+    else:
+        console.show_scores(results)
+        console.show_comparison(results)
+    content = {"splits": list(splits), "models": {name: _scores(row) for name, row in results["models"].items()}}
+    folder.write_json(folder.root / "evaluation.json", content)
+    table = comparison.as_csv(results)
+    folder.write(folder.root / "evaluation.csv", table)
+    if folder.table.is_file():
+        figures, equal = comparison.agreement(folder.table.read_text(encoding="utf-8"), table)
+        console.say(f"{equal} of {figures} figures are those of {folder.table}, to the digit")
+
+
+def _evaluated(trained: Run, settings: Settings, opened: Opened, wanted: Combinations, splits: tuple[str, ...]) -> dict:
+    """Return a run's results with the scores of its networks measured anew on these splits, and no others."""
+    trained.check_fits(opened.images)
+    opened = replace(opened, images=replace(opened.images, channels=trained.channels))
+    models = {}
+    for name, entry in trained.results["models"].items():
+        own, how = trained.entry_settings(name, settings), (trained.how(name), settings.flip_test)
+        tested = []
+        for part, model in trained.networks(name, wanted):
+            scores = {}
+            for split in splits:
+                with (
+                    make_loader(opened, split, own) as loader,
+                    console.progress(f"evaluating {name} on {split}", loader.samples) as bar,
+                ):
+                    given = (loader, part, trained.num_classes, trained.autocast(), bar.advance)
+                    scores[split] = evaluate(model, *given, *how)
+            tested.append(scores)
+        models[name] = {key: value for key, value in entry.items() if key not in SCORES} | figures(tested)
+    names = {label: [trained.channels.names[place] for place in chosen] for label, chosen in wanted.items()}
+    return trained.results | {"models": models, "combinations": names, "failed": {}}
+
+
+def _scores(entry: dict) -> dict:
+    """Return protocol and scores of a model's entry, by split, as `evaluation.json` has them."""
+    plain = entry["splits"] | ({"test": entry["test"]} if entry["test"] else {})
+    more = {key: entry[key] for key in ("flipped", "spread", "seeds") if key in entry}
+    return {"protocol": entry["protocol"]} | plain | more

@@ -1,0 +1,74 @@
+"""The command `predict`: what a trained model says of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from polychrome.engine.channels.combinations import parse
+from polychrome.engine.channels.masks import shown
+from polychrome.engine.channels.names import ALL, SHUFFLED, Channels
+from polychrome.engine.data.batches import normalise
+from polychrome.engine.data.image_set import ImageSet, Split
+from polychrome.engine.data.opening import Opened, Wanted
+from polychrome.engine.data.sets import scan
+from polychrome.engine.errors import UserError
+from polychrome.engine.report import console
+from polychrome.engine.report.tables import Table
+from polychrome.train.data import make_loader
+from polychrome.train.finished import Run
+
+
+@torch.no_grad()
+def predict_images(run: Path, images: tuple[Path, ...], model: str | None, channels: str | None, top: int) -> None:
+    """Print the likeliest classes of each image.
+
+    Raises:
+        UserError: the folder is no run, the model was not trained there, or an image cannot be read.
+    """
+    trained = Run(run, "auto")
+    if channels in (ALL, SHUFFLED):
+        raise UserError(f"predict takes one combination of channels, not {channels!r}")
+    everything = {trained.channels.full: tuple(range(len(trained.channels)))}
+    wanted = parse((channels,), trained.channels.names) if channels else everything
+    name = model or trained.best()
+    ((part, network),) = trained.networks(name, wanted)
+    ((combination, chosen),) = part.items()
+    class_names = trained.results["data"]["class_names"]
+    settings = trained.entry_settings(name)
+    shares = []
+    given = as_image_set(images, trained.channels)
+    if given.dtype != trained.dtype:
+        raise UserError(f"{images[0]} has values of type {given.dtype}, the run was trained on {trained.dtype}")
+    opened = Opened(given, Wanted("torch", trained.device, workers=0))
+    with make_loader(opened, "images", settings) as loader:
+        for batch in loader.epoch(0):
+            with trained.autocast():
+                logits = network(*shown(normalise(batch.images, trained.channels), chosen, trained.how(name)))
+            shares.append(logits.float().softmax(1).cpu())
+    best = torch.cat(shares).topk(min(top, len(class_names)))
+    rows = tuple(
+        (str(path), *(f"{class_names[index]} {share:.1%}" for index, share in zip(indices, values, strict=True)))
+        for path, indices, values in zip(images, best.indices.tolist(), best.values.tolist(), strict=True)
+    )
+    console.show(Table(f"{name}, channels {combination}", ("image", *map(str, range(1, len(rows[0])))), rows))
+
+
+def as_image_set(files: tuple[Path, ...], channels: Channels) -> ImageSet:
+    """Return a set with the one split "images" of these files, to be standardised as `channels` says.
+
+    Raises:
+        UserError: one of them cannot be decoded.
+    """
+    root = Path("/")
+    paths = tuple(path.resolve().relative_to(root).as_posix() for path in files)
+    report = scan.scan(root, paths, workers=1, cache=False, channels=len(channels))
+    reasons = {item.path: item.reason for item in report.rejected}
+    for path, file in zip(paths, files, strict=True):
+        if path in reasons:
+            raise UserError(f"{file}: {reasons[path]}")
+    found = scan.apply(ImageSet(root, ("",), {"images": Split(paths, (0,) * len(paths))}), report, channels)
+    if len(found.channels) != len(channels):
+        raise UserError(f"{files[0]} has {len(found.channels)} channels, wanted {len(channels)}")
+    return found

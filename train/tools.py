@@ -1,0 +1,62 @@
+"""Tools for data: `scan` and `patches`."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from polychrome.engine.data.image_set import ImageSet, Split
+from polychrome.engine.data.sets import listing, patches, scan
+from polychrome.engine.errors import UserError
+from polychrome.engine.report import console
+from polychrome.engine.report.tables import Table
+
+
+def cut_patches(scene: Path, folder: Path, size: int, seed: int) -> None:
+    """Cut a labelled scene into a data folder of patches and say how many there are, and what was left out."""
+    with console.waiting("dividing the scene"):
+        lines = patches.cut(scene, folder, size, seed)
+    for line in lines:
+        console.say(line)
+
+
+def scan_folder(folder: Path, workers: int | None, output: Path | None) -> None:
+    """Decode every image under a folder, and every one its list files name, and list what cannot be used.
+
+    Also shows each channel's mean and deviation where the images are stacks, and why they are no single data set where
+    they differ in kind or in number of channels.
+
+    Raises:
+        UserError: the folder is missing or has no images, or the output cannot be written.
+    """
+    paths = listing.image_files(folder)
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output} cannot be written: no folder {output.absolute().parent}")
+    with console.progress("decoding", len(paths)) as bar:
+        report = scan.scan(folder, paths, workers, bar.reach, cache=False)
+    rows = tuple((item.path, item.reason) for item in report.rejected)
+    if output is not None:
+        try:
+            with open(output, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+                csv.writer(file).writerows([("path", "reason"), *rows])
+        except OSError as error:
+            raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
+    if rows:
+        console.show(Table("Files that cannot be used", ("path", "reason"), rows))
+    console.say(f"{len(paths)} files decoded, {len(rows)} cannot be used")
+    if usable := tuple(path for path in paths if path in report.sizes):
+        show_channels(ImageSet(folder, ("",), {"all": Split(usable, (0,) * len(usable))}), report)
+
+
+def show_channels(images: ImageSet, report: scan.ScanReport) -> None:
+    """Print what the channels of stacks are like, or why the images are no single data set."""
+    try:
+        images = scan.apply(images, report)
+    except UserError as error:
+        console.say(f"no single data set: {error}")
+        return
+    if images.stacks:
+        columns = images.channels.names, images.channels.mean, images.channels.std
+        rows = tuple((name, f"{mean:.6g}", f"{std:.6g}") for name, mean, std in zip(*columns, strict=True))
+        kind = "0..1" if images.dtype == "uint8" else "as stored"
+        console.show(Table(f"Channels, values {kind}", ("channel", "mean", "deviation"), rows))
