@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from bench import record, tables
-from bench.measure import DEVICE, Measured
-from bench.replay import replay
+from bench.measuring import record
+from bench.measuring.measure import DEVICE, Measured
+from bench.measuring.replay import replay
+from bench.report import tables
 
 SECTIONS, MEASURED = pytest.StashKey[dict](), pytest.StashKey[dict]()
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench import record
-from bench.lines import HOST_LINES
-from bench.markdown import grid, wrapped
+from bench.measuring import record
+from bench.report.markdown import grid, wrapped
+from bench.report.targets import HOST_LINES
 from polychrome import kernels
 from polychrome.engine.report.tables import Table
 from polychrome.kernels.backend import is_interpreted

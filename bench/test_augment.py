@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import measure, timing
-from bench.baselines import augment as baselines
-from bench.baselines.availability import dali_package
-from bench.lines import NOT_ASKED
-from bench.measure import DEVICE, OURS, THEIRS, Candidate, Measured, Work
-from bench.replay import clock
-from bench.shapes.augment import Call, Shape, shapes_on
+from bench.measuring import measure, timing
+from bench.measuring.measure import DEVICE, OURS, THEIRS, Candidate, Measured, Work
+from bench.measuring.replay import clock
+from bench.ops import augment as baselines
+from bench.ops.augment import Call, Shape, shapes_on
+from bench.ops.availability import dali_package
+from bench.report.targets import NOT_ASKED
 
 # These round to uint8 between the steps, DALI's filter reaches over the crop's edge, and torchvision normalises in the
 # dtype of the output.

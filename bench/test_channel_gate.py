@@ -8,11 +8,11 @@ from functools import partial
 
 import pytest
 
-from bench import measure
-from bench.baselines import channel_gate as baselines
-from bench.measure import DEVICE, Measured
-from bench.replay import clock
-from bench.shapes.channel_gate import Shape, shapes_on
+from bench.measuring import measure
+from bench.measuring.measure import DEVICE, Measured
+from bench.measuring.replay import clock
+from bench.ops import channel_gate as baselines
+from bench.ops.channel_gate import Shape, shapes_on
 
 
 @pytest.mark.benchmark(timer=clock)

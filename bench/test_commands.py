@@ -14,8 +14,8 @@ from statistics import median
 
 import pytest
 
-from bench.measure import Measured
-from bench.replay import clock
+from bench.measuring.measure import Measured
+from bench.measuring.replay import clock
 
 ROOT = Path(__file__).resolve().parents[1]
 START_UP = {"import train.run": ("-c", "import train.run"), "--help": ("-m", "train.run", "--help")}

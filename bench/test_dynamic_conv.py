@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.backends import cudnn
 
-from bench import measure, timing
-from bench.baselines import dynamic_conv as baselines
-from bench.measure import DEVICE, THEIRS, Candidate, Measured, Work, parts_of
-from bench.replay import clock
-from bench.shapes.dynamic_conv import Data, Shape, data_of, shapes_on
+from bench.measuring import measure, timing
+from bench.measuring.measure import DEVICE, THEIRS, Candidate, Measured, Work, parts_of
+from bench.measuring.replay import clock
+from bench.ops import dynamic_conv as baselines
+from bench.ops.dynamic_conv import Data, Shape, data_of, shapes_on
 from polychrome.kernels.tensors import allows_tf32, memory_layout
 
 DTYPES = (torch.bfloat16,) if DEVICE == "cuda" else (torch.bfloat16, torch.float32)

@@ -19,11 +19,11 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from bench import measure, photographs
-from bench.baselines.availability import dali_package
-from bench.baselines.reports_way import Training
-from bench.measure import DEVICE, Measured, Stopwatch
-from bench.replay import clock
+from bench.measuring import measure, photographs
+from bench.measuring.measure import DEVICE, Measured, Stopwatch
+from bench.measuring.replay import clock
+from bench.ops.availability import dali_package
+from bench.ops.reports_way import Training
 from polychrome.engine.data import batches, loader, opening
 from polychrome.engine.data.batches import normalise
 from polychrome.engine.data.image_set import ImageSet, Split
@@ -319,7 +319,7 @@ def seconds_to_first_step(folder: Path, out: Path) -> float:
     """Return the seconds from the start of a process to the first step of its training; its cache is in `out`."""
     job = ("task1", "--data", str(folder), "--models", "simple_cnn", "--compile-mode", "default", "--out", str(out))
     started = time.time()
-    done = run("-m", "bench.first_step", *job, XDG_CACHE_HOME=str(out / "cache"))
+    done = run("-m", "bench.measuring.first_step", *job, XDG_CACHE_HOME=str(out / "cache"))
     return float(done.splitlines()[-1]) - started
 
 

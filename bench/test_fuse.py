@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.backends import cudnn
 
-from bench import measure, timing
-from bench.measure import DEVICE, Measured
-from bench.replay import clock
+from bench.measuring import measure, timing
+from bench.measuring.measure import DEVICE, Measured
+from bench.measuring.replay import clock
 from polychrome import kernels
 from polychrome.kernels.tensors import allows_tf32
 

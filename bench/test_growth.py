@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from bench import test_dynamic_conv
-from bench.baselines import dynamic_conv as baselines
-from bench.measure import DEVICE, Measured
-from bench.replay import clock
-from bench.shapes.dynamic_conv import Growth, Shape, growths_on
+from bench.measuring.measure import DEVICE, Measured
+from bench.measuring.replay import clock
+from bench.ops import dynamic_conv as baselines
+from bench.ops.dynamic_conv import Growth, Shape, growths_on
 
 # torch.compile would take most of the time, and says no more of how the cost grows.
 WAYS = [name for name in ("ours", *baselines.BASELINES, "static") if not name.startswith("compiled")]

@@ -17,11 +17,11 @@ from unittest import mock
 
 import torch
 
-from bench import record, timing
 from bench.gpu import lookups
 from bench.gpu.state import json_of
 from bench.gpu.steps import UNFINISHED
-from bench.shapes.dynamic_conv import BATCH, Data, Shape, data_of, shapes_on
+from bench.measuring import record, timing
+from bench.ops.dynamic_conv import BATCH, Data, Shape, data_of, shapes_on
 from polychrome.kernels.dynamic_conv import configs
 from polychrome.kernels.dynamic_conv import plan as planning
 from polychrome.kernels.dynamic_conv.plan import PASSES, Plan

@@ -22,8 +22,8 @@ def main(name: str) -> int:
 
 def _op(name: str) -> None:
     """Launch ours at every shape of an op's benchmark, forward and backward."""
-    from bench import timing
     from bench.gpu import counters
+    from bench.measuring import timing
 
     for call, make in counters.calls():
         if call.startswith(f"{name} "):
@@ -33,10 +33,10 @@ def _op(name: str) -> None:
 def _growth(_: str) -> None:
     import torch
 
-    from bench import timing
-    from bench.baselines import dynamic_conv as baselines
-    from bench.measure import parts_of
-    from bench.shapes.dynamic_conv import data_of, growths_on
+    from bench.measuring import timing
+    from bench.measuring.measure import parts_of
+    from bench.ops import dynamic_conv as baselines
+    from bench.ops.dynamic_conv import data_of, growths_on
 
     for growth in growths_on("cuda"):
         data = data_of(growth.shape, torch.bfloat16, "cuda")
@@ -46,7 +46,7 @@ def _growth(_: str) -> None:
 def _tune(name: str) -> None:
     """Launch every candidate of tuning in a dtype."""
     from bench import tune
-    from bench.shapes.dynamic_conv import data_of
+    from bench.ops.dynamic_conv import data_of
     from polychrome.kernels.dynamic_conv import configs
 
     device = configs.device_of(0)

@@ -9,7 +9,7 @@ from itertools import combinations, product
 
 import pytest
 
-from bench.covering import covering
+from bench.compiled.covering import covering
 
 
 def grid(where: Callable[..., bool] = lambda **_: True, **axes: Iterable) -> pytest.MarkDecorator:

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 
-from bench import record, warm
+from bench import warm
 from bench.gpu import lookups, summary
 from bench.gpu.state import State, unpack
 from bench.gpu.steps import ROOT, UNFINISHED, Step, steps
+from bench.measuring import record
 
 FOLDER = ROOT / "runs" / "gpu"
 # Kept for the end of a call: its last step has to be stopped, and the files written.

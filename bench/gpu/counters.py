@@ -18,11 +18,11 @@ from typing import NamedTuple
 import torch
 from torch.autograd import DeviceType
 
-from bench import record, timing
-from bench.baselines import augment as augmentations
 from bench.gpu.steps import ROOT
-from bench.measure import DEVICE, finished, parts_of
-from bench.shapes import dynamic_conv as convolutions
+from bench.measuring import record, timing
+from bench.measuring.measure import DEVICE, finished, parts_of
+from bench.ops import augment as augmentations
+from bench.ops import dynamic_conv as convolutions
 
 RUNS = 5
 SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "SchedulerStats", "WarpStateStats", "LaunchStats", "Occupancy")
@@ -82,13 +82,13 @@ def calls() -> Iterator[tuple[str, Callable[[], timing.Parts]]]:
     for shape in convolutions.shapes_on(DEVICE):
         yield f"dynamic_conv bfloat16 {shape.name}", lambda shape=shape: _convolution(shape)
     for op in ("spatial_attention", "channel_gate"):
-        module, baselines = import_module(f"bench.shapes.{op}"), import_module(f"bench.baselines.{op}")
+        module = import_module(f"bench.ops.{op}")
         for shape in module.shapes_on(DEVICE):
             yield (
                 f"{op} {shape.key}",
-                lambda shape=shape, ours=baselines.ours: parts_of(ours, *shape.data(DEVICE)),
+                lambda shape=shape, ours=module.ours: parts_of(ours, *shape.data(DEVICE)),
             )
-    for shape in import_module("bench.shapes.augment").shapes_on(DEVICE):
+    for shape in import_module("bench.ops.augment").shapes_on(DEVICE):
         yield f"augment {shape.key}", lambda shape=shape: _augmentation(shape)
 
 
@@ -161,7 +161,7 @@ def parsed(output: str) -> dict[str, str]:
 
 def _convolution(shape: convolutions.Shape) -> timing.Parts:
     data = convolutions.data_of(shape, torch.bfloat16, DEVICE)
-    ours = import_module("bench.baselines.dynamic_conv").ours
+    ours = import_module("bench.ops.dynamic_conv").ours
     return parts_of(ours, data.leaves, data.grad, *shape.geometry)
 
 

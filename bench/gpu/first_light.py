@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from bench import measure, record
+from bench.measuring import measure, record
 from polychrome.kernels import check
 
 PRODUCTS = (torch.bfloat16, torch.float32)

@@ -7,8 +7,9 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import record, warm
+from bench import warm
 from bench.gpu.steps import ROOT, RUNS, Step
+from bench.measuring import record
 
 # Nothing larger comes back from the machine with the GPU.
 LARGEST = 16 * 2**20

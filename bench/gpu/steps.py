@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import study, tables
+from bench.report import tables
+from bench.studies import study
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = "runs/study-{kind}"
@@ -27,7 +28,13 @@ QUICK = {
     "spatial_attention": "ours,eager",
     "augment": "ours,eager",
 }
-COMMON = ("kernels/*.py", "bench/measure.py", "bench/timing.py", "bench/gpu/times.py", "bench/shapes/feature_maps.py")
+COMMON = (
+    "kernels/*.py",
+    "bench/measuring/measure.py",
+    "bench/measuring/timing.py",
+    "bench/gpu/times.py",
+    "bench/ops/feature_maps.py",
+)
 
 
 class Step(NamedTuple):
@@ -78,7 +85,7 @@ def steps(folder: Path, data: str | None = None) -> list[Step]:
             ("-m", "bench.tune", "--log", str(folder / "tuning.json")),
             400,
             45,
-            ("kernels/*.py", "kernels/dynamic_conv/**/*.py", "bench/tune.py", "bench/timing.py"),
+            ("kernels/*.py", "kernels/dynamic_conv/**/*.py", "bench/tune.py", "bench/measuring/timing.py"),
             timed=True,
         ),
         _times(f"times-{conv}-tuned", conv, QUICK[conv], sources=(table,)),
@@ -122,8 +129,8 @@ def steps(folder: Path, data: str | None = None) -> list[Step]:
 def studies(data: str) -> list[Step]:
     """Return the trainings of the studies on the images in `data` that are not done, each going on where it ended.
 
-    They stay in `runs/`, which is not in git: keep the machine's ignored files from call to call. `bench.keep` takes
-    their tables.
+    They stay in `runs/`, which is not in git: keep the machine's ignored files from call to call. Their tables are for
+    `bench.studies.collect`.
     """
     found = []
     for kind in ("shallow", "parts", "channels"):

@@ -1,8 +1,9 @@
 """The page that is read first: what ran, what is wrong, which lines are met; at most 60 lines."""
 
-from bench import headline, record, tables
 from bench.gpu.state import json_of
-from bench.lines import Line
+from bench.measuring import record
+from bench.report import headline, tables
+from bench.report.targets import Line
 
 MOST, WIDTH = 60, 150
 

@@ -10,13 +10,14 @@ import time
 from collections.abc import Collection
 from importlib import import_module
 
-from bench import record, tables
-from bench.baselines.availability import dali_package
 from bench.gpu import lookups
 from bench.gpu.state import json_of
 from bench.gpu.steps import UNFINISHED
-from bench.lines import NOT_ASKED
-from bench.measure import DEVICE, Measured
+from bench.measuring import record
+from bench.measuring.measure import DEVICE, Measured
+from bench.ops.availability import dali_package
+from bench.report import tables
+from bench.report.targets import NOT_ASKED
 
 PACKAGES = {"augment": ("torchvision", *filter(None, [dali_package()]))}
 

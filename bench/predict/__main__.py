@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from unittest import mock
 
-from bench import record
+from bench.measuring import record
 from bench.predict import measured, passes, table
 from bench.predict.rows import predictions
 from bench.stand_in import driver

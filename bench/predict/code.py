@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.cubin import disassembled
+from bench.compiled.cubin import disassembled
 
 # A place in the source: file and the first line of a statement.
 Place = tuple[str, int]

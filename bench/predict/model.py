@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bench.cubin import resident_blocks_of
+from bench.compiled.cubin import resident_blocks_of
 from bench.predict import code
 from bench.predict.code import Code, body_of, kind_of, name_of
 from bench.predict.machine import H200, Machine

@@ -9,11 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from bench.shapes import augment as augmentations
-from bench.shapes import channel_gate as gates
-from bench.shapes import dynamic_conv as convolutions
-from bench.shapes import spatial_attention as attentions
-from bench.shapes.feature_maps import FeatureMap
+from bench.ops import augment as augmentations
+from bench.ops import channel_gate as gates
+from bench.ops import dynamic_conv as convolutions
+from bench.ops import spatial_attention as attentions
+from bench.ops.feature_maps import FeatureMap
 from polychrome.kernels.augment import triton as augment
 from polychrome.kernels.augment.arguments import Arguments
 from polychrome.kernels.channel_gate.triton import ops as gate

@@ -4,8 +4,8 @@ import json
 from math import fsum
 from pathlib import Path
 
-from bench.markdown import grid, wrapped
 from bench.predict.machine import H200, Machine
+from bench.report.markdown import grid, wrapped
 from polychrome.engine.report.tables import Table
 
 PAGE = Path(__file__).resolve().parents[1] / "results" / "predicted.md"

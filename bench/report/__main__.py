@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench.record import RESULTS
+from bench.measuring.record import RESULTS
 from bench.report import page, sources
 
 

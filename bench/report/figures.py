@@ -3,8 +3,8 @@
 from statistics import geometric_mean
 from typing import NamedTuple
 
-from bench import columns, headline, lines, tables
-from bench.lines import Entry
+from bench.report import columns, headline, tables, targets
+from bench.report.targets import Entry
 
 DIRECTIONS = ("forward", "backward")
 
@@ -97,14 +97,14 @@ def epochs(section: dict) -> dict[str, dict[str, float]]:
     """Return the images a second of an epoch of each training, by ours and the reports' way."""
     ways = {"ours": "ours", "reports": "the reports' way"}
     return {
-        key: {title: lines.rate(entry, way, "epoch") for way, title in ways.items() if way in entry["ms"]}
+        key: {title: targets.rate(entry, way, "epoch") for way, title in ways.items() if way in entry["ms"]}
         for key, entry in section["shapes"].items()
     }
 
 
 def sources(section: dict) -> dict[str, dict[str, float]]:
     """Return the images a second of each source of batches."""
-    return {key: {"ours": lines.rate(entry, "ours", "both")} for key, entry in section["shapes"].items()}
+    return {key: {"ours": targets.rate(entry, "ours", "both")} for key, entry in section["shapes"].items()}
 
 
 def _speedup(name: str, entry: Entry) -> Speedup:

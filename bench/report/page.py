@@ -4,9 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import columns, headline, tables
-from bench.markdown import grid, wrapped
-from bench.report import figures, pictures
+from bench.report import columns, figures, headline, pictures, tables
+from bench.report.markdown import grid, wrapped
 from polychrome.engine.report import pages
 from polychrome.engine.report.pages import Picture
 from polychrome.engine.report.tables import Table

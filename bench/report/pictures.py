@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from bench.columns import three_digits
 from bench.report import figures
+from bench.report.columns import three_digits
 from bench.report.figures import Memory, Point, Speedup
 from polychrome.engine.report.plots import COLOURS, DOTS_PER_INCH, NARROW
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench import record
-from bench.columns import SECTIONS
+from bench.measuring import record
+from bench.report.columns import SECTIONS
 from polychrome.kernels.dynamic_conv.configs import table_path
 
 STAMPS = (*record.CIRCUMSTANCES, "kind", "date", "commit", "ceilings", "shapes")

@@ -87,7 +87,7 @@ def commit(digits: int = 40, apart_from: str | None = None) -> str | None:
 
     apart_from: a folder whose changes do not count.
     """
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     found = output_of("git", "-C", str(root), "rev-parse", "--verify", "--quiet", f"--short={digits}", "HEAD")

@@ -1,7 +1,7 @@
 """Launch choices: rows whose cubins were read, a rule that ranks them, and tables of what was measured on a GPU.
 
 The rows compile for sm_80, sm_90 and sm_100 without spills, with triton 3.6, 3.8 and 3.9 (`python -m
-bench.compile_report`). Nothing here needs Triton or a GPU.
+bench.compiled.report`). Nothing here needs Triton or a GPU.
 """
 
 import json

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.baselines import augment, channel_gate, dynamic_conv, spatial_attention
-from bench.measure import parts_of
-from bench.shapes import augment as augmentations
-from bench.shapes import channel_gate as gates
-from bench.shapes import spatial_attention as attentions
-from bench.shapes.dynamic_conv import Shape, data_of
-from bench.shapes.feature_maps import FeatureMap
+from bench.measuring.measure import parts_of
+from bench.ops import augment, channel_gate, dynamic_conv, spatial_attention
+from bench.ops import augment as augmentations
+from bench.ops import channel_gate as gates
+from bench.ops import spatial_attention as attentions
+from bench.ops.dynamic_conv import Shape, data_of
+from bench.ops.feature_maps import FeatureMap
 
 CONVOLUTIONS = [
     Shape("grouped", 3, 8, 12, 9, kernel=3, stride=2, padding=1, groups=4),

@@ -7,9 +7,12 @@ import time
 import pytest
 import torch
 
-from bench import lines, photographs, record, scaling, tables, test_engine
-from bench.baselines.reports_way import Photographs, Training
-from bench.measure import DEVICE, Stopwatch
+from bench import pages, test_engine
+from bench.measuring import photographs, record
+from bench.measuring.measure import DEVICE, Stopwatch
+from bench.ops.reports_way import Photographs, Training
+from bench.report import tables, targets
+from bench.studies import scaling
 from polychrome.engine.data.sets import listing, scan
 from tests.bench.test_bench_tables import section
 
@@ -43,7 +46,7 @@ def images(stripes):
 
 
 def verdicts(op, entries, on_gpu):
-    return {line.demand: line.met for line in lines.lines(op, entries, on_gpu)}
+    return {line.demand: line.met for line in targets.lines(op, entries, on_gpu)}
 
 
 def test_photographs_are_a_data_set_of_the_size_asked_for(tmp_path):
@@ -86,7 +89,7 @@ def test_the_time_of_the_first_step_is_printed_and_the_run_ends_there(stripes, t
     started = time.time()
     arguments = ("task1", "--data", stripes, "--models", "simple_cnn", "--image-size", "32", "--workers", "1")
     done = subprocess.run(
-        [sys.executable, "-m", "bench.first_step", *map(str, arguments), "--out", str(tmp_path)],
+        [sys.executable, "-m", "bench.measuring.first_step", *map(str, arguments), "--out", str(tmp_path)],
         cwd=record.ROOT,
         capture_output=True,
         text=True,
@@ -98,18 +101,18 @@ def test_the_time_of_the_first_step_is_printed_and_the_run_ends_there(stripes, t
 
 def test_rates_and_ratios_of_a_training():
     entry = training_entry()
-    assert lines.rate(entry, "ours", "step") == pytest.approx(1280)
-    assert lines.rate(entry, "reports", "epoch") == pytest.approx(1280 / 9)
-    assert lines.to_reports(entry, "epoch") == pytest.approx(9)
-    assert lines.input_share(entry) == pytest.approx(0.04)
-    assert lines.extrapolated(entry) == pytest.approx(25 * 63_325 / 1280 / 60)
+    assert targets.rate(entry, "ours", "step") == pytest.approx(1280)
+    assert targets.rate(entry, "reports", "epoch") == pytest.approx(1280 / 9)
+    assert targets.to_reports(entry, "epoch") == pytest.approx(9)
+    assert targets.input_share(entry) == pytest.approx(0.04)
+    assert targets.extrapolated(entry) == pytest.approx(25 * 63_325 / 1280 / 60)
 
 
 def test_lines_of_a_training_on_a_gpu():
     entries = {"one": training_entry(gpu_idle=0.05), "other": training_entry(epoch=1200.0, step=20.0, gpu_idle=0.2)}
     assert list(verdicts("training", {"one": entries["one"] | {"images": 12_800}}, True).values()) == [True] * 4
     assert list(verdicts("training", entries, True).values()) == [False] * 4
-    (idle,) = [line for line in lines.lines("training", {"one": training_entry()}, True) if "idle" in line.demand]
+    (idle,) = [line for line in targets.lines("training", {"one": training_entry()}, True) if "idle" in line.demand]
     assert (idle.met, idle.measured) == (None, "-")
 
 
@@ -119,12 +122,12 @@ def test_lines_on_a_cpu():
     assert list(verdicts("training", slow, False).values()) == [False]
     in_float32 = {"resnet34 84 px": training_entry(dtype="float32")}
     assert list(verdicts("training", in_float32, False).values()) == [None]
-    (start,) = lines.lines("start", ENTRIES["start"], False)
+    (start,) = targets.lines("start", ENTRIES["start"], False)
     assert (start.met, start.measured) == (False, "5.50 at second start; 1 of 1 miss")
-    (processes,) = lines.lines("processes", ENTRIES["processes"], False)
+    (processes,) = targets.lines("processes", ENTRIES["processes"], False)
     assert (processes.met, processes.measured[:4]) == (True, "0.90")
     assert list(verdicts("input", ENTRIES["input"], True).values()) == [True]
-    assert lines.lines("input", ENTRIES["input"], False) == []
+    assert targets.lines("input", ENTRIES["input"], False) == []
 
 
 def test_a_row_of_each_section():
@@ -149,15 +152,15 @@ def test_the_pages_in_docs_are_rewritten_beside_the_readme(tmp_path):
     for op, entries in ENTRIES.items():
         record.write(results / "cpu.json", op, section(**entries))
     marked = {
-        tmp_path / "README.md": tables.PAGES["README.md"],
+        tmp_path / "README.md": pages.PAGES["README.md"],
         docs / "engine.md": tables.ENGINE,
         docs / "scaling.md": scaling.TABLES,
     }
     for page, names in marked.items():
         page.write_text("".join(f"<!-- bench:{name} -->\n<!-- /bench:{name} -->\n" for name in names))
-    assert tables.main(["--check"], tmp_path / "README.md", results) == 1
-    assert tables.main([], tmp_path / "README.md", results) == 0
-    assert tables.main(["--check"], tmp_path / "README.md", results) == 0
+    assert pages.main(["--check"], tmp_path / "README.md", results) == 1
+    assert pages.main([], tmp_path / "README.md", results) == 0
+    assert pages.main(["--check"], tmp_path / "README.md", results) == 0
     assert "| resnet34 84 px | 64 | 800 |" in (docs / "engine.md").read_text()
     assert "GPU: not measured yet." in (docs / "engine.md").read_text()
     assert "| 64 | 221,830 | 8,192 | 1,734 |" in (docs / "scaling.md").read_text()

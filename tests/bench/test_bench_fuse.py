@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from bench import lines, test_fuse
+from bench import test_fuse
+from bench.report import targets
 from bench.test_fuse import CASES, Case
 
 TRAINING = Case(torch.float32, "training")
@@ -21,7 +22,7 @@ def entries(**changed):
 
 
 def verdicts(found, on_gpu):
-    return {line.demand: (line.met, line.measured) for line in lines.lines("fuse", found, on_gpu)}
+    return {line.demand: (line.met, line.measured) for line in targets.lines("fuse", found, on_gpu)}
 
 
 @pytest.fixture
@@ -99,4 +100,4 @@ def test_the_line_on_a_cpu_takes_the_paired_ratio():
 
 @pytest.mark.parametrize("on_gpu", [True, False])
 def test_how_time_grows_is_held_against_nothing(on_gpu):
-    assert lines.lines("growth", {"batch 8": entry(1.0)}, on_gpu) == []
+    assert targets.lines("growth", {"batch 8": entry(1.0)}, on_gpu) == []

@@ -16,11 +16,13 @@ import torch
 
 pytest.importorskip("triton")
 
-from bench import record, tables, tune
+from bench import tune
 from bench.gpu import __main__ as gpu
 from bench.gpu import counters, state, steps, times
-from bench.lines import NOT_ASKED
-from bench.shapes.dynamic_conv import Shape
+from bench.measuring import record
+from bench.ops.dynamic_conv import Shape
+from bench.report import tables
+from bench.report.targets import NOT_ASKED
 from polychrome.kernels import check
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +39,7 @@ STEPS = {STEPS}
 from bench.stand_in import cuda, results
 cuda.install(results.interpret, cuda.Card(L2_cache_size=2**20))
 import torch
-from bench.shapes import augment, dynamic_conv, feature_maps
+from bench.ops import augment, dynamic_conv, feature_maps
 dynamic_conv.BATCH["cuda"] = 2
 dynamic_conv.shapes_on = lambda device: [
     dynamic_conv.Shape("C256 14x14", 2, 8, 8, 5),
@@ -47,7 +49,7 @@ feature_maps.SIZES["cuda"] = ((2, 64, 4, 4),)
 feature_maps.LAYOUTS["cuda"] = feature_maps.LAYOUTS["cuda"][:1]
 augment.SIDE, augment.SIZE, augment.COUNTS["cuda"] = 16, 8, 4
 augment.shapes_on = lambda device: [augment.Shape(2, 3, torch.bfloat16)]
-from bench import timing
+from bench.measuring import timing
 timing.COPIED["cuda"], timing.SIDE["cuda"], timing.HOST_RUNS = 2**20, 64, 1
 words = " ".join(sys.orig_argv)
 if "bench.gpu --out" in words:
@@ -60,7 +62,7 @@ if "bench.host_time" in words:
     all_cases = host_time.cases
     host_time.cases = lambda: all_cases()[-4:-2]
 if "bench.gpu.times" in words:
-    from bench import measure
+    from bench.measuring import measure
     measure.ROUNDS = 1, 1
 if "bench.gpu.counters" in words:
     from bench.gpu import counters

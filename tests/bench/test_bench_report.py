@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from bench import record
+from bench.measuring import record
 from bench.report import figures, page, sources
 from bench.report.__main__ import main
 from tests.bench.test_bench_tables import (

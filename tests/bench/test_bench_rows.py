@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import record, replay
-from bench.shapes.dynamic_conv import growths_on
+from bench.measuring import record, replay
+from bench.ops.dynamic_conv import growths_on
 
 ROOT = Path(__file__).resolve().parents[2]
 

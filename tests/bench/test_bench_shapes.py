@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from bench.shapes import augment, channel_gate, spatial_attention
-from bench.shapes.feature_maps import FeatureMap, feature_maps_on
+from bench.ops import augment, channel_gate, spatial_attention
+from bench.ops.feature_maps import FeatureMap, feature_maps_on
 from polychrome.kernels.augment import Parameters
 from polychrome.kernels.tensors import is_channels_last
 

@@ -8,9 +8,9 @@ from statistics import fmean, stdev
 import pytest
 from PIL import Image
 
-from bench import goals, study
-from bench import keep as keeping
 from bench.gpu import steps as listed
+from bench.studies import collect as keeping
+from bench.studies import goals, study
 from polychrome.engine.report import comparison
 
 LABELS = ("RGB", *study.PAIRS, *study.SINGLES)

@@ -4,10 +4,12 @@ import json
 
 import pytest
 
-from bench import headline, lines, record, tables
+from bench import pages
+from bench.measuring import record
+from bench.report import headline, tables, targets
 
 TEXT = "# Title\n\n" + "".join(
-    f"<!-- bench:{name} -->\nold\n<!-- /bench:{name} -->\n\nmore\n" for name in tables.PAGES["README.md"]
+    f"<!-- bench:{name} -->\nold\n<!-- /bench:{name} -->\n\nmore\n" for name in pages.PAGES["README.md"]
 )
 OPS_TEXT = "".join(f"<!-- bench:{op} -->\nold\n<!-- /bench:{op} -->\n\nmore\n" for op in tables.OPS)
 MAP = "64x256x16x16"
@@ -134,11 +136,11 @@ def test_each_dtype_and_layout_has_a_table():
 
 
 def test_the_best_baseline_is_never_the_static_convolution():
-    assert lines.best_baseline(entry(stacked=4.0, static=1.0)) == ("stacked", 2.0)
+    assert targets.best_baseline(entry(stacked=4.0, static=1.0)) == ("stacked", 2.0)
 
 
 def test_lines_on_a_cpu_name_the_worst_shape():
-    never_slower, small = lines.lines("dynamic_conv", section()["shapes"], on_gpu=False)
+    never_slower, small = targets.lines("dynamic_conv", section()["shapes"], on_gpu=False)
     assert (never_slower.met, small.met) == (False, True)
     assert never_slower.measured == "1.25 at bfloat16 C64 56x56; 1 of 2 miss"
     assert small.measured == "4.00"
@@ -148,7 +150,7 @@ def test_lines_on_a_gpu_are_judged_by_size():
     memory = {"ours": {"peak": 9, "extra": 1}, "naive": {"peak": 9, "extra": 8}}
     host = {"forward": {"call": 50.0, "launches": 30.0}, "both": {"call": 170.0, "launches": 60.0}}
     shapes = {"bfloat16 C512 7x7": entry(pixels=49, ours=6.0) | {"memory_bytes": memory, "host_us": host}}
-    found = {line.demand: line for line in lines.lines("dynamic_conv", shapes, on_gpu=True)}
+    found = {line.demand: line for line in targets.lines("dynamic_conv", shapes, on_gpu=True)}
     static = "ours / static convolution"
     assert found[f"{static}, 28x28 and above: <= 1.25"].met is None
     assert found[f"{static}, 7x7: <= 4"].met
@@ -159,14 +161,14 @@ def test_lines_on_a_gpu_are_judged_by_size():
 
 
 def test_a_best_baseline_is_judged_only_where_all_were_run():
-    some = entry() | {"skipped": {"timm": lines.NOT_ASKED}}
-    found = {line.demand: line.met for line in lines.lines("dynamic_conv", {"bfloat16 C512 7x7": some}, on_gpu=True)}
+    some = entry() | {"skipped": {"timm": targets.NOT_ASKED}}
+    found = {line.demand: line.met for line in targets.lines("dynamic_conv", {"bfloat16 C512 7x7": some}, on_gpu=True)}
     assert found["slower than no baseline on any shape: >= 1"] is None
     assert found["same-dtype naive / ours, forward + backward: geometric mean >= 5"] is False
 
 
 def test_lines_of_maps_hold_every_shape_to_eager_compiled_and_the_bound():
-    found = lines.lines("spatial_attention", map_section()["shapes"], on_gpu=True)
+    found = targets.lines("spatial_attention", map_section()["shapes"], on_gpu=True)
     assert [(line.demand, line.met) for line in found] == [
         ("eager / ours on every shape: >= 3", True),
         ("compiled / ours on every shape: >= 1.3", False),
@@ -177,14 +179,14 @@ def test_lines_of_maps_hold_every_shape_to_eager_compiled_and_the_bound():
         ("bound under 5 us: us beyond the bound at 70% backward, against 4 launches: <= 10", None),
     ]
     assert found[1].measured == f"1.20 at bfloat16 contiguous {MAP}; 1 of 2 miss"
-    (never_slower,) = lines.lines("channel_gate", map_section()["shapes"], on_gpu=False)
+    (never_slower,) = targets.lines("channel_gate", map_section()["shapes"], on_gpu=False)
     assert (never_slower.met, never_slower.measured[:5]) == (True, "0.31 ")
 
 
 def test_maps_whose_launches_cost_more_than_their_bytes_are_held_to_the_launches():
     small = map_entry() | {"bound_ms": {"forward": 0.004, "backward": 0.007, "both": 0.011}}
     small["ms"] = small["ms"] | {"ours": {"forward": 0.0124, "backward": 0.0201, "both": 0.0325}}
-    found = {line.demand: line for line in lines.lines("channel_gate", {"small": small}, on_gpu=True)}
+    found = {line.demand: line for line in targets.lines("channel_gate", {"small": small}, on_gpu=True)}
     assert found["share of the bound forward, large maps: >= 0.8"].met is None
     forward = found["bound under 5 us: us beyond the bound at 80% forward, against 3 launches: <= 7.5"]
     assert (forward.met, forward.measured) == (True, "7.40 at small; 0 of 1 miss")
@@ -203,7 +205,7 @@ def test_maps_whose_launches_cost_more_than_their_bytes_are_held_to_the_launches
 )
 def test_a_convolution_is_held_to_the_share_of_its_size_or_to_its_launches(pixels, bound, held):
     shape = entry(store=pixels) | {"bound_ms": {"forward": bound, "backward": bound, "both": bound}}
-    found = lines.lines("dynamic_conv", {"one": shape}, on_gpu=True)
+    found = targets.lines("dynamic_conv", {"one": shape}, on_gpu=True)
     judged = [line.demand for line in found if "the bound" in line.demand and line.met is not None]
     assert len(judged) == 2
     assert all(any(name in demand for name in held) for demand in judged)
@@ -214,8 +216,8 @@ def test_a_convolution_is_held_to_the_share_of_its_size_or_to_its_launches(pixel
 def test_a_compiled_form_that_did_not_run_is_not_judged():
     alone = map_entry()
     del alone["ms"]["compiled"], alone["ms"]["compiled no graphs"]
-    assert lines.compiled_speedup(alone) is None
-    assert lines.lines("channel_gate", {MAP: alone}, on_gpu=True)[1].met is None
+    assert targets.compiled_speedup(alone) is None
+    assert targets.lines("channel_gate", {MAP: alone}, on_gpu=True)[1].met is None
 
 
 def test_an_augmentation_has_images_a_second_and_each_baseline_over_ours():
@@ -226,12 +228,12 @@ def test_an_augmentation_has_images_a_second_and_each_baseline_over_ours():
 
 
 def test_lines_of_an_augmentation_take_the_bound_from_the_plain_recipe_and_the_rate_from_three_channels():
-    bound, rate = lines.lines("augment", image_section()["shapes"], on_gpu=True)
+    bound, rate = targets.lines("augment", image_section()["shapes"], on_gpu=True)
     assert (bound.demand, bound.met) == ("share of the bound forward, plain recipe: >= 0.6", False)
     assert bound.measured == "0.25 at bfloat16 channels_last 64x256x256x13 to 224; 2 of 2 miss"
     assert (rate.demand, rate.met) == ("thousand images a second at 224 px, 3 channels: >= 200", False)
     assert rate.measured == f"80.00 at bfloat16 channels_last {IMAGES} whole; 2 of 2 miss"
-    (never_slower,) = lines.lines("augment", image_section()["shapes"], on_gpu=False)
+    (never_slower,) = targets.lines("augment", image_section()["shapes"], on_gpu=False)
     assert never_slower.demand == "ours / torchvision on every shape: <= 1.03"
     assert never_slower.measured == f"1.25 at bfloat16 channels_last {IMAGES}; 1 of 1 miss"
 
@@ -248,17 +250,17 @@ def test_the_printed_table_fits_the_terminal(op, width):
 
 
 def test_the_readme_has_the_tables_of_the_committed_results():
-    assert tables.main(["--check"]) == 0
+    assert pages.main(["--check"]) == 0
 
 
 def test_readme_is_rewritten_between_the_markers_only(results, tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_text(TEXT)
-    assert tables.main(["--check"], readme, results) == 1
+    assert pages.main(["--check"], readme, results) == 1
     assert "not current" in capsys.readouterr().err
     assert readme.read_text() == TEXT
-    assert tables.main([], readme, results) == 0
-    assert tables.main(["--check"], readme, results) == 0
+    assert pages.main([], readme, results) == 0
+    assert pages.main(["--check"], readme, results) == 0
     new = readme.read_text()
     assert new.startswith("# Title\n\n<!-- bench:headline -->\n")
     assert new.endswith("<!-- /bench:commands -->\n\nmore\n")
@@ -275,25 +277,25 @@ def test_the_headline_has_fuse_and_training_below_the_ops(results):
     training |= {"dtype": "bfloat16", "layout": "channels_last"}
     record.write(results / "cpu.json", "training", section(**{"simple_cnn 256 px": training}))
     record.write(results / "cpu.json", "fuse", fuse_section())
-    rows = [line for line in tables.markdown("headline", results).splitlines() if line.startswith("| ")][1:]
+    rows = [line for line in pages.markdown("headline", results).splitlines() if line.startswith("| ")][1:]
     # The geometric mean of 2.5 and 1.
     assert rows[1].startswith("| fuse | 2 | 1.58 | - | - | - |")
     assert rows[2] == "| training | 1 | 2.50 | - | - | - | - |"
 
 
 def test_the_headline_shows_the_picture_and_the_page_that_are_there(results):
-    assert "cpu.md" not in tables.markdown("headline", results)
+    assert "cpu.md" not in pages.markdown("headline", results)
     (results / "cpu.md").write_text("page")
     (results / "cpu").mkdir()
     (results / "cpu" / "speedup.png").write_bytes(b"picture")
-    drawn = tables.markdown("headline", results)
+    drawn = pages.markdown("headline", results)
     assert "(bench/results/cpu.md)" in drawn.replace("\n", " ")
     assert drawn.endswith("(bench/results/cpu/speedup.png)")
     record.write(results / "some_gpu.json", "dynamic_conv", section("cuda") | {"device": "Some GPU"})
-    assert tables.markdown("headline", results).endswith("(bench/results/cpu/speedup.png)")
+    assert pages.markdown("headline", results).endswith("(bench/results/cpu/speedup.png)")
     (results / "some_gpu").mkdir()
     (results / "some_gpu" / "speedup.png").write_bytes(b"picture")
-    drawn = tables.markdown("headline", results)
+    drawn = pages.markdown("headline", results)
     assert drawn.endswith("(bench/results/some_gpu/speedup.png)")
     assert drawn.index("Some GPU") < drawn.index("Some Device")
     assert "not measured yet" not in drawn
@@ -302,12 +304,12 @@ def test_the_headline_shows_the_picture_and_the_page_that_are_there(results):
 def test_missing_markers_are_reported(results, tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_text("# Title\n")
-    assert tables.main([], readme, results) == 1
+    assert pages.main([], readme, results) == 1
     assert "<!-- bench:headline -->" in capsys.readouterr().err
 
 
 def test_an_op_has_all_its_rows_in_markdown(results):
-    drawn = tables.markdown("dynamic_conv", results)
+    drawn = pages.markdown("dynamic_conv", results)
     assert "10.5 GB/s copy" in drawn
     assert "| C256 14x14 | 0.500 | 1.50 | 2.00 | 8.00 | 4.00 | 2.50 | loop | 1.25 | 50 | 50 | - |" in drawn
     assert "medians of 5 runs" in drawn
@@ -315,14 +317,14 @@ def test_an_op_has_all_its_rows_in_markdown(results):
 
 def test_a_gpu_comes_first_in_the_tables(results):
     record.write(results / "some_gpu.json", "dynamic_conv", section("cuda") | {"device": "Some GPU"})
-    drawn = tables.markdown("dynamic_conv", results)
+    drawn = pages.markdown("dynamic_conv", results)
     assert drawn.index("Some GPU") < drawn.index("Some Device")
     assert "GPU: not measured yet." not in drawn
 
 
 def test_each_op_stands_between_its_own_markers(results):
     record.write(results / "cpu.json", "channel_gate", map_section())
-    drawn = tables.rewritten(OPS_TEXT, tables.OPS, results)
+    drawn = pages.rewritten(OPS_TEXT, tables.OPS, results)
     gate = drawn.partition("<!-- bench:channel_gate -->")[2].partition("<!-- /bench:channel_gate -->")[0]
     assert f"| {MAP} | 0.500 |" in gate
     assert MAP not in drawn.partition("<!-- bench:channel_gate -->")[0]
@@ -333,10 +335,10 @@ def test_docs_fuse_is_rewritten_beside_the_readme(results, tmp_path):
     page.parent.mkdir()
     page.write_text("<!-- bench:fuse -->\n<!-- /bench:fuse -->\n")
     (tmp_path / "README.md").write_text(TEXT)
-    assert tables.main([], tmp_path / "README.md", results) == 0
+    assert pages.main([], tmp_path / "README.md", results) == 0
     assert page.read_text() == "<!-- bench:fuse -->\nGPU: not measured yet.\n<!-- /bench:fuse -->\n"
     record.write(results / "cpu.json", "fuse", fuse_section())
-    assert tables.main([], tmp_path / "README.md", results) == 0
+    assert pages.main([], tmp_path / "README.md", results) == 0
     assert "bfloat16 channels_last, batch 8, 128 px, medians of 5 runs" in page.read_text()
     assert "| training | 100 | 80.0 | 32.0 | 0.400 |" in page.read_text()
 
@@ -355,11 +357,11 @@ def test_commands_show_seconds_memory_and_accuracy():
         ["--help", "0.06", "5", "-", "-"],
         ["task1 from nothing", "92.00", "1", "1,180", "simple_cnn 79.8%, pool_attention_cnn 89.3%"],
     ]
-    verdicts = {line.demand: line.met for line in lines.lines("commands", found["shapes"], on_gpu=False)}
+    verdicts = {line.demand: line.met for line in targets.lines("commands", found["shapes"], on_gpu=False)}
     assert list(verdicts.values()) == [True, True, True, True]
     found["shapes"]["task1 from nothing"]["peak_bytes"] = 4e9
     found["shapes"]["--help"]["ms"]["ours"]["both"] = 2500.0
-    verdicts = {line.demand: line.met for line in lines.lines("commands", found["shapes"], on_gpu=True)}
+    verdicts = {line.demand: line.met for line in targets.lines("commands", found["shapes"], on_gpu=True)}
     assert list(verdicts.values()) == [False, True, False, True]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench import tune
-from bench.shapes.dynamic_conv import shapes_on
+from bench.ops.dynamic_conv import shapes_on
 from polychrome.kernels.dynamic_conv.configs import HOPPER
 from polychrome.kernels.dynamic_conv.plan import plan
 

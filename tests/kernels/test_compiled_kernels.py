@@ -20,7 +20,7 @@ MATRIX_INSTRUCTION = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 @pytest.fixture(scope="module")
 def listed():
     """Every kernel, row, use and target that the report compiles, not compiled."""
-    from bench.compile_report import variants
+    from bench.compiled.report import variants
 
     return [variant._asdict() | {"capability": each} for variant in variants() for each in variant.capabilities]
 
@@ -30,7 +30,7 @@ def cubins(request, tmp_path_factory):
     """What was found in the cubins, of a sample or of all; made by another process: in this one Triton interprets."""
     found = tmp_path_factory.mktemp("cubins") / "found.json"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench.compile_report", "--json", str(found)]
+    command = [sys.executable, "-m", "bench.compiled.report", "--json", str(found)]
     command += ["--sample"] if request.param == "sample" else []
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     return json.loads(found.read_text())
@@ -108,7 +108,7 @@ def test_no_register_is_spilled(cubins):
 
 LANES = """
 import json, re
-from bench.compile_report import variants
+from bench.compiled.report import variants
 from bench.stand_in.driver import compile_launch, install
 install()
 found = {}
@@ -139,7 +139,7 @@ def test_the_threads_of_a_warp_augment_pixels_beside_each_other():
 
 SPILLING = """
 import json, torch
-from bench.compile_report import _compile, _variants, _weight_gradient
+from bench.compiled.report import _compile, _variants, _weight_gradient
 from polychrome.kernels.dynamic_conv.configs import WeightGradientConfig
 _variants.append(_weight_gradient(WeightGradientConfig(64, 64, 64, 4), torch.bfloat16, (256, 256), 8))
 print(json.dumps(_compile((0, 90))))

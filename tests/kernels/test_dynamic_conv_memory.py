@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("triton")
 
-from bench.shapes.dynamic_conv import shapes_on
+from bench.ops.dynamic_conv import shapes_on
 from polychrome.kernels import dynamic_conv2d
 from polychrome.kernels.dynamic_conv import configs
 from polychrome.kernels.dynamic_conv.problem import problem_of

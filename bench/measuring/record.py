@@ -12,7 +12,7 @@ from polychrome.engine.machine.hardware import commit, cpu_name, cpus, output_of
 from polychrome.kernels.dynamic_conv.configs import table_path
 from polychrome.kernels.tensors import allows_tf32
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 # Shapes measured under others are not shown together.
 CIRCUMSTANCES = ("device", "versions", "settings")

@@ -1,4 +1,4 @@
-"""When a run takes its first training step: `python -m bench.first_step ARGUMENTS`, those of `train.run`.
+"""When a run takes its first training step: `python -m bench.measuring.first_step ARGUMENTS`, those of `train.run`.
 
 Ends the run there; the last line printed is the time, in seconds since 1970.
 """

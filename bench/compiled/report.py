@@ -1,8 +1,8 @@
 """Compile the kernels for GPUs that are not there, every row of the tables, and write what the machine code shows.
 
-python -m bench.compile_report                  # the table in bench/results/compiled.md
-python -m bench.compile_report --json FILE      # the same numbers for the test suite
-python -m bench.compile_report --json FILE --sample    # of fewer cubins, which hold each row, use and target once
+python -m bench.compiled.report                  # the table in bench/results/compiled.md
+python -m bench.compiled.report --json FILE      # the same numbers for the test suite
+python -m bench.compiled.report --json FILE --sample    # of fewer cubins, which hold each row, use and target once
 """
 
 import argparse
@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 import triton
 
-from bench.covering import covering
-from bench.cubin import Cubin, read_launch, resident_blocks
+from bench.compiled.covering import covering
+from bench.compiled.cubin import Cubin, read_launch, resident_blocks
 from bench.stand_in.driver import SHARED_LIMIT
 from polychrome.kernels.augment import triton as augment
 from polychrome.kernels.augment.arguments import Arguments
@@ -38,7 +38,7 @@ from polychrome.kernels.spatial_attention.triton import ops as attention
 from polychrome.kernels.sums import sum_outer_and_inner, sum_rows
 from polychrome.kernels.tensors import is_channels_last
 
-TABLE = Path(__file__).with_name("results") / "compiled.md"
+TABLE = Path(__file__).resolve().parents[1] / "results" / "compiled.md"
 GEOMETRY = ([1, 1], [1, 1, 1, 1], [1, 1])
 KERNEL = (3, 3)
 BATCH, SIZE = 64, 28
@@ -426,7 +426,7 @@ def markdown(rows: list[dict]) -> str:
     lines = [
         "# What the kernels compile to",
         "",
-        f"`python -m bench.compile_report`, triton {triton.__version__}, torch {torch.__version__}, Python "
+        f"`python -m bench.compiled.report`, triton {triton.__version__}, torch {torch.__version__}, Python "
         f"{platform.python_version()}; no GPU needed. Each cell: registers a thread / shared memory in KB / blocks "
         "that fit one multiprocessor, and the matrix instruction found, or, without one, the number of 16-byte loads + "
         "stores. The test suite asserts that no row spills, none serialises wgmma, loads of products are 16-byte "

@@ -1,35 +1,22 @@
-"""Tables of the results in `bench/results`: `python -m bench.tables` rewrites those in README.md and in docs/."""
+"""Tables of the results in `bench/results`, for pages and for a terminal."""
 
-import argparse
 import io
-import json
-import sys
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as Printed
 from rich.text import Text
 
-from bench import columns, goals, headline, scaling, study
-from bench.columns import ENGINE, ON_CPU, SECTIONS
-from bench.lines import Entry
-from bench.markdown import grid, wrapped
+from bench.report import columns, headline
+from bench.report.columns import SECTIONS
+from bench.report.targets import Entry
 from polychrome.engine.report.tables import Table
 
-ROOT = Path(__file__).resolve().parents[1]
-README, RESULTS = ROOT / "README.md", ROOT / "bench" / "results"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results"
 OPS = columns.OPS
 VERDICTS = {True: "pass", False: "miss", None: "not measured yet"}
-# The markers in each page, by its place beside the README.
-PAGES = {
-    "README.md": ("headline", "shallow", "channels", *columns.COMMANDS),
-    "docs/engine.md": tuple(ENGINE),
-    "docs/flagship.md": ("goals", *study.TABLES),
-    "docs/fuse.md": tuple(columns.FUSE),
-    "docs/scaling.md": tuple(scaling.TABLES),
-}
 
 
 def rows(op: str, entries: dict[str, Entry]) -> list[list[str]]:
@@ -107,49 +94,6 @@ def text(op: str, section: dict, width: int) -> str:
     return "\n".join(part.rstrip() for part in console.file.getvalue().splitlines())
 
 
-def markdown(name: str, results: Path = RESULTS) -> str:
-    """Return what stands between a marker of this name in Markdown, the GPUs' first, as far as it was measured."""
-    if name in (made := scaling.TABLES | study.TABLES | {"goals": goals.goals}):
-        return made[name](results)
-    devices = _devices(results)
-    parts = [
-        _section_markdown(name, sections[name]) if name in SECTIONS else _headline_markdown(path, sections)
-        for path, sections in devices.items()
-        if name in sections or name == "headline"
-    ]
-    kinds = {section["kind"] for each in devices.values() for key, section in each.items() if name in (key, "headline")}
-    if name != ON_CPU and "cuda" not in kinds:
-        parts.insert(0, "GPU: not measured yet.")
-    if name == "headline":
-        parts += _picture(devices)
-    return "\n\n".join(parts) or "Not measured yet."
-
-
-def rewritten(page: str, names: Iterable[str], results: Path = RESULTS) -> str:
-    """Return the text of a page with the tables of `results` between the markers of these names.
-
-    Raises:
-        ValueError: a marker is missing.
-    """
-    for name in names:
-        opening, closing = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
-        before, found, rest = page.partition(opening)
-        _, closed, after = rest.partition(closing)
-        if not (found and closed):
-            raise ValueError(f"the markers {opening} and {closing} are missing")
-        page = f"{before}{opening}\n{markdown(name, results)}\n{closing}{after}"
-    return page
-
-
-def main(arguments: list[str] | None = None, readme: Path = README, results: Path = RESULTS) -> int:
-    """Rewrite the pages, or with --check only say whether they are current; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench.tables", description="rewrite the tables in the pages")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where one is not current")
-    check = parser.parse_args(arguments).check
-    pages = {readme.parent / place: names for place, names in PAGES.items()}
-    return max(_rewrite(page, names, results, check) for page, names in pages.items() if page.exists())
-
-
 def name_in_table(key: str, entry: Entry) -> str:
     """Return what of an entry's key the title of its table does not say."""
     return key.removeprefix(f"{entry.get('dtype')} ").removeprefix(f"{entry.get('layout')} ")
@@ -168,21 +112,6 @@ def stamp(section: dict) -> str:
     ceilings = ", ".join(f"{value:g} {name}" for name, value in section["ceilings"].items())
     measured = f"; ceilings measured in the same run: {ceilings}" if ceilings else ""
     return f"{versions}; {section['date']}, commit {section['commit']}{measured}."
-
-
-def _rewrite(page: Path, names: tuple[str, ...], results: Path, check: bool) -> int:
-    old = page.read_text(encoding="utf-8")
-    try:
-        new = rewritten(old, names, results)
-    except ValueError as error:
-        print(f"{page.name}: {error}", file=sys.stderr)
-        return 1
-    if check and new != old:
-        print(f"{page.name} is not current: run python -m bench.tables", file=sys.stderr)
-        return 1
-    if new != old:
-        page.write_text(new, encoding="utf-8")
-    return 0
 
 
 def _title(entries: dict[str, Entry]) -> str:
@@ -208,40 +137,3 @@ def _skipped(section: dict) -> str:
         names.setdefault(reason, []).append(f"{name} at {shapes}" if name in measured else name)
     told = "; ".join(f"{', '.join(each)} ({reason})" for reason, each in names.items())
     return f"Not run: {told}." if told else ""
-
-
-def _section_markdown(op: str, section: dict) -> str:
-    parts = [wrapped(f"**{section['device']}**; {stamp(section)}")]
-    for table in drawn(op, section):
-        parts += [f"{table.title}:", grid(table)]
-    parts.append(wrapped(legend(op, section)))
-    held = verdicts(op, section)
-    return "\n\n".join(parts + ([grid(held)] if held.rows else []))
-
-
-def _headline_markdown(path: Path, sections: dict[str, dict]) -> str:
-    page = path.with_suffix(".md")
-    more = f" Everything measured: [{page.name}](bench/results/{page.name})." if page.exists() else ""
-    stamp = f"**{headline.device(sections)}**; {headline.versions(sections)}; {headline.dates(sections)}."
-    return "\n\n".join([wrapped(stamp), grid(headline.table(sections)), wrapped(headline.LEGEND + more)])
-
-
-def _picture(devices: dict[Path, dict[str, dict]]) -> list[str]:
-    """Return the first of the devices' pictures of speed-ups that was drawn."""
-    places = {path.with_suffix("") / "speedup.png": sections for path, sections in devices.items()}
-    found = [place for place in places if place.exists()]
-    return [
-        f"![{headline.device(places[place])}: time of the usual way and of the best baseline over ours, for every "
-        f"shape]({'/'.join(('bench', 'results', *place.parts[-2:]))})"
-        for place in found[:1]
-    ]
-
-
-def _devices(results: Path) -> dict[Path, dict[str, dict]]:
-    """Return the sections of each device by the path of its file, the GPUs' first."""
-    found = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
-    return dict(sorted(found.items(), key=lambda item: (headline.is_cpu(item[1]), headline.device(item[1]))))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

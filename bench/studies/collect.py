@@ -1,4 +1,4 @@
-"""Keep the table of a run as a study, and draw the pictures: `python -m bench.keep NAME RUN`.
+"""Keep the table of a run as a study, and draw the pictures: `python -m bench.studies.collect NAME RUN`.
 
 Without arguments it draws the pictures of what there is anew. The pictures can be read on a phone.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from bench import study
 from bench.report.pictures import ROW, STYLE
+from bench.studies import study
 from polychrome.engine.report.plots import COLOURS, DOTS_PER_INCH, NARROW
 from polychrome.engine.run_folder import RunFolder
 
@@ -26,7 +26,7 @@ MARKERS = "os^vDPX"
 
 def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> int:
     """Keep the table of a run as a study's; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench.keep", description="keep the table of a run")
+    parser = argparse.ArgumentParser(prog="python -m bench.studies.collect", description="keep the table of a run")
     parser.add_argument("name", nargs="?", help=f"{', '.join(study.TABLES)}, each also as NAME-ENDING")
     parser.add_argument("run", nargs="?", type=Path, help="the run's folder")
     asked = parser.parse_args(arguments)
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
         folder.mkdir(parents=True, exist_ok=True)
         for file in FILES:
             shutil.copyfile(run.root / file, folder / file)
-        print(f"{folder}: now run python -m bench.tables", file=sys.stderr)
+        print(f"{folder}: now run python -m bench.pages", file=sys.stderr)
     draw(results)
     return 0
 

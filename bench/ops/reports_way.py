@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from bench.measure import Stopwatch
+from bench.measuring.measure import Stopwatch
 from polychrome import kernels
 from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.machine.workers import cpus

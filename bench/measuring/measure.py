@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import polychrome.kernels.flops  # noqa: F401 - so that our ops are counted
-from bench import timing
-from bench.lines import NOT_ASKED
+from bench.measuring import timing
+from bench.report.targets import NOT_ASKED
 from polychrome.kernels.tensors import is_channels_last
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -103,7 +103,7 @@ def only(candidates: Iterable[Candidate], ways: Collection[str] | None) -> list[
 
 
 def candidates_of(baselines, shape, leaves: tuple[Tensor, ...], grad: Tensor, *arguments) -> list[Candidate]:
-    """Return ours and every baseline of a module of `bench.baselines`, all in the dtype of the first leaf."""
+    """Return ours and every baseline of a module of `bench.ops`, all in the dtype of the first leaf."""
     dtype = leaves[0].dtype
     ours = Candidate("ours", parts_of(baselines.ours, leaves, grad, *arguments), OURS[dtype])
     return [
@@ -225,7 +225,7 @@ def memory_bound(shape, baselines, ways: Collection[str] | None = None) -> Measu
     """Measure a call of an op that memory limits, by all ways or those named.
 
     `shape` gives `data(device)`, `forward_bytes(l2_bytes)` and `backward_bytes()`; `baselines` is a module of
-    `bench.baselines` whose `eager` is the definition.
+    `bench.ops` whose `eager` is the definition.
     """
     data = shape.data(DEVICE)
     exact = exact_results(parts_of(baselines.eager, *data.to(torch.float64)))

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from statistics import geometric_mean, median
 
-from bench import columns, lines
-from bench.columns import ratio
-from bench.lines import Entry
+from bench.report import columns, targets
+from bench.report.columns import ratio
+from bench.report.targets import Entry
 from polychrome.engine.report.tables import Table
 
 # What each section is held against: the definition as it is usually written, or what a user had before.
@@ -27,8 +27,8 @@ def usual(name: str) -> str:
 def usual_speedup(name: str, entry: Entry) -> float | None:
     """Return the usual way's time over ours; of a training, of an epoch; of a fused model, in the same rounds."""
     if name == "training":
-        return lines.to_reports(entry, "epoch")
-    return 1 / lines.to_unfused(entry) if name == "fuse" else lines.speedup(entry, usual(name))
+        return targets.to_reports(entry, "epoch")
+    return 1 / targets.to_unfused(entry) if name == "fuse" else targets.speedup(entry, usual(name))
 
 
 def table(sections: dict[str, dict]) -> Table:
@@ -63,9 +63,9 @@ def dates(sections: dict[str, dict]) -> str:
     return " to ".join(dict.fromkeys((days[0], days[-1])))
 
 
-def verdicts(name: str, section: dict) -> list[lines.Line]:
+def verdicts(name: str, section: dict) -> list[targets.Line]:
     """Return the lines that a section is held against."""
-    return lines.lines(name, section["shapes"], section["kind"] == "cuda")
+    return targets.lines(name, section["shapes"], section["kind"] == "cuda")
 
 
 def _row(name: str, section: dict) -> tuple[str, ...]:
@@ -88,5 +88,5 @@ def _mean(values: Iterable[float | None]) -> str:
 
 
 def _median_share(entries: Iterable[Entry], direction: str) -> str:
-    found = [lines.share_of_bound(entry, direction) for entry in entries if direction in entry.get("bound_ms", ())]
+    found = [targets.share_of_bound(entry, direction) for entry in entries if direction in entry.get("bound_ms", ())]
     return f"{100 * median(found):.0f}" if found else "-"

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bench import lines
-from bench.lines import Entry
+from bench.report import targets
+from bench.report.targets import Entry
 
 
 class Columns(NamedTuple):
@@ -29,7 +29,7 @@ def best(entry: Entry) -> tuple[str, float] | None:
     """Return the name of the fastest baseline and its time over ours; None where no baseline ran."""
     if not set(entry["ms"]) - {"ours", "static"}:
         return None
-    name, speedup = lines.best_baseline(entry)
+    name, speedup = targets.best_baseline(entry)
     return name.replace(" fp32", "32").removesuffix(" no graphs"), speedup
 
 
@@ -38,28 +38,28 @@ def _ours(part: str) -> Callable[[Entry], str]:
 
 
 def _over(name: str) -> Callable[[Entry], str]:
-    return lambda entry: ratio(lines.speedup(entry, name))
+    return lambda entry: ratio(targets.speedup(entry, name))
 
 
 def _share(direction: str) -> Callable[[Entry], str]:
-    return lambda entry: f"{100 * lines.share_of_bound(entry, direction):.0f}"
+    return lambda entry: f"{100 * targets.share_of_bound(entry, direction):.0f}"
 
 
 def _memory(usual: str) -> Callable[[Entry], str]:
-    return lambda entry: ratio(lines.extra_memory(entry, usual) if entry.get("memory_bytes") else None)
+    return lambda entry: ratio(targets.extra_memory(entry, usual) if entry.get("memory_bytes") else None)
 
 
 def _static(entry: Entry) -> str:
-    return ratio(lines.to_static(entry) if "static" in entry["ms"] else None)
+    return ratio(targets.to_static(entry) if "static" in entry["ms"] else None)
 
 
 def _to_unfused(entry: Entry) -> str:
     error = f" +-{entry['ratio_error']:.3f}" if "ratio_error" in entry else ""
-    return f"{lines.to_unfused(entry):.3f}{error}"
+    return f"{targets.to_unfused(entry):.3f}{error}"
 
 
 def _rate(way: str, part: str) -> Callable[[Entry], str]:
-    return lambda entry: three_digits(lines.rate(entry, way, part))
+    return lambda entry: three_digits(targets.rate(entry, way, part))
 
 
 def _percent(share: float | None) -> str:
@@ -80,7 +80,7 @@ _MEMORY_BOUND = Columns(
     {
         **_TIMES,
         "eager": _over("eager"),
-        "compiled": lambda entry: ratio(lines.compiled_speedup(entry)),
+        "compiled": lambda entry: ratio(targets.compiled_speedup(entry)),
         **_BEST,
         **_SHARES,
         "memory": _memory("eager"),
@@ -111,7 +111,7 @@ OPS = {
     "augment": Columns(
         {
             "ms": _ours("forward"),
-            "images/s": lambda entry: f"{lines.images_per_second(entry):,.0f}",
+            "images/s": lambda entry: f"{targets.images_per_second(entry):,.0f}",
             **{name: _over(name) for name in ("eager", "torchvision", "workers", "dali")},
             "% bound": _share("forward"),
         },
@@ -155,11 +155,11 @@ ENGINE = {
             "batch": lambda entry: str(entry["batch"]),
             "step img/s": _rate("ours", "step"),
             "reports step": _rate("reports", "step"),
-            "ratio step": lambda entry: ratio(lines.to_reports(entry, "step")),
+            "ratio step": lambda entry: ratio(targets.to_reports(entry, "step")),
             "epoch img/s": _rate("ours", "epoch"),
             "reports epoch": _rate("reports", "epoch"),
-            "ratio epoch": lambda entry: ratio(lines.to_reports(entry, "epoch")),
-            "% input": lambda entry: _percent(lines.input_share(entry)),
+            "ratio epoch": lambda entry: ratio(targets.to_reports(entry, "epoch")),
+            "% input": lambda entry: _percent(targets.input_share(entry)),
             "% idle": lambda entry: _percent(entry.get("gpu_idle")),
         },
         "Images a second of ours and of the reports' way (float32, eager, NCHW, torchvision in a DataLoader with a "
@@ -180,7 +180,7 @@ ENGINE = {
         "source",
     ),
     "start": Columns(
-        {"seconds": lambda entry: f"{lines.seconds(entry):.1f}", "images": lambda entry: f"{entry['images']:,}"},
+        {"seconds": lambda entry: f"{targets.seconds(entry):.1f}", "images": lambda entry: f"{entry['images']:,}"},
         "Seconds from the start of the process to the first step of its training; the images of all splits are decoded "
         "in the first start and read from the disk cache in the second.",
         "start",
@@ -199,7 +199,7 @@ ENGINE = {
 COMMANDS = {
     "commands": Columns(
         {
-            "seconds": lambda entry: f"{lines.seconds(entry):.2f}",
+            "seconds": lambda entry: f"{targets.seconds(entry):.2f}",
             "runs": lambda entry: str(entry["runs"]),
             "peak MB": lambda entry: f"{entry['peak_bytes'] / 1e6:,.0f}" if "peak_bytes" in entry else "-",
             "accuracy": lambda entry: _accuracies(entry.get("accuracy", {})),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bench import lines, markdown
+from bench.report import markdown, targets
 from polychrome import models
 from polychrome.engine.report.tables import Table
 
@@ -135,7 +135,7 @@ def checkpoint_table(results: Path) -> str:
 def measured_table(results: Path) -> str:
     """Return the images a second of an epoch on one GPU, as far as they were measured."""
     rows = [
-        [section["device"], name, f"{lines.rate(entry, 'ours', 'epoch'):,.0f}"]
+        [section["device"], name, f"{targets.rate(entry, 'ours', 'epoch'):,.0f}"]
         for section in _sections(results, "training")
         if section["kind"] == "cuda"
         for name, entry in section["shapes"].items()
@@ -154,7 +154,7 @@ def _decoded_by_a_core(results: Path) -> float | None:
     for section in _sections(results, "input"):
         entry = section["shapes"].get("dali cpu")
         if section["kind"] == "cpu" and entry:
-            return lines.rate(entry, "ours", "both") / entry["workers"]
+            return targets.rate(entry, "ours", "both") / entry["workers"]
     return None
 
 

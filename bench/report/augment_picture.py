@@ -1,4 +1,4 @@
-"""Draw `augment`'s output beside torchvision's on one photograph: `python -m bench.augment_picture`."""
+"""Draw `augment`'s output beside torchvision's on one photograph: `python -m bench.report.augment_picture`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional
 
 from polychrome.kernels import augment
 
-PICTURE = Path(__file__).resolve().parents[1] / "kernels" / "augment" / "augment.jpg"
+PICTURE = Path(__file__).resolve().parents[2] / "kernels" / "augment" / "augment.jpg"
 CROP = (20, 90, 300, 300)
 SIZE = 224
 

@@ -1,8 +1,8 @@
-"""What trained models reach: the tables of studies, which `bench.tables` puts into the pages.
+"""What trained models reach: the tables of studies, which `bench.pages` puts into the pages.
 
 A study is a folder of `bench/results/mini50` with the `table.csv` and `environment.json` of a run of the recipe
-`strong`, kept there by `bench.keep`. Several of one kind share a table: `shallow`, `shallow-100` with more epochs, and
-`shallow-seed1` with another seed, which is taken into the same row.
+`strong`, kept there by `bench.studies.collect`. Several of one kind share a table: `shallow`, `shallow-100` with more
+epochs, and `shallow-seed1` with another seed, which is taken into the same row.
 """
 
 import csv
@@ -14,12 +14,12 @@ from math import sqrt
 from pathlib import Path
 from statistics import fmean
 
-from bench.markdown import grid, wrapped
+from bench.report.markdown import grid, wrapped
 from polychrome.engine.report.tables import Table
 from polychrome.train import recipes
 from polychrome.train.networks import ONE_PER_COMBINATION
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 FULL = "RGB"
 PAIRS, SINGLES = ("RG", "GB", "RB"), ("R", "G", "B")
 KINDS = {FULL: (FULL,), "pairs": PAIRS, "singles": SINGLES}

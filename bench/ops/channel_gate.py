@@ -1,9 +1,18 @@
-"""The calls of the channel gate that are timed, and the bytes they have to move."""
+"""The channel gate: the calls that are timed, and the ways a gate is computed today.
 
+A way is `(x, w1, b1, w2, b2) -> y`, or `(x, w2) -> y` with a single layer.
+"""
+
+from collections.abc import Callable
+from functools import cache
 from math import prod
 from typing import NamedTuple
 
-from bench.shapes.feature_maps import BACKWARD_PASSES, Data, FeatureMap, data_of, feature_maps_on
+import torch
+
+from bench.ops import availability
+from bench.ops.feature_maps import BACKWARD_PASSES, Data, FeatureMap, data_of, feature_maps_on
+from polychrome import kernels
 
 REDUCTION = 16
 
@@ -63,3 +72,71 @@ def shapes_on(device: str) -> list[Shape]:
     """Return the shapes to time on "cuda" or "cpu": every map with two layers, then every map with one."""
     maps = feature_maps_on(device)
     return [*(Shape(x, x.channels // REDUCTION) for x in maps), *(Shape(x, None) for x in maps)]
+
+
+def ours(x, *weights):
+    """Call this project's op."""
+    return kernels.channel_gate(x, *_layers(weights))
+
+
+def eager(x, *weights):
+    """The definition."""
+    return kernels.channel_gate.reference(x, *_layers(weights))
+
+
+def timm(x, *weights):
+    """timm's SEModule, which rounds means, hidden features and gate to x's dtype."""
+    return torch.func.functional_call(_timm_module(x.shape[1], len(weights[0])), _parameters(weights), (x,))
+
+
+def torchvision(x, *weights):
+    """torchvision's SqueezeExcitation, which rounds as timm's."""
+    return torch.func.functional_call(_torchvision_module(x.shape[1], len(weights[0])), _parameters(weights), (x,))
+
+
+BASELINES: dict[str, Callable] = {
+    "eager": eager,
+    **availability.compiled_forms(eager),
+    "timm": timm,
+    "torchvision": torchvision,
+}
+
+
+def reason_to_skip(name: str, shape: Shape, device: str) -> str | None:
+    """Return why a baseline does not run `shape` on "cuda" or "cpu"; None if it does."""
+    reason = availability.reason_to_skip(name, device)
+    if reason is None and name in ("timm", "torchvision") and shape.hidden is None:
+        return "two layers only"
+    return reason
+
+
+def _layers(weights):
+    """Return w1, b1, w2 and b2."""
+    return weights if len(weights) == 4 else (None, None, *weights, None)
+
+
+def _parameters(weights) -> dict:
+    """Return the parameters of either module: its layers are 1x1 convolutions."""
+    w1, b1, w2, b2 = weights
+    return {
+        "fc1.weight": w1[:, :, None, None],
+        "fc1.bias": b1,
+        "fc2.weight": w2[:, :, None, None],
+        "fc2.bias": b2,
+    }
+
+
+@cache
+def _timm_module(channels, hidden):
+    from timm.layers.squeeze_excite import SEModule
+
+    with torch.device("meta"):
+        return SEModule(channels, rd_channels=hidden)
+
+
+@cache
+def _torchvision_module(channels, hidden):
+    from torchvision.ops import SqueezeExcitation
+
+    with torch.device("meta"):
+        return SqueezeExcitation(channels, hidden)

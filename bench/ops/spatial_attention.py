@@ -1,8 +1,17 @@
-"""The calls of spatial attention that are timed, and the bytes they have to move."""
+"""Spatial attention: the calls that are timed, and the ways it is computed today.
 
+A way is `(x, weight) -> y` with a [1, 2, k, k] weight and no bias.
+"""
+
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
-from bench.shapes.feature_maps import BACKWARD_PASSES, Data, FeatureMap, data_of, feature_maps_on
+import torch
+
+from bench.ops import availability
+from bench.ops.feature_maps import BACKWARD_PASSES, Data, FeatureMap, data_of, feature_maps_on
+from polychrome import kernels
 
 KERNEL = 7
 
@@ -55,3 +64,42 @@ class Shape(NamedTuple):
 def shapes_on(device: str) -> list[Shape]:
     """Return the shapes to time on "cuda" or "cpu"."""
     return [Shape(x) for x in feature_maps_on(device)]
+
+
+def ours(x, weight):
+    """Call this project's op."""
+    return kernels.spatial_attention(x, weight)
+
+
+def eager(x, weight):
+    """The definition."""
+    return kernels.spatial_attention.reference(x, weight)
+
+
+def timm(x, weight):
+    """timm's SpatialAttn, part of its CBAM, in evaluation, with a normalisation that changes nothing.
+
+    It differs from the definition in that BatchNorm, one more pass over the map of logits; in `amax`, which shares the
+    gradient of tied channels; and in rounding mean, max, logits and gate to x's dtype.
+    """
+    layer = _attention(weight.shape[-1], x.dtype, x.device)
+    return torch.func.functional_call(layer, {"conv.conv.weight": weight}, (x,))
+
+
+BASELINES: dict[str, Callable] = {"eager": eager, **availability.compiled_forms(eager), "timm": timm}
+
+
+def reason_to_skip(name: str, shape: Shape, device: str) -> str | None:
+    """Return why a baseline does not run `shape` on "cuda" or "cpu"; None if it does."""
+    return availability.reason_to_skip(name, device)
+
+
+@cache
+def _attention(kernel, dtype, device):
+    from timm.layers.cbam import SpatialAttn
+
+    layer = SpatialAttn(kernel).to(device, dtype).eval().requires_grad_(False)
+    norm = layer.conv.bn
+    norm.running_mean.zero_()
+    norm.running_var.fill_(1 - norm.eps)
+    return layer

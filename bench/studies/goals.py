@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from bench import study
-from bench.markdown import grid
-from bench.study import FULL, PAIRS, SINGLES, System
+from bench.report.markdown import grid
+from bench.studies import study
+from bench.studies.study import FULL, PAIRS, SINGLES, System
 from polychrome.engine.report.tables import Table
 
 UNKNOWN = "not measured yet"

@@ -1,0 +1,1 @@
+"""What our kernels compile to, read without a GPU."""

@@ -1,0 +1,1 @@
+"""The tables of the trainings that docs/flagship.md tells of."""
