@@ -11,7 +11,7 @@ from bench import pages, test_engine
 from bench.measuring import photographs, record
 from bench.measuring.measure import DEVICE, Stopwatch
 from bench.ops.reports_way import Photographs, Training
-from bench.report import tables, targets
+from bench.report import columns, tables, targets
 from bench.studies import scaling
 from polychrome.engine.data.sets import listing, scan
 from tests.bench.test_bench_tables import section
@@ -140,7 +140,7 @@ def test_a_row_of_each_section():
 
 
 @pytest.mark.parametrize("width", [80, 140])
-@pytest.mark.parametrize("op", tables.ENGINE)
+@pytest.mark.parametrize("op", columns.ENGINE)
 def test_the_printed_table_fits_the_terminal(op, width):
     printed = tables.text(op, section(**ENTRIES[op]), width)
     assert max(map(len, printed.splitlines())) <= width
@@ -153,7 +153,7 @@ def test_the_pages_in_docs_are_rewritten_beside_the_readme(tmp_path):
         record.write(results / "cpu.json", op, section(**entries))
     marked = {
         tmp_path / "README.md": pages.PAGES["README.md"],
-        docs / "engine.md": tables.ENGINE,
+        docs / "engine.md": columns.ENGINE,
         docs / "scaling.md": scaling.TABLES,
     }
     for page, names in marked.items():

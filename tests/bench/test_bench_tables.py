@@ -204,7 +204,7 @@ def test_maps_whose_launches_cost_more_than_their_bytes_are_held_to_the_launches
     ],
 )
 def test_a_convolution_is_held_to_the_share_of_its_size_or_to_its_launches(pixels, bound, held):
-    shape = entry(store=pixels) | {"bound_ms": {"forward": bound, "backward": bound, "both": bound}}
+    shape = entry(pixels=pixels) | {"bound_ms": {"forward": bound, "backward": bound, "both": bound}}
     found = targets.lines("dynamic_conv", {"one": shape}, on_gpu=True)
     judged = [line.demand for line in found if "the bound" in line.demand and line.met is not None]
     assert len(judged) == 2
