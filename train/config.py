@@ -13,9 +13,8 @@ from typing import Any
 import click
 
 from polychrome.engine.errors import UserError
+from polychrome.engine.training.hyperparameters import AUTO, Hyperparameters, Number, own_setting, setting
 from polychrome.train import toml
-
-AUTO = "auto"
 
 
 class NameList(click.ParamType):
@@ -66,213 +65,135 @@ class Text(click.ParamType):
 
 RECIPES = ("report_a", "report_b", "report_c", "report_d", "report_e", "strong")
 
-# Settings that one entry of `models` may have to itself.
-OF_AN_ENTRY = frozenset(
-    (
-        *("epochs", "batch_size", "image_size", "lr", "optimizer", "weight_decay", "schedule", "label_smoothing"),
-        *("warmup", "accumulate", "clip_norm", "ema", "mixup", "cutmix", "consistency", "progressive"),
-        *("init", "patience", "channel_sampling", "augmentations", "one_at_a_time", "crop", "crop_scale", "eval_crop"),
-        *("subset_bias", "options"),
-    )
-)
-
 # Settings without a flag that a file may give to a whole run.
 OF_FILES = ("options", "split_seed", "sweep")
 
 TEXT = Text()
 
 
-def _setting(default: Any, text: str, kind: Any = TEXT, flag: str | None = None) -> Any:
-    return field(default=default, metadata={"help": text, "type": kind, "flag": flag})
-
-
 @dataclass(frozen=True)
-class Settings:
-    """All settings of a run. `None` means "not said": `resolve` replaces it by the task's or machine's default."""
+class Subject:
+    """What a run trains, and on what."""
 
-    data: str | None = _setting(
+    data: str | None = setting(
         None,
         "Folder with train.txt, val.txt and test.txt, or with one folder per class, or tar shards such as "
         "'shards/{000..099}.tar'.  [default: a generated set]",
     )
-    num_classes: int | None = _setting(None, "Number of classes, where the data does not tell.", click.IntRange(min=2))
-    models: tuple[str, ...] | None = _setting(
+    num_classes: int | None = setting(None, "Number of classes, where the data does not tell.", Number(int, least=2))
+    models: tuple[str, ...] | None = setting(
         None,
         "Models to train, by name, with variants such as NAME+drop; all: every system of the task.  "
         "[default: the task's]",
         NameList(),
     )
-    epochs: int | None = _setting(None, "Most epochs to train.  [default: the task's]", click.IntRange(min=1))
-    batch_size: int | str | None = _setting(
+    batch_size: int | str | None = own_setting(
         None,
         "Images in a training batch, over all processes; auto: the most that fit.  [default: 64; 8 for transfer]",
         BatchSize(),
     )
-    accumulate: int = _setting(1, "Batches that make a step.", click.IntRange(min=1))
-    image_size: int | None = _setting(
+    image_size: int | None = own_setting(
         None,
         "Height and width of the model's input in pixels.  "
         "[default: 256; cifar100: 32, transfer: 224; generated set: 64]",
-        click.IntRange(min=8),
+        Number(int, least=8),
     )
-    lr: float | None = _setting(
-        None, "Learning rate.  [default: 0.001; 0.01 for transfer]", FiniteRange(min=0, min_open=True)
-    )
-    optimizer: str | None = _setting(
-        None,
-        "Optimiser; sgd has momentum 0.9, nesterov looks ahead, muon is for hidden weights, with adamw for the rest.  "
-        "[default: adam; sgd for transfer]",
-        click.Choice(["adam", "adamw", "sgd", "nesterov", "muon"]),
-    )
-    weight_decay: float = _setting(0.0, "Weight decay.", FiniteRange(min=0))
-    schedule: str = _setting(
-        "constant",
-        "Course of the learning rate; plateau: a tenth when more than 3 epochs bring no better validation accuracy.",
-        click.Choice(["constant", "plateau", "cosine", "linear", "onecycle"]),
-    )
-    warmup: float = _setting(0.0, "Epochs over which the learning rate rises to its start.", FiniteRange(min=0))
-    clip_norm: float = _setting(
-        0.0, "Largest norm of a step's gradients, to which larger ones are scaled; 0: any.", FiniteRange(min=0)
-    )
-    ema: float = _setting(
-        0.0,
-        "Decay of a moving average of the weights, which is then what is tested; 0: none.",
-        FiniteRange(min=0, max=1, max_open=True),
-    )
-    mixup: float = _setting(0.0, "Mixup's alpha; 0: off.", FiniteRange(min=0))
-    cutmix: float = _setting(0.0, "CutMix's alpha; 0: off. With both, each batch gets one.", FiniteRange(min=0))
-    label_smoothing: float = _setting(0.0, "Label smoothing in training.", FiniteRange(min=0, max=1))
-    init: str = _setting("default", "First weights: each layer's own, or He's.", click.Choice(["default", "he"]))
-    weights: str | None = _setting(
+
+
+@dataclass(frozen=True)
+class Settings(Hyperparameters, Subject):
+    """All settings of a run. `None` means "not said": `resolve` replaces it by the task's or machine's default."""
+
+    init: str = own_setting("default", "First weights: each layer's own, or He's.", ("default", "he"))
+    weights: str | None = setting(
         None,
         "Weights that transfer starts from: a file, or a run's folder with the same model.  [default: torchvision's]",
     )
-    patience: int = _setting(
-        10, "Stop after this many epochs without a better validation loss; 0 never stops.", click.IntRange(min=0)
-    )
-    channels: tuple[str, ...] = _setting(
+    channels: tuple[str, ...] = setting(
         ("all",), "Channel combinations to evaluate, such as RGB,RG,B or red+nir,nir, shuffled, or all.", NameList()
     )
-    channel_sampling: str = _setting(
-        "auto",
-        "Channels of training images. on: a random subset for each; drop: some batches lose some; shuffle: subsets in "
-        "random order; cycle: a pass for each combination; auto: on for any-channel models, else off.",
-        click.Choice(["auto", "on", "off", "drop", "shuffle", "cycle"]),
-    )
-    subset_bias: float = _setting(
-        0.0,
-        "With --channel-sampling on or shuffle, K channels are drawn in proportion to 1 / K**BIAS. 0: every number as "
-        "often; above: few channels more often.",
-        FiniteRange(min=-10, max=10),
-    )
-    consistency: float = _setting(
-        0.0,
-        "Weight of a loss that draws the logits on sampled channels to those on all; each image is then in its batch "
-        "twice. 0: off.",
-        FiniteRange(min=0),
-    )
-    augmentations: tuple[str, ...] = _setting(
+    augmentations: tuple[str, ...] = own_setting(
         ("crop", "flip"),
         "Some of crop,flip,vflip,rotation,jitter,gamma,grayscale, or all, or none.",
         NameList(),
     )
-    one_at_a_time: bool = _setting(
+    one_at_a_time: bool = own_setting(
         False,
         "Cut the epochs into passes with one augmentation each.",
         bool,
         "--one-at-a-time/--all-at-once",
     )
-    crop: str = _setting(
+    crop: str = own_setting(
         "resized",
         "Random crops: of any area from --crop-scale up and any shape, or fixed squares of that area.",
-        click.Choice(["resized", "fixed"]),
+        ("resized", "fixed"),
     )
-    crop_scale: float = _setting(
+    crop_scale: float = own_setting(
         0.35,
         "Smallest share of the image's area that a random training crop keeps.",
-        FiniteRange(min=0, max=1, min_open=True),
+        Number(float, above=0, most=1),
     )
-    progressive: float = _setting(
+    progressive: float = own_setting(
         1.0,
         "Height and width of training images in the first epoch, as a share of --image-size, up to which they grow.",
-        FiniteRange(min=0, min_open=True, max=1),
+        Number(float, above=0, most=1),
     )
-    eval_crop: float = _setting(
+    eval_crop: float = own_setting(
         0.875,
         "Side of the centre crop at evaluation, as a share of the shorter side.",
-        FiniteRange(min=0, max=1, min_open=True),
+        Number(float, above=0, most=1),
     )
-    flip_test: bool = _setting(
+    flip_test: bool = setting(
         False,
         "Test by the mean logits of each image and its mirror image, too.",
         bool,
         "--flip-test/--no-flip-test",
     )
-    holdout: int = _setting(
+    holdout: int = setting(
         0,
         "Training images to hold out, the same in every run, for a test that nothing was chosen by.",
-        click.IntRange(min=0),
+        Number(int, least=0),
     )
-    test_holdout: bool = _setting(
+    test_holdout: bool = setting(
         True, "Test on the images held out, or leave them unread.", bool, "--test-holdout/--keep-holdout"
     )
-    seed: int = _setting(0, "Seed of weights, order, crops and channel sampling.", click.IntRange(0, 2**32 - 1))
-    seeds: int = _setting(
-        1, "Repeat all with so many seeds, from --seed on, and give means and spreads.", click.IntRange(min=1)
+    seeds: int = setting(
+        1, "Repeat all with so many seeds, from --seed on, and give means and spreads.", Number(int, least=1)
     )
-    precision: str | None = _setting(
-        None,
-        "Arithmetic of the model.  [default: bf16 where the device computes it natively, else fp32]",
-        click.Choice(["fp32", "bf16", "fp16"]),
-    )
-    device: str = _setting("auto", "Device to train on.", click.Choice(["auto", "cpu", "cuda"]))
-    compile: bool | None = _setting(None, "Use torch.compile.  [default: on CUDA]", bool, "--compile/--no-compile")
-    compile_mode: str = _setting(
-        AUTO,
-        "Mode of torch.compile; auto: the faster of default and reduce-overhead (CUDA graphs), measured.",
-        click.Choice([AUTO, "default", "reduce-overhead", "max-autotune"]),
-    )
-    sync_bn: bool = _setting(
-        False, "Batch statistics over all processes rather than of each.", bool, "--sync-bn/--no-sync-bn"
-    )
-    cache: str = _setting(
+    device: str = setting("auto", "Device to train on.", ("auto", "cpu", "cuda"))
+    cache: str = setting(
         AUTO,
         "Keep decoded images on the device or in host memory, and on disk for the next run; auto: where they take at "
         "most half of what is free.",
-        click.Choice([AUTO, "device", "host", "none"]),
+        (AUTO, "device", "host", "none"),
     )
-    cache_size: int | None = _setting(
+    cache_size: int | None = setting(
         None,
         "Side in pixels of images kept on a device.  [default: what the centre crop needs]",
-        click.IntRange(min=8),
+        Number(int, least=8),
     )
-    backend: str = _setting(
-        "auto", "What decodes images; auto: DALI where installed.", click.Choice(["auto", "dali", "torch", "synthetic"])
+    backend: str = setting(
+        "auto", "What decodes images; auto: DALI where installed.", ("auto", "dali", "torch", "synthetic")
     )
-    workers: int | None = _setting(
-        None, "Decoding threads or processes.  [default: one per core]", click.IntRange(min=1)
-    )
-    strict: bool = _setting(
+    workers: int | None = setting(None, "Decoding threads or processes.  [default: one per core]", Number(int, least=1))
+    strict: bool = setting(
         False, "Stop where a file cannot be decoded; else it is left out.", bool, "--strict/--no-strict"
     )
-    profile: bool = _setting(False, "Record some training steps as a trace.", bool, "--profile/--no-profile")
-    tensorboard: bool = _setting(
+    profile: bool = setting(False, "Record some training steps as a trace.", bool, "--profile/--no-profile")
+    tensorboard: bool = setting(
         True,
         "Write scalars and images for TensorBoard, where that is installed.",
         bool,
         "--tensorboard/--no-tensorboard",
     )
-    save_every: float = _setting(
-        300.0, "Seconds between checkpoints within an epoch; 0: at its end only.", FiniteRange(min=0)
-    )
-    out: str = _setting("runs", "Folder for run folders.")
-    name: str | None = _setting(None, "Name of the run's folder.  [default: date and time]")
+    out: str = setting("runs", "Folder for run folders.")
+    name: str | None = setting(None, "Name of the run's folder.  [default: date and time]")
     sweep: bool = field(default=False, metadata={"type": bool})  # all systems: what cannot be trained is left out
     # What divides the data where that is not the seed: of the runs of several seeds, which share one division.
-    split_seed: int | None = field(default=None, metadata={"type": click.IntRange(min=0)})
-    transfer: str | None = field(default=None, metadata={"type": TEXT})  # one of TRANSFERS, by a variant
+    split_seed: int | None = field(default=None, metadata={"type": Number(int, least=0)})
+    transfer: str | None = field(default=None, metadata={"type": str})  # one of TRANSFERS, by a variant
     # What the models' constructors are given, in files only.
-    options: dict[str, Any] = field(default_factory=dict, metadata={"type": dict})
+    options: dict[str, Any] = field(default_factory=dict, metadata={"type": dict, "own": True})
     # Settings of single entries of `models`, in files only: the tables [model.NAME].
     model: dict[str, dict[str, Any]] = field(default_factory=dict, metadata={"type": dict})
 
@@ -304,6 +225,10 @@ class Settings:
             UserError: the file is no TOML, or has a setting that does not exist or is of the wrong kind.
         """
         return cls(**typed(read_toml(path), str(path)))
+
+
+# Settings that one entry of `models` may have to itself.
+OF_AN_ENTRY = frozenset(item.name for item in fields(Settings) if item.metadata.get("own"))
 
 
 def typed(values: dict[str, Any], source: str) -> dict[str, Any]:
@@ -362,7 +287,7 @@ def check_names(values: dict[str, Any], source: str) -> dict[str, Any]:
             )
         if name in settings:
             raise UserError(f"{source}: {key} is set twice, with a dash and with an underscore")
-        wanted = _toml_kind(known[name].metadata["type"])
+        wanted = _toml_kind(_click_type(known[name].metadata["type"]))
         if not _is_kind(value, wanted):
             raise UserError(f"{source}: {key} must be {wanted}, got {value!r}")
         settings[name] = value
@@ -411,12 +336,26 @@ def _is_kind(value: Any, wanted: str) -> bool:
     return type(value) in types[wanted]
 
 
+def _click_type(kind: Any) -> Any:
+    """Return the command line's type of a setting's kind; see `engine.training.hyperparameters.setting`."""
+    if isinstance(kind, tuple) and not isinstance(kind, Number):
+        return click.Choice(kind)
+    if not isinstance(kind, Number):
+        return TEXT if kind is str else kind
+    if kind.kind is int:
+        return click.IntRange(kind.least, kind.most)
+    low, high = (kind.least, kind.above), (kind.most, kind.below)
+    bounds = {"min": next((each for each in low if each is not None), None), "min_open": kind.above is not None}
+    bounds |= {"max": next((each for each in high if each is not None), None), "max_open": kind.below is not None}
+    return FiniteRange(**bounds)
+
+
 def _option(item) -> click.Option:
     flag = item.metadata["flag"] or "--" + item.name.replace("_", "-")
     default = ",".join(item.default) if isinstance(item.default, tuple) else item.default
     return click.Option(
         [flag, item.name],
-        type=item.metadata["type"],
+        type=_click_type(item.metadata["type"]),
         default=default,
         show_default=default is not None,
         help=item.metadata["help"],

@@ -30,7 +30,7 @@ from polychrome.engine.report import comparison, console, pages, plots, scores
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import batch_size as memory
 from polychrome.engine.training import compilation, state, trainer
-from polychrome.engine.training.hyperparameters import Plan
+from polychrome.engine.training.plan import Plan
 from polychrome.engine.watch import profiling
 from polychrome.engine.watch.idle import Idle
 from polychrome.engine.watch.tensorboard import Scalars

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.errors import UserError
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint, schedules, transfer
-from polychrome.engine.training.hyperparameters import Plan
+from polychrome.engine.training.hyperparameters import Hyperparameters
+from polychrome.engine.training.plan import Plan
 from polychrome.models import complexity, initialise
 from polychrome.train import variants
 from polychrome.train.config import Settings
@@ -219,34 +221,14 @@ def plan(model: nn.Module, settings: Settings, images: ImageSet) -> Plan:
         sampling = "on" if getattr(model, "any_channels", False) else "off"
     if settings.consistency and sampling == "shuffle":
         raise UserError("--consistency: with --channel-sampling shuffle no image is shown with all channels in order")
+    given = {item.name: getattr(settings, item.name) for item in fields(Hyperparameters)}
     return Plan(
-        epochs=settings.epochs,
-        lr=settings.lr,
-        patience=settings.patience,
+        **given | {"channel_sampling": sampling},
         num_classes=len(images.class_names),
-        precision=settings.precision,
-        compile=settings.compile,
         device=torch.device(settings.device),
-        seed=settings.seed,
-        optimizer=settings.optimizer,
-        weight_decay=settings.weight_decay,
-        schedule=settings.schedule,
-        warmup=settings.warmup,
-        label_smoothing=settings.label_smoothing,
-        accumulate=settings.accumulate,
-        clip_norm=settings.clip_norm,
-        ema=settings.ema,
-        mixup=settings.mixup,
-        cutmix=settings.cutmix,
-        channel_sampling=sampling,
-        subset_bias=settings.subset_bias,
-        consistency=settings.consistency,
         cycle=combinations.in_turn(images.channels.names) if sampling == "cycle" else (),
         augmentations=augmentations(settings),
         frozen=settings.transfer == "frozen",
-        sync_bn=settings.sync_bn,
-        compile_mode=settings.compile_mode,
-        save_every=settings.save_every,
     )
 
 

@@ -17,7 +17,7 @@ from polychrome.engine.errors import OutOfMemoryError
 from polychrome.engine.machine import distributed
 from polychrome.engine.machine.hardware import autocast
 from polychrome.engine.machine.memory import PeakMemory, available
-from polychrome.engine.training.hyperparameters import Plan
+from polychrome.engine.training.plan import Plan
 
 HEADROOM = 0.1  # of what fits, left free
 LEAST = 2  # images: batch normalisation has no variance of one

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from polychrome.engine.training.batch_size import is_out_of_memory, step_on_random
-from polychrome.engine.training.hyperparameters import Plan
+from polychrome.engine.training.plan import Plan
 
 MODES = ("default", "reduce-overhead")  # the second records CUDA graphs
 WARM_UP, TIMED = 5, 10

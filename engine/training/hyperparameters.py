@@ -1,130 +1,113 @@
-"""How a model is trained: everything that a run decides before the first step."""
+"""What a user may set of a training: each setting once, with its text, its bounds and its default.
+
+The command line and TOML files are made from these fields (`train.config`), and a `Plan` has them as they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-import torch
-from torch import nn
+AUTO = "auto"
 
-from polychrome.engine.data.augmentation import Augmentations
-from polychrome.engine.history import EpochRow
-from polychrome.engine.training import optimizers, schedules
-from polychrome.engine.training.transfer import head_of
-from polychrome.kernels.augment import Recipe
 
-# The ways of channel sampling by what they draw of each image; the last two are of whole batches.
-SAMPLINGS = {"off": "all", "on": "subset", "shuffle": "shuffle", "drop": "all", "cycle": "all"}
+class Number(NamedTuple):
+    """A finite number of this kind within bounds: at least and at most, or above and below."""
+
+    kind: type
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+
+def setting(default: Any, text: str, kind: Any = str, flag: str | None = None, own: bool = False) -> Any:
+    """Return a field of settings.
+
+    Args:
+        text: what `--help` says of it.
+        kind: a `Number`, the names to choose from, bool, str, or a type of the command line's library.
+        flag: its flag, where that is not "--" and the name.
+        own: whether each model of a run may have a value of its own.
+    """
+    return field(default=default, metadata={"help": text, "type": kind, "flag": flag, "own": own})
+
+
+def own_setting(default: Any, text: str, kind: Any = str, flag: str | None = None) -> Any:
+    """Return a field of settings that each model of a run may have a value of its own for; see `setting`."""
+    return setting(default, text, kind, flag, own=True)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How to train: at most `epochs`, stopping after `patience` epochs without a better validation loss (0: never).
+class Hyperparameters:
+    """What a training of one network is decided by; None: not said, so that the task or the machine decides."""
 
-    optimizer: one of `engine.training.optimizers.NAMES`, with `weight_decay`.
-    schedule: one of `engine.training.schedules.NAMES`, or "plateau": a tenth of the rate when more than 3 epochs bring
-        no better validation accuracy, from the start in each pass of augmentations one at a time. The rate rises to it
-        from 0 over the first `warmup` epochs.
-    accumulate: batches that make a step. clip_norm: largest norm of a step's gradients; 0: any.
-    ema: decay of the moving average of the weights, which is then what is validated and kept as best; 0: none.
-    mixup, cutmix: the alphas of the Beta distributions; 0: off.
-    channel_sampling: "off", all channels in their order; "on", of each image how many channels are present, then which,
-        drawn uniformly (hierarchical channel sampling, ChannelViT, arXiv 2309.16108); "shuffle", the same, the present
-        ones first and in random order (report B); "drop", see `engine.channels.masks.dropped`; "cycle", a pass over the
-        data for each combination of `cycle` in an epoch (report C).
-    subset_bias: of "on" and "shuffle": k channels are drawn in proportion to k**-subset_bias.
-    consistency: weight of the consistency loss of trainings on channel subsets, see `consistent`; 0: none.
-    channels: name and positions of the only ones that the model is shown, where these are not all: it is made for
-        them, or, with `padded`, for all of them and sees zeros in place of the others.
-    frozen: only the classifier's last layer is trained, the rest stays as it is, its statistics too.
-    sync_bn: batch statistics are those of all processes.
-    save_every: seconds between checkpoints within an epoch; 0: none but at its end.
-    """
-
-    epochs: int
-    lr: float
-    patience: int
-    num_classes: int
-    precision: str
-    compile: bool
-    device: torch.device
-    seed: int
-    optimizer: str = "adam"
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    warmup: float = 0.0
-    label_smoothing: float = 0.0
-    accumulate: int = 1
-    clip_norm: float = 0.0
-    ema: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    channel_sampling: str = "off"
-    subset_bias: float = 0.0
-    cycle: tuple[tuple[int, ...], ...] = ()
-    consistency: float = 0.0
-    channels: tuple[str, tuple[int, ...]] | None = None
-    padded: bool = False
-    augmentations: Augmentations = field(default_factory=Augmentations)
-    frozen: bool = False
-    sync_bn: bool = False
-    compile_mode: str = "default"
-    save_every: float = 300.0
-
-    def __post_init__(self):
-        if self.channel_sampling not in SAMPLINGS:
-            raise ValueError(f"channel_sampling must be one of {', '.join(SAMPLINGS)}, got {self.channel_sampling!r}")
-
-    @property
-    def passes(self) -> int:
-        """Passes over the training data in an epoch."""
-        return len(self.cycle) if self.channel_sampling == "cycle" else 1
-
-    @property
-    def consistent(self) -> bool:
-        """Whether a batch holds each training image twice, with some of its channels and with all of them.
-
-        The consistency loss then pulls the model's answers on some channels towards its answers on all. It needs
-        channel subsets in the data's order: with sampling "off", "shuffle" or fixed channels it is not used.
-        """
-        return self.consistency > 0 and self.channel_sampling in ("on", "drop", "cycle") and self.channels is None
-
-    @property
-    def protocol(self) -> str | None:
-        """How the model is shown `channels`, "subset" or "zero-pad"; None where it is shown all."""
-        return None if self.channels is None else "zero-pad" if self.padded else "subset"
-
-    def inputs(self, channels: int) -> int:
-        """Return how many channels the model's input has, of data with so many."""
-        return channels if self.protocol in (None, "zero-pad") else len(self.channels[1])
-
-    def draw(self, epoch: int, turn: int) -> int:
-        """Return the number that a pass's order and its images' augmentations and channels are drawn by."""
-        return (epoch - 1) * self.passes + turn + 1
-
-    def recipe(self, epoch: int) -> Recipe:
-        """Return what is drawn of each image in an epoch."""
-        channels = "all" if self.channels else SAMPLINGS[self.channel_sampling]
-        return replace(self.augmentations.recipe(epoch), channels=channels, channel_bias=self.subset_bias)
-
-    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return a new optimiser of the model's parameters, of the head's alone where the rest is frozen."""
-        only = head_of(model)[1].parameters() if self.frozen else None
-        return optimizers.create(self.optimizer, model, self.lr, self.weight_decay, only)
-
-    def rates(self, history: Sequence[EpochRow]) -> Callable[[float], float]:
-        """Return the rates of the epoch that follows `history`, as a function of the share of it that is over.
-
-        They follow from the history alone: a training that goes on has no other state to restore.
-        """
-        name, base = self.schedule, self.lr
-        if name == "plateau":
-            current = self.augmentations.pass_of(len(history) + 1)
-            seen = [row.val_accuracy for row in history if self.augmentations.pass_of(row.epoch) == current]
-            name, base = "constant", schedules.plateau(seen, self.lr)
-        return lambda done: base * schedules.factor(name, len(history) + done, self.epochs, self.warmup)
-
-    def described(self) -> dict:
-        """Return the plan as plain values, as a checkpoint keeps it."""
-        return asdict(self) | {"device": str(self.device)}
+    epochs: int | None = own_setting(None, "Most epochs to train.  [default: the task's]", Number(int, least=1))
+    accumulate: int = own_setting(1, "Batches that make a step.", Number(int, least=1))
+    lr: float | None = own_setting(None, "Learning rate.  [default: 0.001; 0.01 for transfer]", Number(float, above=0))
+    optimizer: str | None = own_setting(
+        None,
+        "Optimiser; sgd has momentum 0.9, nesterov looks ahead, muon is for hidden weights, with adamw for the rest.  "
+        "[default: adam; sgd for transfer]",
+        ("adam", "adamw", "sgd", "nesterov", "muon"),
+    )
+    weight_decay: float = own_setting(0.0, "Weight decay.", Number(float, least=0))
+    schedule: str = own_setting(
+        "constant",
+        "Course of the learning rate; plateau: a tenth when more than 3 epochs bring no better validation accuracy.",
+        ("constant", "plateau", "cosine", "linear", "onecycle"),
+    )
+    warmup: float = own_setting(0.0, "Epochs over which the learning rate rises to its start.", Number(float, least=0))
+    clip_norm: float = own_setting(
+        0.0, "Largest norm of a step's gradients, to which larger ones are scaled; 0: any.", Number(float, least=0)
+    )
+    ema: float = own_setting(
+        0.0,
+        "Decay of a moving average of the weights, which is then what is tested; 0: none.",
+        Number(float, least=0, below=1),
+    )
+    mixup: float = own_setting(0.0, "Mixup's alpha; 0: off.", Number(float, least=0))
+    cutmix: float = own_setting(0.0, "CutMix's alpha; 0: off. With both, each batch gets one.", Number(float, least=0))
+    label_smoothing: float = own_setting(0.0, "Label smoothing in training.", Number(float, least=0, most=1))
+    patience: int = own_setting(
+        10, "Stop after this many epochs without a better validation loss; 0 never stops.", Number(int, least=0)
+    )
+    channel_sampling: str = own_setting(
+        AUTO,
+        "Channels of training images. on: a random subset for each; drop: some batches lose some; shuffle: subsets in "
+        "random order; cycle: a pass for each combination; auto: on for any-channel models, else off.",
+        (AUTO, "on", "off", "drop", "shuffle", "cycle"),
+    )
+    subset_bias: float = own_setting(
+        0.0,
+        "With --channel-sampling on or shuffle, K channels are drawn in proportion to 1 / K**BIAS. 0: every number as "
+        "often; above: few channels more often.",
+        Number(float, least=-10, most=10),
+    )
+    consistency: float = own_setting(
+        0.0,
+        "Weight of a loss that draws the logits on sampled channels to those on all; each image is then in its batch "
+        "twice. 0: off.",
+        Number(float, least=0),
+    )
+    seed: int = setting(0, "Seed of weights, order, crops and channel sampling.", Number(int, least=0, most=2**32 - 1))
+    precision: str | None = setting(
+        None,
+        "Arithmetic of the model.  [default: bf16 where the device computes it natively, else fp32]",
+        ("fp32", "bf16", "fp16"),
+    )
+    compile: bool | None = setting(None, "Use torch.compile.  [default: on CUDA]", bool, "--compile/--no-compile")
+    compile_mode: str = setting(
+        AUTO,
+        "Mode of torch.compile; auto: the faster of default and reduce-overhead (CUDA graphs), measured.",
+        (AUTO, "default", "reduce-overhead", "max-autotune"),
+    )
+    sync_bn: bool = setting(
+        False,
+        "Batch statistics over all processes rather than of each.",
+        bool,
+        "--sync-bn/--no-sync-bn",
+    )
+    save_every: float = setting(
+        300.0, "Seconds between checkpoints within an epoch; 0: at its end only.", Number(float, least=0)
+    )

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: batches whose images are mixed in pairs, their labels with them."""
+"""Batches of more than their images: mixup and CutMix mix them in pairs, the consistency loss needs each twice."""
 
 from __future__ import annotations
 
@@ -41,3 +41,22 @@ class Mixing:
         images, targets = self._mix(images, labels)
         # On CUDA torch.roll, which mixup takes the neighbours by, returns NCHW.
         return images.contiguous(memory_format=torch.channels_last), targets
+
+
+def beside_all(images: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a batch of twice as many images: each without its absent channels, which are zero, then each with all.
+
+    images: [batch, channels, height, width] with all channels; channels_last stays so. present: bool [batch, channels].
+    The second result is which channels are present, bool [2 * batch, channels].
+    """
+    some = images * present[:, :, None, None]
+    return torch.cat([some, images]), torch.cat([present, torch.ones_like(present)])
+
+
+def divergence(logits: Tensor) -> Tensor:
+    """Return the mean Kullback-Leibler divergence, in nats, from the answers on all channels to those on some.
+
+    logits: float32 [2 * batch, classes] of what `beside_all` gives. The answers on all channels get no gradient.
+    """
+    some, every = logits.log_softmax(1).chunk(2)
+    return F.kl_div(some, every.detach(), log_target=True, reduction="batchmean")

@@ -23,11 +23,11 @@ from polychrome.engine.history import Course, EpochRow
 from polychrome.engine.machine import distributed
 from polychrome.engine.machine.hardware import autocast
 from polychrome.engine.machine.interruption import Interruption
-from polychrome.engine.training import batch_size, checkpoint, consistency, state
+from polychrome.engine.training import batch_size, checkpoint, mixing, state
 from polychrome.engine.training.averaging import averaged
 from polychrome.engine.training.batch_size import is_out_of_memory
-from polychrome.engine.training.hyperparameters import Plan
 from polychrome.engine.training.mixing import Mixing
+from polychrome.engine.training.plan import Plan
 from polychrome.engine.training.state import Division, Position, State, Totals
 from polychrome.engine.training.sync_batch_norm import synchronised
 from polychrome.engine.training.transfer import head_of
@@ -233,7 +233,7 @@ class Trainer:
             if self.mixing is not None:
                 images, targets = self._mixed(images, present, targets)
             if plan.consistent:
-                images, present = consistency.beside_all(images, present)
+                images, present = mixing.beside_all(images, present)
                 targets = torch.cat([targets, targets])
             told = present is not None and getattr(self.model, "any_channels", False)
             inputs = (images, present) if told else (images,)
@@ -246,7 +246,7 @@ class Trainer:
                 logits = self.step_model(*inputs)
             loss = F.cross_entropy(logits.float(), targets, label_smoothing=plan.label_smoothing)
             if plan.consistent:
-                loss = loss + plan.consistency * consistency.divergence(logits.float())
+                loss = loss + plan.consistency * mixing.divergence(logits.float())
             with span("backward"):
                 share = self._share_of_step(batch, number)
                 self.scaler.scale(loss if share == 1 else loss * share).backward()

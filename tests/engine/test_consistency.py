@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from polychrome.engine.training import batch_size, consistency
+from polychrome.engine.training import batch_size, mixing
 from polychrome.engine.training.trainer import fit
 from tests.engine.small import PLAN, Recorder
 
@@ -16,13 +16,13 @@ CONSISTENT = replace(PLAN, epochs=1, channel_sampling="on", consistency=1.0)
 def test_divergence_is_that_of_the_answers_on_some_channels_from_those_on_all():
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     some, every = logits.detach().softmax(1).chunk(2)
-    found = consistency.divergence(logits)
+    found = mixing.divergence(logits)
     assert found.item() == pytest.approx((every * (every / some).log()).sum(1).mean().item(), rel=1e-5)
     found.backward()
     assert logits.grad[:3].abs().sum() > 0
     assert logits.grad[3:].abs().sum() == 0
-    assert consistency.divergence(torch.cat([logits, logits])[:6].detach()).item() > 0
-    assert consistency.divergence(torch.cat([logits[:3], logits[:3]]).detach()).item() == pytest.approx(0, abs=1e-6)
+    assert mixing.divergence(torch.cat([logits, logits])[:6].detach()).item() > 0
+    assert mixing.divergence(torch.cat([logits[:3], logits[:3]]).detach()).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_a_batch_has_each_image_on_a_subset_and_on_all_channels(loaders, tmp_path):

@@ -23,7 +23,7 @@ from polychrome.engine.data.stores.uniform import UniformImages
 from polychrome.engine.errors import Interrupted, NotFiniteError, OutOfMemoryError
 from polychrome.engine.evaluation import evaluate
 from polychrome.engine.training import batch_size as memory
-from polychrome.engine.training.hyperparameters import Plan
+from polychrome.engine.training.plan import Plan
 from polychrome.engine.training.trainer import Hooks, fit
 from polychrome.engine.watch.idle import Idle
 from polychrome.train.run import main
