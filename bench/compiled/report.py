@@ -22,8 +22,8 @@ import triton
 from bench.compiled.covering import covering
 from bench.compiled.cubin import Cubin, read_launch, resident_blocks
 from bench.stand_in.driver import SHARED_LIMIT
-from polychrome.kernels.augment import triton as augment
 from polychrome.kernels.augment.arguments import Arguments
+from polychrome.kernels.augment.triton import ops as augment
 from polychrome.kernels.channel_gate.triton import ops as gate
 from polychrome.kernels.dynamic_conv import configs
 from polychrome.kernels.dynamic_conv.triton.contraction import contract, contract_few

@@ -50,8 +50,8 @@ def read(compiled) -> Code:
         elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.+?)\s*;", line):
             instructions.append(found[1])
             places.append(statement_of(place))
-    # What follows the last EXIT is a loop that catches runaways, and padding.
-    end = max(i for i, each in enumerate(instructions) if "EXIT" in each) + 1
+    # At the end stand a loop of one instruction, which catches runaways, and padding.
+    end = next(i for i, each in enumerate(instructions) if labels.get(_target_of(each)) == i)
     registers = int(re.search(r"REG:(\d+)", usage)[1])
     return Code(registers, instructions[:end], places[:end], _regions(instructions[:end], places[:end], labels))
 
@@ -60,15 +60,20 @@ def _regions(instructions: list[str], places: list[Place], labels: dict[str, int
     """Return the loops, which a branch backwards ends, and the bodies of `if`, which a branch forward skips."""
     found = []
     for index, instruction in enumerate(instructions):
-        target = labels.get((re.search(r"BRA.*?(\.L_\w+)", instruction) or [None, None])[1])
+        target = labels.get(_target_of(instruction))
         if target is None:
             continue
-        kind = kind_of(places[index])
-        if target <= index and kind == "for":
-            found.append(Region(target, index, places[index]))
-        elif target > index + 1 and kind == "if" and instruction.startswith("@"):
+        if target <= index and (loop := _loop_around(places[index])):
+            found.append(Region(target, index, loop))
+        elif target > index + 1 and kind_of(places[index]) == "if" and instruction.startswith("@"):
             found.append(Region(index + 1, target - 1, places[index]))
     return sorted(found, key=lambda region: (region.first, -region.last))
+
+
+def _target_of(instruction: str) -> str | None:
+    """Return the label that a branch leads to, None of any other instruction."""
+    found = re.search(r"BRA.*?(\.L_\w+)", instruction)
+    return found and found[1]
 
 
 def name_of(instruction: str) -> str:
@@ -78,7 +83,17 @@ def name_of(instruction: str) -> str:
 
 def kind_of(place: Place) -> str:
     """Return "for", "if" or "" for any other statement."""
-    return {ast.For: "for", ast.If: "if"}.get(type(_statements(place[0]).get(place[1])), "")
+    return {ast.For: "for", ast.While: "for", ast.If: "if"}.get(type(_statements(place[0]).get(place[1])), "")
+
+
+def _loop_around(place: Place) -> Place | None:
+    """Return the innermost `for` that a statement is or lies in: a loop left in its middle ends with any statement."""
+    loops = [
+        start
+        for start, node in _statements(place[0]).items()
+        if isinstance(node, ast.For | ast.While) and start <= place[1] <= node.end_lineno
+    ]
+    return (place[0], max(loops)) if loops else None
 
 
 def body_of(place: Place) -> Place:

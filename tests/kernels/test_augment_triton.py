@@ -92,7 +92,7 @@ def test_parameters_of_any_stride_and_both_integer_types():
 
 
 def test_offsets_of_64_bits(monkeypatch):
-    from polychrome.kernels.augment import triton
+    from polychrome.kernels.augment.triton import ops as triton
 
     huge = torch.empty(1, 2**16, 2**14, 3, dtype=torch.uint8, device="meta")
     assert triton.needs_64_bits(huge)
@@ -195,7 +195,7 @@ def test_one_compilation_serves_every_batch_size(backend):
 
 
 def test_on_meta_tensors_the_launch_is_recorded():
-    from polychrome.kernels.augment import triton
+    from polychrome.kernels.augment.triton import ops as triton
 
     moved = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in op_arguments(tuple(PARAMETERS), None, None)]
     with record_launches() as launches:

@@ -1,67 +1,13 @@
-"""The op as one launch: each program makes a tile of one sample's output pixels, up to four channels of it."""
+"""The form for any call: each program makes a tile of one sample's output pixels, up to four channels of it."""
 
 import math
-from functools import lru_cache
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from polychrome.kernels.augment import geometry
-from polychrome.kernels.augment.arguments import Arguments
-from polychrome.kernels.launch import cdiv, launch
+from polychrome.kernels.augment.triton.sample import crop_of, edges, factors_of, image_of, inverse, jittered, source_channel
 
-# Output rows and columns of a program: a thread's pixels lie below each other and share what depends on the column.
-BLOCK_H, BLOCK_W, WARPS = 16, 32, 4
-# Channels a program accumulates at once; where there are more, each group finds the source pixels again.
-GROUP = 4
 RADIANS = tl.constexpr(math.pi / 180)
-FAR = tl.constexpr(geometry.FAR)
-
-
-def augment(given: Arguments) -> Tensor:
-    """Return the batch [batch, channels, height, width] in `dtype`, channels_last."""
-    images, out = given.images, given.empty()
-    batch, count, height, width = out.shape
-    if out.numel() == 0:
-        return out
-    launch(
-        augment_kernel,
-        (batch * cdiv(height, BLOCK_H) * cdiv(width, BLOCK_W), cdiv(count, GROUP)),
-        images,
-        out,
-        *(None if parameter is None else parameter.contiguous() for parameter in given.per_sample),
-        _statistics(tuple(given.mean), tuple(given.std), images.device),
-        *images.shape[:3],
-        *images.stride(),
-        CHANNELS=count,
-        SOURCE_CHANNELS=images.shape[3],
-        OUT_HEIGHT=height,
-        OUT_WIDTH=width,
-        RESAMPLE=given.resamples,
-        INDEX64=needs_64_bits(images) or out[0].numel() >= 2**31,
-        GROUP=min(GROUP, count),
-        BLOCK_H=BLOCK_H,
-        BLOCK_W=BLOCK_W,
-        num_warps=WARPS,
-        debug=True,  # device_assert is left out without it
-        sanitize_overflow=False,
-    )
-    return out
-
-
-def needs_64_bits(images: Tensor) -> bool:
-    """Return whether a byte of an image lies further from its first one than a 32-bit offset reaches."""
-    return sum((size - 1) * stride for size, stride in zip(images.shape[1:], images.stride()[1:], strict=True)) >= 2**31
-
-
-@lru_cache(64)
-def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return what values in 0..1 are multiplied by and what is added, [2, channels], copied to the device once."""
-    scale = [1 / deviation for deviation in std]
-    offset = [-average / deviation for average, deviation in zip(mean, std, strict=True)]
-    return torch.tensor([scale, offset], dtype=torch.float32, device=device)
 
 
 @triton.jit(do_not_specialize=["count", "height", "width"])
@@ -110,21 +56,14 @@ def augment_kernel(
         stride_channel = tl.cast(stride_channel, tl.int64)
     first = tl.program_id(1) * GROUP
 
-    image = tl.cast(sample, tl.int64)
-    if indices_ptr is not None:
-        image = tl.load(indices_ptr + sample).to(tl.int64)
-        tl.device_assert((image >= 0) & (image < count), "augment: an index is not that of an image")
-    source = images_ptr + image * stride_image
+    source = image_of(images_ptr, indices_ptr, sample, count, stride_image)
 
     # A gray pixel needs all three channels of its source; any other, those it is made of.
     selected = ()
     gathered = ()
     for g in tl.static_range(GROUP):
         channel = tl.minimum(first + g, CHANNELS - 1)
-        if channels_ptr is not None:
-            chosen = tl.load(channels_ptr + sample * CHANNELS + channel)
-            tl.device_assert(chosen < SOURCE_CHANNELS, "augment: a channel is not in the images")
-            channel = tl.maximum(chosen, -1).to(tl.int32)
+        channel = source_channel(channels_ptr, sample, channel, CHANNELS, SOURCE_CHANNELS)
         selected = selected + (channel,)
         gathered = gathered + (tl.maximum(channel, 0) * stride_channel,)
     if grayscale_ptr is not None:
@@ -161,9 +100,10 @@ def augment_kernel(
         for g in tl.static_range(len(gathered)):
             values = values + (tl.load(at + gathered[g], mask=keep, other=0).to(tl.float32),)
 
-    jittered = ()
+    factors = factors_of(brightness_ptr, contrast_ptr, gamma_ptr, sample)
+    made = ()
     for g in tl.static_range(len(gathered)):
-        jittered = jittered + (jitter(values[g], brightness_ptr, contrast_ptr, gamma_ptr, sample),)
+        made = made + (jittered(values[g] * (1 / 255), factors, brightness_ptr, contrast_ptr, gamma_ptr),)
 
     uncut = keep
     if cutouts_ptr is not None:
@@ -178,11 +118,11 @@ def augment_kernel(
     for g in tl.static_range(GROUP):
         channel = selected[g]
         if grayscale_ptr is not None:
-            value = tl.where(channel == 0, jittered[0], tl.where(channel == 1, jittered[1], jittered[2]))
-            luma = 0.2989 * jittered[0] + 0.587 * jittered[1] + 0.114 * jittered[2]
+            value = tl.where(channel == 0, made[0], tl.where(channel == 1, made[1], made[2]))
+            luma = 0.2989 * made[0] + 0.587 * made[1] + 0.114 * made[2]
             value = tl.where(tl.load(grayscale_ptr + sample), luma, value)
         else:
-            value = jittered[g]
+            value = made[g]
         known = tl.maximum(channel, 0)
         value = value * tl.load(statistics_ptr + known) + tl.load(statistics_ptr + SOURCE_CHANNELS + known)
         value = tl.where(uncut, tl.where(channel >= 0, value, 0.0), 0.0)
@@ -209,17 +149,7 @@ def resampled(
     OUT_WIDTH: tl.constexpr,
 ):
     """Return a tuple of values in 0..255 [pixels], one for each offset of `gathered`."""
-    top, left, bottom, right = 0, 0, height, width
-    if crops_ptr is not None:
-        top, left, bottom, right = edges(crops_ptr, sample)
-        top, left, bottom, right = (
-            tl.maximum(top, 0),
-            tl.maximum(left, 0),
-            tl.minimum(bottom, height),
-            tl.minimum(right, width),
-        )
-        tl.device_assert((bottom > top) & (right > left), "augment: a crop has nothing in its image")
-
+    top, left, bottom, right = crop_of(crops_ptr, sample, height, width)
     y, x = rows + (0.5 - OUT_HEIGHT / 2), columns + (0.5 - OUT_WIDTH / 2)
     if angles_ptr is not None:
         angle = tl.load(angles_ptr + sample) * RADIANS
@@ -249,30 +179,13 @@ def resampled(
     for i in range(taps_y):
         for j in range(tl.where(i < 2, 2, 0), taps_x):
             sums = add_tap(sums, gathered, source, first_y + i, first_x + j, place, stride_row, stride_column)
-    share = tl.rsqrt(sums[0])  # squared, it spares a division's slow path and the registers kept for it
-    share = share * share
+    share = inverse(sums[0])
     if angles_ptr is not None:
         share = share * cover
     values = ()
     for g in tl.static_range(len(gathered)):
         values = values + (sums[g + 1] * share,)
     return values
-
-
-@triton.jit
-def near(number):
-    """Return an integer as int32, as far as FAR at most."""
-    return tl.minimum(tl.maximum(number.to(tl.int64), -FAR), FAR).to(tl.int32)
-
-
-@triton.jit
-def edges(boxes_ptr, sample):
-    """Return top, left, bottom and right of a sample's box (top, left, height, width)."""
-    top = near(tl.load(boxes_ptr + 4 * sample))
-    left = near(tl.load(boxes_ptr + 4 * sample + 1))
-    height = near(tl.load(boxes_ptr + 4 * sample + 2))
-    width = near(tl.load(boxes_ptr + 4 * sample + 3))
-    return top, left, top + height, left + width
 
 
 @triton.jit
@@ -292,17 +205,3 @@ def add_tap(sums, gathered, source, row, column, place, stride_row, stride_colum
     for g in tl.static_range(len(gathered)):
         added = added + (sums[g + 1] + weight * tl.load(at + gathered[g]).to(tl.float32),)
     return added
-
-
-@triton.jit
-def jitter(value, brightness_ptr, contrast_ptr, gamma_ptr, sample):
-    """Return values of 0..255 in 0..1 with the sample's brightness, contrast and gamma."""
-    value = value * (1 / 255)
-    if brightness_ptr is not None:
-        value = tl.clamp(value * tl.load(brightness_ptr + sample), 0.0, 1.0)
-    if contrast_ptr is not None:
-        value = tl.clamp((value - 0.5) * tl.load(contrast_ptr + sample) + 0.5, 0.0, 1.0)
-    if gamma_ptr is not None:
-        power = tl.load(gamma_ptr + sample) * tl.log2(tl.where(value > 0, value, 1.0))
-        value = tl.where(value > 0, tl.exp2(power), 0.0)
-    return value

@@ -1,0 +1,180 @@
+"""The form without rotation: lanes lie along the values, pixels by channels, of a strip of a sample's output rows.
+
+Without rotation the filter is a product of one along x and one along y. What a value adds up along x, which pixels and
+with which weights, is the same in every row and found once for the strip; each source row is summed along x once, and
+kept for the next lines of the output that it belongs to.
+"""
+
+import triton
+import triton.language as tl
+
+from polychrome.kernels.augment.triton.sample import (
+    crop_of,
+    edges,
+    factors_of,
+    image_of,
+    inverse,
+    jittered,
+    source_channel,
+)
+
+
+@triton.jit(do_not_specialize=["count", "height", "width"])
+def augment_flat_kernel(
+    images_ptr,
+    out_ptr,
+    indices_ptr,
+    crops_ptr,
+    flips_ptr,
+    vflips_ptr,
+    brightness_ptr,
+    contrast_ptr,
+    gamma_ptr,
+    channels_ptr,
+    cutouts_ptr,
+    statistics_ptr,
+    count,
+    height,
+    width,
+    stride_image,
+    stride_row,
+    STRIDE_COLUMN: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    SOURCE_CHANNELS: tl.constexpr,
+    OUT_HEIGHT: tl.constexpr,
+    OUT_WIDTH: tl.constexpr,
+    RESAMPLE: tl.constexpr,
+    INDEX64: tl.constexpr,
+    ROWS: tl.constexpr,
+    VALUES: tl.constexpr,
+):
+    LINE: tl.constexpr = OUT_WIDTH * CHANNELS
+    across: tl.constexpr = (LINE + VALUES - 1) // VALUES
+    strips: tl.constexpr = (OUT_HEIGHT + ROWS - 1) // ROWS
+    program = tl.program_id(0)
+    sample, first_line = program // (strips * across), program // across % strips * ROWS
+    lane = tl.arange(0, VALUES)
+    if INDEX64:
+        lane = lane.to(tl.int64)
+    # Written so, a thread gets two values beside each other: a warp's stores fill lines of memory, its loads lie in few.
+    each = program % across * VALUES + (lane // 2 * 2 + lane % 2)
+    column = tl.minimum(each // CHANNELS, OUT_WIDTH - 1)
+    channel = source_channel(channels_ptr, sample, each % CHANNELS, CHANNELS, SOURCE_CHANNELS)
+    known = tl.maximum(channel, 0)
+
+    top, left, bottom, right = crop_of(crops_ptr, sample, height, width)
+    stride_row = tl.cast(stride_row, tl.int64)
+    source = image_of(images_ptr, indices_ptr, sample, count, stride_image)
+    source += top * stride_row + tl.cast(left, tl.int64) * STRIDE_COLUMN
+    at = column
+    if flips_ptr is not None:
+        at = tl.where(tl.load(flips_ptr + sample), OUT_WIDTH - 1 - column, column)
+    if RESAMPLE:
+        at, weights, total = taps_of(at, left, right - left, OUT_WIDTH)
+        share = inverse(total) * (1 / 255)
+    else:
+        share = tl.full((VALUES,), 1 / 255, tl.float32)
+    place = at * STRIDE_COLUMN + known
+    scale, offset = tl.load(statistics_ptr + known), tl.load(statistics_ptr + SOURCE_CHANNELS + known)
+    factors = factors_of(brightness_ptr, contrast_ptr, gamma_ptr, sample)
+    if brightness_ptr is None and contrast_ptr is None and gamma_ptr is None:
+        scale, share = scale * share, 1.0
+
+    out_row, down = first_line, 1
+    if vflips_ptr is not None:
+        upside_down = tl.load(vflips_ptr + sample)
+        out_row = tl.where(upside_down, OUT_HEIGHT - 1 - first_line, first_line)
+        down = tl.where(upside_down, -1, 1)
+    target = out_ptr + tl.cast(sample, tl.int64) * (OUT_HEIGHT * LINE) + tl.cast(out_row, tl.int64) * LINE
+    if cutouts_ptr is not None:
+        cut_top, cut_left, cut_bottom, cut_right = edges(cutouts_ptr, sample)
+        cut = (column >= cut_left) & (column < cut_right)
+    # The two rows summed last, which must not be the same tensor: Triton would take one for the other in the loop.
+    upper, lower = tl.zeros((VALUES,), tl.float32), tl.zeros((VALUES,), tl.float32)
+    row, source_row = 0.0, source
+    for line in range(first_line, tl.minimum(first_line + ROWS, OUT_HEIGHT)):
+        if RESAMPLE:
+            crop_height = bottom - top
+            scale_y, half, step, inset = filter_of(crop_height, OUT_HEIGHT)
+            y = position(line, scale_y, inset, crop_height)
+            # The next line goes on with these two rows, unless it is shrunk to less than half.
+            if (line == first_line) | (scale_y > 2):
+                row = tl.maximum(tl.floor(y - half + 0.5), 0.0)
+                source_row = source + row.to(tl.int32) * stride_row
+            stop = tl.minimum(tl.maximum(y + half - 0.5, 1.5), crop_height)
+            away = row - 0.5 - y
+            above = tl.where(row > 0, triangle((away - 1) * step), 0.0)
+            below = tl.where(row > 0, triangle(away * step), 0.0)
+            value, total_y = above * upper + below * lower, above + below
+            while row < stop:
+                upper, lower = lower, summed(source_row, place, weights, STRIDE_COLUMN)
+                weight = triangle((row + 0.5 - y) * step)
+                value, total_y = value + weight * lower, total_y + weight
+                row, source_row = row + 1, source_row + stride_row
+            value *= inverse(total_y)
+        else:
+            value = tl.load(source + line * stride_row + place).to(tl.float32)
+        value = jittered(value * share, factors, brightness_ptr, contrast_ptr, gamma_ptr) * scale + offset
+        if channels_ptr is not None:
+            value = tl.where(channel < 0, 0.0, value)
+        if cutouts_ptr is not None:
+            value = tl.where((out_row >= cut_top) & (out_row < cut_bottom) & cut, 0.0, value)
+        tl.store(target + each, value.to(out_ptr.dtype.element_ty), mask=each < LINE)
+        out_row, target = out_row + down, target + down * LINE
+
+
+@triton.jit
+def filter_of(length, OUT: tl.constexpr):
+    """Return how much an axis of a crop is scaled, the filter's half width, 1 / it, and how far inside positions stay.
+
+    That is half a pixel where the crop is enlarged: nearer to its edge the outermost pixel is alone, as it is there.
+    """
+    scale = length / OUT
+    half = tl.maximum(scale, 1.0)
+    return scale, half, inverse(half), tl.where(scale > 1, 0.0, 0.5)
+
+
+@triton.jit
+def position(number, scale, inset, length):
+    """Return where an output row or column lies in the crop, in pixels from its corner.
+
+    From there, float32 is exact enough however large the image.
+    """
+    return tl.minimum(tl.maximum((number + 0.5) * scale, inset), length - inset)
+
+
+@triton.jit
+def triangle(away):
+    """Return the filter's value, which is 0 from a distance of 1 on."""
+    return tl.maximum(1 - tl.abs(away), 0.0)
+
+
+@triton.jit
+def taps_of(column, left, crop_width, OUT_WIDTH: tl.constexpr):
+    """Return the first pixel that each output column adds up, its weights as `summed` takes them, and their sum.
+
+    All lie in the crop; beside one that is one pixel wide lies another pixel of the image, of weight 0.
+    """
+    scale, half, step, inset = filter_of(crop_width, OUT_WIDTH)
+    taps = tl.maximum(tl.minimum(tl.ceil(2 * half).to(tl.int32), crop_width), 2)
+    x = position(column, scale, inset, crop_width)
+    last = tl.maximum(crop_width - taps, -left)
+    first = tl.minimum(tl.maximum(tl.floor(x - half + 0.5), 0.0), last)
+    away = (first + 0.5 - x) * step
+    weight, second = triangle(away), triangle(away + step)
+    total = weight + second
+    for tap in range(2, taps):
+        total += triangle(away + tap * step)
+    return first.to(column.dtype), (weight, second, away, step, taps), total
+
+
+@triton.jit
+def summed(source_row, place, weights, STRIDE_COLUMN: tl.constexpr):
+    """Return a source row's sums along x: two taps, and more where the image shrinks."""
+    weight, second, away, step, taps = weights
+    at = source_row + place
+    total = weight * tl.load(at).to(tl.float32)
+    total += second * tl.load(at + STRIDE_COLUMN).to(tl.float32)
+    for tap in range(2, taps):
+        total += triangle(away + tap * step) * tl.load(source_row + tap * STRIDE_COLUMN + place).to(tl.float32)
+    return total
