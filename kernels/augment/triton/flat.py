@@ -8,15 +8,8 @@ kept for the next lines of the output that it belongs to.
 import triton
 import triton.language as tl
 
-from polychrome.kernels.augment.triton.sample import (
-    crop_of,
-    edges,
-    factors_of,
-    image_of,
-    inverse,
-    jittered,
-    source_channel,
-)
+from polychrome.kernels.augment.triton.axis import filter_of, inside, inverse, taps_of, triangle
+from polychrome.kernels.augment.triton.sample import crop_of, edges, factors_of, image_of, jittered, source_channel
 
 
 @triton.jit(do_not_specialize=["count", "height", "width"])
@@ -70,11 +63,17 @@ def augment_flat_kernel(
     if flips_ptr is not None:
         at = tl.where(tl.load(flips_ptr + sample), OUT_WIDTH - 1 - column, column)
     if RESAMPLE:
-        at, weights, total = taps_of(at, left, right - left, OUT_WIDTH)
+        scale_x, half_x, inset = filter_of(right - left, OUT_WIDTH)
+        x = inside((at + 0.5) * scale_x, inset, right - left)
+        at, away_x, step_x, taps = taps_of(x, half_x, right - left, left)
+        weights = (triangle(away_x), triangle(away_x + step_x), away_x, step_x, taps)
+        total = weights[0] + weights[1]
+        for tap in range(2, taps):
+            total += triangle(away_x + tap * step_x)
         share = inverse(total) * (1 / 255)
     else:
         share = tl.full((VALUES,), 1 / 255, tl.float32)
-    place = at * STRIDE_COLUMN + known
+    place = at.to(each.dtype) * STRIDE_COLUMN + known
     scale, offset = tl.load(statistics_ptr + known), tl.load(statistics_ptr + SOURCE_CHANNELS + known)
     factors = factors_of(brightness_ptr, contrast_ptr, gamma_ptr, sample)
     if brightness_ptr is None and contrast_ptr is None and gamma_ptr is None:
@@ -95,8 +94,9 @@ def augment_flat_kernel(
     for line in range(first_line, tl.minimum(first_line + ROWS, OUT_HEIGHT)):
         if RESAMPLE:
             crop_height = bottom - top
-            scale_y, half, step, inset = filter_of(crop_height, OUT_HEIGHT)
-            y = position(line, scale_y, inset, crop_height)
+            scale_y, half, inset = filter_of(crop_height, OUT_HEIGHT)
+            step = inverse(half)
+            y = inside((line + 0.5) * scale_y, inset, crop_height)
             # The next line goes on with these two rows, unless it is shrunk to less than half.
             if (line == first_line) | (scale_y > 2):
                 row = tl.maximum(tl.floor(y - half + 0.5), 0.0)
@@ -121,51 +121,6 @@ def augment_flat_kernel(
             value = tl.where((out_row >= cut_top) & (out_row < cut_bottom) & cut, 0.0, value)
         tl.store(target + each, value.to(out_ptr.dtype.element_ty), mask=each < LINE)
         out_row, target = out_row + down, target + down * LINE
-
-
-@triton.jit
-def filter_of(length, OUT: tl.constexpr):
-    """Return how much an axis of a crop is scaled, the filter's half width, 1 / it, and how far inside positions stay.
-
-    That is half a pixel where the crop is enlarged: nearer to its edge the outermost pixel is alone, as it is there.
-    """
-    scale = length / OUT
-    half = tl.maximum(scale, 1.0)
-    return scale, half, inverse(half), tl.where(scale > 1, 0.0, 0.5)
-
-
-@triton.jit
-def position(number, scale, inset, length):
-    """Return where an output row or column lies in the crop, in pixels from its corner.
-
-    From there, float32 is exact enough however large the image.
-    """
-    return tl.minimum(tl.maximum((number + 0.5) * scale, inset), length - inset)
-
-
-@triton.jit
-def triangle(away):
-    """Return the filter's value, which is 0 from a distance of 1 on."""
-    return tl.maximum(1 - tl.abs(away), 0.0)
-
-
-@triton.jit
-def taps_of(column, left, crop_width, OUT_WIDTH: tl.constexpr):
-    """Return the first pixel that each output column adds up, its weights as `summed` takes them, and their sum.
-
-    All lie in the crop; beside one that is one pixel wide lies another pixel of the image, of weight 0.
-    """
-    scale, half, step, inset = filter_of(crop_width, OUT_WIDTH)
-    taps = tl.maximum(tl.minimum(tl.ceil(2 * half).to(tl.int32), crop_width), 2)
-    x = position(column, scale, inset, crop_width)
-    last = tl.maximum(crop_width - taps, -left)
-    first = tl.minimum(tl.maximum(tl.floor(x - half + 0.5), 0.0), last)
-    away = (first + 0.5 - x) * step
-    weight, second = triangle(away), triangle(away + step)
-    total = weight + second
-    for tap in range(2, taps):
-        total += triangle(away + tap * step)
-    return first.to(column.dtype), (weight, second, away, step, taps), total
 
 
 @triton.jit

@@ -5,7 +5,8 @@ import math
 import triton
 import triton.language as tl
 
-from polychrome.kernels.augment.triton.sample import crop_of, edges, factors_of, image_of, inverse, jittered, source_channel
+from polychrome.kernels.augment.triton.axis import filter_of, inside, inverse, taps_of, triangle
+from polychrome.kernels.augment.triton.sample import crop_of, edges, factors_of, image_of, jittered, source_channel
 
 RADIANS = tl.constexpr(math.pi / 180)
 
@@ -162,23 +163,30 @@ def resampled(
         x = tl.where(tl.load(flips_ptr + sample), -x, x)
     if vflips_ptr is not None:
         y = tl.where(tl.load(vflips_ptr + sample), -y, y)
-    scale_y, scale_x = (bottom - top) / OUT_HEIGHT, (right - left) / OUT_WIDTH
-    # Counted from the crop's corner: float32 is exact enough there, however large the image.
-    y = tl.minimum(tl.maximum((y + OUT_HEIGHT / 2) * scale_y, 0.0), bottom - top)
-    x = tl.minimum(tl.maximum((x + OUT_WIDTH / 2) * scale_x, 0.0), right - left)
-    source += tl.cast(top, tl.int64) * stride_row + tl.cast(left, tl.int64) * stride_column
+    crop_height, crop_width = bottom - top, right - left
+    scale_y, half_y, inset_y = filter_of(crop_height, OUT_HEIGHT)
+    scale_x, half_x, inset_x = filter_of(crop_width, OUT_WIDTH)
+    y = inside((y + OUT_HEIGHT / 2) * scale_y, inset_y, crop_height)
+    x = inside((x + OUT_WIDTH / 2) * scale_x, inset_x, crop_width)
+    first_y, away_y, step_y, taps_y = taps_of(y, half_y, crop_height, 0)
+    first_x, away_x, step_x, taps_x = taps_of(x, half_x, crop_width, 0)
 
-    half_y, half_x = tl.maximum(scale_y, 1.0), tl.maximum(scale_x, 1.0)
-    taps_y, taps_x = tl.ceil(2 * half_y).to(tl.int32), tl.ceil(2 * half_x).to(tl.int32)
-    first_y, first_x = tl.floor(y - half_y + 0.5).to(tl.int32), tl.floor(x - half_x + 0.5).to(tl.int32)
+    source += tl.cast(top, tl.int64) * stride_row + tl.cast(left, tl.int64) * stride_column
+    upper = source + (first_y * stride_row + first_x * stride_column)
+    # Of a crop one pixel high or wide that pixel again, of weight 0, so that no load leaves the crop.
+    lower, aside = upper + tl.where(crop_height > 1, stride_row, 0), tl.where(crop_width > 1, stride_column, 0)
+    weight_y, second_y = triangle(away_y), triangle(away_y + step_y)
+    weight_x, second_x = triangle(away_x), triangle(away_x + step_x)
     sums = (tl.zeros_like(y + x),) * (len(gathered) + 1)
-    place = (y, x, 1 / half_y, 1 / half_x, bottom - top, right - left)
     # Two taps each way are all there are unless the image shrinks: unrolled, so that their loads overlap.
-    for tap in tl.static_range(4):
-        sums = add_tap(sums, gathered, source, first_y + tap // 2, first_x + tap % 2, place, stride_row, stride_column)
+    sums = add_tap(sums, upper, weight_y * weight_x, gathered)
+    sums = add_tap(sums, upper + aside, weight_y * second_x, gathered)
+    sums = add_tap(sums, lower, second_y * weight_x, gathered)
+    sums = add_tap(sums, lower + aside, second_y * second_x, gathered)
     for i in range(taps_y):
         for j in range(tl.where(i < 2, 2, 0), taps_x):
-            sums = add_tap(sums, gathered, source, first_y + i, first_x + j, place, stride_row, stride_column)
+            weight = triangle(away_y + i * step_y) * triangle(away_x + j * step_x)
+            sums = add_tap(sums, upper + (i * stride_row + j * stride_column), weight, gathered)
     share = inverse(sums[0])
     if angles_ptr is not None:
         share = share * cover
@@ -189,18 +197,8 @@ def resampled(
 
 
 @triton.jit
-def add_tap(sums, gathered, source, row, column, place, stride_row, stride_column):
-    """Return the sum of weights and the weighted sums, with the source pixels (row, column) added."""
-    y, x, inverse_y, inverse_x, crop_height, crop_width = place
-    weight_y = tl.maximum(1 - tl.abs(row + 0.5 - y) * inverse_y, 0.0)
-    weight_x = tl.maximum(1 - tl.abs(column + 0.5 - x) * inverse_x, 0.0)
-    # Outside the crop the weight is zero and its edge is read: no load needs a mask.
-    weight_y = tl.where((row >= 0) & (row < crop_height), weight_y, 0.0)
-    weight_x = tl.where((column >= 0) & (column < crop_width), weight_x, 0.0)
-    row = tl.minimum(tl.maximum(row, 0), crop_height - 1)
-    column = tl.minimum(tl.maximum(column, 0), crop_width - 1)
-    weight = weight_y * weight_x
-    at = source + (row * stride_row + column * stride_column)
+def add_tap(sums, at, weight, gathered):
+    """Return the sum of weights and the weighted sums, with the source pixels at `at` added."""
     added = (sums[0] + weight,)
     for g in tl.static_range(len(gathered)):
         added = added + (sums[g + 1] + weight * tl.load(at + gathered[g]).to(tl.float32),)

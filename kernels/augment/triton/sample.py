@@ -57,13 +57,6 @@ def source_channel(channels_ptr, sample, channel, CHANNELS: tl.constexpr, SOURCE
 
 
 @triton.jit
-def inverse(number):
-    """Return 1 / number of a positive one, without a division's slow path and the registers kept for it."""
-    root = tl.rsqrt(number)
-    return root * root
-
-
-@triton.jit
 def factors_of(brightness_ptr, contrast_ptr, gamma_ptr, sample):
     """Return a sample's brightness, contrast and gamma, 1 where there is none."""
     brightness, contrast, gamma = 1.0, 1.0, 1.0
