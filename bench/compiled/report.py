@@ -358,8 +358,10 @@ def _augment(channels: int) -> Iterator[Variant]:
         with record_launches() as launches:
             statistics = [0.5] * channels
             augment.augment(Arguments(images, *parameters, statistics, statistics, size, size, torch.bfloat16))
-        label = _label(augment.BLOCK_H, augment.BLOCK_W)
-        yield Variant("augment", use, "bfloat16", str(channels), label, 1, augment.WARPS, launches[0])
+        options = launches[0].options
+        names = ("ROWS", "VALUES") if "VALUES" in options else ("BLOCK_H", "BLOCK_W")
+        label = _label(*(options[name] for name in names))
+        yield Variant("augment", use, "bfloat16", str(channels), label, 1, options["num_warps"], launches[0])
 
 
 def compile_all(sampled: bool = False) -> list[dict]:

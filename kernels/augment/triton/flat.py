@@ -20,9 +20,11 @@ def augment_flat_kernel(
     crops_ptr,
     flips_ptr,
     vflips_ptr,
+    angles_ptr,
     brightness_ptr,
     contrast_ptr,
     gamma_ptr,
+    grayscale_ptr,
     channels_ptr,
     cutouts_ptr,
     statistics_ptr,
@@ -31,26 +33,27 @@ def augment_flat_kernel(
     width,
     stride_image,
     stride_row,
-    STRIDE_COLUMN: tl.constexpr,
+    stride_column,
+    stride_channel,
     CHANNELS: tl.constexpr,
     SOURCE_CHANNELS: tl.constexpr,
     OUT_HEIGHT: tl.constexpr,
     OUT_WIDTH: tl.constexpr,
     RESAMPLE: tl.constexpr,
     INDEX64: tl.constexpr,
+    STRIDE_COLUMN: tl.constexpr,
     ROWS: tl.constexpr,
     VALUES: tl.constexpr,
 ):
+    tl.static_assert((angles_ptr is None) & (grayscale_ptr is None), "the pixel form has rotation and gray")
     LINE: tl.constexpr = OUT_WIDTH * CHANNELS
     across: tl.constexpr = (LINE + VALUES - 1) // VALUES
     strips: tl.constexpr = (OUT_HEIGHT + ROWS - 1) // ROWS
     program = tl.program_id(0)
     sample, first_line = program // (strips * across), program // across % strips * ROWS
-    lane = tl.arange(0, VALUES)
-    if INDEX64:
-        lane = lane.to(tl.int64)
     # Written so, a thread gets two values beside each other: a warp's stores fill lines of memory, its loads lie in few.
-    each = program % across * VALUES + (lane // 2 * 2 + lane % 2)
+    lane = tl.arange(0, VALUES).to(tl.int64 if INDEX64 else tl.int32)
+    each = tl.cast(program % across, lane.dtype) * VALUES + (lane // 2 * 2 + lane % 2)
     column = tl.minimum(each // CHANNELS, OUT_WIDTH - 1)
     channel = source_channel(channels_ptr, sample, each % CHANNELS, CHANNELS, SOURCE_CHANNELS)
     known = tl.maximum(channel, 0)
@@ -62,17 +65,9 @@ def augment_flat_kernel(
     at = column
     if flips_ptr is not None:
         at = tl.where(tl.load(flips_ptr + sample), OUT_WIDTH - 1 - column, column)
+    weights, share = (), 1 / 255
     if RESAMPLE:
-        scale_x, half_x, inset = filter_of(right - left, OUT_WIDTH)
-        x = inside((at + 0.5) * scale_x, inset, right - left)
-        at, away_x, step_x, taps = taps_of(x, half_x, right - left, left)
-        weights = (triangle(away_x), triangle(away_x + step_x), away_x, step_x, taps)
-        total = weights[0] + weights[1]
-        for tap in range(2, taps):
-            total += triangle(away_x + tap * step_x)
-        share = inverse(total) * (1 / 255)
-    else:
-        share = tl.full((VALUES,), 1 / 255, tl.float32)
+        at, weights, share = weights_of(at, left, right - left, OUT_WIDTH)
     place = at.to(each.dtype) * STRIDE_COLUMN + known
     scale, offset = tl.load(statistics_ptr + known), tl.load(statistics_ptr + SOURCE_CHANNELS + known)
     factors = factors_of(brightness_ptr, contrast_ptr, gamma_ptr, sample)
@@ -88,30 +83,14 @@ def augment_flat_kernel(
     if cutouts_ptr is not None:
         cut_top, cut_left, cut_bottom, cut_right = edges(cutouts_ptr, sample)
         cut = (column >= cut_left) & (column < cut_right)
-    # The two rows summed last, which must not be the same tensor: Triton would take one for the other in the loop.
-    upper, lower = tl.zeros((VALUES,), tl.float32), tl.zeros((VALUES,), tl.float32)
-    row, source_row = 0.0, source
+    # Two tensors, not one twice: Triton would take the upper row for unchanged where it gets the lower one's values.
+    kept = (tl.zeros((VALUES,), tl.float32), tl.zeros((VALUES,), tl.float32), 0.0, source)
     for line in range(first_line, tl.minimum(first_line + ROWS, OUT_HEIGHT)):
         if RESAMPLE:
-            crop_height = bottom - top
-            scale_y, half, inset = filter_of(crop_height, OUT_HEIGHT)
-            step = inverse(half)
-            y = inside((line + 0.5) * scale_y, inset, crop_height)
-            # The next line goes on with these two rows, unless it is shrunk to less than half.
-            if (line == first_line) | (scale_y > 2):
-                row = tl.maximum(tl.floor(y - half + 0.5), 0.0)
-                source_row = source + row.to(tl.int32) * stride_row
-            stop = tl.minimum(tl.maximum(y + half - 0.5, 1.5), crop_height)
-            away = row - 0.5 - y
-            above = tl.where(row > 0, triangle((away - 1) * step), 0.0)
-            below = tl.where(row > 0, triangle(away * step), 0.0)
-            value, total_y = above * upper + below * lower, above + below
-            while row < stop:
-                upper, lower = lower, summed(source_row, place, weights, STRIDE_COLUMN)
-                weight = triangle((row + 0.5 - y) * step)
-                value, total_y = value + weight * lower, total_y + weight
-                row, source_row = row + 1, source_row + stride_row
-            value *= inverse(total_y)
+            begins = line == first_line
+            value, kept = line_of(
+                line, begins, kept, source, bottom - top, place, weights, stride_row, STRIDE_COLUMN, OUT_HEIGHT
+            )
         else:
             value = tl.load(source + line * stride_row + place).to(tl.float32)
         value = jittered(value * share, factors, brightness_ptr, contrast_ptr, gamma_ptr) * scale + offset
@@ -121,6 +100,57 @@ def augment_flat_kernel(
             value = tl.where((out_row >= cut_top) & (out_row < cut_bottom) & cut, 0.0, value)
         tl.store(target + each, value.to(out_ptr.dtype.element_ty), mask=each < LINE)
         out_row, target = out_row + down, target + down * LINE
+
+
+@triton.jit
+def weights_of(column, left, crop_width, OUT_WIDTH: tl.constexpr):
+    """Return each output column's first source pixel, the weights as `summed` takes them, and what makes them 1 / 255."""
+    scale, half, inset = filter_of(crop_width, OUT_WIDTH)
+    x = inside((column + 0.5) * scale, inset, crop_width)
+    first, away, step, taps = taps_of(x, half, crop_width, left)
+    weight, second = triangle(away), triangle(away + step)
+    total = weight + second
+    for tap in range(2, taps):
+        total += triangle(away + tap * step)
+    return first, (weight, second, away, step, taps), inverse(total) * (1 / 255)
+
+
+@triton.jit
+def line_of(
+    line,
+    begins,
+    kept,
+    source,
+    crop_height,
+    place,
+    weights,
+    stride_row,
+    STRIDE_COLUMN: tl.constexpr,
+    OUT_HEIGHT: tl.constexpr,
+):
+    """Return a line's values, not yet divided by the weights along x, and what is kept for the next line.
+
+    Kept are the two source rows summed last, the number of the row behind them, and where that begins.
+    """
+    upper, lower, row, source_row = kept
+    scale, half, inset = filter_of(crop_height, OUT_HEIGHT)
+    step = inverse(half)
+    y = inside((line + 0.5) * scale, inset, crop_height)
+    # Shrunk to less than half, a line shares more rows with the line before than are kept: it begins anew.
+    if begins | (scale > 2):
+        row = tl.maximum(tl.floor(y - half + 0.5), 0.0)
+        source_row = source + row.to(tl.int32) * stride_row
+    stop = tl.minimum(tl.maximum(y + half - 0.5, 1.5), crop_height)
+    away = row - 0.5 - y
+    above = tl.where(row > 0, triangle((away - 1) * step), 0.0)
+    below = tl.where(row > 0, triangle(away * step), 0.0)
+    value, total = above * upper + below * lower, above + below
+    while row < stop:
+        upper, lower = lower, summed(source_row, place, weights, STRIDE_COLUMN)
+        weight = triangle((row + 0.5 - y) * step)
+        value, total = value + weight * lower, total + weight
+        row, source_row = row + 1, source_row + stride_row
+    return value * inverse(total), (upper, lower, row, source_row)
 
 
 @triton.jit
