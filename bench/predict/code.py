@@ -14,7 +14,7 @@ Place = tuple[str, int]
 
 
 class Region(NamedTuple):
-    """Instructions `first` to `last`, which run as often as the body of the `for` or `if` at `place` does."""
+    """Instructions `first` to `last`, which run as often as the body of the loop or `if` at `place` does."""
 
     first: int
     last: int
@@ -82,12 +82,12 @@ def name_of(instruction: str) -> str:
 
 
 def kind_of(place: Place) -> str:
-    """Return "for", "if" or "" for any other statement."""
+    """Return "for" of a loop, "if", or "" for any other statement."""
     return {ast.For: "for", ast.While: "for", ast.If: "if"}.get(type(_statements(place[0]).get(place[1])), "")
 
 
 def _loop_around(place: Place) -> Place | None:
-    """Return the innermost `for` that a statement is or lies in: a loop left in its middle ends with any statement."""
+    """Return the innermost loop that a statement is or lies in: code that leaves it half-way ends with any of them."""
     loops = [
         start
         for start, node in _statements(place[0]).items()
@@ -97,7 +97,7 @@ def _loop_around(place: Place) -> Place | None:
 
 
 def body_of(place: Place) -> Place:
-    """Return where the body of a `for` or `if` begins."""
+    """Return where the body of a loop or `if` begins."""
     return place[0], _statements(place[0])[place[1]].body[0].lineno
 
 

@@ -127,7 +127,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def augmentations():
-    """Of each use of `augment` the shape and layout of its loads and stores, and its loops' kinds and carried tensors."""
+    """Of each use of `augment` its loads' and stores' shape and layout, and its loops' kinds and carried tensors."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, "-c", LANES]

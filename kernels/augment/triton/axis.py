@@ -1,4 +1,4 @@
-"""The filter along one axis of a crop. Positions are in pixels from the crop's corner: float32 is exact enough there."""
+"""The filter along an axis of a crop. Positions are in pixels from the crop's corner: float32 is exact enough there."""
 
 import triton
 import triton.language as tl

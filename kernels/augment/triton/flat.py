@@ -51,7 +51,7 @@ def augment_flat_kernel(
     strips: tl.constexpr = (OUT_HEIGHT + ROWS - 1) // ROWS
     program = tl.program_id(0)
     sample, first_line = program // (strips * across), program // across % strips * ROWS
-    # Written so, a thread gets two values beside each other: a warp's stores fill lines of memory, its loads lie in few.
+    # Written so, a thread gets two values side by side: a warp's stores fill lines of memory, its loads lie in few.
     lane = tl.arange(0, VALUES).to(tl.int64 if INDEX64 else tl.int32)
     each = tl.cast(program % across, lane.dtype) * VALUES + (lane // 2 * 2 + lane % 2)
     column = tl.minimum(each // CHANNELS, OUT_WIDTH - 1)
@@ -104,7 +104,7 @@ def augment_flat_kernel(
 
 @triton.jit
 def weights_of(column, left, crop_width, OUT_WIDTH: tl.constexpr):
-    """Return each output column's first source pixel, the weights as `summed` takes them, and what makes them 1 / 255."""
+    """Return an output column's first source pixel, its weights as `summed` takes them, and what makes them 1 / 255."""
     scale, half, inset = filter_of(crop_width, OUT_WIDTH)
     x = inside((column + 0.5) * scale, inset, crop_width)
     first, away, step, taps = taps_of(x, half, crop_width, left)
