@@ -22,8 +22,8 @@ import triton
 from bench.compiled.covering import covering
 from bench.compiled.cubin import Cubin, read_launch, resident_blocks
 from bench.stand_in.driver import SHARED_LIMIT
-from polychrome.kernels.augment import triton as augment
 from polychrome.kernels.augment.arguments import Arguments
+from polychrome.kernels.augment.triton import ops as augment
 from polychrome.kernels.channel_gate.triton import ops as gate
 from polychrome.kernels.dynamic_conv import configs
 from polychrome.kernels.dynamic_conv.triton.contraction import contract, contract_few
@@ -358,8 +358,10 @@ def _augment(channels: int) -> Iterator[Variant]:
         with record_launches() as launches:
             statistics = [0.5] * channels
             augment.augment(Arguments(images, *parameters, statistics, statistics, size, size, torch.bfloat16))
-        label = _label(augment.BLOCK_H, augment.BLOCK_W)
-        yield Variant("augment", use, "bfloat16", str(channels), label, 1, augment.WARPS, launches[0])
+        options = launches[0].options
+        names = ("ROWS", "VALUES") if "VALUES" in options else ("BLOCK_H", "BLOCK_W")
+        label = _label(*(options[name] for name in names))
+        yield Variant("augment", use, "bfloat16", str(channels), label, 1, options["num_warps"], launches[0])
 
 
 def compile_all(sampled: bool = False) -> list[dict]:

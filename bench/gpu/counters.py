@@ -42,7 +42,7 @@ COUNTED = (
     Counted("dynamic_conv bfloat16 C64 56x56", "convolution_kernel"),
     Counted("dynamic_conv bfloat16 C512 7x7", "convolution_kernel", 1),
     Counted("spatial_attention bfloat16 channels_last 64x64x128x128", "maps_kernel"),
-    Counted("augment bfloat16 channels_last 64x256x256x3 to 224", "augment_kernel"),
+    Counted("augment bfloat16 channels_last 64x256x256x3 to 224", "augment_flat_kernel"),
 )
 
 

@@ -14,7 +14,7 @@ Place = tuple[str, int]
 
 
 class Region(NamedTuple):
-    """Instructions `first` to `last`, which run as often as the body of the `for` or `if` at `place` does."""
+    """Instructions `first` to `last`, which run as often as the body of the loop or `if` at `place` does."""
 
     first: int
     last: int
@@ -50,8 +50,8 @@ def read(compiled) -> Code:
         elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.+?)\s*;", line):
             instructions.append(found[1])
             places.append(statement_of(place))
-    # What follows the last EXIT is a loop that catches runaways, and padding.
-    end = max(i for i, each in enumerate(instructions) if "EXIT" in each) + 1
+    # At the end stand a loop of one instruction, which catches runaways, and padding.
+    end = next(i for i, each in enumerate(instructions) if labels.get(_target_of(each)) == i)
     registers = int(re.search(r"REG:(\d+)", usage)[1])
     return Code(registers, instructions[:end], places[:end], _regions(instructions[:end], places[:end], labels))
 
@@ -60,15 +60,20 @@ def _regions(instructions: list[str], places: list[Place], labels: dict[str, int
     """Return the loops, which a branch backwards ends, and the bodies of `if`, which a branch forward skips."""
     found = []
     for index, instruction in enumerate(instructions):
-        target = labels.get((re.search(r"BRA.*?(\.L_\w+)", instruction) or [None, None])[1])
+        target = labels.get(_target_of(instruction))
         if target is None:
             continue
-        kind = kind_of(places[index])
-        if target <= index and kind == "for":
-            found.append(Region(target, index, places[index]))
-        elif target > index + 1 and kind == "if" and instruction.startswith("@"):
+        if target <= index and (loop := _loop_around(places[index])):
+            found.append(Region(target, index, loop))
+        elif target > index + 1 and kind_of(places[index]) == "if" and instruction.startswith("@"):
             found.append(Region(index + 1, target - 1, places[index]))
     return sorted(found, key=lambda region: (region.first, -region.last))
+
+
+def _target_of(instruction: str) -> str | None:
+    """Return the label that a branch leads to, None of any other instruction."""
+    found = re.search(r"BRA.*?(\.L_\w+)", instruction)
+    return found and found[1]
 
 
 def name_of(instruction: str) -> str:
@@ -77,12 +82,22 @@ def name_of(instruction: str) -> str:
 
 
 def kind_of(place: Place) -> str:
-    """Return "for", "if" or "" for any other statement."""
-    return {ast.For: "for", ast.If: "if"}.get(type(_statements(place[0]).get(place[1])), "")
+    """Return "for" of a loop, "if", or "" for any other statement."""
+    return {ast.For: "for", ast.While: "for", ast.If: "if"}.get(type(_statements(place[0]).get(place[1])), "")
+
+
+def _loop_around(place: Place) -> Place | None:
+    """Return the innermost loop that a statement is or lies in: code that leaves it half-way ends with any of them."""
+    loops = [
+        start
+        for start, node in _statements(place[0]).items()
+        if isinstance(node, ast.For | ast.While) and start <= place[1] <= node.end_lineno
+    ]
+    return (place[0], max(loops)) if loops else None
 
 
 def body_of(place: Place) -> Place:
-    """Return where the body of a `for` or `if` begins."""
+    """Return where the body of a loop or `if` begins."""
     return place[0], _statements(place[0])[place[1]].body[0].lineno
 
 

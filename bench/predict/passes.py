@@ -14,8 +14,8 @@ from bench.ops import channel_gate as gates
 from bench.ops import dynamic_conv as convolutions
 from bench.ops import spatial_attention as attentions
 from bench.ops.feature_maps import FeatureMap
-from polychrome.kernels.augment import triton as augment
 from polychrome.kernels.augment.arguments import Arguments
+from polychrome.kernels.augment.triton import ops as augment
 from polychrome.kernels.channel_gate.triton import ops as gate
 from polychrome.kernels.dynamic_conv.configs import HOPPER
 from polychrome.kernels.dynamic_conv.plan import rule

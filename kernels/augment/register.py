@@ -34,7 +34,7 @@ def augment(
     given = Arguments(images, *per_sample, mean, std, height, width, dtype)
     check_values(given)
     if runs_triton(images, backend, dtype):
-        from polychrome.kernels.augment import triton as implementation
+        from polychrome.kernels.augment.triton import ops as implementation
     else:
         implementation = eager
     return implementation.augment(given)

@@ -134,6 +134,18 @@ def test_statements_are_found_by_any_of_their_lines(tmp_path):
     assert code.statement_of(("elsewhere.py", 7)) == ("elsewhere.py", 7)
 
 
+def test_a_loop_is_found_however_it_is_left(tmp_path):
+    """In its middle, after which the branch back has the place of any statement in it; a `while` counts as a `for`."""
+    source = tmp_path / "source.py"
+    source.write_text("for a in b:\n    c = a\n    while c:\n        c = d\n    if c:\n        e = c\nf = 1\n")
+    lines = [(1, "MOV"), (4, "MOV"), (3, "@P0 BRA `(.L_x_1)"), (5, "@!P0 BRA `(.L_x_2)"), (6, "MOV")]
+    lines += [(1, "@P0 EXIT"), (2, "MOV"), (2, "BRA `(.L_x_0)")]
+    places = [(str(source), line) for line, _ in lines]
+    labels = {".L_x_0": 0, ".L_x_1": 1, ".L_x_2": 5}
+    regions = code._regions([instruction for _, instruction in lines], places, labels)
+    assert [(region.first, region.last, region.place[1]) for region in regions] == [(0, 7, 1), (1, 2, 3), (4, 4, 5)]
+
+
 @pytest.mark.parametrize(
     ("name", "size"),
     [

@@ -116,25 +116,42 @@ for variant in variants():
     if variant.kernel == "augment":
         code = compile_launch(variant.launch).asm["ttgir"]
         layouts = dict(re.findall(r"(#blocked[0-9]*) = #ttg.blocked<{(.*)}>", code))
-        used = re.findall(r"tt.load .*tensor<([0-9x]+)x!tt.ptr<i8>, (#blocked[0-9]*)>", code)
-        found[f"{variant.use} {variant.channels}"] = [(shape, layouts[name]) for shape, name in used]
+        loads = re.findall(r"tt.load .*tensor<([0-9x]+)x!tt.ptr<i8>, (#blocked[0-9]*)>", code)
+        stores = re.findall(r"tt.store .*tensor<([0-9x]+)x!tt.ptr<bf16>, (#blocked[0-9]*)>", code)
+        places = [(shape, layouts[name]) for shape, name in loads + stores]
+        carried = re.findall(r"scf.(for|while) .* -> \\((.*)\\)", code)
+        found[f"{variant.use} {variant.channels}"] = places, [(kind, types.count("f32, #")) for kind, types in carried]
 print(json.dumps(found))
 """
 
 
-def test_the_threads_of_a_warp_augment_pixels_beside_each_other():
-    """Of tiles whose numbers do not lie together Triton chooses a thread's place by itself, and chose the worst."""
+@pytest.fixture(scope="module")
+def augmentations():
+    """Of each use of `augment` its loads' and stores' shape and layout, and its loops' kinds and carried tensors."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, "-c", LANES]
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
-    found = json.loads(done.stdout)
-    assert len(found) >= 3
-    for loads in found.values():
-        assert loads
-        for shape, layout in loads:
-            assert shape == "512"
-            assert "threadsPerWarp = [32]" in layout
+    return json.loads(done.stdout)
+
+
+def test_the_threads_of_a_warp_augment_values_or_pixels_beside_each_other(augmentations):
+    """Left to itself Triton chose the worst place of a thread for pixels, and eight values in a row for values."""
+    assert len(augmentations) == 6
+    for use, (places, _) in augmentations.items():
+        shape, values = ("512", 1) if use.startswith("whole recipe") else ("256", 2)
+        assert len(places) >= 2
+        for found, layout in places:
+            assert found == shape
+            assert f"sizePerThread = [{values}], threadsPerWarp = [32]" in layout
+
+
+def test_the_compiler_keeps_two_source_rows_from_line_to_line(augmentations):
+    """Triton takes a variable for unchanged in a loop that gives it another's value, where both began as one tensor."""
+    for channels in (3, 13):
+        _, loops = augmentations[f"cropped {channels}"]
+        assert ["for", 2] in loops  # the two rows
+        assert ["while", 3] in loops  # and what they add up to
 
 
 SPILLING = """
