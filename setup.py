@@ -47,6 +47,7 @@ setup(
             *TRAIN,
             *EXPORT,
             "hypothesis",
+            "mypy",
             "pytest",
             "pytest-benchmark",
             "pytest-xdist",

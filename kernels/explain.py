@@ -1,6 +1,7 @@
 """Ask what a call would run, without running it."""
 
 from collections.abc import Callable
+from typing import Any
 
 from polychrome.kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
 from polychrome.kernels.dynamic_conv.explain import Explanation, explain_dynamic_conv2d, explain_per_sample_conv2d
@@ -8,7 +9,7 @@ from polychrome.kernels.dynamic_conv.explain import Explanation, explain_dynamic
 _EXPLAINED = {dynamic_conv2d: explain_dynamic_conv2d, per_sample_conv2d: explain_per_sample_conv2d}
 
 
-def explain(function: Callable, *arguments, device: str | None = None, **options) -> Explanation:
+def explain(function: Callable, *arguments: Any, device: str | None = None, **options: Any) -> Explanation:
     """Return which form `function(*arguments, **options)` would take, with which launch configs, and why.
 
     Args:

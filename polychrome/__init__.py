@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from polychrome.kernels import (
-        augment,
-        channel_gate,
-        channel_stats,
-        dynamic_conv2d,
-        explain,
-        fold_batch_norm,
-        fuse,
-        per_sample_conv2d,
-        spatial_attention,
-        spatial_gate,
-        use_backend,
-    )
+    from polychrome import engine as engine
+    from polychrome import kernels as kernels
+    from polychrome import models as models
+    from polychrome import train as train
+
+    # From where they are defined: in a package, a type checker takes a name for the submodule that bears it.
+    from polychrome.kernels.augment.api import augment
+    from polychrome.kernels.backend import use_backend
+    from polychrome.kernels.channel_gate.api import channel_gate
+    from polychrome.kernels.dynamic_conv.api import dynamic_conv2d, per_sample_conv2d
+    from polychrome.kernels.explain import explain
+    from polychrome.kernels.fold import fold_batch_norm
+    from polychrome.kernels.fuse.api import fuse
+    from polychrome.kernels.spatial_attention.api import channel_stats, spatial_attention, spatial_gate
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,12 +45,14 @@ if not (_folder / "kernels").is_dir():  # in a clone the subpackages lie beside 
     __path__.append(str(_folder.parent))
 
 
-def __getattr__(name: str):
-    if name in __all__:
-        return getattr(import_module("polychrome.kernels"), name)
-    if name in ("kernels", "models", "engine", "train"):
-        return import_module(f"polychrome.{name}")
-    raise AttributeError(f"module 'polychrome' has no attribute {name!r}")
+if not TYPE_CHECKING:  # else any name would pass for one of ours
+
+    def __getattr__(name: str):
+        if name in __all__:
+            return getattr(import_module("polychrome.kernels"), name)
+        if name in ("kernels", "models", "engine", "train"):
+            return import_module(f"polychrome.{name}")
+        raise AttributeError(f"module 'polychrome' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
