@@ -22,8 +22,8 @@ import torch
 from bench.measuring import measure, photographs
 from bench.measuring.measure import DEVICE, Measured, Stopwatch
 from bench.measuring.replay import clock
+from bench.ops import reports_way, timms_way
 from bench.ops.availability import dali_package
-from bench.ops.reports_way import Training
 from polychrome.engine.data import batches, loader, opening
 from polychrome.engine.data.batches import normalise
 from polychrome.engine.data.image_set import ImageSet, Split
@@ -39,7 +39,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ON_GPU = DEVICE == "cuda"
 FILES = {"train": 20_000, "val": 500, "test": 500} if ON_GPU else {"train": 400, "val": 8, "test": 8}
 SIZE, BATCH = 256, 64
-PACKAGES = ("torchvision", *filter(None, [dali_package()]))
+# What a training is measured beside.
+OTHERS = ("reports", "timm")
+PACKAGES = ("torchvision", "timm", *filter(None, [dali_package()]))
 
 # The first epoch of a training warms up and is not counted; SHORT: where two whole runs are compared.
 EPOCHS, SHORT = 4 if ON_GPU else 3, 3
@@ -102,7 +104,7 @@ def few_files(tmp_path_factory):
 
 
 @pytest.mark.benchmark(timer=clock)
-@pytest.mark.parametrize("way", ["ours", "reports"])
+@pytest.mark.parametrize("way", ["ours", "reports", "timm"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.key)
 def test_training(compare, folder, tmp_path, case, way):
     """Epochs, of which an entry has the steps too."""
@@ -157,7 +159,7 @@ def by_processes(folder: Path, out: Path) -> Measured:
 
 
 def trained(folder: Path, case: Case, out: Path) -> Measured:
-    """Measure a model's training by the engine and the reports' way, an epoch of each in turn."""
+    """Measure a model's training by the engine, the reports' way and timm's, an epoch of each in turn."""
     # The mode of the compiler is not chosen by measurement: that takes minutes.
     settings = Settings(
         data=str(folder),
@@ -173,13 +175,14 @@ def trained(folder: Path, case: Case, out: Path) -> Measured:
     if case.steps is not None:
         data = replace(data, images=few(data.images, case.batch * case.steps))
     images = data.images
-    model, other = (networks.prepared(case.model, settings, photographs.CLASSES, 3) for _ in range(2))
+    model, *others = (networks.prepared(case.model, settings, photographs.CLASSES, 3) for _ in range(3))
     plan = networks.plan(model, settings, images)
-    ours, theirs, epochs = Stopwatch(), Stopwatch(), []
+    ours, steps_of, epochs = Stopwatch(), {way: Stopwatch() for way in OTHERS}, {way: [] for way in OTHERS}
     with (
         make_loader(data, "train", settings, plan.augmentations) as train,
         make_loader(data, "val", settings) as val,
-        Training(other, images, "train", case.size, case.batch, DEVICE) as reports,
+        reports_way.Training(others[0], images, "train", case.size, case.batch, DEVICE) as reports,
+        timms_way.Training(others[1], images, "train", case.size, case.batch, DEVICE, settings.precision) as timm,
         Idle(plan.device) as idle,
     ):
 
@@ -195,13 +198,15 @@ def trained(folder: Path, case: Case, out: Path) -> Measured:
 
         def on_epoch(_) -> None:
             idle.epoch()
-            epochs.append(reports.epoch(theirs) * 1e3)
+            for way, training in zip(OTHERS, (reports, timm), strict=True):
+                epochs[way].append(1e3 * training.epoch(steps_of[way]))
 
         hooks = trainer.Hooks(step=on_step, epoch=on_epoch, waiting=waiting)
         course = trainer.fit(case.model, model, train, val, plan, out, hooks)
         alone = median(input_times(train))
         steps = len(train)
-    times = {"ours": [1e3 * train.samples / speed for speed in course.speeds[1:]], "reports": epochs[1:]}
+    times = {"ours": [1e3 * train.samples / speed for speed in course.speeds[1:]]}
+    times |= {way: taken[1:] for way, taken in epochs.items()}
     entry = {
         "dtype": {"bf16": "bfloat16", "fp32": "float32"}[settings.precision],
         "layout": "channels_last",
@@ -214,7 +219,10 @@ def trained(folder: Path, case: Case, out: Path) -> Measured:
                 "epoch": median(times["ours"]),
                 "input": alone,
             },
-            "reports": {"step": median(theirs.times()[steps:]), "epoch": median(times["reports"])},
+            **{
+                way: {"step": median(each.times()[steps:]), "epoch": median(times[way])}
+                for way, each in steps_of.items()
+            },
         },
         "compiled": plan.compile_mode if plan.compile else None,
         **idle.figures(),

@@ -59,7 +59,7 @@ def _to_unfused(entry: Entry) -> str:
 
 
 def _rate(way: str, part: str) -> Callable[[Entry], str]:
-    return lambda entry: three_digits(targets.rate(entry, way, part))
+    return lambda entry: three_digits(targets.rate(entry, way, part)) if way in entry["ms"] else "-"
 
 
 def _percent(share: float | None) -> str:
@@ -155,15 +155,18 @@ ENGINE = {
             "batch": lambda entry: str(entry["batch"]),
             "step img/s": _rate("ours", "step"),
             "reports step": _rate("reports", "step"),
-            "ratio step": lambda entry: ratio(targets.to_reports(entry, "step")),
+            "ratio step": lambda entry: ratio(targets.to_other(entry, "reports", "step")),
             "epoch img/s": _rate("ours", "epoch"),
             "reports epoch": _rate("reports", "epoch"),
-            "ratio epoch": lambda entry: ratio(targets.to_reports(entry, "epoch")),
+            "ratio epoch": lambda entry: ratio(targets.to_other(entry, "reports", "epoch")),
+            "timm epoch": _rate("timm", "epoch"),
+            "ratio to timm": lambda entry: ratio(targets.to_other(entry, "timm", "epoch")),
             "% input": lambda entry: _percent(targets.input_share(entry)),
             "% idle": lambda entry: _percent(entry.get("gpu_idle")),
         },
-        "Images a second of ours and of the reports' way (float32, eager, NCHW, torchvision in a DataLoader with a "
-        "worker per core), an epoch of each in turn. step: from the batch to the new weights; for ours that has crop, "
+        "Images a second of ours, of the reports' way (float32, eager, NCHW, torchvision in a DataLoader with a worker "
+        "per core), and of a plain loop over timm's loader (eager, autocast, channels_last, a worker per core), an "
+        "epoch of each in turn. step: from the batch to the new weights; for ours that has crop, "
         "resize and normalisation in it where images are kept on the GPU. epoch: the training part, input and all. "
         "% input: the time that the kept images alone take for a batch, over that of a step. % idle: the share of a "
         "step in which the GPU runs nothing.",

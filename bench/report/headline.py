@@ -27,7 +27,7 @@ def usual(name: str) -> str:
 def usual_speedup(name: str, entry: Entry) -> float | None:
     """Return the usual way's time over ours; of a training, of an epoch; of a fused model, in the same rounds."""
     if name == "training":
-        return targets.to_reports(entry, "epoch")
+        return targets.to_other(entry, "reports", "epoch")
     return 1 / targets.to_unfused(entry) if name == "fuse" else targets.speedup(entry, usual(name))
 
 

@@ -81,13 +81,13 @@ def images_per_second(entry: Entry) -> float:
 
 
 def rate(entry: Entry, way: str, part: str) -> float:
-    """Return the images a second of a part of a training, "ours" or "reports"."""
+    """Return the images a second of a part of a training: "ours", "reports" or "timm"."""
     return 1e3 * entry["batch" if part == "step" else "images"] / entry["ms"][way][part]
 
 
-def to_reports(entry: Entry, part: str) -> float:
-    """Return how many times as long the reports' way takes as ours."""
-    return entry["ms"]["reports"][part] / entry["ms"]["ours"][part]
+def to_other(entry: Entry, way: str, part: str) -> float | None:
+    """Return how many times as long "reports" or "timm" takes as ours; None where it was not measured."""
+    return entry["ms"][way][part] / entry["ms"]["ours"][part] if way in entry["ms"] else None
 
 
 def input_share(entry: Entry) -> float:
@@ -200,7 +200,7 @@ def _augment_on_cpu(entries: dict[str, Entry]) -> list[Line]:
 def _training_on_gpu(entries: dict[str, Entry]) -> list[Line]:
     at_256 = "25 epochs of 63,325 images at 256 px, extrapolated from measured epochs, minutes"
     return [
-        _every(entries, "epoch, reports' way / ours, each model", lambda e: to_reports(e, "epoch"), 8),
+        _every(entries, "epoch, reports' way / ours, each model", lambda e: to_other(e, "reports", "epoch"), 8),
         _every(entries, "input from kept images alone / step", input_share, 0.05, most=True),
         _every(entries, "idle share of a step in the second epoch", lambda e: e.get("gpu_idle"), 0.1, most=True),
         _every(entries, at_256, extrapolated, 3, most=True),
@@ -209,7 +209,7 @@ def _training_on_gpu(entries: dict[str, Entry]) -> list[Line]:
 
 def _training_on_cpu(entries: dict[str, Entry]) -> list[Line]:
     def on_resnet34(entry: Entry) -> float | None:
-        return to_reports(entry, "epoch") if entry["dtype"] == "bfloat16" else None
+        return to_other(entry, "reports", "epoch") if entry["dtype"] == "bfloat16" else None
 
     chosen = _only(entries, "resnet34 84 px")
     return [_every(chosen, "bfloat16 epoch of resnet34 at 84 px, reports' way / ours", on_resnet34, 2)]

@@ -10,6 +10,7 @@ import torch
 from bench import pages, test_engine
 from bench.measuring import photographs, record
 from bench.measuring.measure import DEVICE, Stopwatch
+from bench.ops import timms_way
 from bench.ops.reports_way import Photographs, Training
 from bench.report import columns, tables, targets
 from bench.studies import scaling
@@ -77,6 +78,41 @@ def test_the_reports_way_standardises_and_trains(images):
     torch.testing.assert_close(grey, torch.full((3,), 0.5), atol=0.1, rtol=0)
 
 
+def test_timms_way_standardises_and_trains(images):
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    before = model[0].weight.detach().clone()
+    steps = Stopwatch()
+    with timms_way.Training(model, images, "train", 32, 8, DEVICE, "bf16") as timm:
+        taken = timm.epoch(steps)
+        assert len(steps.times()) == len(timm.loader) > 2
+        shown = torch.cat([batch.cpu() for batch, _ in timm.loader])
+    assert 0 < sum(steps.times()) < 1e3 * taken
+    assert not torch.equal(model[0].weight.cpu(), before)
+    assert (shown.shape[1:], shown.dtype) == ((3, 32, 32), torch.float32)
+    grey = (shown * torch.tensor(images.channels.std)[:, None, None]).mean((0, 2, 3)) + torch.tensor(
+        images.channels.mean
+    )
+    torch.testing.assert_close(grey, torch.full((3,), 0.5), atol=0.1, rtol=0)
+
+
+def cells_of(entry):
+    """Return the cells of a model's row by their headings."""
+    (row,) = tables.rows("training", {"simple_cnn 256 px": entry})
+    return dict(zip(tables.headings("training"), row, strict=True))
+
+
+def test_a_way_that_was_not_measured_has_no_figure():
+    entry = training_entry()
+    assert targets.to_other(entry, "timm", "epoch") is None
+    cells = cells_of(entry)
+    assert (cells["timm epoch"], cells["ratio to timm"]) == ("-", "-")
+    entry["ms"]["timm"] = {"step": 100.0, "epoch": 2000.0}
+    cells = cells_of(entry)
+    assert (cells["timm epoch"], cells["ratio to timm"]) == ("640", "2.00")
+
+
 def test_few_repeats_a_list_that_is_too_short(images):
     chosen = test_engine.few(images, 100).splits["train"]
     first = images.splits["train"]
@@ -103,7 +139,7 @@ def test_rates_and_ratios_of_a_training():
     entry = training_entry()
     assert targets.rate(entry, "ours", "step") == pytest.approx(1280)
     assert targets.rate(entry, "reports", "epoch") == pytest.approx(1280 / 9)
-    assert targets.to_reports(entry, "epoch") == pytest.approx(9)
+    assert targets.to_other(entry, "reports", "epoch") == pytest.approx(9)
     assert targets.input_share(entry) == pytest.approx(0.04)
     assert targets.extrapolated(entry) == pytest.approx(25 * 63_325 / 1280 / 60)
 
@@ -132,7 +168,7 @@ def test_lines_on_a_cpu():
 
 def test_a_row_of_each_section():
     assert tables.rows("training", ENTRIES["training"])[0] == [
-        *("pool_attention_cnn 256 px", "64", "1280", "160", "8.00", "1280", "142", "9.00", "4.0", "5.0")
+        *("pool_attention_cnn 256 px", "64", "1280", "160", "8.00", "1280", "142", "9.00", "-", "-", "4.0", "5.0")
     ]
     assert tables.rows("input", ENTRIES["input"])[1] == ["dali gpu", "4000", "4.00", "2"]
     assert tables.rows("start", ENTRIES["start"])[0] == ["first start", "9.0", "64"]
