@@ -1,4 +1,4 @@
-"""Files that cannot be read once training has begun: how readers tell of them, and how many are too many."""
+"""Files that cannot be read once training has begun: how readers report such files, and how many are too many."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from polychrome.engine.errors import UserError
 if TYPE_CHECKING:
     pass
 
-MOST, AT_LEAST = 0.1, 10  # the share of an epoch's images so far, and how many of them
+MOST, AT_LEAST = 0.1, 10  # a share of an epoch's images so far, and a count
 
 
 class Tally:
-    """The faults of one epoch of a split, each file told of once in the life of `told`."""
+    """The faults of an epoch of a split; each file is told of once in the life of `told`."""
 
     def __init__(self, root, paths: Sequence[str], on_fault: Callable[[str, str], None] | None, told: set[str]):
         self._root, self._paths, self._on_fault, self._told = root, paths, on_fault, told
@@ -55,7 +55,7 @@ def rows(count: int, faults: Iterable[int], train: bool) -> np.ndarray:
 
 
 def attempted(read: Callable[[str], np.ndarray], path: str, shape: tuple[int, int, int]) -> np.ndarray | str:
-    """Return an image [height, width, channels], or in one line why the file cannot be read or is not of that shape."""
+    """Return an image [height, width, channels], or in a line why the file cannot be read or has another shape."""
     try:
         image = read(path)
     except (OSError, ValueError) as error:

@@ -9,10 +9,10 @@ from torchvision.transforms import v2
 
 
 class Mixing:
-    """Mix each image of a batch with its neighbour: mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), or either.
+    """Mixes each image of a batch with its neighbour: mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), or either.
 
     mixup, cutmix: the alpha of the Beta distribution that the shares are drawn from; 0 leaves the method out. With
-        both, each batch gets one of the two, with equal chance.
+        both, each batch is mixed by either method, with equal chance.
 
     All draws are of torch's global generator on the CPU; the host waits for no device.
 
@@ -39,5 +39,5 @@ class Mixing:
         if len(images) == 1:
             return images, F.one_hot(labels, self.num_classes).float()
         images, targets = self._mix(images, labels)
-        # On CUDA torch.roll, which mixup takes the neighbours by, returns NCHW.
+        # On CUDA torch.roll, by which mixup finds the neighbours, returns NCHW.
         return images.contiguous(memory_format=torch.channels_last), targets

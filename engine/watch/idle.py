@@ -21,7 +21,7 @@ class Idle:
 
     On CUDA: the share of some steps in which no kernel runs, measured in the second epoch that is trained, in the first
     where there is no other; copies are no work. On a CPU: the share of the last epoch that the loop waits for input.
-    Outside of those steps it costs two readings of a clock per batch.
+    Outside of the measured steps the cost is two readings of a clock per batch.
 
     Attributes:
         waited: the share of the last epoch's training that the loop waited for input; None before its end.
@@ -37,7 +37,7 @@ class Idle:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count what runs inside, the wait for a batch, as time without work."""
+        """Count the time inside, the wait for a batch, as time without work."""
         started = time.perf_counter()
         if self._started is None:
             self._begin(started)
@@ -59,7 +59,7 @@ class Idle:
         self._seconds, self._started = 0.0, None
 
     def close(self) -> None:
-        """End what is being measured."""
+        """End a measurement of a GPU, where one goes on."""
         if self._window is not None:
             self._window.close()
             if self._window.share is not None:
@@ -78,11 +78,11 @@ class Idle:
 
     @property
     def share(self) -> float | None:
-        """The idle share in 0..1; None where it is not measured."""
+        """The idle share in 0..1; None where the share is not measured."""
         return self._gpu_share if self.device.type == "cuda" else self.waited
 
     def figures(self) -> dict[str, float]:
-        """Return what was measured by its name in `results.json`: "gpu_idle" and "input_wait", in 0..1."""
+        """Return the measured shares, in 0..1, by their names in `results.json`: "gpu_idle" and "input_wait"."""
         found = {"gpu_idle": self.share if self.device.type == "cuda" else None, "input_wait": self.waited}
         return {name: round(share, 4) for name, share in found.items() if share is not None}
 
@@ -115,7 +115,7 @@ class Window(Recorder):
 
 
 def intervals(profiler: profile, device_type: DeviceType) -> list[tuple[int, int]]:
-    """Return start and end of what ran on a kind of device, in ns since 1970; without copies to and from the GPU."""
+    """Return start and end of each event on a kind of device, in ns since 1970; without copies to and from the GPU."""
     return [
         (event.start_ns(), event.start_ns() + event.duration_ns())
         for event in profiler.profiler.kineto_results.events()

@@ -1,4 +1,4 @@
-"""What a step spends its time on: named spans, traces of a few steps, and the kernels that take longest."""
+"""Where the time of a step goes: named spans, traces of a few steps, and the kernels that take longest."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Item = TypeVar("Item")
 
 @contextmanager
 def span(name: str) -> Iterator[None]:
-    """Name what runs inside, for torch.profiler and, on CUDA, as an NVTX range for Nsight Systems.
+    """Name the work inside, for torch.profiler and, on CUDA, as an NVTX range for Nsight Systems.
 
-    It is to stand outside compiled code.
+    A span has to stand outside compiled code.
     """
     # record_function takes several microseconds with nobody listening, an NVTX range a fraction of one.
     recorded = record_function(name) if torch.autograd._profiler_enabled() else nullcontext()
@@ -80,7 +80,7 @@ class Trace:
             self._evaluation.step()
 
     def close(self) -> None:
-        """Write what was recorded, and say so where that is nothing."""
+        """Write the recordings, and say in a line why one is missing."""
         self._training.close()
         self._evaluation.close()
         part, recorder = ("an evaluation", self._evaluation) if self.files else ("its steps", self._training)
@@ -114,15 +114,15 @@ def trace(folder: Path, name: str) -> Iterator[Trace]:
 
 
 def activities() -> list[ProfilerActivity]:
-    """Return what can be recorded here: the CPU, and CUDA where there is a device."""
+    """Return the activities that can be recorded here: the CPU's, and with a device CUDA's."""
     return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
 
 
 def top_kernels(profiler: profile, rows: int = 10) -> list[dict]:
-    """Return what took longest in a finished recording: CUDA kernels and copies, or on a CPU the operators.
+    """Return the CUDA kernels and copies, or on a CPU the operators, that took longest in a finished recording.
 
-    Returns: a JSON-ready dict for each: "name", "calls", "ms" in all (of an operator without those it calls), and
-        "share" of the time of all of them.
+    Returns: a JSON-ready dict for each: "name", "calls", "ms" in all (of an operator without the operators it calls),
+        and "share" of the time of all kernels or operators.
     """
     averages = profiler.key_averages()
     kernels = (event for event in averages if event.device_type == DeviceType.CUDA and not event.is_user_annotation)

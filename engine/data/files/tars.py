@@ -80,7 +80,7 @@ def has_index(tar: str | Path) -> bool:
 def opened(file: str | Path) -> str | Path | BytesIO:
     """Return a file as decoders take it: as it was given, or of a member of a tar its bytes.
 
-    Raises OSError or ValueError where a member is missing, is no image or lies beyond the end of its tar.
+    Raises OSError or ValueError where a member is missing, is not an image or lies beyond the end of its tar.
     """
     found = _within(file)
     return file if found is None else BytesIO(_member(file, *found))
@@ -236,7 +236,7 @@ def _headers(stream: BinaryIO, tar: str, size: int) -> tuple[list[Place], bool]:
             offset = archive.offset
     except (tarfile.TarError, ValueError, OverflowError) as error:
         if not offset:
-            raise UserError(f"{tar} is no tar that can be read: {_kind(stream) or error}") from error
+            raise UserError(f"{tar} is not a tar that can be read: {_kind(stream) or error}") from error
         cut = True
     stream.seek(offset)
     rest = stream.read(2 * RECORD)

@@ -41,7 +41,7 @@ def cut(scene: Path, out: Path, size: int = 9, seed: int = 0) -> list[str]:
     `out` becomes a data folder with list files, classes.txt (the labels) and channels.txt, whole or not at all.
 
     Raises:
-        UserError: the file is no such scene, `out` is not empty, or the scene is too small for three splits.
+        UserError: the file is not such a scene, `out` is not empty, or the scene is too small for three splits.
     """
     scene, out = Path(scene), Path(out)
     if size < 1 or size % 2 == 0:
@@ -174,7 +174,7 @@ def _read(file: Path) -> Scene:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
-        raise UserError(f"{file} is no .npz file of numbers: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file} is not a .npz file of numbers: {' '.join(str(error).split())}") from error
     for key in ("cube", "labels"):
         if key not in arrays:
             raise UserError(f"{file} has no {key}: wanted cube [height, width, channels] and labels [height, width]")

@@ -32,7 +32,7 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*")
 
 @dataclass(frozen=True)
 class Stack:
-    """A usable file of any number of channels; `as_photo` says why it is no photo, of .npy files nothing."""
+    """A usable file of any number of channels; `as_photo` says why the file is not a photo, empty for .npy files."""
 
     height: int
     width: int
@@ -61,7 +61,7 @@ class Rejected:
 class ScanReport:
     """(height, width) in pixels of each usable file, the rejected ones, and how many files had to be decoded.
 
-    `stacks` has what is known of each usable file that is no photo.
+    `stacks` has what is known of each usable file that is not a photo.
     """
 
     sizes: dict[str, tuple[int, int]]
@@ -149,7 +149,7 @@ def _of_one_kind(verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
 
 
 def apply(images: ImageSet, report: ScanReport, channels: Channels | None = None) -> ImageSet:
-    """Return the set without the rejected files, with sizes and, of files that are no photos, their channels.
+    """Return the set without the rejected files, with sizes and, of files that are not photos, their channels.
 
     Mean and deviation of these are measured over the training images, or over all where there is no training split;
     `channels` may give others, such as those that a model was trained with.
@@ -252,7 +252,7 @@ def _photo(file: str) -> Verdict:
         try:
             return _stack(file, as_photo=str(error))
         except decode.Unsupported as why:
-            return f"{error}; they are no channels either: {why}"
+            return f"{error}; they are not channels either: {why}"
     if _dali_version():
         from polychrome.engine.data.files.dali_check import decoded_shape
 

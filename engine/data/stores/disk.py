@@ -39,7 +39,7 @@ class Found(NamedTuple):
 class Entry:
     """The decoded images of one set in one form, in a folder named after all that they depend on.
 
-    What cannot be read or written is told of in one line, through `say`, and is no error.
+    A file that cannot be read or written is told of in a line, through `say`, and is not an error.
     """
 
     def __init__(self, images: ImageSet, form: str, decoder: str, say: Callable[[str], None], workers: int = 1):
@@ -133,5 +133,5 @@ def _stamp(root: str, path: str) -> tuple[int, int]:
 
 
 def _digest(values: Sequence) -> str:
-    # Names of files may be no valid text: json writes what is not ASCII as escapes.
+    # Names of files may not be valid text: json writes what is not ASCII as escapes.
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()

@@ -173,7 +173,7 @@ def test_channels_have_the_scenes_names(tmp_path, key, named):
         ({"bands": np.arange(5)}, "bands names 5 channels, cube has 4"),
         ({"names": np.array(["a", "b", "a", "c"])}, "names 2: channel 'a' is named twice"),
         ({"names": np.array(["a", "b+c", "d", "e"])}, "names 1: a channel cannot be named 'b+c'"),
-        ({"cube": np.array([{}])}, "scene.npz is no .npz file of numbers: Object arrays cannot be loaded"),
+        ({"cube": np.array([{}])}, "scene.npz is not a .npz file of numbers: Object arrays cannot be loaded"),
         ({"labels": np.eye(60, 70, dtype=int)}, "is too small for three splits apart, with patches of 5: "),
     ],
 )
