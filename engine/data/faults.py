@@ -23,7 +23,7 @@ class Tally:
         self._seen = self._failed = 0
 
     def add(self, indices: np.ndarray, faults: dict[int, str]) -> None:
-        """Count a batch of the images `indices`.
+        """Count the faults of a batch of the images `indices`.
 
         Raises UserError where none of several images could be read, or more than a tenth so far and at least 10.
         """
@@ -43,8 +43,9 @@ class Tally:
 
 
 def rows(count: int, faults: Iterable[int], train: bool) -> np.ndarray:
-    """Return which rows of a batch of `count` to use, int64: in training good ones stand in for those with a fault,
-    else these are left out; with no good one there is nothing to use."""
+    """Return the rows of a batch of `count` to use, int64: in training good rows stand in for rows with a fault,
+    else faulty rows are left out; without a good row the result is empty.
+    """
     bad = np.array(sorted(faults), np.int64)
     good = np.setdiff1d(np.arange(count), bad)
     if not train or not len(good):

@@ -33,13 +33,13 @@ def find(root: Path) -> Path | None:
 def read(root: Path | None = None, seed: int = 0, download: bool = True) -> tuple[ImageSet, WholeImages]:
     """Return CIFAR-100 and its pixels: 45,000 training, 5,000 validation and 10,000 test images of 100 fine labels.
 
-    The files are those in `root`: the official archive, the folder that it unpacks to, or a folder with one of them.
-    Without `root` they are in the user's cache folder, downloaded there if they are missing and `download` says so.
-    Of the 500 official training images of a class 50 are for validation, drawn by `seed`: leave it alone in runs that
-    are to be compared. Images are named by their place in the official files, such as "train/00042".
+    The files are those in `root`: the official archive, its unpacked folder, or a folder with either of them.
+    Without `root` the files are in the user's cache folder, downloaded there if missing and `download` says so. Of the
+    500 official training images of a class 50 are for validation, drawn by `seed`: leave `seed` alone in runs that are
+    to be compared. Images are named by their place in the official files, such as "train/00042".
 
     Raises:
-        UserError: the files are not there, cannot be downloaded, or are not the official ones.
+        UserError: the files are not there, cannot be downloaded, or are not the official files.
     """
     place = find(Path(root).expanduser() if root is not None else cache_folder())
     if place is None and root is not None:
@@ -73,7 +73,7 @@ def _paths(part: str, count: int) -> list[str]:
 
 
 def _downloaded(folder: Path, download: bool) -> Path:
-    """Return the folder of the official files, downloaded into `folder`; it appears whole or not at all."""
+    """Return the folder of the official files, downloaded into `folder` whole or not at all."""
     final = folder / CIFAR100.base_folder
     ways = f"put the official {CIFAR100.filename} into {folder}, or give --data a folder with list files"
     if not download:
@@ -94,7 +94,7 @@ def _downloaded(folder: Path, download: bool) -> Path:
 
 
 def _from_archive(file: Path) -> tuple[CIFAR100, CIFAR100]:
-    """Return what `_from_folder` returns, of an archive of any name, unpacked where the user's data is not."""
+    """Return the training and the test images of an archive of any name, unpacked into a temporary folder."""
     _check(file, CIFAR100.tgz_md5, f"download it again, from {CIFAR100.url}")
     try:
         with tempfile.TemporaryDirectory(prefix="cifar100.") as work, tarfile.open(file) as archive:
@@ -117,7 +117,7 @@ def _checksums() -> dict[str, str]:
 
 
 def _check(file: Path, checksum: str, remedy: str) -> None:
-    """Raise UserError unless the file is the official one; only then is it safe to unpickle."""
+    """Raise UserError unless the file is the official file: only that file is safe to unpickle."""
     try:
         found = calculate_md5(file)
     except OSError as error:
