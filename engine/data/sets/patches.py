@@ -174,7 +174,7 @@ def _read(file: Path) -> Scene:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
-        raise UserError(f"{file} is not a .npz file of numbers: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file} is not an .npz file of numbers: {' '.join(str(error).split())}") from error
     for key in ("cube", "labels"):
         if key not in arrays:
             raise UserError(f"{file} has no {key}: wanted cube [height, width, channels] and labels [height, width]")
