@@ -10,7 +10,7 @@ class UserError(Exception):
 
 
 class RunError(Exception):
-    """What ends a run through no fault of its input; the message, one line, says what happened and what to do.
+    """An end of a run through no fault of its input; the message, one line, says what happened and what to do.
 
     The command line prints it on stderr and exits with status 1; no traceback.
     """
@@ -25,11 +25,11 @@ class FailedModelsError(RunError):
 
 
 class StorageError(RunError):
-    """A file of the run cannot be written; the one that stood there before is intact."""
+    """A file of the run cannot be written; an earlier file in its place is intact."""
 
 
 class Interrupted(RunError):
-    """The run was asked to stop; the message says where it stands and how to go on."""
+    """The run was asked to stop; the message says where the run stands and how to go on."""
 
 
 class OutOfMemoryError(RunError):

@@ -21,10 +21,10 @@ from polychrome.kernels.augment import Recipe, draw
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by channel combination, and of the first one the confusion matrix [true, predicted] and the predictions.
+    """Scores by channel combination; confusion matrix [true, predicted] and predictions on the first combination.
 
-    `predictions` is int64 [images], the likeliest class of each, in the split's order; -1 where it could not be read.
-    `flipped` has the scores of flip averaging, where these were asked for.
+    `predictions` is int64 [images], the likeliest classes in the split's order; -1 for an image that could not be read.
+    `flipped` has the scores of flip averaging, where asked for.
     """
 
     scores: dict[str, Scores]
@@ -44,11 +44,12 @@ def evaluate(
     how: str | None = None,
     flip: bool = False,
 ) -> Evaluation:
-    """Score `model` on each channel combination. Each image is decoded once, by one of the processes.
+    """Return the scores of `model` on each channel combination; each image is decoded once, by one of the processes.
 
     Args:
-        model: any-channel models see only the channels present ("subset") or are told by a mask which these are
-            ("mask"), others see the absent ones as zeros ("zero-pad"); see `engine.channels.masks.protocol`.
+        model: any-channel models see only the channels present ("subset") or all channels and a mask of the channels
+            present ("mask"), other models see zeros for absent channels ("zero-pad"); see
+            `engine.channels.masks.protocol`.
         combinations: names and channels such as {"RGB": (0, 1, 2), "RG": (0, 1)}, see
             `engine.channels.combinations.parse`.
         autocast: the precision context to run the model in.
@@ -91,18 +92,18 @@ def evaluate(
 
 
 def way(how: str, chosen: tuple[int, ...], masks: bool) -> str:
-    """Return the protocol for a combination: "mask" in place of "subset" where `masks` may and it changes nothing."""
+    """Return the protocol for a combination: "mask" for "subset" where `masks` allows and the scores are the same."""
     in_order = list(chosen) == sorted(chosen)  # a mask cannot say that the channels are to stand in another order
     return "mask" if masks and how == "subset" and in_order else how
 
 
 def _shown(model: nn.Module, images: Tensor, chosen: tuple[int, ...], how: str, indices) -> tuple[Tensor, ...]:
-    """Return the model's arguments when only the channels `chosen` are present, or of none named a random choice."""
+    """Return the model's arguments when only the channels `chosen` are present; without any, a random choice is."""
     return shown(images, chosen, how) if chosen else _shuffled(model, images, indices)
 
 
 def _shuffled(model: nn.Module, images: Tensor, indices) -> tuple[Tensor, ...]:
-    """Return the arguments for a random choice and order of each image's channels, by its place: always the same."""
+    """Return the model's arguments for a random choice and order of channels, the same for an image in every run."""
     places = torch.from_numpy(indices).to(images.device, non_blocking=True)
     _, channels, *size = images.shape
     sources = draw(Recipe(channels="shuffle"), places, tuple(size), seed=0, epoch=0, channels=channels).channels

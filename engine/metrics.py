@@ -52,7 +52,7 @@ class Scorer:
         confusion = self.confusion().double()
         hits, actual, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
         occurs = actual + predicted > 0
-        # The least divisor is 1, where there is one at all: without any, the hits are 0 as well.
+        # A divisor of 0 becomes 1, which changes nothing: the hits are 0 there as well.
         means = [
             (part / whole.clamp_min(1))[occurs].mean().item()
             for part, whole in ((hits, predicted), (hits, actual), (2 * hits, actual + predicted))

@@ -1,4 +1,4 @@
-"""A run's folder, `<out>/<task>/<name>/`: what is in it and how it is written."""
+"""A run's folder, `<out>/<task>/<name>/`: the files in it and how they are written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from polychrome.engine.machine.files import hold, write_atomically
 
 
 class RunFolder:
-    """Paths and files of one run; of several processes only the first writes.
+    """Paths and files of a run; of several processes only the first writes.
 
     `config.toml`, `environment.json`, `history.csv`, `results.json`, `report.md`, `report.html`, `plots/`,
     `table.csv`, `checkpoints/<model>/{last,best,previous,step}.pt`, `tensorboard/<model>/`, `trace/`; `holdout.txt`
@@ -40,7 +40,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, out: Path, task: str, name: str | None = None) -> RunFolder:
-        """Make an empty run folder; without a name, one of date and time.
+        """Return a new, empty run folder; by default its name is the date and time.
 
         Raises:
             UserError: the folder cannot be written, the name is a path, or a run of this name is there already.
@@ -67,25 +67,27 @@ class RunFolder:
         """Return an existing run.
 
         Raises:
-            UserError: the folder is missing or is no run.
+            UserError: the folder is missing or is not a run's.
         """
         folder = cls(root)
         if not root.is_dir():
             raise UserError(f"{root}: no such run folder")
         for path in (folder.config, folder.results):
             if not path.is_file():
-                raise UserError(f"{root} is no run folder: it has no {path.name}")
+                raise UserError(f"{root} is not a run folder: it has no {path.name}")
         return folder
 
     def begin(self, config: str, environment: dict, results: dict) -> None:
-        """Write what is known before training: the settings as TOML, the machine, and the results so far.
+        """Write the files known before training: the settings as TOML, the machine, and the results so far.
 
         Raises:
             UserError: another process is at work in the folder.
         """
         if distributed.is_main():
             if not hold(self.root):
-                raise UserError(f"{self.root}: another process is training there; let it end, or start another run")
+                raise UserError(
+                    f"{self.root}: another process is training there; let that process end, or start another run"
+                )
             self.html.unlink(missing_ok=True)
         self.write(self.config, config)
         self.write_json(self.environment, environment)
@@ -93,22 +95,22 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end: the report is written last, and taken away when a run goes on."""
+        """Whether the run came to its end: the report is written last, and removed when a run goes on."""
         return self.html.exists()
 
     @property
     def seeds(self) -> dict[int, RunFolder]:
-        """The runs of single seeds in the folder of a run with several, by seed; none in another."""
+        """The runs of single seeds by seed, in the folder of a run with several seeds; else empty."""
         names = sorted(int(path.name) for path in (self.root / "seeds").glob("*") if path.name.isdecimal())
         return {seed: self.of_seed(seed) for seed in names}
 
     def of_seed(self, seed: int) -> RunFolder:
-        """Return where the run of one seed is, or is to be, in the folder of a run with several."""
+        """Return the folder, present or to come, of a seed's run within a run with several seeds."""
         return RunFolder(self.root / "seeds" / str(seed))
 
     @property
     def begun(self) -> bool:
-        """Whether the folder has what a run can go on from."""
+        """Whether the folder has the files that a run can go on from."""
         return self.config.is_file() and self.results.is_file()
 
     def checkpoints(self, model: str) -> Path:
@@ -124,7 +126,7 @@ class RunFolder:
         self.write(self.history, text.getvalue())
 
     def read_history(self) -> list[dict[str, str]]:
-        """Return the rows of `history.csv` as text by column; none where there is no file."""
+        """Return the rows of `history.csv` as text by column; an empty list without a file."""
         if not self.history.exists():
             return []
         with open(self.history, newline="", encoding="utf-8") as file:
@@ -134,7 +136,7 @@ class RunFolder:
         """Write a text file whole or not at all.
 
         Raises:
-            StorageError: it cannot be written; what stood there is intact.
+            StorageError: the file cannot be written; an earlier file is intact.
         """
         if distributed.is_main():
             write_atomically(path, text)
@@ -144,17 +146,17 @@ class RunFolder:
         self.write(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def read_environment(self) -> dict:
-        """Return `environment.json`; nothing where it cannot be read."""
+        """Return the content of `environment.json`; empty where the file cannot be read."""
         try:
             return json.loads(self.environment.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
 
     def read_results(self) -> dict:
-        """Return `results.json`.
+        """Return the content of `results.json`.
 
         Raises:
-            UserError: it is damaged.
+            UserError: the file is damaged.
         """
         try:
             results = json.loads(self.results.read_text(encoding="utf-8"))

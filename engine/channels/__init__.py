@@ -1,1 +1,1 @@
-"""Channels: their names, the combinations of them, and what a model is shown of a combination."""
+"""Channels: their names, the combinations of them, and a model's input for a combination."""

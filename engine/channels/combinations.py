@@ -1,4 +1,4 @@
-"""Combinations of channels by name: those that are tested, and those that a user asks for."""
+"""Combinations of channels by name: for tests by default, or as a user asks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DRAWS_OF_EACH_SIZE = 3
 _REPORTED = ("RGB", "RG", "GB", "RB", "R", "G", "B")
 
 
-# The order in which report C trains on them.
+# The order in which report C trains on these combinations.
 _IN_TURN = ("R", "RG", "G", "GB", "B", "RB", "RGB")
 
 
@@ -29,8 +29,8 @@ Combinations = Mapping[str, tuple[int, ...]]
 def every(names: Sequence[str] = RGB.names, seed: int = 0) -> Combinations:
     """Return the combinations that are tested by default, the full set first.
 
-    Up to five channels these are all; beyond, the full set, each channel alone, and three different random choices of
-    each size between, drawn by `seed` and named as "12 of 48 #1".
+    Up to five channels these are all combinations; with more channels, the full set, each channel alone, and three
+    different random choices of each size between, drawn by `seed` and named as "12 of 48 #1".
     """
     count = len(names)
     everything = tuple(range(count))
@@ -52,7 +52,7 @@ def every(names: Sequence[str] = RGB.names, seed: int = 0) -> Combinations:
 
 
 def in_turn(names: Sequence[str] = RGB.names) -> tuple[tuple[int, ...], ...]:
-    """Return the combinations that "cycle" trains on, in its order: the full one last.
+    """Return the combinations that "cycle" trains on, in order, the full set last.
 
     Raises:
         UserError: the channels have too many combinations.
@@ -70,7 +70,7 @@ def parse(wanted: Sequence[str], names: Sequence[str] = RGB.names, seed: int = 0
     "all" stands for `every`, "shuffled" for a random choice and order of the channels for each sample.
 
     Raises:
-        UserError: a combination names a channel that is not there, or one twice, or is itself named twice.
+        UserError: a combination names an unknown channel, or a channel twice, or is itself named twice.
     """
     found: dict[str, tuple[int, ...]] = {}
     for combination in wanted:
@@ -84,7 +84,7 @@ def parse(wanted: Sequence[str], names: Sequence[str] = RGB.names, seed: int = 0
 
 
 def indices(combination: str, names: Sequence[str] = RGB.names) -> tuple[int, ...]:
-    """Return the positions of a combination's channels, in the order it names them.
+    """Return the positions of a combination's channels, in the order of its name.
 
     Raises:
         UserError: as `parse`.

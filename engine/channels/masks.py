@@ -1,4 +1,4 @@
-"""What a model is shown where some channels are absent, and which of them a batch loses in training."""
+"""A model's input where some channels are absent, and the channels that a batch loses in training."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from polychrome.engine.channels.names import Channels as Channels
 from polychrome.engine.channels.names import full as full
 
-DROP = 1  # apart from other draws by the same numbers
+DROP = 1  # keeps these draws apart from others by the same numbers
 DROP_PROBABILITY = 0.3
 
 
 def protocol(model: torch.nn.Module) -> str:
-    """Return "subset" for a model that takes any channel count, "mask" for one that is also told which ones they are.
+    """Return a model's protocol: "subset" for any count of channels, "mask" if a mask names them, else "zero-pad".
 
-    Any other is shown zeros in place of absent channels, "zero-pad".
+    Under "zero-pad" a model is shown zeros in place of absent channels.
     """
     if not getattr(model, "any_channels", False):
         return "zero-pad"
@@ -27,13 +27,13 @@ def protocol(model: torch.nn.Module) -> str:
 
 @cache
 def places(chosen: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return the positions of channels as int64 on a device; kept there, as every copy makes the host wait."""
+    """Return the positions of channels as int64 on a device; the result is kept, as every copy makes the host wait."""
     return torch.tensor(chosen, dtype=torch.int64, device=device)
 
 
 @cache
 def present(chosen: tuple[int, ...], channels: int, device: torch.device) -> Tensor:
-    """Return which channels are among `chosen`, bool [channels], kept on a device as `places` are."""
+    """Return bool [channels], true for the channels `chosen`, kept on a device as `places` are."""
     return torch.tensor([place in chosen for place in range(channels)], device=device)
 
 
@@ -49,9 +49,9 @@ def shown(images: Tensor, chosen: tuple[int, ...], how: str) -> tuple[Tensor, ..
 
 
 def select(images: Tensor, chosen: tuple[int, ...], how: str) -> Tensor:
-    """Return what a model is shown of `images` [batch, channels, height, width] when only `chosen` are present.
+    """Return a model's input of `images` [batch, channels, height, width] when only the channels `chosen` are present.
 
-    Under "subset" the tensor has only these channels; under "zero-pad" all of them, the absent ones zero
+    Under "subset" the tensor has only these channels; under "zero-pad" all channels, the absent channels zero
     (after normalisation, so an absent channel looks like a constant mean).
     """
     count = images.shape[1]
@@ -62,10 +62,10 @@ def select(images: Tensor, chosen: tuple[int, ...], how: str) -> Tensor:
 
 
 def dropped(channels: int, seed: int, draw: int, batch: int) -> Tensor | None:
-    """Return which channel each input channel of a batch is, int64 [channels], -1 where it is lost; None: all stay.
+    """Return the channel of each input of a batch, int64 [channels], -1 for a lost channel; None where all stay.
 
     With probability 0.3 the batch loses some of its channels, never all, every number of them as often (report D's
-    RandomChannelDrop). It follows from the seed, the number of the draw and that of the batch.
+    RandomChannelDrop). The result follows from the seed, the number of the draw and the number of the batch.
     """
     generator = np.random.default_rng([DROP, seed, draw, batch])
     if channels == 1 or generator.random() >= DROP_PROBABILITY:

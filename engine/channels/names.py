@@ -1,4 +1,4 @@
-"""What the channels of a data set are called and how their values spread; apart, as listing must not need torch."""
+"""Names of a data set's channels and the spread of their values; apart from `masks`, as listing must not need torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 ALL = "all"
 SHUFFLED = "shuffled"
-# Up to so many channels every combination is tested (31); beyond, all together, each alone, and some of each size.
+# Up to so many channels all 31 combinations are tested; with more, the full set, each channel alone, some of each size.
 MOST_WITH_ALL_COMBINATIONS = 5
 
 
@@ -36,7 +36,7 @@ RGB = Channels(("R", "G", "B"), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def full(names: Sequence[str] = RGB.names) -> str:
-    """Return the name of the combination of all channels: "RGB", "red+nir", or "all" where that would be long."""
+    """Return the name of the combination of all channels: "RGB", "red+nir", or "all" in place of a long name."""
     return join(names, names) if len(names) <= MOST_WITH_ALL_COMBINATIONS else ALL
 
 
@@ -46,5 +46,5 @@ def are_letters(names: Sequence[str]) -> bool:
 
 
 def join(chosen: Sequence[str], names: Sequence[str]) -> str:
-    """Return the name of a combination of the channels `names`: "RG", or "red+nir" where one has several letters."""
+    """Return the name of a combination of the channels `names`: "RG", or "red+nir" where a name has several letters."""
     return ("" if are_letters(names) else "+").join(chosen)

@@ -10,13 +10,13 @@ from polychrome.kernels.augment import Recipe
 DEFAULT = ("crop", "flip")
 NAMES = (*DEFAULT, "vflip", "rotation", "jitter", "gamma", "grayscale")
 DEGREES, JITTER, GAMMA, GRAYSCALE = 15.0, 0.2, 0.2, 0.1
-# Training sizes that grow take few values, each of which is compiled anew, at such a distance from the last.
+# Images that grow take few sizes, multiples of so many pixels, as each size is compiled anew.
 SIZES, STEP = 5, 4
 
 
 @dataclass(frozen=True)
 class Augmentations:
-    """What training does to its images.
+    """The augmentations of a training's images.
 
     names: some of "crop" (a random crop, else the centre), "flip" and "vflip" (mirrored in half the cases), "rotation"
         (within 15 degrees), "jitter" (brightness and contrast within 20%), "gamma" (within 20%) and "grayscale" (a
@@ -47,15 +47,15 @@ class Augmentations:
     def size(self, epoch: int, full: int) -> int:
         """Return height and width of the images in an epoch: `full` in the end, before it up to four smaller sizes.
 
-        It grows from `progressive` times `full` in equal steps over the `epochs`, rounded to multiples of 4 pixels
-        below `full`, and is full in the last fifth of them.
+        The size grows from `progressive` times `full` in equal steps over the `epochs`, rounded to multiples of 4
+        pixels below `full`, and is full in the last fifth of the epochs.
         """
         done = max(epoch - 1, 0) / (self.epochs - 1) if epoch < self.epochs and self.epochs > 1 else 1.0
         missing = 1 - min(int(done * SIZES), SIZES - 1) / (SIZES - 1)
         return full - STEP * round(full * (1 - self.progressive) * missing / STEP)
 
     def recipe(self, epoch: int) -> Recipe:
-        """Return what is drawn of each image in an epoch, which counts from 1."""
+        """Return the recipe by which an epoch's images are augmented; epochs count from 1."""
         names = self.at(epoch)
         return Recipe(
             scale=self.crop_scale if "crop" in names else None,
@@ -71,7 +71,7 @@ class Augmentations:
 
 
 def check(names: tuple[str, ...], dtype: str, channels: int) -> None:
-    """Raise UserError where images of this kind cannot be augmented so."""
+    """Raise UserError where images of this kind cannot have these augmentations."""
     for name in names:
         if dtype != "uint8" and name in ("rotation", "jitter", "gamma", "grayscale"):
             raise UserError(f"augmentation {name} needs 8-bit images: leave it out of --augmentations")

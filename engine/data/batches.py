@@ -16,7 +16,7 @@ from polychrome.kernels import augment
 
 
 class Reading(NamedTuple):
-    """What a reader is made for: the images of a split, the side they are resized to, and where batches are to be.
+    """A reader's task: the images of a split, the side they are resized to, and the device of the batches.
 
     size: height and width in pixels, where a `Work` names no other. workers: threads, or processes of the torch
     backend. seed: of images that are not read but made.
@@ -38,10 +38,10 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """What a reader is to do for one batch: int64 [batch] indices, int64 [batch, 4] crops, bool [batch] flips.
+    """A reader's work for one batch: int64 [batch] indices, int64 [batch, 4] crops, bool [batch] flips.
 
     total: how many images the batch has over all ranks. size: height and width to resize to; 0: the reader's own. All
-    work of a plan has the same.
+    work of a plan has the same size.
     """
 
     indices: np.ndarray
@@ -52,7 +52,7 @@ class Work:
 
 
 class Source(Protocol):
-    """What a reader makes of one batch: the images, or all that is needed to make them in one launch."""
+    """A reader's result for one batch: the images, or all that is needed to make the images in one launch."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -90,10 +90,11 @@ class Streamed:
 
 @dataclass(frozen=True)
 class Rendering:
-    """How a batch is made of stored images.
+    """A batch to be made of stored images.
 
-    stored: uint8 [count, height, width, channels]. The rest is on the same device: places int64 [batch], which of them
-    each image is; crops int32 [batch, 4] of (top, left, height, width) in stored pixels; flips bool [batch].
+    stored: uint8 [count, height, width, channels]. The rest is on the same device: places int64 [batch], each image's
+    place among the stored images; crops int32 [batch, 4] of (top, left, height, width) in stored pixels; flips bool
+    [batch].
     """
 
     stored: Tensor
@@ -124,9 +125,9 @@ class Rendering:
 
 
 class Decoded(NamedTuple):
-    """What a reader made for one batch and, by position in the batch, in one line each, why a file could not be read.
+    """A reader's images of one batch and, by position in the batch, a line on why a file could not be read.
 
-    The images in such positions hold anything.
+    The images in these positions hold anything.
     """
 
     source: Source
@@ -135,9 +136,9 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Some images of a split, those of one rank.
+    """Some images of a split, a rank's share of a batch.
 
-    source: the images, or what makes them of images that are kept.
+    source: the images, or the `Rendering` that makes the images of kept images.
     labels: int64 [batch], on the device.
     indices: int64 [batch], a numpy array, the images' places in the split.
     total: how many images the batch has over all ranks.
@@ -168,7 +169,7 @@ class Batch:
     def images(self) -> Tensor:
         """uint8 or float32 [batch, channels, size, size] of the values stored, channels last in memory.
 
-        Of images that are kept these are made anew at each call, cropped, mirrored and resized.
+        A batch of kept images is made anew at each call: cropped, mirrored and resized.
         """
         return self.source.images
 
@@ -176,15 +177,15 @@ class Batch:
         """Return the images [batch, channels, size, size] standardised per channel, float32, channels_last.
 
         Args:
-            channels: those of the set, with their mean and deviation.
-            sources: int64 [batch, out] or [out], which channel each output channel is; a negative one is absent: zero.
+            channels: the channels of the set, with mean and deviation.
+            sources: int64 [batch, out] or [out], the channel of each output; negative: absent, zero.
             parameters: `vflips` and, for uint8 images, `angles`, `brightness`, `contrast`, `gamma` and `grayscale`, see
                 `kernels.augment`.
         """
         return self.source.standardised(channels, sources, **parameters)
 
     def rows(self, chosen: np.ndarray) -> Batch:
-        """Return the batch of the rows `chosen`, int64; one may be chosen several times."""
+        """Return the batch of the rows `chosen`, int64; a row may be chosen several times."""
         rows = torch.from_numpy(chosen).to(self.device)
         drawn = {name: values[rows] for name, values in self.drawn.items()}
         return Batch(self.source[rows], self.labels[rows], self.indices[chosen], self.total, drawn)
@@ -200,8 +201,8 @@ def normalise(
 
     Args:
         images: uint8, or float32 of the values stored.
-        sources: int64 [batch, out] or [out], which channel each output channel is; a negative one is absent: zero.
-        parameters: what else `kernels.augment` is to do with uint8 images; with others, `vflips` alone.
+        sources: int64 [batch, out] or [out], the channel of each output; negative: absent, zero.
+        parameters: further arguments of `kernels.augment` for uint8 images; for others, `vflips` alone.
     """
     if images.dtype == torch.uint8:
         arguments = {"mean": channels.mean, "std": channels.std, "channels": sources}
@@ -224,7 +225,7 @@ def _statistics(channels: Channels, device: torch.device) -> Tensor:
 def gathered(x: Tensor, sources: Tensor) -> Tensor:
     """Return the channels of x [batch, channels, height, width] that `sources` [batch, out] or [out] names.
 
-    Absent ones, negative, are zero.
+    Absent channels, negative in `sources`, are zero.
     """
     chosen = sources.expand(len(x), -1)
     samples = torch.arange(len(x), device=x.device)[:, None]

@@ -1,4 +1,4 @@
-"""Files that cannot be read once training has begun: how readers tell of them, and how many are too many."""
+"""Files that cannot be read once training has begun: how readers report such files, and how many are too many."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from polychrome.engine.errors import UserError
 if TYPE_CHECKING:
     pass
 
-MOST, AT_LEAST = 0.1, 10  # the share of an epoch's images so far, and how many of them
+MOST, AT_LEAST = 0.1, 10  # a share of an epoch's images so far, and a count
 
 
 class Tally:
-    """The faults of one epoch of a split, each file told of once in the life of `told`."""
+    """The faults of an epoch of a split; each file is told of once in the life of `told`."""
 
     def __init__(self, root, paths: Sequence[str], on_fault: Callable[[str, str], None] | None, told: set[str]):
         self._root, self._paths, self._on_fault, self._told = root, paths, on_fault, told
         self._seen = self._failed = 0
 
     def add(self, indices: np.ndarray, faults: dict[int, str]) -> None:
-        """Count a batch of the images `indices`.
+        """Count the faults of a batch of the images `indices`.
 
         Raises UserError where none of several images could be read, or more than a tenth so far and at least 10.
         """
@@ -43,8 +43,9 @@ class Tally:
 
 
 def rows(count: int, faults: Iterable[int], train: bool) -> np.ndarray:
-    """Return which rows of a batch of `count` to use, int64: in training good ones stand in for those with a fault,
-    else these are left out; with no good one there is nothing to use."""
+    """Return the rows of a batch of `count` to use, int64: in training good rows stand in for rows with a fault,
+    else faulty rows are left out; without a good row the result is empty.
+    """
     bad = np.array(sorted(faults), np.int64)
     good = np.setdiff1d(np.arange(count), bad)
     if not train or not len(good):
@@ -55,7 +56,7 @@ def rows(count: int, faults: Iterable[int], train: bool) -> np.ndarray:
 
 
 def attempted(read: Callable[[str], np.ndarray], path: str, shape: tuple[int, int, int]) -> np.ndarray | str:
-    """Return an image [height, width, channels], or in one line why the file cannot be read or is not of that shape."""
+    """Return an image [height, width, channels], or in a line why the file cannot be read or has another shape."""
     try:
         image = read(path)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A labelled set of images: which files each split has, and of what size, channels and type they are."""
+"""A labelled set of images: the files of each split, with sizes, channels and type."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ImageSet:
     """A labelled image set: `splits` has the keys train, val and test, and holdout where images are held out.
 
     Its files are photos, read as uint8 RGB, or stacks (see `engine.data.files.stacks`); the `channels` of stacks and
-    their `dtype`, "uint8" or "float32", are known once they are scanned.
+    their `dtype`, "uint8" or "float32", are known once the files are scanned.
     """
 
     root: Path

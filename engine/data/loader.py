@@ -1,4 +1,4 @@
-"""Batches of one split, the same ones from every backend."""
+"""Batches of one split, the same from every backend."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Loader:
         self._running: Iterator[Batch] | None = None
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch; in evaluation a rank may have no image of the last one."""
+        """Return the number of batches in an epoch; in evaluation a rank may have no image of the last batch."""
         return self._batches
 
     def epoch(
@@ -73,7 +73,7 @@ class Loader:
         list order, centre crop, whatever the epoch.
         Each rank gets its share of every batch. Of files that cannot be read, training takes another image of the batch
         twice, and evaluation leaves them out.
-        Starting an epoch ends the one before it, if that is still being read.
+        Starting an epoch ends an epoch before that is still being read.
 
         Raises:
             UserError: no image of a batch could be read, or of the epoch so far more than a tenth, and at least 10.
@@ -85,7 +85,7 @@ class Loader:
         return self._running
 
     def plan(self, epoch: int, draw: int | None = None) -> list[Work]:
-        """Return what happens on this rank in each batch of an epoch, without those that it has none of."""
+        """Return this rank's work for each batch of an epoch, without batches that have no image for the rank."""
         draw = epoch if draw is None else draw
         order = sampling.order(self.samples, self.seed, draw) if self.train else np.arange(self.samples)
         batches = [order[start : start + self.batch_size] for start in range(0, self.samples, self.batch_size)]
@@ -185,8 +185,8 @@ def create(
     `augmentations` (default: random crops and flips) say how training images are cropped and mirrored, and whether they
     are smaller than `size` at first; `eval_crop` is the share of the short side that the central square keeps, in
     evaluation and where training does not crop at random. `workers` counts threads, or processes of the torch backend.
-    With `store` the images come from there, whatever the backend; of whole images the batches are those of the torch
-    backend.
+    With `store` the images come from the store, whatever the backend; of whole images the batches are those of the
+    torch backend.
 
     Of each batch, `batch_size` images over all `world_size` processes, the loader gives out the part of process `rank`.
     `on_fault(path, reason)` is called once for each file that can no longer be read.

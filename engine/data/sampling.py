@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from polychrome.kernels.augment import Recipe
 
 ORDER = 0
-AT_ONCE = 4096  # images: more at once are slower, as what is in between leaves the cache
+AT_ONCE = 4096  # images: more at once are slower, as intermediate values leave the cache
 
 
 def order(n: int, seed: int, epoch: int) -> np.ndarray:
@@ -23,7 +23,7 @@ def crops_and_flips(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Return the crops int64 [n, 4] of (top, left, height, width) and flips bool [n] that a recipe gives some images.
 
-    They are those of `kernels.augment.draw`, by (seed, epoch, image index); None for what the recipe leaves out.
+    Crops and flips are those of `kernels.augment.draw`, by (seed, epoch, image index); None where the recipe has none.
     indices: int64 [n], the images' places in the split; sizes: int64 [n, 2], their (height, width) in pixels.
     """
     import torch  # here, as the command line imports this file and has to start without torch

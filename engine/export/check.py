@@ -1,4 +1,4 @@
-"""Whether an exported file computes what the model does."""
+"""A comparison of an exported file with its model."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ TOLERANCE = 1e-3
 
 
 class ExportError(RunError):
-    """An exported file does not compute what the model does; the message says by how much."""
+    """An exported file differs from its model; the message says by how much."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """How an exported file and the model compared.
+    """The result of comparing an exported file with its model.
 
     images: how many were shown, one by one and together.
     difference: the largest absolute difference of two logits.
     largest_logit: the largest absolute logit of the model.
-    agreement: the share of images that both put into the same class.
+    agreement: the share of images that file and model put into the same class.
     """
 
     images: int
@@ -37,11 +37,11 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether no two logits differ by more than 1e-3, or than 1e-3 of the largest where that is above 1."""
+        """Whether no two logits differ by more than 1e-3, or than 1e-3 of the largest logit where it is above 1."""
         return self.difference <= TOLERANCE * max(1.0, self.largest_logit)
 
     def as_dict(self) -> dict:
-        """Return it JSON-ready."""
+        """Return the result JSON-ready."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ def compare(run: Callable[..., Tensor], model: nn.Module, description: Descripti
         model: the network without standardisation, in evaluation, in float32.
         images: [n, channels, height, width], the values stored, uint8 or float32.
 
-    With a mask, some channels absent is also compared with the network on a tensor of the present ones alone.
+    With a mask, some channels absent is also compared with the network on a tensor of the present channels alone.
     """
     pairs = list(_results(run, model, description, images))
     given, wanted = (torch.cat([pair[side].float().cpu() for pair in pairs]) for side in (0, 1))

@@ -1,4 +1,4 @@
-"""What is exported: a network, the standardisation of its input, and a description of both."""
+"""The content of an export: a network, the standardisation of its input, and a description of both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEY = "polychrome"  # of the description in the metadata of an exported file
 
 @dataclass(frozen=True)
 class Description:
-    """A trained model, as one who has only its exported file needs to know it.
+    """A trained model's description, for users who have only the exported file.
 
     model: its registered name.
     image_size: height and width of the images in pixels.
@@ -39,11 +39,11 @@ class Description:
 
     @property
     def scale(self) -> int:
-        """By what stored values are divided to make the input's."""
+        """The divisor that makes input values of stored values."""
         return 255 if self.dtype == "uint8" else 1
 
     def as_dict(self) -> dict:
-        """Return it with the inputs and the output in words, JSON-ready."""
+        """Return the description with the inputs and the output in words, JSON-ready."""
         values = "8-bit values / 255, 0..1" if self.dtype == "uint8" else f"as stored ({self.dtype})"
         shape = ["batch", len(self.channels), self.image_size, self.image_size]
         absent = "anything, where the mask is false" if self.any_channels else "the channel's mean"
@@ -55,7 +55,7 @@ class Description:
         return {**asdict(self), "inputs": inputs, "outputs": {"logits": output}, "torch": torch.__version__}
 
     def to_json(self) -> str:
-        """Return what `from_json` reads."""
+        """Return the text that `from_json` reads."""
         return json.dumps(self.as_dict())
 
     @classmethod
@@ -63,7 +63,7 @@ class Description:
         """Return the description in an exported file.
 
         Raises:
-            ValueError: `text` is none.
+            ValueError: `text` is not a description.
         """
         try:
             found = {"options": {}} | json.loads(text)
@@ -87,7 +87,7 @@ class Classifier(nn.Module):
 
     @classmethod
     def create(cls, description: Description) -> Classifier:
-        """Return an untrained one."""
+        """Return an untrained classifier."""
         count = len(description.classes), len(description.channels)
         model = models.create(description.model, *count, description.image_size, **description.options)
         return cls(model, description)

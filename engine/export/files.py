@@ -21,19 +21,19 @@ FORMATS = ("pt2", "onnx", "safetensors")
 
 
 def save(model: nn.Module, description: Description, path: Path, images: Tensor, note: str) -> Check:
-    """Write `model` in the format that the suffix of `path` names, and beside it `<path>.json`, what it is.
+    """Write `model` in the format that the suffix of `path` names, and beside it `<path>.json`, its description.
 
-    The file is loaded and compared with the model before it gets its name.
+    The file is loaded and compared with the model before the file gets its name.
 
     Args:
-        model: the network without standardisation, in float32; it is put into evaluation and asks for no gradient.
+        model: the network without standardisation, in float32; put into evaluation, without gradients.
         images: [n, channels, height, width], the values stored, uint8 or float32, to compare on; on the model's device,
             which a pt2 is compiled for.
         note: where the images are from, in words, for the JSON.
 
     Raises:
-        UserError: the format is unknown, needs what is not installed, or lacks an operator; or `path` is unwritable.
-        ExportError: the file differs from the model by more than `Check.passed` allows; nothing is left of it.
+        UserError: the format is unknown, needs a missing package, or lacks an operator; or `path` is unwritable.
+        ExportError: the file differs from the model by more than `Check.passed` allows; the file is removed.
         StorageError: the disk is full.
     """
     check_target(path)
@@ -59,14 +59,14 @@ def save(model: nn.Module, description: Description, path: Path, images: Tensor,
 
 
 def load(path: Path | str) -> Callable[..., Tensor]:
-    """Return an exported model, called as (images) or, where it takes any channels, (images, mask).
+    """Return an exported model, called as (images) or, if made for any channels, (images, mask).
 
     Images are float32 [batch, channels, height, width] with the values that the file's description says, mask bool
     [batch, channels]; the result is logits [batch, classes]. `.safetensors` gives a `Classifier`, whose `model` is the
     network.
 
     Raises:
-        UserError: the file is missing or damaged, is of no known format, or needs what is not installed.
+        UserError: the file is missing or damaged, of an unknown format, or needs a package that is not installed.
     """
     path = Path(path)
     form = _format(path)
@@ -95,7 +95,7 @@ def check_target(path: Path) -> None:
 
 
 def _format(path: Path):
-    """Return the module of the format that a file's suffix names; raise UserError where it cannot be had."""
+    """Return the module of the format that a file's suffix names; raise UserError where the format cannot be used."""
     name = path.suffix.removeprefix(".")
     if name not in FORMATS:
         raise UserError(f"{path} must end in {', '.join('.' + known for known in FORMATS)}")

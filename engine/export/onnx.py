@@ -18,7 +18,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def _padded(x: Tensor, pad: list[int], mode: str = "constant", value: float | None = None):
-    # onnxruntime merges a Pad into the MaxPool after it, whose padding is minus infinity and not this value
+    # onnxruntime merges a Pad into the next MaxPool, whose padding is minus infinity and not this value
     if mode != "constant" or min(pad) < 0:
         return NotImplemented
     for place in range(len(pad) // 2):

@@ -29,7 +29,7 @@ def check_compiler() -> None:
 
 
 def write(classifier: Classifier, path: Path) -> None:
-    """Compile `classifier` for the device it is on and write the package.
+    """Write `classifier` as a package compiled for its present device.
 
     Raises:
         UserError: there is no C++ compiler.
@@ -47,6 +47,7 @@ def read(path: Path):
     compiled = torch._inductor.aoti_load_package(str(path))
 
     def run(*arguments: Tensor) -> Tensor:
-        return compiled(*(argument.contiguous() for argument in arguments))  # it reads memory as if they were
+        # Compiled code reads the memory of arguments as contiguous.
+        return compiled(*(argument.contiguous() for argument in arguments))
 
     return run, Description.from_json(compiled.loader.get_metadata()[KEY])

@@ -22,7 +22,7 @@ PATIENCE = timedelta(hours=2)
 def start() -> None:
     """Join the other processes where torchrun started this one; a process by itself has nothing to join.
 
-    NCCL speaks for CUDA tensors, Gloo for those on the CPU.
+    NCCL speaks for CUDA tensors, Gloo for tensors on the CPU.
 
     Raises:
         UserError: there are more processes on this machine than CUDA devices.
@@ -135,7 +135,7 @@ def main_first() -> Iterator[None]:
 
 
 def wrapped(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the model as one that averages its gradients over all processes; a lone process's model as it is."""
+    """Return the model with gradients averaged over all processes; in a lone process, the model itself."""
     if world_size() == 1 or not any(parameter.requires_grad for parameter in model.parameters()):
         return model
     return nn.parallel.DistributedDataParallel(
@@ -144,7 +144,7 @@ def wrapped(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every process rank 0's buffers, such as the statistics of batch normalisation, which each has its own of."""
+    """Give every process rank 0's buffers, such as the statistics of batch normalisation, which differ by process."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
@@ -160,7 +160,7 @@ class Agreement:
         self._flags, self._work, self._shared = flags, None, None
 
     def __call__(self, *raised: bool) -> tuple[bool, ...]:
-        """Raise this process's flags, return those that were raised anywhere before: at once in a lone process."""
+        """Raise this process's flags; return the flags raised anywhere by the last call, in a lone process by now."""
         if world_size() == 1:
             return raised
         agreed = self.settle()
@@ -169,7 +169,7 @@ class Agreement:
         return agreed
 
     def settle(self) -> tuple[bool, ...]:
-        """Return what was raised up to the last call."""
+        """Return the flags that were raised up to the last call."""
         if self._work is None:
             return (False,) * self._flags
         self._work.wait()

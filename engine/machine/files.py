@@ -26,7 +26,7 @@ _held: dict[tuple[int, int], int] = {}  # open descriptors of folders, by device
 
 
 def hold(folder: Path) -> bool:
-    """Keep a folder for this process, until `release` or its end, however that comes; False where another has it.
+    """Return whether a folder is now this process's own, until `release` or the process's end.
 
     Where the file system has no locks, every folder is free.
     """
@@ -64,11 +64,11 @@ if hasattr(os, "register_at_fork"):
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a stream whose bytes become the file `path` at the end: whole, on the disk, with the mode of a new file.
 
-    What stood there stays until then, and for good where the block raises. Several processes may write the same path:
-    the last one's file stays, whole.
+    An earlier file stays until then, and for good where the block raises. Several processes may write the same path:
+    the file of the last process stays, whole.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     _remove_stale(path)
     partial = _partial(path)
@@ -85,10 +85,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that becomes `path` at the end, whole; it is gone where the block raises.
+    """Yield an empty folder that becomes `path` at the end, whole; the folder is removed where the block raises.
 
     Raises:
-        OSError: it cannot be written, or `path` is there already.
+        OSError: the folder cannot be written, or `path` is there already.
     """
     _remove_stale(path)
     partial = _partial(path)
@@ -104,10 +104,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
-    """Write `content` as `new_file` does; text is UTF-8, with names of files that are no valid text as escapes.
+    """Write `content` as `new_file` does; text is UTF-8, with escapes for bytes of file names that are not text.
 
     Raises:
-        StorageError: it cannot be written, as where the disk is full.
+        StorageError: the file cannot be written, as where the disk is full.
     """
     if isinstance(content, str):
         content = content.encode("utf-8", "backslashreplace")
@@ -121,7 +121,7 @@ def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
 
 
 def _partial(path: Path) -> Path:
-    """Return a name beside a path that nobody has; names on a disk have 255 bytes at most."""
+    """Return an unused name beside a path; names on a disk have 255 bytes at most."""
     return path.with_name(f"{path.name[:100]}.{secrets.token_hex(8)}{PARTIAL}")
 
 
@@ -137,7 +137,7 @@ def _remove_stale(path: Path) -> None:
 
 
 def last_written(place: Path) -> float:
-    """Return the time of the last change to a file, or to a folder and what is in it."""
+    """Return the time of the last change to a file, or to a folder and its content."""
     try:
         return max(os.stat(each).st_mtime for each in (place, *place.rglob("*")))
     except OSError:  # its writer is at work

@@ -1,4 +1,4 @@
-"""What the machine offers: device, native precisions, and the description kept with each run."""
+"""The machine: device, native precisions, and the description kept with each run."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _cpu_flags() -> set[str]:
 
 
 def cpu_name() -> str:
-    """Return what the processor calls itself, such as "AMD EPYC 9R14"."""
+    """Return the processor's name for itself, such as "AMD EPYC 9R14"."""
     return _cpu_info("model name") or platform.processor()
 
 
@@ -97,7 +97,7 @@ def commit(digits: int = 40, apart_from: str | None = None) -> str | None:
 
 
 def output_of(*command: str) -> str | None:
-    """Return what a command prints; None where it fails, prints nothing or is not there."""
+    """Return the text that a command prints; None where the command fails, prints nothing or is not there."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
     except (OSError, subprocess.CalledProcessError):

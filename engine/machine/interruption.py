@@ -1,4 +1,4 @@
-"""Signals that ask a training to end: it ends after the step it is in."""
+"""Signals that ask a training to end after the present step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interruption:
-    """While it is entered, SIGTERM and Ctrl-C only leave their name in `signal`; a second Ctrl-C stops at once.
+    """Within this context SIGTERM and Ctrl-C only leave their name in `signal`; a second Ctrl-C stops at once.
 
     A signal that the process ignores stays ignored: a shell starts its background jobs so, for Ctrl-C is not for them.
     """
@@ -37,7 +37,7 @@ class Interruption:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """While it is entered, SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that worker processes are ended too."""
+    """Within this context SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that worker processes are ended too."""
     ours = _is_ours(signal.SIGTERM) and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if ours:
         signal.signal(signal.SIGTERM, signal.default_int_handler)

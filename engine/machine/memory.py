@@ -1,4 +1,4 @@
-"""The memory that this process may take, and the most that it has taken."""
+"""The memory that this process may take, and the most memory it has taken."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def available(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup"))
 
 
 def _group_limits(proc: Path, groups: Path) -> list[int]:
-    """Return what is left of each limit, on this process's control group and on those around it."""
+    """Return the bytes left of each limit on this process's control group and on the groups around."""
     try:
         entries = [line.split(":", 2) for line in (proc / "self" / "cgroup").read_text().splitlines()]
     except OSError:

@@ -13,9 +13,9 @@ PAUSE = 0.01  # seconds between two looks for the others
 def fresh(store: dist.Store, rank: int, world_size: int) -> dist.Store:
     """Return a part of a store that the processes which call this now share, and no process before them.
 
-    torchrun may keep the store when it starts processes anew, with the addresses of those that are gone, and what it
-    says of the number of restarts differs between machines. So the first process names the part, and tells the name to
-    each of the others in answer to a word of its own.
+    torchrun may keep the store when processes are started anew, with the addresses of processes that are gone, and its
+    numbers of restarts differ between machines. So the first process names the part, and tells the name to each other
+    process in answer to a word from there.
     """
     own = uuid.uuid4().hex
     if rank != 0:
@@ -26,7 +26,7 @@ def fresh(store: dist.Store, rank: int, world_size: int) -> dist.Store:
     answered: set[str] = set()
     while store.add(f"met {own}", 0) < world_size - 1:
         for key in (f"hello {other}" for other in range(1, world_size)):
-            # It may be the word of a process that is gone: whoever said it is answered, and only the living come.
+            # The word may be from a process that is gone: every word is answered, and only living processes come.
             if store.check([key]) and (word := store.get(key).decode()) not in answered:
                 store.set(f"answer {word}", own)
                 answered.add(word)

@@ -16,7 +16,7 @@ COLUMNS = (
     *("seeds", "epochs", "params", "macs", "depth", "distinct_layers", "device", "train_seconds"),
 )
 COSTS = ("protocol", "epochs", "params", "macs", "depth", "distinct_layers", "train_seconds")
-# What a figure of the table is of.
+# The columns that tell figures of the table apart.
 KEY = ("model", "protocol", "split", "combination", "flip_averaging")
 FIGURES = ("accuracy", "spread", "ratio_to_resnet34")
 TITLES = {"val": "Validation", "holdout": "Held-out", "test": "Test"}
@@ -24,7 +24,7 @@ TITLES = {"val": "Validation", "holdout": "Held-out", "test": "Test"}
 
 @dataclass(frozen=True)
 class Accuracies:
-    """What a model reached on a split: accuracy by combination, and over several seeds its standard deviation."""
+    """A model's accuracies on a split, by combination, and their standard deviations over several seeds."""
 
     split: str
     flipped: bool
@@ -33,7 +33,7 @@ class Accuracies:
 
 
 def of_entry(entry: dict) -> Iterator[Accuracies]:
-    """Yield what a model's entry in `results.json` has: validation, held-out and test accuracies, each also flipped."""
+    """Yield the accuracies in a model's entry of `results.json`: validation, held-out and test, each also flipped."""
     every = {False: {"test": entry.get("test", {})} | entry.get("splits", {}), True: entry.get("flipped", {})}
     spreads = entry.get("spread", {})
     for split in SPLITS:
@@ -44,7 +44,7 @@ def of_entry(entry: dict) -> Iterator[Accuracies]:
 
 
 def rows(results: dict) -> list[dict]:
-    """Return the table's rows, by the names of `COLUMNS`; a figure that is not there is None."""
+    """Return the table's rows, by the names of `COLUMNS`; a missing figure is None."""
     reference = scores.resnet34(results["models"])
     references = {(item.split, item.flipped): item.accuracy for item in of_entry(reference)}
     found = []
@@ -69,7 +69,7 @@ def rows(results: dict) -> list[dict]:
 
 
 def as_csv(results: dict) -> str:
-    """Return the table as text; figures are written in full, so that equal ones are equal to the last digit."""
+    """Return the table as CSV text; figures are written in full, so that equal figures are equal to the last digit."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -78,12 +78,12 @@ def as_csv(results: dict) -> str:
 
 
 def agreement(table: str, again: str) -> tuple[int, int]:
-    """Return how many figures two tables, as text, have in common, and how many of them are equal to the last digit."""
+    """Return how many figures two tables, as text, share, and how many of these agree to the last digit."""
     before, after = (
         {(*(row[key] for key in KEY), name): row[name] for row in csv.DictReader(io.StringIO(text)) for name in FIGURES}
         for text in (table, again)
     )
-    # A ratio needs ResNet34's figure too, a spread all seeds: what one of the tables lacks is not compared.
+    # A ratio needs ResNet34's figure too, a spread all seeds: a figure that either table lacks is not compared.
     common = [key for key in before.keys() & after.keys() if before[key] or after[key]]
     return len(common), sum(before[key] == after[key] for key in common)
 
@@ -97,7 +97,7 @@ def says_more(results: dict) -> bool:
 
 
 def tables(results: dict) -> tuple[Table, ...]:
-    """Return a table of accuracies for each split, means and standard deviations where there are several seeds."""
+    """Return a table of accuracies for each split, with several seeds of means and standard deviations."""
     found: dict[str, list] = {}
     labels: dict[str, None] = {}
     for name, entry in results["models"].items():

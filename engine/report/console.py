@@ -45,7 +45,7 @@ class SpeedColumn(ProgressColumn):
 
 @dataclass(frozen=True)
 class Bar:
-    """A moving bar: told either how many more images are done, or how many in all."""
+    """A moving bar, moved on by a number of images (`advance`) or to a number of images (`reach`)."""
 
     bars: Progress
     task: TaskID
@@ -76,7 +76,7 @@ def progress(description: str, total: int) -> Iterator[Bar]:
 
 @contextmanager
 def waiting(description: str) -> Iterator[None]:
-    """Show that something of unknown length is going on."""
+    """Show a sign of work of unknown length."""
     with console.status(Text(description)) if console.is_terminal else nullcontext():
         yield
 
@@ -87,12 +87,12 @@ def say(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Print one line of plain text, of a process whose terminal is quiet too: what went wrong there alone."""
+    """Print one line of plain text about a fault; unlike `say` also in a process whose terminal is quiet."""
     print(_text(message).plain, file=sys.stderr) if console.quiet else say(message)
 
 
 def show(*every: Table, narrow: Table | None = None) -> None:
-    """Print tables side by side; where the terminal is too narrow for that, `narrow` instead, if there is one."""
+    """Print tables side by side, or `narrow`, if given, where the terminal is too narrow for them."""
     if narrow is not None and not _fits(*every):
         every = (narrow,)
     rendered = [_render(table) for table in every]
@@ -100,10 +100,10 @@ def show(*every: Table, narrow: Table | None = None) -> None:
 
 
 def show_scores(results: dict, split: str = "test") -> None:
-    """Print what the models reached by channel combination, as fully as the terminal's width allows.
+    """Print the models' scores by channel combination, as fully as the terminal's width allows.
 
-    These are tables of all scores side by side, or one of accuracies, or of mean accuracies by the number of channels
-    kept, which also stands for combinations that are too many.
+    By width, tables of all scores are printed side by side, or a table of accuracies, or of mean accuracies by the
+    number of channels kept; the last also where the combinations are too many.
     """
     entries = results["models"]
     each = [tables.combinations(name, entry.get("protocol", "-"), entry[split]) for name, entry in entries.items()]
@@ -115,13 +115,13 @@ def show_scores(results: dict, split: str = "test") -> None:
 
 
 def show_comparison(results: dict) -> None:
-    """Print the accuracies of each split, where there is more to them than the test scores of one seed."""
+    """Print the accuracies of each split, where a run has more than the test scores of a single seed."""
     for table in comparison.tables(results) if comparison.says_more(results) else ():
         show(table)
 
 
 def summarise(results: dict) -> None:
-    """Print a finished run: scores, costs, what its variants come to, what took longest, and what failed."""
+    """Print a finished run: scores, costs, variants, the kernels that took longest, and failures."""
     if results["models"]:
         show_scores(results)
         show_comparison(results)
@@ -142,7 +142,7 @@ def _fits(*every: Table) -> bool:
 
 
 def _text(value: str) -> Text:
-    # Names of files need not be valid text; such bytes are shown as escapes.
+    # Names of files need not be valid text; bytes that are not text are shown as escapes.
     return Text(value.encode("utf-8", "backslashreplace").decode())
 
 

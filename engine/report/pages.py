@@ -1,4 +1,4 @@
-"""`report.md` and `report.html`: the same tables and pictures, the HTML page with its pictures inside."""
+"""`report.md` and `report.html`: the same tables and pictures; the HTML page holds its pictures itself."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PIXELS_PER_INCH = 96
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file with what it shows."""
+    """A PNG file with its title."""
 
     title: str
     path: Path
@@ -51,7 +51,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: a line of text, tables and pictures. It is left out where it has no rows and no pictures."""
+    """A part of a report: a line of text, tables and pictures; left out without rows and pictures."""
 
     title: str
     tables: tuple[Table, ...] = ()
@@ -83,7 +83,7 @@ def write(folder: RunFolder, results: dict, environment: dict) -> None:
 
 
 def rendered(name: str, content: dict, *packages: str) -> str:
-    """Return a page: `content` in the template of that name, of one of `packages` or of this one.
+    """Return a page: `content` in the template `name` from `packages`, or else from this package.
 
     HTML pages extend `page.html.j2`, which has the style, and take tables and pictures from `widgets.html.j2`.
     """
@@ -154,7 +154,7 @@ def _by_channels(results: dict, found: _Pictures) -> list[Section]:
 
 
 class _Pictures:
-    """Finds those pictures of a run that were drawn."""
+    """Finds the pictures that were drawn of a run."""
 
     def __init__(self, plots: Path) -> None:
         self.plots = plots
@@ -189,6 +189,6 @@ def _inline(path: Path) -> Markup:
 
 
 def _markdown_cell(text: str) -> str:
-    """Return `text` so that Markdown shows it as it is, inside a table or outside."""
+    """Return `text` escaped, so that Markdown shows the same letters, inside a table or outside."""
     text = html.escape(text, quote=False).replace("\n", " ")
     return re.sub(r"([\\`*_{}\[\]#|])", r"\\\1", text)

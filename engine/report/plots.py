@@ -33,7 +33,7 @@ CHANCE_COLOUR = "#E69F00"
 MOST_BARS = 4
 # More combinations than this stand below each other, where long names have room.
 MOST_BESIDE = 12
-# Inches that a phone shows with letters that can be read; elsewhere two such pictures stand beside each other.
+# Inches: on a phone the letters can still be read, elsewhere two pictures of this width stand beside each other.
 NARROW = 6.0
 DOTS_PER_INCH = 144
 # Classes of a confusion matrix that are named.
@@ -64,13 +64,13 @@ PLACES = (
     ((-14, 24), "right", "center"),
     ((-14, -24), "right", "center"),
 )
-# Square pixels of overlap that are better than the next place.
+# A label takes its next place to save more square pixels of overlap than this.
 WORTH_A_PLACE = 12
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """An image uint8 [height, width, 3] with its true class, the predicted one and that one's probability."""
+    """An image uint8 [height, width, 3] with its true class, the predicted class and its probability."""
 
     image: np.ndarray
     truth: str
@@ -81,7 +81,7 @@ class Prediction:
 def as_pictures(images: Tensor) -> np.ndarray:
     """Return images [batch, channels, height, width] as uint8 [batch, height, width, 3] to look at.
 
-    The first three channels are shown as red, green and blue, the first one in gray where there are fewer. Values
+    The first three channels are shown as red, green and blue, of fewer channels the first in gray. Values
     other than uint8 are stretched from the least to the greatest of each image.
     """
     shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
@@ -120,7 +120,7 @@ def draw(results: dict, history: dict[str, list], folder: Path) -> None:
 def curves(history: dict[str, list], path: Path) -> None:
     """Plot loss and accuracy by epoch: training dashed, validation solid, best epoch marked.
 
-    A few models share a pair of axes, one above the other, a colour each. Many models, or variants such as with and
+    A few models share a pair of axes, loss above accuracy, a colour each. Many models, or variants such as with and
     without augmentation, get a pair of axes per model, with its variants together.
     """
     history = {name: rows for name, rows in history.items() if rows}
@@ -168,7 +168,7 @@ def _draw_curves(axis: Axes, kind: str, history: dict[str, list]) -> None:
     for colour, (name, rows) in zip(_cycle(len(history)), history.items(), strict=True):
         epochs = [row.epoch for row in rows]
         best = min(rows, key=lambda row: row.val_loss)
-        # a line of one point would not be seen
+        # A line of a single point would not be seen.
         form = "--" if len(rows) > 1 else "x"
         axis.plot(epochs, [getattr(row, f"train_{kind}") for row in rows], form, color=colour, alpha=0.6)
         axis.plot(epochs, [getattr(row, f"val_{kind}") for row in rows], "-", color=colour, label=name)
@@ -182,7 +182,7 @@ def _draw_curves(axis: Axes, kind: str, history: dict[str, list]) -> None:
 
 
 def combinations(accuracy: dict[str, dict[str, float | None]], chance: float, path: Path) -> None:
-    """Plot accuracy by channel combination, by model: as bars, or as a heatmap where bars would be too many."""
+    """Plot accuracy by channel combination, by model: as bars, or as a heatmap in place of too many bars."""
     labels = list(next(iter(accuracy.values())))
     values = np.array([[row[label] for label in labels] for row in accuracy.values()], dtype=float) * 100
     if len(accuracy) <= MOST_BARS and len(labels) <= MOST_BESIDE:
@@ -239,9 +239,9 @@ def _name_columns(axis: Axes, names: list[str]) -> None:
 
 
 def channels_kept(results: dict, path: Path) -> None:
-    """Plot accuracy by number of channels kept: the mean over combinations of a size, and the range they span.
+    """Plot accuracy by number of channels kept: mean and range over the combinations of each size.
 
-    Up to four models share the axes; more get axes each, with the others' means in grey.
+    Up to four models share the axes; of more models each has its axes, with the other models' means in grey.
     """
     kept = {name: scores.by_size(results, entry) for name, entry in results["models"].items()}
     kept = {name: sizes for name, sizes in kept.items() if sizes}
@@ -312,7 +312,7 @@ def tradeoff(results: dict, path: Path) -> None:
 
 
 def _costs(results: dict) -> dict[str, tuple[float, float]]:
-    """Return multiply-adds and accuracy in %, where both are known."""
+    """Return multiply-adds and accuracy in % by model, of models with both figures."""
     full = scores.full_set(results)
     found = {
         name: (scores.number(entry.get("macs")), scores.score(entry, full)) for name, entry in results["models"].items()
@@ -321,7 +321,7 @@ def _costs(results: dict) -> dict[str, tuple[float, float]]:
 
 
 def _label(axis: Axes, points: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:
-    """Write each point's name beside it, at the place around it that covers least of other names and points."""
+    """Write each name beside its point, at the place that covers least of other names and points."""
     axis.figure.draw_without_rendering()
     renderer = axis.figure.canvas.get_renderer()
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in map(axis.transData.transform, points.values())]
@@ -339,10 +339,10 @@ def _label(axis: Axes, points: dict[str, tuple[float, float]], colours: dict[str
                 color=colours[name],
                 arrowprops={"arrowstyle": "-", "color": "grey", "linewidth": 0.6} if abs(offset[0]) > 7 else None,
             )
-            # A label must not push the axes, whose place in the figure it is measured by.
+            # A label must not push the axes, as labels are measured by the place of the axes.
             text.set_in_layout(False)
             text.update_positions(renderer)
-            # The box of the letters, without the line to the point; they fill less than its height.
+            # The box of the letters, without the line to the point; letters fill less than the height of a box.
             box = Text.get_window_extent(text, renderer).padded(0, -2)
             outside = box.width * box.height - _overlap(box, axis.bbox)
             cost = sum(_overlap(box, other) for other in taken) + outside + WORTH_A_PLACE * len(found)
@@ -379,7 +379,7 @@ def confusion(counts: np.ndarray, class_names: tuple[str, ...], title: str, path
 
 
 def predictions(shown: list[Prediction], title: str, path: Path) -> None:
-    """Plot a grid of images with predicted and true names, right ones green and wrong ones red."""
+    """Plot a grid of images with predicted and true names, right predictions green and wrong predictions red."""
     columns = 3
     rows = -(-len(shown) // columns)
     side = NARROW / columns

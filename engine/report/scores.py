@@ -1,4 +1,4 @@
-"""What tables and plots read from `results.json`: accuracies by channel combination, and which entries belong together.
+"""Figures of `results.json` for tables and plots: accuracies by channel combination, and entries that belong together.
 
 Results without the newer fields are read too; a figure that is missing, null or not finite is None.
 """
@@ -22,7 +22,7 @@ def number(value) -> float | None:
 
 
 def labels(results: dict, split: str = "test") -> list[str]:
-    """Return the names of the combinations that any entry was tested on, in order."""
+    """Return the names of the combinations that some entry was tested on, in order."""
     return list(dict.fromkeys(label for entry in results["models"].values() for label in entry[split]))
 
 
@@ -32,13 +32,13 @@ def is_long(results: dict, split: str = "test") -> bool:
 
 
 def full_set(results: dict) -> str:
-    """Return the combination that an entry's single figures are of: the first one tested, by default all channels."""
+    """Return the combination of an entry's single figures: the first combination tested, by default all channels."""
     tested = labels(results)
     return next((label for label in tested if label != SHUFFLED), tested[0] if tested else "")
 
 
 def in_words(label: str) -> str:
-    """Return a combination's name as it stands in a sentence."""
+    """Return a combination's name for a sentence."""
     return "all channels" if label == ALL else label
 
 
@@ -48,7 +48,7 @@ def score(entry: dict, label: str, kind: str = "accuracy", split: str = "test") 
 
 
 def by_combination(entry: dict, split: str = "test") -> dict[str, float]:
-    """Return an entry's accuracies by combination, without that on shuffled channels."""
+    """Return an entry's accuracies by combination, without the accuracy on shuffled channels."""
     found = {label: score(entry, label, split=split) for label in entry[split] if label != SHUFFLED}
     return {label: accuracy for label, accuracy in found.items() if accuracy is not None}
 
@@ -64,7 +64,7 @@ def by_size(results: dict, entry: dict, split: str = "test") -> dict[int, list[f
 
 
 def singles(results: dict, entry: dict) -> list[tuple[str, float]]:
-    """Return the single channels and an entry's accuracy on each alone, the best first."""
+    """Return single channels, each with an entry's accuracy on the channel alone, the best first."""
     combinations = results.get("combinations", {})
     found = {
         combinations[label][0]: accuracy
@@ -75,30 +75,30 @@ def singles(results: dict, entry: dict) -> list[tuple[str, float]]:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of those values that are there."""
+    """Return the mean of the values that are not None; None without such a value."""
     there = [value for value in values if value is not None]
     return fmean(there) if there else None
 
 
 def base(name: str) -> str:
-    """Return the registered model of an entry, or of one of its networks: "x" of "x+drop" and of "x RG"."""
+    """Return the registered model of an entry, or of a network of an entry: "x" of "x+drop" and of "x RG"."""
     return re.split("[+ ]", name, maxsplit=1)[0]
 
 
 def resnet34(found: dict[str, dict]) -> dict:
-    """Return of the models' entries that which the others' accuracies are held against, empty where there is none.
+    """Return the entry that others' accuracies are compared with: plain ResNet34's, or else that of its only variant.
 
-    It is plain ResNet34's, or where that was not trained, its only variant's.
+    The entry is empty where ResNet34 was not trained, or only as several variants.
     """
     variants = [entry for name, entry in found.items() if base(name) == "resnet34"]
     return found.get("resnet34") or (variants[0] if len(variants) == 1 else {})
 
 
 def compared_with(results: dict, name: str) -> str | None:
-    """Return the entry that a variant is compared with.
+    """Return the name of the entry that a variant is compared with; None where that entry is the variant itself.
 
-    It is the entry without its last variant, else without the last two, and so on; where none was trained, the first
-    variant of the same model.
+    Compared is the entry without the last variant in the name, else without the last two, and so on; where no such
+    entry was trained, the first entry of the same model.
     """
     entries, wanted = results["models"], name.rpartition("+")[0]
     while wanted and wanted not in entries:

@@ -1,4 +1,4 @@
-"""The results of runs that differ in their seed alone, as one: means, and how far the seeds spread."""
+"""The results of runs that differ in the seed alone, joined: means, and how far the seeds spread."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 
 MEANS = ("val", "test", "splits", "flipped", "train_seconds", "images_per_second")
-OWN = ("best_epoch", "epochs", "train_seconds", "val")  # what is also kept of each seed
+OWN = ("best_epoch", "epochs", "train_seconds", "val")  # figures that are also kept by seed
 
 
 def combined(runs: Sequence[dict]) -> dict:
-    """Return the content of `results.json` for runs of several seeds, given that of each.
+    """Return the content of `results.json` for several seeds, given the content for each seed's run.
 
-    Scores, training time and images a second are means. Each model also has "seeds", those that it was trained with;
+    Scores, training time and images a second are means. Each model also has "seeds", the seeds of its trainings;
     "spread", the standard deviation (of a sample, n - 1) of each test figure, as "plain" and "flipped" by split and
-    combination, where there are two seeds or more; and "per_seed". What failed names its seed.
+    combination, with two seeds or more; and "per_seed". A failure names its seed.
     """
     names = dict.fromkeys(name for run in runs for name in run["models"])
     failed = {f"{name} (seed {run['seed']})": why for run in runs for name, why in run.get("failed", {}).items()}
@@ -39,7 +39,7 @@ def _entry(of_seed: dict[int, dict]) -> dict:
 
 
 def _merged(merge: Callable[[list[float]], float], values: list):
-    """Return one value, or dict of such, for several; None where a number among them is missing."""
+    """Return several values, or dicts of values, merged; None where a value is missing."""
     if isinstance(values[0], dict):
         return {key: _merged(merge, [value.get(key) for value in values]) for key in values[0]}
     return None if None in values else merge(values)

@@ -70,7 +70,7 @@ def combinations(name: str, protocol: str, tested: dict[str, dict]) -> Table:
 
 
 def accuracies(entries: dict[str, dict], split: str = "test") -> Table:
-    """Return the accuracy of all models by channel combination, models as rows or as columns: the narrower of both."""
+    """Return the accuracy of all models by channel combination, models as rows or as columns, whichever is narrower."""
     labels = scores.labels({"models": entries}, split)
     rows = tuple(
         (name, *(_percent(scores.score(entry, label, split=split)) for label in labels))
@@ -101,7 +101,7 @@ def channels_kept_in_short(results: dict, split: str = "test") -> Table:
 
 
 def single_channels(results: dict) -> Table:
-    """Return each model's best and worst single channels with the accuracy on them, by rank."""
+    """Return each model's best and worst single channels with their accuracies, by rank."""
     ranked = {name: scores.singles(results, entry) for name, entry in results["models"].items()}
     count = max(map(len, ranked.values()), default=0)
     shown = [rank for rank in range(count) if rank < EXTREMES or rank >= count - EXTREMES]
@@ -120,21 +120,21 @@ def single_channels(results: dict) -> Table:
 
 
 def models(results: dict) -> Table:
-    """Return a row per model: what it reached, the ratio to ResNet34 where that was trained too, and its costs."""
+    """Return a row per model: accuracy, the ratio to ResNet34's where ResNet34 was trained too, and costs."""
     with_ratio = any("ratio_to_resnet34" in entry for entry in results["models"].values())
     title = "Models (ratio: of test accuracy to ResNet34's)" if with_ratio else "Models"
     return _select(results, title, ("acc.", "ratio", "params", "mult-adds", "best", "train time"))
 
 
 def systems(results: dict) -> Table:
-    """Return a row per trained system: reported figures beside the measured ones on the full set, and its costs."""
+    """Return a row per trained system: reported figures, measured figures on the full set, and costs."""
     measured = ("reported", "acc.", "precision", "recall", "F1", "val acc.", "ratio")
     costs = ("params", "mult-adds", "FLOPs", "act. MB", "train time")
     return _select(results, f"Systems, tested on {scores.in_words(scores.full_set(results))}", measured + costs)
 
 
 def training(results: dict) -> Table:
-    """Return a row per trained system: how it was trained, and how fast."""
+    """Return a row per trained system: settings, course and speed of its training."""
     text, numbers = (
         ("protocol", "sampling", "augmentations"),
         ("depth", "distinct", "best", "val loss", "img/s", "peak MB", "GPU idle", "input wait"),
@@ -143,7 +143,7 @@ def training(results: dict) -> Table:
 
 
 def reported(results: dict) -> Table:
-    """Return the figures of the reports' tables, and below them the measured ones of the same kinds."""
+    """Return the figures of the reports' tables, each system's with the measured figures of the same kinds below."""
     labels = scores.labels(results)
     extra = [key for key in (SHUFFLED, "val", "train", "precision", "recall", "f1") if key not in labels]
     entries = {name: entry for name, entry in results["models"].items() if _has_measured(entry)}
@@ -163,7 +163,7 @@ def reported(results: dict) -> Table:
 
 
 def protocols(results: dict) -> Table:
-    """Return each protocol's accuracies, by model and as the mean over models; no rows where there is one protocol."""
+    """Return each protocol's accuracies, by model and as the mean over models; no rows for a single protocol."""
     entries, full = results["models"], scores.full_set(results)
     groups: dict[str, dict[str, dict]] = {}
     for name, entry in entries.items():
@@ -185,7 +185,7 @@ def protocols(results: dict) -> Table:
 
 
 def variants(results: dict) -> Table:
-    """Return what each variant of a model's training changed: accuracy on the full set and mean over combinations."""
+    """Return each variant's change of accuracy against its base: on the full set, and as the mean over combinations."""
     entries, full = results["models"], scores.full_set(results)
     several = len([label for label in scores.labels(results) if label != SHUFFLED]) > 1
     rows = []
@@ -217,7 +217,7 @@ def ablation(results: dict) -> Table:
 
 
 def predictions(shown: dict[str, list]) -> Table:
-    """Return what each system says of the same images, from `plots.Prediction`s by entry."""
+    """Return each system's predictions for the same images, from `plots.Prediction`s by entry."""
     rows = tuple(
         (row[0].truth, *(f"{item.predicted} {item.probability:.0%}, {_verdict(item)}" for item in row))
         for row in zip(*shown.values(), strict=False)
@@ -226,7 +226,7 @@ def predictions(shown: dict[str, list]) -> Table:
 
 
 def kernels(results: dict) -> tuple[Table, ...]:
-    """Return what took longest on the device, a table for each model that was traced (`engine.watch.profiling`)."""
+    """Return a table for each traced model: the kernels that took longest on the device (`engine.watch.profiling`)."""
     columns = ("operator or kernel", "calls", "ms", "share")
     return tuple(
         Table(
@@ -255,7 +255,7 @@ def rejected(results: dict) -> Table:
 
 
 def _select(results: dict, title: str, names: tuple[str, ...]) -> Table:
-    """Return a row per entry with these figures, without the columns that no entry has."""
+    """Return a row per entry with the figures `names`, without columns that are empty for all entries."""
     entries, full = results["models"], scores.full_set(results)
     texts = {name: [FIGURES[name](entry, full) for entry in entries.values()] for name in names}
     texts = {name: column for name, column in texts.items() if set(column) != {"-"}}
@@ -264,7 +264,7 @@ def _select(results: dict, title: str, names: tuple[str, ...]) -> Table:
 
 
 def _narrower(table: Table, corner: str) -> Table:
-    """Return the table or its transpose, headed `corner` in the first column, whichever takes less room."""
+    """Return the narrower of the table and its transpose, whose first column is headed `corner`."""
     columns = tuple(zip(table.columns, *table.rows, strict=True))
     turned = Table(table.title, (corner, *columns[0][1:]), columns[1:], table.left)
     return min(turned, table, key=_width) if table.rows else table
@@ -275,7 +275,7 @@ def _width(table: Table) -> int:
 
 
 def _headlines(entry: dict, full: str) -> str:
-    """Return one figure per report: of the full set, else the first it gives."""
+    """Return a figure per report: on the full set, else the first figure of the report."""
     texts = []
     for report, figures in entry.get("reported", {}).items():
         key = full if full in figures else next(iter(figures), None)
@@ -290,7 +290,7 @@ def _has_measured(entry: dict) -> bool:
 
 
 def _measured(entry: dict, key: str, full: str) -> float | None:
-    """Return the measured counterpart of a reported figure; precision, recall and F1 are of the reports' test."""
+    """Return the measured counterpart of a reported figure; precision, recall and F1 are on the reports' test."""
     if key == "val":
         return entry.get("val", {}).get("accuracy")
     if key in entry["test"]:
@@ -322,7 +322,7 @@ def _spread(values: list[float]) -> str:
 
 
 def _is_round(size: int) -> bool:
-    """Return whether `size` is a power of two, or three times one."""
+    """Return whether `size` is a power of two, or three times a power of two."""
     size //= 3 if size % 3 == 0 else 1
     return size & (size - 1) == 0
 

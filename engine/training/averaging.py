@@ -8,18 +8,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """Return a copy of `model` whose weights and statistics follow it: after each step, decay x own + rest x model's.
+    """Return a copy of `model` that averages its weights and statistics: decay x own + (1 - decay) x model's by step.
 
-    What a schedule sets, the buffers that a module names in `SCHEDULED`, such as a temperature, is copied.
+    Buffers that a module names in `SCHEDULED`, such as a temperature, are set by a schedule: they are copied.
 
-    The first steps count more: after n of them the decay is at most (1 + n) / (10 + n), as in TensorFlow's
+    The first steps count more: after n steps the decay is at most (1 + n) / (10 + n), as in TensorFlow's
     ExponentialMovingAverage, or the first weights would linger in short trainings.
     """
     return _Averaged(model, decay)
 
 
 class _Averaged(AveragedModel):
-    """torch's, but its number of steps stays on the host: torch copies it to the device and back at each of them."""
+    """torch's `AveragedModel` with its count of steps on the host; torch copies the count to the device and back."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model, use_buffers=True)
@@ -29,7 +29,7 @@ class _Averaged(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Follow `model`, whose parameters and buffers are on the device that this one's are on, by one step."""
+        """Follow `model`, on the device of this average, by one step."""
         groups: dict[torch.dtype, tuple[list, list]] = {}
         for own, new, copied in zip(_values(self.module), _values(model), self.copied, strict=True):
             if copied:

@@ -19,21 +19,22 @@ from polychrome.engine.machine.hardware import autocast
 from polychrome.engine.machine.memory import PeakMemory, available
 from polychrome.engine.training.plan import Plan
 
-HEADROOM = 0.1  # of what fits, left free
-LEAST = 2  # images: batch normalisation has no variance of one
+HEADROOM = 0.1  # the share of a fitting batch that is left free
+LEAST = 2  # images: batch normalisation has no variance of a single image
 MULTIPLE = 8
-MEASURABLE = 256  # MB between two batches, far above what the resident set varies by
+MEASURABLE = 256  # MB between two batches, far above the noise of the resident set
 SIGNS = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
 
 
 def largest(try_batch: Callable[[int], None], most: int, start: int) -> int:
-    """Return a batch size of at most `most` that fits with a tenth to spare, a multiple of 8 where above 8; 0: none.
+    """Return the largest batch size up to `most` that fits with a tenth to spare, above 8 a multiple of 8; 0: none.
 
-    It doubles from `start`, then bisects to within a sixteenth. To know of the spare tenth it also tries batches up to
-    a ninth above `most`. Call it outside the `except` of an earlier failure, whose frames hold that step's tensors.
+    The size doubles from `start`, then is bisected to within a sixteenth. To know of the spare tenth, batches up to a
+    ninth above `most` are tried. Call this function outside the `except` of an earlier failure, whose frames hold the
+    tensors of the failed step.
 
     Args:
-        try_batch: takes a training step with that many images. Its errors other than of memory are raised.
+        try_batch: takes a training step with the number of images given. Its errors other than of memory are raised.
     """
     ceiling = math.ceil(most / (1 - HEADROOM))
     good, bad = LEAST - 1, math.inf
@@ -49,29 +50,30 @@ def largest(try_batch: Callable[[int], None], most: int, start: int) -> int:
 
 
 def largest_on_cpu(try_batch: Callable[[int], None], most: int) -> int:
-    """Return what `largest` would, without running out of memory: Linux kills a process rather than refuse it more.
+    """Return the batch size that `largest` would find, at least 2, without running out of memory.
 
-    An image needs what the peak resident set grows by, measured over batches of 2, 4, 8 and so on until the growth is
-    far above noise; what fits is computed from the memory available. At least 2. Errors of `try_batch` are raised.
+    Linux kills a process rather than refuse it memory. So the need of an image is measured, as the growth of the peak
+    resident set over batches of 2, 4, 8 and so on until the growth is far above noise, and the batch size computed
+    from the memory available. Errors of `try_batch` are raised.
     """
-    try_batch(LEAST)  # makes what the first step alone makes: the optimiser's state, threads
+    try_batch(LEAST)  # the optimiser's state and the threads are made by the first step alone
     size, grown = LEAST, 0.0
     _, peak = _resident(try_batch, size)
     while size < most:
         before, last = peak, grown
         rest, peak = _resident(try_batch, 2 * size)
         grown = peak - before
-        # Where Linux does not let the peak be reset, an earlier and higher one hides part of the first growth seen.
+        # Where Linux does not let the peak be reset, an earlier, higher peak hides part of the first growth seen.
         if grown >= MEASURABLE and last > 0:
             _free()
-            fixed = max(0.0, peak - rest - 2 * grown)  # as gradients, which take the same for every batch
+            fixed = max(0.0, peak - rest - 2 * grown)  # such as gradients, as large for every batch
             return _with_headroom(int((available() / 1e6 - fixed) * size / grown), most)
         size *= 2
     return _rounded(most)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory, the device's or the host's, ran out."""
+    """Return whether an error tells of exhausted memory, the device's or the host's."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if isinstance(error, OSError):
@@ -99,12 +101,12 @@ def _fits(try_batch: Callable[[int], None], size: int) -> bool:
         if not is_out_of_memory(error):
             raise
         fits = False
-    _free()  # here, after the error and the frames that it held are gone
+    _free()  # here, where the error and its frames are gone
     return fits
 
 
 def _resident(try_batch: Callable[[int], None], size: int) -> tuple[float, float]:
-    """Return the resident set in MB before trying `size` images, and its peak while at it."""
+    """Return the resident set in MB before a step of `size` images, and its peak during the step."""
     _free()
     memory = PeakMemory(torch.device("cpu"))
     rest = memory.megabytes()
@@ -117,7 +119,7 @@ def _free() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc has it
+    elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc alone
         trim(0)
 
 
@@ -132,7 +134,7 @@ def _rounded(size: int) -> int:
 START = 64
 
 
-MOST = 1024  # beyond it a step is bound by arithmetic on any device, and a rate found for small batches fails
+MOST = 1024  # larger steps are bound by arithmetic on any device, and a rate found for small batches fails there
 
 
 def largest_batch(model: nn.Module, shape: tuple[int, int, int], plan: Plan, samples: int) -> int:
@@ -152,11 +154,11 @@ def largest_batch(model: nn.Module, shape: tuple[int, int, int], plan: Plan, sam
 def explained(
     error: Exception, size: int, model: nn.Module, shape: tuple[int, int, int], plan: Plan
 ) -> OutOfMemoryError:
-    """Return what the user is told where a step of `size` images, over all processes, ran out of memory.
+    """Return the error that names a fitting batch size, after a step of `size` images in all ran out of memory.
 
-    Call it outside the `except`.
+    Call this function outside the `except`.
     """
-    model.zero_grad()  # what the step that failed has left
+    model.zero_grad()  # the failed step has left gradients
     processes = distributed.world_size()
     fits = largest(_attempt(model, shape, plan), -(-size // processes), LEAST)
     return OutOfMemoryError(advice(error, size, processes * fits))
@@ -172,7 +174,7 @@ def step_on_random(
     plan: Plan,
     compiled: Callable[[nn.Module], nn.Module] = lambda own: own,
 ) -> Callable[[int], None]:
-    """Return a function that takes a training step on so many random images, with a copy of the model, to its end."""
+    """Return a function of a number of random images that takes a whole training step of a copy of the model."""
     copies = 2 if plan.consistent else 1
     own = copy.deepcopy(model).to(plan.device, memory_format=torch.channels_last).train().requires_grad_()
     optimizer, network = plan.make_optimizer(own), compiled(own)

@@ -15,10 +15,10 @@ FORMAT = 2
 
 
 def save(path: Path, content: dict) -> None:
-    """Write `content` (tensors, numbers, strings and containers of them) whole or not at all.
+    """Write `content`, of tensors, numbers, strings and containers, into a file whole or not at all.
 
     Raises:
-        StorageError: it cannot be written, as where the disk is full; what stood there before is intact.
+        StorageError: the file cannot be written, as where the disk is full; an earlier file is intact.
     """
     # In memory first: torch's writer ends the process where a disk is full in the middle.
     stream = io.BytesIO()
@@ -31,7 +31,7 @@ def save(path: Path, content: dict) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict:
-    """Return what `save` wrote, of this format or an earlier one, with its number as "format".
+    """Return the content that `save` wrote, in this format or an earlier format, with its number as "format".
 
     Raises:
         UserError: the file is missing, damaged, of a later format, or holds more than plain data.
@@ -42,10 +42,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
         raise UserError(f"{path}: no such checkpoint") from None
     except Exception as error:  # the unpickler answers damaged bytes with errors of every kind
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged or is no checkpoint ({reason})") from None
+        raise UserError(f"{path} is damaged or is not a checkpoint ({reason})") from None
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise UserError(f"{path} is no checkpoint of this project: it has no 'model' entry of weights")
+        raise UserError(f"{path} is not a checkpoint of this project: it has no 'model' entry of weights")
     if (number := content.setdefault("format", 1)) not in range(1, FORMAT + 1):
         raise UserError(
             f"{path} has checkpoint format {number}, this version reads up to {FORMAT}: update polychrome to read it"

@@ -30,7 +30,7 @@ def mode(model: nn.Module, shape: tuple[int, int, int], batch_size: int, plan: P
 def _seconds_or_infinity(
     model: nn.Module, shape: tuple[int, int, int], batch_size: int, plan: Plan, name: str
 ) -> float:
-    # Memory that runs out in every mode runs out in the training too, which tells the user what fits.
+    # Memory that runs out in every mode runs out in the training too, whose error names a batch size that fits.
     try:
         return step_seconds(model, shape, batch_size, plan, name)
     except Exception as error:

@@ -9,10 +9,10 @@ from torchvision.transforms import v2
 
 
 class Mixing:
-    """Mix each image of a batch with its neighbour: mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), or either.
+    """Mixes each image of a batch with its neighbour: mixup (Zhang et al. 2018), CutMix (Yun et al. 2019), or either.
 
     mixup, cutmix: the alpha of the Beta distribution that the shares are drawn from; 0 leaves the method out. With
-        both, each batch gets one of the two, with equal chance.
+        both, each batch is mixed by either method, with equal chance.
 
     All draws are of torch's global generator on the CPU; the host waits for no device.
 
@@ -39,24 +39,25 @@ class Mixing:
         if len(images) == 1:
             return images, F.one_hot(labels, self.num_classes).float()
         images, targets = self._mix(images, labels)
-        # On CUDA torch.roll, which mixup takes the neighbours by, returns NCHW.
+        # On CUDA torch.roll, by which mixup finds the neighbours, returns NCHW.
         return images.contiguous(memory_format=torch.channels_last), targets
 
 
 def beside_all(images: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a batch of twice as many images: each without its absent channels, which are zero, then each with all.
+    """Return a batch twice as large: each image with zeros for its absent channels, then each with all channels.
 
     images: [batch, channels, height, width] with all channels; channels_last stays so. present: bool [batch, channels].
-    The second result is which channels are present, bool [2 * batch, channels].
+    The second result says which channels are present, bool [2 * batch, channels].
     """
     some = images * present[:, :, None, None]
     return torch.cat([some, images]), torch.cat([present, torch.ones_like(present)])
 
 
 def divergence(logits: Tensor) -> Tensor:
-    """Return the mean Kullback-Leibler divergence, in nats, from the answers on all channels to those on some.
+    """Return the mean Kullback-Leibler divergence, in nats, of answers on some channels from answers on all channels.
 
-    logits: float32 [2 * batch, classes] of what `beside_all` gives. The answers on all channels get no gradient.
+    logits: float32 [2 * batch, classes], the answers to the images of `beside_all`. The answers on all channels get no
+        gradient.
     """
     some, every = logits.log_softmax(1).chunk(2)
     return F.kl_div(some, every.detach(), log_target=True, reduction="batchmean")

@@ -17,12 +17,12 @@ MOMENTUM = 0.9  # of sgd and nesterov
 def create(
     name: str, model: nn.Module, lr: float, weight_decay: float = 0.0, only: Iterable[nn.Parameter] | None = None
 ) -> torch.optim.Optimizer:
-    """Return a new optimiser of the parameters in `only`, else of all that require gradients.
+    """Return a new optimiser of the parameters in `only`, by default of all parameters that require gradients.
 
-    Make it after the model is on its device: the fused forms are for where the parameters are.
+    The model has to be on its device before: the fused forms depend on where the parameters are.
 
-    name: "adam" and "sgd" (momentum 0.9) add `weight_decay` times the weights to the gradients, "nesterov" is such an
-        sgd that looks ahead; "adamw" and "muon" (see `Muon`) shrink the weights themselves by lr * weight_decay.
+    name: "adam" and "sgd" (momentum 0.9) add `weight_decay` times the weights to the gradients, "nesterov" is "sgd"
+        with Nesterov's momentum; "adamw" and "muon" (see `Muon`) shrink the weights themselves by lr * weight_decay.
 
     Raises:
         ValueError: the name is none of `NAMES`, or there is nothing to optimise.
@@ -46,9 +46,9 @@ def create(
 
 
 def hidden_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Return the weights that Muon is for: of the convolutions but the first, and of the linear layers but the head.
+    """Return the weights for Muon: of all convolutions but the first, and of all linear layers but the head.
 
-    A weight with one row or one column is left out: there is nothing to make orthogonal in it.
+    A weight with a single row or column is left out: it has nothing to make orthogonal.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d | DynamicConv2d)]
     first = next((layer for layer in layers if not isinstance(layer, nn.Linear)), None)
@@ -65,11 +65,11 @@ class Muon(torch.optim.Optimizer):
     A filter [out, in, height, width] is orthogonalised as the matrix [out, in * height * width], a bank of experts
     [experts, out, in, height, width] as one matrix per expert; the momentum is 0.95, Nesterov's. The update is scaled
     to the root mean square of AdamW's (adjust_lr_fn="match_rms_adamw", Liu et al. 2025, arXiv 2502.16982), so one rate
-    and one weight decay serve both groups, and a rate that suits AdamW is the one to try first. A group's rate is its
+    and one weight decay serve both groups: try a rate that suits AdamW first. A group's rate is its
     "lr" as it stands; "lr_scale" is 1 in both.
 
     Raises:
-        ValueError: both are empty.
+        ValueError: `hidden` and `others` are both empty.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, options | {"lr_scale": 1.0})
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Take one step; `closure` computes the loss anew, where it is given."""
+        """Take one step and return the loss of `closure`, which computes the loss anew; None without a closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for part, group in zip(self._parts, self.param_groups, strict=True):
-            # Loading a state dict makes new groups and a new state, so each step hands over those of now.
+            # Loading a state dict makes new groups and a new state, so each step hands over the present groups.
             part.param_groups, part.state = [group], self.state
             part.step()
         return loss
@@ -112,11 +112,11 @@ class _MuonOfViews(torch.optim.Muon):
             params_with_grad += _matrices(weight)
             grads += _matrices(_laid_out_as(weight, weight.grad))
             muon_momentum_bufs += _matrices(momentum)
-        return False  # none is complex
+        return False  # no weight is complex
 
 
 def _matrices(weight: Tensor) -> list[Tensor]:
-    """Return the matrices [out, -1] in a weight's memory: one, or one per expert of a bank [experts, out, ...].
+    """Return the matrices [out, -1] in a weight's memory: a single one, or one per expert of [experts, out, ...].
 
     The columns are in the order of the memory: in a channels_last filter the input channel runs fastest.
     """
@@ -128,5 +128,5 @@ def _matrices(weight: Tensor) -> list[Tensor]:
 
 
 def _laid_out_as(weight: Tensor, other: Tensor) -> Tensor:
-    """Return a tensor with the strides of a weight of its shape: `other` itself where it has them."""
+    """Return `other` with the strides of `weight`, a tensor of the same shape: a copy where the strides differ."""
     return other if other.stride() == weight.stride() else torch.empty_like(weight).copy_(other)

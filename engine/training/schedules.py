@@ -14,7 +14,7 @@ ONECYCLE_START, ONECYCLE_END = 1 / 25, 1 / 25e4  # of the peak
 
 
 def factor(name: str, position: float, epochs: int, warmup: float = 0.0) -> float:
-    """Return what to multiply the base rate by after `position` epochs of `epochs`: epoch - 1 + step / steps.
+    """Return the factor of the base rate after `position` of `epochs` epochs, position = epoch - 1 + step / steps.
 
     name: "constant"; "cosine" and "linear" fall from 1 to 0 over the epochs that the warm-up leaves; "onecycle" rises
         from 1/25 to 1 over the first 30% and falls to 1/250000, both along a cosine (Smith and Topin 2017, as torch's
@@ -23,7 +23,7 @@ def factor(name: str, position: float, epochs: int, warmup: float = 0.0) -> floa
 
     Raises:
         ValueError: the name is none of `NAMES`, the warm-up is not within 0 <= warmup < epochs, or onecycle, which has
-            its own, is given one.
+            a warm-up of its own, is given another.
     """
     if name not in NAMES:
         raise ValueError(f"schedule must be one of {', '.join(NAMES)}, got {name}")
@@ -42,7 +42,7 @@ def factor(name: str, position: float, epochs: int, warmup: float = 0.0) -> floa
 
 
 def plateau(accuracies: Iterable[float], lr: float) -> float:
-    """Return the rate after epochs of these accuracies: a tenth whenever more than 3 in a row bring no better one."""
+    """Return the rate after epochs of these accuracies: a tenth whenever more than 3 epochs in a row do not improve."""
     replay = torch.optim.SGD([torch.zeros(1)], lr=lr)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(replay, mode="max", factor=0.1, patience=3)
     for accuracy in accuracies:

@@ -1,4 +1,4 @@
-"""What a training goes on from: its checkpoints within an epoch and at the end of each."""
+"""The state that a training goes on from: checkpoints within an epoch and at the end of each epoch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BEST, LAST, PREVIOUS, WITHIN = "best.pt", "last.pt", "previous.pt", "step.pt"
 
 @dataclass
 class Position:
-    """The batch that comes next: number `batch` of pass `turn` of an epoch; epochs count from 1, the others from 0."""
+    """The next batch: number `batch` of pass `turn` of an epoch; epochs count from 1, passes and batches from 0."""
 
     epoch: int = 1
     turn: int = 0
@@ -34,7 +34,7 @@ class Position:
 
 
 class Totals:
-    """Loss and hits of an epoch so far; they stay on the device, and of several processes each has its own."""
+    """Loss and hits of an epoch so far, of each process its own; the sums stay on the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.loss = torch.zeros((), device=device)
@@ -76,7 +76,7 @@ class Totals:
         return {"loss": loss, "correct": correct, "count": self.count}
 
     def load(self, values: dict) -> None:
-        """Go on from what `as_dict` gave, which the first process then has alone."""
+        """Go on from the sums that `as_dict` gave, which the first process then holds for all."""
         self.count = values["count"]
         if distributed.is_main():
             self.loss.copy_(values["loss"])
@@ -116,11 +116,11 @@ class State:
 
     @property
     def validated(self) -> nn.Module:
-        """The model that is validated and kept as the best: the averaged one where there is one."""
+        """The model that is validated and kept as the best: the averaged model where weights are averaged."""
         return self.model if self.ema is None else self.ema.module
 
     def save_epoch(self, folder: Path) -> None:
-        """Write `last.pt` after an epoch, and `best.pt` where it is the best; the former `last.pt` is `previous.pt`."""
+        """Write `last.pt` after an epoch, after the best epoch also `best.pt`; the old `last.pt` is `previous.pt`."""
         content = self._content()
         if not distributed.is_main():
             return
@@ -142,9 +142,9 @@ class State:
             checkpoint.save(folder / WITHIN, content)
 
     def resume(self, folder: Path, say: Callable[[str], None] = lambda message: None) -> bool:
-        """Go on from the newest checkpoint in `folder` that is whole and fits; return whether there is one.
+        """Go on from the newest checkpoint in `folder` that is whole and fits; return whether one was found.
 
-        What is passed over is told to `say`.
+        Checkpoints that are passed over are named to `say`.
 
         Raises:
             UserError: there are checkpoints, but all are damaged or belong to another model.
@@ -168,7 +168,7 @@ class State:
             elif (before := Division(**content["division"])) != self.division:
                 say(f"{path} was saved with {_changes(before, self.division)}")
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is no checkpoint to go on from ({type(error).__name__}: {error})") from None
+            raise UserError(f"{path} is not a checkpoint to go on from ({type(error).__name__}: {error})") from None
         return True
 
     def _content(self) -> dict:
@@ -200,7 +200,7 @@ class State:
             torch.cuda.set_rng_state(states["cuda"].cpu())
 
     def _resume_optimizer(self, content: dict) -> None:
-        # Rates, decay and the like are the plan's, not those of the checkpoint.
+        # Rates, decay and the like are the plan's, not the checkpoint's.
         own = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(content)
         for group, options in zip(self.optimizer.param_groups, own, strict=True):
@@ -209,29 +209,29 @@ class State:
     def _resume_average(self, content: dict | None) -> None:
         if self.ema is None:
             return
-        if content is None:  # the run had no average so far: it begins with the weights
+        if content is None:  # the run had no average so far: the average begins with the weights
             self.ema.module.load_state_dict(self.model.state_dict())
         else:
             self.ema.load_state_dict(content)
 
 
 def exists(folder: Path) -> bool:
-    """Return whether a training has left something in `folder` to go on from."""
+    """Return whether a training has left a checkpoint in `folder` to go on from."""
     return any((folder / name).exists() for name in (WITHIN, LAST, PREVIOUS))
 
 
 def batch_size(folder: Path) -> int | None:
-    """Return the batch size of the training that stands in `folder`; None where there is none.
+    """Return the batch size of the training whose checkpoints are in `folder`; None without a checkpoint.
 
     Raises:
-        UserError: all its checkpoints are damaged.
+        UserError: all checkpoints are damaged.
     """
     _, content = newest(folder, None, lambda fault: None)
     return content and content["division"]["batch_size"]
 
 
 def epochs(folder: Path) -> int:
-    """Return how many epochs of the training that stands in `folder` are done; raises as `batch_size`."""
+    """Return how many epochs the training in `folder` has done; raises as `batch_size`."""
     _, content = newest(folder, None, lambda fault: None)
     return len(content["course"]["history"]) if content else 0
 
@@ -247,7 +247,7 @@ def newest(folder: Path, division: Division | None, say: Callable[[str], None]) 
         if not (folder / name).exists() or (name == PREVIOUS and LAST in found):
             continue
         try:
-            content = checkpoint.load(folder / name)  # in host memory, which has room for two of them
+            content = checkpoint.load(folder / name)  # in host memory, which has room for two checkpoints
             position = content["position"]
             if name != WITHIN or division is None or Division(**content["division"]) == division:
                 found[name] = content
@@ -258,7 +258,7 @@ def newest(folder: Path, division: Division | None, say: Callable[[str], None]) 
                     f"going on from the end of epoch {position['epoch'] - 1}"
                 )
         except (KeyError, TypeError) as error:
-            faults.append(f"{folder / name} is no checkpoint to go on from ({type(error).__name__}: {error})")
+            faults.append(f"{folder / name} is not a checkpoint to go on from ({type(error).__name__}: {error})")
         except UserError as error:
             faults.append(str(error))
     if not found:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose statistics in training are those of all processes; torch's own knows only GPUs."""
+    """`nn.BatchNorm2d` with statistics over all processes in training; torch's `SyncBatchNorm` knows only GPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x [batch, channels, height, width] standardised per channel."""
@@ -35,7 +35,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; as each of them uses it, so is its gradient."""
+    """The sum over all processes; its gradient is summed too, as every process uses the sum."""
 
     @staticmethod
     def forward(context, x: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class _Sum(torch.autograd.Function):
 
 
 def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the model with its batch normalisations made to use the statistics of all processes.
+    """Return the model with batch normalisations that use the statistics of all processes.
 
     Parameters and buffers are kept. On CUDA this is torch's `SyncBatchNorm`.
     """

@@ -38,7 +38,7 @@ SHOWN_FILES = 3
 
 @dataclass
 class Hooks:
-    """Functions that a training calls as it goes on; those left out do nothing.
+    """Functions that a training calls as it goes on; by default each does nothing.
 
     batch: called after each training or validation batch with the number of its images.
     step: called after each optimiser step.
@@ -61,23 +61,23 @@ class Hooks:
 def fit(
     name: str, model: nn.Module, train: Loader, val: Loader, plan: Plan, checkpoints: Path, hooks: Hooks | None = None
 ) -> Course:
-    """Train `model`, from where the checkpoints in a folder stand; it ends with the weights of `best.pt`.
+    """Return the course of `model`'s training, from the checkpoints in a folder on; leave it the weights of `best.pt`.
 
     Order, augmentations, channel sampling and dropout follow from (seed, epoch), and a checkpoint within an epoch has
-    the state of torch's generators, so a training that goes on equals an unbroken one. SIGTERM and Ctrl-C end it after
-    the step it is in. In several processes each has its share of every batch.
+    the state of torch's generators, so a resumed training equals an unbroken training. SIGTERM and Ctrl-C end the
+    training after the present step. In several processes each has its share of every batch.
 
     Raises:
-        NotFiniteError: a loss is NaN or infinite; the checkpoints before are kept.
+        NotFiniteError: a loss is NaN or infinite; the earlier checkpoints are kept.
         Interrupted: a signal asked for the end; all is saved.
         OutOfMemoryError: the message says which batch size fits.
-        StorageError: a checkpoint cannot be written; the one before is kept.
+        StorageError: a checkpoint cannot be written; the earlier checkpoint is kept.
         UserError: the checkpoints are damaged or belong to another model.
     """
     try:
         with Interruption() as interruption:
             course = Trainer(name, model, train, val, plan, checkpoints, hooks or Hooks(), interruption).run()
-        if interruption.signal:  # it came after the last step
+        if interruption.signal:  # came after the last step
             raise Interrupted(
                 f"{name} was stopped by {interruption.signal} after its last epoch; all is saved, --resume auto goes "
                 "on from there"
@@ -86,10 +86,10 @@ def fit(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        failure = error.with_traceback(None)  # its frames hold what fills the memory
+        failure = error.with_traceback(None)  # the frames of the error hold the tensors that fill the memory
     finally:
         if plan.compile:
-            # What was compiled counts against the next model's limit, and CUDA graphs keep their memory.
+            # Compiled code counts against the next model's limit, and CUDA graphs keep their memory.
             torch.compiler.reset()
     shape = (plan.inputs(len(train.channels)), train.size, train.size)
     raise batch_size.explained(failure, train.batch_size, model, shape, plan)
@@ -143,7 +143,7 @@ class Trainer:
         _train_mode(self.model, plan)
         self.replica = distributed.wrapped(self.model, plan.device)
         self.step_model = _compiled(self.replica, plan)
-        # Not the replica, which waits for the others at each call: they may have fewer images to validate.
+        # Not the replica: at each call it waits for the other processes, which may have fewer images to validate.
         alone = self.ema is None and self.replica is self.model
         self.val_model = self.step_model if alone else _compiled(self.state.validated, plan)
         self._clear_gradients()
@@ -159,7 +159,7 @@ class Trainer:
         return self.course
 
     def _count_done(self) -> None:
-        """Move the progress on by what a former process has done."""
+        """Move the progress on by the images that an earlier process has done."""
         position, epochs = self.state.position, len(self.course.history)
         passes = epochs * self.plan.passes + position.turn
         within = min(position.batch * self.train.batch_size, self.train.samples)
@@ -167,7 +167,7 @@ class Trainer:
             self.hooks.batch(done)
 
     def _epoch(self) -> None:
-        """Train for an epoch, or for what is left of it, validate, and save."""
+        """Train for an epoch, or for the rest of an epoch, validate, and save."""
         plan, state_ = self.plan, self.state
         self.started, epoch = time.perf_counter() - state_.elapsed, state_.position.epoch
         self._begin(epoch)
@@ -196,14 +196,14 @@ class Trainer:
             if hasattr(model, "start_epoch"):
                 model.start_epoch(epoch)
         if self.plan.compile and self.train.size_of(epoch) != self.train.size_of(max(1, epoch - 1)):
-            torch.compiler.reset()  # what was compiled for the former size counts against the limit, too
+            torch.compiler.reset()  # code compiled for the former size counts against the limit, too
         _train_mode(self.model, self.plan)
         self.rate = self.plan.rates(self.course.history)
         if self.state.position.at_start:
             torch.manual_seed(_mix(self.plan.seed, epoch) + distributed.rank())
 
     def _pass(self, epoch: int, turn: int) -> None:
-        """Train on what is left of a pass over the data."""
+        """Train on the rest of a pass over the data."""
         position, steps = self.state.position, len(self.train)
         loaded = self.train.epoch(epoch, position.batch, self.plan.draw(epoch, turn), self.plan.recipe(epoch))
         batches = decoded(loaded, self.hooks.waiting)
@@ -250,7 +250,7 @@ class Trainer:
             with span("backward"):
                 share = self._share_of_step(batch, number)
                 self.scaler.scale(loss if share == 1 else loss * share).backward()
-        # Of an image that is mixed with another, the class of the larger share.
+        # A mixed image counts as of the class with the larger share.
         labels = targets if targets.dim() == 1 else targets.argmax(1)
         hits = (logits.argmax(1) == labels)[: len(batch)].sum()
         step = turn * len(self.train) + number
@@ -261,13 +261,14 @@ class Trainer:
     def _mixed(self, images: Tensor, present: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
         images, targets = self.mixing(images, labels)
         if present is not None and not self.plan.consistent:
-            images = (
-                images * present[:, :, None, None]
-            )  # a neighbour's channels that an image lacks must not come to it
+            # An image must not get from its neighbour the channels that it lacks.
+            images = images * present[:, :, None, None]
         return images, targets
 
     def _share_of_step(self, batch: Batch, number: int) -> float:
-        """Return the weight of a batch's mean loss in its step: its share of the images, and processes are averaged."""
+        """Return the weight of a batch's mean loss in its step: its share of the images, times the processes, whose
+        gradients are averaged.
+        """
         first = number - number % self.plan.accumulate
         size = self.train.batch_size
         end = min(first + self.plan.accumulate, len(self.train))
@@ -297,7 +298,7 @@ class Trainer:
 
     @property
     def _needs_own_gradients(self) -> bool:
-        """Whether gradients need memory of their own: that of a CUDA graph is written to again by the next batch."""
+        """Whether gradients need memory of their own: the next batch writes to the memory of a CUDA graph again."""
         return self.plan.compile and self.plan.compile_mode != "default" and self.plan.accumulate > 1
 
     def _validate(self):
@@ -309,7 +310,7 @@ class Trainer:
         def on_batch(images: int) -> None:
             self.hooks.batch(images)
             self.hooks.validated()
-            # Several processes stop together, which they can between steps alone.
+            # Several processes have to stop together, which is possible between steps alone.
             if distributed.world_size() == 1 and self.interruption.signal:
                 self._stop(self.interruption.signal)
 
@@ -318,7 +319,7 @@ class Trainer:
         return tested.scores[name]
 
     def _save_or_stop(self) -> None:
-        """Save where it is time to, and end where a signal asks for it; all processes do so after the same step."""
+        """Save where a save is due, and end where a signal asks for an end; all processes after the same step."""
         due = bool(self.plan.save_every) and time.perf_counter() - self.saved_at > self.plan.save_every
         save, stop = self.agreement(due and distributed.is_main(), self.interruption.signal is not None)
         if stop:
@@ -361,7 +362,7 @@ class Trainer:
 
 
 def _compiled(model: nn.Module, plan: Plan) -> nn.Module:
-    # Static shapes, also where the last batch is smaller: two sizes are compiled, none with a symbol for its size.
+    # Static shapes, also where the last batch is smaller: two sizes are compiled, without a symbol for the size.
     return torch.compile(model, mode=plan.compile_mode, dynamic=False) if plan.compile else model
 
 
@@ -375,9 +376,9 @@ def _train_mode(model: nn.Module, plan: Plan) -> None:
 def _images(
     batch: Batch, loader: Loader, plan: Plan, epoch: int, turn: int, number: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the images, augmented, and which channels of each are present, bool [batch, channels], None for all.
+    """Return augmented images, and bool [batch, channels] where channels are present, None where all are.
 
-    For a consistency loss the images have all channels, and which ones are to be present is always returned.
+    For a consistency loss the images have all channels, and the second result, never None, says which are to be shown.
     """
     count, channels = batch.shape[:2]
     parameters = dict(batch.drawn)
@@ -399,7 +400,7 @@ def _images(
 
 
 def _others_absent(present: Tensor, channels: int) -> Tensor:
-    """Return which channel each of `channels` inputs is, int64 [channels]: those `present` themselves, else -1."""
+    """Return each input's channel, int64 [channels]: its own number where the channel is `present`, else -1."""
     return torch.full((channels,), -1, device=present.device).scatter(0, present, present)
 
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from polychrome.engine.errors import UserError
 
-SHOWN = 5  # entries of a misfit that an error names
+SHOWN = 5  # misfitting entries that an error names
 
 
 def head_of(model: nn.Module) -> tuple[str, nn.Module]:
-    """Return name and module of the classifier's last layer: the last linear or convolutional one."""
+    """Return name and module of the classifier's last linear or convolutional layer."""
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     return layers[-1]
 
@@ -23,7 +23,7 @@ def read(file: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Return the weights in a file: a checkpoint of ours, a state dict saved by torch, or safetensors.
 
     Raises:
-        UserError: the file is missing, is none of these, or has no weights.
+        UserError: the file is missing, is of another kind, or has no weights.
     """
     try:
         if file.suffix == ".safetensors":
@@ -37,7 +37,7 @@ def read(file: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     except ImportError:
         raise UserError(f"--weights {file}: reading it needs safetensors: pip install safetensors") from None
     except Exception as error:  # the unpickler answers damaged bytes with errors of every kind
-        raise UserError(f"--weights {file} is no file of weights ({type(error).__name__})") from None
+        raise UserError(f"--weights {file} is not a file of weights ({type(error).__name__})") from None
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -49,10 +49,10 @@ def read(file: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
 
 
 def of_torchvision(name: str) -> dict[str, Tensor] | None:
-    """Return torchvision's weights for a model of this name, downloaded where they are not here; None without such.
+    """Return torchvision's weights for the model `name`, downloaded if need be; None if torchvision has no such model.
 
     Raises:
-        UserError: they cannot be downloaded.
+        UserError: the weights cannot be downloaded.
     """
     from torchvision import models
 
@@ -75,11 +75,11 @@ def load(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Copy weights into a model; a head for another number of classes keeps its fresh weights.
 
     Raises:
-        UserError: the weights are of another architecture; the message lists what did not fit.
+        UserError: the weights are of another architecture; the message lists the misfitting entries.
     """
     own = model.state_dict()
     head = head_of(model)[0] + "."
-    # Weights of before batch normalisation counted its batches do without the counts, as in load_state_dict.
+    # Old weights lack the counts of batches that batch normalisation keeps today; load_state_dict excuses them too.
     missing = [
         f"{key} is missing"
         for key in own

@@ -1,1 +1,1 @@
-"""What a training does as it runs: traces, idle time, and curves for TensorBoard."""
+"""Watching a training as it runs: traces, idle time, and curves for TensorBoard."""

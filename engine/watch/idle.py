@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.profiler import ProfilerActivity, profile
 
-from polychrome.engine.watch.profiling import RUNNING
+from polychrome.engine.watch.recorder import Recorder
 
 # Steps left out at the start of an epoch, and steps whose kernels are looked at.
 SKIPPED, STEPS = 3, 6
-
-DEVICE_TYPES = {ProfilerActivity.CPU: DeviceType.CPU, ProfilerActivity.CUDA: DeviceType.CUDA}
 
 
 class Idle:
@@ -24,7 +21,7 @@ class Idle:
 
     On CUDA: the share of some steps in which no kernel runs, measured in the second epoch that is trained, in the first
     where there is no other; copies are no work. On a CPU: the share of the last epoch that the loop waits for input.
-    Outside of those steps it costs two readings of a clock per batch.
+    Outside of the measured steps the cost is two readings of a clock per batch.
 
     Attributes:
         waited: the share of the last epoch's training that the loop waited for input; None before its end.
@@ -40,7 +37,7 @@ class Idle:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count what runs inside, the wait for a batch, as time without work."""
+        """Count the time inside, the wait for a batch, as time without work."""
         started = time.perf_counter()
         if self._started is None:
             self._begin(started)
@@ -50,7 +47,7 @@ class Idle:
 
     def step(self, *_) -> None:
         """Note the end of a training step."""
-        if self._window is not None:
+        if self._window is not None and self._epochs < 2:
             self._window.step()
 
     def epoch(self, *_) -> None:
@@ -62,7 +59,7 @@ class Idle:
         self._seconds, self._started = 0.0, None
 
     def close(self) -> None:
-        """End what is being measured."""
+        """End a measurement of a GPU, where one goes on."""
         if self._window is not None:
             self._window.close()
             if self._window.share is not None:
@@ -81,11 +78,11 @@ class Idle:
 
     @property
     def share(self) -> float | None:
-        """The idle share in 0..1; None where it is not measured."""
+        """The idle share in 0..1; None where the share is not measured."""
         return self._gpu_share if self.device.type == "cuda" else self.waited
 
     def figures(self) -> dict[str, float]:
-        """Return what was measured by its name in `results.json`: "gpu_idle" and "input_wait", in 0..1."""
+        """Return the measured shares, in 0..1, by their names in `results.json`: "gpu_idle" and "input_wait"."""
         found = {"gpu_idle": self.share if self.device.type == "cuda" else None, "input_wait": self.waited}
         return {name: round(share, 4) for name, share in found.items() if share is not None}
 
@@ -93,88 +90,32 @@ class Idle:
         waited = "not measured" if self.waited is None else f"{self.waited:.1%} of the epoch"
         if self.device.type != "cuda":
             return f"input waited for: {waited}"
-        reason = f" ({self._window.failure})" if self._window and self._window.failure else ""
+        reason = f" ({self._window.failure or 'too few steps'})" if self._window else ""
         idle = f"not measured{reason}" if self.share is None else f"{self.share:.1%} of a step"
         return f"GPU idle: {idle}; input waited for: {waited}"
 
 
-class Window:
-    """The share of a few steps in which nothing of one kind of activity runs.
-
-    Whatever keeps the profiler from working leaves `share` at None and the reason in `failure`: a run does not end by
-    being watched.
-    """
+class Window(Recorder):
+    """The share of a few steps in which nothing of one kind of activity runs: `share` in 0..1, None before its end."""
 
     def __init__(self, activity: ProfilerActivity) -> None:
-        self.activity = activity
+        # A step to warm up, and one to get going again after the pause in which the recording starts.
+        super().__init__([activity], SKIPPED + 1, STEPS + 1, self._measure)
         self.share: float | None = None
-        # CUPTI serves one listener at a time.
-        self._done = activity == ProfilerActivity.CUDA and "NSYS_PROFILING_SESSION_ID" in os.environ
-        self.failure: str | None = "nsys records" if self._done else "too few steps"
-        self._steps, self._marks = 0, []
-        self._profiler: profile | None = None
 
-    def step(self) -> None:
-        """Note the end of a step: the window opens after the first ones, when no other profiler runs."""
-        self._steps += 1
-        if self._done or self._steps < SKIPPED or (self._profiler is None and _is_taken()):
+    def _measure(self, profiler: profile) -> None:
+        if len(self.marks) < 3:
             return
-        try:
-            self._advance()
-        except Exception as error:
-            self._fail(error)
-
-    def close(self) -> None:
-        """End the window, where it is open, with the steps it has."""
-        profiler, self._profiler = self._profiler, None
-        RUNNING.discard(profiler)
-        if not self._done and profiler is not None:
-            try:
-                profiler.stop()
-            except Exception as error:
-                self._fail(error)
-        self._done = True
-
-    def _advance(self) -> None:
-        if self._profiler is None:
-            # A step to warm up, and one to get going again after the pause in which the recording starts.
-            self._profiler = profile(
-                activities=[self.activity],
-                schedule=schedule(wait=0, warmup=1, active=STEPS + 1, repeat=1),
-                on_trace_ready=self._read,
-                acc_events=True,
-            )
-            RUNNING.add(self._profiler)
-            self._profiler.start()
-            return
-        self._marks.append(time.time_ns())
-        self._profiler.step()
-        if len(self._marks) == STEPS + 2:
-            self.close()
-
-    def _read(self, profiler: profile) -> None:
-        if len(self._marks) < 3:
-            return
-        found = intervals(profiler, DEVICE_TYPES[self.activity])
-        start, end = self._marks[1], self._marks[-1]
-        busy = covered(found, start, end)
+        start, end = self.marks[1], self.marks[-1]
+        busy = covered(intervals(profiler, getattr(DeviceType, self.activities[0].name)), start, end)
         if busy:
-            self.share, self.failure = 1 - busy / (end - start), None
+            self.share = 1 - busy / (end - start)
         else:
             self.failure = "nothing was recorded"
 
-    def _fail(self, error: Exception) -> None:
-        RUNNING.discard(self._profiler)
-        self.failure, self._done = " ".join(f"{type(error).__name__}: {error}".split()), True
-
-
-def _is_taken() -> bool:
-    """Return whether another profiler runs, or warms up, of which torch itself says nothing."""
-    return bool(RUNNING) or torch.autograd._profiler_enabled()
-
 
 def intervals(profiler: profile, device_type: DeviceType) -> list[tuple[int, int]]:
-    """Return start and end of what ran on a kind of device, in ns since 1970; without copies to and from the GPU."""
+    """Return start and end of each event on a kind of device, in ns since 1970; without copies to and from the GPU."""
     return [
         (event.start_ns(), event.start_ns() + event.duration_ns())
         for event in profiler.profiler.kineto_results.events()

@@ -1,41 +1,34 @@
-"""What a step spends its time on: named spans, traces of a few steps, and the kernels that take longest."""
+"""Where the time of a step goes: named spans, traces of a few steps, and the kernels that take longest."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile, record_function, schedule
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from polychrome.engine.report import console
+from polychrome.engine.watch.recorder import Recorder
 
 # The names of `span` that a step and an evaluation consist of.
 SPANS = ("decode", "augment", "forward", "backward", "optimizer", "evaluate")
 # Steps left out while compilers and caches warm up, then steps recorded; the same for batches of an evaluation.
 SKIPPED, RECORDED = 3, 5
-EVALUATIONS_SKIPPED, EVALUATIONS_RECORDED = 1, 2
-
-# Profilers that have been started: torch serves one at a time, and the next one ends it while it still warms up.
-RUNNING: set[profile] = set()
-
-if not torch.cuda.is_available():
-    # Without a driver libkineto prints an error at each start, which says nothing that matters on a CPU.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+EVALUATIONS_SKIPPED, EVALUATIONS_RECORDED = 2, 2
 
 Item = TypeVar("Item")
 
 
 @contextmanager
 def span(name: str) -> Iterator[None]:
-    """Name what runs inside, for torch.profiler and, on CUDA, as an NVTX range for Nsight Systems.
+    """Name the work inside, for torch.profiler and, on CUDA, as an NVTX range for Nsight Systems.
 
-    It is to stand outside compiled code.
+    A span has to stand outside compiled code.
     """
     # record_function takes several microseconds with nobody listening, an NVTX range a fraction of one.
     recorded = record_function(name) if torch.autograd._profiler_enabled() else nullcontext()
@@ -69,18 +62,13 @@ class Trace:
         self.folder, self.name = folder, name
         self.files: list[Path] = []
         self.kernels: list[dict] | None = None
-        self.steps = 0
-        self._evaluation: profile | None = None
-        self._training: profile | None = self._start(name, SKIPPED, RECORDED, self._rank)
+        self._training = Recorder(activities(), SKIPPED, RECORDED, self._save)
+        self._evaluation = Recorder(activities(), EVALUATIONS_SKIPPED, EVALUATIONS_RECORDED, self._save)
 
     def __call__(self, *_) -> None:
-        self.steps += 1
         # An evaluation of few batches ends before all that are wanted are recorded.
-        self._evaluation = _stopped(self._evaluation)
-        if self._training is not None:
-            self._training.step()
-            if self.steps == SKIPPED + RECORDED:
-                self._training = _stopped(self._training)
+        self._evaluation.close()
+        self._training.step()
 
     def evaluated(self, *_) -> None:
         """Go on to the next batch of an evaluation, the first of which has a trace of its own.
@@ -88,47 +76,29 @@ class Trace:
         Where the training steps are still being recorded the evaluation is in their trace; where another profiler runs,
         a later evaluation has its trace.
         """
-        if self._training is not None or len(self.files) > 1 or (self._evaluation is None and RUNNING):
-            return
-        if self._evaluation is None:
-            self._evaluation = self._start(f"{self.name} evaluate", EVALUATIONS_SKIPPED, EVALUATIONS_RECORDED)
-        else:
+        if self.files:
             self._evaluation.step()
 
     def close(self) -> None:
-        """Write what was recorded, and say so where that is nothing."""
-        self._training, self._evaluation = _stopped(self._training), _stopped(self._evaluation)
-        if not self.files:
-            console.say(f"{self.name}: no trace, {self.steps} steps are too few: the first {SKIPPED} are left out")
+        """Write the recordings, and say in a line why one is missing."""
+        self._training.close()
+        self._evaluation.close()
+        part, recorder = ("an evaluation", self._evaluation) if self.files else ("its steps", self._training)
+        if recorder.failure:
+            console.say(f"{self.name}: no trace of {part} ({recorder.failure})")
+        elif not self.files:
+            console.say(f"{self.name}: no trace, {recorder.steps} steps are too few: the first {SKIPPED} are left out")
 
-    def _start(self, name: str, skipped: int, recorded: int, then: Callable[[profile], None] | None = None) -> profile:
-        def save(profiler: profile) -> None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # The name that TensorBoard's plugin looks for; the time keeps the trace of a run that is gone on with.
-            path = self.folder / f"{name}.{time.time_ns()}.pt.trace.json"
-            profiler.export_chrome_trace(str(path))
-            self.files.append(path)
-            if then is not None:
-                then(profiler)
-
-        profiler = profile(
-            activities=activities(),
-            schedule=schedule(wait=skipped - 1, warmup=1, active=recorded, repeat=1),
-            on_trace_ready=save,
-            acc_events=True,
-        )
-        RUNNING.add(profiler)
-        profiler.start()
-        return profiler
-
-    def _rank(self, profiler: profile) -> None:
-        self.kernels = top_kernels(profiler)
-
-
-def _stopped(profiler: profile | None) -> None:
-    if profiler is not None:
-        RUNNING.discard(profiler)
-        profiler.stop()
+    def _save(self, profiler: profile) -> None:
+        if not self.files:  # the training steps come first
+            self.kernels = top_kernels(profiler)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # The name that TensorBoard's plugin looks for; the time keeps the trace of a run that is gone on with.
+        path = self.folder / f"{self.name}{' evaluate' if self.files else ''}.{time.time_ns()}.pt.trace.json"
+        profiler.export_chrome_trace(str(path))
+        if not path.is_file():  # torch raises nothing where it cannot write
+            raise OSError(f"{path} cannot be written")
+        self.files.append(path)
 
 
 @contextmanager
@@ -136,25 +106,23 @@ def trace(folder: Path, name: str) -> Iterator[Trace]:
     """Record a few steps as chrome traces `<folder>/<name>.<time>.pt.trace.json`, a file for each model.
 
     Yields the function to be called after every training step. TensorBoard's plugin and Perfetto open the files. A
-    training that ends before the last of the steps has a trace of those it came to; one line says where there is none.
+    training that ends before the last of the steps has a trace of those it came to; one line says where there is none,
+    and why.
     """
-    recording = Trace(folder, name)
-    try:
+    with closing(Trace(folder, name)) as recording:
         yield recording
-    finally:
-        recording.close()
 
 
 def activities() -> list[ProfilerActivity]:
-    """Return what can be recorded here: the CPU, and CUDA where there is a device."""
+    """Return the activities that can be recorded here: the CPU's, and with a device CUDA's."""
     return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
 
 
 def top_kernels(profiler: profile, rows: int = 10) -> list[dict]:
-    """Return what took longest in a finished recording: CUDA kernels and copies, or on a CPU the operators.
+    """Return the CUDA kernels and copies, or on a CPU the operators, that took longest in a finished recording.
 
-    Returns: a JSON-ready dict for each: "name", "calls", "ms" in all (of an operator without those it calls), and
-        "share" of the time of all of them.
+    Returns: a JSON-ready dict for each: "name", "calls", "ms" in all (of an operator without the operators it calls),
+        and "share" of the time of all kernels or operators.
     """
     averages = profiler.key_averages()
     kernels = (event for event in averages if event.device_type == DeviceType.CUDA and not event.is_user_annotation)

@@ -28,14 +28,14 @@ SHOWN, IN_A_ROW = 16, 4
 
 
 class Scalars:
-    """Writes what `tensorboard --logdir` shows of one model into a folder; does nothing where it is not `enabled`.
+    """Writes a model's scalars and images for `tensorboard --logdir` into a folder; does nothing unless `enabled`.
 
     Nothing is written before the first epoch ends, and nothing makes the host wait for the device within one. Without
     the package tensorboard, and where the folder cannot be written, one line says so and the training goes on.
 
     Args:
-        first_epoch: the epoch that the training starts with. TensorBoard hides what an earlier process wrote about this
-            epoch and later ones, so that a resumed run shows each epoch once.
+        first_epoch: the epoch that the training starts with. TensorBoard hides the entries of an earlier process about
+            this epoch and later epochs, so that a resumed run shows each epoch once.
     """
 
     def __init__(self, folder: Path, enabled: bool = True, first_epoch: int = 1) -> None:
@@ -85,7 +85,7 @@ class Scalars:
             self._attempt(lambda writer: writer.add_image(name, pixels, epoch, dataformats="HWC"))
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the rest and close the files."""
         if self._writer is not None:
             self._attempt(lambda writer: writer.close())
 
@@ -96,7 +96,7 @@ class Scalars:
         self.close()
 
     def _attempt(self, write: Callable[[SummaryWriter], None]) -> None:
-        """Write something; where that cannot be done say so once, and write no more."""
+        """Write something; say so once where the folder cannot be written, and write no more."""
         if not self.enabled:
             return
         try:

@@ -32,7 +32,7 @@ def test_a_failed_write_keeps_the_former_checkpoint(saved):
 @pytest.mark.parametrize("keep", [0, 10, 200, -1])
 def test_a_truncated_checkpoint_is_named(saved, keep):
     saved.write_bytes(saved.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"best\.pt is damaged or is no checkpoint"):
+    with pytest.raises(UserError, match=r"best\.pt is damaged or is not a checkpoint"):
         checkpoint.load(saved)
 
 
@@ -42,7 +42,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
             return os.mkdir, (str(tmp_path / "owned"),)
 
     torch.save({"model": Attack()}, tmp_path / "evil.pt")
-    with pytest.raises(UserError, match="is damaged or is no checkpoint"):
+    with pytest.raises(UserError, match="is damaged or is not a checkpoint"):
         checkpoint.load(tmp_path / "evil.pt")
     assert not (tmp_path / "owned").exists()
 

@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from polychrome.engine.report import tables
-from polychrome.engine.watch import idle, profiling
+from polychrome.engine.watch import idle, profiling, recorder
 from polychrome.engine.watch.idle import Idle, Window, covered
 
 CPU = torch.device("cpu")
@@ -85,7 +85,7 @@ def test_a_window_of_too_few_steps_has_no_share():
     for _ in range(idle.SKIPPED + 1):
         window.step()
     window.close()
-    assert (window.share, window.failure) == (None, "too few steps")
+    assert (window.share, window.failure) == (None, None)
     assert not torch.autograd._profiler_enabled()
 
 
@@ -121,7 +121,7 @@ def test_a_profiler_that_does_not_start_leaves_the_share_open(monkeypatch):
     def broken(**_):
         raise RuntimeError("CUPTI_ERROR_NOT_INITIALIZED\nsome more")
 
-    monkeypatch.setattr(idle, "profile", broken)
+    monkeypatch.setattr(recorder, "profile", broken)
     with Idle(torch.device("cuda")) as measured:
         train(measured, range(8))
     assert measured.share is None
@@ -146,6 +146,12 @@ def test_on_cuda_the_share_is_that_of_the_second_epoch_or_else_of_the_first(monk
     assert shares[2] == shares[1]
     assert str(measured).startswith(f"GPU idle: {shares[1]:.1%} of a step; input waited for: ")
     assert measured.figures()["gpu_idle"] == round(shares[1], 4)
+
+
+def test_too_few_steps_leave_the_share_open():
+    with Idle(torch.device("cuda")) as measured:
+        train(measured, range(idle.SKIPPED - 1))
+    assert str(measured).startswith("GPU idle: not measured (too few steps); ")
 
 
 def test_nsys_is_left_alone(monkeypatch):
@@ -214,4 +220,4 @@ def test_a_window_and_the_traces_of_a_run_do_not_disturb_each_other(tmp_path):
         recording.evaluated()
     recording.close()
     assert len(recording.files) == 2
-    assert not profiling.RUNNING
+    assert recorder.Recorder.running is None

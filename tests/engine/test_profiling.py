@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from polychrome.engine.report import tables
 from polychrome.engine.watch import profiling
 from polychrome.engine.watch.profiling import RECORDED, SKIPPED, SPANS, decoded, span, top_kernels, trace
+from polychrome.engine.watch.recorder import Recorder
 
 
 def step(model, optimizer):
@@ -50,6 +51,8 @@ def test_a_trace_holds_the_spans_of_the_recorded_steps(tmp_path):
     assert path.name.startswith("small cnn.")
     assert path.name.endswith(".pt.trace.json")
     names = names_in(path)
+    numbers = {name for name in names if name.startswith("ProfilerStep#")}
+    assert numbers == {f"ProfilerStep#{number}" for number in range(SKIPPED, SKIPPED + RECORDED)}
     for name in ("augment", "forward", "backward", "optimizer"):
         assert names.count(name) == RECORDED, name
     assert "decode" in names
@@ -105,6 +108,74 @@ def test_a_failed_training_leaves_its_trace(tmp_path):
         failing()
     assert [path.name.split(".")[0] for path in tmp_path.iterdir()] == ["m"]
     assert not torch.autograd._profiler_enabled()
+
+
+def failing(*_, **__):
+    raise RuntimeError("CUPTI_ERROR_NOT_INITIALIZED\nsome more")
+
+
+@pytest.mark.parametrize("method", ["__init__", "start", "step", "export_chrome_trace"])
+def test_a_profiler_that_fails_is_told_in_a_line_and_the_training_goes_on(tmp_path, capsys, monkeypatch, method):
+    monkeypatch.setattr(profile, method, failing)
+    with trace(tmp_path, "m") as recording:
+        train(recording, SKIPPED + RECORDED + 2, evaluations=6)
+    wanted = ["m: no trace of its steps (RuntimeError: CUPTI_ERROR_NOT_INITIALIZED some more)"]
+    assert capsys.readouterr().out.splitlines() == wanted
+    assert recording.files == []
+    assert Recorder.running is None
+    assert not torch.autograd._profiler_enabled()
+
+
+def test_a_failure_at_the_end_of_a_short_training_is_told_in_a_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(profile, "export_chrome_trace", failing)
+    with trace(tmp_path, "m") as recording:
+        train(recording, SKIPPED + 1)
+    assert "m: no trace of its steps (RuntimeError: " in capsys.readouterr().out
+    assert not torch.autograd._profiler_enabled()
+
+
+@pytest.mark.parametrize("name", ["m", "no/such"])
+def test_a_trace_that_cannot_be_written_is_told_in_a_line(tmp_path, capsys, name):
+    folder = tmp_path / "trace"
+    if name == "m":
+        folder.write_text("a file in its place")
+    with trace(folder, name) as recording:
+        train(recording, SKIPPED + RECORDED)
+    assert recording.files == []
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{name}: no trace of its steps (")
+    assert str(folder) in line
+    assert recording.kernels  # these are known all the same
+    assert not torch.autograd._profiler_enabled()
+
+
+def test_an_evaluation_whose_recording_fails_is_told_in_a_line(tmp_path, capsys, monkeypatch):
+    with trace(tmp_path, "m") as recording:
+        train(recording, SKIPPED + RECORDED)
+        monkeypatch.setattr(profile, "export_chrome_trace", failing)
+        train(recording, 0, evaluations=6)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("m: no trace of an evaluation (RuntimeError: CUPTI_ERROR_NOT_INITIALIZED")
+    assert len(recording.files) == 1
+
+
+def test_a_trace_waits_for_another_profiler_to_end(tmp_path, capsys):
+    for steps in (0, RECORDED + 2):
+        with trace(tmp_path, "m") as recording:
+            with profile(activities=[ProfilerActivity.CPU]) as other:
+                train(recording, SKIPPED + RECORDED)
+            assert "forward" in {event.key for event in other.key_averages()}
+            train(recording, steps)
+    assert names_in(recording.files[0]).count("forward") == RECORDED
+    assert capsys.readouterr().out.splitlines() == ["m: no trace of its steps (another profiler runs)"]
+
+
+def test_a_trace_leaves_nsys_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NSYS_PROFILING_SESSION_ID", "1")
+    monkeypatch.setattr(profiling, "activities", lambda: [ProfilerActivity.CPU, ProfilerActivity.CUDA])
+    with trace(tmp_path, "m") as recording:
+        train(recording, SKIPPED + RECORDED)
+    assert capsys.readouterr().out.splitlines() == ["m: no trace of its steps (nsys records)"]
 
 
 def test_every_model_has_its_trace_and_a_run_that_is_gone_on_with_another(tmp_path):

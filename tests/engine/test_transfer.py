@@ -70,10 +70,10 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     torch.save({"a": nn.Linear(1, 1)}, tmp_path / "code.pt")
     for name, message in (
         ("gone.pt", "cannot be read: No such file"),
-        ("text.pt", "is no file of weights"),
+        ("text.pt", "is not a file of weights"),
         ("list.pt", "holds no state dict"),
         ("empty.pt", "holds no weights"),
-        ("code.pt", "is no file of weights"),
+        ("code.pt", "is not a file of weights"),
     ):
         with pytest.raises(UserError, match=message):
             transfer.read(tmp_path / name)

@@ -189,12 +189,10 @@ def test_weights_that_transfer_cannot_start_from(fails, stripes, tmp_path):
 
 
 def test_cifar100_without_its_files_and_without_a_network(fails, monkeypatch):
-    from polychrome.engine.data.sets import cifar100
-
     def offline(*_):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(cifar100, "download_url", offline)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", offline)
     error = fails("cifar100", "--epochs", 1)
     assert "CIFAR-100 could not be downloaded (no route to host)" in error
     assert "or give --data a folder with list files" in error

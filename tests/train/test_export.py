@@ -182,5 +182,5 @@ def test_a_run_without_its_checkpoint_is_refused(run, tmp_path, capsys):
     assert main(["export", str(copy), "--format", "pt2", "--model", "simple_cnn"]) == 2
     assert "checkpoints/simple_cnn/best.pt: no such checkpoint" in capsys.readouterr().err
     assert main(["export", str(tmp_path), "--format", "pt2"]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err
     assert not (copy / "export").exists()

@@ -312,7 +312,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(task1, stripes, tmp_path, cap
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for arguments, message in (
         (["--data", str(data)], "was trained on other classes than"),
-        (["--epochs", "9"], "last.pt is damaged or is no checkpoint"),
+        (["--epochs", "9"], "last.pt is damaged or is not a checkpoint"),
         (["--channels", "RG"], "was tested on channels RGB,RG,GB,RB,R,G,B: leave --channels as it was"),
         (["--image-size", "40"], "has simple_cnn with --image-size 32: leave it so, or start another run"),
         (["--optimizer", "sgd"], "has simple_cnn with --optimizer adam: leave it so"),
@@ -337,7 +337,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(task1, stripes, tmp_path, cap
             '{"task": 1, "data": {"classes": 3, "class_names": []}, "models": {}}',
             "has no trained model",
         ),
-        ("checkpoints/simple_cnn/best.pt", "hello", "best.pt is damaged or is no checkpoint"),
+        ("checkpoints/simple_cnn/best.pt", "hello", "best.pt is damaged or is not a checkpoint"),
     ],
 )
 def test_damaged_runs_are_refused_in_one_line(task1, stripes, tmp_path, capsys, name, content, message):
@@ -521,7 +521,7 @@ def test_checkpoints_of_another_model_and_damaged_ones_are_refused(task1, tmp_pa
     best = run / "checkpoints/simple_cnn/best.pt"
     shutil.copy(run / "checkpoints/pool_attention_cnn/best.pt", best)
     for damage, message in ((lambda: None, "is a checkpoint of another model"),
-                            (lambda: best.write_bytes(best.read_bytes()[:1000]), "is damaged or is no checkpoint"),
+                            (lambda: best.write_bytes(best.read_bytes()[:1000]), "is damaged or is not a checkpoint"),
                             (best.unlink, "no such checkpoint")):  # fmt: skip
         damage()
         assert main(["evaluate", str(run)]) == 2

@@ -65,4 +65,4 @@ def test_a_run_without_the_model_is_refused(source, few, tmp_path, capsys):
     assert "that run trained attention_cnn, no simple_cnn" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "transfer", ignore_errors=True)
     assert main(["transfer", *arguments, "--weights", str(few)]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err

@@ -21,7 +21,7 @@ _asked: list[Pipeline] = []
 
 
 def decoded_shape(encoded: bytes) -> tuple[int, int] | None:
-    """Return the (height, width) DALI decodes a whole file's bytes to on the CPU, or None where it refuses them."""
+    """Return the (height, width) that DALI decodes a whole file's bytes to on the CPU; None where DALI refuses."""
     if not _asked:
         _asked.append(_single())
     try:

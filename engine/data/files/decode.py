@@ -1,4 +1,4 @@
-"""The one definition of an image file's pixels: what every backend has to agree with."""
+"""The definition of an image file's pixels, with which every backend has to agree."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Unsupported(ValueError):
 
 
 class SeveralPages(Unsupported):
-    """A TIFF file of several pages, which may be one of several channels (see `engine.data.files.stacks`)."""
+    """A TIFF file of several pages, which may be an image of several channels (see `engine.data.files.stacks`)."""
 
 
 def rgb(file: str | PathLike | IO[bytes]) -> np.ndarray:
-    """Decode a whole image file into uint8 [height, width, 3], rotated as its EXIF data says.
+    """Return the pixels of a whole image file, uint8 [height, width, 3], rotated as its EXIF data says.
 
     Gray becomes three equal channels, transparency is dropped, 16 bits are rounded to 8, CMYK and palettes are
     converted. Raises Unsupported for a kind outside the allow list, OSError for a damaged or missing file.
@@ -51,7 +51,7 @@ def rgb(file: str | PathLike | IO[bytes]) -> np.ndarray:
 
 
 def verify(file: str | PathLike | IO[bytes]) -> None:
-    """Raise OSError where a PNG's checksums or its end are wrong, which decoding it may not notice."""
+    """Raise OSError where a PNG's checksums or end are wrong, which a decoder may not notice."""
     with Image.open(file) as image:
         try:
             if image.format == "PNG":
@@ -86,7 +86,7 @@ def check(image: Image.Image) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    if image.format == "TIFF":  # Pillow has rotated it while loading
+    if image.format == "TIFF":  # Pillow has rotated the image while loading
         return image
     for key in OTHER_ORIENTATIONS:
         image.info.pop(key, None)

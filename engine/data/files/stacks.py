@@ -28,7 +28,7 @@ NAMES_FILE = "channels.txt"
 
 
 def opener(images: ImageSet) -> Callable[[str], np.ndarray]:
-    """Return what reads a file of the set, given its path there, into [height, width, channels]; it can be pickled."""
+    """Return a function from a file's path in the set to its pixels [height, width, channels]; it can be pickled."""
     return partial(_stack, images.root, len(images.channels)) if images.stacks else partial(_photo, images.root)
 
 
@@ -52,14 +52,15 @@ def read(file: Path, channels: int | None = None) -> np.ndarray:
     """Return a stack [height, width, channels]: uint8 where its values are stored so, else float32.
 
     An array may be [height, width, channels], [channels, height, width] or [height, width]. Of the first and the last
-    axis the one of length `channels` holds the channels; where that does not tell, the shorter; of equals the last.
+    axis the one of length `channels` holds the channels; where the length does not tell, the shorter
+    axis; of equals the last.
 
     Raises:
-        Unsupported: it is whole but of another kind; the message is one line.
-        OSError: it is missing or damaged.
+        Unsupported: the file is whole but of another kind; the message is one line.
+        OSError: the file is missing or damaged.
     """
     values = _array(tars.opened(file), channels) if is_array(file) else _pages(tars.opened(file))
-    with np.errstate(over="ignore"):  # a float64 too large becomes infinite and is found as such
+    with np.errstate(over="ignore"):  # a float64 too large becomes infinite and is found later
         return np.array(values, np.uint8 if values.dtype == np.uint8 else np.float32, order="C")
 
 
@@ -117,10 +118,10 @@ def _page(image: Image.Image, number: int) -> np.ndarray:
 
 
 def channel_names(root: Path) -> tuple[str, ...] | None:
-    """Return the names in `channels.txt`, one a line, or None where there is no such file.
+    """Return the names in the lines of `channels.txt`, or None where there is no such file.
 
     Raises:
-        UserError: it is empty, or a name stands twice or cannot be used in a combination such as nir+red.
+        UserError: the file is empty, or a name stands twice or cannot be used in a combination such as nir+red.
     """
     file = root / NAMES_FILE
     if not file.exists():

@@ -38,7 +38,7 @@ class Moments:
 
     @classmethod
     def from_text(cls, count: int, text: str) -> Moments:
-        """Return what `to_text` was given; raises ValueError for other text."""
+        """Return the statistics that `to_text` wrote; raises ValueError for other text."""
         return cls(count, np.frombuffer(base64.b64decode(text, validate=True), "<f8").reshape(2, -1))
 
 

@@ -1,6 +1,6 @@
 """Files inside tar shards: a path such as 000.tar/dir/key.jpg leads into the tar 000.tar.
 
-The headers of a tar are read once, and what they tell is kept in the user's cache folder until the tar's size or
+The headers of a tar are read once and kept, as an index, in the user's cache folder until the tar's size or
 modification time changes. A member then costs one read at its place, so that images can come in any order. That suits
 local drives; from a network drive every image is a request of its own, in an order that no read-ahead can guess: copy
 such shards to a local drive, or keep the decoded images (`--cache`).
@@ -30,14 +30,14 @@ from polychrome.engine.machine.files import cache_folder, new_file
 
 SUFFIX = ".tar"
 LABELS = ("cls", "json")
-RULES = 1  # raise it when an index may change
+RULES = 1  # raise this number when an index may change
 OPEN = 128  # tars held open at once
 BLOCK, RECORD = 512, 10240  # bytes; writers fill the end of a tar up to a whole record
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 
 class Place(NamedTuple):
-    """A member of a tar: its name, where its bytes begin, and how many they are."""
+    """A member of a tar: its name, the offset of its bytes, and their number."""
 
     name: str
     offset: int
@@ -45,7 +45,7 @@ class Place(NamedTuple):
 
 
 def samples(tar: str | Path) -> np.ndarray:
-    """Return what is known of each sample in a tar, by name: those members whose paths agree up to the first dot.
+    """Return the samples in a tar, by name; a sample's members are those whose paths agree up to the first dot.
 
     A structured array. name: the image's member, or another of the sample where it has no image; offset and size: where
     its bytes are; label: as JSON, empty where there is none; cut: whether the tar ends in the sample or right after it.
@@ -65,12 +65,12 @@ def names(tar: str | Path) -> list[str]:
 
 
 def keep_index(tar: str) -> None:
-    """Read the headers of a tar, so that `samples` finds what they tell in the cache folder."""
+    """Read the headers of a tar into the cache folder, where `samples` finds them."""
     samples(tar)
 
 
 def has_index(tar: str | Path) -> bool:
-    """Return whether what is in a tar is known already."""
+    """Return whether a tar's content is known already."""
     try:
         return _index_file(str(tar), *_stamp(os.stat(tar))).is_file()
     except OSError:
@@ -78,9 +78,9 @@ def has_index(tar: str | Path) -> bool:
 
 
 def opened(file: str | Path) -> str | Path | BytesIO:
-    """Return a file as decoders take it: as it was given, or of a member of a tar its bytes.
+    """Return a file as decoders take files: the path as given, or the bytes of a member of a tar.
 
-    Raises OSError or ValueError where a member is missing, is no image or lies beyond the end of its tar.
+    Raises OSError or ValueError where a member is missing, is not an image or lies beyond the end of its tar.
     """
     found = _within(file)
     return file if found is None else BytesIO(_member(file, *found))
@@ -99,7 +99,7 @@ def size(file: str | Path) -> int:
 
 
 def container(file: str | Path) -> str | Path:
-    """Return the tar that a path leads into, or the file itself: whose size and time tell whether the file changed."""
+    """Return the file on disk, a tar or the file itself, whose size and time tell whether a path's file changed."""
     found = _within(file)
     return file if found is None else found[0]
 
@@ -223,12 +223,12 @@ def _read(tar: str, size: int) -> np.ndarray:
 
 
 def _headers(stream: BinaryIO, tar: str, size: int) -> tuple[list[Place], bool]:
-    """Return the files in a tar, and whether it ends before its end."""
+    """Return the files in a tar, and whether the tar is cut off."""
     found, cut, offset = [], False, 0
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # it would keep every header
+                archive.members.clear()  # tarfile would keep every header
                 offset = archive.offset
                 name = posixpath.normpath("/" + member.name).lstrip("/")
                 if member.isreg() and not member.issparse() and not posixpath.basename(name).startswith("."):
@@ -236,7 +236,7 @@ def _headers(stream: BinaryIO, tar: str, size: int) -> tuple[list[Place], bool]:
             offset = archive.offset
     except (tarfile.TarError, ValueError, OverflowError) as error:
         if not offset:
-            raise UserError(f"{tar} is no tar that can be read: {_kind(stream) or error}") from error
+            raise UserError(f"{tar} is not a tar that can be read: {_kind(stream) or error}") from error
         cut = True
     stream.seek(offset)
     rest = stream.read(2 * RECORD)

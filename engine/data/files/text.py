@@ -11,7 +11,7 @@ from polychrome.engine.errors import UserError
 def lines(file: Path) -> Iterator[tuple[int, str]]:
     """Yield the number and the text, stripped, of each line that is not blank.
 
-    Raises UserError where the file cannot be read or is no UTF-8.
+    Raises UserError where the file cannot be read or is not UTF-8.
     """
     try:
         text = file.read_bytes().decode("utf-8-sig")

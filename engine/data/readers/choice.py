@@ -1,4 +1,4 @@
-"""Which reader makes a split's batches: a backend's, of files, or that of the store in which they are decoded."""
+"""The choice of the reader that makes a split's batches: a backend's, of files, or the reader of a store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from polychrome.engine.errors import UserError
 
 
 class Reader(Protocol):
-    """What carries out the work of a loader's epochs, one epoch at a time."""
+    """A worker that carries out a loader's epochs, one epoch at a time."""
 
     def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
         """Yield the images of each piece of work, on the reader's device."""
@@ -38,7 +38,7 @@ STORED: dict[type, Callable[[Reading, Store], Reader]] = {WholeImages: WholeRead
 
 
 def reader(reading: Reading, backend: str = "auto", store: Store | None = None) -> Reader:
-    """Return the reader of a split: of the images in `store`, where one is given, else of its files by `backend`.
+    """Return the reader of a split: of the images in `store`, where given, else of its files by `backend`.
 
     Raises:
         UserError: the backend is not there or cannot read the set.

@@ -34,8 +34,8 @@ class DaliReader:
 
     On CUDA the whole pipeline is DALI's. On the CPU, DALI decodes and torchvision resizes: its uint8 kernels are
     three times as fast as DALI's there, and the two backends then agree to the bit. A file that DALI cannot decode ends
-    its pipeline: a new one goes on with the next batch, and Pillow decodes what is whole in this one. Files that Pillow
-    could not read either are left to it from then on.
+    its pipeline: a new pipeline goes on with the next batch, and Pillow decodes the whole files of the present batch.
+    Files that Pillow could not read either are left to Pillow from then on.
     """
 
     def __init__(self, reading: Reading):
@@ -59,7 +59,7 @@ class DaliReader:
     def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
         """Yield uint8 [batch, 3, size, size] on the device, channels last in memory, for each piece of work.
 
-        Only one iterator may be in use at a time; closing it early drops what was prefetched.
+        Only one iterator may be in use at a time; closing the iterator early drops prefetched batches.
         """
         try:
             yield from self._on_cuda(plan) if self.device.type == "cuda" else self._on_cpu(plan)
@@ -80,7 +80,7 @@ class DaliReader:
 
     def _built(self) -> Pipeline:
         def source() -> Inputs:
-            return next(self._inputs)  # its StopIteration ends DALI's epoch
+            return next(self._inputs)  # StopIteration ends DALI's epoch
 
         if self.device.type == "cuda":
             index = torch.cuda.current_device() if self.device.index is None else self.device.index
@@ -122,7 +122,7 @@ class DaliReader:
             yield feed(found, part)
 
     def _part(self, work: Work) -> tuple[np.ndarray, Work]:
-        """Return the positions in a batch that DALI is to decode, all where there would be none, and their work."""
+        """Return the positions in a batch that DALI is to decode, all if otherwise none, and their work."""
         readable = [index not in self._unreadable for index in work.indices.tolist()]
         kept = np.flatnonzero(readable) if any(readable) else np.arange(len(readable))
         return kept, replace(work, indices=work.indices[kept], crops=work.crops[kept], flips=work.flips[kept])
@@ -133,7 +133,7 @@ class DaliReader:
         return [self._readers.submit(self._bytes, part) for part in np.array_split(work.indices, READERS) if len(part)]
 
     def _bytes(self, indices: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Return the encoded files; one that cannot be read is a byte that ends the pipeline, as its kind does."""
+        """Return the encoded files; an unreadable file is a byte that ends the pipeline, as such a file would."""
         found = []
         for index in indices.tolist():
             try:
@@ -144,7 +144,7 @@ class DaliReader:
         return found
 
     def _runs(self, plan: Sequence[Work]) -> Iterator[tuple[Work, np.ndarray, tuple | None]]:
-        """Yield each piece of work with the positions that DALI decoded and its outputs; None where it failed."""
+        """Yield each piece of work with the positions that DALI decoded and its outputs; None where DALI failed."""
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         self._start(plan)
         for place, work in enumerate(plan):
@@ -155,7 +155,7 @@ class DaliReader:
                 self._failures += 1
                 if self._failures > FAILURES:
                     raise
-                # What it had of later batches is lost with it: they are fed to the next one.
+                # The pipeline's later batches are lost with it: they are fed to the next pipeline.
                 outputs, kept, self._pipeline = None, np.zeros(0, np.int64), None
             yield work, kept, outputs
             if outputs is None:

@@ -1,4 +1,4 @@
-"""The one definition of a resized image on the CPU, and threads that fill batches with such images."""
+"""The definition of a resized image on the CPU, and threads that fill batches with resized images."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Filling:
     parts: list[Future]
 
     def finished(self) -> Tensor:
-        """Return the batch once it is full; what went wrong in a thread is raised here."""
+        """Return the batch once it is full; an error in a thread is raised here."""
         for part in self.parts:
             part.result()
         return self.images
@@ -89,7 +89,7 @@ def single_threaded_pool(count: int) -> ThreadPoolExecutor:
     for _ in range(count):
         pool.submit(started.wait)
     started.wait()
-    torch.set_num_threads(usual)  # the setting is each thread's own, but threads to come take the last one
+    torch.set_num_threads(usual)  # each thread has its own setting, but threads to come take the last setting made
     return pool
 
 

@@ -1,4 +1,4 @@
-"""Images decoded once, squeezed to one size and kept, from which one launch makes each batch."""
+"""A reader of images decoded once, squeezed to one size and kept: each batch is made by one launch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from polychrome.engine.data.stores.uniform import UniformImages
 class UniformReader:
     """Batches of a split's images, of which one launch crops, mirrors, resizes and standardises.
 
-    Where the images are not on the device, threads gather those of a batch while the one before is used.
+    Where the images are not on the device, threads gather a batch's images while the batch before is used.
     """
 
     def __init__(self, reading: Reading, store: UniformImages):
@@ -29,7 +29,7 @@ class UniformReader:
         self._filler = None if on_device else Filler(max(1, reading.workers))
 
     def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
-        """Yield how each batch is made; crops, flips and places of all of them are copied to the device together."""
+        """Yield each batch's rendering; crops, flips and places of all batches are copied to the device together."""
         if not plan:
             return
         every = self._rows(plan)
@@ -69,7 +69,7 @@ class UniformReader:
 
 
 def stored_crops(crops: np.ndarray, sizes: np.ndarray, stored: tuple[int, int]) -> np.ndarray:
-    """Return crops of images squeezed to a stored (height, width), in whole pixels of these, at least one.
+    """Return crops of images squeezed to a stored (height, width), in whole stored pixels, at least one.
 
     crops: int64 [n, 4] of (top, left, height, width) in pixels of images of `sizes` [n, 2]; returns int32 [n, 4].
     """

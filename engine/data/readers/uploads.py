@@ -1,4 +1,4 @@
-"""Copies of batches to the device that run beside what the device computes."""
+"""Copies of batches to the device, beside its computation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Uploads:
 
     @property
     def pinned(self) -> bool:
-        """Whether what is to be copied should be in pinned memory."""
+        """Whether data to be copied should be in pinned memory."""
         return self._stream is not None
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -26,5 +26,5 @@ class Uploads:
         with torch.cuda.stream(self._stream):
             copy = values.to(self.device, non_blocking=True)
         current.wait_stream(self._stream)
-        copy.record_stream(current)  # or its memory could be given away while it is still being read
+        copy.record_stream(current)  # or the memory could be given away while a copy still reads it
         return copy

@@ -16,7 +16,7 @@ class WholeReader:
     """Cropped and resized batches of a split's images, made by threads while the batch before is used.
 
     Raises:
-        ValueError: an image of the split is not among those kept.
+        ValueError: an image of the split is not among the kept images.
     """
 
     def __init__(self, reading: Reading, store: WholeImages):

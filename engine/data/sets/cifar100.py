@@ -1,10 +1,8 @@
-"""CIFAR-100 from its official files, decoded as it comes."""
+"""CIFAR-100 from its official files, read by torchvision."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import pickle
 import tarfile
 import tempfile
 from http.client import HTTPException
@@ -12,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from torchvision.datasets import CIFAR100
-from torchvision.datasets.utils import download_url
+from torchvision.datasets.utils import calculate_md5
 
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.stores.whole import WholeImages
@@ -35,13 +33,13 @@ def find(root: Path) -> Path | None:
 def read(root: Path | None = None, seed: int = 0, download: bool = True) -> tuple[ImageSet, WholeImages]:
     """Return CIFAR-100 and its pixels: 45,000 training, 5,000 validation and 10,000 test images of 100 fine labels.
 
-    The files are those in `root`: the official archive, the folder that it unpacks to, or a folder with one of them.
-    Without `root` they are in the user's cache folder, downloaded there if they are missing and `download` says so.
-    Of the 500 official training images of a class 50 are for validation, drawn by `seed`: leave it alone in runs that
-    are to be compared. Images are named by their place in the official files, such as "train/00042".
+    The files are those in `root`: the official archive, its unpacked folder, or a folder with either of them.
+    Without `root` the files are in the user's cache folder, downloaded there if missing and `download` says so. Of the
+    500 official training images of a class 50 are for validation, drawn by `seed`: leave `seed` alone in runs that are
+    to be compared. Images are named by their place in the official files, such as "train/00042".
 
     Raises:
-        UserError: the files are not there, cannot be downloaded, or are not the official ones.
+        UserError: the files are not there, cannot be downloaded, or are not the official files.
     """
     place = find(Path(root).expanduser() if root is not None else cache_folder())
     if place is None and root is not None:
@@ -49,14 +47,11 @@ def read(root: Path | None = None, seed: int = 0, download: bool = True) -> tupl
             f"no CIFAR-100 in {root}: wanted {CIFAR100.filename} or the folder {CIFAR100.base_folder}/ in it"
         )
     place = place or _downloaded(cache_folder(), download)
-    contents = _from_folder(place) if place.is_dir() else _from_archive(place)
-    train, test, meta = (pickle.loads(contents[name], encoding="latin1") for name in ("train", "test", META))
-    values = np.concatenate([np.asarray(part["data"], np.uint8) for part in (train, test)])
-    values = values.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
-    splits = _splits(train["fine_labels"], seed) | {"test": _split("test", test["fine_labels"])}
-    paths = [*_paths("train", len(train["fine_labels"])), *splits["test"].paths]
-    pixels = WholeImages(values.reshape(-1), paths, np.full((len(paths), 2), SIDE), 3)
-    return ImageSet(place, tuple(meta[CIFAR100.meta["key"]]), splits), pixels
+    train, test = _from_folder(place) if place.is_dir() else _from_archive(place)
+    splits = _splits(train.targets, seed) | {"test": _split("test", test.targets)}
+    paths = [*_paths("train", len(train)), *splits["test"].paths]
+    values = np.concatenate([train.data, test.data]).reshape(-1)
+    return ImageSet(place, tuple(train.classes), splits), WholeImages(values, paths, np.full((len(paths), 2), SIDE), 3)
 
 
 def _splits(labels: list[int], seed: int) -> dict[str, Split]:
@@ -78,53 +73,58 @@ def _paths(part: str, count: int) -> list[str]:
 
 
 def _downloaded(folder: Path, download: bool) -> Path:
-    """Return the archive, downloaded into `folder`; it appears whole or not at all."""
-    final = folder / CIFAR100.filename
+    """Return the folder of the official files, downloaded into `folder` whole or not at all."""
+    final = folder / CIFAR100.base_folder
     ways = f"put the official {CIFAR100.filename} into {folder}, or give --data a folder with list files"
     if not download:
         raise UserError(f"no CIFAR-100 in {folder}: {ways}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="cifar100.", dir=folder) as work:
-            download_url(CIFAR100.url, Path(work), CIFAR100.filename, CIFAR100.tgz_md5)
-            os.replace(Path(work, CIFAR100.filename), final)
+            CIFAR100(work, download=True)
+            try:
+                os.rename(Path(work, CIFAR100.base_folder), final)
+            except OSError:
+                if find(folder) != final:  # else another process was first
+                    raise
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: torchvision found another checksum
         why = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"CIFAR-100 could not be downloaded ({why}): {ways}") from error
     return final
 
 
-def _from_archive(file: Path) -> dict[str, bytes]:
-    again = f"download it again, from {CIFAR100.url}"
-    _check(file, _bytes(file), CIFAR100.tgz_md5, again)
+def _from_archive(file: Path) -> tuple[CIFAR100, CIFAR100]:
+    """Return the training and the test images of an archive of any name, unpacked into a temporary folder."""
+    _check(file, CIFAR100.tgz_md5, f"download it again, from {CIFAR100.url}")
     try:
-        with tarfile.open(file) as archive:
-            return {name: archive.extractfile(f"{CIFAR100.base_folder}/{name}").read() for name in _checksums()}
-    except (OSError, tarfile.TarError, KeyError) as error:
-        raise UserError(f"{file} cannot be unpacked ({error}): {again}") from error
+        with tempfile.TemporaryDirectory(prefix="cifar100.") as work, tarfile.open(file) as archive:
+            for name in _checksums():
+                Path(work, name).write_bytes(archive.extractfile(f"{CIFAR100.base_folder}/{name}").read())
+            return _from_folder(Path(work))
+    except OSError as error:
+        raise UserError(f"{file} cannot be unpacked ({error}): let TMPDIR name a folder with 200 MB free") from error
 
 
-def _from_folder(folder: Path) -> dict[str, bytes]:
-    contents = {}
+def _from_folder(folder: Path) -> tuple[CIFAR100, CIFAR100]:
+    """Return the training and the test images; torchvision by itself does not name the file that is wrong."""
     for name, checksum in _checksums().items():
-        contents[name] = _bytes(folder / name)
-        _check(folder / name, contents[name], checksum, f"unpack {CIFAR100.filename} again")
-    return contents
+        _check(folder / name, checksum, f"unpack {CIFAR100.filename} again")
+    return _Unpacked(folder, train=True), _Unpacked(folder, train=False)
 
 
 def _checksums() -> dict[str, str]:
     return dict([*CIFAR100.train_list, *CIFAR100.test_list, (META, CIFAR100.meta["md5"])])
 
 
-def _bytes(file: Path) -> bytes:
+def _check(file: Path, checksum: str, remedy: str) -> None:
+    """Raise UserError unless the file is the official file: only that file is safe to unpickle."""
     try:
-        return file.read_bytes()
+        found = calculate_md5(file)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
-
-
-def _check(file: Path, content: bytes, checksum: str, remedy: str) -> None:
-    """Raise UserError unless the content is the official one; only then is it safe to unpickle."""
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != checksum:
         raise UserError(f"{file} is not the official file (MD5 {found}, wanted {checksum}): {remedy}")
+
+
+class _Unpacked(CIFAR100):
+    base_folder = ""  # the files are in the root itself, whatever its name

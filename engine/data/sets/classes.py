@@ -1,4 +1,4 @@
-"""The names of a set's classes: those that classes.txt gives, else numbers."""
+"""The names of a set's classes, from classes.txt, else numbers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from polychrome.engine.errors import UserError
 def numbered_classes(
     root: Path, num_classes: int | None, labels: Collection[int], where: str
 ) -> tuple[tuple[str, ...], str]:
-    """Return the names of the classes of labels found at `where`, and in words what says how many there are.
+    """Return the names of the classes of labels found at `where`, and in words the source of their number.
 
-    That is `num_classes`, else classes.txt in the folder, else the number of different labels.
+    The source is `num_classes`, else classes.txt in the folder, else the number of different labels.
     """
     names = _class_names(root / "classes.txt")
     if num_classes is not None:

@@ -37,13 +37,13 @@ def held_out(root: Path, names: Sequence[str], of_class: Mapping[int, Sequence[s
 
 
 def hold_out(images: ImageSet, count: int) -> ImageSet:
-    """Return the set with `count` training images moved to a split "holdout", from each class its share of them.
+    """Return the set with `count` training images moved to a split "holdout", in proportion to the classes.
 
-    Which ones follows from the paths and labels alone, whatever their order in a list and whatever the run's seed: all
+    The choice follows from the paths and labels alone, whatever their order in a list and whatever the run's seed: all
     runs on a set hold out the same images.
 
     Raises:
-        UserError: more than half of the training images, or of those of a class, would be held out.
+        UserError: more than half of the training images, or of a class's training images, would be held out.
     """
     train = images.splits["train"]
     of_class: dict[int, list[str]] = {}
@@ -69,7 +69,7 @@ def hold_out(images: ImageSet, count: int) -> ImageSet:
 
 
 def _shares(count: int, sizes: Mapping[int, int]) -> dict[int, int]:
-    """Return how many of each class make `count` in all, in proportion to the classes' sizes (largest remainders)."""
+    """Return the counts by class that make `count` in all, in proportion to the classes' sizes (largest remainders)."""
     total = sum(sizes.values())
     exact = {label: count * size / total for label, size in sizes.items()}
     shares = {label: int(share) for label, share in exact.items()}
@@ -78,7 +78,7 @@ def _shares(count: int, sizes: Mapping[int, int]) -> dict[int, int]:
 
 
 def digests(images: ImageSet) -> dict[str, str]:
-    """Return a digest of the paths and labels of each split that is not trained on, hexadecimal SHA-256."""
+    """Return a digest of the paths and labels of the splits without training, hexadecimal SHA-256."""
     found = {}
     for name, split in images.splits.items():
         if name != "train":

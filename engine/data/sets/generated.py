@@ -11,7 +11,7 @@ from PIL import Image
 from polychrome.engine.machine.files import cache_folder, new_folder
 from polychrome.engine.machine.workers import cpus, parallel
 
-VERSION = 1  # raise it when any pixel may change
+VERSION = 1  # raise this number when any pixel may change
 SEED = 50
 PER_CLASS = {"train": 50, "val": 9, "test": 9}
 GRAY_SHARE = 0.08
@@ -40,9 +40,9 @@ NAMES = tuple(f"{texture} {shape}" for texture in TEXTURES for shape in SHAPES)
 
 
 def ensure(cache_dir: str | Path | None = None) -> Path:
-    """Return the folder of the generated set, writing it to the user's cache folder first if it is not there.
+    """Return the folder of the generated set, written to the user's cache folder if need be.
 
-    The folder holds images/, train.txt, val.txt, test.txt and classes.txt. It appears whole or not at all, also
+    The folder holds images/, train.txt, val.txt, test.txt and classes.txt. The folder appears whole or not at all, also
     when several processes ask at once.
     """
     base = Path(cache_dir) if cache_dir is not None else cache_folder()
@@ -60,7 +60,7 @@ def ensure(cache_dir: str | Path | None = None) -> Path:
 
 
 def draw(label: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw one image of a class, uint8 [height, width, 3]; sides in pixels and all colours come from `rng`."""
+    """Return an image of a class, uint8 [height, width, 3]; sides in pixels and all colours come from `rng`."""
     texture, shape = NAMES[label].split()
     height, width = rng.integers(SIDES[0], SIDES[1] + 1, 2)
     height, width = (max(side, 2 * max(height, width) // 3) for side in (height, width))

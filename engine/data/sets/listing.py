@@ -1,4 +1,4 @@
-"""Which images there are: list files or folders per class, read into one form."""
+"""The images of a data folder: list files or folders per class, read into one form."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from polychrome.engine.errors import UserError
 
 
 def read(root: str | Path, num_classes: int | None = None, seed: int = 0) -> ImageSet:
-    """List the images under a folder; no image is opened.
+    """Return the set of the images under a folder; no image is opened.
 
     Four forms: train.txt, val.txt and test.txt of lines `path label` (and classes.txt, if there is one);
     train/, val/ and test/ with a folder per class; folders per class alone, split 80/10/10 per class by `seed`; or tar
     shards, named by a folder of them or a pattern such as shards/{000..099}.tar (see `engine.data.sets.webdataset`).
-    Raises UserError, naming file and line, for whatever does not fit.
+    Raises UserError, naming file and line, for anything else.
     """
     root = Path(root).expanduser()
     try:
@@ -52,9 +52,9 @@ def _read(root: Path, num_classes: int | None, seed: int) -> ImageSet:
 
 
 def image_files(folder: str | Path) -> list[str]:
-    """Return the image files below a folder and those its list files name, relative to it, each once.
+    """Return the image files below a folder or named in its list files, relative to the folder, each once.
 
-    Where there are none these are the images in tar shards below it; `folder` may also be a tar.
+    Without any, the images in tar shards below the folder are returned; `folder` may also be a tar.
     Raises UserError where there is no such folder, no image in it, or a list file or a tar is malformed.
     """
     from polychrome.engine.data.files import tars as shards

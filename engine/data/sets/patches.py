@@ -1,4 +1,4 @@
-"""A data folder of patches cut from one labelled scene, with splits that lie apart in it."""
+"""A data folder of patches cut from one labelled scene, with splits that lie apart in the scene."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def cut(scene: Path, out: Path, size: int = 9, seed: int = 0) -> list[str]:
     `out` becomes a data folder with list files, classes.txt (the labels) and channels.txt, whole or not at all.
 
     Raises:
-        UserError: the file is no such scene, `out` is not empty, or the scene is too small for three splits.
+        UserError: the file is not such a scene, `out` is not empty, or the scene is too small for three splits.
     """
     scene, out = Path(scene), Path(out)
     if size < 1 or size % 2 == 0:
@@ -82,10 +82,10 @@ def divide(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Division:
-    """A scene in blocks, int64 [height, width], the split of each block, int8 [blocks], and what comes of it.
+    """A scene in blocks, int64 [height, width], and the split of each block, int8 [blocks].
 
-    `parts` is the split of each pixel, and `score` says how good that is: the number of classes in train and test,
-    of those in train and val, and the least share of what a split should have.
+    `parts` is the split of each pixel, and `score` rates the division: by the number of classes in train and test,
+    the number of classes in train and val, and the least share of a split's due.
     """
 
     blocks: np.ndarray
@@ -117,7 +117,7 @@ def _drawn(labels: np.ndarray, size: int, side: int, generator: np.random.Genera
 
 
 def _improved(labels: np.ndarray, size: int, best: Division, generator: np.random.Generator) -> Division:
-    """Return the division after moves of a block to another split that made it no worse."""
+    """Return the division after moves of blocks to other splits; a move never worsens the division."""
     used = np.unique(best.blocks[labels > 0])
     for _ in range(MOVES):
         split_of = best.split_of.copy()
@@ -174,7 +174,7 @@ def _read(file: Path) -> Scene:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
-        raise UserError(f"{file} is no .npz file of numbers: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file} is not an .npz file of numbers: {' '.join(str(error).split())}") from error
     for key in ("cube", "labels"):
         if key not in arrays:
             raise UserError(f"{file} has no {key}: wanted cube [height, width, channels] and labels [height, width]")
@@ -219,6 +219,6 @@ def _patch(cube: np.ndarray, row: int, column: int, size: int) -> np.ndarray:
 
 
 def _mirrored(centre: int, size: int, length: int) -> np.ndarray:
-    """Return the places around a centre; those outside 0..length-1 are mirrored at the ends, into the same patch."""
+    """Return the places around a centre; places outside 0..length-1 are mirrored at the ends, into the same patch."""
     places = np.abs(np.arange(size) + centre - size // 2)
     return np.minimum(places, 2 * (length - 1) - places)

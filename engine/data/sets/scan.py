@@ -1,4 +1,4 @@
-"""Decode every file once before training, so that no damaged one can stop it later."""
+"""Every file decoded once before training, so that no damaged file can stop a training later."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from polychrome.engine.errors import UserError
 from polychrome.engine.machine.files import cache_folder, new_file
 from polychrome.engine.machine.workers import cpus, parallel
 
-RULES = 2  # raise it when a file's verdict may change
+RULES = 2  # raise this number when a file's verdict may change
 CHUNK = 64
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM")
 TIFF_MAGIC = (b"II*\0", b"MM\0*")
@@ -32,7 +32,7 @@ TIFF_MAGIC = (b"II*\0", b"MM\0*")
 
 @dataclass(frozen=True)
 class Stack:
-    """A usable file of any number of channels; `as_photo` says why it is no photo, of .npy files nothing."""
+    """A usable file of any number of channels; `as_photo` says why the file is not a photo, empty for .npy files."""
 
     height: int
     width: int
@@ -59,9 +59,9 @@ class Rejected:
 
 @dataclass(frozen=True)
 class ScanReport:
-    """(height, width) in pixels of each usable file, the rejected ones, and how many files had to be decoded.
+    """(height, width) in pixels of each usable file, the rejected files, and how many files had to be decoded.
 
-    `stacks` has what is known of each usable file that is no photo.
+    `stacks` describes each usable file that is not a photo.
     """
 
     sizes: dict[str, tuple[int, int]]
@@ -78,11 +78,11 @@ def scan(
     cache: bool = True,
     channels: int | None = None,
 ) -> ScanReport:
-    """Decode files fully, in `workers` processes (default: one per core), and report their sizes or faults.
+    """Return files' sizes or faults, found by decoding each fully in `workers` processes (default: one per core).
 
     `paths` are relative to `root`. `progress(done, total)` is called as files are dealt with. With `cache`, verdicts
     are kept in the user's cache folder until a file's size or modification time changes. Where DALI is installed
-    it is asked too, since one file that it refuses ends its pipeline.
+    DALI is asked too, since a single file that it refuses ends its pipeline.
 
     `channels` is the number of channels of .npy files whose shape alone does not say which axis has the channels; by
     default the number of names in channels.txt. A TIFF file of several pages is taken for an image of several channels.
@@ -103,7 +103,7 @@ def scan(
             todo.append(path)
         else:
             verdicts[path] = verdict
-    todo.sort()  # a tar's members lie in that order, mostly
+    todo.sort()  # mostly the order of a tar's members
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
     try:
         for chunk, found in zip(
@@ -149,10 +149,10 @@ def _of_one_kind(verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
 
 
 def apply(images: ImageSet, report: ScanReport, channels: Channels | None = None) -> ImageSet:
-    """Return the set without the rejected files, with sizes and, of files that are no photos, their channels.
+    """Return the set without the rejected files, with sizes and, of files that are not photos, their channels.
 
-    Mean and deviation of these are measured over the training images, or over all where there is no training split;
-    `channels` may give others, such as those that a model was trained with.
+    Mean and deviation of the channels are measured over the training images, or over all images where there is no
+    training split; `channels` may give other values, such as a trained model's.
 
     Raises:
         UserError: a split is left empty, or the files differ in kind or number of channels among each other, from
@@ -252,7 +252,7 @@ def _photo(file: str) -> Verdict:
         try:
             return _stack(file, as_photo=str(error))
         except decode.Unsupported as why:
-            return f"{error}; they are no channels either: {why}"
+            return f"{error}; they are not channels either: {why}"
     if _dali_version():
         from polychrome.engine.data.files.dali_check import decoded_shape
 

@@ -20,8 +20,8 @@ from polychrome.engine.data.sets.division import held_out
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine.workers import cpus, parallel
 
-PER_PROCESS = 8  # shards that make a process worth starting
-MOST = 10**6  # shards that a range may name
+PER_PROCESS = 8  # so many shards make a process worth starting
+MOST = 10**6  # a range may name so many shards
 WANTED = 'wanted a .cls, a .json with "label" or "cls", or a folder per class in the tar'
 
 Sample = tuple[str, int | str | None, bool]  # path, label, and whether its tar is cut off there
@@ -29,14 +29,14 @@ Labelled = tuple[tuple[str, ...], dict[str, list[int]]]  # the classes, and each
 
 
 def names_shards(data: Path) -> bool:
-    """Return whether a path is one of tars, such as shards/{000..099}.tar, shards/*.tar or set.tar."""
+    """Return whether a path names tars, such as shards/{000..099}.tar, shards/*.tar or set.tar."""
     return any(mark in str(data) for mark in "*?[{") or shards.SUFFIX in data.suffixes or data.suffix == ".tgz"
 
 
 def expand(pattern: str | Path) -> list[Path]:
     """Return the tars that a pattern with ranges {000..099}, lists {a,b}, * and ? names, each once, in order.
 
-    Raises UserError where one of them is not there, or none is.
+    Raises UserError where a tar of a range or list is missing, or all are.
     """
     names = _expanded(str(pattern))
     tars = [Path(match) for match in dict.fromkeys(match for name in names for match in _matches(name))]
@@ -70,11 +70,11 @@ def _expanded(text: str) -> list[str]:
 
 
 def read(tars: Sequence[Path], num_classes: int | None = None, seed: int = 0) -> ImageSet:
-    """List the samples in tars: members whose paths agree up to the first dot, one of them an image.
+    """Return the set of the samples in tars: members whose paths agree up to the first dot, one of them an image.
 
     A sample's label is in its .cls (a whole number) or its .json (a number or name, "label" or "cls"); where none has
     such a label, the folder in the tar that the sample is in is its class. Tars named train*, val* and test* are these
-    splits; else all samples are split 80/10/10 per class by `seed`. Paths begin with the tar's, relative to the
+    splits; else all samples are split 80/10/10 per class by `seed`. Paths begin with the tar's path, relative to the
     folder that all tars are in.
 
     Raises:
@@ -105,7 +105,7 @@ def read(tars: Sequence[Path], num_classes: int | None = None, seed: int = 0) ->
 
 
 def _split_names(tars: Sequence[Path], root: Path) -> dict[Path, str]:
-    """Return the split that each tar is of; of all "" where they are to be split."""
+    """Return each tar's split; "" for all tars where the samples are to be split."""
     names = {tar: next((split for split in SPLITS if tar.name.startswith(split)), "") for tar in tars}
     present = set(names.values())
     if len(present) == 1:
@@ -174,7 +174,7 @@ def _by_name(root: Path, found: dict[str, list[Sample]], num_classes: int | None
     names = sorted({label for _, label, _ in found[first] if label is not None})
     if num_classes not in (None, len(names)):
         raise UserError(f"{len(names)} classes in {root}, {num_classes} classes asked for")
-    numbers = {name: label for label, name in enumerate(names)} | {None: 0}  # what is cut off is not used anyway
+    numbers = {name: label for label, name in enumerate(names)} | {None: 0}  # a cut sample is not used anyway
     for split, samples in found.items():
         for path, label, _ in samples:
             if label not in numbers:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from polychrome.engine.data.image_set import ImageSet
 
-RULES = 1  # raise it when a decoder, or the resizing to a stored size, gives other values
-CHUNK = 2**24  # bytes that a checksum is of
+RULES = 1  # raise this number when a decoder, or the resizing to a stored size, gives other values
+CHUNK = 2**24  # bytes of a checksum's block
 HEADER, VALUES = "header.json", "values"
 
 
@@ -37,13 +37,13 @@ class Found(NamedTuple):
 
 
 class Entry:
-    """The decoded images of one set in one form, in a folder named after all that they depend on.
+    """The decoded images of one set in one form, in a folder named after everything that the pixels depend on.
 
-    What cannot be read or written is told of in one line, through `say`, and is no error.
+    A file that cannot be read or written is told of in a line, through `say`, and is not an error.
     """
 
     def __init__(self, images: ImageSet, form: str, decoder: str, say: Callable[[str], None], workers: int = 1):
-        """Name the entry of a scanned set; `form` is "whole" or the stored size, `decoder` what decodes the files."""
+        """Name the entry of a scanned set; `form` is "whole" or the stored size, `decoder` the decoder of the files."""
         paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
         root = os.path.abspath(images.root)
         about = [root, sorted(images.splits), form, decoder, list(images.channels.names), images.dtype]
@@ -53,7 +53,7 @@ class Entry:
         self._group, self._say, self._workers = group[:16], say, max(1, workers)
 
     def load(self) -> Found | None:
-        """Return what is kept, checked, or None; a damaged entry is removed."""
+        """Return the kept images, checked, or None; a damaged entry is removed."""
         if not self.folder.exists():
             return None
         try:
@@ -107,7 +107,7 @@ class Entry:
         (folder / HEADER).write_text(json.dumps(header), encoding="utf-8")
 
     def _clear(self) -> None:
-        """Remove what this entry takes the place of, and what writers that were killed have left."""
+        """Remove entries that this entry replaces, and the leftovers of writers that were killed."""
         for folder in self.folder.parent.glob(f"{self._group}-*"):
             partial = folder.name.endswith(PARTIAL)
             if not partial or time.time() - last_written(folder) > STALE:
@@ -133,5 +133,5 @@ def _stamp(root: str, path: str) -> tuple[int, int]:
 
 
 def _digest(values: Sequence) -> str:
-    # Names of files may be no valid text: json writes what is not ASCII as escapes.
+    # Names of files may not be valid text: json writes what is not ASCII as escapes.
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Where decoded images are kept, and in which form: what fits, by measure."""
+"""The place and form in which decoded images are kept, by the memory there is."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ CACHES = ("auto", "device", "host", "none")
 
 @dataclass(frozen=True)
 class Placement:
-    """Images kept on `device`, each squeezed to `size` (height, width), or whole where that is None.
+    """Images kept on `device`, each squeezed to `size` (height, width), or whole where `size` is None.
 
-    `nbytes` is what they take; with `resampled` false they all have that size as they are.
+    `nbytes` is the memory that the images take; with `resampled` false all images have that size already.
     """
 
     device: torch.device
@@ -30,7 +30,7 @@ class Placement:
 
     @property
     def form(self) -> str:
-        """The name of the form: "whole", which images of one size are in either way, or the stored size."""
+        """The name of the form: "whole", also of images that all have one size, or the stored size."""
         return f"{self.size[0]}x{self.size[1]}" if self.resampled else "whole"
 
     def __str__(self) -> str:
@@ -40,11 +40,11 @@ class Placement:
 
 
 def place(images: ImageSet, cache: str, device: torch.device, size: int) -> Placement | None:
-    """Return where and how a scanned set is to be kept, or None where its files are to be decoded in each epoch.
+    """Return the place and form to keep a scanned set in, or None where files are to be decoded in each epoch.
 
-    Images are squeezed to `size` by `size`, unless they all have one size whose short side is at most that. On the CPU
-    "host" keeps them whole, and float32 values are always whole and in host memory. "auto" takes the device where that
-    is a GPU, else the host, where it needs at most half of what is free there.
+    Images are squeezed to `size` by `size`, unless all have one size whose short side is at most `size`. On the CPU
+    "host" keeps them whole, and float32 values are always whole and in host memory. "auto" takes the device where it
+    is a GPU, else the host, if the images need at most half of the memory free there.
 
     Raises:
         UserError: the images do not fit where `cache` says.

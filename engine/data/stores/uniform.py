@@ -16,7 +16,7 @@ class UniformImages:
     def __init__(self, values: Tensor, paths: Sequence[str], faults: dict[str, str] | None = None):
         """Take over `values` of the images `paths`, in that order.
 
-        Those in `faults`, with a reason each, could not be read and are not among the images.
+        Files in `faults`, with a reason each, could not be read and are not among the images.
         """
         if values.dtype != torch.uint8 or values.dim() != 4 or len(values) != len(paths):
             raise ValueError(f"{list(values.shape)} {values.dtype} of {len(paths)} images, wanted uint8 and 4 axes")
@@ -27,8 +27,8 @@ class UniformImages:
     def of(
         cls, values: np.ndarray, paths: Sequence[str], on: torch.device, faults: dict[str, str] | None = None
     ) -> UniformImages:
-        """Return images kept on `on` of decoded ones, [count, height, width, channels], which may be read-only."""
-        with warnings.catch_warnings():  # torch warns of what cannot be written to; nothing here writes
+        """Return images kept on `on`, of decoded images [count, height, width, channels], which may be read-only."""
+        with warnings.catch_warnings():  # torch warns of read-only arrays; nothing here writes
             warnings.simplefilter("ignore", UserWarning)
             return cls(torch.from_numpy(values).to(on), paths, faults)
 

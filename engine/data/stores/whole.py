@@ -27,7 +27,7 @@ class WholeImages:
     ):
         """Take over `values` of the images `paths` of `sizes` (height, width), each [height, width, channels].
 
-        Those in `faults`, with a reason each, could not be read and are not among the images.
+        Files in `faults`, with a reason each, could not be read and are not among the images.
         """
         self.values, self.paths, self.faults = values, paths, faults or {}
         self._channels = channels
@@ -41,7 +41,7 @@ class WholeImages:
 
     @classmethod
     def load(cls, images: ImageSet, workers: int, progress: Callable[[int, int], None] | None = None) -> WholeImages:
-        """Decode every image of a scanned set, each once, in `workers` threads.
+        """Return every image of a scanned set, each decoded once, in `workers` threads.
 
         `progress(done, total)` is called as images are decoded. Files that can no longer be read are in `faults`.
         """
@@ -68,7 +68,7 @@ class WholeImages:
 
     @classmethod
     def of(cls, images: ImageSet, values: np.ndarray, faults: dict[str, str]) -> WholeImages:
-        """Return the pixels of a scanned set from the bytes of `values`, as `load` has decoded them before."""
+        """Return the pixels of a scanned set from the bytes of `values`, which `load` decoded earlier."""
         sizes = sizes_of(images)
         return cls(values.view(images.dtype), list(sizes), list(sizes.values()), len(images.channels), faults)
 

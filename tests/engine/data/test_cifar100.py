@@ -1,14 +1,16 @@
+import gzip
 import hashlib
 import io
 import os
 import pickle
 import tarfile
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
-from torchvision.datasets import CIFAR100
+from torchvision.datasets import CIFAR100, cifar
 
 from polychrome.engine.data import loader
 from polychrome.engine.data.sets import cifar100
@@ -16,6 +18,7 @@ from polychrome.engine.errors import UserError
 
 CLASSES = ("apple", "bear", "cloud")
 PER_CLASS = {"train": 20, "test": 4}
+FOLDER, ARCHIVE = "cifar-100-python", "cifar-100-python.tar.gz"
 REAL = {"tgz_md5": CIFAR100.tgz_md5, "train_list": CIFAR100.train_list}
 
 
@@ -52,7 +55,7 @@ def archived(files):
             member = tarfile.TarInfo(f"cifar-100-python/{name}")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    return stream.getvalue()
+    return gzip.compress(stream.getvalue(), mtime=0)
 
 
 def unpacked(folder, files):
@@ -69,15 +72,19 @@ def fault(*arguments, **options):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("form", ["folder around", "folder itself", "archive in folder", "archive itself"])
+FORMS = ["folder around", "folder itself", "folder by another name", "archive in folder", "archive by another name"]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_official_files_are_read_in_each_form(tmp_path, contents, form):
-    archive = tmp_path / "cifar-100-python.tar.gz"
-    if form.startswith("folder"):
-        unpacked(tmp_path / "cifar-100-python", contents)
-        root = tmp_path if form == "folder around" else tmp_path / "cifar-100-python"
+    kind, _, way = form.partition(" ")
+    place = tmp_path / ("other" if way == "by another name" else {"folder": FOLDER, "archive": ARCHIVE}[kind])
+    if kind == "folder":
+        unpacked(place, contents)
     else:
-        archive.write_bytes(archived(contents))
-        root = tmp_path if form == "archive in folder" else archive
+        place.write_bytes(archived(contents))
+    root = tmp_path if way in ("around", "in folder") else place
+    before = sorted(tmp_path.rglob("*"))
     images, pixels = cifar100.read(root)
     assert images.class_names == CLASSES
     assert len(pixels) == 72
@@ -86,6 +93,8 @@ def test_official_files_are_read_in_each_form(tmp_path, contents, form):
             np.testing.assert_array_equal(pixels[f"{part}/{i:05d}"].transpose(2, 0, 1), expected)
     assert images.splits["test"].paths == tuple(f"test/{i:05d}" for i in range(12))
     assert images.splits["test"].labels == tuple(labels("test"))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert images.root == place
 
 
 def test_a_tenth_of_each_class_is_held_out_by_the_seed(tmp_path, contents):
@@ -116,7 +125,7 @@ def test_batches_have_the_official_pixels(tmp_path, contents):
 def test_a_wrong_checksum_names_the_file_and_nothing_is_unpickled(tmp_path, contents, monkeypatch, name):
     folder = unpacked(tmp_path / "cifar-100-python", contents)
     (folder / name).write_bytes(contents[name] + b"x")
-    monkeypatch.setattr(cifar100.pickle, "loads", None)
+    monkeypatch.setattr(cifar.pickle, "load", None)
     message = fault(tmp_path)
     assert message.startswith(f"{folder / name} is not the official file (MD5 ")
     assert message.endswith(": unpack cifar-100-python.tar.gz again")
@@ -142,32 +151,79 @@ def test_a_folder_without_the_files_is_the_users_fault(tmp_path, contents):
     assert f"{folder / 'test'} cannot be read: No such file" in fault(tmp_path)
 
 
-def test_a_download_goes_into_the_cache_once(contents, cache_home, monkeypatch):
-    asked = []
+@pytest.fixture
+def download(monkeypatch):
+    """Have `torchvision` download what a test says: bytes that it puts in place, and an error after them."""
 
-    def download(url, root, filename, md5):
-        asked.append((url, md5))
-        (root / filename).write_bytes(archived(contents))
+    def arrange(content, error=None):
+        asked = []
 
-    monkeypatch.setattr(cifar100, "download_url", download)
+        def download(url, root, filename, md5):
+            asked.append((url, md5))
+            Path(root, filename).write_bytes(content)
+            if error is not None:
+                raise error
+
+        monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
+        return asked
+
+    return arrange
+
+
+def test_a_download_goes_into_the_cache_once(contents, cache_home, download):
+    asked = download(archived(contents))
     for _ in range(2):
         images, _ = cifar100.read()
-        assert images.root == cache_home / "cifar-100-python.tar.gz"
+        assert images.root == cache_home / FOLDER
     assert asked == [(CIFAR100.url, CIFAR100.tgz_md5)]
-    assert os.listdir(cache_home) == ["cifar-100-python.tar.gz"]
+    assert os.listdir(cache_home) == [FOLDER]
+
+
+def test_an_archive_in_the_cache_is_not_downloaded_again(contents, cache_home, download):
+    asked = download(b"")
+    cache_home.mkdir(parents=True, exist_ok=True)
+    (cache_home / ARCHIVE).write_bytes(archived(contents))
+    images, _ = cifar100.read()
+    assert images.root == cache_home / ARCHIVE
+    assert asked == []
+
+
+def test_of_two_downloads_at_once_the_first_stays(contents, cache_home, monkeypatch, download):
+    download(archived(contents))
+    real = os.rename
+
+    def late(source, target):
+        unpacked(target, contents)
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    images, _ = cifar100.read()
+    assert len(images.splits["test"].paths) == 12
+    assert os.listdir(cache_home) == [FOLDER]
 
 
 @pytest.mark.parametrize("error", [URLError("no route"), RuntimeError("File not found or corrupted."), OSError("full")])
-def test_a_failed_download_names_both_ways_out_and_leaves_nothing(cache_home, monkeypatch, error):
-    def download(url, root, filename, md5):
-        (root / filename).write_bytes(b"part of it")
-        raise error
-
-    monkeypatch.setattr(cifar100, "download_url", download)
+def test_a_failed_download_names_both_ways_out_and_leaves_nothing(cache_home, download, error):
+    download(b"part of it", error)
     message = fault()
     assert message.startswith("CIFAR-100 could not be downloaded (")
     assert f"put the official cifar-100-python.tar.gz into {cache_home}, or give --data a folder" in message
     assert os.listdir(cache_home) == []
+
+
+def test_a_download_of_other_files_is_not_unpickled_and_leaves_nothing(contents, cache_home, download, monkeypatch):
+    download(archived(contents | {"train": contents["test"]}))
+    monkeypatch.setattr(cifar.pickle, "load", None)
+    assert fault().startswith("CIFAR-100 could not be downloaded (Dataset not found or corrupted.")
+    assert os.listdir(cache_home) == []
+
+
+def test_an_archive_that_cannot_be_unpacked_says_where_room_is_wanted(tmp_path, contents, monkeypatch):
+    (tmp_path / ARCHIVE).write_bytes(archived(contents))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    message = fault(tmp_path)
+    assert message.startswith(f"{tmp_path / ARCHIVE} cannot be unpacked ([Errno 2] No such file or directory: ")
+    assert message.endswith(": let TMPDIR name a folder with 200 MB free")
 
 
 def test_without_a_download_both_ways_out_are_named(cache_home):

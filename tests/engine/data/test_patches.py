@@ -173,7 +173,7 @@ def test_channels_have_the_scenes_names(tmp_path, key, named):
         ({"bands": np.arange(5)}, "bands names 5 channels, cube has 4"),
         ({"names": np.array(["a", "b", "a", "c"])}, "names 2: channel 'a' is named twice"),
         ({"names": np.array(["a", "b+c", "d", "e"])}, "names 1: a channel cannot be named 'b+c'"),
-        ({"cube": np.array([{}])}, "scene.npz is no .npz file of numbers: Object arrays cannot be loaded"),
+        ({"cube": np.array([{}])}, "scene.npz is not an .npz file of numbers: Object arrays cannot be loaded"),
         ({"labels": np.eye(60, 70, dtype=int)}, "is too small for three splits apart, with patches of 5: "),
     ],
 )
@@ -192,10 +192,10 @@ def test_faults_of_size_and_folder_are_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.npz cannot be read: No such file"):
         patches.cut(tmp_path / "none.npz", tmp_path / "new")
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(UserError, match=r"text\.npz is no \.npz file of numbers"):
+    with pytest.raises(UserError, match=r"text\.npz is not an \.npz file of numbers"):
         patches.cut(tmp_path / "text.npz", tmp_path / "new")
     np.save(tmp_path / "array.npy", np.zeros((3, 3)))
-    with pytest.raises(UserError, match=r"array\.npy is no \.npz file of numbers"):
+    with pytest.raises(UserError, match=r"array\.npy is not an \.npz file of numbers"):
         patches.cut(tmp_path / "array.npy", tmp_path / "new")
 
 

@@ -271,7 +271,7 @@ def test_what_is_no_tar_is_a_fault(tmp_path):
         assert re.search("compressed with (gzip|bzip2|xz): unpack it", fault(tmp_path / "packed.tar"))
     for content in (b"", b"<html>" * 1000, JPEG):
         (tmp_path / "bad.tar").write_bytes(content)
-        assert "bad.tar is no tar that can be read" in fault(tmp_path / "bad.tar")
+        assert "bad.tar is not a tar that can be read" in fault(tmp_path / "bad.tar")
 
 
 def test_damage_in_the_middle_of_a_tar_and_tars_in_a_row_are_faults(tmp_path):
