@@ -123,9 +123,9 @@ def mend_interpreter() -> None:
     import triton
     from triton.runtime import interpreter
 
-    if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8):
-        return
     patch = interpreter._patch_lang_tensor
+    if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) or patch.__module__ == __name__:
+        return
 
     def patch_with_index(tensor, *scope) -> None:
         patch(tensor, *scope)

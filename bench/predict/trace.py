@@ -14,9 +14,10 @@ from torch import Tensor
 
 from bench.predict.code import Place, statement_of
 from bench.stand_in import results
-from polychrome.kernels.launch import Launch
+from polychrome.kernels.launch import Launch, mend_interpreter
 
 KERNELS = str(Path(__file__).resolve().parents[2] / "kernels")
+MENDED = mend_interpreter.__wrapped__.__code__.co_filename
 # What moves between the L2 cache and a multiprocessor at the least, bytes.
 SECTOR = 32
 # Programs traced, fewer where they are long: three at the least, then until so many statements were run.
@@ -87,8 +88,9 @@ class _Watch:
         self.seen.clear()
 
     def call(self, frame, *_):
-        """Count the statements of a function of our kernels; of what the interpreter itself runs none."""
-        if not frame.f_code.co_filename.startswith(KERNELS):
+        """Count the statements of a function of our kernels; none of what the interpreter runs, or what mends it."""
+        file = frame.f_code.co_filename
+        if not file.startswith(KERNELS) or file == MENDED:
             return None
         last = None
 
