@@ -204,11 +204,11 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 
 def _geometry(x: Tensor, kernels: Tensor, stride, padding, dilation, groups: int) -> Geometry:
     """Return the geometry of a call; raise where x or the output has no pixel."""
-    if x.shape[2] == 0 or x.shape[3] == 0:
+    size, kernel = x.shape[2:], kernels.shape[3:]
+    if 0 in size:
         raise ValueError(f"x must be at least 1 x 1, got {sizes(x)}")
-    kernel = kernels.shape[3:]
     geometry = resolve_geometry(kernel, stride, padding, dilation, groups)
-    height, width = geometry.output_size(x.shape[2:], kernel)
+    height, width = geometry.output_size(size, kernel)
     if height < 1 or width < 1:
         raise ValueError(
             f"output must be at least 1 x 1, got {int(height)} x {int(width)} from x {sizes(x)}, "

@@ -23,9 +23,9 @@ class Geometry(NamedTuple):
 
     def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
         """Return (height, width) of the convolution of an image of `size`; not positive where `kernel` does not fit."""
-        top, bottom, left, right = self.padding
-        height = (size[0] + top + bottom - self.dilation[0] * (kernel[0] - 1) - 1) // self.stride[0] + 1
-        width = (size[1] + left + right - self.dilation[1] * (kernel[1] - 1) - 1) // self.stride[1] + 1
+        stride, (top, bottom, left, right), dilation, _ = self
+        height = (size[0] + top + bottom - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
+        width = (size[1] + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
         return height, width
 
     def output_shape(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
