@@ -271,8 +271,7 @@ def measure(candidates: list[Candidate], device: configs.Device) -> list[float]:
 
 def call_of(candidate: Candidate, data: Data, device: configs.Device) -> Callable:
     """Return a function that runs the candidate's pass and returns the tensors it makes."""
-    plan, (stride, padding, dilation, groups) = candidate.plan(device), candidate.shape.geometry
-    geometry = ([stride] * 2, [padding] * 4, [dilation] * 2, groups)
+    plan, geometry = candidate.plan(device), candidate.shape.problem(candidate.dtype).geometry
     leaves = [leaf.detach() for leaf in data.leaves]
     ops = torch.ops.polychrome
     if candidate.name == "forward":

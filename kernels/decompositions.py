@@ -18,15 +18,15 @@ from torch import Tensor
 
 from polychrome.kernels.channel_gate import reference as channel_gate
 from polychrome.kernels.dynamic_conv import reference as dynamic_conv
-from polychrome.kernels.dynamic_conv.geometry import output_size
+from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.fuse.channel_scale import channel_scale
 from polychrome.kernels.library import record_as
 from polychrome.kernels.spatial_attention import reference as spatial_attention
 
 
-def _dynamic_conv2d(x, experts, mixing, bias, stride, padding, dilation, groups, backend="auto"):
+def _dynamic_conv2d(x, experts, mixing, bias, *geometry_and_backend):
     bias = None if bias is None else dynamic_conv.mix(mixing, bias)
-    return _per_sample_conv2d(x, dynamic_conv.mix(mixing, experts), bias, stride, padding, dilation, groups)
+    return _per_sample_conv2d(x, dynamic_conv.mix(mixing, experts), bias, *geometry_and_backend)
 
 
 def _stacked_conv2d(x, experts, mixing, bias, stride, padding, dilation, groups, backend="auto"):
@@ -50,7 +50,7 @@ def _then_affine(convolve: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _per_sample_conv2d(x, weight, bias, stride, padding, dilation, groups, backend="auto"):
     kernel = weight.shape[3:]
-    size = output_size(x, kernel, stride, padding, dilation)
+    size = Geometry(stride, padding, dilation, groups).output_size(x.shape[2:], kernel)
     x, symmetric = _pad_unevenly(x, padding)
     # [batch, groups, in_channels/groups * kernel pixels, output pixels]
     patches = F.unfold(x, kernel, dilation, symmetric, stride).unflatten(1, (groups, -1))

@@ -18,7 +18,7 @@ from polychrome.kernels.channel_gate.reference import gate_of_logits, linear
 from polychrome.kernels.checks import as_int, check_float, check_shape
 from polychrome.kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
 from polychrome.kernels.dynamic_conv.api import Pair
-from polychrome.kernels.dynamic_conv.geometry import resolve_padding, resolve_pair
+from polychrome.kernels.dynamic_conv.problem import resolve_geometry, resolve_pair
 from polychrome.kernels.fuse.channel_scale import channel_scale
 from polychrome.kernels.leaves import leaf
 from polychrome.kernels.plain import is_centred, is_plain, is_pointwise
@@ -109,8 +109,7 @@ class PerSampleConv2d(nn.Module):
 
     def __init__(self, stride: Pair = 1, padding: Pair | str = 0, dilation: Pair = 1, groups: int = 1):
         super().__init__()
-        strides, dilations = resolve_pair("stride", stride), resolve_pair("dilation", dilation)
-        resolve_padding(padding, (1, 1), strides, dilations)
+        resolve_geometry((1, 1), stride, padding, dilation, groups)
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.groups = _checked_size("groups", groups, least=1)
 
@@ -169,11 +168,10 @@ class DynamicConv2d(nn.Module):
                 f"groups must divide in_channels={in_channels} and out_channels={out_channels}, got {groups}"
             )
         kernel = resolve_pair("kernel_size", kernel_size)
-        strides, dilations = resolve_pair("stride", stride), resolve_pair("dilation", dilation)
-        top, _, left, _ = resolve_padding(padding, kernel, strides, dilations)
+        geometry = resolve_geometry(kernel, stride, padding, dilation, groups)
         self.in_channels, self.out_channels, self.groups, self.experts = in_channels, out_channels, groups, experts
-        self.kernel_size, self.stride, self.dilation = tuple(kernel), tuple(strides), tuple(dilations)
-        self.padding = padding if isinstance(padding, str) else (top, left)
+        self.kernel_size, self.stride, self.dilation = map(tuple, (kernel, geometry.stride, geometry.dilation))
+        self.padding = padding if isinstance(padding, str) else tuple(geometry.padding[::2])
         made = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(experts, out_channels, in_channels // groups, *kernel, **made))
         self.bias = nn.Parameter(torch.empty(experts, out_channels, **made)) if bias else None

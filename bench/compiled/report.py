@@ -26,12 +26,13 @@ from polychrome.kernels.augment.arguments import Arguments
 from polychrome.kernels.augment.triton import ops as augment
 from polychrome.kernels.channel_gate.triton import ops as gate
 from polychrome.kernels.dynamic_conv import configs
+from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.dynamic_conv.triton.contraction import contract, contract_few
 from polychrome.kernels.dynamic_conv.triton.convolution import convolve
 from polychrome.kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients, holds_weights
 from polychrome.kernels.dynamic_conv.triton.mixing import mix_into
 from polychrome.kernels.dynamic_conv.triton.reorder import channels_first, channels_last
-from polychrome.kernels.dynamic_conv.triton.splits import add_up
+from polychrome.kernels.dynamic_conv.triton.splits import Epilogue, add_up
 from polychrome.kernels.dynamic_conv.triton.weight_gradient import expert_gradients, sample_gradients
 from polychrome.kernels.launch import Launch, record_launches
 from polychrome.kernels.spatial_attention.triton import ops as attention
@@ -39,7 +40,7 @@ from polychrome.kernels.sums import sum_outer_and_inner, sum_rows
 from polychrome.kernels.tensors import is_channels_last
 
 TABLE = Path(__file__).resolve().parents[1] / "results" / "compiled.md"
-GEOMETRY = ([1, 1], [1, 1, 1, 1], [1, 1])
+GEOMETRY = Geometry([1, 1], [1, 1, 1, 1], [1, 1], 1)
 KERNEL = (3, 3)
 BATCH, SIZE = 64, 28
 SPLITS = 6
@@ -158,8 +159,7 @@ def _convolution(use, row, dtype, channels, precision="ieee", transposed=False, 
             source,
             weight,
             out,
-            *GEOMETRY,
-            1,
+            GEOMETRY,
             KERNEL,
             row,
             precision,
@@ -187,7 +187,7 @@ def _added_up() -> Iterator[Variant]:
         y = _empty(1, 256, 14, 14).contiguous(memory_format=layout)
         partial = _empty(SPLITS, 1, 14, 14, 256, dtype=torch.float32)
         with record_launches() as launches:
-            add_up(partial, y, _empty(1, 256, dtype=torch.float32), None, None, relu=False)
+            add_up(partial, y, Epilogue(_empty(1, 256, dtype=torch.float32)))
         options = launches[0].options
         use = f"{SPLITS} splits, {'channels_last' if options['CHANNELS_LAST'] else 'contiguous'}"
         label = _label(options["BLOCK_P"], options["BLOCK_C"])
@@ -201,10 +201,10 @@ def _weight_gradient(row, dtype, channels, experts) -> Variant:
         if experts:
             mixing = _empty(BATCH, experts, dtype=torch.float32)
             kernels = _empty(experts, outputs, 9, inputs, dtype=dtype)
-            expert_gradients(grad, x, kernels, mixing, *GEOMETRY, 1, KERNEL, row._replace(splits=2), "ieee")
+            expert_gradients(grad, x, kernels, mixing, GEOMETRY, KERNEL, row._replace(splits=2), "ieee")
         else:
             own = _empty(BATCH, outputs, 9, inputs, dtype=dtype)
-            sample_gradients(grad, x, own, *GEOMETRY, 1, KERNEL, row, "ieee")
+            sample_gradients(grad, x, own, GEOMETRY, KERNEL, row, "ieee")
     use = f"{experts} experts" if experts else "one sample's own"
     again = partial(_weight_gradient, dtype=dtype, channels=channels, experts=experts)
     return _product("weight gradient", use, _name(dtype), channels, row, launches[0], again)
@@ -278,16 +278,16 @@ def _depthwise() -> Iterator[Variant]:
 
 
 def _depthwise_form(side, experts, row, gradient_row) -> Iterator[Variant]:
-    x, kernel, geometry = _image(256, torch.bfloat16), (side, side), ([1, 1], [side // 2] * 4, [1, 1])
+    x, how = _image(256, torch.bfloat16), (GEOMETRY._replace(padding=[side // 2] * 4, groups=256), (side, side))
     held = holds_weights(row, side * side)
     weight = _empty(experts or BATCH, *((256, side * side) if held else (side * side, 256)))
     weight = weight if held else weight.float()
     mixing = _empty(BATCH, experts, dtype=torch.float32) if experts else None
     own = _empty(BATCH * configs.own_parts(tuple(x.shape[2:]), gradient_row), side * side, 256)
     with record_launches() as launches:
-        convolve_depthwise(x, weight, torch.empty_like(x), *geometry, kernel, row, False, mixing)
-        convolve_depthwise(x, weight, torch.empty_like(x), *geometry, kernel, row, True, mixing)
-        depthwise_gradients(x, x, own, *geometry, kernel, gradient_row)
+        convolve_depthwise(x, weight, torch.empty_like(x), *how, row, False, mixing)
+        convolve_depthwise(x, weight, torch.empty_like(x), *how, row, True, mixing)
+        depthwise_gradients(x, x, own, *how, gradient_row)
     form = f"{side}x{side} {'strips' if row.strips else 'blocks'}" + (f", {experts} experts" if experts else "")
     uses = ("forward", "gradient of x", "gradient of the weights")
     for use, each, launch in zip(uses, (row, row, gradient_row), launches, strict=True):

@@ -74,14 +74,12 @@ def shapes() -> list[Shape]:
 
 def _convolution(shape: convolutions.Shape) -> Iterator[Pass]:
     problem = shape.problem(torch.bfloat16)
-    stride, padding, dilation, groups = shape.geometry
-    geometry = ([stride] * 2, [padding] * 4, [dilation] * 2, groups)
     last = torch.channels_last
     x = _empty(shape.batch, shape.in_channels, shape.size, shape.size).to(memory_format=last)
     grad = _empty(shape.batch, shape.out_channels, *problem.out_size).to(memory_format=last)
-    experts = _empty(shape.experts, shape.out_channels, shape.in_channels // groups, shape.kernel, shape.kernel)
+    experts = _empty(shape.experts, shape.out_channels, shape.in_channels // shape.groups, shape.kernel, shape.kernel)
     mixing = _empty(shape.batch, shape.experts, dtype=torch.float32)
-    given = (x, experts, mixing, None, *geometry)
+    given = (x, experts, mixing, None, problem.geometry)
     # In the stacked form mixing's gradient comes with x's, else with the experts'.
     stacked = rule(problem)[0] == "stacked"
     backward = convolution.dynamic_conv2d_backward

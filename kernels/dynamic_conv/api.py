@@ -17,7 +17,7 @@ from polychrome.kernels.checks import (
 )
 from polychrome.kernels.dynamic_conv import reference, register  # noqa: F401  (registers the ops)
 from polychrome.kernels.dynamic_conv.eager.forms import forms_of
-from polychrome.kernels.dynamic_conv.geometry import output_size, resolve_padding, resolve_pair
+from polychrome.kernels.dynamic_conv.problem import Geometry, resolve_geometry
 from polychrome.kernels.leaves import leaf
 from polychrome.kernels.library import call
 from polychrome.kernels.tensors import cast_for_autocast
@@ -72,7 +72,7 @@ def dynamic_conv2d(
         whole = partial(reference.dynamic_conv2d, scale=scale, shift=shift, relu=relu)
         return call_reference(whole, x, experts, mixing, bias, stride, padding, dilation, groups)
     records = torch.jit.is_tracing() or wants_gradient(x, experts, mixing, bias, scale, shift)
-    if records and keeps_the_mix(x, experts, *geometry, backend):
+    if records and keeps_the_mix(x, experts, geometry, backend):
         mixed_bias = None if bias is None else call_reference(reference.mix, mixing, bias)
         weight = call_reference(reference.mix, mixing, experts)
         y = call("per_sample_conv2d", x, weight, mixed_bias, *geometry, backend)
@@ -137,7 +137,7 @@ def prepare_dynamic(x, experts, mixing, bias, stride, padding, dilation, groups,
         raise TypeError(f"relu must be a bool, got {relu!r}")
     _check_affine("scale", scale, x, experts)
     _check_affine("shift", shift, x, experts)
-    return x, experts, bias, (*_geometry(x, experts, stride, padding, dilation), groups)
+    return x, experts, bias, _geometry(x, experts, stride, padding, dilation, groups)
 
 
 def prepare_per_sample(x, weight, bias, stride, padding, dilation, groups):
@@ -146,7 +146,7 @@ def prepare_per_sample(x, weight, bias, stride, padding, dilation, groups):
     x, weight, bias = cast_for_autocast(x, weight, bias)
     groups = _check_kernels("weight", weight, x, groups)
     _check_bias(bias, x, batch=x.shape[0], out_channels=weight.shape[1])
-    return x, weight, bias, (*_geometry(x, weight, stride, padding, dilation), groups)
+    return x, weight, bias, _geometry(x, weight, stride, padding, dilation, groups)
 
 
 def _check_kernels(name: str, kernels: Tensor, x: Tensor, groups: int) -> int:
@@ -183,7 +183,7 @@ def _check_affine(name: str, vector: Tensor | None, x: Tensor, experts: Tensor) 
     check_shape(name, vector, out_channels=experts.shape[1])
 
 
-def keeps_the_mix(x: Tensor, experts: Tensor, stride, padding, dilation, groups: int, backend: str) -> bool:
+def keeps_the_mix(x: Tensor, experts: Tensor, geometry: Geometry, backend: str) -> bool:
     """Return whether a call that records gradients is to mix outside the op, so that autograd keeps the mix.
 
     So on a CPU where no form is faster than the naive one: mixing again for the gradients would make the op slower than
@@ -194,7 +194,7 @@ def keeps_the_mix(x: Tensor, experts: Tensor, stride, padding, dilation, groups:
         return False
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    return forms_of(x, experts, stride, padding, dilation, groups, per_sample=False).are_naive
+    return forms_of(x, experts, geometry, per_sample=False).are_naive
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
@@ -202,18 +202,17 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _geometry(x: Tensor, kernels: Tensor, stride, padding, dilation) -> tuple[list[int], list[int], list[int]]:
-    """Return stride, padding and dilation as the ops take them; raise where x or the output has no pixel."""
-    if x.shape[2] == 0 or x.shape[3] == 0:
+def _geometry(x: Tensor, kernels: Tensor, stride, padding, dilation, groups: int) -> Geometry:
+    """Return the geometry of a call; raise where x or the output has no pixel."""
+    size, kernel = x.shape[2:], kernels.shape[3:]
+    if 0 in size:
         raise ValueError(f"x must be at least 1 x 1, got {sizes(x)}")
-    stride = resolve_pair("stride", stride)
-    dilation = resolve_pair("dilation", dilation)
-    kernel = kernels.shape[3:]
-    padding = resolve_padding(padding, kernel, stride, dilation)
-    height, width = output_size(x, kernel, stride, padding, dilation)
+    geometry = resolve_geometry(kernel, stride, padding, dilation, groups)
+    height, width = geometry.output_size(size, kernel)
     if height < 1 or width < 1:
         raise ValueError(
             f"output must be at least 1 x 1, got {int(height)} x {int(width)} from x {sizes(x)}, "
-            f"kernel {list(map(int, kernel))}, stride {stride}, padding {padding}, dilation {dilation}"
+            f"kernel {list(map(int, kernel))}, "
+            f"stride {geometry.stride}, padding {geometry.padding}, dilation {geometry.dilation}"
         )
-    return stride, padding, dilation
+    return geometry

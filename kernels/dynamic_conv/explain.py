@@ -9,7 +9,7 @@ from polychrome.kernels.dynamic_conv.api import keeps_the_mix, prepare_dynamic, 
 from polychrome.kernels.dynamic_conv.configs import KNOWN_DEVICES, Device, device_of
 from polychrome.kernels.dynamic_conv.eager.forms import Choice, Forms, forms_of
 from polychrome.kernels.dynamic_conv.plan import Plan, plan
-from polychrome.kernels.dynamic_conv.problem import Problem, problem_of
+from polychrome.kernels.dynamic_conv.problem import Geometry, Problem, problem_of
 
 
 class Explanation(NamedTuple):
@@ -89,11 +89,11 @@ def explain_dynamic_conv2d(
     x, experts, bias, geometry = prepare_dynamic(
         x, experts, mixing, bias, stride, padding, dilation, groups, scale, shift, relu
     )
-    explanation = _explain("dynamic_conv2d", x, experts, *geometry, False, device)
+    explanation = _explain("dynamic_conv2d", x, experts, geometry, False, device)
     if explanation.implementation != "eager" or device is not None:
         return explanation
     records = wants_gradient(x, experts, mixing, bias, scale, shift)
-    return explanation._replace(keeps_the_mix=records and keeps_the_mix(x, experts, *geometry, "auto"))
+    return explanation._replace(keeps_the_mix=records and keeps_the_mix(x, experts, geometry, "auto"))
 
 
 def explain_per_sample_conv2d(
@@ -109,12 +109,11 @@ def explain_per_sample_conv2d(
 ) -> Explanation:
     """Return what `per_sample_conv2d` of these arguments would run."""
     x, weight, bias, geometry = prepare_per_sample(x, weight, bias, stride, padding, dilation, groups)
-    return _explain("per_sample_conv2d", x, weight, *geometry, True, device)
+    return _explain("per_sample_conv2d", x, weight, geometry, True, device)
 
 
-def _explain(op, x, weight, stride, padding, dilation, groups, per_sample, device) -> Explanation:
-    geometry = (stride, padding, dilation, groups, per_sample)
-    problem = problem_of(x, weight, *geometry)
+def _explain(op, x, weight, geometry: Geometry, per_sample, device) -> Explanation:
+    problem = problem_of(x, weight, geometry, per_sample)
     facts = None if device is None else _known(device)
     if facts is not None and x.dtype in TRITON_DTYPES and len(x):
         return Explanation(op, problem, "triton", facts.name, plan(problem, facts), None)
@@ -127,7 +126,7 @@ def _explain(op, x, weight, stride, padding, dilation, groups, per_sample, devic
     if runs_triton(x, backend):
         facts = device_of(x.device.index) if x.is_cuda else KNOWN_DEVICES[0]
         return Explanation(op, problem, "triton", facts.name, plan(problem, facts), None)
-    return Explanation(op, problem, "eager", str(x.device), None, forms_of(x, weight, *geometry))
+    return Explanation(op, problem, "eager", str(x.device), None, forms_of(x, weight, geometry, per_sample))
 
 
 def _known(name: str) -> Device:

@@ -1,10 +1,36 @@
 """The sizes that decide how a convolution is run, and what it must move and multiply at the least."""
 
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from polychrome.kernels.checks import as_int
+
+
+class Geometry(NamedTuple):
+    """How kernels go over an image, in the order and form of the ops' arguments.
+
+    stride, dilation: of rows and columns. padding: top, bottom, left, right.
+    """
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+
+    def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
+        """Return (height, width) of the convolution of an image of `size`; not positive where `kernel` does not fit."""
+        stride, (top, bottom, left, right), dilation, _ = self
+        height = (size[0] + top + bottom - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
+        width = (size[1] + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
+        return height, width
+
+    def output_shape(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+        """Return the output's [batch, out_channels, height, width]; weight is [.., out, in/groups, kh, kw]."""
+        return x.shape[0], weight.shape[1], *self.output_size(x.shape[2:], weight.shape[3:])
 
 
 class Problem(NamedTuple):
@@ -24,12 +50,14 @@ class Problem(NamedTuple):
     dtype: torch.dtype
 
     @property
+    def geometry(self) -> Geometry:
+        """How the kernels go over x."""
+        return Geometry(self.stride, self.padding, self.dilation, self.groups)
+
+    @property
     def out_size(self) -> tuple[int, int]:
         """Height and width of the output."""
-        top, bottom, left, right = self.padding
-        height = (self.height + top + bottom - self.dilation[0] * (self.kernel[0] - 1) - 1) // self.stride[0] + 1
-        width = (self.width + left + right - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.stride[1] + 1
-        return height, width
+        return self.geometry.output_size((self.height, self.width), self.kernel)
 
     @property
     def pixels(self) -> int:
@@ -88,28 +116,52 @@ class Problem(NamedTuple):
         return (self.experts or self.batch) * self.weights
 
 
-def problem_of(
-    x: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    per_sample: bool,
-) -> Problem:
+def problem_of(x: Tensor, weight: Tensor, geometry: Geometry, per_sample: bool) -> Problem:
     """Return the problem of a call; weight is [experts or batch, out, in/groups, kh, kw]."""
     batch, channels, height, width = x.shape
-    return Problem(
-        batch,
-        channels,
-        weight.shape[1],
-        height,
-        width,
-        tuple(weight.shape[3:]),
-        tuple(stride),
-        tuple(padding),
-        tuple(dilation),
-        groups,
-        0 if per_sample else weight.shape[0],
-        x.dtype,
-    )
+    pairs = map(tuple, (weight.shape[3:], *geometry[:3]))
+    experts = 0 if per_sample else weight.shape[0]
+    return Problem(batch, channels, weight.shape[1], height, width, *pairs, geometry.groups, experts, x.dtype)
+
+
+def resolve_geometry(kernel: Sequence[int], stride, padding, dilation, groups: int) -> Geometry:
+    """Return the geometry that these arguments of a public function mean.
+
+    Raises:
+        ValueError: stride or dilation is no int or pair of ints, at least 1; or padding none, at least 0, and neither
+            "same", with stride 1, nor "valid".
+    """
+    stride, dilation = resolve_pair("stride", stride), resolve_pair("dilation", dilation)
+    return Geometry(stride, _padding(padding, kernel, stride, dilation), dilation, groups)
+
+
+def resolve_pair(name: str, value) -> list[int]:
+    """Return an int or a pair of ints, each at least 1, as a list of two; raise ValueError for anything else."""
+    pair = _pair(value)
+    if None in pair or min(pair) < 1:
+        raise ValueError(f"{name} must be an int or a pair of ints, at least 1, got {value!r}")
+    return pair
+
+
+def _padding(padding, kernel: Sequence[int], stride: list[int], dilation: list[int]) -> list[int]:
+    """Return the padding as [top, bottom, left, right]; `same` puts the odd row and column last, as F.conv2d does."""
+    if padding == "valid":
+        return [0, 0, 0, 0]
+    if padding == "same":
+        if stride != [1, 1]:
+            raise ValueError(f"padding='same' needs stride 1, got stride {tuple(stride)}")
+        rows, columns = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+        return [rows // 2, rows - rows // 2, columns // 2, columns - columns // 2]
+    pair = _pair(padding)
+    if None in pair or min(pair) < 0:
+        raise ValueError(f"padding must be an int or a pair of ints, at least 0, 'same' or 'valid', got {padding!r}")
+    return [pair[0], pair[0], pair[1], pair[1]]
+
+
+def _pair(value) -> list[int | None]:
+    """Return an integer twice, a pair of them as a list, and nothing for anything else."""
+    if type(value) is int:
+        return [value, value]
+    if isinstance(value, tuple | list):
+        return [as_int(each) for each in value] if len(value) == 2 else [None]
+    return [as_int(value)] * 2

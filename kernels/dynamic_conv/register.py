@@ -9,7 +9,7 @@ from torch import Tensor
 from polychrome.kernels.backend import runs_triton
 from polychrome.kernels.dynamic_conv import reference
 from polychrome.kernels.dynamic_conv.eager import ops as eager
-from polychrome.kernels.dynamic_conv.geometry import output_size
+from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.library import asked, call, register_backward, register_op
 from polychrome.kernels.tensors import empty_as, laid_out_as, not_asked
 
@@ -34,7 +34,8 @@ def per_sample_conv2d(
     backend: str = "auto",
 ) -> Tensor:
     """Convolve sample b with `weight[b]`; padding is [top, bottom, left, right]."""
-    return _implementation(x, backend).per_sample_conv2d(x, weight, bias, stride, padding, dilation, groups)
+    geometry = Geometry(stride, padding, dilation, groups)
+    return _implementation(x, backend).per_sample_conv2d(x, weight, bias, geometry)
 
 
 def per_sample_conv2d_backward(
@@ -49,8 +50,8 @@ def per_sample_conv2d_backward(
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight and bias; one not needed is an empty placeholder."""
-    implementation = _implementation(x, backend)
-    return implementation.per_sample_conv2d_backward(grad, x, weight, stride, padding, dilation, groups, needed)
+    geometry = Geometry(stride, padding, dilation, groups)
+    return _implementation(x, backend).per_sample_conv2d_backward(grad, x, weight, geometry, needed)
 
 
 def dynamic_conv2d(
@@ -65,7 +66,8 @@ def dynamic_conv2d(
     backend: str = "auto",
 ) -> Tensor:
     """Convolve each sample with its mix of the experts."""
-    return _implementation(x, backend).dynamic_conv2d(x, experts, mixing, bias, stride, padding, dilation, groups)
+    geometry = Geometry(stride, padding, dilation, groups)
+    return _implementation(x, backend).dynamic_conv2d(x, experts, mixing, bias, geometry)
 
 
 def dynamic_conv2d_backward(
@@ -82,10 +84,8 @@ def dynamic_conv2d_backward(
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, experts, mixing and bias; one not needed is an empty placeholder."""
-    implementation = _implementation(x, backend)
-    return implementation.dynamic_conv2d_backward(
-        grad, x, experts, mixing, bias, stride, padding, dilation, groups, needed
-    )
+    geometry = Geometry(stride, padding, dilation, groups)
+    return _implementation(x, backend).dynamic_conv2d_backward(grad, x, experts, mixing, bias, geometry, needed)
 
 
 def dynamic_conv2d_affine(
@@ -104,19 +104,14 @@ def dynamic_conv2d_affine(
 ) -> Tensor:
     """Convolve each sample with its mix of the experts, then scale, shift and ReLU; has no gradient."""
     implementation = _implementation(x, backend)
-    arguments = (x, experts, mixing, bias, stride, padding, dilation, groups)
+    arguments = (x, experts, mixing, bias, Geometry(stride, padding, dilation, groups))
     if implementation is eager:
         return laid_out_as(x, reference.affine(eager.dynamic_conv2d(*arguments), scale, shift, relu))
     return implementation.dynamic_conv2d(*arguments, scale, shift, relu)
 
 
-def _output_fake(x, weight, stride, padding, dilation):
-    height, width = output_size(x, weight.shape[3:], stride, padding, dilation)
-    return empty_as(x, (x.shape[0], weight.shape[1], height, width))
-
-
-def _per_sample_fake(x, weight, bias, stride, padding, dilation, groups, backend="auto"):
-    return _output_fake(x, weight, stride, padding, dilation)
+def _per_sample_fake(x, weight, bias, stride, padding, dilation, groups, *_):
+    return empty_as(x, Geometry(stride, padding, dilation, groups).output_shape(x, weight))
 
 
 def _per_sample_backward_fake(grad, x, weight, stride, padding, dilation, groups, needed, backend="auto"):
@@ -138,8 +133,8 @@ def _per_sample_gradient(ctx, grad):
     return *asked(gradients, needed), None, None, None, None, None
 
 
-def _dynamic_fake(x, experts, mixing, bias, stride, padding, dilation, groups, backend="auto"):
-    return _output_fake(x, experts, stride, padding, dilation)
+def _dynamic_fake(x, experts, mixing, bias, *rest):
+    return _per_sample_fake(x, experts, bias, *rest)
 
 
 def _dynamic_backward_fake(grad, x, experts, mixing, bias, stride, padding, dilation, groups, needed, backend="auto"):
@@ -162,14 +157,10 @@ def _dynamic_gradient(ctx, grad):
     return *asked(gradients, needed), None, None, None, None, None
 
 
-def _affine_fake(x, experts, mixing, bias, stride, padding, dilation, groups, scale, shift, relu, backend="auto"):
-    return _output_fake(x, experts, stride, padding, dilation)
-
-
 register_op("per_sample_conv2d", per_sample_conv2d, _per_sample_fake)
 register_op("per_sample_conv2d_backward", per_sample_conv2d_backward, _per_sample_backward_fake)
 register_backward("per_sample_conv2d", _per_sample_setup, _per_sample_gradient)
 register_op("dynamic_conv2d", dynamic_conv2d, _dynamic_fake)
 register_op("dynamic_conv2d_backward", dynamic_conv2d_backward, _dynamic_backward_fake)
 register_backward("dynamic_conv2d", _dynamic_setup, _dynamic_gradient)
-register_op("dynamic_conv2d_affine", dynamic_conv2d_affine, _affine_fake)
+register_op("dynamic_conv2d_affine", dynamic_conv2d_affine, _dynamic_fake)

@@ -18,8 +18,7 @@ from polychrome.kernels.backend import current_backend, runs_triton
 from polychrome.kernels.channel_gate import channel_gate
 from polychrome.kernels.dynamic_conv import dynamic_conv2d
 from polychrome.kernels.dynamic_conv.eager.forms import cpu_forms
-from polychrome.kernels.dynamic_conv.geometry import resolve_padding, resolve_pair
-from polychrome.kernels.dynamic_conv.problem import Problem
+from polychrome.kernels.dynamic_conv.problem import Problem, resolve_geometry
 from polychrome.kernels.fuse.channel_scale import channel_scale
 from polychrome.kernels.plain import Remembered, is_as_remembered, remember
 from polychrome.kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
@@ -111,13 +110,11 @@ def prefers_its_own_convolution(x: Tensor, experts: tuple[int, ...], stride, pad
 @lru_cache(maxsize=4096)
 def _has_no_faster_form(shape, dtype, channels_last: bool, experts, stride, padding, dilation, groups) -> bool:
     count, out_channels, _, *kernel = experts
-    strides, dilations = resolve_pair("stride", stride), resolve_pair("dilation", dilation)
+    geometry = resolve_geometry(kernel, stride, 0 if padding == SAME else padding, dilation, groups)
     if padding == SAME:
-        sides = same_sides(shape[2:], kernel, strides, dilations)
-    else:
-        sides = resolve_padding(padding, kernel, strides, dilations)
-    tuples = tuple(kernel), tuple(strides), tuple(sides), tuple(dilations)
-    problem = Problem(*shape[:2], out_channels, *shape[2:], *tuples, groups, count, dtype)
+        geometry = geometry._replace(padding=same_sides(shape[2:], kernel, geometry.stride, geometry.dilation))
+    pairs = map(tuple, (kernel, *geometry[:3]))
+    problem = Problem(*shape[:2], out_channels, *shape[2:], *pairs, groups, count, dtype)
     return problem.batch == 0 or min(problem.out_size) < 1 or cpu_forms(problem, channels_last).are_naive
 
 

@@ -35,6 +35,7 @@ from bench.predict import model
 from bench.predict.trace import trace
 from bench.stand_in.driver import install
 from polychrome.kernels.dynamic_conv.configs import ConvolutionConfig, WeightGradientConfig
+from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.dynamic_conv.triton.convolution import convolve
 from polychrome.kernels.dynamic_conv.triton.mixing import mix_into
 from polychrome.kernels.dynamic_conv.triton.weight_gradient import expert_gradients
@@ -45,7 +46,7 @@ def empty(*shape, dtype=torch.bfloat16):
     return torch.empty(*shape, dtype=dtype, device="meta")
 def image(channels):
     return empty(2, channels, 8, 8).to(memory_format=torch.channels_last)
-geometry = ([1, 1], [1] * 4, [1, 1], 1, (3, 3))
+geometry = (Geometry([1, 1], [1] * 4, [1, 1], 1), (3, 3))
 mixing = empty(2, 4, dtype=torch.float32)
 with record_launches() as launches:
     mix_into(empty(2, 8, 9, 16), empty(4, 8, 16, 3, 3), mixing)

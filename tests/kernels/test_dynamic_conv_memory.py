@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 from bench.ops.dynamic_conv import shapes_on
 from polychrome.kernels import dynamic_conv2d
 from polychrome.kernels.dynamic_conv import configs
-from polychrome.kernels.dynamic_conv.problem import problem_of
+from polychrome.kernels.dynamic_conv.problem import Geometry, problem_of
 from polychrome.kernels.dynamic_conv.triton import ops
 
 META = torch.device("meta")
@@ -39,7 +39,7 @@ def inputs(shape, experts=4):
     batch, channels, outputs, size, kernel, stride, groups = shape
     x = torch.empty(batch, channels, size, size, dtype=torch.bfloat16, device=META)
     weight = torch.empty(experts, outputs, channels // groups, kernel, kernel, dtype=torch.bfloat16, device=META)
-    geometry = ([stride, stride], [kernel // 2] * 4, [1, 1], groups)
+    geometry = Geometry([stride, stride], [kernel // 2] * 4, [1, 1], groups)
     return x.to(memory_format=torch.channels_last), weight, torch.empty(batch, experts, device=META), geometry
 
 
@@ -61,9 +61,9 @@ def test_workspace_is_at_most_a_quarter_of_the_naive_forms(name, experts):
     stride, padding, dilation, groups = geometry
 
     def ours():
-        y = ops.dynamic_conv2d(x, experts, mixing, None, *geometry)
+        y = ops.dynamic_conv2d(x, experts, mixing, None, geometry)
         grad = torch.empty_like(y)
-        gradients = ops.dynamic_conv2d_backward(grad, x, experts, mixing, None, *geometry, [True, True, True, False])
+        gradients = ops.dynamic_conv2d_backward(grad, x, experts, mixing, None, geometry, [True, True, True, False])
         assert [gradient.shape for gradient in gradients[:3]] == [x.shape, experts.shape, mixing.shape]
         return y
 
@@ -74,7 +74,7 @@ def test_workspace_is_at_most_a_quarter_of_the_naive_forms(name, experts):
         return y
 
     own = workspace((x, experts, mixing), ours)
-    problem = problem_of(x, experts, *geometry, per_sample=False)
+    problem = problem_of(x, experts, geometry, per_sample=False)
     usual = max(workspace((x, experts, mixing), naive), configs.naive_bytes(problem))
     assert 0 < own <= 0.25 * usual
 
@@ -105,9 +105,9 @@ class Sizes(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["C512 7x7", "C256 14x14", "batch 256 C256 14x14"])
 def test_backward_allocates_neither_a_weight_per_sample_nor_im2col(name, experts):
     x, weight, mixing, geometry = inputs(SHAPES[name], experts)
-    grad = ops.dynamic_conv2d(x, weight, mixing, None, *geometry)
+    grad = ops.dynamic_conv2d(x, weight, mixing, None, geometry)
     with Sizes() as sizes:
-        ops.dynamic_conv2d_backward(grad, x, weight, mixing, None, *geometry, [True, True, True, False])
+        ops.dynamic_conv2d_backward(grad, x, weight, mixing, None, geometry, [True, True, True, False])
     assert weight.numel() in sizes.elements
     assert max(sizes.elements) < len(x) * weight[0].numel()
     im2col = x.numel() * weight[0, 0, 0].numel()

@@ -13,7 +13,7 @@ import torch
 from polychrome.kernels import dynamic_conv2d, per_sample_conv2d, use_backend
 from polychrome.kernels.dynamic_conv import configs
 from polychrome.kernels.dynamic_conv.plan import plan, rule
-from polychrome.kernels.dynamic_conv.problem import Problem
+from polychrome.kernels.dynamic_conv.problem import Geometry, Problem
 from polychrome.kernels.launch import record_launches
 from tests.grids import grid
 from tests.kernels.conv_cases import ARGUMENTS, CASES, WIDE_CASES, dynamic_arguments, wide_arguments
@@ -165,7 +165,7 @@ def test_parts_are_added_up_in_their_order():
     partial = torch.tensor([1.0, 2.0**24, -(2.0**24), 3.0]).view(4, 1, 1, 1, 1).expand(-1, 2, 3, 3, 5).contiguous()
     for layout in (torch.contiguous_format, torch.channels_last):
         out = torch.empty(2, 5, 3, 3).to(memory_format=layout)
-        splits.add_up(partial, out, None, None, None, False)
+        splits.add_up(partial, out, splits.NOTHING)
         assert torch.equal(out, torch.full_like(out, 3.0))
 
 
@@ -607,10 +607,10 @@ def test_offsets_have_64_bits_beyond_2_to_the_31_elements():
         x = x.to(memory_format=torch.channels_last)
         experts = torch.empty(2, 16, 16, 1, 3, dtype=torch.float16, device="meta")
         mixing = torch.empty(2, 2, device="meta")
-        geometry = ([1, 1], [0, 0, 1, 1], [1, 1], 1)
+        geometry = Geometry([1, 1], [0, 0, 1, 1], [1, 1], 1)
         with record_launches() as launches:
-            y = ops.dynamic_conv2d(x, experts, mixing, None, *geometry)
-            ops.dynamic_conv2d_backward(y, x, experts, mixing, None, *geometry, [True, True, True, False])
+            y = ops.dynamic_conv2d(x, experts, mixing, None, geometry)
+            ops.dynamic_conv2d_backward(y, x, experts, mixing, None, geometry, [True, True, True, False])
         return {
             (launch.kernel.__name__, launch.options["INDEX64"])
             for launch in launches[1:]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from polychrome.kernels.dynamic_conv.problem import Problem, problem_of
+from polychrome.kernels.dynamic_conv.problem import Geometry, Problem, problem_of
 from polychrome.kernels.tensors import is_channels_last
 
 
@@ -90,12 +90,11 @@ def bfloat16_units() -> str:
     return "none"
 
 
-def forms_of(x: Tensor, weight: Tensor, stride, padding, dilation, groups: int, per_sample: bool) -> Forms:
+def forms_of(x: Tensor, weight: Tensor, geometry: Geometry, per_sample: bool) -> Forms:
     """Return the forms of a call on any device; `weight` is [batch or experts, out, in/groups, kh, kw]."""
     if x.device.type != "cpu":
         return _all("groups", f"the forms are chosen for CPUs, x is on {x.device}")
-    problem = problem_of(x, weight, stride, padding, dilation, groups, per_sample)
-    return cpu_forms(problem, is_channels_last(x))
+    return cpu_forms(problem_of(x, weight, geometry, per_sample), is_channels_last(x))
 
 
 def _all(form: str, reason: str) -> Forms:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from polychrome.kernels.dynamic_conv.eager.forms import Forms
 from polychrome.kernels.dynamic_conv.eager.per_sample import convolve, convolve_backward, weight_gradient_by_taps
+from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.dynamic_conv.reference import mix
 from polychrome.kernels.tensors import is_channels_last, laid_out_as, wide_dtype
 
@@ -12,41 +13,40 @@ SLICE_BYTES = 16 << 20
 BLOCK_ELEMENTS = 1 << 18
 
 
-def forward(form: str, x, experts, mixing, bias, stride, padding, dilation, groups) -> Tensor:
+def forward(form: str, x, experts, mixing, bias, geometry: Geometry) -> Tensor:
     """Return each sample convolved with its mix, laid out as x."""
     weights = Mixer(experts, mixing, form == "loop" and is_channels_last(x))
     biases = None if bias is None else mix(mixing, bias)
     parts = []
     for part in sample_slices(len(x), experts):
         some = None if bias is None else biases[part]
-        parts.append(convolve(form, x[part], weights[part], some, stride, padding, dilation, groups))
+        parts.append(convolve(form, x[part], weights[part], some, geometry))
     return laid_out_as(x, _joined(parts))
 
 
 def backward(
-    forms: Forms, grad, x, experts, mixing, dmixing, stride, padding, dilation, groups, for_x, for_experts
+    forms: Forms, grad, x, experts, mixing, dmixing, geometry: Geometry, for_x, for_experts
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of x, laid out as it, and experts, None where not asked for; add to dmixing if not None."""
     arguments = (grad, x, experts, mixing)
-    geometry = (stride, padding, dilation, groups)
     by_input, by_weight = forms.input_gradient.form, forms.weight_gradient.form
     for_weights = for_experts or dmixing is not None
     dx = dexperts = None
     if by_input == by_weight:
-        dx, dexperts = _gradients(by_input, *arguments, dmixing, *geometry, for_x, for_experts)
+        dx, dexperts = _gradients(by_input, *arguments, dmixing, geometry, for_x, for_experts)
     else:
         if for_x and by_input == "swapped":
-            dx = _swapped_input_gradient(*arguments, *geometry)
+            dx = _swapped_input_gradient(*arguments, geometry)
         elif for_x:
-            dx, _ = _gradients(by_input, *arguments, None, *geometry, True, False)
+            dx, _ = _gradients(by_input, *arguments, None, geometry, True, False)
         if for_weights and by_weight == "taps":
-            dexperts = _expert_gradient_by_taps(*arguments, dmixing, for_experts, *geometry)
+            dexperts = _expert_gradient_by_taps(*arguments, dmixing, for_experts, geometry)
         elif for_weights:
-            _, dexperts = _gradients(by_weight, *arguments, dmixing, *geometry, False, for_experts)
+            _, dexperts = _gradients(by_weight, *arguments, dmixing, geometry, False, for_experts)
     return laid_out_as(x, dx) if for_x else None, dexperts
 
 
-def _gradients(form, grad, x, experts, mixing, dmixing, stride, padding, dilation, groups, for_x, for_experts):
+def _gradients(form, grad, x, experts, mixing, dmixing, geometry: Geometry, for_x, for_experts):
     """Return the gradients of x and experts, None where not asked for; add to dmixing if not None."""
     needed = [for_x, dmixing is not None or for_experts]
     weights = Mixer(experts, mixing, form == "loop" and is_channels_last(x)) if for_x else None
@@ -58,7 +58,7 @@ def _gradients(form, grad, x, experts, mixing, dmixing, stride, padding, dilatio
     for part in slices:
         samples = x[part]
         some = weights[part] if for_x else experts[:1].expand(len(samples), -1, -1, -1, -1)
-        dpart, gradient = convolve_backward(form, grad[part], samples, some, stride, padding, dilation, groups, needed)
+        dpart, gradient = convolve_backward(form, grad[part], samples, some, geometry, needed)
         dx.append(dpart)
         if needed[1]:
             dmixed = None if dmixing is None else dmixing[part]
@@ -66,25 +66,25 @@ def _gradients(form, grad, x, experts, mixing, dmixing, stride, padding, dilatio
     return _joined(dx) if for_x else None, dexperts.view(experts.shape) if for_experts else None
 
 
-def _swapped_input_gradient(grad, x, experts, mixing, stride, padding, dilation, groups) -> Tensor:
+def _swapped_input_gradient(grad, x, experts, mixing, geometry: Geometry) -> Tensor:
     """Return the gradient of x as grad convolved, at stride 1, with flipped kernels of swapped in and out channels."""
+    _, padding, dilation, groups = geometry
     swapped = experts.unflatten(1, (groups, -1)).transpose(2, 3).flatten(1, 2).flip(3, 4)
     before = [d * (k - 1) - p for d, k, p in zip(dilation, experts.shape[3:], padding[::2], strict=True)]
     after = [x.shape[2 + i] - grad.shape[2 + i] + padding[2 * i] for i in (0, 1)]
-    around = [before[0], after[0], before[1], after[1]]
-    return forward("loop", grad, swapped, mixing, None, stride, around, dilation, groups)
+    around = geometry._replace(padding=[before[0], after[0], before[1], after[1]])
+    return forward("loop", grad, swapped, mixing, None, around)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _expert_gradient_by_taps(grad, x, experts, mixing, dmixing, for_experts, stride, padding, dilation, groups):
+def _expert_gradient_by_taps(grad, x, experts, mixing, dmixing, for_experts, geometry: Geometry):
     """Return the gradient of experts, if asked for, and add to dmixing, if not None, a few taps at a time."""
     taps = experts.permute(0, 1, 3, 4, 2).contiguous()
     dtaps = torch.empty_like(taps) if for_experts else None
-    geometry = (stride, padding, dilation, groups)
-    for row, columns, gradient in weight_gradient_by_taps(grad, x, experts.shape[3:], *geometry):
+    for row, columns, gradient in weight_gradient_by_taps(grad, x, experts.shape[3:], geometry):
         some = taps[:, :, row, columns].flatten(1)
         dsome = torch.empty_like(some) if for_experts else None
         add_products(gradient.flatten(1), some, mixing, dmixing, dsome)

@@ -6,36 +6,20 @@ from torch import Tensor
 from polychrome.kernels.dynamic_conv.eager import mixed, stacked
 from polychrome.kernels.dynamic_conv.eager.forms import forms_of
 from polychrome.kernels.dynamic_conv.eager.per_sample import convolve, convolve_backward
-from polychrome.kernels.dynamic_conv.geometry import output_size
+from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.tensors import empty_as, laid_out_as, not_asked, wide_dtype
 
 
-def per_sample_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
+def per_sample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Convolve sample b with `weight[b]`; padding is [top, bottom, left, right]."""
-    size = output_size(x, weight.shape[3:], stride, padding, dilation)
     if len(x) == 0:
-        return empty_as(x, (0, weight.shape[1], *size))
-    form = forms_of(x, weight, stride, padding, dilation, groups, per_sample=True).forward.form
-    return laid_out_as(x, convolve(form, x, weight, bias, stride, padding, dilation, groups))
+        return empty_as(x, geometry.output_shape(x, weight))
+    form = forms_of(x, weight, geometry, per_sample=True).forward.form
+    return laid_out_as(x, convolve(form, x, weight, bias, geometry))
 
 
 def per_sample_conv2d_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    needed: list[bool],
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, needed: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight and bias; one not needed is an empty placeholder."""
     if x.shape[0] == 0:
@@ -43,8 +27,8 @@ def per_sample_conv2d_backward(
         return tuple(x.new_zeros(s) if need else not_asked(x) for s, need in zip(shapes, needed, strict=True))
     dx = dweight = None
     if needed[0] or needed[1]:
-        form = forms_of(x, weight, stride, padding, dilation, groups, per_sample=True).weight_gradient.form
-        dx, dweight = convolve_backward(form, grad, x, weight, stride, padding, dilation, groups, needed[:2])
+        form = forms_of(x, weight, geometry, per_sample=True).weight_gradient.form
+        dx, dweight = convolve_backward(form, grad, x, weight, geometry, needed[:2])
     return (
         laid_out_as(x, dx) if needed[0] else not_asked(x),
         dweight.contiguous() if needed[1] else not_asked(x),
@@ -52,25 +36,14 @@ def per_sample_conv2d_backward(
     )
 
 
-def dynamic_conv2d(
-    x: Tensor,
-    experts: Tensor,
-    mixing: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
+def dynamic_conv2d(x: Tensor, experts: Tensor, mixing: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Convolve each sample with its mix of the experts."""
-    size = output_size(x, experts.shape[3:], stride, padding, dilation)
     if len(x) == 0:
-        return empty_as(x, (0, experts.shape[1], *size))
-    geometry = (stride, padding, dilation, groups)
-    form = forms_of(x, experts, *geometry, per_sample=False).forward.form
+        return empty_as(x, geometry.output_shape(x, experts))
+    form = forms_of(x, experts, geometry, per_sample=False).forward.form
     if form == "stacked":
-        return stacked.forward(x, experts, mixing, bias, *geometry)
-    return mixed.forward(form, x, experts, mixing, bias, *geometry)
+        return stacked.forward(x, experts, mixing, bias, geometry)
+    return mixed.forward(form, x, experts, mixing, bias, geometry)
 
 
 def dynamic_conv2d_backward(
@@ -79,25 +52,21 @@ def dynamic_conv2d_backward(
     experts: Tensor,
     mixing: Tensor,
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    geometry: Geometry,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, experts, mixing and bias; one not needed is an empty placeholder."""
     for_x, for_experts, for_mixing, for_bias = needed
-    geometry = (stride, padding, dilation, groups)
     wide = mixing.to(wide_dtype(x.dtype))
     dmixing = torch.zeros_like(wide) if for_mixing else None
     dexperts = experts.new_zeros(experts.shape, dtype=wide.dtype) if for_experts and len(x) == 0 else None
     dx = empty_as(x, x.shape) if for_x and len(x) == 0 else None
     if len(x) and (for_x or for_experts or for_mixing):
-        chosen = forms_of(x, experts, *geometry, per_sample=False)
+        chosen = forms_of(x, experts, geometry, per_sample=False)
         if chosen.forward.form == "stacked":
-            dx, dexperts, dmixing = stacked.backward(grad, x, experts, wide, *geometry, needed[:3])
+            dx, dexperts, dmixing = stacked.backward(grad, x, experts, wide, geometry, needed[:3])
         else:
-            dx, dexperts = mixed.backward(chosen, grad, x, experts, wide, dmixing, *geometry, for_x, for_experts)
+            dx, dexperts = mixed.backward(chosen, grad, x, experts, wide, dmixing, geometry, for_x, for_experts)
     dbias = wide.new_zeros(bias.shape) if for_bias else None
     if bias is not None and (for_bias or for_mixing):
         mixed.add_products(grad.sum((2, 3)), bias, wide, dmixing, dbias)

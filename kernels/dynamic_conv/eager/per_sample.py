@@ -7,33 +7,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from polychrome.kernels.dynamic_conv.geometry import output_size
+from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.tensors import empty_as
 
 TAPS_BYTES = 8 << 20
 
 
-def convolve_with(x, weight, stride, padding, dilation, groups) -> Tensor:
+def convolve_with(x, weight, geometry: Geometry) -> Tensor:
     """Return `conv2d(x, weight)`; the layout is open."""
-    x, symmetric = _pad(x, padding, stride)
-    return F.conv2d(x, weight, None, stride, symmetric, dilation, groups)
+    x, symmetric = _pad(x, geometry)
+    return F.conv2d(x, weight, None, geometry.stride, symmetric, geometry.dilation, geometry.groups)
 
 
-def convolve_with_backward(grad, x, weight, stride, padding, dilation, groups, needed) -> tuple[Tensor, Tensor]:
+def convolve_with_backward(grad, x, weight, geometry: Geometry, needed) -> tuple[Tensor, Tensor]:
     """Return the gradients of x, in any layout, and weight; what is not needed is None."""
-    padded, symmetric = _pad(x, padding, stride)
+    stride, padding, dilation, groups = geometry
+    padded, symmetric = _pad(x, geometry)
     dx, dweight, _ = torch.ops.aten.convolution_backward(
         grad, padded, weight, None, stride, symmetric, dilation, False, [0, 0], groups, [*needed, False]
     )
     return _cropped(x, dx, padding, symmetric) if needed[0] else None, dweight if needed[1] else None
 
 
-def convolve(form: str, x, weight, bias, stride, padding, dilation, groups) -> Tensor:
+def convolve(form: str, x, weight, bias, geometry: Geometry) -> Tensor:
     """Return sample b convolved with `weight[b]`; the layout is open."""
-    size = output_size(x, weight.shape[3:], stride, padding, dilation)
-    padded, symmetric = _pad(x, padding, stride)
+    stride, _, dilation, groups = geometry
+    padded, symmetric = _pad(x, geometry)
     if form == "loop":
-        y = empty_as(x, (len(x), weight.shape[1], *size))
+        y = empty_as(x, geometry.output_shape(x, weight))
         for b, one in enumerate(weight.unbind()):
             some = None if bias is None else bias[b]
             y[b : b + 1] = F.conv2d(padded[b : b + 1], one, some, stride, symmetric, dilation, groups)
@@ -43,34 +44,33 @@ def convolve(form: str, x, weight, bias, stride, padding, dilation, groups) -> T
     return y.unflatten(1, (len(x), -1)).squeeze(0)
 
 
-def convolve_backward(form: str, grad, x, weight, stride, padding, dilation, groups, needed) -> tuple[Tensor, Tensor]:
+def convolve_backward(form: str, grad, x, weight, geometry: Geometry, needed) -> tuple[Tensor, Tensor]:
     """Return the gradients of x, in any layout, and of the weights, [batch, ...]; what is not needed is None."""
     if form == "loop":
         dx, dweights = empty_as(x, x.shape) if needed[0] else None, []
         for b, one in enumerate(weight.unbind()):
             part = slice(b, b + 1)
-            dsample, dweight = convolve_with_backward(
-                grad[part], x[part], one, stride, padding, dilation, groups, needed
-            )
+            dsample, dweight = convolve_with_backward(grad[part], x[part], one, geometry, needed)
             dweights.append(dweight)
             if needed[0]:
                 dx[part] = dsample
         return dx, torch.stack(dweights) if needed[1] else None
-    padded, symmetric = _pad(x, padding, stride)
+    padded, symmetric = _pad(x, geometry)
     flat = (_as_channels(grad), _as_channels(padded), weight.flatten(0, 1))
     around = [symmetric[0], symmetric[0], symmetric[1], symmetric[1]]
-    dx, dweight = convolve_with_backward(*flat, stride, around, dilation, len(x) * groups, needed)
-    dx = _cropped(x, dx.unflatten(1, (len(x), -1)).squeeze(0), padding, symmetric) if needed[0] else None
+    grouped = geometry._replace(padding=around, groups=len(x) * geometry.groups)
+    dx, dweight = convolve_with_backward(*flat, grouped, needed)
+    dx = _cropped(x, dx.unflatten(1, (len(x), -1)).squeeze(0), geometry.padding, symmetric) if needed[0] else None
     return dx, dweight.reshape(weight.shape) if needed[1] else None
 
 
-def weight_gradient_by_taps(grad, x, kernel, stride, padding, dilation, groups):
+def weight_gradient_by_taps(grad, x, kernel, geometry: Geometry):
     """Yield (row, columns, gradient) for some taps: [batch, out_channels, columns * in_channels/groups], taps outside.
 
     Each is one matrix product a sample over the output pixels. Few taps' gradients exist at a time.
     """
     batch, out_channels, height, width = grad.shape
-    top, bottom, left, right = padding
+    stride, (top, bottom, left, right), dilation, groups = geometry
     by_pixel = grad.unflatten(1, (groups, -1)).flatten(3).flatten(0, 1)  # [batch * groups, out/groups, pixels]
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom)).unflatten(3, (groups, -1))
     by_sample, by_row, by_column, by_group, by_channel = padded.stride()
@@ -91,12 +91,12 @@ def _as_channels(x: Tensor) -> Tensor:
     return x.contiguous().reshape(1, -1, *x.shape[2:])
 
 
-def _pad(x: Tensor, padding: list[int], stride: list[int]) -> tuple[Tensor, list[int]]:
+def _pad(x: Tensor, geometry: Geometry) -> tuple[Tensor, list[int]]:
     """Return x and the symmetric padding still to be done by the convolution, which takes no other; negative crops."""
-    top, bottom, left, right = padding
+    top, bottom, left, right = geometry.padding
     # oneDNN's bfloat16 weight gradient with padding of its own reads past images narrower than the stride (torch 2.15).
-    narrow = x.dtype == torch.bfloat16 and x.shape[3] < stride[1]
-    if top == bottom and left == right and min(padding) >= 0 and not narrow:
+    narrow = x.dtype == torch.bfloat16 and x.shape[3] < geometry.stride[1]
+    if top == bottom and left == right and min(geometry.padding) >= 0 and not narrow:
         return x, [top, left]
     return F.pad(x, (left, right, top, bottom)), [0, 0]
 

@@ -7,22 +7,23 @@ import torch
 from torch import Tensor
 
 from polychrome.kernels.dynamic_conv.eager.per_sample import convolve_with, convolve_with_backward
+from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.tensors import laid_out_as, wide_dtype
 
 
-def forward(x, experts, mixing, bias, stride, padding, dilation, groups) -> Tensor:
+def forward(x, experts, mixing, bias, geometry: Geometry) -> Tensor:
     """Return `sum_k mixing[b, k] * (conv(x[b], experts[k]) + bias[k])`, summed in the wide dtype, laid out as x."""
     wide = wide_dtype(x.dtype)
     y = None
     for expert, weights in zip(experts, _columns(mixing, wide), strict=True):
-        one = convolve_with(x, expert, stride, padding, dilation, groups).to(wide)
+        one = convolve_with(x, expert, geometry).to(wide)
         y = one.mul_(weights) if y is None else y.addcmul_(one, weights)
     if bias is not None:
         y += (mixing.to(wide) @ bias.to(wide))[:, :, None, None]
     return laid_out_as(x, y)
 
 
-def backward(grad, x, experts, mixing, stride, padding, dilation, groups, needed) -> list[Tensor | None]:
+def backward(grad, x, experts, mixing, geometry: Geometry, needed) -> list[Tensor | None]:
     """Return the gradients of x, experts and mixing (wide): `dx = sum_k mixing[b, k] * u_k`, `dmixing = <x, u_k>`.
 
     `u_k` is the gradient of x through expert k alone; the gradient of expert k is that of x scaled by the mixing.
@@ -33,9 +34,7 @@ def backward(grad, x, experts, mixing, stride, padding, dilation, groups, needed
     for expert, weights in zip(experts, _columns(mixing, wide), strict=True):
         scaled = (wide_x * weights).to(x.dtype) if needed[1] else x
         for_x, for_expert = needed[0] or needed[2], needed[1]
-        through, dexpert = convolve_with_backward(
-            grad, scaled, expert, stride, padding, dilation, groups, [for_x, for_expert]
-        )
+        through, dexpert = convolve_with_backward(grad, scaled, expert, geometry, [for_x, for_expert])
         dexperts.append(dexpert)
         if needed[2]:
             dmixing.append((through.to(wide) * wide_x).sum((1, 2, 3)))

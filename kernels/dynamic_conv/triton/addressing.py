@@ -5,20 +5,23 @@ from math import gcd
 import triton
 import triton.language as tl
 
+from polychrome.kernels.dynamic_conv.problem import Geometry
 
-def constants(kernel: tuple[int, int], stride: list[int], padding: list[int], dilation: list[int]) -> dict[str, int]:
-    """Return the geometry by the names the kernels give it; padding is [top, bottom, left, right]."""
+
+def constants(kernel: tuple[int, int], geometry: Geometry) -> dict[str, int]:
+    """Return the kernel's size and the geometry by the names the kernels give them."""
+    stride, padding, dilation, _ = geometry
     by_name = {"KERNEL": kernel, "STRIDE": stride, "PADDING": padding[::2], "DILATION": dilation}
     return {f"{name}_{axis}": pair[i] for name, pair in by_name.items() for i, axis in enumerate("HW")}
 
 
-def walk(stride: list[int], dilation: list[int], transposed: bool) -> dict[str, int]:
+def walk(geometry: Geometry, transposed: bool) -> dict[str, int]:
     """Return how a kernel goes over the taps: from one to the next it meets (STEP), and over pixels with it (MOVE).
 
     The gradient of x meets every tap that reaches its phase, and moves back over y's pixels.
     """
     found = {}
-    for axis, s, d in zip("HW", stride, dilation, strict=True):
+    for axis, s, d in zip("HW", geometry.stride, geometry.dilation, strict=True):
         found[f"STEP_{axis}"] = s // gcd(s, d) if transposed else 1
         found[f"MOVE_{axis}"] = -(d // gcd(s, d)) if transposed else d
     return found

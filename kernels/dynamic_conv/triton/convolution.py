@@ -11,8 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from polychrome.kernels.dynamic_conv.configs import ConvolutionConfig
+from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.dynamic_conv.triton.addressing import constants, first_tap, lies_in, walk
-from polychrome.kernels.dynamic_conv.triton.splits import add_up, scaled
+from polychrome.kernels.dynamic_conv.triton.splits import NOTHING, Epilogue, add_up, scaled
 from polychrome.kernels.launch import cdiv, launch, next_power_of_2
 from polychrome.kernels.tensors import needs_64_bits
 
@@ -21,19 +22,13 @@ def convolve(
     source: Tensor,
     weight: Tensor,
     out: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    geometry: Geometry,
     kernel: tuple[int, int],
     config: ConvolutionConfig,
     precision: str,
     transposed: bool = False,
     mixing: Tensor | None = None,
-    bias: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    relu: bool = False,
+    epilogue: Epilogue = NOTHING,
     probe: Tensor | None = None,
     products: Tensor | None = None,
 ) -> None:
@@ -43,7 +38,6 @@ def convolve(
         source: [batch, channels, height, width] channels_last; y's gradient where transposed.
         weight: [batch, out, taps, in/groups], or [experts, out, taps, in/groups] with `mixing` [batch, experts].
         out: [batch, channels, height, width], dense, channels_last or not.
-        bias: [batch, out]. scale, shift: [out], applied after the bias; then ReLU.
         probe: [batch, channels, height, width] channels_last, multiplied with each expert's result; the sums over a
             column block go to `products` [column blocks, experts, batch, height * width], float32.
 
@@ -55,6 +49,8 @@ def convolve(
     partial = None
     if config.splits > 1:
         partial = out.new_empty((config.splits, len(out), *out.shape[2:], out.shape[1]), dtype=torch.float32)
+    at_once = epilogue if partial is None else NOTHING
+    stride, groups = geometry.stride, geometry.groups
     batch, channels = source.shape[0], source.shape[1] // groups
     outputs = out.shape[1] // groups
     height, width = out.shape[2:]
@@ -70,9 +66,7 @@ def convolve(
         weight,
         out if partial is None else partial,
         mixing,
-        bias if partial is None else None,
-        scale if partial is None else None,
-        shift if partial is None else None,
+        *at_once[:3],
         probe,
         products,
         batch,
@@ -83,10 +77,10 @@ def convolve(
         GROUPS=groups,
         CHANNELS=channels,
         OUTPUTS=outputs,
-        **constants(kernel, stride, padding, dilation),
-        **walk(stride, dilation, transposed),
+        **constants(kernel, geometry),
+        **walk(geometry, transposed),
         TRANSPOSED=transposed,
-        RELU=relu and partial is None,
+        RELU=at_once.relu,
         CHANNELS_LAST=partial is not None or out.is_contiguous(memory_format=torch.channels_last),
         INDEX64=needs_64_bits(source, out, products),
         PRECISION=precision,
@@ -101,7 +95,7 @@ def convolve(
         num_stages=config.stages,
     )
     if partial is not None:
-        add_up(partial, out, bias, scale, shift, relu)
+        add_up(partial, out, epilogue)
 
 
 @triton.jit

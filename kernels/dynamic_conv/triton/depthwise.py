@@ -11,8 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from polychrome.kernels.dynamic_conv.configs import DepthwiseConfig, own_parts
+from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.dynamic_conv.triton.addressing import constants, first_tap, lies_in, walk
-from polychrome.kernels.dynamic_conv.triton.splits import scaled
+from polychrome.kernels.dynamic_conv.triton.splits import NOTHING, Epilogue, scaled
 from polychrome.kernels.launch import cdiv, launch
 from polychrome.kernels.tensors import needs_64_bits
 
@@ -30,17 +31,12 @@ def convolve_depthwise(
     source: Tensor,
     weight: Tensor,
     out: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
+    geometry: Geometry,
     kernel: tuple[int, int],
     config: DepthwiseConfig,
     transposed: bool = False,
     mixing: Tensor | None = None,
-    bias: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    relu: bool = False,
+    epilogue: Epilogue = NOTHING,
 ) -> None:
     """Fill `out` with the depthwise convolution of `source`, or with the gradient of x from y's where `transposed`.
 
@@ -50,12 +46,12 @@ def convolve_depthwise(
     Raises:
         ValueError: strips were asked for that the geometry does not allow.
     """
-    batch = source.shape[0]
+    batch, stride, padding = source.shape[0], geometry.stride, geometry.padding
     height, width = out.shape[2:]
-    rest = (bias, scale, shift, *source.shape[2:], height, width)
+    rest = (*epilogue[:3], *source.shape[2:], height, width)
     shared = {
         "CHANNELS": out.shape[1],
-        "RELU": relu,
+        "RELU": epilogue.relu,
         "CHANNELS_LAST": out.is_contiguous(memory_format=torch.channels_last),
         "INDEX64": needs_64_bits(source[:1], out[:1]),
         "BLOCK_C": config.block_c,
@@ -64,7 +60,7 @@ def convolve_depthwise(
     channel_blocks, taps = cdiv(out.shape[1], config.block_c), kernel[0] * kernel[1]
     inputs = out.shape[1] if transposed else source.shape[1]
     if config.strips:
-        _check_strips(stride, dilation, inputs, weight.shape[1 if holds_weights(config, taps) else 2])
+        _check_strips(geometry, inputs, weight.shape[1 if holds_weights(config, taps) else 2])
         parts = cdiv(height, config.rows)
         launch(
             strip_kernel,
@@ -97,29 +93,22 @@ def convolve_depthwise(
         out,
         *rest,
         MULTIPLIER=weight.shape[2] // inputs,
-        **constants(kernel, stride, padding, dilation),
-        **walk(stride, dilation, transposed),
+        **constants(kernel, geometry),
+        **walk(geometry, transposed),
         TRANSPOSED=transposed,
         BLOCK_P=config.block_p,
         **shared,
     )
 
 
-def _check_strips(stride: list[int], dilation: list[int], inputs: int, outputs: int) -> None:
-    if {*stride, *dilation} != {1} or inputs != outputs:
-        found = f"stride {stride}, dilation {dilation}, {inputs} to {outputs} channels"
+def _check_strips(geometry: Geometry, inputs: int, outputs: int) -> None:
+    if {*geometry.stride, *geometry.dilation} != {1} or inputs != outputs:
+        found = f"stride {geometry.stride}, dilation {geometry.dilation}, {inputs} to {outputs} channels"
         raise ValueError(f"strips are for strides and dilations of 1 and as many channels in as out, not {found}")
 
 
 def depthwise_gradients(
-    grad: Tensor,
-    x: Tensor,
-    own: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    kernel: tuple[int, int],
-    config: DepthwiseConfig,
+    grad: Tensor, x: Tensor, own: Tensor, geometry: Geometry, kernel: tuple[int, int], config: DepthwiseConfig
 ) -> Tensor:
     """Fill `own` [batch * parts, taps, out] with each sample's own weight gradient, in parts that are to be summed.
 
@@ -141,7 +130,7 @@ def depthwise_gradients(
         "num_warps": config.warps,
     }
     if config.strips:
-        _check_strips(stride, dilation, inputs, outputs)
+        _check_strips(geometry, inputs, outputs)
         if parts != own_parts((out_h, out_w), config):
             raise ValueError(f"own must have the parts of {config} at {out_h} x {out_w} pixels, not {parts}")
         rows_held = min(kernel[0], max(1, held // kernel[1]))
@@ -152,8 +141,8 @@ def depthwise_gradients(
             config.rows,
             KERNEL_H=kernel[0],
             KERNEL_W=kernel[1],
-            PADDING_H=padding[0],
-            PADDING_W=padding[2],
+            PADDING_H=geometry.padding[0],
+            PADDING_W=geometry.padding[2],
             ROWS_HELD=rows_held,
             BLOCK_W=config.block_p,
             **shared,
@@ -164,7 +153,7 @@ def depthwise_gradients(
         (channel_blocks * cdiv(kernel[0] * kernel[1], held) * len(own),),
         *given,
         MULTIPLIER=outputs // inputs,
-        **constants(kernel, stride, padding, dilation),
+        **constants(kernel, geometry),
         TAPS_HELD=held,
         BLOCK_P=config.block_p,
         **shared,

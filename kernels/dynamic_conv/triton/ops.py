@@ -4,30 +4,22 @@ import torch
 from torch import Tensor
 
 from polychrome.kernels.dynamic_conv.configs import HOPPER, DepthwiseConfig, device_of, own_dtype, own_parts
-from polychrome.kernels.dynamic_conv.geometry import output_size
 from polychrome.kernels.dynamic_conv.plan import Plan, plan
-from polychrome.kernels.dynamic_conv.problem import problem_of
+from polychrome.kernels.dynamic_conv.problem import Geometry, problem_of
 from polychrome.kernels.dynamic_conv.triton.contraction import contract, contract_few
 from polychrome.kernels.dynamic_conv.triton.convolution import convolve
 from polychrome.kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients, holds_weights
 from polychrome.kernels.dynamic_conv.triton.mixing import mix_into
 from polychrome.kernels.dynamic_conv.triton.reorder import channels_first, channels_last
+from polychrome.kernels.dynamic_conv.triton.splits import Epilogue
 from polychrome.kernels.dynamic_conv.triton.weight_gradient import expert_gradients, sample_gradients
 from polychrome.kernels.sums import sum_outer_and_inner
 from polychrome.kernels.tensors import allows_tf32, empty_as, not_asked
 
 
-def per_sample_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
+def per_sample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Convolve sample b with `weight[b]`."""
-    return _forward(x, weight, None, bias, stride, padding, dilation, groups)
+    return _forward(x, weight, None, geometry, Epilogue(bias))
 
 
 def dynamic_conv2d(
@@ -35,28 +27,18 @@ def dynamic_conv2d(
     experts: Tensor,
     mixing: Tensor,
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    geometry: Geometry,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
     """Convolve each sample with its mix of the experts; then scale, shift and ReLU where given."""
     mixed_bias = None if bias is None else mixing.float() @ bias.float()
-    return _forward(x, experts, mixing, mixed_bias, stride, padding, dilation, groups, scale, shift, relu)
+    return _forward(x, experts, mixing, geometry, Epilogue(mixed_bias, scale, shift, relu))
 
 
 def per_sample_conv2d_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    needed: list[bool],
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, needed: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight and bias; one not needed is an empty placeholder."""
     if x.shape[0] == 0:
@@ -64,14 +46,13 @@ def per_sample_conv2d_backward(
             x.new_zeros(shape) if need else not_asked(x)
             for shape, need in zip((x.shape, weight.shape, weight.shape[:2]), needed, strict=True)
         )
-    how = _plan(x, weight, stride, padding, dilation, groups, per_sample=True)
-    geometry = (stride, padding, dilation)
+    how = _plan(x, weight, geometry, per_sample=True)
     grad_last = grad.contiguous(memory_format=torch.channels_last)
     dx, dweight = not_asked(x), not_asked(x)
     if needed[0]:
-        dx, _ = _input_gradient(how, grad_last, x, weight, None, *geometry, groups)
+        dx, _ = _input_gradient(how, grad_last, x, weight, None, geometry)
     if needed[1]:
-        dweight = _sample_weight_gradient(how, grad_last, x, weight, *geometry, groups)
+        dweight = _sample_weight_gradient(how, grad_last, x, weight, geometry)
     return dx, dweight, _over_pixels(grad).to(x.dtype) if needed[2] else not_asked(x)
 
 
@@ -81,10 +62,7 @@ def dynamic_conv2d_backward(
     experts: Tensor,
     mixing: Tensor,
     bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    geometry: Geometry,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, experts, mixing and bias; one not needed is an empty placeholder."""
@@ -94,18 +72,17 @@ def dynamic_conv2d_backward(
             x.new_zeros(like.shape, dtype=like.dtype) if need else not_asked(x)
             for like, need in zip((x, experts, mixing, bias), needed, strict=True)
         )
-    how = _plan(x, experts, stride, padding, dilation, groups, per_sample=False)
-    geometry = (stride, padding, dilation)
+    how = _plan(x, experts, geometry, per_sample=False)
     mixing32 = mixing.float().contiguous()
     grad_last, source = (t.contiguous(memory_format=torch.channels_last) for t in (grad, x))
     dx, dexperts, dmixing, dbias = (not_asked(x) for _ in needed)  # outputs of an op must not share memory
     products = None
     if for_x:
         probe = source if for_mixing and how.regime == "stacked" else None
-        dx, products = _input_gradient(how, grad_last, x, experts, mixing32, *geometry, groups, probe)
+        dx, products = _input_gradient(how, grad_last, x, experts, mixing32, geometry, probe)
     if for_experts or (for_mixing and products is None):
         gradient, from_weights = _expert_gradient(
-            how, grad_last, source, experts, mixing32, *geometry, groups, for_mixing and products is None
+            how, grad_last, source, experts, mixing32, geometry, for_mixing and products is None
         )
         products = from_weights if products is None else products
         if for_experts:
@@ -121,81 +98,80 @@ def dynamic_conv2d_backward(
     return dx, dexperts, dmixing, dbias
 
 
-def _forward(x, weight, mixing, bias, stride, padding, dilation, groups, scale=None, shift=None, relu=False):
+def _forward(x, weight, mixing, geometry: Geometry, epilogue: Epilogue) -> Tensor:
     """Convolve with `weight` per sample, or with the mix of the experts `weight` where `mixing` is given."""
-    y = empty_as(x, (x.shape[0], weight.shape[1], *output_size(x, weight.shape[3:], stride, padding, dilation)))
+    y = empty_as(x, geometry.output_shape(x, weight))
     if x.shape[0] == 0:
         return y
-    how = _plan(x, weight, stride, padding, dilation, groups, per_sample=mixing is None)
+    how = _plan(x, weight, geometry, per_sample=mixing is None)
     kernel = tuple(weight.shape[3:])
     source = x.contiguous(memory_format=torch.channels_last)
-    mixing, bias, scale, shift = (None if t is None else t.contiguous() for t in (mixing, bias, scale, shift))
-    epilogue = {"scale": scale, "shift": shift, "relu": relu}
+    mixing, *vectors = (None if t is None else t.contiguous() for t in (mixing, *epilogue[:3]))
+    epilogue = Epilogue(*vectors, epilogue.relu)
     if how.regime == "depthwise":
-        geometry = (stride, padding, dilation, kernel, how.forward, False)
+        rest = (geometry, kernel, how.forward, False)
         for part, weights, shares in _depthwise_weights(how.forward, weight, mixing, x.shape[0], how.chunk):
-            part_bias = None if bias is None else bias[part]
-            convolve_depthwise(source[part], weights, y[part], *geometry, shares, part_bias, **epilogue)
+            convolve_depthwise(source[part], weights, y[part], *rest, shares, epilogue.of(part))
         return y
-    geometry = (stride, padding, dilation, groups, kernel, how.forward, _precision(x))
+    rest = (geometry, kernel, how.forward, _precision(x))
     if how.regime == "stacked":
-        convolve(source, channels_last(weight), y, *geometry, mixing=mixing, bias=bias, **epilogue)
+        convolve(source, channels_last(weight), y, *rest, mixing=mixing, epilogue=epilogue)
         return y
     for part, weights in _weights(weight, mixing, x.shape[0], how.chunk):
-        part_bias = None if bias is None else bias[part]
-        if how.regime == "pointwise" and scale is None and shift is None and not relu and _is_channels_last(y):
+        then = epilogue.of(part)
+        if how.regime == "pointwise" and not then.is_affine and _is_channels_last(y):
             matrices = (_as_matrix(source[part]), weights.squeeze(2).mT)
-            if bias is None:
+            if then.bias is None:
                 torch.bmm(*matrices, out=_as_matrix(y[part]))
             else:
-                torch.baddbmm(part_bias[:, None].to(y.dtype), *matrices, out=_as_matrix(y[part]))
+                torch.baddbmm(then.bias[:, None].to(y.dtype), *matrices, out=_as_matrix(y[part]))
         else:
-            convolve(source[part], weights, y[part], *geometry, bias=part_bias, **epilogue)
+            convolve(source[part], weights, y[part], *rest, epilogue=then)
     return y
 
 
-def _input_gradient(how, grad, x, weight, mixing, stride, padding, dilation, groups, probe=None):
+def _input_gradient(how, grad, x, weight, mixing, geometry: Geometry, probe=None):
     """Return the gradient of x, and `<probe_b, gradient through expert k>` [batch, experts] where x is the probe."""
     dx = empty_as(x, x.shape)
     kernel = tuple(weight.shape[3:])
     if how.regime == "depthwise":
-        geometry = (stride, padding, dilation, kernel, how.input_gradient, True)
+        rest = (geometry, kernel, how.input_gradient, True)
         chunk = min(how.backward_chunk, x.shape[0])
         for part, weights, shares in _depthwise_weights(how.input_gradient, weight, mixing, x.shape[0], chunk):
-            convolve_depthwise(grad[part], weights, dx[part], *geometry, shares)
+            convolve_depthwise(grad[part], weights, dx[part], *rest, shares)
         return dx, None
-    geometry = (stride, padding, dilation, groups, kernel, how.input_gradient, _precision(x), True)
+    rest = (geometry, kernel, how.input_gradient, _precision(x), True)
     if how.regime == "stacked":
         products = None
         if probe is not None:
-            blocks = groups * -(-x.shape[1] // groups // how.input_gradient.block_n)
+            blocks = geometry.groups * -(-x.shape[1] // geometry.groups // how.input_gradient.block_n)
             # zeros: a stride larger than the kernel leaves pixels that no tap reaches
             products = grad.new_zeros(
                 (blocks, weight.shape[0], x.shape[0], x.shape[2] * x.shape[3]), dtype=torch.float32
             )
-        convolve(grad, channels_last(weight), dx, *geometry, mixing=mixing, probe=probe, products=products)
+        convolve(grad, channels_last(weight), dx, *rest, mixing=mixing, probe=probe, products=products)
         return dx, None if products is None else sum_outer_and_inner(products).T
     for part, weights in _weights(weight, mixing, x.shape[0], min(how.backward_chunk, x.shape[0])):
         if how.regime == "pointwise" and _is_channels_last(dx):
             torch.bmm(_as_matrix(grad[part]), weights.squeeze(2), out=_as_matrix(dx[part]))
         else:
-            convolve(grad[part], weights, dx[part], *geometry)
+            convolve(grad[part], weights, dx[part], *rest)
     return dx, None
 
 
-def _expert_gradient(how, grad, x, experts, mixing, stride, padding, dilation, groups, for_mixing):
+def _expert_gradient(how, grad, x, experts, mixing, geometry: Geometry, for_mixing):
     """Return the gradients of experts, in their shape and dtype, and of mixing in float32; x is channels_last."""
     given = _as_one_output(experts) if how.regime == "depthwise" else experts
     kernel, config = tuple(experts.shape[3:]), how.weight_gradient
-    geometry = (stride, padding, dilation, groups, kernel, config, _precision(x))
+    rest = (geometry, kernel, config, _precision(x))
     if how.regime != "depthwise" and config.apart and config.few:
         parts = own_parts(tuple(grad.shape[2:]), config)
         shape = (x.shape[0] * parts, experts.shape[1], kernel[0] * kernel[1], experts.shape[2])
-        own = sample_gradients(grad, x, grad.new_empty(shape, dtype=own_dtype(x.dtype)), *geometry)
+        own = sample_gradients(grad, x, grad.new_empty(shape, dtype=own_dtype(x.dtype)), *rest)
         return contract_few(own, experts.contiguous(), mixing, for_mixing)
     last = channels_last(given) if for_mixing else None
     if how.regime != "depthwise" and not config.apart:
-        gradient, products = expert_gradients(grad, x, last, mixing, *geometry)
+        gradient, products = expert_gradients(grad, x, last, mixing, *rest)
         del last
         return channels_first(gradient, experts), products
     batch, shape = x.shape[0], (given.shape[1], kernel[0] * kernel[1], given.shape[2])
@@ -203,7 +179,7 @@ def _expert_gradient(how, grad, x, experts, mixing, stride, padding, dilation, g
     gradient = grad.new_empty((experts.shape[0], *shape), dtype=x.dtype if whole else torch.float32)
     products = []
     dtype = own_dtype(x.dtype)
-    for part, own in _own_gradients(how, grad, x, shape, dtype, stride, padding, dilation, groups, kernel):
+    for part, own in _own_gradients(how, grad, x, shape, dtype, geometry, kernel):
         parts = len(own) // (part.stop - part.start)
         products.append(contract(own, last, mixing[part], gradient, part.start > 0, parts))
     gradient = channels_first(gradient, given).reshape(experts.shape)
@@ -212,7 +188,7 @@ def _expert_gradient(how, grad, x, experts, mixing, stride, padding, dilation, g
     return gradient, products[0] if len(products) == 1 else torch.cat(products)
 
 
-def _sample_weight_gradient(how, grad, x, weight, stride, padding, dilation, groups):
+def _sample_weight_gradient(how, grad, x, weight, geometry: Geometry):
     """Return the gradient of weights given per sample, in their shape and dtype."""
     source = x.contiguous(memory_format=torch.channels_last)
     if how.regime == "pointwise":
@@ -222,17 +198,17 @@ def _sample_weight_gradient(how, grad, x, weight, stride, padding, dilation, gro
     given = _as_one_output(dweight) if how.regime == "depthwise" else dweight
     shape = (given.shape[1], kernel[0] * kernel[1], given.shape[2])
     if how.regime != "depthwise" and 1 in shape[1:]:  # lies as it is made
-        geometry = (stride, padding, dilation, groups, kernel, how.weight_gradient, _precision(x))
-        return sample_gradients(grad, source, dweight.view(-1, *shape), *geometry).view(weight.shape)
+        rest = (geometry, kernel, how.weight_gradient, _precision(x))
+        return sample_gradients(grad, source, dweight.view(-1, *shape), *rest).view(weight.shape)
     dtype = torch.float32 if how.regime == "depthwise" else weight.dtype
-    for part, own in _own_gradients(how, grad, source, shape, dtype, stride, padding, dilation, groups, kernel):
+    for part, own in _own_gradients(how, grad, source, shape, dtype, geometry, kernel):
         own = own.unflatten(0, (part.stop - part.start, -1))
         own = own[:, 0] if own.shape[1] == 1 else own.sum(1)
         given[part].flatten(3).copy_(own.transpose(2, 3))
     return dweight
 
 
-def _own_gradients(how, grad, x, shape, dtype, stride, padding, dilation, groups, kernel):
+def _own_gradients(how, grad, x, shape, dtype, geometry: Geometry, kernel):
     """Yield slices of the batch and their samples' own weight gradients [samples * parts, *shape], in a buffer."""
     config, batch, chunk = how.weight_gradient, x.shape[0], min(how.own_chunk, x.shape[0])
     parts = own_parts(tuple(grad.shape[2:]), config)
@@ -241,10 +217,9 @@ def _own_gradients(how, grad, x, shape, dtype, stride, padding, dilation, groups
         part = slice(begin, min(begin + chunk, batch))
         own = buffer[: (part.stop - begin) * parts]
         if how.regime == "depthwise":
-            depthwise_gradients(grad[part], x[part], own.squeeze(1), stride, padding, dilation, kernel, config)
+            depthwise_gradients(grad[part], x[part], own.squeeze(1), geometry, kernel, config)
         else:
-            geometry = (stride, padding, dilation, groups, kernel, config, _precision(x))
-            sample_gradients(grad[part], x[part], own, *geometry)
+            sample_gradients(grad[part], x[part], own, geometry, kernel, config, _precision(x))
         yield part, own
 
 
@@ -301,6 +276,6 @@ def _precision(x: Tensor) -> str:
     return "tf32" if x.dtype == torch.float32 and x.is_cuda and allows_tf32() else "ieee"
 
 
-def _plan(x, weight, stride, padding, dilation, groups, per_sample) -> Plan:
-    problem = problem_of(x, weight, stride, padding, dilation, groups, per_sample)
+def _plan(x, weight, geometry: Geometry, per_sample) -> Plan:
+    problem = problem_of(x, weight, geometry, per_sample)
     return plan(problem, device_of(x.device.index) if x.is_cuda else HOPPER)

@@ -1,5 +1,7 @@
 """What follows a product: its parts added up where several programs made them, then scale, shift and ReLU."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -12,17 +14,38 @@ from polychrome.kernels.tensors import needs_64_bits
 TILE, CHANNELS = 512, {True: 64, False: 16}
 
 
-def add_up(
-    partial: Tensor, out: Tensor, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None, relu: bool
-) -> None:
-    """Fill `out` with the sum over the first dimension of `partial`, plus bias, times scale, plus shift, then ReLU.
+class Epilogue(NamedTuple):
+    """What is done with a convolution before it is rounded: plus bias, times scale, plus shift, then ReLU.
+
+    bias: [batch, channels]. scale, shift: [channels].
+    """
+
+    bias: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    relu: bool = False
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether there is more than a bias."""
+        return self.scale is not None or self.shift is not None or self.relu
+
+    def of(self, samples: slice) -> "Epilogue":
+        """Return the epilogue of some samples of the batch."""
+        return self if self.bias is None else self._replace(bias=self.bias[samples])
+
+
+NOTHING = Epilogue()
+
+
+def add_up(partial: Tensor, out: Tensor, epilogue: Epilogue) -> None:
+    """Fill `out` with the sum over the first dimension of `partial`, with its epilogue.
 
     Always in the same order, and rounded once.
 
     Args:
         partial: [splits, batch, height, width, channels], float32, contiguous.
         out: [batch, channels, height, width], dense, channels_last or not.
-        bias: [batch, channels]. scale, shift: [channels].
     """
     splits, batch, height, width, channels = partial.shape
     last = out.is_contiguous(memory_format=torch.channels_last)
@@ -33,14 +56,12 @@ def add_up(
         (cdiv(channels, block_c), cdiv(batch * height * width, block_p)),
         partial,
         out,
-        bias,
-        scale,
-        shift,
+        *epilogue[:3],
         batch,
         height * width,
         SPLITS=splits,
         CHANNELS=channels,
-        RELU=relu,
+        RELU=epilogue.relu,
         CHANNELS_LAST=last,
         INDEX64=needs_64_bits(partial[0]),
         BLOCK_P=block_p,

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from polychrome.kernels.dynamic_conv.configs import WeightGradientConfig, spans_taps, weight_tiles
+from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.dynamic_conv.triton.addressing import constants, lies_in
 from polychrome.kernels.launch import cdiv, launch
 from polychrome.kernels.sums import sum_rows
@@ -22,10 +23,7 @@ def expert_gradients(
     x: Tensor,
     experts: Tensor | None,
     mixing: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    geometry: Geometry,
     kernel: tuple[int, int],
     config: WeightGradientConfig,
     precision: str,
@@ -36,7 +34,7 @@ def expert_gradients(
     That of the experts is in x's dtype where it took one pass over the batch, else it is to be rounded.
     """
     batch, count = mixing.shape
-    taps = kernel[0] * kernel[1]
+    taps, groups = kernel[0] * kernel[1], geometry.groups
     outputs, channels = grad.shape[1], x.shape[1] // groups
     splits = cdiv(batch, cdiv(batch, config.splits))
     dtype = x.dtype if splits == 1 else torch.float32
@@ -45,9 +43,7 @@ def expert_gradients(
     if experts is not None:
         tiles = groups * weight_tiles(outputs // groups, channels, taps, config)
         products = grad.new_empty((tiles, batch, count), dtype=torch.float32)
-    _launch(
-        grad, x, experts, mixing, partial, products, count, stride, padding, dilation, groups, kernel, config, precision
-    )
+    _launch(grad, x, experts, mixing, partial, products, geometry, kernel, config, precision)
     gradient = partial[0] if splits == 1 else sum_rows(partial)
     return gradient, None if products is None else sum_rows(products)
 
@@ -56,10 +52,7 @@ def sample_gradients(
     grad: Tensor,
     x: Tensor,
     out: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
+    geometry: Geometry,
     kernel: tuple[int, int],
     config: WeightGradientConfig,
     precision: str,
@@ -68,15 +61,14 @@ def sample_gradients(
 
     Each part is of a range of pixels, as many as `configs.own_parts` says.
     """
-    _launch(grad, x, None, None, out, None, 0, stride, padding, dilation, groups, kernel, config, precision)
+    _launch(grad, x, None, None, out, None, geometry, kernel, config, precision)
     return out
 
 
-def _launch(
-    grad, x, experts, mixing, out, products, count, stride, padding, dilation, groups, kernel, config, precision
-):
+def _launch(grad, x, experts, mixing, out, products, geometry: Geometry, kernel, config, precision):
     batch, channels, height, width = x.shape
-    taps = kernel[0] * kernel[1]
+    count = 0 if mixing is None else mixing.shape[1]
+    taps, groups = kernel[0] * kernel[1], geometry.groups
     per_program = -(-batch // config.splits) if count else 1
     blocks = -(-grad.shape[2] * grad.shape[3] // config.block_k)
     parts = 1 if count else out.shape[0] // batch
@@ -101,7 +93,7 @@ def _launch(
         GROUPS=groups,
         CHANNELS=channels // groups,
         OUTPUTS=grad.shape[1] // groups,
-        **constants(kernel, stride, padding, dilation),
+        **constants(kernel, geometry),
         INDEX64=needs_64_bits(grad[:1], x[:1], out),
         PRECISION=precision,
         GATHER=spans_taps(channels // groups, config),
