@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from polychrome.kernels.dynamic_conv.problem import resolve_geometry
+from polychrome.kernels.dynamic_conv.trust import is_trusted
 from polychrome.kernels.tensors import wide_dtype
 
 
@@ -19,6 +21,9 @@ def per_sample_conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, gro
     if batch == 0:
         no_bias = None if bias is None else bias.sum(0)
         return F.conv2d(x, weight.sum(0), no_bias, stride, padding, dilation, groups)
+    if not is_trusted(x, weight.shape[3:], resolve_geometry(weight.shape[3:], stride, padding, dilation, groups)):
+        wide = (x.float(), weight.float(), None if bias is None else bias.float())
+        return per_sample_conv2d(*wide, stride, padding, dilation, groups).to(x.dtype)
     # contiguous: with one sample of other strides, torch's CPU convolution in float64 has wrong gradients
     flat = x.contiguous().reshape(1, batch * channels, height, width)
     bias = None if bias is None else bias.flatten()

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -84,6 +85,57 @@ def test_bfloat16_gradients_of_images_narrower_than_the_stride(forced, case, lay
     experts = randn(2, outputs, inputs, *kernel, seed=1, dtype=torch.bfloat16)
     for _ in range(2):  # they come of memory that by chance is zero
         assert_near_exact(dynamic_conv2d, [x, experts, randn(batch, 2, seed=2)], **options)
+
+
+# batch, in, out, size, kernel, options: where torch 2.14 is wrong in bfloat16, or ends the process, with AMX
+UNTRUSTED = {
+    "output of one column": (2, 16, 16, (12, 1), (3, 3), {"stride": 2, "padding": 1}),
+    "output of one column, wide kernel": (2, 8, 16, (9, 3), (2, 2), {"stride": (1, 2), "padding": (1, 0)}),
+    "kernel and stride of four": (2, 16, 32, (12, 20), (3, 4), {"stride": (2, 4)}),
+    "padding beyond the kernel": (2, 64, 16, (30, 16), (1, 1), {"stride": (3, 2), "padding": (0, 1)}),
+    "dilated": (1, 48, 64, (24, 3), (1, 3), {"stride": (2, 1), "padding": (0, 3), "dilation": (2, 3)}),
+    "dilated, of one column": (8, 64, 48, (8, 1), (5, 1), {"stride": (1, 2), "padding": (0, 1), "dilation": (1, 2)}),
+    "row stride of four": (2, 128, 16, (60, 13), (2, 2), {"stride": (4, 1), "padding": (0, 2), "dilation": (2, 3)}),
+}
+
+
+@grid(form=[form for form in FORMS if "swapped" not in form], case=list(UNTRUSTED), layout=LAYOUTS)
+def test_bfloat16_is_right_where_torch_is_not(forced, case, layout):
+    batch, inputs, outputs, size, kernel, options = UNTRUSTED[case]
+    x = randn(batch, inputs, *size, dtype=torch.bfloat16).to(memory_format=layout)
+    experts = randn(2, outputs, inputs, *kernel, seed=1, dtype=torch.bfloat16)
+    assert_near_exact(dynamic_conv2d, [x, experts, randn(batch, 2, seed=2)], **options)
+
+
+@pytest.mark.parametrize("case", UNTRUSTED)
+def test_the_definition_is_right_where_torch_is_not(case):
+    batch, inputs, outputs, size, kernel, options = UNTRUSTED[case]
+    x, weight = randn(batch, inputs, *size), randn(batch, outputs, inputs, *kernel, seed=1)
+    rounded = (x.bfloat16(), weight.bfloat16())
+    found = per_sample_conv2d.reference(*rounded, **options)
+    exact = per_sample_conv2d.reference(*(each.double() for each in rounded), **options)
+    assert (found.double() - exact).norm() <= 0.01 * exact.norm()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bfloat16_is_right_at_random_sizes(seed):
+    """Whatever the processor's units: sizes, strides, padding and dilation at random, each form by the rules."""
+    rng = np.random.default_rng(seed)
+    for _ in range(40):
+        kernel, stride, dilation = rng.integers(1, 6, 2), rng.integers(1, 5, 2), rng.integers(1, 3, 2)
+        size, padding = rng.integers(1, 24, 2), rng.integers(0, 4, 2)
+        if (size + 2 * padding < dilation * (kernel - 1) + 1).any():
+            continue
+        options = {"stride": stride, "padding": padding, "dilation": dilation}
+        options = {name: tuple(map(int, value)) for name, value in options.items()}
+        batch, inputs, outputs = (int(rng.choice(some)) for some in ((1, 3), (8, 16, 32), (8, 16)))
+        layout = LAYOUTS[int(rng.integers(2))]
+        x = randn(batch, inputs, *map(int, size), seed=seed).bfloat16().to(memory_format=layout)
+        experts = randn(2, outputs, inputs, *map(int, kernel), seed=seed).bfloat16()
+        mixing = randn(batch, 2, seed=seed)
+        found = dynamic_conv2d(x, experts, mixing, **options).double()
+        exact = dynamic_conv2d.reference(x.double(), experts.double(), mixing.double(), **options)
+        assert (found - exact).norm() <= 0.02 * exact.norm(), (x.shape, experts.shape, options)
 
 
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (3,), (0, 1), (1, 2), (0, 2), (1, 2, 3), (0, 1, 3)])

@@ -1,12 +1,12 @@
 """Which form a call takes on a CPU, and why: a rule over sizes, nothing is timed."""
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from polychrome.kernels.dynamic_conv.problem import Geometry, Problem, problem_of
+from polychrome.kernels.dynamic_conv.trust import bfloat16_units
 from polychrome.kernels.tensors import is_channels_last
 
 
@@ -78,16 +78,6 @@ def cpu_forms(problem: Problem, channels_last: bool, units: str | None = None) -
     if experts and wide_enough and (pixels <= few or (low and channels_last and problem.kernel == (1, 1))):
         weight_gradient = Choice("taps", "few pixels or one tap: matrix products are faster than a convolution's")
     return Forms(call, input_gradient, weight_gradient)
-
-
-@cache
-def bfloat16_units() -> str:
-    """Return the processor's units for bfloat16 products: "amx", "avx512" or "none"."""
-    for name, units in (("_is_amx_tile_supported", "amx"), ("_is_avx512_bf16_supported", "avx512")):
-        supported = getattr(torch.cpu, name, None)
-        if supported is not None and supported():
-            return units
-    return "none"
 
 
 def forms_of(x: Tensor, weight: Tensor, geometry: Geometry, per_sample: bool) -> Forms:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polychrome.kernels.dynamic_conv.problem import Geometry
+from polychrome.kernels.dynamic_conv.trust import is_trusted
 from polychrome.kernels.tensors import empty_as
 
 TAPS_BYTES = 8 << 20
@@ -16,11 +17,14 @@ TAPS_BYTES = 8 << 20
 def convolve_with(x, weight, geometry: Geometry) -> Tensor:
     """Return `conv2d(x, weight)`; the layout is open."""
     x, symmetric = _pad(x, geometry)
-    return F.conv2d(x, weight, None, geometry.stride, symmetric, geometry.dilation, geometry.groups)
+    return _conv2d(x, weight, None, symmetric, geometry)
 
 
 def convolve_with_backward(grad, x, weight, geometry: Geometry, needed) -> tuple[Tensor, Tensor]:
     """Return the gradients of x, in any layout, and weight; what is not needed is None."""
+    if not is_trusted(x, weight.shape[2:], geometry):
+        found = convolve_with_backward(grad.float(), x.float(), weight.float(), geometry, needed)
+        return tuple(each if each is None else each.to(x.dtype) for each in found)
     stride, padding, dilation, groups = geometry
     padded, symmetric = _pad(x, geometry)
     dx, dweight, _ = torch.ops.aten.convolution_backward(
@@ -31,16 +35,16 @@ def convolve_with_backward(grad, x, weight, geometry: Geometry, needed) -> tuple
 
 def convolve(form: str, x, weight, bias, geometry: Geometry) -> Tensor:
     """Return sample b convolved with `weight[b]`; the layout is open."""
-    stride, _, dilation, groups = geometry
     padded, symmetric = _pad(x, geometry)
     if form == "loop":
         y = empty_as(x, geometry.output_shape(x, weight))
         for b, one in enumerate(weight.unbind()):
             some = None if bias is None else bias[b]
-            y[b : b + 1] = F.conv2d(padded[b : b + 1], one, some, stride, symmetric, dilation, groups)
+            y[b : b + 1] = _conv2d(padded[b : b + 1], one, some, symmetric, geometry)
         return y
     bias = None if bias is None else bias.flatten()
-    y = F.conv2d(_as_channels(padded), weight.flatten(0, 1), bias, stride, symmetric, dilation, len(x) * groups)
+    grouped = geometry._replace(groups=len(x) * geometry.groups)
+    y = _conv2d(_as_channels(padded), weight.flatten(0, 1), bias, symmetric, grouped)
     return y.unflatten(1, (len(x), -1)).squeeze(0)
 
 
@@ -85,6 +89,15 @@ def weight_gradient_by_taps(grad, x, kernel, geometry: Geometry):
             )
             product = by_pixel @ patch.reshape(batch * groups, height * width, -1)
             yield row, slice(column, column + taps), product.unflatten(0, (batch, groups)).flatten(1, 2)
+
+
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int], geometry: Geometry) -> Tensor:
+    """Return `F.conv2d` with this padding of rows and columns, in float32 where torch gets it wrong in x's dtype."""
+    rows, columns = padding
+    around = geometry._replace(padding=[rows, rows, columns, columns])
+    if not is_trusted(x, weight.shape[2:], around):
+        return _conv2d(x.float(), weight.float(), None if bias is None else bias.float(), padding, geometry).to(x.dtype)
+    return F.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation, geometry.groups)
 
 
 def _as_channels(x: Tensor) -> Tensor:
