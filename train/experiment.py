@@ -28,8 +28,8 @@ from polychrome.engine.machine import distributed, hardware
 from polychrome.engine.machine.memory import PeakMemory
 from polychrome.engine.report import comparison, console, pages, plots, scores
 from polychrome.engine.run_folder import RunFolder
-from polychrome.engine.training import batch_size as memory
 from polychrome.engine.training import compilation, state, trainer
+from polychrome.engine.training.batch_size import largest_batch
 from polychrome.engine.training.plan import Plan
 from polychrome.engine.watch import profiling
 from polychrome.engine.watch.idle import Idle
@@ -295,7 +295,7 @@ class Experiment:
         count = plan.inputs(len(self.channel_names))
         shape, samples = (count, settings.image_size, settings.image_size), len(self.images.splits["train"].paths)
         if settings.batch_size == AUTO:
-            found = state.batch_size(folder) or distributed.of_main(memory.largest_batch(model, shape, plan, samples))
+            found = state.batch_size(folder) or distributed.of_main(largest_batch(model, shape, plan, samples))
             if not found:
                 raise UserError(f"--batch-size auto: no batch of {name} fits into memory; take a smaller --image-size")
             console.say(f"{name}: batch size {found}")

@@ -22,7 +22,7 @@ from polychrome.engine.data.sets import listing, scan
 from polychrome.engine.data.stores.uniform import UniformImages
 from polychrome.engine.errors import Interrupted, NotFiniteError, OutOfMemoryError
 from polychrome.engine.evaluation import evaluate
-from polychrome.engine.training import batch_size as memory
+from polychrome.engine.training.batch_size import MOST, largest_batch, step_on_random
 from polychrome.engine.training.plan import Plan
 from polychrome.engine.training.trainer import Hooks, fit
 from polychrome.engine.watch.idle import Idle
@@ -287,17 +287,17 @@ def test_out_of_memory_says_which_batch_size_fits(tmp_path, changes):
             fit("m", Net(64), *loaders, plan, tmp_path / "m")
         fits = int(str(found.value).split("; ")[1].split()[0])
         assert 64 <= fits < 2048
-        memory.step_on_random(Net(64), (3, SIZE, SIZE), plan)(fits)
+        step_on_random(Net(64), (3, SIZE, SIZE), plan)(fits)
 
 
 def test_the_largest_batch_that_is_found_fits():
     shape = (3, 128, 128)
     with limited(1024):
-        found = memory.largest_batch(Net(64), shape, PLAN, 10**6)
-        assert 8 <= found < memory.MOST
-        memory.step_on_random(Net(64), shape, PLAN)(found)
+        found = largest_batch(Net(64), shape, PLAN, 10**6)
+        assert 8 <= found < MOST
+        step_on_random(Net(64), shape, PLAN)(found)
         with pytest.raises(torch.OutOfMemoryError):
-            memory.step_on_random(Net(64), shape, PLAN)(2 * found)
+            step_on_random(Net(64), shape, PLAN)(2 * found)
 
 
 def test_batch_size_auto_trains(stripes, tmp_path):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polychrome.engine.channels.names import ALL, SHUFFLED
-from polychrome.engine.data.files import tars
+from polychrome.engine.data.files import shards
 from polychrome.engine.data.files.text import lines
 from polychrome.engine.errors import UserError
 
@@ -39,7 +39,7 @@ def _stack(root: Path, channels: int, path: str) -> np.ndarray:
 def _photo(root: Path, path: str) -> np.ndarray:
     from polychrome.engine.data.files import decode
 
-    image = decode.rgb(tars.opened(root / path))
+    image = decode.rgb(shards.opened(root / path))
     return np.require(image, requirements="W")  # torch warns of arrays that cannot be written to
 
 
@@ -59,7 +59,7 @@ def read(file: Path, channels: int | None = None) -> np.ndarray:
         Unsupported: the file is whole but of another kind; the message is one line.
         OSError: the file is missing or damaged.
     """
-    values = _array(tars.opened(file), channels) if is_array(file) else _pages(tars.opened(file))
+    values = _array(shards.opened(file), channels) if is_array(file) else _pages(shards.opened(file))
     with np.errstate(over="ignore"):  # a float64 too large becomes infinite and is found later
         return np.array(values, np.uint8 if values.dtype == np.uint8 else np.float32, order="C")
 

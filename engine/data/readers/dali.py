@@ -15,7 +15,7 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 
 from polychrome.engine.data.batches import Decoded, Reading, Streamed, Work
-from polychrome.engine.data.files import decode, tars
+from polychrome.engine.data.files import decode, shards
 from polychrome.engine.data.readers import resizing
 from polychrome.engine.data.readers.resizing import Filler, Filling, empty, one_ahead, resize
 
@@ -41,7 +41,7 @@ class DaliReader:
     def __init__(self, reading: Reading):
         root, paths = reading.images.root, reading.chosen.paths
         self.size, self.device, self._root, self._paths = reading.size, reading.device, root, paths
-        self._in_tars = any(tars.SUFFIX + "/" in path for path in paths)
+        self._in_tars = any(shards.SUFFIX + "/" in path for path in paths)
         self._files = [] if self._in_tars else [np.frombuffer(os.fsencode(root / path), np.uint8) for path in paths]
         self._readers = ThreadPoolExecutor(READERS, "read") if self._in_tars else None
         self._threads = max(1, reading.workers)
@@ -137,7 +137,7 @@ class DaliReader:
         found = []
         for index in indices.tolist():
             try:
-                content = tars.read_bytes(self._root / self._paths[index])
+                content = shards.read_bytes(self._root / self._paths[index])
             except (OSError, ValueError):
                 content = b""
             found.append((index, np.frombuffer(content or b"\0", np.uint8)))
@@ -211,7 +211,7 @@ class DaliReader:
     def _by_pillow(self, work: Work, i: int, faults: dict[int, str]) -> torch.Tensor:
         path, (top, left, height, width) = self._paths[work.indices[i]], work.crops[i].tolist()
         try:
-            image = np.require(decode.rgb(tars.opened(self._root / path)), requirements="W")
+            image = np.require(decode.rgb(shards.opened(self._root / path)), requirements="W")
         except (OSError, ValueError) as error:
             faults[i] = f"can no longer be read: {' '.join(str(error).split())}"
         else:

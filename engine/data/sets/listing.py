@@ -57,7 +57,7 @@ def image_files(folder: str | Path) -> list[str]:
     Without any, the images in tar shards below the folder are returned; `folder` may also be a tar.
     Raises UserError where there is no such folder, no image in it, or a list file or a tar is malformed.
     """
-    from polychrome.engine.data.files import tars as shards
+    from polychrome.engine.data.files import shards
 
     folder = Path(folder).expanduser()
     if folder.is_file() and folder.suffix == shards.SUFFIX:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from polychrome.engine.channels.names import RGB, Channels
-from polychrome.engine.data.files import stacks, tars
+from polychrome.engine.data.files import shards, stacks
 from polychrome.engine.data.files.statistics import Moments, combine, measure
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.errors import UserError
@@ -229,7 +229,7 @@ def _verdict(file: str, channels: int | None) -> Verdict:
     from polychrome.engine.data.files import decode
 
     try:
-        if tars.size(file) == 0:
+        if shards.size(file) == 0:
             return "empty file"
         return _stack(file, channels) if stacks.is_array(file) else _photo(file)
     except FileNotFoundError:
@@ -245,9 +245,9 @@ def _verdict(file: str, channels: int | None) -> Verdict:
 def _photo(file: str) -> Verdict:
     from polychrome.engine.data.files import decode
 
-    decode.verify(tars.opened(file))
+    decode.verify(shards.opened(file))
     try:
-        height, width, _ = decode.rgb(tars.opened(file)).shape
+        height, width, _ = decode.rgb(shards.opened(file)).shape
     except decode.SeveralPages as error:
         try:
             return _stack(file, as_photo=str(error))
@@ -256,7 +256,7 @@ def _photo(file: str) -> Verdict:
     if _dali_version():
         from polychrome.engine.data.files.dali_check import decoded_shape
 
-        seen = decoded_shape(tars.read_bytes(file))
+        seen = decoded_shape(shards.read_bytes(file))
         if seen != (height, width):
             return "damaged: DALI cannot decode it" if seen is None else f"DALI sees it as {seen}, not {height, width}"
     return height, width
@@ -271,7 +271,7 @@ def _stack(file: str, channels: int | None = None, as_photo: str = "") -> Stack 
 
 
 def _unidentified(file: str) -> str:
-    head = tars.read_bytes(file)[:24]
+    head = shards.read_bytes(file)[:24]
     if head.startswith(TIFF_MAGIC):
         return "a damaged TIFF, or one that Pillow cannot read, as with several bands in a page: save it as .npy"
     if head.startswith(MAGIC):
@@ -309,7 +309,7 @@ class _Cache:
 
     def get(self, path: str) -> Verdict | None:
         try:
-            state = os.stat(tars.container(self.root / path))
+            state = os.stat(shards.container(self.root / path))
         except OSError:
             return None
         self.stamps[path] = [state.st_size, state.st_mtime_ns]

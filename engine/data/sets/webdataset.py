@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from polychrome.engine.data.files import tars as shards
+from polychrome.engine.data.files import shards
 from polychrome.engine.data.image_set import SPLITS, ImageSet, Split
 from polychrome.engine.data.sets.classes import numbered_classes
 from polychrome.engine.data.sets.division import held_out

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from polychrome.engine.data.files import tars
+from polychrome.engine.data.files import shards
 from polychrome.engine.data.stores.placement import amount
 from polychrome.engine.machine.files import PARTIAL, STALE, cache_folder, last_written, new_folder
 
@@ -126,7 +126,7 @@ def _chunks(values: np.ndarray | Tensor) -> Iterator[np.ndarray]:
 
 def _stamp(root: str, path: str) -> tuple[int, int]:
     try:
-        state = os.stat(tars.container(os.path.join(root, path)))
+        state = os.stat(shards.container(os.path.join(root, path)))
     except OSError:  # gone since the scan: decoding will say so
         return 0, 0
     return state.st_size, state.st_mtime_ns

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from polychrome.engine.data import loader
-from polychrome.engine.data.files import stacks
-from polychrome.engine.data.files import tars as shards
+from polychrome.engine.data.files import shards, stacks
 from polychrome.engine.data.readers import choice
 from polychrome.engine.data.sets import listing, scan
 from polychrome.engine.data.stores.whole import WholeImages
