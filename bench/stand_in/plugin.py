@@ -14,20 +14,19 @@ cuda.install()
 from polychrome.kernels.dynamic_conv.reference import affine  # noqa: E402 - after it the device is there
 from polychrome.kernels.tensors import laid_out_as  # noqa: E402
 
-OPS = {
-    "dynamic_conv": ("triton.ops", "eager.ops"),
-    "spatial_attention": ("triton.ops", "eager"),
-    "channel_gate": ("triton.ops", "eager"),
-    "augment": ("triton", "eager"),
-}
+# The module of each op's bodies in plain PyTorch; those that launch kernels are in `triton.ops`.
+EAGER = {"dynamic_conv": "eager.ops", "spatial_attention": "eager", "channel_gate": "eager", "augment": "eager"}
 
 
 def pytest_configure(config):
-    for op, names in OPS.items():
-        compiled, eager = (import_module(f"polychrome.kernels.{op}.{name}") for name in names)
-        for name, function in vars(compiled).copy().items():
-            if isfunction(function) and function.__module__ == compiled.__name__ and hasattr(eager, name):
-                setattr(compiled, name, _both(function, getattr(eager, name)))
+    for op, plain in EAGER.items():
+        compiled, eager = (import_module(f"polychrome.kernels.{op}.{name}") for name in ("triton.ops", plain))
+        bodies = {name: body for name, body in vars(compiled).items() if isfunction(body) and hasattr(eager, name)}
+        bodies = {name: body for name, body in bodies.items() if body.__module__ == compiled.__name__}
+        if not bodies:
+            raise RuntimeError(f"{compiled.__name__} and {eager.__name__} have no body in common")
+        for name, body in bodies.items():
+            setattr(compiled, name, _both(body, getattr(eager, name)))
 
 
 def _both(compiled, eager):

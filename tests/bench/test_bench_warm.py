@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 
 from bench import warm
 from bench.gpu import lookups
+from bench.report import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 # Without the eager forms' numbers nobody looks at: two sizes of a gate through the public function and autograd.
@@ -49,6 +50,13 @@ def test_every_kernel_is_found_in_an_archive_unpacked_elsewhere(tmp_path):
     assert warm.unpack(archive, elsewhere) == first["misses"]
     assert launched(elsewhere, tmp_path / "second") == {"hits": sum(first.values()), "misses": 0}
     assert archive.stat().st_size < 10_000 * first["misses"]
+
+
+def test_the_bodies_of_every_op_have_eager_ones_to_stand_in_for_them():
+    code = "from bench.stand_in import plugin; plugin.pytest_configure(None); print(sorted(plugin.EAGER))"
+    known = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=known, capture_output=True, text=True)
+    assert done.stdout == f"{sorted(tables.OPS)}\n", done.stderr
 
 
 @pytest.mark.slow
