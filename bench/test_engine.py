@@ -175,7 +175,7 @@ def trained(folder: Path, case: Case, out: Path) -> Measured:
     if case.steps is not None:
         data = replace(data, images=few(data.images, case.batch * case.steps))
     images = data.images
-    model, *others = (networks.prepared(case.model, settings, photographs.CLASSES, 3) for _ in range(3))
+    model, *others = (networks.initialised(case.model, settings, photographs.CLASSES, 3) for _ in range(3))
     plan = networks.plan(model, settings, images)
     ours, steps_of, epochs = Stopwatch(), {way: Stopwatch() for way in OTHERS}, {way: [] for way in OTHERS}
     with (

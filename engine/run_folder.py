@@ -91,7 +91,7 @@ class RunFolder:
             self.html.unlink(missing_ok=True)
         self.write(self.config, config)
         self.write_json(self.environment, environment)
-        self.write_json(self.results, results)
+        self.write_results(results)
 
     @property
     def finished(self) -> bool:
@@ -152,8 +152,13 @@ class RunFolder:
         except (OSError, ValueError):
             return {}
 
+    def write_results(self, results: dict) -> None:
+        """Write `results.json`. There a model's "scores" by split are "test" and, of all other splits, "splits"."""
+        models = {name: _with_test_apart(entry) for name, entry in results["models"].items()}
+        self.write_json(self.results, results | {"models": models})
+
     def read_results(self) -> dict:
-        """Return the content of `results.json`.
+        """Return the content of `results.json` as `write_results` takes it: a model's "scores" by split in one dict.
 
         Raises:
             UserError: the file is damaged.
@@ -165,9 +170,10 @@ class RunFolder:
                 missing |= {"protocol", "epochs", "val", "test"} - entry.keys()
             if missing:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+            models = {name: _with_test_among(entry) for name, entry in results["models"].items()}
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{self.results} is damaged: {error}") from None
-        return results
+        return results | {"models": models}
 
 
 def _make_dated(parent: Path) -> Path:
@@ -180,6 +186,17 @@ def _make_dated(parent: Path) -> Path:
             continue
         return root
     raise FileExistsError(None, None, str(parent / stamp))
+
+
+def _with_test_apart(entry: dict) -> dict:
+    scores = entry["scores"]
+    others = {split: found for split, found in scores.items() if split != "test"}
+    return {name: entry[name] for name in entry if name != "scores"} | {"test": scores["test"], "splits": others}
+
+
+def _with_test_among(entry: dict) -> dict:
+    scores = entry.get("splits", {}) | {"test": entry["test"]}
+    return {name: entry[name] for name in entry if name not in ("test", "splits")} | {"scores": scores}
 
 
 def _finite(value):

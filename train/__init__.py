@@ -1,4 +1,4 @@
-"""The command line and the tasks: what `python -m train.run` does."""
+"""The command line and the tasks, run by `python -m train.run`."""
 
 if __name__ == "train":  # a clone's short name for `polychrome.train`
     from polychrome.clone import alias

@@ -1,4 +1,4 @@
-"""Commands and flags. Heavy imports wait inside the commands, so that `--help` is quick."""
+"""Commands and flags. Commands import torch and the like when they run, so `--help` is quick."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def _load_recipe(context: click.Context, _option: click.Option, name: str | None
 
 
 def _add_defaults(context: click.Context, source: str, values: dict) -> None:
-    """Let settings of a file stand in for flags that are not given; a --config wins over a --recipe."""
+    """Make the settings of a file the defaults of their flags; a --config wins over a --recipe."""
     context.meta[source] = values
     recipe, config = context.meta.get("recipe", {}), context.meta.get("config", {})
     context.default_map = recipe | config
-    # What --config says of a whole run holds for each model, whatever the recipe says of one.
+    # A setting of a whole run in --config also wins over the same setting of a single model in --recipe.
     tables = {entry: without(table, config) for entry, table in recipe.get("model", {}).items()}
     for entry, table in config.get("model", {}).items():
         tables[entry] = tables.get(entry, {}) | table
@@ -63,12 +63,12 @@ def _add_defaults(context: click.Context, source: str, values: dict) -> None:
 
 
 def said(context: click.Context) -> set[str]:
-    """Return the names of the settings that stand on the command line."""
+    """Return the names of the settings given as flags on the command line."""
     return {name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
 
 
 def _settings(context: click.Context, task: str, resume: str | None, values: dict) -> tuple[Settings, RunFolder | None]:
-    """Return the effective settings of a run, and the folder of the one that it goes on with."""
+    """Return the effective settings of a run, and the folder of the run that it resumes, if any."""
     from polychrome.train import resume as resuming
 
     flags = said(context)
@@ -162,13 +162,15 @@ assert list(cli.commands) == list(TASKS)
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "holdout", "test"]),
-    help="What to evaluate on.  [default: the splits of the run's table.csv]",
+    help="Split to evaluate on.  [default: the splits of the run's table.csv]",
 )
 @click.option("--data", help="Folder of the data, where it has moved since the run.")
-@click.option("--backend", type=click.Choice(["auto", "dali", "torch"]), help="What decodes.  [default: the run's]")
+@click.option(
+    "--backend", type=click.Choice(["auto", "dali", "torch"]), help="Decoder of the images.  [default: the run's]"
+)
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
 def evaluate(run: Path, **options) -> None:
-    """Evaluate the best checkpoints of a RUN folder on channel combinations, those of each seed.
+    """Evaluate the best checkpoints of a RUN folder, of every seed, on channel combinations.
 
     Writes RUN/evaluation.json and RUN/evaluation.csv, and says how many figures agree with RUN/table.csv to the digit.
     """
@@ -194,10 +196,12 @@ def predict(run: Path, **options) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--format", "file_format", required=True, type=click.Choice(["pt2", "onnx", "safetensors"]))
 @click.option("--model", help="Which of the run's models.  [default: the one with the best validation loss]")
-@click.option("--channels", help="Which network, where a model has one for each combination.  [default: all channels']")
+@click.option(
+    "--channels", help="Which network, where a model has a network for each combination.  [default: all channels']"
+)
 @click.option("--output", type=click.Path(path_type=Path), help="File to write.  [default: RUN/export/MODEL.FORMAT]")
 @click.option("--data", help="Folder of the data, where it has moved since the run.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="What a pt2 is compiled for.  [default: cpu]")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Device that a pt2 is compiled for.  [default: cpu]")
 def export(run: Path, **options) -> None:
     """Write a model of a RUN folder as a file for use elsewhere, checked on 16 images of the test split."""
     from polychrome.train.export import export_run
@@ -209,7 +213,7 @@ def export(run: Path, **options) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def check(context: click.Context, arguments: tuple[str, ...]) -> int:
-    """Hold every op on a GPU against its definition in float64, in a minute."""
+    """Compare every op on a GPU with its definition in float64, in a minute."""
     from polychrome.kernels.check import main
 
     return main(list(arguments), context.command_path)
@@ -232,7 +236,7 @@ def patches(scene: Path, folder: Path, **options) -> None:
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per core]")
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the list as CSV (path, reason).")
 def scan(folder: Path, **options) -> None:
-    """Decode every image under FOLDER and list those that cannot be read, with the reason."""
+    """Decode every image under FOLDER and list the files that cannot be read, with the reason."""
     from polychrome.train.tools import scan_folder
 
     scan_folder(folder, **options)

@@ -31,7 +31,7 @@ class NameList(click.ParamType):
 
 
 class FiniteRange(click.FloatRange):
-    """A range of floats that has no room for NaN and infinity."""
+    """A range of finite floats: NaN and infinity are refused."""
 
     def convert(self, value, param, ctx):
         number = super().convert(value, param, ctx)
@@ -73,14 +73,14 @@ TEXT = Text()
 
 @dataclass(frozen=True)
 class Subject:
-    """What a run trains, and on what."""
+    """The data and the models of a run."""
 
     data: str | None = setting(
         None,
         "Folder with train.txt, val.txt and test.txt, or with one folder per class, or tar shards such as "
         "'shards/{000..099}.tar'.  [default: a generated set]",
     )
-    num_classes: int | None = setting(None, "Number of classes, where the data does not tell.", Number(int, least=2))
+    num_classes: int | None = setting(None, "Number of classes, where the data does not give it.", Number(int, least=2))
     models: tuple[str, ...] | None = setting(
         None,
         "Models to train, by name, with variants such as NAME+drop; all: every system of the task.  "
@@ -151,20 +151,22 @@ class Settings(Hyperparameters, Subject):
     )
     holdout: int = setting(
         0,
-        "Training images to hold out, the same in every run, for a test that nothing was chosen by.",
+        "Training images to hold out, the same in every run, for a test after all choices are made.",
         Number(int, least=0),
     )
     test_holdout: bool = setting(
         True, "Test on the images held out, or leave them unread.", bool, "--test-holdout/--keep-holdout"
     )
     seeds: int = setting(
-        1, "Repeat all with so many seeds, from --seed on, and give means and spreads.", Number(int, least=1)
+        1,
+        "Number of seeds, from --seed on; the results are means and standard deviations over them.",
+        Number(int, least=1),
     )
     device: str = setting("auto", "Device to train on.", ("auto", "cpu", "cuda"))
     cache: str = setting(
         AUTO,
         "Keep decoded images on the device or in host memory, and on disk for the next run; auto: where they take at "
-        "most half of what is free.",
+        "most half of the free memory.",
         (AUTO, "device", "host", "none"),
     )
     cache_size: int | None = setting(
@@ -173,23 +175,23 @@ class Settings(Hyperparameters, Subject):
         Number(int, least=8),
     )
     backend: str = setting(
-        "auto", "What decodes images; auto: DALI where installed.", ("auto", "dali", "torch", "synthetic")
+        "auto", "Decoder of images; auto: DALI where installed.", ("auto", "dali", "torch", "synthetic")
     )
     workers: int | None = setting(None, "Decoding threads or processes.  [default: one per core]", Number(int, least=1))
     strict: bool = setting(
-        False, "Stop where a file cannot be decoded; else it is left out.", bool, "--strict/--no-strict"
+        False, "Stop at a file that cannot be decoded; by default the file is left out.", bool, "--strict/--no-strict"
     )
     profile: bool = setting(False, "Record some training steps as a trace.", bool, "--profile/--no-profile")
     tensorboard: bool = setting(
         True,
-        "Write scalars and images for TensorBoard, where that is installed.",
+        "Write scalars and images for TensorBoard, where TensorBoard is installed.",
         bool,
         "--tensorboard/--no-tensorboard",
     )
     out: str = setting("runs", "Folder for run folders.")
     name: str | None = setting(None, "Name of the run's folder.  [default: date and time]")
-    sweep: bool = field(default=False, metadata={"type": bool})  # all systems: what cannot be trained is left out
-    # What divides the data where that is not the seed: of the runs of several seeds, which share one division.
+    sweep: bool = field(default=False, metadata={"type": bool})  # all systems; an untrainable one is left out
+    # The seed that divides the data where it differs from `seed`: runs of several seeds share one division.
     split_seed: int | None = field(default=None, metadata={"type": Number(int, least=0)})
     transfer: str | None = field(default=None, metadata={"type": str})  # one of TRANSFERS, by a variant
     # What the models' constructors are given, in files only.
@@ -208,7 +210,7 @@ class Settings(Hyperparameters, Subject):
         return self.seed if self.split_seed is None else self.split_seed
 
     def with_whole_paths(self) -> Settings:
-        """Return these settings with whole paths of data and weights, as a run's folder tells them, wherever it is."""
+        """Return these settings with absolute paths of data and weights, as a run's `config.toml` has them."""
         places = {name: getattr(self, name) for name in ("data", "weights")}
         return replace(self, **{n: p and str(Path(p).expanduser().absolute()) for n, p in places.items()})
 
@@ -222,17 +224,17 @@ class Settings(Hyperparameters, Subject):
         """Read the settings of an earlier run.
 
         Raises:
-            UserError: the file is no TOML, or has a setting that does not exist or is of the wrong kind.
+            UserError: the file is not valid TOML, or has an unknown setting or one of the wrong kind.
         """
         return cls(**typed(read_toml(path), str(path)))
 
 
-# Settings that one entry of `models` may have to itself.
+# Settings that an entry of `models` may have a value of its own for.
 OF_AN_ENTRY = frozenset(item.name for item in fields(Settings) if item.metadata.get("own"))
 
 
 def typed(values: dict[str, Any], source: str) -> dict[str, Any]:
-    """Return settings by name in the types that `Settings` has; `source` names them in an error.
+    """Return settings by name, converted to the types of `Settings`; an error calls them `source`.
 
     Raises:
         UserError: a value is out of range.
@@ -254,7 +256,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Return the settings in a TOML file, keys checked.
 
     Raises:
-        UserError: the file is missing or is no TOML, or a key is no setting.
+        UserError: the file is missing or is not valid TOML, or a key is not a setting.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -266,17 +268,17 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def without(table: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return a table of settings without those of these names."""
+    """Return a table of settings without the settings called `names`."""
     return {name: value for name, value in table.items() if name not in names}
 
 
 def check_names(values: dict[str, Any], source: str) -> dict[str, Any]:
-    """Return settings with dashes in names made underscores; `source` names them in an error.
+    """Return settings with dashes in their names replaced by underscores; an error calls them `source`.
 
     Raises:
-        UserError: a key is no setting, or its value is of the wrong kind.
+        UserError: a key is not a setting, or its value is of the wrong kind.
     """
-    known = {item.name: item for item in fields(Settings) if item.name != "transfer"}  # that is a variant's
+    known = {item.name: item for item in fields(Settings) if item.name != "transfer"}  # set by a variant
     settings = {}
     for key, value in values.items():
         name = key.replace("-", "_")
@@ -307,7 +309,7 @@ def _entry_settings(table: Any, source: str) -> dict[str, Any]:
 
 
 def _toml_kind(kind: Any) -> str:
-    """Return in words what a TOML file has to give for a setting of click type `kind`."""
+    """Return in words the value that a TOML file has to give for a setting of click type `kind`."""
     if kind is bool:
         return "true or false"
     if isinstance(kind, BatchSize):

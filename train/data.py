@@ -1,4 +1,4 @@
-"""The data of a run: which set its settings name, and how that set is opened."""
+"""The data set of a run: found and opened as its settings say."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from polychrome.train.config import Settings
 
 
 def open_data(settings: Settings, task: str, splits: tuple[str, ...] = ()) -> Opened:
-    """Return the data set of a run, or some splits of it, each file left out named on the terminal.
+    """Return the opened data set of a run, or some splits of it. Files left out are named on the terminal.
 
-    Of several processes on a machine the first decodes, and the others find what it has kept.
+    Of several processes on a machine the first decodes the images, and the others read its disk cache.
 
     Raises:
-        UserError: the data is missing or malformed, does not fit where it is to be kept, or with `strict` a file cannot
-            be decoded.
+        UserError: the data is missing or malformed, does not fit into the memory that `cache` names, or has, with
+            `strict`, a file that cannot be decoded.
     """
     with distributed.main_first():
-        return open_set(*_listed(settings, task, wanted(settings, splits)))
+        return open_set(*_listed(settings, task, how_to_open(settings, splits)))
 
 
-def wanted(settings: Settings, splits: tuple[str, ...] = ()) -> Wanted:
-    """Return how the settings of a run have its data opened."""
+def how_to_open(settings: Settings, splits: tuple[str, ...] = ()) -> Wanted:
+    """Return the options of `open_set` for the settings of a run."""
     return Wanted(
         settings.backend,
         torch.device(settings.device),
@@ -49,7 +49,7 @@ def wanted(settings: Settings, splits: tuple[str, ...] = ()) -> Wanted:
 
 
 def _listed(settings: Settings, task: str, how: Wanted) -> tuple[ImageSet, Wanted, WholeImages | None]:
-    """Return the set that the settings name, how it is to be opened, and its images where they come decoded."""
+    """Return the data set of the settings, `how` to open it, and its images where the data holds them decoded."""
     from polychrome.engine.data.sets import cifar100  # torchvision's, with all its models
 
     if task == "cifar100" and (settings.data is None or cifar100.find(Path(settings.data)) is not None):
@@ -63,11 +63,11 @@ def _listed(settings: Settings, task: str, how: Wanted) -> tuple[ImageSet, Wante
 
 
 def _stored_size(settings: Settings) -> int:
-    """Return the side of the squares that images are squeezed to: no model of the run reads smaller pixels."""
+    """Return the side in pixels of the squares kept in memory: the largest centre crop of any model has full detail."""
     if settings.cache_size is not None:
         return settings.cache_size
-    each = [variants.of(settings, entry) for entry in settings.models or ()] or [settings]
-    return max(math.ceil(one.image_size / one.eval_crop) for one in each)
+    every = [variants.of(settings, entry) for entry in settings.models or ()] or [settings]
+    return max(math.ceil(own.image_size / own.eval_crop) for own in every)
 
 
 def _generated() -> Path:
@@ -119,9 +119,10 @@ def summary(opened: Opened) -> dict:
 
 
 def moved(before: dict, opened: Opened, splits: Iterable[str] | None = None) -> str:
-    """Return in words which splits list other images than those of a run, of which `before` is the summary, if any.
+    """Return a sentence about splits whose images differ from a run's; empty where all are the same.
 
-    Of folders without lists one file more or less moves others of its class between training and test.
+    `before` is the "data" of the run's results. In a folder without list files, one added or removed file moves other
+    files of its class between training and test.
     """
     known = before.get("division", {})
     asked = opened.division.keys() if splits is None else splits

@@ -1,4 +1,4 @@
-"""The command `evaluate`: a run's networks tested again."""
+"""The command `evaluate`: test the networks of a finished run again."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from polychrome.engine.report import comparison, console, seeds
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train.config import Settings
 from polychrome.train.data import make_loader, moved, open_data
-from polychrome.train.experiment import figures, tested_splits
 from polychrome.train.finished import Run
+from polychrome.train.results import scores_of, tested_splits
 
-# What an entry of results.json has of the tests of its networks.
-SCORES = ("test", "splits", "flipped", "spread", "ratio_to_resnet34")
+# The parts of a model's results that testing makes.
+SCORES = ("scores", "flipped", "spread", "ratio_to_resnet34")
 
 
 def evaluate_run(
     run: Path, channels: tuple[str, ...], split: str | None, data: str | None, backend: str | None, device: str
 ) -> None:
-    """Test the best checkpoint of each model of a run, and of each of its seeds.
+    """Test the best checkpoints of a run's models, for every seed, and print and write the scores.
 
     Writes `evaluation.json` and, in the form of the run's `table.csv`, `evaluation.csv` into the run's folder.
 
     Raises:
-        UserError: the folder is no run, or its data, a checkpoint, a channel or the split is not usable.
+        UserError: the folder is not a run's, or its data, a checkpoint, a channel or the split is not usable.
     """
     folder = RunFolder.open(run)
     every = [Run(each.root, device) for each in folder.seeds.values()] or [Run(run, device)]
@@ -49,8 +49,7 @@ def evaluate_run(
         found.append(_evaluated(trained, settings, opened, wanted, splits))
     results = seeds.combined(found) if folder.seeds else found[0]
     if len(splits) == 1:
-        models = {name: entry | entry["splits"] for name, entry in results["models"].items()}
-        console.show_scores(results | {"models": models}, splits[0])
+        console.show_scores(results, splits[0])
     else:
         console.show_scores(results)
         console.show_comparison(results)
@@ -64,12 +63,12 @@ def evaluate_run(
 
 
 def _evaluated(trained: Run, settings: Settings, opened: Opened, wanted: Combinations, splits: tuple[str, ...]) -> dict:
-    """Return a run's results with the scores of its networks measured anew on these splits, and no others."""
+    """Return a run's results with scores measured anew on `splits`; scores of other splits are left out."""
     trained.check_fits(opened.images)
     opened = replace(opened, images=replace(opened.images, channels=trained.channels))
     models = {}
     for name, entry in trained.results["models"].items():
-        own, how = trained.entry_settings(name, settings), (trained.how(name), settings.flip_test)
+        own, how = trained.entry_settings(name, settings), (trained.shown_as(name), settings.flip_test)
         tested = []
         for part, model in trained.networks(name, wanted):
             scores = {}
@@ -81,13 +80,12 @@ def _evaluated(trained: Run, settings: Settings, opened: Opened, wanted: Combina
                     given = (loader, part, trained.num_classes, trained.autocast(), bar.advance)
                     scores[split] = evaluate(model, *given, *how)
             tested.append(scores)
-        models[name] = {key: value for key, value in entry.items() if key not in SCORES} | figures(tested)
+        models[name] = {key: value for key, value in entry.items() if key not in SCORES} | scores_of(tested)
     names = {label: [trained.channels.names[place] for place in chosen] for label, chosen in wanted.items()}
     return trained.results | {"models": models, "combinations": names, "failed": {}}
 
 
 def _scores(entry: dict) -> dict:
-    """Return protocol and scores of a model's entry, by split, as `evaluation.json` has them."""
-    plain = entry["splits"] | ({"test": entry["test"]} if entry["test"] else {})
+    """Return the protocol and the scores by split of a model's results, as `evaluation.json` has them."""
     more = {key: entry[key] for key in ("flipped", "spread", "seeds") if key in entry}
-    return {"protocol": entry["protocol"]} | plain | more
+    return {"protocol": entry["protocol"]} | entry["scores"] | more

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from polychrome.engine.channels import combinations, masks, names
+from polychrome.engine.channels import masks
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.data import loader
+from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.image_set import Split
 from polychrome.engine.data.opening import Opened
-from polychrome.engine.data.readers import choice
 from polychrome.engine.data.sets import division
 from polychrome.engine.errors import Interrupted, RunError, StorageError, UserError
 from polychrome.engine.evaluation import Evaluation, evaluate
-from polychrome.engine.history import Course, EpochRow
+from polychrome.engine.history import Course
 from polychrome.engine.machine import distributed, hardware
 from polychrome.engine.machine.memory import PeakMemory
-from polychrome.engine.report import comparison, console, pages, plots, scores
+from polychrome.engine.report import comparison, console, pages, plots
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import compilation, state, trainer
 from polychrome.engine.training.batch_size import largest_batch
@@ -36,12 +36,12 @@ from polychrome.engine.watch.idle import Idle
 from polychrome.engine.watch.tensorboard import Scalars
 from polychrome.train import networks, systems, variants
 from polychrome.train.config import AUTO, Settings
-from polychrome.train.data import make_loader, moved, open_data, summary
-from polychrome.train.networks import PADDED_ONE_PER_COMBINATION, has_several
+from polychrome.train.data import make_loader, summary
+from polychrome.train.networks import PADDED_ONE_PER_COMBINATION
+from polychrome.train.preparation import Prepared, is_done, prepare
+from polychrome.train.results import add_ratio, scores_of, tested_splits
 
 SHOWN_PREDICTIONS = 18
-# What a model that is gone on with keeps, as its checkpoints or its results depend on it.
-KEPT = ("image_size", "eval_crop", "precision", "optimizer", "init", "channel_sampling", "seed", "holdout")
 
 
 def run(
@@ -51,24 +51,31 @@ def run(
     make: Callable[[Settings], RunFolder] | None = None,
     data: Opened | None = None,
 ) -> Experiment:
-    """Train and test all models of `settings` and write the run's folder.
+    """Train and test all models of `settings`, write the run's folder, and return the experiment.
 
-    With `resume`, the models that this run has finished are kept, and others go on after their last whole epoch. Where
-    there are several models, one that fails does not stop the others: its name and the reason are in "failed".
-    `make` returns the folder once all is checked, where it is not to be that of `settings` or `resume`; `data` is what
-    is opened already.
+    With `resume`, models that this run has finished are not trained again, and others go on after their last whole
+    epoch. Where there are several models, one that fails does not stop the others: its name and the reason are in
+    "failed" of the results.
+
+    Args:
+        task: "task1", "task2", "cifar100" or "transfer".
+        settings: effective settings, see `variants.resolve`.
+        resume: the folder of the run to go on with.
+        make: makes the folder of a new run, once all is checked; by default the folder is of the settings' `out`.
+        data: the data set, where it is open already.
 
     Raises:
         UserError: data, a model, a channel or the output folder is not usable; nothing has been written then.
         Interrupted: Ctrl-C or SIGTERM asked for the end.
     """
-    experiment = Experiment(task, settings, resume, make, data)
+    prepared = prepare(task, settings, resume, data)
+    if make is not None:
+        folder = make(prepared.settings)
+    else:
+        folder = resume or made_by_main(Path(prepared.settings.out), task, prepared.settings.name)
+    experiment = Experiment(prepared, folder)
     try:
-        for entry in experiment.entries:
-            if not experiment.is_done(entry):
-                experiment.attempt(entry)
-        if experiment.results["models"]:
-            experiment.report()
+        experiment.train_all()
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped; --resume auto goes on from the last checkpoint in {experiment.folder.root}"
@@ -77,9 +84,34 @@ def run(
 
 
 @dataclass(frozen=True)
+class Network:
+    """A network to train: an entry's only network, or the entry's network for one combination of channels.
+
+    Attributes:
+        name: the entry, followed by the combination where the entry has a network for each.
+        protocol: how the network is shown a combination of channels, as `results.json` names it.
+        plan: how to train it.
+        settings: the entry's settings.
+        combinations: the combinations of channels to test it on.
+        checkpoints: the folder of its checkpoints.
+    """
+
+    name: str
+    model: nn.Module
+    protocol: str
+    plan: Plan
+    settings: Settings
+    combinations: Combinations
+    checkpoints: Path
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """One trained network: how it is shown channels, how it was trained, the course, its scores by split, its memory in
-    MB, and figures of what its steps spent their time on, by their names in the results."""
+    """How a network was trained and what came of it: history, evaluations by split, peak memory in MB.
+
+    `observed` has what its steps waited for and spent their time on, by the names in `results.json`. The network itself
+    is let go: an entry may have many.
+    """
 
     protocol: str
     plan: Plan
@@ -91,144 +123,62 @@ class Outcome:
 
 
 class Experiment:
-    """Data, settings, run folder and results so far. Everything of the user's is checked before a file is written."""
+    """A prepared run at work: its folder, its results and history so far, and what it predicted for some images."""
 
-    def __init__(
-        self,
-        task: str,
-        settings: Settings,
-        resume: RunFolder | None,
-        make: Callable[[Settings], RunFolder] | None = None,
-        data: Opened | None = None,
-    ) -> None:
-        self.task = task
-        networks.check_names(settings.models)
-        for entry in settings.models:
-            networks.check_schedule(variants.of(settings, entry))
-        choice.resolve(settings.backend)
-        self.settings = settings.with_whole_paths()
-        self.data = data = data or open_data(self.settings, task)
-        backend = choice.resolve(settings.backend, data.images.stacks)
-        self.settings = replace(self.settings, backend=backend)
-        loader.check_trainable(data.images)
-        self.images = data.images
-        self.test_places = data.places["test"] if data.places else range(len(data.images.splits["test"].paths))
-        self.channel_names = self.images.channels.names
-        self.combinations = combinations.parse(settings.channels, self.channel_names, settings.division_seed)
-        self.failed: dict[str, str] = {}
-        self.costs = {entry: cost for entry in settings.models if (cost := self._checked(entry)) is not None}
-        if not self.costs:
-            raise UserError(next(iter(self.failed.values())))
-        chosen = {name: [self.channel_names[i] for i in places] for name, places in self.combinations.items()}
-        self.environment = hardware.describe()
-        self.results = {
-            "task": task,
-            "seed": settings.seed,
-            "device": self.environment["gpu" if settings.device == "cuda" else "cpu"],
-            "data": summary(data),
-            "combinations": chosen,
-            "models": {},
-            "failed": self.failed,
-        }
-        self.history: dict[str, list[EpochRow]] = {}
+    def __init__(self, prepared: Prepared, folder: RunFolder) -> None:
+        self.task, self.settings, self.data = prepared.task, prepared.settings, prepared.data
+        self.images, self.combinations, self.costs = prepared.images, prepared.combinations, prepared.costs
+        self.history, self.folder = dict(prepared.history), folder
         self.predictions: dict[str, list[plots.Prediction]] = {}
-        if resume:
-            self._go_on_from(resume)
-        if task == "transfer":
-            self._check_weights(resume)
-        if make is not None:
-            self.folder = make(self.settings)
-        else:
-            self.folder = resume or made_by_main(Path(settings.out), task, settings.name)
-        self.folder.begin(self.settings.to_toml(), self.environment, self.results)
+        self.environment = hardware.describe()
+        names = self.images.channels.names
+        self.results = {
+            "task": self.task,
+            "seed": self.settings.seed,
+            "device": self.environment["gpu" if self.settings.device == "cuda" else "cpu"],
+            "data": summary(self.data),
+            "combinations": {label: [names[i] for i in chosen] for label, chosen in self.combinations.items()},
+            "models": dict(prepared.trained),
+            "failed": dict(prepared.left_out),
+        }
+        folder.begin(self.settings.to_toml(), self.environment, self.results)
         if division.HOLDOUT in self.images.splits:
             held = self.images.splits[division.HOLDOUT]
             lines = (f"{path} {label}\n" for path, label in zip(held.paths, held.labels, strict=True))
-            self.folder.write(self.folder.holdout, "".join(lines))
+            folder.write(folder.holdout, "".join(lines))
 
-    @property
-    def entries(self) -> tuple[str, ...]:
-        """The entries to train: those of the settings without what a sweep has left out."""
-        return tuple(self.costs)
-
-    def _checked(self, entry: str):
-        """Return an entry's costs; None where it cannot be trained and others of a sweep can."""
-        try:
-            return networks.checked(entry, variants.of(self.settings, entry), self.images, self.combinations)
-        except UserError as error:
-            if not self.settings.sweep:
-                raise
-            self.failed[entry] = str(error)
-            console.say(f"left out: {error}")
-            return None
-
-    def _go_on_from(self, run: RunFolder) -> None:
-        """Take over what a run has; raise UserError where it is damaged or does not fit the data or the channels."""
-        before = run.read_results()
-        if before["data"]["class_names"] != self.results["data"]["class_names"]:
-            raise UserError(f"{run.root} was trained on other classes than {self.images.root} has")
-        if change := moved(before["data"], self.data):
-            raise UserError(
-                f"{run.root} cannot go on: {change}, and some may be among those it was trained on; put the files "
-                "back, or start another run"
-            )
-        for entry in before["models"].values():
-            alone = has_several(entry["protocol"])  # no network for shuffled channels
-            if list(entry["test"]) != [name for name, chosen in self.combinations.items() if chosen or not alone]:
-                raise UserError(
-                    f"{run.root} was tested on channels {','.join(entry['test'])}: leave --channels as it was"
-                )
-        self.results["models"] = before["models"]
-        trained_with = Settings.from_toml(run.config)
-        for entry in self.entries:
-            started = {path.parent for path in run.checkpoints(entry).rglob("*.pt")}
-            if started:
-                check_unchanged(entry, trained_with, self.settings, run)
-            for folder in sorted(started) if not self.is_done(entry) else ():
-                state.newest(folder, None, lambda fault: None)
-        try:
-            for row in map(EpochRow.from_text, run.read_history()):
-                self.history.setdefault(row.model, []).append(row)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{run.history} is damaged ({type(error).__name__}: {error})") from None
-
-    def _check_weights(self, resume: RunFolder | None) -> None:
-        """Raise UserError where an entry that is to start from trained weights cannot."""
-        for entry in self.entries:
-            settings = variants.of(self.settings, entry)
-            started = resume is not None and state.exists(resume.checkpoints(entry))
-            networks.prepared(entry, settings, len(self.images.class_names), len(self.channel_names), started)
-
-    def is_done(self, entry: str) -> bool:
-        """Return whether the run that is resumed has tested this model after as many epochs as are asked for now."""
-        found = self.results["models"].get(entry)
-        return found is not None and found["epochs"] >= variants.of(self.settings, entry).epochs
+    def train_all(self) -> None:
+        """Train and test every entry that is not done, and write the report."""
+        for entry in self.costs:
+            if not is_done(self.results["models"].get(entry), self.settings, entry):
+                self.attempt(entry)
+        if self.results["models"]:
+            self.report()
 
     def attempt(self, entry: str) -> None:
-        """Train and test an entry; where it fails and is not the only one, write why and go on."""
+        """Train and test an entry; if there are others, a failure is written to the folder and the run goes on."""
         try:
             self.train_and_test(entry)
         except Exception as error:
             if isinstance(error, UserError) and not distributed.is_main():
-                # Of its share of the data, which the first process, the only one to speak of wrong input, has not seen.
+                # Of this process's share of the data: the first process, which reports wrong input, has not seen it.
                 raise RunError(f"process {distributed.rank()}: {error}") from None
             ends_all = isinstance(error, (Interrupted, StorageError)) or distributed.world_size() > 1
-            if len(self.entries) == 1 or ends_all:
+            if len(self.costs) == 1 or ends_all:
                 raise
-            self.failed[entry] = " ".join((str(error) or type(error).__name__).split())
+            self.results["failed"][entry] = reason = " ".join((str(error) or type(error).__name__).split())
             where = self.folder.root / f"failed-{entry}.txt"
             self.folder.write(where, traceback.format_exc())
-            console.say(f"{entry} failed, going on: {self.failed[entry]} (details: {where})")
-        self.folder.write_json(self.folder.results, self.results)
+            console.say(f"{entry} failed, going on: {reason} (details: {where})")
+        self.folder.write_results(self.results)
         self.folder.write(self.folder.table, comparison.as_csv(self.results))
 
     def train_and_test(self, entry: str) -> None:
         """Train a model, test its best weights, and add both to the results."""
         settings = variants.of(self.settings, entry)
-        if networks.is_one_per_combination(entry):
-            outcomes = [self._outcome(entry, settings, name) for name, chosen in self.combinations.items() if chosen]
-        else:
-            outcomes = [self._outcome(entry, settings)]
+        alone = [name for name, chosen in self.combinations.items() if chosen]
+        each = alone if networks.is_one_per_combination(entry) else [None]
+        outcomes = [self._outcome(entry, self._network(entry, settings, combination)) for combination in each]
         first = outcomes[0]
         best = first.course.best
         self.results["models"][entry] = (
@@ -246,7 +196,7 @@ class Experiment:
                 "reported": {system.report: dict(system.reported) for system in systems.reported(entry, self.task)},
                 "val": {"loss": best.val_loss, "accuracy": best.val_accuracy},
             }
-            | figures([outcome.tested for outcome in outcomes])
+            | scores_of(outcome.tested for outcome in outcomes)
             | first.observed
         )
         self._show(entry, first.tested["test"])
@@ -259,41 +209,24 @@ class Experiment:
         pages.pictures(self.folder, self.results, self.history)
         pages.write(self.folder, self.results, self.environment)
 
-    def _outcome(self, entry: str, settings: Settings, combination: str | None = None) -> Outcome:
-        """Train a new network, for one combination of channels where that is given, and test it."""
+    def _network(self, entry: str, settings: Settings, combination: str | None) -> Network:
+        """Return a new network with its first weights, for one combination of channels where `combination` names one.
+
+        A batch size and a compiler's mode that are "auto" are found here, by measurement.
+        """
         name, folder, tested = entry, self.folder.checkpoints(entry), self.combinations
-        count, protocol = len(self.channel_names), None
+        count, protocol = len(self.images.channels), None
         if combination:
             chosen = self.combinations[combination]
             name, folder, tested = f"{entry} {combination}", folder / combination, {combination: chosen}
-            count, protocol = networks.shown(entry, settings, count, chosen)
-        started = state.exists(folder)
-        model = networks.prepared(entry, settings, len(self.images.class_names), count, started)
+            count, protocol = networks.for_one_combination(entry, settings, count, chosen)
+        model = networks.initialised(entry, settings, len(self.images.class_names), count, state.exists(folder))
         plan = networks.plan(model, settings, self.images)
         if combination:
             padded = protocol == PADDED_ONE_PER_COMBINATION
             plan = replace(plan, channels=(combination, chosen), padded=padded, channel_sampling="off")
-        settings, plan = self._fitted(name, model, plan, settings, folder)
-        peak = PeakMemory(plan.device)  # of the training, not of the search for what fits
-        course, observed = self._train(name, model, plan, settings, folder)
-        self._write_history(name, course)
-        scored = {split: self._test(name, model, plan, settings, tested, split) for split in self.tested_splits}
-        if entry not in self.predictions and distributed.is_main():
-            self._predict_some(entry, name, model, plan, settings)
-        protocol = protocol or masks.protocol(model)
-        return Outcome(protocol, plan, settings.batch_size, course, scored, peak.megabytes(), observed)
-
-    @property
-    def tested_splits(self) -> tuple[str, ...]:
-        """The splits that trained networks are tested on, in the order of the table."""
-        return tested_splits(self.settings)
-
-    def _fitted(
-        self, name: str, model: nn.Module, plan: Plan, settings: Settings, folder: Path
-    ) -> tuple[Settings, Plan]:
-        """Return settings and plan with what is to be found by measurement: the batch size and the compiler's mode."""
-        count = plan.inputs(len(self.channel_names))
-        shape, samples = (count, settings.image_size, settings.image_size), len(self.images.splits["train"].paths)
+        shape = (plan.inputs(len(self.images.channels)), settings.image_size, settings.image_size)
+        samples = len(self.images.splits["train"].paths)
         if settings.batch_size == AUTO:
             found = state.batch_size(folder) or distributed.of_main(largest_batch(model, shape, plan, samples))
             if not found:
@@ -304,16 +237,26 @@ class Experiment:
             steps = plan.epochs * plan.passes * samples // settings.batch_size
             mode = compilation.mode(model, shape, settings.batch_size, plan, steps)
             plan = replace(plan, compile_mode=distributed.of_main(mode))
-        return settings, plan
+        return Network(name, model, protocol or masks.protocol(model), plan, settings, tested, folder)
 
-    def _train(
-        self, name: str, model: nn.Module, plan: Plan, settings: Settings, checkpoints: Path
-    ) -> tuple[Course, dict]:
-        """Train a model; return its course, and what was observed of it for the results."""
-        main, first_epoch = distributed.is_main(), state.epochs(checkpoints) + 1
+    def _outcome(self, entry: str, network: Network) -> Outcome:
+        """Train a network and test it on every split."""
+        peak = PeakMemory(network.plan.device)  # of the training, not of the search for what fits
+        course, observed = self._train(network)
+        self._write_history(network.name, course)
+        tested = {split: self._test(network, split) for split in tested_splits(self.settings)}
+        if entry not in self.predictions and distributed.is_main():
+            self._predict_some(entry, network)
+        trained = network.protocol, network.plan, network.settings.batch_size, course
+        return Outcome(*trained, tested, peak.megabytes(), observed)
+
+    def _train(self, network: Network) -> tuple[Course, dict]:
+        """Train a network; return its history, and what was observed of its steps for the results."""
+        name, plan, settings = network.name, network.plan, network.settings
+        main, first_epoch = distributed.is_main(), state.epochs(network.checkpoints) + 1
         scalars = Scalars(self.folder.tensorboard / name, settings.tensorboard and main, first_epoch)
         with (
-            self._loader("train", settings, plan) as train,
+            self._loader("train", settings, plan.augmentations) as train,
             self._loader("val", settings) as val,
             console.progress(f"training {name}", plan.epochs * (plan.passes * train.samples + val.samples)) as bar,
             profiling.trace(self.folder.trace, name) if settings.profile and main else nullcontext() as trace,
@@ -340,24 +283,22 @@ class Experiment:
                 say=console.say,
                 waiting=idle.waiting,
             )
-            course = trainer.fit(name, model, train, val, plan, checkpoints, hooks)
+            course = trainer.fit(name, network.model, train, val, plan, network.checkpoints, hooks)
         console.say(f"{name}: {idle}")
         return course, idle.figures() | ({"kernels": trace.kernels} if trace and trace.kernels else {})
 
-    def _loader(self, split: str, settings: Settings, plan: Plan | None = None) -> loader.Loader:
-        augmentations = plan.augmentations if plan else None
+    def _loader(self, split: str, settings: Settings, augmentations: Augmentations | None = None) -> loader.Loader:
         return make_loader(self.data, split, settings, augmentations, shared=True)
 
-    def _test(
-        self, name: str, model: nn.Module, plan: Plan, settings: Settings, combinations: Combinations, split: str
-    ) -> Evaluation:
-        precision = hardware.autocast(plan.device, plan.precision)
+    def _test(self, network: Network, split: str) -> Evaluation:
+        plan, settings = network.plan, network.settings
         with (
             self._loader(split, settings) as images,
-            console.progress(f"testing {name} on {split}", images.samples) as bar,
+            console.progress(f"testing {network.name} on {split}", images.samples) as bar,
         ):
-            how = (plan.protocol, settings.flip_test)
-            return evaluate(model, images, combinations, plan.num_classes, precision, bar.advance, *how)
+            precision = hardware.autocast(plan.device, plan.precision)
+            how = plan.num_classes, precision, bar.advance, plan.protocol, settings.flip_test
+            return evaluate(network.model, images, network.combinations, *how)
 
     def _show(self, entry: str, tested: Evaluation) -> None:
         """Draw the confusion matrix on the first combination and write the predictions as CSV."""
@@ -366,15 +307,17 @@ class Experiment:
         title = f"{entry}, channels {next(iter(tested.scores))}"
         path = self.folder.plots / f"confusion-{entry}.png"
         plots.confusion(tested.confusion.numpy(), self.images.class_names, title, path)
+        places = self.data.places["test"] if self.data.places else range(len(self.images.splits["test"].paths))
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(
-            [("ID", "Category"), *zip(self.test_places, tested.predictions.tolist(), strict=True)]
+            [("ID", "Category"), *zip(places, tested.predictions.tolist(), strict=True)]
         )
         self.folder.write(self.folder.root / f"predictions-{entry}.csv", text.getvalue())
 
     @torch.no_grad()
-    def _predict_some(self, entry: str, name: str, model: nn.Module, plan: Plan, settings: Settings) -> None:
+    def _predict_some(self, entry: str, network: Network) -> None:
         """Draw predictions for test images spread evenly over the list."""
+        model, plan, settings = network.model, network.plan, network.settings
         test, names = self.images.splits["test"], self.images.class_names
         chosen = np.unique(np.linspace(0, len(test.paths) - 1, SHOWN_PREDICTIONS).astype(int))
         few = Split(*(column and tuple(column[i] for i in chosen) for column in (test.paths, test.labels, test.sizes)))
@@ -395,8 +338,8 @@ class Experiment:
         self.predictions[entry] = found
         picture = self.folder.plots / f"predictions-{entry}.png"
         plots.predictions(found, f"{entry} on test images", picture)
-        epoch = len(self.history[name])
-        with Scalars(self.folder.tensorboard / name, settings.tensorboard, epoch + 1) as scalars:
+        epoch = len(self.history[network.name])
+        with Scalars(self.folder.tensorboard / network.name, settings.tensorboard, epoch + 1) as scalars:
             scalars.picture("predictions", picture, epoch)
 
     def _write_history(self, name: str, course: Course) -> None:
@@ -417,45 +360,3 @@ def made_by_main(out: Path, task: str, name: str | None) -> RunFolder:
     """Return the new run folder that the first of all processes makes."""
     root = RunFolder.create(out, task, name).root if distributed.is_main() else None
     return RunFolder(distributed.of_main(root))
-
-
-def check_unchanged(entry: str, before: Settings, now: Settings, run: RunFolder) -> None:
-    """Raise UserError where an entry of a run that goes on has other settings than its checkpoints."""
-    old, new = variants.of(before, entry), variants.of(now, entry)
-    for name in KEPT:
-        if getattr(old, name) not in (None, getattr(new, name)):
-            flag = "--" + name.replace("_", "-")
-            raise UserError(
-                f"{run.root} has {entry} with {flag} {getattr(old, name)}: leave it so, or start another run"
-            )
-
-
-def tested_splits(settings: Settings) -> tuple[str, ...]:
-    """Return the splits that the networks of a run are tested on, in the order of its table."""
-    held_out = (division.HOLDOUT,) if settings.holdout and settings.test_holdout else ()
-    return ("val", *held_out, "test")
-
-
-def figures(tested: Sequence[dict[str, Evaluation]]) -> dict:
-    """Return an entry's scores by split and combination, as `results.json` has them, of its networks' evaluations."""
-    plain: dict[str, dict] = {}
-    flipped: dict[str, dict] = {}
-    for splits in tested:
-        for split, found in splits.items():
-            for all_scores, each in ((plain, found.scores), (flipped, found.flipped)):
-                rows = {name: row.as_dict() for name, row in each.items()}
-                all_scores.setdefault(split, {}).update(rows)
-    others = {split: rows for split, rows in plain.items() if split != "test"}
-    mirrored = {"flipped": flipped} if any(flipped.values()) else {}
-    return {"test": plain.get("test", {}), "splits": others} | mirrored
-
-
-def add_ratio(results: dict) -> None:
-    """Add each model's test accuracy relative to ResNet34's, where that was trained in the same run."""
-    plain = (name for name, chosen in results["combinations"].items() if chosen)
-    found, combination = results["models"], next(plain, names.SHUFFLED)
-    reference = scores.resnet34(found).get("test", {}).get(combination, {}).get("accuracy")
-    for entry in found.values():
-        entry.pop("ratio_to_resnet34", None)  # of a run that goes on
-        if reference:
-            entry["ratio_to_resnet34"] = entry["test"][combination]["accuracy"] / reference

@@ -1,4 +1,4 @@
-"""The command `export`: a model of a run as a file for use elsewhere."""
+"""The command `export`: write a model of a run as a file for use elsewhere."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def export_run(
     data: str | None,
     device: str | None,
 ) -> None:
-    """Write the best checkpoint of a model of a run in another format, and print how the file compares with it.
+    """Write the best checkpoint of a model in another format, and print how close the file's outputs are.
 
     Raises:
-        UserError: the folder is no run, it has no such model, network or checkpoint, `data` is no data of the run, or
-            the file cannot be written.
-        ExportError: the file does not compute what the model does; nothing is left of it.
+        UserError: the folder is not a run's, it has no such model, network or checkpoint, `data` is not the run's data,
+            or the file cannot be written.
+        ExportError: the file's outputs differ from the model's; the file is removed.
     """
     if device is not None and file_format != "pt2":
         raise UserError(f"--device: a pt2 is compiled for a device, {file_format} files are for any")
     trained = Run(run, device or "cpu")
     name = model or trained.best()
     network, chosen = _network(trained, name, channels)
-    own = Channels(*(tuple(row[place] for place in chosen) for row in _table(trained.channels)))
+    own = Channels(*(tuple(row[index] for index in chosen) for row in _table(trained.channels)))
     alone = name if len(chosen) == len(trained.channels) else f"{name}-{join(own.names, trained.channels.names)}"
     path = output or trained.folder.root / "export" / f"{alone}.{file_format}"
     if path.suffix != f".{file_format}":
@@ -56,7 +56,7 @@ def export_run(
 
 
 def _network(trained: Run, name: str, channels: str | None) -> tuple[torch.nn.Module, tuple[int, ...]]:
-    """Return a model of the run with its best weights, and the places of the channels it takes."""
+    """Return a network of a model with its best weights, and the indices of the channels it takes."""
     everything = {trained.channels.full: tuple(range(len(trained.channels)))}
     found = trained.results["models"].get(name)
     if channels is not None and found is not None and not has_several(found["protocol"]):
@@ -88,10 +88,10 @@ def _description(trained: Run, name: str, network: torch.nn.Module, channels: Ch
 
 
 def _images(trained: Run, name: str, data: str | None) -> tuple[Tensor, str]:
-    """Return images [16, channels, size, size] as stored, and in words where they are from.
+    """Return images [16, channels, size, size], in the stored type, and a note on their origin.
 
-    They are the first of the run's test split, fewer where it has fewer, or random where it cannot be read and `data`
-    does not say where it is.
+    They are the first images of the run's test split, fewer where the split has fewer. Where the split cannot be read
+    and `data` is None, they are random.
     """
     try:
         return _test_images(trained, name, data), "images of the test split"

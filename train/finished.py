@@ -1,4 +1,4 @@
-"""A finished run, opened for use."""
+"""A run's trained models, for the commands that use them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from polychrome.train.config import Settings
 
 
 class Run:
-    """A finished run, opened for use: its settings, results and best checkpoints."""
+    """The settings, results and best checkpoints of a run.
+
+    Raises:
+        UserError: the folder is not a run's, has several seeds or no trained model, or is damaged.
+    """
 
     def __init__(self, root: Path, device: str) -> None:
         self.folder = RunFolder.open(root)
@@ -41,13 +45,13 @@ class Run:
     def autocast(self):
         return hardware.autocast(self.device, self.settings.precision)
 
-    def how(self, name: str) -> str:
+    def shown_as(self, name: str) -> str:
         """Return how a model is shown a combination of channels: "subset", "mask" or "zero-pad"."""
         protocol = self.results["models"][name]["protocol"].rpartition(", ")[2]
         return "subset" if protocol == networks.ONE_PER_COMBINATION else protocol
 
     def best(self) -> str:
-        """Return the model with the least validation loss."""
+        """Return the name of the model with the least validation loss."""
         found = self.results["models"]
         return min(found, key=lambda name: found[name]["val"]["loss"])
 
@@ -66,34 +70,37 @@ class Run:
             )
 
     def entry_settings(self, name: str, settings: Settings | None = None) -> Settings:
-        """Return the settings of a model of the run, with the batch size that was found where it was to be."""
+        """Return the settings of a model; a batch size of "auto" is replaced by the size that was found."""
         found = variants.of(settings or self.settings, name)
         return replace(found, batch_size=self.results["models"][name].get("batch_size", found.batch_size))
 
     def networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
-        """Return a model of the run with its best weights, and the combinations to use it for.
+        """Return a model's networks with their best weights, each with the combinations to use it for.
 
-        That is one network for all that are wanted, or one for each of those that it was trained for.
+        The list has one network for all wanted combinations or, of a model with a network for each combination, the
+        networks of the wanted combinations.
 
         Raises:
-            UserError: the run has no such model, trained it for none of the combinations, or a checkpoint is damaged
-                or of another model.
+            UserError: the run has no such model, has no network for any wanted combination, or a checkpoint is
+                damaged or of another model.
         """
         if name not in self.results["models"]:
             raise UserError(f"the run has no model {name!r}; it trained {', '.join(self.results['models'])}")
         folder = self.folder.checkpoints(name)
         if not networks.has_several(self.results["models"][name]["protocol"]):
             return [(wanted, self._network(name, folder / "best.pt", len(self.channels)))]
-        place = self.channels.names.index
+        index = self.channels.names.index
         trained = {
-            label: tuple(map(place, self.results["combinations"][label]))
-            for label in self.results["models"][name]["test"]
+            label: tuple(map(index, self.results["combinations"][label]))
+            for label in self.results["models"][name]["scores"]["test"]
         }
         label_of = {frozenset(chosen): label for label, chosen in trained.items()}
         found = []
         for combination, chosen in wanted.items():
             if (own := label_of.get(frozenset(chosen))) is not None:
-                in_channels, _ = networks.shown(name, self.entry_settings(name), len(self.channels), chosen)
+                in_channels, _ = networks.for_one_combination(
+                    name, self.entry_settings(name), len(self.channels), chosen
+                )
                 network = self._network(name, folder / own / "best.pt", in_channels)
                 found.append(({combination: trained[own]}, network))
         if not found:

@@ -1,4 +1,4 @@
-"""The models of a run: made, measured, given their first weights, and planned for."""
+"""The networks of a run: created, measured, initialised, and how each is to be trained."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from polychrome.train.config import Settings
 LARGEST_TRIED = 512
 ONE_PER_COMBINATION = "one-per-combination"
 PADDED_ONE_PER_COMBINATION = "one-per-combination, zero-pad"
-MOST_NETWORKS = 15  # of one entry
+MOST_NETWORKS = 15  # networks of an entry
 
 
 def create(entry: str, settings: Settings, num_classes: int, in_channels: int, size: int | None = None) -> nn.Module:
-    """Return a new network for an entry of a run, by its settings; for images of another size where one is given.
+    """Return a new network for an entry of a run, by its settings; `size` is another image size than the settings'.
 
     Raises:
         UserError: no model has this name, or it cannot be made for such images.
@@ -65,13 +65,13 @@ def check_schedule(settings: Settings) -> None:
         raise UserError(f"--schedule {settings.schedule}, --warmup {settings.warmup:g}: {error}") from None
 
 
-def checked(
+def check(
     entry: str, settings: Settings, images: ImageSet, combinations: combinations.Combinations
 ) -> complexity.Complexity:
-    """Return the costs of an entry, which can be trained with these settings on these images.
+    """Return the costs of an entry that can be trained with these settings on these images.
 
     Raises:
-        UserError: it cannot.
+        UserError: the entry cannot be trained so.
     """
     count, classes = len(images.channels), len(images.class_names)
     augmentation.check(settings.augmentations, images.dtype, count)
@@ -90,7 +90,7 @@ def checked(
 
 
 def _check_first_size(entry: str, settings: Settings, num_classes: int, in_channels: int) -> None:
-    """Raise UserError where a network cannot take the images of a first epoch, which are smaller than the others."""
+    """Raise UserError where a network cannot take the smaller images of the first epoch."""
     first = augmentations(settings).size(1, settings.image_size)
     with torch.device("meta"):
         model = create(entry, settings, num_classes, in_channels)
@@ -104,26 +104,26 @@ def _check_first_size(entry: str, settings: Settings, num_classes: int, in_chann
 
 
 def is_one_per_combination(entry: str) -> bool:
-    """Return whether an entry stands for one network for each channel combination."""
+    """Return whether an entry has a network for each channel combination."""
     return variants.is_alone(entry) or _takes_one_combination(entry)
 
 
 def has_several(protocol: str) -> bool:
-    """Return whether a model of this protocol is a network for each channel combination."""
+    """Return whether a model of this protocol has a network for each channel combination."""
     return protocol.startswith(ONE_PER_COMBINATION)
 
 
-def shown(entry: str, settings: Settings, count: int, combination: tuple[int, ...]) -> tuple[int, str]:
-    """Return the input channels of a network trained for one of `count` channels' combinations alone, and its protocol.
+def for_one_combination(entry: str, settings: Settings, channels: int, combination: tuple[int, ...]) -> tuple[int, str]:
+    """Return the number of input channels and the protocol of a network for one combination of the data's channels.
 
-    A model that is said to be for one combination is made for that many channels, any other for all: it sees zeros in
-    place of the absent ones, or, if it takes any number of channels, nothing.
+    A model with the attribute `one_per_combination` takes the combination's channels alone. Other models take all
+    channels and are shown zeros for absent ones, except models for any number of channels, which are shown a subset.
     """
     if _takes_one_combination(entry):
         return len(combination), ONE_PER_COMBINATION
     with torch.device("meta"):
-        padded = masks.protocol(create(entry, settings, 2, count)) == "zero-pad"
-    return count, PADDED_ONE_PER_COMBINATION if padded else ONE_PER_COMBINATION
+        padded = masks.protocol(create(entry, settings, 2, channels)) == "zero-pad"
+    return channels, PADDED_ONE_PER_COMBINATION if padded else ONE_PER_COMBINATION
 
 
 def _takes_one_combination(entry: str) -> bool:
@@ -135,7 +135,7 @@ def measure(entry: str, settings: Settings, num_classes: int, in_channels: int) 
     """Return the costs of an entry's model for an image of its settings.
 
     Raises:
-        UserError: the image is too small for the model; the message says what is not.
+        UserError: the image is too small for the model; the message names a size that is large enough.
     """
     try:
         return _measured(entry, settings, num_classes, in_channels, settings.image_size)
@@ -153,7 +153,7 @@ def _measured(entry: str, settings: Settings, num_classes: int, in_channels: int
 
 
 def _smallest(entry: str, settings: Settings, num_classes: int, in_channels: int) -> int | None:
-    """Return the least size above the settings' that a model can be measured at, None where none is found."""
+    """Return the smallest workable image size above the settings', or None up to `LARGEST_TRIED`."""
     for larger in range(settings.image_size + 1, LARGEST_TRIED + 1):
         try:
             _measured(entry, settings, num_classes, in_channels, larger)
@@ -163,11 +163,11 @@ def _smallest(entry: str, settings: Settings, num_classes: int, in_channels: int
     return None
 
 
-def prepared(entry: str, settings: Settings, num_classes: int, in_channels: int, started: bool = False) -> nn.Module:
-    """Return a new network with the weights that the entry's settings let it start from, unless it has `started`.
+def initialised(entry: str, settings: Settings, num_classes: int, in_channels: int, started: bool = False) -> nn.Module:
+    """Return a new network with its first weights; trained ones are not loaded where its training has `started`.
 
     Raises:
-        UserError: the weights cannot be had, or are of another architecture.
+        UserError: the weights cannot be read or downloaded, or are of another architecture.
     """
     torch.manual_seed(settings.seed)
     model = create(entry, settings, num_classes, in_channels)
@@ -180,7 +180,7 @@ def prepared(entry: str, settings: Settings, num_classes: int, in_channels: int,
 
 
 def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], str]:
-    """Return trained weights for a model, and where they are from."""
+    """Return trained weights for a model, and a note on their origin."""
     if settings.weights is None:
         found = transfer.of_torchvision(name)
         if found is None:
@@ -209,7 +209,7 @@ def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], st
 
 
 def plan(model: nn.Module, settings: Settings, images: ImageSet) -> Plan:
-    """Return how to train `model` by an entry's settings.
+    """Return the training plan of `model` by an entry's settings.
 
     Any-channel models see random channel subsets unless the settings say otherwise.
 
@@ -233,7 +233,7 @@ def plan(model: nn.Module, settings: Settings, images: ImageSet) -> Plan:
 
 
 def augmentations(settings: Settings) -> Augmentations:
-    """Return what training does to its images by an entry's settings."""
+    """Return the augmentations of training images by an entry's settings."""
     return Augmentations(
         names=settings.augmentations,
         one_at_a_time=settings.one_at_a_time,

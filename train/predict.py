@@ -1,4 +1,4 @@
-"""The command `predict`: what a trained model says of images."""
+"""The command `predict`: classify images by a trained model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def predict_images(run: Path, images: tuple[Path, ...], model: str | None, chann
     """Print the likeliest classes of each image.
 
     Raises:
-        UserError: the folder is no run, the model was not trained there, or an image cannot be read.
+        UserError: the folder is not a run's, the model was not trained there, or an image cannot be read.
     """
     trained = Run(run, "auto")
     if channels in (ALL, SHUFFLED):
@@ -45,7 +45,7 @@ def predict_images(run: Path, images: tuple[Path, ...], model: str | None, chann
     with make_loader(opened, "images", settings) as loader:
         for batch in loader.epoch(0):
             with trained.autocast():
-                logits = network(*shown(normalise(batch.images, trained.channels), chosen, trained.how(name)))
+                logits = network(*shown(normalise(batch.images, trained.channels), chosen, trained.shown_as(name)))
             shares.append(logits.float().softmax(1).cpu())
     best = torch.cat(shares).topk(min(top, len(class_names)))
     rows = tuple(
@@ -56,10 +56,10 @@ def predict_images(run: Path, images: tuple[Path, ...], model: str | None, chann
 
 
 def as_image_set(files: tuple[Path, ...], channels: Channels) -> ImageSet:
-    """Return a set with the one split "images" of these files, to be standardised as `channels` says.
+    """Return an image set of these files in one split, "images", with the statistics of `channels`.
 
     Raises:
-        UserError: one of them cannot be decoded.
+        UserError: a file cannot be decoded or has another number of channels.
     """
     root = Path("/")
     paths = tuple(path.resolve().relative_to(root).as_posix() for path in files)

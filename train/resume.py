@@ -1,4 +1,4 @@
-"""Going on with a run that was interrupted."""
+"""Resume a run that was interrupted."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from polychrome.engine.run_folder import RunFolder
 from polychrome.train import variants
 from polychrome.train.config import AUTO, Settings, without
 
-# What a run must have in common with the command for "auto" to go on with it, where the command says it.
+# Flags that, where given, must equal a run's settings for `--resume auto` to choose the run.
 LIKE = ("data", "models", "name")
 
 
 def find(task: str, out: Path, wanted: str | None, like: Mapping[str, Any]) -> RunFolder | None:
-    """Return the run to go on with: the folder `wanted`, or for "auto" the newest unfinished one under `out`, if any.
+    """Return the run to resume: the folder `wanted`, or for "auto" the newest unfinished run under `out`, if any.
 
-    For "auto" it is one whose settings are those of `like`, and in which no other process is at work. Where torchrun
-    has restarted this process, it is the run that it began with before, whatever is wanted. Of several processes the
-    first decides.
+    For "auto" the run's settings equal those in `like`, and no other process is at work in its folder. Where torchrun
+    has restarted this process, the run is the one that the process began before, whatever is wanted. Of several
+    processes the first decides.
 
     Raises:
-        UserError: the folder is no run, or a run of another task.
+        UserError: the folder is not a run's, or is of a run of another task.
     """
     restarted = distributed.is_restarted()
     if restarted:
@@ -38,7 +38,7 @@ def find(task: str, out: Path, wanted: str | None, like: Mapping[str, Any]) -> R
         if folder.read_results()["task"] != task:
             raise UserError(f"--resume {wanted}: that is a run of {folder.read_results()['task']}, not of {task}")
         return folder
-    # The first makes a new folder where there is none, which the others must not take for an older one.
+    # Without a run to resume the first process makes a new folder, which the others must not take for an older run.
     found = distributed.of_main(_newest(task, out, restarted, like) if distributed.is_main() else None)
     return found and RunFolder(found)
 
@@ -62,10 +62,10 @@ def _is_like(run: RunFolder, like: Mapping[str, Any]) -> bool:
 
 
 def check_same(folder: RunFolder, given: Settings, names: Iterable[str], flags: Iterable[str], task: str) -> None:
-    """Raise UserError where a run's settings of these names are not the given ones, which come from files.
+    """Raise UserError where the settings `names` of a run differ from the given ones, which come from files.
 
-    A command with --resume auto can so be repeated as it stands; what is to change in a run stands on the command line,
-    as one of the `flags`.
+    So a command with --resume auto can be repeated unchanged; a setting that is to change in a run is given on the
+    command line, as one of the `flags`.
     """
     own = variants.resolve(Settings.from_toml(folder.config), task)
     own = replace(own, model={entry: without(table, flags) for entry, table in own.model.items()})
@@ -78,7 +78,7 @@ def check_same(folder: RunFolder, given: Settings, names: Iterable[str], flags: 
 
 
 def merge(folder: RunFolder, flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the run's settings, overridden by what stands on this command line, for single entries too."""
+    """Return the run's settings, overridden by the flags of this command line, in tables of single entries too."""
     settings = Settings.from_toml(folder.config)
     values = {item.name: getattr(settings, item.name) for item in fields(settings)} | flags
     return values | {"model": {entry: without(table, flags) for entry, table in values["model"].items()}}

@@ -18,7 +18,8 @@ from polychrome.train.cli import cli
 
 def main(arguments: list[str] | None = None, program: str | None = None) -> int:
     """Run the command line, called `program` in its messages, and return its exit status."""
-    # Of several processes only those that start workers: another may wait in a collective, which no exception ends.
+    # Of several processes only the first of each machine, which starts workers, handles SIGTERM: no exception would end
+    # a collective that another process waits in.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         with terminable() if first else nullcontext():
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None, program: str | None = None) -> int:
 
 
 def _program() -> str:
-    """Return how this module is run: by its short name, which a clone has, or by the long one."""
+    """Return the command that runs this module: by its short name in a clone, or by its full name."""
     spec = sys.modules["__main__"].__spec__
     return f"python -m {spec.name}" if spec and spec.name.endswith("train.run") else "python -m train.run"
 

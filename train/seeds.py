@@ -1,4 +1,4 @@
-"""`--seeds N`: the whole run with one seed after another, and one report of means and spreads."""
+"""`--seeds N`: the whole run with one seed after another, and one report of means and standard deviations."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from polychrome.engine.report import comparison, console, pages, seeds
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train import experiment, variants
 from polychrome.train.config import OF_AN_ENTRY, Settings
+from polychrome.train.results import add_ratio
 
 # What must be the same for all seeds, whenever each was trained.
 SAME = (
@@ -22,10 +23,10 @@ SAME = (
 
 
 def run(task: str, settings: Settings, resume: RunFolder | None = None) -> Repeated:
-    """Train and test all models of `settings` with each of its seeds and write the run's folder.
+    """Train and test all models of `settings` with each of its seeds, and write the run's folder.
 
-    Each seed has a run folder of its own in it, in `seeds/`. With `resume`, seeds that are finished are not computed
-    again, and one that was interrupted goes on.
+    Each seed has a run folder of its own in the run's `seeds/`. With `resume`, finished seeds are not trained again,
+    and an interrupted seed goes on.
 
     Raises:
         UserError: as `experiment.run`, or the run to go on with has a single seed.
@@ -38,7 +39,7 @@ def run(task: str, settings: Settings, resume: RunFolder | None = None) -> Repea
 
 
 class Repeated:
-    """The run's folder, those of its seeds, and the results so far."""
+    """A run of several seeds: its folder, the folders of its seeds, and the results so far."""
 
     def __init__(self, task: str, settings: Settings, resume: RunFolder | None) -> None:
         self.task, self.settings, self.folder = task, settings, resume
@@ -52,11 +53,11 @@ class Repeated:
         self.results: dict = {}
 
     def run(self, seed: int) -> None:
-        """Train and test with one seed, or what of that is left to do."""
+        """Train and test with one seed, as far as the seed's run is not finished."""
         own = replace(self.settings, seed=seed, seeds=1, split_seed=self.settings.division_seed)
         folder = self.folder and self.folder.of_seed(seed)
         console.say(f"seed {seed}")
-        # The first process decides: it may have begun to write what another is still to look for.
+        # The first process decides: it may already write files that another process would find.
         found = (folder is not None and folder.begun, folder is not None and is_finished(folder, own))
         begun, finished = distributed.of_main(found if distributed.is_main() else None)
         if not finished:
@@ -67,12 +68,12 @@ class Repeated:
         distributed.wait()  # for the first process's files
         self.results = seeds.combined([run.read_results() for run in self.done.values()])
         if self.results["models"]:
-            experiment.add_ratio(self.results)
-        self.folder.write_json(self.folder.results, self.results)
+            add_ratio(self.results)
+        self.folder.write_results(self.results)
         self.folder.write(self.folder.table, comparison.as_csv(self.results))
 
     def _made(self, own: Settings) -> RunFolder:
-        """Return the folder for a seed's run, of which everything of the user's is checked; before the first, begin."""
+        """Return the folder of a checked seed's run; the first call also writes the files of the whole run."""
         if self.folder is None:
             self.folder = experiment.made_by_main(Path(own.out), self.task, own.name)
         if not self.begun:
@@ -87,7 +88,7 @@ class Repeated:
         return folder
 
     def report(self) -> None:
-        """Write curves and both report pages of all seeds."""
+        """Write the learning curves and both report pages of all seeds."""
         rows = [
             EpochRow.from_text(row | {"model": f"{row['model']} seed {seed}"})
             for seed, folder in self.done.items()

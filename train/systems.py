@@ -11,7 +11,7 @@ Figure = float | tuple[float, float]
 
 @dataclass(frozen=True)
 class System:
-    """A trained system and what its report says it reached.
+    """A trained system and the figures that its report gives.
 
     Attributes:
         model: the entry's name in a run: a registered model and the variants of its training, such as
@@ -19,7 +19,7 @@ class System:
         report: "A" to "E".
         task: "task1", "task2", "cifar100" or "transfer".
         reported: accuracies, 0 to 1, by test combination ("RGB", "RG", "shuffled"), of the validation set ("val") and
-            the training set ("train"); and "precision", "recall" and "f1", macro, of that test. Empty: none given.
+            the training set ("train"); and macro "precision", "recall" and "f1" of the test. Empty: none given.
     """
 
     model: str
@@ -79,5 +79,5 @@ def names(task: str) -> tuple[str, ...]:
 
 
 def reported(entry: str, task: str) -> list[System]:
-    """Return what the reports say of an entry of a run, in their order; several may have the same system."""
+    """Return the systems of the reports that an entry of a run repeats, in the reports' order."""
     return [system for system in SYSTEMS if (system.model, system.task) == (entry, task)]

@@ -1,4 +1,4 @@
-"""What each task prints when its experiment is done."""
+"""Run a task and print its tables."""
 
 from __future__ import annotations
 

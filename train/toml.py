@@ -11,7 +11,7 @@ def dumps(values: Mapping[str, Any]) -> str:
     """Return a TOML document: plain values first, then a table for each mapping.
 
     Raises:
-        TypeError: TOML has no such value.
+        TypeError: a value has no TOML form.
     """
     return "\n".join(_lines(values, ())) + "\n"
 

@@ -13,7 +13,7 @@ from polychrome.engine.report.tables import Table
 
 
 def cut_patches(scene: Path, folder: Path, size: int, seed: int) -> None:
-    """Cut a labelled scene into a data folder of patches and say how many there are, and what was left out."""
+    """Cut a labelled scene into a data folder of patches, and print how many there are and what was left out."""
     with console.waiting("dividing the scene"):
         lines = patches.cut(scene, folder, size, seed)
     for line in lines:
@@ -21,10 +21,10 @@ def cut_patches(scene: Path, folder: Path, size: int, seed: int) -> None:
 
 
 def scan_folder(folder: Path, workers: int | None, output: Path | None) -> None:
-    """Decode every image under a folder, and every one its list files name, and list what cannot be used.
+    """Decode every image under a folder or in its list files, and list the files that cannot be used.
 
-    Also shows each channel's mean and deviation where the images are stacks, and why they are no single data set where
-    they differ in kind or in number of channels.
+    Of stacks the mean and standard deviation of each channel are printed too. Where images differ in kind or in number
+    of channels, a line says why they cannot be one data set.
 
     Raises:
         UserError: the folder is missing or has no images, or the output cannot be written.
@@ -49,7 +49,7 @@ def scan_folder(folder: Path, workers: int | None, output: Path | None) -> None:
 
 
 def show_channels(images: ImageSet, report: scan.ScanReport) -> None:
-    """Print what the channels of stacks are like, or why the images are no single data set."""
+    """Print the statistics of the channels of stacks, or why the images cannot be one data set."""
     try:
         images = scan.apply(images, report)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What a run trains: each entry of `--models` is a model's name, with variants that change settings."""
+"""The entries of `--models`: a model's name, with variants that change its settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polychrome.train.config import Settings
 
 @dataclass(frozen=True)
 class TaskDefaults:
-    """What a task trains, and for how long, when the user does not say."""
+    """The settings of a task that the user does not give."""
 
     models: tuple[str, ...]
     epochs: int
@@ -50,7 +50,7 @@ SWEEP = ("all",)
 
 TRANSFERS = ("frozen", "finetuned", "scratch")
 
-# What NAME+VARIANT changes. A later variant wins over an earlier one, so NAME+a+b is a step after NAME+a.
+# The settings that NAME+VARIANT changes. A later variant wins over an earlier one, so NAME+a+b is a step after NAME+a.
 VARIANTS = {
     "off": {"channel_sampling": "off"},
     "sampling": {"channel_sampling": "on"},
@@ -73,10 +73,10 @@ VARIANTS = {
 
 
 def augmentations(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the augmentations that were asked for, "all" and "none" replaced.
+    """Return the names of augmentations, with "all" and "none" replaced.
 
     Raises:
-        UserError: there is no such augmentation, or it is named twice.
+        UserError: an augmentation does not exist, or is named twice.
     """
     from polychrome.engine.data.augmentation import NAMES
 
@@ -96,7 +96,7 @@ def model_name(entry: str) -> str:
 
 
 def is_alone(entry: str) -> bool:
-    """Return whether an entry is a network for each channel combination, trained on that alone."""
+    """Return whether an entry has a network for each channel combination, trained on the combination alone."""
     return "alone" in _variants(entry)
 
 
@@ -118,7 +118,7 @@ def expanded(task: str, settings: Settings) -> Settings:
     for entry, count in Counter(entries).items():
         if count > 1:
             raise UserError(f"--models names {entry} {count} times")
-        # A variant with a table of its own is a name for what stands there.
+        # Any variant is allowed where the entry has a table of settings: the variant names the table.
         for variant in _variants(entry) - VARIANTS.keys() if entry not in settings.model else ():
             close = get_close_matches(variant, VARIANTS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VARIANTS)}"
@@ -133,7 +133,7 @@ def expanded(task: str, settings: Settings) -> Settings:
 
 
 def _check_table(entry: str) -> None:
-    """Raise UserError where settings are given for an entry that cannot be."""
+    """Raise UserError where a table of settings names an unknown model."""
     from polychrome import models
 
     if model_name(entry) not in models.names():
@@ -143,7 +143,7 @@ def _check_table(entry: str) -> None:
 
 
 def of(settings: Settings, entry: str) -> Settings:
-    """Return the settings that hold for one entry: the run's, those of its model, its variants', its own."""
+    """Return the settings of one entry: the run's, changed by its model's, then its variants', then its own."""
     name, *variants = entry.split("+")
     changes = dict(settings.model.get(name, {}))
     for variant in variants:
@@ -160,8 +160,11 @@ def _variants(entry: str) -> set[str]:
 
 
 def resolve(settings: Settings, task: str) -> Settings:
-    """Return the effective settings: every `None` replaced, device and precision checked against the machine."""
+    """Return the effective settings: every `None` is replaced, and the device checked against the machine.
 
+    Raises:
+        UserError: the device is not there, or an entry, augmentation or table of settings is wrong.
+    """
     from polychrome.engine.machine.distributed import local_world_size
     from polychrome.engine.machine.hardware import device, native_precision
     from polychrome.engine.machine.workers import cpus

@@ -34,7 +34,7 @@ class Accuracies:
 
 def of_entry(entry: dict) -> Iterator[Accuracies]:
     """Yield the accuracies in a model's entry of `results.json`: validation, held-out and test, each also flipped."""
-    every = {False: {"test": entry.get("test", {})} | entry.get("splits", {}), True: entry.get("flipped", {})}
+    every = {False: entry.get("scores", {}), True: entry.get("flipped", {})}
     spreads = entry.get("spread", {})
     for split in SPLITS:
         for flipped, found in every.items():
@@ -91,7 +91,7 @@ def agreement(table: str, again: str) -> tuple[int, int]:
 def says_more(results: dict) -> bool:
     """Return whether a run has more than one seed's test accuracies: several seeds, flip averaging, held-out images."""
     return any(
-        entry.get("spread") or entry.get("flipped") or "holdout" in entry.get("splits", {})
+        entry.get("spread") or entry.get("flipped") or "holdout" in entry.get("scores", {})
         for entry in results["models"].values()
     )
 

@@ -106,7 +106,7 @@ def show_scores(results: dict, split: str = "test") -> None:
     number of channels kept; the last also where the combinations are too many.
     """
     entries = results["models"]
-    each = [tables.combinations(name, entry.get("protocol", "-"), entry[split]) for name, entry in entries.items()]
+    each = [tables.combinations(name, entry, split) for name, entry in entries.items()]
     overview, short = tables.accuracies(entries, split), tables.channels_kept_in_short(results, split)
     if short.rows and (scores.is_long(results, split) or not (_fits(*each) or _fits(overview))):
         show(short)

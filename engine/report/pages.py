@@ -146,7 +146,7 @@ def _by_channels(results: dict, found: _Pictures) -> list[Section]:
         return [Section("Test accuracy by number of channels kept", shown, pictures, note)]
     pictures = found("combinations", "Test accuracy by channel combination")
     overview = _filled(tables.accuracies(entries)) if min(len(entries), len(scores.labels(results))) > 1 else ()
-    each = (tables.combinations(name, entry.get("protocol", "-"), entry["test"]) for name, entry in entries.items())
+    each = (tables.combinations(name, entry) for name, entry in entries.items())
     return [
         Section("Test accuracy by channel combination, %", overview, pictures),
         Section("Test scores by channel combination", _filled(*each)),

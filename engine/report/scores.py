@@ -21,9 +21,14 @@ def number(value) -> float | None:
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
+def of_split(entry: dict, split: str = "test") -> dict[str, dict]:
+    """Return an entry's scores on a split by channel combination; empty where the entry was not tested on the split."""
+    return entry.get("scores", {}).get(split, {})
+
+
 def labels(results: dict, split: str = "test") -> list[str]:
     """Return the names of the combinations that some entry was tested on, in order."""
-    return list(dict.fromkeys(label for entry in results["models"].values() for label in entry[split]))
+    return list(dict.fromkeys(label for entry in results["models"].values() for label in of_split(entry, split)))
 
 
 def is_long(results: dict, split: str = "test") -> bool:
@@ -33,8 +38,8 @@ def is_long(results: dict, split: str = "test") -> bool:
 
 def full_set(results: dict) -> str:
     """Return the combination of an entry's single figures: the first combination tested, by default all channels."""
-    tested = labels(results)
-    return next((label for label in tested if label != SHUFFLED), tested[0] if tested else "")
+    found = labels(results)
+    return next((label for label in found if label != SHUFFLED), found[0] if found else "")
 
 
 def in_words(label: str) -> str:
@@ -44,12 +49,12 @@ def in_words(label: str) -> str:
 
 def score(entry: dict, label: str, kind: str = "accuracy", split: str = "test") -> float | None:
     """Return an entry's accuracy, or another score, on a combination."""
-    return number(entry[split].get(label, {}).get(kind))
+    return number(of_split(entry, split).get(label, {}).get(kind))
 
 
 def by_combination(entry: dict, split: str = "test") -> dict[str, float]:
     """Return an entry's accuracies by combination, without the accuracy on shuffled channels."""
-    found = {label: score(entry, label, split=split) for label in entry[split] if label != SHUFFLED}
+    found = {label: score(entry, label, split=split) for label in of_split(entry, split) if label != SHUFFLED}
     return {label: accuracy for label, accuracy in found.items() if accuracy is not None}
 
 

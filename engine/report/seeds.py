@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 
-MEANS = ("val", "test", "splits", "flipped", "train_seconds", "images_per_second")
+MEANS = ("val", "scores", "flipped", "train_seconds", "images_per_second")
 OWN = ("best_epoch", "epochs", "train_seconds", "val")  # figures that are also kept by seed
 
 
@@ -32,7 +32,7 @@ def _entry(of_seed: dict[int, dict]) -> dict:
     found |= {key: max(entry[key] for entry in every) for key in ("epochs", "peak_memory_mb") if key in every[0]}
     if len(every) > 1:
         found["spread"] = {
-            "plain": _merged(stdev, [entry.get("splits", {}) | {"test": entry["test"]} for entry in every]),
+            "plain": _merged(stdev, [entry["scores"] for entry in every]),
             "flipped": _merged(stdev, [entry.get("flipped", {}) for entry in every]),
         }
     return found

@@ -59,14 +59,16 @@ FIGURES: dict[str, Callable[[dict, str], str]] = {
 }
 
 
-def combinations(name: str, protocol: str, tested: dict[str, dict]) -> Table:
-    """Return one model's scores by channel combination."""
+def combinations(name: str, entry: dict, split: str = "test") -> Table:
+    """Return one model's scores on a split by channel combination."""
     kinds = ("accuracy", "precision", "recall", "f1")
     rows = tuple(
         (channels, *(_share(row.get(kind)) for kind in kinds), _number(row.get("loss"), ".3f"))
-        for channels, row in tested.items()
+        for channels, row in scores.of_split(entry, split).items()
     )
-    return Table(f"{name} ({protocol})", ("channels", "accuracy", "precision", "recall", "F1", "loss"), rows)
+    return Table(
+        f"{name} ({entry.get('protocol', '-')})", ("channels", "accuracy", "precision", "recall", "F1", "loss"), rows
+    )
 
 
 def accuracies(entries: dict[str, dict], split: str = "test") -> Table:
@@ -286,16 +288,16 @@ def _headlines(entry: dict, full: str) -> str:
 
 def _has_measured(entry: dict) -> bool:
     keys = {key for figures in entry.get("reported", {}).values() for key in figures}
-    return bool(keys & {*entry["test"], "val"})
+    return bool(keys & {*scores.of_split(entry), "val"})
 
 
 def _measured(entry: dict, key: str, full: str) -> float | None:
     """Return the measured counterpart of a reported figure; precision, recall and F1 are on the reports' test."""
     if key == "val":
         return entry.get("val", {}).get("accuracy")
-    if key in entry["test"]:
+    if key in scores.of_split(entry):
         return scores.score(entry, key)
-    tested = (label for figures in entry["reported"].values() for label in figures if label in entry["test"])
+    tested = (label for figures in entry["reported"].values() for label in figures if label in scores.of_split(entry))
     return scores.score(entry, next(tested, full), key)
 
 

@@ -1,4 +1,4 @@
-"""Tables, pictures and pages of a report, from contents of results.json as runs write them."""
+"""Tables, pictures and pages of a report, from results as `RunFolder.read_results` returns them."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def entry(accuracies, macs=71_200_000, params=139_570, **more):
         "best_epoch": 19, "train_seconds": 754.2, "images_per_second": 2105.4, "peak_memory_mb": 1830.0,
         "protocol": "subset", "channel_sampling": "on", "augmentations": ["crop", "flip"],
         "val": {"loss": 2.345, "accuracy": 0.3},
-        "test": {label: score(accuracy) for label, accuracy in accuracies.items()},
+        "scores": {"test": {label: score(accuracy) for label, accuracy in accuracies.items()}},
     } | more  # fmt: skip
 
 
@@ -69,10 +69,10 @@ def task1():
     shuffled = entry(on(68, 65.5, 64, 66, 58, 59.5, 55), 2_870_000_000, 7_012_345, channel_sampling="shuffle")
     shuffled |= {"train_seconds": 9350.0, "val": {"loss": 1.2, "accuracy": 0.69}}
     shuffled["reported"] = {"B": {"shuffled": 0.76, "precision": 0.7661, "recall": 0.76, "f1": 0.752}}
-    shuffled["test"]["shuffled"] = score(0.61)
+    shuffled["scores"]["test"]["shuffled"] = score(0.61)
     dense = entry(on(65, 30, 28, 31, 12, 14, 11), 2_870_000_000, 7_012_345, train_seconds=9120.0)
     dense |= {"reported": {"B": {"RGB": 0.6578, "precision": 0.6979, "recall": 0.6578, "f1": 0.6547}}}
-    dense["test"]["shuffled"] = score(0.25)
+    dense["scores"]["test"]["shuffled"] = score(0.25)
     dynamic = {"reported": {"D": {"RGB": 0.2422}}}
     return results_of(
         {
@@ -136,7 +136,7 @@ def history_of(results, epochs=25):
     rng = np.random.default_rng(1)
     history = {}
     for name, found in results["models"].items():
-        reached = next(iter(found["test"].values()))["accuracy"]
+        reached = next(iter(found["scores"]["test"].values()))["accuracy"]
         history[name] = []
         for epoch in range(1, epochs + 1):
             share = 1 - math.exp(-epoch / 6)
@@ -274,17 +274,17 @@ def test_many_combinations_become_a_table_by_the_number_of_channels_kept():
     assert not scores.is_long(task1())
     table = tables.channels_kept(results)
     assert [row[0] for row in table.rows] == ["48", "32", "24", "16", "12", "8", "6", "4", "3", "2", "1"]
-    tested = results["models"]["model_1"]["test"]
+    tested = results["models"]["model_1"]["scores"]["test"]
     of_24 = [100 * tested[f"24 of 48 #{draw}"]["accuracy"] for draw in (1, 2, 3)]
     assert table.rows[2][2] == f"{np.mean(of_24):.1f} ({min(of_24):.1f}-{max(of_24):.1f})"
-    assert table.rows[0][1] == f"{100 * results['models']['model_0']['test']['all']['accuracy']:.1f}"
+    assert table.rows[0][1] == f"{100 * results['models']['model_0']['scores']['test']['all']['accuracy']:.1f}"
 
 
 def test_the_five_best_and_the_five_worst_single_channels_are_ranked():
     results = channels48()
     table = tables.single_channels(results)
     assert [row[0] for row in table.rows] == ["1", "2", "3", "4", "5", "44", "45", "46", "47", "48"]
-    alone = {str(n): results["models"]["model_0"]["test"][str(n)]["accuracy"] for n in range(48)}
+    alone = {str(n): results["models"]["model_0"]["scores"]["test"][str(n)]["accuracy"] for n in range(48)}
     best, worst = max(alone, key=alone.get), min(alone, key=alone.get)
     assert table.rows[0][1] == f"{best} ({100 * alone[best]:.1f}%)"
     assert table.rows[-1][1] == f"{worst} ({100 * alone[worst]:.1f}%)"
@@ -294,11 +294,11 @@ def test_the_five_best_and_the_five_worst_single_channels_are_ranked():
 def test_figures_that_are_not_there_are_dashes(nothing):
     results = task1()
     first = results["models"]["simple_cnn"]
-    first["test"]["RGB"] |= {"accuracy": nothing, "loss": nothing, "f1": nothing}
+    first["scores"]["test"]["RGB"] |= {"accuracy": nothing, "loss": nothing, "f1": nothing}
     first |= {"macs": nothing, "train_seconds": nothing, "activation_mb": nothing, "val": {"loss": nothing}}
     row = rows_of(tables.systems(results))[0]
     assert [row[key] for key in ("acc.", "F1", "mult-adds", "act. MB", "val acc.", "train time")] == ["-"] * 6
-    assert tables.combinations("simple_cnn", "zero-pad", first["test"]).rows[0][1:] == ("-", "36.0%", "35.0%", "-", "-")
+    assert tables.combinations("simple_cnn", first).rows[0][1:] == ("-", "36.0%", "35.0%", "-", "-")
     assert tables.protocols(results).rows[0][3:] == ("-", "6.2%", "2.7% (B)")
     assert tables.accuracies(results["models"]).rows[0][1] == "-"
     assert rows_of(tables.training(results))[0]["val loss"] == "-"

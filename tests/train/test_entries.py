@@ -122,7 +122,9 @@ def test_options_and_the_division_of_a_file_hold_for_the_run(tmp_path, capsys):
 def test_a_network_for_one_combination_is_shown_what_its_options_make_it_take():
     tables = {"prism4_small+plain+alone": {"options": {"plain_stem": True}}}
     settings = resolved(models=("prism4_small+alone", "prism4_small+plain+alone"), model=tables)
-    whole, plain = (networks.shown(entry, variants.of(settings, entry), 3, (0, 1)) for entry in settings.models)
+    whole, plain = (
+        networks.for_one_combination(entry, variants.of(settings, entry), 3, (0, 1)) for entry in settings.models
+    )
     assert whole == (3, networks.ONE_PER_COMBINATION)
     assert plain == (3, networks.PADDED_ONE_PER_COMBINATION)
 

@@ -48,7 +48,7 @@ def losses(case: str, folder: Path) -> list[float]:
     )
     settings = variants.of(replace(variants.resolve(settings, task), **CASES[case]), entry)
     images = first_images(settings.batch_size)
-    model = networks.prepared(entry, settings, len(images.class_names), len(images.channels))
+    model = networks.initialised(entry, settings, len(images.class_names), len(images.channels))
     plan = networks.plan(model, settings, images)
     found, cross_entropy, threads = [], torch.nn.functional.cross_entropy, torch.get_num_threads()
 
@@ -61,7 +61,7 @@ def losses(case: str, folder: Path) -> list[float]:
         if len(found) == STEPS:
             raise Enough
 
-    opened = Opened(images, data.wanted(settings))
+    opened = Opened(images, data.how_to_open(settings))
     with (
         pytest.MonkeyPatch.context() as patch,
         data.make_loader(opened, "train", settings, plan.augmentations) as train,

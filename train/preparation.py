@@ -1,0 +1,152 @@
+"""Prepare a run: open its data, check and measure its models, read the run that it resumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from polychrome.engine.channels import combinations
+from polychrome.engine.channels.combinations import Combinations
+from polychrome.engine.data import loader
+from polychrome.engine.data.image_set import ImageSet
+from polychrome.engine.data.opening import Opened
+from polychrome.engine.data.readers import choice
+from polychrome.engine.errors import UserError
+from polychrome.engine.history import EpochRow
+from polychrome.engine.report import console
+from polychrome.engine.run_folder import RunFolder
+from polychrome.engine.training import state
+from polychrome.models.complexity import Complexity
+from polychrome.train import networks, variants
+from polychrome.train.config import Settings
+from polychrome.train.data import moved, open_data
+
+# Settings that must not change where a model's training goes on: its checkpoints or results depend on them.
+FIXED = ("image_size", "eval_crop", "precision", "optimizer", "init", "channel_sampling", "seed", "holdout")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can begin: everything the user gave is checked, and no file is written.
+
+    Attributes:
+        task: "task1", "task2", "cifar100" or "transfer".
+        settings: the effective settings; paths are whole, and the backend is one that is installed.
+        data: the opened data set.
+        combinations: the combinations of channels to test on.
+        costs: parameters, multiply-adds and the like of each entry to train.
+        left_out: why an entry of a sweep cannot be trained, by entry.
+        trained: the results of entries that the resumed run has trained so far.
+        history: the epochs that the resumed run has trained so far, by network.
+    """
+
+    task: str
+    settings: Settings
+    data: Opened
+    combinations: Combinations
+    costs: dict[str, Complexity]
+    left_out: dict[str, str]
+    trained: dict[str, dict]
+    history: dict[str, list[EpochRow]]
+
+    @property
+    def images(self) -> ImageSet:
+        return self.data.images
+
+
+def prepare(task: str, settings: Settings, resume: RunFolder | None = None, data: Opened | None = None) -> Prepared:
+    """Return a checked run of `task`, which goes on with `resume` if given; `data` is the data set if it is open.
+
+    Raises:
+        UserError: data, a model, a channel or a setting is not usable, or `resume` is damaged or does not fit them.
+    """
+    networks.check_names(settings.models)
+    for entry in settings.models:
+        networks.check_schedule(variants.of(settings, entry))
+    choice.resolve(settings.backend)
+    settings = settings.with_whole_paths()
+    data = data or open_data(settings, task)
+    settings = replace(settings, backend=choice.resolve(settings.backend, data.images.stacks))
+    loader.check_trainable(data.images)
+    tested = combinations.parse(settings.channels, data.images.channels.names, settings.division_seed)
+    costs, left_out = _costs(settings, data.images, tested)
+    if not costs:
+        raise UserError(next(iter(left_out.values())))
+    trained, history = _so_far(resume, settings, data, tested, tuple(costs)) if resume else ({}, {})
+    if task == "transfer":
+        _check_weights(resume, settings, data.images, tuple(costs))
+    return Prepared(task, settings, data, tested, costs, left_out, trained, history)
+
+
+def _costs(settings: Settings, images: ImageSet, tested: Combinations) -> tuple[dict[str, Complexity], dict[str, str]]:
+    """Return the costs of the entries that can be trained, and why others of a sweep cannot."""
+    costs, left_out = {}, {}
+    for entry in settings.models:
+        try:
+            costs[entry] = networks.check(entry, variants.of(settings, entry), images, tested)
+        except UserError as error:
+            if not settings.sweep:
+                raise
+            left_out[entry] = str(error)
+            console.say(f"left out: {error}")
+    return costs, left_out
+
+
+def _so_far(
+    run: RunFolder, settings: Settings, data: Opened, tested: Combinations, entries: tuple[str, ...]
+) -> tuple[dict[str, dict], dict[str, list[EpochRow]]]:
+    """Return the results of a run by entry and its epochs by network.
+
+    Raises:
+        UserError: the run is damaged, or does not fit the data, the channels or the settings.
+    """
+    before = run.read_results()
+    if before["data"]["class_names"] != list(data.images.class_names):
+        raise UserError(f"{run.root} was trained on other classes than {data.images.root} has")
+    if change := moved(before["data"], data):
+        raise UserError(
+            f"{run.root} cannot go on: {change}, and some may be among those it was trained on; put the files "
+            "back, or start another run"
+        )
+    for entry in before["models"].values():
+        alone = networks.has_several(entry["protocol"])  # no network for shuffled channels
+        labels = list(entry["scores"]["test"])
+        if labels != [name for name, chosen in tested.items() if chosen or not alone]:
+            raise UserError(f"{run.root} was tested on channels {','.join(labels)}: leave --channels as it was")
+    trained_with = Settings.from_toml(run.config)
+    for entry in entries:
+        started = {path.parent for path in run.checkpoints(entry).rglob("*.pt")}
+        if started:
+            _check_fixed(entry, trained_with, settings, run)
+        for folder in sorted(started) if not is_done(before["models"].get(entry), settings, entry) else ():
+            state.newest(folder, None, lambda fault: None)
+    history: dict[str, list[EpochRow]] = {}
+    try:
+        for row in map(EpochRow.from_text, run.read_history()):
+            history.setdefault(row.model, []).append(row)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.history} is damaged ({type(error).__name__}: {error})") from None
+    return before["models"], history
+
+
+def is_done(result: dict | None, settings: Settings, entry: str) -> bool:
+    """Return whether an entry's result, if there is one, is of as many epochs as the settings ask for."""
+    return result is not None and result["epochs"] >= variants.of(settings, entry).epochs
+
+
+def _check_fixed(entry: str, before: Settings, now: Settings, run: RunFolder) -> None:
+    """Raise UserError where an entry that goes on has other settings than its checkpoints."""
+    old, new = variants.of(before, entry), variants.of(now, entry)
+    for name in FIXED:
+        if getattr(old, name) not in (None, getattr(new, name)):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{run.root} has {entry} with {flag} {getattr(old, name)}: leave it so, or start another run"
+            )
+
+
+def _check_weights(resume: RunFolder | None, settings: Settings, images: ImageSet, entries: tuple[str, ...]) -> None:
+    """Raise UserError where the weights that an entry is to start from cannot be had."""
+    for entry in entries:
+        started = resume is not None and state.exists(resume.checkpoints(entry))
+        own = variants.of(settings, entry)
+        networks.initialised(entry, own, len(images.class_names), len(images.channels), started)
