@@ -79,8 +79,8 @@ def evaluate(
                 if flip:
                     flipped[name].update((logits.float() + mirrored.float()) / 2, batch.labels)
                 if name == first:
-                    places = torch.from_numpy(batch.indices).to(images.device, non_blocking=True)
-                    predictions.scatter_(0, places, logits.argmax(1))
+                    device_indices = torch.from_numpy(batch.indices).to(images.device, non_blocking=True)
+                    predictions.scatter_(0, device_indices, logits.argmax(1))
         on_batch(batch.total)
     model.train(was_training)
     return Evaluation(
@@ -104,8 +104,8 @@ def _shown(model: nn.Module, images: Tensor, chosen: tuple[int, ...], how: str, 
 
 def _shuffled(model: nn.Module, images: Tensor, indices) -> tuple[Tensor, ...]:
     """Return the model's arguments for a random choice and order of channels, the same for an image in every run."""
-    places = torch.from_numpy(indices).to(images.device, non_blocking=True)
+    device_indices = torch.from_numpy(indices).to(images.device, non_blocking=True)
     _, channels, *size = images.shape
-    sources = draw(Recipe(channels="shuffle"), places, tuple(size), seed=0, epoch=0, channels=channels).channels
+    sources = draw(Recipe(channels="shuffle"), device_indices, tuple(size), seed=0, epoch=0, channels=channels).channels
     images = gathered(images, sources)
     return (images, sources >= 0) if getattr(model, "any_channels", False) else (images,)

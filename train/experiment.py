@@ -23,7 +23,7 @@ from polychrome.engine.data.readers import choice
 from polychrome.engine.data.sets import division
 from polychrome.engine.errors import Interrupted, RunError, StorageError, UserError
 from polychrome.engine.evaluation import Evaluation, evaluate
-from polychrome.engine.history import Course, EpochRow
+from polychrome.engine.history import EpochRow, TrainingHistory
 from polychrome.engine.machine import distributed, hardware
 from polychrome.engine.machine.memory import PeakMemory
 from polychrome.engine.report import comparison, console, pages, plots, scores
@@ -78,13 +78,13 @@ def run(
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trained network: how it is shown channels, how it was trained, the course, its scores by split, its memory in
-    MB, and figures of what its steps spent their time on, by their names in the results."""
+    """One trained network: how it is shown channels, how it was trained, its history, its scores by split, its memory
+    in MB, and figures of what its steps spent their time on, by their names in the results."""
 
     protocol: str
     plan: Plan
     batch_size: int
-    course: Course
+    history: TrainingHistory
     tested: dict[str, Evaluation]
     peak_memory_mb: float
     observed: dict
@@ -112,7 +112,7 @@ class Experiment:
         self.settings = replace(self.settings, backend=backend)
         loader.check_trainable(data.images)
         self.images = data.images
-        self.test_places = data.places["test"] if data.places else range(len(data.images.splits["test"].paths))
+        self.test_places = data.positions["test"] if data.positions else range(len(data.images.splits["test"].paths))
         self.channel_names = self.images.channels.names
         self.combinations = combinations.parse(settings.channels, self.channel_names, settings.division_seed)
         self.failed: dict[str, str] = {}
@@ -230,15 +230,15 @@ class Experiment:
         else:
             outcomes = [self._outcome(entry, settings)]
         first = outcomes[0]
-        best = first.course.best
+        best = first.history.best
         self.results["models"][entry] = (
             vars(self.costs[entry])
             | {
                 "batch_size": first.batch_size,
-                "epochs": max(len(outcome.course.history) for outcome in outcomes),
+                "epochs": max(len(outcome.history.epochs) for outcome in outcomes),
                 "best_epoch": best.epoch,
-                "train_seconds": round(sum(outcome.course.seconds for outcome in outcomes), 2),
-                "images_per_second": round(first.course.images_per_second, 1),
+                "train_seconds": round(sum(outcome.history.seconds for outcome in outcomes), 2),
+                "images_per_second": round(first.history.images_per_second, 1),
                 "peak_memory_mb": round(max(outcome.peak_memory_mb for outcome in outcomes), 1),
                 "protocol": first.protocol,
                 "channel_sampling": first.plan.channel_sampling,
@@ -275,13 +275,13 @@ class Experiment:
             plan = replace(plan, channels=(combination, chosen), padded=padded, channel_sampling="off")
         settings, plan = self._fitted(name, model, plan, settings, folder)
         peak = PeakMemory(plan.device)  # of the training, not of the search for what fits
-        course, observed = self._train(name, model, plan, settings, folder)
-        self._write_history(name, course)
+        history, observed = self._train(name, model, plan, settings, folder)
+        self._write_history(name, history)
         scored = {split: self._test(name, model, plan, settings, tested, split) for split in self.tested_splits}
         if entry not in self.predictions and distributed.is_main():
             self._predict_some(entry, name, model, plan, settings)
         protocol = protocol or masks.protocol(model)
-        return Outcome(protocol, plan, settings.batch_size, course, scored, peak.megabytes(), observed)
+        return Outcome(protocol, plan, settings.batch_size, history, scored, peak.megabytes(), observed)
 
     @property
     def tested_splits(self) -> tuple[str, ...]:
@@ -308,8 +308,8 @@ class Experiment:
 
     def _train(
         self, name: str, model: nn.Module, plan: Plan, settings: Settings, checkpoints: Path
-    ) -> tuple[Course, dict]:
-        """Train a model; return its course, and what was observed of it for the results."""
+    ) -> tuple[TrainingHistory, dict]:
+        """Train a model; return its history, and what was observed of it for the results."""
         main, first_epoch = distributed.is_main(), state.epochs(checkpoints) + 1
         scalars = Scalars(self.folder.tensorboard / name, settings.tensorboard and main, first_epoch)
         with (
@@ -326,10 +326,10 @@ class Experiment:
                 if trace is not None:
                     trace()
 
-            def on_epoch(course: Course) -> None:
+            def on_epoch(history: TrainingHistory) -> None:
                 idle.epoch()
-                self._record(name, plan, course)
-                scalars.epoch(course.history[-1], course.speeds[-1], idle.share)
+                self._record(name, plan, history)
+                scalars.epoch(history.epochs[-1], history.speeds[-1], idle.share)
 
             hooks = trainer.Hooks(
                 batch=bar.advance,
@@ -340,9 +340,9 @@ class Experiment:
                 say=console.say,
                 waiting=idle.waiting,
             )
-            course = trainer.fit(name, model, train, val, plan, checkpoints, hooks)
+            history = trainer.fit(name, model, train, val, plan, checkpoints, hooks)
         console.say(f"{name}: {idle}")
-        return course, idle.figures() | ({"kernels": trace.kernels} if trace and trace.kernels else {})
+        return history, idle.figures() | ({"kernels": trace.kernels} if trace and trace.kernels else {})
 
     def _loader(self, split: str, settings: Settings, plan: Plan | None = None) -> loader.Loader:
         augmentations = plan.augmentations if plan else None
@@ -399,17 +399,17 @@ class Experiment:
         with Scalars(self.folder.tensorboard / name, settings.tensorboard, epoch + 1) as scalars:
             scalars.picture("predictions", picture, epoch)
 
-    def _write_history(self, name: str, course: Course) -> None:
-        self.history[name] = course.history
+    def _write_history(self, name: str, history: TrainingHistory) -> None:
+        self.history[name] = history.epochs
         self.folder.write_history([row for rows in self.history.values() for row in rows])
 
-    def _record(self, name: str, plan: Plan, course: Course) -> None:
-        self._write_history(name, course)
-        row = course.history[-1]
+    def _record(self, name: str, plan: Plan, history: TrainingHistory) -> None:
+        self._write_history(name, history)
+        row = history.epochs[-1]
         console.say(
             f"{name} epoch {row.epoch}/{plan.epochs}: loss {row.train_loss:.3f}, accuracy "
             f"{row.train_accuracy:.1%}; validation loss {row.val_loss:.3f}, accuracy {row.val_accuracy:.1%}; "
-            f"{course.speeds[-1]:,.0f} img/s"
+            f"{history.speeds[-1]:,.0f} img/s"
         )
 
 

@@ -38,7 +38,7 @@ def every(names: Sequence[str] = RGB.names, seed: int = 0) -> Combinations:
         return {name: tuple(map(names.index, name)) for name in _REPORTED}
     if count <= MOST_WITH_ALL_COMBINATIONS:
         chosen = (some for size in range(count, 0, -1) for some in combinations(everything, size))
-        return {join([names[place] for place in some], names): some for some in chosen}
+        return {join([names[channel] for channel in some], names): some for some in chosen}
     found = {ALL: everything}
     generator = np.random.default_rng([seed, count])
     for size in range(count - 1, 1, -1):
@@ -48,7 +48,7 @@ def every(names: Sequence[str] = RGB.names, seed: int = 0) -> Combinations:
             if chosen not in drawn:
                 drawn.add(chosen)
                 found[f"{size} of {count} #{len(drawn)}"] = chosen
-    return found | {names[place]: (place,) for place in everything}
+    return found | {names[channel]: (channel,) for channel in everything}
 
 
 def in_turn(names: Sequence[str] = RGB.names) -> tuple[tuple[int, ...], ...]:

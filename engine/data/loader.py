@@ -12,7 +12,7 @@ import torch
 from polychrome.engine.channels.names import Channels
 from polychrome.engine.data import faults, sampling
 from polychrome.engine.data.augmentation import Augmentations
-from polychrome.engine.data.batches import Batch, Reading, Work
+from polychrome.engine.data.batches import Batch, BatchRequest, Reading
 from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.data.readers.choice import Reader, reader
 from polychrome.engine.data.stores.store import Store
@@ -80,12 +80,12 @@ class Loader:
         """
         if self._running is not None:
             self._running.close()
-        plan = self.plan(epoch, draw)[start:]
-        self._running = self._epoch(plan, self._drawn(plan, recipe, epoch if draw is None else draw))
+        requests = self.requests(epoch, draw)[start:]
+        self._running = self._epoch(requests, self._drawn(requests, recipe, epoch if draw is None else draw))
         return self._running
 
-    def plan(self, epoch: int, draw: int | None = None) -> list[Work]:
-        """Return this rank's work for each batch of an epoch, without batches that have no image for the rank."""
+    def requests(self, epoch: int, draw: int | None = None) -> list[BatchRequest]:
+        """Return this rank's request for each batch of an epoch, without batches that have no image for the rank."""
         draw = epoch if draw is None else draw
         order = sampling.order(self.samples, self.seed, draw) if self.train else np.arange(self.samples)
         batches = [order[start : start + self.batch_size] for start in range(0, self.samples, self.batch_size)]
@@ -100,14 +100,14 @@ class Loader:
         ends = np.cumsum([len(share) for share in shares])[:-1]
         rows = zip(shares, np.split(crops, ends), np.split(flips, ends), map(len, batches), strict=False)
         size = self.size_of(epoch)
-        return [Work(*row, size=size) for row in rows if len(row[0])]
+        return [BatchRequest(*row, size=size) for row in rows if len(row[0])]
 
     def size_of(self, epoch: int) -> int:
         """Return height and width of the images of an epoch: in training they may grow from epoch to epoch."""
         return self.augmentations.size(epoch, self.size) if self.train else self.size
 
     def files(self, indices: np.ndarray) -> list[str]:
-        """Return the paths of images by their places in the split."""
+        """Return the paths of images by their positions in the split."""
         return [self._paths[index] for index in indices]
 
     def close(self) -> None:
@@ -122,31 +122,33 @@ class Loader:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _epoch(self, plan: list[Work], drawn: Iterator[dict[str, torch.Tensor]]) -> Iterator[Batch]:
+    def _epoch(self, requests: list[BatchRequest], drawn: Iterator[dict[str, torch.Tensor]]) -> Iterator[Batch]:
         tally = faults.Tally(self._root, self._paths, self._on_fault, self._told)
-        labels = self._all_labels(plan)
-        with closing(self._reader.read(plan)) as read:
-            for work, some, parameters, decoded in zip(plan, labels, drawn, read, strict=True):
-                batch = Batch(decoded.source, some, work.indices, work.total, parameters)
-                tally.add(work.indices, decoded.faults)
+        labels = self._all_labels(requests)
+        with closing(self._reader.read(requests)) as read:
+            for request, some, parameters, decoded in zip(requests, labels, drawn, read, strict=True):
+                batch = Batch(decoded.source, some, request.indices, request.total, parameters)
+                tally.add(request.indices, decoded.faults)
                 if decoded.faults:
                     batch = batch.rows(faults.rows(len(batch), decoded.faults, self.train))
                 if len(batch):
                     yield batch
 
-    def _all_labels(self, plan: list[Work]) -> tuple[torch.Tensor, ...]:
+    def _all_labels(self, requests: list[BatchRequest]) -> tuple[torch.Tensor, ...]:
         """Return the labels of each batch, copied to the device together."""
-        return self._copied(self._labels[_indices(plan)]).split([len(work.indices) for work in plan])
+        return self._copied(self._labels[_indices(requests)]).split([len(request.indices) for request in requests])
 
-    def _drawn(self, plan: list[Work], recipe: Recipe | None, draw: int) -> Iterator[dict[str, torch.Tensor]]:
+    def _drawn(
+        self, requests: list[BatchRequest], recipe: Recipe | None, draw: int
+    ) -> Iterator[dict[str, torch.Tensor]]:
         """Yield what a recipe draws of each batch's images beside crops and flips, of thousands of images at once."""
         recipe = replace(recipe or Recipe(), scale=None, flip=0.0)
         if recipe == Recipe():
-            yield from ({} for _ in plan)
+            yield from ({} for _ in requests)
             return
         step = max(1, sampling.AT_ONCE // self.batch_size)
-        for some in (plan[start : start + step] for start in range(0, len(plan), step)):
-            indices, counts = self._copied(_indices(some)), [len(work.indices) for work in some]
+        for some in (requests[start : start + step] for start in range(0, len(requests), step)):
+            indices, counts = self._copied(_indices(some)), [len(request.indices) for request in some]
             drawn = drawn_by(recipe, indices, (1, 1), self.seed, draw, channels=len(self.channels))._asdict()
             columns = {name: values.split(counts) for name, values in drawn.items() if values is not None}
             yield from ({name: rows[i] for name, rows in columns.items()} for i in range(len(some)))
@@ -157,9 +159,9 @@ class Loader:
         return values.to(self.device, non_blocking=True)
 
 
-def _indices(plan: list[Work]) -> torch.Tensor:
-    """Return the indices of all images of a plan, int64."""
-    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(work.indices for work in plan)]))
+def _indices(requests: list[BatchRequest]) -> torch.Tensor:
+    """Return the indices of all requested images, int64."""
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(request.indices for request in requests)]))
 
 
 def create(

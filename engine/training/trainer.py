@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polychrome.engine.channels.combinations import Combinations
-from polychrome.engine.channels.masks import dropped, places
+from polychrome.engine.channels.masks import channel_index, dropped
 from polychrome.engine.data.batches import Batch
 from polychrome.engine.data.loader import Loader
 from polychrome.engine.errors import Interrupted, NotFiniteError
 from polychrome.engine.evaluation import evaluate
-from polychrome.engine.history import Course, EpochRow
+from polychrome.engine.history import EpochRow, TrainingHistory
 from polychrome.engine.machine import distributed
 from polychrome.engine.machine.hardware import autocast
 from polychrome.engine.machine.interruption import Interruption
@@ -52,7 +52,7 @@ class Hooks:
     batch: Callable[[int], None] = lambda images: None
     step: Callable[[], None] = lambda: None
     validated: Callable[[], None] = lambda: None
-    epoch: Callable[[Course], None] = lambda course: None
+    epoch: Callable[[TrainingHistory], None] = lambda history: None
     images: Callable[[Tensor], None] = lambda images: None
     say: Callable[[str], None] = lambda message: None
     waiting: Callable[[], AbstractContextManager] = nullcontext
@@ -60,8 +60,8 @@ class Hooks:
 
 def fit(
     name: str, model: nn.Module, train: Loader, val: Loader, plan: Plan, checkpoints: Path, hooks: Hooks | None = None
-) -> Course:
-    """Return the course of `model`'s training, from the checkpoints in a folder on; leave it the weights of `best.pt`.
+) -> TrainingHistory:
+    """Return the history of `model`'s training, from the checkpoints in a folder on; leave it the weights of `best.pt`.
 
     Order, augmentations, channel sampling and dropout follow from (seed, epoch), and a checkpoint within an epoch has
     the state of torch's generators, so a resumed training equals an unbroken training. SIGTERM and Ctrl-C end the
@@ -76,13 +76,13 @@ def fit(
     """
     try:
         with Interruption() as interruption:
-            course = Trainer(name, model, train, val, plan, checkpoints, hooks or Hooks(), interruption).run()
+            history = Trainer(name, model, train, val, plan, checkpoints, hooks or Hooks(), interruption).run()
         if interruption.signal:  # came after the last step
             raise Interrupted(
                 f"{name} was stopped by {interruption.signal} after its last epoch; all is saved, --resume auto goes "
                 "on from there"
             )
-        return course
+        return history
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -132,11 +132,11 @@ class Trainer:
         self.shown = False
 
     @property
-    def course(self) -> Course:
-        """The course so far."""
-        return self.state.course
+    def history(self) -> TrainingHistory:
+        """The epochs so far."""
+        return self.state.history
 
-    def run(self) -> Course:
+    def run(self) -> TrainingHistory:
         """Train to the end."""
         plan = self.plan
         self.state.resume(self.folder, self.hooks.say)
@@ -149,18 +149,18 @@ class Trainer:
         self._clear_gradients()
         self._count_done()
         self.saved_at = time.perf_counter()
-        while len(self.course.history) < plan.epochs:
-            if plan.patience and self.course.waited >= plan.patience:
+        while len(self.history.epochs) < plan.epochs:
+            if plan.patience and self.history.epochs_without_improvement >= plan.patience:
                 break
             self._epoch()
         distributed.wait()  # for the first process's last write
         best = self.folder / state.BEST
         checkpoint.restore(self.model, checkpoint.load(best, plan.device), best)
-        return self.course
+        return self.history
 
     def _count_done(self) -> None:
         """Move the progress on by the images that an earlier process has done."""
-        position, epochs = self.state.position, len(self.course.history)
+        position, epochs = self.state.position, len(self.history.epochs)
         passes = epochs * self.plan.passes + position.turn
         within = min(position.batch * self.train.batch_size, self.train.samples)
         if done := passes * self.train.samples + epochs * self.val.samples + within:
@@ -181,15 +181,15 @@ class Trainer:
         if not math.isfinite(loss + tested.loss):
             raise NotFiniteError(
                 f"{state_.name}: epoch {epoch} ended with training loss {loss} and validation loss {tested.loss}; "
-                f"{self._kept()}; try a smaller --lr or --precision fp32"
+                f"{self._last_checkpoint()}; try a smaller --lr or --precision fp32"
             )
-        self.course.history.append(row)
-        self.course.speeds.append(speed)
-        self.course.seconds += time.perf_counter() - self.started
+        self.history.epochs.append(row)
+        self.history.speeds.append(speed)
+        self.history.seconds += time.perf_counter() - self.started
         state_.position, state_.totals, state_.elapsed = Position(epoch + 1), Totals(plan.device), 0.0
         state_.save_epoch(self.folder)
         self.saved_at = time.perf_counter()
-        self.hooks.epoch(self.course)
+        self.hooks.epoch(self.history)
 
     def _begin(self, epoch: int) -> None:
         for model in (self.model, *([self.ema.module] if self.ema else [])):
@@ -198,7 +198,7 @@ class Trainer:
         if self.plan.compile and self.train.size_of(epoch) != self.train.size_of(max(1, epoch - 1)):
             torch.compiler.reset()  # code compiled for the former size counts against the limit, too
         _train_mode(self.model, self.plan)
-        self.rate = self.plan.rates(self.course.history)
+        self.rate = self.plan.rates(self.history.epochs)
         if self.state.position.at_start:
             torch.manual_seed(_mix(self.plan.seed, epoch) + distributed.rank())
 
@@ -348,16 +348,16 @@ class Trainer:
         if step < 0:
             return
         epoch, (turn, number) = self.state.position.epoch, divmod(step, len(self.train))
-        files = self.train.files(self.train.plan(epoch, self.plan.draw(epoch, turn))[number].indices)
+        files = self.train.files(self.train.requests(epoch, self.plan.draw(epoch, turn))[number].indices)
         more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
         raise NotFiniteError(
             f"{self.state.name}: the loss of batch {step + 1} of epoch {epoch} is not finite (images: "
-            f"{', '.join(files[:SHOWN_FILES])}{more}); {self._kept()}; try a smaller --lr, --clip-norm 1 or "
+            f"{', '.join(files[:SHOWN_FILES])}{more}); {self._last_checkpoint()}; try a smaller --lr, --clip-norm 1 or "
             "--precision fp32"
         )
 
-    def _kept(self) -> str:
-        done = len(self.course.history)
+    def _last_checkpoint(self) -> str:
+        done = len(self.history.epochs)
         return f"the checkpoint of epoch {done} is kept" if done else "no checkpoint has been written"
 
 
@@ -384,11 +384,11 @@ def _images(
     parameters = dict(batch.drawn)
     chosen = parameters.pop("channels", None)
     if plan.channels:
-        shown = places(plan.channels[1], batch.device)
+        shown = channel_index(plan.channels[1], batch.device)
         shown = _others_absent(shown, channels) if plan.padded else shown
         return batch.standardised(loader.channels, shown, **parameters), None
     if plan.channel_sampling == "cycle":
-        chosen = _others_absent(places(plan.cycle[turn], batch.device), channels).expand(count, -1)
+        chosen = _others_absent(channel_index(plan.cycle[turn], batch.device), channels).expand(count, -1)
     if plan.channel_sampling == "drop":
         chosen = dropped(channels, plan.seed, plan.draw(epoch, turn), number)
         chosen = None if chosen is None else chosen.to(batch.device, non_blocking=True).expand(count, -1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from polychrome.engine.channels.names import ALL, SHUFFLED
 from polychrome.engine.data.files import shards
-from polychrome.engine.data.files.text import lines
+from polychrome.engine.data.files.text import numbered_lines
 from polychrome.engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -126,24 +126,24 @@ def channel_names(root: Path) -> tuple[str, ...] | None:
     file = root / NAMES_FILE
     if not file.exists():
         return None
-    names = checked_names((f"{file}:{number}", name) for number, name in lines(file))
+    names = checked_names((f"{file}:{number}", name) for number, name in numbered_lines(file))
     if not names:
         raise UserError(f"{file} names no channels: wanted a line for each")
     return names
 
 
-def checked_names(entries: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """Return the channel names of pairs of a place, to be named in an error, and a name.
+def checked_names(sources: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Return the channel names of pairs of a source, to be named in an error, and a name.
 
     Raises:
         UserError: a name stands twice or cannot be used in a combination such as nir+red.
     """
     names: list[str] = []
-    for place, name in entries:
+    for source, name in sources:
         if name in names:
-            raise UserError(f"{place}: channel {name!r} is named twice")
+            raise UserError(f"{source}: channel {name!r} is named twice")
         if not name.strip(".") or any(mark in name for mark in "+,/\n") or name in (ALL, SHUFFLED):
             wanted = f"wanted no plus, comma or slash in it, not dots alone, and not {ALL} or {SHUFFLED}"
-            raise UserError(f"{place}: a channel cannot be named {name!r}: {wanted}")
+            raise UserError(f"{source}: a channel cannot be named {name!r}: {wanted}")
         names.append(name)
     return tuple(names)

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from polychrome.engine.data.batches import Decoded, Reading, Work
+from polychrome.engine.data.batches import BatchRequest, DecodedBatch, Reading
 from polychrome.engine.data.readers.pillow import PillowReader
 from polychrome.engine.data.readers.synthetic import SyntheticReader
 from polychrome.engine.data.readers.uniform import UniformReader
@@ -18,10 +18,10 @@ from polychrome.engine.errors import UserError
 
 
 class Reader(Protocol):
-    """A worker that carries out a loader's epochs, one epoch at a time."""
+    """Decodes the batches that a loader requests, one epoch at a time."""
 
-    def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
-        """Yield the images of each piece of work, on the reader's device."""
+    def read(self, requests: Sequence[BatchRequest]) -> Iterator[DecodedBatch]:
+        """Yield the images of each request, on the reader's device."""
 
     def close(self) -> None:
         """Free threads, processes and memory."""

@@ -158,10 +158,10 @@ def apply(images: ImageSet, report: ScanReport, channels: Channels | None = None
         UserError: a split is left empty, or the files differ in kind or number of channels among each other, from
             channels.txt or from `channels`.
     """
-    splits = {name: _kept(f"{name} of {images.root}", split, report) for name, split in images.splits.items()}
-    kept = replace(images, splits=splits)
+    splits = {name: _usable(f"{name} of {images.root}", split, report) for name, split in images.splits.items()}
+    scanned = replace(images, splits=splits)
     found = {path: report.stacks.get(path) for split in splits.values() for path in split.paths}
-    return _with_photos(kept, found) if None in found.values() else _with_stacks(kept, found, channels)
+    return _with_photos(scanned, found) if None in found.values() else _with_stacks(scanned, found, channels)
 
 
 def _with_photos(images: ImageSet, found: dict[str, Stack | None]) -> ImageSet:
@@ -203,7 +203,7 @@ def _measured(images: ImageSet, found: dict[str, Stack]) -> Channels:
     return Channels(names, tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def _kept(name: str, split: Split, report: ScanReport) -> Split:
+def _usable(name: str, split: Split, report: ScanReport) -> Split:
     rows = [
         (path, label, report.sizes[path])
         for path, label in zip(split.paths, split.labels, strict=True)

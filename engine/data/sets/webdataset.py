@@ -123,7 +123,7 @@ def _indexed(tars: Sequence[Path]) -> list[np.ndarray]:
     unknown = [str(tar) for tar in tars if not shards.has_index(tar)]
     workers = min(cpus(), len(unknown) // PER_PROCESS)
     if workers > 1:
-        list(parallel(shards.keep_index, unknown, workers))
+        list(parallel(shards.build_index, unknown, workers))
     return [shards.samples(tar) for tar in tars]
 
 

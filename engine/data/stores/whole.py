@@ -33,11 +33,11 @@ class WholeImages:
         self._channels = channels
         self._sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
         self._starts = _starts(self._sizes, channels)
-        self._places = {path: place for place, path in enumerate(paths)}
-        if len(self._places) != len(self._sizes) or len(values) != self._starts[-1]:
-            raise ValueError(f"{len(values)} values of {len(self._places)} paths and {len(self._sizes)} sizes")
+        self._indices = {path: index for index, path in enumerate(paths)}
+        if len(self._indices) != len(self._sizes) or len(values) != self._starts[-1]:
+            raise ValueError(f"{len(values)} values of {len(self._indices)} paths and {len(self._sizes)} sizes")
         for path in self.faults:
-            del self._places[path]
+            del self._indices[path]
 
     @classmethod
     def load(cls, images: ImageSet, workers: int, progress: Callable[[int, int], None] | None = None) -> WholeImages:
@@ -94,15 +94,15 @@ class WholeImages:
         return self.values.dtype
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     def __contains__(self, path: str) -> bool:
-        return path in self._places
+        return path in self._indices
 
     def __getitem__(self, path: str) -> np.ndarray:
         """Return an image [height, width, channels]; it shares the memory. Raises KeyError for an unknown path."""
-        place = self._places[path]
-        return self.values[self._starts[place] : self._starts[place + 1]].reshape(*self._sizes[place], self._channels)
+        index = self._indices[path]
+        return self.values[self._starts[index] : self._starts[index + 1]].reshape(*self._sizes[index], self._channels)
 
 
 def _starts(sizes: np.ndarray, channels: int) -> np.ndarray:

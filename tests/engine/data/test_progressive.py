@@ -72,7 +72,7 @@ def test_crops_are_those_of_full_size(images):
     plans, options = [], {"size": 32, "batch_size": 24, "train": True, "backend": "torch"}
     for augmentations in (GROWING, Augmentations()):
         with loader.create(images, "train", augmentations=augmentations, **options) as train:
-            plans.append(train.plan(1))
+            plans.append(train.requests(1))
     for small, full in zip(*plans, strict=True):
         assert np.array_equal(small.crops, full.crops)
         assert np.array_equal(small.indices, full.indices)

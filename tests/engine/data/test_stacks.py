@@ -309,7 +309,7 @@ def test_backends_give_the_stored_values_cropped_and_resized(five, train):
         loader.create(five, "train", store=pixels, **options) as held,
     ):
         assert streamed.channels == five.channels
-        work = streamed.plan(0)
+        work = streamed.requests(0)
         for a, b, what in zip(streamed.epoch(0), held.epoch(0), work, strict=True):
             assert a.images.dtype == getattr(torch, five.dtype)
             assert a.images.shape == (len(what.indices), 5, 16, 16)
