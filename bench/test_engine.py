@@ -288,7 +288,7 @@ def first_batch(folder: Path) -> torch.Tensor:
     """Return the first batch of an epoch as the definition reads it."""
     images = few(listed(folder), REPEATS * FILES["train"])
     with (
-        loader.create(images, "train", size=SIZE, batch_size=BATCH, train=True, backend="torch", workers=0) as batches,
+        loader.Loader(images, "train", size=SIZE, batch_size=BATCH, train=True, backend="torch", workers=0) as batches,
         closing(batches.epoch(1)) as epoch,
     ):
         return model_input(next(epoch), batches).cpu()
@@ -310,7 +310,7 @@ def source_loader(images: ImageSet, source: str) -> loader.Loader:
         place = placement.choose_placement(images, backend, device, stored)
         store = opening.decode(images, place, "auto", device, WORKERS)
         backend = "auto"
-    return loader.create(
+    return loader.Loader(
         images,
         "train",
         size=SIZE,

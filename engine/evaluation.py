@@ -98,12 +98,12 @@ def way(how: str, chosen: tuple[int, ...], masks: bool) -> str:
 
 
 def _shown(model: nn.Module, images: Tensor, chosen: tuple[int, ...], how: str, indices) -> tuple[Tensor, ...]:
-    """Return the model's arguments when only the channels `chosen` are present; without any, a random choice is."""
-    return shown(images, chosen, how) if chosen else _shuffled(model, images, indices)
+    """Return the model's arguments when only the channels `chosen` are present.
 
-
-def _shuffled(model: nn.Module, images: Tensor, indices) -> tuple[Tensor, ...]:
-    """Return the model's arguments for a random choice and order of channels, the same for an image in every run."""
+    Without any, the choice and order of channels are random for each image, the same in every run.
+    """
+    if chosen:
+        return shown(images, chosen, how)
     device_indices = torch.from_numpy(indices).to(images.device, non_blocking=True)
     _, channels, *size = images.shape
     sources = draw(Recipe(channels="shuffle"), device_indices, tuple(size), seed=0, epoch=0, channels=channels).channels

@@ -12,15 +12,10 @@ from polychrome.engine.channels.names import ALL, MOST_WITH_ALL_COMBINATIONS, RG
 from polychrome.engine.errors import UserError
 
 DRAWS_OF_EACH_SIZE = 3
-
-
 # The order in which the reports list the combinations of three channels.
 _REPORTED = ("RGB", "RG", "GB", "RB", "R", "G", "B")
-
-
 # The order in which report C trains on these combinations.
 _IN_TURN = ("R", "RG", "G", "GB", "B", "RB", "RGB")
-
 
 # Positions of the channels by the name of their combination; empty where each sample gets a random choice and order.
 Combinations = Mapping[str, tuple[int, ...]]

@@ -8,9 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polychrome.engine.channels.names import Channels as Channels
-from polychrome.engine.channels.names import full as full
-
 DROP = 1  # keeps these draws apart from others by the same numbers
 DROP_PROBABILITY = 0.3
 

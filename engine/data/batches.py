@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,24 +49,6 @@ class BatchRequest:
     flips: np.ndarray
     total: int = 0
     size: int = 0
-
-
-class Source(Protocol):
-    """A reader's result for one batch: the images, or all that is needed to make the images in one launch."""
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(batch, channels, height, width)."""
-
-    @property
-    def images(self) -> Tensor:
-        """uint8 or float32 [batch, channels, size, size] of the values stored, channels last in memory."""
-
-    def standardised(self, channels: Channels, sources: Tensor | None = None, **parameters: Tensor) -> Tensor:
-        """Return the batch standardised per channel, float32 channels_last; see `Batch.standardised`."""
-
-    def __getitem__(self, rows: Tensor) -> Source:
-        """Return the images of these rows, int64."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +104,9 @@ class Rendering:
 
     def __getitem__(self, rows: Tensor) -> Rendering:
         return Rendering(self.stored, self.indices[rows], self.crops[rows], self.flips[rows], self.size)
+
+
+Source = Streamed | Rendering
 
 
 class DecodedBatch(NamedTuple):

@@ -10,8 +10,6 @@ from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.errors import UserError
 
 SPLITS = ("train", "val", "test")
-
-
 SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".npy"])
 
 

@@ -9,52 +9,72 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from polychrome.engine.channels.names import Channels
 from polychrome.engine.data import faults, sampling
 from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.batches import Batch, BatchRequest, Reading
 from polychrome.engine.data.image_set import ImageSet
-from polychrome.engine.data.readers.choice import Reader, reader
-from polychrome.engine.data.stores.store import Store
+from polychrome.engine.data.readers.choice import Store, reader
 from polychrome.engine.errors import UserError
 from polychrome.kernels.augment import Recipe
 from polychrome.kernels.augment import draw as drawn_by
 
 
 class Loader:
-    """Batches of one split; made by `create`. A context manager that frees the backend's workers."""
+    """Batches of one split of a scanned set, images of `size` by `size` pixels; a context manager that frees workers.
+
+    Args:
+        batch_size: images of a batch over all `world_size` processes, of which the loader yields the part of process
+            `rank`.
+        backend: reads the files, with `workers` threads, or processes of the torch backend.
+        augmentations: how training images are cropped and mirrored, and whether they are smaller at first; by default
+            random crops and flips.
+        eval_crop: the share of the short side that the central square keeps, in evaluation and where training does not
+            crop at random.
+        store: decoded images to read instead of the files.
+        on_fault: called once as `on_fault(path, reason)` for each file that can no longer be read.
+
+    Raises:
+        UserError: the backend is not there or cannot read the set, or a training split or batch has too few images.
+        ValueError: the set has no sizes (see `engine.data.sets.scan`), which only the synthetic backend can do without.
+    """
 
     def __init__(
         self,
         images: ImageSet,
         split: str,
-        reader: Reader,
         *,
+        size: int,
         batch_size: int,
         train: bool,
-        seed: int,
-        device: torch.device,
-        augmentations: Augmentations,
-        eval_crop: float,
-        size: int,
+        backend: str = "auto",
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        workers: int = 1,
+        augmentations: Augmentations | None = None,
+        eval_crop: float = 0.875,
+        store: Store | None = None,
         rank: int = 0,
         world_size: int = 1,
         on_fault: Callable[[str, str], None] | None = None,
     ):
+        if train:
+            check_trainable(images, split, world_size)
+            if world_size > 1 and batch_size < 2 * world_size:
+                raise UserError(f"batches of {batch_size} images for {world_size} processes: each needs at least 2")
         chosen = images.splits[split]
         self.samples = len(chosen.paths)
         self.rank, self.world_size = rank, world_size
         self.size, self.batch_size = size, batch_size
-        self.train, self.seed, self.device = train, seed, device
-        self.augmentations, self.eval_crop = augmentations, eval_crop
-        self.channels: Channels = images.channels
+        self.train, self.seed, self.device = train, seed, torch.device(device)
+        self.augmentations, self.eval_crop = augmentations or Augmentations(), eval_crop
+        self.channels = images.channels
         # A batch of one, on any rank, would give batch normalisation no variance to train on.
         left_over = self.samples % batch_size
         too_few = train and batch_size > 1 and 0 < left_over < 2 * world_size
         self._batches = -(-self.samples // batch_size) - too_few
         self._sizes = np.ones((self.samples, 2), np.int64) if chosen.sizes is None else np.array(chosen.sizes, np.int64)
         self._labels = torch.tensor(chosen.labels, dtype=torch.int64)
-        self._reader = reader
+        self._reader = reader(Reading(images, split, size, batch_size, self.device, workers, seed), backend, store)
         self._root, self._paths, self._on_fault, self._told = images.root, chosen.paths, on_fault, set()
         self._running: Iterator[Batch] | None = None
 
@@ -162,61 +182,6 @@ class Loader:
 def _indices(requests: list[BatchRequest]) -> torch.Tensor:
     """Return the indices of all requested images, int64."""
     return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(request.indices for request in requests)]))
-
-
-def create(
-    images: ImageSet,
-    split: str,
-    *,
-    size: int,
-    batch_size: int,
-    train: bool,
-    backend: str = "auto",
-    device: str | torch.device = "cpu",
-    seed: int = 0,
-    workers: int = 1,
-    augmentations: Augmentations | None = None,
-    eval_crop: float = 0.875,
-    store: Store | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    on_fault: Callable[[str, str], None] | None = None,
-) -> Loader:
-    """Return a loader of images of `size` by `size` pixels from one split of a scanned set.
-
-    `augmentations` (default: random crops and flips) say how training images are cropped and mirrored, and whether they
-    are smaller than `size` at first; `eval_crop` is the share of the short side that the central square keeps, in
-    evaluation and where training does not crop at random. `workers` counts threads, or processes of the torch backend.
-    With `store` the images come from the store, whatever the backend; of whole images the batches are those of the
-    torch backend.
-
-    Of each batch, `batch_size` images over all `world_size` processes, the loader gives out the part of process `rank`.
-    `on_fault(path, reason)` is called once for each file that can no longer be read.
-
-    Raises:
-        UserError: the backend is not there or cannot read the set, or a training split or batch has too few images.
-        ValueError: the set has no sizes (see `engine.data.sets.scan`), which only the synthetic backend can do without.
-    """
-    device = torch.device(device)
-    if train:
-        check_trainable(images, split, world_size)
-        if world_size > 1 and batch_size < 2 * world_size:
-            raise UserError(f"batches of {batch_size} images for {world_size} processes: each needs at least 2")
-    return Loader(
-        images,
-        split,
-        reader(Reading(images, split, size, batch_size, device, workers, seed), backend, store),
-        batch_size=batch_size,
-        train=train,
-        seed=seed,
-        device=device,
-        augmentations=augmentations or Augmentations(),
-        eval_crop=eval_crop,
-        size=size,
-        rank=rank,
-        world_size=world_size,
-        on_fault=on_fault,
-    )
 
 
 def check_trainable(images: ImageSet, split: str = "train", world_size: int = 1) -> None:

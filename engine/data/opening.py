@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from polychrome.engine.data import loader
 from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.batches import BatchRequest, Reading
 from polychrome.engine.data.image_set import ImageSet, Split, sizes_of, without
+from polychrome.engine.data.loader import Loader
 from polychrome.engine.data.readers import choice
+from polychrome.engine.data.readers.choice import Store
 from polychrome.engine.data.sets import division, scan
 from polychrome.engine.data.stores.disk import ImageCache
 from polychrome.engine.data.stores.placement import Placement, choose_placement
-from polychrome.engine.data.stores.store import Store
 from polychrome.engine.data.stores.uniform import UniformImages
 from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
@@ -77,13 +77,13 @@ class Opened:
         eval_crop: float = 0.875,
         shared: bool = False,
         on_fault: Callable[[str, str], None] | None = None,
-    ) -> loader.Loader:
+    ) -> Loader:
         """Return the loader of a split: for training with augmentations, else centre crops in the list's order.
 
         With `shared`, each process gets its share of every batch. A file that can no longer be read is named on the
-        terminal, unless `on_fault(path, reason)` is to deal with it. For the rest see `engine.data.loader.create`.
+        terminal, unless `on_fault(path, reason)` is to deal with it. For the rest see `engine.data.loader.Loader`.
         """
-        return loader.create(
+        return Loader(
             self.images,
             split,
             size=size,
@@ -114,7 +114,7 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
         images = replace(images, splits={name: images.splits[name] for name in wanted.splits})
     digests = division.digests(images)
     if decoded is not None:
-        placement = _placement(images, wanted)
+        placement = choose_placement(images, wanted.cache, wanted.device, wanted.stored_size)
         return Opened(images, wanted, division=digests, store=placed(decoded, placement) if placement else decoded)
     if wanted.backend == "synthetic":
         return Opened(images, wanted, division=digests)
@@ -143,7 +143,7 @@ def open_store(images: ImageSet, wanted: Wanted) -> Store | None:
         UserError: the images do not fit where they are to be kept, or the backend cannot read them.
     """
     backend = choice.resolve(wanted.backend, images.stacks)
-    placement = _placement(images, wanted)
+    placement = choose_placement(images, wanted.cache, wanted.device, wanted.stored_size)
     if placement is None:
         if wanted.cache != "none":
             console.say("images are not kept, as they would take more than half of the free memory: decoded each epoch")
@@ -224,10 +224,6 @@ def placed(images: WholeImages, placement: Placement) -> Store:
         return images
     values = images.values.reshape(len(images.paths), *placement.size, images.channels)
     return UniformImages.of(values, images.paths, placement.device, images.faults)
-
-
-def _placement(images: ImageSet, wanted: Wanted) -> Placement | None:
-    return choose_placement(images, wanted.cache, wanted.device, wanted.stored_size)
 
 
 def _left_out(images: ImageSet, reasons: Mapping[str, str], strict: bool) -> list[dict[str, str]]:

@@ -35,18 +35,16 @@ def hold(folder: Path) -> bool:
     descriptor = os.open(folder, os.O_RDONLY)
     facts = os.fstat(descriptor)
     key = facts.st_dev, facts.st_ino
-    free = True
-    if key not in _held:
-        try:
+    try:
+        if key not in _held:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _held[key] = descriptor
             return True
-        except BlockingIOError:
-            free = False
-        except OSError:
-            pass
+    except OSError as error:
+        os.close(descriptor)
+        return not isinstance(error, BlockingIOError)
     os.close(descriptor)
-    return free
+    return True
 
 
 def release() -> None:

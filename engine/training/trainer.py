@@ -24,7 +24,7 @@ from polychrome.engine.machine import distributed
 from polychrome.engine.machine.hardware import autocast
 from polychrome.engine.machine.interruption import Interruption
 from polychrome.engine.training import batch_size, checkpoint, mixing, state
-from polychrome.engine.training.averaging import averaged
+from polychrome.engine.training.averaging import MovingAverage
 from polychrome.engine.training.batch_size import is_out_of_memory
 from polychrome.engine.training.mixing import Mixing
 from polychrome.engine.training.plan import Plan
@@ -113,7 +113,7 @@ class Trainer:
         self.interruption, self.agreement = interruption, distributed.Agreement(2)
         model = synchronised(model, plan.device) if plan.sync_bn and distributed.world_size() > 1 else model
         self.model = model.to(plan.device, memory_format=torch.channels_last)
-        self.ema = averaged(self.model, plan.ema) if plan.ema else None
+        self.ema = MovingAverage(self.model, plan.ema) if plan.ema else None
         self.optimizer = plan.make_optimizer(self.model)
         self.scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
         self.mixing = Mixing(plan.mixup, plan.cutmix, plan.num_classes) if plan.mixup or plan.cutmix else None
@@ -209,7 +209,9 @@ class Trainer:
         batches = decoded(loaded, self.hooks.waiting)
         for number, batch in enumerate(batches, position.batch):
             ends_step = (number + 1) % self.plan.accumulate == 0 or number + 1 == steps
-            self._set_rate(self.rate((turn * steps + number) / (self.plan.passes * steps)))
+            rate = self.rate((turn * steps + number) / (self.plan.passes * steps))
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group.get("lr_scale", 1.0)
             self._forward_and_backward(batch, epoch, turn, number, ends_step)
             if ends_step:
                 self._update()
@@ -221,17 +223,16 @@ class Trainer:
         self.state.position = Position(epoch, turn + 1)
         self._save_or_stop()
 
-    def _set_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
-
     def _forward_and_backward(self, batch: Batch, epoch: int, turn: int, number: int, ends_step: bool) -> None:
         plan = self.plan
         with span("augment"):
             images, present = _images(batch, self.train, plan, epoch, turn, number)
             targets = batch.labels
             if self.mixing is not None:
-                images, targets = self._mixed(images, present, targets)
+                images, targets = self.mixing(images, targets)
+                if present is not None and not plan.consistent:
+                    # An image must not get from its neighbour the channels that it lacks.
+                    images = images * present[:, :, None, None]
             if plan.consistent:
                 images, present = mixing.beside_all(images, present)
                 targets = torch.cat([targets, targets])
@@ -258,13 +259,6 @@ class Trainer:
         if self.state.totals.seen_bad():
             self._check_finite()
 
-    def _mixed(self, images: Tensor, present: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
-        images, targets = self.mixing(images, labels)
-        if present is not None and not self.plan.consistent:
-            # An image must not get from its neighbour the channels that it lacks.
-            images = images * present[:, :, None, None]
-        return images, targets
-
     def _share_of_step(self, batch: Batch, number: int) -> float:
         """Return the weight of a batch's mean loss in its step: its share of the images, times the processes, whose
         gradients are averaged.
@@ -288,18 +282,13 @@ class Trainer:
 
     def _clear_gradients(self) -> None:
         """Make the gradients ready for a step."""
-        if not self._needs_own_gradients:
-            self.optimizer.zero_grad(set_to_none=True)
-            return
-        for parameter in self.model.parameters():
-            if parameter.requires_grad and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        self.optimizer.zero_grad(set_to_none=False)
-
-    @property
-    def _needs_own_gradients(self) -> bool:
-        """Whether gradients need memory of their own: the next batch writes to the memory of a CUDA graph again."""
-        return self.plan.compile and self.plan.compile_mode != "default" and self.plan.accumulate > 1
+        # The next batch overwrites the memory of a CUDA graph: gradients that are accumulated need their own.
+        own = self.plan.compile and self.plan.compile_mode != "default" and self.plan.accumulate > 1
+        if own:
+            for parameter in self.model.parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.zero_grad(set_to_none=not own)
 
     def _validate(self):
         plan = self.plan

@@ -68,8 +68,8 @@ def stored(striped):
 def opened(images, pixels=None, batch_size=10, augmentations=None, **options):
     options = {"size": SIZE, "batch_size": batch_size, "backend": "torch", "workers": 1, "device": DEVICE} | options
     with (
-        loader.create(images, "train", train=True, store=pixels, augmentations=augmentations, **options) as train,
-        loader.create(images, "val", train=False, store=pixels, **options) as val,
+        loader.Loader(images, "train", train=True, store=pixels, augmentations=augmentations, **options) as train,
+        loader.Loader(images, "val", train=False, store=pixels, **options) as val,
     ):
         yield train, val
 
@@ -213,8 +213,8 @@ def test_images_beyond_two_gigabytes_are_found():
     options = {"size": SIZE, "batch_size": few, "train": False}
     whole, part = UniformImages(values, paths), UniformImages(last, paths[-few:])
     with (
-        loader.create(images, "val", store=whole, device=DEVICE, **options) as ours,
-        loader.create(images, "val", store=part, device="cpu", **options) as theirs,
+        loader.Loader(images, "val", store=whole, device=DEVICE, **options) as ours,
+        loader.Loader(images, "val", store=part, device="cpu", **options) as theirs,
     ):
         (batch,), (expected,) = ours.epoch(0), theirs.epoch(0)
         torch.testing.assert_close(batch.standardised(RGB).cpu(), expected.standardised(RGB), atol=0.03, rtol=0)

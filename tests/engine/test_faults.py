@@ -175,7 +175,7 @@ def test_another_batch_size_goes_on_at_the_end_of_an_epoch_and_says_so(images, l
     with pytest.raises(Interrupted):
         fit("m", Net(), *loaders, PLAN, tmp_path / "m", at_step(8, ask_to_stop))
     said = []
-    with loader.create(images, "train", train=True, size=16, batch_size=10, backend="synthetic") as train:
+    with loader.Loader(images, "train", train=True, size=16, batch_size=10, backend="synthetic") as train:
         history = fit("m", Net(), train, loaders[1], PLAN, tmp_path / "m", Hooks(say=said.append))
     assert [row.epoch for row in history.epochs] == [1, 2, 3]
     assert said == [
@@ -318,8 +318,8 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(images, tmp_path):
         model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
         plan = replace(PLAN, epochs=1, optimizer="sgd", accumulate=accumulate, clip_norm=0.5)
         with (
-            loader.create(images, "train", train=True, size=16, batch_size=batch_size, backend="synthetic") as train,
-            loader.create(images, "val", train=False, size=16, batch_size=8, backend="synthetic") as val,
+            loader.Loader(images, "train", train=True, size=16, batch_size=batch_size, backend="synthetic") as train,
+            loader.Loader(images, "val", train=False, size=16, batch_size=8, backend="synthetic") as val,
         ):
             fit("m", model, train, val, plan, tmp_path / f"{batch_size} {accumulate}")
         return model.state_dict()

@@ -25,7 +25,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from polychrome.engine.data.image_set import SUFFIXES
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import Unsupported, UserError
 from polychrome.engine.machine.files import cache_folder, new_file
 
 SUFFIX = ".tar"
@@ -137,11 +137,9 @@ def _member(file: str | Path, tar: str, member: bytes, state: os.stat_result) ->
     if row["cut"]:
         raise OSError(f"{Path(tar).name} ends in it or right after it") from EOFError()
     if posixpath.splitext(os.fsdecode(member))[1].lower() not in SUFFIXES:
-        from polychrome.engine.data.files.decode import Unsupported
-
         raise Unsupported("the sample has no image")
     length = int(row["size"])
-    content = os.pread(_open(tar, *_stamp(state)).descriptor, length, int(row["offset"]))
+    content = os.pread(_open(tar, *_stamp(state)).fileno(), length, int(row["offset"]))
     if len(content) != length:
         raise OSError(f"{Path(tar).name} has {len(content):,} of its {length:,} bytes") from EOFError()
     return content
@@ -151,20 +149,10 @@ def _stamp(state: os.stat_result) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
-class _Open:
-    """A file open for reading, closed once nothing uses it."""
-
-    def __init__(self, file: str):
-        self.descriptor = os.open(file, os.O_RDONLY)
-
-    def __del__(self):
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-
 @functools.lru_cache(OPEN)
-def _open(tar: str, size: int, mtime: int) -> _Open:
-    return _Open(tar)
+def _open(tar: str, size: int, mtime: int) -> BinaryIO:
+    """Return a tar open for reading; the file is closed once the cache has dropped it and nothing reads it."""
+    return open(tar, "rb", buffering=0)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import numpy as np
 from polychrome.engine.channels.names import ALL, SHUFFLED
 from polychrome.engine.data.files import shards
 from polychrome.engine.data.files.text import numbered_lines
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import Unsupported, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -65,8 +65,6 @@ def read(file: Path, channels: int | None = None) -> np.ndarray:
 
 
 def _array(file: Path | BytesIO, channels: int | None) -> np.ndarray:
-    from polychrome.engine.data.files.decode import Unsupported
-
     try:
         values = np.load(file, mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
     except (ValueError, EOFError, SyntaxError) as error:
@@ -92,8 +90,6 @@ def _array(file: Path | BytesIO, channels: int | None) -> np.ndarray:
 def _pages(file: Path | BytesIO) -> np.ndarray:
     from PIL import Image
 
-    from polychrome.engine.data.files.decode import Unsupported
-
     try:
         with Image.open(file) as image:
             pages = [_page(image, number) for number in range(image.n_frames)]
@@ -109,8 +105,6 @@ def _pages(file: Path | BytesIO) -> np.ndarray:
 
 
 def _page(image: Image.Image, number: int) -> np.ndarray:
-    from polychrome.engine.data.files.decode import Unsupported
-
     image.seek(number)
     if image.mode not in PAGE_MODES:
         raise Unsupported(f"page {number + 1} is of mode {image.mode}, wanted pages of one channel each")

@@ -20,10 +20,10 @@ class PillowReader:
 
     def __init__(self, reading: Reading):
         self._upload = Uploads(reading.device)
-        self._requests: Sequence[BatchRequest] = ()
+        self._requests: list[BatchRequest] = []
         self._loader = DataLoader(
             _Batches(reading.images, reading.chosen, reading.size),
-            sampler=_Latest(self),
+            sampler=self._requests,
             batch_size=None,
             num_workers=reading.workers,
             persistent_workers=reading.workers > 0,
@@ -34,24 +34,13 @@ class PillowReader:
 
     def read(self, requests: Sequence[BatchRequest]) -> Iterator[DecodedBatch]:
         """Yield [batch, channels, size, size] on the device, channels last in memory, for each request."""
-        self._requests = requests
+        self._requests[:] = requests
         for images, faults in self._loader:
             yield DecodedBatch(Streamed(self._upload(images).permute(0, 3, 1, 2)), faults)
 
     def close(self) -> None:
         """End the worker processes."""
         self._loader = None
-
-
-class _Latest:
-    def __init__(self, reader: PillowReader):
-        self.reader = reader
-
-    def __iter__(self) -> Iterator[BatchRequest]:
-        return iter(self.reader._requests)
-
-    def __len__(self) -> int:
-        return len(self.reader._requests)
 
 
 class _Batches(Dataset):

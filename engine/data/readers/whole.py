@@ -25,7 +25,7 @@ class WholeReader:
         if missing:
             raise ValueError(f"{len(missing)} of {len(self.paths)} images are not kept, such as {missing[0]}")
         self._upload = Uploads(reading.device)
-        self._dtype = getattr(torch, store.dtype.name)
+        self._dtype = getattr(torch, store.values.dtype.name)
         self._filler = Filler(max(1, reading.workers))
 
     def read(self, requests: Sequence[BatchRequest]) -> Iterator[DecodedBatch]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from polychrome.engine.data.files.text import numbered_lines
 from polychrome.engine.data.image_set import SPLITS, SUFFIXES, ImageSet, Split
 from polychrome.engine.data.sets.classes import numbered_classes
-from polychrome.engine.data.sets.division import held_out
+from polychrome.engine.data.sets.division import split_by_class
 from polychrome.engine.errors import UserError
 
 
@@ -142,7 +142,7 @@ def _from_class_folders(root: Path, num_classes: int | None, seed: int) -> Image
     names = _folders(root)
     _check_count(root, names, num_classes)
     of_class = {label: _images(root, name) for label, name in enumerate(names)}
-    return ImageSet(root, tuple(names), held_out(root, names, of_class, seed))
+    return ImageSet(root, tuple(names), split_by_class(root, names, of_class, seed))
 
 
 def _check_count(folder: Path, names: list[str], num_classes: int | None) -> None:

@@ -32,11 +32,6 @@ class UniformImages:
             warnings.simplefilter("ignore", UserWarning)
             return cls(torch.from_numpy(values).to(on), paths, faults)
 
-    @property
-    def nbytes(self) -> int:
-        """The bytes that the images take."""
-        return self.values.nbytes
-
     def __len__(self) -> int:
         return len(self._indices)
 

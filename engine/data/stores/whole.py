@@ -30,7 +30,7 @@ class WholeImages:
         Files in `faults`, with a reason each, could not be read and are not among the images.
         """
         self.values, self.paths, self.faults = values, paths, faults or {}
-        self._channels = channels
+        self.channels = channels
         self._sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
         self._starts = _starts(self._sizes, channels)
         self._indices = {path: index for index, path in enumerate(paths)}
@@ -78,21 +78,6 @@ class WholeImages:
         values = sum(height * width for height, width in sizes_of(images).values()) * len(images.channels)
         return values * np.dtype(images.dtype).itemsize
 
-    @property
-    def nbytes(self) -> int:
-        """The bytes that the images take."""
-        return self.values.nbytes
-
-    @property
-    def channels(self) -> int:
-        """The number of channels of each image."""
-        return self._channels
-
-    @property
-    def dtype(self) -> np.dtype:
-        """uint8 or float32."""
-        return self.values.dtype
-
     def __len__(self) -> int:
         return len(self._indices)
 
@@ -102,7 +87,7 @@ class WholeImages:
     def __getitem__(self, path: str) -> np.ndarray:
         """Return an image [height, width, channels]; it shares the memory. Raises KeyError for an unknown path."""
         index = self._indices[path]
-        return self.values[self._starts[index] : self._starts[index + 1]].reshape(*self._sizes[index], self._channels)
+        return self.values[self._starts[index] : self._starts[index + 1]].reshape(*self._sizes[index], self.channels)
 
 
 def _starts(sizes: np.ndarray, channels: int) -> np.ndarray:

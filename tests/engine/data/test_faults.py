@@ -21,7 +21,7 @@ def images(tmp_path):
 
 def create(images, backend="torch", **options):
     defaults = {"size": 24, "batch_size": BATCH, "train": True, "seed": 3, "workers": int(backend != "torch")}
-    return loader.create(images, options.pop("split", "train"), backend=backend, **defaults | options)
+    return loader.Loader(images, options.pop("split", "train"), backend=backend, **defaults | options)
 
 
 def truncate(images, index):

@@ -34,7 +34,7 @@ def images(tmp_path_factory):
 
 def create(images, backend, **options):
     defaults = {"size": 48, "batch_size": 8, "train": True, "workers": 1, "seed": 3}
-    return loader.create(images, options.pop("split", "train"), backend=backend, **defaults | options)
+    return loader.Loader(images, options.pop("split", "train"), backend=backend, **defaults | options)
 
 
 def first(images, count):
@@ -318,6 +318,6 @@ def test_file_names_need_not_be_utf8(tmp_path, backend):
     os.rename(tmp_path / "plain.png", tmp_path / name)
     images = image_set.ImageSet(tmp_path, ("a",), {"test": image_set.Split((name,), (0,))})
     images = scan.apply(images, scan.scan(tmp_path, [name], cache=False))
-    with loader.create(images, "test", size=16, batch_size=1, train=False, backend=backend) as batches:
+    with loader.Loader(images, "test", size=16, batch_size=1, train=False, backend=backend) as batches:
         (batch,) = batches.epoch(0)
     assert batch.images.eq(77).all()

@@ -38,7 +38,7 @@ def load(images, size, backend="torch", **options):
 def create(images, pixels, **options):
     defaults = {"size": 32, "batch_size": 8, "train": True, "seed": 3, "backend": "torch", "workers": 0}
     options = defaults | options
-    return loader.create(images, options.pop("split", "train"), store=pixels, **options)
+    return loader.Loader(images, options.pop("split", "train"), store=pixels, **options)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -48,7 +48,7 @@ def test_each_file_is_decoded_once_and_squeezed(images, backend):
     calls = []
     found, whole = load(images, 40, backend, progress=lambda *now: calls.append(now)), WholeImages.load(images, 1)
     assert found.values.shape == (40, 40, 40, 3)
-    assert found.nbytes == 40 * 40 * 40 * 3
+    assert found.values.nbytes == 40 * 40 * 40 * 3
     assert calls == [(40, 40)]
     for path, values in zip(images.splits["train"].paths, found.values, strict=True):
         image = torch.from_numpy(whole[path].copy()).permute(2, 0, 1)
