@@ -202,10 +202,10 @@ def trained(folder: Path, case: Case, out: Path) -> Measured:
                 epochs[way].append(1e3 * training.epoch(steps_of[way]))
 
         hooks = trainer.Hooks(step=on_step, epoch=on_epoch, waiting=waiting)
-        course = trainer.fit(case.model, model, train, val, plan, out, hooks)
+        history = trainer.fit(case.model, model, train, val, plan, out, hooks)
         alone = median(input_times(train))
         steps = len(train)
-    times = {"ours": [1e3 * train.samples / speed for speed in course.speeds[1:]]}
+    times = {"ours": [1e3 * train.samples / speed for speed in history.speeds[1:]]}
     times |= {way: taken[1:] for way, taken in epochs.items()}
     entry = {
         "dtype": {"bf16": "bfloat16", "fp32": "float32"}[settings.precision],
@@ -288,7 +288,7 @@ def first_batch(folder: Path) -> torch.Tensor:
     """Return the first batch of an epoch as the definition reads it."""
     images = few(listed(folder), REPEATS * FILES["train"])
     with (
-        loader.create(images, "train", size=SIZE, batch_size=BATCH, train=True, backend="torch", workers=0) as batches,
+        loader.Loader(images, "train", size=SIZE, batch_size=BATCH, train=True, backend="torch", workers=0) as batches,
         closing(batches.epoch(1)) as epoch,
     ):
         return model_input(next(epoch), batches).cpu()
@@ -307,10 +307,10 @@ def source_loader(images: ImageSet, source: str) -> loader.Loader:
     store = None
     if where == "cache":
         stored = math.ceil(SIZE / Settings().eval_crop)
-        place = placement.place(images, backend, device, stored)
+        place = placement.choose_placement(images, backend, device, stored)
         store = opening.decode(images, place, "auto", device, WORKERS)
         backend = "auto"
-    return loader.create(
+    return loader.Loader(
         images,
         "train",
         size=SIZE,

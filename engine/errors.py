@@ -1,4 +1,4 @@
-"""The exceptions that the command line shows as one line."""
+"""Exceptions: what the command line shows as one line, and image files that cannot be used."""
 
 
 class UserError(Exception):
@@ -7,6 +7,14 @@ class UserError(Exception):
     The message is one line that says what was got, what was wanted and what to do. The command line
     prints it on stderr and exits with status 2; no traceback.
     """
+
+
+class Unsupported(ValueError):
+    """An image file of a kind that the backends do not decode alike; the message is one line."""
+
+
+class SeveralPages(Unsupported):
+    """A TIFF file of several pages, which may be an image of several channels (see `engine.data.files.stacks`)."""
 
 
 class RunError(Exception):

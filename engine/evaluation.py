@@ -79,8 +79,8 @@ def evaluate(
                 if flip:
                     flipped[name].update((logits.float() + mirrored.float()) / 2, batch.labels)
                 if name == first:
-                    places = torch.from_numpy(batch.indices).to(images.device, non_blocking=True)
-                    predictions.scatter_(0, places, logits.argmax(1))
+                    device_indices = torch.from_numpy(batch.indices).to(images.device, non_blocking=True)
+                    predictions.scatter_(0, device_indices, logits.argmax(1))
         on_batch(batch.total)
     model.train(was_training)
     return Evaluation(
@@ -98,14 +98,14 @@ def way(how: str, chosen: tuple[int, ...], masks: bool) -> str:
 
 
 def _shown(model: nn.Module, images: Tensor, chosen: tuple[int, ...], how: str, indices) -> tuple[Tensor, ...]:
-    """Return the model's arguments when only the channels `chosen` are present; without any, a random choice is."""
-    return shown(images, chosen, how) if chosen else _shuffled(model, images, indices)
+    """Return the model's arguments when only the channels `chosen` are present.
 
-
-def _shuffled(model: nn.Module, images: Tensor, indices) -> tuple[Tensor, ...]:
-    """Return the model's arguments for a random choice and order of channels, the same for an image in every run."""
-    places = torch.from_numpy(indices).to(images.device, non_blocking=True)
+    Without any, the choice and order of channels are random for each image, the same in every run.
+    """
+    if chosen:
+        return shown(images, chosen, how)
+    device_indices = torch.from_numpy(indices).to(images.device, non_blocking=True)
     _, channels, *size = images.shape
-    sources = draw(Recipe(channels="shuffle"), places, tuple(size), seed=0, epoch=0, channels=channels).channels
+    sources = draw(Recipe(channels="shuffle"), device_indices, tuple(size), seed=0, epoch=0, channels=channels).channels
     images = gathered(images, sources)
     return (images, sources >= 0) if getattr(model, "any_channels", False) else (images,)

@@ -1,4 +1,4 @@
-"""The course of a training: what each epoch came to."""
+"""The history of a training: losses, accuracies and speed of each epoch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from statistics import median
 
 @dataclass(frozen=True)
 class EpochRow:
-    """A row of `history.csv`. It has no times, so that equal runs write equal files.
-
-    lr: the rate of the epoch's first step.
-    """
+    """A row of `history.csv`; it has no times, so that equal runs write equal files. lr: that of the first step."""
 
     model: str
     epoch: int
@@ -28,33 +25,33 @@ class EpochRow:
 
 
 @dataclass
-class Course:
-    """A row and a speed (images a second of training) per epoch, and the seconds in all."""
+class TrainingHistory:
+    """For each epoch its row and its speed in training images per second; the total time in seconds."""
 
-    history: list[EpochRow] = field(default_factory=list)
+    epochs: list[EpochRow] = field(default_factory=list)
     speeds: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def best(self) -> EpochRow:
-        """The row of least validation loss, the earliest of equals."""
-        return min(self.history, key=lambda row: row.val_loss)
+        """The row with the lowest validation loss, the earliest at a tie."""
+        return min(self.epochs, key=lambda row: row.val_loss)
 
     @property
-    def waited(self) -> int:
-        """Epochs since the best one."""
-        return self.history[-1].epoch - self.best.epoch if self.history else 0
+    def epochs_without_improvement(self) -> int:
+        """The number of epochs since the best epoch."""
+        return self.epochs[-1].epoch - self.best.epoch if self.epochs else 0
 
     @property
     def images_per_second(self) -> float:
-        """The median over the epochs, without the first, which warms up caches, compilers and worker processes."""
+        """The median speed without the first epoch, in which caches, compilers and workers warm up."""
         return median(self.speeds[1:] or self.speeds)
 
     def as_dict(self) -> dict:
-        """Return the course as plain values."""
-        return asdict(self)
+        """Return the history as a checkpoint stores it."""
+        return {"history": list(map(asdict, self.epochs)), "speeds": self.speeds, "seconds": self.seconds}
 
     @classmethod
-    def from_dict(cls, values: dict) -> Course:
-        """Return what `as_dict` gave. Raises KeyError or TypeError where the values are of another kind."""
+    def from_dict(cls, values: dict) -> TrainingHistory:
+        """Return the history that `as_dict` stored; raises KeyError or TypeError for any other dict."""
         return cls([EpochRow(**row) for row in values["history"]], list(values["speeds"]), values["seconds"])

@@ -23,7 +23,7 @@ from polychrome.engine.data.opening import Opened
 from polychrome.engine.data.sets import division
 from polychrome.engine.errors import Interrupted, RunError, StorageError, UserError
 from polychrome.engine.evaluation import Evaluation, evaluate
-from polychrome.engine.history import Course
+from polychrome.engine.history import TrainingHistory
 from polychrome.engine.machine import distributed, hardware
 from polychrome.engine.machine.memory import PeakMemory
 from polychrome.engine.report import comparison, console, pages, plots
@@ -116,7 +116,7 @@ class Outcome:
     protocol: str
     plan: Plan
     batch_size: int
-    course: Course
+    history: TrainingHistory
     tested: dict[str, Evaluation]
     peak_memory_mb: float
     observed: dict
@@ -180,15 +180,15 @@ class Experiment:
         each = alone if networks.is_one_per_combination(entry) else [None]
         outcomes = [self._outcome(entry, self._network(entry, settings, combination)) for combination in each]
         first = outcomes[0]
-        best = first.course.best
+        best = first.history.best
         self.results["models"][entry] = (
             vars(self.costs[entry])
             | {
                 "batch_size": first.batch_size,
-                "epochs": max(len(outcome.course.history) for outcome in outcomes),
+                "epochs": max(len(outcome.history.epochs) for outcome in outcomes),
                 "best_epoch": best.epoch,
-                "train_seconds": round(sum(outcome.course.seconds for outcome in outcomes), 2),
-                "images_per_second": round(first.course.images_per_second, 1),
+                "train_seconds": round(sum(outcome.history.seconds for outcome in outcomes), 2),
+                "images_per_second": round(first.history.images_per_second, 1),
                 "peak_memory_mb": round(max(outcome.peak_memory_mb for outcome in outcomes), 1),
                 "protocol": first.protocol,
                 "channel_sampling": first.plan.channel_sampling,
@@ -242,15 +242,15 @@ class Experiment:
     def _outcome(self, entry: str, network: Network) -> Outcome:
         """Train a network and test it on every split."""
         peak = PeakMemory(network.plan.device)  # of the training, not of the search for what fits
-        course, observed = self._train(network)
-        self._write_history(network.name, course)
+        history, observed = self._train(network)
+        self._write_history(network.name, history)
         tested = {split: self._test(network, split) for split in tested_splits(self.settings)}
         if entry not in self.predictions and distributed.is_main():
             self._predict_some(entry, network)
-        trained = network.protocol, network.plan, network.settings.batch_size, course
+        trained = network.protocol, network.plan, network.settings.batch_size, history
         return Outcome(*trained, tested, peak.megabytes(), observed)
 
-    def _train(self, network: Network) -> tuple[Course, dict]:
+    def _train(self, network: Network) -> tuple[TrainingHistory, dict]:
         """Train a network; return its history, and what was observed of its steps for the results."""
         name, plan, settings = network.name, network.plan, network.settings
         main, first_epoch = distributed.is_main(), state.epochs(network.checkpoints) + 1
@@ -269,10 +269,10 @@ class Experiment:
                 if trace is not None:
                     trace()
 
-            def on_epoch(course: Course) -> None:
+            def on_epoch(history: TrainingHistory) -> None:
                 idle.epoch()
-                self._record(name, plan, course)
-                scalars.epoch(course.history[-1], course.speeds[-1], idle.share)
+                self._record(name, plan, history)
+                scalars.epoch(history.epochs[-1], history.speeds[-1], idle.share)
 
             hooks = trainer.Hooks(
                 batch=bar.advance,
@@ -283,9 +283,9 @@ class Experiment:
                 say=console.say,
                 waiting=idle.waiting,
             )
-            course = trainer.fit(name, network.model, train, val, plan, network.checkpoints, hooks)
+            history = trainer.fit(name, network.model, train, val, plan, network.checkpoints, hooks)
         console.say(f"{name}: {idle}")
-        return course, idle.figures() | ({"kernels": trace.kernels} if trace and trace.kernels else {})
+        return history, idle.figures() | ({"kernels": trace.kernels} if trace and trace.kernels else {})
 
     def _loader(self, split: str, settings: Settings, augmentations: Augmentations | None = None) -> loader.Loader:
         return make_loader(self.data, split, settings, augmentations, shared=True)
@@ -307,10 +307,10 @@ class Experiment:
         title = f"{entry}, channels {next(iter(tested.scores))}"
         path = self.folder.plots / f"confusion-{entry}.png"
         plots.confusion(tested.confusion.numpy(), self.images.class_names, title, path)
-        places = self.data.places["test"] if self.data.places else range(len(self.images.splits["test"].paths))
+        positions = self.data.positions["test"] if self.data.positions else range(len(self.images.splits["test"].paths))
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(
-            [("ID", "Category"), *zip(places, tested.predictions.tolist(), strict=True)]
+            [("ID", "Category"), *zip(positions, tested.predictions.tolist(), strict=True)]
         )
         self.folder.write(self.folder.root / f"predictions-{entry}.csv", text.getvalue())
 
@@ -342,17 +342,17 @@ class Experiment:
         with Scalars(self.folder.tensorboard / network.name, settings.tensorboard, epoch + 1) as scalars:
             scalars.picture("predictions", picture, epoch)
 
-    def _write_history(self, name: str, course: Course) -> None:
-        self.history[name] = course.history
+    def _write_history(self, name: str, history: TrainingHistory) -> None:
+        self.history[name] = history.epochs
         self.folder.write_history([row for rows in self.history.values() for row in rows])
 
-    def _record(self, name: str, plan: Plan, course: Course) -> None:
-        self._write_history(name, course)
-        row = course.history[-1]
+    def _record(self, name: str, plan: Plan, history: TrainingHistory) -> None:
+        self._write_history(name, history)
+        row = history.epochs[-1]
         console.say(
             f"{name} epoch {row.epoch}/{plan.epochs}: loss {row.train_loss:.3f}, accuracy "
             f"{row.train_accuracy:.1%}; validation loss {row.val_loss:.3f}, accuracy {row.val_accuracy:.1%}; "
-            f"{course.speeds[-1]:,.0f} img/s"
+            f"{history.speeds[-1]:,.0f} img/s"
         )
 
 

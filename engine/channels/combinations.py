@@ -12,15 +12,10 @@ from polychrome.engine.channels.names import ALL, MOST_WITH_ALL_COMBINATIONS, RG
 from polychrome.engine.errors import UserError
 
 DRAWS_OF_EACH_SIZE = 3
-
-
 # The order in which the reports list the combinations of three channels.
 _REPORTED = ("RGB", "RG", "GB", "RB", "R", "G", "B")
-
-
 # The order in which report C trains on these combinations.
 _IN_TURN = ("R", "RG", "G", "GB", "B", "RB", "RGB")
-
 
 # Positions of the channels by the name of their combination; empty where each sample gets a random choice and order.
 Combinations = Mapping[str, tuple[int, ...]]
@@ -38,7 +33,7 @@ def every(names: Sequence[str] = RGB.names, seed: int = 0) -> Combinations:
         return {name: tuple(map(names.index, name)) for name in _REPORTED}
     if count <= MOST_WITH_ALL_COMBINATIONS:
         chosen = (some for size in range(count, 0, -1) for some in combinations(everything, size))
-        return {join([names[place] for place in some], names): some for some in chosen}
+        return {join([names[channel] for channel in some], names): some for some in chosen}
     found = {ALL: everything}
     generator = np.random.default_rng([seed, count])
     for size in range(count - 1, 1, -1):
@@ -48,7 +43,7 @@ def every(names: Sequence[str] = RGB.names, seed: int = 0) -> Combinations:
             if chosen not in drawn:
                 drawn.add(chosen)
                 found[f"{size} of {count} #{len(drawn)}"] = chosen
-    return found | {names[place]: (place,) for place in everything}
+    return found | {names[channel]: (channel,) for channel in everything}
 
 
 def in_turn(names: Sequence[str] = RGB.names) -> tuple[tuple[int, ...], ...]:

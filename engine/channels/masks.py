@@ -8,9 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polychrome.engine.channels.names import Channels as Channels
-from polychrome.engine.channels.names import full as full
-
 DROP = 1  # keeps these draws apart from others by the same numbers
 DROP_PROBABILITY = 0.3
 
@@ -26,15 +23,15 @@ def protocol(model: torch.nn.Module) -> str:
 
 
 @cache
-def places(chosen: tuple[int, ...], device: torch.device) -> Tensor:
+def channel_index(chosen: tuple[int, ...], device: torch.device) -> Tensor:
     """Return the positions of channels as int64 on a device; the result is kept, as every copy makes the host wait."""
     return torch.tensor(chosen, dtype=torch.int64, device=device)
 
 
 @cache
 def present(chosen: tuple[int, ...], channels: int, device: torch.device) -> Tensor:
-    """Return bool [channels], true for the channels `chosen`, kept on a device as `places` are."""
-    return torch.tensor([place in chosen for place in range(channels)], device=device)
+    """Return bool [channels], true for the channels `chosen`, kept on a device as `channel_index` is."""
+    return torch.tensor([channel in chosen for channel in range(channels)], device=device)
 
 
 def shown(images: Tensor, chosen: tuple[int, ...], how: str) -> tuple[Tensor, ...]:
@@ -57,7 +54,7 @@ def select(images: Tensor, chosen: tuple[int, ...], how: str) -> Tensor:
     count = images.shape[1]
     if how == "subset":
         every_one = chosen == tuple(range(count))
-        return images if every_one else images.index_select(1, places(chosen, images.device))
+        return images if every_one else images.index_select(1, channel_index(chosen, images.device))
     return images * present(chosen, count, images.device)[:, None, None]
 
 

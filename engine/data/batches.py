@@ -1,10 +1,10 @@
-"""The work of a reader, the batches that come of it, and how they are standardised for a model."""
+"""Requests for batches, the decoded batches that readers return, and their standardisation for a model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from polychrome.kernels import augment
 class Reading(NamedTuple):
     """A reader's task: the images of a split, the side they are resized to, and the device of the batches.
 
-    size: height and width in pixels, where a `Work` names no other. workers: threads, or processes of the torch
+    size: height and width in pixels, where a `BatchRequest` names no other. workers: threads, or processes of the torch
     backend. seed: of images that are not read but made.
     """
 
@@ -37,11 +37,11 @@ class Reading(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Work:
-    """A reader's work for one batch: int64 [batch] indices, int64 [batch, 4] crops, bool [batch] flips.
+class BatchRequest:
+    """The images, crops and flips of one batch: int64 [batch] indices, int64 [batch, 4] crops, bool [batch] flips.
 
     total: how many images the batch has over all ranks. size: height and width to resize to; 0: the reader's own. All
-    work of a plan has the same size.
+    requests of an epoch have the same size.
     """
 
     indices: np.ndarray
@@ -49,24 +49,6 @@ class Work:
     flips: np.ndarray
     total: int = 0
     size: int = 0
-
-
-class Source(Protocol):
-    """A reader's result for one batch: the images, or all that is needed to make the images in one launch."""
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(batch, channels, height, width)."""
-
-    @property
-    def images(self) -> Tensor:
-        """uint8 or float32 [batch, channels, size, size] of the values stored, channels last in memory."""
-
-    def standardised(self, channels: Channels, sources: Tensor | None = None, **parameters: Tensor) -> Tensor:
-        """Return the batch standardised per channel, float32 channels_last; see `Batch.standardised`."""
-
-    def __getitem__(self, rows: Tensor) -> Source:
-        """Return the images of these rows, int64."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +74,13 @@ class Streamed:
 class Rendering:
     """A batch to be made of stored images.
 
-    stored: uint8 [count, height, width, channels]. The rest is on the same device: places int64 [batch], each image's
-    place among the stored images; crops int32 [batch, 4] of (top, left, height, width) in stored pixels; flips bool
+    stored: uint8 [count, height, width, channels]. The rest is on the same device: indices int64 [batch], each image's
+    index among the stored images; crops int32 [batch, 4] of (top, left, height, width) in stored pixels; flips bool
     [batch].
     """
 
     stored: Tensor
-    places: Tensor
+    indices: Tensor
     crops: Tensor
     flips: Tensor
     size: int
@@ -106,25 +88,28 @@ class Rendering:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(batch, channels, height, width)."""
-        return len(self.places), self.stored.shape[3], self.size, self.size
+        return len(self.indices), self.stored.shape[3], self.size, self.size
 
     @property
     def images(self) -> Tensor:
         """uint8 [batch, channels, size, size], channels last in memory; made anew at each call."""
-        shown = augment(self.stored, self.crops, self.flips, size=self.size, indices=self.places)
+        shown = augment(self.stored, self.crops, self.flips, size=self.size, indices=self.indices)
         return shown.mul_(255).round_().to(torch.uint8)
 
     def standardised(self, channels: Channels, sources: Tensor | None = None, **parameters: Tensor) -> Tensor:
         """Return the batch standardised per channel, float32 channels_last; see `Batch.standardised`."""
         statistics = {"mean": channels.mean, "std": channels.std}
-        given = {"channels": sources, "size": self.size, "indices": self.places}
+        given = {"channels": sources, "size": self.size, "indices": self.indices}
         return augment(self.stored, self.crops, self.flips, **given, **statistics, **parameters)
 
     def __getitem__(self, rows: Tensor) -> Rendering:
-        return Rendering(self.stored, self.places[rows], self.crops[rows], self.flips[rows], self.size)
+        return Rendering(self.stored, self.indices[rows], self.crops[rows], self.flips[rows], self.size)
 
 
-class Decoded(NamedTuple):
+Source = Streamed | Rendering
+
+
+class DecodedBatch(NamedTuple):
     """A reader's images of one batch and, by position in the batch, a line on why a file could not be read.
 
     The images in these positions hold anything.
@@ -140,7 +125,7 @@ class Batch:
 
     source: the images, or the `Rendering` that makes the images of kept images.
     labels: int64 [batch], on the device.
-    indices: int64 [batch], a numpy array, the images' places in the split.
+    indices: int64 [batch], a numpy array, the images' positions in the split.
     total: how many images the batch has over all ranks.
     drawn: what the epoch's recipe draws of each image beside crop and flip, arguments of `kernels.augment` by their
         names, on the device.

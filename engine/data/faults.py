@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from polychrome.engine.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 MOST, AT_LEAST = 0.1, 10  # a share of an epoch's images so far, and a count
 

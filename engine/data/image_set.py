@@ -10,8 +10,6 @@ from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.errors import UserError
 
 SPLITS = ("train", "val", "test")
-
-
 SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".npy"])
 
 
@@ -53,8 +51,8 @@ def without(images: ImageSet, paths: Iterable[str]) -> ImageSet:
     splits = {}
     for name, split in images.splits.items():
         rows = zip(split.paths, split.labels, split.sizes, strict=True)
-        kept = [row for row in rows if row[0] not in gone]
-        if not kept:
+        usable = [row for row in rows if row[0] not in gone]
+        if not usable:
             raise UserError(f"no usable image in {name} of {images.root}: none of {len(split.paths)} could be read")
-        splits[name] = Split(*map(tuple, zip(*kept, strict=True)))
+        splits[name] = Split(*map(tuple, zip(*usable, strict=True)))
     return replace(images, splits=splits)

@@ -9,52 +9,72 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from polychrome.engine.channels.names import Channels
 from polychrome.engine.data import faults, sampling
 from polychrome.engine.data.augmentation import Augmentations
-from polychrome.engine.data.batches import Batch, Reading, Work
+from polychrome.engine.data.batches import Batch, BatchRequest, Reading
 from polychrome.engine.data.image_set import ImageSet
-from polychrome.engine.data.readers.choice import Reader, reader
-from polychrome.engine.data.stores.store import Store
+from polychrome.engine.data.readers.choice import Store, reader
 from polychrome.engine.errors import UserError
 from polychrome.kernels.augment import Recipe
 from polychrome.kernels.augment import draw as drawn_by
 
 
 class Loader:
-    """Batches of one split; made by `create`. A context manager that frees the backend's workers."""
+    """Batches of one split of a scanned set, images of `size` by `size` pixels; a context manager that frees workers.
+
+    Args:
+        batch_size: images of a batch over all `world_size` processes, of which the loader yields the part of process
+            `rank`.
+        backend: reads the files, with `workers` threads, or processes of the torch backend.
+        augmentations: how training images are cropped and mirrored, and whether they are smaller at first; by default
+            random crops and flips.
+        eval_crop: the share of the short side that the central square keeps, in evaluation and where training does not
+            crop at random.
+        store: decoded images to read instead of the files.
+        on_fault: called once as `on_fault(path, reason)` for each file that can no longer be read.
+
+    Raises:
+        UserError: the backend is not there or cannot read the set, or a training split or batch has too few images.
+        ValueError: the set has no sizes (see `engine.data.sets.scan`), which only the synthetic backend can do without.
+    """
 
     def __init__(
         self,
         images: ImageSet,
         split: str,
-        reader: Reader,
         *,
+        size: int,
         batch_size: int,
         train: bool,
-        seed: int,
-        device: torch.device,
-        augmentations: Augmentations,
-        eval_crop: float,
-        size: int,
+        backend: str = "auto",
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        workers: int = 1,
+        augmentations: Augmentations | None = None,
+        eval_crop: float = 0.875,
+        store: Store | None = None,
         rank: int = 0,
         world_size: int = 1,
         on_fault: Callable[[str, str], None] | None = None,
     ):
+        if train:
+            check_trainable(images, split, world_size)
+            if world_size > 1 and batch_size < 2 * world_size:
+                raise UserError(f"batches of {batch_size} images for {world_size} processes: each needs at least 2")
         chosen = images.splits[split]
         self.samples = len(chosen.paths)
         self.rank, self.world_size = rank, world_size
         self.size, self.batch_size = size, batch_size
-        self.train, self.seed, self.device = train, seed, device
-        self.augmentations, self.eval_crop = augmentations, eval_crop
-        self.channels: Channels = images.channels
+        self.train, self.seed, self.device = train, seed, torch.device(device)
+        self.augmentations, self.eval_crop = augmentations or Augmentations(), eval_crop
+        self.channels = images.channels
         # A batch of one, on any rank, would give batch normalisation no variance to train on.
         left_over = self.samples % batch_size
         too_few = train and batch_size > 1 and 0 < left_over < 2 * world_size
         self._batches = -(-self.samples // batch_size) - too_few
         self._sizes = np.ones((self.samples, 2), np.int64) if chosen.sizes is None else np.array(chosen.sizes, np.int64)
         self._labels = torch.tensor(chosen.labels, dtype=torch.int64)
-        self._reader = reader
+        self._reader = reader(Reading(images, split, size, batch_size, self.device, workers, seed), backend, store)
         self._root, self._paths, self._on_fault, self._told = images.root, chosen.paths, on_fault, set()
         self._running: Iterator[Batch] | None = None
 
@@ -80,12 +100,12 @@ class Loader:
         """
         if self._running is not None:
             self._running.close()
-        plan = self.plan(epoch, draw)[start:]
-        self._running = self._epoch(plan, self._drawn(plan, recipe, epoch if draw is None else draw))
+        requests = self.requests(epoch, draw)[start:]
+        self._running = self._epoch(requests, self._drawn(requests, recipe, epoch if draw is None else draw))
         return self._running
 
-    def plan(self, epoch: int, draw: int | None = None) -> list[Work]:
-        """Return this rank's work for each batch of an epoch, without batches that have no image for the rank."""
+    def requests(self, epoch: int, draw: int | None = None) -> list[BatchRequest]:
+        """Return this rank's request for each batch of an epoch, without batches that have no image for the rank."""
         draw = epoch if draw is None else draw
         order = sampling.order(self.samples, self.seed, draw) if self.train else np.arange(self.samples)
         batches = [order[start : start + self.batch_size] for start in range(0, self.samples, self.batch_size)]
@@ -100,14 +120,14 @@ class Loader:
         ends = np.cumsum([len(share) for share in shares])[:-1]
         rows = zip(shares, np.split(crops, ends), np.split(flips, ends), map(len, batches), strict=False)
         size = self.size_of(epoch)
-        return [Work(*row, size=size) for row in rows if len(row[0])]
+        return [BatchRequest(*row, size=size) for row in rows if len(row[0])]
 
     def size_of(self, epoch: int) -> int:
         """Return height and width of the images of an epoch: in training they may grow from epoch to epoch."""
         return self.augmentations.size(epoch, self.size) if self.train else self.size
 
     def files(self, indices: np.ndarray) -> list[str]:
-        """Return the paths of images by their places in the split."""
+        """Return the paths of images by their positions in the split."""
         return [self._paths[index] for index in indices]
 
     def close(self) -> None:
@@ -122,31 +142,33 @@ class Loader:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _epoch(self, plan: list[Work], drawn: Iterator[dict[str, torch.Tensor]]) -> Iterator[Batch]:
+    def _epoch(self, requests: list[BatchRequest], drawn: Iterator[dict[str, torch.Tensor]]) -> Iterator[Batch]:
         tally = faults.Tally(self._root, self._paths, self._on_fault, self._told)
-        labels = self._all_labels(plan)
-        with closing(self._reader.read(plan)) as read:
-            for work, some, parameters, decoded in zip(plan, labels, drawn, read, strict=True):
-                batch = Batch(decoded.source, some, work.indices, work.total, parameters)
-                tally.add(work.indices, decoded.faults)
+        labels = self._all_labels(requests)
+        with closing(self._reader.read(requests)) as read:
+            for request, some, parameters, decoded in zip(requests, labels, drawn, read, strict=True):
+                batch = Batch(decoded.source, some, request.indices, request.total, parameters)
+                tally.add(request.indices, decoded.faults)
                 if decoded.faults:
                     batch = batch.rows(faults.rows(len(batch), decoded.faults, self.train))
                 if len(batch):
                     yield batch
 
-    def _all_labels(self, plan: list[Work]) -> tuple[torch.Tensor, ...]:
+    def _all_labels(self, requests: list[BatchRequest]) -> tuple[torch.Tensor, ...]:
         """Return the labels of each batch, copied to the device together."""
-        return self._copied(self._labels[_indices(plan)]).split([len(work.indices) for work in plan])
+        return self._copied(self._labels[_indices(requests)]).split([len(request.indices) for request in requests])
 
-    def _drawn(self, plan: list[Work], recipe: Recipe | None, draw: int) -> Iterator[dict[str, torch.Tensor]]:
+    def _drawn(
+        self, requests: list[BatchRequest], recipe: Recipe | None, draw: int
+    ) -> Iterator[dict[str, torch.Tensor]]:
         """Yield what a recipe draws of each batch's images beside crops and flips, of thousands of images at once."""
         recipe = replace(recipe or Recipe(), scale=None, flip=0.0)
         if recipe == Recipe():
-            yield from ({} for _ in plan)
+            yield from ({} for _ in requests)
             return
         step = max(1, sampling.AT_ONCE // self.batch_size)
-        for some in (plan[start : start + step] for start in range(0, len(plan), step)):
-            indices, counts = self._copied(_indices(some)), [len(work.indices) for work in some]
+        for some in (requests[start : start + step] for start in range(0, len(requests), step)):
+            indices, counts = self._copied(_indices(some)), [len(request.indices) for request in some]
             drawn = drawn_by(recipe, indices, (1, 1), self.seed, draw, channels=len(self.channels))._asdict()
             columns = {name: values.split(counts) for name, values in drawn.items() if values is not None}
             yield from ({name: rows[i] for name, rows in columns.items()} for i in range(len(some)))
@@ -157,64 +179,9 @@ class Loader:
         return values.to(self.device, non_blocking=True)
 
 
-def _indices(plan: list[Work]) -> torch.Tensor:
-    """Return the indices of all images of a plan, int64."""
-    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(work.indices for work in plan)]))
-
-
-def create(
-    images: ImageSet,
-    split: str,
-    *,
-    size: int,
-    batch_size: int,
-    train: bool,
-    backend: str = "auto",
-    device: str | torch.device = "cpu",
-    seed: int = 0,
-    workers: int = 1,
-    augmentations: Augmentations | None = None,
-    eval_crop: float = 0.875,
-    store: Store | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    on_fault: Callable[[str, str], None] | None = None,
-) -> Loader:
-    """Return a loader of images of `size` by `size` pixels from one split of a scanned set.
-
-    `augmentations` (default: random crops and flips) say how training images are cropped and mirrored, and whether they
-    are smaller than `size` at first; `eval_crop` is the share of the short side that the central square keeps, in
-    evaluation and where training does not crop at random. `workers` counts threads, or processes of the torch backend.
-    With `store` the images come from the store, whatever the backend; of whole images the batches are those of the
-    torch backend.
-
-    Of each batch, `batch_size` images over all `world_size` processes, the loader gives out the part of process `rank`.
-    `on_fault(path, reason)` is called once for each file that can no longer be read.
-
-    Raises:
-        UserError: the backend is not there or cannot read the set, or a training split or batch has too few images.
-        ValueError: the set has no sizes (see `engine.data.sets.scan`), which only the synthetic backend can do without.
-    """
-    device = torch.device(device)
-    if train:
-        check_trainable(images, split, world_size)
-        if world_size > 1 and batch_size < 2 * world_size:
-            raise UserError(f"batches of {batch_size} images for {world_size} processes: each needs at least 2")
-    return Loader(
-        images,
-        split,
-        reader(Reading(images, split, size, batch_size, device, workers, seed), backend, store),
-        batch_size=batch_size,
-        train=train,
-        seed=seed,
-        device=device,
-        augmentations=augmentations or Augmentations(),
-        eval_crop=eval_crop,
-        size=size,
-        rank=rank,
-        world_size=world_size,
-        on_fault=on_fault,
-    )
+def _indices(requests: list[BatchRequest]) -> torch.Tensor:
+    """Return the indices of all requested images, int64."""
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(request.indices for request in requests)]))
 
 
 def check_trainable(images: ImageSet, split: str = "train", world_size: int = 1) -> None:

@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from polychrome.engine.data import loader
 from polychrome.engine.data.augmentation import Augmentations
-from polychrome.engine.data.batches import Reading, Work
+from polychrome.engine.data.batches import BatchRequest, Reading
 from polychrome.engine.data.image_set import ImageSet, Split, sizes_of, without
+from polychrome.engine.data.loader import Loader
 from polychrome.engine.data.readers import choice
+from polychrome.engine.data.readers.choice import Store
 from polychrome.engine.data.sets import division, scan
-from polychrome.engine.data.stores.disk import Entry
-from polychrome.engine.data.stores.placement import Placement, place
-from polychrome.engine.data.stores.store import Store
+from polychrome.engine.data.stores.disk import ImageCache
+from polychrome.engine.data.stores.placement import Placement, choose_placement
 from polychrome.engine.data.stores.uniform import UniformImages
 from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
@@ -56,7 +56,7 @@ class Opened:
     rejected: "path", "split" and "reason" of each file that was left out.
     division: for every split but training, a digest of the files that it lists.
     store: the decoded images, where they are kept in memory.
-    places: for each split, the positions of its images in the list as the user gave it; None where none was left out.
+    positions: for each split, where its images are in the user's list; None where no file was left out.
     """
 
     images: ImageSet
@@ -64,7 +64,7 @@ class Opened:
     rejected: list[dict[str, str]] = field(default_factory=list)
     division: dict[str, str] = field(default_factory=dict)
     store: Store | None = None
-    places: dict[str, tuple[int, ...]] | None = None
+    positions: dict[str, tuple[int, ...]] | None = None
 
     def loader(
         self,
@@ -77,13 +77,13 @@ class Opened:
         eval_crop: float = 0.875,
         shared: bool = False,
         on_fault: Callable[[str, str], None] | None = None,
-    ) -> loader.Loader:
+    ) -> Loader:
         """Return the loader of a split: for training with augmentations, else centre crops in the list's order.
 
         With `shared`, each process gets its share of every batch. A file that can no longer be read is named on the
-        terminal, unless `on_fault(path, reason)` is to deal with it. For the rest see `engine.data.loader.create`.
+        terminal, unless `on_fault(path, reason)` is to deal with it. For the rest see `engine.data.loader.Loader`.
         """
-        return loader.create(
+        return Loader(
             self.images,
             split,
             size=size,
@@ -114,7 +114,7 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
         images = replace(images, splits={name: images.splits[name] for name in wanted.splits})
     digests = division.digests(images)
     if decoded is not None:
-        placement = _placement(images, wanted)
+        placement = choose_placement(images, wanted.cache, wanted.device, wanted.stored_size)
         return Opened(images, wanted, division=digests, store=placed(decoded, placement) if placement else decoded)
     if wanted.backend == "synthetic":
         return Opened(images, wanted, division=digests)
@@ -129,11 +129,11 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
         rejected += _left_out(images, store.faults, wanted.strict)
         images = without(images, store.faults)
     gone = {item["path"] for item in rejected}
-    places = {
-        name: tuple(place for place, path in enumerate(split.paths) if path not in gone)
+    positions = {
+        name: tuple(position for position, path in enumerate(split.paths) if path not in gone)
         for name, split in listed.splits.items()
     }
-    return Opened(images, wanted, rejected, digests, store, places)
+    return Opened(images, wanted, rejected, digests, store, positions)
 
 
 def open_store(images: ImageSet, wanted: Wanted) -> Store | None:
@@ -143,40 +143,40 @@ def open_store(images: ImageSet, wanted: Wanted) -> Store | None:
         UserError: the images do not fit where they are to be kept, or the backend cannot read them.
     """
     backend = choice.resolve(wanted.backend, images.stacks)
-    placement = _placement(images, wanted)
+    placement = choose_placement(images, wanted.cache, wanted.device, wanted.stored_size)
     if placement is None:
         if wanted.cache != "none":
             console.say("images are not kept, as they would take more than half of the free memory: decoded each epoch")
         return None
-    entry = disk_entry(images, placement, backend, wanted.device, wanted.workers)
+    cache = disk_cache(images, placement, backend, wanted.device, wanted.workers)
     with console.waiting("reading decoded images"):
-        store = restored(images, placement, entry)
+        store = load_store(images, placement, cache)
     if store is None:
         with console.progress("decoding", len(sizes_of(images))) as bar:
             store = decode(images, placement, backend, wanted.device, wanted.workers, bar.reach)
         with console.waiting("keeping decoded images"):
-            entry.save(store.values, store.faults)
+            cache.save(store.values, store.faults)
     console.say(str(placement))
     return store
 
 
-def disk_entry(
+def disk_cache(
     images: ImageSet,
     placement: Placement,
     backend: str,
     device: torch.device,
     workers: int,
     say: Callable[[str], None] = console.say,
-) -> Entry:
-    """Return the place in the disk cache of a scanned set kept so, decoded by `backend` for `device`."""
+) -> ImageCache:
+    """Return the disk cache of a scanned set with this placement, decoded by `backend` for `device`."""
     # Whole images are decoded by their definition, whatever the backend.
     by = f"{backend} {device.type if backend == 'dali' else 'cpu'}" if placement.resampled else "definition"
-    return Entry(images, placement.form, by, say, workers)
+    return ImageCache(images, placement.form, by, say, workers)
 
 
-def restored(images: ImageSet, placement: Placement, entry: Entry) -> Store | None:
-    """Return the images as the disk cache has them, or None."""
-    found = entry.load()
+def load_store(images: ImageSet, placement: Placement, cache: ImageCache) -> Store | None:
+    """Return the images in the disk cache; None where there are none."""
+    found = cache.load()
     if found is None:
         return None
     if not placement.resampled:
@@ -205,11 +205,11 @@ def decode(
     every = replace(images, splits={"every": Split(paths, (0,) * len(paths), tuple(sizes.values()))})
     crops = np.concatenate([np.zeros_like(shapes), shapes], 1)
     parts = [np.arange(len(paths))[start : start + BATCH] for start in range(0, len(paths), BATCH)]
-    plan = [Work(part, crops[part], np.zeros(len(part), bool), len(part)) for part in parts]
+    requests = [BatchRequest(part, crops[part], np.zeros(len(part), bool), len(part)) for part in parts]
     values = torch.empty(len(paths), side, side, len(images.channels), dtype=torch.uint8, device=placement.device)
     reader, faults = choice.reader(Reading(every, "every", side, BATCH, device, workers), backend), {}
     try:
-        for part, decoded in zip(parts, reader.read(plan), strict=True):
+        for part, decoded in zip(parts, reader.read(requests), strict=True):
             values[part[0] : part[-1] + 1] = decoded.source.images.permute(0, 2, 3, 1)
             faults |= {paths[part[position]]: reason for position, reason in decoded.faults.items()}
             progress(int(part[-1]) + 1, len(paths))
@@ -224,10 +224,6 @@ def placed(images: WholeImages, placement: Placement) -> Store:
         return images
     values = images.values.reshape(len(images.paths), *placement.size, images.channels)
     return UniformImages.of(values, images.paths, placement.device, images.faults)
-
-
-def _placement(images: ImageSet, wanted: Wanted) -> Placement | None:
-    return place(images, wanted.cache, wanted.device, wanted.stored_size)
 
 
 def _left_out(images: ImageSet, reasons: Mapping[str, str], strict: bool) -> list[dict[str, str]]:

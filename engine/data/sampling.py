@@ -24,7 +24,7 @@ def crops_and_flips(
     """Return the crops int64 [n, 4] of (top, left, height, width) and flips bool [n] that a recipe gives some images.
 
     Crops and flips are those of `kernels.augment.draw`, by (seed, epoch, image index); None where the recipe has none.
-    indices: int64 [n], the images' places in the split; sizes: int64 [n, 2], their (height, width) in pixels.
+    indices: int64 [n], the images' positions in the split; sizes: int64 [n, 2], their (height, width) in pixels.
     """
     import torch  # here, as the command line imports this file and has to start without torch
 

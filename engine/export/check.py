@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +39,6 @@ class Check:
     def passed(self) -> bool:
         """Whether no two logits differ by more than 1e-3, or than 1e-3 of the largest logit where it is above 1."""
         return self.difference <= TOLERANCE * max(1.0, self.largest_logit)
-
-    def as_dict(self) -> dict:
-        """Return the result JSON-ready."""
-        return asdict(self)
 
     def __str__(self) -> str:
         return f"largest difference of logits {self.difference:.1e}, same class for {self.agreement:.0%} of the images"

@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,7 +54,7 @@ def save(model: nn.Module, description: Description, path: Path, images: Tensor,
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
     write_atomically(path, content)
-    about = {**description.as_dict(), "check": {**check.as_dict(), "on": note}}
+    about = {**description.as_dict(), "check": {**asdict(check), "on": note}}
     write_atomically(path.with_name(path.name + ".json"), json.dumps(about, indent=2, ensure_ascii=False) + "\n")
     return check
 

@@ -21,18 +21,18 @@ def _padded(x: Tensor, pad: list[int], mode: str = "constant", value: float | No
     # onnxruntime merges a Pad into the next MaxPool, whose padding is minus infinity and not this value
     if mode != "constant" or min(pad) < 0:
         return NotImplemented
-    for place in range(len(pad) // 2):
-        dim = x.dim() - 1 - place
+    for axis in range(len(pad) // 2):
+        dim = x.dim() - 1 - axis
         before, after = (
             [x.new_full((*x.shape[:dim], width, *x.shape[dim + 1 :]), value or 0)] * (width > 0)
-            for width in pad[2 * place : 2 * place + 2]
+            for width in pad[2 * axis : 2 * axis + 2]
         )
         x = torch.cat([*before, x, *after], dim)
     return x
 
 
 def _stable_argsort(x: Tensor, *, stable: bool, dim: int = -1, descending: bool = False):
-    # the opset leaves the order of equals open: whole numbers get their places as a second key
+    # the opset leaves the order of equals open: whole numbers get their positions as a second key
     if x.dtype.is_floating_point or descending:
         return NotImplemented
     x = x.movedim(dim, -1)

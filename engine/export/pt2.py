@@ -14,8 +14,12 @@ from polychrome.engine.export.program import traced
 PACKAGES = ()
 
 
-def check_compiler() -> None:
-    """Raise UserError where no C++ compiler is found."""
+def write(classifier: Classifier, path: Path) -> None:
+    """Write `classifier` as a package compiled for its present device.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -26,15 +30,6 @@ def check_compiler() -> None:
             "--format pt2 compiles the model and finds no C++ compiler: install g++, or name one by the environment "
             "variable CXX"
         ) from None
-
-
-def write(classifier: Classifier, path: Path) -> None:
-    """Write `classifier` as a package compiled for its present device.
-
-    Raises:
-        UserError: there is no C++ compiler.
-    """
-    check_compiler()
     configs = {
         "aot_inductor.metadata": {KEY: classifier.description.to_json()},
         "cpp.dynamic_threads": True,  # else as many threads as this process has, wherever it runs

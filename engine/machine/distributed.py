@@ -19,14 +19,23 @@ from polychrome.engine.machine.rendezvous import fresh
 PATIENCE = timedelta(hours=2)
 
 
-def start() -> None:
-    """Join the other processes where torchrun started this one; a process by itself has nothing to join.
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the other processes, where torchrun started several, for the length of a `with` block.
 
-    NCCL speaks for CUDA tensors, Gloo for tensors on the CPU.
+    NCCL moves CUDA tensors, Gloo tensors on the CPU.
 
     Raises:
         UserError: there are more processes on this machine than CUDA devices.
     """
+    _join()
+    yield
+    # Not after an error: the others may be waiting in the middle of something, and torchrun ends them.
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _join() -> None:
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", 1)) < 2:
         return
     cuda = torch.cuda.is_available() and torch.cuda.device_count() > 0
@@ -39,16 +48,6 @@ def start() -> None:
     store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE, store=fresh(store, rank, size), rank=rank, world_size=size)
-
-
-@contextmanager
-def joined() -> Iterator[None]:
-    """Join the process group of the job for the length of a `with` block; raises what `start` raises."""
-    start()
-    yield
-    # Not after an error: the others may be waiting in the middle of something, and torchrun ends them.
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def launch() -> str | None:
@@ -163,15 +162,10 @@ class Agreement:
         """Raise this process's flags; return the flags raised anywhere by the last call, in a lone process by now."""
         if world_size() == 1:
             return raised
-        agreed = self.settle()
+        agreed = (False,) * self._flags
+        if self._work is not None:
+            self._work.wait()
+            agreed = tuple(map(bool, self._shared.tolist()))
         self._shared = torch.tensor(raised, dtype=torch.int32)
         self._work = dist.all_reduce(self._shared, dist.ReduceOp.MAX, async_op=True)
         return agreed
-
-    def settle(self) -> tuple[bool, ...]:
-        """Return the flags that were raised up to the last call."""
-        if self._work is None:
-            return (False,) * self._flags
-        self._work.wait()
-        self._work = None
-        return tuple(map(bool, self._shared.tolist()))

@@ -35,18 +35,16 @@ def hold(folder: Path) -> bool:
     descriptor = os.open(folder, os.O_RDONLY)
     facts = os.fstat(descriptor)
     key = facts.st_dev, facts.st_ino
-    free = True
-    if key not in _held:
-        try:
+    try:
+        if key not in _held:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _held[key] = descriptor
             return True
-        except BlockingIOError:
-            free = False
-        except OSError:
-            pass
+    except OSError as error:
+        os.close(descriptor)
+        return not isinstance(error, BlockingIOError)
     os.close(descriptor)
-    return free
+    return True
 
 
 def release() -> None:
@@ -95,8 +93,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for place in (*partial.rglob("*"), partial):
-            _to_disk(place)
+        for written in (*partial.rglob("*"), partial):
+            _to_disk(written)
         os.rename(partial, path)
         _to_disk(path.parent)
     finally:
@@ -136,18 +134,18 @@ def _remove_stale(path: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def last_written(place: Path) -> float:
+def last_written(path: Path) -> float:
     """Return the time of the last change to a file, or to a folder and its content."""
     try:
-        return max(os.stat(each).st_mtime for each in (place, *place.rglob("*")))
+        return max(os.stat(each).st_mtime for each in (path, *path.rglob("*")))
     except OSError:  # its writer is at work
         return time.time()
 
 
-def _to_disk(place: Path) -> None:
+def _to_disk(path: Path) -> None:
     """Have the disk keep a file's content, or a folder's names."""
     try:
-        descriptor = os.open(place, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:  # Windows opens no folders
         return
     try:

@@ -32,7 +32,7 @@ def native_precision(on: torch.device) -> str:
     """Return "bf16" where the device multiplies bfloat16 natively (GPUs; CPUs with AMX or AVX512-BF16), else "fp32"."""
     if on.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if {"amx_bf16", "avx512_bf16"} & _cpu_flags() else "fp32"
+    return "bf16" if {"amx_bf16", "avx512_bf16"} & set(_cpu_info("flags").split()) else "fp32"
 
 
 def autocast(on: torch.device, precision: str) -> AbstractContextManager:
@@ -63,10 +63,6 @@ def _cpu_info(key: str) -> str:
     except OSError:
         return ""
     return next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith(key)), "")
-
-
-def _cpu_flags() -> set[str]:
-    return set(_cpu_info("flags").split())
 
 
 def cpu_name() -> str:

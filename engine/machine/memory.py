@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,22 +17,15 @@ class PeakMemory:
         self.on = on
         if on.type == "cuda":
             torch.cuda.reset_peak_memory_stats(on)
-        else:
-            _reset_resident_peak()
+        else:  # Linux forgets the peak when "5" is written here; elsewhere the peak is the process's whole life
+            with suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
 
     def megabytes(self) -> float:
         """Return the peak since this object was made."""
         if self.on.type == "cuda":
             return torch.cuda.max_memory_allocated(self.on) / 1e6
         return _resident_peak_kb() * 1024 / 1e6
-
-
-def _reset_resident_peak() -> None:
-    # Linux forgets the peak when "5" is written here; elsewhere the peak is the process's whole life.
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
 
 
 def _resident_peak_kb() -> int:

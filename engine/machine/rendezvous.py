@@ -1,4 +1,4 @@
-"""A place where only the processes that are alive now meet."""
+"""A part of the rendezvous store that only the processes alive now share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's cache folder, and work spread over processes."""
+"""The number of usable cores, and a function mapped over jobs in several processes."""
 
 from __future__ import annotations
 

@@ -7,19 +7,15 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """Return a copy of `model` that averages its weights and statistics: decay x own + (1 - decay) x model's by step.
+class MovingAverage(AveragedModel):
+    """A copy of `model` that averages its weights and statistics: decay x own + (1 - decay) x model's in each step.
 
     Buffers that a module names in `SCHEDULED`, such as a temperature, are set by a schedule: they are copied.
 
     The first steps count more: after n steps the decay is at most (1 + n) / (10 + n), as in TensorFlow's
-    ExponentialMovingAverage, or the first weights would linger in short trainings.
+    ExponentialMovingAverage, or the first weights would linger in short trainings. The count of steps stays on the
+    host, where torch's own class copies it to the device and back.
     """
-    return _Averaged(model, decay)
-
-
-class _Averaged(AveragedModel):
-    """torch's `AveragedModel` with its count of steps on the host; torch copies the count to the device and back."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model, use_buffers=True)

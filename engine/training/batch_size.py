@@ -20,6 +20,7 @@ from polychrome.engine.machine.memory import PeakMemory, available
 from polychrome.engine.training.plan import Plan
 
 HEADROOM = 0.1  # the share of a fitting batch that is left free
+START, MOST = 64, 1024  # larger steps are bound by arithmetic on any device, and a rate for small batches fails there
 LEAST = 2  # images: batch normalisation has no variance of a single image
 MULTIPLE = 8
 MEASURABLE = 256  # MB between two batches, far above the noise of the resident set
@@ -129,12 +130,6 @@ def _with_headroom(fitting: int, most: int) -> int:
 
 def _rounded(size: int) -> int:
     return size if size < MULTIPLE else size // MULTIPLE * MULTIPLE
-
-
-START = 64
-
-
-MOST = 1024  # larger steps are bound by arithmetic on any device, and a rate found for small batches fails there
 
 
 def largest_batch(model: nn.Module, shape: tuple[int, int, int], plan: Plan, samples: int) -> int:

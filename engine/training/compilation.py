@@ -24,32 +24,25 @@ def mode(model: nn.Module, shape: tuple[int, int, int], batch_size: int, plan: P
     """
     if plan.device.type != "cuda" or steps < WORTH_MEASURING:
         return MODES[0]
-    return min(MODES, key=lambda name: _seconds_or_infinity(model, shape, batch_size, plan, name))
+    return min(MODES, key=lambda name: step_seconds(model, shape, batch_size, plan, name))
 
 
-def _seconds_or_infinity(
-    model: nn.Module, shape: tuple[int, int, int], batch_size: int, plan: Plan, name: str
-) -> float:
-    # Memory that runs out in every mode runs out in the training too, whose error names a batch size that fits.
+def step_seconds(model: nn.Module, shape: tuple[int, int, int], batch_size: int, plan: Plan, name: str) -> float:
+    """Return the median seconds of a training step on images [channels, height, width] in a mode of `torch.compile`.
+
+    Infinity where memory runs out: if it does in every mode, the training's own error names a batch size that fits.
+    """
+    times = []
     try:
-        return step_seconds(model, shape, batch_size, plan, name)
+        step = step_on_random(model, shape, plan, lambda own: torch.compile(own, mode=name, dynamic=False))
+        for _ in range(WARM_UP + TIMED):
+            started = time.perf_counter()
+            step(batch_size)
+            times.append(time.perf_counter() - started)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return inf
-
-
-def step_seconds(model: nn.Module, shape: tuple[int, int, int], batch_size: int, plan: Plan, name: str) -> float:
-    """Return the median seconds of a training step of `batch_size` images [channels, height, width] in a mode."""
-    step = step_on_random(model, shape, plan, lambda own: torch.compile(own, mode=name, dynamic=False))
-    try:
-        for _ in range(WARM_UP):
-            step(batch_size)
-        times = []
-        for _ in range(TIMED):
-            started = time.perf_counter()
-            step(batch_size)
-            times.append(time.perf_counter() - started)
     finally:
         torch.compiler.reset()
-    return median(times)
+    return median(times[WARM_UP:])

@@ -1,4 +1,4 @@
-"""Learning rates as functions of the place in a training, so that a resumed run has no scheduler to restore."""
+"""Learning rates as functions of the position in a training, so that a resumed run has no scheduler to restore."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from polychrome.engine.errors import UserError
-from polychrome.engine.history import Course
+from polychrome.engine.history import TrainingHistory
 from polychrome.engine.machine import distributed
 from polychrome.engine.training import checkpoint
 
@@ -110,7 +110,7 @@ class State:
     totals: Totals
     division: Division
     plan: dict
-    course: Course = field(default_factory=Course)
+    history: TrainingHistory = field(default_factory=TrainingHistory)
     position: Position = field(default_factory=Position)
     elapsed: float = 0.0  # seconds of the epoch so far, up to the last save within it
 
@@ -124,11 +124,11 @@ class State:
         content = self._content()
         if not distributed.is_main():
             return
-        epoch = self.course.history[-1].epoch
+        epoch = self.history.epochs[-1].epoch
         # The best goes first: a run that is killed in between repeats the epoch and writes the same file again.
-        if self.course.best.epoch == epoch:
-            kept = {"name": self.name, "epoch": epoch, "model": self.validated.state_dict()}
-            checkpoint.save(folder / BEST, kept)
+        if self.history.best.epoch == epoch:
+            best = {"name": self.name, "epoch": epoch, "model": self.validated.state_dict()}
+            checkpoint.save(folder / BEST, best)
         checkpoint.save(folder / "next.pt", content)
         if (folder / LAST).exists():
             os.replace(folder / LAST, folder / PREVIOUS)
@@ -156,7 +156,7 @@ class State:
             say(f"{path} was written by an earlier version: from here on flips and channels are drawn as today")
         checkpoint.restore(self.model, content, path)
         try:
-            self.course = Course.from_dict(content["course"])
+            self.history = TrainingHistory.from_dict(content["course"])
             self._resume_optimizer(content["optimizer"])
             self.scaler.load_state_dict(content["scaler"])
             self.position = Position(**content["position"])
@@ -174,12 +174,12 @@ class State:
     def _content(self) -> dict:
         return {
             "name": self.name,
-            "epoch": len(self.course.history),
+            "epoch": len(self.history.epochs),
             "model": self.model.state_dict(),
             "ema": self.ema and self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "course": self.course.as_dict(),
+            "course": self.history.as_dict(),
             "position": asdict(self.position),
             "totals": self.totals.as_dict(),
             "elapsed": self.elapsed,
@@ -267,11 +267,11 @@ def newest(folder: Path, division: Division | None, say: Callable[[str], None]) 
         return folder, None
     name = max(found, key=lambda name: tuple(found[name]["position"].values()))
     for fault in faults:
-        say(f"{fault}: going on from {name}, {_place(found[name])}")
+        say(f"{fault}: going on from {name}, {_progress(found[name])}")
     return folder / name, found[name]
 
 
-def _place(content: dict) -> str:
+def _progress(content: dict) -> str:
     position = Position(**content["position"])
     return f"the end of epoch {position.epoch - 1}" if position.at_start else f"within epoch {position.epoch}"
 

@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polychrome.engine.channels.combinations import Combinations
-from polychrome.engine.channels.masks import dropped, places
+from polychrome.engine.channels.masks import channel_index, dropped
 from polychrome.engine.data.batches import Batch
 from polychrome.engine.data.loader import Loader
 from polychrome.engine.errors import Interrupted, NotFiniteError
 from polychrome.engine.evaluation import evaluate
-from polychrome.engine.history import Course, EpochRow
+from polychrome.engine.history import EpochRow, TrainingHistory
 from polychrome.engine.machine import distributed
 from polychrome.engine.machine.hardware import autocast
 from polychrome.engine.machine.interruption import Interruption
 from polychrome.engine.training import batch_size, checkpoint, mixing, state
-from polychrome.engine.training.averaging import averaged
+from polychrome.engine.training.averaging import MovingAverage
 from polychrome.engine.training.batch_size import is_out_of_memory
 from polychrome.engine.training.mixing import Mixing
 from polychrome.engine.training.plan import Plan
@@ -52,7 +52,7 @@ class Hooks:
     batch: Callable[[int], None] = lambda images: None
     step: Callable[[], None] = lambda: None
     validated: Callable[[], None] = lambda: None
-    epoch: Callable[[Course], None] = lambda course: None
+    epoch: Callable[[TrainingHistory], None] = lambda history: None
     images: Callable[[Tensor], None] = lambda images: None
     say: Callable[[str], None] = lambda message: None
     waiting: Callable[[], AbstractContextManager] = nullcontext
@@ -60,8 +60,8 @@ class Hooks:
 
 def fit(
     name: str, model: nn.Module, train: Loader, val: Loader, plan: Plan, checkpoints: Path, hooks: Hooks | None = None
-) -> Course:
-    """Return the course of `model`'s training, from the checkpoints in a folder on; leave it the weights of `best.pt`.
+) -> TrainingHistory:
+    """Return the history of `model`'s training, from the checkpoints in a folder on; leave it the weights of `best.pt`.
 
     Order, augmentations, channel sampling and dropout follow from (seed, epoch), and a checkpoint within an epoch has
     the state of torch's generators, so a resumed training equals an unbroken training. SIGTERM and Ctrl-C end the
@@ -76,13 +76,13 @@ def fit(
     """
     try:
         with Interruption() as interruption:
-            course = Trainer(name, model, train, val, plan, checkpoints, hooks or Hooks(), interruption).run()
+            history = Trainer(name, model, train, val, plan, checkpoints, hooks or Hooks(), interruption).run()
         if interruption.signal:  # came after the last step
             raise Interrupted(
                 f"{name} was stopped by {interruption.signal} after its last epoch; all is saved, --resume auto goes "
                 "on from there"
             )
-        return course
+        return history
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -113,7 +113,7 @@ class Trainer:
         self.interruption, self.agreement = interruption, distributed.Agreement(2)
         model = synchronised(model, plan.device) if plan.sync_bn and distributed.world_size() > 1 else model
         self.model = model.to(plan.device, memory_format=torch.channels_last)
-        self.ema = averaged(self.model, plan.ema) if plan.ema else None
+        self.ema = MovingAverage(self.model, plan.ema) if plan.ema else None
         self.optimizer = plan.make_optimizer(self.model)
         self.scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
         self.mixing = Mixing(plan.mixup, plan.cutmix, plan.num_classes) if plan.mixup or plan.cutmix else None
@@ -132,11 +132,11 @@ class Trainer:
         self.shown = False
 
     @property
-    def course(self) -> Course:
-        """The course so far."""
-        return self.state.course
+    def history(self) -> TrainingHistory:
+        """The epochs so far."""
+        return self.state.history
 
-    def run(self) -> Course:
+    def run(self) -> TrainingHistory:
         """Train to the end."""
         plan = self.plan
         self.state.resume(self.folder, self.hooks.say)
@@ -149,18 +149,18 @@ class Trainer:
         self._clear_gradients()
         self._count_done()
         self.saved_at = time.perf_counter()
-        while len(self.course.history) < plan.epochs:
-            if plan.patience and self.course.waited >= plan.patience:
+        while len(self.history.epochs) < plan.epochs:
+            if plan.patience and self.history.epochs_without_improvement >= plan.patience:
                 break
             self._epoch()
         distributed.wait()  # for the first process's last write
         best = self.folder / state.BEST
         checkpoint.restore(self.model, checkpoint.load(best, plan.device), best)
-        return self.course
+        return self.history
 
     def _count_done(self) -> None:
         """Move the progress on by the images that an earlier process has done."""
-        position, epochs = self.state.position, len(self.course.history)
+        position, epochs = self.state.position, len(self.history.epochs)
         passes = epochs * self.plan.passes + position.turn
         within = min(position.batch * self.train.batch_size, self.train.samples)
         if done := passes * self.train.samples + epochs * self.val.samples + within:
@@ -181,15 +181,15 @@ class Trainer:
         if not math.isfinite(loss + tested.loss):
             raise NotFiniteError(
                 f"{state_.name}: epoch {epoch} ended with training loss {loss} and validation loss {tested.loss}; "
-                f"{self._kept()}; try a smaller --lr or --precision fp32"
+                f"{self._last_checkpoint()}; try a smaller --lr or --precision fp32"
             )
-        self.course.history.append(row)
-        self.course.speeds.append(speed)
-        self.course.seconds += time.perf_counter() - self.started
+        self.history.epochs.append(row)
+        self.history.speeds.append(speed)
+        self.history.seconds += time.perf_counter() - self.started
         state_.position, state_.totals, state_.elapsed = Position(epoch + 1), Totals(plan.device), 0.0
         state_.save_epoch(self.folder)
         self.saved_at = time.perf_counter()
-        self.hooks.epoch(self.course)
+        self.hooks.epoch(self.history)
 
     def _begin(self, epoch: int) -> None:
         for model in (self.model, *([self.ema.module] if self.ema else [])):
@@ -198,7 +198,7 @@ class Trainer:
         if self.plan.compile and self.train.size_of(epoch) != self.train.size_of(max(1, epoch - 1)):
             torch.compiler.reset()  # code compiled for the former size counts against the limit, too
         _train_mode(self.model, self.plan)
-        self.rate = self.plan.rates(self.course.history)
+        self.rate = self.plan.rates(self.history.epochs)
         if self.state.position.at_start:
             torch.manual_seed(_mix(self.plan.seed, epoch) + distributed.rank())
 
@@ -209,7 +209,9 @@ class Trainer:
         batches = decoded(loaded, self.hooks.waiting)
         for number, batch in enumerate(batches, position.batch):
             ends_step = (number + 1) % self.plan.accumulate == 0 or number + 1 == steps
-            self._set_rate(self.rate((turn * steps + number) / (self.plan.passes * steps)))
+            rate = self.rate((turn * steps + number) / (self.plan.passes * steps))
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group.get("lr_scale", 1.0)
             self._forward_and_backward(batch, epoch, turn, number, ends_step)
             if ends_step:
                 self._update()
@@ -221,17 +223,16 @@ class Trainer:
         self.state.position = Position(epoch, turn + 1)
         self._save_or_stop()
 
-    def _set_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
-
     def _forward_and_backward(self, batch: Batch, epoch: int, turn: int, number: int, ends_step: bool) -> None:
         plan = self.plan
         with span("augment"):
             images, present = _images(batch, self.train, plan, epoch, turn, number)
             targets = batch.labels
             if self.mixing is not None:
-                images, targets = self._mixed(images, present, targets)
+                images, targets = self.mixing(images, targets)
+                if present is not None and not plan.consistent:
+                    # An image must not get from its neighbour the channels that it lacks.
+                    images = images * present[:, :, None, None]
             if plan.consistent:
                 images, present = mixing.beside_all(images, present)
                 targets = torch.cat([targets, targets])
@@ -258,13 +259,6 @@ class Trainer:
         if self.state.totals.seen_bad():
             self._check_finite()
 
-    def _mixed(self, images: Tensor, present: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
-        images, targets = self.mixing(images, labels)
-        if present is not None and not self.plan.consistent:
-            # An image must not get from its neighbour the channels that it lacks.
-            images = images * present[:, :, None, None]
-        return images, targets
-
     def _share_of_step(self, batch: Batch, number: int) -> float:
         """Return the weight of a batch's mean loss in its step: its share of the images, times the processes, whose
         gradients are averaged.
@@ -288,18 +282,13 @@ class Trainer:
 
     def _clear_gradients(self) -> None:
         """Make the gradients ready for a step."""
-        if not self._needs_own_gradients:
-            self.optimizer.zero_grad(set_to_none=True)
-            return
-        for parameter in self.model.parameters():
-            if parameter.requires_grad and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        self.optimizer.zero_grad(set_to_none=False)
-
-    @property
-    def _needs_own_gradients(self) -> bool:
-        """Whether gradients need memory of their own: the next batch writes to the memory of a CUDA graph again."""
-        return self.plan.compile and self.plan.compile_mode != "default" and self.plan.accumulate > 1
+        # The next batch overwrites the memory of a CUDA graph: gradients that are accumulated need their own.
+        own = self.plan.compile and self.plan.compile_mode != "default" and self.plan.accumulate > 1
+        if own:
+            for parameter in self.model.parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.zero_grad(set_to_none=not own)
 
     def _validate(self):
         plan = self.plan
@@ -348,16 +337,16 @@ class Trainer:
         if step < 0:
             return
         epoch, (turn, number) = self.state.position.epoch, divmod(step, len(self.train))
-        files = self.train.files(self.train.plan(epoch, self.plan.draw(epoch, turn))[number].indices)
+        files = self.train.files(self.train.requests(epoch, self.plan.draw(epoch, turn))[number].indices)
         more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
         raise NotFiniteError(
             f"{self.state.name}: the loss of batch {step + 1} of epoch {epoch} is not finite (images: "
-            f"{', '.join(files[:SHOWN_FILES])}{more}); {self._kept()}; try a smaller --lr, --clip-norm 1 or "
+            f"{', '.join(files[:SHOWN_FILES])}{more}); {self._last_checkpoint()}; try a smaller --lr, --clip-norm 1 or "
             "--precision fp32"
         )
 
-    def _kept(self) -> str:
-        done = len(self.course.history)
+    def _last_checkpoint(self) -> str:
+        done = len(self.history.epochs)
         return f"the checkpoint of epoch {done} is kept" if done else "no checkpoint has been written"
 
 
@@ -384,11 +373,11 @@ def _images(
     parameters = dict(batch.drawn)
     chosen = parameters.pop("channels", None)
     if plan.channels:
-        shown = places(plan.channels[1], batch.device)
+        shown = channel_index(plan.channels[1], batch.device)
         shown = _others_absent(shown, channels) if plan.padded else shown
         return batch.standardised(loader.channels, shown, **parameters), None
     if plan.channel_sampling == "cycle":
-        chosen = _others_absent(places(plan.cycle[turn], batch.device), channels).expand(count, -1)
+        chosen = _others_absent(channel_index(plan.cycle[turn], batch.device), channels).expand(count, -1)
     if plan.channel_sampling == "drop":
         chosen = dropped(channels, plan.seed, plan.draw(epoch, turn), number)
         chosen = None if chosen is None else chosen.to(batch.device, non_blocking=True).expand(count, -1)

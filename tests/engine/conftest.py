@@ -21,7 +21,7 @@ def loaders(images):
     """Loaders of the training and of the validation `images`, 16 px, in batches of 8."""
     options = {"size": 16, "batch_size": 8, "backend": "synthetic"}
     with (
-        loader.create(images, "train", train=True, **options) as train,
-        loader.create(images, "val", train=False, **options) as val,
+        loader.Loader(images, "train", train=True, **options) as train,
+        loader.Loader(images, "val", train=False, **options) as val,
     ):
         yield train, val

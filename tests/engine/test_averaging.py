@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from polychrome.engine.training.averaging import averaged
+from polychrome.engine.training.averaging import MovingAverage
 from polychrome.kernels.modules import DynamicConv2d, anneal_temperature
 
 
@@ -22,7 +22,7 @@ class Called(TorchDispatchMode):
 
 def test_the_average_follows_weights_and_statistics():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
-    average, weight, mean = averaged(model, 0.25), None, None
+    average, weight, mean = MovingAverage(model, 0.25), None, None
     for step in range(4):
         with torch.no_grad():
             model[0].weight.normal_()
@@ -40,7 +40,7 @@ def test_the_average_follows_weights_and_statistics():
 
 def test_a_temperature_is_copied_and_not_averaged():
     model = nn.Sequential(DynamicConv2d(3, 4, 3), nn.BatchNorm2d(4))
-    average = averaged(model, 0.9)
+    average = MovingAverage(model, 0.9)
     for epoch in range(3):
         anneal_temperature(model, epoch)
         model(torch.randn(2, 3, 8, 8))
@@ -53,7 +53,7 @@ def test_a_temperature_is_copied_and_not_averaged():
 def test_the_number_of_steps_is_not_copied_to_the_device():
     """On a GPU the copy, and the way back, would make the host wait."""
     model = nn.Linear(3, 2)
-    average = averaged(model, 0.9)
+    average = MovingAverage(model, 0.9)
     average.update_parameters(model)
     with torch.device("meta"):
         model, average.module = nn.Linear(3, 2), nn.Linear(3, 2)

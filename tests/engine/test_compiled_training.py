@@ -26,8 +26,8 @@ def test_models_one_after_another_do_not_use_up_the_limit_of_recompilations(load
     limits = {"recompile_limit": 2, "fail_on_recompile_limit_hit": True}
     with torch._dynamo.config.patch(limits):  # a model is compiled for training and for validation
         for width in (4, 6, 8):
-            course = fit("m", Net(width), *loaders, COMPILED, tmp_path / str(width))
-            assert course.history == fit("m", Net(width), *loaders, PLAN, tmp_path / f"plain {width}").history[:2]
+            history = fit("m", Net(width), *loaders, COMPILED, tmp_path / str(width))
+            assert history.epochs == fit("m", Net(width), *loaders, PLAN, tmp_path / f"plain {width}").epochs[:2]
 
 
 def test_gradients_are_the_trainings_own_where_a_cuda_graph_would_write_to_them_again(loaders, tmp_path):
@@ -35,7 +35,7 @@ def test_gradients_are_the_trainings_own_where_a_cuda_graph_would_write_to_them_
     histories, kept = [], []
     for mode in ("default", "reduce-overhead"):
         model, plan = Net(), replace(COMPILED, accumulate=2, clip_norm=0.5, compile_mode=mode)
-        histories.append(fit("m", model, *loaders, plan, tmp_path / mode).history)
+        histories.append(fit("m", model, *loaders, plan, tmp_path / mode).epochs)
         kept.append([parameter.grad is not None for parameter in model.parameters()])
     assert histories[0] == histories[1]
     assert not any(kept[0])
@@ -51,6 +51,6 @@ def test_growing_images_do_not_use_up_the_limit_of_recompilations(loaders, tmp_p
     train.epoch = lambda epoch, *rest: sizes.append(train.size_of(epoch)) or read(epoch, *rest)
     plan = replace(COMPILED, epochs=5, augmentations=growing)
     with torch._dynamo.config.patch({"recompile_limit": 3, "fail_on_recompile_limit_hit": True}):
-        course = fit("m", Net(4), *loaders, plan, tmp_path / "compiled")
+        history = fit("m", Net(4), *loaders, plan, tmp_path / "compiled")
     assert len(set(sizes)) == 3
-    assert course.history == fit("m", Net(4), *loaders, replace(plan, compile=False), tmp_path / "plain").history
+    assert history.epochs == fit("m", Net(4), *loaders, replace(plan, compile=False), tmp_path / "plain").epochs

@@ -59,7 +59,7 @@ def test_without_channel_subsets_there_is_none(loaders, tmp_path, sampling):
     for weight in (0.0, 1.0):
         torch.manual_seed(0)
         plan = replace(CONSISTENT, channel_sampling=sampling, consistency=weight)
-        histories.append(fit("m", Recorder(), *loaders, plan, tmp_path / str(weight)).history)
+        histories.append(fit("m", Recorder(), *loaders, plan, tmp_path / str(weight)).epochs)
     assert histories[0] == histories[1]
 
 

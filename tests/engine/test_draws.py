@@ -41,7 +41,7 @@ def shown(images, stores):
         for rank in range(world_size):
             options = {"size": 20, "batch_size": batch_size, "rank": rank, "world_size": world_size, "workers": 0}
             options |= {"train": True, "seed": plan.seed, "backend": "torch", "augmentations": plan.augmentations}
-            with loader.create(images, "train", store=stores[store], **options) as batches:
+            with loader.Loader(images, "train", store=stores[store], **options) as batches:
                 read = batches.epoch(EPOCH, start, plan.draw(EPOCH, 0), plan.recipe(EPOCH))
                 for number, batch in enumerate(read, start):
                     pixels, present = _images(batch, batches, plan, EPOCH, 0, number)
@@ -82,7 +82,7 @@ def test_every_way_of_reading_draws_the_same(shown):
 def test_an_epoch_draws_other_pixels_and_channels_than_the_one_before(images):
     plan = replace(PER_IMAGE, channel_sampling="on")
     options = {"size": 20, "batch_size": COUNT, "train": True, "backend": "torch", "workers": 0}
-    with loader.create(images, "train", augmentations=plan.augmentations, **options) as batches:
+    with loader.Loader(images, "train", augmentations=plan.augmentations, **options) as batches:
         first, second = (next(batches.epoch(epoch, recipe=plan.recipe(epoch))) for epoch in (1, 2))
     first, second = first.rows(first.indices.argsort()), second.rows(second.indices.argsort())
     assert np.array_equal(first.indices, second.indices)

@@ -68,8 +68,8 @@ def stored(striped):
 def opened(images, pixels=None, batch_size=10, augmentations=None, **options):
     options = {"size": SIZE, "batch_size": batch_size, "backend": "torch", "workers": 1, "device": DEVICE} | options
     with (
-        loader.create(images, "train", train=True, store=pixels, augmentations=augmentations, **options) as train,
-        loader.create(images, "val", train=False, store=pixels, **options) as val,
+        loader.Loader(images, "train", train=True, store=pixels, augmentations=augmentations, **options) as train,
+        loader.Loader(images, "val", train=False, store=pixels, **options) as val,
     ):
         yield train, val
 
@@ -155,11 +155,11 @@ def test_nothing_in_an_epoch_makes_the_host_wait(striped, stored, tmp_path, name
     with opened(striped, kept(stored, where), augmentations=augmentations) as (train, val):
         guard = Guard(train, val, plan)
         try:
-            course = fit("m", made(name), train, val, plan, tmp_path / "m", guard.hooks)
+            history = fit("m", made(name), train, val, plan, tmp_path / "m", guard.hooks)
         finally:
             watch("default")
         assert guard.guarded == guard.steps - 1 + guard.validations - 1
-        assert len(course.history) == 2
+        assert len(history.epochs) == 2
 
 
 def test_evaluation_of_all_combinations_does_not_make_the_host_wait(striped, stored):
@@ -213,8 +213,8 @@ def test_images_beyond_two_gigabytes_are_found():
     options = {"size": SIZE, "batch_size": few, "train": False}
     whole, part = UniformImages(values, paths), UniformImages(last, paths[-few:])
     with (
-        loader.create(images, "val", store=whole, device=DEVICE, **options) as ours,
-        loader.create(images, "val", store=part, device="cpu", **options) as theirs,
+        loader.Loader(images, "val", store=whole, device=DEVICE, **options) as ours,
+        loader.Loader(images, "val", store=part, device="cpu", **options) as theirs,
     ):
         (batch,), (expected,) = ours.epoch(0), theirs.epoch(0)
         torch.testing.assert_close(batch.standardised(RGB).cpu(), expected.standardised(RGB), atol=0.03, rtol=0)
@@ -238,7 +238,7 @@ def test_a_stopped_training_goes_on_within_its_epoch(striped, stored, tmp_path, 
             fit("m", made("pool_attention_cnn"), *loaders, plan, tmp_path / "parts", Hooks(step=stop))
         resumed = fit("m", made("pool_attention_cnn"), *loaders, plan, tmp_path / "parts")
     assert len(done) == 11
-    for row, expected in zip(resumed.history, unbroken.history, strict=True):
+    for row, expected in zip(resumed.epochs, unbroken.epochs, strict=True):
         assert row.train_loss == pytest.approx(expected.train_loss, rel=1e-3)
         assert row.val_loss == pytest.approx(expected.val_loss, rel=1e-3)
 
@@ -315,7 +315,7 @@ def test_compiler_modes_train_to_the_same_losses(striped, stored, tmp_path, chan
         plan = replace(PLAN, epochs=3, compile=mode != "eager", **changes)
         plan = replace(plan, compile_mode=mode) if plan.compile else plan
         with opened(striped, kept(stored, "device")) as loaders:
-            histories[mode] = fit("m", Net(), *loaders, plan, tmp_path / mode).history
+            histories[mode] = fit("m", Net(), *loaders, plan, tmp_path / mode).epochs
     for mode in ("default", "reduce-overhead"):
         for row, expected in zip(histories[mode], histories["eager"], strict=True):
             assert row.train_loss == pytest.approx(expected.train_loss, rel=1e-2), mode

@@ -47,7 +47,7 @@ def test_a_signal_ends_the_training_after_its_step_and_loses_nothing(loaders, tm
         fit("m", parts, *loaders, PLAN, tmp_path / "parts", at_step(8, lambda: ask_to_stop(number)))
     assert checkpoint.load(tmp_path / "parts/step.pt")["position"] == {"epoch": 2, "turn": 0, "batch": 3}
     parts = Net()
-    assert fit("m", parts, *loaders, PLAN, tmp_path / "parts").history == unbroken.history
+    assert fit("m", parts, *loaders, PLAN, tmp_path / "parts").epochs == unbroken.epochs
     assert all(torch.equal(value, parts.state_dict()[key]) for key, value in whole.state_dict().items())
     assert not (tmp_path / "parts/step.pt").exists()
 
@@ -68,7 +68,7 @@ def test_a_run_goes_on_through_a_signal_that_it_was_started_to_ignore(loaders, t
     signal.signal(number, signal.SIG_IGN)
     unbroken = fit("m", Net(), *loaders, PLAN, tmp_path / "whole")
     parts = fit("m", Net(), *loaders, PLAN, tmp_path / "parts", at_step(8, lambda: ask_to_stop(number)))
-    assert parts.history == unbroken.history
+    assert parts.epochs == unbroken.epochs
     assert signal.getsignal(number) is signal.SIG_IGN
 
 
@@ -77,7 +77,7 @@ def test_a_run_that_ignores_ctrl_c_is_stopped_by_sigterm_and_goes_on_from_there(
     unbroken = fit("m", Net(), *loaders, PLAN, tmp_path / "whole")
     with pytest.raises(Interrupted, match="m was stopped by SIGTERM in epoch 2 after batch 3 of 5; all is saved"):
         fit("m", Net(), *loaders, PLAN, tmp_path / "parts", at_step(8, ask_to_stop))
-    assert fit("m", Net(), *loaders, PLAN, tmp_path / "parts").history == unbroken.history
+    assert fit("m", Net(), *loaders, PLAN, tmp_path / "parts").epochs == unbroken.epochs
 
 
 def test_sigterm_in_the_middle_of_a_write_leaves_a_whole_checkpoint(loaders, tmp_path, monkeypatch):
@@ -97,7 +97,7 @@ def test_sigterm_in_the_middle_of_a_write_leaves_a_whole_checkpoint(loaders, tmp
     for path in (tmp_path / "m").iterdir():
         assert path.suffix == ".pt"
         checkpoint.load(path)
-    assert fit("m", Net(), *loaders, PLAN, tmp_path / "m").history == unbroken.history
+    assert fit("m", Net(), *loaders, PLAN, tmp_path / "m").epochs == unbroken.epochs
 
 
 def test_a_signal_while_validating_saves_the_trained_epoch(loaders, tmp_path):
@@ -112,14 +112,14 @@ def test_a_signal_while_validating_saves_the_trained_epoch(loaders, tmp_path):
     with pytest.raises(Interrupted, match="epoch 1 after batch 5 of 5"):
         fit("m", Net(), *loaders, PLAN, tmp_path / "m", Hooks(batch=batch))
     assert checkpoint.load(tmp_path / "m/step.pt")["position"] == {"epoch": 1, "turn": 1, "batch": 0}
-    assert fit("m", Net(), *loaders, PLAN, tmp_path / "m").history == unbroken.history
+    assert fit("m", Net(), *loaders, PLAN, tmp_path / "m").epochs == unbroken.epochs
 
 
 def test_a_signal_after_the_last_step_is_not_forgotten(loaders, tmp_path):
-    hooks = Hooks(epoch=lambda course: ask_to_stop() if len(course.history) == PLAN.epochs else None)
+    hooks = Hooks(epoch=lambda history: ask_to_stop() if len(history.epochs) == PLAN.epochs else None)
     with pytest.raises(Interrupted, match="m was stopped by SIGTERM after its last epoch; all is saved"):
         fit("m", Net(), *loaders, PLAN, tmp_path / "m", hooks)
-    assert len(fit("m", Net(), *loaders, PLAN, tmp_path / "m").history) == PLAN.epochs
+    assert len(fit("m", Net(), *loaders, PLAN, tmp_path / "m").epochs) == PLAN.epochs
 
 
 def test_sigterm_elsewhere_ends_a_run_as_ctrl_c_does():
@@ -147,7 +147,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(loaders, tmp_path):
     cut(tmp_path / "m/last.pt")
     said = []
     again = fit("m", Net(), *loaders, PLAN, tmp_path / "m", Hooks(say=said.append))
-    assert again.history == unbroken.history
+    assert again.epochs == unbroken.epochs
     (line,) = said
     assert line.startswith(f"{tmp_path / 'm/last.pt'} is damaged")
     assert line.endswith("going on from previous.pt, the end of epoch 2")
@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_within_an_epoch_gives_way_to_the_one_at_its_start(
         fit("m", Net(), *loaders, PLAN, tmp_path / "m", at_step(8, ask_to_stop))
     cut(tmp_path / "m/step.pt")
     said = []
-    assert fit("m", Net(), *loaders, PLAN, tmp_path / "m", Hooks(say=said.append)).history == unbroken.history
+    assert fit("m", Net(), *loaders, PLAN, tmp_path / "m", Hooks(say=said.append)).epochs == unbroken.epochs
     assert said[0].endswith("going on from last.pt, the end of epoch 1")
 
 
@@ -175,9 +175,9 @@ def test_another_batch_size_goes_on_at_the_end_of_an_epoch_and_says_so(images, l
     with pytest.raises(Interrupted):
         fit("m", Net(), *loaders, PLAN, tmp_path / "m", at_step(8, ask_to_stop))
     said = []
-    with loader.create(images, "train", train=True, size=16, batch_size=10, backend="synthetic") as train:
-        course = fit("m", Net(), train, loaders[1], PLAN, tmp_path / "m", Hooks(say=said.append))
-    assert [row.epoch for row in course.history] == [1, 2, 3]
+    with loader.Loader(images, "train", train=True, size=16, batch_size=10, backend="synthetic") as train:
+        history = fit("m", Net(), train, loaders[1], PLAN, tmp_path / "m", Hooks(say=said.append))
+    assert [row.epoch for row in history.epochs] == [1, 2, 3]
     assert said == [
         f"{tmp_path / 'm/step.pt'} stands in the middle of epoch 2 and was saved with batch size 8 (now 10): going on "
         "from the end of epoch 1",
@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_names_step_and_files_and_keeps_the_checkpoint
     train = loaders[0]
     with pytest.raises(NotFiniteError) as caught:
         fit("m", model, *loaders, PLAN, tmp_path / "m", at_step(7, spoil))
-    files_ = train.files(train.plan(2, PLAN.draw(2, 0))[2].indices)
+    files_ = train.files(train.requests(2, PLAN.draw(2, 0))[2].indices)
     assert str(caught.value) == (
         f"m: the loss of batch 3 of epoch 2 is not finite (images: {', '.join(files_[:3])} and 5 more); the checkpoint "
         "of epoch 1 is kept; try a smaller --lr, --clip-norm 1 or --precision fp32"
@@ -233,7 +233,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(loaders, small_disk):
     assert checkpoint.load(folder / "best.pt")["epoch"] == 1
     assert not list(folder.glob("*.partial"))
     (small_disk / "filling").unlink()
-    assert len(fit("m", Net(), *loaders, PLAN, folder).history) == 3
+    assert len(fit("m", Net(), *loaders, PLAN, folder).epochs) == 3
 
 
 LIMITED = """
@@ -318,8 +318,8 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(images, tmp_path):
         model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
         plan = replace(PLAN, epochs=1, optimizer="sgd", accumulate=accumulate, clip_norm=0.5)
         with (
-            loader.create(images, "train", train=True, size=16, batch_size=batch_size, backend="synthetic") as train,
-            loader.create(images, "val", train=False, size=16, batch_size=8, backend="synthetic") as val,
+            loader.Loader(images, "train", train=True, size=16, batch_size=batch_size, backend="synthetic") as train,
+            loader.Loader(images, "val", train=False, size=16, batch_size=8, backend="synthetic") as val,
         ):
             fit("m", model, train, val, plan, tmp_path / f"{batch_size} {accumulate}")
         return model.state_dict()
@@ -337,7 +337,7 @@ def test_a_run_of_the_first_format_goes_on_and_says_what_changes(loaders, tmp_pa
     content["generators"][0]["sampling"] = torch.Generator().get_state()
     torch.save(content, tmp_path / "step.pt")
     said = []
-    assert len(fit("m", Net(), *loaders, PLAN, tmp_path, Hooks(say=said.append)).history) == PLAN.epochs
+    assert len(fit("m", Net(), *loaders, PLAN, tmp_path, Hooks(say=said.append)).epochs) == PLAN.epochs
     earlier = f"{tmp_path}/step.pt was written by an earlier version"
     assert said == [f"{earlier}: from here on flips and channels are drawn as today"]
 
@@ -353,7 +353,7 @@ def test_another_device_goes_on_at_the_end_of_an_epoch_and_says_so(loaders, tmp_
             content["generators"] = [{"cpu": torch.zeros(16, dtype=torch.uint8)}]  # a GPU's is another kind
             checkpoint.save(path, content)
     said = []
-    assert fit("m", Net(), *loaders, PLAN, tmp_path / "m", Hooks(say=said.append)).history == unbroken.history
+    assert fit("m", Net(), *loaders, PLAN, tmp_path / "m", Hooks(say=said.append)).epochs == unbroken.epochs
     assert said == [
         f"{tmp_path}/m/step.pt stands in the middle of epoch 2 and was saved with device cuda (now cpu): going on "
         "from the end of epoch 1",

@@ -129,7 +129,7 @@ def test_training_accuracy_counts_the_class_of_the_larger_share(loaders, tmp_pat
         model.head.weight.zero_()
         model.head.bias.copy_(torch.tensor([0.0, 0.0, 9.0, 0.0]))
     plan = replace(PLAN, epochs=1, lr=1e-6, mixup=1.0)
-    assert trainer.fit("m", model, *loaders, plan, tmp_path).history[0].train_accuracy == 1
+    assert trainer.fit("m", model, *loaders, plan, tmp_path).epochs[0].train_accuracy == 1
 
 
 @pytest.mark.gpu

@@ -60,8 +60,8 @@ def test_an_epoch_of_cycle_is_a_pass_for_each_combination(loaders, tmp_path):
     model = Recorder()
     plan = replace(PLAN, channel_sampling="cycle", cycle=((0,), (0, 2), (0, 1, 2)), epochs=2)
     done = []
-    course = fit("m", model, *loaders, plan, tmp_path / "m", Hooks(batch=done.append))
-    assert len(course.history) == 2
+    history = fit("m", model, *loaders, plan, tmp_path / "m", Hooks(batch=done.append))
+    assert len(history.epochs) == 2
     assert sum(done) == 2 * (3 * 40 + 8)
     trained = model.seen[:15]
     for number, (images, mask) in enumerate(trained):
@@ -110,7 +110,7 @@ def test_label_smoothing_raises_the_training_loss_alone(loaders, tmp_path):
         model = Recorder()
         with torch.no_grad():
             model.head.weight.mul_(30)
-        return fit("m", model, *loaders, plan, tmp_path / str(smoothing)).history[0]
+        return fit("m", model, *loaders, plan, tmp_path / str(smoothing)).epochs[0]
 
     plain, smooth = first(0.0), first(0.5)
     assert smooth.val_loss == pytest.approx(plain.val_loss, rel=1e-4)

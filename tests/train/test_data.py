@@ -82,6 +82,6 @@ def test_a_file_that_fails_after_the_scan_is_left_out(folder, capsys, cache):
             "val": 5,
             "test": 6,
         }
-        assert found.places["val"] == (0, 1, 2, 4, 5)
+        assert found.positions["val"] == (0, 1, 2, 4, 5)
     with pytest.raises(UserError, match=r"--strict: 1 files cannot be used; the first is images/val 3\.jpg: can no lo"):
         open_data(settings(folder, cache=cache, strict=True), "task1")

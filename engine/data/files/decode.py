@@ -7,6 +7,8 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, TiffTags
 
+from polychrome.engine.errors import SeveralPages, Unsupported
+
 if TYPE_CHECKING:
     from os import PathLike
 
@@ -21,14 +23,6 @@ FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 TIFF_MODES = ("RGB", "RGBA", "L", "P", "I;16", "I;16B")
 PPM_MODES = ("RGB", "L", "1", "I")
 BMP_LAYOUTS = ("BGR", "BGRX", "P", "L", "1")
-
-
-class Unsupported(ValueError):
-    """An image of a kind that the backends do not decode alike; the message is one line."""
-
-
-class SeveralPages(Unsupported):
-    """A TIFF file of several pages, which may be an image of several channels (see `engine.data.files.stacks`)."""
 
 
 def rgb(file: str | PathLike | IO[bytes]) -> np.ndarray:

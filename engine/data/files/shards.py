@@ -1,7 +1,7 @@
 """Files inside tar shards: a path such as 000.tar/dir/key.jpg leads into the tar 000.tar.
 
 The headers of a tar are read once and kept, as an index, in the user's cache folder until the tar's size or
-modification time changes. A member then costs one read at its place, so that images can come in any order. That suits
+modification time changes. A member then costs one read at its offset, so that images can come in any order. That suits
 local drives; from a network drive every image is a request of its own, in an order that no read-ahead can guess: copy
 such shards to a local drive, or keep the decoded images (`--cache`).
 """
@@ -25,7 +25,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from polychrome.engine.data.image_set import SUFFIXES
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import Unsupported, UserError
 from polychrome.engine.machine.files import cache_folder, new_file
 
 SUFFIX = ".tar"
@@ -36,7 +36,7 @@ BLOCK, RECORD = 512, 10240  # bytes; writers fill the end of a tar up to a whole
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 
-class Place(NamedTuple):
+class Member(NamedTuple):
     """A member of a tar: its name, the offset of its bytes, and their number."""
 
     name: str
@@ -64,7 +64,7 @@ def names(tar: str | Path) -> list[str]:
     return [os.fsdecode(name) for name in samples(tar)["name"].tolist()]
 
 
-def keep_index(tar: str) -> None:
+def build_index(tar: str) -> None:
     """Read the headers of a tar into the cache folder, where `samples` finds them."""
     samples(tar)
 
@@ -126,10 +126,10 @@ def _row(file: str | Path, tar: str, member: bytes, state: os.stat_result) -> np
     except UserError as error:
         raise OSError(str(error)) from error
     names = rows["name"]
-    place = bisect_left(names, member)
-    if place == len(names) or names[place] != member:
+    index = bisect_left(names, member)
+    if index == len(names) or names[index] != member:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
-    return rows[place]
+    return rows[index]
 
 
 def _member(file: str | Path, tar: str, member: bytes, state: os.stat_result) -> bytes:
@@ -137,11 +137,9 @@ def _member(file: str | Path, tar: str, member: bytes, state: os.stat_result) ->
     if row["cut"]:
         raise OSError(f"{Path(tar).name} ends in it or right after it") from EOFError()
     if posixpath.splitext(os.fsdecode(member))[1].lower() not in SUFFIXES:
-        from polychrome.engine.data.files.decode import Unsupported
-
         raise Unsupported("the sample has no image")
     length = int(row["size"])
-    content = os.pread(_open(tar, *_stamp(state)).descriptor, length, int(row["offset"]))
+    content = os.pread(_open(tar, *_stamp(state)).fileno(), length, int(row["offset"]))
     if len(content) != length:
         raise OSError(f"{Path(tar).name} has {len(content):,} of its {length:,} bytes") from EOFError()
     return content
@@ -151,29 +149,19 @@ def _stamp(state: os.stat_result) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
-class _Open:
-    """A file open for reading, closed once nothing uses it."""
-
-    def __init__(self, file: str):
-        self.descriptor = os.open(file, os.O_RDONLY)
-
-    def __del__(self):
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-
 @functools.lru_cache(OPEN)
-def _open(tar: str, size: int, mtime: int) -> _Open:
-    return _Open(tar)
+def _open(tar: str, size: int, mtime: int) -> BinaryIO:
+    """Return a tar open for reading; the file is closed once the cache has dropped it and nothing reads it."""
+    return open(tar, "rb", buffering=0)
 
 
 @functools.cache
 def _index(tar: str, size: int, mtime: int) -> np.ndarray:
     file = _index_file(tar, size, mtime)
-    rows = _kept(file, size)
+    rows = _load_index(file, size)
     if rows is None:
         rows = _read(tar, size)
-        _keep(rows, file)
+        _save_index(rows, file)
     return rows
 
 
@@ -182,7 +170,7 @@ def _index_file(tar: str, size: int, mtime: int) -> Path:
     return cache_folder() / "shards" / f"{path}-{size}-{mtime}-{RULES}.npy"
 
 
-def _kept(file: Path, size: int) -> np.ndarray | None:
+def _load_index(file: Path, size: int) -> np.ndarray | None:
     try:
         rows = np.load(file, allow_pickle=False)
         whole = rows.dtype.names == ("name", "offset", "size", "label", "cut")
@@ -192,7 +180,7 @@ def _kept(file: Path, size: int) -> np.ndarray | None:
         return None
 
 
-def _keep(rows: np.ndarray, file: Path) -> None:
+def _save_index(rows: np.ndarray, file: Path) -> None:
     try:
         old = [other for other in file.parent.glob(f"{file.name.partition('-')[0]}-*.npy") if other != file]
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +195,7 @@ def _keep(rows: np.ndarray, file: Path) -> None:
 def _read(tar: str, size: int) -> np.ndarray:
     with open(tar, "rb") as stream:
         members, cut = _headers(stream, tar, size)
-        grouped: dict[str, dict[str, Place]] = {}
+        grouped: dict[str, dict[str, Member]] = {}
         for member in members:
             folder, base = posixpath.split(member.name)
             stem, _, extension = base.partition(".")
@@ -222,7 +210,7 @@ def _read(tar: str, size: int) -> np.ndarray:
     return np.array(rows, kinds)
 
 
-def _headers(stream: BinaryIO, tar: str, size: int) -> tuple[list[Place], bool]:
+def _headers(stream: BinaryIO, tar: str, size: int) -> tuple[list[Member], bool]:
     """Return the files in a tar, and whether the tar is cut off."""
     found, cut, offset = [], False, 0
     try:
@@ -232,7 +220,7 @@ def _headers(stream: BinaryIO, tar: str, size: int) -> tuple[list[Place], bool]:
                 offset = archive.offset
                 name = posixpath.normpath("/" + member.name).lstrip("/")
                 if member.isreg() and not member.issparse() and not posixpath.basename(name).startswith("."):
-                    found.append(Place(name, member.offset_data, member.size))
+                    found.append(Member(name, member.offset_data, member.size))
             offset = archive.offset
     except (tarfile.TarError, ValueError, OverflowError) as error:
         if not offset:
@@ -252,7 +240,7 @@ def _kind(stream: BinaryIO) -> str:
 
 
 def _sample(
-    stream: BinaryIO, tar: str, size: int, parts: dict[str, Place], last: str
+    stream: BinaryIO, tar: str, size: int, parts: dict[str, Member], last: str
 ) -> tuple[bytes, int, int, bytes, bool] | None:
     """Return a row of the index; None where a sample has neither an image nor a label."""
     images = [member for extension, member in parts.items() if f".{extension}" in SUFFIXES]
@@ -269,7 +257,7 @@ def _sample(
     return os.fsencode(shown.name), shown.offset, shown.size, "".join(found).encode(), cut
 
 
-def _label(stream: BinaryIO, tar: str, member: Place) -> str:
+def _label(stream: BinaryIO, tar: str, member: Member) -> str:
     """Return a label as JSON, a whole number or a class name; nothing where a .json has none."""
     stream.seek(member.offset)
     content = stream.read(member.size)

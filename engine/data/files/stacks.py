@@ -10,8 +10,8 @@ import numpy as np
 
 from polychrome.engine.channels.names import ALL, SHUFFLED
 from polychrome.engine.data.files import shards
-from polychrome.engine.data.files.text import lines
-from polychrome.engine.errors import UserError
+from polychrome.engine.data.files.text import numbered_lines
+from polychrome.engine.errors import Unsupported, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -65,8 +65,6 @@ def read(file: Path, channels: int | None = None) -> np.ndarray:
 
 
 def _array(file: Path | BytesIO, channels: int | None) -> np.ndarray:
-    from polychrome.engine.data.files.decode import Unsupported
-
     try:
         values = np.load(file, mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
     except (ValueError, EOFError, SyntaxError) as error:
@@ -92,8 +90,6 @@ def _array(file: Path | BytesIO, channels: int | None) -> np.ndarray:
 def _pages(file: Path | BytesIO) -> np.ndarray:
     from PIL import Image
 
-    from polychrome.engine.data.files.decode import Unsupported
-
     try:
         with Image.open(file) as image:
             pages = [_page(image, number) for number in range(image.n_frames)]
@@ -109,8 +105,6 @@ def _pages(file: Path | BytesIO) -> np.ndarray:
 
 
 def _page(image: Image.Image, number: int) -> np.ndarray:
-    from polychrome.engine.data.files.decode import Unsupported
-
     image.seek(number)
     if image.mode not in PAGE_MODES:
         raise Unsupported(f"page {number + 1} is of mode {image.mode}, wanted pages of one channel each")
@@ -126,24 +120,24 @@ def channel_names(root: Path) -> tuple[str, ...] | None:
     file = root / NAMES_FILE
     if not file.exists():
         return None
-    names = checked_names((f"{file}:{number}", name) for number, name in lines(file))
+    names = checked_names((f"{file}:{number}", name) for number, name in numbered_lines(file))
     if not names:
         raise UserError(f"{file} names no channels: wanted a line for each")
     return names
 
 
-def checked_names(entries: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """Return the channel names of pairs of a place, to be named in an error, and a name.
+def checked_names(sources: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Return the channel names of pairs of a source, to be named in an error, and a name.
 
     Raises:
         UserError: a name stands twice or cannot be used in a combination such as nir+red.
     """
     names: list[str] = []
-    for place, name in entries:
+    for source, name in sources:
         if name in names:
-            raise UserError(f"{place}: channel {name!r} is named twice")
+            raise UserError(f"{source}: channel {name!r} is named twice")
         if not name.strip(".") or any(mark in name for mark in "+,/\n") or name in (ALL, SHUFFLED):
             wanted = f"wanted no plus, comma or slash in it, not dots alone, and not {ALL} or {SHUFFLED}"
-            raise UserError(f"{place}: a channel cannot be named {name!r}: {wanted}")
+            raise UserError(f"{source}: a channel cannot be named {name!r}: {wanted}")
         names.append(name)
     return tuple(names)

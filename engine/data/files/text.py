@@ -8,7 +8,7 @@ from pathlib import Path
 from polychrome.engine.errors import UserError
 
 
-def lines(file: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
     """Yield the number and the text, stripped, of each line that is not blank.
 
     Raises UserError where the file cannot be read or is not UTF-8.

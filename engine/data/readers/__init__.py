@@ -1,1 +1,1 @@
-"""Readers: each carries out a loader's work in its own way, and all give the same pixels."""
+"""Readers: each decodes the batches that a loader requests, and all give the same pixels."""

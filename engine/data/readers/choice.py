@@ -6,22 +6,21 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from polychrome.engine.data.batches import Decoded, Reading, Work
+from polychrome.engine.data.batches import BatchRequest, DecodedBatch, Reading
 from polychrome.engine.data.readers.pillow import PillowReader
 from polychrome.engine.data.readers.synthetic import SyntheticReader
 from polychrome.engine.data.readers.uniform import UniformReader
 from polychrome.engine.data.readers.whole import WholeReader
-from polychrome.engine.data.stores.store import Store
 from polychrome.engine.data.stores.uniform import UniformImages
 from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
 
 
 class Reader(Protocol):
-    """A worker that carries out a loader's epochs, one epoch at a time."""
+    """Decodes the batches that a loader requests, one epoch at a time."""
 
-    def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
-        """Yield the images of each piece of work, on the reader's device."""
+    def read(self, requests: Sequence[BatchRequest]) -> Iterator[DecodedBatch]:
+        """Yield the images of each request, on the reader's device."""
 
     def close(self) -> None:
         """Free threads, processes and memory."""
@@ -34,7 +33,7 @@ def _dali(reading: Reading) -> Reader:
 
 
 BACKENDS: dict[str, Callable[[Reading], Reader]] = {"dali": _dali, "torch": PillowReader, "synthetic": SyntheticReader}
-STORED: dict[type, Callable[[Reading, Store], Reader]] = {WholeImages: WholeReader, UniformImages: UniformReader}
+Store = WholeImages | UniformImages
 
 
 def reader(reading: Reading, backend: str = "auto", store: Store | None = None) -> Reader:
@@ -44,12 +43,15 @@ def reader(reading: Reading, backend: str = "auto", store: Store | None = None) 
         UserError: the backend is not there or cannot read the set.
         ValueError: the set has no sizes (see `engine.data.sets.scan`), which only the synthetic backend can do without.
     """
-    backend = resolve(backend, reading.images.stacks) if store is None else ""
-    if reading.chosen.sizes is None and backend != "synthetic":
+    if store is None:
+        backend = resolve(backend, reading.images.stacks)
+    if reading.chosen.sizes is None and (store is not None or backend != "synthetic"):
         raise ValueError(
             f"split {reading.split!r} has no image sizes: pass the set through scan.scan and scan.apply first"
         )
-    return BACKENDS[backend](reading) if store is None else STORED[type(store)](reading, store)
+    if isinstance(store, WholeImages):
+        return WholeReader(reading, store)
+    return BACKENDS[backend](reading) if store is None else UniformReader(reading, store)
 
 
 def resolve(backend: str, stacks: bool = False) -> str:

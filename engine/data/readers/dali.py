@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
-from polychrome.engine.data.batches import Decoded, Reading, Streamed, Work
+from polychrome.engine.data.batches import BatchRequest, DecodedBatch, Reading, Streamed
 from polychrome.engine.data.files import decode, shards
 from polychrome.engine.data.readers import resizing
 from polychrome.engine.data.readers.resizing import Filler, Filling, empty, one_ahead, resize
@@ -56,13 +56,13 @@ class DaliReader:
         self._unreadable: set[int] = set()
         self._failures = 0
 
-    def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
-        """Yield uint8 [batch, 3, size, size] on the device, channels last in memory, for each piece of work.
+    def read(self, requests: Sequence[BatchRequest]) -> Iterator[DecodedBatch]:
+        """Yield uint8 [batch, 3, size, size] on the device, channels last in memory, for each request.
 
         Only one iterator may be in use at a time; closing the iterator early drops prefetched batches.
         """
         try:
-            yield from self._on_cuda(plan) if self.device.type == "cuda" else self._on_cpu(plan)
+            yield from self._on_cuda(requests) if self.device.type == "cuda" else self._on_cpu(requests)
         finally:
             self._empty()
 
@@ -90,19 +90,19 @@ class DaliReader:
         pipeline.build()
         return pipeline
 
-    def _start(self, plan: Sequence[Work]) -> None:
-        size = next((work.size for work in plan if work.size), self.size)
+    def _start(self, requests: Sequence[BatchRequest]) -> None:
+        size = next((request.size for request in requests if request.size), self.size)
         if size != self.size:
             self.size = size
             if self.device.type == "cuda":  # there the pipeline resizes
                 self._pipeline = None
         if self._pipeline is None:
             self._pipeline = self._built()
-        self._inputs = self._feeds(plan)
+        self._inputs = self._feeds(requests)
         self._fed.clear()
 
     def _empty(self) -> None:
-        """Leave the pipeline ready for another plan."""
+        """Leave the pipeline ready for the next epoch."""
         self._inputs = iter(())
         if self._pipeline is None:
             return
@@ -114,23 +114,27 @@ class DaliReader:
         except RuntimeError:  # a fault in a batch that nobody waits for
             self._pipeline = None
 
-    def _feeds(self, plan: Sequence[Work]) -> Iterator[Inputs]:
-        parts = map(self._part, plan)
-        for kept, part, files in _drawn_ahead(((*item, self._encoded(item[1])) for item in parts), READ_AHEAD):
-            self._fed.append(kept)
+    def _feeds(self, requests: Sequence[BatchRequest]) -> Iterator[Inputs]:
+        parts = map(self._part, requests)
+        for positions, part, files in _drawn_ahead(((*item, self._encoded(item[1])) for item in parts), READ_AHEAD):
+            self._fed.append(positions)
             found = {index: file for future in files for index, file in future.result()} if self._in_tars else files
             yield feed(found, part)
 
-    def _part(self, work: Work) -> tuple[np.ndarray, Work]:
-        """Return the positions in a batch that DALI is to decode, all if otherwise none, and their work."""
-        readable = [index not in self._unreadable for index in work.indices.tolist()]
-        kept = np.flatnonzero(readable) if any(readable) else np.arange(len(readable))
-        return kept, replace(work, indices=work.indices[kept], crops=work.crops[kept], flips=work.flips[kept])
+    def _part(self, request: BatchRequest) -> tuple[np.ndarray, BatchRequest]:
+        """Return the positions in a batch that DALI is to decode, all if otherwise none, and a request for these."""
+        readable = [index not in self._unreadable for index in request.indices.tolist()]
+        positions = np.flatnonzero(readable) if any(readable) else np.arange(len(readable))
+        return positions, replace(
+            request, indices=request.indices[positions], crops=request.crops[positions], flips=request.flips[positions]
+        )
 
-    def _encoded(self, work: Work) -> list:
+    def _encoded(self, request: BatchRequest) -> list:
         if not self._in_tars:
             return self._files
-        return [self._readers.submit(self._bytes, part) for part in np.array_split(work.indices, READERS) if len(part)]
+        return [
+            self._readers.submit(self._bytes, part) for part in np.array_split(request.indices, READERS) if len(part)
+        ]
 
     def _bytes(self, indices: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """Return the encoded files; an unreadable file is a byte that ends the pipeline, as such a file would."""
@@ -143,97 +147,99 @@ class DaliReader:
             found.append((index, np.frombuffer(content or b"\0", np.uint8)))
         return found
 
-    def _runs(self, plan: Sequence[Work]) -> Iterator[tuple[Work, np.ndarray, tuple | None]]:
-        """Yield each piece of work with the positions that DALI decoded and its outputs; None where DALI failed."""
+    def _runs(self, requests: Sequence[BatchRequest]) -> Iterator[tuple[BatchRequest, np.ndarray, tuple | None]]:
+        """Yield each request with the positions that DALI decoded and its outputs; None where DALI failed."""
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        self._start(plan)
-        for place, work in enumerate(plan):
+        self._start(requests)
+        for number, request in enumerate(requests):
             try:
-                outputs, kept = self._pipeline.run(stream), self._fed.popleft()
+                outputs, positions = self._pipeline.run(stream), self._fed.popleft()
                 self._failures = 0
             except RuntimeError:
                 self._failures += 1
                 if self._failures > FAILURES:
                     raise
                 # The pipeline's later batches are lost with it: they are fed to the next pipeline.
-                outputs, kept, self._pipeline = None, np.zeros(0, np.int64), None
-            yield work, kept, outputs
+                outputs, positions, self._pipeline = None, np.zeros(0, np.int64), None
+            yield request, positions, outputs
             if outputs is None:
-                self._start(plan[place + 1 :])
+                self._start(requests[number + 1 :])
 
-    def _on_cuda(self, plan: Sequence[Work]) -> Iterator[Decoded]:
-        for work, kept, outputs in self._runs(plan):
+    def _on_cuda(self, requests: Sequence[BatchRequest]) -> Iterator[DecodedBatch]:
+        for request, positions, outputs in self._runs(requests):
             faults: dict[int, str] = {}
             # A copy in torch's own memory: DALI's buffer would not know which streams still read it.
             images = None if outputs is None else torch.from_dlpack(outputs[0].as_tensor()).clone()
-            if len(kept) < len(work.indices):
-                images = self._completed(work, kept, images, faults)
-            yield self._told(work, images.permute(0, 3, 1, 2), faults)
+            if len(positions) < len(request.indices):
+                images = self._completed(request, positions, images, faults)
+            yield self._told(request, images.permute(0, 3, 1, 2), faults)
 
     def _completed(
-        self, work: Work, kept: np.ndarray, images: torch.Tensor | None, faults: dict[int, str]
+        self, request: BatchRequest, positions: np.ndarray, images: torch.Tensor | None, faults: dict[int, str]
     ) -> torch.Tensor:
-        """Return a batch [batch, size, size, 3] of `images`, at the positions `kept`, and of the others by Pillow."""
-        rest = np.setdiff1d(np.arange(len(work.indices)), kept)
+        """Return a batch [batch, size, size, 3] of `images`, at these positions, and of the others by Pillow."""
+        rest = np.setdiff1d(np.arange(len(request.indices)), positions)
 
         def image(i: int) -> torch.Tensor:
-            return self._by_pillow(work, int(rest[i]), faults)
+            return self._by_pillow(request, int(rest[i]), faults)
 
         filled = self._filler.start(empty(len(rest), self.size, 3, torch.uint8), image).finished()
-        whole = torch.empty((len(work.indices), self.size, self.size, 3), dtype=torch.uint8, device=self.device)
+        whole = torch.empty((len(request.indices), self.size, self.size, 3), dtype=torch.uint8, device=self.device)
         whole[torch.from_numpy(rest).to(self.device)] = filled.permute(0, 2, 3, 1).to(self.device)
         if images is not None:
-            whole[torch.from_numpy(kept).to(self.device)] = images
+            whole[torch.from_numpy(positions).to(self.device)] = images
         return whole
 
-    def _on_cpu(self, plan: Sequence[Work]) -> Iterator[Decoded]:
-        begun: deque[tuple[Work, dict[int, str]]] = deque()
+    def _on_cpu(self, requests: Sequence[BatchRequest]) -> Iterator[DecodedBatch]:
+        begun: deque[tuple[BatchRequest, dict[int, str]]] = deque()
 
         def fillings() -> Iterator[Filling]:
-            for work, kept, outputs in self._runs(plan):
-                begun.append((work, {}))
-                yield self._fill(work, kept, outputs, begun[-1][1])
+            for request, positions, outputs in self._runs(requests):
+                begun.append((request, {}))
+                yield self._fill(request, positions, outputs, begun[-1][1])
 
         for images in one_ahead(fillings()):
-            work, faults = begun.popleft()
-            yield self._told(work, images, faults)
+            request, faults = begun.popleft()
+            yield self._told(request, images, faults)
 
-    def _fill(self, work: Work, kept: np.ndarray, outputs: tuple | None, faults: dict[int, str]) -> Filling:
-        places = {position: place for place, position in enumerate(kept.tolist())}
+    def _fill(
+        self, request: BatchRequest, positions: np.ndarray, outputs: tuple | None, faults: dict[int, str]
+    ) -> Filling:
+        row_of = {position: row for row, position in enumerate(positions.tolist())}
 
         def image(i: int) -> torch.Tensor:
-            if i not in places:
-                return self._by_pillow(work, i, faults)
-            return resize(torch.from_dlpack(outputs[0][places[i]]).permute(2, 0, 1), self.size, work.flips[i])
+            if i not in row_of:
+                return self._by_pillow(request, i, faults)
+            return resize(torch.from_dlpack(outputs[0][row_of[i]]).permute(2, 0, 1), self.size, request.flips[i])
 
-        return self._filler.start(empty(len(work.indices), self.size, 3, torch.uint8), image)
+        return self._filler.start(empty(len(request.indices), self.size, 3, torch.uint8), image)
 
-    def _by_pillow(self, work: Work, i: int, faults: dict[int, str]) -> torch.Tensor:
-        path, (top, left, height, width) = self._paths[work.indices[i]], work.crops[i].tolist()
+    def _by_pillow(self, request: BatchRequest, i: int, faults: dict[int, str]) -> torch.Tensor:
+        path, (top, left, height, width) = self._paths[request.indices[i]], request.crops[i].tolist()
         try:
             image = np.require(decode.rgb(shards.opened(self._root / path)), requirements="W")
         except (OSError, ValueError) as error:
             faults[i] = f"can no longer be read: {' '.join(str(error).split())}"
         else:
             if image.shape[0] >= top + height and image.shape[1] >= left + width:
-                return resizing.cropped(image, work.crops[i], work.flips[i], self.size)
+                return resizing.cropped(image, request.crops[i], request.flips[i], self.size)
             faults[i] = f"has changed: wanted at least {[top + height, left + width]}, got {list(image.shape[:2])}"
         return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
 
-    def _told(self, work: Work, images: torch.Tensor, faults: dict[int, str]) -> Decoded:
+    def _told(self, request: BatchRequest, images: torch.Tensor, faults: dict[int, str]) -> DecodedBatch:
         if faults:
             self._failures = 0
         if faults or self._unreadable:
-            bad = {int(work.indices[i]) for i in faults}
-            self._unreadable = (self._unreadable - set(work.indices.tolist())) | bad
-        return Decoded(Streamed(images), faults)
+            bad = {int(request.indices[i]) for i in faults}
+            self._unreadable = (self._unreadable - set(request.indices.tolist())) | bad
+        return DecodedBatch(Streamed(images), faults)
 
 
-def feed(files: Sequence[np.ndarray] | Mapping[int, np.ndarray], work: Work) -> Inputs:
+def feed(files: Sequence[np.ndarray] | Mapping[int, np.ndarray], request: BatchRequest) -> Inputs:
     """Return a pipeline's inputs for one batch: paths or encoded files, crop anchors, crop shapes and flips."""
-    crops = work.crops.astype(np.int32)
-    flips = work.flips.astype(np.int32).reshape(-1, 1)
-    return [[files[i] for i in work.indices], list(crops[:, :2]), list(crops[:, 2:]), list(flips)]
+    crops = request.crops.astype(np.int32)
+    flips = request.flips.astype(np.int32).reshape(-1, 1)
+    return [[files[i] for i in request.indices], list(crops[:, :2]), list(crops[:, 2:]), list(flips)]
 
 
 def _drawn_ahead(items: Iterable, count: int) -> Iterator:

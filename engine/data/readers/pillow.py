@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from polychrome.engine.data.batches import Decoded, Reading, Streamed, Work
+from polychrome.engine.data.batches import BatchRequest, DecodedBatch, Reading, Streamed
 from polychrome.engine.data.faults import attempted
 from polychrome.engine.data.files import stacks
 from polychrome.engine.data.image_set import ImageSet, Split
@@ -20,10 +20,10 @@ class PillowReader:
 
     def __init__(self, reading: Reading):
         self._upload = Uploads(reading.device)
-        self._plan: Sequence[Work] = ()
+        self._requests: list[BatchRequest] = []
         self._loader = DataLoader(
             _Batches(reading.images, reading.chosen, reading.size),
-            sampler=_Latest(self),
+            sampler=self._requests,
             batch_size=None,
             num_workers=reading.workers,
             persistent_workers=reading.workers > 0,
@@ -32,26 +32,15 @@ class PillowReader:
             generator=torch.Generator(),
         )
 
-    def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
-        """Yield [batch, channels, size, size] on the device, channels last in memory, for each piece of work."""
-        self._plan = plan
+    def read(self, requests: Sequence[BatchRequest]) -> Iterator[DecodedBatch]:
+        """Yield [batch, channels, size, size] on the device, channels last in memory, for each request."""
+        self._requests[:] = requests
         for images, faults in self._loader:
-            yield Decoded(Streamed(self._upload(images).permute(0, 3, 1, 2)), faults)
+            yield DecodedBatch(Streamed(self._upload(images).permute(0, 3, 1, 2)), faults)
 
     def close(self) -> None:
         """End the worker processes."""
         self._loader = None
-
-
-class _Latest:
-    def __init__(self, reader: PillowReader):
-        self.reader = reader
-
-    def __iter__(self) -> Iterator[Work]:
-        return iter(self.reader._plan)
-
-    def __len__(self) -> int:
-        return len(self.reader._plan)
 
 
 class _Batches(Dataset):
@@ -59,10 +48,10 @@ class _Batches(Dataset):
         self.read, self.paths, self.sizes, self.size = stacks.opener(images), split.paths, split.sizes, size
         self.channels, self.dtype = len(images.channels), getattr(torch, images.dtype)
 
-    def __getitem__(self, work: Work) -> tuple[torch.Tensor, dict[int, str]]:
-        size = work.size or self.size
-        images, faults = empty(len(work.indices), size, self.channels, self.dtype), {}
-        for i, (index, crop, flip) in enumerate(zip(work.indices, work.crops, work.flips, strict=True)):
+    def __getitem__(self, request: BatchRequest) -> tuple[torch.Tensor, dict[int, str]]:
+        size = request.size or self.size
+        images, faults = empty(len(request.indices), size, self.channels, self.dtype), {}
+        for i, (index, crop, flip) in enumerate(zip(request.indices, request.crops, request.flips, strict=True)):
             image = attempted(self.read, self.paths[index], (*self.sizes[index], self.channels))
             if isinstance(image, str):
                 faults[i] = image

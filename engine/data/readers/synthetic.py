@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from polychrome.engine.data.batches import Decoded, Reading, Streamed, Work
+from polychrome.engine.data.batches import BatchRequest, DecodedBatch, Reading, Streamed
 
 BANK = 256
 
@@ -24,12 +24,12 @@ class SyntheticReader:
             bank = torch.randn(shape, generator=generator) * torch.tensor(channels.std) + torch.tensor(channels.mean)
         self.device, self._bank = reading.device, bank.to(reading.device)
 
-    def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
-        """Yield [batch, channels, size, size] on the device, channels last in memory, for each piece of work."""
-        for work in plan:
-            indices = torch.from_numpy(work.indices % len(self._bank)).to(self.device, non_blocking=True)
-            size = work.size or self._bank.shape[1]
-            yield Decoded(Streamed(self._bank[indices, :size, :size].permute(0, 3, 1, 2)), {})
+    def read(self, requests: Sequence[BatchRequest]) -> Iterator[DecodedBatch]:
+        """Yield [batch, channels, size, size] on the device, channels last in memory, for each request."""
+        for request in requests:
+            indices = torch.from_numpy(request.indices % len(self._bank)).to(self.device, non_blocking=True)
+            size = request.size or self._bank.shape[1]
+            yield DecodedBatch(Streamed(self._bank[indices, :size, :size].permute(0, 3, 1, 2)), {})
 
     def close(self) -> None:
         """Free the images."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from polychrome.engine.data.batches import Decoded, Reading, Streamed, Work
+from polychrome.engine.data.batches import BatchRequest, DecodedBatch, Reading, Streamed
 from polychrome.engine.data.readers.resizing import Filler, Filling, cropped, empty, one_ahead
 from polychrome.engine.data.readers.uploads import Uploads
 from polychrome.engine.data.stores.whole import WholeImages
@@ -25,23 +25,23 @@ class WholeReader:
         if missing:
             raise ValueError(f"{len(missing)} of {len(self.paths)} images are not kept, such as {missing[0]}")
         self._upload = Uploads(reading.device)
-        self._dtype = getattr(torch, store.dtype.name)
+        self._dtype = getattr(torch, store.values.dtype.name)
         self._filler = Filler(max(1, reading.workers))
 
-    def read(self, plan: Sequence[Work]) -> Iterator[Decoded]:
-        """Yield [batch, channels, size, size] on the device, channels last in memory, for each piece of work."""
-        for images in one_ahead(map(self._start, plan)):
-            yield Decoded(Streamed(self._upload(images)), {})
+    def read(self, requests: Sequence[BatchRequest]) -> Iterator[DecodedBatch]:
+        """Yield [batch, channels, size, size] on the device, channels last in memory, for each request."""
+        for images in one_ahead(map(self._start, requests)):
+            yield DecodedBatch(Streamed(self._upload(images)), {})
 
     def close(self) -> None:
         """End the threads."""
         self._filler.close()
 
-    def _start(self, work: Work) -> Filling:
-        size = work.size or self.size
+    def _start(self, request: BatchRequest) -> Filling:
+        size = request.size or self.size
 
         def image(i: int) -> torch.Tensor:
-            return cropped(self.images[self.paths[work.indices[i]]], work.crops[i], work.flips[i], size)
+            return cropped(self.images[self.paths[request.indices[i]]], request.crops[i], request.flips[i], size)
 
-        images = empty(len(work.indices), size, self.images.channels, self._dtype, self._upload.pinned)
+        images = empty(len(request.indices), size, self.images.channels, self._dtype, self._upload.pinned)
         return self._filler.start(images, image)

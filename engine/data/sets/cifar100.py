@@ -24,10 +24,10 @@ META = CIFAR100.meta["filename"]
 
 def find(root: Path) -> Path | None:
     """Return where under `root` the official files are: the folder or the archive, or None where there is neither."""
-    for place in (root, root / CIFAR100.base_folder):
-        if (place / META).is_file() and (place / "train").is_file():
-            return place
-    return next((place for place in (root, root / CIFAR100.filename) if place.is_file()), None)
+    for source in (root, root / CIFAR100.base_folder):
+        if (source / META).is_file() and (source / "train").is_file():
+            return source
+    return next((source for source in (root, root / CIFAR100.filename) if source.is_file()), None)
 
 
 def read(root: Path | None = None, seed: int = 0, download: bool = True) -> tuple[ImageSet, WholeImages]:
@@ -36,22 +36,22 @@ def read(root: Path | None = None, seed: int = 0, download: bool = True) -> tupl
     The files are those in `root`: the official archive, its unpacked folder, or a folder with either of them.
     Without `root` the files are in the user's cache folder, downloaded there if missing and `download` says so. Of the
     500 official training images of a class 50 are for validation, drawn by `seed`: leave `seed` alone in runs that are
-    to be compared. Images are named by their place in the official files, such as "train/00042".
+    to be compared. Images are named by their position in the official files, such as "train/00042".
 
     Raises:
         UserError: the files are not there, cannot be downloaded, or are not the official files.
     """
-    place = find(Path(root).expanduser() if root is not None else cache_folder())
-    if place is None and root is not None:
+    source = find(Path(root).expanduser() if root is not None else cache_folder())
+    if source is None and root is not None:
         raise UserError(
             f"no CIFAR-100 in {root}: wanted {CIFAR100.filename} or the folder {CIFAR100.base_folder}/ in it"
         )
-    place = place or _downloaded(cache_folder(), download)
-    train, test = _from_folder(place) if place.is_dir() else _from_archive(place)
+    source = source or _downloaded(cache_folder(), download)
+    train, test = _from_folder(source) if source.is_dir() else _from_archive(source)
     splits = _splits(train.targets, seed) | {"test": _split("test", test.targets)}
     paths = [*_paths("train", len(train)), *splits["test"].paths]
     values = np.concatenate([train.data, test.data]).reshape(-1)
-    return ImageSet(place, tuple(train.classes), splits), WholeImages(values, paths, np.full((len(paths), 2), SIDE), 3)
+    return ImageSet(source, tuple(train.classes), splits), WholeImages(values, paths, np.full((len(paths), 2), SIDE), 3)
 
 
 def _splits(labels: list[int], seed: int) -> dict[str, Split]:
@@ -62,10 +62,10 @@ def _splits(labels: list[int], seed: int) -> dict[str, Split]:
     return {"train": _split("train", labels, ~held), "val": _split("train", labels, held)}
 
 
-def _split(part: str, labels: list[int], kept: np.ndarray | None = None) -> Split:
-    places = range(len(labels)) if kept is None else np.flatnonzero(kept).tolist()
+def _split(part: str, labels: list[int], mask: np.ndarray | None = None) -> Split:
+    rows = range(len(labels)) if mask is None else np.flatnonzero(mask).tolist()
     paths = _paths(part, len(labels))
-    return Split(tuple(paths[i] for i in places), tuple(int(labels[i]) for i in places), ((SIDE, SIDE),) * len(places))
+    return Split(tuple(paths[i] for i in rows), tuple(int(labels[i]) for i in rows), ((SIDE, SIDE),) * len(rows))
 
 
 def _paths(part: str, count: int) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from polychrome.engine.data.files.text import lines
+from polychrome.engine.data.files.text import numbered_lines
 from polychrome.engine.errors import UserError
 
 
@@ -30,7 +30,7 @@ def _class_names(file: Path) -> list[str]:
     if not file.exists():
         return []
     names = []
-    for number, line in lines(file):
+    for number, line in numbered_lines(file):
         fields = line.split("\t")
         if len(fields) > 1 and fields[0].strip() != str(len(names)):
             raise UserError(f"{file}:{number}: wanted label {len(names)}, got {fields[0]!r}")

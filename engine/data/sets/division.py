@@ -13,15 +13,13 @@ from polychrome.engine.data.image_set import SPLITS, ImageSet, Split
 from polychrome.engine.errors import UserError
 
 HELD_OUT = 0.1
-
-
 HOLDOUT = "holdout"
-
-
 HOLDOUT_SEED = 2500  # of the draw, the same in every run
 
 
-def held_out(root: Path, names: Sequence[str], of_class: Mapping[int, Sequence[str]], seed: int) -> dict[str, Split]:
+def split_by_class(
+    root: Path, names: Sequence[str], of_class: Mapping[int, Sequence[str]], seed: int
+) -> dict[str, Split]:
     """Split the images of each class 80/10/10 by `seed`; raises UserError for a class of fewer than three."""
     images: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     for label, paths in sorted(of_class.items()):

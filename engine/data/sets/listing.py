@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from polychrome.engine.data.files.text import lines
+from polychrome.engine.data.files.text import numbered_lines
 from polychrome.engine.data.image_set import SPLITS, SUFFIXES, ImageSet, Split
 from polychrome.engine.data.sets.classes import numbered_classes
-from polychrome.engine.data.sets.division import held_out
+from polychrome.engine.data.sets.division import split_by_class
 from polychrome.engine.errors import UserError
 
 
@@ -68,7 +68,7 @@ def image_files(folder: str | Path) -> list[str]:
         path
         for split in SPLITS
         if (folder / f"{split}.txt").is_file()
-        for _, path, _ in _entries(folder / f"{split}.txt")
+        for _, path, _ in _listed(folder / f"{split}.txt")
     ]
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     paths = dict.fromkeys([*listed, *sorted(path.relative_to(folder).as_posix() for path in found)])
@@ -84,26 +84,26 @@ def _from_lists(root: Path, num_classes: int | None) -> ImageSet:
     for split in SPLITS:
         if not (root / f"{split}.txt").is_file():
             raise UserError(f"no {split}.txt in {root}: wanted train.txt, val.txt and test.txt")
-    listed = {split: list(_entries(root / f"{split}.txt")) for split in SPLITS}
-    for split, entries in listed.items():
-        if not entries:
+    listed = {split: list(_listed(root / f"{split}.txt")) for split in SPLITS}
+    for split, rows in listed.items():
+        if not rows:
             raise UserError(f"{root / split}.txt lists no images: wanted lines of `path label`")
     names, source = numbered_classes(root, num_classes, {label for _, _, label in listed["train"]}, "train.txt")
     count = len(names)
-    for split, entries in listed.items():
-        for number, _, label in entries:
+    for split, rows in listed.items():
+        for number, _, label in rows:
             if not 0 <= label < count:
                 where = f"{root / split}.txt:{number}"
                 raise UserError(f"{where}: label {label} is outside 0..{count - 1}, as {count} classes are {source}")
     splits = {
-        split: Split(tuple(path for _, path, _ in entries), tuple(label for _, _, label in entries))
-        for split, entries in listed.items()
+        split: Split(tuple(path for _, path, _ in rows), tuple(label for _, _, label in rows))
+        for split, rows in listed.items()
     }
     return ImageSet(root, names, splits)
 
 
-def _entries(file: Path) -> Iterator[tuple[int, str, int]]:
-    for number, line in lines(file):
+def _listed(file: Path) -> Iterator[tuple[int, str, int]]:
+    for number, line in numbered_lines(file):
         path, _, label = re.sub(r"\s+", " ", line[::-1], count=1)[::-1].rpartition(" ")
         if not path:
             raise UserError(f"{file}:{number}: wanted `path label`, got {line!r}")
@@ -142,7 +142,7 @@ def _from_class_folders(root: Path, num_classes: int | None, seed: int) -> Image
     names = _folders(root)
     _check_count(root, names, num_classes)
     of_class = {label: _images(root, name) for label, name in enumerate(names)}
-    return ImageSet(root, tuple(names), held_out(root, names, of_class, seed))
+    return ImageSet(root, tuple(names), split_by_class(root, names, of_class, seed))
 
 
 def _check_count(folder: Path, names: list[str], num_classes: int | None) -> None:

@@ -56,7 +56,7 @@ def cut(scene: Path, out: Path, size: int = 9, seed: int = 0) -> list[str]:
     parts = divide(read.labels, size, seed)
     classes = np.unique(read.labels[parts == SPLITS.index("train")])
     parts[~np.isin(read.labels, classes)] = NONE
-    counts = {split: int((parts == place).sum()) for place, split in enumerate(SPLITS)}
+    counts = {split: int((parts == index).sum()) for index, split in enumerate(SPLITS)}
     if len(classes) < 2 or not all(counts.values()):
         shares = ", ".join(f"{count} in {split}" for split, count in counts.items())
         raise UserError(f"{scene} is too small for three splits apart, with patches of {size}: {shares}")
@@ -69,7 +69,7 @@ def cut(scene: Path, out: Path, size: int = 9, seed: int = 0) -> list[str]:
 
 
 def divide(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Return the split of each pixel, int8 [height, width]: its place in train, val, test, or -1.
+    """Return the split of each pixel, int8 [height, width]: its index in train, val, test, or -1.
 
     Pixels of two splits are at least `size` apart, in rows or in columns.
     """
@@ -137,8 +137,8 @@ def _division(labels: np.ndarray, size: int, blocks: np.ndarray, split_of: np.nd
     found = np.bincount(((parts + 1) * kinds + labels).ravel(), minlength=(len(SPLITS) + 1) * kinds)
     found = found.reshape(-1, kinds)[1:]  # without the row of NONE
     train, val, test = found > 0
-    kept = found.sum(1) / list(SHARES.values())
-    score = int((train & test).sum()), int((train & val).sum()), float(kept.min())
+    shares = found.sum(1) / list(SHARES.values())
+    score = int((train & test).sum()), int((train & val).sum()), float(shares.min())
     return Division(blocks, split_of, parts, score)
 
 
@@ -158,7 +158,7 @@ def _within(mask: np.ndarray, reach: int) -> np.ndarray:
 
 def _missing(labels: np.ndarray, parts: np.ndarray) -> Iterator[str]:
     for label in np.unique(labels[labels > 0]):
-        found = [split for place, split in enumerate(SPLITS) if (labels[parts == place] == label).any()]
+        found = [split for index, split in enumerate(SPLITS) if (labels[parts == index] == label).any()]
         absent = " and ".join(split for split in SPLITS if split not in found)
         if not found:
             yield f"class {label} is left out: none of its {(labels == label).sum()} pixels can be in train"
@@ -213,12 +213,12 @@ def _write(scene: Scene, parts: np.ndarray, classes: np.ndarray, out: Path, size
 
 def _patch(cube: np.ndarray, row: int, column: int, size: int) -> np.ndarray:
     rows, columns = (
-        _mirrored(place, size, length) for place, length in zip((row, column), cube.shape[:2], strict=True)
+        _mirrored(centre, size, length) for centre, length in zip((row, column), cube.shape[:2], strict=True)
     )
     return cube[np.ix_(rows, columns)]
 
 
 def _mirrored(centre: int, size: int, length: int) -> np.ndarray:
-    """Return the places around a centre; places outside 0..length-1 are mirrored at the ends, into the same patch."""
-    places = np.abs(np.arange(size) + centre - size // 2)
-    return np.minimum(places, 2 * (length - 1) - places)
+    """Return `size` positions around a centre; positions outside 0..length-1 are mirrored at the ends."""
+    positions = np.abs(np.arange(size) + centre - size // 2)
+    return np.minimum(positions, 2 * (length - 1) - positions)

@@ -9,6 +9,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -158,10 +159,10 @@ def apply(images: ImageSet, report: ScanReport, channels: Channels | None = None
         UserError: a split is left empty, or the files differ in kind or number of channels among each other, from
             channels.txt or from `channels`.
     """
-    splits = {name: _kept(f"{name} of {images.root}", split, report) for name, split in images.splits.items()}
-    kept = replace(images, splits=splits)
+    splits = {name: _usable(f"{name} of {images.root}", split, report) for name, split in images.splits.items()}
+    scanned = replace(images, splits=splits)
     found = {path: report.stacks.get(path) for split in splits.values() for path in split.paths}
-    return _with_photos(kept, found) if None in found.values() else _with_stacks(kept, found, channels)
+    return _with_photos(scanned, found) if None in found.values() else _with_stacks(scanned, found, channels)
 
 
 def _with_photos(images: ImageSet, found: dict[str, Stack | None]) -> ImageSet:
@@ -203,7 +204,7 @@ def _measured(images: ImageSet, found: dict[str, Stack]) -> Channels:
     return Channels(names, tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def _kept(name: str, split: Split, report: ScanReport) -> Split:
+def _usable(name: str, split: Split, report: ScanReport) -> Split:
     rows = [
         (path, label, report.sizes[path])
         for path, label in zip(split.paths, split.labels, strict=True)
@@ -313,10 +314,8 @@ class _Cache:
         except OSError:
             return None
         self.stamps[path] = [state.st_size, state.st_mtime_ns]
-        entry = self.entries.get(path)
-        if entry is None or entry[:2] != self.stamps[path]:
-            return None
-        return _from_entry(entry[2:])
+        entry = self.entries.get(path, ())
+        return _from_entry(entry[2:]) if isinstance(entry, list) and entry[:2] == self.stamps[path] else None
 
     def put(self, path: str, verdict: Verdict) -> None:
         if path in self.stamps:
@@ -338,7 +337,7 @@ class _Cache:
             content = json.loads(self.file.read_text())
             if (content["rules"], content["root"]) != (self.rules, str(self.root)):
                 return {}
-            return {path: entry for path, entry in content["files"].items() if _well_formed(entry)}
+            return dict(content["files"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
@@ -352,17 +351,13 @@ def _to_entry(verdict: Verdict) -> list:
 
 
 def _from_entry(entry: list) -> Verdict | None:
-    if len(entry) == 1:
-        return entry[0]
-    if len(entry) == 2:
-        return tuple(entry)
-    height, width, dtype, moments, as_photo = entry
-    try:
-        return Stack(height, width, dtype, Moments.from_text(height * width, moments), as_photo)
-    except ValueError:
-        return None
-
-
-def _well_formed(entry: list) -> bool:
-    kinds = [type(value) for value in entry]
-    return kinds in ([int, int, str], [int, int, int, int], [int, int, int, int, str, str, str])
+    """Return the verdict that `_to_entry` stored; None for any other list."""
+    match entry:
+        case [str(reason)]:
+            return reason
+        case [int(height), int(width)]:
+            return height, width
+        case [int(height), int(width), str(dtype), str(moments), str(as_photo)]:
+            with suppress(ValueError):
+                return Stack(height, width, dtype, Moments.from_text(height * width, moments), as_photo)
+    return None

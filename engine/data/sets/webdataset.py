@@ -16,7 +16,7 @@ import numpy as np
 from polychrome.engine.data.files import shards
 from polychrome.engine.data.image_set import SPLITS, ImageSet, Split
 from polychrome.engine.data.sets.classes import numbered_classes
-from polychrome.engine.data.sets.division import held_out
+from polychrome.engine.data.sets.division import split_by_class
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine.workers import cpus, parallel
 
@@ -101,7 +101,7 @@ def read(tars: Sequence[Path], num_classes: int | None = None, seed: int = 0) ->
     of_class: dict[int, list[str]] = defaultdict(list)
     for path, label in sorted(zip(paths[""], labels[""], strict=True)):
         of_class[label].append(path)
-    return ImageSet(root, classes, held_out(root, classes, of_class, seed))
+    return ImageSet(root, classes, split_by_class(root, classes, of_class, seed))
 
 
 def _split_names(tars: Sequence[Path], root: Path) -> dict[Path, str]:
@@ -123,7 +123,7 @@ def _indexed(tars: Sequence[Path]) -> list[np.ndarray]:
     unknown = [str(tar) for tar in tars if not shards.has_index(tar)]
     workers = min(cpus(), len(unknown) // PER_PROCESS)
     if workers > 1:
-        list(parallel(shards.keep_index, unknown, workers))
+        list(parallel(shards.build_index, unknown, workers))
     return [shards.samples(tar) for tar in tars]
 
 

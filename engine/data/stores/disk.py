@@ -29,21 +29,21 @@ CHUNK = 2**24  # bytes of a checksum's block
 HEADER, VALUES = "header.json", "values"
 
 
-class Found(NamedTuple):
-    """An entry's values, uint8 [bytes], mapped from the file and not to be written to, and the files left out of it."""
+class StoredValues(NamedTuple):
+    """The values in a cache, uint8 [bytes], mapped read-only from the file, and the files that could not be decoded."""
 
     values: np.ndarray
     faults: dict[str, str]
 
 
-class Entry:
+class ImageCache:
     """The decoded images of one set in one form, in a folder named after everything that the pixels depend on.
 
     A file that cannot be read or written is told of in a line, through `say`, and is not an error.
     """
 
     def __init__(self, images: ImageSet, form: str, decoder: str, say: Callable[[str], None], workers: int = 1):
-        """Name the entry of a scanned set; `form` is "whole" or the stored size, `decoder` the decoder of the files."""
+        """Name the folder of a scanned set; `form` is "whole" or the stored size, `decoder` what decodes the files."""
         paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
         root = os.path.abspath(images.root)
         about = [root, sorted(images.splits), form, decoder, list(images.channels.names), images.dtype]
@@ -52,8 +52,8 @@ class Entry:
         self.folder = cache_folder() / "images" / f"{group[:16]}-{self.key[:16]}"
         self._group, self._say, self._workers = group[:16], say, max(1, workers)
 
-    def load(self) -> Found | None:
-        """Return the kept images, checked, or None; a damaged entry is removed."""
+    def load(self) -> StoredValues | None:
+        """Return the kept images, checked, or None; a damaged cache is removed."""
         if not self.folder.exists():
             return None
         try:
@@ -82,10 +82,10 @@ class Entry:
             if not self.folder.exists():
                 self._say(f"decoded images are not kept in {self.folder.parent}: {error.strerror or error}")
 
-    def _checked(self) -> Found:
+    def _checked(self) -> StoredValues:
         header = json.loads((self.folder / HEADER).read_text(encoding="utf-8"))
         if header["key"] != self.key:
-            raise ValueError("it is another entry's")
+            raise ValueError("it belongs to another set")
         size = (self.folder / VALUES).stat().st_size
         if size != header["bytes"]:
             raise ValueError(f"{size:,} bytes, wanted {header['bytes']:,}")
@@ -94,7 +94,7 @@ class Entry:
             found = list(pool.map(zlib.crc32, _chunks(values)))
         if found != header["checksums"]:
             raise ValueError("a checksum is wrong")
-        return Found(np.asarray(values), dict(header["faults"]))
+        return StoredValues(np.asarray(values), dict(header["faults"]))
 
     def _write(self, folder: Path, values: np.ndarray | Tensor, faults: dict[str, str]) -> None:
         checksums = []
@@ -107,7 +107,7 @@ class Entry:
         (folder / HEADER).write_text(json.dumps(header), encoding="utf-8")
 
     def _clear(self) -> None:
-        """Remove entries that this entry replaces, and the leftovers of writers that were killed."""
+        """Remove caches that this cache replaces, and the leftovers of writers that were killed."""
         for folder in self.folder.parent.glob(f"{self._group}-*"):
             partial = folder.name.endswith(PARTIAL)
             if not partial or time.time() - last_written(folder) > STALE:

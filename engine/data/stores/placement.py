@@ -1,4 +1,4 @@
-"""The place and form in which decoded images are kept, by the memory there is."""
+"""Where decoded images are stored and in which form, by the memory available."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Placement:
         return f"images kept {where}: {amount(self.nbytes)}{size}"
 
 
-def place(images: ImageSet, cache: str, device: torch.device, size: int) -> Placement | None:
-    """Return the place and form to keep a scanned set in, or None where files are to be decoded in each epoch.
+def choose_placement(images: ImageSet, cache: str, device: torch.device, size: int) -> Placement | None:
+    """Return the device and form to store a scanned set in; None where files are to be decoded in each epoch.
 
     Images are squeezed to `size` by `size`, unless all have one size whose short side is at most `size`. On the CPU
     "host" keeps them whole, and float32 values are always whole and in host memory. "auto" takes the device where it

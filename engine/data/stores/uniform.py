@@ -21,7 +21,7 @@ class UniformImages:
         if values.dtype != torch.uint8 or values.dim() != 4 or len(values) != len(paths):
             raise ValueError(f"{list(values.shape)} {values.dtype} of {len(paths)} images, wanted uint8 and 4 axes")
         self.values, self.faults = values, faults or {}
-        self._places = {path: place for place, path in enumerate(paths) if path not in self.faults}
+        self._indices = {path: index for index, path in enumerate(paths) if path not in self.faults}
 
     @classmethod
     def of(
@@ -32,20 +32,15 @@ class UniformImages:
             warnings.simplefilter("ignore", UserWarning)
             return cls(torch.from_numpy(values).to(on), paths, faults)
 
-    @property
-    def nbytes(self) -> int:
-        """The bytes that the images take."""
-        return self.values.nbytes
-
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     def __contains__(self, path: str) -> bool:
-        return path in self._places
+        return path in self._indices
 
-    def places(self, paths: Sequence[str]) -> np.ndarray:
+    def indices(self, paths: Sequence[str]) -> np.ndarray:
         """Return where each image is among the values, int64. Raises ValueError for unknown paths."""
         missing = [path for path in paths if path not in self]
         if missing:
             raise ValueError(f"{len(missing)} of {len(paths)} images are not kept, such as {missing[0]}")
-        return np.array([self._places[path] for path in paths], np.int64)
+        return np.array([self._indices[path] for path in paths], np.int64)

@@ -30,14 +30,14 @@ class WholeImages:
         Files in `faults`, with a reason each, could not be read and are not among the images.
         """
         self.values, self.paths, self.faults = values, paths, faults or {}
-        self._channels = channels
+        self.channels = channels
         self._sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
         self._starts = _starts(self._sizes, channels)
-        self._places = {path: place for place, path in enumerate(paths)}
-        if len(self._places) != len(self._sizes) or len(values) != self._starts[-1]:
-            raise ValueError(f"{len(values)} values of {len(self._places)} paths and {len(self._sizes)} sizes")
+        self._indices = {path: index for index, path in enumerate(paths)}
+        if len(self._indices) != len(self._sizes) or len(values) != self._starts[-1]:
+            raise ValueError(f"{len(values)} values of {len(self._indices)} paths and {len(self._sizes)} sizes")
         for path in self.faults:
-            del self._places[path]
+            del self._indices[path]
 
     @classmethod
     def load(cls, images: ImageSet, workers: int, progress: Callable[[int, int], None] | None = None) -> WholeImages:
@@ -78,31 +78,16 @@ class WholeImages:
         values = sum(height * width for height, width in sizes_of(images).values()) * len(images.channels)
         return values * np.dtype(images.dtype).itemsize
 
-    @property
-    def nbytes(self) -> int:
-        """The bytes that the images take."""
-        return self.values.nbytes
-
-    @property
-    def channels(self) -> int:
-        """The number of channels of each image."""
-        return self._channels
-
-    @property
-    def dtype(self) -> np.dtype:
-        """uint8 or float32."""
-        return self.values.dtype
-
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     def __contains__(self, path: str) -> bool:
-        return path in self._places
+        return path in self._indices
 
     def __getitem__(self, path: str) -> np.ndarray:
         """Return an image [height, width, channels]; it shares the memory. Raises KeyError for an unknown path."""
-        place = self._places[path]
-        return self.values[self._starts[place] : self._starts[place + 1]].reshape(*self._sizes[place], self._channels)
+        index = self._indices[path]
+        return self.values[self._starts[index] : self._starts[index + 1]].reshape(*self._sizes[index], self.channels)
 
 
 def _starts(sizes: np.ndarray, channels: int) -> np.ndarray:

@@ -115,7 +115,7 @@ def test_batches_have_the_official_pixels(tmp_path, contents):
     unpacked(tmp_path / "cifar-100-python", contents)
     images, decoded = cifar100.read(tmp_path)
     options = {"size": 32, "batch_size": 12, "train": False, "eval_crop": 1.0, "store": decoded}
-    with loader.create(images, "test", **options) as batches:
+    with loader.Loader(images, "test", **options) as batches:
         (batch,) = batches.epoch(0)
     assert torch.equal(batch.images, torch.from_numpy(planes("test")))
     assert batch.labels.tolist() == labels("test")

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("nvidia.dali")
 
-from polychrome.engine.data.batches import Work
+from polychrome.engine.data.batches import BatchRequest
 from polychrome.engine.data.readers import dali
 from tests.engine.data import image_kinds, photos
 
@@ -24,7 +24,7 @@ def file_name(i):
 def work(indices):
     indices = np.array(indices)
     crops = np.stack([indices % 5, indices % 7, 40 + indices % 3, 50 - indices % 4], 1)
-    return Work(indices, crops, indices % 2 == 0)
+    return BatchRequest(indices, crops, indices % 2 == 0)
 
 
 PLAN = [work(range(start, start + BATCH)) for start in range(0, COUNT, BATCH)]
@@ -69,7 +69,7 @@ def spoil(root, i):
 
 
 def check(batches, expected, bad):
-    """Assert that the batches are those of the plan, each once, with faults at `bad` and the other images unharmed."""
+    """Assert that the batches are those requested, each once, with faults at `bad` and the other images unharmed."""
     assert [source.shape[0] for source, _ in batches] == [BATCH] * BATCHES
     found = {number * BATCH + i: reason for number, (_, faults) in enumerate(batches) for i, reason in faults.items()}
     assert sorted(found) == sorted(bad)

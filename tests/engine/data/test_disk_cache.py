@@ -10,7 +10,8 @@ import torch
 
 from polychrome.engine.data import image_set, opening
 from polychrome.engine.data.files import decode
-from polychrome.engine.data.stores import disk, placement
+from polychrome.engine.data.stores import disk
+from polychrome.engine.data.stores.placement import choose_placement
 from tests.engine.data import photos
 
 CPU = torch.device("cpu")
@@ -36,10 +37,10 @@ def decoded(monkeypatch):
 
 
 def start(images, cache, said):
-    """Do what the start of a run does, and return the images kept and the entry of the disk cache."""
-    chosen = placement.place(images, cache, CPU, 40)
-    entry = opening.disk_entry(images, chosen, "torch", CPU, 2, said.append)
-    found = opening.restored(images, chosen, entry)
+    """Do what the start of a run does, and return the images kept and their disk cache."""
+    chosen = choose_placement(images, cache, CPU, 40)
+    entry = opening.disk_cache(images, chosen, "torch", CPU, 2, said.append)
+    found = opening.load_store(images, chosen, entry)
     if found is None:
         found = opening.decode(images, chosen, "torch", CPU, 0 if cache == "device" else 1)
         entry.save(found.values, found.faults)
@@ -62,7 +63,7 @@ def test_the_second_start_decodes_nothing(images, said, decoded, cache):
     second, _ = start(images, cache, said)
     assert decoded == said == []
     assert type(second) is type(first)
-    assert (len(second), second.nbytes) == (len(first), first.nbytes)
+    assert (len(second), second.values.nbytes) == (len(first), first.values.nbytes)
     np.testing.assert_array_equal(np.asarray(second.values), np.asarray(first.values))
 
 
@@ -81,8 +82,8 @@ def test_float_stacks_are_kept_too(tmp_path, said):
 def test_both_forms_and_several_backends_are_kept_beside_each_other(images, said, cache_home):
     for cache in FORMS:
         start(images, cache, said)
-    chosen = placement.place(images, "device", CPU, 40)
-    keys = {opening.disk_entry(images, chosen, backend, CPU, 1, said.append).key for backend in ("torch", "synthetic")}
+    chosen = choose_placement(images, "device", CPU, 40)
+    keys = {opening.disk_cache(images, chosen, backend, CPU, 1, said.append).key for backend in ("torch", "synthetic")}
     assert len(keys) == len(entries(cache_home)) == 2
 
 
@@ -96,7 +97,9 @@ def test_a_changed_file_is_decoded_again_and_the_old_entry_goes(images, said, de
     found, entry = start(again(images), cache, said)
     assert len(decoded) >= 20
     assert entries(cache_home) == [entry.folder] != [old]
-    fresh = opening.decode(again(images), placement.place(again(images), cache, CPU, 40), "torch", CPU, cache == "host")
+    fresh = opening.decode(
+        again(images), choose_placement(again(images), cache, CPU, 40), "torch", CPU, cache == "host"
+    )
     np.testing.assert_array_equal(np.asarray(found.values), np.asarray(fresh.values))
     os.utime(changed, ns=(1, 1))
     start(again(images), cache, said)
@@ -144,7 +147,7 @@ def write_a_list(entry):
         (lose_the_header, "No such file"),
         (lose_the_values, "No such file"),
         (cut_the_header, "damaged"),
-        (make_foreign, "it is another entry's"),
+        (make_foreign, "it belongs to another set"),
         (write_a_list, "damaged"),
     ],
 )
@@ -255,7 +258,7 @@ from pathlib import Path
 root, limit = Path(sys.argv[1]), int(sys.argv[2])
 images = photos.write(root, [(8, 8)] * 3)
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-entry = disk.Entry(images, "whole", "definition", print)
+entry = disk.ImageCache(images, "whole", "definition", print)
 entry.save(np.zeros(100_000, np.uint8), {})
 print(sorted(path.name for path in entry.folder.parent.iterdir()))
 """
@@ -289,7 +292,7 @@ def test_members_of_a_changed_tar_are_other_files(tmp_path, said):
     (tmp_path / "a.tar").write_bytes(b"1")
     split = image_set.Split(("a.tar/1.jpg", "a.tar/2.jpg"), (0, 1), ((8, 8), (8, 8)))
     images = image_set.ImageSet(tmp_path, ("a", "b"), {"train": split})
-    first = disk.Entry(images, "whole", "definition", said.append).key
-    assert disk.Entry(images, "whole", "definition", said.append).key == first
+    first = disk.ImageCache(images, "whole", "definition", said.append).key
+    assert disk.ImageCache(images, "whole", "definition", said.append).key == first
     (tmp_path / "a.tar").write_bytes(b"22")
-    assert disk.Entry(images, "whole", "definition", said.append).key != first
+    assert disk.ImageCache(images, "whole", "definition", said.append).key != first

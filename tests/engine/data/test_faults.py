@@ -21,7 +21,7 @@ def images(tmp_path):
 
 def create(images, backend="torch", **options):
     defaults = {"size": 24, "batch_size": BATCH, "train": True, "seed": 3, "workers": int(backend != "torch")}
-    return loader.create(images, options.pop("split", "train"), backend=backend, **defaults | options)
+    return loader.Loader(images, options.pop("split", "train"), backend=backend, **defaults | options)
 
 
 def truncate(images, index):
@@ -34,8 +34,8 @@ def truncate(images, index):
 def test_training_takes_a_good_image_of_the_batch_instead(images, backend, damage):
     told = []
     with create(images, backend, workers=1, on_fault=lambda *fault: told.append(fault)) as batches:
-        plan, whole = batches.plan(1), list(batches.epoch(1))
-        bad = int(plan[6].indices[5])  # beyond what is read ahead
+        requests, whole = batches.requests(1), list(batches.epoch(1))
+        bad = int(requests[6].indices[5])  # beyond what is read ahead
         file = images.root / images.splits["train"].paths[bad]
         epoch = batches.epoch(1)
         seen = [next(epoch)]
@@ -90,7 +90,7 @@ def test_images_in_memory_outlive_their_files(images):
 
 def test_a_batch_without_a_good_image_ends_the_run(images):
     with create(images, workers=0) as batches:
-        for index in batches.plan(1)[3].indices:
+        for index in batches.requests(1)[3].indices:
             truncate(images, index)
         epoch = batches.epoch(1)
         assert len([next(epoch) for _ in range(3)]) == 3
@@ -111,12 +111,12 @@ def test_a_batch_of_a_single_bad_image_is_passed_over(images, train):
 
 def test_more_than_a_tenth_and_at_least_ten_bad_images_end_the_run(images):
     with create(images, workers=0) as batches:
-        plan = batches.plan(1)
-        for work in plan[:3]:
-            for index in work.indices[:3]:
+        requests = batches.requests(1)
+        for request in requests[:3]:
+            for index in request.indices[:3]:
                 truncate(images, index)
         assert len(list(batches.epoch(1))) == 8  # nine
-        truncate(images, plan[7].indices[0])
+        truncate(images, requests[7].indices[0])
         with pytest.raises(UserError, match="10 of 64 images could not be read"):
             list(batches.epoch(1))
 

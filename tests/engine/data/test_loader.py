@@ -34,7 +34,7 @@ def images(tmp_path_factory):
 
 def create(images, backend, **options):
     defaults = {"size": 48, "batch_size": 8, "train": True, "workers": 1, "seed": 3}
-    return loader.create(images, options.pop("split", "train"), backend=backend, **defaults | options)
+    return loader.Loader(images, options.pop("split", "train"), backend=backend, **defaults | options)
 
 
 def first(images, count):
@@ -75,9 +75,9 @@ def test_dalis_own_resize_and_flip_agree_with_torchs(images):
     from polychrome.engine.data.readers import dali
 
     with create(images, "torch", workers=0) as theirs:
-        plan, expected = theirs.plan(0), list(theirs.epoch(0))
+        requests, expected = theirs.requests(0), list(theirs.epoch(0))
     files = [np.frombuffer(str(images.root / path).encode(), np.uint8) for path in images.splits["train"].paths]
-    source = (dali.feed(files, work) for work in plan)
+    source = (dali.feed(files, request) for request in requests)
     pipeline = dali.resized(source, 48, "cpu", batch_size=8, num_threads=1, device_id=None)
     for batch in expected:
         ours = torch.from_dlpack(pipeline.run()[0].as_tensor()).permute(0, 3, 1, 2)
@@ -107,24 +107,27 @@ def test_crops_and_flips_happen_only_where_the_augmentations_say_so(images):
     for names, (wanted_crops, wanted_flips) in (cases | {("vflip",): (centre, still)}).items():
         chosen = Augmentations(names, crop_scale=(0.5, 0.6), crop_ratio=(1, 2))
         with create(images, "synthetic", augmentations=chosen) as batches:
-            for work in batches.plan(1):
-                np.testing.assert_array_equal(work.crops, wanted_crops[work.indices])
-                np.testing.assert_array_equal(work.flips, wanted_flips[work.indices])
+            for request in batches.requests(1):
+                np.testing.assert_array_equal(request.crops, wanted_crops[request.indices])
+                np.testing.assert_array_equal(request.flips, wanted_flips[request.indices])
 
 
 def test_one_augmentation_at_a_time_changes_with_the_epoch(images):
     chosen = Augmentations(("flip", "crop"), one_at_a_time=True, epochs=4)
     with create(images, "synthetic", augmentations=chosen) as batches:
-        flipped = [any(work.flips.any() for work in batches.plan(epoch)) for epoch in range(1, 5)]
-        square = [all((work.crops[:, 2] == work.crops[:, 3]).all() for work in batches.plan(e)) for e in range(1, 5)]
+        flipped = [any(request.flips.any() for request in batches.requests(epoch)) for epoch in range(1, 5)]
+        square = [
+            all((request.crops[:, 2] == request.crops[:, 3]).all() for request in batches.requests(e))
+            for e in range(1, 5)
+        ]
     assert flipped == square == [True, True, False, False]
 
 
 def test_evaluation_is_never_augmented(images):
     with create(images, "synthetic", train=False, augmentations=Augmentations(("crop", "flip"))) as batches:
-        for work in batches.plan(1):
-            assert not work.flips.any()
-            assert (work.crops[:, 2] == work.crops[:, 3]).all()
+        for request in batches.requests(1):
+            assert not request.flips.any()
+            assert (request.crops[:, 2] == request.crops[:, 3]).all()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
@@ -315,6 +318,6 @@ def test_file_names_need_not_be_utf8(tmp_path, backend):
     os.rename(tmp_path / "plain.png", tmp_path / name)
     images = image_set.ImageSet(tmp_path, ("a",), {"test": image_set.Split((name,), (0,))})
     images = scan.apply(images, scan.scan(tmp_path, [name], cache=False))
-    with loader.create(images, "test", size=16, batch_size=1, train=False, backend=backend) as batches:
+    with loader.Loader(images, "test", size=16, batch_size=1, train=False, backend=backend) as batches:
         (batch,) = batches.epoch(0)
     assert batch.images.eq(77).all()

@@ -40,7 +40,7 @@ def decoded(images):
 def create(images, backend, **options):
     defaults = {"split": "train", "size": 48, "batch_size": 8, "train": True, "workers": 1, "seed": 3}
     options = defaults | options
-    return loader.create(images, options.pop("split"), backend=backend, **options)
+    return loader.Loader(images, options.pop("split"), backend=backend, **options)
 
 
 def test_pixels_are_the_decoded_files_each_held_once(images, decoded):
@@ -48,9 +48,9 @@ def test_pixels_are_the_decoded_files_each_held_once(images, decoded):
     assert len(decoded) == len(paths)
     for path in paths:
         np.testing.assert_array_equal(decoded[path], decode.rgb(images.root / path))
-    assert decoded.nbytes == sum(3 * height * width for height, width in images.splits["train"].sizes)
-    assert decoded.nbytes == WholeImages.bytes_needed(images)
-    assert (decoded.channels, decoded.dtype) == (3, np.uint8)
+    assert decoded.values.nbytes == sum(3 * height * width for height, width in images.splits["train"].sizes)
+    assert decoded.values.nbytes == WholeImages.bytes_needed(images)
+    assert (decoded.channels, decoded.values.dtype) == (3, np.uint8)
     assert decoded[paths[0]].base is decoded[paths[1]].base
 
 

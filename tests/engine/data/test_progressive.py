@@ -53,26 +53,26 @@ def test_every_source_gives_the_size_of_the_epoch(images, source):
         store = squeezed(images, 40)
     backend = source if source in choice.BACKENDS else "torch"
     options = {"size": 32, "batch_size": 24, "backend": backend, "workers": 1, "store": store}
-    with loader.create(images, "train", train=True, augmentations=GROWING, **options) as train:
+    with loader.Loader(images, "train", train=True, augmentations=GROWING, **options) as train:
         for epoch, size in zip((5, 1, 3), (32, 16, 24), strict=True):
             batches = list(train.epoch(epoch))
             assert {batch.shape for batch in batches} == {(24, 3, size, size)}
             for batch in batches:
                 assert batch.images.shape == batch.standardised(train.channels).shape == (24, 3, size, size)
         small = next(iter(train.epoch(1))).images
-    with loader.create(images, "train", train=False, augmentations=GROWING, **options) as test:
+    with loader.Loader(images, "train", train=False, augmentations=GROWING, **options) as test:
         assert next(iter(test.epoch(0))).shape == (24, 3, 32, 32)
     if source in ("cached", "torch"):
         options["size"] = 16
-        with loader.create(images, "train", train=True, augmentations=Augmentations(), **options) as train:
+        with loader.Loader(images, "train", train=True, augmentations=Augmentations(), **options) as train:
             assert torch.equal(small, next(iter(train.epoch(1))).images)
 
 
 def test_crops_are_those_of_full_size(images):
     plans, options = [], {"size": 32, "batch_size": 24, "train": True, "backend": "torch"}
     for augmentations in (GROWING, Augmentations()):
-        with loader.create(images, "train", augmentations=augmentations, **options) as train:
-            plans.append(train.plan(1))
+        with loader.Loader(images, "train", augmentations=augmentations, **options) as train:
+            plans.append(train.requests(1))
     for small, full in zip(*plans, strict=True):
         assert np.array_equal(small.crops, full.crops)
         assert np.array_equal(small.indices, full.indices)

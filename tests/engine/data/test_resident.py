@@ -38,7 +38,7 @@ def load(images, size, backend="torch", **options):
 def create(images, pixels, **options):
     defaults = {"size": 32, "batch_size": 8, "train": True, "seed": 3, "backend": "torch", "workers": 0}
     options = defaults | options
-    return loader.create(images, options.pop("split", "train"), store=pixels, **options)
+    return loader.Loader(images, options.pop("split", "train"), store=pixels, **options)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -48,7 +48,7 @@ def test_each_file_is_decoded_once_and_squeezed(images, backend):
     calls = []
     found, whole = load(images, 40, backend, progress=lambda *now: calls.append(now)), WholeImages.load(images, 1)
     assert found.values.shape == (40, 40, 40, 3)
-    assert found.nbytes == 40 * 40 * 40 * 3
+    assert found.values.nbytes == 40 * 40 * 40 * 3
     assert calls == [(40, 40)]
     for path, values in zip(images.splits["train"].paths, found.values, strict=True):
         image = torch.from_numpy(whole[path].copy()).permute(2, 0, 1)
@@ -98,14 +98,14 @@ def test_pixels_are_close_to_the_streamed_ones(images, train):
 
 def test_images_of_one_size_equal_the_streamed_ones(equal):
     """Nothing is resampled to be stored; at that size without a crop nothing is at all."""
-    found = opening.decode(equal, placement.place(equal, "device", CPU, 60), "torch", CPU, 1)
+    found = opening.decode(equal, placement.choose_placement(equal, "device", CPU, 60), "torch", CPU, 1)
     assert found.values.shape == (20, 48, 56, 3)
     np.testing.assert_array_equal(found.values.numpy().reshape(-1), WholeImages.load(equal, 1).values)
     with create(equal, found) as ours, create(equal, None) as theirs:
         for a, b in zip(ours.epoch(1), theirs.epoch(1), strict=True):
             assert (a.images.int() - b.images.int()).abs().max() <= 1
     square = photos.write(equal.root / "square", [(32, 32)] * 12)
-    found = opening.decode(square, placement.place(square, "device", CPU, 32), "torch", CPU, 1)
+    found = opening.decode(square, placement.choose_placement(square, "device", CPU, 32), "torch", CPU, 1)
     with (
         create(square, found, train=False, eval_crop=1.0) as ours,
         create(square, None, train=False, eval_crop=1.0) as theirs,
@@ -184,15 +184,15 @@ def test_only_bytes_can_be_resident(images):
     [("none", 40, None), ("auto", 40, (None, False)), ("host", 40, (None, False)), ("device", 40, ((40, 40), True))],
 )
 def test_on_the_cpu_images_stay_whole_unless_the_device_is_asked_for(images, cache, size, expected):
-    found = placement.place(images, cache, CPU, size)
+    found = placement.choose_placement(images, cache, CPU, size)
     assert (found and (found.size, found.resampled)) == expected
 
 
 def test_images_of_one_small_size_are_not_resampled(equal):
     for size in (48, 60):
-        found = placement.place(equal, "device", CPU, size)
+        found = placement.choose_placement(equal, "device", CPU, size)
         assert (found.size, found.resampled, found.form) == ((48, 56), False, "whole")
-    found = placement.place(equal, "device", CPU, 47)
+    found = placement.choose_placement(equal, "device", CPU, 47)
     assert (found.size, found.resampled, found.form) == ((47, 47), True, "47x47")
     assert str(found) == "images kept in memory: 0.1 MB, each squeezed to 47 x 47 pixels"
 
@@ -205,20 +205,20 @@ def test_what_fits_decides(images, equal, monkeypatch):
     needed = 40 * 40 * 40 * 3
     room = {"cuda": 2 * needed, "cpu": 2 * needed}
     monkeypatch.setattr(placement, "free", lambda device: room[device.type])
-    assert placement.place(images, "auto", gpu, 40).device == gpu
+    assert placement.choose_placement(images, "auto", gpu, 40).device == gpu
     room["cuda"] -= 2
-    found = placement.place(images, "auto", gpu, 40)
+    found = placement.choose_placement(images, "auto", gpu, 40)
     assert (found.device, found.size) == (CPU, (40, 40))
     room["cpu"] -= 2
-    assert placement.place(images, "auto", gpu, 40) is None
-    assert placement.place(images, "device", gpu, 40).device == gpu
+    assert placement.choose_placement(images, "auto", gpu, 40) is None
+    assert placement.choose_placement(images, "device", gpu, 40).device == gpu
     room["cuda"] = needed - 1
     with pytest.raises(UserError, match=r"--cache device: the images take 0\.2 MB, 0\.2 MB are free; use --cache auto"):
-        placement.place(images, "device", gpu, 40)
+        placement.choose_placement(images, "device", gpu, 40)
     floats = dataclasses.replace(equal, dtype="float32")
     room["cpu"] = 10**9
     for cache in ("auto", "device", "host"):
-        found = placement.place(floats, cache, gpu, 60)
+        found = placement.choose_placement(floats, cache, gpu, 60)
         assert (found.device, found.size) == (CPU, None)
 
 

@@ -92,7 +92,7 @@ def test_a_truncated_jpeg_is_never_accepted(tmp_path):
 def test_whatever_is_accepted_goes_through_dali(tmp_path):
     pytest.importorskip("nvidia.dali")
 
-    from polychrome.engine.data.batches import Work
+    from polychrome.engine.data.batches import BatchRequest
     from polychrome.engine.data.readers import dali
 
     report = scan(tmp_path, damaged_files())
@@ -103,10 +103,12 @@ def test_whatever_is_accepted_goes_through_dali(tmp_path):
     top_left = rng.integers(0, (sizes + 1) // 2)
     crops = np.concatenate([top_left, sizes - top_left], 1)
     reader = dali.DaliReader(photos.reading(tmp_path, list(report.sizes), 16, 32, 1))
-    plan = [Work(part, crops[part], np.zeros(len(part), bool)) for part in np.array_split(np.arange(len(sizes)), 10)]
-    batches = list(reader.read(plan))
+    requests = [
+        BatchRequest(part, crops[part], np.zeros(len(part), bool)) for part in np.array_split(np.arange(len(sizes)), 10)
+    ]
+    batches = list(reader.read(requests))
     assert sum(source.shape[0] for source, _ in batches) == len(sizes)
-    assert [faults for _, faults in batches] == [{}] * len(plan)
+    assert [faults for _, faults in batches] == [{}] * len(requests)
     reader.close()
 
 

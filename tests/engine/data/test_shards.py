@@ -57,7 +57,7 @@ def in_shards(root, files, count=3):
 
 def batches(images, backend, split="train", **options):
     given = {"size": 32, "batch_size": 6, "train": split == "train", "workers": 1, "seed": 3, "backend": backend}
-    with loader.create(images, split, **given | options) as found:
+    with loader.Loader(images, split, **given | options) as found:
         return [(batch.images, batch.labels, batch.indices) for epoch in (0, 1) for batch in found.epoch(epoch)]
 
 
@@ -395,7 +395,7 @@ def test_a_tar_truncated_in_the_middle_of_an_epoch_loses_only_what_is_gone(tmp_p
     tar = tars.write(tmp_path / "set.tar", {f"{'ab'[i % 2]}/{i:02d}.jpg": jpeg(i) for i in range(120)})
     images, told = scanned(tar), {}
     given = {"size": 24, "batch_size": 6, "train": True, "workers": 1, "backend": backend}
-    with loader.create(images, "train", on_fault=told.__setitem__, **given) as found:
+    with loader.Loader(images, "train", on_fault=told.__setitem__, **given) as found:
         assert len(list(found.epoch(0))) == len(found)
         assert told == {}
         os.truncate(tar, tar.read_bytes().index(b"b/113.jpg") + 600)

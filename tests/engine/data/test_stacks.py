@@ -303,13 +303,13 @@ def five(request, tmp_path_factory):
 def test_backends_give_the_stored_values_cropped_and_resized(five, train):
     options = {"size": 16, "batch_size": 3, "train": train, "workers": 0, "seed": 1, "eval_crop": 1.0}
     pixels = WholeImages.load(five, 1)
-    assert pixels.nbytes == WholeImages.bytes_needed(five)
+    assert pixels.values.nbytes == WholeImages.bytes_needed(five)
     with (
-        loader.create(five, "train", backend="auto", **options) as streamed,
-        loader.create(five, "train", store=pixels, **options) as held,
+        loader.Loader(five, "train", backend="auto", **options) as streamed,
+        loader.Loader(five, "train", store=pixels, **options) as held,
     ):
         assert streamed.channels == five.channels
-        work = streamed.plan(0)
+        work = streamed.requests(0)
         for a, b, what in zip(streamed.epoch(0), held.epoch(0), work, strict=True):
             assert a.images.dtype == getattr(torch, five.dtype)
             assert a.images.shape == (len(what.indices), 5, 16, 16)
@@ -325,8 +325,8 @@ def test_backends_give_the_stored_values_cropped_and_resized(five, train):
 def test_worker_processes_read_stacks_too(five):
     options = {"size": 16, "batch_size": 3, "train": True, "backend": "torch"}
     with (
-        loader.create(five, "train", workers=0, **options) as a,
-        loader.create(five, "train", workers=1, **options) as b,
+        loader.Loader(five, "train", workers=0, **options) as a,
+        loader.Loader(five, "train", workers=1, **options) as b,
     ):
         for ours, theirs in zip(a.epoch(0), b.epoch(0), strict=True):
             assert torch.equal(ours.images, theirs.images)
@@ -334,7 +334,7 @@ def test_worker_processes_read_stacks_too(five):
 
 def test_dali_is_refused_and_auto_is_torch(five):
     with pytest.raises(UserError, match=r"backend dali reads photos, not \.npy files or TIFF files of several pages"):
-        loader.create(five, "train", size=16, batch_size=3, train=True, backend="dali")
+        loader.Loader(five, "train", size=16, batch_size=3, train=True, backend="dali")
     assert choice.resolve("auto", stacks=True) == "torch"
 
 
@@ -343,11 +343,11 @@ def test_one_channel_arrays_are_listed_in_class_folders(tmp_path):
         image_kinds.write(tmp_path / name, {f"{i}.NPY": npy(values(8, 9, seed=i)) for i in range(4)})
     images = opened(tmp_path)
     assert (len(images.channels), images.channels.names) == (1, ("0",))
-    with loader.create(images, "train", size=8, batch_size=4, train=True, workers=0) as batches:
+    with loader.Loader(images, "train", size=8, batch_size=4, train=True, workers=0) as batches:
         assert next(batches.epoch(0)).images.shape == (4, 1, 8, 8)
 
 
 def test_the_set_can_be_split_off_and_still_be_read(five):
     only = dataclasses.replace(five, splits={"images": five.splits["test"]})
-    with loader.create(only, "images", size=16, batch_size=9, train=False, workers=0) as batches:
+    with loader.Loader(only, "images", size=16, batch_size=9, train=False, workers=0) as batches:
         assert next(batches.epoch(0)).images.shape == (5, 5, 16, 16)
