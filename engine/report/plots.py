@@ -380,24 +380,24 @@ def confusion(counts: np.ndarray, class_names: tuple[str, ...], title: str, path
 
 def predictions(shown: list[Prediction], title: str, path: Path) -> None:
     """Plot a grid of images with predicted and true names, right predictions green and wrong predictions red."""
-    columns = 3
-    rows = -(-len(shown) // columns)
-    side = NARROW / columns
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(NARROW, (side + 0.4) * rows), layout="constrained", squeeze=False
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, item in zip(axes.flat, shown, strict=False):
+    columns, heading, gap = 3, 0.35, 0.1  # heading and gap in inches, as all coordinates below
+    cell = NARROW / columns
+    side, pitch = cell - gap, cell + heading
+    height = heading + pitch * -(-len(shown) // columns)
+    figure = plt.figure(figsize=(NARROW, height))
+    # One axis for all images: with an axis for each, drawing takes several times as long.
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.axis("off")
+    axis.text(NARROW / 2, heading / 2, title, fontsize=10, ha="center", va="center")
+    for number, item in enumerate(shown):
+        left, top = number % columns * cell + gap / 2, number // columns * pitch + 2 * heading
+        axis.imshow(item.image, extent=(left, left + side, top + side, top), aspect="auto")
         right = item.predicted == item.truth
-        axis.imshow(item.image)
         label = f"{_plain(item.predicted[:24])} {item.probability:.0%}"
-        axis.set_title(
-            label if right else f"{label}\nis {_plain(item.truth[:24])}",
-            fontsize=8,
-            color="#007a3d" if right else "#c0272d",
-        )
-    figure.suptitle(title, fontsize=10)
+        label = label if right else f"{label}\nis {_plain(item.truth[:24])}"
+        colour = "#007a3d" if right else "#c0272d"
+        axis.text(left + side / 2, top - 0.03, label, fontsize=8, color=colour, ha="center", va="bottom")
+    axis.set(xlim=(0, NARROW), ylim=(height, 0))
     _save(figure, path)
 
 
