@@ -1,4 +1,4 @@
-"""Every op on a GPU against its definition in float64: `python -m kernels.check`."""
+"""Every op on a GPU against its definition in float64: `python -m polychrome.kernels.check`."""
 
 import argparse
 import json
@@ -85,7 +85,7 @@ def cases() -> list[Case]:
     ]
 
 
-def main(arguments: list[str] | None = None, program: str = "python -m kernels.check") -> int:
+def main(arguments: list[str] | None = None, program: str = "python -m polychrome.kernels.check") -> int:
     """Print a table of the errors; return 0 where all are allowed, 1 on a fault, 2 without a GPU."""
     parser = argparse.ArgumentParser(prog=program, description=__doc__.partition(":")[0])
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for all ops (default {SECONDS:.0f})")
