@@ -148,7 +148,7 @@ def table(outcomes: list[Outcome]) -> str:
 def check(case: Case, dtype: torch.dtype, device: str = "cuda") -> Outcome:
     """Return the errors of a case on the GPU, the definition computed in float64 on the CPU.
 
-    The largest of three calls count: `kernels.replay` makes the third in another way.
+    The largest of three calls count: `kernels/replay.py` makes the third in another way.
     """
     given = case.make(dtype)
     exact = _results(case.function.reference, case, [_as(each, torch.float64) for each in given], dtype)

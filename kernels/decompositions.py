@@ -5,7 +5,7 @@ with kernels for each sample is a product of matrices; a dynamic convolution is 
 `STACKED`, one convolution of all experts whose results are mixed. What an op returns only for its gradient is left
 empty.
 
-`torch.onnx.export` records `OPS` and, for dynamic convolutions, `STACKED` (`kernels.library.call`).
+`torch.onnx.export` records `OPS` and, for dynamic convolutions, `STACKED` (`polychrome.kernels.library.call`).
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def register_product(name: str, forward: Callable, backward: Callable) -> None:
 def call(name: str, *arguments):
     """Return what `polychrome::<name>` does of the arguments; `torch.onnx.export` records its decomposition instead.
 
-    A plain call runs the body, or what `kernels.replay` keeps of it, as a node of autograd: torch's dispatcher of ops
+    A plain call runs the body, or what `kernels/replay.py` keeps of it, as an autograd node: torch's dispatcher of ops
     in Python would take longer than all else on the host. Torch is given the op itself where `replay.key_of` has no
     key, and where a gradient is to be differentiated. An implementation that somebody else registers for the op is met
     only there.

@@ -32,7 +32,7 @@ class ChannelStats(nn.Module):
     """Mean and max over the present channels, [batch, channels, h, w] -> [batch, 2, h, w]. No parameters."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See `kernels.channel_stats`."""
+        """See `polychrome.kernels.channel_stats`."""
         return channel_stats(x, mask)
 
 
@@ -40,7 +40,7 @@ class SpatialGate(nn.Module):
     """Multiply [batch, channels, h, w] by the sigmoid of logits [batch, 1, h, w]. No parameters."""
 
     def forward(self, x: Tensor, logits: Tensor) -> Tensor:
-        """See `kernels.spatial_gate`."""
+        """See `polychrome.kernels.spatial_gate`."""
         return spatial_gate(x, logits)
 
 
@@ -61,7 +61,7 @@ class SpatialAttention(nn.Module):
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `kernels.spatial_attention`."""
+        """See `polychrome.kernels.spatial_attention`."""
         if isinstance(x, Tensor) and is_centred(self.conv):
             return spatial_attention(x, self.conv.weight, self.conv.bias)
         with _without_autocast(x):
@@ -90,7 +90,7 @@ class ChannelGate(nn.Module):
         self.fc2 = nn.Conv2d(hidden_channels or channels, channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `kernels.channel_gate`."""
+        """See `polychrome.kernels.channel_gate`."""
         if _are_plain(self.fc1, self.fc2, x):
             return channel_gate(x, *_parameters(self.fc1), *_parameters(self.fc2), self.gate)
         with _without_autocast(x):
@@ -101,7 +101,7 @@ class ChannelGate(nn.Module):
 
 
 class PerSampleConv2d(nn.Module):
-    """Convolve each sample with the kernel given for it. No parameters: another network makes the kernels.
+    """Convolve each sample of [batch, in_channels, height, width] with the kernel given for it. No parameters.
 
     Raises:
         ValueError: stride, padding, dilation or groups is out of range.
@@ -114,7 +114,7 @@ class PerSampleConv2d(nn.Module):
         self.groups = _checked_size("groups", groups, least=1)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """See `kernels.per_sample_conv2d`."""
+        """See `polychrome.kernels.per_sample_conv2d`."""
         return per_sample_conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
@@ -136,7 +136,7 @@ class DynamicConv2d(nn.Module):
         `attention.fc1.weight` [hidden_channels, in_channels, 1, 1], where there is a hidden layer
         `attention.fc2.weight` [experts, hidden_channels or in_channels, 1, 1], `attention.fc2.bias` [experts]
         `attention.temperature` [], float32; where a state dict lacks it, it stays as it is
-        `scale`, `shift` [out_channels], float32, after `kernels.fold_batch_norm` has put a batch normalisation here
+        `scale`, `shift` [out_channels], float32, after `polychrome.kernels.fold_batch_norm`
 
     Raises:
         ValueError: a size, the padding, the routing or the temperature is out of range.
@@ -218,7 +218,7 @@ class DynamicConv2d(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor, mixing: Tensor | None = None) -> Tensor:
-        """Return `kernels.dynamic_conv2d` of x [batch, in_channels, height, width].
+        """Return `polychrome.kernels.dynamic_conv2d` of x [batch, in_channels, height, width].
 
         A `mixing` [batch, experts] that is given, such as one shared by several layers, replaces the attention's.
         """
@@ -248,6 +248,9 @@ class ExpertAttention(nn.Module):
 
     softmax or sigmoid of `fc2(relu(fc1(mean over pixels))) / temperature`. All of it is in float32 (float64 for
     float64), under autocast too. State dict and arguments: see `DynamicConv2d`.
+
+    Raises:
+        ValueError: a size, the routing or the temperature is out of range.
     """
 
     # Buffers that a schedule sets, not training: a moving average of a model's weights has to copy them.

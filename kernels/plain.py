@@ -31,7 +31,7 @@ def is_pointwise(layer: nn.Module | None) -> bool:
 
 
 def is_centred(layer: nn.Module | None) -> bool:
-    """Return whether `layer` is a plain convolution that `kernels.spatial_attention` does too."""
+    """Return whether `layer` is a plain convolution that `polychrome.kernels.spatial_attention` does too."""
     if not is_plain(layer, nn.Conv2d) or (layer.in_channels, layer.out_channels) != (2, 1):
         return False
     k = layer.kernel_size[0]

@@ -79,7 +79,8 @@ class AdaptiveChannels(nn.Module):
     channels; what exceeds it is cut, and from `width` input channels on these alone are left. A dynamic conv k3 p1
     width -> width, BN and ReLU follow. With `pool`, input and result are max-pooled by 2 before they are joined.
 
-    The steps depend on the channel count, so `kernels.fold_batch_norm` takes `summary` and `conv`, not the whole.
+    The steps depend on the channel count, so `polychrome.kernels.fold_batch_norm` takes `summary` and `conv`
+    alone.
     """
 
     def __init__(self, width: int, pool: bool = False):

@@ -29,7 +29,7 @@ class AnyChannelConv2d(DynamicConv2d):
 
     `weight` [experts, out_channels, places, kernel_height, kernel_width]; `bias` and `attention` as in `DynamicConv2d`.
     With `fixed_places` the channels of a tensor that has `in_channels` of them stand where they are, whichever a mask
-    leaves. `kernels.fold_batch_norm` leaves the layer as it is.
+    leaves. `polychrome.kernels.fold_batch_norm` leaves the layer as it is.
     """
 
     def __init__(

@@ -60,7 +60,7 @@ def measure(model: nn.Module, channels: int, size: int) -> Complexity:
 
 
 def depth(model: nn.Module, images: Tensor) -> int:
-    """Return the number of weight layers on the longest path between input and classifier head.
+    """Return the number of weight layers on the longest path from images [batch, channels, height, width] to the head.
 
     Weight layers are convolutions and linear layers on feature maps or tokens. A layer on one vector per sample
     (after global pooling) belongs to the head or to a gate and does not count; nor does a gate inside one of this
@@ -73,7 +73,7 @@ def depth(model: nn.Module, images: Tensor) -> int:
 def path(model: nn.Module, images: Tensor) -> tuple[frozenset[str], ...]:
     """Return the weight layers on the longest path, see `depth`, each as the names of the parameters of its kernels.
 
-    Of paths of one length it is one with the most distinct layers.
+    images: [batch, channels, height, width]. Of paths of one length the one with the most distinct layers is returned.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     with torch.no_grad(), _PathMode(images, names) as mode:

@@ -40,6 +40,10 @@ class DynamicCNNv1(nn.Module):
 
         With `mask`, [batch, channels] bool, each sample's result is that of its present channels alone; a sample
         without any counts as one channel of zeros.
+
+        Raises:
+            TypeError: the mask is not bool.
+            ValueError: the mask is not [batch, channels].
         """
         x, mask = without_absent(x, mask)
         places = torch.cat([_waves(present(mask)).expand(-1, mask.shape[1], -1), _waves(mask.cumsum(1) - 1)], 2)
@@ -90,6 +94,10 @@ class DynamicCNNv2(nn.Module):
 
         With `mask`, [batch, channels] bool, each sample's result is that of its present channels alone; a sample
         without any counts as one channel of zeros.
+
+        Raises:
+            TypeError: the mask is not bool.
+            ValueError: the mask is not [batch, channels].
         """
         x, mask = without_absent(x, mask)
         kernels = kernels_of_channels(self.generator, x)

@@ -40,7 +40,8 @@ def augment(
     """Return a training batch made from uint8 images in one pass; everything left out is not done.
 
     In this order: gather by index, crop, resize, flip, rotate, then on values in 0..1 brightness, contrast, gamma,
-    grayscale, then (v - mean) / std, selection of channels, cutout. `kernels.augment.draw` draws the arguments.
+    grayscale, then (v - mean) / std, selection of channels, cutout. `polychrome.kernels.augment.draw` draws the
+    arguments.
 
     Args:
         images: uint8 [count, height, width, channels], any strides.
@@ -73,6 +74,8 @@ def augment(
             with nothing in the image, a factor or angle that is not finite, a gamma not above 0. On CUDA the first
             three are device-side assertions, as torch's indexing has them, and the last two are not looked for.
         TypeError: a dtype is none of the above.
+        RuntimeError: the backend in force cannot run on the images' device, or a forward-mode or `torch.func`
+            derivative is asked for: see `use_backend`.
     """
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         got = str(images.dtype) if isinstance(images, Tensor) else type(images).__name__

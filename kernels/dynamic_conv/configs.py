@@ -83,7 +83,7 @@ class Device(NamedTuple):
 
 # What stands in where no GPU is asked about: the interpreter, allocations on meta tensors.
 HOPPER = Device("NVIDIA H200", 132, 60 * 2**20)
-# Makers' figures, for `kernels.explain` about a GPU that is not at hand.
+# Makers' figures, for `polychrome.kernels.explain` about a GPU that is not at hand.
 KNOWN_DEVICES = (
     HOPPER,
     Device("NVIDIA H100 80GB HBM3", 132, 50 * 2**20),

@@ -29,6 +29,8 @@ def channel_stats(x: Tensor, mask: Tensor | None = None) -> Tensor:
             that is an assertion in the kernel, like those of torch's indexing: nothing waits for it, a later call
             reports it, and the CUDA context is lost. Without the kernel (float64, no Triton) it is not noticed there.
         TypeError: x is none of these dtypes or mask is not bool.
+        RuntimeError: the backend in force cannot run on x's device, or a forward-mode or `torch.func` derivative is
+            asked for: see `use_backend`.
     """
     check_input(x)
     if mask is not None:
@@ -58,6 +60,8 @@ def spatial_gate(x: Tensor, logits: Tensor) -> Tensor:
     Raises:
         ValueError: a shape or device does not fit.
         TypeError: a dtype is none of the above.
+        RuntimeError: the backend in force cannot run on x's device, or a forward-mode or `torch.func` derivative is
+            asked for: see `use_backend`.
     """
     check_input(x)
     check_float("logits", logits)
@@ -89,6 +93,8 @@ def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     Raises:
         ValueError: a shape or device does not fit, or k is even or below 3.
         TypeError: a dtype is none of the above.
+        RuntimeError: the backend in force cannot run on x's device, or a forward-mode or `torch.func` derivative is
+            asked for: see `use_backend`.
     """
     check_input(x)
     check_small_dtype("weight", weight, x)
