@@ -14,8 +14,8 @@ class PoolAttentionCNN(nn.Module):
     report prints 139,604, which counts the shared pair (305) twice. Reported test accuracy on the channels alone:
     RGB .3044, RG .3111, GB .2911, R .3089, G .3089, B .2467. Height and width: at least 12.
 
-    Left open there: biases (both convolutions have one: the count asks for it) and what follows the second
-    convolution (nothing: the maps are summed as they are).
+    Left open in the report: biases (both convolutions have a bias: the parameter count requires it) and the layers
+    after the second convolution (none: the maps are summed).
     """
 
     any_channels = True

@@ -1,4 +1,4 @@
-"""Name -> constructor. A new model is a line here."""
+"""The models by name. A new model is a line here."""
 
 import difflib
 import inspect
@@ -56,9 +56,9 @@ def create(
     """Return a new network with its own initialisation, in training mode, in float32 on the CPU.
 
     It maps [batch, in_channels, height, width] to logits [batch, num_classes]. `model.any_channels` says whether it
-    takes any number of channels; its forward then also takes `mask`, [batch, channels] bool, of those present.
-    `image_size`, the height and width in pixels of the images to come, matters only to the models made for one size;
-    the others ignore it, and None leaves a model its own default. `options` go to the model's constructor.
+    takes any number of channels; its forward then also takes `mask`, [batch, channels] bool, true for present channels.
+    `image_size`, the height and width of the images in pixels, matters only to models made for one size; other models
+    ignore it, and None means the model's default. `options` go to the model's constructor.
 
     Raises:
         UnknownModelError: no model is called `name`.
