@@ -1,4 +1,4 @@
-"""`polychrome::channel_scale`: the product at the end of squeeze-excitation, whatever made the gate.
+"""`polychrome::channel_scale`: the product at the end of squeeze-excitation, with any gate.
 
 Backward is two passes, `sum_p dy x` for the gate and `dy s` for x, where autograd's product writes `dy x` out and reads
 it again.

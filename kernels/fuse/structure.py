@@ -1,4 +1,4 @@
-"""Modules of anybody's that may compute what an op does, judged by what they hold; a trial has to confirm it."""
+"""Modules that may compute the same as an op, recognised by their structure; a trial has to confirm it."""
 
 import inspect
 
@@ -14,7 +14,7 @@ BIGGEST = 5_000_000  # parameters of a module that is tried for a gate: a trial 
 
 
 def recognise(module: nn.Module) -> Candidate | Refusal | None:
-    """Return what a module of an unknown class may compute, None where it is nothing known."""
+    """Return the candidates for a module of an unknown class, None if there are none."""
     if is_torchs(module):
         return None
     rules = _experts, _spatial_attention, _channel_attention, _block, _gated
@@ -119,7 +119,7 @@ def _maps(channels: int) -> tuple[int, int, int, int]:
 
 
 def _gated(module: nn.Module) -> Candidate | None:
-    """Any module with the makings of a gate: it may multiply its input by one, or by one that there is no op for."""
+    """Any module that may make a gate and multiply its input by it, even by a gate without an op."""
     parameters = list(module.parameters())
     if not parameters or any(map(is_lazy, parameters)) or sum(p.numel() for p in parameters) > BIGGEST:
         return None
@@ -136,7 +136,7 @@ def _gated(module: nn.Module) -> Candidate | None:
 
 
 def _in_channels(layer: nn.Module) -> int | None:
-    """Return the channels that a layer takes, where it has some."""
+    """Return the input channels of a layer, None without channels."""
     for kinds, name in _CHANNELS:
         if isinstance(layer, kinds):
             return getattr(layer, name)
