@@ -58,7 +58,7 @@ def gate_gradient(
     gate: str,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return dlogits, dhidden and what every pixel of x gets through its mean; the last two None where not needed."""
+    """Return dlogits, dhidden and the gradient of x through its mean, per pixel; the last two None where not needed."""
     dlogits = _through_gate(dscale, scale, gate)
     if not any(needed[:3]):
         return dlogits, None, None
@@ -82,7 +82,7 @@ def layer_gradients(
 
 
 def _through_gate(dscale: Tensor, scale: Tensor, gate: str) -> Tensor:
-    """Return the gradient of the logits from that of the gate."""
+    """Return the gradient of the logits from the gradient of the gate."""
     if gate == "sigmoid":
         return dscale * scale * (1 - scale)
     return scale * (dscale - (dscale * scale).sum(1, keepdim=True))

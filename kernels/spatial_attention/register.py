@@ -30,7 +30,7 @@ def channel_stats(x: Tensor, mask: Tensor | None, backend: str = "auto") -> tupl
 def channel_stats_backward(
     grad: Tensor, mask: Tensor | None, argmax: Tensor, channels: int, channels_last: bool, backend: str = "auto"
 ) -> Tensor:
-    """Return the gradient of x; its channel count and layout are all that is kept of x."""
+    """Return the gradient of x; only x's channel count and layout are kept."""
     return _implementation(grad, backend).channel_stats_backward(grad, mask, argmax, channels, channels_last)
 
 
