@@ -214,7 +214,7 @@ def _checked_by_process(first: int, seconds: float) -> tuple[list[Outcome], str 
         status = process.wait()
         errors.seek(0)
         last = errors.read().strip().rpartition("\n")[2] or "no word of it"
-    # With status 3 the case that lost the GPU has been told.
+    # With status 3 the case that lost the GPU has been reported.
     return found, None if status == 3 else f"the process died with status {status}: {last}"[:200]
 
 

@@ -95,7 +95,7 @@ def call(name: str, *arguments):
 
 
 def asked(gradients, needed) -> tuple:
-    """Return the gradients with None for those not needed."""
+    """Return the gradients, None where a gradient is not needed."""
     return tuple(gradient if need else None for gradient, need in zip(gradients, needed, strict=True))
 
 

@@ -231,7 +231,7 @@ class Recorder(TorchDispatchMode):
         self.steps.append(Step(line, tuple(reads), tuple(writes), can_be_left_out=not mutates))
 
     def _viewed(self, view: Tensor, base: Tensor | None) -> None:
-        """Note a view as one of the tensor whose memory it lies in, whatever views led to it."""
+        """Record a view as a view of the tensor that owns its memory."""
         if base is None or view.dtype != base.dtype:
             raise Unrepeatable
         name = self.names[base]

@@ -59,7 +59,7 @@ class AnyChannelConv2d(DynamicConv2d):
             channels: [channels] or [batch, channels], integers or floats: the position of each channel of x, the
                 layer's own channels being 0 to in_channels - 1; 0.5 is half-way between the first two, such as by
                 wavelength. By default a sample's present channels are spread evenly from the first to the last, in
-                their order, a lone channel in the middle: the result is that of the present channels alone.
+                their order, a lone channel in the middle: the result depends on the present channels alone.
 
         Raises:
             TypeError: the mask is not bool.

@@ -38,7 +38,7 @@ class DynamicCNNv1(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map [batch, any channels, height, width] to logits [batch, num_classes].
 
-        With `mask`, [batch, channels] bool, each sample's result is that of its present channels alone; a sample
+        With `mask`, [batch, channels] bool, each sample's result depends on its present channels alone; a sample
         without present channels counts as one channel of zeros.
 
         Raises:
@@ -92,7 +92,7 @@ class DynamicCNNv2(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map [batch, any channels, height, width] to logits [batch, num_classes].
 
-        With `mask`, [batch, channels] bool, each sample's result is that of its present channels alone; a sample
+        With `mask`, [batch, channels] bool, each sample's result depends on its present channels alone; a sample
         without present channels counts as one channel of zeros.
 
         Raises:

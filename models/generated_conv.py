@@ -9,7 +9,7 @@ from polychrome.kernels.modules import PerSampleConv2d
 
 
 class AveragedConv2d(nn.Module):
-    """Convolve each channel with the kernel given for it and average over those present. No parameters."""
+    """Convolve each channel with the kernel given for it and average over the present channels. No parameters."""
 
     def __init__(self, stride: int = 1, padding: int = 0):
         super().__init__()

@@ -10,7 +10,7 @@ NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
 def he_(model: nn.Module) -> None:
-    """Draw the weights of `model` anew, in place, as He et al. 2015 do for ReLU networks.
+    """Reinitialise the weights of `model` in place, as He et al. 2015 for ReLU networks.
 
     Convolutions: normal with variance 2 / fan-out, the fan-out being the values of the output that one value of the
     input reaches (out_channels / groups times the kernel's pixels), and biases of zero. Each expert of a

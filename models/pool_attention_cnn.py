@@ -28,7 +28,7 @@ class PoolAttentionCNN(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map [batch, any channels, height, width] to logits [batch, num_classes].
 
-        With `mask`, [batch, channels] bool, each sample's result is that of its present channels alone.
+        With `mask`, [batch, channels] bool, each sample's result depends on its present channels alone.
         """
         maps = self.shared(channel_stats(x, mask).flatten(0, 1).unsqueeze(1))
         return self.trunk(maps.unflatten(0, (-1, 2)).sum(1))

@@ -68,7 +68,7 @@ class Prism(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None, channels: Tensor | None = None) -> Tensor:
         """Map [batch, any channels, height, width] to logits [batch, num_classes].
 
-        With `mask`, [batch, channels] bool, each sample's result is that of its present channels alone (in evaluation;
+        With `mask`, [batch, channels] bool, each sample's result depends on its present channels alone (in evaluation;
         in training, batch normalisation takes its statistics over the whole batch). `channels` gives the positions of
         x's channels among the `in_channels` the network is made for: see `AnyChannelConv2d`.
 

@@ -48,8 +48,8 @@ class RRDBRNN(nn.Module):
     classes, and 0.420 G multiply-adds at 128x128; the report prints 0.30 M and 0.42 G, without an image size. Reported
     test accuracy .4267, macro precision .4673, F1 .4133. Height and width: at least 1.
 
-    Left open there, beyond what `RRDB` leaves open: the recurrent convolution. Here it is that of Liang & Hu 2015, with
-    their 3 steps and BN for their local response normalisation; its 80 channels follow from the two counts.
+    Left open in the report, beyond the details of `RRDB`: the recurrent convolution. Here it follows Liang & Hu 2015,
+    with their 3 steps and BN for their local response normalisation; its 80 channels follow from the two counts.
     """
 
     any_channels = False

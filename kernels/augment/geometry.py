@@ -1,4 +1,4 @@
-"""Where an output pixel lies in its source image."""
+"""The position of an output pixel in its source image."""
 
 from collections.abc import Sequence
 from operator import index

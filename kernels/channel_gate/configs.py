@@ -66,7 +66,7 @@ class Tiles(NamedTuple):
 class FusedConfig(NamedTuple):
     """Tiles of the `shares` programs of a sample: block_c channels, all, block_h hidden units and block_o own outputs.
 
-    `sums` go over the pixels of all channels, `product` over those of the outputs.
+    `sums` go over the pixels of all channels, `product` over the pixels of the outputs.
     """
 
     shares: int

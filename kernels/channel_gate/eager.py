@@ -29,7 +29,7 @@ def channel_gate_backward(
     gate: str,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, w1, b1, w2 and b2; one not needed is an empty placeholder."""
+    """Return the gradients of x, w1, b1, w2 and b2; gradients not needed are empty placeholders."""
     grad = grad.to(scale.dtype)
     pixels = x.shape[2] * x.shape[3]
     dlogits, dhidden, share = gate_gradient((grad * x).sum((2, 3)), pixels, w1, w2, hidden, scale, gate, needed)
@@ -73,7 +73,7 @@ def gate_gradient(
 def layer_gradients(
     dlogits: Tensor, dhidden: Tensor | None, pooled: Tensor, hidden: Tensor, layers: tuple, needed: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of `layers`, w1, b1, w2 and b2; one not needed is an empty placeholder."""
+    """Return the gradients of `layers`, w1, b1, w2 and b2; gradients not needed are empty placeholders."""
     w1, b1, w2, b2 = layers
     return (
         *_layer_gradients(dhidden, pooled, w1, b1, needed[:2]),
@@ -91,7 +91,7 @@ def _through_gate(dscale: Tensor, scale: Tensor, gate: str) -> Tensor:
 def _layer_gradients(
     doutput: Tensor | None, inputs: Tensor, weight: Tensor | None, bias: Tensor | None, needed: list[bool]
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of a linear layer's weight and bias; one not needed is an empty placeholder."""
+    """Return the gradients of a linear layer's weight and bias; gradients not needed are empty placeholders."""
     return (
         (doutput.T @ inputs).to(weight.dtype).reshape(weight.shape) if needed[0] else not_asked(inputs),
         doutput.sum(0).to(bias.dtype) if needed[1] else not_asked(inputs),

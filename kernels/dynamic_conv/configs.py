@@ -105,7 +105,7 @@ CONVOLUTION = (
     ConvolutionConfig(256, 32, 32, 8, stages=1),
     ConvolutionConfig(256, 16, 32, 8, stages=1),
 )
-# Few pixels a sample: a tile narrower than the 64 rows of the matrix instruction has to lie across it.
+# Few pixels a sample: a tile narrower than the 64 rows of the matrix instruction is transposed.
 SWAPPED = (
     ConvolutionConfig(32, 64, 64, 4, swap=True),
     ConvolutionConfig(32, 128, 64, 4, swap=True),
@@ -283,7 +283,7 @@ def weight_gradient_config(problem: Problem, device: Device) -> WeightGradientCo
 
 
 def filled(config: WeightGradientConfig, problem: Problem, device: Device) -> WeightGradientConfig:
-    """Return `config` with splits for two blocks a multiprocessor; apart, with those of the least predicted time.
+    """Return `config` with splits for two blocks a multiprocessor; if `apart`, the splits of least predicted time.
 
     The parts of few samples, all in memory at a time, take at most a quarter of the naive form's memory.
     """
@@ -412,8 +412,8 @@ def within_memory(config: WeightGradientConfig, problem: Problem) -> WeightGradi
 def naive_bytes(problem: Problem) -> int:
     """Return the bytes that the naive form allocates in backward: weights in float32, and mixed weights or a copy of x.
 
-    Of 16 bits, which lie channels last, it copies x, its gradient and that of y into the layout of a convolution with
-    groups: an H200 was seen to allocate 0.9 to 1.3 times the number returned, more for few channels.
+    In 16 bits, channels last, the naive form copies x and the gradients of x and y into the layout of a grouped
+    convolution: an H200 allocated 0.9 to 1.3 times the returned number, more for few channels.
     """
     x = problem.batch * problem.in_channels * problem.height * problem.width
     y = problem.batch * problem.out_channels * problem.pixels

@@ -33,7 +33,7 @@ REGIMES = ("pointwise", "depthwise", "stacked", "aggregate")
 PASSES = ("forward", "input_gradient", "weight_gradient")
 MIXED_SHARE = 0.65
 
-# A choice holds for batches up to NEAR times smaller or larger than the one that it was measured at; tables without
+# A choice holds for batches up to NEAR times smaller or larger than the measured batch; tables without
 # that were measured at TUNED_BATCH.
 NEAR, TUNED_BATCH = 4, 64
 

@@ -71,7 +71,7 @@ class Problem(NamedTuple):
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether each output pixel reads the one input pixel it lies on."""
+        """Whether each output pixel reads only the input pixel at its own position."""
         return self.kernel == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0, 0, 0) and self.groups == 1
 
     @property
@@ -90,7 +90,7 @@ class Problem(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Multiply-adds of one direction times two: each of forward, the gradient of x, that of the weights."""
+        """Twice the multiply-adds of one direction: forward, the gradient of x, or the gradient of the weights."""
         return 2 * self.batch * self.pixels * self.weights
 
     @property

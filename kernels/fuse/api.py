@@ -15,7 +15,7 @@ def fuse(model: nn.Module) -> Report:
     """Make the modules of `model` that compute the same as an op call the op, and return a report.
 
     In place: a swapped module stays the same object with the same parameters, buffers, attributes and methods; its
-    class becomes a subclass of the one it had, whose forward calls the op. Names in the state dict, optimisers, tied
+    class becomes a subclass of its former class, whose forward calls the op. Names in the state dict, optimisers, tied
     weights, `requires_grad`, copies and pickles are as before. Supported are
 
     - timm's `CondConv2d`, `SEModule` (`SqueezeExcite`), EfficientNet's `SqueezeExcite`, `EffectiveSEModule` and
@@ -31,7 +31,7 @@ def fuse(model: nn.Module) -> Report:
     Fuse before `torch.compile`.
 
     Returns:
-        The modules swapped, and those left alone with the reason; `print` it for a table. A module with a
+        The swapped modules, and the modules left alone with the reason; `print` it for a table. A module with a
         five-dimensional parameter, or one that multiplies by a gate, is in one of the two lists; other modules that no
         rule knows are in neither.
 
@@ -55,7 +55,7 @@ class _Walk:
         self._paths = _paths_by_object(model)
 
     def visit(self, module: nn.Module, path: str) -> None:
-        """Swap `module` or what is inside it."""
+        """Swap `module` or modules inside it."""
         if id(module) in self._seen:
             return
         self._seen.add(id(module))
@@ -86,7 +86,7 @@ class _Walk:
         self.left.insert(first_left, Left(path, name, verdict.reason))
 
     def _visit_called(self, module: nn.Module, path: str) -> None:
-        """Visit what is inside a swapped module that runs its own forward."""
+        """Visit the modules inside a swapped module that runs its own forward."""
         if isinstance(module, GatedChannels):
             self._visit_children(module, path)
 

@@ -57,7 +57,7 @@ def _forward(x: Tensor, scale: Tensor, backend: str = "auto") -> Tensor:
 def _backward(
     grad: Tensor, x: Tensor, scale: Tensor, needed: list[bool], backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and scale; one not needed is an empty placeholder."""
+    """Return the gradients of x and scale; gradients not needed are empty placeholders."""
     dx, dscale = not_asked(x), not_asked(x)
     if x.numel() == 0 or not runs_triton(x, backend):
         if needed[0]:

@@ -114,7 +114,7 @@ def _channel_attention(module: nn.Module) -> Candidate | Refusal | None:
 
 
 def _maps(channels: int) -> tuple[int, int, int, int]:
-    """Return the shape of an input whose height and width are told from its channels."""
+    """Return the shape of an input whose height and width differ from its channels."""
     return 3, channels, 5, 7 if channels != 7 else 8
 
 
@@ -126,9 +126,9 @@ def _gated(module: nn.Module) -> Candidate | None:
     if len(_arguments(module)) != 1 or not may_gate(module):
         return None
     channels = [c for c in map(_in_channels, module.modules()) if c is not None][:1]
-    counts = dict.fromkeys((*(c for c in channels if c > 1), 8, 1))  # a gate of one channel is no gate of channels
+    counts = dict.fromkeys((*(c for c in channels if c > 1), 8, 1))  # a gate of one channel is not a channel gate
     inputs = [((3, c, *size),) for c in counts for size in ((5, 7), (34, 37))]
-    # a network of layers for images that has a sigmoid at its end is no gate because it takes no small images
+    # an image network that ends in a sigmoid is not a gate only because it rejects small images
     inner = [m for m in module.modules() if m is not module and not is_torchs(m)]
     foreign = any(True for m in inner for _ in m.parameters())
     flat = any(isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.AdaptiveAvgPool2d) for m in module.modules())

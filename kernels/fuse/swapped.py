@@ -24,7 +24,7 @@ from polychrome.kernels.plain import Remembered, is_as_remembered, remember
 from polychrome.kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
 from polychrome.kernels.tensors import autocasts, is_channels_last
 
-# The attributes of a swapped module that hold its plan, where in it the op's operands are, and what it was then.
+# The attributes of a swapped module: its plan, with the places of the op's operands, and its remembered state.
 PLAN, REMEMBERED = "_fuse_plan", "_fuse_remembered"
 
 _classes: WeakValueDictionary = WeakValueDictionary()
@@ -66,7 +66,7 @@ def swap(module: nn.Module, kind: type[Swapped], plan: tuple | None) -> None:
 
 
 def _class_of(kind: type[Swapped], own: type[nn.Module]) -> type[nn.Module]:
-    """Return the one class that puts `kind` before `own`."""
+    """Return the class that puts `kind` before `own`, always the same object."""
     made = _classes.get((kind, own))
     if made is None:
         made = type(f"Fused{own.__name__}", (kind, own), {"__module__": own.__module__})

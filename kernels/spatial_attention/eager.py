@@ -37,7 +37,7 @@ def spatial_gate(x: Tensor, logits: Tensor) -> Tensor:
 
 
 def spatial_gate_backward(grad: Tensor, x: Tensor, logits: Tensor, needed: list[bool]) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and logits; one not needed is an empty placeholder."""
+    """Return the gradients of x and logits; gradients not needed are empty placeholders."""
     wide = wide_dtype(x.dtype)
     grad, gate = grad.to(wide), logits.to(wide).sigmoid()
     dx, dlogits = not_asked(x), not_asked(x)
@@ -68,7 +68,7 @@ def spatial_attention_backward(
     gate: Tensor,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight and bias; one not needed is an empty placeholder."""
+    """Return the gradients of x, weight and bias; gradients not needed are empty placeholders."""
     wide = wide_dtype(x.dtype)
     grad = grad.to(wide)
     dlogits = (grad * x).sum(1, keepdim=True) * gate * (1 - gate)
