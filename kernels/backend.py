@@ -15,7 +15,7 @@ from polychrome.kernels.tensors import autocasts
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = ("auto", "triton", "reference")
 
-# The choices that hold, the one in force last.
+# The nested choices, the innermost last.
 _choices: ContextVar[tuple[str, ...]] = ContextVar("choices of polychrome's backend", default=("auto",))
 # What compiled code sees: Dynamo guards on a global, but before torch 2.14 on no context variable.
 _latest = ("auto",)
@@ -25,14 +25,14 @@ class use_backend:
     """Context manager that picks the implementation of every op called inside it.
 
     `auto` does what the registered op (`torch.ops.polychrome.*`) does, `reference` is the plain PyTorch definition,
-    which also has second derivatives and works under `torch.func`, and `triton` insists on a Triton kernel: on CUDA
+    which also has second derivatives and works under `torch.func`, and `triton` requires a Triton kernel: on CUDA
     tensors, or on CPU tensors where TRITON_INTERPRET=1 was set before Triton was imported. The choice is read when the
     function is called, not when gradients are computed.
 
     The choice holds for the thread, or the asyncio task, that makes it (a `contextvars.ContextVar`): a thread that is
-    started inside begins with `auto`, autograd's for a CUDA device too, where checkpointed forwards are run again.
-    Compiled code sees the choice that any thread made or ended last: a change compiles it anew, and where threads
-    overlap it may be another's. Inside a compiled function the choice can be made too.
+    started inside begins with `auto`, as does autograd's thread for a CUDA device, which runs checkpointed forwards
+    again. Compiled code sees the choice that any thread made or ended last: a change recompiles the code, and where
+    threads overlap it may see the choice of another thread. Inside a compiled function the choice can be made too.
 
     Raises:
         ValueError: `name` is not one of the three.
@@ -71,9 +71,9 @@ def chosen_backend(op: str, x: torch.Tensor, dtype: torch.dtype | None = None) -
     """Return the backend in force for a call of `op` on `x`, which computes in `dtype`, by default x's.
 
     Raises:
-        RuntimeError: it is "triton", and no kernel can run on x's device; or the call is differentiated in a way that
-            only the definition can be.
-        TypeError: it is "triton", and the kernels do not compute in that dtype.
+        RuntimeError: the backend is "triton", and no kernel can run on x's device; or the call takes a derivative that
+            only the definition has.
+        TypeError: the backend is "triton", and the kernels do not compute in this dtype.
     """
     backend = current_backend()
     if backend == "triton":
@@ -102,7 +102,7 @@ def _constant_when_traced(function: Callable) -> Callable:
 
 @_constant_when_traced
 def _refused_transform() -> str:
-    """Return what the ops do not have of the derivatives being taken: forward-mode, or torch.func's; else nothing.
+    """Return which derivative being taken the ops lack, forward-mode or torch.func's, in words; empty for none.
 
     Dynamo, which has the same transforms active while it traces, guards on them.
     """
@@ -162,7 +162,7 @@ def _check_triton(op: str, x: torch.Tensor, dtype: torch.dtype | None) -> None:
 
 
 def call_reference(definition: Callable, x: torch.Tensor, *arguments):
-    """Return `definition(x, *arguments)`, no view, with autocast off: the caller has cast what autocast would."""
+    """Return `definition(x, *arguments)`, not a view, with autocast off: the caller has cast the arguments."""
     if autocasts(x):
         with torch.autocast(x.device.type, enabled=False):
             y = definition(x, *arguments)
@@ -170,4 +170,4 @@ def call_reference(definition: Callable, x: torch.Tensor, *arguments):
         y = definition(x, *arguments)
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not y._is_view():
         return y
-    return torch.ops.aten._unsafe_view(y, y.shape)  # of a tensor that nobody else has
+    return torch.ops.aten._unsafe_view(y, y.shape)  # the tensor has no other owner

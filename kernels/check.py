@@ -1,4 +1,4 @@
-"""Every op on a GPU against its definition in float64: `python -m kernels.check`."""
+"""Every op on a GPU against its definition in float64: `python -m polychrome.kernels.check`."""
 
 import argparse
 import json
@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a case in a dtype: the largest errors, those allowed, what is wrong, and the kernels of ours run."""
+    """The result of a case in a dtype: the largest errors, the allowed errors, the fault, and how many kernels ran."""
 
     op: str
     case: str
@@ -85,7 +85,7 @@ def cases() -> list[Case]:
     ]
 
 
-def main(arguments: list[str] | None = None, program: str = "python -m kernels.check") -> int:
+def main(arguments: list[str] | None = None, program: str = "python -m polychrome.kernels.check") -> int:
     """Print a table of the errors; return 0 where all are allowed, 1 on a fault, 2 without a GPU."""
     parser = argparse.ArgumentParser(prog=program, description=__doc__.partition(":")[0])
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for all ops (default {SECONDS:.0f})")
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None, program: str = "python -m kernels.c
 
 
 def checked(seconds: float = SECONDS) -> Iterator[Outcome]:
-    """Yield what comes of each case, checked by another process: after a fault in a kernel a process has no GPU."""
+    """Yield the outcome of each case, checked by another process: after a fault in a kernel a process loses the GPU."""
     wanted, end, done = listed(), time.monotonic() + seconds, 0
     while done < len(wanted):
         found, reason = _checked_by_process(done, end - time.monotonic())
@@ -120,7 +120,7 @@ def checked(seconds: float = SECONDS) -> Iterator[Outcome]:
 
 
 def verdict(outcomes: list[Outcome]) -> str:
-    """Return what there is to say of all outcomes together."""
+    """Return a summary of all outcomes."""
     late = sum(outcome.fault == LATE for outcome in outcomes)
     wrong = sum(outcome.fault is not None for outcome in outcomes) - late
     found = f"{wrong} of {len(outcomes)} are wrong" if wrong else f"{len(outcomes) - late} are right"
@@ -148,7 +148,7 @@ def table(outcomes: list[Outcome]) -> str:
 def check(case: Case, dtype: torch.dtype, device: str = "cuda") -> Outcome:
     """Return the errors of a case on the GPU, the definition computed in float64 on the CPU.
 
-    The largest of three calls count: `kernels.replay` makes the third in another way.
+    The largest of three calls count: `kernels/replay.py` makes the third in another way.
     """
     given = case.make(dtype)
     exact = _results(case.function.reference, case, [_as(each, torch.float64) for each in given], dtype)
@@ -176,12 +176,12 @@ def _finite(error: float | None) -> float | None:
 
 
 def _report(first: int) -> int:
-    """Print a line of JSON for every case from the one of this number on; end where the GPU is lost."""
+    """Print a line of JSON for every case from number `first` on; end when the GPU is lost."""
     for case, dtype in listed()[first:]:
         try:
             outcome = check(case, dtype)
             torch.cuda.synchronize()
-        except Exception as error:  # whatever a kernel, a compiler or a driver raises
+        except Exception as error:  # kernels, compilers and drivers may raise anything
             said = str(error).strip().partition("\n")[0]
             outcome = _outcome(case, dtype, fault=f"{type(error).__name__}: {said}"[:200])
         print(json.dumps(outcome), flush=True)
@@ -214,12 +214,12 @@ def _checked_by_process(first: int, seconds: float) -> tuple[list[Outcome], str 
         status = process.wait()
         errors.seek(0)
         last = errors.read().strip().rpartition("\n")[2] or "no word of it"
-    # With status 3 the case that lost the GPU has been told.
+    # With status 3 the case that lost the GPU has been reported.
     return found, None if status == 3 else f"the process died with status {status}: {last}"[:200]
 
 
 def _pass_on(output: IO[str], lines: "queue.Queue[str | None]") -> None:
-    """Put the lines of a process into a queue as they come, and None at their end."""
+    """Put the lines of a process into a queue as they arrive, and None at their end."""
     for line in output:
         lines.put(line)
     lines.put(None)
@@ -259,7 +259,7 @@ def _called(function: Callable, arguments: list, options: dict) -> Tensor:
 
 
 def _error(got: Tensor, exact: Tensor) -> float:
-    """Return the RMS error over the RMS of the exact values; infinity where a number is none, or the shape another."""
+    """Return the RMS error over the RMS of the exact values; infinity for NaN or a wrong shape."""
     if got.shape != exact.shape:
         return math.inf
     error = ((got.double() - exact).norm() / exact.norm().clamp_min(1e-30)).item()
@@ -304,7 +304,7 @@ def _per_sample(name: str, shape, outputs: int, side: int, **options) -> Case:
 
 
 def _attention(dtype: torch.dtype) -> list[Tensor]:
-    """Return arguments whose gate is not all but zero or one, where rounding is all there is to a gradient."""
+    """Return arguments whose gate is not nearly zero or one, where a gradient would be rounding error alone."""
     x, weight, bias = _tensors((4, 72, 21, 17), (1, 2, 7, 7), (1,))(dtype)
     return [x, weight / 7, bias]
 
@@ -322,7 +322,7 @@ def _images(dtype: torch.dtype) -> list:
 
 
 def _as(argument, dtype: torch.dtype):
-    """Return a float tensor in another dtype, and what a dictionary has of them, images and places as they are."""
+    """Return a float tensor in another dtype; dictionaries and integer tensors unchanged."""
     if isinstance(argument, dict):
         return argument
     return argument.to(dtype) if argument.is_floating_point() else argument
@@ -335,6 +335,6 @@ def _moved(argument, device: str):
 
 
 if __name__ == "__main__":
-    from polychrome.kernels.check import main as known  # not this copy of the module, which nobody else knows
+    from polychrome.kernels.check import main as known  # not this copy of the module, which is __main__
 
     sys.exit(known())

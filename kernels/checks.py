@@ -1,4 +1,4 @@
-"""Argument checks of the public functions. Sizes are put into words only on the way to an error."""
+"""Argument checks of the public functions. Sizes are formatted only for an error."""
 
 from operator import index
 
@@ -9,7 +9,7 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def check_input(x: Tensor) -> None:
-    """Raise unless `x` is a float tensor [batch, channels, height, width] with at least one channel."""
+    """Raise TypeError or ValueError unless `x` is a float tensor [batch, channels, height, width] with a channel."""
     check_float("x", x)
     check_shape("x", x, batch=None, channels=None, height=None, width=None)
     if x.shape[1] == 0:

@@ -1,11 +1,11 @@
-"""The ops in torch's own operators, for graphs that run without us, with a batch of any size.
+"""The ops in torch's own operators, for graphs that run without this package, with a batch of any size.
 
-The definitions make the batch a number of groups of one convolution, which no graph can leave open. Here a convolution
-with kernels for each sample is a product of matrices; a dynamic convolution is one with mixed kernels, or, in
-`STACKED`, one convolution of all experts whose results are mixed. What an op returns only for its gradient is left
-empty.
+The definitions use one convolution with a group per sample, whose number a graph would fix. Here a convolution with
+kernels for each sample is a matrix product; a dynamic convolution is the same product with mixed kernels, or, in
+`STACKED`, one convolution with all experts whose results are mixed. Outputs that an op returns only for its gradient
+are empty.
 
-`torch.onnx.export` records `OPS` and, for dynamic convolutions, `STACKED` (`kernels.library.call`).
+`torch.onnx.export` records `OPS` and, for dynamic convolutions, `STACKED` (`polychrome.kernels.library.call`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _per_sample_conv2d(x, weight, bias, stride, padding, dilation, groups, backe
 
 
 def _pad_unevenly(x: Tensor, padding: list[int]) -> tuple[Tensor, tuple[int, int]]:
-    """Return x, padded where a convolution could not, and the padding that is left to it."""
+    """Return x, padded where the padding is uneven, and the padding left to the convolution."""
     top, bottom, left, right = padding
     if top == bottom and left == right:
         return x, (top, left)

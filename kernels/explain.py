@@ -1,4 +1,4 @@
-"""Ask what a call would run, without running it."""
+"""Explain what a call would run, without running it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +10,12 @@ _EXPLAINED = {dynamic_conv2d: explain_dynamic_conv2d, per_sample_conv2d: explain
 
 
 def explain(function: Callable, *arguments: Any, device: str | None = None, **options: Any) -> Explanation:
-    """Return which form `function(*arguments, **options)` would take, with which launch configs, and why.
+    """Return the form that `function(*arguments, **options)` would take, its launch configs, and the reason.
 
     Args:
         function: `dynamic_conv2d` or `per_sample_conv2d`; the other ops have one form.
-        arguments, options: those of the call. Only shapes, dtypes and devices are looked at; tensors may be on `meta`.
-        device: name of a GPU, such as "NVIDIA H200": what would run there. None: what would run on x as it is.
+        arguments, options: the call's. Only shapes, dtypes and devices are used; tensors may be on `meta`.
+        device: name of a GPU, such as "NVIDIA H200": what would run there. None: what would run on x's device.
 
     Raises:
         ValueError: `function` has one form only, or `device` is not known.

@@ -1,8 +1,8 @@
 """FLOP formulas of the ops, so that `torch.utils.flop_counter.FlopCounterMode` counts them; imported for that effect.
 
 The conventions are torch's: 2 per multiply-add, convolutions and matrix products only, padding counted as if it were
-data. A backward op counts the products behind the gradients asked for. `channel_stats`, `spatial_gate` and `augment`
-have no such products, so they count nothing. The mix of experts is a product of mixing [batch, experts] and experts
+data. A backward op counts the products for the gradients that are needed. `channel_stats`, `spatial_gate` and `augment`
+have no products, so they count nothing. The mix of experts is a product of mixing [batch, experts] and experts
 [experts, numel / experts].
 """
 

@@ -23,14 +23,14 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     """Return an eval copy of `model` whose `DynamicConv2d`s do the batch normalisation and ReLU that follow them.
 
     A `nn.BatchNorm2d` with running statistics becomes the convolution's `scale` and `shift`, and a ReLU (module,
-    function or method) after either becomes part of the same call. What has another user stays as it is, and so does a
-    convolution called more than once, and a layer with hooks or a parametrisation. The copy is for inference: it
-    computes what `model.eval()` does, up to rounding, and its parameters ask for no gradient. `model` itself is not
-    touched.
+    function or method) after either becomes part of the same call. A convolution stays unchanged if its output has
+    another user, if it is called more than once, or if a layer has hooks or a parametrisation. The copy is for
+    inference: it computes the same as `model.eval()`, up to rounding, and its parameters do not require gradients.
+    `model` itself is not changed.
 
     The copy is a `torch.fx.GraphModule`: names in the state dict stay, but of the model's own attributes and methods
-    only `forward` is kept. Where that asks whether an argument is None, as it is by default, the copy's has to stay so
-    (AssertionError). A layer of this package by itself comes back in evaluation mode, else as it is. Fuse before
+    only `forward` is kept. If `forward` asks whether an argument is None, its default, the copy's argument must stay
+    None (AssertionError). A single layer of this package is returned unchanged, in evaluation mode. Fold before
     `torch.compile`.
 
     Raises:
@@ -67,13 +67,13 @@ def _is_ours(module: nn.Module) -> bool:
 
 
 def _check_hooks(module: nn.Module, name: str) -> None:
-    """Raise ValueError where a module of which only what it calls goes into the graph has forward hooks."""
+    """Raise ValueError if a module that is traced into has forward hooks."""
     if module._forward_hooks or module._forward_pre_hooks:
         raise ValueError(f"{name} has a forward hook, which the graph would run once, now")
 
 
 def _trace(model: nn.Module) -> fx.Graph:
-    """Return the graph of the model; where its forward asks whether an argument is None, that without the argument."""
+    """Return the graph of the model, without arguments whose absence (None) its forward asks for."""
     parameters = inspect.signature(model.forward).parameters
     none = {name: None for name, parameter in parameters.items() if parameter.default is None}
     try:
@@ -87,16 +87,16 @@ def _trace(model: nn.Module) -> fx.Graph:
     # Tracing hands every argument over as something, so that a forward that asks whether it is None goes the other way.
     try:
         absent = _Tracer().trace(model, none) if none else given
-    except Exception:  # the forward needs what it was not given
+    except Exception:  # the forward needs the arguments
         return given
     for node in absent.nodes:
         if node.op == "placeholder" and node.target not in parameters:
-            node.target = node.target.removesuffix("_1")  # what fx adds to the names of arguments that it fixes
+            node.target = node.target.removesuffix("_1")  # fx adds it to the names of fixed arguments
     return given if _calls(given, none) == _calls(absent, none) else absent
 
 
 def _calls(graph: fx.Graph, none: dict[str, None]) -> list[tuple]:
-    """Return what the graph calls and with what, the arguments of these names as None."""
+    """Return the calls of the graph with their arguments, the arguments named in `none` as None."""
     places, found = {}, []
     for node in graph.nodes:
         if node.op == "placeholder" and node.target in none:

@@ -11,12 +11,12 @@ Result = TypeVar("Result", covariant=True)
 
 
 class Leaf(Protocol[P, Result]):
-    """A public function as type checkers see it: what it is called with, and its definition in plain PyTorch."""
+    """A public function as type checkers see it: its arguments, and its definition in plain PyTorch."""
 
     reference: Callable[P, Result]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Result:
-        """Return what the op does of the arguments."""
+        """Return the op's result."""
 
 
 def leaf(function: Callable[P, Result]) -> Leaf[P, Result]:

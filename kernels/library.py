@@ -41,7 +41,7 @@ def register_backward(name: str, setup_context: Callable, backward: Callable) ->
 
 
 def record_as(functions: Mapping[torch._ops.OpOverload, Callable]) -> None:
-    """Have `torch.onnx.export` record these functions where it meets the ops."""
+    """Have `torch.onnx.export` record these functions in place of the ops."""
     _recorded.update(functions)
 
 
@@ -75,12 +75,12 @@ def register_product(name: str, forward: Callable, backward: Callable) -> None:
 
 
 def call(name: str, *arguments):
-    """Return what `polychrome::<name>` does of the arguments; `torch.onnx.export` records its decomposition instead.
+    """Return the result of `polychrome::<name>`; `torch.onnx.export` records its decomposition instead.
 
-    A plain call runs the body, or what `kernels.replay` keeps of it, as a node of autograd: torch's dispatcher of ops
-    in Python would take longer than all else on the host. Torch is given the op itself where `replay.key_of` has no
-    key, and where a gradient is to be differentiated. An implementation that somebody else registers for the op is met
-    only there.
+    A plain call runs the body, or the program that `kernels/replay.py` keeps for it, as an autograd node: torch's
+    dispatcher of Python ops would take longer than everything else on the host. Torch is given the op itself where
+    `replay.key_of` returns None, and where a gradient is to be differentiated. Only then is an implementation called
+    that other code has registered for the op.
     """
     key = replay.key_of(name, arguments)
     if key is not None:
@@ -95,7 +95,7 @@ def call(name: str, *arguments):
 
 
 def asked(gradients, needed) -> tuple:
-    """Return the gradients with None for those not needed."""
+    """Return the gradients, None where a gradient is not needed."""
     return tuple(gradient if need else None for gradient, need in zip(gradients, needed, strict=True))
 
 
@@ -123,18 +123,18 @@ def _function(name: str, setup_context: Callable, backward: Callable) -> type[to
 
 
 def _run(name: str, key: replay.Key, arguments: tuple):
-    """Return what the op's body does of a plain call; profilers see the op and its inputs, as those of torch's own."""
+    """Return the result of the op's body for a plain call; profilers see the op and its inputs, as for torch's ops."""
     with torch._C._profiler._RecordFunctionFast(f"{NAMESPACE}::{name}", arguments):
         return _below(arguments[0], replay.run, _bodies[name], key, arguments)
 
 
 def _below(tensor: torch.Tensor, function: Callable, *arguments):
-    """Return `function(*arguments)` in the state that an op's body has to run in, whatever the caller's is.
+    """Return `function(*arguments)` in the state that an op's body needs, whatever the caller's state is.
 
     Below autograd and its record of views: torch calls the body with that record on, and an output that the body made
     by reshaping could then not be modified in place (`relu_` after a convolution). Without autocast: its key is still
-    on inside an op, so that `F.conv2d` or a matmul there would cast its operands once more. On the tensor's device,
-    where launches are made.
+    on inside an op, so `F.conv2d` or a matmul would cast its operands again. On the tensor's device, where launches are
+    made.
     """
     if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
         with torch.cuda.device(tensor.device):

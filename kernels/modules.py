@@ -1,8 +1,8 @@
 """The ops as modules, each a drop-in for the layers it replaces.
 
-Layers inside them (`conv`, `fc1`, `fc2`) are not called as long as they are plain convolutions: the op takes their
-parameters. With hooks on them, or anything else in their place, they are called, between other ops; in a graph of
-torch.fx always, where such may come later.
+Layers inside the modules (`conv`, `fc1`, `fc2`) are not called as long as they are plain convolutions: the op takes
+their parameters. Layers with hooks, and replaced layers, are called between other ops; a graph of torch.fx always calls
+them, as they may be replaced later.
 """
 
 import math
@@ -32,7 +32,7 @@ class ChannelStats(nn.Module):
     """Mean and max over the present channels, [batch, channels, h, w] -> [batch, 2, h, w]. No parameters."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See `kernels.channel_stats`."""
+        """See `polychrome.kernels.channel_stats`."""
         return channel_stats(x, mask)
 
 
@@ -40,7 +40,7 @@ class SpatialGate(nn.Module):
     """Multiply [batch, channels, h, w] by the sigmoid of logits [batch, 1, h, w]. No parameters."""
 
     def forward(self, x: Tensor, logits: Tensor) -> Tensor:
-        """See `kernels.spatial_gate`."""
+        """See `polychrome.kernels.spatial_gate`."""
         return spatial_gate(x, logits)
 
 
@@ -61,7 +61,7 @@ class SpatialAttention(nn.Module):
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `kernels.spatial_attention`."""
+        """See `polychrome.kernels.spatial_attention`."""
         if isinstance(x, Tensor) and is_centred(self.conv):
             return spatial_attention(x, self.conv.weight, self.conv.bias)
         with _without_autocast(x):
@@ -90,7 +90,7 @@ class ChannelGate(nn.Module):
         self.fc2 = nn.Conv2d(hidden_channels or channels, channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `kernels.channel_gate`."""
+        """See `polychrome.kernels.channel_gate`."""
         if _are_plain(self.fc1, self.fc2, x):
             return channel_gate(x, *_parameters(self.fc1), *_parameters(self.fc2), self.gate)
         with _without_autocast(x):
@@ -101,7 +101,7 @@ class ChannelGate(nn.Module):
 
 
 class PerSampleConv2d(nn.Module):
-    """Convolve each sample with the kernel given for it. No parameters: another network makes the kernels.
+    """Convolve each sample of [batch, in_channels, height, width] with the kernel given for it. No parameters.
 
     Raises:
         ValueError: stride, padding, dilation or groups is out of range.
@@ -114,7 +114,7 @@ class PerSampleConv2d(nn.Module):
         self.groups = _checked_size("groups", groups, least=1)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """See `kernels.per_sample_conv2d`."""
+        """See `polychrome.kernels.per_sample_conv2d`."""
         return per_sample_conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
@@ -122,12 +122,12 @@ class PerSampleConv2d(nn.Module):
 
 
 class DynamicConv2d(nn.Module):
-    """`nn.Conv2d` with `experts` kernels, mixed anew for each sample by attention over its channel means.
+    """`nn.Conv2d` with `experts` kernels, mixed for each sample by attention over its channel means.
 
     With the defaults, the dynamic convolution of Chen et al. 2020, whose temperature `anneal_temperature` lowers; with
-    `routing="sigmoid"`, CondConv (Yang et al. 2019). The arguments that `nn.Conv2d` has mean the same; padding is with
-    zeros. `hidden_channels` is the width of the attention's hidden layer, 0 for none; left out, it is
-    in_channels // 4 + 1 with softmax and 0 with sigmoid. Each expert starts as an `nn.Conv2d` would.
+    `routing="sigmoid"`, CondConv (Yang et al. 2019). The arguments of `nn.Conv2d` have the same meaning; padding is
+    with zeros. `hidden_channels` is the width of the attention's hidden layer, 0 for none; left out, it is in_channels
+    // 4 + 1 with softmax and 0 with sigmoid. Each expert starts as an `nn.Conv2d` would.
 
     State dict, in the names of the public Dynamic-convolution-Pytorch:
         `weight` [experts, out_channels, in_channels/groups, kernel_height, kernel_width]; timm's CondConv2d holds it
@@ -135,8 +135,8 @@ class DynamicConv2d(nn.Module):
         `bias` [experts, out_channels], with `bias=True`
         `attention.fc1.weight` [hidden_channels, in_channels, 1, 1], where there is a hidden layer
         `attention.fc2.weight` [experts, hidden_channels or in_channels, 1, 1], `attention.fc2.bias` [experts]
-        `attention.temperature` [], float32; where a state dict lacks it, it stays as it is
-        `scale`, `shift` [out_channels], float32, after `kernels.fold_batch_norm` has put a batch normalisation here
+        `attention.temperature` [], float32; unchanged where a state dict lacks it
+        `scale`, `shift` [out_channels], float32, after `polychrome.kernels.fold_batch_norm`
 
     Raises:
         ValueError: a size, the padding, the routing or the temperature is out of range.
@@ -185,11 +185,11 @@ class DynamicConv2d(nn.Module):
     def from_conv(cls, conv: nn.Conv2d, experts: int = 4, **options) -> "DynamicConv2d":
         """Return a layer whose experts are all copies of `conv`; `options` go to the constructor.
 
-        With softmax routing it computes what `conv` does, up to rounding, until training tells the experts apart.
+        With softmax routing it computes the same as `conv`, up to rounding, until training separates the experts.
 
         Raises:
-            ValueError: `conv` pads with something other than zeros, or does more than a convolution with its weight: it
-                has hooks or parametrisations, such as a spectral norm, or a forward of its own.
+            ValueError: `conv` does not pad with zeros, or does more than a convolution with its weight: it has hooks or
+                parametrisations, such as a spectral norm, or its own forward.
         """
         own = (getattr(type(conv), name, None) for name in ("forward", "_conv_forward"))
         if not is_plain(conv, type(conv)) or tuple(own) != (nn.Conv2d.forward, nn.Conv2d._conv_forward):
@@ -206,7 +206,7 @@ class DynamicConv2d(nn.Module):
         return layer.train(conv.training)
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, the attention's too, and set the temperature back."""
+        """Reinitialise all parameters, the attention's too, and reset the temperature."""
         self._reset_experts()
         self.attention.reset_parameters()
 
@@ -218,13 +218,13 @@ class DynamicConv2d(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor, mixing: Tensor | None = None) -> Tensor:
-        """Return `kernels.dynamic_conv2d` of x [batch, in_channels, height, width].
+        """Return `polychrome.kernels.dynamic_conv2d` of x [batch, in_channels, height, width].
 
-        A `mixing` [batch, experts] that is given, such as one shared by several layers, replaces the attention's.
+        A given `mixing` [batch, experts], such as one shared by several layers, replaces the attention's.
         """
         mixing = self.attention(x) if mixing is None else mixing
         geometry = self.stride, self.padding, self.dilation, self.groups
-        # a model that was cast after fusing, such as by .half(), may have cast the two below what the op takes
+        # a cast of the folded model, such as .half(), may have cast the two to a dtype that the op does not take
         scale, shift = (None if v is None else _wide(v) for v in (self.scale, self.shift))
         epilogue = {"scale": scale, "shift": shift, "relu": self.relu}
         return dynamic_conv2d(x, self.weight, mixing, self.bias, *geometry, **epilogue)
@@ -246,11 +246,14 @@ class DynamicConv2d(nn.Module):
 class ExpertAttention(nn.Module):
     """The mixing weights of a `DynamicConv2d`: [batch, channels, height, width] -> [batch, experts].
 
-    softmax or sigmoid of `fc2(relu(fc1(mean over pixels))) / temperature`. All of it is in float32 (float64 for
-    float64), under autocast too. State dict and arguments: see `DynamicConv2d`.
+    softmax or sigmoid of `fc2(relu(fc1(mean over pixels))) / temperature`. Everything is computed in float32 (float64
+    for float64), under autocast too. State dict and arguments: see `DynamicConv2d`.
+
+    Raises:
+        ValueError: a size, the routing or the temperature is out of range.
     """
 
-    # Buffers that a schedule sets, not training: a moving average of a model's weights has to copy them.
+    # Buffers set by a schedule, not by training: a moving average of a model's weights has to copy them.
     SCHEDULED = ("temperature",)
 
     def __init__(
@@ -277,7 +280,7 @@ class ExpertAttention(nn.Module):
         self.register_buffer("temperature", torch.tensor(self.first_temperature, dtype=torch.float32, device=device))
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew and set the temperature back to the constructor's."""
+        """Reinitialise the parameters and reset the temperature to the constructor's."""
         for layer in self.children():
             layer.reset_parameters()
         self.temperature.fill_(self.first_temperature)
@@ -304,8 +307,8 @@ def anneal_temperature(
     """Set the temperature of every `DynamicConv2d` in `model` for `epoch`, which counts from 0, and return it.
 
     It falls linearly from `start` at epoch 0 to `end` at `epochs` and stays there (Chen et al. 2020: 30 to 1 in ten
-    epochs). A fraction of an epoch anneals per step. The buffers change in place: a compiled model is not compiled
-    again, and CUDA graphs see the new value.
+    epochs). Fractions of an epoch anneal per step. The buffers change in place: a compiled model is not recompiled, and
+    CUDA graphs see the new value.
 
     Raises:
         ValueError: `epoch` is negative, or `epochs`, `start` or `end` is not positive.
@@ -335,7 +338,7 @@ def _mixing(x: Tensor, w1, b1, w2, b2, temperature: Tensor, routing: str) -> Ten
 
 @leaf
 def _routed(logits: Tensor, temperature: Tensor, routing: str) -> Tensor:
-    """Return the mixing weights of logits [batch, experts], with or without pixels of size one."""
+    """Return the mixing weights of logits [batch, experts] or [batch, experts, 1, 1]."""
     logits = _wide(logits.flatten(1)) / temperature
     return logits.softmax(1) if routing == "softmax" else logits.sigmoid()
 
@@ -348,7 +351,7 @@ def _gate(logits: Tensor, gate: str) -> Tensor:
 
 @leaf
 def _wide(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32, or float64 where it is."""
+    """Return the tensor in float32, or float64 if it is float64."""
     return tensor.to(wide_dtype(tensor.dtype))
 
 
@@ -361,7 +364,7 @@ def _means(x: Tensor) -> Tensor:
 
 
 def _layered(first: nn.Module | None, second: nn.Module, x: Tensor) -> Tensor:
-    """Return what the layers, called one after the other with a ReLU between, make of x's means over its pixels."""
+    """Return the output of the layers, with a ReLU between them, for x's means over its pixels."""
     features = _means(x)
     if first is not None:
         features = F.relu(_called(first, features, x))
@@ -369,10 +372,7 @@ def _layered(first: nn.Module | None, second: nn.Module, x: Tensor) -> Tensor:
 
 
 def _called(layer: nn.Module, features: Tensor, x: Tensor) -> Tensor:
-    """Return layer(features), with those in x's dtype, or that of the layer's parameters where none has x's.
-
-    In a graph of torch.fx, which may be cast later, it is x's.
-    """
+    """Return layer(features), with the features in x's dtype, or in the layer's dtype where no parameter has x's."""
     parameters = layer.parameters() if isinstance(x, Tensor) else ()
     return layer(_cast(features, x, tuple(p.dtype for p in parameters if p.is_floating_point())))
 
@@ -384,17 +384,17 @@ def _cast(features: Tensor, x: Tensor, dtypes: tuple[torch.dtype, ...]) -> Tenso
 
 
 def _are_plain(first: nn.Module | None, second: nn.Module, x: Tensor) -> bool:
-    """Return whether an op may take the layers' parameters: not into a graph of torch.fx, which outlives the answer."""
+    """Return whether an op may take the layers' parameters: not in a graph of torch.fx, whose layers may change."""
     return isinstance(x, Tensor) and (first is None or is_pointwise(first)) and is_pointwise(second)
 
 
 def _parameters(layer: nn.Module | None) -> tuple[Tensor | None, Tensor | None]:
-    """Return weight and bias, None for those of no layer."""
+    """Return weight and bias; both are None without a layer."""
     return (None, None) if layer is None else (layer.weight, layer.bias)
 
 
 def _without_autocast(x: Tensor):
-    """Return a context in which autocast is off; the meta device and torch.fx's proxies have none to turn off."""
+    """Return a context in which autocast is off; the meta device and torch.fx's proxies have no autocast."""
     if not isinstance(x, Tensor) or x.device.type == "meta":
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)

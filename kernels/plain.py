@@ -1,8 +1,8 @@
-"""Whether a layer still computes what its class says, so that its parameters may be read and the layer not called.
+"""Whether a layer still computes what its class defines, so that an op may read its parameters in place of a call.
 
-Much that changes a layer leaves its parameters where they were: hooks (weight norm and spectral norm as hooks, pruning,
-FSDP2), another module in its place (adapters, quantisation), a forward replaced on the object. All that follows is
-asked at every call: such changes come after a model is made.
+Many changes of a layer keep its parameters: hooks (weight norm and spectral norm as hooks, pruning, FSDP2), another
+module in its place (adapters, quantisation), a forward replaced on the object. These functions are called at every
+forward, since a model may change after it is made.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,13 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 
 
 def is_plain(layer: nn.Module | None, kind: type[nn.Module]) -> bool:
-    """Return whether `layer` is a `kind`, with or without parametrisations, whose call would do no more than `kind`'s.
+    """Return whether `layer` is a `kind`, with or without parametrisations, and its call does no more than `kind`'s.
 
-    `torch.nn.utils.parametrize` is no obstacle: `layer.weight` is then computed when it is read.
+    `torch.nn.utils.parametrize` is allowed: `layer.weight` is then computed when it is read.
     """
     if not isinstance(layer, nn.Module) or _class_of(layer) is not kind or _does_more(layer):
         return False
-    return _holds_weight(layer) and kind.forward.__module__ == kind.__module__  # nobody has put another there
+    return _holds_weight(layer) and kind.forward.__module__ == kind.__module__  # not replaced on the object
 
 
 def is_pointwise(layer: nn.Module | None) -> bool:
@@ -31,7 +31,7 @@ def is_pointwise(layer: nn.Module | None) -> bool:
 
 
 def is_centred(layer: nn.Module | None) -> bool:
-    """Return whether `layer` is a plain convolution that `kernels.spatial_attention` does too."""
+    """Return whether `layer` is a plain convolution that `polychrome.kernels.spatial_attention` supports."""
     if not is_plain(layer, nn.Conv2d) or (layer.in_channels, layer.out_channels) != (2, 1):
         return False
     k = layer.kernel_size[0]
@@ -39,7 +39,7 @@ def is_centred(layer: nn.Module | None) -> bool:
 
 
 class Remembered(NamedTuple):
-    """What a module was: its class, its forward, its attributes, lists and dicts as tuples, and its children."""
+    """The state of a module: its class, its forward, its attributes, lists and dicts as tuples, and its children."""
 
     kind: type[nn.Module]
     forward: Callable
@@ -48,7 +48,7 @@ class Remembered(NamedTuple):
 
 
 def remember(module: nn.Module, called: tuple[str, ...] = ()) -> Remembered:
-    """Return what `is_as_remembered` has to find again; the submodules at the paths `called` may become anything."""
+    """Return the state that `is_as_remembered` compares; the submodules at the paths `called` may change."""
     public = ((name, _frozen(value)) for name, value in vars(module).items() if name[0] != "_" and name != "training")
     children = []
     for name, child in module._modules.items():
@@ -60,10 +60,10 @@ def remember(module: nn.Module, called: tuple[str, ...] = ()) -> Remembered:
 
 
 def is_as_remembered(module: nn.Module, then: Remembered) -> bool:
-    """Return whether `module`, whose own hooks and forward are not asked about, is the module that was remembered.
+    """Return whether `module` is as it was remembered, apart from its own hooks and forward.
 
     Parameters may have any values, and parametrisations. Submodules have to be of the same classes, without hooks, and
-    attributes the same objects, or equal where they are numbers and words.
+    attributes the same objects, or equal where they are numbers and strings.
     """
     for name, value in then.attributes:
         if not _is_same(_frozen(module.__dict__.get(name, then)), value):
@@ -86,7 +86,7 @@ def is_as_remembered(module: nn.Module, then: Remembered) -> bool:
 
 
 def _class_of(module: nn.Module) -> type[nn.Module]:
-    """Return the class a module had before `torch.nn.utils.parametrize` gave it one of its own."""
+    """Return the class a module had before `torch.nn.utils.parametrize` replaced it."""
     return type(module).__bases__[0] if "parametrizations" in module._modules else type(module)
 
 

@@ -1,8 +1,8 @@
-"""Calls of ops made again without the Python that chose their launches, for which small maps would wait on a GPU.
+"""Repeated calls of ops without the Python that chose their launches, which takes longer than small maps on a GPU.
 
-What an op's body does follows from the sizes, strides, dtypes and alignment of its tensors and from its other
-arguments, its key. Where a key comes back, the body's calls of torch and its launches are recorded and written as a
-function without a branch, its program. Later calls of the key run the program.
+An op's body depends on its key alone: the sizes, strides, dtypes and alignment of its tensors, and its other arguments.
+When a key occurs a second time, the body's calls of torch and its launches are recorded and written as a function
+without branches, the program. Later calls with the key run the program.
 """
 
 import threading
@@ -19,9 +19,9 @@ from polychrome.kernels.backend import runs_triton
 from polychrome.kernels.launch import Launch, current_stream, is_watched, listen
 from polychrome.kernels.tensors import allows_tf32
 
-# Keys that are kept; where calls differ more often, all are forgotten.
+# Keys that are kept at most; with more, all are forgotten.
 MOST = 4096
-# A compiled kernel may rely on pointers that are a multiple of it.
+# A compiled kernel may rely on pointers being a multiple of this.
 ALIGNMENT = 16
 # What stands for the program of a call that was made once, and of a call whose body cannot be repeated.
 ONCE, NEVER = object(), object()
@@ -36,16 +36,16 @@ ALLOCATIONS = (aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, 
 
 Key = tuple
 _programs: dict[Key, object] = {}
-# Torch's modes are no business of two threads at once.
+# Torch's modes must not be entered by two threads at once.
 _recording = threading.Lock()
 _plain_keys: set[int] = set()
 
 
 def key_of(name: str, arguments: tuple) -> Key | None:
-    """Return all that the body of op `name` can see of a call but the numbers in its tensors.
+    """Return everything that the body of op `name` can see of a call except the values of its tensors.
 
     None where torch has to see the op itself: while a call is compiled, traced, transformed or watched, and for tensors
-    other than plain ones of a CPU or a CUDA device, such as subclasses and negated views.
+    that are not plain CPU or CUDA tensors, such as subclasses and negated views.
     """
     if torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._are_functorch_transforms_active():
         return None
@@ -104,8 +104,8 @@ def forget() -> None:
 def record(body: Callable, arguments: tuple) -> tuple[object, Callable | None]:
     """Return `body(*arguments)`, and a function that repeats the body for other arguments of the same key.
 
-    There is no such function, but None, for a body that reads numbers of a tensor, draws them, uses a tensor that it
-    was not given, or launches nothing. Two threads must not record at once.
+    The function is None for a body that reads a tensor's values, draws random numbers, uses a tensor that is not an
+    argument, or launches nothing. Two threads must not record at once.
     """
     recorder = Recorder(arguments)
     with recorder, listen(recorder.launched):
@@ -114,7 +114,7 @@ def record(body: Callable, arguments: tuple) -> tuple[object, Callable | None]:
 
 
 def _is_plain(tensor: Tensor, keys: int) -> bool:
-    """Return whether a tensor with these dispatch keys is nothing but numbers in memory, made in inference mode or not.
+    """Return whether a tensor with these dispatch keys is plain memory, made in inference mode or not.
 
     Its keys are remembered if it is.
     """
@@ -128,7 +128,7 @@ def _is_plain(tensor: Tensor, keys: int) -> bool:
 
 
 class Step(NamedTuple):
-    """A line of a program, the names of the tensors that it reads, and the names of those that it makes.
+    """A line of a program, the names of the tensors that it reads, and the names of the tensors that it makes.
 
     can_be_left_out: where no later line needs the tensors that it makes.
     """
@@ -140,11 +140,11 @@ class Step(NamedTuple):
 
 
 class Unrepeatable(Exception):
-    """A call does not always do the same, or uses a tensor that is neither an argument nor made from one."""
+    """A call is not repeatable, or uses a tensor that is neither an argument nor made from arguments."""
 
 
 class Recorder(TorchDispatchMode):
-    """Inside it, calls of torch are made and noted, and launches that it is told of with `launched`."""
+    """Makes and records calls of torch inside, and the launches reported by `launched`."""
 
     def __init__(self, arguments: tuple):
         super().__init__()
@@ -177,7 +177,7 @@ class Recorder(TorchDispatchMode):
         self._note(self._launched, launch, compiled)
 
     def program(self, result) -> Callable | None:
-        """Return the function that repeats a body which had this result."""
+        """Return the function that repeats the recorded body and returns the same kind of result."""
         made = result if isinstance(result, tuple) else [result]
         if not self.can_be_repeated or not self.has_launched or any(each not in self.names for each in made):
             return None
@@ -231,7 +231,7 @@ class Recorder(TorchDispatchMode):
         self.steps.append(Step(line, tuple(reads), tuple(writes), can_be_left_out=not mutates))
 
     def _viewed(self, view: Tensor, base: Tensor | None) -> None:
-        """Note a view as one of the tensor whose memory it lies in, whatever views led to it."""
+        """Record a view as a view of the tensor that owns its memory."""
         if base is None or view.dtype != base.dtype:
             raise Unrepeatable
         name = self.names[base]
@@ -266,7 +266,7 @@ class Recorder(TorchDispatchMode):
         return self.names[tensor]
 
     def _text(self, value, reads: list[str] | None = None) -> str:
-        """Return what stands for `value` in a line, and add the names of its tensors to `reads`."""
+        """Return the source text of `value` in a line, and add the names of its tensors to `reads`."""
         if _is_tensor(value):
             if value not in self.names:
                 raise Unrepeatable

@@ -28,7 +28,7 @@ def _follows_autocast(tensor: Tensor | None) -> bool:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Return whether x's channels lie next to each other; strides of dimensions of size one say nothing about it."""
+    """Return whether x's channels lie next to each other; strides of dimensions of size one are ignored."""
     _, channels, height, width = x.shape
     return channels > 1 and height * width > 1 and x.stride(1) == 1
 
@@ -49,12 +49,12 @@ def laid_out_as(x: Tensor, y: Tensor) -> Tensor:
 
 
 def not_asked(x: Tensor) -> Tensor:
-    """Return the empty tensor that stands for a gradient nobody asked for (an op's outputs cannot be None)."""
+    """Return the empty tensor that stands for a gradient that is not needed (an op's outputs cannot be None)."""
     return x.new_empty(0)
 
 
 def needs_64_bits(*tensors: Tensor | None) -> bool:
-    """Return whether a 32-bit offset does not reach all of a tensor, and a tile that hangs over its end."""
+    """Return whether 32-bit offsets do not reach all of a tensor and a tile beyond its end."""
     return any(tensor is not None and tensor.numel() >= 2**31 - 2**20 for tensor in tensors)
 
 

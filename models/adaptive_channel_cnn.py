@@ -1,10 +1,11 @@
-"""The CNN of report C whose modules bring any number of channels to a fixed width."""
+"""The CNN of report C whose modules expand any number of channels to a fixed width."""
 
 import torch
 from torch import Tensor, nn
 
 from polychrome.kernels import channel_stats
 from polychrome.kernels.modules import DynamicConv2d, anneal_temperature
+from polychrome.models.blocks import norm_relu
 
 WIDTHS = (32, 64, 128, 256, 512)
 SMALLEST = 64  # six poolings by 2
@@ -24,9 +25,9 @@ class AdaptiveChannelCNN(nn.Module):
     never arises: a convolution here has 2 or at least 32). With 2 channels that is one hidden channel; where its ReLU
     is off, the mixing is the same for all samples and only its bias is trained.
 
-    Left open there: image sizes other than 128 (an average pooling to 2x2 before the flatten, which changes nothing at
-    128), which half is rounded down where an odd number of maps is missing (the mean's) and where wider inputs are cut
-    (after the first 32 channels). Weights start as the layers' own.
+    Left open in the report: image sizes other than 128 (an average pooling to 2x2 before the flatten, which changes
+    nothing at 128), the half that is rounded down where an odd number of maps is missing (the mean's), and the channels
+    of wider inputs that are kept (the first 32). Weights start with the layers' own initialisation.
 
     Raises:
         ValueError: in `forward`, height or width is below 64, or, on the CPU, a sample has no present channel.
@@ -59,7 +60,7 @@ class AdaptiveChannelCNN(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map [batch, any channels, height, width] to logits [batch, num_classes].
 
-        With `mask`, [batch, channels] bool, each sample's result is that of its present channels alone (in evaluation;
+        With `mask`, [batch, channels] bool, each sample's result depends on its present channels alone (in evaluation;
         in training, batch normalisation takes its statistics over the whole batch).
         """
         height, width = x.shape[-2:]
@@ -75,19 +76,21 @@ class AdaptiveChannels(nn.Module):
     """Fill any number of channels up to `width` and convolve: [batch, any, h, w] -> [batch, width, h, w].
 
     The mean and the max over the channels go through a dynamic conv k3 p1 2 -> width/2, BN, ReLU. The input, then that
-    result, then copies of the mean map (half of what is missing) and the max map (the rest) of these two make `width`
-    channels; what exceeds it is cut, and from `width` input channels on these alone are left. A dynamic conv k3 p1
-    width -> width, BN and ReLU follow. With `pool`, input and result are max-pooled by 2 before they are joined.
+    result, then copies of the mean map (half of the missing channels) and the max map (the rest) of input and result
+    make `width` channels; excess channels are cut, and with `width` input channels or more only input channels are
+    left. A dynamic conv k3 p1 width -> width, BN and ReLU follow. With `pool`, input and result are max-pooled by 2
+    before they are joined.
 
-    The steps depend on the channel count, so `kernels.fold_batch_norm` takes `summary` and `conv`, not the whole.
+    The steps depend on the channel count, so `polychrome.kernels.fold_batch_norm` takes `summary` and `conv`
+    alone.
     """
 
     def __init__(self, width: int, pool: bool = False):
         super().__init__()
         self.width = width
-        self.summary = _conv_norm_relu(2, width // 2)
+        self.summary = _block(2, width // 2)
         self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
-        self.conv = _conv_norm_relu(width, width)
+        self.conv = _block(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """With `mask`, [batch, channels] bool, each sample's input is its present channels alone."""
@@ -132,6 +135,5 @@ def _sources(mask: Tensor, width: int) -> Tensor:
     return torch.where(place < present, own, rest)
 
 
-def _conv_norm_relu(in_channels: int, out_channels: int) -> nn.Sequential:
-    conv = DynamicConv2d(in_channels, out_channels, 3, padding=1, experts=4, temperature=TEMPERATURE)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+def _block(in_channels: int, out_channels: int) -> nn.Sequential:
+    return norm_relu(DynamicConv2d(in_channels, out_channels, 3, padding=1, experts=4, temperature=TEMPERATURE))

@@ -1,4 +1,4 @@
-"""A dynamic convolution whose kernels are made for whatever channels a sample has."""
+"""A dynamic convolution whose kernels are made for the channels that a sample has."""
 
 import torch
 from torch import Tensor
@@ -14,22 +14,23 @@ HIDDEN = 16
 
 
 class AnyChannelConv2d(DynamicConv2d):
-    """Dynamic convolution of any number of channels, told apart by where they stand among `in_channels`.
+    """Dynamic convolution of any number of channels, distinguished by their positions among `in_channels`.
 
     The experts have a kernel for each of some places, spread evenly over the `in_channels` channels the layer is made
-    for: one a channel, at most 16. A place takes the mean of the present channels, weighted by a softmax of
-    -4 * distance^2, the distance in steps from place to place: nearly the channel that stands there, and where none
-    does the nearest. So a lone channel is a gray image, and two of three channels estimate the third: responses keep
-    their scale whatever is present, and kernels that compare channels give zero where there is nothing to compare. The
-    estimate is linear; it is made of the kernels and not of the image, so that one convolution with a kernel per sample
-    is all that is computed. With all channels present it can be undone: the experts can be any `nn.Conv2d`.
+    for: one per channel, at most 16. A place takes the mean of the present channels, weighted by a softmax of -4 *
+    distance^2, the distance in steps from place to place: nearly the channel at that place, or the nearest channel if
+    the place has none. A lone channel thus acts as a gray image, and two of three channels estimate the third:
+    responses keep their scale whichever channels are present, and kernels that compare channels give zero without a
+    second channel. The estimate is linear and applied to the kernels, not to the image, so that the layer computes a
+    single per-sample convolution. With all channels present the estimate is invertible: the experts can represent any
+    `nn.Conv2d`.
 
-    A sample's experts are mixed by attention over its places: mean and standard deviation of the pixels there, and how
-    near the nearest channel is, exp(-4 * distance^2).
+    A sample's experts are mixed by attention over its places: mean and standard deviation of the pixels there, and the
+    nearness of the nearest channel, exp(-4 * distance^2).
 
     `weight` [experts, out_channels, places, kernel_height, kernel_width]; `bias` and `attention` as in `DynamicConv2d`.
-    With `fixed_places` the channels of a tensor that has `in_channels` of them stand where they are, whichever a mask
-    leaves. `kernels.fold_batch_norm` leaves the layer as it is.
+    With `fixed_places` the channels of a tensor with `in_channels` channels keep their places under any mask.
+    `polychrome.kernels.fold_batch_norm` does not change the layer.
     """
 
     def __init__(
@@ -53,12 +54,12 @@ class AnyChannelConv2d(DynamicConv2d):
         """Map [batch, any channels, height, width] to [batch, out_channels, out_height, out_width].
 
         Args:
-            mask: [batch, channels] bool, which channels are present; by default all. A sample without any counts as
-                channels of zeros.
-            channels: [channels] or [batch, channels], integers or floats: where each channel of x stands, the layer's
-                own channels being 0 to in_channels - 1; 0.5 is half-way between the first two, such as by wavelength.
-                By default a sample's present channels are spread evenly from the first to the last, in their order,
-                a lone one in the middle: the result is that of the present channels alone.
+            mask: [batch, channels] bool, which channels are present; by default all. A sample without present channels
+                counts as channels of zeros.
+            channels: [channels] or [batch, channels], integers or floats: the position of each channel of x, the
+                layer's own channels being 0 to in_channels - 1; 0.5 is half-way between the first two, such as by
+                wavelength. By default a sample's present channels are spread evenly from the first to the last, in
+                their order, a lone channel in the middle: the result depends on the present channels alone.
 
         Raises:
             TypeError: the mask is not bool.
@@ -77,7 +78,7 @@ class AnyChannelConv2d(DynamicConv2d):
         return per_sample_conv2d(x, kernels.to(x.dtype), bias.to(x.dtype), self.stride, self.padding)
 
     def _standing(self, mask: Tensor, channels: Tensor | None) -> Tensor:
-        """Return where each channel stands, [batch, channels] float32."""
+        """Return the position of each channel, [batch, channels] float32."""
         if channels is not None:
             if channels.shape not in (mask.shape, mask.shape[1:]):
                 wanted = f"[channels={mask.shape[1]}] or [batch={mask.shape[0]}, channels={mask.shape[1]}]"
@@ -90,7 +91,7 @@ class AnyChannelConv2d(DynamicConv2d):
         return torch.where(count > 1, spread, self.last / 2)
 
     def _places(self, standing: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each place's weights, [batch, places, channels], and how near to it one stands, [batch, places]."""
+        """Return each place's weights, [batch, places, channels], and its nearness to a channel, [batch, places]."""
         places = torch.linspace(0, self.last, self.in_channels, dtype=standing.dtype, device=standing.device)
         step = self.last / (self.in_channels - 1) if self.last else 1
         distance = (places[:, None] - standing[:, None]) / step

@@ -5,6 +5,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from polychrome.kernels.modules import SpatialAttention
+from polychrome.models.blocks import norm_relu
 
 WIDTHS = (32, 64, 128, 256)
 
@@ -13,11 +14,11 @@ class AttentionCNN(nn.Module):
     """Four residual blocks, spatial attention and a linear head (report A, task 2).
 
     Blocks in_channels -> 32 -> 64 -> 128 -> 256, maxpool 2 after each; spatial attention (k7, no bias), dropout .5,
-    GAP, FC. 446,868 parameters with 3 channels and 50 classes. Reported test accuracy .5911 (resnet34 there: .5978).
-    Height and width: at least 16.
+    GAP, FC. 446,868 parameters with 3 channels and 50 classes. Reported test accuracy .5911 (the report's resnet34:
+    .5978). Height and width: at least 16.
 
-    Left open there: where the sum's ReLU stands (after the sum, as in ResNet, besides the one in the branch) and what
-    the dropout drops (single values of the attended map). Weights start as torch's layers do.
+    Left open in the report: the place of the sum's ReLU (after the sum, as in ResNet, besides the ReLU in the branch)
+    and the unit of the dropout (single values of the attended map). Weights have torch's default initialisation.
     """
 
     any_channels = False
@@ -42,9 +43,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.branch = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels), nn.ReLU()
-        )
+        self.branch = norm_relu(nn.Conv2d(in_channels, out_channels, 3, padding=1))
         self.shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels))
         self.relu = nn.ReLU()
 

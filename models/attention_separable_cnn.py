@@ -15,16 +15,16 @@ class AttentionSeparableCNN(FixedSizeCNN):
 
     4 x [depthwise conv k3 p1 + bias, conv 1x1 + bias (in_channels -> 32 -> 64 -> 128 -> 256), channel gate (GAP, 1x1
     without bias, sigmoid), maxpool 2, dropout .2], flatten 256x14x14, dropout .3, FC. 2,641,744 parameters with 3
-    channels, 50 classes and 224x224 images. Reported test accuracy .2178 (resnet34 there: .5933). Height and width:
-    exactly `image_size`, which is at least 16; the flatten takes 256 x (image_size // 16)^2 values.
+    channels, 50 classes and 224x224 images. Reported test accuracy .2178 (the report's resnet34: .5933). Height and
+    width: exactly `image_size`, which is at least 16; the flatten takes 256 x (image_size // 16)^2 values.
 
-    Left open there: image sizes other than 224 (an odd height or width is rounded down by the pooling), activation
-    and normalisation (none: the report names none, and BN would change the count), whether pooling and the first
-    dropout stand in each block (both do: the flatten asks for four poolings) and what the dropouts drop (single
-    values). Weights start as torch's layers do.
+    Left open in the report: image sizes other than 224 (an odd height or width is rounded down by the pooling),
+    activation and normalisation (none: the report names none, and BN would change the count), whether each block has
+    pooling and the first dropout (it has both: the flatten needs four poolings) and the unit of the dropouts (single
+    values). Weights have torch's default initialisation.
 
     Raises:
-        ValueError: `image_size` is below 16 or no whole number; in `forward`, an image has another size.
+        ValueError: `image_size` is below 16 or is not a whole number; in `forward`, an image has another size.
     """
 
     def __init__(

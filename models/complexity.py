@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds, FLOPs, activation memory and depth, for one image."""
+"""The cost of a model: parameters, multiply-adds, FLOPs, activation memory and depth, for one image."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Complexity:
 
     `macs` is half of `flops`, which torch's flop counter gives (convolutions, matrix products and this project's
     ops). `activation_mb` is torchinfo's "forward/backward pass size": twice the outputs of all layers that have
-    parameters, in float32, in units of 10^6 bytes. `depth` is the number of weight layers on the longest path
-    between the input and the classifier head; see `depth`. `distinct_layers` counts those of that path that are
-    applied several times once.
+    parameters, in float32, in units of 10^6 bytes. `depth` is the number of weight layers on the longest path between
+    the input and the classifier head; see `depth`. `distinct_layers` counts a layer of the path once even if it is
+    applied several times.
     """
 
     params: int
@@ -37,7 +37,7 @@ class Complexity:
 
 def measure(model: nn.Module, channels: int, size: int) -> Complexity:
     """Return the costs of `model` for an image [channels, size, size]; the model itself is not touched."""
-    # Two images on the meta device: nothing is computed, and the batch axis cannot be mistaken for a channel.
+    # Two images on the meta device: nothing is computed, and the batch axis differs from a single channel.
     model = copy.deepcopy(model).to("meta").eval()
     images = torch.empty(2, channels, size, size, device="meta")
     layers = path(model, images)
@@ -60,7 +60,7 @@ def measure(model: nn.Module, channels: int, size: int) -> Complexity:
 
 
 def depth(model: nn.Module, images: Tensor) -> int:
-    """Return the number of weight layers on the longest path between input and classifier head.
+    """Return the number of weight layers on the longest path from images [batch, channels, height, width] to the head.
 
     Weight layers are convolutions and linear layers on feature maps or tokens. A layer on one vector per sample
     (after global pooling) belongs to the head or to a gate and does not count; nor does a gate inside one of this
@@ -73,7 +73,7 @@ def depth(model: nn.Module, images: Tensor) -> int:
 def path(model: nn.Module, images: Tensor) -> tuple[frozenset[str], ...]:
     """Return the weight layers on the longest path, see `depth`, each as the names of the parameters of its kernels.
 
-    Of paths of one length it is one with the most distinct layers.
+    images: [batch, channels, height, width]. Of paths of one length the one with the most distinct layers is returned.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     with torch.no_grad(), _PathMode(images, names) as mode:
@@ -91,7 +91,7 @@ _CONVOLUTIONS = {
 }
 
 
-# Operators that pool a whole map when what they leave is one value per channel.
+# Operators that pool a whole map if their output has one value per channel.
 _POOLS = {
     "aten::mean",
     "aten::adaptive_avg_pool2d",
@@ -103,12 +103,13 @@ _POOLS = {
 
 @dataclass(frozen=True)
 class _Trace:
-    """What a tensor was made of.
+    """How a tensor was computed.
 
     Attributes:
-        layers: the weight layers on the longest path from the images to it; None where it does not depend on them.
+        layers: the weight layers on the longest path from the images to the tensor; None if it does not depend on the
+            images.
         pooled: whether the map has been pooled away.
-        weights: the names of the parameters it was made of since the last weight layer or pooling.
+        weights: the names of the parameters used since the last weight layer or pooling.
     """
 
     layers: tuple[frozenset[str], ...] | None
@@ -170,7 +171,7 @@ def _length(layers: tuple[frozenset[str], ...]) -> tuple[int, int]:
 def _layers(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the modules with parameters that compute their output themselves, rather than by calling their children.
 
-    Those inside a module of `kernels` are left out: with a hook they would be called.
+    Layers inside a module of `polychrome.kernels` are left out: a hook would have them called.
     """
     children = list(module.children())
     if not children or type(module).__module__ == modules.__name__:

@@ -21,17 +21,17 @@ class DWGDenseNet121(nn.Module):
     recall .6578, F1 .6547), with channel shuffling in training and test .7600 (.7661, .7600, .7520). Height and width:
     at least 29, as in torchvision's.
 
-    Left open there: the small network. As in `DynamicCNNv2` it is shared by the channels and makes the kernel of one
-    channel, [64, 7, 7], from that channel's image, so that it serves any number: conv k7 s4 p3 (1 -> 16), ReLU,
-    conv k3 s2 p1 (16 -> 32), ReLU, conv k3 s2 p1 (32 -> 64), ReLU, GAP, layer normalisation, FC 3,136. The strides keep
-    it cheap: 1.4% of the multiply-adds at 84x84 with 3 channels. It has no BN, so a sample's kernels depend on that
-    sample alone, in training too; the layer normalisation keeps their scale whatever the contrast. The order of the
-    channels is not seen.
+    Left open in the report: the small network. As in `DynamicCNNv2` it is shared by the channels and makes the kernel
+    of one channel, [64, 7, 7], from that channel's image, which works for any number of channels: conv k7 s4 p3 (1 ->
+    16), ReLU, conv k3 s2 p1 (16 -> 32), ReLU, conv k3 s2 p1 (32 -> 64), ReLU, GAP, layer normalisation, FC 3,136. The
+    strides keep it cheap: 1.4% of the multiply-adds at 84x84 with 3 channels. It has no BN, so a sample's kernels
+    depend on that sample alone, in training too; the layer normalisation keeps their scale whatever the contrast. The
+    order of the channels has no effect.
 
-    The channels' responses are averaged. Colour channels are alike, and then the average has one scale for any number
-    of them, which the statistics of the BN that follows need; n independent channels give 1/sqrt(n) of it. Kernels
+    The channels' responses are averaged. Colour channels are alike, so their average has the same scale for any number
+    of channels, as the statistics of the following BN need; n independent channels give 1/sqrt(n) of the scale. Kernels
     start with variance 1/49, half of it from the last layer's bias, which all samples share: on standardised noise in
-    alike channels the response has standard deviation 1.
+    equal channels the response has standard deviation 1.
 
     Raises:
         TypeError: in `forward`, the mask is not bool.
@@ -50,9 +50,9 @@ class DWGDenseNet121(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map [batch, any channels, height, width] to logits [batch, num_classes].
 
-        With `mask`, [batch, channels] bool, each sample's result is that of its present channels alone (in evaluation;
-        in training, batch normalisation takes its statistics over the whole batch). A sample without any counts as
-        one channel of zeros.
+        With `mask`, [batch, channels] bool, each sample's result depends on its present channels alone (in evaluation;
+        in training, batch normalisation takes its statistics over the whole batch). A sample without present channels
+        counts as one channel of zeros.
         """
         height, width = x.shape[-2:]
         if height < SMALLEST or width < SMALLEST:

@@ -17,11 +17,11 @@ class DynamicCNNv1(nn.Module):
     `in_channels` is; the report prints 31.57 K. Reported test accuracy .2422, trained with random channel drop .1244.
     Height and width: at least 1.
 
-    Left open there: the MLP. Here it makes the kernel of one channel, [32, 3, 3], from that channel's position and the
-    number of channels, so that it serves any number: 20 -> 96 without bias, ReLU, 96 -> 288; the count asks for these
-    widths. From the number alone all channels would get one kernel and colour would be lost. Number and position are
-    given as sines and cosines, which stay bounded. No bias, since BN follows, and the channels' responses are
-    averaged, so that the statistics of BN fit any number of them.
+    Left open in the report: the MLP. Here it makes the kernel of one channel, [32, 3, 3], from that channel's position
+    and the number of channels, which works for any number: 20 -> 96 without bias, ReLU, 96 -> 288; the parameter count
+    requires these widths. From the number alone all channels would get one kernel and colour would be lost. Number and
+    position are given as sines and cosines, which stay bounded. No bias, since BN follows, and the channels' responses
+    are averaged, so that the statistics of BN fit any number of them.
     """
 
     any_channels = True
@@ -38,8 +38,12 @@ class DynamicCNNv1(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map [batch, any channels, height, width] to logits [batch, num_classes].
 
-        With `mask`, [batch, channels] bool, each sample's result is that of its present channels alone; a sample
-        without any counts as one channel of zeros.
+        With `mask`, [batch, channels] bool, each sample's result depends on its present channels alone; a sample
+        without present channels counts as one channel of zeros.
+
+        Raises:
+            TypeError: the mask is not bool.
+            ValueError: the mask is not [batch, channels].
         """
         x, mask = without_absent(x, mask)
         places = torch.cat([_waves(present(mask)).expand(-1, mask.shape[1], -1), _waves(mask.cumsum(1) - 1)], 2)
@@ -54,11 +58,11 @@ class DynamicCNNv2(nn.Module):
     63,314 parameters with 50 classes, whatever `in_channels` is; the report prints 63.31 K. Reported test accuracy
     .1422, trained with random channel drop .2244. Height and width: at least 1.
 
-    Left open there: the small CNN. Here it is shared by the channels and makes the kernel of one channel, [32, 3, 3],
-    from that channel's image, so that it serves any number: conv k5 s2 p2 (1 -> 8), ReLU, conv k3 s2 p1 (8 -> 128),
-    ReLU, GAP, FC 48, ReLU, FC 288; the count asks for about these widths. The order of the channels is not seen. No
-    bias in the generated convolution, since BN follows, and the channels' responses are averaged, so that the
-    statistics of BN fit any number of them.
+    Left open in the report: the small CNN. Here it is shared by the channels and makes the kernel of one channel, [32,
+    3, 3], from that channel's image, which works for any number of channels: conv k5 s2 p2 (1 -> 8), ReLU, conv k3 s2
+    p1 (8 -> 128), ReLU, GAP, FC 48, ReLU, FC 288; the parameter count requires about these widths. The order of the
+    channels has no effect. No bias in the generated convolution, since BN follows, and the channels' responses are
+    averaged, so that the statistics of BN fit any number of them.
     """
 
     any_channels = True
@@ -88,8 +92,12 @@ class DynamicCNNv2(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map [batch, any channels, height, width] to logits [batch, num_classes].
 
-        With `mask`, [batch, channels] bool, each sample's result is that of its present channels alone; a sample
-        without any counts as one channel of zeros.
+        With `mask`, [batch, channels] bool, each sample's result depends on its present channels alone; a sample
+        without present channels counts as one channel of zeros.
+
+        Raises:
+            TypeError: the mask is not bool.
+            ValueError: the mask is not [batch, channels].
         """
         x, mask = without_absent(x, mask)
         kernels = kernels_of_channels(self.generator, x)

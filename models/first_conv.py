@@ -1,4 +1,4 @@
-"""Other channel counts for networks whose first convolution takes three."""
+"""The first convolution of networks for three channels, made for other channel counts."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""What report C's CNNs for one image size share."""
+"""The base of report C's CNNs for one image size."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ POOLED = 16  # four poolings by 2: each rounds an odd height or width down
 
 
 class FixedSizeCNN(nn.Module):
-    """Four blocks that pool by 2 each, then `head`, which a subclass sets, on all that is left: `flat` values.
+    """Four blocks that each pool by 2, then `head`, which a subclass sets, on the `flat` values of the last map.
 
     Raises:
         ValueError: `image_size` is below 16; in `forward`, an image has another size.
@@ -17,7 +17,7 @@ class FixedSizeCNN(nn.Module):
     any_channels = False
 
     def __init__(self, image_size: int, blocks: Iterable[nn.Module], width: int):
-        """Take over the blocks, whose last has `width` channels, for images of `image_size` pixels a side."""
+        """Use `blocks`, the last of which has `width` channels, for images of `image_size` pixels a side."""
         super().__init__()
         if not isinstance(image_size, int) or image_size < POOLED:
             raise ValueError(f"image_size must be a whole number of at least {POOLED} pixels, got {image_size!r}")

@@ -9,7 +9,7 @@ from polychrome.kernels.modules import PerSampleConv2d
 
 
 class AveragedConv2d(nn.Module):
-    """Convolve each channel with the kernel given for it and average over those present. No parameters."""
+    """Convolve each channel with the kernel given for it and average over the present channels. No parameters."""
 
     def __init__(self, stride: int = 1, padding: int = 0):
         super().__init__()
@@ -18,15 +18,15 @@ class AveragedConv2d(nn.Module):
     def forward(self, x: Tensor, kernels: Tensor, mask: Tensor) -> Tensor:
         """Map [batch, channels, height, width] to [batch, out_channels, out_height, out_width].
 
-        kernels: [batch, channels, out_channels, kernel_height, kernel_width]; mask: [batch, channels] bool. x is zero
-        where it is false. Padded with zeros.
+        kernels: [batch, channels, out_channels, kernel_height, kernel_width]; mask: [batch, channels] bool, and x is
+        zero where the mask is false. Padded with zeros.
         """
         kernels = kernels / present(mask)[:, :, None, None, None].to(kernels.dtype)
         return self.conv(x, kernels.transpose(1, 2).contiguous())
 
 
 def kernels_of_channels(generator: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return the kernels, [batch, channels, ...], that `generator` makes of each channel of x by itself.
+    """Return the kernels, [batch, channels, ...], that `generator` makes from each single channel of x.
 
     x: [batch, channels, height, width]. `generator` maps [n, 1, height, width] to [n, ...].
     """
@@ -34,7 +34,7 @@ def kernels_of_channels(generator: Callable[[Tensor], Tensor], x: Tensor) -> Ten
 
 
 def without_absent(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return x with zeros in the absent channels, whatever stood there, and the mask, by default all true.
+    """Return x with its absent channels set to zero, and the mask, by default all true.
 
     Raises:
         TypeError: `mask` is not bool.

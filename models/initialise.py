@@ -1,4 +1,4 @@
-"""Initial weights other than the models' own."""
+"""Initial weights that replace the models' own."""
 
 import math
 
@@ -10,13 +10,13 @@ NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
 def he_(model: nn.Module) -> None:
-    """Draw the weights of `model` anew, in place, as He et al. 2015 do for ReLU networks.
+    """Reinitialise the weights of `model` in place, as He et al. 2015 for ReLU networks.
 
     Convolutions: normal with variance 2 / fan-out, the fan-out being the values of the output that one value of the
     input reaches (out_channels / groups times the kernel's pixels), and biases of zero. Each expert of a
-    `DynamicConv2d` is drawn so by itself. Linear layers: with 2 / fan-in, as the fan-out of the last one is the number
-    of classes, whose few would make first losses of 5 to 20. Norms: weights of one, biases of zero, their running
-    statistics as they are. Parameters that a module holds in any other way stay as they are.
+    `DynamicConv2d` is drawn as a convolution. Linear layers: variance 2 / fan-in, since the last layer's fan-out is the
+    number of classes, which is small and would give initial losses of 5 to 20. Norms: weights of one and biases of
+    zero; running statistics do not change. Other parameters do not change.
     """
     for module in model.modules():
         if isinstance(module, DynamicConv2d):

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 from torch import nn
 
+from polychrome.models.blocks import norm_relu
 from polychrome.models.fixed_size_cnn import FixedSizeCNN
 
 WIDTHS = (16, 32, 64, 128)
@@ -17,15 +18,15 @@ class NaiveCNN(FixedSizeCNN):
     accuracy, one network trained per combination: RGB .4000, RG .3467, GB .3667, RB .4200, R .3822, G .3511, B .3533.
     Height and width: exactly `image_size`, which is at least 16; the flatten takes 128 x (image_size // 16)^2 values.
 
-    `one_per_combination` says that the report trains a network of its own, with that many input channels, for each
-    channel combination, instead of one that is given zeros for the absent channels; who trains must see to it.
+    `one_per_combination` says that the report trains a separate network for each channel combination, with as many
+    input channels, instead of one network with zeros for absent channels; the training code must follow it.
 
-    Left open there: image sizes other than 128 (an odd height or width is rounded down by the pooling), what the
-    dropout drops (single values) and what stands between the linear layers (ReLU, no dropout). Weights start as
-    torch's layers do.
+    Left open in the report: image sizes other than 128 (an odd height or width is rounded down by the pooling), the
+    unit of the dropout (single values) and the layers between the linear layers (ReLU, no dropout). Weights have
+    torch's default initialisation.
 
     Raises:
-        ValueError: `image_size` is below 16 or no whole number; in `forward`, an image has another size.
+        ValueError: `image_size` is below 16 or is not a whole number; in `forward`, an image has another size.
     """
 
     one_per_combination = True
@@ -45,4 +46,4 @@ class NaiveCNN(FixedSizeCNN):
 
 def _block(in_channels: int, out_channels: int, dropout: float) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(dropout))
+    return nn.Sequential(*norm_relu(conv), nn.MaxPool2d(2), nn.Dropout(dropout))

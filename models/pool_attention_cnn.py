@@ -14,8 +14,8 @@ class PoolAttentionCNN(nn.Module):
     report prints 139,604, which counts the shared pair (305) twice. Reported test accuracy on the channels alone:
     RGB .3044, RG .3111, GB .2911, R .3089, G .3089, B .2467. Height and width: at least 12.
 
-    Left open there: biases (both convolutions have one: the count asks for it) and what follows the second
-    convolution (nothing: the maps are summed as they are).
+    Left open in the report: biases (both convolutions have a bias: the parameter count requires it) and the layers
+    after the second convolution (none: the maps are summed).
     """
 
     any_channels = True
@@ -28,7 +28,7 @@ class PoolAttentionCNN(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map [batch, any channels, height, width] to logits [batch, num_classes].
 
-        With `mask`, [batch, channels] bool, each sample's result is that of its present channels alone.
+        With `mask`, [batch, channels] bool, each sample's result depends on its present channels alone.
         """
         maps = self.shared(channel_stats(x, mask).flatten(0, 1).unsqueeze(1))
         return self.trunk(maps.unflatten(0, (-1, 2)).sum(1))

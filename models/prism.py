@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from polychrome.kernels.modules import DynamicConv2d, SpatialAttention
 from polychrome.models.any_channel_conv import AnyChannelConv2d
+from polychrome.models.blocks import norm_relu
 
 ALIKE = 0.9
 
@@ -15,20 +16,20 @@ class Prism(nn.Module):
     `AnyChannelConv2d` k7 s2 p3 (any channels -> widths[0]), BN, ReLU, maxpool 3 s2 p1, then three `Branches`, each one
     layer deep: a dynamic conv k3 beside a depthwise conv with large kernels, their maps side by side; maxpool 2 after
     the first. Spatial attention k7 after each, a gate beside the path. GAP, dropout, FC. The routing that mixes a
-    convolution's experts and the gates are no layers of the path. Height and width: at least 5.
+    convolution's experts and the gates are not layers of the path. Height and width: at least 5.
 
     The defaults are `prism4`, 4,271,996 parameters with 3 channels and 50 classes. The experts of a layer start nearly
-    alike, so that training begins as a plain convolution's does.
+    equal, so that training begins like that of a plain convolution.
 
     Args:
         widths: channels after the stem and of the three k3 convolutions.
-        experts: of the stem and of the three k3 convolutions; 1 is a plain convolution.
+        experts: of the stem and of the three k3 convolutions; 1 makes a plain convolution.
         large_kernels: heights and widths of the depthwise kernels, odd; 0 leaves a branch out.
         attention: whether there is spatial attention.
-        fixed_places: whether a mask says which channels are present, and not only how many: see `AnyChannelConv2d`.
-            A tensor of fewer channels must then say which these are.
-        plain_stem: whether the stem is an `nn.Conv2d`; the network then takes `in_channels` channels and no other
-            number, and `any_channels` is False.
+        fixed_places: whether a mask tells which channels are present, and not only how many: see `AnyChannelConv2d`. A
+            tensor of fewer channels then needs `channels`.
+        plain_stem: whether the stem is an `nn.Conv2d`; the network then takes exactly `in_channels` channels, and
+            `any_channels` is False.
     """
 
     def __init__(
@@ -67,9 +68,9 @@ class Prism(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None, channels: Tensor | None = None) -> Tensor:
         """Map [batch, any channels, height, width] to logits [batch, num_classes].
 
-        With `mask`, [batch, channels] bool, each sample's result is that of its present channels alone (in evaluation;
-        in training, batch normalisation takes its statistics over the whole batch). `channels` says where the channels
-        of x stand among the `in_channels` the network is made for: see `AnyChannelConv2d`.
+        With `mask`, [batch, channels] bool, each sample's result depends on its present channels alone (in evaluation;
+        in training, batch normalisation takes its statistics over the whole batch). `channels` gives the positions of
+        x's channels among the `in_channels` the network is made for: see `AnyChannelConv2d`.
 
         Raises:
             ValueError: mask or channels do not fit x, or are given with `plain_stem`.
@@ -83,7 +84,8 @@ class Prism(nn.Module):
 class Branches(nn.Module):
     """Conv k3 and depthwise conv k`large_kernel` of the same maps, each with BN and ReLU, side by side.
 
-    [batch, in_channels, h, w] -> [batch, width + in_channels, h, w]; without the second, `large_kernel` 0, width.
+    [batch, in_channels, h, w] -> [batch, width + in_channels, h, w]; with `large_kernel` 0, without the depthwise
+    convolution, -> [batch, width, h, w].
     """
 
     def __init__(self, in_channels: int, width: int, experts: int, large_kernel: int):
@@ -114,12 +116,12 @@ def _conv_norm_relu(
         conv = nn.Conv2d(in_channels, out_channels, kernel_size, **geometry)
     else:
         conv = DynamicConv2d(in_channels, out_channels, kernel_size, **geometry, experts=experts)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
+    return norm_relu(conv)
 
 
 @torch.no_grad()
 def _bring_experts_together(model: nn.Module) -> None:
-    """Move the experts of each dynamic convolution to nine tenths of the way to its first."""
+    """Move the experts of each dynamic convolution nine tenths of the way to its first expert."""
     for module in model.modules():
         if isinstance(module, DynamicConv2d):
             for experts in (module.weight, module.bias):

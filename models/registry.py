@@ -1,4 +1,4 @@
-"""Name -> constructor. A new model is a line here."""
+"""The models by name. A new model is a line here."""
 
 import difflib
 import inspect
@@ -8,36 +8,36 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-# name -> "module:constructor", called as constructor(num_classes=..., in_channels=..., **options), and with
-# image_size=... where it has such a parameter
+# name -> "module:constructor", the module in this package, called as constructor(num_classes=..., in_channels=...,
+# **options), and with image_size=... where it has such a parameter
 MODELS = {
-    "adaptive_channel_cnn": "polychrome.models.adaptive_channel_cnn:AdaptiveChannelCNN",
-    "attention_cnn": "polychrome.models.attention_cnn:AttentionCNN",
-    "attention_separable_cnn": "polychrome.models.attention_separable_cnn:AttentionSeparableCNN",
-    "base_net": "polychrome.models.base_net:BaseNet",
-    "baseline_cnn": "polychrome.models.shallow_cnn:BaselineCNN",
-    "dwg_densenet121": "polychrome.models.dwg_densenet:DWGDenseNet121",
-    "dynamic_cnn_v1": "polychrome.models.dynamic_cnn:DynamicCNNv1",
-    "dynamic_cnn_v2": "polychrome.models.dynamic_cnn:DynamicCNNv2",
-    "googlenet": "polychrome.models.googlenet:googlenet",
-    "naive_cnn": "polychrome.models.naive_cnn:NaiveCNN",
-    "pool_attention_cnn": "polychrome.models.pool_attention_cnn:PoolAttentionCNN",
-    "prism4": "polychrome.models.prism:Prism",
-    "prism4_small": "polychrome.models.prism:prism4_small",
-    "resnet18": "polychrome.models.resnet:resnet18",
-    "resnet34": "polychrome.models.resnet:resnet34",
-    "resnet50": "polychrome.models.resnet:resnet50",
-    "resnetv2": "models.resnetv2:resnetv2",
-    "rrdb": "polychrome.models.rrdb:RRDB",
-    "rrdb_rnn": "polychrome.models.rrdb:RRDBRNN",
-    "se_2layer_cnn": "polychrome.models.shallow_cnn:SE2LayerCNN",
-    "simple_2layer_cnn": "polychrome.models.shallow_cnn:Simple2LayerCNN",
-    "simple_4layer_cnn": "polychrome.models.shallow_cnn:Simple4LayerCNN",
-    "simple_cnn": "polychrome.models.simple_cnn:SimpleCNN",
-    "vgg19": "polychrome.models.vgg:vgg19",
-    "vgg_resnet_concat": "polychrome.models.vgg_resnet:VGGResNetConcat",
-    "vgg_resnet_sum": "polychrome.models.vgg_resnet:VGGResNetSum",
-    "vgg_slim": "polychrome.models.vgg:VGGSlim",
+    "adaptive_channel_cnn": "adaptive_channel_cnn:AdaptiveChannelCNN",
+    "attention_cnn": "attention_cnn:AttentionCNN",
+    "attention_separable_cnn": "attention_separable_cnn:AttentionSeparableCNN",
+    "base_net": "base_net:BaseNet",
+    "baseline_cnn": "shallow_cnn:BaselineCNN",
+    "dwg_densenet121": "dwg_densenet:DWGDenseNet121",
+    "dynamic_cnn_v1": "dynamic_cnn:DynamicCNNv1",
+    "dynamic_cnn_v2": "dynamic_cnn:DynamicCNNv2",
+    "googlenet": "googlenet:googlenet",
+    "naive_cnn": "naive_cnn:NaiveCNN",
+    "pool_attention_cnn": "pool_attention_cnn:PoolAttentionCNN",
+    "prism4": "prism:Prism",
+    "prism4_small": "prism:prism4_small",
+    "resnet18": "resnet:resnet18",
+    "resnet34": "resnet:resnet34",
+    "resnet50": "resnet:resnet50",
+    "resnetv2": "resnetv2:resnetv2",
+    "rrdb": "rrdb:RRDB",
+    "rrdb_rnn": "rrdb:RRDBRNN",
+    "se_2layer_cnn": "shallow_cnn:SE2LayerCNN",
+    "simple_2layer_cnn": "shallow_cnn:Simple2LayerCNN",
+    "simple_4layer_cnn": "shallow_cnn:Simple4LayerCNN",
+    "simple_cnn": "simple_cnn:SimpleCNN",
+    "vgg19": "vgg:vgg19",
+    "vgg_resnet_concat": "vgg_resnet:VGGResNetConcat",
+    "vgg_resnet_sum": "vgg_resnet:VGGResNetSum",
+    "vgg_slim": "vgg:VGGSlim",
 }
 
 
@@ -56,9 +56,9 @@ def create(
     """Return a new network with its own initialisation, in training mode, in float32 on the CPU.
 
     It maps [batch, in_channels, height, width] to logits [batch, num_classes]. `model.any_channels` says whether it
-    takes any number of channels; its forward then also takes `mask`, [batch, channels] bool, of those present.
-    `image_size`, the height and width in pixels of the images to come, matters only to the models made for one size;
-    the others ignore it, and None leaves a model its own default. `options` go to the model's constructor.
+    takes any number of channels; its forward then also takes `mask`, [batch, channels] bool, true for present channels.
+    `image_size`, the height and width of the images in pixels, matters only to models made for one size; other models
+    ignore it, and None means the model's default. `options` go to the model's constructor.
 
     Raises:
         UnknownModelError: no model is called `name`.
@@ -69,7 +69,7 @@ def create(
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UnknownModelError(f"no model is called {name!r}, the models are {', '.join(names())}{hint}")
     module, attribute = MODELS[name].split(":")
-    constructor = getattr(import_module(module), attribute)
+    constructor = getattr(import_module(f"polychrome.models.{module}"), attribute)
     if image_size is not None and "image_size" in inspect.signature(constructor).parameters:
         options["image_size"] = image_size
     return constructor(num_classes=num_classes, in_channels=in_channels, **options)

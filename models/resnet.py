@@ -9,7 +9,7 @@ from polychrome.models.first_conv import for_channels
 def resnet18(num_classes: int = 50, in_channels: int = 3, **options) -> nn.Module:
     """Return torchvision's ResNet-18 (He et al. 2016), untrained; `options` go to torchvision.
 
-    11,202,162 parameters with 3 channels and 50 classes. Report E trained it on CIFAR-100 and gives no figure. Any
+    11,202,162 parameters with 3 channels and 50 classes. Report E trained it on CIFAR-100 and gives no accuracy. Any
     height and width. With another number of channels only the first convolution differs, initialised as torchvision
     does.
     """

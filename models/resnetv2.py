@@ -15,9 +15,9 @@ def resnetv2(num_classes: int = 50, in_channels: int = 3) -> nn.Module:
     validation accuracy is its range for this and `vgg_resnet_sum` and `vgg_resnet_concat`, all augmentations at once.
     Any height and width.
 
-    It is timm's `resnetv2_50x1_bit` in structure and parameter names, so that each loads the other's state dict, and
-    is used whether or not timm is installed: one name then means one network. Left open there: the initial weights
-    (timm's: Kaiming normal by fan-out, the head's from a normal distribution with deviation .01).
+    It is timm's `resnetv2_50x1_bit` in structure and parameter names, so that each loads the other's state dict, and is
+    used whether or not timm is installed, so that the name always means the same network. Left open in the report: the
+    initial weights (timm's: Kaiming normal by fan-out, the head's from a normal distribution with deviation .01).
     """
     return ResNetV2(num_classes, in_channels)
 
@@ -31,7 +31,7 @@ class ResNetV2(nn.Module):
         super().__init__()
         self.stem = nn.Sequential()
         self.stem.add_module("conv", StandardisedConv2d(in_channels, 64, 7, stride=2, padding=3, bias=False))
-        # zeros around the map, as in BiT, where a padding of the pooling's own would never be the largest
+        # as in BiT: zeros take part in the maximum, unlike the pooling's own padding
         self.stem.add_module("pad", nn.ConstantPad2d(1, 0.0))
         self.stem.add_module("pool", nn.MaxPool2d(3, 2))
         self.stages = nn.Sequential()
@@ -51,7 +51,7 @@ class ResNetV2(nn.Module):
 
 
 class StandardisedConv2d(nn.Conv2d):
-    """A convolution whose kernels are brought to mean 0 and variance 1, each by itself (Qiao et al. 2019)."""
+    """A convolution whose kernels are each standardised to mean 0 and variance 1 (Qiao et al. 2019)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, in_channels, height, width] to [batch, out_channels, h, w]."""

@@ -18,12 +18,12 @@ class RRDB(nn.Module):
     (48, growth 8), BN, leaky ReLU, GAP, FC. 169,466 parameters with 3 channels and 50 classes; the report prints
     0.17 M. Reported test accuracy .3511, macro precision .4425, F1 .3435. Height and width: at least 1.
 
-    Left open there: everything but the blocks' form, which is that of ESRGAN (Wang et al. 2018): three dense blocks of
-    five convolutions, residual sums scaled by 0.2, leaky ReLU of slope 0.2, no BN inside. The small scale, rather than
-    BN, keeps the sums stable: the blocks start near the identity. BN stands before and after them, where the maps have
-    the scale of the images and of the sums. The count leaves room for one such block with 48 channels, or for more with
-    fewer; 48 give the head more to tell 50 classes by. Weights start after He et al. 2015; ESRGAN's smaller start is
-    for 23 blocks in a row.
+    Left open in the report: everything except the form of the blocks, which is ESRGAN's (Wang et al. 2018): three dense
+    blocks of five convolutions, residual sums scaled by 0.2, leaky ReLU of slope 0.2, no BN inside. The small scale,
+    rather than BN, keeps the sums stable: the blocks start near the identity. BN stands before and after them, where
+    the maps have the scale of the images and of the sums. The parameter count allows one block with 48 channels, or
+    more blocks with fewer channels; 48 channels give the head more features for 50 classes. Weights are initialised
+    after He et al. 2015; ESRGAN's smaller initial weights are for 23 blocks in a row.
     """
 
     any_channels = False
@@ -48,8 +48,8 @@ class RRDBRNN(nn.Module):
     classes, and 0.420 G multiply-adds at 128x128; the report prints 0.30 M and 0.42 G, without an image size. Reported
     test accuracy .4267, macro precision .4673, F1 .4133. Height and width: at least 1.
 
-    Left open there, beyond what `RRDB` leaves open: the recurrent convolution. Here it is that of Liang & Hu 2015, with
-    their 3 steps and BN for their local response normalisation; its 80 channels follow from the two counts.
+    Left open in the report, beyond the details of `RRDB`: the recurrent convolution. Here it follows Liang & Hu 2015,
+    with their 3 steps and BN for their local response normalisation; its 80 channels follow from the two counts.
     """
 
     any_channels = False
@@ -105,8 +105,8 @@ class RecurrentConv2d(nn.Module):
     """A convolution applied `steps` times to its own output (Liang & Hu 2015): [batch, in, h, w] -> [batch, out, h, w].
 
     The state is `relu(norm(conv_in(x)))` first, then `relu(norm(conv_in(x) + conv_rec(state)))`, `steps` times. Both
-    convolutions are k3 p1 without bias; the steps share them, while each has a BN of its own, as the first state is no
-    sum and the statistics differ.
+    convolutions are k3 p1 without bias; the steps share them, while each has a BN of its own, as the first state is not
+    a sum and the statistics differ.
     """
 
     def __init__(self, in_channels: int, out_channels: int, steps: int):

@@ -24,13 +24,13 @@ class VGGResNet(nn.Module):
 class VGGResNetSum(VGGResNet):
     """VGG-19 and ResNet-18, whose features are added before one linear layer (report E).
 
-    31,226,546 parameters with 3 channels and 50 classes. Report E tried it on CIFAR-100 and describes it no further;
+    31,226,546 parameters with 3 channels and 50 classes. Report E tried it on CIFAR-100 and gives no details;
     .68-.71 validation accuracy is its range for this network, the concatenated one and `resnetv2`, all augmentations
     at once. Height and width: at least 32.
 
-    Left open there: where the features are taken (behind the last convolutions, averaged over the pixels: 512 values
-    of each network, none negative), the weight of each (1) and the head (one linear layer). Weights start as
-    torchvision's do, the head's as torch's linear layer does.
+    Left open in the report: where the features are taken (after the last convolutions, averaged over the pixels: 512
+    values of each network, none negative), the weight of each (1) and the head (one linear layer). Weights have
+    torchvision's initialisation, the head torch's default.
     """
 
     def __init__(self, num_classes: int = 50, in_channels: int = 3):
@@ -45,8 +45,8 @@ class VGGResNetSum(VGGResNet):
 class VGGResNetConcat(VGGResNet):
     """`vgg_resnet_sum` with the features side by side, VGG-19's first, before one linear layer (report E).
 
-    31,252,146 parameters with 3 channels and 50 classes. What is reported and what was left open: see
-    `VGGResNetSum`. Height and width: at least 32.
+    31,252,146 parameters with 3 channels and 50 classes. For the report's figures and open details see `VGGResNetSum`.
+    Height and width: at least 32.
     """
 
     def __init__(self, num_classes: int = 50, in_channels: int = 3):

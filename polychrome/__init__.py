@@ -1,8 +1,8 @@
 """Convolutions whose kernels differ from sample to sample, and models and training for images of any channels.
 
-The ops are here: `polychrome.dynamic_conv2d` and the others of `__all__`. `polychrome.kernels` has them too, and
-layers; `polychrome.models` networks by name, `polychrome.engine` data, training loop and reports, `polychrome.train`
-the command line. Nothing is imported before it is asked for.
+This package has the ops: `polychrome.dynamic_conv2d` and the other names of `__all__`. `polychrome.kernels` has the ops
+and layers, `polychrome.models` networks by name, `polychrome.engine` data, training loop and reports,
+`polychrome.train` the command line. Everything is imported on first use.
 """
 
 from importlib import import_module
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from polychrome import models as models
     from polychrome import train as train
 
-    # From where they are defined: in a package, a type checker takes a name for the submodule that bears it.
+    # From the defining modules: in a package, a type checker takes a name for the submodule of the same name.
     from polychrome.kernels.augment.api import augment
     from polychrome.kernels.backend import use_backend
     from polychrome.kernels.channel_gate.api import channel_gate
@@ -45,7 +45,7 @@ if not (_folder / "kernels").is_dir():  # in a clone the subpackages lie beside 
     __path__.append(str(_folder.parent))
 
 
-if not TYPE_CHECKING:  # else any name would pass for one of ours
+if not TYPE_CHECKING:  # else a type checker would accept any name
 
     def __getattr__(name: str):
         if name in __all__:

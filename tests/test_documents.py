@@ -34,7 +34,7 @@ indices, epoch, MEAN, STD = torch.tensor([4, 0]), 1, [0.5] * 3, [0.25] * 3
 # What a reader has at hand before a block of a page, by its number from 0. Blocks run in order, one after another.
 SET_UP = {
     ("README.md", 0): """
-import torch, kernels
+import torch
 x, experts, mixing = torch.randn(2, 3, 8, 8), torch.randn(4, 5, 3, 3, 3), torch.rand(2, 4)
 """,
     ("README.md", 1): IMAGES,
@@ -45,7 +45,8 @@ from polychrome.kernels import channel_stats, spatial_gate
 x, norm, conv = torch.randn(2, 4, 8, 8), torch.nn.BatchNorm2d(1), torch.nn.Conv2d(2, 1, 7, padding=3, bias=False)
 """,
     ("docs/export.md", 0): """
-import pathlib, torch, models
+import pathlib, torch
+from polychrome import models
 from polychrome.engine import export
 from polychrome.engine.channels.masks import RGB
 images = torch.rand(2, 3, 16, 16)
@@ -62,6 +63,8 @@ for name, target in (
     ("docs/export.md", 2): "images = torch.from_numpy(images)",
 }
 SLOW = ("docs/export.md",)  # compiles a model
+QUOTED = "call it under kernels.use_backend('reference')"  # from a message of the code
+SUBPACKAGES = ("kernels", "models", "engine", "train")
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 # Not needed by the package itself: a page that uses one is left out where it is not installed.
@@ -98,6 +101,47 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
 
 def test_set_up_belongs_to_blocks_that_are_there():
     assert all(number < len(blocks(page, "python")) for page, number in SET_UP)
+
+
+def short_imports(code: str) -> list[str]:
+    """Return the modules that Python code imports by the short names of a clone."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [node.module or ""]
+    return [name for name in found if name.partition(".")[0] in SUBPACKAGES]
+
+
+def short_names(text: str) -> list[str]:
+    """Return the modules and names that code in a page's running text calls by the short names of a clone."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S).replace(QUOTED, "")
+    names = re.compile(rf"(?<![\w./-])(?:{'|'.join(SUBPACKAGES)})\.(?!md\b|txt\b|run\b)[A-Za-z_]\w*")
+    spans = [span for span in re.findall(r"`([^`]+)`", text) if "import" not in span]
+    return [name for span in spans for name in names.findall(span)]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_code_of_a_page_has_the_names_of_an_installation(page):
+    for _, code in blocks(page, "python"):
+        assert short_imports(code) == []
+    for words in commands(page):
+        for flag, value in pairwise(words):
+            assert flag != "-m" or value == "train.run" or value.partition(".")[0] not in SUBPACKAGES, words
+            assert flag != "-c" or short_imports(value) == [], words
+    if page == "README.md" or page.startswith(("docs/", "kernels/")):
+        assert short_names((ROOT / page).read_text(encoding="utf-8")) == []
+
+
+def test_a_short_name_is_seen_wherever_a_reader_may_take_it_from():
+    assert short_imports("import torch, kernels\ndef f():\n    from models.registry import names") == [
+        "kernels",
+        "models.registry",
+    ]
+    assert short_imports("from polychrome import kernels\nimport polychrome.models") == []
+    assert short_names("call `kernels.fuse(model)` or\n`python -m kernels.check`") == ["kernels.fuse", "kernels.check"]
+    assert short_names("`python -m train.run`, `docs/models.md`, `train.txt`, `polychrome.kernels.fuse`") == []
 
 
 def commands(page: str) -> list[list[str]]:

@@ -37,20 +37,21 @@ def augment(
     grayscale: Tensor | None = None,
     cutouts: Tensor | None = None,
 ) -> Tensor:
-    """Return a training batch made from uint8 images in one pass; everything left out is not done.
+    """Return a training batch made from uint8 images in one pass; steps without an argument are skipped.
 
     In this order: gather by index, crop, resize, flip, rotate, then on values in 0..1 brightness, contrast, gamma,
-    grayscale, then (v - mean) / std, selection of channels, cutout. `kernels.augment.draw` draws the arguments.
+    grayscale, then (v - mean) / std, selection of channels, cutout. `polychrome.kernels.augment.draw` draws the
+    arguments.
 
     Args:
         images: uint8 [count, height, width, channels], any strides.
-        crops: int32 or int64 [batch, 4], (top, left, height, width) in pixels; what lies outside the image is cut off.
+        crops: int32 or int64 [batch, 4], (top, left, height, width) in pixels; parts outside the image are cut off.
         flips: bool [batch], true for a mirror image.
-        angles: float32 [batch], degrees counter-clockwise about the centre of the resized crop; what the crop does not
-            cover is black, as in torchvision's `rotate`.
+        angles: float32 [batch], degrees counter-clockwise about the centre of the resized crop; pixels outside the crop
+            are black, as in torchvision's `rotate`.
         mean, std: a float per channel of `images`, of values in 0..1; by default 0 and 1.
-        channels: int32 or int64 [batch, out] or [out]: which channel of `images` each output channel is. A negative one
-            is absent: zero, the mean, as for models that are given absent channels as zeros.
+        channels: int32 or int64 [batch, out] or [out]: the channel of `images` for each output channel. A negative
+            number makes an absent channel: zeros, the mean after normalisation.
         size: height and width of the output, or one number for both; by default the images'.
         dtype: of the output, one of the four float dtypes.
         indices: int32 or int64 [batch], which image each sample is; by default all of them in order.
@@ -64,15 +65,17 @@ def augment(
 
     Returns:
         [batch, out, height, width] in `dtype`, channels_last. Resizing is bilinear; where it shrinks, the filter
-        widens with the scale (antialiasing), as in torch's `interpolate(antialias=True)`. On a CPU, where no jitter
-        follows, images of up to four channels are resized in uint8: within about 1/255. No gradient is recorded.
+        widens with the scale (antialiasing), as in torch's `interpolate(antialias=True)`. On a CPU without jitter,
+        images of up to four channels are resized in uint8: within about 1/255. No gradient is recorded.
 
     Raises:
         ValueError: a shape, a device, a size or the length of mean or std does not fit, std has a zero, or grayscale is
-            asked of images without three channels; on the CPU also: an index or a channel that is not there, a crop
-            with nothing in the image, a factor or angle that is not finite, a gamma not above 0. On CUDA the first
-            three are device-side assertions, as torch's indexing has them, and the last two are not looked for.
+            asked of images without three channels; on the CPU also: an index or a channel that does not exist, a crop
+            outside the image, a factor or angle that is not finite, a gamma not above 0. On CUDA the first three are
+            device-side assertions, as in torch's indexing, and the last two are not checked.
         TypeError: a dtype is none of the above.
+        RuntimeError: the backend in force cannot run on the images' device, or a forward-mode or `torch.func`
+            derivative is asked for: see `use_backend`.
     """
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         got = str(images.dtype) if isinstance(images, Tensor) else type(images).__name__

@@ -1,4 +1,4 @@
-"""The op's arguments as one value, and what has to be true of the numbers in them."""
+"""The op's arguments as one value, and the checks of their values."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from polychrome.kernels.augment.geometry import clamped
 
 
 class Arguments(NamedTuple):
-    """What `polychrome::augment` is called with; None for what is not done. See the public function."""
+    """The arguments of `polychrome::augment`; None for a step that is skipped. See the public function."""
 
     images: Tensor
     indices: Tensor | None
@@ -51,7 +51,7 @@ class Arguments(NamedTuple):
 
     @property
     def resamples(self) -> bool:
-        """Whether the output's pixels are other than the images' own."""
+        """Whether the output's pixels are interpolated."""
         return self.crops is not None or self.angles is not None or self.images.shape[1:3] != self.size
 
     def empty(self) -> Tensor:
@@ -62,7 +62,7 @@ class Arguments(NamedTuple):
 
 
 def check_values(given: Arguments) -> None:
-    """Raise ValueError where a number on the CPU is out of range; on other devices asking would cost a wait."""
+    """Raise ValueError where a number on the CPU is out of range; on other devices the check would cost a wait."""
     if given.images.device.type != "cpu":
         return
     count, height, width, channels = given.images.shape

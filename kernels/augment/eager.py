@@ -1,4 +1,4 @@
-"""The op on a CPU: torch's own interpolation sample by sample; the definition where that has no such form."""
+"""The op on a CPU: torch's own interpolation sample by sample, or else the definition."""
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ def _normalised(x: Tensor, mean: list[float], std: list[float]) -> Tensor:
 
 
 def _stay_in_place(channels: Tensor, count: int) -> bool:
-    """Return whether every channel that is present is where it was."""
+    """Return whether every present channel keeps its place."""
     places = torch.arange(count, device=channels.device)
     return channels.shape[1] == count and bool(((channels < 0) | (channels == places)).all())
 

@@ -1,4 +1,4 @@
-"""Where an output pixel lies in its source image."""
+"""The position of an output pixel in its source image."""
 
 from collections.abc import Sequence
 from operator import index
@@ -11,7 +11,7 @@ FAR = 2**30
 
 
 def resolve_size(size, images: Tensor) -> tuple[int, int]:
-    """Return the output's (height, width); None is that of `images` [count, height, width, channels]."""
+    """Return the output's (height, width); None means the size of `images` [count, height, width, channels]."""
     if size is None:
         return images.shape[1], images.shape[2]
     height, width = size if isinstance(size, Sequence) else (size, size)
@@ -19,7 +19,7 @@ def resolve_size(size, images: Tensor) -> tuple[int, int]:
 
 
 def clamped(crops: Tensor | None, batch: int, images: Tensor) -> Tensor:
-    """Return the boxes [batch, 4] of (top, left, height, width) as far as they lie in the images, int64."""
+    """Return the boxes [batch, 4] of (top, left, height, width) clipped to the images, int64."""
     height, width = images.shape[1], images.shape[2]
     if crops is None:
         return torch.tensor([0, 0, height, width], device=images.device).expand(batch, -1)
@@ -39,8 +39,8 @@ def source_positions(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, x within the crop and the share of each output pixel that the crop covers, [batch, height, width].
 
-    Coordinates are in pixels of the image, the centre of the crop's first one at 0.5. The crop is resized to `size`,
-    then flipped either way, then turned about its centre: undone here in the other order.
+    Coordinates are in pixels of the image, the centre of the crop's first pixel at 0.5. The crop is resized to `size`,
+    flipped, then rotated about its centre; this function inverts the steps in reverse order.
     """
     height, width = size
     y = (torch.arange(height, device=crops.device, dtype=dtype) + 0.5 - height / 2)[:, None]

@@ -1,4 +1,4 @@
-"""What happens to each image, drawn on the device by (seed, epoch, image index): the same whatever batch or rank."""
+"""The parameters of each image, drawn on the device by (seed, epoch, image index): independent of batch and rank."""
 
 import math
 import sys
@@ -13,13 +13,13 @@ from torch import Tensor
 from polychrome.kernels.augment.philox import uniforms
 
 TRIES = 10
-# The numbers of the draws: what is added later takes new ones, so that the old ones keep their values.
+# The numbers of the draws: later additions take new numbers, so that existing draws keep their values.
 CROP, COLOR, SPACE, TURN, CHANNELS = range(TRIES), 16, 17, 18, 32
 CHANNEL_ORDERS = ("all", "subset", "shuffle")
 
 
 class Parameters(NamedTuple):
-    """Arguments of `augment` by their names there, each with a row per image; None for what is not done."""
+    """Arguments of `augment` by their names there, each with a row per image; None for a step that is skipped."""
 
     crops: Tensor | None
     flips: Tensor | None
@@ -35,7 +35,7 @@ class Parameters(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How images are augmented; the defaults do nothing. Names are torchvision's where it has them.
+    """How images are augmented; the defaults do nothing. Names follow torchvision where possible.
 
     scale, ratio: the range of the crop's share of the area and of its width / height (`RandomResizedCrop`); None for
         whole images.
@@ -43,9 +43,9 @@ class Recipe:
     degrees: angles are drawn from [-degrees, degrees].
     brightness, contrast, gamma: factors are drawn from [1 - value, 1 + value].
     cutout: side of a square of zeros around any pixel, as a share of the output's shorter side (DeVries and Taylor
-        2017); what hangs over the edge is lost.
+        2017); parts beyond the edge are ignored.
     channels: "all"; "subset": how many channels are present, then which, uniformly (hierarchical channel sampling, Bao
-        et al. 2023), the absent ones zero; "shuffle": the same, the present ones first and in random order.
+        et al. 2023), absent channels zero; "shuffle": the same, present channels first and in random order.
     channel_bias: of "subset" and "shuffle": k channels are present in proportion to k**-channel_bias.
 
     Raises:
@@ -92,11 +92,11 @@ def draw(
 ) -> Parameters:
     """Return the parameters of the images `indices` in an epoch, on their device.
 
-    Each row follows from (seed, epoch, image index) alone, so batches, ranks and the order do not change it, and a
-    whole epoch may be drawn at once.
+    Each row depends on (seed, epoch, image index) alone, not on batches, ranks or order, so a whole epoch may be drawn
+    at once.
 
     Args:
-        indices: int32 or int64 [n], the images' places in the set.
+        indices: int32 or int64 [n], the images' indices in the set.
         sizes: their (height, width) in pixels, [n, 2], or one pair for all.
         seed, epoch: at least 0, below 2**64 and 2**32.
         size: (height, width) of the output; a recipe with a cutout needs it.
@@ -104,7 +104,7 @@ def draw(
 
     Raises:
         TypeError: `indices` are not integers.
-        ValueError: seed, epoch or sizes are not as said, or what the recipe needs is missing.
+        ValueError: seed, epoch or sizes are out of range, or an argument that the recipe needs is missing.
     """
     _check_draw(recipe, indices, sizes, seed, epoch, size, channels)
     order = range(CHANNELS, CHANNELS + 1 + channels // 4) if recipe.channels != "all" else ()

@@ -101,7 +101,7 @@ def normalised(x, mean, std) -> Tensor:
 
 
 def selected(x, channels, cutouts) -> Tensor:
-    """Return the channels named, [batch, out] or [out], zero where negative, with zeros in the boxes cut out."""
+    """Return the channels named in `channels`, [batch, out] or [out], zero where negative, with the cutouts zero."""
     if channels is not None:
         chosen = channels.long().expand(len(x), -1)
         batch = torch.arange(len(x), device=x.device)[:, None]

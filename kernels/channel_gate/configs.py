@@ -1,12 +1,12 @@
 """Launch choices of the kernels, and the rule that leaves wide layers to torch. Nothing here needs Triton or a GPU.
 
-The rules are reasoned; an H200 has timed what they choose, not what they could.
+The rules are derived by reasoning; an H200 has timed their choices, not the alternatives.
 """
 
 from math import ceil, gcd
 from typing import NamedTuple
 
-# What the rules assume of a GPU, and how many programs of a streaming kernel, four warps each, fill it.
+# Assumptions of the rules about a GPU, and how many programs of a streaming kernel, four warps each, fill it.
 MULTIPROCESSORS = 132
 PROGRAMS = 8 * MULTIPROCESSORS
 # Elements of a tile of `reduce` and `scale`: two or four 16-byte loads a thread in 16 bits. Where that makes too few
@@ -66,7 +66,7 @@ class Tiles(NamedTuple):
 class FusedConfig(NamedTuple):
     """Tiles of the `shares` programs of a sample: block_c channels, all, block_h hidden units and block_o own outputs.
 
-    `sums` go over the pixels of all channels, `product` over those of the outputs.
+    `sums` go over the pixels of all channels, `product` over the pixels of the outputs.
     """
 
     shares: int
@@ -79,7 +79,7 @@ class FusedConfig(NamedTuple):
 
 
 def reduce_config(batch: int, channels: int, pixels: int, channels_last: bool) -> ReduceConfig:
-    """Return the tile of the sums, and as many splits of the pixels as it takes to fill a GPU."""
+    """Return the tile of the sums, with as many splits of the pixels as fill a GPU."""
     block_p, block_c = _tile(batch, channels, pixels, channels_last, REDUCE_TILE)
     blocks = ceil(pixels / block_p)
     wanted = PROGRAMS // (batch * ceil(channels / block_c))
@@ -94,7 +94,7 @@ def scale_tile(batch: int, channels: int, pixels: int, channels_last: bool) -> t
 
 
 def _tile(batch: int, channels: int, pixels: int, channels_last: bool, most: int) -> tuple[int, int]:
-    """Return block_p and block_c, longest along what lies next to each other in memory."""
+    """Return block_p and block_c, longest along the contiguous dimension."""
     size = most
     while size > LEAST_TILE and batch * channels * pixels < PROGRAMS * size:
         size //= 2
@@ -108,8 +108,8 @@ def _tile(batch: int, channels: int, pixels: int, channels_last: bool, most: int
 def gate_config(batch: int, channels: int, hidden: int | None, splits: int, whole: bool) -> GateConfig:
     """Return the tiles of the layers, hidden None for a single one; `whole`: one program has all outputs of a sample.
 
-    Programs that share a sample all compute its hidden units, so there are no more of them than multiprocessors. A
-    single layer repeats nothing but the sum of the partial sums.
+    Programs that share a sample all compute its hidden units, so there are at most as many as multiprocessors. A single
+    layer repeats only the sum of the partial sums.
     """
     block_s = _power(splits)
     if hidden is None:
@@ -125,10 +125,10 @@ def gate_config(batch: int, channels: int, hidden: int | None, splits: int, whol
 
 
 def layers_fit(batch: int, channels: int, hidden: int | None, image_bytes: int, softmax: bool) -> bool:
-    """Return whether the layers run in the kernels, every sample reading all weights again, or as torch's products.
+    """Return whether the layers run in the kernels, where every sample reads all weights, or as torch's products.
 
-    What the programs read is weighed against the three passes over x, image_bytes each. One multiprocessor has one part
-    in MULTIPROCESSORS of the cache's bandwidth, so fewer programs than that take as long as that many. Weights count
+    The programs' reads are compared with the three passes over x, image_bytes each. A multiprocessor has a share of 1 /
+    MULTIPROCESSORS of the cache's bandwidth, so fewer programs take as long as MULTIPROCESSORS programs. Weights count
     as float32.
     """
     if (hidden or 1) > MAX_HIDDEN or (softmax and channels > MAX_SOFTMAX) or channels**2 >= 2**31:
@@ -142,10 +142,10 @@ def layers_fit(batch: int, channels: int, hidden: int | None, image_bytes: int, 
 def fused_config(
     batch: int, channels: int, hidden: int | None, pixels: int, itemsize: int, channels_last: bool, whole: bool
 ) -> FusedConfig | None:
-    """Return the tiles of one launch that does what three do, or None where the map or the layers are too large.
+    """Return the tiles of one launch that replaces three, or None where the map or the layers are too large.
 
-    `whole` as in `gate_config`. The programs that share a sample all read its map and its first layer, so there are no
-    more of them than multiprocessors; of a single layer as many as it takes to hold it, if that reads no more.
+    `whole` as in `gate_config`. The programs that share a sample all read its map and its first layer, so there are at
+    most as many as multiprocessors; for a single layer as many as hold it, if they read no more.
     """
     block_c, block_h = _power(channels), _power(hidden or 1)
     shares = 1 if whole else max(1, min(MULTIPROCESSORS // batch, ceil(channels / 16)))
@@ -177,7 +177,7 @@ def _fused_tiles(pixels: int, most: int) -> Tiles:
 
 
 def gradient_block(channels: int, features: int) -> int:
-    """Return the side of a tile of a layer's gradient [channels, features]: as few as products take, for many tiles."""
+    """Return the side of a tile of a layer's gradient [channels, features]: the smallest that products take."""
     return 32 if min(channels, features) >= 256 else 16
 
 

@@ -29,7 +29,7 @@ def channel_gate_backward(
     gate: str,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, w1, b1, w2 and b2; one not needed is an empty placeholder."""
+    """Return the gradients of x, w1, b1, w2 and b2; gradients not needed are empty placeholders."""
     grad = grad.to(scale.dtype)
     pixels = x.shape[2] * x.shape[3]
     dlogits, dhidden, share = gate_gradient((grad * x).sum((2, 3)), pixels, w1, w2, hidden, scale, gate, needed)
@@ -58,7 +58,7 @@ def gate_gradient(
     gate: str,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return dlogits, dhidden and what every pixel of x gets through its mean; the last two None where not needed."""
+    """Return dlogits, dhidden and the gradient of x through its mean, per pixel; the last two None where not needed."""
     dlogits = _through_gate(dscale, scale, gate)
     if not any(needed[:3]):
         return dlogits, None, None
@@ -73,7 +73,7 @@ def gate_gradient(
 def layer_gradients(
     dlogits: Tensor, dhidden: Tensor | None, pooled: Tensor, hidden: Tensor, layers: tuple, needed: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of `layers`, w1, b1, w2 and b2; one not needed is an empty placeholder."""
+    """Return the gradients of `layers`, w1, b1, w2 and b2; gradients not needed are empty placeholders."""
     w1, b1, w2, b2 = layers
     return (
         *_layer_gradients(dhidden, pooled, w1, b1, needed[:2]),
@@ -82,7 +82,7 @@ def layer_gradients(
 
 
 def _through_gate(dscale: Tensor, scale: Tensor, gate: str) -> Tensor:
-    """Return the gradient of the logits from that of the gate."""
+    """Return the gradient of the logits from the gradient of the gate."""
     if gate == "sigmoid":
         return dscale * scale * (1 - scale)
     return scale * (dscale - (dscale * scale).sum(1, keepdim=True))
@@ -91,7 +91,7 @@ def _through_gate(dscale: Tensor, scale: Tensor, gate: str) -> Tensor:
 def _layer_gradients(
     doutput: Tensor | None, inputs: Tensor, weight: Tensor | None, bias: Tensor | None, needed: list[bool]
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of a linear layer's weight and bias; one not needed is an empty placeholder."""
+    """Return the gradients of a linear layer's weight and bias; gradients not needed are empty placeholders."""
     return (
         (doutput.T @ inputs).to(weight.dtype).reshape(weight.shape) if needed[0] else not_asked(inputs),
         doutput.sum(0).to(bias.dtype) if needed[1] else not_asked(inputs),

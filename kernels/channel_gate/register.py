@@ -1,6 +1,6 @@
 """`polychrome::channel_gate` and its backward op.
 
-`backend` is "auto" or "triton", as `use_backend` said when the public function was called: the implementation that
+`backend` is "auto" or "triton", by `use_backend` when the public function was called: the implementation that
 computed the output computes the gradients.
 """
 
@@ -49,7 +49,7 @@ def channel_gate_backward(
     needed: list[bool],
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, w1, b1, w2 and b2; one not needed is an empty placeholder."""
+    """Return the gradients of x, w1, b1, w2 and b2; gradients not needed are empty placeholders."""
     implementation = _implementation(x, backend)
     return implementation.channel_gate_backward(grad, x, w1, b1, w2, b2, pooled, hidden, scale, gate, needed)
 

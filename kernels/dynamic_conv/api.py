@@ -51,7 +51,7 @@ def dynamic_conv2d(
         stride, dilation: an int or a pair of ints.
         padding: an int, a pair of ints, `"same"` (stride 1 only) or `"valid"`, as in `F.conv2d`.
         scale, shift: [out_channels], float32 or x's dtype: the result is `y * scale + shift`, such as a BatchNorm in
-            evaluation. Without gradients to record it is computed inside the convolution; with, after it.
+            evaluation. It is computed inside the convolution, or after it where gradients are recorded.
         relu: clamp at zero, last.
 
     Returns:
@@ -62,6 +62,8 @@ def dynamic_conv2d(
     Raises:
         ValueError: a shape, device, padding or group count does not fit, or the output would be empty.
         TypeError: a dtype is none of the above, or differs from x's.
+        RuntimeError: the backend in force cannot run on x's device, or a forward-mode or `torch.func` derivative is
+            asked for: see `use_backend`.
     """
     x, experts, bias, geometry = prepare_dynamic(
         x, experts, mixing, bias, stride, padding, dilation, groups, scale, shift, relu
@@ -112,6 +114,8 @@ def per_sample_conv2d(
     Raises:
         ValueError: a shape, device, padding or group count does not fit, or the output would be empty.
         TypeError: a dtype is none of the above, or differs from x's.
+        RuntimeError: the backend in force cannot run on x's device, or a forward-mode or `torch.func` derivative is
+            asked for: see `use_backend`.
     """
     x, weight, bias, geometry = prepare_per_sample(x, weight, bias, stride, padding, dilation, groups)
     backend = chosen_backend("per_sample_conv2d", x)
@@ -150,7 +154,7 @@ def prepare_per_sample(x, weight, bias, stride, padding, dilation, groups):
 
 
 def _check_kernels(name: str, kernels: Tensor, x: Tensor, groups: int) -> int:
-    """Return groups as an int; raise where it or the kernels do not fit."""
+    """Return groups as an int; raise where groups or the kernels do not fit."""
     check_same_dtype(name, kernels, x)
     check_device(name, kernels, x)
     channels, given = x.shape[1], groups
@@ -186,9 +190,9 @@ def _check_affine(name: str, vector: Tensor | None, x: Tensor, experts: Tensor) 
 def keeps_the_mix(x: Tensor, experts: Tensor, geometry: Geometry, backend: str) -> bool:
     """Return whether a call that records gradients is to mix outside the op, so that autograd keeps the mix.
 
-    So on a CPU where no form is faster than the naive one: mixing again for the gradients would make the op slower than
-    that. Not in a compiled call: the answer depends on the batch size. Nor in a traced one: the trace is for calls that
-    record gradients and for calls that do not.
+    True on a CPU where no form is faster than the naive form: mixing again for the gradients would make the op slower.
+    False in a compiled call, as the answer depends on the batch size, and in a traced call, as the trace serves calls
+    with and without gradients.
     """
     if x.device.type != "cpu" or backend != "auto" or x.shape[0] == 0:
         return False

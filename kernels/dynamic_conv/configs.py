@@ -1,4 +1,4 @@
-"""Launch choices: rows whose cubins were read, a rule that ranks them, and tables of what was measured on a GPU.
+"""Launch choices: rows with inspected cubins, a rule that ranks the rows, and tables of measurements on a GPU.
 
 The rows compile for sm_80, sm_90 and sm_100 without spills, with triton 3.6, 3.8 and 3.9 (`python -m
 bench.compiled.report`). Nothing here needs Triton or a GPU.
@@ -22,8 +22,8 @@ class ConvolutionConfig(NamedTuple):
     """Tile of the convolution: block_m pixels, block_n output channels, block_k channels of the product.
 
     `swap` makes the channels the rows of the matrix instruction: for images of few pixels. `together`, in the stacked
-    form, makes every expert's block_n channels the columns of one product; else the experts are met in turn. In
-    the others a tile's taps and channels are shared out to `splits` programs, whose sums are added up afterwards.
+    form, makes every expert's block_n channels the columns of one product; else the experts come one after another. In
+    the other forms `splits` programs share a tile's taps and channels, and their sums are added up afterwards.
     """
 
     block_m: int
@@ -74,16 +74,16 @@ class DepthwiseConfig(NamedTuple):
 
 
 class Device(NamedTuple):
-    """What the rules ask of a GPU."""
+    """The properties of a GPU that the rules use."""
 
     name: str
     multiprocessors: int
     l2_bytes: int
 
 
-# What stands in where no GPU is asked about: the interpreter, allocations on meta tensors.
+# The device without a GPU: the interpreter, allocations on meta tensors.
 HOPPER = Device("NVIDIA H200", 132, 60 * 2**20)
-# Makers' figures, for `kernels.explain` about a GPU that is not at hand.
+# Makers' figures, for `polychrome.kernels.explain` about a GPU that is not at hand.
 KNOWN_DEVICES = (
     HOPPER,
     Device("NVIDIA H100 80GB HBM3", 132, 50 * 2**20),
@@ -105,7 +105,7 @@ CONVOLUTION = (
     ConvolutionConfig(256, 32, 32, 8, stages=1),
     ConvolutionConfig(256, 16, 32, 8, stages=1),
 )
-# Few pixels a sample: a tile narrower than the 64 rows of the matrix instruction has to lie across it.
+# Few pixels a sample: a tile narrower than the 64 rows of the matrix instruction is transposed.
 SWAPPED = (
     ConvolutionConfig(32, 64, 64, 4, swap=True),
     ConvolutionConfig(32, 128, 64, 4, swap=True),
@@ -249,7 +249,7 @@ def convolution_config(
 
 
 def convolution_rows(problem: Problem, stacked: bool) -> tuple[ConvolutionConfig, ...]:
-    """Return the rows there are for the convolution, forward and for the gradient of x."""
+    """Return the rows for the convolution, forward and for the gradient of x."""
     if problem.dtype == torch.float32:
         return STACKED_FLOAT32 if stacked else CONVOLUTION_FLOAT32
     return STACKED + rows_together(problem.experts) if stacked else CONVOLUTION + SWAPPED
@@ -283,9 +283,9 @@ def weight_gradient_config(problem: Problem, device: Device) -> WeightGradientCo
 
 
 def filled(config: WeightGradientConfig, problem: Problem, device: Device) -> WeightGradientConfig:
-    """Return `config` with splits for two blocks a multiprocessor; apart, with those of the least predicted time.
+    """Return `config` with splits for two blocks a multiprocessor; if `apart`, the splits of least predicted time.
 
-    Few samples' parts, all in memory at a time, are at most a quarter of what the naive form allocates.
+    The parts of few samples, all in memory at a time, take at most a quarter of the naive form's memory.
     """
     if config.apart:
         split = [config._replace(splits=2**power) for power in range(MOST_PARTS.bit_length())]
@@ -297,7 +297,7 @@ def filled(config: WeightGradientConfig, problem: Problem, device: Device) -> We
 
 
 def weight_gradient_rows(problem: Problem, apart: bool) -> tuple[WeightGradientConfig, ...]:
-    """Return the rows there are for the weight gradient: of sums held for each expert, or of each sample's own.
+    """Return the rows for the weight gradient: with sums held for each expert, or with each sample's own gradient.
 
     Raises:
         ValueError: no row holds so many experts.
@@ -315,18 +315,18 @@ def weight_gradient_rows(problem: Problem, apart: bool) -> tuple[WeightGradientC
 def are_few(problem: Problem) -> bool:
     """Return whether the samples' own gradients are contracted all at once.
 
-    What is held, or contracted in the layout in which it is made, needs two more launches, for the layouts of experts
-    and gradients, as much time as the rest where samples are few.
+    Otherwise two more launches change the layouts of experts and gradients, which takes as long as the rest where
+    samples are few.
     """
     return problem.batch < APART_SAMPLES and 0 < problem.experts <= EXPERTS_ACCUMULATED and not problem.is_depthwise
 
 
 def goes_apart(problem: Problem) -> bool:
-    """Return whether the weight gradient is contracted from the samples' own.
+    """Return whether the weight gradient is contracted from the samples' own gradients.
 
-    It costs 4 bytes through the L2 cache for every weight and sample, written and read in bfloat16; it saves the sums
-    for each expert, some 25 instructions, and half of what tiles twice as wide load. In float16 it would be 8 bytes, as
-    one sample's own can overflow, and float32 is not bound by what it saves.
+    The contraction costs 4 bytes through the L2 cache for every weight and sample, written and read in bfloat16; it
+    saves the sums for each expert, some 25 instructions, and half of the loads, as tiles are twice as wide. In float16
+    it would cost 8 bytes, as one sample's gradient can overflow, and float32 is not bound by the saved work.
     """
     if problem.experts > EXPERTS_ACCUMULATED:
         return True
@@ -342,7 +342,7 @@ def weight_tiles(outputs: int, channels: int, taps: int, config: WeightGradientC
 
 
 def spans_taps(channels: int, config: WeightGradientConfig) -> bool:
-    """Return whether a tile's columns run over taps too: where it has more of them than a group has channels."""
+    """Return whether a tile's columns run over taps too: where it has more columns than a group has channels."""
     return channels < config.block_n
 
 
@@ -357,7 +357,7 @@ def _even_parts(pixels: int, block: int, splits: int) -> int:
 
 
 def _sample_gradient_clocks(config: WeightGradientConfig, problem: Problem, device: Device) -> float:
-    """Return the clocks that the samples' own gradients take."""
+    """Return the clocks for the samples' own gradients."""
     tile = config.block_m, config.block_n
     parts = own_parts(problem.out_size, config)
     steps = ceil(ceil(problem.pixels / config.block_k) / parts)
@@ -399,7 +399,7 @@ def _clocks(
 
 
 def within_memory(config: WeightGradientConfig, problem: Problem) -> WeightGradientConfig:
-    """Return `config` with no more partial gradients than fit a fifth of what the naive form allocates.
+    """Return `config` with partial gradients of at most a fifth of the naive form's memory.
 
     A table's choice may be for another batch.
     """
@@ -410,10 +410,10 @@ def within_memory(config: WeightGradientConfig, problem: Problem) -> WeightGradi
 
 
 def naive_bytes(problem: Problem) -> int:
-    """Return what the naive form allocates in backward: weights in float32, and the mixed ones or a copy of x.
+    """Return the bytes that the naive form allocates in backward: weights in float32, and mixed weights or a copy of x.
 
-    Of 16 bits, which lie channels last, it copies x, its gradient and that of y into the layout of a convolution with
-    groups: an H200 was seen to allocate 0.9 to 1.3 times the number returned, more for few channels.
+    In 16 bits, channels last, the naive form copies x and the gradients of x and y into the layout of a grouped
+    convolution: an H200 allocated 0.9 to 1.3 times the returned number, more for few channels.
     """
     x = problem.batch * problem.in_channels * problem.height * problem.width
     y = problem.batch * problem.out_channels * problem.pixels
@@ -424,7 +424,7 @@ def naive_bytes(problem: Problem) -> int:
 
 
 def own_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that the samples' own weight gradients are kept in: float16 could overflow in one of them."""
+    """Return the dtype of the samples' own weight gradients: float16 could overflow in one sample."""
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 
@@ -455,13 +455,13 @@ def depthwise_config(problem: Problem, device: Device, gradient: bool) -> Depthw
 
 
 def takes_strips(problem: Problem) -> bool:
-    """Return whether the depthwise kernels can go down strips of an image with what they keep in registers."""
+    """Return whether the registers suffice for depthwise kernels that go down strips of an image."""
     plain = problem.stride == problem.dilation == (1, 1) and problem.in_channels == problem.out_channels
     return plain and problem.kernel[0] <= STRIP_KERNEL[0] and problem.kernel[1] <= STRIP_KERNEL[1]
 
 
 def own_parts(out_size: tuple[int, int], config: WeightGradientConfig | DepthwiseConfig) -> int:
-    """Return in how many parts of an image a sample's own weight gradient is made, none of them empty."""
+    """Return in how many parts of an image a sample's own weight gradient is made; no part is empty."""
     height, width = out_size
     if isinstance(config, DepthwiseConfig):
         if config.strips:
@@ -472,7 +472,7 @@ def own_parts(out_size: tuple[int, int], config: WeightGradientConfig | Depthwis
 
 @cache
 def measured(name: str) -> dict[str, dict]:
-    """Return the table measured on the GPU of this name, problem key to choice; empty where there is none."""
+    """Return the table measured on the GPU of this name, problem key to choice; empty without a table."""
     path = table_path(name)
     try:
         return read_table(path) if path.exists() else {}
@@ -490,7 +490,7 @@ def read_table(path: Path) -> dict[str, dict]:
 
 
 def table_path(name: str) -> Path:
-    """Return where the table of a GPU lies."""
+    """Return the path of a GPU's table."""
     slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
     return Path(__file__).with_name("configs") / f"{slug}.json"
 

@@ -1,4 +1,4 @@
-"""What a call of the convolutions would run, in words."""
+"""Descriptions of what a call of the convolutions would run."""
 
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ class Explanation(NamedTuple):
     """What a call would run; `str()` of it is a few lines to read.
 
     `implementation` is "reference", "eager" or "triton". `plan` holds regime, chunk and launch configs on Triton,
-    `forms` the forms on a CPU; the other is None. `keeps_the_mix`: the mix is made before the op, for autograd to keep,
-    and the op called is `per_sample_conv2d`.
+    `forms` the forms on a CPU; the other is None. `keeps_the_mix`: the mix is made before the op, so that autograd
+    keeps it, and the op is `per_sample_conv2d`.
     """
 
     op: str
@@ -37,7 +37,7 @@ class Explanation(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """Why it is that one."""
+        """Why this regime or form runs."""
         if self.plan is not None:
             return self.plan.reason
         return self.forms.forward.reason if self.forms is not None else "use_backend('reference') asks for it"

@@ -1,4 +1,4 @@
-"""Which form a call takes on a GPU, and why: a rule over sizes, overruled by what was measured on that GPU."""
+"""The form of a call on a GPU, with the reason: a rule over sizes, overruled by measurements on the GPU."""
 
 from functools import lru_cache
 from math import ceil
@@ -33,7 +33,7 @@ REGIMES = ("pointwise", "depthwise", "stacked", "aggregate")
 PASSES = ("forward", "input_gradient", "weight_gradient")
 MIXED_SHARE = 0.65
 
-# A choice holds for batches up to NEAR times smaller or larger than the one that it was measured at; tables without
+# A choice holds for batches up to NEAR times smaller or larger than the measured batch; tables without
 # that were measured at TUNED_BATCH.
 NEAR, TUNED_BATCH = 4, 64
 
@@ -99,14 +99,14 @@ def plan(problem: Problem, device: Device) -> Plan:
 
 
 def measured_choice(problem: Problem, device: Device) -> dict:
-    """Return what was measured for a problem, but its batch, at a batch that is near; empty where nothing was."""
+    """Return the choice measured for a problem at a similar batch; empty without a measurement."""
     choice = dict(measured(device.name).get(problem.key, {}))
     batch = choice.pop("batch", TUNED_BATCH)
     return choice if batch <= NEAR * problem.batch and problem.batch <= NEAR * batch else {}
 
 
 def forget() -> None:
-    """Have devices and the tables of measured choices looked at anew; keep nothing that follows from the old ones."""
+    """Have devices and tables of measured choices read again, and forget everything derived from them."""
     device_of.cache_clear()
     measured.cache_clear()
     plan.cache_clear()
@@ -155,7 +155,7 @@ def chunk_of(problem: Problem, device: Device, share: float = MIXED_SHARE) -> in
 
 
 def backward_chunk(problem: Problem, device: Device, share: float = MIXED_SHARE) -> int:
-    """Return how many samples are mixed at a time for the gradient of x: nor more than a fifth of what naive needs."""
+    """Return how many samples are mixed at a time for the gradient of x: at most a fifth of the naive form's memory."""
     most = min(share * device.l2_bytes, naive_bytes(problem) / 5)
     return _equal_chunk(problem.batch, most // (problem.weights * mixed_dtype(problem).itemsize))
 
@@ -165,7 +165,8 @@ def own_chunk(
 ) -> int:
     """Return how many samples' weight gradients are made at a time, which stay in the L2 cache.
 
-    With the experts, their sums in float32 and the products in parts they take at most a quarter of what naive needs.
+    With the experts, their sums in float32 and the products in parts they take at most a quarter of the naive form's
+    memory.
     """
     if isinstance(config, WeightGradientConfig) and config.few:
         return problem.batch
@@ -182,5 +183,5 @@ def mixed_dtype(problem: Problem) -> torch.dtype:
 
 
 def _equal_chunk(batch: int, most: float) -> int:
-    """Return the size of the fewest chunks that are equal, but for the last, and of `most` samples at most."""
+    """Return the size of the fewest chunks of at most `most` samples, equal except for the last."""
     return ceil(batch / max(1, ceil(batch / max(1, most))))

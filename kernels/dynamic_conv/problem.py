@@ -1,4 +1,4 @@
-"""The sizes that decide how a convolution is run, and what it must move and multiply at the least."""
+"""The sizes that decide how a convolution is run, and its least bytes and multiply-adds."""
 
 from collections.abc import Sequence
 from math import prod
@@ -71,7 +71,7 @@ class Problem(NamedTuple):
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether each output pixel reads the one input pixel it lies on."""
+        """Whether each output pixel reads only the input pixel at its own position."""
         return self.kernel == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0, 0, 0) and self.groups == 1
 
     @property
@@ -90,7 +90,7 @@ class Problem(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Multiply-adds of one direction times two: each of forward, the gradient of x, that of the weights."""
+        """Twice the multiply-adds of one direction: forward, the gradient of x, or the gradient of the weights."""
         return 2 * self.batch * self.pixels * self.weights
 
     @property
@@ -125,11 +125,11 @@ def problem_of(x: Tensor, weight: Tensor, geometry: Geometry, per_sample: bool) 
 
 
 def resolve_geometry(kernel: Sequence[int], stride, padding, dilation, groups: int) -> Geometry:
-    """Return the geometry that these arguments of a public function mean.
+    """Return the geometry for these arguments of a public function.
 
     Raises:
-        ValueError: stride or dilation is no int or pair of ints, at least 1; or padding none, at least 0, and neither
-            "same", with stride 1, nor "valid".
+        ValueError: stride or dilation is not an int or a pair of ints, at least 1; or padding is not an int or a
+            pair of ints, at least 0, nor "same" with stride 1, nor "valid".
     """
     stride, dilation = resolve_pair("stride", stride), resolve_pair("dilation", dilation)
     return Geometry(stride, _padding(padding, kernel, stride, dilation), dilation, groups)

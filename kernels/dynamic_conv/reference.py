@@ -41,7 +41,7 @@ def dynamic_conv2d(
 
 
 def affine(y: Tensor, scale: Tensor | None, shift: Tensor | None, relu: bool) -> Tensor:
-    """Return `relu(y * scale + shift)`, each part where given; y [batch, channels, height, width], the two [channels].
+    """Return `relu(y * scale + shift)`, each part where given; y [batch, channels, height, width], others [channels].
 
     Computed in float32 (float64 for float64), rounded once.
     """

@@ -1,6 +1,6 @@
-"""`polychrome::per_sample_conv2d`, `polychrome::dynamic_conv2d`, their backward ops, and the latter with an epilogue.
+"""`polychrome::per_sample_conv2d`, `polychrome::dynamic_conv2d`, their backward ops, and the op with an epilogue.
 
-`backend` is "auto" or "triton", as `use_backend` said when the public function was called: the implementation that
+`backend` is "auto" or "triton", by `use_backend` when the public function was called: the implementation that
 computed the output computes the gradients.
 """
 
@@ -49,7 +49,7 @@ def per_sample_conv2d_backward(
     needed: list[bool],
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight and bias; one not needed is an empty placeholder."""
+    """Return the gradients of x, weight and bias; gradients not needed are empty placeholders."""
     geometry = Geometry(stride, padding, dilation, groups)
     return _implementation(x, backend).per_sample_conv2d_backward(grad, x, weight, geometry, needed)
 
@@ -83,7 +83,7 @@ def dynamic_conv2d_backward(
     needed: list[bool],
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, experts, mixing and bias; one not needed is an empty placeholder."""
+    """Return the gradients of x, experts, mixing and bias; gradients not needed are empty placeholders."""
     geometry = Geometry(stride, padding, dilation, groups)
     return _implementation(x, backend).dynamic_conv2d_backward(grad, x, experts, mixing, bias, geometry, needed)
 

@@ -1,4 +1,4 @@
-"""Which convolutions torch gets right in bfloat16 on the processor at hand; the others are computed in float32."""
+"""Which convolutions torch computes correctly in bfloat16 on this processor; the others run in float32."""
 
 from functools import cache
 
@@ -25,8 +25,8 @@ def is_trusted(x: Tensor, kernel: tuple[int, int], geometry: Geometry) -> bool:
     """Return whether torch's convolution of x [batch, channels, height, width] is right in x's dtype.
 
     With AMX units, torch 2.14 has wrong bfloat16 results, and memory read and written where it should not be, for some
-    strides above 1 with an output one pixel wide, even kernel widths, padding beyond half a kernel, and dilation. Of
-    100,000 random calls that are let through here none was wrong.
+    strides above 1 with an output one pixel wide, even kernel widths, padding beyond half a kernel, and dilation. None
+    of 100,000 random calls that this function trusts was wrong.
     """
     if x.dtype != torch.bfloat16 or x.device.type != "cpu" or not _AMX:
         return True

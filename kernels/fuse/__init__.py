@@ -1,4 +1,4 @@
-"""Models written elsewhere, sped up: their modules that compute what an op does are made to call it."""
+"""Faster models written elsewhere: modules that compute the same as an op are made to call it."""
 
 from polychrome.kernels.fuse.api import fuse
 from polychrome.kernels.fuse.report import Left, Report, Swap

@@ -1,4 +1,4 @@
-"""The public function: it walks a model and swaps what is recognised."""
+"""The public function: it walks a model and swaps the modules that it recognises."""
 
 from torch import nn
 
@@ -12,30 +12,31 @@ _OURS = "polychrome.kernels.modules"
 
 
 def fuse(model: nn.Module) -> Report:
-    """Make the modules of `model` that compute what an op of `kernels` does call that op, and return what was done.
+    """Make the modules of `model` that compute the same as an op call the op, and return a report.
 
     In place: a swapped module stays the same object with the same parameters, buffers, attributes and methods; its
-    class becomes a subclass of the one it had, whose forward calls the op. Names in the state dict, optimisers, tied
-    weights, `requires_grad`, copies and pickles are as before. Known are
+    class becomes a subclass of its former class, whose forward calls the op. Names in the state dict, optimisers, tied
+    weights, `requires_grad`, copies and pickles are as before. Supported are
 
     - timm's `CondConv2d`, `SEModule` (`SqueezeExcite`), EfficientNet's `SqueezeExcite`, `EffectiveSEModule` and
       `ChannelAttn`, and torchvision's `SqueezeExcitation`, by the names of their classes;
-    - of anybody's classes, by what they hold and do: dynamic convolutions with experts [experts, out_channels,
+    - other classes, by their structure and a trial: dynamic convolutions with experts [experts, out_channels,
       in_channels/groups, height, width] and a mix [batch, experts] from an attention or as second argument (Chen et al.
-      2020; Yang et al. 2019), squeeze-excitation (Hu et al. 2018) and whatever else multiplies its input by a gate
-      [batch, channels, 1, 1], and CBAM's spatial attention (Woo et al. 2018). A copy is tried against the op first,
-      outputs and gradients, and a module that differs is left alone.
+      2020; Yang et al. 2019), squeeze-excitation (Hu et al. 2018) and other modules that multiply their input by a gate
+      [batch, channels, 1, 1], and CBAM's spatial attention (Woo et al. 2018). A trial compares outputs and gradients of
+      a copy with the op's first, and a module that differs is left alone.
 
-    A module with hooks or parametrisations, its own or of a module inside, is left alone; where they come later, or a
-    layer inside is replaced, it runs the forward it had. So it does on a CPU, unless the op knows a faster form. Fuse
-    before `torch.compile`.
+    A module with hooks or parametrisations, its own or of a module inside, is left alone; if hooks are added later, or
+    a layer inside is replaced, it runs its original forward. It does so on a CPU too, unless the op has a faster form.
+    Fuse before `torch.compile`.
 
     Returns:
-        The modules swapped, and those left alone with the reason; `print` it for a table. A module with a parameter of
-        five dimensions, or that multiplies by a gate, is in one of the two; any other that no rule knows is in neither.
+        The swapped modules, and the modules left alone with the reason; `print` it for a table. A module with a
+        five-dimensional parameter, or one that multiplies by a gate, is in one of the two lists; other modules that no
+        rule knows are in neither.
 
     Raises:
-        TypeError: `model` is no nn.Module.
+        TypeError: `model` is not an nn.Module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -54,7 +55,7 @@ class _Walk:
         self._paths = _paths_by_object(model)
 
     def visit(self, module: nn.Module, path: str) -> None:
-        """Swap `module` or what is inside it."""
+        """Swap `module` or modules inside it."""
         if id(module) in self._seen:
             return
         self._seen.add(id(module))
@@ -81,11 +82,11 @@ class _Walk:
         if verdict is None or (verdict.in_whole and len(self.swapped) > first_swap):
             return
         if len(self.swapped) == first_swap:
-            del self.left[first_left:]  # what was left inside a module that was itself left says nothing more
+            del self.left[first_left:]  # modules left inside a module that was itself left add nothing
         self.left.insert(first_left, Left(path, name, verdict.reason))
 
     def _visit_called(self, module: nn.Module, path: str) -> None:
-        """Visit what is inside a swapped module that runs its own forward."""
+        """Visit the modules inside a swapped module that runs its own forward."""
         if isinstance(module, GatedChannels):
             self._visit_children(module, path)
 
@@ -103,7 +104,7 @@ class _Walk:
             self.swapped.append(Swap(path, name, match.kind.ops(match.plan), note))
 
     def _note(self, module: nn.Module, path: str) -> str:
-        """Return where else the module, or a parameter of it, is used."""
+        """Return where else the module or a parameter of it is used."""
         notes = []
         if others := [p for p in self._paths[id(module)] if p != path]:
             notes.append(f"also at {', '.join(others)}")

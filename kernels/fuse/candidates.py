@@ -1,4 +1,4 @@
-"""What a recogniser says of a module."""
+"""The verdicts of a recogniser on a module."""
 
 from typing import NamedTuple
 
@@ -16,18 +16,18 @@ class Match(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why a module stays as it is; `in_whole` where the swap of its parts would say as much."""
+    """Why a module stays as it is; `in_whole` if a swap of its parts makes the refusal obsolete."""
 
     reason: str
     in_whole: bool = False
 
 
 class Candidate(NamedTuple):
-    """The forwards a module may be doing, of which the first that a trial confirms is taken.
+    """The forwards that a module may compute; the first that a trial confirms is taken.
 
-    `inputs`: shapes of the forward's arguments, x first; of several such tuples the first that the module takes.
-    `certain`: what it holds leaves no doubt about what it is meant to be, so that a failed trial is worth telling.
-    `told`: that it has hooks is worth telling, and where it has the makings of a gate, that it cannot be tried.
+    `inputs`: shapes of the forward's arguments, x first; of several tuples the first that the module takes. `certain`:
+    its structure leaves no doubt about its purpose, so that a failed trial is reported. `told`: hooks are reported, and
+    for a module that may have a gate, a trial that cannot run.
     """
 
     matches: tuple[Match, ...]
@@ -37,7 +37,7 @@ class Candidate(NamedTuple):
 
 
 def obstacle(module: nn.Module) -> str | None:
-    """Return what about this object, not its class, another forward would get wrong, if anything."""
+    """Return why the forward of this object, not of its class, cannot be replaced; None where it can."""
     if has_any_global_hook():
         return "a hook on all modules"
     for path, inner in module.named_modules():

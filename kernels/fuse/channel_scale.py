@@ -1,4 +1,4 @@
-"""`polychrome::channel_scale`: the product at the end of squeeze-excitation, whatever made the gate.
+"""`polychrome::channel_scale`: the product at the end of squeeze-excitation, with any gate.
 
 Backward is two passes, `sum_p dy x` for the gate and `dy s` for x, where autograd's product writes `dy x` out and reads
 it again.
@@ -57,7 +57,7 @@ def _forward(x: Tensor, scale: Tensor, backend: str = "auto") -> Tensor:
 def _backward(
     grad: Tensor, x: Tensor, scale: Tensor, needed: list[bool], backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and scale; one not needed is an empty placeholder."""
+    """Return the gradients of x and scale; gradients not needed are empty placeholders."""
     dx, dscale = not_asked(x), not_asked(x)
     if x.numel() == 0 or not runs_triton(x, backend):
         if needed[0]:

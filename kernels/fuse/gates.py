@@ -1,4 +1,4 @@
-"""The gates that a module multiplies by: whether it may have some, and those of one call."""
+"""The gates that a module multiplies by: whether it may have gates, and the gates of one call."""
 
 import inspect
 
@@ -17,7 +17,7 @@ IN_PLACE = {torch.Tensor.mul_, torch.Tensor.__imul__}
 
 
 def may_gate(module: nn.Module) -> bool:
-    """Return whether a module's forward, or a child of it without parameters, has the makings of a gate."""
+    """Return whether a module's forward, or a child of it without parameters, may make a gate."""
     return bool(WORDS & _words(module)) or any(map(_is_activation, _children(module)))
 
 
@@ -27,7 +27,7 @@ def is_torchs(module: nn.Module) -> bool:
 
 
 def _children(module: nn.Module):
-    """Yield the children, those of containers in their place."""
+    """Yield the children; containers are replaced by their children."""
     for child in module.children():
         yield from _children(child) if isinstance(child, CONTAINERS) else (child,)
 
@@ -47,9 +47,9 @@ def _words(module: nn.Module) -> set[str]:
 
 
 class Gates(TorchFunctionMode):
-    """Collects what `module` itself multiplies x, or anything else, by: factors with a sample each that are broadcast.
+    """Collects the factors that `module` itself multiplies x or other tensors by: one per sample, broadcast.
 
-    Products inside submodules with parameters that are not torch's are theirs.
+    Products inside submodules with parameters, other than torch's own, are not counted.
     """
 
     def __init__(self, module: nn.Module, x: Tensor):
@@ -80,7 +80,7 @@ class Gates(TorchFunctionMode):
 
 
 def _gate_shape(x, factor) -> tuple[int, ...] | None:
-    """Return the shape of the gate that `factor` is for maps x, or is expanded from; None where it is none."""
+    """Return the shape of the gate that `factor` is for maps x, or is expanded from; None if it is not a gate."""
     if not (isinstance(x, Tensor) and isinstance(factor, Tensor)) or factor.dim() != x.dim() or x.dim() < 4:
         return None
     shape = tuple(1 if step == 0 else size for size, step in zip(factor.shape, factor.stride(), strict=True))

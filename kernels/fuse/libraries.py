@@ -12,7 +12,7 @@ from polychrome.kernels.plain import is_pointwise
 
 
 def recognise(module: nn.Module) -> Match | Refusal | None:
-    """Return what becomes of a module of a known class, None for any other."""
+    """Return the verdict on a module of a known class, None for any other class."""
     for base in type(module).__mro__:
         known = _KNOWN.get(f"{base.__module__}.{base.__qualname__}")
         if known is None:
@@ -27,7 +27,7 @@ def recognise(module: nn.Module) -> Match | Refusal | None:
 
 
 def _overrides_forward(cls: type, base: type) -> bool:
-    """Return whether `cls`, a subclass of `base`, computes something of its own."""
+    """Return whether `cls`, a subclass of `base`, overrides the computation."""
     between = cls.__mro__[: cls.__mro__.index(base)]
     return any(name in c.__dict__ for c in between for name in ("forward", "_scale", "__call__"))
 
@@ -69,7 +69,7 @@ ACTIVATIONS = {"relu": F.relu, "sigmoid": torch.sigmoid}
 def activation_name(module: nn.Module) -> str | None:
     """Return which of ACTIVATIONS a module without parameters computes in either mode, judged by values and gradients.
 
-    Both are asked for at sizes from 1e-7 to 1e7: some activations are clipped.
+    Both are compared at sizes from 1e-7 to 1e7: some activations are clipped.
     """
     if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return None
@@ -79,7 +79,7 @@ def activation_name(module: nn.Module) -> str | None:
         grid = torch.cat([near, near.new_zeros(1), sizes, -sizes])
         try:
             got = [each for mode in (True, False) for each in _values(copy.deepcopy(module).train(mode), grid)]
-        except Exception:  # whatever a module of someone else's raises, it is none of the two
+        except Exception:  # a foreign module may raise anything: it is then no known activation
             return None
         for name, function in ACTIVATIONS.items():
             wanted = 2 * _values(function, grid)

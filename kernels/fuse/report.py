@@ -1,11 +1,11 @@
-"""What `fuse` did to a model."""
+"""The report of `fuse`."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Swap:
-    """A module that now calls `op`: its path in the model, its class's name, and what else there is to know of it."""
+    """A module that now calls `op`: its path in the model, its class's name, and a note."""
 
     path: str
     module: str
@@ -24,7 +24,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Report:
-    """The modules that `fuse` changed, and those it knows or took for candidates and left alone; `str` is a table."""
+    """The modules that `fuse` changed, and known or candidate modules that it left alone; `str` is a table."""
 
     swapped: tuple[Swap, ...] = ()
     left: tuple[Left, ...] = ()

@@ -1,4 +1,4 @@
-"""Modules of anybody's that may compute what an op does, judged by what they hold; a trial has to confirm it."""
+"""Modules that may compute the same as an op, recognised by their structure; a trial has to confirm it."""
 
 import inspect
 
@@ -14,7 +14,7 @@ BIGGEST = 5_000_000  # parameters of a module that is tried for a gate: a trial 
 
 
 def recognise(module: nn.Module) -> Candidate | Refusal | None:
-    """Return what a module of an unknown class may compute, None where it is nothing known."""
+    """Return the candidates for a module of an unknown class, None if there are none."""
     if is_torchs(module):
         return None
     rules = _experts, _spatial_attention, _channel_attention, _block, _gated
@@ -114,21 +114,21 @@ def _channel_attention(module: nn.Module) -> Candidate | Refusal | None:
 
 
 def _maps(channels: int) -> tuple[int, int, int, int]:
-    """Return the shape of an input whose height and width are told from its channels."""
+    """Return the shape of an input whose height and width differ from its channels."""
     return 3, channels, 5, 7 if channels != 7 else 8
 
 
 def _gated(module: nn.Module) -> Candidate | None:
-    """Any module with the makings of a gate: it may multiply its input by one, or by one that there is no op for."""
+    """Any module that may make a gate and multiply its input by it, even by a gate without an op."""
     parameters = list(module.parameters())
     if not parameters or any(map(is_lazy, parameters)) or sum(p.numel() for p in parameters) > BIGGEST:
         return None
     if len(_arguments(module)) != 1 or not may_gate(module):
         return None
     channels = [c for c in map(_in_channels, module.modules()) if c is not None][:1]
-    counts = dict.fromkeys((*(c for c in channels if c > 1), 8, 1))  # a gate of one channel is no gate of channels
+    counts = dict.fromkeys((*(c for c in channels if c > 1), 8, 1))  # a gate of one channel is not a channel gate
     inputs = [((3, c, *size),) for c in counts for size in ((5, 7), (34, 37))]
-    # a network of layers for images that has a sigmoid at its end is no gate because it takes no small images
+    # an image network that ends in a sigmoid is not a gate only because it rejects small images
     inner = [m for m in module.modules() if m is not module and not is_torchs(m)]
     foreign = any(True for m in inner for _ in m.parameters())
     flat = any(isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.AdaptiveAvgPool2d) for m in module.modules())
@@ -136,7 +136,7 @@ def _gated(module: nn.Module) -> Candidate | None:
 
 
 def _in_channels(layer: nn.Module) -> int | None:
-    """Return the channels that a layer takes, where it has some."""
+    """Return the input channels of a layer, None without channels."""
     for kinds, name in _CHANNELS:
         if isinstance(layer, kinds):
             return getattr(layer, name)

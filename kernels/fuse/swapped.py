@@ -1,8 +1,8 @@
 """The classes that swapped modules get: their own, with a forward that calls an op.
 
 A swapped module stays the object it was, as with torch's parametrisations: parameters, buffers, attributes, methods and
-`isinstance` are those of its own class. It runs its own forward where no op is faster, such as on a CPU, and where the
-parts whose parameters an op would take have changed since.
+`isinstance` are unchanged. It runs its own forward where no op is faster, such as on a CPU, and where the parts whose
+parameters an op would take have changed since.
 """
 
 from functools import lru_cache
@@ -24,7 +24,7 @@ from polychrome.kernels.plain import Remembered, is_as_remembered, remember
 from polychrome.kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
 from polychrome.kernels.tensors import autocasts, is_channels_last
 
-# The attributes of a swapped module that hold its plan, where in it the op's operands are, and what it was then.
+# The attributes of a swapped module: its plan, with the places of the op's operands, and its remembered state.
 PLAN, REMEMBERED = "_fuse_plan", "_fuse_remembered"
 
 _classes: WeakValueDictionary = WeakValueDictionary()
@@ -47,7 +47,7 @@ class Swapped:
 
     @classmethod
     def objection(cls, module: nn.Module, plan: tuple | None, x: Tensor) -> str | None:
-        """Return what a trial with x would fail at, in words for a user, if anything known."""
+        """Return why a trial with x would fail, in words for a user; None for no known reason."""
         return None
 
     def __reduce_ex__(self, protocol):
@@ -66,7 +66,7 @@ def swap(module: nn.Module, kind: type[Swapped], plan: tuple | None) -> None:
 
 
 def _class_of(kind: type[Swapped], own: type[nn.Module]) -> type[nn.Module]:
-    """Return the one class that puts `kind` before `own`."""
+    """Return the class that puts `kind` before `own`, always the same object."""
     made = _classes.get((kind, own))
     if made is None:
         made = type(f"Fused{own.__name__}", (kind, own), {"__module__": own.__module__})
@@ -80,14 +80,14 @@ def _restore(kind: type[Swapped], own: type[nn.Module]) -> nn.Module:
 
 
 def prefers_its_own(x: Tensor) -> bool:
-    """Return whether no kernel would run on x, so that a module's own forward is no slower; so too on fx's proxies."""
+    """Return whether no kernel would run on x, so that a module's own forward is not slower; also for fx's proxies."""
     if not isinstance(x, Tensor):
         return True
     return current_backend() == "auto" and not runs_triton(x, "auto")
 
 
 def has_changed(module: nn.Module) -> bool:
-    """Return whether the parts that a swapped module's forward does not call are others than when it was swapped."""
+    """Return whether the parts that a swapped module's forward does not call have changed since the swap."""
     then: Remembered = module.__dict__[REMEMBERED]
     return then.kind.forward is not then.forward or not is_as_remembered(module, then)
 
@@ -153,7 +153,7 @@ class CondConv(Swapped):
 class ExpertPlan(NamedTuple):
     """Names of the parameters [experts, out, in/groups, kh, kw] and [experts, out], and of what gives the mix.
 
-    That is the attention, a submodule, or in `RoutedConv` the forward's second argument.
+    The mix comes from the attention, a submodule, or in `RoutedConv` from the forward's second argument.
     """
 
     weight: str
@@ -173,10 +173,10 @@ class ExpertConv(Swapped):
 
     @classmethod
     def objection(cls, module: nn.Module, plan: ExpertPlan, x: Tensor) -> str | None:
-        """Return what else than a mix the attention gives, if anything."""
+        """Return what the attention gives in place of a mix; None where it gives a mix."""
         try:
             mixing = getattr(module, plan.mixing)(x)
-        except Exception as error:  # whatever somebody's module raises
+        except Exception as error:  # a foreign module may raise anything
             return f"its {plan.mixing} does not take a batch of maps: {type(error).__name__}"
         wanted = [len(x), len(getattr(module, plan.weight))]
         got = list(mixing.shape) if isinstance(mixing, Tensor) else f"a {type(mixing).__name__}"
@@ -333,7 +333,7 @@ class AttentionBlock(Swapped):
 
     @classmethod
     def called(cls, plan: BlockPlan) -> tuple[str, ...]:
-        """Return the paths of what makes the channels' gate and of what the spatial attention calls."""
+        """Return the paths of the child that makes the channels' gate and of the spatial attention's parts."""
         return plan.channels, *SpatialAttention.called(plan.spatial)
 
     def forward(self, x: Tensor) -> Tensor:

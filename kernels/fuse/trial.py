@@ -1,4 +1,4 @@
-"""Does a module compute what an op would? Asked of copies, in float64 on a CPU, with random parameters and inputs."""
+"""Trials of whether a module computes the same as an op: copies in float64 on a CPU, with random numbers."""
 
 import copy
 from contextlib import nullcontext
@@ -12,11 +12,11 @@ from polychrome.kernels.fuse.candidates import Candidate, Match, Refusal
 from polychrome.kernels.fuse.gates import Gates, in_words, may_gate
 from polychrome.kernels.fuse.swapped import GatedChannels, has_changed, swap
 
-TOLERANCE = 1e-5  # of the largest value; a forward that rounds to float32 on its way passes, another formula does not
+TOLERANCE = 1e-5  # of the largest value; a forward that rounds to float32 passes, another formula does not
 
 
 class Outcome(NamedTuple):
-    """What a forward and backward pass leaves: tensors by name, and the names of attributes that it set."""
+    """The results of a forward and backward pass: tensors by name, and the names of attributes that it set."""
 
     tensors: dict[str, Tensor]
     attributes: list[str]
@@ -38,11 +38,11 @@ SETTINGS = (
 
 
 def confirmed(module: nn.Module, candidate: Candidate) -> Match | Refusal | None:
-    """Return the first forward that equals the module's own, or why none does; None where it is something else.
+    """Return the first forward that equals the module's own, or why none does; None for an unrelated module.
 
     Outputs, gradients of the inputs and of every parameter, and buffers afterwards have to agree, in training and in
-    evaluation, on random numbers and on ties, zeros and constants, and the module's own must set no attribute, for no
-    other will. `module` and torch's random generators are as before.
+    evaluation, on random numbers and on ties, zeros and constants, and the module's own forward must not set
+    attributes, as an op's forward would not. `module` and torch's random generators are as before.
     """
     with (
         torch.random.fork_rng(devices=[]),
@@ -94,7 +94,7 @@ def _confirmed(module: nn.Module, candidate: Candidate) -> Match | Refusal | str
 
 
 def _tried(module: nn.Module, candidate: Candidate):
-    """Return a copy of the module, the shapes it takes, what its forward leaves and its gates; or the first error."""
+    """Return a copy of the module, its input shapes, the results of its forward and its gates; or the first error."""
     first = None
     try:
         copied = _randomised(module)
@@ -104,13 +104,13 @@ def _tried(module: nn.Module, candidate: Candidate):
         try:
             runs = [_run(copied, shapes, setting, Gates) for setting in SETTINGS]
             return copied, shapes, [outcome for outcome, _ in runs], runs[0][1]
-        except Exception as error:  # whatever somebody's module raises, the answer is to leave it alone
+        except Exception as error:  # a foreign module may raise anything: it is left alone
             first = first or error
     return first
 
 
 def _other_gate(gates: Gates, x: tuple[int, ...]) -> str:
-    """Return in words the gates that no op here takes, if there are any."""
+    """Return in words the gates that no op takes; empty for none."""
     others = dict.fromkeys(in_words(gate, x) for gate in gates.of_x if gate != (*x[:2], 1, 1))
     inner = dict.fromkeys(in_words(gate, x) for gate in gates.of_others)
     in_place = dict.fromkeys(in_words(gate, x) for gate in gates.of_x_in_place)
@@ -120,7 +120,7 @@ def _other_gate(gates: Gates, x: tuple[int, ...]) -> str:
 
 
 def _uses_its_op(match: Match, gates: Gates, x: tuple[int, ...]) -> bool:
-    """Return whether the module, which computes what `match` does, has the product that it is meant for."""
+    """Return whether the module, which equals `match`, has the product that the op is for."""
     return match.kind.op != "channel_scale" or (*x[:2], 1, 1) in gates.of_x
 
 
@@ -130,7 +130,7 @@ def _objection(module: nn.Module, match: Match, shapes: tuple[tuple[int, ...], .
 
 
 def _randomised(module: nn.Module) -> nn.Module:
-    """Return a copy whose parameters tell everything apart: fresh ones may be zero, or all alike."""
+    """Return a copy with random parameters: initial ones may be zero or equal."""
     copied = copy.deepcopy(module).to("cpu", torch.float64)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -158,7 +158,7 @@ def _inputs(shapes: tuple[tuple[int, ...], ...], special: bool) -> list[Tensor]:
 
 
 def _run(module: nn.Module, shapes: tuple[tuple[int, ...], ...], setting: Setting, watch=lambda *_: nullcontext()):
-    """Return what a forward and backward pass on a copy leaves, and the context `watch(copy, x)` of the forward."""
+    """Return the results of a forward and backward pass on a copy, and the context `watch(copy, x)` of the forward."""
     module = copy.deepcopy(module).train(setting.training)
     inputs = _inputs(shapes, setting.special)
     given = [tensor * 1 for tensor in inputs]  # copies: the forward may write in place

@@ -25,10 +25,12 @@ def channel_stats(x: Tensor, mask: Tensor | None = None) -> Tensor:
         channels_last if x is. The max's gradient goes to the one channel `torch.max(dim=1)` names; ties are not shared.
 
     Raises:
-        ValueError: a shape or device does not fit, or, on the CPU, a sample has no present channel. On a CUDA device
-            that is an assertion in the kernel, like those of torch's indexing: nothing waits for it, a later call
-            reports it, and the CUDA context is lost. Without the kernel (float64, no Triton) it is not noticed there.
+        ValueError: a shape or device does not fit, or, on the CPU, a sample has no present channel. On a CUDA device an
+            assertion in the kernel fails instead, as in torch's indexing: a later call reports it, and the CUDA context
+            is lost. Without the kernel (float64, no Triton) CUDA does not check it.
         TypeError: x is none of these dtypes or mask is not bool.
+        RuntimeError: the backend in force cannot run on x's device, or a forward-mode or `torch.func` derivative is
+            asked for: see `use_backend`.
     """
     check_input(x)
     if mask is not None:
@@ -58,11 +60,13 @@ def spatial_gate(x: Tensor, logits: Tensor) -> Tensor:
     Raises:
         ValueError: a shape or device does not fit.
         TypeError: a dtype is none of the above.
+        RuntimeError: the backend in force cannot run on x's device, or a forward-mode or `torch.func` derivative is
+            asked for: see `use_backend`.
     """
     check_input(x)
     check_float("logits", logits)
     if autocasts(x) and logits.dtype in (torch.float16, torch.bfloat16) and logits.dtype != x.dtype:
-        logits = logits.float()  # what a convolution under autocast makes of float32 statistics
+        logits = logits.float()  # a convolution under autocast makes such logits from float32 statistics
     check_small_dtype("logits", logits, x)
     check_device("logits", logits, x)
     batch, _, height, width = x.shape
@@ -89,6 +93,8 @@ def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     Raises:
         ValueError: a shape or device does not fit, or k is even or below 3.
         TypeError: a dtype is none of the above.
+        RuntimeError: the backend in force cannot run on x's device, or a forward-mode or `torch.func` derivative is
+            asked for: see `use_backend`.
     """
     check_input(x)
     check_small_dtype("weight", weight, x)

@@ -28,7 +28,7 @@ SAMPLE_BYTES, MOST_BYTES, MULTIPROCESSORS = 2**16, 2**17, 132
 
 
 class Tile(NamedTuple):
-    """What a program holds at a time: `block_p` pixels by `block_c` channels; and its warps."""
+    """The tile of a program: `block_p` pixels by `block_c` channels, and the number of warps."""
 
     block_p: int
     block_c: int
@@ -36,7 +36,7 @@ class Tile(NamedTuple):
 
 
 class SampleTile(NamedTuple):
-    """What a program of a whole sample holds at a time, `together` such tiles being loaded at once; and its warps.
+    """The tile of a program that owns a sample, `together` tiles loaded at once, and the number of warps.
 
     `shares` programs divide the channels of the sample's product.
     """
@@ -49,7 +49,7 @@ class SampleTile(NamedTuple):
 
     @property
     def registers(self) -> int:
-        """Return how many a thread may have; of its own accord the assembler takes half for some tiles, and spills."""
+        """Return the registers allowed per thread; by default the assembler takes half for some tiles, and spills."""
         return min(2048 // self.warps, 255)
 
 
@@ -65,7 +65,7 @@ class Strip(NamedTuple):
 def stream_tile(
     batch: int, channels: int, pixels: int, channels_last: bool, carries: bool = False, widest: int = ELEMENTS
 ) -> Tile:
-    """Return the tile of a kernel that goes over the channels of a block of pixels; by what an H200 was seen to take.
+    """Return the tile of a kernel that goes over the channels of a block of pixels; from timings on an H200.
 
     The block has as many pixels as a warp can read in whole lines, up to `widest`, and fewer where the programs would
     not be `PROGRAMS`: more of the channels of a pixel then lie in different threads, and are reduced at the end.
@@ -93,8 +93,8 @@ def stream_tile(
 def sample_tile(batch: int, channels: int, pixels: int, itemsize: int, kernel: int) -> SampleTile | None:
     """Return the tile of the kernel whose programs own whole samples, None where blocks of pixels take less.
 
-    Such a program takes as long as one multiprocessor takes over a sample, however many wait beside it. Two launches
-    take 5 us at the least, and longer only where the samples together keep memory busy: larger samples need more.
+    A program takes as long as one multiprocessor needs for a sample, however many programs run beside it. Two launches
+    take at least 5 us, and longer only where the samples together saturate memory: larger samples need more of them.
     """
     block_p = _power_of_2(pixels)
     nbytes = block_p * channels * itemsize
@@ -125,7 +125,7 @@ def sample_gradient_tiles(
     """Return the tiles of the kernel that makes all gradients of a strip itself, None where three launches take less.
 
     Each of its programs reads the whole sample, twice the bytes of the forward pass, and waits for each row of its
-    strip: it has two at the most, and a multiprocessor of its own.
+    strip: it has at most two rows, and a multiprocessor of its own.
     """
     tile = sample_tile(batch, channels, height * width, itemsize, kernel)
     if tile is None or tile.block_p * channels * itemsize > SAMPLE_BYTES:

@@ -26,7 +26,7 @@ def check_present(mask: Tensor) -> None:
 def channel_stats_backward(
     grad: Tensor, mask: Tensor | None, argmax: Tensor, channels: int, channels_last: bool
 ) -> Tensor:
-    """Return the gradient of x; its channel count and layout are all that is kept of x."""
+    """Return the gradient of x; only x's channel count and layout are kept."""
     dx = _spread(grad.to(wide_dtype(grad.dtype)), mask, argmax, channels).to(grad.dtype)
     return dx.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
@@ -37,7 +37,7 @@ def spatial_gate(x: Tensor, logits: Tensor) -> Tensor:
 
 
 def spatial_gate_backward(grad: Tensor, x: Tensor, logits: Tensor, needed: list[bool]) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and logits; one not needed is an empty placeholder."""
+    """Return the gradients of x and logits; gradients not needed are empty placeholders."""
     wide = wide_dtype(x.dtype)
     grad, gate = grad.to(wide), logits.to(wide).sigmoid()
     dx, dlogits = not_asked(x), not_asked(x)
@@ -68,7 +68,7 @@ def spatial_attention_backward(
     gate: Tensor,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight and bias; one not needed is an empty placeholder."""
+    """Return the gradients of x, weight and bias; gradients not needed are empty placeholders."""
     wide = wide_dtype(x.dtype)
     grad = grad.to(wide)
     dlogits = (grad * x).sum(1, keepdim=True) * gate * (1 - gate)
@@ -84,13 +84,13 @@ def spatial_attention_backward(
 
 
 def _attended(dstats: Tensor, argmax: Tensor, grad: Tensor, gate: Tensor) -> Tensor:
-    """Return the gradient of x: the product's, and what the two maps send back, in one pass and a scatter."""
+    """Return the gradient of x, from the product and from the two maps, in one pass and a scatter."""
     dx = torch.addcmul(dstats[:, :1] / grad.shape[1], grad, gate)
     return dx.scatter_add_(1, argmax.long(), dstats[:, 1:])
 
 
 def _spread(dstats: Tensor, mask: Tensor | None, argmax: Tensor, channels: int) -> Tensor:
-    """Return the gradient of x: the mean's share to every present channel, the max's to the one it came from."""
+    """Return the gradient of x: the mean's share to every present channel, the max's to the channel of the max."""
     dmean, dmax = dstats[:, :1], dstats[:, 1:]
     if mask is None:
         share = (dmean / channels).expand(-1, channels, -1, -1)

@@ -1,6 +1,6 @@
 """`polychrome::channel_stats`, `polychrome::spatial_gate`, `polychrome::spatial_attention` and their backward ops.
 
-`backend` is "auto" or "triton", as `use_backend` said when the public function was called: the implementation that
+`backend` is "auto" or "triton", by `use_backend` when the public function was called: the implementation that
 computed the output computes the gradients.
 """
 
@@ -30,7 +30,7 @@ def channel_stats(x: Tensor, mask: Tensor | None, backend: str = "auto") -> tupl
 def channel_stats_backward(
     grad: Tensor, mask: Tensor | None, argmax: Tensor, channels: int, channels_last: bool, backend: str = "auto"
 ) -> Tensor:
-    """Return the gradient of x; its channel count and layout are all that is kept of x."""
+    """Return the gradient of x; only x's channel count and layout are kept."""
     return _implementation(grad, backend).channel_stats_backward(grad, mask, argmax, channels, channels_last)
 
 
@@ -42,7 +42,7 @@ def spatial_gate(x: Tensor, logits: Tensor, backend: str = "auto") -> Tensor:
 def spatial_gate_backward(
     grad: Tensor, x: Tensor, logits: Tensor, needed: list[bool], backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and logits; one not needed is an empty placeholder."""
+    """Return the gradients of x and logits; gradients not needed are empty placeholders."""
     return _implementation(x, backend).spatial_gate_backward(grad, x, logits, needed)
 
 
@@ -64,7 +64,7 @@ def spatial_attention_backward(
     needed: list[bool],
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight and bias; one not needed is an empty placeholder."""
+    """Return the gradients of x, weight and bias; gradients not needed are empty placeholders."""
     implementation = _implementation(x, backend)
     return implementation.spatial_attention_backward(grad, x, weight, bias, stats, argmax, gate, needed)
 

@@ -1,7 +1,7 @@
 """The subpackages by their short names, as a clone has them: `kernels.modules` is `polychrome.kernels.modules`.
 
-The root of a clone holds their folders, so that a program run from there imports `kernels` without an installation. It
-is not installed: elsewhere these names belong to whoever installs them.
+The root of a clone holds the folders, so that a program run from there imports `kernels` without an installation. This
+module is not installed: outside a clone the short names belong to other packages.
 """
 
 import sys
@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 
 def alias(short: str) -> None:
-    """Have the package `short`, which is being imported, be `polychrome.<short>` with all its submodules."""
+    """Make the package `short`, which is being imported, an alias of `polychrome.<short>` with all its submodules."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     package = import_module(f"polychrome.{short}")
@@ -56,7 +56,7 @@ class _Finder(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module) -> None:
-        """Give the module back what the import of its short name has put into it: nothing is run twice."""
+        """Restore the module's spec, which the import of its short name has replaced: nothing is run twice."""
         module.__spec__ = module.__spec__.loader_state
 
     def get_code(self, name: str):

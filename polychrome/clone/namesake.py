@@ -6,12 +6,12 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-# Its __init__ under another name.
+# The name under which Hugging Face's __init__ is loaded.
 INIT = "polychrome.kernels._namesake_init"
 
 
 def admit(package: ModuleType) -> None:
-    """Have a package, ours, serve the modules and names of Hugging Face's package too, where this is installed."""
+    """Make our package serve the modules and names of Hugging Face's package too, if it is installed."""
     theirs = _folder()
     if theirs is not None:
         package.__path__.append(str(theirs))
@@ -19,10 +19,10 @@ def admit(package: ModuleType) -> None:
 
 
 def attribute(name: str):
-    """Return what `kernels.<name>` is in Hugging Face's package.
+    """Return the attribute `name` of Hugging Face's package.
 
     Raises:
-        AttributeError: it has no such name, or a module of either package is called that.
+        AttributeError: the package has no attribute `name`, or a module of either package has this name.
     """
     if name == "__version__":
         return version("kernels")

@@ -139,6 +139,14 @@ def test_names_are_sorted_and_can_all_be_created():
     assert models.names() == sorted(NAMES)
 
 
+def test_a_model_is_ours_where_no_package_called_models_can_be_imported(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("models.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "models", None)
+    for name in NAMES:
+        assert on_meta(name) is not None
+
+
 @pytest.mark.parametrize(
     ("name", "ending"),
     [

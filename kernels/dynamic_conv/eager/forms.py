@@ -1,4 +1,4 @@
-"""Which form a call takes on a CPU, and why: a rule over sizes, nothing is timed."""
+"""The form of a call on a CPU, with the reason: a rule over sizes, without timing."""
 
 from typing import NamedTuple
 
@@ -49,7 +49,7 @@ LOOP_FROM = 1 << 20
 
 
 def cpu_forms(problem: Problem, channels_last: bool, units: str | None = None) -> Forms:
-    """Return the forms of a call on a CPU; `units` are the processor's for bfloat16, None asks it."""
+    """Return the forms of a call on a CPU; `units` are the processor's for bfloat16, by default detected."""
     batch, experts, pixels, dtype = problem.batch, problem.experts, problem.pixels, problem.dtype
     narrowest = min(problem.in_channels, problem.out_channels) // problem.groups
     units = bfloat16_units() if units is None else units

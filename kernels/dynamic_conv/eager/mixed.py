@@ -27,7 +27,7 @@ def forward(form: str, x, experts, mixing, bias, geometry: Geometry) -> Tensor:
 def backward(
     forms: Forms, grad, x, experts, mixing, dmixing, geometry: Geometry, for_x, for_experts
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of x, laid out as it, and experts, None where not asked for; add to dmixing if not None."""
+    """Return the gradients of x, in x's layout, and experts, None where not needed; add to dmixing if not None."""
     arguments = (grad, x, experts, mixing)
     by_input, by_weight = forms.input_gradient.form, forms.weight_gradient.form
     for_weights = for_experts or dmixing is not None
@@ -47,7 +47,7 @@ def backward(
 
 
 def _gradients(form, grad, x, experts, mixing, dmixing, geometry: Geometry, for_x, for_experts):
-    """Return the gradients of x and experts, None where not asked for; add to dmixing if not None."""
+    """Return the gradients of x and experts, None where not needed; add to dmixing if not None."""
     needed = [for_x, dmixing is not None or for_experts]
     weights = Mixer(experts, mixing, form == "loop" and is_channels_last(x)) if for_x else None
     rows = experts.flatten(1)
@@ -81,7 +81,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def _expert_gradient_by_taps(grad, x, experts, mixing, dmixing, for_experts, geometry: Geometry):
-    """Return the gradient of experts, if asked for, and add to dmixing, if not None, a few taps at a time."""
+    """Return the gradient of experts, if needed, and add to dmixing, if not None, a few taps at a time."""
     taps = experts.permute(0, 1, 3, 4, 2).contiguous()
     dtaps = torch.empty_like(taps) if for_experts else None
     for row, columns, gradient in weight_gradient_by_taps(grad, x, experts.shape[3:], geometry):

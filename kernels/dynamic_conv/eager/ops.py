@@ -21,7 +21,7 @@ def per_sample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: 
 def per_sample_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, needed: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight and bias; one not needed is an empty placeholder."""
+    """Return the gradients of x, weight and bias; gradients not needed are empty placeholders."""
     if x.shape[0] == 0:
         shapes = (x.shape, weight.shape, weight.shape[:2])
         return tuple(x.new_zeros(s) if need else not_asked(x) for s, need in zip(shapes, needed, strict=True))
@@ -55,7 +55,7 @@ def dynamic_conv2d_backward(
     geometry: Geometry,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, experts, mixing and bias; one not needed is an empty placeholder."""
+    """Return the gradients of x, experts, mixing and bias; gradients not needed are empty placeholders."""
     for_x, for_experts, for_mixing, for_bias = needed
     wide = mixing.to(wide_dtype(x.dtype))
     dmixing = torch.zeros_like(wide) if for_mixing else None

@@ -21,7 +21,7 @@ def convolve_with(x, weight, geometry: Geometry) -> Tensor:
 
 
 def convolve_with_backward(grad, x, weight, geometry: Geometry, needed) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x, in any layout, and weight; what is not needed is None."""
+    """Return the gradients of x, in any layout, and weight; gradients not needed are None."""
     if not is_trusted(x, weight.shape[2:], geometry):
         found = convolve_with_backward(grad.float(), x.float(), weight.float(), geometry, needed)
         return tuple(each if each is None else each.to(x.dtype) for each in found)
@@ -49,7 +49,7 @@ def convolve(form: str, x, weight, bias, geometry: Geometry) -> Tensor:
 
 
 def convolve_backward(form: str, grad, x, weight, geometry: Geometry, needed) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x, in any layout, and of the weights, [batch, ...]; what is not needed is None."""
+    """Return the gradients of x, in any layout, and of the weights, [batch, ...]; gradients not needed are None."""
     if form == "loop":
         dx, dweights = empty_as(x, x.shape) if needed[0] else None, []
         for b, one in enumerate(weight.unbind()):
@@ -92,7 +92,7 @@ def weight_gradient_by_taps(grad, x, kernel, geometry: Geometry):
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int], geometry: Geometry) -> Tensor:
-    """Return `F.conv2d` with this padding of rows and columns, in float32 where torch gets it wrong in x's dtype."""
+    """Return `F.conv2d` with this padding of rows and columns, in float32 where torch is wrong in x's dtype."""
     rows, columns = padding
     around = geometry._replace(padding=[rows, rows, columns, columns])
     if not is_trusted(x, weight.shape[2:], around):
@@ -105,7 +105,7 @@ def _as_channels(x: Tensor) -> Tensor:
 
 
 def _pad(x: Tensor, geometry: Geometry) -> tuple[Tensor, list[int]]:
-    """Return x and the symmetric padding still to be done by the convolution, which takes no other; negative crops."""
+    """Return x and the symmetric padding left to the convolution; negative padding crops."""
     top, bottom, left, right = geometry.padding
     # oneDNN's bfloat16 weight gradient with padding of its own reads past images narrower than the stride (torch 2.15).
     narrow = x.dtype == torch.bfloat16 and x.shape[3] < geometry.stride[1]

@@ -26,7 +26,8 @@ def forward(x, experts, mixing, bias, geometry: Geometry) -> Tensor:
 def backward(grad, x, experts, mixing, geometry: Geometry, needed) -> list[Tensor | None]:
     """Return the gradients of x, experts and mixing (wide): `dx = sum_k mixing[b, k] * u_k`, `dmixing = <x, u_k>`.
 
-    `u_k` is the gradient of x through expert k alone; the gradient of expert k is that of x scaled by the mixing.
+    `u_k` is the gradient of x through expert k alone; the gradient of expert k is its gradient for x scaled by the
+    mixing.
     """
     wide = wide_dtype(x.dtype)
     wide_x = x.to(wide)
