@@ -10,7 +10,7 @@ from bench.report import columns, headline
 from bench.report.columns import ENGINE, ON_CPU, SECTIONS
 from bench.report.markdown import grid, wrapped
 from bench.report.tables import RESULTS, ROOT, drawn, legend, stamp, verdicts
-from bench.studies import goals, scaling, study
+from bench.studies import goals, study
 
 README = ROOT / "README.md"
 
@@ -21,13 +21,12 @@ PAGES = {
     "docs/engine.md": tuple(ENGINE),
     "docs/flagship.md": ("goals", *study.TABLES),
     "docs/fuse.md": tuple(columns.FUSE),
-    "docs/scaling.md": tuple(scaling.TABLES),
 }
 
 
 def markdown(name: str, results: Path = RESULTS) -> str:
     """Return what stands between a marker of this name in Markdown, the GPUs' first, as far as it was measured."""
-    if name in (made := scaling.TABLES | study.TABLES | {"goals": goals.goals}):
+    if name in (made := study.TABLES | {"goals": goals.goals}):
         return made[name](results)
     devices = _devices(results)
     parts = [
@@ -61,9 +60,7 @@ def rewritten(page: str, names: Iterable[str], results: Path = RESULTS) -> str:
 
 def main(arguments: list[str] | None = None, readme: Path = README, results: Path = RESULTS) -> int:
     """Rewrite the pages, or with --check only say whether they are current; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.report.tables", description="rewrite the tables in the pages"
-    )
+    parser = argparse.ArgumentParser(prog="python -m bench.pages", description="rewrite the tables in the pages")
     parser.add_argument("--check", action="store_true", help="exit with 1 where one is not current")
     check = parser.parse_args(arguments).check
     pages = {readme.parent / place: names for place, names in PAGES.items()}
@@ -78,7 +75,7 @@ def _rewrite(page: Path, names: tuple[str, ...], results: Path, check: bool) -> 
         print(f"{page.name}: {error}", file=sys.stderr)
         return 1
     if check and new != old:
-        print(f"{page.name} is not current: run python -m bench.report.tables", file=sys.stderr)
+        print(f"{page.name} is not current: run python -m bench.pages", file=sys.stderr)
         return 1
     if new != old:
         page.write_text(new, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The engine's benchmark: what it reads, the reports' way, lines and tables, and the arithmetic of docs/scaling.md."""
+"""The engine's benchmark: what it reads, the reports' way, lines and tables."""
 
 import subprocess
 import sys
@@ -13,7 +13,6 @@ from bench.measuring.measure import DEVICE, Stopwatch
 from bench.ops import timms_way
 from bench.ops.reports_way import Photographs, Training
 from bench.report import columns, tables, targets
-from bench.studies import scaling
 from polychrome.engine.data.sets import listing, scan
 from tests.bench.test_bench_tables import section
 
@@ -190,7 +189,6 @@ def test_the_pages_in_docs_are_rewritten_beside_the_readme(tmp_path):
     marked = {
         tmp_path / "README.md": pages.PAGES["README.md"],
         docs / "engine.md": columns.ENGINE,
-        docs / "scaling.md": scaling.TABLES,
     }
     for page, names in marked.items():
         page.write_text("".join(f"<!-- bench:{name} -->\n<!-- /bench:{name} -->\n" for name in names))
@@ -199,22 +197,3 @@ def test_the_pages_in_docs_are_rewritten_beside_the_readme(tmp_path):
     assert pages.main(["--check"], tmp_path / "README.md", results) == 0
     assert "| resnet34 84 px | 64 | 800 |" in (docs / "engine.md").read_text()
     assert "GPU: not measured yet." in (docs / "engine.md").read_text()
-    assert "| 64 | 221,830 | 8,192 | 1,734 |" in (docs / "scaling.md").read_text()
-
-
-def test_the_sizes_of_a_large_run():
-    assert scaling.steps(8) == 13_865
-    assert scaling.hours(8, 1_000) == pytest.approx(90 * 14_197_122 / 8_000 / 3600)
-    assert scaling.kept_bytes(293) == 14_197_122 * 257_547
-    assert scaling.parameters("resnet34") == 32_489_105
-    assert scaling.ring_bytes(scaling.gradient_bytes("resnet34"), 8) == pytest.approx(1.75 * 4 * 32_489_105)
-    assert scaling.checkpoint_bytes("resnet34", average=True) == 16 * 32_489_105
-
-
-def test_measured_rates_come_from_the_results(tmp_path):
-    assert "not measured yet" in scaling.measured_table(tmp_path)
-    assert scaling.input_table(tmp_path).count("not measured yet") == len(scaling.RATES)
-    record.write(tmp_path / "cpu.json", "input", section(**{"dali cpu": plain_entry(64.0)}))
-    assert "| 1,000 | 90 | 0.72 | 46 | 16 |" in scaling.input_table(tmp_path)
-    record.write(tmp_path / "gpu.json", "training", section("cuda", **ENTRIES["training"]))
-    assert "| Some Device | resnet34 84 px | 1,280 |" in scaling.measured_table(tmp_path)
