@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.measuring import record
 from bench.report.markdown import grid, wrapped
-from bench.report.targets import HOST_LINES
+from bench.report.targets import HOST_US
 from polychrome import kernels
 from polychrome.engine.report.tables import Table
 from polychrome.kernels.backend import is_interpreted
@@ -163,7 +163,7 @@ def write(results: Path = RESULTS, page: Path = PAGE) -> None:
     newest = list(sections.values())[-1]
     lines = ["# Host time", "", *(f"{wrapped(paragraph)}\n" for paragraph in _words(sections))]
     for way, title in WAYS.items():
-        asked = HOST_LINES.get(way)
+        asked = HOST_US.get(way)
         lines += [f"## {title}", ""]
         columns = ("op", "form", "launches", *(f"{name}, us" for name in sections), "asked")
         rows = [_cells(row, way, sections, asked) for row in newest["rows"]]

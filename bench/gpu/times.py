@@ -17,7 +17,7 @@ from bench.measuring import record
 from bench.measuring.measure import DEVICE, Measured
 from bench.ops.availability import dali_package
 from bench.report import tables
-from bench.report.targets import NOT_ASKED
+from bench.report.metrics import NOT_ASKED
 
 PACKAGES = {"augment": ("torchvision", *filter(None, [dali_package()]))}
 

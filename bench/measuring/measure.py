@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import polychrome.kernels.flops  # noqa: F401 - so that our ops are counted
 from bench.measuring import timing
-from bench.report.targets import NOT_ASKED
+from bench.report.metrics import NOT_ASKED
 from polychrome.kernels.tensors import is_channels_last
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table as Printed
 from rich.text import Text
 
-from bench.report import columns, headline
+from bench.report import columns, targets
 from bench.report.columns import SECTIONS
-from bench.report.targets import Entry
+from bench.report.metrics import Entry
 from polychrome.engine.report.tables import Table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,10 +59,9 @@ def peaks(section: dict) -> list[Table]:
 
 
 def verdicts(op: str, section: dict) -> Table:
-    """Return the lines that a section is held against, what was measured, and whether they are met."""
-    held = headline.verdicts(op, section)
-    cells = tuple((line.demand, line.measured, VERDICTS[line.met]) for line in held)
-    return Table("Lines", ("line", "measured", "verdict"), cells, left=3)
+    """Return the targets of a section, what was measured, and whether they are met."""
+    cells = ((each.demand, each.measured, VERDICTS[each.met]) for each in targets.verdicts(op, section))
+    return Table("Targets", ("target", "measured", "verdict"), tuple(cells), left=3)
 
 
 def legend(op: str, section: dict) -> str:
@@ -88,9 +87,9 @@ def text(op: str, section: dict, width: int) -> str:
         console.print()
     console.print(Text(legend(op, section)))
     console.print()
-    for line in headline.verdicts(op, section):
-        console.print(Text(f"{VERDICTS[line.met].upper() if line.met is not None else '-':5}{line.demand}"))
-        console.print(Text(f"     {line.measured}"))
+    for each in targets.verdicts(op, section):
+        console.print(Text(f"{'-' if each.met is None else VERDICTS[each.met].upper():5}{each.demand}"))
+        console.print(Text(f"     {each.measured}"))
     return "\n".join(part.rstrip() for part in console.file.getvalue().splitlines())
 
 

@@ -1,4 +1,4 @@
-"""The engine's benchmark: what it reads, the reports' way, lines and tables."""
+"""The engine's benchmark: what it reads, the reports' way, targets and tables."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from bench.measuring import photographs, record
 from bench.measuring.measure import DEVICE, Stopwatch
 from bench.ops import timms_way
 from bench.ops.reports_way import Photographs, Training
-from bench.report import columns, tables, targets
+from bench.report import columns, metrics, tables, targets
 from polychrome.engine.data.sets import listing, scan
 from tests.bench.test_bench_tables import section
 
@@ -46,7 +46,11 @@ def images(stripes):
 
 
 def verdicts(op, entries, on_gpu):
-    return {line.demand: line.met for line in targets.lines(op, entries, on_gpu)}
+    return {each.demand: each.met for each in judged(op, entries, "cuda" if on_gpu else "cpu")}
+
+
+def judged(op, entries, kind="cpu"):
+    return targets.verdicts(op, {"kind": kind, "shapes": entries})
 
 
 def test_photographs_are_a_data_set_of_the_size_asked_for(tmp_path):
@@ -104,7 +108,7 @@ def cells_of(entry):
 
 def test_a_way_that_was_not_measured_has_no_figure():
     entry = training_entry()
-    assert targets.to_other(entry, "timm", "epoch") is None
+    assert metrics.over_ours("timm", "epoch")(entry) is None
     cells = cells_of(entry)
     assert (cells["timm epoch"], cells["ratio to timm"]) == ("-", "-")
     entry["ms"]["timm"] = {"step": 100.0, "epoch": 2000.0}
@@ -136,33 +140,34 @@ def test_the_time_of_the_first_step_is_printed_and_the_run_ends_there(stripes, t
 
 def test_rates_and_ratios_of_a_training():
     entry = training_entry()
-    assert targets.rate(entry, "ours", "step") == pytest.approx(1280)
-    assert targets.rate(entry, "reports", "epoch") == pytest.approx(1280 / 9)
-    assert targets.to_other(entry, "reports", "epoch") == pytest.approx(9)
-    assert targets.input_share(entry) == pytest.approx(0.04)
-    assert targets.extrapolated(entry) == pytest.approx(25 * 63_325 / 1280 / 60)
+    assert metrics.rate("ours", "step")(entry) == pytest.approx(1280)
+    assert metrics.rate("reports", "epoch")(entry) == pytest.approx(1280 / 9)
+    assert metrics.over_ours("reports", "epoch")(entry) == pytest.approx(9)
+    assert metrics.input_share(entry) == pytest.approx(0.04)
+    (minutes,) = [each for each in judged("training", {"one": entry}, "cuda") if "25 epochs" in each.demand]
+    assert minutes.measured.startswith(f"{25 * 63_325 / 1280 / 60:.2f} at one")
 
 
-def test_lines_of_a_training_on_a_gpu():
+def test_targets_of_a_training_on_a_gpu():
     entries = {"one": training_entry(gpu_idle=0.05), "other": training_entry(epoch=1200.0, step=20.0, gpu_idle=0.2)}
     assert list(verdicts("training", {"one": entries["one"] | {"images": 12_800}}, True).values()) == [True] * 4
     assert list(verdicts("training", entries, True).values()) == [False] * 4
-    (idle,) = [line for line in targets.lines("training", {"one": training_entry()}, True) if "idle" in line.demand]
+    (idle,) = [each for each in judged("training", {"one": training_entry()}, "cuda") if "idle" in each.demand]
     assert (idle.met, idle.measured) == (None, "-")
 
 
-def test_lines_on_a_cpu():
+def test_targets_on_a_cpu():
     assert list(verdicts("training", ENTRIES["training"], False).values()) == [True]
     slow = {"resnet34 84 px": training_entry(epoch=5000.0)}
     assert list(verdicts("training", slow, False).values()) == [False]
     in_float32 = {"resnet34 84 px": training_entry(dtype="float32")}
     assert list(verdicts("training", in_float32, False).values()) == [None]
-    (start,) = targets.lines("start", ENTRIES["start"], False)
+    (start,) = judged("start", ENTRIES["start"])
     assert (start.met, start.measured) == (False, "5.50 at second start; 1 of 1 miss")
-    (processes,) = targets.lines("processes", ENTRIES["processes"], False)
+    (processes,) = judged("processes", ENTRIES["processes"])
     assert (processes.met, processes.measured[:4]) == (True, "0.90")
     assert list(verdicts("input", ENTRIES["input"], True).values()) == [True]
-    assert targets.lines("input", ENTRIES["input"], False) == []
+    assert judged("input", ENTRIES["input"]) == []
 
 
 def test_a_row_of_each_section():

@@ -22,7 +22,7 @@ from bench.gpu import counters, state, steps, times
 from bench.measuring import record
 from bench.ops.dynamic_conv import Shape
 from bench.report import tables
-from bench.report.targets import NOT_ASKED
+from bench.report.metrics import NOT_ASKED
 from polychrome.kernels import check
 
 ROOT = Path(__file__).resolve().parents[2]
