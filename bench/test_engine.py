@@ -22,8 +22,8 @@ import torch
 from bench.measuring import measure, photographs
 from bench.measuring.measure import DEVICE, Measured, Stopwatch
 from bench.measuring.replay import clock
-from bench.ops import reports_way, timms_way
 from bench.ops.availability import dali_package
+from bench.ops.trainings import Reports, Timm
 from polychrome.engine.data import batches, loader, opening
 from polychrome.engine.data.batches import normalise
 from polychrome.engine.data.image_set import ImageSet, Split
@@ -160,16 +160,9 @@ def by_processes(folder: Path, out: Path) -> Measured:
 
 def trained(folder: Path, case: Case, out: Path) -> Measured:
     """Measure a model's training by the engine, the reports' way and timm's, an epoch of each in turn."""
+    sizes = {"image_size": case.size, "batch_size": case.batch, "epochs": EPOCHS, "patience": 0}
     # The mode of the compiler is not chosen by measurement: that takes minutes.
-    settings = Settings(
-        data=str(folder),
-        models=(case.model,),
-        image_size=case.size,
-        batch_size=case.batch,
-        epochs=EPOCHS,
-        patience=0,
-        compile_mode="default",
-    )
+    settings = Settings(data=str(folder), models=(case.model,), compile_mode="default", **sizes)
     settings = variants.resolve(settings, "task1")
     data = open_data(settings, "task1")
     if case.steps is not None:
@@ -181,8 +174,8 @@ def trained(folder: Path, case: Case, out: Path) -> Measured:
     with (
         make_loader(data, "train", settings, plan.augmentations) as train,
         make_loader(data, "val", settings) as val,
-        reports_way.Training(others[0], images, "train", case.size, case.batch, DEVICE) as reports,
-        timms_way.Training(others[1], images, "train", case.size, case.batch, DEVICE, settings.precision) as timm,
+        Reports(others[0], images, "train", case.size, case.batch, DEVICE) as reports,
+        Timm(others[1], images, "train", case.size, case.batch, DEVICE, settings.precision) as timm,
         Idle(plan.device) as idle,
     ):
 
@@ -203,27 +196,21 @@ def trained(folder: Path, case: Case, out: Path) -> Measured:
 
         hooks = trainer.Hooks(step=on_step, epoch=on_epoch, waiting=waiting)
         course = trainer.fit(case.model, model, train, val, plan, out, hooks)
-        alone = median(input_times(train))
-        steps = len(train)
+        alone, steps = median(input_times(train)), len(train)
     times = {"ours": [1e3 * train.samples / speed for speed in course.speeds[1:]]}
     times |= {way: taken[1:] for way, taken in epochs.items()}
+    ms = {
+        way: {"step": median(each.times()[steps:]), "epoch": median(times[way])}
+        for way, each in {"ours": ours, **steps_of}.items()
+    }
+    ms["ours"]["input"] = alone
     entry = {
         "dtype": {"bf16": "bfloat16", "fp32": "float32"}[settings.precision],
         "layout": "channels_last",
         "batch": case.batch,
         "images": train.samples,
         "runs": EPOCHS - 1,
-        "ms": {
-            "ours": {
-                "step": median(ours.times()[steps:]),
-                "epoch": median(times["ours"]),
-                "input": alone,
-            },
-            **{
-                way: {"step": median(each.times()[steps:]), "epoch": median(times[way])}
-                for way, each in steps_of.items()
-            },
-        },
+        "ms": ms,
         "compiled": plan.compile_mode if plan.compile else None,
         **idle.figures(),
         "skipped": {},
@@ -310,17 +297,8 @@ def source_loader(images: ImageSet, source: str) -> loader.Loader:
         place = placement.place(images, backend, device, stored)
         store = opening.decode(images, place, "auto", device, WORKERS)
         backend = "auto"
-    return loader.create(
-        images,
-        "train",
-        size=SIZE,
-        batch_size=BATCH,
-        train=True,
-        backend=backend,
-        device=device,
-        workers=WORKERS,
-        store=store,
-    )
+    how = {"backend": backend, "device": device, "workers": WORKERS, "store": store}
+    return loader.create(images, "train", size=SIZE, batch_size=BATCH, train=True, **how)
 
 
 def seconds_to_first_step(folder: Path, out: Path) -> float:
@@ -338,12 +316,8 @@ def milliseconds_by(processes: int, folder: Path, out: Path) -> dict[str, float]
     options |= {"data": folder, "channels": "RGB", "workers": 2 // processes, "out": out, "name": "bench"}
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     cores = sorted(os.sched_getaffinity(0))[:2]
-    run(
-        *launcher,
-        *("-m", "train.run", "task1", "--no-tensorboard", *flags),
-        cores=cores,
-        OMP_NUM_THREADS=str(2 // processes),
-    )
+    command = (*launcher, "-m", "train.run", "task1", "--no-tensorboard", *flags)
+    run(*command, cores=cores, OMP_NUM_THREADS=str(2 // processes))
     results = json.loads((out / "task1" / "bench" / "results.json").read_text(encoding="utf-8"))
     rate = results["models"]["resnet34"]["images_per_second"]
     return {"both": 1e3 * BATCH / rate}

@@ -10,8 +10,7 @@ import torch
 from bench import pages, test_engine
 from bench.measuring import photographs, record
 from bench.measuring.measure import DEVICE, Stopwatch
-from bench.ops import timms_way
-from bench.ops.reports_way import Photographs, Training
+from bench.ops.trainings import Reports, Timm
 from bench.report import columns, metrics, tables, targets
 from polychrome.engine.data.sets import listing, scan
 from tests.bench.test_bench_tables import section
@@ -68,12 +67,12 @@ def test_the_reports_way_standardises_and_trains(images):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     before = model[0].weight.detach().clone()
     steps = Stopwatch()
-    with Training(model, images, "val", 32, 8, DEVICE) as reports:
+    with Reports(model, images, "val", 32, 8, DEVICE) as reports:
         taken = reports.epoch(steps)
         assert len(steps.times()) == len(reports.loader) == 3
+        shown = torch.stack([reports.loader.dataset[index][0] for index in range(8)])
     assert 0 < sum(steps.times()) < 1e3 * taken
     assert not torch.equal(model[0].weight.cpu(), before)
-    shown = torch.stack([Photographs(images, "train", 32)[index][0] for index in range(8)])
     assert shown.shape == (8, 3, 32, 32)
     grey = (shown * torch.tensor(images.channels.std)[:, None, None]).mean((0, 2, 3)) + torch.tensor(
         images.channels.mean
@@ -87,7 +86,7 @@ def test_timms_way_standardises_and_trains(images):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     before = model[0].weight.detach().clone()
     steps = Stopwatch()
-    with timms_way.Training(model, images, "train", 32, 8, DEVICE, "bf16") as timm:
+    with Timm(model, images, "train", 32, 8, DEVICE, "bf16") as timm:
         taken = timm.epoch(steps)
         assert len(steps.times()) == len(timm.loader) > 2
         shown = torch.cat([batch.cpu() for batch, _ in timm.loader])
