@@ -10,7 +10,7 @@ from bench.report import columns, overview
 from bench.report.columns import ENGINE, ON_CPU, SECTIONS
 from bench.report.markdown import grid, wrapped
 from bench.report.tables import RESULTS, ROOT, drawn, legend, stamp, verdicts
-from bench.studies import goals, study
+from bench.studies import study, targets
 
 README = ROOT / "README.md"
 
@@ -19,14 +19,14 @@ README = ROOT / "README.md"
 PAGES = {
     "README.md": ("overview", "shallow", "channels", *columns.COMMANDS),
     "docs/engine.md": tuple(ENGINE),
-    "docs/flagship.md": ("goals", *study.TABLES),
+    "docs/flagship.md": ("study-targets", *study.TABLES),
     "docs/fuse.md": tuple(columns.FUSE),
 }
 
 
 def markdown(name: str, results: Path = RESULTS) -> str:
     """Return what stands between a marker of this name in Markdown, the GPUs' first, as far as it was measured."""
-    if name in (made := study.TABLES | {"goals": goals.goals}):
+    if name in (made := study.TABLES | {"study-targets": targets.table}):
         return made[name](results)
     devices = _devices(results)
     parts = [
