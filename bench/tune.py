@@ -33,17 +33,14 @@ TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 2e-3}
 ROUNDS, SECONDS = (10, 30), 2.0
 # Beside the rules' row of a pass: other shares of the L2 cache for its chunks, and other stages of its loads.
 SHARES, STAGES = (0.2, 0.35, 0.9), (2, 4)
-DEPTHWISE = tuple(
-    {"block_p": pixels, "block_c": channels, "warps": warps}
-    for pixels, channels, warps in ((64, 32, 4), (32, 64, 4), (64, 64, 8), (16, 64, 2), (32, 32, 2))
-)
-DEPTHWISE_GRADIENT = tuple(
-    {"block_p": pixels, "block_c": channels, "warps": warps}
-    for pixels, channels, warps in ((16, 64, 4), (32, 32, 4), (16, 32, 2), (32, 64, 8), (8, 64, 2))
-)
-STRIPS = tuple(
-    {"block_p": pixels, "block_c": channels, "warps": warps}
-    for pixels, channels, warps in ((16, 64, 4), (32, 32, 4), (8, 128, 4), (32, 64, 8), (8, 64, 2))
+# Of depthwise kernels: pixels and channels of a block, and warps.
+DEPTHWISE, DEPTHWISE_GRADIENT, STRIPS = (
+    [dict(zip(("block_p", "block_c", "warps"), row, strict=True)) for row in rows]
+    for rows in (
+        ((64, 32, 4), (32, 64, 4), (64, 64, 8), (16, 64, 2), (32, 32, 2)),
+        ((16, 64, 4), (32, 32, 4), (16, 32, 2), (32, 64, 8), (8, 64, 2)),
+        ((16, 64, 4), (32, 32, 4), (8, 128, 4), (32, 64, 8), (8, 64, 2)),
+    )
 )
 
 

@@ -372,7 +372,7 @@ def _compile(job: tuple[int, int]) -> dict:
     cubin: Cubin = read_launch(variant.launch, capability)
     words = {name: value for name, value in variant._asdict().items() if name in WORDS}
     words["instead"] = _row_without_spills(variant) if cubin.spilled and variant.config else None
-    resident = resident_blocks(cubin, variant.warps, capability)
+    resident = resident_blocks(cubin.registers, cubin.shared, variant.warps, capability)
     return words | {"capability": capability, **cubin._asdict(), "resident": resident}
 
 

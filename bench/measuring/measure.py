@@ -105,19 +105,11 @@ def only(candidates: Iterable[Candidate], ways: Collection[str] | None) -> list[
 def candidates_of(baselines, shape, leaves: tuple[Tensor, ...], grad: Tensor, *arguments) -> list[Candidate]:
     """Return ours and every baseline of a module of `bench.ops`, all in the dtype of the first leaf."""
     dtype = leaves[0].dtype
-    ours = Candidate("ours", parts_of(baselines.ours, leaves, grad, *arguments), OURS[dtype])
-    return [
-        ours,
-        *(
-            Candidate(
-                name,
-                parts_of(function, leaves, grad, *arguments),
-                THEIRS[dtype],
-                baselines.reason_to_skip(name, shape, DEVICE),
-            )
-            for name, function in baselines.BASELINES.items()
-        ),
-    ]
+    found = [Candidate("ours", parts_of(baselines.ours, leaves, grad, *arguments), OURS[dtype])]
+    for name, function in baselines.BASELINES.items():
+        parts, reason = parts_of(function, leaves, grad, *arguments), baselines.reason_to_skip(name, shape, DEVICE)
+        found.append(Candidate(name, parts, THEIRS[dtype], reason))
+    return found
 
 
 def checked_calls(
@@ -175,15 +167,16 @@ def exact_results(parts: timing.Parts) -> list[Tensor]:
 
 def figures(calls: dict[str, timing.Parts], work: dict[str, Work]) -> tuple[dict, dict[str, list[float]]]:
     """Return medians in ms, runs, work, bounds, memory and on a GPU the host's microseconds; and each run's ms."""
-    memory = {name: dict(zip(("peak", "extra"), used(parts), strict=True)) for name, parts in calls.items()}
+    memory = {name: memory_bytes(parts) for name, parts in calls.items()}
     host = timing.host_times(calls["ours"]) if DEVICE == "cuda" else None
     times = timing.take_turns(calls, DEVICE, ROUNDS, SECONDS)
     entry = {
         "runs": len(times["ours"]),
         "ms": {name: medians(each) for name, each in times.items()},
-        "bytes": {direction: done.bytes for direction, done in work.items()},
-        "flops": {direction: done.flops for direction, done in work.items()},
-        "bound_ms": {direction: done.bound_ms for direction, done in work.items()},
+        **{
+            what: {direction: getattr(done, what) for direction, done in work.items()}
+            for what in ("bytes", "flops", "bound_ms")
+        },
         "memory_bytes": memory,
         "host_us": host,
     }
@@ -266,10 +259,10 @@ def ceilings(*dtypes: torch.dtype) -> dict[str, float]:
     return copy | {name: round(timing.matmul_rate(DEVICE, dtype) / 1e12, 3) for name, dtype in names.items()}
 
 
-def used(parts: timing.Parts) -> tuple[int, int]:
-    """Return the peak memory above the inputs, and what of it is neither output nor gradient."""
+def memory_bytes(parts: timing.Parts) -> dict[str, int]:
+    """Return the "peak" memory above the inputs, and the "extra", which is neither output nor gradient."""
     peak, returned = timing.peak_memory(parts, DEVICE)
-    return peak, max(0, peak - returned)
+    return {"peak": peak, "extra": max(0, peak - returned)}
 
 
 def forget_compiled() -> None:

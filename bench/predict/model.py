@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bench.compiled.cubin import resident_blocks_of
+from bench.compiled.cubin import resident_blocks
 from bench.predict import code
 from bench.predict.code import Code, body_of, kind_of, name_of
 from bench.predict.machine import H200, Machine
@@ -83,7 +83,7 @@ def work_of(launch: Launch) -> Work:
         into = writes if each.stores else reads
         into[each.argument] = into.get(each.argument, 0) + moved * blocks
     through_l2 = (sum(reads.values()) + sum(writes.values())) / blocks
-    resident = resident_blocks_of(listing.registers, compiled.metadata.shared, warps, 90)
+    resident = resident_blocks(listing.registers, compiled.metadata.shared, warps, 90)
     block = Block(instructions, flops, shared_bytes, through_l2)
     return Work(launch.kernel.fn.__name__, blocks, resident, warps, block, reads, writes)
 
