@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.report import columns, figures, overview, pictures, tables
-from bench.report.markdown import grid, wrapped
+from bench.report.markdown import document, grid, wrapped
 from polychrome.engine.report import pages
 from polychrome.engine.report.pages import Picture
 from polychrome.engine.report.tables import Table
@@ -157,4 +157,4 @@ def _markdown(title: str, parts: list[Part], missing: list[str], out: Path) -> s
         found += [grid(part.verdicts)] if part.verdicts else []
     if missing:
         found += ["## Not measured yet", "\n".join(f"- {each}" for each in missing)]
-    return "\n\n".join(found) + "\n"
+    return document(*found)
