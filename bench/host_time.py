@@ -33,7 +33,7 @@ BATCH, CHANNELS, EXPERTS = 4, 8, 4
 
 
 class Case(NamedTuple):
-    """A call that is timed. What torch computes of it on the host, where it stands in for a GPU, takes next to none."""
+    """A call that is timed, of sizes so small that torch computes it on the host in next to no time."""
 
     op: str
     form: str
@@ -59,8 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     rows = [_row(case) for case in cases()]
     about = record.circumstances("cpu" if stands_in else "cuda", packages=())
-    kept = {name: about[name] for name in ("device", "versions", "date", "commit")}
-    section = kept | {"stand_in": stands_in, "rows": rows}
+    about = {name: about[name] for name in ("device", "versions", "date", "commit")}
+    section = about | {"stand_in": stands_in, "rows": rows}
     if options.json:
         record.replace(options.json, section)
         return 0
@@ -90,7 +90,7 @@ def cases() -> list[Case]:
 
 
 class Nothing(torch.autograd.Function):
-    """What torch itself takes for a node of autograd, and to be asked for its gradients."""
+    """An autograd node without work: its time is torch's own."""
 
     @staticmethod
     def forward(ctx, x: Tensor, *others: Tensor) -> Tensor:

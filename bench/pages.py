@@ -25,7 +25,7 @@ PAGES = {
 
 
 def markdown(name: str, results: Path = RESULTS) -> str:
-    """Return what stands between a marker of this name in Markdown, the GPUs' first, as far as it was measured."""
+    """Return the Markdown that belongs between the markers of a name: what was measured, the GPUs' first."""
     if name in (made := study.TABLES | {"study-targets": targets.table}):
         return made[name](results)
     devices = _devices(results)
@@ -87,8 +87,8 @@ def _section_markdown(op: str, section: dict) -> str:
     for table in drawn(op, section):
         parts += [f"{table.title}:", grid(table)]
     parts.append(wrapped(legend(op, section)))
-    held = verdicts(op, section)
-    return "\n\n".join(parts + ([grid(held)] if held.rows else []))
+    judged = verdicts(op, section)
+    return "\n\n".join(parts + ([grid(judged)] if judged.rows else []))
 
 
 def _overview_markdown(path: Path, sections: dict[str, dict]) -> str:

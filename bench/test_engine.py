@@ -283,7 +283,7 @@ def first_batch(folder: Path) -> torch.Tensor:
 
 @cache
 def listed(folder: Path) -> ImageSet:
-    """Return the photographs, checked and not kept."""
+    """Return the photographs, checked and not cached."""
     return open_data(variants.resolve(Settings(data=str(folder), cache="none"), "task1"), "task1").images
 
 

@@ -61,9 +61,9 @@ class Candidate(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """What came of a call: the choice, milliseconds of all passes by the rules and by it, and all that was tried.
+    """The choice for a call, the milliseconds of all passes by the rules and by the choice, and every candidate's.
 
-    None stands for the milliseconds of what cannot run.
+    Milliseconds are None where a pass cannot run.
     """
 
     choice: dict
@@ -74,7 +74,7 @@ class Tuned(NamedTuple):
 
 @contextmanager
 def forced(plan: Plan) -> Iterator[None]:
-    """Run every call inside under `plan`."""
+    """Have every call inside run under `plan`."""
     from polychrome.kernels.dynamic_conv.triton import ops
 
     def chosen(*_) -> Plan:
@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_log(path: Path | None, digest: str) -> dict:
-    """Return what was tuned of the sources of this digest; nothing where the file is of others, or was cut off."""
+    """Return the log of earlier calls; an empty one where it is of other sources than `digest`'s, or was cut off."""
     fresh = {"digest": digest, "tuned": {}}
     if path is None or not path.exists():
         return fresh
@@ -305,13 +305,13 @@ def runs(candidate: Candidate) -> bool:
 
 
 def write(device: configs.Device, problem: Problem, choice: dict) -> None:
-    """Put the choice for a problem into the device's table, or take out an old one that was not confirmed."""
+    """Write the choice for a problem into the device's table; an empty one removes an old choice."""
     path = configs.table_path(device.name)
     about = record.circumstances("cuda")
     table = json_of(path) or {}
     old = table.get("choices", {}) if table.get("versions") == about["versions"] else {}
-    kept = {key: value for key, value in old.items() if key != problem.key}
-    choices = kept | ({problem.key: {"batch": problem.batch} | choice} if choice else {})
+    others = {key: value for key, value in old.items() if key != problem.key}
+    choices = others | ({problem.key: {"batch": problem.batch} | choice} if choice else {})
     record.replace(path, {name: about[name] for name in ("device", "versions", "date")} | {"choices": choices})
     planning.forget()
 

@@ -355,8 +355,8 @@ def _traits(variant: Variant, capability: int) -> set[tuple]:
         size, _, layout = variant.use.partition(" ")
         return {(kernel, layout, layout.startswith("contiguous") and size.endswith("7x7"))}
     # The accumulators of several experts are what fills the registers.
-    held = variant.use if kernel == "weight gradient" and variant.dtype == "bfloat16" else None
-    return {(kernel, variant.dtype, row, held), (kernel, variant.use), (kernel, variant.channels)}
+    accumulators = variant.use if kernel == "weight gradient" and variant.dtype == "bfloat16" else None
+    return {(kernel, variant.dtype, row, accumulators), (kernel, variant.use), (kernel, variant.channels)}
 
 
 _variants: list[Variant] = []

@@ -105,9 +105,9 @@ def studies(data: str) -> list[Step]:
     found = []
     for kind in ("shallow", "parts", "channels"):
         _, *words, _ = study.COMMANDS[kind].split()
-        kept = ("--seeds", "3", "--out", RUNS.format(kind=kind), "--resume", "auto")
+        options = ("--seeds", "3", "--out", RUNS.format(kind=kind), "--resume", "auto")
         if not any(ROOT.glob(f"{RUNS.format(kind=kind)}/*/*/report.html")):
-            found.append(Step(f"study-{kind}", (*words, data, *kept), 590, 60, ("train/**/*.py", "engine/**/*.py")))
+            found.append(Step(f"study-{kind}", (*words, data, *options), 590, 60, ("train/**/*.py", "engine/**/*.py")))
     return found
 
 

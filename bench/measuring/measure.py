@@ -1,4 +1,4 @@
-"""What the benchmark of every op does: check each implementation, time them in turn, draw figures from the times."""
+"""The benchmark of an op: check every implementation, time them in turn, and make an entry of the results."""
 
 import itertools
 import statistics
@@ -56,7 +56,7 @@ class Work(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """An entry of the results, the milliseconds of each run of each way, and the ceilings the entry is held against."""
+    """An entry of the results, the milliseconds of each run of each way, and the measured ceilings."""
 
     entry: dict
     times: dict[str, list[float]]
@@ -64,7 +64,7 @@ class Measured(NamedTuple):
 
 
 class Stopwatch:
-    """The milliseconds of each of many spans; on a GPU those that the device takes, which nobody waits for."""
+    """Times many spans in milliseconds; on a GPU by device events, without waiting for them."""
 
     def __init__(self) -> None:
         self._begun, self._spans = None, []
@@ -113,12 +113,12 @@ def candidates_of(baselines, shape, leaves: tuple[Tensor, ...], grad: Tensor, *a
 
 
 def checked_calls(
-    candidates: Iterable[Candidate], exact: list[Tensor], usual: str | None = None, kept: tuple[str, ...] = ()
+    candidates: Iterable[Candidate], exact: list[Tensor], usual: str | None = None, never_slow: tuple[str, ...] = ()
 ) -> tuple[dict[str, timing.Parts], dict[str, str]]:
     """Return the implementations whose results were checked, and why the others were left out.
 
     Where `usual` names one of them, those after it that take over SLOW times as long are left out on a CPU, except for
-    ours and `kept`.
+    ours and `never_slow`.
 
     Raises:
         AssertionError: our results are wrong; baselines that fail are left out.
@@ -132,7 +132,7 @@ def checked_calls(
                 if name == "ours":
                     raise
                 reason = failure(error)
-        if reason is None and name not in ("ours", *kept) and _is_slow(took[name], took.get(usual)):
+        if reason is None and name not in ("ours", *never_slow) and _is_slow(took[name], took.get(usual)):
             reason = f"over {SLOW} times as long as {usual}"
         if reason is None:
             made[name] = parts
@@ -194,10 +194,10 @@ def counted(parts: timing.Parts) -> list[int]:
 
 
 def steady_times(following: Callable[[], Tensor], window: int, seconds: float, least: int = 3) -> list[list[float]]:
-    """Return the milliseconds of one of the results that `following` waits for, a mean over each window of so many.
+    """Return the milliseconds of a call of `following`, a mean over each window of so many calls.
 
-    For producers that go on by themselves: their results come in bursts, and what they made while nobody asked is
-    taken first, two windows of it, and not counted. There are at least `least` windows, none begun after `seconds`.
+    For producers that prefetch: their results come in bursts, so that the first two windows, which take what was
+    prefetched, are not counted. There are at least `least` windows, none begun after `seconds`.
     """
     times, start = [], 0.0
     for count in itertools.count(-2):
@@ -266,7 +266,7 @@ def memory_bytes(parts: timing.Parts) -> dict[str, int]:
 
 
 def forget_compiled() -> None:
-    """Have torch.compile begin anew, where it was used: what it keeps of one shape it would generalise at the next."""
+    """Have torch.compile forget the shapes it has seen: it would compile for dynamic sizes at the next one."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
 

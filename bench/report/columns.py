@@ -165,7 +165,7 @@ ENGINE = {
         "Images a second of ours, of the reports' way (float32, eager, NCHW, torchvision in a DataLoader with a worker "
         "per core), and of a plain loop over timm's loader (eager, autocast, channels_last, a worker per core), an "
         "epoch of each in turn. step: from the batch to the new weights; for ours that has crop, "
-        "resize and normalisation in it where images are kept on the GPU. epoch: the training part, input and all. "
+        "resize and normalisation in it where images are cached on the GPU. epoch: the training part, input and all. "
         "% input: the time in which cached images alone become a batch, over that of a step. % idle: the share of a "
         "step in which the GPU runs nothing.",
         "model",

@@ -54,10 +54,10 @@ def draw(results: Path = study.RESULTS) -> None:
         shown = dict(zip(names, map(_by_combination, found), strict=True))
         draw_channels(shown, results / "mini50" / "channels.png")
     found = study.systems("parts", results)
-    held = [(item, whole) for item in found if (whole := study.whole_of(item, found))]
-    if held:
-        names = names_of_rows([item for item, _ in held], found[0]["epochs"])
-        differences = [_differences(*each) for each in held]
+    compared = [(item, whole) for item in found if (whole := study.whole_of(item, found))]
+    if compared:
+        names = names_of_rows([item for item, _ in compared], found[0]["epochs"])
+        differences = [_differences(*each) for each in compared]
         draw_parts(dict(zip(names, differences, strict=True)), results / "mini50" / "parts.png")
 
 

@@ -1,7 +1,7 @@
 """What trained models reach: the tables of studies, which `bench.pages` puts into the pages.
 
 A study is a folder of `bench/results/mini50` with the `table.csv` and `environment.json` of a run of the recipe
-`strong`, kept there by `bench.studies.collect`. Several of one kind share a table: `shallow`, `shallow-100` with more
+`strong`, copied there by `bench.studies.collect`. Several of one kind share a table: `shallow`, `shallow-100` with more
 epochs, and `shallow-seed1` with another seed, which is taken into the same row.
 """
 
@@ -160,7 +160,7 @@ def _over_all(sizes: list[int], found: list[tuple[float, float | None]]) -> tupl
 def shallow(results: Path = RESULTS) -> str:
     """Return the table of shallow networks beside ResNet34 on all channels."""
     every = systems("shallow", results)
-    # A reference is trained as long as what is held against it; of several the first.
+    # A reference is trained as long as what is compared with it; the first of several.
     references = {(item["model"], item["epochs"]): item for item in reversed(every)}
     cells = {
         "system": _model,
@@ -205,9 +205,9 @@ def _flags(item: System, first: System) -> str:
 
 
 def whole_of(part: System, every: Iterable[System]) -> System | None:
-    """Return the whole network that a row of the ablation is held against: with its seeds, trained as long.
+    """Return the whole network that a row of the ablation is compared with: of the same seeds and epochs.
 
-    A whole network itself is held against the first of its seeds. None where there is no such, or it is the row itself.
+    A whole network is compared with the first of its seeds. None where there is none, or where it is the row itself.
     """
     epochs = None if part["model"] == BASE else part["epochs"]
     alike = (item for item in every if item["model"] == BASE and item["seeds"] == part["seeds"])
