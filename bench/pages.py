@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.report import columns, overview
 from bench.report.columns import ENGINE, ON_CPU, SECTIONS
 from bench.report.markdown import grid, wrapped
-from bench.report.tables import RESULTS, ROOT, drawn, legend, stamp, verdicts
+from bench.report.tables import RESULTS, ROOT, legend, section_tables, stamp, verdicts
 from bench.studies import study, targets
 
 README = ROOT / "README.md"
@@ -84,7 +84,7 @@ def _rewrite(page: Path, names: tuple[str, ...], results: Path, check: bool) -> 
 
 def _section_markdown(op: str, section: dict) -> str:
     parts = [wrapped(f"**{section['device']}**; {stamp(section)}")]
-    for table in drawn(op, section):
+    for table in section_tables(op, section):
         parts += [f"{table.title}:", grid(table)]
     parts.append(wrapped(legend(op, section)))
     judged = verdicts(op, section)

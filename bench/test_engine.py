@@ -127,7 +127,7 @@ def test_input(compare, benchmark, folder, source):
 def test_start(compare, folder, start, starts):
     """The same job several times; all but the first find the images decoded."""
     times = starts[:1] if start == "first start" else starts[1:]
-    compare("start", start, "ours", lambda: started(times), PACKAGES, "start")
+    compare("start", start, "ours", lambda: measure.of_times(times, images=sum(FILES.values())), PACKAGES, "start")
 
 
 @pytest.mark.benchmark(timer=clock)
@@ -143,12 +143,6 @@ def beside_torch(folder: Path, source: str) -> Measured:
     entry, times, _ = read_alone(folder, source)
     usual = read_alone(folder, "torch").entry["ms"]["ours"]
     return Measured(entry | {"ms": entry["ms"] | {"torch": usual}}, times, {})
-
-
-def started(times: list[float]) -> Measured:
-    """Return the entry of starts that took so many milliseconds to the first step."""
-    entry = {"images": sum(FILES.values()), "runs": len(times), "ms": {"ours": {"both": median(times)}}, "skipped": {}}
-    return Measured(entry, {"ours": times}, {})
 
 
 def by_processes(folder: Path, out: Path) -> Measured:
@@ -265,9 +259,7 @@ def read_alone(folder: Path, source: str) -> Measured:
         times = measure.steady_times(lambda: next(inputs), max(4, WORKERS), SECONDS)
     taken = [time for (time,) in times]
     workers = None if source in ("synthetic", "device cache") else WORKERS
-    entry = {"batch": BATCH, "images": BATCH, "workers": workers, "runs": len(taken)}
-    entry |= {"ms": {"ours": {"both": median(taken)}}, "skipped": {}}
-    return Measured(described | entry, {"ours": taken}, {})
+    return measure.of_times(taken, **described, batch=BATCH, images=BATCH, workers=workers)
 
 
 @cache

@@ -220,6 +220,7 @@ def memory_bound(shape, baselines, ways: Collection[str] | None = None) -> Measu
     `shape` gives `data(device)`, `forward_bytes(l2_bytes)` and `backward_bytes()`; `baselines` is a module of
     `bench.ops` whose `eager` is the definition.
     """
+    forget_compiled()
     data = shape.data(DEVICE)
     exact = exact_results(parts_of(baselines.eager, *data.to(torch.float64)))
     calls, skipped = checked_calls(only(candidates_of(baselines, shape, *data), ways), exact)
@@ -229,6 +230,12 @@ def memory_bound(shape, baselines, ways: Collection[str] | None = None) -> Measu
     work = {name: Work(moved[name], done, dtype) for name, done in zip(moved, flops, strict=True)}
     entry, times = figures(calls, work)
     return Measured(described(data.leaves[0]) | entry | {"skipped": skipped}, times, ceilings())
+
+
+def of_times(times: list[float], **others) -> Measured:
+    """Return the entry of runs that took so many milliseconds as a whole, with `others` beside its times."""
+    entry = {"runs": len(times), "ms": {"ours": {"both": statistics.median(times)}}, "skipped": {}}
+    return Measured(entry | others, {"ours": times}, {})
 
 
 def medians(times: list[list[float]]) -> dict[str, float]:

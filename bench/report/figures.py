@@ -42,7 +42,7 @@ def speedups(name: str, section: dict) -> dict[str, dict[str, Speedup]]:
         tables.kind(entries): {
             tables.name_in_table(key, entry): _speedup(name, entry) for key, entry in entries.items()
         }
-        for entries in tables.tables_of(section)
+        for entries in tables.entry_groups(section)
     }
 
 
@@ -71,7 +71,7 @@ def ceilings(sections: dict[str, dict]) -> dict[str, float]:
 def growth(section: dict) -> dict[str, dict[str, dict[int, float]]]:
     """Return the milliseconds of every way by the value that grows, for each series."""
     found: dict[str, dict[str, dict[int, float]]] = {}
-    for entries in tables.tables_of(section):
+    for entries in tables.entry_groups(section):
         series = found.setdefault(tables.kind(entries), {})
         for entry in sorted(entries.values(), key=lambda entry: entry["value"]):
             for way, times in entry["ms"].items():
@@ -82,7 +82,7 @@ def growth(section: dict) -> dict[str, dict[str, dict[int, float]]]:
 def memory(section: dict) -> dict[str, dict[str, Memory]]:
     """Return every way's peak memory over ours, for each table of a section; nothing where it was not measured."""
     found = {}
-    for entries in tables.tables_of(section):
+    for entries in tables.entry_groups(section):
         ratios: dict[str, list[float]] = {}
         for used in filter(None, (entry.get("memory_bytes") for entry in entries.values())):
             for way in used.keys() - {"ours"}:

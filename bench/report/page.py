@@ -102,7 +102,7 @@ def _section(name: str, section: dict, folder: Path) -> Part:
         _heading(name),
         tables.stamp(section),
         tuple(_pictures(name, section, folder)),
-        (*tables.drawn(name, section), *(tables.peaks(section) if name in columns.OPS else ())),
+        (*tables.section_tables(name, section), *(tables.peaks(section) if name in columns.OPS else ())),
         tables.legend(name, section),
         verdicts if verdicts.rows else None,
     )

@@ -30,24 +30,24 @@ def headings(op: str) -> list[str]:
     return [SECTIONS[op].first, *SECTIONS[op].cells]
 
 
-def tables_of(section: dict) -> list[dict[str, Entry]]:
-    """Return the entries of each table: one for each series, dtype and layout, in the order they were measured."""
+def entry_groups(section: dict) -> list[dict[str, Entry]]:
+    """Return the entries of each table: one table for each series, dtype and layout, in the order of measurement."""
     found: dict[tuple[str, ...], dict[str, Entry]] = {}
     for key, entry in section["shapes"].items():
         found.setdefault(tuple(entry.get(name, "") for name in ("along", "dtype", "layout")), {})[key] = entry
     return list(found.values())
 
 
-def drawn(op: str, section: dict) -> list[Table]:
-    """Return the tables of a section, titled with what its entries share and the number of runs."""
+def section_tables(op: str, section: dict) -> list[Table]:
+    """Return the tables of a section, titled with dtype, layout and the number of runs."""
     heads = tuple(headings(op))
-    return [Table(_title(each), heads, tuple(map(tuple, rows(op, each)))) for each in tables_of(section)]
+    return [Table(_title(each), heads, tuple(map(tuple, rows(op, each)))) for each in entry_groups(section)]
 
 
 def peaks(section: dict) -> list[Table]:
-    """Return the tables of the peak memory of every way, as far as it was measured."""
+    """Return the tables of peak memory, a column for each way whose memory was measured."""
     found = []
-    for entries in tables_of(section):
+    for entries in entry_groups(section):
         used = {name_in_table(key, entry): entry.get("memory_bytes") or {} for key, entry in entries.items()}
         ways = tuple(dict.fromkeys(way for each in used.values() for way in each))
         cells = (
@@ -72,7 +72,7 @@ def legend(op: str, section: dict) -> str:
 def text(op: str, section: dict, width: int) -> str:
     """Return a section as tables for a terminal of `width` columns."""
     console = Console(file=io.StringIO(), width=width)
-    for each in drawn(op, section):
+    for each in section_tables(op, section):
         table = Printed(*each.columns, box=None, padding=(0, 1, 0, 0), title=Text(each.title))
         table.title_justify = "left"
         for number, (column, heading) in enumerate(zip(table.columns, each.columns, strict=True)):
@@ -94,7 +94,7 @@ def text(op: str, section: dict, width: int) -> str:
 
 
 def name_in_table(key: str, entry: Entry) -> str:
-    """Return what of an entry's key the title of its table does not say."""
+    """Return an entry's key without what the title of its table says: dtype and layout."""
     return key.removeprefix(f"{entry.get('dtype')} ").removeprefix(f"{entry.get('layout')} ")
 
 

@@ -122,7 +122,7 @@ def test_a_row_holds_our_times_and_the_ratios():
 
 
 def test_a_map_is_compared_with_eager_and_the_faster_compiled_form():
-    first, second = tables.tables_of(map_section())
+    first, second = tables.entry_groups(map_section())
     assert tables.rows("spatial_attention", first) == [
         [MAP, "0.500", "1.50", "2.00", "4.00", "1.50", "1.50", "compiled", "50", "50", "-"]
     ]
@@ -366,7 +366,7 @@ def test_commands_show_seconds_memory_and_accuracy():
 
 
 def test_growth_has_a_table_for_each_series():
-    batch, experts = tables.drawn("growth", growth_section())
+    batch, experts = tables.section_tables("growth", growth_section())
     assert batch.title == "by batch, bfloat16 channels_last, medians of 5 runs"
     assert experts.title == "by experts, bfloat16 channels_last, batch 8, medians of 5 runs"
     assert experts.rows == (("experts 4", "2.00", "4.00", "0.50", "2.50", "-", "-", "-", "1.25"),)
