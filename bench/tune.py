@@ -60,6 +60,9 @@ class Candidate(NamedTuple):
             return planning.plan.__wrapped__(problem, device)
 
 
+Timed = tuple[Candidate, float]  # and its milliseconds
+
+
 class Tuned(NamedTuple):
     """The choice for a call, the milliseconds of all passes by the rules and by the choice, and every candidate's.
 
@@ -151,17 +154,14 @@ def tune(shape: Shape, dtype: torch.dtype, device: configs.Device, pool: Process
     usual = _ruled_regime(shape, dtype)
     candidates = [each for regime in regimes(problem) for each in candidates_of(shape, dtype, regime, device)]
     able = [each for each, ran in zip(candidates, pool.map(runs, candidates), strict=True) if ran]
-    times = measure(able, device)
+    timed = list(zip(able, measure(able, device), strict=True))
     totals, choices = {}, {}
     for regime in regimes(problem):
-        choices[regime], totals[regime] = winners(able, times, regime)
-    rules = sum(_plain(able, times, usual, name) for name in PASSES)
+        choices[regime], totals[regime] = winners(timed, regime)
+    rules = sum(_by_rules(timed, usual, name) for name in PASSES)
     best = min(totals, key=totals.get)
     print(f"{_label(shape, dtype)}: rules {rules:.3f} ms ({usual}), best {totals[best]:.3f} ms ({best})", flush=True)
-    tried = [
-        {"pass": each.name, "choice": each.choice, "ms": _finite(taken)}
-        for each, taken in zip(able, times, strict=True)
-    ]
+    tried = [{"pass": each.name, "choice": each.choice, "ms": _finite(taken)} for each, taken in timed]
     if totals[best] == float("inf") or rules < GAIN * totals[best]:
         return Tuned({}, _finite(rules), _finite(rules), tried)
     choice = choices[best] if best == usual else {"regime": best} | choices[best]
@@ -172,14 +172,14 @@ def _finite(milliseconds: float) -> float | None:
     return milliseconds if milliseconds < float("inf") else None
 
 
-def winners(candidates: list[Candidate], times: list[float], regime: str) -> tuple[dict, float]:
+def winners(timed: list[Timed], regime: str) -> tuple[dict, float]:
     """Return a regime's configs that beat its rules by GAIN, and the milliseconds of all passes with them."""
     choice, total = {}, 0.0
     for name in PASSES:
-        plain = _plain(candidates, times, regime, name)
+        plain = _by_rules(timed, regime, name)
         mine = [
             (taken, each.choice.get(name))
-            for each, taken in zip(candidates, times, strict=True)
+            for each, taken in timed
             if each.name == name and each.choice["regime"] == regime
         ]
         taken, config = min(mine, key=lambda pair: pair[0], default=(float("inf"), None))
@@ -316,11 +316,10 @@ def write(device: configs.Device, problem: Problem, choice: dict) -> None:
     planning.forget()
 
 
-def _plain(candidates: list[Candidate], times: list[float], regime: str, name: str) -> float:
+def _by_rules(timed: list[Timed], regime: str, name: str) -> float:
     """Return the milliseconds of a pass under a regime's rules; infinite where that could not run."""
     rules = {"regime": regime}
-    pairs = zip(candidates, times, strict=True)
-    return next((taken for each, taken in pairs if each.name == name and each.choice == rules), float("inf"))
+    return next((taken for each, taken in timed if each.name == name and each.choice == rules), float("inf"))
 
 
 def _about(splits: int) -> list[int]:
