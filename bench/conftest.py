@@ -1,4 +1,4 @@
-"""What a run of the benchmarks keeps: rows for pytest-benchmark, tables at its end, `--save-results`, a saved run."""
+"""What a run of the benchmarks leaves: rows for pytest-benchmark, tables at its end, `--save-results`, a saved run."""
 
 from collections.abc import Callable
 
@@ -44,7 +44,7 @@ def compare(request, benchmark):
         if (section, key) not in done:
             done[section, key] = _outcome(measure)
             if isinstance(done[section, key], Measured):
-                _keep(config, section, key, done[section, key], packages)
+                _record(config, section, key, done[section, key], packages)
         measured = done[section, key]
         if isinstance(measured, Exception):
             raise measured
@@ -73,8 +73,8 @@ def _outcome(measure: Callable[[], Measured]) -> Measured | Exception:
         return error
 
 
-def _keep(config, name: str, key: str, measured: Measured, packages: tuple[str, ...]) -> None:
-    """Put an entry in its section, and that in the device's file: on a CPU with --save-results."""
+def _record(config, name: str, key: str, measured: Measured, packages: tuple[str, ...]) -> None:
+    """Put an entry into its section, and the section into the device's file; on a CPU only with --save-results."""
     sections = config.stash[SECTIONS]
     section = sections.setdefault(name, record.circumstances(DEVICE, packages) | {"ceilings": {}, "shapes": {}})
     section["ceilings"] |= measured.ceilings

@@ -2,7 +2,6 @@
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 
 from bench.measuring import record
-from bench.report.markdown import grid, wrapped
-from bench.report.targets import HOST_LINES
+from bench.report.markdown import document, grid, wrapped
+from bench.report.targets import HOST_US
 from polychrome import kernels
 from polychrome.engine.report.tables import Table
 from polychrome.kernels.backend import is_interpreted
@@ -34,7 +33,7 @@ BATCH, CHANNELS, EXPERTS = 4, 8, 4
 
 
 class Case(NamedTuple):
-    """A call that is timed. What torch computes of it on the host, where it stands in for a GPU, takes next to none."""
+    """A call that is timed, of sizes so small that torch computes it on the host in next to no time."""
 
     op: str
     form: str
@@ -60,13 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     rows = [_row(case) for case in cases()]
     about = record.circumstances("cpu" if stands_in else "cuda", packages=())
-    kept = {name: about[name] for name in ("device", "versions", "date", "commit")}
-    section = kept | {"stand_in": stands_in, "rows": rows}
+    about = {name: about[name] for name in ("device", "versions", "date", "commit")}
+    section = about | {"stand_in": stands_in, "rows": rows}
     if options.json:
         record.replace(options.json, section)
         return 0
-    everything = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    record.replace(RESULTS, everything | {options.name: section})
+    record.add(RESULTS, options.name, section)
     write()
     print(PAGE)
     return 0
@@ -92,7 +90,7 @@ def cases() -> list[Case]:
 
 
 class Nothing(torch.autograd.Function):
-    """What torch itself takes for a node of autograd, and to be asked for its gradients."""
+    """An autograd node without work: its time is torch's own."""
 
     @staticmethod
     def forward(ctx, x: Tensor, *others: Tensor) -> Tensor:
@@ -159,23 +157,19 @@ def _microseconds(call: Callable) -> float:
 
 def write(results: Path = RESULTS, page: Path = PAGE) -> None:
     """Write the page of a results file, whose sections are columns and the newest the last."""
-    sections = json.loads(results.read_text(encoding="utf-8"))
+    sections = record.read(results)
     newest = list(sections.values())[-1]
-    lines = ["# Host time", "", *(f"{wrapped(paragraph)}\n" for paragraph in _words(sections))]
+    blocks = ["# Host time", *map(wrapped, _words(sections))]
+    columns = ("op", "form", "launches", *(f"{name}, us" for name in sections), "asked")
     for way, title in WAYS.items():
-        asked = HOST_LINES.get(way)
-        lines += [f"## {title}", ""]
-        columns = ("op", "form", "launches", *(f"{name}, us" for name in sections), "asked")
-        rows = [_cells(row, way, sections, asked) for row in newest["rows"]]
-        lines += [grid(Table(way, columns, rows, left=2)), ""]
-    page.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+        rows = [_cells(row, way, sections, HOST_US.get(way)) for row in newest["rows"]]
+        blocks += [f"## {title}", grid(Table(way, columns, rows, left=2))]
+    page.write_text(document(*blocks), encoding="utf-8")
 
 
 def _cells(row: dict, way: str, sections: dict[str, dict], asked: float | None) -> tuple[str, ...]:
-    cells = []
-    for section in sections.values():
-        found = next((each for each in section["rows"] if (each["op"], each["form"]) == (row["op"], row["form"])), None)
-        cells.append("-" if found is None else f"{found['us'][way]:.0f}")
+    found = record.alike(row, sections, ("op", "form"))
+    cells = ["-" if each is None else f"{each['us'][way]:.0f}" for each in found]
     launches = row["launches"][way == "both"]
     return row["op"], row["form"], str(launches), *cells, f"{asked:g}" if asked and launches else "-"
 

@@ -6,39 +6,38 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.report import columns, headline
+from bench.report import columns, overview
 from bench.report.columns import ENGINE, ON_CPU, SECTIONS
 from bench.report.markdown import grid, wrapped
-from bench.report.tables import RESULTS, ROOT, drawn, legend, stamp, verdicts
-from bench.studies import goals, scaling, study
+from bench.report.tables import RESULTS, ROOT, legend, section_tables, stamp, verdicts
+from bench.studies import study, targets
 
 README = ROOT / "README.md"
 
 
 # The markers in each page, by its place beside the README.
 PAGES = {
-    "README.md": ("headline", "shallow", "channels", *columns.COMMANDS),
+    "README.md": ("overview", "shallow", "channels", *columns.COMMANDS),
     "docs/engine.md": tuple(ENGINE),
-    "docs/flagship.md": ("goals", *study.TABLES),
+    "docs/flagship.md": ("study-targets", *study.TABLES),
     "docs/fuse.md": tuple(columns.FUSE),
-    "docs/scaling.md": tuple(scaling.TABLES),
 }
 
 
 def markdown(name: str, results: Path = RESULTS) -> str:
-    """Return what stands between a marker of this name in Markdown, the GPUs' first, as far as it was measured."""
-    if name in (made := scaling.TABLES | study.TABLES | {"goals": goals.goals}):
+    """Return the Markdown that belongs between the markers of a name: what was measured, the GPUs' first."""
+    if name in (made := study.TABLES | {"study-targets": targets.table}):
         return made[name](results)
     devices = _devices(results)
     parts = [
-        _section_markdown(name, sections[name]) if name in SECTIONS else _headline_markdown(path, sections)
+        _section_markdown(name, sections[name]) if name in SECTIONS else _overview_markdown(path, sections)
         for path, sections in devices.items()
-        if name in sections or name == "headline"
+        if name in sections or name == "overview"
     ]
-    kinds = {section["kind"] for each in devices.values() for key, section in each.items() if name in (key, "headline")}
+    kinds = {section["kind"] for each in devices.values() for key, section in each.items() if name in (key, "overview")}
     if name != ON_CPU and "cuda" not in kinds:
         parts.insert(0, "GPU: not measured yet.")
-    if name == "headline":
+    if name == "overview":
         parts += _picture(devices)
     return "\n\n".join(parts) or "Not measured yet."
 
@@ -61,9 +60,7 @@ def rewritten(page: str, names: Iterable[str], results: Path = RESULTS) -> str:
 
 def main(arguments: list[str] | None = None, readme: Path = README, results: Path = RESULTS) -> int:
     """Rewrite the pages, or with --check only say whether they are current; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.report.tables", description="rewrite the tables in the pages"
-    )
+    parser = argparse.ArgumentParser(prog="python -m bench.pages", description="rewrite the tables in the pages")
     parser.add_argument("--check", action="store_true", help="exit with 1 where one is not current")
     check = parser.parse_args(arguments).check
     pages = {readme.parent / place: names for place, names in PAGES.items()}
@@ -78,7 +75,7 @@ def _rewrite(page: Path, names: tuple[str, ...], results: Path, check: bool) -> 
         print(f"{page.name}: {error}", file=sys.stderr)
         return 1
     if check and new != old:
-        print(f"{page.name} is not current: run python -m bench.report.tables", file=sys.stderr)
+        print(f"{page.name} is not current: run python -m bench.pages", file=sys.stderr)
         return 1
     if new != old:
         page.write_text(new, encoding="utf-8")
@@ -87,18 +84,18 @@ def _rewrite(page: Path, names: tuple[str, ...], results: Path, check: bool) -> 
 
 def _section_markdown(op: str, section: dict) -> str:
     parts = [wrapped(f"**{section['device']}**; {stamp(section)}")]
-    for table in drawn(op, section):
+    for table in section_tables(op, section):
         parts += [f"{table.title}:", grid(table)]
     parts.append(wrapped(legend(op, section)))
-    held = verdicts(op, section)
-    return "\n\n".join(parts + ([grid(held)] if held.rows else []))
+    judged = verdicts(op, section)
+    return "\n\n".join(parts + ([grid(judged)] if judged.rows else []))
 
 
-def _headline_markdown(path: Path, sections: dict[str, dict]) -> str:
+def _overview_markdown(path: Path, sections: dict[str, dict]) -> str:
     page = path.with_suffix(".md")
     more = f" Everything measured: [{page.name}](bench/results/{page.name})." if page.exists() else ""
-    stamp = f"**{headline.device(sections)}**; {headline.versions(sections)}; {headline.dates(sections)}."
-    return "\n\n".join([wrapped(stamp), grid(headline.table(sections)), wrapped(headline.LEGEND + more)])
+    stamp = f"**{overview.device(sections)}**; {overview.versions(sections)}; {overview.dates(sections)}."
+    return "\n\n".join([wrapped(stamp), grid(overview.table(sections)), wrapped(overview.LEGEND + more)])
 
 
 def _picture(devices: dict[Path, dict[str, dict]]) -> list[str]:
@@ -106,7 +103,7 @@ def _picture(devices: dict[Path, dict[str, dict]]) -> list[str]:
     places = {path.with_suffix("") / "speedup.png": sections for path, sections in devices.items()}
     found = [place for place in places if place.exists()]
     return [
-        f"![{headline.device(places[place])}: time of the usual way and of the best baseline over ours, for every "
+        f"![{overview.device(places[place])}: time of the usual way and of the best baseline over ours, for every "
         f"shape]({'/'.join(('bench', 'results', *place.parts[-2:]))})"
         for place in found[:1]
     ]
@@ -115,7 +112,7 @@ def _picture(devices: dict[Path, dict[str, dict]]) -> list[str]:
 def _devices(results: Path) -> dict[Path, dict[str, dict]]:
     """Return the sections of each device by the path of its file, the GPUs' first."""
     found = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
-    return dict(sorted(found.items(), key=lambda item: (headline.is_cpu(item[1]), headline.device(item[1]))))
+    return dict(sorted(found.items(), key=lambda item: (overview.is_cpu(item[1]), overview.device(item[1]))))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from bench.measuring.replay import clock
 from bench.ops import augment as baselines
 from bench.ops.augment import Call, Shape, shapes_on
 from bench.ops.availability import dali_package
-from bench.report.targets import NOT_ASKED
+from bench.report.metrics import NOT_ASKED
 
 # These round to uint8 between the steps, DALI's filter reaches over the crop's edge, and torchvision normalises in the
 # dtype of the output.

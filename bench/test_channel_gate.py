@@ -24,7 +24,6 @@ def test_channel_gate(compare, shape, way):
 
 def measured(shape: Shape, ways: Collection[str] | None = None) -> Measured:
     """Check every way at a shape, or those named, and time them in turn."""
-    measure.forget_compiled()
     return measure.memory_bound(shape, baselines, ways)
 
 

@@ -10,10 +10,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 
 import pytest
 
+from bench.measuring import measure
 from bench.measuring.measure import Measured
 from bench.measuring.replay import clock
 
@@ -36,7 +36,7 @@ def test_task1_from_nothing(compare, tmp_path):
 def measured(command: tuple[str, ...], runs: int) -> Measured:
     """Measure a command of this Python after a run that is not counted."""
     run(*command)
-    return of_times([run(*command)[0] for _ in range(runs)])
+    return measure.of_times([run(*command)[0] for _ in range(runs)])
 
 
 def first_task1(folder: Path) -> Measured:
@@ -44,15 +44,8 @@ def first_task1(folder: Path) -> Measured:
     arguments = ("-m", "train.run", "task1", "--out", str(folder / "runs"), "--name", "bench")
     taken, peak = run(*arguments, XDG_CACHE_HOME=str(folder / "cache"))
     results = json.loads((folder / "runs/task1/bench/results.json").read_text(encoding="utf-8"))
-    found = of_times([taken])
-    found.entry["peak_bytes"] = peak
-    found.entry["accuracy"] = {name: model["test"]["RGB"]["accuracy"] for name, model in results["models"].items()}
-    return found
-
-
-def of_times(times: list[float]) -> Measured:
-    """Return the entry of a command that took so many milliseconds each time."""
-    return Measured({"runs": len(times), "ms": {"ours": {"both": median(times)}}, "skipped": {}}, {"ours": times}, {})
+    accuracy = {name: model["test"]["RGB"]["accuracy"] for name, model in results["models"].items()}
+    return measure.of_times([taken], peak_bytes=peak, accuracy=accuracy)
 
 
 def run(*arguments: str, **environment: str) -> tuple[float, int]:

@@ -20,7 +20,7 @@ from polychrome.kernels.tensors import allows_tf32, memory_layout
 DTYPES = (torch.bfloat16,) if DEVICE == "cuda" else (torch.bfloat16, torch.float32)
 WIDE = ("naive", "compiled")  # run in float32 too, beside bfloat16
 WAYS = ("ours", *baselines.BASELINES, *(f"{name} fp32" for name in WIDE), "static")
-KEPT = ("naive", "naive fp32")
+ALWAYS = ("naive", "naive fp32")  # timed however slow
 
 
 def named(dtype: torch.dtype) -> str:
@@ -58,7 +58,7 @@ def _measured(shape: Shape, dtype: torch.dtype, ways: Collection[str] | None) ->
     measure.forget_compiled()
     data = data_of(shape, dtype, DEVICE)
     chosen = measure.only(candidates_of(shape, dtype, data), ways)
-    calls, skipped = measure.checked_calls(chosen, exact_results(shape, data), "naive", KEPT)
+    calls, skipped = measure.checked_calls(chosen, exact_results(shape, data), "naive", ALWAYS)
     calls["static"] = static_parts(data, shape)
     problem = shape.problem(dtype)
     work = {

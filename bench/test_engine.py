@@ -22,8 +22,8 @@ import torch
 from bench.measuring import measure, photographs
 from bench.measuring.measure import DEVICE, Measured, Stopwatch
 from bench.measuring.replay import clock
-from bench.ops import reports_way, timms_way
 from bench.ops.availability import dali_package
+from bench.ops.trainings import Reports, Timm
 from polychrome.engine.data import batches, loader, opening
 from polychrome.engine.data.batches import normalise
 from polychrome.engine.data.image_set import ImageSet, Split
@@ -127,7 +127,7 @@ def test_input(compare, benchmark, folder, source):
 def test_start(compare, folder, start, starts):
     """The same job several times; all but the first find the images decoded."""
     times = starts[:1] if start == "first start" else starts[1:]
-    compare("start", start, "ours", lambda: started(times), PACKAGES, "start")
+    compare("start", start, "ours", lambda: measure.of_times(times, images=sum(FILES.values())), PACKAGES, "start")
 
 
 @pytest.mark.benchmark(timer=clock)
@@ -145,12 +145,6 @@ def beside_torch(folder: Path, source: str) -> Measured:
     return Measured(entry | {"ms": entry["ms"] | {"torch": usual}}, times, {})
 
 
-def started(times: list[float]) -> Measured:
-    """Return the entry of starts that took so many milliseconds to the first step."""
-    entry = {"images": sum(FILES.values()), "runs": len(times), "ms": {"ours": {"both": median(times)}}, "skipped": {}}
-    return Measured(entry, {"ours": times}, {})
-
-
 def by_processes(folder: Path, out: Path) -> Measured:
     """Measure a batch of a training by one process and by two."""
     ms = {name: milliseconds_by(count, folder, out / name) for name, count in {"one": 1, "ours": 2}.items()}
@@ -160,16 +154,9 @@ def by_processes(folder: Path, out: Path) -> Measured:
 
 def trained(folder: Path, case: Case, out: Path) -> Measured:
     """Measure a model's training by the engine, the reports' way and timm's, an epoch of each in turn."""
+    sizes = {"image_size": case.size, "batch_size": case.batch, "epochs": EPOCHS, "patience": 0}
     # The mode of the compiler is not chosen by measurement: that takes minutes.
-    settings = Settings(
-        data=str(folder),
-        models=(case.model,),
-        image_size=case.size,
-        batch_size=case.batch,
-        epochs=EPOCHS,
-        patience=0,
-        compile_mode="default",
-    )
+    settings = Settings(data=str(folder), models=(case.model,), compile_mode="default", **sizes)
     settings = variants.resolve(settings, "task1")
     data = open_data(settings, "task1")
     if case.steps is not None:
@@ -181,8 +168,8 @@ def trained(folder: Path, case: Case, out: Path) -> Measured:
     with (
         make_loader(data, "train", settings, plan.augmentations) as train,
         make_loader(data, "val", settings) as val,
-        reports_way.Training(others[0], images, "train", case.size, case.batch, DEVICE) as reports,
-        timms_way.Training(others[1], images, "train", case.size, case.batch, DEVICE, settings.precision) as timm,
+        Reports(others[0], images, "train", case.size, case.batch, DEVICE) as reports,
+        Timm(others[1], images, "train", case.size, case.batch, DEVICE, settings.precision) as timm,
         Idle(plan.device) as idle,
     ):
 
@@ -203,27 +190,21 @@ def trained(folder: Path, case: Case, out: Path) -> Measured:
 
         hooks = trainer.Hooks(step=on_step, epoch=on_epoch, waiting=waiting)
         history = trainer.fit(case.model, model, train, val, plan, out, hooks)
-        alone = median(input_times(train))
-        steps = len(train)
+        alone, steps = median(input_times(train)), len(train)
     times = {"ours": [1e3 * train.samples / speed for speed in history.speeds[1:]]}
     times |= {way: taken[1:] for way, taken in epochs.items()}
+    ms = {
+        way: {"step": median(each.times()[steps:]), "epoch": median(times[way])}
+        for way, each in {"ours": ours, **steps_of}.items()
+    }
+    ms["ours"]["input"] = alone
     entry = {
         "dtype": {"bf16": "bfloat16", "fp32": "float32"}[settings.precision],
         "layout": "channels_last",
         "batch": case.batch,
         "images": train.samples,
         "runs": EPOCHS - 1,
-        "ms": {
-            "ours": {
-                "step": median(ours.times()[steps:]),
-                "epoch": median(times["ours"]),
-                "input": alone,
-            },
-            **{
-                way: {"step": median(each.times()[steps:]), "epoch": median(times[way])}
-                for way, each in steps_of.items()
-            },
-        },
+        "ms": ms,
         "compiled": plan.compile_mode if plan.compile else None,
         **idle.figures(),
         "skipped": {},
@@ -278,9 +259,7 @@ def read_alone(folder: Path, source: str) -> Measured:
         times = measure.steady_times(lambda: next(inputs), max(4, WORKERS), SECONDS)
     taken = [time for (time,) in times]
     workers = None if source in ("synthetic", "device cache") else WORKERS
-    entry = {"batch": BATCH, "images": BATCH, "workers": workers, "runs": len(taken)}
-    entry |= {"ms": {"ours": {"both": median(taken)}}, "skipped": {}}
-    return Measured(described | entry, {"ours": taken}, {})
+    return measure.of_times(taken, **described, batch=BATCH, images=BATCH, workers=workers)
 
 
 @cache
@@ -296,7 +275,7 @@ def first_batch(folder: Path) -> torch.Tensor:
 
 @cache
 def listed(folder: Path) -> ImageSet:
-    """Return the photographs, checked and not kept."""
+    """Return the photographs, checked and not cached."""
     return open_data(variants.resolve(Settings(data=str(folder), cache="none"), "task1"), "task1").images
 
 
@@ -310,17 +289,8 @@ def source_loader(images: ImageSet, source: str) -> loader.Loader:
         place = placement.choose_placement(images, backend, device, stored)
         store = opening.decode(images, place, "auto", device, WORKERS)
         backend = "auto"
-    return loader.Loader(
-        images,
-        "train",
-        size=SIZE,
-        batch_size=BATCH,
-        train=True,
-        backend=backend,
-        device=device,
-        workers=WORKERS,
-        store=store,
-    )
+    how = {"backend": backend, "device": device, "workers": WORKERS, "store": store}
+    return loader.Loader(images, "train", size=SIZE, batch_size=BATCH, train=True, **how)
 
 
 def seconds_to_first_step(folder: Path, out: Path) -> float:
@@ -338,12 +308,8 @@ def milliseconds_by(processes: int, folder: Path, out: Path) -> dict[str, float]
     options |= {"data": folder, "channels": "RGB", "workers": 2 // processes, "out": out, "name": "bench"}
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     cores = sorted(os.sched_getaffinity(0))[:2]
-    run(
-        *launcher,
-        *("-m", "train.run", "task1", "--no-tensorboard", *flags),
-        cores=cores,
-        OMP_NUM_THREADS=str(2 // processes),
-    )
+    command = (*launcher, "-m", "train.run", "task1", "--no-tensorboard", *flags)
+    run(*command, cores=cores, OMP_NUM_THREADS=str(2 // processes))
     results = json.loads((out / "task1" / "bench" / "results.json").read_text(encoding="utf-8"))
     rate = results["models"]["resnet34"]["images_per_second"]
     return {"both": 1e3 * BATCH / rate}

@@ -74,9 +74,7 @@ def measured(case: Case) -> Measured:
     calls = {way: (lambda _, model=model: run(model, case, x, labels),) for way, model in models.items()}
     entry = measure.described(x) | {"dtype": str(case.dtype).removeprefix("torch."), "batch": BATCH, "images": BATCH}
     if DEVICE == "cuda":
-        entry["memory_bytes"] = {
-            way: dict(zip(("peak", "extra"), measure.used(call), strict=True)) for way, call in calls.items()
-        }
+        entry["memory_bytes"] = {way: measure.memory_bytes(call) for way, call in calls.items()}
     # as timm's own scripts do: cuDNN tries what it has for the unfused model's grouped convolutions
     with cudnn.flags(enabled=True, benchmark=True, allow_tf32=allows_tf32()):
         times = timing.take_turns(calls, DEVICE, ROUNDS, SECONDS[case.mode])

@@ -33,17 +33,14 @@ TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 2e-3}
 ROUNDS, SECONDS = (10, 30), 2.0
 # Beside the rules' row of a pass: other shares of the L2 cache for its chunks, and other stages of its loads.
 SHARES, STAGES = (0.2, 0.35, 0.9), (2, 4)
-DEPTHWISE = tuple(
-    {"block_p": pixels, "block_c": channels, "warps": warps}
-    for pixels, channels, warps in ((64, 32, 4), (32, 64, 4), (64, 64, 8), (16, 64, 2), (32, 32, 2))
-)
-DEPTHWISE_GRADIENT = tuple(
-    {"block_p": pixels, "block_c": channels, "warps": warps}
-    for pixels, channels, warps in ((16, 64, 4), (32, 32, 4), (16, 32, 2), (32, 64, 8), (8, 64, 2))
-)
-STRIPS = tuple(
-    {"block_p": pixels, "block_c": channels, "warps": warps}
-    for pixels, channels, warps in ((16, 64, 4), (32, 32, 4), (8, 128, 4), (32, 64, 8), (8, 64, 2))
+# Of depthwise kernels: pixels and channels of a block, and warps.
+DEPTHWISE, DEPTHWISE_GRADIENT, STRIPS = (
+    [dict(zip(("block_p", "block_c", "warps"), row, strict=True)) for row in rows]
+    for rows in (
+        ((64, 32, 4), (32, 64, 4), (64, 64, 8), (16, 64, 2), (32, 32, 2)),
+        ((16, 64, 4), (32, 32, 4), (16, 32, 2), (32, 64, 8), (8, 64, 2)),
+        ((16, 64, 4), (32, 32, 4), (8, 128, 4), (32, 64, 8), (8, 64, 2)),
+    )
 )
 
 
@@ -63,10 +60,13 @@ class Candidate(NamedTuple):
             return planning.plan.__wrapped__(problem, device)
 
 
-class Tuned(NamedTuple):
-    """What came of a call: the choice, milliseconds of all passes by the rules and by it, and all that was tried.
+Timed = tuple[Candidate, float]  # and its milliseconds
 
-    None stands for the milliseconds of what cannot run.
+
+class Tuned(NamedTuple):
+    """The choice for a call, the milliseconds of all passes by the rules and by the choice, and every candidate's.
+
+    Milliseconds are None where a pass cannot run.
     """
 
     choice: dict
@@ -77,7 +77,7 @@ class Tuned(NamedTuple):
 
 @contextmanager
 def forced(plan: Plan) -> Iterator[None]:
-    """Run every call inside under `plan`."""
+    """Have every call inside run under `plan`."""
     from polychrome.kernels.dynamic_conv.triton import ops
 
     def chosen(*_) -> Plan:
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_log(path: Path | None, digest: str) -> dict:
-    """Return what was tuned of the sources of this digest; nothing where the file is of others, or was cut off."""
+    """Return the log of earlier calls; an empty one where it is of other sources than `digest`'s, or was cut off."""
     fresh = {"digest": digest, "tuned": {}}
     if path is None or not path.exists():
         return fresh
@@ -154,17 +154,14 @@ def tune(shape: Shape, dtype: torch.dtype, device: configs.Device, pool: Process
     usual = _ruled_regime(shape, dtype)
     candidates = [each for regime in regimes(problem) for each in candidates_of(shape, dtype, regime, device)]
     able = [each for each, ran in zip(candidates, pool.map(runs, candidates), strict=True) if ran]
-    times = measure(able, device)
+    timed = list(zip(able, measure(able, device), strict=True))
     totals, choices = {}, {}
     for regime in regimes(problem):
-        choices[regime], totals[regime] = winners(able, times, regime)
-    rules = sum(_plain(able, times, usual, name) for name in PASSES)
+        choices[regime], totals[regime] = winners(timed, regime)
+    rules = sum(_by_rules(timed, usual, name) for name in PASSES)
     best = min(totals, key=totals.get)
     print(f"{_label(shape, dtype)}: rules {rules:.3f} ms ({usual}), best {totals[best]:.3f} ms ({best})", flush=True)
-    tried = [
-        {"pass": each.name, "choice": each.choice, "ms": _finite(taken)}
-        for each, taken in zip(able, times, strict=True)
-    ]
+    tried = [{"pass": each.name, "choice": each.choice, "ms": _finite(taken)} for each, taken in timed]
     if totals[best] == float("inf") or rules < GAIN * totals[best]:
         return Tuned({}, _finite(rules), _finite(rules), tried)
     choice = choices[best] if best == usual else {"regime": best} | choices[best]
@@ -175,14 +172,14 @@ def _finite(milliseconds: float) -> float | None:
     return milliseconds if milliseconds < float("inf") else None
 
 
-def winners(candidates: list[Candidate], times: list[float], regime: str) -> tuple[dict, float]:
+def winners(timed: list[Timed], regime: str) -> tuple[dict, float]:
     """Return a regime's configs that beat its rules by GAIN, and the milliseconds of all passes with them."""
     choice, total = {}, 0.0
     for name in PASSES:
-        plain = _plain(candidates, times, regime, name)
+        plain = _by_rules(timed, regime, name)
         mine = [
             (taken, each.choice.get(name))
-            for each, taken in zip(candidates, times, strict=True)
+            for each, taken in timed
             if each.name == name and each.choice["regime"] == regime
         ]
         taken, config = min(mine, key=lambda pair: pair[0], default=(float("inf"), None))
@@ -308,22 +305,21 @@ def runs(candidate: Candidate) -> bool:
 
 
 def write(device: configs.Device, problem: Problem, choice: dict) -> None:
-    """Put the choice for a problem into the device's table, or take out an old one that was not confirmed."""
+    """Write the choice for a problem into the device's table; an empty one removes an old choice."""
     path = configs.table_path(device.name)
     about = record.circumstances("cuda")
     table = json_of(path) or {}
     old = table.get("choices", {}) if table.get("versions") == about["versions"] else {}
-    kept = {key: value for key, value in old.items() if key != problem.key}
-    choices = kept | ({problem.key: {"batch": problem.batch} | choice} if choice else {})
+    others = {key: value for key, value in old.items() if key != problem.key}
+    choices = others | ({problem.key: {"batch": problem.batch} | choice} if choice else {})
     record.replace(path, {name: about[name] for name in ("device", "versions", "date")} | {"choices": choices})
     planning.forget()
 
 
-def _plain(candidates: list[Candidate], times: list[float], regime: str, name: str) -> float:
+def _by_rules(timed: list[Timed], regime: str, name: str) -> float:
     """Return the milliseconds of a pass under a regime's rules; infinite where that could not run."""
     rules = {"regime": regime}
-    pairs = zip(candidates, times, strict=True)
-    return next((taken for each, taken in pairs if each.name == name and each.choice == rules), float("inf"))
+    return next((taken for each, taken in timed if each.name == name and each.choice == rules), float("inf"))
 
 
 def _about(splits: int) -> list[int]:

@@ -53,30 +53,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compile_into(cache: Path, only: str = "", jobs: int = 1) -> bool:
-    """Fill a folder of Triton's cache with what the parts launch that have `only` in their names; return if all ran."""
+    """Fill a folder of Triton's cache with the kernels of the parts with `only` in their names; return if all ran."""
     environment = os.environ | {
         "TRITON_CACHE_DIR": str(cache),
         "TRITON_STORE_BINARY_ONLY": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     environment.pop("TRITON_INTERPRET", None)
-    parts = [name for name in PARTS if only in name]
-    start = time.monotonic()
-    running = []
-    for name in [*parts, *(["tests"] if only in "tests" else [])]:
-        if name == "tests":
-            several = ["-n", str(jobs), "--dist", "worksteal"] if jobs > 1 else []
-            words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "bench.stand_in.plugin", *several, *TESTS]
-        else:
-            words = ["-m", "bench.warm_part", name]
-        running.append((name, words))
+    start, whole = time.monotonic(), True
+    several = ["-n", str(jobs), "--dist", "worksteal"] if jobs > 1 else []
+    parts = {name: ["-m", "bench.warm_part", name] for name in PARTS}
+    parts["tests"] = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "bench.stand_in.plugin", *several, *TESTS]
+    chosen = {name: words for name, words in parts.items() if only in name}
     with ProcessPoolExecutor(max(1, jobs), get_context("spawn")) as pool:
-        statuses = []
-        outcomes = pool.map(_run, [words for _, words in running], [environment] * len(running))
-        for (name, _), (status, said) in zip(running, outcomes, strict=True):
-            statuses.append(status)
+        outcomes = pool.map(_run, chosen.values(), [environment] * len(chosen))
+        for name, (status, said) in zip(chosen, outcomes, strict=True):
+            whole &= not status
             print(f"{name}: {said if status else 'done'} ({time.monotonic() - start:.0f} s)", flush=True)
-    return not any(statuses)
+    return whole
 
 
 def pack(cache: Path, archive: Path) -> int:

@@ -1,4 +1,4 @@
-"""Few of many cases that show together what all of them show."""
+"""A few of many cases that have all their traits."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
@@ -9,9 +9,9 @@ Case = TypeVar("Case")
 def covering(cases: Sequence[Case], traits: Callable[[Case], set[Hashable]]) -> list[Case]:
     """Return some of the cases, in their order, chosen greedily: each trait of any case is that of a returned one."""
     of = [traits(case) for case in cases]
-    missing, kept = set().union(*of), set()
+    missing, chosen = set().union(*of), set()
     while missing:
         best = max(range(len(cases)), key=lambda index: len(of[index] & missing))
-        kept.add(best)
+        chosen.add(best)
         missing -= of[best]
-    return [case for index, case in enumerate(cases) if index in kept]
+    return [case for index, case in enumerate(cases) if index in chosen]

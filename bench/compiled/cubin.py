@@ -64,12 +64,7 @@ def disassembled(compiled) -> tuple[str, str]:
         return usage, _run(triton.knobs.nvidia.nvdisasm.path, "--print-line-info", cubin)
 
 
-def resident_blocks(cubin: Cubin, warps: int, capability: int) -> int:
-    """Return how many blocks fit one multiprocessor by registers and shared memory."""
-    return resident_blocks_of(cubin.registers, cubin.shared, warps, capability)
-
-
-def resident_blocks_of(registers: int, shared: int, warps: int, capability: int) -> int:
+def resident_blocks(registers: int, shared: int, warps: int, capability: int) -> int:
     """Return how many blocks of so many registers a thread, bytes shared and warps fit one multiprocessor."""
     by_registers = 65536 // (-(-registers // 8) * 8 * 32 * warps)
     return min(by_registers, (SHARED_LIMIT[capability] + 1024) // (shared + 1024), 64 // warps)

@@ -44,6 +44,7 @@ GEOMETRY = Geometry([1, 1], [1, 1, 1, 1], [1, 1], 1)
 KERNEL = (3, 3)
 BATCH, SIZE = 64, 28
 SPLITS = 6
+WORDS = ("kernel", "use", "dtype", "channels", "row", "warps", "stages")  # what names a variant
 MAPS = (
     ((64, 256, 16, 16), torch.channels_last),
     ((256, 256, 28, 28), torch.channels_last),
@@ -123,11 +124,9 @@ def variants() -> Iterator[Variant]:
                 if dtype == torch.bfloat16:
                     yield _weight_gradient(row, dtype, eights, experts)
     for experts, side in ((4, 3), (8, 3), (9, 3), (4, 7), (8, 11)):
-        mixed = _empty(BATCH, 256, side**2, 256)
-        with record_launches() as launches:
-            mix_into(mixed, _empty(experts, 256, 256, side, side), _empty(BATCH, experts, dtype=torch.float32))
-        use = f"{experts} experts, {side}x{side}"
-        yield Variant("mix", use, "bfloat16", "256->256", "-", 1, 4, launches[0])
+        weight, mixing = _empty(experts, 256, 256, side, side), _empty(BATCH, experts, dtype=torch.float32)
+        (launch,) = _launches_of(mix_into, _empty(BATCH, 256, side**2, 256), weight, mixing)
+        yield _variant("mix", f"{experts} experts, {side}x{side}", "bfloat16", "256->256", launch)
     yield from _reorder()
     yield from _sums()
     yield from _depthwise()
@@ -144,6 +143,18 @@ def variants() -> Iterator[Variant]:
         yield from _augment(channels)
 
 
+def _launches_of(call: Callable, *arguments, **options) -> list[Launch]:
+    with record_launches() as launches:
+        call(*arguments, **options)
+    return launches
+
+
+def _variant(kernel: str, use: str, dtype: str, channels: str, launch: Launch, *blocks: str) -> Variant:
+    """Return the variant of a kernel without pipelined loads; `blocks` names the options that its tile is made of."""
+    label = _label(*(launch.options[block] for block in blocks if block in launch.options)) if blocks else "-"
+    return Variant(kernel, use, dtype, channels, label, 1, launch.options["num_warps"], launch)
+
+
 def _convolution(use, row, dtype, channels, precision="ieee", transposed=False, experts=0) -> Variant:
     inputs, outputs = channels
     x, y = _image(inputs, dtype), _image(outputs, dtype)
@@ -154,80 +165,52 @@ def _convolution(use, row, dtype, channels, precision="ieee", transposed=False, 
         probe = x
         products = _empty(-(-inputs // row.block_n), experts, BATCH, SIZE * SIZE, dtype=torch.float32)
     weight = _empty(experts or BATCH, outputs, 9, inputs, dtype=dtype)
-    with record_launches() as launches:
-        convolve(
-            source,
-            weight,
-            out,
-            GEOMETRY,
-            KERNEL,
-            row,
-            precision,
-            transposed,
-            mixing,
-            probe=probe,
-            products=products,
-        )
-    name = _name(dtype, precision)
-    again = partial(
-        _convolution,
-        use,
-        dtype=dtype,
-        channels=channels,
-        precision=precision,
-        transposed=transposed,
-        experts=experts,
-    )
-    return _product("convolution", use, name, channels, row, launches[0], again)
+    given = (source, weight, out, GEOMETRY, KERNEL, row, precision, transposed, mixing)
+    launch = _launches_of(convolve, *given, probe=probe, products=products)[0]
+    known = {"dtype": dtype, "channels": channels, "precision": precision, "transposed": transposed, "experts": experts}
+    again = partial(_convolution, use, **known)
+    return _product("convolution", use, _name(dtype, precision), channels, row, launch, again)
 
 
 def _added_up() -> Iterator[Variant]:
     """Parts of a product, in both layouts of what is written."""
     for layout in (torch.channels_last, torch.contiguous_format):
         y = _empty(1, 256, 14, 14).contiguous(memory_format=layout)
-        partial = _empty(SPLITS, 1, 14, 14, 256, dtype=torch.float32)
-        with record_launches() as launches:
-            add_up(partial, y, Epilogue(_empty(1, 256, dtype=torch.float32)))
-        options = launches[0].options
-        use = f"{SPLITS} splits, {'channels_last' if options['CHANNELS_LAST'] else 'contiguous'}"
-        label = _label(options["BLOCK_P"], options["BLOCK_C"])
-        yield Variant("add up", use, "bfloat16", "256", label, 1, options["num_warps"], launches[0])
+        parts = _empty(SPLITS, 1, 14, 14, 256, dtype=torch.float32)
+        launch = _launches_of(add_up, parts, y, Epilogue(_empty(1, 256, dtype=torch.float32)))[0]
+        use = f"{SPLITS} splits, {'channels_last' if launch.options['CHANNELS_LAST'] else 'contiguous'}"
+        yield _variant("add up", use, "bfloat16", "256", launch, "BLOCK_P", "BLOCK_C")
 
 
 def _weight_gradient(row, dtype, channels, experts) -> Variant:
     inputs, outputs = channels
     grad, x = _image(outputs, dtype), _image(inputs, dtype)
-    with record_launches() as launches:
-        if experts:
-            mixing = _empty(BATCH, experts, dtype=torch.float32)
-            kernels = _empty(experts, outputs, 9, inputs, dtype=dtype)
-            expert_gradients(grad, x, kernels, mixing, GEOMETRY, KERNEL, row._replace(splits=2), "ieee")
-        else:
-            own = _empty(BATCH, outputs, 9, inputs, dtype=dtype)
-            sample_gradients(grad, x, own, GEOMETRY, KERNEL, row, "ieee")
+    if experts:
+        mixing = _empty(BATCH, experts, dtype=torch.float32)
+        kernels = _empty(experts, outputs, 9, inputs, dtype=dtype)
+        given = (grad, x, kernels, mixing, GEOMETRY, KERNEL, row._replace(splits=2), "ieee")
+        launch = _launches_of(expert_gradients, *given)[0]
+    else:
+        own = _empty(BATCH, outputs, 9, inputs, dtype=dtype)
+        launch = _launches_of(sample_gradients, grad, x, own, GEOMETRY, KERNEL, row, "ieee")[0]
     use = f"{experts} experts" if experts else "one sample's own"
     again = partial(_weight_gradient, dtype=dtype, channels=channels, experts=experts)
-    return _product("weight gradient", use, _name(dtype), channels, row, launches[0], again)
+    return _product("weight gradient", use, _name(dtype), channels, row, launch, again)
 
 
 def _contraction(experts: int, dtype: torch.dtype) -> Variant:
     own, mixing = _empty(BATCH, 256, 9, 256, dtype=dtype), _empty(BATCH, experts, dtype=torch.float32)
-    gradient = _empty(experts, 256, 9, 256, dtype=torch.float32)
-    with record_launches() as launches:
-        contract(own, _empty(experts, 256, 9, 256, dtype=dtype), mixing, gradient, add=False)
-    options = launches[0].options
-    label = _label(options["BLOCK_S"], options["BLOCK_W"])
-    return Variant("contraction", f"{experts} experts", _name(dtype), "256->256", label, 1, 4, launches[0])
+    weight, gradient = (_empty(experts, 256, 9, 256, dtype=each) for each in (dtype, torch.float32))
+    launch = _launches_of(contract, own, weight, mixing, gradient, add=False)[0]
+    return _variant("contraction", f"{experts} experts", _name(dtype), "256->256", launch, "BLOCK_S", "BLOCK_W")
 
 
 def _contraction_of_few(samples: int, experts: int, dtype: torch.dtype) -> Variant:
     own, weight = _empty(samples, 256, 9, 256, dtype=dtype), _empty(experts, 256, 256, *KERNEL, dtype=dtype)
-    with record_launches() as launches:
-        contract_few(own, weight, _empty(samples, experts, dtype=torch.float32), for_mixing=True)
-    options = launches[0].options
+    mixing = _empty(samples, experts, dtype=torch.float32)
+    launch = _launches_of(contract_few, own, weight, mixing, for_mixing=True)[0]
     use = f"{experts} experts, samples: {samples}"
-    label = _label(options["BLOCK_R"], options["TAPS"])
-    return Variant("contraction", use, _name(dtype), "256->256", label, 1, options["num_warps"], launches[0])
+    return _variant("contraction", use, _name(dtype), "256->256", launch, "BLOCK_R", "TAPS")
 
 
 def _product(kernel, use, dtype, channels, row, launch, with_config) -> Variant:
@@ -242,30 +225,24 @@ def _product(kernel, use, dtype, channels, row, launch, with_config) -> Variant:
 
 def _reorder() -> Iterator[Variant]:
     """Weights moved to channels last and their gradients back, rounded or not; kernels of one block of taps or more."""
+    uses = ("to channels last", "to channels first", "to channels first, rounded")
     for side in (3, 9):
         weight, wide = _empty(4, 256, 256, side, side), _empty(4, 256, side**2, 256, dtype=torch.float32)
         with record_launches() as launches:
             channels_first(channels_last(weight), weight)
             channels_first(wide, weight)
-        uses = ("to channels last", "to channels first", "to channels first, rounded")
         for use, launch in zip(uses, launches, strict=True):
-            label = _label(launch.options["BLOCK_T"], launch.options["BLOCK_C"])
-            known = ("reorder", f"{use}, {side}x{side}", "bfloat16", "256->256", label)
-            yield Variant(*known, 1, launch.options["num_warps"], launch)
+            yield _variant("reorder", f"{use}, {side}x{side}", "bfloat16", "256->256", launch, "BLOCK_T", "BLOCK_C")
 
 
 def _sums() -> Iterator[Variant]:
     """Of products and maps, few columns of many rows; of partial gradients; of products for each pixel."""
     rows = ((4608, BATCH, 4), (1024, 2, 49), (2, 4, 256, 9, 256))
     pixels = tuple((2, 4, BATCH, each) for each in (256, 49))
-    with record_launches() as launches:
-        for sum_up, sizes in ((sum_rows, rows), (sum_outer_and_inner, pixels)):
-            for size in sizes:
-                sum_up(_empty(*size, dtype=torch.float32))
-    uses = ["x".join(map(str, size)) for size in rows + pixels]
-    for use, launch in zip(uses, launches, strict=True):
-        label = _label(launch.options["BLOCK_R"], launch.options["BLOCK_C"])
-        yield Variant("sum", use, "float32", "-", label, 1, launch.options["num_warps"], launch)
+    for sum_up, sizes in ((sum_rows, rows), (sum_outer_and_inner, pixels)):
+        for size in sizes:
+            (launch,) = _launches_of(sum_up, _empty(*size, dtype=torch.float32))
+            yield _variant("sum", "x".join(map(str, size)), "float32", "-", launch, "BLOCK_R", "BLOCK_C")
 
 
 def _depthwise() -> Iterator[Variant]:
@@ -298,19 +275,15 @@ def _depthwise_form(side, experts, row, gradient_row) -> Iterator[Variant]:
 
 def _recorded(op: str, x: torch.Tensor, call: Callable[[torch.Tensor], None]) -> Iterator[Variant]:
     """Yield what `call(x)` launches, by the names of the kernels."""
-    with record_launches() as launches:
-        call(x)
     layout = "channels_last" if is_channels_last(x) else "contiguous"
     size = "x".join(map(str, x.shape))
     seen = set()
-    for launch in launches:
+    for launch in _launches_of(call, x):
         name = launch.kernel.__name__.removesuffix("_kernel").replace("_", " ")
         use = f"{size} {layout}" + (", backward" if name in seen else "")
         seen.add(name)
-        sizes = ("BLOCK_P", "BLOCK_C", "BLOCK_O", "BLOCK_W")
-        blocks = [launch.options[block] for block in sizes if block in launch.options]
-        known = (f"{op}: {name}", use, "bfloat16", str(x.shape[1]), _label(*blocks))
-        yield Variant(*known, 1, launch.options["num_warps"], launch)
+        blocks = ("BLOCK_P", "BLOCK_C", "BLOCK_O", "BLOCK_W")
+        yield _variant(f"{op}: {name}", use, "bfloat16", str(x.shape[1]), launch, *blocks)
 
 
 def _spatial_attention(x: torch.Tensor) -> None:
@@ -355,13 +328,11 @@ def _augment(channels: int) -> Iterator[Variant]:
     }
     for use, parameters in recipes.items():
         size = 256 if use == "copied" else 224
-        with record_launches() as launches:
-            statistics = [0.5] * channels
-            augment.augment(Arguments(images, *parameters, statistics, statistics, size, size, torch.bfloat16))
-        options = launches[0].options
-        names = ("ROWS", "VALUES") if "VALUES" in options else ("BLOCK_H", "BLOCK_W")
-        label = _label(*(options[name] for name in names))
-        yield Variant("augment", use, "bfloat16", str(channels), label, 1, options["num_warps"], launches[0])
+        statistics = [0.5] * channels
+        given = Arguments(images, *parameters, statistics, statistics, size, size, torch.bfloat16)
+        launch = _launches_of(augment.augment, given)[0]
+        blocks = ("ROWS", "VALUES") if "VALUES" in launch.options else ("BLOCK_H", "BLOCK_W")
+        yield _variant("augment", use, "bfloat16", str(channels), launch, *blocks)
 
 
 def compile_all(sampled: bool = False) -> list[dict]:
@@ -384,8 +355,8 @@ def _traits(variant: Variant, capability: int) -> set[tuple]:
         size, _, layout = variant.use.partition(" ")
         return {(kernel, layout, layout.startswith("contiguous") and size.endswith("7x7"))}
     # The accumulators of several experts are what fills the registers.
-    held = variant.use if kernel == "weight gradient" and variant.dtype == "bfloat16" else None
-    return {(kernel, variant.dtype, row, held), (kernel, variant.use), (kernel, variant.channels)}
+    accumulators = variant.use if kernel == "weight gradient" and variant.dtype == "bfloat16" else None
+    return {(kernel, variant.dtype, row, accumulators), (kernel, variant.use), (kernel, variant.channels)}
 
 
 _variants: list[Variant] = []
@@ -399,11 +370,9 @@ def _compile(job: tuple[int, int]) -> dict:
     index, capability = job
     variant = _variants[index]
     cubin: Cubin = read_launch(variant.launch, capability)
-    words = {
-        name: value for name, value in variant._asdict().items() if name not in ("launch", "config", "with_config")
-    }
+    words = {name: value for name, value in variant._asdict().items() if name in WORDS}
     words["instead"] = _row_without_spills(variant) if cubin.spilled and variant.config else None
-    resident = resident_blocks(cubin, variant.warps, capability)
+    resident = resident_blocks(cubin.registers, cubin.shared, variant.warps, capability)
     return words | {"capability": capability, **cubin._asdict(), "resident": resident}
 
 
@@ -438,12 +407,11 @@ def markdown(rows: list[dict]) -> str:
         "| kernel | use | dtype | channels | tile | warps | stages | sm_80 | sm_90 | sm_100 |",
         "|---|---|---|---|---|---:|---:|---|---|---|",
     ]
-    keys = ("kernel", "use", "dtype", "channels", "row", "warps", "stages")
     table: dict[tuple, dict[int, str]] = {}
     for row in rows:
         found = " ".join(row["matrix"]) or f"{row['wide_loads']} + {row['wide_stores']}"
         cell = f"{row['registers']} / {row['shared'] / 1024:.0f} / {row['resident']}, {found}"
-        table.setdefault(tuple(row[key] for key in keys), {})[row["capability"]] = cell
+        table.setdefault(tuple(row[word] for word in WORDS), {})[row["capability"]] = cell
     for key, cells in table.items():
         targets = [cells.get(capability, "") for capability in SHARED_LIMIT]
         lines.append(f"| {' | '.join(map(str, key))} | {' | '.join(targets)} |")

@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         state.enter(step, digest, "begun", 0)
         outcome, taken = run(step, min(step.most, left), state.folder, digest)
         state.enter(step, digest, outcome, taken)
-        state.keep()
+        state.save()
         failed |= outcome not in ("passed", "unfinished")
         print(f"{step.name}: {outcome} ({taken:.0f} s)", flush=True)
         _write(state, out, names)

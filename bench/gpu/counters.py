@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,9 @@ from bench.gpu.steps import ROOT
 from bench.measuring import record, timing
 from bench.measuring.measure import DEVICE, finished, parts_of
 from bench.ops import augment as augmentations
+from bench.ops import channel_gate as gates
 from bench.ops import dynamic_conv as convolutions
+from bench.ops import spatial_attention as attentions
 
 RUNS = 5
 SECTIONS = ("SpeedOfLight", "MemoryWorkloadAnalysis", "SchedulerStats", "WarpStateStats", "LaunchStats", "Occupancy")
@@ -80,16 +82,12 @@ def main(arguments: list[str] | None = None) -> int:
 def calls() -> Iterator[tuple[str, Callable[[], timing.Parts]]]:
     """Yield what makes ours at every shape of the benchmarks, by op and the name of the results."""
     for shape in convolutions.shapes_on(DEVICE):
-        yield f"dynamic_conv bfloat16 {shape.name}", lambda shape=shape: _convolution(shape)
-    for op in ("spatial_attention", "channel_gate"):
-        module = import_module(f"bench.ops.{op}")
+        yield f"dynamic_conv bfloat16 {shape.name}", partial(_convolution, shape)
+    for op, module in (("spatial_attention", attentions), ("channel_gate", gates)):
         for shape in module.shapes_on(DEVICE):
-            yield (
-                f"{op} {shape.key}",
-                lambda shape=shape, ours=module.ours: parts_of(ours, *shape.data(DEVICE)),
-            )
-    for shape in import_module("bench.ops.augment").shapes_on(DEVICE):
-        yield f"augment {shape.key}", lambda shape=shape: _augmentation(shape)
+            yield f"{op} {shape.key}", lambda shape=shape, ours=module.ours: parts_of(ours, *shape.data(DEVICE))
+    for shape in augmentations.shapes_on(DEVICE):
+        yield f"augment {shape.key}", partial(_augmentation, shape)
 
 
 def kernel_times(parts: timing.Parts) -> list[tuple[str, float]]:
@@ -161,11 +159,10 @@ def parsed(output: str) -> dict[str, str]:
 
 def _convolution(shape: convolutions.Shape) -> timing.Parts:
     data = convolutions.data_of(shape, torch.bfloat16, DEVICE)
-    ours = import_module("bench.ops.dynamic_conv").ours
-    return parts_of(ours, data.leaves, data.grad, *shape.geometry)
+    return parts_of(convolutions.ours, data.leaves, data.grad, *shape.geometry)
 
 
-def _augmentation(shape) -> timing.Parts:
+def _augmentation(shape: augmentations.Shape) -> timing.Parts:
     forward = augmentations.ours(shape.call(DEVICE))
     return (lambda _: forward(),)
 

@@ -1,4 +1,4 @@
-"""What is known of the steps between the calls: a folder that git ignores, and the few files that come back of it."""
+"""The state of the steps between calls: a folder that git ignores, and the few files that are made of it."""
 
 import json
 import shutil
@@ -14,8 +14,8 @@ from bench.measuring import record
 # Nothing larger comes back from the machine with the GPU.
 LARGEST = 16 * 2**20
 # The results and the tables of a GPU, which steps write into the tree; `{gpu}` is its name in file names.
-KEPT = ("bench/results/{gpu}.json", "kernels/dynamic_conv/configs/{gpu}.json")
-# What there is to read of the studies' trainings.
+WRITTEN = ("bench/results/{gpu}.json", "kernels/dynamic_conv/configs/{gpu}.json")
+# The readable files of the studies' trainings.
 READ = tuple(f"{RUNS.format(kind='*')}/**/{files}" for files in ("*.csv", "*.json", "report.*", "plots/*.png"))
 FINAL = ("passed", "failed")
 
@@ -35,7 +35,7 @@ class State:
 
     @property
     def steps(self) -> dict[str, dict]:
-        """What came of each step on this GPU, by name."""
+        """How each step ended on this GPU, by name."""
         return self._all.setdefault(self.device, {})
 
     def is_done(self, step: Step) -> bool:
@@ -45,23 +45,23 @@ class State:
         return same and known["outcome"].split(":")[0] in FINAL
 
     def enter(self, step: Step, digest: str, outcome: str, seconds: float) -> None:
-        """Write down what came of a step that began with these sources."""
+        """Write down how a step ended that began with sources of this digest."""
         known = {"outcome": outcome, "seconds": round(seconds, 1), "digest": digest, "arguments": list(step.arguments)}
         self.steps[step.name] = known
         record.replace(self.folder / "steps.json", self._all)
 
     def restore(self, anew: bool) -> None:
-        """Put the results and tables of earlier calls into the tree; unless `anew`, only those that it has none of.
+        """Put the results and tables of earlier calls into the tree; unless `anew`, only those that it lacks.
 
         What the tree has may be newer: a table that `bench.tune` wrote between two calls.
         """
-        for name in (pattern.format(gpu=self.gpu) for pattern in KEPT):
+        for name in (pattern.format(gpu=self.gpu) for pattern in WRITTEN):
             if anew or not (ROOT / name).exists():
                 _copy(self.folder / "files" / name, ROOT / name)
 
-    def keep(self) -> None:
-        """Keep the results and tables that the tree holds now, and what there is to read of trainings."""
-        for name in (pattern.format(gpu=self.gpu) for pattern in KEPT):
+    def save(self) -> None:
+        """Copy the results and tables of the tree, and the readable files of trainings, into the folder."""
+        for name in (pattern.format(gpu=self.gpu) for pattern in WRITTEN):
             _copy(ROOT / name, self.folder / "files" / name)
         for path in (path for pattern in READ for path in ROOT.glob(pattern)):
             _copy(path, self.folder / "files" / path.relative_to(ROOT))
@@ -70,12 +70,12 @@ class State:
         """Return all numbers that were found."""
         names = ("first_light", "host_time", "counters", "warm")
         found = {name: json_of(self.folder / f"{name}.json") for name in names}
-        sections = json_of(ROOT / KEPT[0].format(gpu=self.gpu)) or {}
+        sections = json_of(ROOT / WRITTEN[0].format(gpu=self.gpu)) or {}
         return {"device": self.device, "steps": self.steps, **found, "sections": sections}
 
     def tuned(self) -> dict:
         """Return the table of measured choices, and the times of all that was tried."""
-        table = json_of(ROOT / KEPT[1].format(gpu=self.gpu))
+        table = json_of(ROOT / WRITTEN[1].format(gpu=self.gpu))
         return {"table": table, "log": json_of(self.folder / "tuning.json")}
 
     def failures(self) -> str:

@@ -60,68 +60,38 @@ class Step(NamedTuple):
 
 def steps(folder: Path, data: str | None = None) -> list[Step]:
     """Return the steps by value; what they find goes into `folder`. `data`: mini50, to train the studies last."""
-    conv, *others = tables.OPS
-    table = "kernels/dynamic_conv/configs/*.json"
+    conv, table, kernels = "dynamic_conv", "kernels/dynamic_conv/configs/*.json", "kernels/**/*.py"
+    engine = (kernels, "engine/**/*.py", "models/**/*.py", "bench/test_engine.py")
+    tuned = ("kernels/*.py", "kernels/dynamic_conv/**/*.py", "bench/tune.py", "bench/measuring/timing.py")
+    tests = ("tests/engine", "tests/train", "tests/bench", "tests/models")
+    tested = (kernels, "engine/**/*.py", "train/**/*.py", "models/**/*.py", "tests/engine/**/*.py")
+
+    def json(name: str, option: str = "--json") -> tuple[str, str]:
+        return option, str(folder / f"{name}.json")
+
     return [
-        Step(
-            "first-light",
-            ("-m", "bench.gpu.first_light", "--json", str(folder / "first_light.json")),
-            120,
-            20,
-            ("kernels/**/*.py",),
-        ),
+        Step("first-light", ("-m", "bench.gpu.first_light", *json("first_light")), 120, 20, (kernels,)),
         _tests("tests-dynamic_conv", "dynamic_conv", (CONVOLUTION_TESTS,)),
         _tests("tests-kernels", "*", ("tests/kernels", f"--ignore={CONVOLUTION_TESTS}")),
         *(_times(f"times-{op}", op, QUICK[op]) for op in tables.OPS),
-        Step(
-            "host-time",
-            ("-m", "bench.host_time", "--json", str(folder / "host_time.json")),
-            60,
-            15,
-            ("kernels/**/*.py", "bench/host_time.py"),
-        ),
-        Step(
-            "tune",
-            ("-m", "bench.tune", "--log", str(folder / "tuning.json")),
-            400,
-            45,
-            ("kernels/*.py", "kernels/dynamic_conv/**/*.py", "bench/tune.py", "bench/measuring/timing.py"),
-            timed=True,
-        ),
+        Step("host-time", ("-m", "bench.host_time", *json("host_time")), 60, 15, (kernels, "bench/host_time.py")),
+        Step("tune", ("-m", "bench.tune", *json("tuning", "--log")), 400, 45, tuned, timed=True),
         _times(f"times-{conv}-tuned", conv, QUICK[conv], sources=(table,)),
         Step(
             "counters",
-            ("-m", "bench.gpu.counters", "--json", str(folder / "counters.json")),
+            ("-m", "bench.gpu.counters", *json("counters")),
             150,
             45,
-            ("kernels/**/*.py", table, "bench/gpu/counters.py"),
+            (kernels, table, "bench/gpu/counters.py"),
         ),
-        *(_times(f"baselines-{op}", op, None, FEW[op], (table,), most=400) for op in (conv, *others)),
-        Step(
-            "engine-epoch",
-            (*PYTEST, "bench/test_engine.py", "--benchmark-only", "-k", "test_training and attention_cnn"),
-            240,
-            60,
-            ("kernels/**/*.py", "engine/**/*.py", "models/**/*.py", "bench/test_engine.py"),
-        ),
+        *(_times(f"baselines-{op}", op, None, FEW[op], (table,), most=400) for op in tables.OPS),
+        Step("engine-epoch", (*_bench("engine"), "-k", "test_training and attention_cnn"), 240, 60, engine),
         _tests("tests-compiled", "*", ("tests/kernels",), COMPILED, most=300),
         Step("growth", _bench("growth"), 400, 60, (*COMMON, "kernels/dynamic_conv/**/*.py", table)),
-        Step("fuse", _bench("fuse"), 240, 60, ("kernels/**/*.py", table, "bench/test_fuse.py")),
+        Step("fuse", _bench("fuse"), 240, 60, (kernels, table, "bench/test_fuse.py")),
         *(_times(f"all-{op}", op, None, None, (table,), most=590) for op in tables.OPS),
-        Step(
-            "tests-engine",
-            (*PYTEST, "-m", "gpu", "tests/engine", "tests/train", "tests/bench", "tests/models"),
-            300,
-            60,
-            ("kernels/**/*.py", "engine/**/*.py", "train/**/*.py", "models/**/*.py", "tests/engine/**/*.py"),
-        ),
-        Step(
-            "engine",
-            _bench("engine"),
-            590,
-            150,
-            ("kernels/**/*.py", "engine/**/*.py", "models/**/*.py", "bench/test_engine.py"),
-        ),
+        Step("tests-engine", (*PYTEST, "-m", "gpu", *tests), 300, 60, tested),
+        Step("engine", _bench("engine"), 590, 150, engine),
         *(studies(data) if data else ()),
     ]
 
@@ -135,9 +105,9 @@ def studies(data: str) -> list[Step]:
     found = []
     for kind in ("shallow", "parts", "channels"):
         _, *words, _ = study.COMMANDS[kind].split()
-        kept = ("--seeds", "3", "--out", RUNS.format(kind=kind), "--resume", "auto")
+        options = ("--seeds", "3", "--out", RUNS.format(kind=kind), "--resume", "auto")
         if not any(ROOT.glob(f"{RUNS.format(kind=kind)}/*/*/report.html")):
-            found.append(Step(f"study-{kind}", (*words, data, *kept), 590, 60, ("train/**/*.py", "engine/**/*.py")))
+            found.append(Step(f"study-{kind}", (*words, data, *options), 590, 60, ("train/**/*.py", "engine/**/*.py")))
     return found
 
 

@@ -1,9 +1,8 @@
-"""The page that is read first: what ran, what is wrong, which lines are met; at most 60 lines."""
+"""The page that is read first: what ran, what is wrong, which targets are met; at most 60 lines."""
 
 from bench.gpu.state import json_of
 from bench.measuring import record
-from bench.report import headline, tables
-from bench.report.targets import Line
+from bench.report import tables, targets
 
 MOST, WIDTH = 60, 150
 
@@ -11,7 +10,7 @@ MOST, WIDTH = 60, 150
 def summary(results: dict, names: list[str]) -> str:
     """Return the page for the results of a state, the steps in the order of `names`."""
     found = [*_check(results), *_host_time(results)]
-    lines = [*_about(results), "", *found, "", *_steps(results, names), "", *_lines(results)]
+    lines = [*_about(results), "", *found, "", *_steps(results, names), "", *_verdicts(results)]
     if len(lines) > MOST:
         lines = [*lines[: MOST - 1], f"{len(lines) - MOST + 1} more lines are left out; results.json has them"]
     return "\n".join(line[:WIDTH] for line in lines) + "\n"
@@ -63,16 +62,15 @@ def _steps(results: dict, names: list[str]) -> list[str]:
     return found + ([f"not started: {', '.join(waiting)}"] if waiting else [])
 
 
-def _lines(results: dict) -> list[str]:
+def _verdicts(results: dict) -> list[str]:
     found = []
     for op, section in results["sections"].items():
-        measured = [line for line in headline.verdicts(op, section) if line.met is not None]
-        found += [f"{op}: {_said(line)}" for line in measured]
-    return found or ["lines: nothing measured yet"]
-
-
-def _said(line: Line) -> str:
-    return f"{line.demand}: {line.measured} - {tables.VERDICTS[line.met]}"
+        found += [
+            f"{op}: {each.demand}: {each.measured} - {tables.VERDICTS[each.met]}"
+            for each in targets.verdicts(op, section)
+            if each.met is not None
+        ]
+    return found or ["targets: nothing measured yet"]
 
 
 def printed(path=None) -> str:

@@ -1,6 +1,6 @@
 """Times of an op's shapes by the ways asked for: `python -m bench.gpu.times OP [--ways a,b] [--first N]`.
 
-What a pytest run of the benchmark writes for a shape, shape by shape, so that a run that is cut off has kept the ones
+What a pytest run of the benchmark writes for a shape, shape by shape, so that a run that is cut off has the ones
 before; a shape measured under the digest given is not measured again.
 """
 
@@ -17,7 +17,7 @@ from bench.measuring import record
 from bench.measuring.measure import DEVICE, Measured
 from bench.ops.availability import dali_package
 from bench.report import tables
-from bench.report.targets import NOT_ASKED
+from bench.report.metrics import NOT_ASKED
 
 PACKAGES = {"augment": ("torchvision", *filter(None, [dali_package()]))}
 

@@ -1,4 +1,4 @@
-"""What the benchmark of every op does: check each implementation, time them in turn, draw figures from the times."""
+"""The benchmark of an op: check every implementation, time them in turn, and make an entry of the results."""
 
 import itertools
 import statistics
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import polychrome.kernels.flops  # noqa: F401 - so that our ops are counted
 from bench.measuring import timing
-from bench.report.targets import NOT_ASKED
+from bench.report.metrics import NOT_ASKED
 from polychrome.kernels.tensors import is_channels_last
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -56,7 +56,7 @@ class Work(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """An entry of the results, the milliseconds of each run of each way, and the ceilings the entry is held against."""
+    """An entry of the results, the milliseconds of each run of each way, and the measured ceilings."""
 
     entry: dict
     times: dict[str, list[float]]
@@ -64,7 +64,7 @@ class Measured(NamedTuple):
 
 
 class Stopwatch:
-    """The milliseconds of each of many spans; on a GPU those that the device takes, which nobody waits for."""
+    """Times many spans in milliseconds; on a GPU by device events, without waiting for them."""
 
     def __init__(self) -> None:
         self._begun, self._spans = None, []
@@ -105,28 +105,20 @@ def only(candidates: Iterable[Candidate], ways: Collection[str] | None) -> list[
 def candidates_of(baselines, shape, leaves: tuple[Tensor, ...], grad: Tensor, *arguments) -> list[Candidate]:
     """Return ours and every baseline of a module of `bench.ops`, all in the dtype of the first leaf."""
     dtype = leaves[0].dtype
-    ours = Candidate("ours", parts_of(baselines.ours, leaves, grad, *arguments), OURS[dtype])
-    return [
-        ours,
-        *(
-            Candidate(
-                name,
-                parts_of(function, leaves, grad, *arguments),
-                THEIRS[dtype],
-                baselines.reason_to_skip(name, shape, DEVICE),
-            )
-            for name, function in baselines.BASELINES.items()
-        ),
-    ]
+    found = [Candidate("ours", parts_of(baselines.ours, leaves, grad, *arguments), OURS[dtype])]
+    for name, function in baselines.BASELINES.items():
+        parts, reason = parts_of(function, leaves, grad, *arguments), baselines.reason_to_skip(name, shape, DEVICE)
+        found.append(Candidate(name, parts, THEIRS[dtype], reason))
+    return found
 
 
 def checked_calls(
-    candidates: Iterable[Candidate], exact: list[Tensor], usual: str | None = None, kept: tuple[str, ...] = ()
+    candidates: Iterable[Candidate], exact: list[Tensor], usual: str | None = None, never_slow: tuple[str, ...] = ()
 ) -> tuple[dict[str, timing.Parts], dict[str, str]]:
     """Return the implementations whose results were checked, and why the others were left out.
 
     Where `usual` names one of them, those after it that take over SLOW times as long are left out on a CPU, except for
-    ours and `kept`.
+    ours and `never_slow`.
 
     Raises:
         AssertionError: our results are wrong; baselines that fail are left out.
@@ -140,7 +132,7 @@ def checked_calls(
                 if name == "ours":
                     raise
                 reason = failure(error)
-        if reason is None and name not in ("ours", *kept) and _is_slow(took[name], took.get(usual)):
+        if reason is None and name not in ("ours", *never_slow) and _is_slow(took[name], took.get(usual)):
             reason = f"over {SLOW} times as long as {usual}"
         if reason is None:
             made[name] = parts
@@ -175,15 +167,16 @@ def exact_results(parts: timing.Parts) -> list[Tensor]:
 
 def figures(calls: dict[str, timing.Parts], work: dict[str, Work]) -> tuple[dict, dict[str, list[float]]]:
     """Return medians in ms, runs, work, bounds, memory and on a GPU the host's microseconds; and each run's ms."""
-    memory = {name: dict(zip(("peak", "extra"), used(parts), strict=True)) for name, parts in calls.items()}
+    memory = {name: memory_bytes(parts) for name, parts in calls.items()}
     host = timing.host_times(calls["ours"]) if DEVICE == "cuda" else None
     times = timing.take_turns(calls, DEVICE, ROUNDS, SECONDS)
     entry = {
         "runs": len(times["ours"]),
         "ms": {name: medians(each) for name, each in times.items()},
-        "bytes": {direction: done.bytes for direction, done in work.items()},
-        "flops": {direction: done.flops for direction, done in work.items()},
-        "bound_ms": {direction: done.bound_ms for direction, done in work.items()},
+        **{
+            what: {direction: getattr(done, what) for direction, done in work.items()}
+            for what in ("bytes", "flops", "bound_ms")
+        },
         "memory_bytes": memory,
         "host_us": host,
     }
@@ -201,10 +194,10 @@ def counted(parts: timing.Parts) -> list[int]:
 
 
 def steady_times(following: Callable[[], Tensor], window: int, seconds: float, least: int = 3) -> list[list[float]]:
-    """Return the milliseconds of one of the results that `following` waits for, a mean over each window of so many.
+    """Return the milliseconds of a call of `following`, a mean over each window of so many calls.
 
-    For producers that go on by themselves: their results come in bursts, and what they made while nobody asked is
-    taken first, two windows of it, and not counted. There are at least `least` windows, none begun after `seconds`.
+    For producers that prefetch: their results come in bursts, so that the first two windows, which take what was
+    prefetched, are not counted. There are at least `least` windows, none begun after `seconds`.
     """
     times, start = [], 0.0
     for count in itertools.count(-2):
@@ -227,6 +220,7 @@ def memory_bound(shape, baselines, ways: Collection[str] | None = None) -> Measu
     `shape` gives `data(device)`, `forward_bytes(l2_bytes)` and `backward_bytes()`; `baselines` is a module of
     `bench.ops` whose `eager` is the definition.
     """
+    forget_compiled()
     data = shape.data(DEVICE)
     exact = exact_results(parts_of(baselines.eager, *data.to(torch.float64)))
     calls, skipped = checked_calls(only(candidates_of(baselines, shape, *data), ways), exact)
@@ -236,6 +230,12 @@ def memory_bound(shape, baselines, ways: Collection[str] | None = None) -> Measu
     work = {name: Work(moved[name], done, dtype) for name, done in zip(moved, flops, strict=True)}
     entry, times = figures(calls, work)
     return Measured(described(data.leaves[0]) | entry | {"skipped": skipped}, times, ceilings())
+
+
+def of_times(times: list[float], **others) -> Measured:
+    """Return the entry of runs that took so many milliseconds as a whole, with `others` beside its times."""
+    entry = {"runs": len(times), "ms": {"ours": {"both": statistics.median(times)}}, "skipped": {}}
+    return Measured(entry | others, {"ours": times}, {})
 
 
 def medians(times: list[list[float]]) -> dict[str, float]:
@@ -266,14 +266,14 @@ def ceilings(*dtypes: torch.dtype) -> dict[str, float]:
     return copy | {name: round(timing.matmul_rate(DEVICE, dtype) / 1e12, 3) for name, dtype in names.items()}
 
 
-def used(parts: timing.Parts) -> tuple[int, int]:
-    """Return the peak memory above the inputs, and what of it is neither output nor gradient."""
+def memory_bytes(parts: timing.Parts) -> dict[str, int]:
+    """Return the "peak" memory above the inputs, and the "extra", which is neither output nor gradient."""
     peak, returned = timing.peak_memory(parts, DEVICE)
-    return peak, max(0, peak - returned)
+    return {"peak": peak, "extra": max(0, peak - returned)}
 
 
 def forget_compiled() -> None:
-    """Have torch.compile begin anew, where it was used: what it keeps of one shape it would generalise at the next."""
+    """Have torch.compile forget the shapes it has seen: it would compile for dynamic sizes at the next one."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
 

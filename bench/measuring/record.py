@@ -79,9 +79,26 @@ def row(section: str, key: str, way: str, entry: dict) -> dict:
 
 def write(path: Path, op: str, section: dict) -> None:
     """Write an op's section of results, beside the shapes measured before under the same circumstances."""
-    everything = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    old = everything.get(op)
-    replace(path, everything | {op: united(old, section) if old else section})
+    old = read(path).get(op)
+    add(path, op, united(old, section) if old else section)
+
+
+def read(path: Path) -> dict:
+    """Return the content of a JSON file, nothing where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def add(path: Path, name: str, section: dict) -> None:
+    """Write a section of a JSON file, in place of one with its name; the others stay."""
+    replace(path, read(path) | {name: section})
+
+
+def alike(row: dict, sections: dict[str, dict], keys: tuple[str, ...]) -> list[dict | None]:
+    """Return from each section the row that has the same values under `keys`, None where there is none."""
+    return [
+        next((each for each in section["rows"] if all(each[key] == row[key] for key in keys)), None)
+        for section in sections.values()
+    ]
 
 
 def united(old: dict, new: dict) -> dict:

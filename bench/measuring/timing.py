@@ -1,4 +1,4 @@
-"""Medians of calls taken in turn, by device events on a GPU, their memory, and the ceilings they are held against."""
+"""Times of calls taken in turn, by device events on a GPU, their memory, and the ceilings of the machine."""
 
 import json
 import random
@@ -181,7 +181,7 @@ def _device_times(parts: Parts, wait: float) -> list[float]:
 
 
 def empty_cache() -> None:
-    """Have the GPU's L2 cache hold nothing of what was there, by one launch."""
+    """Overwrite the GPU's L2 cache, by one launch."""
     _scratch().zero_()
 
 

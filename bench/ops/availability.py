@@ -1,7 +1,7 @@
 """Which baselines a device or an installation does not have, and the compiled ones."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 
@@ -31,14 +31,15 @@ def dali_package() -> str | None:
 
 
 def compiled_forms(function: Callable) -> dict[str, Callable]:
-    """Return `function` under torch.compile in each of MODES; nothing is compiled before the first call."""
-    return {name: partial(_run_compiled, function, mode) for name, mode in MODES.items()}
+    """Return `function` under torch.compile in each of MODES."""
+    return {name: compiled(function, mode) for name, mode in MODES.items()}
 
 
-def _run_compiled(function: Callable, mode: str, *arguments):
-    return _compiled(function, mode)(*arguments)
+def compiled(function: Callable, mode: str = "default") -> Callable:
+    """Return `function` under torch.compile, which compiles nothing before the first call."""
 
+    @cache
+    def made() -> Callable:
+        return torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
 
-@cache
-def _compiled(function: Callable, mode: str) -> Callable:
-    return torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
+    return lambda *arguments: made()(*arguments)

@@ -147,11 +147,6 @@ def naive(x, experts, mixing, *geometry):
     return kernels.dynamic_conv2d.reference(x, experts, mixing, None, *geometry)
 
 
-def compiled(x, experts, mixing, *geometry):
-    """`naive` under torch.compile."""
-    return _compiled_naive()(x, experts, mixing, *geometry)
-
-
 def stacked(x, experts, mixing, stride, padding, dilation, groups):
     """Convolve with every expert in one call, then add the outputs up by their weights."""
     count = len(experts)
@@ -202,7 +197,7 @@ def static(x, experts, mixing, *geometry):
 
 BASELINES: dict[str, Callable] = {
     "naive": naive,
-    "compiled": compiled,
+    "compiled": availability.compiled(naive),
     "stacked": stacked,
     "loop": loop,
     "unfold": unfold,
@@ -234,11 +229,6 @@ def _free_bytes(device: str) -> int:
     if device == "cpu":
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-
-
-@cache
-def _compiled_naive() -> Callable:
-    return torch.compile(naive, fullgraph=True, dynamic=False)
 
 
 @cache

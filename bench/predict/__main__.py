@@ -58,8 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write(name: str, section: dict) -> int:
-    everything = json.loads(table.RESULTS.read_text(encoding="utf-8")) if table.RESULTS.exists() else {}
-    record.replace(table.RESULTS, everything | {name: section})
+    record.add(table.RESULTS, name, section)
     table.write()
     print(table.PAGE)
     return 0

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bench.compiled.cubin import resident_blocks_of
+from bench.compiled.cubin import resident_blocks
 from bench.predict import code
 from bench.predict.code import Code, body_of, kind_of, name_of
 from bench.predict.machine import H200, Machine
@@ -18,7 +18,7 @@ from polychrome.kernels.launch import Launch
 # Instructions that move bytes through L1 or shared memory, and what one takes of its rate at the least, a clock.
 MOVES, LEAST = ("LDG", "STG", "LDS", "STS", "LDL", "STL"), 128
 # The share of what the source loads that the code loads at the least: the compiler joins loads of one place.
-KEPT = 0.8
+LEAST_LOADED = 0.8
 # Bytes of an operand of the matrix units.
 OPERAND = 2
 
@@ -83,7 +83,7 @@ def work_of(launch: Launch) -> Work:
         into = writes if each.stores else reads
         into[each.argument] = into.get(each.argument, 0) + moved * blocks
     through_l2 = (sum(reads.values()) + sum(writes.values())) / blocks
-    resident = resident_blocks_of(listing.registers, compiled.metadata.shared, warps, 90)
+    resident = resident_blocks(listing.registers, compiled.metadata.shared, warps, 90)
     block = Block(instructions, flops, shared_bytes, through_l2)
     return Work(launch.kernel.fn.__name__, blocks, resident, warps, block, reads, writes)
 
@@ -128,9 +128,9 @@ class Memory:
         return read + sum(self._written(tensor, tensor.nbytes) for tensor in library.writes)
 
     def _read(self, tensor: Tensor, through_l2: float) -> float:
-        kept = _storage(tensor) in self.met and self._fits(tensor)
+        cached = _storage(tensor) in self.met and self._fits(tensor)
         self.met.add(_storage(tensor))
-        return 0 if kept else min(tensor.nbytes, through_l2)
+        return 0 if cached else min(tensor.nbytes, through_l2)
 
     def _written(self, tensor: Tensor, through_l2: float) -> float:
         self.met.add(_storage(tensor))
@@ -184,7 +184,7 @@ def _counted(listing: Code, traced: Trace, warps: int) -> tuple[float, float, fl
     # Of products that one warp makes, several may make the same.
     if together + alone and not 0.99 < (together + alone) / traced.flops < (1.01 if not alone else float("inf")):
         raise ValueError(f"{together + alone:.4g} FLOPs in the code, {traced.flops:.4g} in the trace")
-    if moved < KEPT * traced.asked:
+    if moved < LEAST_LOADED * traced.asked:
         raise ValueError(f"{moved:.4g} bytes loaded and stored in the code, {traced.asked:.4g} in the trace")
     return instructions, together + alone, shared, bypassing
 

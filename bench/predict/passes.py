@@ -1,6 +1,7 @@
 """What each op runs at the shapes of its benchmark, pass by pass, on tensors without memory."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -57,18 +58,13 @@ class Shape(NamedTuple):
 
 def shapes() -> list[Shape]:
     """Return every shape that is timed on a GPU in bfloat16."""
-    found = [
-        Shape("dynamic_conv", each.name, lambda each=each: _convolution(each))
-        for each in convolutions.shapes_on(DEVICE)
-    ]
+    found = [Shape("dynamic_conv", each.name, partial(_convolution, each)) for each in convolutions.shapes_on(DEVICE)]
     for op, module, passes in (
         ("spatial_attention", attentions, _attention),
         ("channel_gate", gates, _gate),
         ("augment", augmentations, _augment),
     ):
-        found += [
-            Shape(op, each.key, lambda each=each, passes=passes: passes(each)) for each in module.shapes_on(DEVICE)
-        ]
+        found += [Shape(op, each.key, partial(passes, each)) for each in module.shapes_on(DEVICE)]
     return found
 
 
@@ -95,45 +91,32 @@ def _convolution(shape: convolutions.Shape) -> Iterator[Pass]:
 
 def _attention(shape: attentions.Shape) -> Iterator[Pass]:
     x, weight = _map(shape.x), _empty(1, 2, attentions.KERNEL, attentions.KERNEL)
-    made = []
-    yield _recorded(
-        "spatial_attention",
-        shape.key,
-        "forward",
-        lambda: made.extend(attention.spatial_attention(x, weight, None)) or made,
-        shape.forward_bytes(HOPPER.l2_bytes),
-    )
-    y, *saved = made
-    yield _recorded(
-        "spatial_attention",
-        shape.key,
-        "backward",
-        lambda: attention.spatial_attention_backward(y, x, weight, None, *saved, [True, True, False]),
-        shape.backward_bytes(),
-    )
+
+    def backward(y: Tensor, *saved: Tensor):
+        return attention.spatial_attention_backward(y, x, weight, None, *saved, [True, True, False])
+
+    return _both("spatial_attention", shape, lambda: attention.spatial_attention(x, weight, None), backward)
 
 
 def _gate(shape: gates.Shape) -> Iterator[Pass]:
     x = _map(shape.x)
     weights = [_empty(*size) for size in shape.weights]
     weights = weights if shape.hidden else [None, None, *weights, None]
-    made = []
-    yield _recorded(
-        "channel_gate",
-        shape.key,
-        "forward",
-        lambda: made.extend(gate.channel_gate(x, *weights, "sigmoid")) or made,
-        shape.forward_bytes(HOPPER.l2_bytes),
-    )
-    y, *saved = made
     needed = [True, *(weight is not None for weight in weights)]
-    yield _recorded(
-        "channel_gate",
-        shape.key,
-        "backward",
-        lambda: gate.channel_gate_backward(y, x, *weights, *saved, "sigmoid", needed),
-        shape.backward_bytes(),
-    )
+
+    def backward(y: Tensor, *saved: Tensor):
+        return gate.channel_gate_backward(y, x, *weights, *saved, "sigmoid", needed)
+
+    return _both("channel_gate", shape, lambda: gate.channel_gate(x, *weights, "sigmoid"), backward)
+
+
+def _both(
+    op: str, shape: attentions.Shape | gates.Shape, forward: Callable[[], tuple], backward: Callable
+) -> Iterator[Pass]:
+    """Yield the passes of a call on a feature map; backward is given what forward returns, y as its gradient."""
+    made = _recorded(op, shape.key, "forward", forward, shape.forward_bytes(HOPPER.l2_bytes))
+    yield made
+    yield _recorded(op, shape.key, "backward", lambda: backward(*made.results), shape.backward_bytes())
 
 
 def _augment(shape: augmentations.Shape) -> Iterator[Pass]:

@@ -1,11 +1,11 @@
 """The predictions as a page: bench/results/predicted.md, from predicted/times.json."""
 
-import json
 from math import fsum
 from pathlib import Path
 
+from bench.measuring import record
 from bench.predict.machine import H200, Machine
-from bench.report.markdown import grid, wrapped
+from bench.report.markdown import bullets, document, grid, wrapped
 from polychrome.engine.report.tables import Table
 
 PAGE = Path(__file__).resolve().parents[1] / "results" / "predicted.md"
@@ -41,31 +41,20 @@ def line(row: dict) -> str:
 
 def write(results: Path = RESULTS, page: Path = PAGE) -> None:
     """Write the page of a results file, whose sections are columns: predicted ones, the newest last, then others."""
-    everything = json.loads(results.read_text(encoding="utf-8"))
-    sections = dict(sorted(everything.items(), key=lambda section: section[1].get("measured", False)))
+    sections = dict(sorted(record.read(results).items(), key=lambda section: section[1].get("measured", False)))
     newest = [section for section in sections.values() if not section.get("measured")][-1]
-    lines = ["# Predicted times", ""]
-    for paragraph in _words(sections):
-        bullet = paragraph.startswith("- ")
-        lines += [wrapped(paragraph).replace("\n", "\n  " if bullet else "\n")]
-        lines += [] if bullet and paragraph.endswith(";") else [""]
+    blocks = ["# Predicted times", *_words(sections)]
+    columns = ("shape", "pass", "bound", *(f"{name}, us" for name in sections), "share of the bound", "most of it")
     for op in dict.fromkeys(row["op"] for row in newest["rows"]):
-        columns = ("shape", "pass", "bound", *(f"{name}, us" for name in sections), "share of the bound", "most of it")
         rows = [_cells(row, sections) for row in newest["rows"] if row["op"] == op]
-        lines += [f"## {op}", "", grid(Table(op, columns, rows, left=2)), ""]
-    page.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+        blocks += [f"## {op}", grid(Table(op, columns, rows, left=2))]
+    page.write_text(document(*blocks), encoding="utf-8")
 
 
 def _cells(row: dict, sections: dict[str, dict]) -> tuple[str, ...]:
-    cells = []
-    for section in sections.values():
-        found = next((each for each in section["rows"] if _key(each) == _key(row)), None)
-        cells.append("-" if found is None else f"{us_of(found):.1f}")
+    found = record.alike(row, sections, ("op", "shape", "pass"))
+    cells = ["-" if each is None else f"{us_of(each):.1f}" for each in found]
     return row["shape"], row["pass"], f"{row['bound_us']:.1f}", *cells, f"{share_of(row):.0%}", most_of(row)
-
-
-def _key(row: dict) -> tuple[str, str, str]:
-    return row["op"], row["shape"], row["pass"]
 
 
 def _words(sections: dict[str, dict], machine: Machine = H200) -> list[str]:
@@ -73,23 +62,27 @@ def _words(sections: dict[str, dict], machine: Machine = H200) -> list[str]:
         f"`{name}` of {section['date']} (commit {section['commit']}, triton {section['versions']['triton']})"
         for name, section in sections.items()
     )
-    return [
+    before = [
         f"Predicted for one {machine.name} without one, in bfloat16, by `python -m bench.predict`. {made}.",
         *(_compared(section) for section in sections.values() if section.get("measured")),
         "Each kernel of ours is compiled for sm_90 by Triton's JIT as a GPU run would have it; its instructions are "
         "counted in the machine code, each as often as its loop or branch runs in a trace of up to 16 programs by "
         "Triton's interpreter, which also gives the bytes of each load and store. The time of a launch is the largest "
         f"of five, and {machine.launch_us} us for the launch:",
-        f"- matrix: products, at {machine.matrix_flops:,} FLOPs a clock and multiprocessor ({machine.multiprocessors}, "
+    ]
+    limits = [
+        f"matrix: products, at {machine.matrix_flops:,} FLOPs a clock and multiprocessor ({machine.multiprocessors}, "
         f"{machine.hertz / 1e9} GHz);",
-        f"- issue: instructions, on {machine.issue_slots} slots, of the multiprocessor with the most blocks, as many "
+        f"issue: instructions, on {machine.issue_slots} slots, of the multiprocessor with the most blocks, as many "
         f"at a time as fit, each warp one every {machine.warp_clocks} clocks at best;",
-        f"- shared: bytes of L1 and shared memory that loads, stores, copies and the operands of products move, at "
+        f"shared: bytes of L1 and shared memory that loads, stores, copies and the operands of products move, at "
         f"{machine.shared:.0f} a clock;",
-        f"- l2: bytes through the L2 cache, at {machine.l2} a clock and multiprocessor over all and "
+        f"l2: bytes through the L2 cache, at {machine.l2} a clock and multiprocessor over all and "
         f"{machine.l2_port:.0f} into one;",
-        f"- memory: bytes of device memory, at {machine.memory / 1e12} TB/s, without tensors that half the L2 cache "
+        f"memory: bytes of device memory, at {machine.memory / 1e12} TB/s, without tensors that half the L2 cache "
         "holds from an earlier launch of the pass.",
+    ]
+    after = [
         "Kernels of torch's own (`torch`) are taken to reach these rates. The bound has the least bytes of any way at "
         f"the last, or the FLOPs at {machine.products / 1e12:.0f} TFLOP/s.",
         f"The rates are makers' figures, but the {machine.l2} bytes (all multiprocessors of an H200 read 16 to 32 MiB "
@@ -97,6 +90,7 @@ def _words(sections: dict[str, dict], machine: Machine = H200) -> list[str]:
         "weight gradient at C64 gave). They hold for no other GPU, and ratios between two rows are worth more than "
         "either.",
     ]
+    return [*map(wrapped, before), bullets(limits), *map(wrapped, after)]
 
 
 def _compared(section: dict) -> str:

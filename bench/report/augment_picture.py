@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,36 +17,23 @@ CROP = (20, 90, 300, 300)
 SIZE = 224
 
 
-class Step(NamedTuple):
-    """A name, what `augment` is called with, and torchvision's way from the resized crop [3, height, width]."""
-
-    name: str
-    arguments: dict
-    theirs: Callable[[torch.Tensor], torch.Tensor]
-
-
-def steps() -> list[Step]:
-    """Return what is shown, a column each."""
-    bilinear = functional.InterpolationMode.BILINEAR
-    factor, true = (lambda value: torch.tensor([value])), torch.tensor([True])
-    return [
-        Step("crop, resize", {}, lambda image: image),
-        Step("flip", {"flips": true}, functional.horizontal_flip),
-        Step("rotate 20°", {"angles": factor(20.0)}, lambda image: functional.rotate(image, 20, bilinear)),
-        Step("brightness 1.4", {"brightness": factor(1.4)}, lambda image: functional.adjust_brightness(image, 1.4)),
-        Step("gamma 2", {"gamma": factor(2.0)}, lambda image: functional.adjust_gamma(image, 2)),
-        Step("grayscale", {"grayscale": true}, lambda image: functional.rgb_to_grayscale(image, 3)),
-        Step(
-            "cutout",
-            {"cutouts": torch.tensor([[60, 80, 80, 80]])},
-            lambda image: functional.erase(image, 60, 80, 80, 80, torch.zeros(3, 1, 1, dtype=torch.uint8)),
-        ),
-        Step(
-            "channel absent",
-            {"channels": torch.tensor([0, -1, 2])},
-            lambda image: image * torch.tensor([1, 0, 1], dtype=torch.uint8)[:, None, None],
-        ),
-    ]
+BLACK = torch.zeros(3, 1, 1, dtype=torch.uint8)
+RED_AND_BLUE = torch.tensor([1, 0, 1], dtype=torch.uint8)[:, None, None]
+TRUE, BILINEAR = torch.tensor([True]), functional.InterpolationMode.BILINEAR
+# By column: what `augment` is called with, and what torchvision does with the resized crop [3, height, width].
+STEPS: dict[str, tuple[dict[str, torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]] = {
+    "crop, resize": ({}, lambda image: image),
+    "flip": ({"flips": TRUE}, functional.horizontal_flip),
+    "rotate 20°": ({"angles": torch.tensor([20.0])}, lambda image: functional.rotate(image, 20, BILINEAR)),
+    "brightness 1.4": ({"brightness": torch.tensor([1.4])}, lambda image: functional.adjust_brightness(image, 1.4)),
+    "gamma 2": ({"gamma": torch.tensor([2.0])}, lambda image: functional.adjust_gamma(image, 2)),
+    "grayscale": ({"grayscale": TRUE}, lambda image: functional.rgb_to_grayscale(image, 3)),
+    "cutout": (
+        {"cutouts": torch.tensor([[60, 80, 80, 80]])},
+        lambda image: functional.erase(image, 60, 80, 80, 80, BLACK),
+    ),
+    "channel absent": ({"channels": torch.tensor([0, -1, 2])}, lambda image: image * RED_AND_BLUE),
+}
 
 
 def photograph() -> torch.Tensor:
@@ -60,16 +46,15 @@ def draw(path: Path = PICTURE) -> None:
     """Write the picture: ours, torchvision's, and twenty times the difference."""
     photo = photograph()
     resized = functional.resized_crop(photo.permute(2, 0, 1), *CROP, [SIZE, SIZE], antialias=True)
-    shown = steps()
-    figure, axes = plt.subplots(3, len(shown), figsize=(1.5 * len(shown), 4.9), layout="constrained")
-    for column, step in zip(axes.T, shown, strict=True):
-        ours = augment(photo[None], torch.tensor([CROP]), size=SIZE, **step.arguments)[0]
-        theirs = step.theirs(resized).float() / 255
+    figure, axes = plt.subplots(3, len(STEPS), figsize=(1.5 * len(STEPS), 4.9), layout="constrained")
+    for column, (name, (arguments, by_torchvision)) in zip(axes.T, STEPS.items(), strict=True):
+        ours = augment(photo[None], torch.tensor([CROP]), size=SIZE, **arguments)[0]
+        theirs = by_torchvision(resized).float() / 255
         difference = (ours - theirs).abs()
         for axis, image in zip(column, (ours, theirs, 20 * difference), strict=True):
             axis.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy())
             axis.set(xticks=[], yticks=[])
-        column[0].set_title(step.name, fontsize=9)
+        column[0].set_title(name, fontsize=9)
         column[2].set_xlabel(f"mean {255 * difference.mean():.2f}/255", fontsize=8)
     for axis, name in zip(axes[:, 0], ("augment", "torchvision", "20 x difference"), strict=True):
         axis.set_ylabel(name, fontsize=9)

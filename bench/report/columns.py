@@ -3,21 +3,23 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bench.report import targets
-from bench.report.targets import Entry
+from bench.report import metrics
+from bench.report.metrics import Entry, Metric
+
+Cell = Callable[[Entry], str]
 
 
 class Columns(NamedTuple):
     """The columns of a section's tables after the `first`, each a function from entry to cell, and what they mean."""
 
-    cells: dict[str, Callable[[Entry], str]]
+    cells: dict[str, Cell]
     legend: str
     first: str = "shape"
 
 
-def ratio(value: float | None) -> str:
-    """Return the text of a ratio, "-" for None."""
-    return "-" if value is None else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+def ratio(value: float) -> str:
+    """Return the text of a ratio."""
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
 def three_digits(value: float) -> str:
@@ -25,65 +27,61 @@ def three_digits(value: float) -> str:
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}" if value >= 1 else f"{value:.3f}"
 
 
-def best(entry: Entry) -> tuple[str, float] | None:
-    """Return the name of the fastest baseline and its time over ours; None where no baseline ran."""
-    if not set(entry["ms"]) - {"ours", "static"}:
-        return None
-    name, speedup = targets.best_baseline(entry)
-    return name.replace(" fp32", "32").removesuffix(" no graphs"), speedup
+def percent(share: float) -> str:
+    """Return the text of a share, without the sign."""
+    return f"{100 * share:.1f}"
 
 
-def _ours(part: str) -> Callable[[Entry], str]:
-    return lambda entry: three_digits(entry["ms"]["ours"][part])
+def cell(metric: Metric, text: Callable[[float], str] = ratio) -> Cell:
+    """Return the column of a metric, "-" where an entry has none."""
+
+    def shown(entry: Entry) -> str:
+        value = metric(entry)
+        return "-" if value is None else text(value)
+
+    return shown
 
 
-def _over(name: str) -> Callable[[Entry], str]:
-    return lambda entry: ratio(targets.speedup(entry, name))
+def _time(part: str) -> Cell:
+    return cell(metrics.time("ours", part), three_digits)
 
 
-def _share(direction: str) -> Callable[[Entry], str]:
-    return lambda entry: f"{100 * targets.share_of_bound(entry, direction):.0f}"
+def _over_ours(way: str, part: str = "both") -> Cell:
+    return cell(metrics.over_ours(way, part))
 
 
-def _memory(usual: str) -> Callable[[Entry], str]:
-    return lambda entry: ratio(targets.extra_memory(entry, usual) if entry.get("memory_bytes") else None)
+def _rate(way: str, part: str = "both") -> Cell:
+    return cell(metrics.rate(way, part), three_digits)
 
 
-def _static(entry: Entry) -> str:
-    return ratio(targets.to_static(entry) if "static" in entry["ms"] else None)
+def _share(direction: str) -> Cell:
+    return cell(metrics.share_of_bound(direction), lambda share: f"{100 * share:.0f}")
 
 
-def _to_unfused(entry: Entry) -> str:
+def _ours_over_unfused(entry: Entry) -> str:
     error = f" +-{entry['ratio_error']:.3f}" if "ratio_error" in entry else ""
-    return f"{targets.to_unfused(entry):.3f}{error}"
+    return f"{metrics.ours_over_unfused(entry):.3f}{error}"
 
 
-def _rate(way: str, part: str) -> Callable[[Entry], str]:
-    return lambda entry: three_digits(targets.rate(entry, way, part)) if way in entry["ms"] else "-"
+def _accuracies(entry: Entry) -> str:
+    return ", ".join(f"{model} {percent(share)}%" for model, share in entry.get("accuracy", {}).items()) or "-"
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
-
-
-def _accuracies(found: dict[str, float]) -> str:
-    return ", ".join(f"{model} {_percent(share)}%" for model, share in found.items()) or "-"
-
-
-_TIMES = {"fwd ms": _ours("forward"), "bwd ms": _ours("backward"), "both ms": _ours("both")}
+_TIMES = {"fwd ms": _time("forward"), "bwd ms": _time("backward"), "both ms": _time("both")}
 _SHARES = {"% fwd": _share("forward"), "% bwd": _share("backward")}
 _BEST = {
-    "best": lambda entry: ratio((best(entry) or (None, None))[1]),
-    "which": lambda entry: (best(entry) or ("-",))[0],
+    "best": cell(metrics.best_over_ours),
+    "which": cell(metrics.best_baseline, lambda best: best[0]),
 }
-_MEMORY_BOUND = Columns(
+_STATIC = cell(metrics.ours_over("static"))
+_FEATURE_MAPS = Columns(
     {
         **_TIMES,
-        "eager": _over("eager"),
-        "compiled": lambda entry: ratio(targets.compiled_speedup(entry)),
+        "eager": _over_ours("eager"),
+        "compiled": cell(metrics.compiled_over_ours),
         **_BEST,
         **_SHARES,
-        "memory": _memory("eager"),
+        "memory": cell(metrics.extra_memory("eager")),
     },
     "shape: batch x channels x height x width. ms: ours. eager (the definition), compiled (torch.compile with "
     "max-autotune, the faster with CUDA graphs or without), best (which): their time over ours, forward + backward. "
@@ -93,26 +91,26 @@ OPS = {
     "dynamic_conv": Columns(
         {
             **_TIMES,
-            "naive fp32": _over("naive fp32"),
-            "naive": _over("naive"),
+            "naive fp32": _over_ours("naive fp32"),
+            "naive": _over_ours("naive"),
             **_BEST,
-            "static": _static,
+            "static": _STATIC,
             **_SHARES,
-            "memory": _memory("naive"),
+            "memory": cell(metrics.extra_memory("naive")),
         },
         "ms: ours. naive fp32, naive, best (which): their time over ours, forward + backward. static: our time over a "
         "plain convolution's. % fwd, % bwd: the least possible time over ours. memory: ours over naive's, beyond "
         "inputs and results.",
     ),
-    "spatial_attention": _MEMORY_BOUND,
-    "channel_gate": _MEMORY_BOUND._replace(
-        legend="hidden N: two layers with biases; single: one layer without. " + _MEMORY_BOUND.legend
+    "spatial_attention": _FEATURE_MAPS,
+    "channel_gate": _FEATURE_MAPS._replace(
+        legend="hidden N: two layers with biases; single: one layer without. " + _FEATURE_MAPS.legend
     ),
     "augment": Columns(
         {
-            "ms": _ours("forward"),
-            "images/s": lambda entry: f"{targets.images_per_second(entry):,.0f}",
-            **{name: _over(name) for name in ("eager", "torchvision", "workers", "dali")},
+            "ms": _time("forward"),
+            "images/s": cell(metrics.rate(part="forward"), "{:,.0f}".format),
+            **{name: _over_ours(name) for name in ("eager", "torchvision", "workers", "dali")},
             "% bound": _share("forward"),
         },
         "shape: batch x height x width x channels of the uint8 images, and the side of the output; random resized "
@@ -125,9 +123,9 @@ OPS = {
 GROWTH = {
     "growth": Columns(
         {
-            "ms": _ours("both"),
-            **{name: _over(name) for name in ("naive", "stacked", "loop", "unfold", "vmap", "timm")},
-            "static": _static,
+            "ms": _time("both"),
+            **{name: _over_ours(name) for name in ("naive", "stacked", "loop", "unfold", "vmap", "timm")},
+            "static": _STATIC,
         },
         "dynamic_conv2d with 256 channels in and out and a 3x3 kernel, on maps of 14x14 with 4 experts unless these "
         "grow. ms: ours, forward + backward. naive to timm: their time over ours. static: our time over a plain "
@@ -138,10 +136,10 @@ GROWTH = {
 FUSE = {
     "fuse": Columns(
         {
-            "ms": _ours("both"),
-            "img/s": _rate("ours", "both"),
-            "unfused img/s": _rate("unfused", "both"),
-            "time, fused / unfused": _to_unfused,
+            "ms": _time("both"),
+            "img/s": _rate("ours"),
+            "unfused img/s": _rate("unfused"),
+            "time, fused / unfused": _ours_over_unfused,
         },
         "timm's tf_efficientnet_cc_b0_4e with random weights: milliseconds of a batch and images a second after "
         "kernels.fuse, and images a second before it. training: forward, loss and all gradients. fused / unfused: the "
@@ -155,27 +153,27 @@ ENGINE = {
             "batch": lambda entry: str(entry["batch"]),
             "step img/s": _rate("ours", "step"),
             "reports step": _rate("reports", "step"),
-            "ratio step": lambda entry: ratio(targets.to_other(entry, "reports", "step")),
+            "ratio step": _over_ours("reports", "step"),
             "epoch img/s": _rate("ours", "epoch"),
             "reports epoch": _rate("reports", "epoch"),
-            "ratio epoch": lambda entry: ratio(targets.to_other(entry, "reports", "epoch")),
+            "ratio epoch": _over_ours("reports", "epoch"),
             "timm epoch": _rate("timm", "epoch"),
-            "ratio to timm": lambda entry: ratio(targets.to_other(entry, "timm", "epoch")),
-            "% input": lambda entry: _percent(targets.input_share(entry)),
-            "% idle": lambda entry: _percent(entry.get("gpu_idle")),
+            "ratio to timm": _over_ours("timm", "epoch"),
+            "% input": cell(metrics.input_share, percent),
+            "% idle": cell(metrics.gpu_idle, percent),
         },
         "Images a second of ours, of the reports' way (float32, eager, NCHW, torchvision in a DataLoader with a worker "
         "per core), and of a plain loop over timm's loader (eager, autocast, channels_last, a worker per core), an "
         "epoch of each in turn. step: from the batch to the new weights; for ours that has crop, "
-        "resize and normalisation in it where images are kept on the GPU. epoch: the training part, input and all. "
-        "% input: the time that the kept images alone take for a batch, over that of a step. % idle: the share of a "
+        "resize and normalisation in it where images are cached on the GPU. epoch: the training part, input and all. "
+        "% input: the time in which cached images alone become a batch, over that of a step. % idle: the share of a "
         "step in which the GPU runs nothing.",
         "model",
     ),
     "input": Columns(
         {
-            "images/s": _rate("ours", "both"),
-            "to torch": _over("torch"),
+            "images/s": _rate("ours"),
+            "to torch": _over_ours("torch"),
             "workers": lambda entry: str(entry["workers"] or "-"),
         },
         "JPEGs of 500x375 pixels, a random crop resized to 256 pixels, mirrored, normalised; nothing else runs. to "
@@ -183,16 +181,16 @@ ENGINE = {
         "source",
     ),
     "start": Columns(
-        {"seconds": lambda entry: f"{targets.seconds(entry):.1f}", "images": lambda entry: f"{entry['images']:,}"},
+        {"seconds": cell(metrics.seconds, "{:.1f}".format), "images": lambda entry: f"{entry['images']:,}"},
         "Seconds from the start of the process to the first step of its training; the images of all splits are decoded "
         "in the first start and read from the disk cache in the second.",
         "start",
     ),
     "processes": Columns(
         {
-            "images/s": _rate("ours", "both"),
-            "one process": _rate("one", "both"),
-            "ratio": _over("one"),
+            "images/s": _rate("ours"),
+            "one process": _rate("one"),
+            "ratio": _over_ours("one"),
         },
         "Images a second of resnet34 at 84 pixels, batches of 64, on two cores: by two processes with one thread each "
         "(torchrun, Gloo), and by one process with two threads.",
@@ -202,10 +200,10 @@ ENGINE = {
 COMMANDS = {
     "commands": Columns(
         {
-            "seconds": lambda entry: f"{targets.seconds(entry):.2f}",
+            "seconds": cell(metrics.seconds, "{:.2f}".format),
             "runs": lambda entry: str(entry["runs"]),
             "peak MB": lambda entry: f"{entry['peak_bytes'] / 1e6:,.0f}" if "peak_bytes" in entry else "-",
-            "accuracy": lambda entry: _accuracies(entry.get("accuracy", {})),
+            "accuracy": _accuracies,
         },
         "Whole commands, from start to exit. task1 from nothing: `python -m train.run task1` with an empty cache: "
         "generate the set, scan it, train and test both models, write the report; accuracy: of these on the test "

@@ -3,8 +3,8 @@
 from statistics import geometric_mean
 from typing import NamedTuple
 
-from bench.report import columns, headline, tables, targets
-from bench.report.targets import Entry
+from bench.report import columns, metrics, overview, tables
+from bench.report.metrics import Entry
 
 DIRECTIONS = ("forward", "backward")
 
@@ -42,7 +42,7 @@ def speedups(name: str, section: dict) -> dict[str, dict[str, Speedup]]:
         tables.kind(entries): {
             tables.name_in_table(key, entry): _speedup(name, entry) for key, entry in entries.items()
         }
-        for entries in tables.tables_of(section)
+        for entries in tables.entry_groups(section)
     }
 
 
@@ -71,7 +71,7 @@ def ceilings(sections: dict[str, dict]) -> dict[str, float]:
 def growth(section: dict) -> dict[str, dict[str, dict[int, float]]]:
     """Return the milliseconds of every way by the value that grows, for each series."""
     found: dict[str, dict[str, dict[int, float]]] = {}
-    for entries in tables.tables_of(section):
+    for entries in tables.entry_groups(section):
         series = found.setdefault(tables.kind(entries), {})
         for entry in sorted(entries.values(), key=lambda entry: entry["value"]):
             for way, times in entry["ms"].items():
@@ -82,7 +82,7 @@ def growth(section: dict) -> dict[str, dict[str, dict[int, float]]]:
 def memory(section: dict) -> dict[str, dict[str, Memory]]:
     """Return every way's peak memory over ours, for each table of a section; nothing where it was not measured."""
     found = {}
-    for entries in tables.tables_of(section):
+    for entries in tables.entry_groups(section):
         ratios: dict[str, list[float]] = {}
         for used in filter(None, (entry.get("memory_bytes") for entry in entries.values())):
             for way in used.keys() - {"ours"}:
@@ -93,23 +93,17 @@ def memory(section: dict) -> dict[str, dict[str, Memory]]:
     return found
 
 
-def epochs(section: dict) -> dict[str, dict[str, float]]:
-    """Return the images a second of an epoch of each training, by ours and the reports' way."""
-    ways = {"ours": "ours", "reports": "the reports' way"}
+def rates(section: dict, part: str, titles: dict[str, str]) -> dict[str, dict[str, float]]:
+    """Return the images a second of each training or source of batches, by the titles of the ways that it has."""
     return {
-        key: {title: targets.rate(entry, way, "epoch") for way, title in ways.items() if way in entry["ms"]}
+        key: {title: metrics.rate(way, part)(entry) for way, title in titles.items() if way in entry["ms"]}
         for key, entry in section["shapes"].items()
     }
 
 
-def sources(section: dict) -> dict[str, dict[str, float]]:
-    """Return the images a second of each source of batches."""
-    return {key: {"ours": targets.rate(entry, "ours", "both")} for key, entry in section["shapes"].items()}
-
-
 def _speedup(name: str, entry: Entry) -> Speedup:
-    which, best = (columns.best(entry) if name in columns.OPS else None) or ("", None)
-    return Speedup(headline.usual_speedup(name, entry), best, which)
+    which, best = (metrics.best_baseline(entry) if name in columns.OPS else None) or ("", None)
+    return Speedup(overview.usual_over_ours(name)(entry), best, which)
 
 
 def _point(op: str, key: str, direction: str, section: dict, entry: Entry) -> Point:

@@ -1,6 +1,7 @@
-"""Tables and paragraphs in Markdown."""
+"""Tables, paragraphs and pages in Markdown."""
 
 import textwrap
+from collections.abc import Iterable
 
 from polychrome.engine.report.tables import Table
 
@@ -10,6 +11,16 @@ def grid(table: Table) -> str:
     rule = ["---"] * table.left + ["---:"] * (len(table.columns) - table.left)
     head, *body = (f"| {' | '.join(row)} |" for row in (table.columns, *table.rows))
     return "\n".join([head, f"|{'|'.join(rule)}|", *body])
+
+
+def document(*blocks: str) -> str:
+    """Return a page of paragraphs, headings and tables."""
+    return "\n\n".join(blocks) + "\n"
+
+
+def bullets(items: Iterable[str]) -> str:
+    """Return a list of paragraphs."""
+    return "\n".join(wrapped(f"- {item}").replace("\n", "\n  ") for item in items)
 
 
 def wrapped(paragraph: str) -> str:

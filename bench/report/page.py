@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.report import columns, figures, headline, pictures, tables
-from bench.report.markdown import grid, wrapped
+from bench.report import columns, figures, overview, pictures, tables
+from bench.report.markdown import document, grid, wrapped
 from polychrome.engine.report import pages
 from polychrome.engine.report.pages import Picture
 from polychrome.engine.report.tables import Table
@@ -36,7 +36,7 @@ class Part:
     pictures: tuple[Picture, ...] = ()
     tables: tuple[Table, ...] = ()
     legend: str = ""
-    lines: Table | None = None
+    verdicts: Table | None = None
 
 
 def write(sections: dict[str, dict], out: Path, name: str) -> Path:
@@ -48,13 +48,13 @@ def write(sections: dict[str, dict], out: Path, name: str) -> Path:
     if folder.exists():
         for old in folder.glob("*.png"):
             old.unlink()
-    parts = [_headline(sections), *_roofline(sections, folder)]
+    parts = [_overview(sections), *_roofline(sections, folder)]
     parts += [_section(each, section, folder) for each, section in sections.items()]
     ops = {op: figures.speedups(op, section) for op, section in sections.items() if op in columns.OPS}
     if ops:
         pictures.speedups(ops, "the definition in eager PyTorch / ours", folder / "speedup.png")
     missing = not_measured(sections)
-    title = f"Benchmarks: {headline.device(sections)}"
+    title = f"Benchmarks: {overview.device(sections)}"
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.md").write_text(_markdown(title, parts, missing, out), encoding="utf-8")
     content = {"heading": title, "parts": parts, "missing": missing}
@@ -65,7 +65,7 @@ def write(sections: dict[str, dict], out: Path, name: str) -> Path:
 
 def not_measured(sections: dict[str, dict]) -> list[str]:
     """Return what a device's sections leave open: whole sections, and figures that their entries lack."""
-    other = (columns.ON_CPU,) if not headline.is_cpu(sections) else ()
+    other = (columns.ON_CPU,) if not overview.is_cpu(sections) else ()
     found = [_heading(name) for name in columns.SECTIONS if name not in sections and name not in other]
     for op in filter(sections.__contains__, columns.OPS):
         entries = sections[op]["shapes"].values()
@@ -76,15 +76,15 @@ def not_measured(sections: dict[str, dict]) -> list[str]:
     return found
 
 
-def _headline(sections: dict[str, dict]) -> Part:
+def _overview(sections: dict[str, dict]) -> Part:
     commits = dict.fromkeys(str(section["commit"]) for section in sections.values())
     runs = [entry["runs"] for section in sections.values() for entry in section["shapes"].values()]
     stamp = (
-        f"{headline.versions(sections)}; {headline.dates(sections)}, "
+        f"{overview.versions(sections)}; {overview.dates(sections)}, "
         f"commit {'; '.join(commits)}. {len(runs)} entries, each the medians of {min(runs)} to {max(runs)} runs."
     )
-    table = headline.table(sections)
-    return Part("Headline", stamp, tables=(table,), legend=headline.LEGEND) if table.rows else Part("Runs", stamp)
+    table = overview.table(sections)
+    return Part("Overview", stamp, tables=(table,), legend=overview.LEGEND) if table.rows else Part("Runs", stamp)
 
 
 def _roofline(sections: dict[str, dict], folder: Path) -> list[Part]:
@@ -97,14 +97,14 @@ def _roofline(sections: dict[str, dict], folder: Path) -> list[Part]:
 
 
 def _section(name: str, section: dict, folder: Path) -> Part:
-    held = tables.verdicts(name, section)
+    verdicts = tables.verdicts(name, section)
     return Part(
         _heading(name),
         tables.stamp(section),
         tuple(_pictures(name, section, folder)),
-        (*tables.drawn(name, section), *(tables.peaks(section) if name in columns.OPS else ())),
+        (*tables.section_tables(name, section), *(tables.peaks(section) if name in columns.OPS else ())),
         tables.legend(name, section),
-        held if held.rows else None,
+        verdicts if verdicts.rows else None,
     )
 
 
@@ -119,8 +119,8 @@ def _pictures(name: str, section: dict, folder: Path) -> list[Picture]:
 
     if name in columns.OPS:
         shown = {name: figures.speedups(name, section)}
-        title = f"Time of {headline.usual(name)} and of the best baseline over ours, forward + backward"
-        draw(f"speedup-{name}", title, pictures.speedups, shown, f"{headline.usual(name)} / ours")
+        title = f"Time of {overview.usual(name)} and of the best baseline over ours, forward + backward"
+        draw(f"speedup-{name}", title, pictures.speedups, shown, f"{overview.usual(name)} / ours")
     if name in columns.OPS and (used := figures.memory(section)):
         draw(f"memory-{name}", "Peak memory of the other ways over ours", pictures.memory, used)
     if name == "growth":
@@ -129,15 +129,16 @@ def _pictures(name: str, section: dict, folder: Path) -> list[Picture]:
         shown = {name: figures.speedups(name, section)}
         draw(name, "Speed after kernels.fuse", pictures.speedups, shown, "images a second, fused over unfused")
     if name == "training":
+        shown = figures.rates(section, "epoch", {"ours": "ours", "reports": "the reports' way"})
+        draw(name, "An epoch: ours beside the reports' way", pictures.rates, shown, "images a second of an epoch")
+    if name == "input":
         draw(
             name,
-            "An epoch: ours beside the reports' way",
+            "Sources of batches",
             pictures.rates,
-            figures.epochs(section),
-            "images a second of an epoch",
+            figures.rates(section, "both", {"ours": "ours"}),
+            "images a second",
         )
-    if name == "input":
-        draw(name, "Sources of batches", pictures.rates, figures.sources(section), "images a second")
     return found
 
 
@@ -153,7 +154,7 @@ def _markdown(title: str, parts: list[Part], missing: list[str], out: Path) -> s
         for table in part.tables:
             found += [f"{table.title}:", grid(table)] if len(part.tables) > 1 else [grid(table)]
         found += [wrapped(part.legend)] if part.legend else []
-        found += [grid(part.lines)] if part.lines else []
+        found += [grid(part.verdicts)] if part.verdicts else []
     if missing:
         found += ["## Not measured yet", "\n".join(f"- {each}" for each in missing)]
-    return "\n\n".join(found) + "\n"
+    return document(*found)

@@ -50,7 +50,7 @@ def speedups(sections: dict[str, dict[str, dict[str, Speedup]]], usual: str, pat
         parts[0].legend(handles=[Patch(color=colour, label=label) for label, colour in shown], **_KEY)
         for part, (name, kinds) in zip(parts[1:], sections.items(), strict=True):
             _speedups_of(part, name if len(sections) > 1 else "", kinds)
-        _save(figure, path)
+        save(figure, path)
 
 
 def memory(kinds: dict[str, dict[str, Memory]], path: Path) -> None:
@@ -70,7 +70,7 @@ def memory(kinds: dict[str, dict[str, Memory]], path: Path) -> None:
         _from_one(axes[0], values, 0.35)
         _name_rows(axes[0], names)
         figure.supxlabel("peak memory over ours: geometric mean, a dot for each shape", fontsize=9)
-        _save(figure, path)
+        save(figure, path)
 
 
 def roofline(points: list[Point], ceilings: dict[str, float], path: Path) -> None:
@@ -98,7 +98,7 @@ def roofline(points: list[Point], ceilings: dict[str, float], path: Path) -> Non
             axis.grid(axis="x", alpha=0.3)
             axis.set_xlabel("bytes a second, % of the copy's")
         key.legend(handles=_key(points, colours), **_KEY | {"ncols": 3})
-        _save(figure, path)
+        save(figure, path)
 
 
 def growth(series: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
@@ -118,7 +118,7 @@ def growth(series: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
         spare.legend(handles=[_way(way) for way in ways], frameon=False, loc="center", title=_dtypes(series))
         for axis in axes.flat[len(series) :]:
             axis.axis("off")
-        _save(figure, path)
+        save(figure, path)
 
 
 def rates(rows: dict[str, dict[str, float]], unit: str, path: Path) -> None:
@@ -140,7 +140,7 @@ def rates(rows: dict[str, dict[str, float]], unit: str, path: Path) -> None:
         axis.set_xlabel(unit)
         if len(ways) > 1:
             figure.legend(**_KEY | {"loc": "outside upper center"})
-        _save(figure, path)
+        save(figure, path)
 
 
 _KEY = {"frameon": False, "loc": "center", "ncols": 2, "fontsize": 9}
@@ -294,7 +294,8 @@ def _log_axes(axis: Axes, values: list[int]) -> None:
     axis.grid(alpha=0.3)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     plt.close(figure)

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table as Printed
 from rich.text import Text
 
-from bench.report import columns, headline
+from bench.report import columns, targets
 from bench.report.columns import SECTIONS
-from bench.report.targets import Entry
+from bench.report.metrics import Entry
 from polychrome.engine.report.tables import Table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,24 +30,24 @@ def headings(op: str) -> list[str]:
     return [SECTIONS[op].first, *SECTIONS[op].cells]
 
 
-def tables_of(section: dict) -> list[dict[str, Entry]]:
-    """Return the entries of each table: one for each series, dtype and layout, in the order they were measured."""
+def entry_groups(section: dict) -> list[dict[str, Entry]]:
+    """Return the entries of each table: one table for each series, dtype and layout, in the order of measurement."""
     found: dict[tuple[str, ...], dict[str, Entry]] = {}
     for key, entry in section["shapes"].items():
         found.setdefault(tuple(entry.get(name, "") for name in ("along", "dtype", "layout")), {})[key] = entry
     return list(found.values())
 
 
-def drawn(op: str, section: dict) -> list[Table]:
-    """Return the tables of a section, titled with what its entries share and the number of runs."""
+def section_tables(op: str, section: dict) -> list[Table]:
+    """Return the tables of a section, titled with dtype, layout and the number of runs."""
     heads = tuple(headings(op))
-    return [Table(_title(each), heads, tuple(map(tuple, rows(op, each)))) for each in tables_of(section)]
+    return [Table(_title(each), heads, tuple(map(tuple, rows(op, each)))) for each in entry_groups(section)]
 
 
 def peaks(section: dict) -> list[Table]:
-    """Return the tables of the peak memory of every way, as far as it was measured."""
+    """Return the tables of peak memory, a column for each way whose memory was measured."""
     found = []
-    for entries in tables_of(section):
+    for entries in entry_groups(section):
         used = {name_in_table(key, entry): entry.get("memory_bytes") or {} for key, entry in entries.items()}
         ways = tuple(dict.fromkeys(way for each in used.values() for way in each))
         cells = (
@@ -59,10 +59,9 @@ def peaks(section: dict) -> list[Table]:
 
 
 def verdicts(op: str, section: dict) -> Table:
-    """Return the lines that a section is held against, what was measured, and whether they are met."""
-    held = headline.verdicts(op, section)
-    cells = tuple((line.demand, line.measured, VERDICTS[line.met]) for line in held)
-    return Table("Lines", ("line", "measured", "verdict"), cells, left=3)
+    """Return the targets of a section, what was measured, and whether they are met."""
+    cells = ((each.demand, each.measured, VERDICTS[each.met]) for each in targets.verdicts(op, section))
+    return Table("Targets", ("target", "measured", "verdict"), tuple(cells), left=3)
 
 
 def legend(op: str, section: dict) -> str:
@@ -73,7 +72,7 @@ def legend(op: str, section: dict) -> str:
 def text(op: str, section: dict, width: int) -> str:
     """Return a section as tables for a terminal of `width` columns."""
     console = Console(file=io.StringIO(), width=width)
-    for each in drawn(op, section):
+    for each in section_tables(op, section):
         table = Printed(*each.columns, box=None, padding=(0, 1, 0, 0), title=Text(each.title))
         table.title_justify = "left"
         for number, (column, heading) in enumerate(zip(table.columns, each.columns, strict=True)):
@@ -88,14 +87,14 @@ def text(op: str, section: dict, width: int) -> str:
         console.print()
     console.print(Text(legend(op, section)))
     console.print()
-    for line in headline.verdicts(op, section):
-        console.print(Text(f"{VERDICTS[line.met].upper() if line.met is not None else '-':5}{line.demand}"))
-        console.print(Text(f"     {line.measured}"))
+    for each in targets.verdicts(op, section):
+        console.print(Text(f"{'-' if each.met is None else VERDICTS[each.met].upper():5}{each.demand}"))
+        console.print(Text(f"     {each.measured}"))
     return "\n".join(part.rstrip() for part in console.file.getvalue().splitlines())
 
 
 def name_in_table(key: str, entry: Entry) -> str:
-    """Return what of an entry's key the title of its table does not say."""
+    """Return an entry's key without what the title of its table says: dtype and layout."""
     return key.removeprefix(f"{entry.get('dtype')} ").removeprefix(f"{entry.get('layout')} ")
 
 

@@ -1,6 +1,6 @@
-"""Keep the table of a run as a study, and draw the pictures: `python -m bench.studies.collect NAME RUN`.
+"""Copy the table of a run to the studies, and draw the pictures: `python -m bench.studies.collect NAME RUN`.
 
-Without arguments it draws the pictures of what there is anew. The pictures can be read on a phone.
+Without arguments it only draws the pictures again. The pictures can be read on a phone.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 
-from bench.report.pictures import ROW, STYLE
+from bench.report.pictures import ROW, STYLE, save
 from bench.studies import study
-from polychrome.engine.report.plots import COLOURS, DOTS_PER_INCH, NARROW
+from polychrome.engine.report.plots import COLOURS, NARROW
 from polychrome.engine.run_folder import RunFolder
 
 FILES = ("table.csv", "environment.json")
-HELD_OUT = 2500  # images
+HELD_OUT = 2500  # images that an accuracy is measured on
 MARKERS = "os^vDPX"
+NAMES = f"{', '.join(study.TABLES)}, each also as NAME-ENDING"
 
 
 def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> int:
-    """Keep the table of a run as a study's; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench.studies.collect", description="keep the table of a run")
-    parser.add_argument("name", nargs="?", help=f"{', '.join(study.TABLES)}, each also as NAME-ENDING")
+    """Copy the table of a run to the studies and draw the pictures; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.studies.collect", description="copy the table of a run")
+    parser.add_argument("name", nargs="?", help=NAMES)
     parser.add_argument("run", nargs="?", type=Path, help="the run's folder")
     asked = parser.parse_args(arguments)
     if asked.name is not None:
         if asked.name.partition("-")[0] not in study.TABLES:
-            parser.error(
-                f"no study is named {asked.name}; there are {', '.join(study.TABLES)}, each also as NAME-ENDING"
-            )
+            parser.error(f"no study is named {asked.name}; there are {NAMES}")
         if asked.run is None:
             parser.error("name the run's folder too")
         run = RunFolder.open(asked.run)
@@ -55,10 +54,10 @@ def draw(results: Path = study.RESULTS) -> None:
         shown = dict(zip(names, map(_by_combination, found), strict=True))
         draw_channels(shown, results / "mini50" / "channels.png")
     found = study.systems("parts", results)
-    held = [(item, whole) for item in found if (whole := study.whole_of(item, found))]
-    if held:
-        names = names_of_rows([item for item, _ in held], found[0]["epochs"])
-        differences = [_differences(*each) for each in held]
+    compared = [(item, whole) for item in found if (whole := study.whole_of(item, found))]
+    if compared:
+        names = names_of_rows([item for item, _ in compared], found[0]["epochs"])
+        differences = [_differences(*each) for each in compared]
         draw_parts(dict(zip(names, differences, strict=True)), results / "mini50" / "parts.png")
 
 
@@ -70,7 +69,7 @@ def _by_combination(item: study.System) -> dict[str, float]:
 def _differences(item: study.System, base: study.System) -> dict[str, tuple[float, float]]:
     """Return by kind of channels the difference of two systems' mean accuracies, and its standard deviation.
 
-    That is of the means over images drawn anew: two accuracies of so many images, taken as independent.
+    The deviation is that of two independent accuracies, each of a random sample of HELD_OUT images.
     """
     found = {}
     for kind, labels in study.KINDS.items():
@@ -95,7 +94,7 @@ def draw_channels(accuracies: Mapping[str, Mapping[str, float]], path: Path) -> 
         axis.set_ylabel("held-out accuracy, %")
         axis.grid(axis="y", alpha=0.3)
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
-        _save(figure, path)
+        save(figure, path)
 
 
 def draw_parts(differences: Mapping[str, Mapping[str, tuple[float, float]]], path: Path) -> None:
@@ -125,7 +124,7 @@ def draw_parts(differences: Mapping[str, Mapping[str, tuple[float, float]]], pat
         axis.grid(axis="x", alpha=0.3)
         axis.set_xlabel("held-out accuracy, points above the whole network's")
         figure.legend(loc="outside upper center", ncols=len(kinds), frameon=False)
-        _save(figure, path)
+        save(figure, path)
 
 
 def names_apart(systems: Sequence[tuple[str, str]]) -> list[str]:
@@ -144,11 +143,6 @@ def names_of_rows(parts: Sequence[study.System], epochs: str) -> list[str]:
         f"{name}, seed{'s' * (' ' in item['seeds'])} {item['seeds']}" if names.count(name) > 1 else name
         for name, item in zip(names, parts, strict=True)
     ]
-
-
-def _save(figure, path: Path) -> None:
-    figure.savefig(path, dpi=DOTS_PER_INCH)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

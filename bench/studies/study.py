@@ -1,7 +1,7 @@
 """What trained models reach: the tables of studies, which `bench.pages` puts into the pages.
 
 A study is a folder of `bench/results/mini50` with the `table.csv` and `environment.json` of a run of the recipe
-`strong`, kept there by `bench.studies.collect`. Several of one kind share a table: `shallow`, `shallow-100` with more
+`strong`, copied there by `bench.studies.collect`. Several of one kind share a table: `shallow`, `shallow-100` with more
 epochs, and `shallow-seed1` with another seed, which is taken into the same row.
 """
 
@@ -10,6 +10,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
@@ -30,6 +31,8 @@ COMMANDS = {
 }
 ALONE = "+alone"  # ends the name of what is a network for each combination
 BASE = "prism4_small"  # what the parts are taken from
+
+Cell = Callable[["System"], str]
 
 
 @dataclass(frozen=True)
@@ -157,66 +160,39 @@ def _over_all(sizes: list[int], found: list[tuple[float, float | None]]) -> tupl
 def shallow(results: Path = RESULTS) -> str:
     """Return the table of shallow networks beside ResNet34 on all channels."""
     every = systems("shallow", results)
-    # A reference is trained as long as what is held against it; of several the first.
+    # A reference is trained as long as what is compared with it; the first of several.
     references = {(item["model"], item["epochs"]): item for item in reversed(every)}
-    rows = []
-    for item in every:
-        reference = references.get(("resnet34", item["epochs"]))
-        rows.append(
-            (
-                f"`{item['model']}`",
-                item["epochs"],
-                *(_percent(item.accuracy(*which)) for which in (("holdout",), ("holdout", FULL, True))),
-                _ratio(item, reference),
-                *(_percent(item.accuracy(split)) for split in ("val", "test")),
-                f"{int(item['params']):,}",
-                f"{int(item['macs']) / 1e6:,.0f} M",
-                _depth(item),
-                _minutes(item),
-                item["seeds"],
-            )
-        )
-    heads = ("system", "epochs", "held-out", "flip avg.", "/ ResNet34", "val", "test", "parameters", "mult-adds")
-    return _page("shallow", results, every, (*heads, "depth", "minutes", "seeds"), rows)
+    cells = {
+        "system": _model,
+        "epochs": _column("epochs"),
+        "held-out": _accuracy("holdout"),
+        "flip avg.": _accuracy("holdout", FULL, True),
+        "/ ResNet34": lambda item: _ratio(item, references.get(("resnet34", item["epochs"]))),
+        "val": _accuracy("val"),
+        "test": _accuracy("test"),
+        **_COSTS,
+        "depth": _depth,
+        **_TRAINING,
+    }
+    return _page("shallow", results, every, cells)
 
 
 def channels(results: Path = RESULTS) -> str:
     """Return the table of held-out accuracy on every combination of channels."""
-    every = systems("channels", results)
-    rows = [
-        (
-            f"`{item['model']}`",
-            item["protocol"],
-            item["epochs"],
-            *(_percent(item.accuracy("holdout", label)) for label in (FULL, *PAIRS)),
-            _percent(item.mean("holdout", PAIRS)),
-            *(_percent(item.accuracy("holdout", label)) for label in SINGLES),
-            _percent(item.mean("holdout", SINGLES)),
-            _minutes(item),
-            item["seeds"],
-        )
-        for item in every
-    ]
-    heads = ("system", "protocol", "epochs", FULL, *PAIRS, "mean of pairs", *SINGLES, "mean of singles")
-    return _page("channels", results, every, (*heads, "minutes", "seeds"), rows, left=2)
+    cells = {"system": _model, "protocol": _column("protocol"), "epochs": _column("epochs")}
+    cells |= {label: _accuracy("holdout", label) for label in (FULL, *PAIRS)} | {"mean of pairs": _mean(PAIRS)}
+    cells |= {label: _accuracy("holdout", label) for label in SINGLES} | {"mean of singles": _mean(SINGLES)}
+    return _page("channels", results, systems("channels", results), cells | _TRAINING, left=2)
 
 
 def parts(results: Path = RESULTS) -> str:
     """Return the ablation table: each part's held-out accuracy, and by how much it differs from the whole."""
     every = systems("parts", results)
-    rows = []
-    for item in every:
-        means = [item.mean("holdout", labels) for labels in KINDS.values()]
-        whole = whole_of(item, every)
-        differences = [
-            _difference(mean, whole and whole.mean("holdout", labels))
-            for mean, labels in zip(means, KINDS.values(), strict=True)
-        ]
-        cells = (cell for pair in zip(map(_percent, means), differences, strict=True) for cell in pair)
-        costs = (f"{int(item['params']):,}", f"{int(item['macs']) / 1e6:,.0f} M", _minutes(item), item["seeds"])
-        rows.append((f"`--models {item['model']}{_flags(item, every[0])}`", *cells, item["epochs"], *costs))
-    heads = ("row", FULL, "±", "pairs", "±", "singles", "±", "epochs", "parameters", "mult-adds", "minutes", "seeds")
-    return _page("parts", results, every, heads, rows)
+    cells = {"row": lambda item: f"`--models {item['model']}{_flags(item, every[0])}`"}
+    for kind, labels in KINDS.items():
+        cells |= {kind: _mean(labels), f"{kind} ±": partial(_difference, labels, every)}
+    cells |= {"epochs": _column("epochs"), **_COSTS, **_TRAINING}
+    return _page("parts", results, every, cells)
 
 
 def _flags(item: System, first: System) -> str:
@@ -229,9 +205,9 @@ def _flags(item: System, first: System) -> str:
 
 
 def whole_of(part: System, every: Iterable[System]) -> System | None:
-    """Return the whole network that a row of the ablation is held against: with its seeds, trained as long.
+    """Return the whole network that a row of the ablation is compared with: of the same seeds and epochs.
 
-    A whole network itself is held against the first of its seeds. None where there is no such, or it is the row itself.
+    A whole network is compared with the first of its seeds. None where there is none, or where it is the row itself.
     """
     epochs = None if part["model"] == BASE else part["epochs"]
     alike = (item for item in every if item["model"] == BASE and item["seeds"] == part["seeds"])
@@ -255,13 +231,14 @@ def _page(
     title: str,
     results: Path,
     every: Iterable[System],
-    heads: tuple[str, ...],
-    rows: list[tuple[str, ...]],
+    cells: dict[str, Cell],
     left: int = 1,
 ) -> str:
-    """Return a Markdown table, and below it by what it was made."""
+    """Return a Markdown table of all systems, a column for each function, and below it by what it was made."""
+    rows = tuple(tuple(cell(item) for cell in cells.values()) for item in every)
     if not rows:
         return "Not measured yet."
+    heads = tuple("±" if head.endswith("±") else head for head in cells)
     places = defaultdict(list)
     for name in sorted({name for item in every for name in item.studies}):
         facts = json.loads((results / "mini50" / name / "environment.json").read_text(encoding="utf-8"))
@@ -270,7 +247,7 @@ def _page(
         code = facts.get("commit") or "none"  # 40 digits, and " with changes"
         places[made].append(f"{place} (commit {code[:12]}{code[40:]})")
     stamps = (wrapped(f"`{command}`: {', '.join(each)}; {machine}.") for (command, machine), each in places.items())
-    return "\n\n".join([grid(Table(title, heads, tuple(rows), left)), *stamps])
+    return "\n\n".join([grid(Table(title, heads, rows, left)), *stamps])
 
 
 def _machine(facts: dict) -> str:
@@ -287,8 +264,10 @@ def _percent(found: tuple[float, float | None] | float | None) -> str:
     return f"{100 * accuracy:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
 
 
-def _difference(mean: float | None, whole: float | None) -> str:
-    return "-" if mean is None or whole is None else f"{100 * (mean - whole):+z.1f}"
+def _difference(labels: Iterable[str], every: Iterable[System], item: System) -> str:
+    mean, whole = item.mean("holdout", labels), whole_of(item, every)
+    base = whole and whole.mean("holdout", labels)
+    return "-" if None in (mean, base) else f"{100 * (mean - base):+z.1f}"
 
 
 def _ratio(item: System, reference: System | None) -> str:
@@ -301,5 +280,24 @@ def _depth(item: System) -> str:
     return depth if depth == distinct else f"{depth} ({distinct} distinct)"
 
 
-def _minutes(item: System) -> str:
-    return f"{item.seconds / 60:,.0f}"
+def _column(name: str) -> Cell:
+    return lambda item: item[name]
+
+
+def _accuracy(split: str, *which: str | bool) -> Cell:
+    return lambda item: _percent(item.accuracy(split, *which))
+
+
+def _mean(labels: Iterable[str]) -> Cell:
+    return lambda item: _percent(item.mean("holdout", labels))
+
+
+def _model(item: System) -> str:
+    return f"`{item['model']}`"
+
+
+_COSTS: dict[str, Cell] = {
+    "parameters": lambda item: f"{int(item['params']):,}",
+    "mult-adds": lambda item: f"{int(item['macs']) / 1e6:,.0f} M",
+}
+_TRAINING: dict[str, Cell] = {"minutes": lambda item: f"{item.seconds / 60:,.0f}", "seeds": _column("seeds")}

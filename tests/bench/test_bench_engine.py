@@ -1,4 +1,4 @@
-"""The engine's benchmark: what it reads, the reports' way, lines and tables, and the arithmetic of docs/scaling.md."""
+"""The engine's benchmark: what it reads, the reports' way, targets and tables."""
 
 import subprocess
 import sys
@@ -10,10 +10,8 @@ import torch
 from bench import pages, test_engine
 from bench.measuring import photographs, record
 from bench.measuring.measure import DEVICE, Stopwatch
-from bench.ops import timms_way
-from bench.ops.reports_way import Photographs, Training
-from bench.report import columns, tables, targets
-from bench.studies import scaling
+from bench.ops.trainings import Reports, Timm
+from bench.report import columns, metrics, tables, targets
 from polychrome.engine.data.sets import listing, scan
 from tests.bench.test_bench_tables import section
 
@@ -47,7 +45,11 @@ def images(stripes):
 
 
 def verdicts(op, entries, on_gpu):
-    return {line.demand: line.met for line in targets.lines(op, entries, on_gpu)}
+    return {each.demand: each.met for each in judged(op, entries, "cuda" if on_gpu else "cpu")}
+
+
+def judged(op, entries, kind="cpu"):
+    return targets.verdicts(op, {"kind": kind, "shapes": entries})
 
 
 def test_photographs_are_a_data_set_of_the_size_asked_for(tmp_path):
@@ -65,12 +67,12 @@ def test_the_reports_way_standardises_and_trains(images):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     before = model[0].weight.detach().clone()
     steps = Stopwatch()
-    with Training(model, images, "val", 32, 8, DEVICE) as reports:
+    with Reports(model, images, "val", 32, 8, DEVICE) as reports:
         taken = reports.epoch(steps)
         assert len(steps.times()) == len(reports.loader) == 3
+        shown = torch.stack([reports.loader.dataset[index][0] for index in range(8)])
     assert 0 < sum(steps.times()) < 1e3 * taken
     assert not torch.equal(model[0].weight.cpu(), before)
-    shown = torch.stack([Photographs(images, "train", 32)[index][0] for index in range(8)])
     assert shown.shape == (8, 3, 32, 32)
     grey = (shown * torch.tensor(images.channels.std)[:, None, None]).mean((0, 2, 3)) + torch.tensor(
         images.channels.mean
@@ -84,7 +86,7 @@ def test_timms_way_standardises_and_trains(images):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     before = model[0].weight.detach().clone()
     steps = Stopwatch()
-    with timms_way.Training(model, images, "train", 32, 8, DEVICE, "bf16") as timm:
+    with Timm(model, images, "train", 32, 8, DEVICE, "bf16") as timm:
         taken = timm.epoch(steps)
         assert len(steps.times()) == len(timm.loader) > 2
         shown = torch.cat([batch.cpu() for batch, _ in timm.loader])
@@ -105,7 +107,7 @@ def cells_of(entry):
 
 def test_a_way_that_was_not_measured_has_no_figure():
     entry = training_entry()
-    assert targets.to_other(entry, "timm", "epoch") is None
+    assert metrics.over_ours("timm", "epoch")(entry) is None
     cells = cells_of(entry)
     assert (cells["timm epoch"], cells["ratio to timm"]) == ("-", "-")
     entry["ms"]["timm"] = {"step": 100.0, "epoch": 2000.0}
@@ -137,33 +139,34 @@ def test_the_time_of_the_first_step_is_printed_and_the_run_ends_there(stripes, t
 
 def test_rates_and_ratios_of_a_training():
     entry = training_entry()
-    assert targets.rate(entry, "ours", "step") == pytest.approx(1280)
-    assert targets.rate(entry, "reports", "epoch") == pytest.approx(1280 / 9)
-    assert targets.to_other(entry, "reports", "epoch") == pytest.approx(9)
-    assert targets.input_share(entry) == pytest.approx(0.04)
-    assert targets.extrapolated(entry) == pytest.approx(25 * 63_325 / 1280 / 60)
+    assert metrics.rate("ours", "step")(entry) == pytest.approx(1280)
+    assert metrics.rate("reports", "epoch")(entry) == pytest.approx(1280 / 9)
+    assert metrics.over_ours("reports", "epoch")(entry) == pytest.approx(9)
+    assert metrics.input_share(entry) == pytest.approx(0.04)
+    (minutes,) = [each for each in judged("training", {"one": entry}, "cuda") if "25 epochs" in each.demand]
+    assert minutes.measured.startswith(f"{25 * 63_325 / 1280 / 60:.2f} at one")
 
 
-def test_lines_of_a_training_on_a_gpu():
+def test_targets_of_a_training_on_a_gpu():
     entries = {"one": training_entry(gpu_idle=0.05), "other": training_entry(epoch=1200.0, step=20.0, gpu_idle=0.2)}
     assert list(verdicts("training", {"one": entries["one"] | {"images": 12_800}}, True).values()) == [True] * 4
     assert list(verdicts("training", entries, True).values()) == [False] * 4
-    (idle,) = [line for line in targets.lines("training", {"one": training_entry()}, True) if "idle" in line.demand]
+    (idle,) = [each for each in judged("training", {"one": training_entry()}, "cuda") if "idle" in each.demand]
     assert (idle.met, idle.measured) == (None, "-")
 
 
-def test_lines_on_a_cpu():
+def test_targets_on_a_cpu():
     assert list(verdicts("training", ENTRIES["training"], False).values()) == [True]
     slow = {"resnet34 84 px": training_entry(epoch=5000.0)}
     assert list(verdicts("training", slow, False).values()) == [False]
     in_float32 = {"resnet34 84 px": training_entry(dtype="float32")}
     assert list(verdicts("training", in_float32, False).values()) == [None]
-    (start,) = targets.lines("start", ENTRIES["start"], False)
+    (start,) = judged("start", ENTRIES["start"])
     assert (start.met, start.measured) == (False, "5.50 at second start; 1 of 1 miss")
-    (processes,) = targets.lines("processes", ENTRIES["processes"], False)
+    (processes,) = judged("processes", ENTRIES["processes"])
     assert (processes.met, processes.measured[:4]) == (True, "0.90")
     assert list(verdicts("input", ENTRIES["input"], True).values()) == [True]
-    assert targets.lines("input", ENTRIES["input"], False) == []
+    assert judged("input", ENTRIES["input"]) == []
 
 
 def test_a_row_of_each_section():
@@ -190,7 +193,6 @@ def test_the_pages_in_docs_are_rewritten_beside_the_readme(tmp_path):
     marked = {
         tmp_path / "README.md": pages.PAGES["README.md"],
         docs / "engine.md": columns.ENGINE,
-        docs / "scaling.md": scaling.TABLES,
     }
     for page, names in marked.items():
         page.write_text("".join(f"<!-- bench:{name} -->\n<!-- /bench:{name} -->\n" for name in names))
@@ -199,22 +201,3 @@ def test_the_pages_in_docs_are_rewritten_beside_the_readme(tmp_path):
     assert pages.main(["--check"], tmp_path / "README.md", results) == 0
     assert "| resnet34 84 px | 64 | 800 |" in (docs / "engine.md").read_text()
     assert "GPU: not measured yet." in (docs / "engine.md").read_text()
-    assert "| 64 | 221,830 | 8,192 | 1,734 |" in (docs / "scaling.md").read_text()
-
-
-def test_the_sizes_of_a_large_run():
-    assert scaling.steps(8) == 13_865
-    assert scaling.hours(8, 1_000) == pytest.approx(90 * 14_197_122 / 8_000 / 3600)
-    assert scaling.kept_bytes(293) == 14_197_122 * 257_547
-    assert scaling.parameters("resnet34") == 32_489_105
-    assert scaling.ring_bytes(scaling.gradient_bytes("resnet34"), 8) == pytest.approx(1.75 * 4 * 32_489_105)
-    assert scaling.checkpoint_bytes("resnet34", average=True) == 16 * 32_489_105
-
-
-def test_measured_rates_come_from_the_results(tmp_path):
-    assert "not measured yet" in scaling.measured_table(tmp_path)
-    assert scaling.input_table(tmp_path).count("not measured yet") == len(scaling.RATES)
-    record.write(tmp_path / "cpu.json", "input", section(**{"dali cpu": plain_entry(64.0)}))
-    assert "| 1,000 | 90 | 0.72 | 46 | 16 |" in scaling.input_table(tmp_path)
-    record.write(tmp_path / "gpu.json", "training", section("cuda", **ENTRIES["training"]))
-    assert "| Some Device | resnet34 84 px | 1,280 |" in scaling.measured_table(tmp_path)

@@ -22,7 +22,8 @@ def entries(**changed):
 
 
 def verdicts(found, on_gpu):
-    return {line.demand: (line.met, line.measured) for line in targets.lines("fuse", found, on_gpu)}
+    section = {"kind": "cuda" if on_gpu else "cpu", "shapes": found}
+    return {each.demand: (each.met, each.measured) for each in targets.verdicts("fuse", section)}
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_lines_on_a_gpu_are_twice_the_training_in_bfloat16_and_inference_no_slow
     assert verdicts({}, True) == {training: (None, "-"), inference: (None, "-")}
 
 
-def test_the_line_on_a_cpu_takes_the_paired_ratio():
+def test_the_target_on_a_cpu_takes_the_paired_ratio():
     quiet = entry(108.0, ratio=1.01)
     ((met, measured),) = verdicts({"float32 training": quiet}, False).values()
     assert (met, measured) == (True, "1.01 at float32 training; 0 of 1 miss")
@@ -98,6 +99,6 @@ def test_the_line_on_a_cpu_takes_the_paired_ratio():
     assert not met
 
 
-@pytest.mark.parametrize("on_gpu", [True, False])
-def test_how_time_grows_is_held_against_nothing(on_gpu):
-    assert targets.lines("growth", {"batch 8": entry(1.0)}, on_gpu) == []
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_how_time_grows_is_held_against_nothing(kind):
+    assert targets.verdicts("growth", {"kind": kind, "shapes": {"batch 8": entry(1.0)}}) == []

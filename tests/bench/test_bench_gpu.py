@@ -22,7 +22,7 @@ from bench.gpu import counters, state, steps, times
 from bench.measuring import record
 from bench.ops.dynamic_conv import Shape
 from bench.report import tables
-from bench.report.targets import NOT_ASKED
+from bench.report.metrics import NOT_ASKED
 from polychrome.kernels import check
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -370,7 +370,7 @@ def test_the_kernels_of_a_call_are_told_in_order_with_their_medians():
 
 def test_what_the_tree_has_is_kept_unless_the_state_comes_from_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(state, "ROOT", tmp_path)
-    monkeypatch.setattr(state, "KEPT", ("table.json",))
+    monkeypatch.setattr(state, "WRITTEN", ("table.json",))
     (tmp_path / "runs" / "files").mkdir(parents=True)
     (tmp_path / "runs" / "files" / "table.json").write_text("kept")
     monkeypatch.setattr(state.record, "results_path", lambda kind: Path("gpu.json"))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from bench.gpu import steps as listed
 from bench.studies import collect as keeping
-from bench.studies import goals, study
+from bench.studies import study, targets
 from polychrome.engine.report import comparison
 
 LABELS = ("RGB", *study.PAIRS, *study.SINGLES)
@@ -104,7 +104,7 @@ def test_shallow_networks_of_several_seeds_are_means_over_all_of_them(keep):
     assert cells(page)[1]["/ ResNet34"] == f"{42 / fmean(every):.1f}%"
     joined = study.systems("shallow", results)[0]
     assert (joined["train_seconds"], joined["ratio_to_resnet34"]) == ("900.0", "")
-    found = {row["what"]: row["found"] for row in cells(goals.goals(results))}
+    found = {row["what"]: row["found"] for row in cells(targets.table(results))}
     assert found["`prism4`: accuracy on RGB, of ResNet34's"] == f"{42 / fmean(every):.1f}%"
     for name in ("shallow", "shallow-more", "shallow-other"):
         assert f"`bench/results/mini50/{name}/table.csv`" in page
@@ -199,7 +199,7 @@ def test_a_part_is_held_against_the_whole_of_its_seeds_and_schedule(keep):
     assert "| `--models prism4_small --seed 3 --seeds 2` | 40.0 | - |" in page
 
 
-def test_goals_are_judged_by_the_schedule_that_validation_prefers(keep):
+def test_targets_are_judged_by_the_schedule_that_validation_prefers(keep):
     def validated(name, held_out, validation, **others):
         rows = system(name, [held_out], **others)
         return [*rows, rows[0] | {"split": "val", "accuracy": str(validation)}]
@@ -209,7 +209,7 @@ def test_goals_are_judged_by_the_schedule_that_validation_prefers(keep):
     sampled = [0.5, 0.49, 0.5, 0.48, 0.47, 0.46, 0.45]
     alone = system("naive_cnn", [*sampled[:-1], 0.46]), system("resnet34+alone", sampled[:-1])
     keep("channels", system("prism4", sampled), *alone)
-    found = {row["what"]: (row["asked"], row["found"], row["met"]) for row in cells(goals.goals(results))}
+    found = {row["what"]: (row["asked"], row["found"], row["met"]) for row in cells(targets.table(results))}
     alone = "the same: less `{}` for a combination alone, where it leads least"
     assert found == {
         "`prism4`: accuracy on RGB, of ResNet34's": ("≥ 105%", "102.4%", "no"),
@@ -232,15 +232,15 @@ def test_of_the_ways_to_draw_channels_that_counts_which_validation_prefers(keep)
     # By validation on RGB alone, and by the held-out images, it would be prism4.
     keep("channels", drawn("prism4", [0.6] * 7, [0.5, *[0.4] * 6]), system("prism4+off", [0.51] * 7))
     results = keep("channels-few", drawn("prism4+few", [0.53, *[0.515] * 3, *[0.49] * 3], [0.48, *[0.44] * 6]))
-    rows = {row["what"]: row["found"] for row in cells(goals.goals(results))}
+    rows = {row["what"]: row["found"] for row in cells(targets.table(results))}
     assert rows["`prism4+few`, one for all combinations: mean of pairs less RGB"] == "-1.5 points"
     assert rows["the same: mean of singles less RGB"] == "-4.0 points"
     assert rows["the same: RGB less RGB without sampling"] == "+2.0 points"
 
 
-def test_a_goal_is_missed_by_one_combination_whatever_the_others_are(keep):
+def test_a_target_is_missed_by_one_combination_whatever_the_others_are(keep):
     results = keep("channels", system("prism4", [0.5] * 7), system("resnet34+alone", [0.4, 0.51]))
-    rows = {row["what"]: (row["found"], row["met"]) for row in cells(goals.goals(results))}
+    rows = {row["what"]: (row["found"], row["met"]) for row in cells(targets.table(results))}
     what = "the same: less `{}` for a combination alone, where it leads least"
     assert rows[what.format("resnet34+alone")] == ("-1.0 points; 5 of 7 not measured yet", "no")
     assert rows[what.format("naive_cnn")] == ("not measured yet", "-")

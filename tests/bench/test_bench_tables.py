@@ -1,4 +1,4 @@
-"""The tables drawn from results, the lines they are held against, and the exits of what needs a GPU."""
+"""The tables drawn from results, the targets of what is measured, and the exits of what needs a GPU."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from bench import pages
 from bench.measuring import record
-from bench.report import headline, tables, targets
+from bench.report import metrics, overview, tables, targets
 
 TEXT = "# Title\n\n" + "".join(
     f"<!-- bench:{name} -->\nold\n<!-- /bench:{name} -->\n\nmore\n" for name in pages.PAGES["README.md"]
@@ -122,7 +122,7 @@ def test_a_row_holds_our_times_and_the_ratios():
 
 
 def test_a_map_is_compared_with_eager_and_the_faster_compiled_form():
-    first, second = tables.tables_of(map_section())
+    first, second = tables.entry_groups(map_section())
     assert tables.rows("spatial_attention", first) == [
         [MAP, "0.500", "1.50", "2.00", "4.00", "1.50", "1.50", "compiled", "50", "50", "-"]
     ]
@@ -136,21 +136,21 @@ def test_each_dtype_and_layout_has_a_table():
 
 
 def test_the_best_baseline_is_never_the_static_convolution():
-    assert targets.best_baseline(entry(stacked=4.0, static=1.0)) == ("stacked", 2.0)
+    assert metrics.best_baseline(entry(stacked=4.0, static=1.0)) == ("stacked", 2.0)
 
 
-def test_lines_on_a_cpu_name_the_worst_shape():
-    never_slower, small = targets.lines("dynamic_conv", section()["shapes"], on_gpu=False)
+def test_targets_on_a_cpu_name_the_worst_shape():
+    never_slower, small = targets.verdicts("dynamic_conv", section())
     assert (never_slower.met, small.met) == (False, True)
     assert never_slower.measured == "1.25 at bfloat16 C64 56x56; 1 of 2 miss"
     assert small.measured == "4.00"
 
 
-def test_lines_on_a_gpu_are_judged_by_size():
+def test_targets_on_a_gpu_are_judged_by_size():
     memory = {"ours": {"peak": 9, "extra": 1}, "naive": {"peak": 9, "extra": 8}}
     host = {"forward": {"call": 50.0, "launches": 30.0}, "both": {"call": 170.0, "launches": 60.0}}
     shapes = {"bfloat16 C512 7x7": entry(pixels=49, ours=6.0) | {"memory_bytes": memory, "host_us": host}}
-    found = {line.demand: line for line in targets.lines("dynamic_conv", shapes, on_gpu=True)}
+    found = {verdict.demand: verdict for verdict in targets.verdicts("dynamic_conv", section("cuda", **shapes))}
     static = "ours / static convolution"
     assert found[f"{static}, 28x28 and above: <= 1.25"].met is None
     assert found[f"{static}, 7x7: <= 4"].met
@@ -161,15 +161,15 @@ def test_lines_on_a_gpu_are_judged_by_size():
 
 
 def test_a_best_baseline_is_judged_only_where_all_were_run():
-    some = entry() | {"skipped": {"timm": targets.NOT_ASKED}}
-    found = {line.demand: line.met for line in targets.lines("dynamic_conv", {"bfloat16 C512 7x7": some}, on_gpu=True)}
+    some = entry() | {"skipped": {"timm": metrics.NOT_ASKED}}
+    found = {verdict.demand: verdict.met for verdict in targets.verdicts("dynamic_conv", section("cuda", some=some))}
     assert found["slower than no baseline on any shape: >= 1"] is None
     assert found["same-dtype naive / ours, forward + backward: geometric mean >= 5"] is False
 
 
-def test_lines_of_maps_hold_every_shape_to_eager_compiled_and_the_bound():
-    found = targets.lines("spatial_attention", map_section()["shapes"], on_gpu=True)
-    assert [(line.demand, line.met) for line in found] == [
+def test_targets_of_maps_hold_every_shape_to_eager_compiled_and_the_bound():
+    found = targets.verdicts("spatial_attention", map_section() | {"kind": "cuda"})
+    assert [(verdict.demand, verdict.met) for verdict in found] == [
         ("eager / ours on every shape: >= 3", True),
         ("compiled / ours on every shape: >= 1.3", False),
         ("slower than no baseline on any shape: >= 1", True),
@@ -179,14 +179,14 @@ def test_lines_of_maps_hold_every_shape_to_eager_compiled_and_the_bound():
         ("bound under 5 us: us beyond the bound at 70% backward, against 4 launches: <= 10", None),
     ]
     assert found[1].measured == f"1.20 at bfloat16 contiguous {MAP}; 1 of 2 miss"
-    (never_slower,) = targets.lines("channel_gate", map_section()["shapes"], on_gpu=False)
+    (never_slower,) = targets.verdicts("channel_gate", map_section())
     assert (never_slower.met, never_slower.measured[:5]) == (True, "0.31 ")
 
 
 def test_maps_whose_launches_cost_more_than_their_bytes_are_held_to_the_launches():
     small = map_entry() | {"bound_ms": {"forward": 0.004, "backward": 0.007, "both": 0.011}}
     small["ms"] = small["ms"] | {"ours": {"forward": 0.0124, "backward": 0.0201, "both": 0.0325}}
-    found = {line.demand: line for line in targets.lines("channel_gate", {"small": small}, on_gpu=True)}
+    found = {verdict.demand: verdict for verdict in targets.verdicts("channel_gate", section("cuda", small=small))}
     assert found["share of the bound forward, large maps: >= 0.8"].met is None
     forward = found["bound under 5 us: us beyond the bound at 80% forward, against 3 launches: <= 7.5"]
     assert (forward.met, forward.measured) == (True, "7.40 at small; 0 of 1 miss")
@@ -205,19 +205,19 @@ def test_maps_whose_launches_cost_more_than_their_bytes_are_held_to_the_launches
 )
 def test_a_convolution_is_held_to_the_share_of_its_size_or_to_its_launches(pixels, bound, held):
     shape = entry(pixels=pixels) | {"bound_ms": {"forward": bound, "backward": bound, "both": bound}}
-    found = targets.lines("dynamic_conv", {"one": shape}, on_gpu=True)
-    judged = [line.demand for line in found if "the bound" in line.demand and line.met is not None]
+    found = targets.verdicts("dynamic_conv", section("cuda", one=shape))
+    judged = [verdict.demand for verdict in found if "the bound" in verdict.demand and verdict.met is not None]
     assert len(judged) == 2
     assert all(any(name in demand for name in held) for demand in judged)
-    to_static = [line for line in found if "static" in line.demand and line.met is not None]
+    to_static = [verdict for verdict in found if "static" in verdict.demand and verdict.met is not None]
     assert len(to_static) == 1  # small calls too
 
 
 def test_a_compiled_form_that_did_not_run_is_not_judged():
     alone = map_entry()
     del alone["ms"]["compiled"], alone["ms"]["compiled no graphs"]
-    assert targets.compiled_speedup(alone) is None
-    assert targets.lines("channel_gate", {MAP: alone}, on_gpu=True)[1].met is None
+    assert metrics.compiled_over_ours(alone) is None
+    assert targets.verdicts("channel_gate", section("cuda", alone=alone))[1].met is None
 
 
 def test_an_augmentation_has_images_a_second_and_each_baseline_over_ours():
@@ -227,13 +227,13 @@ def test_an_augmentation_has_images_a_second_and_each_baseline_over_ours():
     assert whole[:3] == [f"{IMAGES} whole", "0.800", "80,000"]
 
 
-def test_lines_of_an_augmentation_take_the_bound_from_the_plain_recipe_and_the_rate_from_three_channels():
-    bound, rate = targets.lines("augment", image_section()["shapes"], on_gpu=True)
+def test_targets_of_an_augmentation_take_the_bound_from_the_plain_recipe_and_the_rate_from_three_channels():
+    bound, rate = targets.verdicts("augment", image_section() | {"kind": "cuda"})
     assert (bound.demand, bound.met) == ("share of the bound forward, plain recipe: >= 0.6", False)
     assert bound.measured == "0.25 at bfloat16 channels_last 64x256x256x13 to 224; 2 of 2 miss"
     assert (rate.demand, rate.met) == ("thousand images a second at 224 px, 3 channels: >= 200", False)
     assert rate.measured == f"80.00 at bfloat16 channels_last {IMAGES} whole; 2 of 2 miss"
-    (never_slower,) = targets.lines("augment", image_section()["shapes"], on_gpu=False)
+    (never_slower,) = targets.verdicts("augment", image_section())
     assert never_slower.demand == "ours / torchvision on every shape: <= 1.03"
     assert never_slower.measured == f"1.25 at bfloat16 channels_last {IMAGES}; 1 of 1 miss"
 
@@ -262,7 +262,7 @@ def test_readme_is_rewritten_between_the_markers_only(results, tmp_path, capsys)
     assert pages.main([], readme, results) == 0
     assert pages.main(["--check"], readme, results) == 0
     new = readme.read_text()
-    assert new.startswith("# Title\n\n<!-- bench:headline -->\n")
+    assert new.startswith("# Title\n\n<!-- bench:overview -->\n")
     assert new.endswith("<!-- /bench:commands -->\n\nmore\n")
     assert "GPU: not measured yet." in new
     assert "**Some Device**; torch 2.15.0; 2026-01-01." in new
@@ -271,31 +271,31 @@ def test_readme_is_rewritten_between_the_markers_only(results, tmp_path, capsys)
     assert "old" not in new
 
 
-def test_the_headline_has_fuse_and_training_below_the_ops(results):
+def test_the_overview_has_fuse_and_training_below_the_ops(results):
     training = {"batch": 4, "images": 8, "runs": 3, "skipped": {}}
     training["ms"] = {"ours": {"step": 1.0, "epoch": 2.0, "input": 0.1}, "reports": {"step": 3.0, "epoch": 5.0}}
     training |= {"dtype": "bfloat16", "layout": "channels_last"}
     record.write(results / "cpu.json", "training", section(**{"simple_cnn 256 px": training}))
     record.write(results / "cpu.json", "fuse", fuse_section())
-    rows = [line for line in pages.markdown("headline", results).splitlines() if line.startswith("| ")][1:]
+    rows = [line for line in pages.markdown("overview", results).splitlines() if line.startswith("| ")][1:]
     # The geometric mean of 2.5 and 1.
     assert rows[1].startswith("| fuse | 2 | 1.58 | - | - | - |")
     assert rows[2] == "| training | 1 | 2.50 | - | - | - | - |"
 
 
-def test_the_headline_shows_the_picture_and_the_page_that_are_there(results):
-    assert "cpu.md" not in pages.markdown("headline", results)
+def test_the_overview_shows_the_picture_and_the_page_that_are_there(results):
+    assert "cpu.md" not in pages.markdown("overview", results)
     (results / "cpu.md").write_text("page")
     (results / "cpu").mkdir()
     (results / "cpu" / "speedup.png").write_bytes(b"picture")
-    drawn = pages.markdown("headline", results)
+    drawn = pages.markdown("overview", results)
     assert "(bench/results/cpu.md)" in drawn.replace("\n", " ")
     assert drawn.endswith("(bench/results/cpu/speedup.png)")
     record.write(results / "some_gpu.json", "dynamic_conv", section("cuda") | {"device": "Some GPU"})
-    assert pages.markdown("headline", results).endswith("(bench/results/cpu/speedup.png)")
+    assert pages.markdown("overview", results).endswith("(bench/results/cpu/speedup.png)")
     (results / "some_gpu").mkdir()
     (results / "some_gpu" / "speedup.png").write_bytes(b"picture")
-    drawn = pages.markdown("headline", results)
+    drawn = pages.markdown("overview", results)
     assert drawn.endswith("(bench/results/some_gpu/speedup.png)")
     assert drawn.index("Some GPU") < drawn.index("Some Device")
     assert "not measured yet" not in drawn
@@ -305,7 +305,7 @@ def test_missing_markers_are_reported(results, tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_text("# Title\n")
     assert pages.main([], readme, results) == 1
-    assert "<!-- bench:headline -->" in capsys.readouterr().err
+    assert "<!-- bench:overview -->" in capsys.readouterr().err
 
 
 def test_an_op_has_all_its_rows_in_markdown(results):
@@ -348,7 +348,7 @@ def test_fuse_shows_the_ratio_of_the_same_rounds_where_there_is_one():
     shapes["bfloat16 training"] |= {"ratio": 1.0125, "ratio_error": 0.0025}
     paired, plain = tables.rows("fuse", shapes)
     assert (paired[-1], plain[-1]) == ("1.012 +-0.003", "1.000")
-    assert headline.usual_speedup("fuse", shapes["bfloat16 training"]) == 1 / 1.0125
+    assert overview.usual_over_ours("fuse")(shapes["bfloat16 training"]) == 1 / 1.0125
 
 
 def test_commands_show_seconds_memory_and_accuracy():
@@ -357,16 +357,16 @@ def test_commands_show_seconds_memory_and_accuracy():
         ["--help", "0.06", "5", "-", "-"],
         ["task1 from nothing", "92.00", "1", "1,180", "simple_cnn 79.8%, pool_attention_cnn 89.3%"],
     ]
-    verdicts = {line.demand: line.met for line in targets.lines("commands", found["shapes"], on_gpu=False)}
+    verdicts = {verdict.demand: verdict.met for verdict in targets.verdicts("commands", found)}
     assert list(verdicts.values()) == [True, True, True, True]
     found["shapes"]["task1 from nothing"]["peak_bytes"] = 4e9
     found["shapes"]["--help"]["ms"]["ours"]["both"] = 2500.0
-    verdicts = {line.demand: line.met for line in targets.lines("commands", found["shapes"], on_gpu=True)}
+    verdicts = {verdict.demand: verdict.met for verdict in targets.verdicts("commands", found | {"kind": "cuda"})}
     assert list(verdicts.values()) == [False, True, False, True]
 
 
 def test_growth_has_a_table_for_each_series():
-    batch, experts = tables.drawn("growth", growth_section())
+    batch, experts = tables.section_tables("growth", growth_section())
     assert batch.title == "by batch, bfloat16 channels_last, medians of 5 runs"
     assert experts.title == "by experts, bfloat16 channels_last, batch 8, medians of 5 runs"
     assert experts.rows == (("experts 4", "2.00", "4.00", "0.50", "2.50", "-", "-", "-", "1.25"),)

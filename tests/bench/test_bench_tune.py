@@ -69,6 +69,6 @@ def test_only_what_is_two_percent_faster_is_chosen():
     forward = [index for index, each in enumerate(tried) if each.name == "forward"]
     backward = [index for index, each in enumerate(tried) if each.name == "input_gradient"]
     times[forward[1]], times[backward[1]] = 9.0, 9.9
-    choice, total = tune.winners(tried, times, "stacked")
+    choice, total = tune.winners(list(zip(tried, times, strict=True)), "stacked")
     assert choice == {"forward": tried[forward[1]].choice["forward"]}
     assert total == 29.0

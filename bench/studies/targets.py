@@ -19,33 +19,34 @@ SAMPLED = ("prism4", "prism4+few")  # trained on subsets of the channels
 ALONE = ("naive_cnn", "resnet34+alone")  # a network for each combination
 
 
-def goals(results: Path = study.RESULTS) -> str:
-    """Return the table of goals: what was asked, what was found on the held-out images, and whether that is enough.
+def table(results: Path = study.RESULTS) -> str:
+    """Return the table of targets: what was asked, what was found on the held-out images, and whether that is enough.
 
     Of a system that was trained with several schedules, and of the ways to draw channels, that counts which has the
     best validation accuracy, on average over the combinations of channels.
     """
     deep, whole, small = (_best("shallow", results, name) for name in ("resnet34", "prism4", "prism4_small"))
-    sampled = _best("channels", results, *SAMPLED)
+    sampled, fixed = (_best("channels", results, *names) for names in (SAMPLED, ["prism4+off"]))
     own = sampled["model"] if sampled else SAMPLED[0]
-    fixed, *alone = (_best("channels", results, name) for name in ("prism4+off", *ALONE))
+    rgb = _accuracy(sampled)
+    time = _percent(whole and whole.seconds, deep and deep.seconds)
+    pairs, singles = (_points(_accuracy(sampled, labels), rgb) for labels in (PAIRS, SINGLES))
     rows = [
-        _row("`prism4`: accuracy on RGB, of ResNet34's", 105, "%", _share(whole, deep)),
-        _row("`prism4_small`: the same", 100, "%", _share(small, deep)),
+        _row("`prism4`: accuracy on RGB, of ResNet34's", 105, "%", _percent(_accuracy(whole), _accuracy(deep))),
+        _row("`prism4_small`: the same", 100, "%", _percent(_accuracy(small), _accuracy(deep))),
         _row("`prism4_small`: parameters", MOST_PARAMETERS, "", small and float(small["params"]), most=True),
-        _row("`prism4`: training time, of ResNet34's", 100, "%", _time(whole, deep), most=True),
-        _row(f"`{own}`, one for all combinations: mean of pairs less RGB", -1, POINTS, _loss(sampled, PAIRS)),
-        _row("the same: mean of singles less RGB", -3, POINTS, _loss(sampled, SINGLES)),
-        _row("the same: RGB less RGB without sampling", 0, POINTS, min(_leads(sampled, fixed, [FULL]), default=None)),
+        _row("`prism4`: training time, of ResNet34's", 100, "%", time, most=True),
+        _row(f"`{own}`, one for all combinations: mean of pairs less RGB", -1, POINTS, pairs),
+        _row("the same: mean of singles less RGB", -3, POINTS, singles),
+        _row("the same: RGB less RGB without sampling", 0, POINTS, _points(rgb, _accuracy(fixed))),
     ]
-    for name, other in zip(ALONE, alone, strict=True):
+    for name in ALONE:
+        other = _best("channels", results, name)
+        leads = [_points(_accuracy(sampled, [label]), _accuracy(other, [label])) for label in LABELS]
+        missing, least = leads.count(None), min((lead for lead in leads if lead is not None), default=None)
         what = f"the same: less `{name}` for a combination alone, where it leads least"
-        leads = _leads(sampled, other, LABELS)
-        missing = len(LABELS) - len(leads)
-        rows.append(
-            _row(what, 0, POINTS, min(leads, default=None), missing=f"{missing} of {len(LABELS)}" * (missing > 0))
-        )
-    return grid(Table("goals", ("what", "asked", "found", "met"), tuple(rows)))
+        rows.append(_row(what, 0, POINTS, least, missing=f"{missing} of {len(LABELS)}" * (missing > 0)))
+    return grid(Table("targets", ("what", "asked", "found", "met"), tuple(rows)))
 
 
 def _best(kind: str, results: Path, *names: str) -> System | None:
@@ -60,29 +61,16 @@ def _validated(item: System) -> float:
     return fmean(found) if found else 0.0
 
 
-def _share(own: System | None, other: System | None) -> float | None:
-    if own is None or other is None:
-        return None
-    return 100 * own.accuracy("holdout")[0] / other.accuracy("holdout")[0]
+def _accuracy(item: System | None, labels: Sequence[str] = (FULL,)) -> float | None:
+    return item and item.mean("holdout", labels)
 
 
-def _time(own: System | None, other: System | None) -> float | None:
-    if own is None or other is None:
-        return None
-    return 100 * own.seconds / other.seconds
+def _percent(one: float | None, other: float | None) -> float | None:
+    return None if None in (one, other) else 100 * one / other
 
 
-def _loss(item: System | None, labels: Sequence[str]) -> float | None:
-    mean = item and item.mean("holdout", labels)
-    return mean and 100 * (mean - item.accuracy("holdout")[0])
-
-
-def _leads(own: System | None, other: System | None, labels: Sequence[str]) -> list[float]:
-    """Return the differences in points over combinations, as far as both are measured."""
-    if own is None or other is None:
-        return []
-    pairs = [(own.mean("holdout", [label]), other.mean("holdout", [label])) for label in labels]
-    return [100 * (mine - its) for mine, its in pairs if None not in (mine, its)]
+def _points(one: float | None, other: float | None) -> float | None:
+    return None if None in (one, other) else 100 * (one - other)
 
 
 def _row(
