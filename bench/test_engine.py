@@ -31,9 +31,10 @@ from polychrome.engine.data.stores import placement
 from polychrome.engine.machine.workers import cpus
 from polychrome.engine.training import trainer
 from polychrome.engine.watch.idle import Idle
-from polychrome.train import networks, variants
-from polychrome.train.config import Settings
+from polychrome.train import networks
 from polychrome.train.data import make_loader, open_data
+from polychrome.train.settings import variants
+from polychrome.train.settings.config import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 ON_GPU = DEVICE == "cuda"

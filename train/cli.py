@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from polychrome.train import variants
-from polychrome.train.config import AUTO, OF_FILES, RECIPES, TEXT, NameList, Settings, read_toml, typed, without
-from polychrome.train.variants import SWEEP, TASKS
+from polychrome.train.settings import variants
+from polychrome.train.settings.config import (
+    AUTO,
+    OF_FILES,
+    RECIPES,
+    TEXT,
+    NameList,
+    Settings,
+    read_toml,
+    typed,
+    without,
+)
+from polychrome.train.settings.variants import SWEEP, TASKS
 
 if TYPE_CHECKING:
     from polychrome.engine.run_folder import RunFolder
@@ -174,7 +184,7 @@ def evaluate(run: Path, **options) -> None:
 
     Writes RUN/evaluation.json and RUN/evaluation.csv, and says how many figures agree with RUN/table.csv to the digit.
     """
-    from polychrome.train.evaluate import evaluate_run
+    from polychrome.train.commands.evaluate import evaluate_run
 
     evaluate_run(run, **options)
 
@@ -187,7 +197,7 @@ def evaluate(run: Path, **options) -> None:
 @click.option("--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes to print.")
 def predict(run: Path, **options) -> None:
     """Print the most likely classes of each image, by a model of a RUN folder."""
-    from polychrome.train.predict import predict_images
+    from polychrome.train.commands.predict import predict_images
 
     predict_images(run, **options)
 
@@ -204,7 +214,7 @@ def predict(run: Path, **options) -> None:
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Device that a pt2 is compiled for.  [default: cpu]")
 def export(run: Path, **options) -> None:
     """Write a model of a RUN folder as a file for use elsewhere, checked on 16 images of the test split."""
-    from polychrome.train.export import export_run
+    from polychrome.train.commands.export import export_run
 
     export_run(run, **options)
 
@@ -226,7 +236,7 @@ def check(context: click.Context, arguments: tuple[str, ...]) -> int:
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the split.")
 def patches(scene: Path, folder: Path, **options) -> None:
     """Cut a labelled SCENE (.npz with cube and labels) into a data FOLDER of patches, split by place."""
-    from polychrome.train.tools import cut_patches
+    from polychrome.train.commands.tools import cut_patches
 
     cut_patches(scene, folder, **options)
 
@@ -237,6 +247,6 @@ def patches(scene: Path, folder: Path, **options) -> None:
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the list as CSV (path, reason).")
 def scan(folder: Path, **options) -> None:
     """Decode every image under FOLDER and list the files that cannot be read, with the reason."""
-    from polychrome.train.tools import scan_folder
+    from polychrome.train.commands.tools import scan_folder
 
     scan_folder(folder, **options)

@@ -17,8 +17,8 @@ from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine import distributed
 from polychrome.engine.report import console
-from polychrome.train import variants
-from polychrome.train.config import Settings
+from polychrome.train.settings import variants
+from polychrome.train.settings.config import Settings
 
 
 def open_data(settings: Settings, task: str, splits: tuple[str, ...] = ()) -> Opened:

@@ -34,12 +34,13 @@ from polychrome.engine.training.plan import Plan
 from polychrome.engine.watch import profiling
 from polychrome.engine.watch.idle import Idle
 from polychrome.engine.watch.tensorboard import Scalars
-from polychrome.train import networks, systems, variants
-from polychrome.train.config import AUTO, Settings
+from polychrome.train import networks, systems
 from polychrome.train.data import make_loader, summary
 from polychrome.train.networks import PADDED_ONE_PER_COMBINATION
 from polychrome.train.preparation import Prepared, is_done, prepare
 from polychrome.train.results import add_ratio, scores_of, tested_splits
+from polychrome.train.settings import variants
+from polychrome.train.settings.config import AUTO, Settings
 
 SHOWN_PREDICTIONS = 18
 

@@ -19,8 +19,8 @@ from polychrome.engine.training import checkpoint, schedules, transfer
 from polychrome.engine.training.hyperparameters import Hyperparameters
 from polychrome.engine.training.plan import Plan
 from polychrome.models import complexity, initialise
-from polychrome.train import variants
-from polychrome.train.config import Settings
+from polychrome.train.settings import variants
+from polychrome.train.settings.config import Settings
 
 LARGEST_TRIED = 512
 ONE_PER_COMBINATION = "one-per-combination"

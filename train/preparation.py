@@ -16,9 +16,10 @@ from polychrome.engine.report import console
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import state
 from polychrome.models.complexity import Complexity
-from polychrome.train import networks, variants
-from polychrome.train.config import Settings
+from polychrome.train import networks
 from polychrome.train.data import moved, open_data
+from polychrome.train.settings import variants
+from polychrome.train.settings.config import Settings
 
 # Settings that must not change where a model's training goes on: its checkpoints or results depend on them.
 FIXED = ("image_size", "eval_crop", "precision", "optimizer", "init", "channel_sampling", "seed", "holdout")

@@ -8,7 +8,7 @@ from polychrome.engine.channels import names
 from polychrome.engine.data.sets import division
 from polychrome.engine.evaluation import Evaluation
 from polychrome.engine.report import scores
-from polychrome.train.config import Settings
+from polychrome.train.settings.config import Settings
 
 
 def tested_splits(settings: Settings) -> tuple[str, ...]:

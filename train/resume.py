@@ -11,8 +11,8 @@ from polychrome.engine.errors import UserError
 from polychrome.engine.machine import distributed
 from polychrome.engine.machine.files import hold
 from polychrome.engine.run_folder import RunFolder
-from polychrome.train import variants
-from polychrome.train.config import AUTO, Settings, without
+from polychrome.train.settings import variants
+from polychrome.train.settings.config import AUTO, Settings, without
 
 # Flags that, where given, must equal a run's settings for `--resume auto` to choose the run.
 LIKE = ("data", "models", "name")

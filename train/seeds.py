@@ -11,9 +11,10 @@ from polychrome.engine.history import EpochRow
 from polychrome.engine.machine import distributed, hardware
 from polychrome.engine.report import comparison, console, pages, seeds
 from polychrome.engine.run_folder import RunFolder
-from polychrome.train import experiment, variants
-from polychrome.train.config import OF_AN_ENTRY, Settings
+from polychrome.train import experiment
 from polychrome.train.results import add_ratio
+from polychrome.train.settings import variants
+from polychrome.train.settings.config import OF_AN_ENTRY, Settings
 
 # What must be the same for all seeds, whenever each was trained.
 SAME = (

@@ -7,7 +7,7 @@ from polychrome.engine.machine import distributed
 from polychrome.engine.report import console, tables
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train import experiment, seeds
-from polychrome.train.config import Settings
+from polychrome.train.settings.config import Settings
 
 
 def run(task: str, settings: Settings, resume: RunFolder | None = None) -> None:

@@ -1,6 +1,6 @@
 """What a user may set of a training: each setting once, with its text, its bounds and its default.
 
-The command line and TOML files are made from these fields (`train.config`), and a `Plan` has them as they are.
+The command line and TOML files are made from these fields (`train.settings.config`), and a `Plan` has them as they are.
 """
 
 from __future__ import annotations

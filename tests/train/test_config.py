@@ -2,8 +2,8 @@ import tomllib
 
 import pytest
 
-from polychrome.train.config import Settings
 from polychrome.train.run import main
+from polychrome.train.settings.config import Settings
 
 
 def effective(capsys, *arguments):

@@ -6,9 +6,9 @@ import pytest
 
 from polychrome.engine.data.files import decode
 from polychrome.engine.errors import UserError
-from polychrome.train.config import Settings
 from polychrome.train.data import open_data, summary
-from polychrome.train.variants import resolve
+from polychrome.train.settings.config import Settings
+from polychrome.train.settings.variants import resolve
 from tests.conftest import write_list_folder
 
 

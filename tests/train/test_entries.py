@@ -7,10 +7,11 @@ import pytest
 
 from polychrome import models
 from polychrome.engine.errors import UserError
-from polychrome.train import networks, recipes, systems, variants
-from polychrome.train.config import OF_AN_ENTRY, RECIPES, Settings, read_toml, typed
+from polychrome.train import networks, recipes, systems
 from polychrome.train.run import main
-from polychrome.train.variants import TASKS, resolve
+from polychrome.train.settings import variants
+from polychrome.train.settings.config import OF_AN_ENTRY, RECIPES, Settings, read_toml, typed
+from polychrome.train.settings.variants import TASKS, resolve
 
 
 def effective(capsys, *arguments):

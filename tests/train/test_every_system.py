@@ -8,9 +8,9 @@ from importlib import resources
 import pytest
 
 from polychrome.train import systems
-from polychrome.train.config import RECIPES
 from polychrome.train.run import main
-from polychrome.train.variants import TASKS
+from polychrome.train.settings.config import RECIPES
+from polychrome.train.settings.variants import TASKS
 from tests.conftest import write_list_folder
 
 

@@ -13,9 +13,9 @@ import torch
 
 from polychrome.engine import export
 from polychrome.engine.data.opening import Opened, Wanted
+from polychrome.train.commands.finished import Run
+from polychrome.train.commands.predict import as_image_set
 from polychrome.train.data import make_loader
-from polychrome.train.finished import Run
-from polychrome.train.predict import as_image_set
 from polychrome.train.run import main
 
 SMALL = ["--image-size", "32", "--batch-size", "24", "--epochs", "1", "--workers", "1", "--precision", "fp32"]

@@ -16,8 +16,9 @@ from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.opening import Opened
 from polychrome.engine.data.sets import generated, listing
 from polychrome.engine.training.trainer import Hooks, fit
-from polychrome.train import data, networks, variants
-from polychrome.train.config import Settings
+from polychrome.train import data, networks
+from polychrome.train.settings import variants
+from polychrome.train.settings.config import Settings
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 STEPS = 20

@@ -5,7 +5,7 @@ from datetime import date, datetime, time
 
 import pytest
 
-from polychrome.train.toml import dumps
+from polychrome.train.settings.toml import dumps
 
 DOCUMENTS = {
     "numbers": {"a": 1, "b": -2.5, "c": 1e-05, "d": 1e22, "e": float("inf"), "f": True, "g": False},

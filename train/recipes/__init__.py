@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polychrome.engine.errors import UserError
-from polychrome.train.config import RECIPES, check_names, typed
+from polychrome.train.settings.config import RECIPES, check_names, typed
 
 
 def load(name: str, task: str) -> dict[str, Any]:

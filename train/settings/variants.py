@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from polychrome.engine.errors import UserError
 from polychrome.train import systems
-from polychrome.train.config import Settings
+from polychrome.train.settings.config import Settings
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from polychrome.engine.channels.combinations import parse
 from polychrome.engine.channels.names import Channels, join
 from polychrome.engine.errors import UserError
 from polychrome.engine.report import console
-from polychrome.train import variants
+from polychrome.train.commands.finished import Run
 from polychrome.train.data import make_loader, open_data
-from polychrome.train.finished import Run
 from polychrome.train.networks import has_several
+from polychrome.train.settings import variants
 
 IMAGES = 16
 

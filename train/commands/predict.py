@@ -16,8 +16,8 @@ from polychrome.engine.data.sets import scan
 from polychrome.engine.errors import UserError
 from polychrome.engine.report import console
 from polychrome.engine.report.tables import Table
+from polychrome.train.commands.finished import Run
 from polychrome.train.data import make_loader
-from polychrome.train.finished import Run
 
 
 @torch.no_grad()

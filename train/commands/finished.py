@@ -14,8 +14,9 @@ from polychrome.engine.errors import UserError
 from polychrome.engine.machine import hardware
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint
-from polychrome.train import networks, variants
-from polychrome.train.config import Settings
+from polychrome.train import networks
+from polychrome.train.settings import variants
+from polychrome.train.settings.config import Settings
 
 
 class Run:

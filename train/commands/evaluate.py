@@ -12,10 +12,10 @@ from polychrome.engine.errors import UserError
 from polychrome.engine.evaluation import evaluate
 from polychrome.engine.report import comparison, console, seeds
 from polychrome.engine.run_folder import RunFolder
-from polychrome.train.config import Settings
+from polychrome.train.commands.finished import Run
 from polychrome.train.data import make_loader, moved, open_data
-from polychrome.train.finished import Run
 from polychrome.train.results import scores_of, tested_splits
+from polychrome.train.settings.config import Settings
 
 # The parts of a model's results that testing makes.
 SCORES = ("scores", "flipped", "spread", "ratio_to_resnet34")

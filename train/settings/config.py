@@ -14,7 +14,7 @@ import click
 
 from polychrome.engine.errors import UserError
 from polychrome.engine.training.hyperparameters import AUTO, Hyperparameters, Number, own_setting, setting
-from polychrome.train import toml
+from polychrome.train.settings import toml
 
 
 class NameList(click.ParamType):
