@@ -18,7 +18,7 @@ class SeveralPages(Unsupported):
 
 
 class RunError(Exception):
-    """An end of a run through no fault of its input; the message, one line, says what happened and what to do.
+    """A run ended without an error in its input; the message, one line, says what happened and what to do.
 
     The command line prints it on stderr and exits with status 1; no traceback.
     """
@@ -37,7 +37,7 @@ class StorageError(RunError):
 
 
 class Interrupted(RunError):
-    """The run was asked to stop; the message says where the run stands and how to go on."""
+    """The run was interrupted by a signal; the message says at which step, and how to resume."""
 
 
 class OutOfMemoryError(RunError):

@@ -24,13 +24,13 @@ def protocol(model: torch.nn.Module) -> str:
 
 @cache
 def channel_index(chosen: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return the positions of channels as int64 on a device; the result is kept, as every copy makes the host wait."""
+    """Return channel indices as int64 on a device; results are cached, because a copy makes the host wait."""
     return torch.tensor(chosen, dtype=torch.int64, device=device)
 
 
 @cache
 def present(chosen: tuple[int, ...], channels: int, device: torch.device) -> Tensor:
-    """Return bool [channels], true for the channels `chosen`, kept on a device as `channel_index` is."""
+    """Return bool [channels], true for the channels `chosen`, on a device; cached as in `channel_index`."""
     return torch.tensor([channel in chosen for channel in range(channels)], device=device)
 
 
@@ -59,10 +59,10 @@ def select(images: Tensor, chosen: tuple[int, ...], how: str) -> Tensor:
 
 
 def dropped(channels: int, seed: int, draw: int, batch: int) -> Tensor | None:
-    """Return the channel of each input of a batch, int64 [channels], -1 for a lost channel; None where all stay.
+    """Return the channel of each input of a batch, int64 [channels], -1 for a dropped channel; None if all stay.
 
-    With probability 0.3 the batch loses some of its channels, never all, every number of them as often (report D's
-    RandomChannelDrop). The result follows from the seed, the number of the draw and the number of the batch.
+    With probability 0.3 the batch loses some of its channels, never all; every number of channels is equally likely
+    (report D's RandomChannelDrop). The result depends only on the seed and the numbers of the pass and the batch.
     """
     generator = np.random.default_rng([DROP, seed, draw, batch])
     if channels == 1 or generator.random() >= DROP_PROBABILITY:

@@ -85,15 +85,13 @@ class Loader:
     def epoch(
         self, epoch: int, start: int = 0, draw: int | None = None, recipe: Recipe | None = None
     ) -> Iterator[Batch]:
-        """Yield the batches of an epoch, from batch number `start` on.
+        """Yield the batches of an epoch, from batch number `start` on; an earlier epoch that is still read ends.
 
-        Training: every image once in an order drawn by (seed, `draw`), by default the epoch, cropped and mirrored at
-        random where the epoch's augmentations say so; a last batch of a single image, or of fewer than two for each
-        rank, is left out. What else `recipe` draws of the images is in `Batch.drawn`. Evaluation: every image once in
-        list order, centre crop, whatever the epoch.
-        Each rank gets its share of every batch. Of files that cannot be read, training takes another image of the batch
-        twice, and evaluation leaves them out.
-        Starting an epoch ends an epoch before that is still being read.
+        Training: every image once in an order seeded by (seed, `draw`), by default the epoch, with the crops and flips
+        of the epoch's augmentations; a last batch of a single image, or of fewer than two for each rank, is left out.
+        Further parameters that `recipe` draws are in `Batch.drawn`. Evaluation: every image once in list order, centre
+        crop, whatever the epoch. Each rank gets its share of every batch. In place of an unreadable file, training
+        repeats another image of the batch; evaluation leaves the file out.
 
         Raises:
             UserError: no image of a batch could be read, or of the epoch so far more than a tenth, and at least 10.
@@ -161,7 +159,7 @@ class Loader:
     def _drawn(
         self, requests: list[BatchRequest], recipe: Recipe | None, draw: int
     ) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield what a recipe draws of each batch's images beside crops and flips, of thousands of images at once."""
+        """Yield what a recipe draws for each batch beside crops and flips, computed for thousands of images at once."""
         recipe = replace(recipe or Recipe(), scale=None, flip=0.0)
         if recipe == Recipe():
             yield from ({} for _ in requests)

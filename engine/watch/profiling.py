@@ -93,7 +93,7 @@ class Trace:
         if not self.files:  # the training steps come first
             self.kernels = top_kernels(profiler)
         self.folder.mkdir(parents=True, exist_ok=True)
-        # The name that TensorBoard's plugin looks for; the time keeps the trace of a run that is gone on with.
+        # The name that TensorBoard's plugin looks for; the time keeps the trace of a resumed run.
         path = self.folder / f"{self.name}{' evaluate' if self.files else ''}.{time.time_ns()}.pt.trace.json"
         profiler.export_chrome_trace(str(path))
         if not path.is_file():  # torch raises nothing where it cannot write

@@ -1,4 +1,4 @@
-"""A training's course for TensorBoard: scalars of each epoch, training images, and pictures."""
+"""TensorBoard logs of a training: scalars of each epoch, training images, and pictures."""
 
 from __future__ import annotations
 
