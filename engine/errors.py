@@ -1,6 +1,11 @@
 """Exceptions: what the command line shows as one line, and image files that cannot be used."""
 
 
+def one_line(error: BaseException) -> str:
+    """Return the message of an error as one line, or its type if there is no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class UserError(Exception):
     """Wrong input from the user.
 

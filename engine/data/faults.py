@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import UserError, one_line
 
 MOST, AT_LEAST = 0.1, 10  # a share of an epoch's images so far, and a count
 
@@ -57,7 +57,7 @@ def attempted(read: Callable[[str], np.ndarray], path: str, shape: tuple[int, in
     try:
         image = read(path)
     except (OSError, ValueError) as error:
-        return f"can no longer be read: {' '.join(str(error).split())}"
+        return f"can no longer be read: {one_line(error)}"
     if image.shape != tuple(shape):
         return f"has changed: wanted {list(map(int, shape))}, got {list(image.shape)}"
     return image

@@ -6,6 +6,7 @@ The command line and TOML files are generated from these fields (`train.config`)
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 AUTO = "auto"
@@ -33,9 +34,7 @@ def setting(default: Any, text: str, kind: Any = str, flag: str | None = None, o
     return field(default=default, metadata={"help": text, "type": kind, "flag": flag, "own": own})
 
 
-def own_setting(default: Any, text: str, kind: Any = str, flag: str | None = None) -> Any:
-    """Return a field of settings that may have a different value for each model of a run; see `setting`."""
-    return setting(default, text, kind, flag, own=True)
+own_setting = partial(setting, own=True)
 
 
 @dataclass(frozen=True)

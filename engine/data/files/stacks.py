@@ -11,7 +11,7 @@ import numpy as np
 from polychrome.engine.channels.names import ALL, SHUFFLED
 from polychrome.engine.data.files import shards
 from polychrome.engine.data.files.text import numbered_lines
-from polychrome.engine.errors import Unsupported, UserError
+from polychrome.engine.errors import Unsupported, UserError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -68,7 +68,7 @@ def _array(file: Path | BytesIO, channels: int | None) -> np.ndarray:
     try:
         values = np.load(file, mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
     except (ValueError, EOFError, SyntaxError) as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         if "Python objects" in text:
             raise Unsupported(f"values are Python objects, wanted {' '.join(DTYPES)}") from error
         cut = any(sign in text for sign in ("mmap length", "No data left", "EOF"))

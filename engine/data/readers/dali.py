@@ -18,6 +18,7 @@ from polychrome.engine.data.batches import BatchRequest, DecodedBatch, Reading, 
 from polychrome.engine.data.files import decode, shards
 from polychrome.engine.data.readers import resizing
 from polychrome.engine.data.readers.resizing import Filler, Filling, empty, one_ahead, resize
+from polychrome.engine.errors import one_line
 
 if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline
@@ -219,7 +220,7 @@ class DaliReader:
         try:
             image = np.require(decode.rgb(shards.opened(self._root / path)), requirements="W")
         except (OSError, ValueError) as error:
-            faults[i] = f"can no longer be read: {' '.join(str(error).split())}"
+            faults[i] = f"can no longer be read: {one_line(error)}"
         else:
             if image.shape[0] >= top + height and image.shape[1] >= left + width:
                 return resizing.cropped(image, request.crops[i], request.flips[i], self.size)

@@ -14,7 +14,7 @@ from torchvision.datasets.utils import calculate_md5
 
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.stores.whole import WholeImages
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import UserError, one_line
 from polychrome.engine.machine.files import cache_folder
 
 SIDE = 32  # pixels
@@ -88,7 +88,7 @@ def _downloaded(folder: Path, download: bool) -> Path:
                 if find(folder) != final:  # else another process was first
                     raise
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: torchvision found another checksum
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = one_line(error)
         raise UserError(f"CIFAR-100 could not be downloaded ({why}): {ways}") from error
     return final
 

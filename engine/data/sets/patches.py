@@ -11,7 +11,7 @@ import numpy as np
 
 from polychrome.engine.data.files import stacks
 from polychrome.engine.data.image_set import SPLITS
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import UserError, one_line
 from polychrome.engine.machine.files import new_folder
 
 SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}  # of the labelled pixels, before the gaps are cut out
@@ -174,7 +174,7 @@ def _read(file: Path) -> Scene:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
-        raise UserError(f"{file} is not an .npz file of numbers: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file} is not an .npz file of numbers: {one_line(error)}") from error
     for key in ("cube", "labels"):
         if key not in arrays:
             raise UserError(f"{file} has no {key}: wanted cube [height, width, channels] and labels [height, width]")

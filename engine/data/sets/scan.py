@@ -21,7 +21,7 @@ from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.data.files import shards, stacks
 from polychrome.engine.data.files.statistics import Moments, combine, measure
 from polychrome.engine.data.image_set import ImageSet, Split
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import UserError, one_line
 from polychrome.engine.machine.files import cache_folder, new_file
 from polychrome.engine.machine.workers import cpus, parallel
 
@@ -96,15 +96,8 @@ def scan(
     paths = list(dict.fromkeys(paths))
     channels = channels or len(stacks.channel_names(root) or ()) or None
     known = _Cache(root, cache, channels)
-    verdicts: dict[str, Verdict] = {}
-    todo = []
-    for path in paths:
-        verdict = known.get(path)
-        if verdict is None:
-            todo.append(path)
-        else:
-            verdicts[path] = verdict
-    todo.sort()  # mostly the order of a tar's members
+    verdicts = {path: verdict for path in paths if (verdict := known.get(path)) is not None}
+    todo = sorted(path for path in paths if path not in verdicts)  # mostly the order of a tar's members
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
     try:
         for chunk, found in zip(
@@ -238,7 +231,7 @@ def _verdict(file: str, channels: int | None) -> Verdict:
     except UnidentifiedImageError:
         return _unidentified(file)
     except decode.Unsupported as error:
-        return _one_line(error)
+        return one_line(error)
     except OSError as error:
         return error.strerror or _damage(error)
 
@@ -281,13 +274,9 @@ def _unidentified(file: str) -> str:
 
 
 def _damage(error: OSError) -> str:
-    text = _one_line(error)
+    text = one_line(error)
     cut = "truncated" in text.lower() or isinstance(error.__cause__, EOFError)
     return f"truncated: {text}" if cut else text if text.startswith("damaged") else f"damaged: {text}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 @functools.cache

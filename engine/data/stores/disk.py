@@ -17,6 +17,7 @@ import numpy as np
 
 from polychrome.engine.data.files import shards
 from polychrome.engine.data.stores.placement import amount
+from polychrome.engine.errors import one_line
 from polychrome.engine.machine.files import PARTIAL, STALE, cache_folder, last_written, new_folder
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class ImageCache:
         try:
             return self._checked()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            why = " ".join(str(error).split()) or type(error).__name__
+            why = one_line(error)
             self._say(f"{self.folder} is damaged ({why}): decoding again")
             shutil.rmtree(self.folder, ignore_errors=True)
             return None
