@@ -54,9 +54,9 @@ def evaluate(
             `engine.channels.combinations.parse`.
         autocast: the precision context to run the model in.
         on_batch: called after each batch with its number of images.
-        how: the protocol; by default the model's own. On a GPU an any-channel model under "subset" is given all
-            channels and a mask instead, where a combination keeps the data's order: the scores are the same, and as
-            all these combinations then have one shape, the model is compiled once and one CUDA graph serves them.
+        how: the protocol; by default the model's own. On a GPU an any-channel model under "subset" gets all channels
+            and a mask for combinations in the order of the data: the scores are the same, and as the inputs then have
+            one shape, the model is compiled once and one CUDA graph serves all of these combinations.
         flip: also score flip averaging: the mean of the logits of each image and of its mirror image.
     """
     how = how or protocol(model)
@@ -92,8 +92,8 @@ def evaluate(
 
 
 def way(how: str, chosen: tuple[int, ...], masks: bool) -> str:
-    """Return the protocol for a combination: "mask" for "subset" where `masks` allows and the scores are the same."""
-    in_order = list(chosen) == sorted(chosen)  # a mask cannot say that the channels are to stand in another order
+    """Return the protocol for a combination: "mask" for "subset" if `masks` is set and the scores are the same."""
+    in_order = list(chosen) == sorted(chosen)  # a mask cannot reorder the channels
     return "mask" if masks and how == "subset" and in_order else how
 
 

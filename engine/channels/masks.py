@@ -1,4 +1,4 @@
-"""A model's input where some channels are absent, and the channels that a batch loses in training."""
+"""A model's input if some channels are absent, and the channels that a training batch loses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DROP = 1  # keeps these draws apart from others by the same numbers
+DROP = 1  # makes these random numbers differ from other draws with the same seed
 DROP_PROBABILITY = 0.3
 
 
@@ -35,9 +35,9 @@ def present(chosen: tuple[int, ...], channels: int, device: torch.device) -> Ten
 
 
 def shown(images: Tensor, chosen: tuple[int, ...], how: str) -> tuple[Tensor, ...]:
-    """Return a model's arguments for `images` when only `chosen` are present: as `select`, and under "mask" a mask.
+    """Return a model's arguments for `images` if only the channels `chosen` are present; see `select`.
 
-    The mask, [batch, channels] bool, comes with the tensor of "zero-pad".
+    Under "mask" the tensor is that of "zero-pad", followed by the mask, bool [batch, channels].
     """
     if how == "mask":
         count, channels = images.shape[:2]

@@ -115,7 +115,7 @@ def of_main(value: Any) -> Any:
 
 
 def wait() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has called this function."""
     if world_size() > 1:
         dist.barrier()
 

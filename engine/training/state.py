@@ -116,7 +116,7 @@ class State:
 
     @property
     def validated(self) -> nn.Module:
-        """The model that is validated and kept as the best: the averaged model where weights are averaged."""
+        """The model that is validated and saved as the best: the averaged model if weights are averaged."""
         return self.model if self.ema is None else self.ema.module
 
     def save_epoch(self, folder: Path) -> None:

@@ -51,9 +51,8 @@ def is_array(path: str | Path) -> bool:
 def read(file: Path, channels: int | None = None) -> np.ndarray:
     """Return a stack [height, width, channels]: uint8 where its values are stored so, else float32.
 
-    An array may be [height, width, channels], [channels, height, width] or [height, width]. Of the first and the last
-    axis the one of length `channels` holds the channels; where the length does not tell, the shorter
-    axis; of equals the last.
+    An array may be [height, width, channels], [channels, height, width] or [height, width]. The channels are
+    on the first or the last axis: the axis of length `channels`, else the shorter axis, else the last.
 
     Raises:
         Unsupported: the file is whole but of another kind; the message is one line.
@@ -115,7 +114,7 @@ def channel_names(root: Path) -> tuple[str, ...] | None:
     """Return the names in the lines of `channels.txt`, or None where there is no such file.
 
     Raises:
-        UserError: the file is empty, or a name stands twice or cannot be used in a combination such as nir+red.
+        UserError: the file is empty, or a name occurs twice or cannot be used in a combination such as nir+red.
     """
     file = root / NAMES_FILE
     if not file.exists():
@@ -130,7 +129,7 @@ def checked_names(sources: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     """Return the channel names of pairs of a source, to be named in an error, and a name.
 
     Raises:
-        UserError: a name stands twice or cannot be used in a combination such as nir+red.
+        UserError: a name occurs twice or cannot be used in a combination such as nir+red.
     """
     names: list[str] = []
     for source, name in sources:

@@ -35,8 +35,8 @@ class DaliReader:
 
     On CUDA the whole pipeline is DALI's. On the CPU, DALI decodes and torchvision resizes: its uint8 kernels are
     three times as fast as DALI's there, and the two backends then agree to the bit. A file that DALI cannot decode ends
-    its pipeline: a new pipeline goes on with the next batch, and Pillow decodes the whole files of the present batch.
-    Files that Pillow could not read either are left to Pillow from then on.
+    its pipeline: a new pipeline starts with the next batch, and Pillow decodes the intact files of the current batch.
+    Files that Pillow cannot read either are only given to Pillow from then on.
     """
 
     def __init__(self, reading: Reading):
@@ -138,7 +138,7 @@ class DaliReader:
         ]
 
     def _bytes(self, indices: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Return the encoded files; an unreadable file is a byte that ends the pipeline, as such a file would."""
+        """Return the encoded files; an unreadable file becomes a single byte, which DALI cannot decode."""
         found = []
         for index in indices.tolist():
             try:

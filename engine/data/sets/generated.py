@@ -1,4 +1,4 @@
-"""A small set of real JPEG files to run everything on: 50 classes told apart by texture and shape, not by colour."""
+"""A small set of JPEG files for trials: 50 classes that differ in texture and shape, not in colour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every file decoded once before training, so that no damaged file can stop a training later."""
+"""Decodes every file once before training, so that no damaged file stops a training later."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def scan(
     """Return files' sizes or faults, found by decoding each fully in `workers` processes (default: one per core).
 
     `paths` are relative to `root`. `progress(done, total)` is called as files are dealt with. With `cache`, verdicts
-    are kept in the user's cache folder until a file's size or modification time changes. Where DALI is installed
+    stay in the user's cache folder until a file's size or modification time changes. Where DALI is installed
     DALI is asked too, since a single file that it refuses ends its pipeline.
 
     `channels` is the number of channels of .npy files whose shape alone does not say which axis has the channels; by

@@ -1,4 +1,4 @@
-"""Decoded images kept on disk, so that the next start of a job decodes nothing."""
+"""A cache of decoded images on disk, so that the next run decodes nothing."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class StoredValues(NamedTuple):
 
 
 class ImageCache:
-    """The decoded images of one set in one form, in a folder named after everything that the pixels depend on.
+    """The decoded images of one set in one form, in a folder named by a hash of all that the pixels depend on.
 
-    A file that cannot be read or written is told of in a line, through `say`, and is not an error.
+    A file that cannot be read or written is not an error: a line is given to `say`.
     """
 
     def __init__(self, images: ImageSet, form: str, decoder: str, say: Callable[[str], None], workers: int = 1):
@@ -54,7 +54,7 @@ class ImageCache:
         self._group, self._say, self._workers = group[:16], say, max(1, workers)
 
     def load(self) -> StoredValues | None:
-        """Return the kept images, checked, or None; a damaged cache is removed."""
+        """Return the cached images, or None if there are none; a damaged cache is removed."""
         if not self.folder.exists():
             return None
         try:
@@ -66,7 +66,7 @@ class ImageCache:
             return None
 
     def save(self, values: np.ndarray | Tensor, faults: dict[str, str]) -> None:
-        """Keep `values`, an array or a tensor of any shape and device, in place of those of the same set and form."""
+        """Write `values`, an array or a tensor on any device; replaces older caches of the same set and form."""
         if self.folder.exists():  # another process has just written the same
             return
         try:
