@@ -139,7 +139,7 @@ def _member(file: str | Path, tar: str, member: bytes, state: os.stat_result) ->
     if posixpath.splitext(os.fsdecode(member))[1].lower() not in SUFFIXES:
         raise Unsupported("the sample has no image")
     length = int(row["size"])
-    content = os.pread(_open(tar, *_stamp(state)).fileno(), length, int(row["offset"]))
+    content = os.pread(_open(tar, *_stamp(state)).descriptor, length, int(row["offset"]))
     if len(content) != length:
         raise OSError(f"{Path(tar).name} has {len(content):,} of its {length:,} bytes") from EOFError()
     return content
@@ -149,10 +149,20 @@ def _stamp(state: os.stat_result) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
+class _Open:
+    """A file open for reading, closed once nothing uses it."""
+
+    def __init__(self, file: str):
+        self.descriptor = os.open(file, os.O_RDONLY)
+
+    def __del__(self):
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 @functools.lru_cache(OPEN)
-def _open(tar: str, size: int, mtime: int) -> BinaryIO:
-    """Return a tar open for reading; the file is closed once the cache has dropped it and nothing reads it."""
-    return open(tar, "rb", buffering=0)
+def _open(tar: str, size: int, mtime: int) -> _Open:
+    return _Open(tar)
 
 
 @functools.cache
