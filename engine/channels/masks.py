@@ -34,25 +34,25 @@ def present(chosen: tuple[int, ...], channels: int, device: torch.device) -> Ten
     return torch.tensor([channel in chosen for channel in range(channels)], device=device)
 
 
-def shown(images: Tensor, chosen: tuple[int, ...], how: str) -> tuple[Tensor, ...]:
+def shown(images: Tensor, chosen: tuple[int, ...], protocol: str) -> tuple[Tensor, ...]:
     """Return a model's arguments for `images` if only the channels `chosen` are present; see `select`.
 
     Under "mask" the tensor is that of "zero-pad", followed by the mask, bool [batch, channels].
     """
-    if how == "mask":
+    if protocol == "mask":
         count, channels = images.shape[:2]
         return select(images, chosen, "zero-pad"), present(chosen, channels, images.device).expand(count, -1)
-    return (select(images, chosen, how),)
+    return (select(images, chosen, protocol),)
 
 
-def select(images: Tensor, chosen: tuple[int, ...], how: str) -> Tensor:
+def select(images: Tensor, chosen: tuple[int, ...], protocol: str) -> Tensor:
     """Return a model's input of `images` [batch, channels, height, width] when only the channels `chosen` are present.
 
     Under "subset" the tensor has only these channels; under "zero-pad" all channels, the absent channels zero
     (after normalisation, so an absent channel looks like a constant mean).
     """
     count = images.shape[1]
-    if how == "subset":
+    if protocol == "subset":
         every_one = chosen == tuple(range(count))
         return images if every_one else images.index_select(1, channel_index(chosen, images.device))
     return images * present(chosen, count, images.device)[:, None, None]

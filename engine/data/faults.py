@@ -12,10 +12,10 @@ MOST, AT_LEAST = 0.1, 10  # a share of an epoch's images so far, and a count
 
 
 class Tally:
-    """Counts the unreadable files of an epoch; `on_fault(path, reason)` is called for files that are not in `told`."""
+    """Counts the unreadable files of an epoch; `on_fault(path, reason)` is called for files not in `reported`."""
 
-    def __init__(self, root, paths: Sequence[str], on_fault: Callable[[str, str], None] | None, told: set[str]):
-        self._root, self._paths, self._on_fault, self._told = root, paths, on_fault, told
+    def __init__(self, root, paths: Sequence[str], on_fault: Callable[[str, str], None] | None, reported: set[str]):
+        self._root, self._paths, self._on_fault, self._reported = root, paths, on_fault, reported
         self._seen = self._failed = 0
 
     def add(self, indices: np.ndarray, faults: dict[int, str]) -> None:
@@ -27,8 +27,8 @@ class Tally:
         self._failed += len(faults)
         for position, reason in faults.items():
             path = self._paths[indices[position]]
-            if path not in self._told:
-                self._told.add(path)
+            if path not in self._reported:
+                self._reported.add(path)
                 if self._on_fault is not None:
                     self._on_fault(path, reason)
         none_left = len(faults) == len(indices) > 1

@@ -75,7 +75,7 @@ class Loader:
         self._sizes = np.ones((self.samples, 2), np.int64) if chosen.sizes is None else np.array(chosen.sizes, np.int64)
         self._labels = torch.tensor(chosen.labels, dtype=torch.int64)
         self._reader = reader(Reading(images, split, size, batch_size, self.device, workers, seed), backend, store)
-        self._root, self._paths, self._on_fault, self._told = images.root, chosen.paths, on_fault, set()
+        self._root, self._paths, self._on_fault, self._reported = images.root, chosen.paths, on_fault, set()
         self._running: Iterator[Batch] | None = None
 
     def __len__(self) -> int:
@@ -141,11 +141,11 @@ class Loader:
         self.close()
 
     def _epoch(self, requests: list[BatchRequest], drawn: Iterator[dict[str, torch.Tensor]]) -> Iterator[Batch]:
-        tally = faults.Tally(self._root, self._paths, self._on_fault, self._told)
-        labels = self._all_labels(requests)
+        tally = faults.Tally(self._root, self._paths, self._on_fault, self._reported)
+        all_labels = self._all_labels(requests)
         with closing(self._reader.read(requests)) as read:
-            for request, some, parameters, decoded in zip(requests, labels, drawn, read, strict=True):
-                batch = Batch(decoded.source, some, request.indices, request.total, parameters)
+            for request, labels, parameters, decoded in zip(requests, all_labels, drawn, read, strict=True):
+                batch = Batch(decoded.source, labels, request.indices, request.total, parameters)
                 tally.add(request.indices, decoded.faults)
                 if decoded.faults:
                     batch = batch.rows(faults.rows(len(batch), decoded.faults, self.train))
@@ -165,11 +165,11 @@ class Loader:
             yield from ({} for _ in requests)
             return
         step = max(1, sampling.AT_ONCE // self.batch_size)
-        for some in (requests[start : start + step] for start in range(0, len(requests), step)):
-            indices, counts = self._copied(_indices(some)), [len(request.indices) for request in some]
+        for chunk in (requests[start : start + step] for start in range(0, len(requests), step)):
+            indices, counts = self._copied(_indices(chunk)), [len(request.indices) for request in chunk]
             drawn = drawn_by(recipe, indices, (1, 1), self.seed, draw, channels=len(self.channels))._asdict()
             columns = {name: values.split(counts) for name, values in drawn.items() if values is not None}
-            yield from ({name: rows[i] for name, rows in columns.items()} for i in range(len(some)))
+            yield from ({name: rows[i] for name, rows in columns.items()} for i in range(len(chunk)))
 
     def _copied(self, values: torch.Tensor) -> torch.Tensor:
         """Return values on the device; the host does not wait for the copy."""

@@ -236,8 +236,8 @@ class Trainer:
             if plan.consistent:
                 images, present = mixing.beside_all(images, present)
                 targets = torch.cat([targets, targets])
-            told = present is not None and getattr(self.model, "any_channels", False)
-            inputs = (images, present) if told else (images,)
+            takes_mask = present is not None and getattr(self.model, "any_channels", False)
+            inputs = (images, present) if takes_mask else (images,)
         if not self.shown:
             self.shown = True
             self.hooks.images(images)

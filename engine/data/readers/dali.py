@@ -173,7 +173,7 @@ class DaliReader:
             images = None if outputs is None else torch.from_dlpack(outputs[0].as_tensor()).clone()
             if len(positions) < len(request.indices):
                 images = self._completed(request, positions, images, faults)
-            yield self._told(request, images.permute(0, 3, 1, 2), faults)
+            yield self._finished(request, images.permute(0, 3, 1, 2), faults)
 
     def _completed(
         self, request: BatchRequest, positions: np.ndarray, images: torch.Tensor | None, faults: dict[int, str]
@@ -201,7 +201,7 @@ class DaliReader:
 
         for images in one_ahead(fillings()):
             request, faults = begun.popleft()
-            yield self._told(request, images, faults)
+            yield self._finished(request, images, faults)
 
     def _fill(
         self, request: BatchRequest, positions: np.ndarray, outputs: tuple | None, faults: dict[int, str]
@@ -227,7 +227,7 @@ class DaliReader:
             faults[i] = f"has changed: wanted at least {[top + height, left + width]}, got {list(image.shape[:2])}"
         return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
 
-    def _told(self, request: BatchRequest, images: torch.Tensor, faults: dict[int, str]) -> DecodedBatch:
+    def _finished(self, request: BatchRequest, images: torch.Tensor, faults: dict[int, str]) -> DecodedBatch:
         if faults:
             self._failures = 0
         if faults or self._unreadable:
