@@ -118,17 +118,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
         self.mixing = Mixing(plan.mixup, plan.cutmix, plan.num_classes) if plan.mixup or plan.cutmix else None
         shares = plan.accumulate, distributed.world_size(), plan.device.type
-        self.division = Division(train.samples, train.batch_size, *shares)
-        self.state = State(
-            name,
-            self.model,
-            self.optimizer,
-            self.scaler,
-            self.ema,
-            Totals(plan.device),
-            self.division,
-            plan.described(),
-        )
+        division = Division(train.samples, train.batch_size, *shares)
+        trained = self.model, self.optimizer, self.scaler, self.ema
+        self.state = State(name, *trained, Totals(plan.device), division, plan.described())
         self.shown = False
 
     @property

@@ -46,7 +46,7 @@ class Scalars:
         self._seen = False
 
     def batch(self, images: Tensor, channels: Channels) -> None:
-        """Keep some images of the first batch, float [batch, channels, height, width] as the model reads them.
+        """Store some images of the first batch, float [batch, channels, height, width] as the model reads them.
 
         They are shown as they were before they were standardised with the mean and deviation of `channels`.
         """

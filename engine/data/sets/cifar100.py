@@ -35,8 +35,8 @@ def read(root: Path | None = None, seed: int = 0, download: bool = True) -> tupl
 
     The files are those in `root`: the official archive, its unpacked folder, or a folder with either of them.
     Without `root` the files are in the user's cache folder, downloaded there if missing and `download` says so. Of the
-    500 official training images of a class 50 are for validation, drawn by `seed`: leave `seed` alone in runs that are
-    to be compared. Images are named by their position in the official files, such as "train/00042".
+    500 official training images of a class 50 are for validation, drawn by `seed`: runs that are compared need equal
+    seeds. Images are named by their position in the official files, such as "train/00042".
 
     Raises:
         UserError: the files are not there, cannot be downloaded, or are not the official files.

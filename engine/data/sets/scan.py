@@ -81,13 +81,13 @@ def scan(
 ) -> ScanReport:
     """Return files' sizes or faults, found by decoding each fully in `workers` processes (default: one per core).
 
-    `paths` are relative to `root`. `progress(done, total)` is called as files are dealt with. With `cache`, verdicts
+    `paths` are relative to `root`. `progress(done, total)` is called as files are processed. With `cache`, verdicts
     stay in the user's cache folder until a file's size or modification time changes. Where DALI is installed
     DALI is asked too, since a single file that it refuses ends its pipeline.
 
     `channels` is the number of channels of .npy files whose shape alone does not say which axis has the channels; by
-    default the number of names in channels.txt. A TIFF file of several pages is taken for an image of several channels.
-    A set holds either such images or photos: the kind with fewer files is rejected, and at a tie the photos are.
+    default the number of names in channels.txt. The pages of a TIFF file are read as channels. A set has either
+    images of several channels or photos: the kind with fewer files is rejected, at a tie the photos.
 
     Raises:
         UserError: channels.txt is malformed.
@@ -100,11 +100,8 @@ def scan(
     todo = sorted(path for path in paths if path not in verdicts)  # mostly the order of a tar's members
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
     try:
-        for chunk, found in zip(
-            chunks,
-            parallel(partial(_inspect, str(root), channels), chunks, workers or cpus()),
-            strict=True,
-        ):
+        inspected = parallel(partial(_inspect, str(root), channels), chunks, workers or cpus())
+        for chunk, found in zip(chunks, inspected, strict=True):
             for path, verdict in zip(chunk, found, strict=True):
                 verdicts[path] = verdict
                 known.put(path, verdict)
@@ -131,7 +128,7 @@ def _report(verdicts: dict[str, Verdict], decoded: int) -> ScanReport:
 
 
 def _of_one_kind(verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
-    """Return verdicts in which of photos and TIFF files of several pages the fewer are rejected."""
+    """Return the verdicts with either the photos or the TIFF files of several pages rejected, whichever are fewer."""
     photos = {path for path, verdict in verdicts.items() if isinstance(verdict, tuple)}
     paged = [path for path, verdict in verdicts.items() if getattr(verdict, "as_photo", "")]
     if not photos or not paged:
