@@ -1,6 +1,11 @@
 """Exceptions: what the command line shows as one line, and image files that cannot be used."""
 
 
+def one_line(error: BaseException) -> str:
+    """Return the message of an error as one line, or its type if there is no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class UserError(Exception):
     """Wrong input from the user.
 
@@ -18,7 +23,7 @@ class SeveralPages(Unsupported):
 
 
 class RunError(Exception):
-    """An end of a run through no fault of its input; the message, one line, says what happened and what to do.
+    """A run ended without an error in its input; the message, one line, says what happened and what to do.
 
     The command line prints it on stderr and exits with status 1; no traceback.
     """
@@ -37,7 +42,7 @@ class StorageError(RunError):
 
 
 class Interrupted(RunError):
-    """The run was asked to stop; the message says where the run stands and how to go on."""
+    """The run was interrupted by a signal; the message says at which step, and how to resume."""
 
 
 class OutOfMemoryError(RunError):

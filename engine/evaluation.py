@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from polychrome.engine.channels import masks
 from polychrome.engine.channels.combinations import Combinations
-from polychrome.engine.channels.masks import protocol, shown
 from polychrome.engine.data.batches import gathered
 from polychrome.engine.data.loader import Loader
 from polychrome.engine.machine import distributed
@@ -41,7 +41,7 @@ def evaluate(
     num_classes: int,
     autocast: AbstractContextManager,
     on_batch: Callable[[int], None] = lambda images: None,
-    how: str | None = None,
+    protocol: str | None = None,
     flip: bool = False,
 ) -> Evaluation:
     """Return the scores of `model` on each channel combination; each image is decoded once, by one of the processes.
@@ -54,13 +54,13 @@ def evaluate(
             `engine.channels.combinations.parse`.
         autocast: the precision context to run the model in.
         on_batch: called after each batch with its number of images.
-        how: the protocol; by default the model's own. On a GPU an any-channel model under "subset" is given all
-            channels and a mask instead, where a combination keeps the data's order: the scores are the same, and as
-            all these combinations then have one shape, the model is compiled once and one CUDA graph serves them.
+        protocol: by default the model's own. On a GPU an any-channel model under "subset" gets all channels
+            and a mask for combinations in the order of the data: the scores are the same, and as the inputs then have
+            one shape, the model is compiled once and one CUDA graph serves all of these combinations.
         flip: also score flip averaging: the mean of the logits of each image and of its mirror image.
     """
-    how = how or protocol(model)
-    masks = loader.device.type == "cuda" and getattr(model, "any_channels", False)
+    protocol = protocol or masks.protocol(model)
+    masked = loader.device.type == "cuda" and getattr(model, "any_channels", False)
     scorers = {name: Scorer(num_classes, loader.device) for name in combinations}
     flipped = {name: Scorer(num_classes, loader.device) for name in combinations if flip}
     first = next(iter(combinations))
@@ -71,7 +71,7 @@ def evaluate(
         with span("evaluate"):
             images = batch.standardised(loader.channels)
             for name, chosen in combinations.items():
-                shown, *present = _shown(model, images, chosen, way(how, chosen, masks), batch.indices)
+                shown, *present = _shown(model, images, chosen, protocol_of(protocol, chosen, masked), batch.indices)
                 with autocast:
                     logits = model(shown, *present)
                     mirrored = model(shown.flip(3), *present) if flip else None
@@ -91,19 +91,19 @@ def evaluate(
     )
 
 
-def way(how: str, chosen: tuple[int, ...], masks: bool) -> str:
-    """Return the protocol for a combination: "mask" for "subset" where `masks` allows and the scores are the same."""
-    in_order = list(chosen) == sorted(chosen)  # a mask cannot say that the channels are to stand in another order
-    return "mask" if masks and how == "subset" and in_order else how
+def protocol_of(protocol: str, chosen: tuple[int, ...], masked: bool) -> str:
+    """Return the protocol for a combination: "mask" for "subset" if `masked` and the scores are the same."""
+    in_order = list(chosen) == sorted(chosen)  # a mask cannot reorder the channels
+    return "mask" if masked and protocol == "subset" and in_order else protocol
 
 
-def _shown(model: nn.Module, images: Tensor, chosen: tuple[int, ...], how: str, indices) -> tuple[Tensor, ...]:
+def _shown(model: nn.Module, images: Tensor, chosen: tuple[int, ...], protocol: str, indices) -> tuple[Tensor, ...]:
     """Return the model's arguments when only the channels `chosen` are present.
 
     Without any, the choice and order of channels are random for each image, the same in every run.
     """
     if chosen:
-        return shown(images, chosen, how)
+        return masks.shown(images, chosen, protocol)
     device_indices = torch.from_numpy(indices).to(images.device, non_blocking=True)
     _, channels, *size = images.shape
     sources = draw(Recipe(channels="shuffle"), device_indices, tuple(size), seed=0, epoch=0, channels=channels).channels

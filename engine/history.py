@@ -8,7 +8,7 @@ from statistics import median
 
 @dataclass(frozen=True)
 class EpochRow:
-    """A row of `history.csv`; it has no times, so that equal runs write equal files. lr: that of the first step."""
+    """A row of `history.csv`. It has no times, so that equal runs write equal files. lr: of the epoch's first step."""
 
     model: str
     epoch: int

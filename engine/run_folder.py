@@ -95,7 +95,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end: the report is written last, and removed when a run goes on."""
+        """Whether the run is complete: the report is written last, and removed when a run is resumed."""
         return self.html.exists()
 
     @property
@@ -105,12 +105,12 @@ class RunFolder:
         return {seed: self.of_seed(seed) for seed in names}
 
     def of_seed(self, seed: int) -> RunFolder:
-        """Return the folder, present or to come, of a seed's run within a run with several seeds."""
+        """Return the folder of a seed within a run with several seeds; it need not exist yet."""
         return RunFolder(self.root / "seeds" / str(seed))
 
     @property
     def begun(self) -> bool:
-        """Whether the folder has the files that a run can go on from."""
+        """Whether the folder has the files that a run can be resumed from."""
         return self.config.is_file() and self.results.is_file()
 
     def checkpoints(self, model: str) -> Path:

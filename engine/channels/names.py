@@ -1,4 +1,4 @@
-"""Names of a data set's channels and the spread of their values; apart from `masks`, as listing must not need torch."""
+"""Names, means and deviations of a data set's channels; separate from `masks`, which imports torch."""
 
 from __future__ import annotations
 

@@ -72,9 +72,9 @@ class Streamed:
 
 @dataclass(frozen=True)
 class Rendering:
-    """A batch to be made of stored images.
+    """A batch that a kernel makes from stored images.
 
-    stored: uint8 [count, height, width, channels]. The rest is on the same device: indices int64 [batch], each image's
+    stored: uint8 [count, height, width, channels]. On the same device are: indices int64 [batch], each image's
     index among the stored images; crops int32 [batch, 4] of (top, left, height, width) in stored pixels; flips bool
     [batch].
     """
@@ -110,9 +110,9 @@ Source = Streamed | Rendering
 
 
 class DecodedBatch(NamedTuple):
-    """A reader's images of one batch and, by position in the batch, a line on why a file could not be read.
+    """The images of one batch and, by position in the batch, a line on why a file could not be read.
 
-    The images in these positions hold anything.
+    The pixels at these positions are undefined.
     """
 
     source: Source
@@ -123,12 +123,12 @@ class DecodedBatch(NamedTuple):
 class Batch:
     """Some images of a split, a rank's share of a batch.
 
-    source: the images, or the `Rendering` that makes the images of kept images.
+    source: the images, or a `Rendering` that makes them from stored images.
     labels: int64 [batch], on the device.
     indices: int64 [batch], a numpy array, the images' positions in the split.
     total: how many images the batch has over all ranks.
-    drawn: what the epoch's recipe draws of each image beside crop and flip, arguments of `kernels.augment` by their
-        names, on the device.
+    drawn: arguments of `kernels.augment` that the epoch's recipe draws for each image beside crop and flip, by name,
+        on the device.
     """
 
     source: Source
@@ -154,7 +154,7 @@ class Batch:
     def images(self) -> Tensor:
         """uint8 or float32 [batch, channels, size, size] of the values stored, channels last in memory.
 
-        A batch of kept images is made anew at each call: cropped, mirrored and resized.
+        A batch of stored images is cropped, mirrored and resized at each call.
         """
         return self.source.images
 
@@ -203,7 +203,7 @@ def normalise(
 
 @cache
 def _statistics(channels: Channels, device: torch.device) -> Tensor:
-    """Return mean and deviation, [2, channels, 1, 1] float32; kept on the device, as a copy makes the host wait."""
+    """Return mean and deviation, [2, channels, 1, 1] float32; cached, because a copy makes the host wait."""
     return torch.tensor([channels.mean, channels.std], device=device)[:, :, None, None]
 
 

@@ -1,4 +1,4 @@
-"""Files that cannot be read once training has begun: how readers report such files, and how many are too many."""
+"""Files that become unreadable after training has begun: how they are reported, and how many end the training."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import UserError, one_line
 
 MOST, AT_LEAST = 0.1, 10  # a share of an epoch's images so far, and a count
 
 
 class Tally:
-    """The faults of an epoch of a split; each file is told of once in the life of `told`."""
+    """Counts the unreadable files of an epoch; `on_fault(path, reason)` is called for files not in `reported`."""
 
-    def __init__(self, root, paths: Sequence[str], on_fault: Callable[[str, str], None] | None, told: set[str]):
-        self._root, self._paths, self._on_fault, self._told = root, paths, on_fault, told
+    def __init__(self, root, paths: Sequence[str], on_fault: Callable[[str, str], None] | None, reported: set[str]):
+        self._root, self._paths, self._on_fault, self._reported = root, paths, on_fault, reported
         self._seen = self._failed = 0
 
     def add(self, indices: np.ndarray, faults: dict[int, str]) -> None:
-        """Count the faults of a batch of the images `indices`.
+        """Count the faults of a batch of images.
 
-        Raises UserError where none of several images could be read, or more than a tenth so far and at least 10.
+        Raises UserError if none of several images could be read, or at least 10 and more than a tenth so far.
         """
         self._seen += len(indices)
         self._failed += len(faults)
         for position, reason in faults.items():
             path = self._paths[indices[position]]
-            if path not in self._told:
-                self._told.add(path)
+            if path not in self._reported:
+                self._reported.add(path)
                 if self._on_fault is not None:
                     self._on_fault(path, reason)
         none_left = len(faults) == len(indices) > 1
@@ -39,8 +39,9 @@ class Tally:
 
 
 def rows(count: int, faults: Iterable[int], train: bool) -> np.ndarray:
-    """Return the rows of a batch of `count` to use, int64: in training good rows stand in for rows with a fault,
-    else faulty rows are left out; without a good row the result is empty.
+    """Return the rows of a batch of `count` images to use, int64.
+
+    In training good rows replace rows with a fault, else rows with a fault are left out. Empty without a good row.
     """
     bad = np.array(sorted(faults), np.int64)
     good = np.setdiff1d(np.arange(count), bad)
@@ -52,11 +53,11 @@ def rows(count: int, faults: Iterable[int], train: bool) -> np.ndarray:
 
 
 def attempted(read: Callable[[str], np.ndarray], path: str, shape: tuple[int, int, int]) -> np.ndarray | str:
-    """Return an image [height, width, channels], or in a line why the file cannot be read or has another shape."""
+    """Return an image [height, width, channels], or the reason in a line if it is unreadable or of another shape."""
     try:
         image = read(path)
     except (OSError, ValueError) as error:
-        return f"can no longer be read: {' '.join(str(error).split())}"
+        return f"can no longer be read: {one_line(error)}"
     if image.shape != tuple(shape):
         return f"has changed: wanted {list(map(int, shape))}, got {list(image.shape)}"
     return image

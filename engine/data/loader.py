@@ -75,7 +75,7 @@ class Loader:
         self._sizes = np.ones((self.samples, 2), np.int64) if chosen.sizes is None else np.array(chosen.sizes, np.int64)
         self._labels = torch.tensor(chosen.labels, dtype=torch.int64)
         self._reader = reader(Reading(images, split, size, batch_size, self.device, workers, seed), backend, store)
-        self._root, self._paths, self._on_fault, self._told = images.root, chosen.paths, on_fault, set()
+        self._root, self._paths, self._on_fault, self._reported = images.root, chosen.paths, on_fault, set()
         self._running: Iterator[Batch] | None = None
 
     def __len__(self) -> int:
@@ -85,15 +85,13 @@ class Loader:
     def epoch(
         self, epoch: int, start: int = 0, draw: int | None = None, recipe: Recipe | None = None
     ) -> Iterator[Batch]:
-        """Yield the batches of an epoch, from batch number `start` on.
+        """Yield the batches of an epoch, from batch number `start` on; an earlier epoch that is still read ends.
 
-        Training: every image once in an order drawn by (seed, `draw`), by default the epoch, cropped and mirrored at
-        random where the epoch's augmentations say so; a last batch of a single image, or of fewer than two for each
-        rank, is left out. What else `recipe` draws of the images is in `Batch.drawn`. Evaluation: every image once in
-        list order, centre crop, whatever the epoch.
-        Each rank gets its share of every batch. Of files that cannot be read, training takes another image of the batch
-        twice, and evaluation leaves them out.
-        Starting an epoch ends an epoch before that is still being read.
+        Training: every image once in an order seeded by (seed, `draw`), by default the epoch, with the crops and flips
+        of the epoch's augmentations; a last batch of a single image, or of fewer than two for each rank, is left out.
+        Further parameters that `recipe` draws are in `Batch.drawn`. Evaluation: every image once in list order, centre
+        crop, whatever the epoch. Each rank gets its share of every batch. In place of an unreadable file, training
+        repeats another image of the batch; evaluation leaves the file out.
 
         Raises:
             UserError: no image of a batch could be read, or of the epoch so far more than a tenth, and at least 10.
@@ -143,11 +141,11 @@ class Loader:
         self.close()
 
     def _epoch(self, requests: list[BatchRequest], drawn: Iterator[dict[str, torch.Tensor]]) -> Iterator[Batch]:
-        tally = faults.Tally(self._root, self._paths, self._on_fault, self._told)
-        labels = self._all_labels(requests)
+        tally = faults.Tally(self._root, self._paths, self._on_fault, self._reported)
+        all_labels = self._all_labels(requests)
         with closing(self._reader.read(requests)) as read:
-            for request, some, parameters, decoded in zip(requests, labels, drawn, read, strict=True):
-                batch = Batch(decoded.source, some, request.indices, request.total, parameters)
+            for request, labels, parameters, decoded in zip(requests, all_labels, drawn, read, strict=True):
+                batch = Batch(decoded.source, labels, request.indices, request.total, parameters)
                 tally.add(request.indices, decoded.faults)
                 if decoded.faults:
                     batch = batch.rows(faults.rows(len(batch), decoded.faults, self.train))
@@ -161,17 +159,17 @@ class Loader:
     def _drawn(
         self, requests: list[BatchRequest], recipe: Recipe | None, draw: int
     ) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield what a recipe draws of each batch's images beside crops and flips, of thousands of images at once."""
+        """Yield what a recipe draws for each batch beside crops and flips, computed for thousands of images at once."""
         recipe = replace(recipe or Recipe(), scale=None, flip=0.0)
         if recipe == Recipe():
             yield from ({} for _ in requests)
             return
         step = max(1, sampling.AT_ONCE // self.batch_size)
-        for some in (requests[start : start + step] for start in range(0, len(requests), step)):
-            indices, counts = self._copied(_indices(some)), [len(request.indices) for request in some]
+        for chunk in (requests[start : start + step] for start in range(0, len(requests), step)):
+            indices, counts = self._copied(_indices(chunk)), [len(request.indices) for request in chunk]
             drawn = drawn_by(recipe, indices, (1, 1), self.seed, draw, channels=len(self.channels))._asdict()
             columns = {name: values.split(counts) for name, values in drawn.items() if values is not None}
-            yield from ({name: rows[i] for name, rows in columns.items()} for i in range(len(some)))
+            yield from ({name: rows[i] for name, rows in columns.items()} for i in range(len(chunk)))
 
     def _copied(self, values: torch.Tensor) -> torch.Tensor:
         """Return values on the device; the host does not wait for the copy."""

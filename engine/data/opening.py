@@ -1,10 +1,10 @@
-"""Opening a set of images: scanned, without what cannot be used, and decoded once where it is to be kept."""
+"""Opens an image set: scans its files, leaves out unusable files, and decodes the images once if they are cached."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,14 +28,15 @@ BATCH = 64  # images decoded at once
 
 
 class Wanted(NamedTuple):
-    """How a set is to be opened.
+    """Options for opening an image set.
 
-    backend: what decodes, one of `choice.BACKENDS` or "auto", with `workers` threads or processes.
-    device: where batches are to be.
-    cache: where decoded images are kept, one of `placement.CACHES`; `stored_size`: the side of the squares that they
-        are squeezed to there, in pixels.
-    holdout: training images to hold out. splits: the only ones to open; empty: all.
-    strict: a file that cannot be used is an error, rather than left out.
+    backend: the decoder, one of `choice.BACKENDS` or "auto", with `workers` threads or processes.
+    device: the device of the batches.
+    cache: the memory for decoded images, one of `placement.CACHES`.
+    stored_size: height and width in pixels that cached images are squeezed to.
+    holdout: the number of training images to hold out.
+    splits: the splits to open; empty: all.
+    strict: whether an unusable file is an error instead of being left out.
     """
 
     backend: str
@@ -50,12 +51,12 @@ class Wanted(NamedTuple):
 
 @dataclass(frozen=True)
 class Opened:
-    """A set whose files can all be decoded, ready to make loaders of.
+    """An image set without unusable files, from which loaders are made.
 
-    images: the set, without the files that cannot be used.
+    images: the set without the files that were left out.
     rejected: "path", "split" and "reason" of each file that was left out.
-    division: for every split but training, a digest of the files that it lists.
-    store: the decoded images, where they are kept in memory.
+    division: a digest of the listed files of each split except training.
+    store: the decoded images, if they are cached in memory.
     positions: for each split, where its images are in the user's list; None where no file was left out.
     """
 
@@ -70,44 +71,38 @@ class Opened:
         self,
         split: str,
         *,
-        size: int,
-        batch_size: int,
-        seed: int = 0,
         augmentations: Augmentations | None = None,
-        eval_crop: float = 0.875,
         shared: bool = False,
         on_fault: Callable[[str, str], None] | None = None,
+        **options: Any,
     ) -> Loader:
-        """Return the loader of a split: for training with augmentations, else centre crops in the list's order.
+        """Return the loader of a split: with `augmentations` for training, else centre crops in the list's order.
 
         With `shared`, each process gets its share of every batch. A file that can no longer be read is named on the
-        terminal, unless `on_fault(path, reason)` is to deal with it. For the rest see `engine.data.loader.Loader`.
+        terminal, or given to `on_fault(path, reason)`. `options` are further arguments of `engine.data.loader.Loader`.
         """
         return Loader(
             self.images,
             split,
-            size=size,
-            batch_size=batch_size,
             train=augmentations is not None,
             backend=self.wanted.backend,
             device=self.wanted.device,
-            seed=seed,
             workers=self.wanted.workers,
             augmentations=augmentations,
-            eval_crop=eval_crop,
             store=self.store,
             rank=distributed.rank() if shared else 0,
             world_size=distributed.world_size() if shared else 1,
             on_fault=on_fault or (lambda path, reason: console.warn(f"left out: {path} ({split}): {reason}")),
+            **options,
         )
 
 
 def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = None) -> Opened:
-    """Return a listed set, or one that came `decoded`, opened as `wanted`; each file left out is named on the terminal.
+    """Open a listed set, or a set that is `decoded` already; each file that is left out is named on the terminal.
 
     Raises:
-        UserError: too few images can be used, they do not fit where they are to be kept, the backend cannot read them,
-            or with `strict` a file cannot be used.
+        UserError: too few images are usable, the images do not fit into the cache, the backend cannot read them, or
+            with `strict` a file is unusable.
     """
     images = division.hold_out(images, wanted.holdout) if wanted.holdout else images
     if wanted.splits:
@@ -137,10 +132,10 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
 
 
 def open_store(images: ImageSet, wanted: Wanted) -> Store | None:
-    """Return the decoded images of a scanned set, from the disk cache where they are there; None: decoded each epoch.
+    """Return the decoded images of a scanned set, read from the disk cache if possible; None without a cache in memory.
 
     Raises:
-        UserError: the images do not fit where they are to be kept, or the backend cannot read them.
+        UserError: the images do not fit into the cache, or the backend cannot read them.
     """
     backend = choice.resolve(wanted.backend, images.stacks)
     placement = choose_placement(images, wanted.cache, wanted.device, wanted.stored_size)
@@ -169,7 +164,7 @@ def disk_cache(
     say: Callable[[str], None] = console.say,
 ) -> ImageCache:
     """Return the disk cache of a scanned set with this placement, decoded by `backend` for `device`."""
-    # Whole images are decoded by their definition, whatever the backend.
+    # Whole images have the pixels that `engine.data.files.decode` defines, whatever the backend.
     by = f"{backend} {device.type if backend == 'dali' else 'cpu'}" if placement.resampled else "definition"
     return ImageCache(images, placement.form, by, say, workers)
 
@@ -194,9 +189,9 @@ def decode(
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Store:
-    """Decode every image of a scanned set once; files that can no longer be read are in the result's `faults`.
+    """Decode every image of a scanned set; files that can no longer be read are in the `faults` of the result.
 
-    `device` is where the backend leaves its batches; `progress(done, total)` is called as images are decoded.
+    The backend decodes to `device`; `progress(done, total)` is called as images are decoded.
     """
     if not placement.resampled:
         return placed(WholeImages.load(images, workers, progress), placement)
@@ -219,7 +214,7 @@ def decode(
 
 
 def placed(images: WholeImages, placement: Placement) -> Store:
-    """Return whole images as they are, or those of one size on the placement's device."""
+    """Return whole images as they are, or, if all have one size, as `UniformImages` on the device of the placement."""
     if placement.size is None or placement.resampled:
         return images
     values = images.values.reshape(len(images.paths), *placement.size, images.channels)
@@ -227,7 +222,7 @@ def placed(images: WholeImages, placement: Placement) -> Store:
 
 
 def _left_out(images: ImageSet, reasons: Mapping[str, str], strict: bool) -> list[dict[str, str]]:
-    """Name the files that cannot be used on the terminal, and return path, split and reason of each."""
+    """Name unusable files on the terminal, and return path, split and reason of each."""
     rejected = [
         {"path": path, "split": name, "reason": reasons[path]}
         for name, split in images.splits.items()

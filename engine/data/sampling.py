@@ -31,7 +31,7 @@ def crops_and_flips(
     from polychrome.kernels.augment import draw
 
     parts = zip(torch.from_numpy(indices).split(AT_ONCE), torch.from_numpy(sizes).split(AT_ONCE), strict=True)
-    drawn = [draw(recipe, some, those, seed, epoch) for some, those in parts]
+    drawn = [draw(recipe, rows, shapes, seed, epoch) for rows, shapes in parts]
     columns = ([each.crops for each in drawn], [each.flips for each in drawn])
     return tuple(None if column[0] is None else torch.cat(column).numpy() for column in columns)
 

@@ -1,7 +1,7 @@
 """Trained models for use elsewhere: compiled (pt2), in ONNX, or as weights that make the model again (safetensors).
 
-Every file takes images as they are, float32 [batch, channels, height, width] before standardisation, and holds a
-`Description` of itself.
+Every file takes images that are not standardised, float32 [batch, channels, height, width], and holds a
+`Description`.
 """
 
 from polychrome.engine.export.check import Check, ExportError

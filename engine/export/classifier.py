@@ -24,8 +24,8 @@ class Description:
     channels: names, means and deviations of the channels, in order.
     dtype: of the stored images it was trained on; with "uint8" the input's values are these / 255, else as stored.
     any_channels: whether the model is told by a mask which channels are present.
-    crop: the share of the short side that the central square kept, before it was resized, when the run tested.
-    options: what the model was made with beside that, as `models.create` takes it; JSON values.
+    crop: the side of the central square that was cropped and resized for tests, as a share of the short side.
+    options: further arguments of `models.create`; JSON values.
     """
 
     model: str

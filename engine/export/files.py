@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import UserError, one_line
 from polychrome.engine.export.check import Check, ExportError, compare
 from polychrome.engine.export.classifier import Classifier, Description
 from polychrome.engine.machine.files import write_atomically
@@ -76,8 +76,7 @@ def load(path: Path | str) -> Callable[..., Tensor]:
     try:
         return form.read(path)[0]
     except Exception as error:  # each reader answers damaged bytes with errors of its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is damaged or was not exported by this project ({reason})") from error
+        raise UserError(f"{path} is damaged or was not exported by this project ({one_line(error)})") from error
 
 
 def check_target(path: Path) -> None:

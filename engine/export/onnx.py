@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import UserError, one_line
 from polychrome.engine.export.classifier import KEY, Classifier, Description
 from polychrome.engine.export.program import traced
 from polychrome.kernels.decompositions import STACKED
@@ -70,7 +70,7 @@ def write(classifier: Classifier, path: Path) -> None:
 def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())
+    return one_line(error)
 
 
 def read(path: Path):

@@ -51,7 +51,7 @@ def _join() -> None:
 
 
 def launch() -> str | None:
-    """Return torchrun's name of this job, the same after a restart; None without torchrun."""
+    """Return torchrun's id of this job, the same after a restart; None without torchrun."""
     return os.environ.get("TORCHELASTIC_RUN_ID")
 
 
@@ -115,7 +115,7 @@ def of_main(value: Any) -> Any:
 
 
 def wait() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has called this function."""
     if world_size() > 1:
         dist.barrier()
 
@@ -150,9 +150,9 @@ def share_buffers(model: nn.Module) -> None:
 
 
 class Agreement:
-    """Flags that any process may raise, known to all of them at the same call, one call after they were raised.
+    """Flags that any process may raise and that all processes see one call later, so that all act at the same step.
 
-    What is on its way between two calls costs no waiting: nobody acts on a flag that others have not seen.
+    The flags travel between two calls, so that no process waits for them.
     """
 
     def __init__(self, flags: int) -> None:

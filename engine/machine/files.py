@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and folders that one process at a time writes to."""
+"""Files and folders that are written whole or not at all, and locks on folders."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-# How a file or folder ends that is being written, and the seconds after which its writer is taken for dead.
+# The suffix of unfinished files and folders, and the seconds without a change after which they are removed.
 PARTIAL, STALE = ".partial", 3600
 
 _held: dict[tuple[int, int], int] = {}  # open descriptors of folders, by device and number
 
 
 def hold(folder: Path) -> bool:
-    """Return whether a folder is now this process's own, until `release` or the process's end.
+    """Lock a folder until `release` or the end of the process; return whether no other process holds the lock.
 
-    Where the file system has no locks, every folder is free.
+    On a file system without locks the result is always true.
     """
     if fcntl is None:
         return True
@@ -48,7 +48,7 @@ def hold(folder: Path) -> bool:
 
 
 def release() -> None:
-    """Let go of all folders that are held."""
+    """Release the locks on all folders."""
     while _held:
         os.close(_held.popitem()[1])
 
@@ -113,9 +113,7 @@ def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
         with new_file(path) as file:
             file.write(content)
     except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}; what stood there is intact"
-        ) from error
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}; an earlier file is intact") from error
 
 
 def _partial(path: Path) -> Path:
@@ -124,7 +122,7 @@ def _partial(path: Path) -> Path:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove what writers of `path` that were killed have left."""
+    """Remove unfinished files of `path` whose writers were killed."""
     for partial in path.parent.glob(f"{glob.escape(path.name[:100])}.*{PARTIAL}"):
         if time.time() - last_written(partial) < STALE:
             continue
@@ -143,7 +141,7 @@ def last_written(path: Path) -> float:
 
 
 def _to_disk(path: Path) -> None:
-    """Have the disk keep a file's content, or a folder's names."""
+    """Flush a file's content, or a folder's names, to the disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:  # Windows opens no folders

@@ -1,4 +1,4 @@
-"""The machine: device, native precisions, and the description kept with each run."""
+"""The machine: device, native precision, and the description that is saved with each run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals that ask a training to end after the present step."""
+"""Signals that end a training after the current step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interruption:
     """Within this context SIGTERM and Ctrl-C only leave their name in `signal`; a second Ctrl-C stops at once.
 
-    A signal that the process ignores stays ignored: a shell starts its background jobs so, for Ctrl-C is not for them.
+    A signal that the process ignores stays ignored, as Ctrl-C in a background job of a shell.
     """
 
     def __init__(self) -> None:

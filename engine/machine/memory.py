@@ -1,4 +1,4 @@
-"""The memory that this process may take, and the most memory it has taken."""
+"""The memory available to this process, and its peak use of memory."""
 
 from __future__ import annotations
 

@@ -7,15 +7,15 @@ import uuid
 
 import torch.distributed as dist
 
-PAUSE = 0.01  # seconds between two looks for the others
+PAUSE = 0.01  # seconds between two polls
 
 
 def fresh(store: dist.Store, rank: int, world_size: int) -> dist.Store:
-    """Return a part of a store that the processes which call this now share, and no process before them.
+    """Return a part of a store that only the processes which now call this function share.
 
-    torchrun may keep the store when processes are started anew, with the addresses of processes that are gone, and its
-    numbers of restarts differ between machines. So the first process names the part, and tells the name to each other
-    process in answer to a word from there.
+    After a restart, torchrun may reuse the store with the addresses of dead processes, and its counts of restarts
+    differ between machines. The first process therefore names the part, and sends the name to each other process in
+    answer to a message.
     """
     own = uuid.uuid4().hex
     if rank != 0:
@@ -26,7 +26,7 @@ def fresh(store: dist.Store, rank: int, world_size: int) -> dist.Store:
     answered: set[str] = set()
     while store.add(f"met {own}", 0) < world_size - 1:
         for key in (f"hello {other}" for other in range(1, world_size)):
-            # The word may be from a process that is gone: every word is answered, and only living processes come.
+            # The message may be from a dead process: every message is answered, and only living processes join.
             if store.check([key]) and (word := store.get(key).decode()) not in answered:
                 store.set(f"answer {word}", own)
                 answered.add(word)

@@ -1,1 +1,1 @@
-"""Training one network: the loop, what it optimises with, and the state that a later start goes on from."""
+"""Training one network: the loop, optimisers and schedules, and checkpoints."""

@@ -1,4 +1,4 @@
-"""The largest batch that fits into memory, found by trying."""
+"""The largest batch that fits into memory, found by trial."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ SIGNS = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
 
 
 def largest(try_batch: Callable[[int], None], most: int, start: int) -> int:
-    """Return the largest batch size up to `most` that fits with a tenth to spare, above 8 a multiple of 8; 0: none.
+    """Return the largest batch size up to `most` that leaves a tenth free, above 8 a multiple of 8; 0: no size fits.
 
-    The size doubles from `start`, then is bisected to within a sixteenth. To know of the spare tenth, batches up to a
+    The size doubles from `start`, then is bisected to within a sixteenth. To test the free tenth, batches up to a
     ninth above `most` are tried. Call this function outside the `except` of an earlier failure, whose frames hold the
     tensors of the failed step.
 
     Args:
-        try_batch: takes a training step with the number of images given. Its errors other than of memory are raised.
+        try_batch: takes a training step with a number of images. Errors other than exhausted memory are raised.
     """
     ceiling = math.ceil(most / (1 - HEADROOM))
     good, bad = LEAST - 1, math.inf
@@ -74,7 +74,7 @@ def largest_on_cpu(try_batch: Callable[[int], None], most: int) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error tells of exhausted memory, the device's or the host's."""
+    """Return whether an error means that the memory of the device or the host is exhausted."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if isinstance(error, OSError):
@@ -83,7 +83,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def advice(error: BaseException, batch_size: int, largest: int) -> str:
-    """Return one line for the user whose step of `batch_size` images ended with `error` where `largest` would fit."""
+    """Return the error message for a step of `batch_size` images that ran out of memory, where `largest` would fit."""
     failed = f"out of memory at batch size {batch_size}"
     if largest < 1:
         return f"{failed}; no batch would fit: take a smaller --image-size or a smaller model"
@@ -116,7 +116,7 @@ def _resident(try_batch: Callable[[int], None], size: int) -> tuple[float, float
 
 
 def _free() -> None:
-    """Give unused memory back to the device and to the system."""
+    """Release unused memory of the device and the host."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -1,18 +1,19 @@
-"""What a user may set of a training: each setting once, with its text, its bounds and its default.
+"""The settings of a training, each defined once with its help text, its bounds and its default.
 
-The command line and TOML files are made from these fields (`train.settings.config`), and a `Plan` has them as they are.
+The command line and TOML files are generated from these fields (`train.settings.config`), and `Plan` inherits them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 AUTO = "auto"
 
 
 class Number(NamedTuple):
-    """A finite number of this kind within bounds: at least and at most, or above and below."""
+    """A finite number of this type within inclusive (least, most) or exclusive (above, below) bounds."""
 
     kind: type
     least: float | None = None
@@ -25,22 +26,20 @@ def setting(default: Any, text: str, kind: Any = str, flag: str | None = None, o
     """Return a field of settings.
 
     Args:
-        text: what `--help` says of it.
+        text: the text in `--help`.
         kind: a `Number`, the names to choose from, bool, str, or a type of the command line's library.
-        flag: its flag, where that is not "--" and the name.
+        flag: the flag, if it is not "--" and the name.
         own: whether each model of a run may have a value of its own.
     """
     return field(default=default, metadata={"help": text, "type": kind, "flag": flag, "own": own})
 
 
-def own_setting(default: Any, text: str, kind: Any = str, flag: str | None = None) -> Any:
-    """Return a field of settings that each model of a run may have a value of its own for; see `setting`."""
-    return setting(default, text, kind, flag, own=True)
+own_setting = partial(setting, own=True)
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What a training of one network is decided by; None: not said, so that the task or the machine decides."""
+    """The hyperparameters of one network's training; None: chosen by the task or the machine."""
 
     epochs: int | None = own_setting(None, "Most epochs to train.  [default: the task's]", Number(int, least=1))
     accumulate: int = own_setting(1, "Batches that make a step.", Number(int, least=1))

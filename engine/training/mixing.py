@@ -1,4 +1,4 @@
-"""Batches of more than their images: mixup and CutMix mix them in pairs, the consistency loss needs each twice."""
+"""Mixup and CutMix, and the doubled batches of the consistency loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Mixing:
     mixup, cutmix: the alpha of the Beta distribution that the shares are drawn from; 0 leaves the method out. With
         both, each batch is mixed by either method, with equal chance.
 
-    All draws are of torch's global generator on the CPU; the host waits for no device.
+    All draws come from torch's global generator on the CPU; the host does not wait for a device.
 
     Raises:
         ValueError: an alpha is negative, or both are 0.
@@ -54,10 +54,9 @@ def beside_all(images: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def divergence(logits: Tensor) -> Tensor:
-    """Return the mean Kullback-Leibler divergence, in nats, of answers on some channels from answers on all channels.
+    """Return the mean Kullback-Leibler divergence, in nats, from the prediction on all channels to some channels.
 
-    logits: float32 [2 * batch, classes], the answers to the images of `beside_all`. The answers on all channels get no
-        gradient.
+    logits: float32 [2 * batch, classes] of the images of `beside_all`. The logits on all channels get no gradient.
     """
     some, every = logits.log_softmax(1).chunk(2)
     return F.kl_div(some, every.detach(), log_target=True, reduction="batchmean")

@@ -1,4 +1,4 @@
-"""How a model is trained: everything that a run decides before the first step."""
+"""The plan of a training: everything that is decided before the first step."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from polychrome.engine.training.hyperparameters import Hyperparameters
 from polychrome.engine.training.transfer import head_of
 from polychrome.kernels.augment import Recipe
 
-# The ways of channel sampling by what they draw of each image; the last two are of whole batches.
+# What each kind of channel sampling draws for each image; "drop" and "cycle" choose channels for whole batches.
 SAMPLINGS = {"off": "all", "on": "subset", "shuffle": "shuffle", "drop": "all", "cycle": "all"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Hyperparameters):
-    """How one network is trained: the hyperparameters, all of them decided, and what follows from data and machine.
+    """The settings of one network's training: all hyperparameters, and values that depend on the data and the machine.
 
-    schedule: one of `engine.training.schedules.NAMES`, or "plateau", which begins anew in each pass of augmentations
-        that come one at a time.
-    ema: with a moving average, its weights are those that are validated and kept as best.
-    channel_sampling: "off", all channels in their order; "on", of each image how many channels are present, then which,
-        drawn uniformly (hierarchical channel sampling, ChannelViT, arXiv 2309.16108); "shuffle", the same, the present
-        ones first and in random order (report B); "drop", see `engine.channels.masks.dropped`; "cycle", a pass over the
-        data for each combination of `cycle` in an epoch (report C).
-    channels: name and positions of the only ones that the model is shown, where these are not all: it is made for
-        them, or, with `padded`, for all of them and sees zeros in place of the others.
-    frozen: only the classifier's last layer is trained, the rest stays as it is, its statistics too.
+    schedule: one of `engine.training.schedules.NAMES`, or "plateau", which starts again with each augmentation where
+        augmentations are used one at a time.
+    ema: if not 0, the averaged weights are validated and saved as the best weights.
+    channel_sampling: "off", all channels in their order; "on", for each image a number of channels, then which
+        channels, both drawn uniformly (hierarchical channel sampling, ChannelViT, arXiv 2309.16108); "shuffle", the
+        same with the present channels first, in random order (report B); "drop", see `engine.channels.masks.dropped`;
+        "cycle", in each epoch a pass over the data for each combination in `cycle` (report C).
+    channels: name and indices of the channels that the model is shown; None: all. The model is built for these
+        channels alone, or, with `padded`, for all channels, and the other channels are zero.
+    frozen: only the last layer of the classifier is trained; other weights and batch statistics stay fixed.
 
     Raises:
-        ValueError: a hyperparameter is not decided, or there is no such way of channel sampling.
+        ValueError: a hyperparameter is None, or the kind of channel sampling is unknown.
     """
 
     num_classes: int
@@ -57,45 +57,45 @@ class Plan(Hyperparameters):
 
     @property
     def passes(self) -> int:
-        """Passes over the training data in an epoch."""
+        """The number of passes over the training data in an epoch."""
         return len(self.cycle) if self.channel_sampling == "cycle" else 1
 
     @property
     def consistent(self) -> bool:
-        """Whether a batch holds each training image twice, with some of its channels and with all of them.
+        """Whether the consistency loss is used: a batch then holds each image with some channels and with all channels.
 
-        The consistency loss then pulls the model's answers on some channels towards its answers on all. It needs
-        channel subsets in the data's order: with sampling "off", "shuffle" or fixed channels it is not used.
+        The loss pulls the logits on some channels towards the logits on all channels. It needs channel subsets in the
+        order of the data: with sampling "off" or "shuffle" or with fixed channels the loss is not used.
         """
         return self.consistency > 0 and self.channel_sampling in ("on", "drop", "cycle") and self.channels is None
 
     @property
     def protocol(self) -> str | None:
-        """How the model is shown `channels`, "subset" or "zero-pad"; None where it is shown all."""
+        """The protocol by which the model is shown `channels`, "subset" or "zero-pad"; None for all channels."""
         return None if self.channels is None else "zero-pad" if self.padded else "subset"
 
     def inputs(self, channels: int) -> int:
-        """Return how many channels the model's input has, of data with so many."""
+        """Return the number of input channels of the model for data with `channels` channels."""
         return channels if self.protocol in (None, "zero-pad") else len(self.channels[1])
 
     def draw(self, epoch: int, turn: int) -> int:
-        """Return the number that a pass's order and its images' augmentations and channels are drawn by."""
+        """Return the number of a pass over the data, which seeds its order, augmentations and channels."""
         return (epoch - 1) * self.passes + turn + 1
 
     def recipe(self, epoch: int) -> Recipe:
-        """Return what is drawn of each image in an epoch."""
+        """Return the augmentations and the channel sampling of each image in an epoch."""
         channels = "all" if self.channels else SAMPLINGS[self.channel_sampling]
         return replace(self.augmentations.recipe(epoch), channels=channels, channel_bias=self.subset_bias)
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return a new optimiser of the model's parameters, of the head's alone where the rest is frozen."""
+        """Return a new optimiser of the model's parameters, or of the last layer alone if the others are frozen."""
         only = head_of(model)[1].parameters() if self.frozen else None
         return optimizers.create(self.optimizer, model, self.lr, self.weight_decay, only)
 
     def rates(self, history: Sequence[EpochRow]) -> Callable[[float], float]:
-        """Return the rates of the epoch that follows `history`, as a function of the share of it that is over.
+        """Return the learning rate in the epoch after `history`, as a function of the completed share of the epoch.
 
-        They follow from the history alone: a training that goes on has no other state to restore.
+        The rate depends on the history alone, so a resumed training has no other state to restore.
         """
         name, base = self.schedule, self.lr
         if name == "plateau":
@@ -105,5 +105,5 @@ class Plan(Hyperparameters):
         return lambda done: base * schedules.factor(name, len(history) + done, self.epochs, self.warmup)
 
     def described(self) -> dict:
-        """Return the plan as plain values, as a checkpoint keeps it."""
+        """Return the plan as plain values for a checkpoint."""
         return asdict(self) | {"device": str(self.device)}

@@ -1,4 +1,4 @@
-"""The state that a training goes on from: checkpoints within an epoch and at the end of each epoch."""
+"""The state of a training, saved in checkpoints within an epoch and at the end of each epoch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Position:
 
 
 class Totals:
-    """Loss and hits of an epoch so far, of each process its own; the sums stay on the device."""
+    """The loss and the correct predictions of an epoch so far, summed on the device by each process for its images."""
 
     def __init__(self, device: torch.device) -> None:
         self.loss = torch.zeros((), device=device)
@@ -53,7 +53,7 @@ class Totals:
         self.first_bad = torch.where((self.first_bad < 0) & ~loss.isfinite(), step, self.first_bad)
 
     def seen_bad(self) -> bool:
-        """Return whether a loss is known not to be finite; on a GPU some steps late, as the host waits for nothing."""
+        """Return whether a loss was not finite; on a GPU a few steps late, as the host does not wait for the device."""
         if not self.first_bad.is_cuda:
             return bool(self.first_bad >= 0)
         if self._copied is not None and not self._copied.query():
@@ -76,7 +76,7 @@ class Totals:
         return {"loss": loss, "correct": correct, "count": self.count}
 
     def load(self, values: dict) -> None:
-        """Go on from the sums that `as_dict` gave, which the first process then holds for all."""
+        """Restore the sums of `as_dict`, on the first process for all processes."""
         self.count = values["count"]
         if distributed.is_main():
             self.loss.copy_(values["loss"])
@@ -116,7 +116,7 @@ class State:
 
     @property
     def validated(self) -> nn.Module:
-        """The model that is validated and kept as the best: the averaged model where weights are averaged."""
+        """The model that is validated and saved as the best: the averaged model if weights are averaged."""
         return self.model if self.ema is None else self.ema.module
 
     def save_epoch(self, folder: Path) -> None:
@@ -142,9 +142,9 @@ class State:
             checkpoint.save(folder / WITHIN, content)
 
     def resume(self, folder: Path, say: Callable[[str], None] = lambda message: None) -> bool:
-        """Go on from the newest checkpoint in `folder` that is whole and fits; return whether one was found.
+        """Resume from the newest intact checkpoint in `folder` that fits; return whether there is a checkpoint.
 
-        Checkpoints that are passed over are named to `say`.
+        Skipped checkpoints are named by `say`.
 
         Raises:
             UserError: there are checkpoints, but all are damaged or belong to another model.
@@ -216,7 +216,7 @@ class State:
 
 
 def exists(folder: Path) -> bool:
-    """Return whether a training has left a checkpoint in `folder` to go on from."""
+    """Return whether `folder` has a checkpoint that a training can resume from."""
     return any((folder / name).exists() for name in (WITHIN, LAST, PREVIOUS))
 
 
@@ -231,13 +231,13 @@ def batch_size(folder: Path) -> int | None:
 
 
 def epochs(folder: Path) -> int:
-    """Return how many epochs the training in `folder` has done; raises as `batch_size`."""
+    """Return the number of completed epochs of the training in `folder`; raises as `batch_size`."""
     _, content = newest(folder, None, lambda fault: None)
     return len(content["course"]["history"]) if content else 0
 
 
 def newest(folder: Path, division: Division | None, say: Callable[[str], None]) -> tuple[Path, dict | None]:
-    """Return the newest checkpoint that is whole and, in the middle of an epoch, fits the division of the data.
+    """Return the newest intact checkpoint; within an epoch it must fit the division of the data.
 
     Raises:
         UserError: there are checkpoints, but all are damaged.

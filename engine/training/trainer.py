@@ -1,4 +1,4 @@
-"""Training: one model, one loop, best checkpoint by validation loss."""
+"""The training loop of one model; the best checkpoint is chosen by validation loss."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SHOWN_FILES = 3
 
 @dataclass
 class Hooks:
-    """Functions that a training calls as it goes on; by default each does nothing.
+    """Functions that a training calls; by default each does nothing.
 
     batch: called after each training or validation batch with the number of its images.
     step: called after each optimiser step.
@@ -46,7 +46,7 @@ class Hooks:
     epoch: called after each epoch with the history so far.
     images: called once with the first batch, as the model reads it.
     say: called with each line of text for the user.
-    waiting: makes the context in which the loop waits for a batch.
+    waiting: returns a context manager in which the loop waits for a batch.
     """
 
     batch: Callable[[int], None] = lambda images: None
@@ -61,15 +61,15 @@ class Hooks:
 def fit(
     name: str, model: nn.Module, train: Loader, val: Loader, plan: Plan, checkpoints: Path, hooks: Hooks | None = None
 ) -> TrainingHistory:
-    """Return the history of `model`'s training, from the checkpoints in a folder on; leave it the weights of `best.pt`.
+    """Train `model` from the newest checkpoint in a folder on, load `best.pt` into it and return the history.
 
-    Order, augmentations, channel sampling and dropout follow from (seed, epoch), and a checkpoint within an epoch has
-    the state of torch's generators, so a resumed training equals an unbroken training. SIGTERM and Ctrl-C end the
-    training after the present step. In several processes each has its share of every batch.
+    Order, augmentations, channel sampling and dropout depend only on (seed, epoch), and a checkpoint within an epoch
+    has the state of torch's generators, so a resumed training equals an uninterrupted training. SIGTERM and Ctrl-C end
+    the training after the current step. Several processes share the images of every batch.
 
     Raises:
         NotFiniteError: a loss is NaN or infinite; the earlier checkpoints are kept.
-        Interrupted: a signal asked for the end; all is saved.
+        Interrupted: the training was ended by a signal after it was saved.
         OutOfMemoryError: the message says which batch size fits.
         StorageError: a checkpoint cannot be written; the earlier checkpoint is kept.
         UserError: the checkpoints are damaged or belong to another model.
@@ -96,7 +96,7 @@ def fit(
 
 
 class Trainer:
-    """One model's training, step by step."""
+    """The state and the steps of one model's training."""
 
     def __init__(
         self,
@@ -118,17 +118,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
         self.mixing = Mixing(plan.mixup, plan.cutmix, plan.num_classes) if plan.mixup or plan.cutmix else None
         shares = plan.accumulate, distributed.world_size(), plan.device.type
-        self.division = Division(train.samples, train.batch_size, *shares)
-        self.state = State(
-            name,
-            self.model,
-            self.optimizer,
-            self.scaler,
-            self.ema,
-            Totals(plan.device),
-            self.division,
-            plan.described(),
-        )
+        division = Division(train.samples, train.batch_size, *shares)
+        trained = self.model, self.optimizer, self.scaler, self.ema
+        self.state = State(name, *trained, Totals(plan.device), division, plan.described())
         self.shown = False
 
     @property
@@ -159,7 +151,7 @@ class Trainer:
         return self.history
 
     def _count_done(self) -> None:
-        """Move the progress on by the images that an earlier process has done."""
+        """Advance the progress bar by the images that an earlier process has trained on."""
         position, epochs = self.state.position, len(self.history.epochs)
         passes = epochs * self.plan.passes + position.turn
         within = min(position.batch * self.train.batch_size, self.train.samples)
@@ -236,8 +228,8 @@ class Trainer:
             if plan.consistent:
                 images, present = mixing.beside_all(images, present)
                 targets = torch.cat([targets, targets])
-            told = present is not None and getattr(self.model, "any_channels", False)
-            inputs = (images, present) if told else (images,)
+            takes_mask = present is not None and getattr(self.model, "any_channels", False)
+            inputs = (images, present) if takes_mask else (images,)
         if not self.shown:
             self.shown = True
             self.hooks.images(images)
@@ -260,8 +252,9 @@ class Trainer:
             self._check_finite()
 
     def _share_of_step(self, batch: Batch, number: int) -> float:
-        """Return the weight of a batch's mean loss in its step: its share of the images, times the processes, whose
-        gradients are averaged.
+        """Return the weight of a batch's mean loss in its step.
+
+        The weight is the batch's share of the step's images times the number of processes, as gradients are averaged.
         """
         first = number - number % self.plan.accumulate
         size = self.train.batch_size
@@ -308,7 +301,7 @@ class Trainer:
         return tested.scores[name]
 
     def _save_or_stop(self) -> None:
-        """Save where a save is due, and end where a signal asks for an end; all processes after the same step."""
+        """Save if a save is due, and end the training after a signal; all processes do so after the same step."""
         due = bool(self.plan.save_every) and time.perf_counter() - self.saved_at > self.plan.save_every
         save, stop = self.agreement(due and distributed.is_main(), self.interruption.signal is not None)
         if stop:
@@ -332,7 +325,7 @@ class Trainer:
         )
 
     def _check_finite(self) -> None:
-        """Raise NotFiniteError, with the files of the batch, where a loss of this epoch was not finite."""
+        """Raise NotFiniteError, which names the files of the batch, if a loss of this epoch was not finite."""
         step = int(self.state.totals.first_bad)
         if step < 0:
             return
@@ -365,9 +358,9 @@ def _train_mode(model: nn.Module, plan: Plan) -> None:
 def _images(
     batch: Batch, loader: Loader, plan: Plan, epoch: int, turn: int, number: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Return augmented images, and bool [batch, channels] where channels are present, None where all are.
+    """Return augmented images, and bool [batch, channels], true where a channel is present; None if all are present.
 
-    For a consistency loss the images have all channels, and the second result, never None, says which are to be shown.
+    For a consistency loss the images have all channels, and the mask, never None, says which channels to show.
     """
     count, channels = batch.shape[:2]
     parameters = dict(batch.drawn)
@@ -394,5 +387,5 @@ def _others_absent(present: Tensor, channels: int) -> Tensor:
 
 
 def _mix(seed: int, epoch: int) -> int:
-    """Return a seed of its own for each pair of seed and epoch."""
+    """Return a different seed for each pair of seed and epoch."""
     return (seed * 1_000_003 + epoch) % 2**63

@@ -1,4 +1,4 @@
-"""Starting from weights that were trained elsewhere."""
+"""Weights that were trained elsewhere: read, downloaded, and loaded into a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from polychrome.engine.errors import UserError
 
-SHOWN = 5  # misfitting entries that an error names
+SHOWN = 5  # misfitting weights that an error names
 
 
 def head_of(model: nn.Module) -> tuple[str, nn.Module]:
@@ -75,7 +75,7 @@ def load(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Copy weights into a model; a head for another number of classes keeps its fresh weights.
 
     Raises:
-        UserError: the weights are of another architecture; the message lists the misfitting entries.
+        UserError: the weights are of another architecture; the message lists the misfitting weights.
     """
     own = model.state_dict()
     head = head_of(model)[0] + "."

@@ -1,4 +1,4 @@
-"""How long a device waits for work while a model is trained on it."""
+"""The share of a training in which the device is idle."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SKIPPED, STEPS = 3, 6
 class Idle:
     """The share of time in which the device has nothing to do; a context manager around one model's training.
 
-    On CUDA: the share of some steps in which no kernel runs, measured in the second epoch that is trained, in the first
-    where there is no other; copies are no work. On a CPU: the share of the last epoch that the loop waits for input.
+    On CUDA: the share of some steps in which no kernel runs, measured in the second trained epoch, or in the only
+    epoch; copies do not count as kernels. On a CPU: the share of the last epoch that the loop waits for input.
     Outside of the measured steps the cost is two readings of a clock per batch.
 
     Attributes:
@@ -37,7 +37,7 @@ class Idle:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time inside, the wait for a batch, as time without work."""
+        """Count the time in this context, the wait for a batch, as idle."""
         started = time.perf_counter()
         if self._started is None:
             self._begin(started)
@@ -59,7 +59,7 @@ class Idle:
         self._seconds, self._started = 0.0, None
 
     def close(self) -> None:
-        """End a measurement of a GPU, where one goes on."""
+        """End the current measurement of a GPU, if any."""
         if self._window is not None:
             self._window.close()
             if self._window.share is not None:

@@ -71,16 +71,16 @@ class Trace:
         self._training.step()
 
     def evaluated(self, *_) -> None:
-        """Go on to the next batch of an evaluation, the first of which has a trace of its own.
+        """Note the end of a batch of an evaluation; the first evaluation has its own trace.
 
-        Where the training steps are still being recorded the evaluation is in their trace; where another profiler runs,
-        a later evaluation has its trace.
+        While training steps are recorded, an evaluation is in their trace; while another profiler runs, a later
+        evaluation is recorded.
         """
         if self.files:
             self._evaluation.step()
 
     def close(self) -> None:
-        """Write the recordings, and say in a line why one is missing."""
+        """Write the traces, and print in a line why a trace is missing."""
         self._training.close()
         self._evaluation.close()
         part, recorder = ("an evaluation", self._evaluation) if self.files else ("its steps", self._training)
@@ -93,7 +93,7 @@ class Trace:
         if not self.files:  # the training steps come first
             self.kernels = top_kernels(profiler)
         self.folder.mkdir(parents=True, exist_ok=True)
-        # The name that TensorBoard's plugin looks for; the time keeps the trace of a run that is gone on with.
+        # The name that TensorBoard's plugin looks for; the time keeps the trace of a resumed run.
         path = self.folder / f"{self.name}{' evaluate' if self.files else ''}.{time.time_ns()}.pt.trace.json"
         profiler.export_chrome_trace(str(path))
         if not path.is_file():  # torch raises nothing where it cannot write
@@ -106,8 +106,7 @@ def trace(folder: Path, name: str) -> Iterator[Trace]:
     """Record a few steps as chrome traces `<folder>/<name>.<time>.pt.trace.json`, a file for each model.
 
     Yields the function to be called after every training step. TensorBoard's plugin and Perfetto open the files. A
-    training that ends before the last of the steps has a trace of those it came to; one line says where there is none,
-    and why.
+    training that ends early has a trace of fewer steps; if there is no trace, one line says why.
     """
     with closing(Trace(folder, name)) as recording:
         yield recording

@@ -18,8 +18,8 @@ if not torch.cuda.is_available():
 class Recorder:
     """One torch profiler over a few steps of a loop, at a time when no other profiler runs.
 
-    It starts by itself once enough steps have passed, later where another profiler runs. Whatever keeps the profiler
-    from working is told in `failure` and never raised: a run does not end by being watched.
+    It starts once enough steps have passed, and waits while another profiler runs. Errors of the profiler are not
+    raised, so that profiling never ends a run: `failure` has the message.
 
     Args:
         skipped: the steps left out before the recording, at least two; in the last of them the profiler warms up.
@@ -29,7 +29,7 @@ class Recorder:
     Attributes:
         steps: how many steps have ended.
         marks: when each step since the start of the profiler ended, in ns since 1970.
-        failure: why there is no recording; None where nothing failed.
+        failure: why there is no recording; None without a failure.
     """
 
     running: ClassVar[Recorder | None] = None
@@ -58,7 +58,7 @@ class Recorder:
             self.close()
 
     def close(self) -> None:
-        """End the recording, where there is one, with the steps it has."""
+        """End the recording, if it has started, with the steps recorded so far."""
         profiler, self._profiler = self._profiler, None
         if profiler is not None:
             self._done, Recorder.running = True, None
@@ -83,7 +83,7 @@ class Recorder:
         profiler.start()
 
     def _attempt(self, action: Callable[[], None]) -> None:
-        """Do something with the profiler; where that fails keep the reason and leave no profiler running."""
+        """Call a method of the profiler; after an error note the reason and stop the profiler."""
         try:
             action()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""A training's course for TensorBoard: scalars of each epoch, training images, and pictures."""
+"""TensorBoard logs of a training: scalars of each epoch, training images, and pictures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Scalars:
         self._seen = False
 
     def batch(self, images: Tensor, channels: Channels) -> None:
-        """Keep some images of the first batch, float [batch, channels, height, width] as the model reads them.
+        """Store some images of the first batch, float [batch, channels, height, width] as the model reads them.
 
         They are shown as they were before they were standardised with the mean and deviation of `channels`.
         """

@@ -108,9 +108,9 @@ def test_channels_can_be_described_without_torch():
 
 @pytest.mark.parametrize("chosen", [(0, 1, 2), (0, 2), (1,), (2, 1, 0), (2, 0), ()])
 def test_a_mask_stands_for_a_subset_only_where_it_gives_the_same(chosen):
-    assert evaluation.way("subset", chosen, masks=False) == "subset"
-    assert evaluation.way("zero-pad", chosen, masks=True) == "zero-pad"
-    way = evaluation.way("subset", chosen, masks=True)
+    assert evaluation.protocol_of("subset", chosen, masked=False) == "subset"
+    assert evaluation.protocol_of("zero-pad", chosen, masked=True) == "zero-pad"
+    way = evaluation.protocol_of("subset", chosen, masked=True)
     assert (way == "mask") == (list(chosen) == sorted(chosen))
     torch.manual_seed(0)
     model, images = models.create("prism4_small", num_classes=4).eval(), torch.randn(2, 3, 32, 32)

@@ -39,7 +39,7 @@ def seen(images, chosen, how):
 def test_scores_are_those_of_the_answers_to_each_combination_and_its_mirror_image(loaders, how):
     _, val = loaders
     model = Corners(any_channels=how != "zero-pad").train()
-    found = evaluate(model, val, COMBINATIONS, 4, nullcontext(), how=how, flip=True)
+    found = evaluate(model, val, COMBINATIONS, 4, nullcontext(), protocol=how, flip=True)
     assert model.training
     (batch,) = val.epoch(0)
     images, labels = batch.standardised(val.channels), batch.labels

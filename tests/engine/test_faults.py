@@ -227,7 +227,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(loaders, small_disk):
             for _ in range(1000):
                 file.write(b"x" * 4096)
 
-    with pytest.raises(StorageError, match="No space left on device; what stood there is intact"):
+    with pytest.raises(StorageError, match="No space left on device; an earlier file is intact"):
         fit("m", Net(), *loaders, PLAN, folder, at_step(7, fill))
     assert checkpoint.load(folder / "last.pt")["epoch"] == 1
     assert checkpoint.load(folder / "best.pt")["epoch"] == 1
@@ -262,7 +262,7 @@ def test_a_quota_keeps_the_checkpoint_before(tmp_path):
         check=True,
         env=os.environ | {"PYTHONPATH": os.getcwd()},
     )
-    assert "last.pt cannot be written: File too large; what stood there is intact" in done.stdout
+    assert "last.pt cannot be written: File too large; an earlier file is intact" in done.stdout
     assert checkpoint.load(tmp_path / "last.pt")["model"]["w"].tolist() == [0.0] * 10
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 

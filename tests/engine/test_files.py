@@ -95,5 +95,5 @@ def test_names_as_long_as_a_disk_has_them_can_be_written(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(StorageError, match=r"none/file cannot be written: No such file.*what stood there is intact"):
+    with pytest.raises(StorageError, match=r"none/file cannot be written: No such file.*an earlier file is intact"):
         files.write_atomically(tmp_path / "none/file", b"")

@@ -1,1 +1,1 @@
-"""Image files as they are on disk: photos, stacks of channels, tar shards, and text files beside them."""
+"""The formats of files on disk: photos, stacks of channels, tar shards and text files."""

@@ -1,4 +1,4 @@
-"""Whether DALI decodes a file; apart from the loader, so that the scan's processes need not import torch."""
+"""Whether DALI decodes a file; separate from the loader, so that the scan's processes do not import torch."""
 
 from __future__ import annotations
 

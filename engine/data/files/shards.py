@@ -1,9 +1,9 @@
 """Files inside tar shards: a path such as 000.tar/dir/key.jpg leads into the tar 000.tar.
 
-The headers of a tar are read once and kept, as an index, in the user's cache folder until the tar's size or
-modification time changes. A member then costs one read at its offset, so that images can come in any order. That suits
-local drives; from a network drive every image is a request of its own, in an order that no read-ahead can guess: copy
-such shards to a local drive, or keep the decoded images (`--cache`).
+The headers of a tar are read once; an index of them stays in the user's cache folder until the tar's size or
+modification time changes. A member then costs one read at its offset, so that images can be read in any order. This
+suits local drives. On a network drive every image is a separate request in random order: copy the shards to a local
+drive, or cache the decoded images (`--cache`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def samples(tar: str | Path) -> np.ndarray:
 
 
 def names(tar: str | Path) -> list[str]:
-    """Return the member that stands for each sample in a tar, in order; raises as `samples` does."""
+    """Return the name of each sample in a tar, in order; raises as `samples` does."""
     return [os.fsdecode(name) for name in samples(tar)["name"].tolist()]
 
 
@@ -139,7 +139,7 @@ def _member(file: str | Path, tar: str, member: bytes, state: os.stat_result) ->
     if posixpath.splitext(os.fsdecode(member))[1].lower() not in SUFFIXES:
         raise Unsupported("the sample has no image")
     length = int(row["size"])
-    content = os.pread(_open(tar, *_stamp(state)).fileno(), length, int(row["offset"]))
+    content = os.pread(_open(tar, *_stamp(state)).descriptor, length, int(row["offset"]))
     if len(content) != length:
         raise OSError(f"{Path(tar).name} has {len(content):,} of its {length:,} bytes") from EOFError()
     return content
@@ -149,10 +149,20 @@ def _stamp(state: os.stat_result) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
+class _Open:
+    """A file open for reading, closed once nothing uses it."""
+
+    def __init__(self, file: str):
+        self.descriptor = os.open(file, os.O_RDONLY)
+
+    def __del__(self):
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 @functools.lru_cache(OPEN)
-def _open(tar: str, size: int, mtime: int) -> BinaryIO:
-    """Return a tar open for reading; the file is closed once the cache has dropped it and nothing reads it."""
-    return open(tar, "rb", buffering=0)
+def _open(tar: str, size: int, mtime: int) -> _Open:
+    return _Open(tar)
 
 
 @functools.cache
@@ -189,7 +199,7 @@ def _save_index(rows: np.ndarray, file: Path) -> None:
         for other in old:
             other.unlink(missing_ok=True)
     except OSError as error:
-        warnings.warn(f"what is in a shard could not be kept in {file}: {error}", stacklevel=3)
+        warnings.warn(f"the index of a shard could not be written to {file}: {error}", stacklevel=3)
 
 
 def _read(tar: str, size: int) -> np.ndarray:
@@ -216,7 +226,7 @@ def _headers(stream: BinaryIO, tar: str, size: int) -> tuple[list[Member], bool]
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # tarfile would keep every header
+                archive.members.clear()  # else tarfile stores every header
                 offset = archive.offset
                 name = posixpath.normpath("/" + member.name).lstrip("/")
                 if member.isreg() and not member.issparse() and not posixpath.basename(name).startswith("."):

@@ -11,7 +11,7 @@ import numpy as np
 from polychrome.engine.channels.names import ALL, SHUFFLED
 from polychrome.engine.data.files import shards
 from polychrome.engine.data.files.text import numbered_lines
-from polychrome.engine.errors import Unsupported, UserError
+from polychrome.engine.errors import Unsupported, UserError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,9 +51,8 @@ def is_array(path: str | Path) -> bool:
 def read(file: Path, channels: int | None = None) -> np.ndarray:
     """Return a stack [height, width, channels]: uint8 where its values are stored so, else float32.
 
-    An array may be [height, width, channels], [channels, height, width] or [height, width]. Of the first and the last
-    axis the one of length `channels` holds the channels; where the length does not tell, the shorter
-    axis; of equals the last.
+    An array may be [height, width, channels], [channels, height, width] or [height, width]. The channels are
+    on the first or the last axis: the axis of length `channels`, else the shorter axis, else the last.
 
     Raises:
         Unsupported: the file is whole but of another kind; the message is one line.
@@ -68,7 +67,7 @@ def _array(file: Path | BytesIO, channels: int | None) -> np.ndarray:
     try:
         values = np.load(file, mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
     except (ValueError, EOFError, SyntaxError) as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         if "Python objects" in text:
             raise Unsupported(f"values are Python objects, wanted {' '.join(DTYPES)}") from error
         cut = any(sign in text for sign in ("mmap length", "No data left", "EOF"))
@@ -115,7 +114,7 @@ def channel_names(root: Path) -> tuple[str, ...] | None:
     """Return the names in the lines of `channels.txt`, or None where there is no such file.
 
     Raises:
-        UserError: the file is empty, or a name stands twice or cannot be used in a combination such as nir+red.
+        UserError: the file is empty, or a name occurs twice or cannot be used in a combination such as nir+red.
     """
     file = root / NAMES_FILE
     if not file.exists():
@@ -130,7 +129,7 @@ def checked_names(sources: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     """Return the channel names of pairs of a source, to be named in an error, and a name.
 
     Raises:
-        UserError: a name stands twice or cannot be used in a combination such as nir+red.
+        UserError: a name occurs twice or cannot be used in a combination such as nir+red.
     """
     names: list[str] = []
     for source, name in sources:

@@ -18,6 +18,7 @@ from polychrome.engine.data.batches import BatchRequest, DecodedBatch, Reading, 
 from polychrome.engine.data.files import decode, shards
 from polychrome.engine.data.readers import resizing
 from polychrome.engine.data.readers.resizing import Filler, Filling, empty, one_ahead, resize
+from polychrome.engine.errors import one_line
 
 if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline
@@ -34,8 +35,8 @@ class DaliReader:
 
     On CUDA the whole pipeline is DALI's. On the CPU, DALI decodes and torchvision resizes: its uint8 kernels are
     three times as fast as DALI's there, and the two backends then agree to the bit. A file that DALI cannot decode ends
-    its pipeline: a new pipeline goes on with the next batch, and Pillow decodes the whole files of the present batch.
-    Files that Pillow could not read either are left to Pillow from then on.
+    its pipeline: a new pipeline starts with the next batch, and Pillow decodes the intact files of the current batch.
+    Files that Pillow cannot read either are only given to Pillow from then on.
     """
 
     def __init__(self, reading: Reading):
@@ -137,7 +138,7 @@ class DaliReader:
         ]
 
     def _bytes(self, indices: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """Return the encoded files; an unreadable file is a byte that ends the pipeline, as such a file would."""
+        """Return the encoded files; an unreadable file becomes a single byte, which DALI cannot decode."""
         found = []
         for index in indices.tolist():
             try:
@@ -172,7 +173,7 @@ class DaliReader:
             images = None if outputs is None else torch.from_dlpack(outputs[0].as_tensor()).clone()
             if len(positions) < len(request.indices):
                 images = self._completed(request, positions, images, faults)
-            yield self._told(request, images.permute(0, 3, 1, 2), faults)
+            yield self._finished(request, images.permute(0, 3, 1, 2), faults)
 
     def _completed(
         self, request: BatchRequest, positions: np.ndarray, images: torch.Tensor | None, faults: dict[int, str]
@@ -200,7 +201,7 @@ class DaliReader:
 
         for images in one_ahead(fillings()):
             request, faults = begun.popleft()
-            yield self._told(request, images, faults)
+            yield self._finished(request, images, faults)
 
     def _fill(
         self, request: BatchRequest, positions: np.ndarray, outputs: tuple | None, faults: dict[int, str]
@@ -219,14 +220,14 @@ class DaliReader:
         try:
             image = np.require(decode.rgb(shards.opened(self._root / path)), requirements="W")
         except (OSError, ValueError) as error:
-            faults[i] = f"can no longer be read: {' '.join(str(error).split())}"
+            faults[i] = f"can no longer be read: {one_line(error)}"
         else:
             if image.shape[0] >= top + height and image.shape[1] >= left + width:
                 return resizing.cropped(image, request.crops[i], request.flips[i], self.size)
             faults[i] = f"has changed: wanted at least {[top + height, left + width]}, got {list(image.shape[:2])}"
         return torch.zeros(3, self.size, self.size, dtype=torch.uint8)
 
-    def _told(self, request: BatchRequest, images: torch.Tensor, faults: dict[int, str]) -> DecodedBatch:
+    def _finished(self, request: BatchRequest, images: torch.Tensor, faults: dict[int, str]) -> DecodedBatch:
         if faults:
             self._failures = 0
         if faults or self._unreadable:

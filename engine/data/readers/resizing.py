@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional
 def resize(crop: Tensor, size: int, flip: bool) -> Tensor:
     """Return a crop [channels, height, width] as [channels, size, size], antialiased, and mirrored with `flip`.
 
-    A crop of the size wanted keeps its pixels.
+    A crop of this size is not resampled.
     """
     if crop.shape[1:] != (size, size):
         crop = functional.resize(crop, [size, size], antialias=True)
@@ -28,7 +28,7 @@ def cropped(image: np.ndarray, crop: np.ndarray, flip: bool, size: int) -> Tenso
     """Return the part (top, left, height, width) of an image [height, width, channels], resized as `resize` does."""
     top, left, height, width = crop.tolist()
     # Gathered first: the result is then channels last as well, and faster to make and to copy. Images mapped from a
-    # file cannot be written to, and torch warns of those.
+    # file cannot be written to, which torch warns about.
     part = torch.from_numpy(np.require(image[top : top + height, left : left + width], requirements=["C", "W"]))
     return resize(part.permute(2, 0, 1), size, flip)
 

@@ -1,4 +1,4 @@
-"""A reader of images decoded once, squeezed to one size and kept: each batch is made by one launch."""
+"""A reader of decoded images of one size: one kernel launch makes a batch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from polychrome.engine.data.stores.uniform import UniformImages
 
 
 class UniformReader:
-    """Batches of a split's images, of which one launch crops, mirrors, resizes and standardises.
+    """Batches that one kernel launch crops, mirrors, resizes and standardises.
 
-    Where the images are not on the device, threads gather a batch's images while the batch before is used.
+    If the images are not on the device, threads gather the images of the next batch ahead of time.
     """
 
     def __init__(self, reading: Reading, store: UniformImages):

@@ -1,4 +1,4 @@
-"""Copies of batches to the device, beside its computation."""
+"""Copies of batches to the device that overlap with its computation."""
 
 from __future__ import annotations
 

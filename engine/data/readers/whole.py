@@ -13,17 +13,17 @@ from polychrome.engine.data.stores.whole import WholeImages
 
 
 class WholeReader:
-    """Cropped and resized batches of a split's images, made by threads while the batch before is used.
+    """Cropped and resized batches of a split's images; threads make the next batch ahead of time.
 
     Raises:
-        ValueError: an image of the split is not among the kept images.
+        ValueError: an image of the split is not in the store.
     """
 
     def __init__(self, reading: Reading, store: WholeImages):
         self.images, self.paths, self.size = store, reading.chosen.paths, reading.size
         missing = [path for path in self.paths if path not in store]
         if missing:
-            raise ValueError(f"{len(missing)} of {len(self.paths)} images are not kept, such as {missing[0]}")
+            raise ValueError(f"{len(missing)} of {len(self.paths)} images are not in the store, such as {missing[0]}")
         self._upload = Uploads(reading.device)
         self._dtype = getattr(torch, store.values.dtype.name)
         self._filler = Filler(max(1, reading.workers))

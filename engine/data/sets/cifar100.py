@@ -14,7 +14,7 @@ from torchvision.datasets.utils import calculate_md5
 
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.stores.whole import WholeImages
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import UserError, one_line
 from polychrome.engine.machine.files import cache_folder
 
 SIDE = 32  # pixels
@@ -35,8 +35,8 @@ def read(root: Path | None = None, seed: int = 0, download: bool = True) -> tupl
 
     The files are those in `root`: the official archive, its unpacked folder, or a folder with either of them.
     Without `root` the files are in the user's cache folder, downloaded there if missing and `download` says so. Of the
-    500 official training images of a class 50 are for validation, drawn by `seed`: leave `seed` alone in runs that are
-    to be compared. Images are named by their position in the official files, such as "train/00042".
+    500 official training images of a class 50 are for validation, drawn by `seed`: runs that are compared need equal
+    seeds. Images are named by their position in the official files, such as "train/00042".
 
     Raises:
         UserError: the files are not there, cannot be downloaded, or are not the official files.
@@ -88,7 +88,7 @@ def _downloaded(folder: Path, download: bool) -> Path:
                 if find(folder) != final:  # else another process was first
                     raise
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: torchvision found another checksum
-        why = " ".join(str(error).split()) or type(error).__name__
+        why = one_line(error)
         raise UserError(f"CIFAR-100 could not be downloaded ({why}): {ways}") from error
     return final
 

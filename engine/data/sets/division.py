@@ -1,4 +1,4 @@
-"""Which images of a set are for validation and test, and which are held out, where no list says so."""
+"""The division of images into training, validation, test and holdout, where no list files define it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small set of real JPEG files to run everything on: 50 classes told apart by texture and shape, not by colour."""
+"""A small set of JPEG files for trials: 50 classes that differ in texture and shape, not in colour."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ NAMES = tuple(f"{texture} {shape}" for texture in TEXTURES for shape in SHAPES)
 def ensure(cache_dir: str | Path | None = None) -> Path:
     """Return the folder of the generated set, written to the user's cache folder if need be.
 
-    The folder holds images/, train.txt, val.txt, test.txt and classes.txt. The folder appears whole or not at all, also
-    when several processes ask at once.
+    The folder holds images/, train.txt, val.txt, test.txt and classes.txt. The folder is written whole or not at all,
+    also by several processes at once.
     """
     base = Path(cache_dir) if cache_dir is not None else cache_folder()
     final = base / f"generated-v{VERSION}"

@@ -1,4 +1,4 @@
-"""A data folder of patches cut from one labelled scene, with splits that lie apart in the scene."""
+"""A data folder of patches cut from one labelled scene; the splits do not overlap in the scene."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from polychrome.engine.data.files import stacks
 from polychrome.engine.data.image_set import SPLITS
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import UserError, one_line
 from polychrome.engine.machine.files import new_folder
 
 SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}  # of the labelled pixels, before the gaps are cut out
@@ -97,8 +97,8 @@ class Division:
 def _drawn(labels: np.ndarray, size: int, side: int, generator: np.random.Generator) -> Division:
     """Return a division into blocks of `side` pixels, shared out at random.
 
-    One border of the blocks is laid at a pixel that has another of its class beyond, so that small classes are parted
-    as often as large ones.
+    One border of the blocks separates two pixels of one class, so that small classes are divided as often as large
+    classes.
     """
     members = np.argwhere(labels == generator.choice(np.unique(labels[labels > 0])))
     pair = members[generator.integers(len(members), size=2)]
@@ -130,7 +130,7 @@ def _improved(labels: np.ndarray, size: int, best: Division, generator: np.rando
 
 def _division(labels: np.ndarray, size: int, blocks: np.ndarray, split_of: np.ndarray) -> Division:
     parts = np.where(labels > 0, split_of[blocks], np.int8(NONE))
-    # Val gives way to test, and train to both.
+    # Patches of val that overlap with test are dropped, and patches of train that overlap with either.
     for giving in (SPLITS.index("val"), SPLITS.index("train")):
         parts[_within(parts > giving, size - 1) & (parts == giving)] = NONE
     kinds = int(labels.max()) + 1
@@ -174,7 +174,7 @@ def _read(file: Path) -> Scene:
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
-        raise UserError(f"{file} is not an .npz file of numbers: {' '.join(str(error).split())}") from error
+        raise UserError(f"{file} is not an .npz file of numbers: {one_line(error)}") from error
     for key in ("cube", "labels"):
         if key not in arrays:
             raise UserError(f"{file} has no {key}: wanted cube [height, width, channels] and labels [height, width]")

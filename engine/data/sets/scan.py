@@ -1,4 +1,4 @@
-"""Every file decoded once before training, so that no damaged file can stop a training later."""
+"""Decodes every file once before training, so that no damaged file stops a training later."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.data.files import shards, stacks
 from polychrome.engine.data.files.statistics import Moments, combine, measure
 from polychrome.engine.data.image_set import ImageSet, Split
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import UserError, one_line
 from polychrome.engine.machine.files import cache_folder, new_file
 from polychrome.engine.machine.workers import cpus, parallel
 
@@ -81,13 +81,13 @@ def scan(
 ) -> ScanReport:
     """Return files' sizes or faults, found by decoding each fully in `workers` processes (default: one per core).
 
-    `paths` are relative to `root`. `progress(done, total)` is called as files are dealt with. With `cache`, verdicts
-    are kept in the user's cache folder until a file's size or modification time changes. Where DALI is installed
+    `paths` are relative to `root`. `progress(done, total)` is called as files are processed. With `cache`, verdicts
+    stay in the user's cache folder until a file's size or modification time changes. Where DALI is installed
     DALI is asked too, since a single file that it refuses ends its pipeline.
 
     `channels` is the number of channels of .npy files whose shape alone does not say which axis has the channels; by
-    default the number of names in channels.txt. A TIFF file of several pages is taken for an image of several channels.
-    A set holds either such images or photos: the kind with fewer files is rejected, and at a tie the photos are.
+    default the number of names in channels.txt. The pages of a TIFF file are read as channels. A set has either
+    images of several channels or photos: the kind with fewer files is rejected, at a tie the photos.
 
     Raises:
         UserError: channels.txt is malformed.
@@ -96,22 +96,12 @@ def scan(
     paths = list(dict.fromkeys(paths))
     channels = channels or len(stacks.channel_names(root) or ()) or None
     known = _Cache(root, cache, channels)
-    verdicts: dict[str, Verdict] = {}
-    todo = []
-    for path in paths:
-        verdict = known.get(path)
-        if verdict is None:
-            todo.append(path)
-        else:
-            verdicts[path] = verdict
-    todo.sort()  # mostly the order of a tar's members
+    verdicts = {path: verdict for path in paths if (verdict := known.get(path)) is not None}
+    todo = sorted(path for path in paths if path not in verdicts)  # mostly the order of a tar's members
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
     try:
-        for chunk, found in zip(
-            chunks,
-            parallel(partial(_inspect, str(root), channels), chunks, workers or cpus()),
-            strict=True,
-        ):
+        inspected = parallel(partial(_inspect, str(root), channels), chunks, workers or cpus())
+        for chunk, found in zip(chunks, inspected, strict=True):
             for path, verdict in zip(chunk, found, strict=True):
                 verdicts[path] = verdict
                 known.put(path, verdict)
@@ -138,7 +128,7 @@ def _report(verdicts: dict[str, Verdict], decoded: int) -> ScanReport:
 
 
 def _of_one_kind(verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
-    """Return verdicts in which of photos and TIFF files of several pages the fewer are rejected."""
+    """Return the verdicts with either the photos or the TIFF files of several pages rejected, whichever are fewer."""
     photos = {path for path, verdict in verdicts.items() if isinstance(verdict, tuple)}
     paged = [path for path, verdict in verdicts.items() if getattr(verdict, "as_photo", "")]
     if not photos or not paged:
@@ -238,7 +228,7 @@ def _verdict(file: str, channels: int | None) -> Verdict:
     except UnidentifiedImageError:
         return _unidentified(file)
     except decode.Unsupported as error:
-        return _one_line(error)
+        return one_line(error)
     except OSError as error:
         return error.strerror or _damage(error)
 
@@ -281,13 +271,9 @@ def _unidentified(file: str) -> str:
 
 
 def _damage(error: OSError) -> str:
-    text = _one_line(error)
+    text = one_line(error)
     cut = "truncated" in text.lower() or isinstance(error.__cause__, EOFError)
     return f"truncated: {text}" if cut else text if text.startswith("damaged") else f"damaged: {text}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 @functools.cache

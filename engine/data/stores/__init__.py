@@ -1,1 +1,1 @@
-"""Decoded images that are kept: where, in which form, and on disk for the next run."""
+"""Stores of decoded images: their memory and form, and a cache on disk for the next run."""

@@ -1,4 +1,4 @@
-"""Decoded images kept on disk, so that the next start of a job decodes nothing."""
+"""A cache of decoded images on disk, so that the next run decodes nothing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from polychrome.engine.data.files import shards
 from polychrome.engine.data.stores.placement import amount
+from polychrome.engine.errors import one_line
 from polychrome.engine.machine.files import PARTIAL, STALE, cache_folder, last_written, new_folder
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ class StoredValues(NamedTuple):
 
 
 class ImageCache:
-    """The decoded images of one set in one form, in a folder named after everything that the pixels depend on.
+    """The decoded images of one set in one form, in a folder named by a hash of all that the pixels depend on.
 
-    A file that cannot be read or written is told of in a line, through `say`, and is not an error.
+    A file that cannot be read or written is not an error: a line is given to `say`.
     """
 
     def __init__(self, images: ImageSet, form: str, decoder: str, say: Callable[[str], None], workers: int = 1):
@@ -53,19 +54,19 @@ class ImageCache:
         self._group, self._say, self._workers = group[:16], say, max(1, workers)
 
     def load(self) -> StoredValues | None:
-        """Return the kept images, checked, or None; a damaged cache is removed."""
+        """Return the cached images, or None if there are none; a damaged cache is removed."""
         if not self.folder.exists():
             return None
         try:
             return self._checked()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            why = " ".join(str(error).split()) or type(error).__name__
+            why = one_line(error)
             self._say(f"{self.folder} is damaged ({why}): decoding again")
             shutil.rmtree(self.folder, ignore_errors=True)
             return None
 
     def save(self, values: np.ndarray | Tensor, faults: dict[str, str]) -> None:
-        """Keep `values`, an array or a tensor of any shape and device, in place of those of the same set and form."""
+        """Write `values`, an array or a tensor on any device; replaces older caches of the same set and form."""
         if self.folder.exists():  # another process has just written the same
             return
         try:

@@ -18,7 +18,7 @@ CACHES = ("auto", "device", "host", "none")
 
 @dataclass(frozen=True)
 class Placement:
-    """Images kept on `device`, each squeezed to `size` (height, width), or whole where `size` is None.
+    """Decoded images in the memory of `device`, each squeezed to `size` (height, width), or whole if `size` is None.
 
     `nbytes` is the memory that the images take; with `resampled` false all images have that size already.
     """
@@ -43,7 +43,7 @@ def choose_placement(images: ImageSet, cache: str, device: torch.device, size: i
     """Return the device and form to store a scanned set in; None where files are to be decoded in each epoch.
 
     Images are squeezed to `size` by `size`, unless all have one size whose short side is at most `size`. On the CPU
-    "host" keeps them whole, and float32 values are always whole and in host memory. "auto" takes the device where it
+    "host" leaves images whole, and float32 values are always whole and in host memory. "auto" takes the device where it
     is a GPU, else the host, if the images need at most half of the memory free there.
 
     Raises:

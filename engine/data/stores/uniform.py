@@ -1,4 +1,4 @@
-"""Images decoded once, squeezed to one size and kept."""
+"""Decoded images squeezed to one size, in the memory of the device or the host."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class UniformImages:
     def of(
         cls, values: np.ndarray, paths: Sequence[str], on: torch.device, faults: dict[str, str] | None = None
     ) -> UniformImages:
-        """Return images kept on `on`, of decoded images [count, height, width, channels], which may be read-only."""
+        """Return a store on the device `on` of decoded images [count, height, width, channels], maybe read-only."""
         with warnings.catch_warnings():  # torch warns of read-only arrays; nothing here writes
             warnings.simplefilter("ignore", UserWarning)
             return cls(torch.from_numpy(values).to(on), paths, faults)
@@ -39,8 +39,8 @@ class UniformImages:
         return path in self._indices
 
     def indices(self, paths: Sequence[str]) -> np.ndarray:
-        """Return where each image is among the values, int64. Raises ValueError for unknown paths."""
+        """Return the index of each image among the values, int64; raises ValueError for unknown paths."""
         missing = [path for path in paths if path not in self]
         if missing:
-            raise ValueError(f"{len(missing)} of {len(paths)} images are not kept, such as {missing[0]}")
+            raise ValueError(f"{len(missing)} of {len(paths)} images are not in the store, such as {missing[0]}")
         return np.array([self._indices[path] for path in paths], np.int64)

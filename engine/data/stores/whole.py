@@ -1,4 +1,4 @@
-"""Decoded images held in memory, so that several models train on files decoded once."""
+"""Decoded images in host memory, so that several models train on files that are decoded once."""
 
 from __future__ import annotations
 

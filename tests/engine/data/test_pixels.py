@@ -116,7 +116,7 @@ def test_images_that_were_not_loaded_are_refused(images, decoded):
     few = dataclasses.replace(
         images, splits={"train": image_set.Split(("new.png", "48.png"), (0, 1), ((9, 9), (48, 48)))}
     )
-    with pytest.raises(ValueError, match=r"1 of 2 images are not kept, such as new\.png"):
+    with pytest.raises(ValueError, match=r"1 of 2 images are not in the store, such as new\.png"):
         create(few, "auto", store=decoded)
 
 

@@ -170,7 +170,7 @@ def test_files_that_fail_are_left_out(images, tmp_path):
     assert "\n" not in found.faults["3.png"]
     assert "3.png" not in found
     assert len(found) == 9
-    with pytest.raises(ValueError, match=r"1 of 10 images are not kept, such as 3\.png"):
+    with pytest.raises(ValueError, match=r"1 of 10 images are not in the store, such as 3\.png"):
         create(alone, found)
 
 
