@@ -157,7 +157,11 @@ class Experiment:
             self.report()
 
     def attempt(self, entry: str) -> None:
-        """Train and test an entry; if there are others, a failure is written to the folder and the run goes on."""
+        """Train and test an entry; if there are others, a failure is written to the folder and the run goes on.
+
+        Raises:
+            RunError: another process than the first met wrong input.
+        """
         try:
             self.train_and_test(entry)
         except Exception as error:

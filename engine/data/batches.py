@@ -185,9 +185,12 @@ def normalise(
     """Return images [batch, channels, height, width] standardised per channel, float32, channels_last.
 
     Args:
-        images: uint8, or float32 of the values stored.
+        images: [batch, channels, height, width], uint8, or float32 of the values stored.
         sources: int64 [batch, out] or [out], the channel of each output; negative: absent, zero.
         parameters: further arguments of `kernels.augment` for uint8 images; for others, `vflips` alone.
+
+    Raises:
+        ValueError: float32 images come with another parameter than `vflips`.
     """
     if images.dtype == torch.uint8:
         arguments = {"mean": channels.mean, "std": channels.std, "channels": sources}

@@ -39,14 +39,18 @@ class ImageSet:
 
 
 def sizes_of(images: ImageSet) -> dict[str, tuple[int, int]]:
-    """Return the (height, width) of each image of all splits by path, each once."""
+    """Return the (height, width) of each image of all splits by path.
+
+    Raises:
+        ValueError: the set has not been scanned.
+    """
     if any(split.sizes is None for split in images.splits.values()):
         raise ValueError("the set has no image sizes: pass it through scan.scan and scan.apply first")
     return {path: size for split in images.splits.values() for path, size in zip(split.paths, split.sizes, strict=True)}
 
 
 def without(images: ImageSet, paths: Iterable[str]) -> ImageSet:
-    """Return a scanned set without some of its files; UserError where a split is left empty."""
+    """Return a scanned set without some of its files; raises UserError where a split is left empty."""
     gone = set(paths)
     splits = {}
     for name, split in images.splits.items():

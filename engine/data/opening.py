@@ -136,6 +136,7 @@ def open_store(images: ImageSet, wanted: Wanted) -> Store | None:
 
     Raises:
         UserError: the images do not fit into the cache, or the backend cannot read them.
+        ValueError: the set has not been scanned.
     """
     backend = choice.resolve(wanted.backend, images.stacks)
     placement = choose_placement(images, wanted.cache, wanted.device, wanted.stored_size)
@@ -170,7 +171,7 @@ def disk_cache(
 
 
 def load_store(images: ImageSet, placement: Placement, cache: ImageCache) -> Store | None:
-    """Return the images in the disk cache; None where there are none."""
+    """Return the images in the disk cache; None where there are none. Raises ValueError for a set not scanned."""
     found = cache.load()
     if found is None:
         return None
@@ -192,6 +193,9 @@ def decode(
     """Decode every image of a scanned set; files that can no longer be read are in the `faults` of the result.
 
     The backend decodes to `device`; `progress(done, total)` is called as images are decoded.
+
+    Raises:
+        ValueError: the set has not been scanned.
     """
     if not placement.resampled:
         return placed(WholeImages.load(images, workers, progress), placement)

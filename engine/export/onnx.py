@@ -53,6 +53,7 @@ def write(classifier: Classifier, path: Path) -> None:
 
     Raises:
         UserError: an operator of the model is not in the opset.
+        RuntimeError: see `program.traced`.
     """
     names = ["images", "mask"][: 1 + classifier.description.any_channels]
     program = traced(classifier, DECOMPOSITIONS)

@@ -19,6 +19,9 @@ def traced(
     """Return the graph of `classifier` for any batch of at least one image, our ops written out in aten.
 
     decompositions: for further operators, or ours, the functions that take their place.
+
+    Raises:
+        RuntimeError: an op of ours has no decomposition.
     """
     description = classifier.description
     device = classifier.statistics.device

@@ -19,6 +19,7 @@ def write(classifier: Classifier, path: Path) -> None:
 
     Raises:
         UserError: there is no C++ compiler.
+        RuntimeError: see `program.traced`.
     """
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler

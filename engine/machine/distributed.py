@@ -90,7 +90,7 @@ def summed(*values: Tensor) -> list[Tensor]:
 
 
 def largest(values: Tensor) -> Tensor:
-    """Return the elementwise maximum over all processes."""
+    """Return the elementwise maximum of `values`, of any shape [...], over all processes; in place."""
     if world_size() > 1:
         dist.all_reduce(values, dist.ReduceOp.MAX)
     return values

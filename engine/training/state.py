@@ -46,7 +46,7 @@ class Totals:
 
     @torch.no_grad()
     def add(self, loss: Tensor, hits: Tensor, images: int, total: int, step: int) -> None:
-        """Add a batch: its mean loss over `images`, its hits, its images in all processes, and its number."""
+        """Add a batch: its mean loss [] over `images`, its hits [], its images in all processes, and its number."""
         self.loss += loss * images
         self.correct += hits
         self.count += total

@@ -55,13 +55,16 @@ def verify(file: str | PathLike | IO[bytes]) -> None:
 
 
 def check(image: Image.Image) -> None:
-    """Raise Unsupported unless the opened image is of a kind that all backends decode to the same pixels."""
+    """Raise Unsupported unless the opened image is of a kind that all backends decode to the same pixels.
+
+    Raises its subclass SeveralPages for a TIFF file of several pages.
+    """
     kind = image.format
     if kind not in FORMATS:
         raise Unsupported(f"{kind} is not supported, {CONVERT}")
     if kind != "MPO" and getattr(image, "n_frames", 1) > 1:
-        fault = SeveralPages if kind == "TIFF" else Unsupported
-        raise fault(f"{image.n_frames} frames in one {kind} file, wanted one: keep the first")
+        reason = f"{image.n_frames} frames in one {kind} file, wanted one: keep the first"
+        raise SeveralPages(reason) if kind == "TIFF" else Unsupported(reason)
     if kind == "WEBP" and "exif" in image.info:
         raise Unsupported(f"WEBP with EXIF data is not supported, {CONVERT}")
     if kind == "TIFF" and image.tag_v2.get(SAMPLES_PER_PIXEL, 1) > 4:

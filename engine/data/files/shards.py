@@ -80,20 +80,20 @@ def has_index(tar: str | Path) -> bool:
 def opened(file: str | Path) -> str | Path | BytesIO:
     """Return a file as decoders take files: the path as given, or the bytes of a member of a tar.
 
-    Raises OSError or ValueError where a member is missing, is not an image or lies beyond the end of its tar.
+    Raises OSError where a member is missing or lies beyond the end of its tar, Unsupported where a sample has no image.
     """
     found = _within(file)
     return file if found is None else BytesIO(_member(file, *found))
 
 
 def read_bytes(file: str | Path) -> bytes:
-    """Return the bytes of a file or of a member of a tar; raises as `opened` does."""
+    """Return the bytes of a file or of a member of a tar; raises OSError and Unsupported as `opened` does."""
     found = _within(file)
     return Path(file).read_bytes() if found is None else _member(file, *found)
 
 
 def size(file: str | Path) -> int:
-    """Return the bytes of a file or of a member of a tar; raises OSError where it is missing."""
+    """Return the bytes of a file or of a member of a tar; raises OSError or FileNotFoundError where it is missing."""
     found = _within(file)
     return os.stat(file).st_size if found is None else int(_row(file, *found)["size"])
 

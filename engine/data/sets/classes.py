@@ -15,6 +15,9 @@ def numbered_classes(
     """Return the names of the classes of labels found at `where`, and in words the source of their number.
 
     The source is `num_classes`, else classes.txt in the folder, else the number of different labels.
+
+    Raises:
+        UserError: classes.txt cannot be read or is malformed.
     """
     names = _class_names(root / "classes.txt")
     if num_classes is not None:

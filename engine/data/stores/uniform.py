@@ -17,6 +17,9 @@ class UniformImages:
         """Take over `values` of the images `paths`, in that order.
 
         Files in `faults`, with a reason each, could not be read and are not among the images.
+
+        Raises:
+            ValueError: the values are not uint8 [count, height, width, channels] with an image of each path.
         """
         if values.dtype != torch.uint8 or values.dim() != 4 or len(values) != len(paths):
             raise ValueError(f"{list(values.shape)} {values.dtype} of {len(paths)} images, wanted uint8 and 4 axes")

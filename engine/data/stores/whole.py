@@ -28,6 +28,9 @@ class WholeImages:
         """Take over `values` of the images `paths` of `sizes` (height, width), each [height, width, channels].
 
         Files in `faults`, with a reason each, could not be read and are not among the images.
+
+        Raises:
+            ValueError: the numbers of values, paths and sizes do not agree.
         """
         self.values, self.paths, self.faults = values, paths, faults or {}
         self.channels = channels
@@ -44,6 +47,9 @@ class WholeImages:
         """Return every image of a scanned set, each decoded once, in `workers` threads.
 
         `progress(done, total)` is called as images are decoded. Files that can no longer be read are in `faults`.
+
+        Raises:
+            ValueError: the set has not been scanned.
         """
         sizes, channels = sizes_of(images), len(images.channels)
         paths, shapes = list(sizes), np.array(list(sizes.values()), np.int64)
@@ -68,13 +74,17 @@ class WholeImages:
 
     @classmethod
     def of(cls, images: ImageSet, values: np.ndarray, faults: dict[str, str]) -> WholeImages:
-        """Return the pixels of a scanned set from the bytes of `values`, which `load` decoded earlier."""
+        """Return the pixels of a scanned set from the bytes of `values`, which `load` decoded earlier.
+
+        Raises:
+            ValueError: the set has not been scanned, or has another number of values.
+        """
         sizes = sizes_of(images)
         return cls(values.view(images.dtype), list(sizes), list(sizes.values()), len(images.channels), faults)
 
     @staticmethod
     def bytes_needed(images: ImageSet) -> int:
-        """Return the bytes that the images of a scanned set take."""
+        """Return the bytes that the images of a set take. Raises ValueError where the set has not been scanned."""
         values = sum(height * width for height, width in sizes_of(images).values()) * len(images.channels)
         return values * np.dtype(images.dtype).itemsize
 
