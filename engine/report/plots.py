@@ -243,27 +243,27 @@ def channels_kept(results: dict, path: Path) -> None:
 
     Up to four models share the axes; of more models each has its axes, with the other models' means in grey.
     """
-    kept = {name: scores.by_size(results, entry) for name, entry in results["models"].items()}
-    kept = {name: sizes for name, sizes in kept.items() if sizes}
-    together = len(kept) <= MOST_BARS
-    columns = 1 if together else min(3, len(kept))
-    rows = 1 if together else -(-len(kept) // columns)
+    sizes_of = {name: scores.by_size(results, entry) for name, entry in results["models"].items()}
+    sizes_of = {name: sizes for name, sizes in sizes_of.items() if sizes}
+    together = len(sizes_of) <= MOST_BARS
+    columns = 1 if together else min(3, len(sizes_of))
+    rows = 1 if together else -(-len(sizes_of) // columns)
     size = (NARROW, 4.2) if together else (3.5 * columns, 2.9 * rows)
     figure, axes = plt.subplots(
         rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
     )
-    for axis in axes.flat[1 if together else len(kept) :]:
+    for axis in axes.flat[1 if together else len(sizes_of) :]:
         axis.remove()
-    for number, (colour, name) in enumerate(zip(_cycle(len(kept)), kept, strict=True)):
+    for number, (colour, name) in enumerate(zip(_cycle(len(sizes_of)), sizes_of, strict=True)):
         axis = axes.flat[0 if together else number]
         if not together:
             colour = COLOURS[0]
-            for other in kept:
-                axis.plot(*_means(kept[other]), color="lightgrey", linewidth=1)
+            for other in sizes_of:
+                axis.plot(*_means(sizes_of[other]), color="lightgrey", linewidth=1)
             axis.set_title(name, fontsize=10, fontweight="bold")
-        least, greatest = ([100 * bound(values) for values in kept[name].values()] for bound in (min, max))
-        axis.fill_between(list(kept[name]), least, greatest, color=colour, alpha=0.18, linewidth=0)
-        axis.plot(*_means(kept[name]), color=colour, label=name)
+        least, greatest = ([100 * bound(values) for values in sizes_of[name].values()] for bound in (min, max))
+        axis.fill_between(list(sizes_of[name]), least, greatest, color=colour, alpha=0.18, linewidth=0)
+        axis.plot(*_means(sizes_of[name]), color=colour, label=name)
         axis.axhline(100 / results["data"]["classes"], color="grey", linestyle=":")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylim(bottom=0)

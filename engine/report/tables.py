@@ -25,15 +25,15 @@ class Table:
 
     def without(self, unwanted: Callable[[str], bool]) -> Table:
         """Return the table without the columns whose heads are unwanted."""
-        kept = [place for place, head in enumerate(self.columns) if not unwanted(head)]
-        rows = tuple(tuple(row[place] for place in kept) for row in self.rows)
-        left = sum(place < self.left for place in kept)
-        return Table(self.title, tuple(self.columns[place] for place in kept), rows, left)
+        wanted = [index for index, head in enumerate(self.columns) if not unwanted(head)]
+        rows = tuple(tuple(row[index] for index in wanted) for row in self.rows)
+        left = sum(index < self.left for index in wanted)
+        return Table(self.title, tuple(self.columns[index] for index in wanted), rows, left)
 
 
 # Column head -> text of the figure in a model's entry of `results.json`; `full` is the combination of all channels.
 FIGURES: dict[str, Callable[[dict, str], str]] = {
-    "reported": lambda entry, full: _headlines(entry, full),
+    "reported": lambda entry, full: _reported_figures(entry, full),
     "acc.": lambda entry, full: _share(scores.score(entry, full)),
     "precision": lambda entry, full: _share(scores.score(entry, full, "precision")),
     "recall": lambda entry, full: _share(scores.score(entry, full, "recall")),
@@ -83,10 +83,10 @@ def accuracies(entries: dict[str, dict], split: str = "test") -> Table:
 
 def channels_kept(results: dict, split: str = "test") -> Table:
     """Return mean, least and greatest accuracy over the combinations of the same size, by model."""
-    kept = {name: scores.by_size(results, entry, split) for name, entry in results["models"].items()}
-    every = sorted({size for sizes in kept.values() for size in sizes}, reverse=True)
+    sizes_of = {name: scores.by_size(results, entry, split) for name, entry in results["models"].items()}
+    every = sorted({size for sizes in sizes_of.values() for size in sizes}, reverse=True)
     sizes = every if len(every) <= MOST_SIZES else [size for size in every if _is_round(size) or size == every[0]]
-    rows = tuple((name, *(_spread(found.get(size, ())) for size in sizes)) for name, found in kept.items())
+    rows = tuple((name, *(_spread(found.get(size, ())) for size in sizes)) for name, found in sizes_of.items())
     choice = "" if sizes == every else f", {len(sizes)} of {len(every)} sizes"
     title = f"{split.capitalize()} accuracy, %, by number of channels kept: mean (least-greatest){choice}"
     return _narrower(Table(title, ("system", *map(str, sizes)), rows if sizes else ()), "kept")
@@ -94,10 +94,10 @@ def channels_kept(results: dict, split: str = "test") -> Table:
 
 def channels_kept_in_short(results: dict, split: str = "test") -> Table:
     """Return mean accuracy by the number of channels kept, a row per model, for the terminal."""
-    kept = {name: scores.by_size(results, entry, split) for name, entry in results["models"].items()}
-    every = sorted({size for sizes in kept.values() for size in sizes}, reverse=True)
+    sizes_of = {name: scores.by_size(results, entry, split) for name, entry in results["models"].items()}
+    every = sorted({size for sizes in sizes_of.values() for size in sizes}, reverse=True)
     sizes = [size for size in every if len(every) <= 6 or size & (size - 1) == 0 or size == every[0]]
-    rows = ((name, *(_percent(scores.mean(found.get(size, ()))) for size in sizes)) for name, found in kept.items())
+    rows = ((name, *(_percent(scores.mean(found.get(size, ()))) for size in sizes)) for name, found in sizes_of.items())
     title = f"Mean {split} accuracy, %, by number of channels kept"
     return Table(title, ("system", *map(str, sizes)), tuple(rows) if sizes else ())
 
@@ -276,7 +276,7 @@ def _width(table: Table) -> int:
     return sum(max(map(len, column)) + 2 for column in zip(table.columns, *table.rows, strict=True))
 
 
-def _headlines(entry: dict, full: str) -> str:
+def _reported_figures(entry: dict, full: str) -> str:
     """Return a figure per report: on the full set, else the first figure of the report."""
     texts = []
     for report, figures in entry.get("reported", {}).items():
