@@ -1,7 +1,9 @@
 """Fixtures that several test folders share."""
 
+import fcntl
 import os
 import random
+import shutil
 import signal
 
 # One thread a process, read when torch and NumPy are imported: threads that wait for a busy core take many times as
@@ -27,6 +29,30 @@ def own_cache(tmp_path_factory):
         patch.setenv("XDG_CACHE_HOME", str(cache))
         for name, folder in (("TRITON_CACHE_DIR", "triton"), ("TORCHINDUCTOR_CACHE_DIR", "inductor")):
             patch.setenv(name, os.environ.get(name, str(cache / folder)))  # a folder that was named is meant
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_generated_set(tmp_path_factory):
+    """Draw the generated set once for all workers of pytest-xdist; the cache of each has links to its files."""
+    from polychrome.engine.data.sets import generated
+
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "generated"
+    draw_all = generated._write
+
+    def linked(folder):
+        with open(shared.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not shared.exists():
+                drawn = shared.with_suffix(".part")
+                drawn.mkdir()
+                draw_all(drawn)
+                drawn.rename(shared)
+        shutil.copytree(shared, folder, copy_function=os.link, dirs_exist_ok=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generated, "_write", linked)
         yield
 
 

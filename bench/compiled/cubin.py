@@ -35,8 +35,8 @@ def read_launch(launch: Launch, capability: int) -> Cubin:
 
 def read(compiled, capability: int) -> Cubin:
     """Read registers, memory and instructions of a compiled kernel."""
-    usage, code = disassembled(compiled)
-    said = _assembler_output(compiled.asm["ptx"]) if capability == 90 else ""
+    usage, code = disassembled(compiled, "--no-dataflow")
+    said = _assembler_output(compiled.asm["ptx"]) if "wgmma" in compiled.asm["ptx"] else ""
     registers, stack = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK"))
     instructions = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", code, re.MULTILINE)
     matrix = {op: sum(i.split(".")[0] == op for i in instructions) for op in ("HGMMA", "HMMA", "UTCHMMA")}
@@ -55,13 +55,13 @@ def read(compiled, capability: int) -> Cubin:
     )
 
 
-def disassembled(compiled) -> tuple[str, str]:
-    """Return what the tools say of a compiled kernel: its use of resources, and its code with lines of the source."""
+def disassembled(compiled, *options: str) -> tuple[str, str]:
+    """Return what the tools print of a compiled kernel: its use of resources, and its code, by nvdisasm's `options`."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         cubin.write_bytes(compiled.asm["cubin"])
         usage = _run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin)
-        return usage, _run(triton.knobs.nvidia.nvdisasm.path, "--print-line-info", cubin)
+        return usage, _run(triton.knobs.nvidia.nvdisasm.path, *options, cubin)
 
 
 def resident_blocks(registers: int, shared: int, warps: int, capability: int) -> int:

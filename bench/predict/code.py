@@ -39,7 +39,7 @@ class Code(NamedTuple):
 
 def read(compiled) -> Code:
     """Read a kernel that Triton compiled for Hopper."""
-    usage, listing = disassembled(compiled)
+    usage, listing = disassembled(compiled, "--print-line-info")
     instructions, places, labels = [], [], {}
     place = ("", 0)
     for line in listing.splitlines():

@@ -143,8 +143,8 @@ def test_tiff_pages_are_channels(tmp_path):
 
 def test_patches_of_a_scene_train(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    labels = np.repeat(np.repeat(rng.integers(0, 4, (8, 8)), 8, 0), 8, 1).astype(np.uint8)
-    cube = (rng.normal(500, 20, (64, 64, 6)) + 60 * labels[..., None] * np.arange(6)).astype(np.uint16)
+    labels = np.repeat(np.repeat(rng.integers(0, 4, (5, 5)), 8, 0), 8, 1).astype(np.uint8)
+    cube = (rng.normal(500, 20, (40, 40, 6)) + 60 * labels[..., None] * np.arange(6)).astype(np.uint16)
     np.savez(tmp_path / "scene.npz", cube=cube, labels=labels)
     assert main(["patches", str(tmp_path / "scene.npz"), str(tmp_path / "data"), "--size", "5"]) == 0
     assert "patches of 5 x 5 x 6" in capsys.readouterr().out

@@ -7,6 +7,8 @@ from PIL import Image
 from polychrome.engine.data.files import decode
 from polychrome.engine.data.sets import generated, listing, scan
 
+DRAW_ALL = generated._write  # in tests a fixture has the set drawn once, for all
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
@@ -61,6 +63,7 @@ def test_a_second_call_writes_nothing(root):
 
 
 def test_racing_writers_leave_one_whole_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(generated, "_write", DRAW_ALL)
     monkeypatch.setattr(generated, "PER_CLASS", {"train": 1, "val": 1, "test": 1})
     monkeypatch.setattr(generated, "cpus", lambda: 1)
     threads = [threading.Thread(target=generated.ensure, args=(tmp_path,)) for _ in range(3)]
