@@ -11,7 +11,7 @@ class Machine(NamedTuple):
     """The rates and sizes of a GPU that limit a kernel.
 
     matrix_flops, issue_slots, shared, l2, l2_port: per clock and multiprocessor; `shared`: bytes of L1 and shared
-    memory, which are one unit; `l2`: bytes with all multiprocessors at work, `l2_port`: bytes of one alone.
+    memory, which are one unit; `l2`: bytes with all multiprocessors at work, `l2_port`: with one at work.
     warp_clocks: from one instruction of a warp to the next, waiting for operands included. memory, products: bytes and
     FLOPs a second of large copies and matrix products.
     """

@@ -91,7 +91,7 @@ def systems(kind: str, results: Path = RESULTS) -> list[System]:
 
 
 def _trained(kind: str, results: Path) -> list[System]:
-    """Return the systems that were trained in the studies of a kind."""
+    """Return the systems of the studies of a kind, not yet joined."""
     found: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = {}
     for folder in _folders(kind, results):
         for row in csv.DictReader((folder / "table.csv").open(encoding="utf-8", newline="")):
@@ -148,7 +148,7 @@ def _joined(group: list[System]) -> System:
 
 
 def _over_all(sizes: list[int], found: list[tuple[float, float | None]]) -> tuple[float, float]:
-    """Return the mean and the standard deviation of all values in groups, from the groups' sizes, means and deviations."""
+    """Return the mean and standard deviation of all values in groups, from the groups' sizes, means and deviations."""
     mean = sum(size * own for size, (own, _) in zip(sizes, found, strict=True)) / sum(sizes)
     squares = sum(
         (size - 1) * (spread or 0.0) ** 2 + size * (own - mean) ** 2
