@@ -1,1 +1,1 @@
-"""What kernels would take on a GPU that is not there, from their machine code and what their programs do."""
+"""Predicted kernel times on a GPU that is not present, from machine code and traces of the programs."""

@@ -20,13 +20,13 @@ from polychrome.kernels.backend import is_interpreted
 def main(arguments: list[str] | None = None) -> int:
     """Write the predictions; return the exit status, 2 where there is nothing to predict."""
     parser = argparse.ArgumentParser(prog="python -m bench.predict", description=__doc__.partition(":")[0])
-    parser.add_argument("--as", dest="name", default="now", metavar="NAME", help="of the section written (default now)")
+    parser.add_argument("--as", dest="name", default="now", metavar="NAME", help="the section to write (default now)")
     parser.add_argument(
-        "--shapes", default="", metavar="TEXT", help='only those with TEXT in "op shape"; writes nothing'
+        "--shapes", default="", metavar="TEXT", help='only shapes with TEXT in "op shape"; results are not written'
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="with --shapes: write the rows there")
-    parser.add_argument("--measured", type=Path, metavar="FILE", help="only add what results.json of bench.gpu has")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="with --shapes: write the rows to FILE")
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="only add the times in results.json of bench.gpu")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="number of processes")
     options = parser.parse_args(arguments)
     if options.measured:
         return _add(options.measured)
@@ -65,14 +65,14 @@ def _write(name: str, section: dict) -> int:
 
 
 def _add(path: Path) -> int:
-    """Put the kernels' times in results of `bench.gpu` beside the newest predictions."""
+    """Add the kernel times measured by `bench.gpu` beside the newest predictions."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         predicted = json.loads(table.RESULTS.read_text(encoding="utf-8"))
         newest = [section for section in predicted.values() if not section.get("measured")][-1]
         section = measured.section(results, newest["rows"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"bench.predict finds no kernels' times in {path}: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"bench.predict finds no kernel times in {path}: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     return _write(section["device"], section)
 

@@ -1,4 +1,4 @@
-"""The machine code of a kernel: what each instruction is, and which loop or branch of the source it lies in."""
+"""The machine code of a kernel: its instructions, and the loop or branch of the source each belongs to."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ Place = tuple[str, int]
 
 
 class Region(NamedTuple):
-    """Instructions `first` to `last`, which run as often as the body of the loop or `if` at `place` does."""
+    """Instructions `first` to `last`, run as often as the body of the loop or `if` at `place`."""
 
     first: int
     last: int
@@ -22,7 +22,7 @@ class Region(NamedTuple):
 
 
 class Code(NamedTuple):
-    """A kernel's instructions, the source statement of each, and its loops and branches, outer ones first."""
+    """Instructions of a kernel, the source statement of each, and the loops and branches, outermost first."""
 
     registers: int
     instructions: list[str]
@@ -30,7 +30,7 @@ class Code(NamedTuple):
     regions: list[Region]
 
     def times(self, counts: dict[Place, float]) -> Iterator[tuple[str, Place, float]]:
-        """Yield each instruction, its statement, and how often a warp runs it if bodies run `counts` times."""
+        """Yield each instruction, its statement, and its runs by a warp where each body runs `counts` times."""
         weights = [1.0] * len(self.instructions)
         for region in self.regions:
             weights[region.first : region.last + 1] = [counts[region.place]] * (region.last + 1 - region.first)
@@ -38,7 +38,7 @@ class Code(NamedTuple):
 
 
 def read(compiled) -> Code:
-    """Read a kernel that Triton compiled for Hopper."""
+    """Return the code of a kernel that Triton compiled for Hopper."""
     usage, listing = disassembled(compiled, "--print-line-info")
     instructions, places, labels = [], [], {}
     place = ("", 0)
@@ -50,14 +50,14 @@ def read(compiled) -> Code:
         elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.+?)\s*;", line):
             instructions.append(found[1])
             places.append(statement_of(place))
-    # At the end stand a loop of one instruction, which catches runaways, and padding.
+    # The code ends with a loop of one instruction, which catches runaways, and padding.
     end = next(i for i, each in enumerate(instructions) if labels.get(_target_of(each)) == i)
     registers = int(re.search(r"REG:(\d+)", usage)[1])
     return Code(registers, instructions[:end], places[:end], _regions(instructions[:end], places[:end], labels))
 
 
 def _regions(instructions: list[str], places: list[Place], labels: dict[str, int]) -> list[Region]:
-    """Return the loops, which a branch backwards ends, and the bodies of `if`, which a branch forward skips."""
+    """Return the loops, each ended by a backward branch, and the `if` bodies, each skipped by a forward branch."""
     found = []
     for index, instruction in enumerate(instructions):
         target = labels.get(_target_of(instruction))
@@ -71,23 +71,23 @@ def _regions(instructions: list[str], places: list[Place], labels: dict[str, int
 
 
 def _target_of(instruction: str) -> str | None:
-    """Return the label that a branch leads to, None of any other instruction."""
+    """Return the target label of a branch, None for any other instruction."""
     found = re.search(r"BRA.*?(\.L_\w+)", instruction)
     return found and found[1]
 
 
 def name_of(instruction: str) -> str:
-    """Return an instruction's name with its modifiers, without its guard."""
+    """Return an instruction's name with its modifiers, without its predicate."""
     return re.sub(r"^@!?U?P\w+\s+", "", instruction).split()[0]
 
 
 def kind_of(place: Place) -> str:
-    """Return "for" of a loop, "if", or "" for any other statement."""
+    """Return "for" for a loop, "if" for an `if`, "" for any other statement."""
     return {ast.For: "for", ast.While: "for", ast.If: "if"}.get(type(_statements(place[0]).get(place[1])), "")
 
 
 def _loop_around(place: Place) -> Place | None:
-    """Return the innermost loop that a statement is or lies in: code that leaves it half-way ends with any of them."""
+    """Return the innermost loop at or around a statement: a loop left half-way may end with any of its statements."""
     loops = [
         start
         for start, node in _statements(place[0]).items()
@@ -103,7 +103,7 @@ def body_of(place: Place) -> Place:
 
 @cache
 def statement_of(place: Place) -> Place:
-    """Return where the statement begins that a line belongs to; for a compound one its head alone counts."""
+    """Return the start of the statement that a line belongs to; of a compound statement only the head counts."""
     file, line = place
     starts = [
         start

@@ -8,12 +8,12 @@ from polychrome.kernels.dynamic_conv.configs import HOPPER, L2_BYTES_A_CLOCK, PR
 
 
 class Machine(NamedTuple):
-    """A GPU, by what limits a kernel.
+    """The rates and sizes of a GPU that limit a kernel.
 
-    matrix_flops, issue_slots, shared, l2, l2_port: a clock and multiprocessor; `shared` is of L1 and shared memory,
-    which are one; `l2` is what all multiprocessors together reach, `l2_port` what one can take. warp_clocks: from one
-    instruction of a warp to its next, which waits for what it needs. memory, products: bytes and FLOPs a second that
-    large copies and matrix products reach.
+    matrix_flops, issue_slots, shared, l2, l2_port: per clock and multiprocessor; `shared`: bytes of L1 and shared
+    memory, which are one unit; `l2`: bytes with all multiprocessors at work, `l2_port`: with one at work.
+    warp_clocks: from one instruction of a warp to the next, waiting for operands included. memory, products: bytes and
+    FLOPs a second of large copies and matrix products.
     """
 
     name: str = HOPPER.name
@@ -31,7 +31,7 @@ class Machine(NamedTuple):
     launch_us: float = 2.5
 
     def seconds(self, clocks: float) -> float:
-        """Return the seconds that so many clocks take."""
+        """Return the seconds that `clocks` clocks take."""
         return clocks / self.hertz
 
 

@@ -1,20 +1,20 @@
-"""What a GPU took, kernel by kernel, as a section beside the predicted ones."""
+"""Times measured on a GPU, kernel by kernel, as a section beside the predicted ones."""
 
 from collections.abc import Iterable
 
-# How the products that torch leaves to libraries are called on a GPU.
+# Parts of the names of the library kernels that torch makes products with.
 PRODUCTS = ("nvjet", "cutlass", "gemm")
 
 
 def section(results: dict, predicted: list[dict]) -> dict:
-    """Return the passes of `predicted` with the kernels and times in the results of `bench.gpu`.
+    """Return the passes of `predicted` with the kernels and times measured by `bench.gpu`.
 
-    Passes whose kernels are not those predicted, in this order, are left out.
+    Calls that lack a predicted kernel, or run it in another order, are left out.
     """
     first, kernels = results["first_light"], results["counters"]["kernels"]
     calls: dict[str, list[dict]] = {}
     for row in predicted:
-        kind = " bfloat16" if row["op"] == "dynamic_conv" else ""  # the others' names have it
+        kind = " bfloat16" if row["op"] == "dynamic_conv" else ""  # other ops' keys name the dtype
         calls.setdefault(f"{row['op']}{kind} {row['shape']}", []).append(row)
     rows = [row for call, passes in calls.items() if call in kernels for row in _rows(passes, kernels[call])]
     about = {name: first[name] for name in ("versions", "date", "commit")}
@@ -22,7 +22,7 @@ def section(results: dict, predicted: list[dict]) -> dict:
 
 
 def _rows(passes: list[dict], kernels: Iterable[tuple[str, float]]) -> list[dict]:
-    """Share a call's kernels out to its passes: those that nobody predicted go with the next that somebody did."""
+    """Divide a call's kernels among its passes: an unpredicted kernel goes with the next predicted one."""
     expected = [(index, launch["kernel"]) for index, row in enumerate(passes) for launch in row["launches"]]
     expected = [(index, name) for index, name in expected if name.endswith("_kernel") or name in ("bmm", "mm")]
     found: list[list[dict]] = [[] for _ in passes]

@@ -1,4 +1,4 @@
-"""The time of a launch on a GPU that is not there: the largest of what each of its parts would need."""
+"""The predicted time of a launch on a GPU that is not present: the largest of the times of its parts."""
 
 import re
 from math import ceil, prod
@@ -15,16 +15,16 @@ from bench.predict.trace import Trace, trace
 from bench.stand_in.driver import compile_launch
 from polychrome.kernels.launch import Launch
 
-# Instructions that move bytes through L1 or shared memory, and what one takes of its rate at the least, a clock.
+# Instructions that move bytes through L1 or shared memory, and the least bytes of an instruction: a clock's.
 MOVES, LEAST = ("LDG", "STG", "LDS", "STS", "LDL", "STL"), 128
-# The share of what the source loads that the code loads at the least: the compiler joins loads of one place.
+# The least share of the trace's bytes that the code must move: the compiler joins loads of one address.
 LEAST_LOADED = 0.8
-# Bytes of an operand of the matrix units.
+# Bytes of an operand's element in the matrix units.
 OPERAND = 2
 
 
 class Block(NamedTuple):
-    """What one block of a launch needs: instructions of a warp, FLOPs of matrix units, bytes through L1 and L2."""
+    """The work of one block of a launch: instructions of a warp, FLOPs of matrix units, bytes through L1 and L2."""
 
     instructions: float
     flops: float
@@ -33,7 +33,7 @@ class Block(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A launch: how many blocks, how many of them a multiprocessor holds, their warps, and what one needs."""
+    """The work of a launch: blocks, resident blocks and warps, the work of a block, and L2 bytes by argument."""
 
     kernel: str
     blocks: int
@@ -45,7 +45,7 @@ class Work(NamedTuple):
 
 
 class Time(NamedTuple):
-    """Microseconds of a launch by what limits it."""
+    """The microseconds of a launch under each limit."""
 
     matrix: float
     issue: float
@@ -56,21 +56,21 @@ class Time(NamedTuple):
 
     @property
     def us(self) -> float:
-        """The largest, and the launch itself."""
+        """The largest of the five limits, plus the launch."""
         return max(self[:5]) + self.launch
 
     @property
     def limit(self) -> str:
-        """The name of the largest."""
+        """The name of the largest limit."""
         return max(self._fields[:5], key=lambda name: getattr(self, name))
 
 
 def work_of(launch: Launch) -> Work:
-    """Return what a launch needs, from its machine code for Hopper and from a trace of some of its programs.
+    """Return the work of a launch, from its machine code for Hopper and from a trace of some of its programs.
 
     Raises:
         ValueError: the compiler made several copies of a loop, or the code makes other matrix products than the trace,
-            or loads and stores less: how often its instructions run is not known.
+            or moves fewer bytes: the counts of its instructions are not known.
     """
     compiled = compile_launch(launch, 90)
     listing, traced = code.read(compiled), trace(launch)
@@ -78,7 +78,7 @@ def work_of(launch: Launch) -> Work:
     instructions, flops, shared_bytes, bypassing = _counted(listing, traced, warps)
     reads, writes = {}, {}
     for each in traced.touched:
-        # A load through L1 finds there what the block has read before.
+        # A load through L1 hits sectors that the block has read before.
         moved = each.each if each.stores or each.place in bypassing else each.once
         into = writes if each.stores else reads
         into[each.argument] = into.get(each.argument, 0) + moved * blocks
@@ -89,12 +89,12 @@ def work_of(launch: Launch) -> Work:
 
 
 def time_of(work: Work, device_bytes: float, machine: Machine = H200) -> Time:
-    """Return the time of a launch that moves so many bytes of device memory."""
-    mine = ceil(work.blocks / machine.multiprocessors)  # of the multiprocessor that has the most
+    """Return the time of a launch that moves `device_bytes` of device memory."""
+    mine = ceil(work.blocks / machine.multiprocessors)  # on the multiprocessor with the most blocks
     turns = [work.resident] * (mine // work.resident) + [mine % work.resident]
 
     def issued(together: int) -> float:
-        # Few warps cannot fill the slots: one waits for its own results.
+        # Few warps cannot fill the slots: each waits for its own results.
         alone = work.block.instructions * machine.warp_clocks if together else 0
         return max(alone, work.block.instructions * work.warps * together / machine.issue_slots)
 
@@ -109,7 +109,7 @@ def time_of(work: Work, device_bytes: float, machine: Machine = H200) -> Time:
 
 
 class Memory:
-    """What of a pass crosses device memory: tensors met before are in the L2 cache, if half of it holds them."""
+    """The device memory traffic of a pass: tensors met before are in the L2 cache, if half of the cache holds them."""
 
     def __init__(self, results: list[Tensor], machine: Machine = H200):
         self.machine = machine
@@ -123,7 +123,7 @@ class Memory:
         return read + sum(self._written(tensors[index], moved) for index, moved in work.writes.items())
 
     def moved_by(self, library: Library) -> float:
-        """Return the bytes of device memory that a kernel of torch's reads and writes."""
+        """Return the bytes of device memory that a torch kernel reads and writes."""
         read = sum(self._read(tensor, tensor.nbytes) for tensor in library.reads)
         return read + sum(self._written(tensor, tensor.nbytes) for tensor in library.writes)
 
@@ -142,14 +142,14 @@ class Memory:
 
 
 def library_us(library: Library, device_bytes: float, machine: Machine = H200) -> float:
-    """Return the microseconds of a kernel of torch's own, taken to reach the rates of memory and products."""
+    """Return the microseconds of a torch kernel, assumed to reach the rates of memory and products."""
     touched = sum(tensor.nbytes for tensor in (*library.reads, *library.writes))
     through_l2 = machine.seconds(touched / machine.multiprocessors / machine.l2)
     return max(bound_us(device_bytes, library.flops, machine), through_l2 * 1e6) + machine.launch_us
 
 
 def bound_us(nbytes: float, flops: float, machine: Machine = H200) -> float:
-    """Return the least microseconds that any way needs for so many bytes and FLOPs."""
+    """Return the least microseconds in which any implementation moves `nbytes` and makes `flops`."""
     return max(nbytes / machine.memory, flops / machine.products) * 1e6
 
 
@@ -158,7 +158,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _counted(listing: Code, traced: Trace, warps: int) -> tuple[float, float, float, set]:
-    """Return instructions a warp runs, of a block FLOPs in matrix units and bytes of L1, and what bypasses L1."""
+    """Return a warp's instructions, a block's FLOPs in matrix units and L1 bytes, and statements that bypass L1."""
     loops = [region.place for region in listing.regions if kind_of(region.place) == "for"]
     if len(set(loops)) < len(loops):
         raise ValueError(f"several copies of one loop: {sorted(loops)}")
@@ -168,10 +168,10 @@ def _counted(listing: Code, traced: Trace, warps: int) -> tuple[float, float, fl
     for instruction, place, times in listing.times(bodies):
         instructions += times
         name = name_of(instruction)
-        if name.startswith("HGMMA"):  # four warps together
+        if name.startswith("HGMMA"):  # made by four warps together
             rows, columns, depth = map(int, name.split(".")[1].split("x"))
             together += times * warps / 4 * 2 * rows * columns * depth
-            held = re.search(r"^\S+ R\d+, R\d+", instruction)  # rows that lie in registers
+            held = re.search(r"^\S+ R\d+, R\d+", instruction)  # the rows lie in registers
             shared += times * warps / 4 * OPERAND * depth * (columns if held else rows + columns)
         elif name.startswith("HMMA"):
             alone += times * warps * 2 * 16 * 8 * 16
@@ -181,7 +181,7 @@ def _counted(listing: Code, traced: Trace, warps: int) -> tuple[float, float, fl
             moved += times * warps * bytes_of(name)
         if name.startswith("LDGSTS") and "BYPASS" in name:
             bypassing.add(place)
-    # Of products that one warp makes, several may make the same.
+    # Several warps may make the same HMMA product.
     if together + alone and not 0.99 < (together + alone) / traced.flops < (1.01 if not alone else float("inf")):
         raise ValueError(f"{together + alone:.4g} FLOPs in the code, {traced.flops:.4g} in the trace")
     if moved < LEAST_LOADED * traced.asked:

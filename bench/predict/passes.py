@@ -1,4 +1,4 @@
-"""What each op runs at the shapes of its benchmark, pass by pass, on tensors without memory."""
+"""The launches of each op at the shapes of its benchmark, pass by pass, on tensors without memory."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,7 +28,7 @@ DEVICE = "cuda"
 
 
 class Library(NamedTuple):
-    """A kernel of torch's own: its name, the tensors it reads and writes, and its FLOPs."""
+    """A torch kernel: its name, the tensors it reads and writes, and its FLOPs."""
 
     name: str
     reads: list[Tensor]
@@ -37,7 +37,7 @@ class Library(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """One pass of a call: what it launches, the tensors it returns, and the least bytes and FLOPs of any way."""
+    """One pass of a call: its launches, the tensors it returns, and the least possible bytes and FLOPs."""
 
     op: str
     shape: str
@@ -49,7 +49,7 @@ class Pass(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """A shape of an op's benchmark, and what yields its passes."""
+    """A shape of an op's benchmark, and a function that yields its passes."""
 
     op: str
     key: str
@@ -76,7 +76,7 @@ def _convolution(shape: convolutions.Shape) -> Iterator[Pass]:
     experts = _empty(shape.experts, shape.out_channels, shape.in_channels // shape.groups, shape.kernel, shape.kernel)
     mixing = _empty(shape.batch, shape.experts, dtype=torch.float32)
     given = (x, experts, mixing, None, problem.geometry)
-    # In the stacked form mixing's gradient comes with x's, else with the experts'.
+    # The stacked form makes mixing's gradient with x's, other forms with the experts'.
     stacked = rule(problem)[0] == "stacked"
     backward = convolution.dynamic_conv2d_backward
     calls = {
@@ -113,14 +113,14 @@ def _gate(shape: gates.Shape) -> Iterator[Pass]:
 def _both(
     op: str, shape: attentions.Shape | gates.Shape, forward: Callable[[], tuple], backward: Callable
 ) -> Iterator[Pass]:
-    """Yield the passes of a call on a feature map; backward is given what forward returns, y as its gradient."""
+    """Yield the passes of a call on a feature map; `backward` gets the results of `forward`, y as its gradient."""
     made = _recorded(op, shape.key, "forward", forward, shape.forward_bytes(HOPPER.l2_bytes))
     yield made
     yield _recorded(op, shape.key, "backward", lambda: backward(*made.results), shape.backward_bytes())
 
 
 def _augment(shape: augmentations.Shape) -> Iterator[Pass]:
-    # The crops decide what a program does: real ones, on the host.
+    # A program's work depends on its crop: real crops, on the host.
     call = shape.call("cpu", blank=True)
     size = (call.size, call.size)
     given = Arguments(call.images, call.indices, *call.drawn, call.mean, call.std, *size, call.dtype)
@@ -135,7 +135,7 @@ def _recorded(op: str, shape: str, name: str, call: Callable, least_bytes: float
 
 
 class _Libraries(TorchDispatchMode):
-    """Puts every kernel of torch's own into the list of launches."""
+    """Puts every torch kernel into the list of launches."""
 
     def __init__(self, launches: list):
         super().__init__()
@@ -148,7 +148,7 @@ class _Libraries(TorchDispatchMode):
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         name = function.overloadpacket.__name__
         if not function.is_view and "empty" not in name and made:
-            # What an in-place kernel writes is not what it reads, but for sums into a tensor.
+            # The tensor that an in-place kernel writes is not read, except by a sum into it.
             reads = [t for t in given if not any(t is m for m in made) or name.startswith("add")]
             count = flop_registry.get(function.overloadpacket)
             flops = count(*args, **kwargs, out_val=result) if count else 0

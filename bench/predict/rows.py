@@ -5,7 +5,7 @@ from polychrome.kernels.launch import Launch
 
 
 def predictions(index: int) -> list[dict]:
-    """Return a row for each pass of the shape of this number."""
+    """Return a row for each pass of shape number `index`."""
     return [row_of(each) for each in passes.shapes()[index].passes()]
 
 
@@ -30,7 +30,7 @@ _known: dict[str, model.Work] = {}
 
 
 def _work(launch: Launch) -> model.Work:
-    """Return a launch's work, made once for launches that are alike."""
+    """Return a launch's work, computed once for equal launches."""
     sizes = [(tuple(a.shape), a.stride(), a.dtype) if hasattr(a, "shape") else a for a in launch.arguments]
     key = str((launch.kernel.__name__, launch.grid, sizes, launch.options))
     if key not in _known:

@@ -10,7 +10,7 @@ from polychrome.engine.report.tables import Table
 
 PAGE = Path(__file__).resolve().parents[1] / "results" / "predicted.md"
 RESULTS = PAGE.with_suffix("") / "times.json"
-# Launches named in a row.
+# The most launches named in a row.
 NAMED = 3
 
 
@@ -20,12 +20,12 @@ def us_of(row: dict) -> float:
 
 
 def share_of(row: dict) -> float:
-    """Return the least time of any way over that of a pass."""
+    """Return the bound of a pass over its time."""
     return row["bound_us"] / us_of(row)
 
 
 def most_of(row: dict) -> str:
-    """Return the launches that take most of a pass, each with what limits it."""
+    """Return the longest launches of a pass, each with its limit."""
     parts: dict[str, list[float]] = {}
     for launch in row["launches"]:
         parts.setdefault(f"{launch['kernel'].removesuffix('_kernel')} ({launch['limit']})", []).append(launch["us"])
@@ -34,13 +34,13 @@ def most_of(row: dict) -> str:
 
 
 def line(row: dict) -> str:
-    """Return a pass in a line."""
+    """Return a pass as a line of text."""
     found = f"{us_of(row):.1f} us, {share_of(row):.0%} of the bound"
     return f"{row['op']} {row['shape']}, {row['pass']}: {found}: {most_of(row)}"
 
 
 def write(results: Path = RESULTS, page: Path = PAGE) -> None:
-    """Write the page of a results file, whose sections are columns: predicted ones, the newest last, then others."""
+    """Write the page of a results file, whose sections are columns: predicted, the newest last, then measured."""
     sections = dict(sorted(record.read(results).items(), key=lambda section: section[1].get("measured", False)))
     newest = [section for section in sections.values() if not section.get("measured")][-1]
     blocks = ["# Predicted times", *_words(sections)]

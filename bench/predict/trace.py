@@ -1,4 +1,4 @@
-"""What some programs of a launch do, in Triton's interpreter: statements run, memory touched, products made."""
+"""Traces of some programs of a launch by Triton's interpreter: statements run, memory touched, products made."""
 
 import sys
 from collections import Counter, defaultdict
@@ -18,17 +18,17 @@ from polychrome.kernels.launch import Launch, mend_interpreter
 
 KERNELS = str(Path(__file__).resolve().parents[2] / "kernels")
 MENDED = mend_interpreter.__wrapped__.__code__.co_filename
-# What moves between the L2 cache and a multiprocessor at the least, bytes.
+# The least bytes that move between the L2 cache and a multiprocessor.
 SECTOR = 32
-# Programs traced, fewer where they are long: three at the least, then until so many statements were run.
+# At most PROGRAMS programs are traced: LEAST of them, then more until STATEMENTS statements were run.
 PROGRAMS, LEAST, STATEMENTS = 16, 3, 20_000
 GOLDEN = (5**0.5 - 1) / 2
 
 
 class Touched(NamedTuple):
-    """Bytes that one program moves by a statement, of the argument of this number; whole sectors.
+    """Bytes, in whole sectors, that a statement of one program moves of argument number `argument`.
 
-    `each` counts every time the statement runs, `once` a sector once for the whole program.
+    `each` counts a sector every time the statement runs, `once` a single time for the whole program.
     """
 
     place: Place
@@ -39,7 +39,7 @@ class Touched(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """Means over programs: how often each statement ran, what was touched, FLOPs of `tl.dot`, and bytes asked for."""
+    """Means over programs: runs of each statement, bytes touched, FLOPs of `tl.dot`, and bytes asked for."""
 
     counts: dict[Place, float]
     touched: list[Touched]
@@ -48,7 +48,7 @@ class Trace(NamedTuple):
 
 
 def trace(launch: Launch) -> Trace:
-    """Run some programs of a launch, spread over its grid; meta tensors become zeros, and dot products are not made."""
+    """Return a trace of some programs, spread over the grid; meta tensors become zeros, dot products are not made."""
     arguments = [_filled(argument) for argument in launch.arguments]
     total = prod(launch.grid)
     watch = _Watch(arguments)
@@ -67,7 +67,7 @@ def trace(launch: Launch) -> Trace:
 
 
 class _Watch:
-    """Collects what programs do."""
+    """Counts statements, bytes and FLOPs."""
 
     def __init__(self, arguments: list):
         tensors = {index: each.untyped_storage() for index, each in enumerate(arguments) if isinstance(each, Tensor)}
@@ -88,7 +88,7 @@ class _Watch:
         self.seen.clear()
 
     def call(self, frame, *_):
-        """Count the statements of a function of our kernels; none of what the interpreter runs, or what mends it."""
+        """Count the statements of a function of our kernels, not of the interpreter or of `mend_interpreter`."""
         file = frame.f_code.co_filename
         if not file.startswith(KERNELS) or file == MENDED:
             return None
@@ -97,7 +97,7 @@ class _Watch:
         def line(frame, event, _):
             nonlocal last
             place = statement_of((frame.f_code.co_filename, frame.f_lineno))
-            if event == "line" and place != last:  # one of several lines is returned to
+            if event == "line" and place != last:  # a statement of several lines is returned to
                 self.counts[place] += 1
                 last = place
             return line
@@ -105,7 +105,7 @@ class _Watch:
         return line
 
     def touch(self, pointers: np.ndarray, mask: np.ndarray, stores: bool) -> None:
-        """Count the sectors of a load or store: those that one instruction of a warp has in common count once."""
+        """Count the sectors of a load or store; a sector counts once for each instruction of a warp."""
         mask = np.broadcast_to(mask, pointers.shape).astype(bool)
         if not mask.any():
             return
@@ -121,7 +121,7 @@ class _Watch:
         self.seen[key].append(np.unique(ordered[new]))
 
     def result(self, programs: int) -> Trace:
-        """Return the means."""
+        """Return the means over `programs` programs."""
         self.begin()
         counts = {place: count / programs for place, count in self.counts.items()}
         touched = [
@@ -132,7 +132,7 @@ class _Watch:
 
 @contextmanager
 def _one_program(grid: tuple[int, ...], program: int, watch: _Watch) -> Iterator[None]:
-    """Have the interpreter run that program of the grid in place of the first, and tell the watch."""
+    """Have the interpreter run number `program` of the grid in place of the first, and count its work in `watch`."""
     from triton.runtime.interpreter import TensorHandle, interpreter_builder
 
     sizes = (*grid, 1, 1)[:3]
@@ -175,9 +175,9 @@ def _one_program(grid: tuple[int, ...], program: int, watch: _Watch) -> Iterator
 
 
 def _by_instruction(values: np.ndarray, size: int, pointers: np.ndarray | None = None) -> np.ndarray:
-    """Return values of a tile, a row for each instruction of a warp: 32 lanes along the axis that memory runs along.
+    """Return values of a tile, a row for each instruction of a warp: 32 lanes along the contiguous axis.
 
-    `pointers` are those of the tile where `values` are not; a lane moves 16 bytes where so many lie side by side.
+    `pointers`: the tile's pointers, where `values` are others; a lane moves up to 16 contiguous bytes.
     """
     pointers = (values if pointers is None else pointers).astype(np.int64)
     along = [
@@ -200,7 +200,7 @@ def _statement() -> Place:
 
 
 def _filled(argument):
-    """Return a tensor of zeros for one without memory, its strides kept."""
+    """Return zeros with the strides of a tensor without memory, any other argument as it is."""
     if not isinstance(argument, Tensor) or argument.device.type != "meta":
         return argument
     size = 1 + sum((n - 1) * stride for n, stride in zip(argument.shape, argument.stride(), strict=True))

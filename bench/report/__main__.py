@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None, saved: Path = Path(".benchmarks")) 
         nargs="*",
         type=Path,
         metavar="FILE",
-        help="results, or a run saved by pytest bench; several make one page; default: the newest run that was saved",
+        help="results, or runs saved by pytest bench, merged by device; default: the newest saved run",
     )
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="default: bench/results")
     given = parser.parse_args(arguments)

@@ -20,7 +20,7 @@ SIZE = 224
 BLACK = torch.zeros(3, 1, 1, dtype=torch.uint8)
 RED_AND_BLUE = torch.tensor([1, 0, 1], dtype=torch.uint8)[:, None, None]
 TRUE, BILINEAR = torch.tensor([True]), functional.InterpolationMode.BILINEAR
-# By column: what `augment` is called with, and what torchvision does with the resized crop [3, height, width].
+# By column: arguments of `augment`, and torchvision's function of the resized crop [3, height, width].
 STEPS: dict[str, tuple[dict[str, torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]] = {
     "crop, resize": ({}, lambda image: image),
     "flip": ({"flips": TRUE}, functional.horizontal_flip),
@@ -43,7 +43,7 @@ def photograph() -> torch.Tensor:
 
 
 def draw(path: Path = PICTURE) -> None:
-    """Write the picture: ours, torchvision's, and twenty times the difference."""
+    """Write the picture: our output, torchvision's, and twenty times their difference."""
     photo = photograph()
     resized = functional.resized_crop(photo.permute(2, 0, 1), *CROP, [SIZE, SIZE], antialias=True)
     figure, axes = plt.subplots(3, len(STEPS), figsize=(1.5 * len(STEPS), 4.9), layout="constrained")

@@ -1,4 +1,4 @@
-"""What the tables of each section show: a column is a function from an entry to the text of a cell."""
+"""The columns of each section's tables: a column is a function from an entry to the text of a cell."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +10,7 @@ Cell = Callable[[Entry], str]
 
 
 class Columns(NamedTuple):
-    """The columns of a section's tables after the `first`, each a function from entry to cell, and what they mean."""
+    """The columns of a section's tables after column `first`, each a function from entry to cell, and their legend."""
 
     cells: dict[str, Cell]
     legend: str
@@ -28,12 +28,12 @@ def three_digits(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Return the text of a share, without the sign."""
+    """Return the text of a share in percent, without the sign."""
     return f"{100 * share:.1f}"
 
 
 def cell(metric: Metric, text: Callable[[float], str] = ratio) -> Cell:
-    """Return the column of a metric, "-" where an entry has none."""
+    """Return the column of a metric, "-" where an entry lacks it."""
 
     def shown(entry: Entry) -> str:
         value = metric(entry)
@@ -212,4 +212,4 @@ COMMANDS = {
     ),
 }
 SECTIONS = OPS | GROWTH | FUSE | ENGINE | COMMANDS
-ON_CPU = "processes"  # the section that is for two cores of a CPU
+ON_CPU = "processes"  # the section measured on two cores of a CPU

@@ -10,7 +10,7 @@ DIRECTIONS = ("forward", "backward")
 
 
 class Speedup(NamedTuple):
-    """The usual way's time over ours, and the fastest baseline's with its name; None where none ran."""
+    """The time over ours of the usual baseline, and of the fastest with its name; None where none ran."""
 
     usual: float | None
     best: float | None = None
@@ -30,7 +30,7 @@ class Point(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """A way's peak memory over ours at each shape it ran at, and their geometric mean."""
+    """A baseline's peak memory over ours at each shape it ran at, and the geometric mean."""
 
     mean: float
     each: tuple[float, ...]
@@ -47,7 +47,7 @@ def speedups(name: str, section: dict) -> dict[str, dict[str, Speedup]]:
 
 
 def points(sections: dict[str, dict]) -> list[Point]:
-    """Return the calls of all ops whose bytes and FLOPs are recorded."""
+    """Return a point for each direction of each call of an op whose bytes are recorded."""
     return [
         _point(op, key, direction, section, entry)
         for op, section in sections.items()
@@ -69,7 +69,7 @@ def ceilings(sections: dict[str, dict]) -> dict[str, float]:
 
 
 def growth(section: dict) -> dict[str, dict[str, dict[int, float]]]:
-    """Return the milliseconds of every way by the value that grows, for each series."""
+    """Return the milliseconds of every implementation by the growing value, for each series."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     for entries in tables.entry_groups(section):
         series = found.setdefault(tables.kind(entries), {})
@@ -80,7 +80,7 @@ def growth(section: dict) -> dict[str, dict[str, dict[int, float]]]:
 
 
 def memory(section: dict) -> dict[str, dict[str, Memory]]:
-    """Return every way's peak memory over ours, for each table of a section; nothing where it was not measured."""
+    """Return every baseline's peak memory over ours, for each table of a section with measured memory."""
     found = {}
     for entries in tables.entry_groups(section):
         ratios: dict[str, list[float]] = {}
@@ -94,7 +94,7 @@ def memory(section: dict) -> dict[str, dict[str, Memory]]:
 
 
 def rates(section: dict, part: str, titles: dict[str, str]) -> dict[str, dict[str, float]]:
-    """Return the images a second of each training or source of batches, by the titles of the ways that it has."""
+    """Return the images a second of each training or source of batches, by the titles of its implementations."""
     return {
         key: {title: metrics.rate(way, part)(entry) for way, title in titles.items() if way in entry["ms"]}
         for key, entry in section["shapes"].items()

@@ -19,7 +19,7 @@ def document(*blocks: str) -> str:
 
 
 def bullets(items: Iterable[str]) -> str:
-    """Return a list of paragraphs."""
+    """Return paragraphs as a bulleted list."""
     return "\n".join(wrapped(f"- {item}").replace("\n", "\n  ") for item in items)
 
 

@@ -1,36 +1,36 @@
-"""Ratios, rates and shares of one entry of the results; None where the entry lacks what they are made of."""
+"""Ratios, rates and shares of one entry of the results; None where the entry lacks a measurement."""
 
 from collections.abc import Callable
 
 from bench.predict.machine import H200
 
-Entry = dict  # of one shape, model or command, as its benchmark records it
+Entry = dict  # the benchmark's record of one shape, model or command
 Metric = Callable[[Entry], float | None]
 
-# A call that memory or products could end within so many microseconds is bound by its launches, whose cost is assumed:
-# an H200 took 1.0 us of a launch in a graph and 2.9 of one in a stream.
+# A call with a bound below SMALL_US microseconds is limited by its launches, whose cost is assumed: an H200 took 1.0 us
+# for a launch in a graph and 2.9 us for a launch in a stream.
 SMALL_US = 2 * H200.launch_us
-# Why a baseline is left out of an entry for which only some were asked.
+# The reason for leaving out a baseline where only others were asked for.
 NOT_ASKED = "not asked for"
 
 
 def time(way: str = "ours", part: str = "both") -> Metric:
-    """Return the milliseconds of a way: of its "forward", "backward" or "both", of a training's "step" or "epoch"."""
+    """Return the milliseconds of the implementation `way`: of "forward", "backward", "both", "step" or "epoch"."""
     return lambda entry: entry["ms"].get(way, {}).get(part)
 
 
 def over_ours(way: str, part: str = "both") -> Metric:
-    """Return a way's time over ours: above 1 ours is faster."""
+    """Return the time of `way` over ours: above 1 ours is faster."""
     return lambda entry: entry["ms"][way][part] / entry["ms"]["ours"][part] if way in entry["ms"] else None
 
 
 def ours_over(way: str) -> Metric:
-    """Return our time over a way's, forward and backward."""
+    """Return our time over the time of `way`, forward + backward."""
     return lambda entry: 1 / over_ours(way)(entry) if way in entry["ms"] else None
 
 
 def rate(way: str = "ours", part: str = "both") -> Metric:
-    """Return a way's images a second."""
+    """Return the images a second of `way`."""
     count = "batch" if part == "step" else "images"
     return lambda entry: 1e3 * entry[count] / entry["ms"][way][part] if way in entry["ms"] else None
 
@@ -41,7 +41,7 @@ def compiled_over_ours(entry: Entry) -> float | None:
 
 
 def best_baseline(entry: Entry) -> tuple[str, float] | None:
-    """Return the fastest baseline's name as tables have it, and its time over ours; a plain convolution is none."""
+    """Return the fastest baseline's name in tables, and its time over ours; "static" is not a baseline."""
     ways = [way for way in entry["ms"] if way not in ("ours", "static")]
     if not ways:
         return None
@@ -56,12 +56,12 @@ def best_over_ours(entry: Entry) -> float | None:
 
 
 def best_of_all_over_ours(entry: Entry) -> float | None:
-    """Return the fastest baseline's time over ours, where all that can run were run."""
+    """Return the fastest baseline's time over ours, where every baseline that can run was run."""
     return None if NOT_ASKED in entry.get("skipped", {}).values() else best_over_ours(entry)
 
 
 def share_of_bound(direction: str) -> Metric:
-    """Return the least time any implementation needs over ours, for "forward" or "backward"."""
+    """Return the least possible time over ours, for "forward" or "backward"."""
 
     def share(entry: Entry) -> float | None:
         bound = entry.get("bound_ms", {})
@@ -71,7 +71,7 @@ def share_of_bound(direction: str) -> Metric:
 
 
 def beyond_bound(direction: str, share: float) -> Metric:
-    """Return the microseconds of ours beyond those of `share` of the bound."""
+    """Return our time beyond the bound divided by `share`, in microseconds."""
     return lambda entry: 1e3 * (entry["ms"]["ours"][direction] - entry["bound_ms"][direction] / share)
 
 
@@ -81,7 +81,7 @@ def is_small(entry: Entry) -> bool:
 
 
 def extra_memory(usual: str) -> Metric:
-    """Return our memory beyond inputs, output and gradients over the usual way's."""
+    """Return our memory beyond inputs, output and gradients over that of `usual`."""
 
     def extra(entry: Entry) -> float | None:
         used = entry.get("memory_bytes") or {}
@@ -101,7 +101,7 @@ def host_overhead(part: str) -> Metric:
 
 
 def input_share(entry: Entry) -> float:
-    """Return the time in which cached images alone become a training's input, over that of a step."""
+    """Return the time in which cached images alone become a training's input, over the time of a step."""
     return entry["ms"]["ours"]["input"] / entry["ms"]["ours"]["step"]
 
 
@@ -111,10 +111,10 @@ def gpu_idle(entry: Entry) -> float | None:
 
 
 def seconds(entry: Entry) -> float:
-    """Return the seconds that ours takes."""
+    """Return the seconds that our implementation takes."""
     return entry["ms"]["ours"]["both"] / 1e3
 
 
 def ours_over_unfused(entry: Entry) -> float:
-    """Return the time of a model after `kernels.fuse` over that before, of the same rounds if recorded."""
+    """Return the time of a model after `kernels.fuse` over its time before, in the same rounds if recorded."""
     return entry.get("ratio") or 1 / over_ours("unfused")(entry)

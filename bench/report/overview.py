@@ -1,4 +1,4 @@
-"""The figures that sum up a device's results: a row for each op, for `kernels.fuse` and for training."""
+"""The overview of a device's results: a row for each op, for `kernels.fuse` and for training."""
 
 from statistics import geometric_mean, median
 
@@ -22,7 +22,7 @@ def usual(op: str) -> str:
 
 
 def usual_over_ours(name: str) -> Metric:
-    """Return the time over ours of what a user had before: of an op's definition, of an epoch the reports' way."""
+    """Return the time over ours of the usual baseline: definition, unfused model or the reports' epoch."""
     if name == "training":
         return metrics.over_ours("reports", "epoch")
     if name == "fuse":
@@ -31,7 +31,7 @@ def usual_over_ours(name: str) -> Metric:
 
 
 def table(sections: dict[str, dict]) -> Table:
-    """Return a row for each of the ops, fuse and training that a device's sections have."""
+    """Return the table with a row for each op, fuse and training in a device's sections."""
     names = [name for name in (*columns.OPS, "fuse", "training") if name in sections]
     return Table("Overview", HEADS, tuple(_row(name, sections[name]) for name in names))
 
@@ -57,7 +57,7 @@ def versions(sections: dict[str, dict]) -> str:
 
 
 def dates(sections: dict[str, dict]) -> str:
-    """Return the day of all sections, or the first and the last."""
+    """Return the day of all sections, or the first and last day."""
     days = sorted({section["date"] for section in sections.values()})
     return " to ".join(dict.fromkeys((days[0], days[-1])))
 

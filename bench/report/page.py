@@ -29,7 +29,7 @@ ROOFLINE = (
 
 @dataclass(frozen=True)
 class Part:
-    """A heading with what was measured below it; `stamp` is of versions and date, `legend` of the tables' columns."""
+    """A heading and its contents; `stamp` tells versions and date, `legend` the meaning of the tables' columns."""
 
     title: str
     stamp: str = ""
@@ -40,9 +40,9 @@ class Part:
 
 
 def write(sections: dict[str, dict], out: Path, name: str) -> Path:
-    """Write a device's page as `name`.md and `name`.html into `out`, the pictures into `name`/; return the first path.
+    """Write a device's page as `name`.md and `name`.html into `out`, the pictures into `name`/; return the .md path.
 
-    The sections are of one device, as `sources.merged` gives them.
+    The sections are of one device, as `sources.merged` returns them.
     """
     folder = out / name
     if folder.exists():
@@ -64,7 +64,7 @@ def write(sections: dict[str, dict], out: Path, name: str) -> Path:
 
 
 def not_measured(sections: dict[str, dict]) -> list[str]:
-    """Return what a device's sections leave open: whole sections, and figures that their entries lack."""
+    """Return the names of the sections that a device lacks, and of the figures that its entries lack."""
     other = (columns.ON_CPU,) if not overview.is_cpu(sections) else ()
     found = [_heading(name) for name in columns.SECTIONS if name not in sections and name not in other]
     for op in filter(sections.__contains__, columns.OPS):
@@ -109,7 +109,7 @@ def _section(name: str, section: dict, folder: Path) -> Part:
 
 
 def _pictures(name: str, section: dict, folder: Path) -> list[Picture]:
-    """Draw what a section has and return the pictures."""
+    """Draw the pictures of a section and return them."""
     found = []
 
     def draw(kind: str, title: str, function: Callable, *content) -> None:

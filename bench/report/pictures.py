@@ -16,11 +16,11 @@ from bench.report.columns import three_digits
 from bench.report.figures import Memory, Point, Speedup
 from polychrome.engine.report.plots import COLOURS, DOTS_PER_INCH, NARROW
 
-ROW = 0.3  # inches
+ROW = 0.3  # inches a row
 STYLE = {"font.size": 9, "savefig.dpi": DOTS_PER_INCH, "axes.spines.top": False, "axes.spines.right": False}
 BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, BLACK = COLOURS
 OURS, USUAL, BEST = BLUE, ORANGE, GREEN
-# Colour and marker of each way in the plots of growth; "fp32" forms are dashed.
+# Colour and marker of each implementation in the plots of growth; "fp32" forms are dashed.
 WAYS = {
     "ours": (OURS, "o"),
     "naive": (USUAL, "s"),
@@ -36,10 +36,10 @@ MARKERS = {"forward": "o", "backward": "s"}
 
 
 def speedups(sections: dict[str, dict[str, dict[str, Speedup]]], usual: str, path: Path) -> None:
-    """Draw bars from 1x: the time of the usual way, and of the best baseline, over ours.
+    """Draw bars from 1x: the time of the usual baseline, and of the best, over ours.
 
     `sections` holds for each op, by dtype and layout, the figures of each shape: an op's kinds stand beside each other.
-    `usual` says in the key what the first bar of each shape is.
+    `usual` is the name in the key of the first bar of each shape.
     """
     heights = [ROW * len(_names(kinds)) + 0.75 for kinds in sections.values()]
     with plt.rc_context(STYLE):
@@ -54,7 +54,7 @@ def speedups(sections: dict[str, dict[str, dict[str, Speedup]]], usual: str, pat
 
 
 def memory(kinds: dict[str, dict[str, Memory]], path: Path) -> None:
-    """Draw bars from 1x: every way's peak memory over ours, the mean over shapes, with a dot for each shape."""
+    """Draw bars from 1x: every baseline's peak memory over ours, the mean over shapes, with a dot for each shape."""
     names = list(dict.fromkeys(name for ways in kinds.values() for name in ways))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
@@ -102,7 +102,7 @@ def roofline(points: list[Point], ceilings: dict[str, float], path: Path) -> Non
 
 
 def growth(series: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
-    """Draw the time of each way against what grows, a panel for each series."""
+    """Draw the time of each implementation against the growing value, a panel for each series."""
     ways = sorted({way for each in series.values() for way in each}, key=_rank)
     rows = -(-(len(series) + 1) // 2)
     with plt.rc_context(STYLE):
@@ -122,7 +122,7 @@ def growth(series: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
 
 
 def rates(rows: dict[str, dict[str, float]], unit: str, path: Path) -> None:
-    """Draw bars of images a second; `rows`: those of ours and of another way, where there is one, by name."""
+    """Draw bars of images a second; `rows`: the rates of ours, and of a baseline if there is one, by name."""
     ways = list(dict.fromkeys(way for each in rows.values() for way in each))
     greatest = max(value for each in rows.values() for value in each.values())
     height = 0.8 / len(ways)
@@ -179,7 +179,7 @@ def _bar_from_one(
 
 
 def _from_one(axes: Iterable[Axes], values: list[float], room: float) -> None:
-    """Give all axes one logarithmic x axis with a line at 1x; `room` for labels, as a share of the span of values."""
+    """Give all axes one logarithmic x axis with a line at 1x; `room`: space for labels, a share of the values' span."""
     least, greatest = min([*values, 0.9]), max([*values, 1.1])
     span = math.log10(greatest / least)
     most = {0.4: (1, 1.25, 1.5, 2, 6, 8), 0.6: (1, 1.5, 2, 5, 7), 0.9: (1, 2, 3, 5, 7), 1.5: (1, 2, 5), 2.2: (1, 3)}
@@ -197,7 +197,7 @@ def _from_one(axes: Iterable[Axes], values: list[float], room: float) -> None:
 
 
 def _name_rows(axes: Iterable[Axes], names: list[str]) -> None:
-    """Name the places 0, 1, ... of the y axis that all axes share, from above."""
+    """Label positions 0, 1, ... of the y axis that all axes share, from the top."""
     for axis in axes:
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(len(names) - 0.45, -0.55)
@@ -205,14 +205,14 @@ def _name_rows(axes: Iterable[Axes], names: list[str]) -> None:
 
 
 def _roofs(axis: Axes, points: list[Point], ceilings: dict[str, float]) -> None:
-    """Draw the ceilings: the copy's up to the highest of the others, and these to the right of it."""
+    """Draw the ceilings: the copy's up to the highest product's, and the products' to the right of it."""
     copy, flat = ceilings["copy"], {name: rate for name, rate in ceilings.items() if name != "copy"}
     reached = [point.flops_per_second for point in points]
     highest = max(flat.values(), default=max(reached))
     left = min(point.intensity for point in points) / 2
     right = max(2 * max(point.intensity for point in points), 4 * highest / copy)
     axis.plot([left, highest / copy], [left * copy, highest], color="black", linewidth=1.2)
-    above = (right / left) ** 0.2  # as much as the roof rises below the letters
+    above = (right / left) ** 0.2  # the rise of the roof along its label
     _name_roof(axis, left * 1.1, left * copy * above, f"copy {EngFormatter('B/s', sep=' ')(copy)}", "left")
     for name, rate in flat.items():
         axis.plot([rate / copy, right], [rate, rate], color="black", linewidth=1.2)
@@ -237,7 +237,7 @@ def _name_roof(axis: Axes, x: float, y: float, label: str, side: str) -> None:
 
 
 def _look(point: Point, colours: dict[str, str]) -> dict:
-    """Return how a point is drawn: hollow for float32."""
+    """Return the style of a point: hollow for float32."""
     colour = colours[point.op]
     inside = "white" if point.dtype == "float32" else colour
     return {"marker": MARKERS[point.direction], "color": colour, "markerfacecolor": inside, "markersize": 6,
@@ -245,7 +245,7 @@ def _look(point: Point, colours: dict[str, str]) -> dict:
 
 
 def _key(points: list[Point], colours: dict[str, str]) -> list[Line2D]:
-    """Return what colours, markers and hollow points mean, as far as the points have them."""
+    """Return the key of the colours, markers and hollow points among `points`."""
     looks = [(op, {"color": colour, "marker": "D"}) for op, colour in colours.items()]
     looks += [
         (direction, {"color": "grey", "marker": MARKERS[direction]})
@@ -258,7 +258,7 @@ def _key(points: list[Point], colours: dict[str, str]) -> list[Line2D]:
 
 
 def _line(way: str) -> dict:
-    """Return how a way is drawn in the plots of growth."""
+    """Return the style of `way` in the plots of growth."""
     colour, marker = WAYS.get(way.removesuffix(" fp32"), (BLACK, "*"))
     width, size = (2.4, 6) if way == "ours" else (1.1, 4)
     dashes = ":" if way == "static" else "--" if way.endswith(" fp32") else "-"
@@ -266,7 +266,7 @@ def _line(way: str) -> dict:
 
 
 def _rank(way: str) -> tuple[int, str]:
-    """Return the place of a way in the key: that of WAYS."""
+    """Return the position of `way` in the key: its position in WAYS."""
     return (list(WAYS).index(way.removesuffix(" fp32")) if way.removesuffix(" fp32") in WAYS else len(WAYS), way)
 
 

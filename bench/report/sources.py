@@ -1,4 +1,4 @@
-"""Where a report's figures come from: files of results, and runs that pytest-benchmark saved."""
+"""The sources of a report's figures: files of results, and runs that pytest-benchmark saved."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,14 +11,14 @@ STAMPS = (*record.CIRCUMSTANCES, "kind", "date", "commit", "ceilings", "shapes")
 
 
 class SourceError(Exception):
-    """There is nothing to report, or a file that is no run of the benchmarks."""
+    """There is nothing to report, or a file is not a run of the benchmarks."""
 
 
 def newest(saved: Path) -> Path:
     """Return the newest run below `.benchmarks`.
 
     Raises:
-        SourceError: there is none.
+        SourceError: no run is saved.
     """
     runs = sorted(saved.glob("*/[0-9][0-9][0-9][0-9]_*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
     if not runs:
@@ -29,11 +29,11 @@ def newest(saved: Path) -> Path:
 def merged(paths: Iterable[Path]) -> dict[str, dict[str, dict]]:
     """Return the sections of all files by the name of the device's pages, such as "cpu" or "nvidia_h200".
 
-    Of a section that several files have, the later file's shapes and stamps count, beside the earlier one's other
-    shapes where device, versions and settings are the same.
+    Where several files have a section, the later file's shapes and stamps count, and the earlier file's other shapes
+    where device, versions and settings are the same.
 
     Raises:
-        SourceError: a file cannot be read, or is no run of these benchmarks.
+        SourceError: a file cannot be read, or is not a run of these benchmarks.
     """
     devices: dict[str, dict[str, dict]] = {}
     for path in paths:
@@ -44,7 +44,7 @@ def merged(paths: Iterable[Path]) -> dict[str, dict[str, dict]]:
 
 
 def page_name(section: dict) -> str:
-    """Return the name of the page of a section's device: that of its file of results."""
+    """Return the name of the page of a section's device: the name of its results file."""
     return "cpu" if section["kind"] == "cpu" else table_path(section["device"]).stem
 
 
@@ -65,7 +65,7 @@ def _sections(path: Path) -> dict[str, dict]:
 
 
 def _lacking(section: dict) -> str:
-    """Return what of a section is not there, "" for nothing."""
+    """Return the names of a section's missing parts, "" for none."""
     if not isinstance(section, dict) or not section.get("shapes"):
         return "shapes"
     found = [stamp for stamp in STAMPS if stamp not in section]

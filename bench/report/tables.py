@@ -45,7 +45,7 @@ def section_tables(op: str, section: dict) -> list[Table]:
 
 
 def peaks(section: dict) -> list[Table]:
-    """Return the tables of peak memory, a column for each way whose memory was measured."""
+    """Return the tables of peak memory, a column for each implementation with measured memory."""
     found = []
     for entries in entry_groups(section):
         used = {name_in_table(key, entry): entry.get("memory_bytes") or {} for key, entry in entries.items()}
@@ -59,13 +59,13 @@ def peaks(section: dict) -> list[Table]:
 
 
 def verdicts(op: str, section: dict) -> Table:
-    """Return the targets of a section, what was measured, and whether they are met."""
+    """Return the table of a section's targets, measured values and verdicts."""
     cells = ((each.demand, each.measured, VERDICTS[each.met]) for each in targets.verdicts(op, section))
     return Table("Targets", ("target", "measured", "verdict"), tuple(cells), left=3)
 
 
 def legend(op: str, section: dict) -> str:
-    """Return what the columns of a section's tables mean, and which ways were not run."""
+    """Return the meaning of the columns of a section's tables, and the baselines that were not run."""
     return f"{SECTIONS[op].legend} {_skipped(section)}".rstrip()
 
 
@@ -94,12 +94,12 @@ def text(op: str, section: dict, width: int) -> str:
 
 
 def name_in_table(key: str, entry: Entry) -> str:
-    """Return an entry's key without what the title of its table says: dtype and layout."""
+    """Return an entry's key without dtype and layout, which the title of its table has."""
     return key.removeprefix(f"{entry.get('dtype')} ").removeprefix(f"{entry.get('layout')} ")
 
 
 def kind(entries: dict[str, Entry]) -> str:
-    """Return what the entries of a table share: the series, dtype and layout."""
+    """Return the series, dtype and layout that the entries of a table share."""
     first = next(iter(entries.values()))
     words = " ".join(first[name] for name in ("dtype", "layout") if name in first)
     return f"by {first['along']}, {words}" if "along" in first else words
@@ -114,7 +114,7 @@ def stamp(section: dict) -> str:
 
 
 def _title(entries: dict[str, Entry]) -> str:
-    """Return dtype, layout, the usual batch where entries name theirs apart from the shape, and the number of runs."""
+    """Return dtype, layout, the usual batch where entries record a batch beside the shape, and the number of runs."""
     chosen = list(entries.values())
     runs = sorted({entry["runs"] for entry in chosen})
     counted = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"

@@ -1,4 +1,4 @@
-"""What each section of the results is measured against, and the verdicts on a run."""
+"""The targets of each section of the results, and the verdicts on a run."""
 
 from collections.abc import Callable
 from statistics import geometric_mean
@@ -8,7 +8,7 @@ from bench.predict.machine import H200
 from bench.report import metrics
 from bench.report.metrics import Entry, Metric, is_small, ours_over, over_ours, share_of_bound
 
-# Microseconds of the host beyond the launches, for a call that records gradients, and for that and its gradients.
+# Microseconds of the host beyond the launches, for a call that records gradients, and with its backward pass.
 HOST_US = {"forward": 30, "both": 100}
 # The training of task 1 that is extrapolated from a measured epoch.
 EPOCHS, IMAGES = 25, 63_325
@@ -16,9 +16,9 @@ INFERENCE = ("float32 inference", "bfloat16 inference")
 
 
 class Target(NamedTuple):
-    """The least or the most that a metric may be at every entry of a section, or on geometric `mean`.
+    """The `least` or `most` that a metric may be at every entry of a section, or on geometric `mean`.
 
-    where: which entries it is for. names: those that it is for, where it is not for all.
+    where: whether an entry counts. names: the keys of the entries that count, if not all.
     """
 
     what: str
@@ -31,7 +31,7 @@ class Target(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """A target in words, what was measured, and whether it is met; None where nothing was measured."""
+    """A target in words, the measured value, and whether the target is met: None if not measured."""
 
     demand: str
     measured: str
@@ -59,7 +59,7 @@ def _verdict(target: Target, entries: dict[str, Entry]) -> Verdict:
 
 
 def _launches(direction: str, launches: int, share: float) -> Target:
-    """Return the target that a small call takes no longer than so many launches, and the bound at `share` of it."""
+    """Return the target that a small call takes no longer than `launches` launches plus the bound over `share`."""
     return Target(
         f"bound under {metrics.SMALL_US:g} us: us beyond the bound at {share:.0%} {direction}, "
         f"against {launches} launches",
@@ -78,7 +78,7 @@ def _pixels(least: int, below: float = float("inf")) -> Callable[[Entry], bool]:
 
 
 def _shares(size: str, forward: float, backward: float, where: Callable[[Entry], bool]) -> list[Target]:
-    """Return the shares of the bound asked of calls that are not bound by their launches."""
+    """Return the targets for the share of the bound, of calls that are not bound by their launches."""
     return [
         Target(
             f"share of the bound {direction}, {size}",

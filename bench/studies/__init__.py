@@ -1,1 +1,1 @@
-"""The tables of the trainings that docs/flagship.md tells of."""
+"""The tables of the trainings in docs/flagship.md."""

@@ -1,6 +1,6 @@
 """Copy the table of a run to the studies, and draw the pictures: `python -m bench.studies.collect NAME RUN`.
 
-Without arguments it only draws the pictures again. The pictures can be read on a phone.
+Without arguments the command only draws the pictures again. The pictures can be read on a phone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
 
 
 def draw(results: Path = study.RESULTS) -> None:
-    """Draw the pictures of the studies that there are."""
+    """Draw the pictures of the studies in `results`."""
     found = study.systems("channels", results)
     if found:
         names = names_apart([(item["model"], item["epochs"]) for item in found])
@@ -69,7 +69,7 @@ def _by_combination(item: study.System) -> dict[str, float]:
 def _differences(item: study.System, base: study.System) -> dict[str, tuple[float, float]]:
     """Return by kind of channels the difference of two systems' mean accuracies, and its standard deviation.
 
-    The deviation is that of two independent accuracies, each of a random sample of HELD_OUT images.
+    The deviation is for two independent accuracies, each of a random sample of HELD_OUT images.
     """
     found = {}
     for kind, labels in study.KINDS.items():
@@ -98,9 +98,9 @@ def draw_channels(accuracies: Mapping[str, Mapping[str, float]], path: Path) -> 
 
 
 def draw_parts(differences: Mapping[str, Mapping[str, tuple[float, float]]], path: Path) -> None:
-    """Draw by how much each row differs from the whole: for each kind of channels a dot, and a bar of one deviation.
+    """Draw each row's difference from the whole network: for each kind of channels a dot and a bar of one deviation.
 
-    `differences` holds by row and kind the difference and its standard deviation, both 0 to 1.
+    `differences` holds by row and kind the difference and its standard deviation, both as fractions.
     """
     kinds = list(dict.fromkeys(kind for found in differences.values() for kind in found))
     with plt.rc_context(STYLE):
@@ -128,13 +128,13 @@ def draw_parts(differences: Mapping[str, Mapping[str, tuple[float, float]]], pat
 
 
 def names_apart(systems: Sequence[tuple[str, str]]) -> list[str]:
-    """Return names for systems given as (model, epochs): with the epochs where a model comes twice."""
+    """Return names for systems given as (model, epochs): with the epochs where a model occurs twice."""
     models = [model for model, _ in systems]
     return [f"{model}, {epochs} epochs" if models.count(model) > 1 else model for model, epochs in systems]
 
 
 def names_of_rows(parts: Sequence[study.System], epochs: str) -> list[str]:
-    """Return names for rows of the ablation: what each has of its own, and its seeds where that comes twice."""
+    """Return names for rows of the ablation: the changes of each, and its seeds where a name occurs twice."""
     names = []
     for item in parts:
         own, others = item["model"].removeprefix(study.BASE), item["epochs"] != epochs

@@ -1,8 +1,8 @@
-"""What trained models reach: the tables of studies, which `bench.pages` puts into the pages.
+"""The tables of studies of trained models, which `bench.pages` puts into the pages.
 
 A study is a folder of `bench/results/mini50` with the `table.csv` and `environment.json` of a run of the recipe
-`strong`, copied there by `bench.studies.collect`. Several of one kind share a table: `shallow`, `shallow-100` with more
-epochs, and `shallow-seed1` with another seed, which is taken into the same row.
+`strong`, copied there by `bench.studies.collect`. Studies of one kind share a table: `shallow`, `shallow-100` with
+more epochs, and `shallow-seed1` with another seed, which joins the row of `shallow`.
 """
 
 import csv
@@ -29,8 +29,8 @@ COMMANDS = {
     "channels": "python -m train.run task1 --recipe strong --data mini50",
     "parts": "python -m train.run task1 --recipe strong --config bench/parts.toml --data mini50",
 }
-ALONE = "+alone"  # ends the name of what is a network for each combination
-BASE = "prism4_small"  # what the parts are taken from
+ALONE = "+alone"  # ends the name of a system with a network for each combination
+BASE = "prism4_small"  # the whole network of the ablation
 
 Cell = Callable[["System"], str]
 
@@ -40,9 +40,9 @@ class System:
     """A trained system of a study.
 
     Attributes:
-        studies: the names of their folders.
-        rows: its rows as `table.csv` has them, as text; of several runs with other seeds, means and spreads over all.
-        seconds: how long it took to train, mean over its seeds.
+        studies: the names of its studies' folders.
+        rows: its rows of `table.csv`, as text; for several runs with other seeds, means and spreads over all runs.
+        seconds: its time to train, mean over its seeds.
     """
 
     studies: tuple[str, ...]
@@ -50,11 +50,11 @@ class System:
     seconds: float
 
     def __getitem__(self, column: str) -> str:
-        """Return what the table says of the system itself, such as "params"."""
+        """Return the text of a column about the whole system, such as "params"."""
         return self.rows[0][column]
 
     def accuracy(self, split: str, combination: str = FULL, flipped: bool = False) -> tuple[float, float | None] | None:
-        """Return the mean and the spread of an accuracy, both 0 to 1; None where there is none."""
+        """Return the mean and the spread of an accuracy, both 0 to 1; None if not measured."""
         for row in self.rows:
             asked = (split, combination, "yes" if flipped else "no")
             if (row["split"], row["combination"], row["flip_averaging"]) == asked and row["accuracy"]:
@@ -62,7 +62,7 @@ class System:
         return None
 
     def mean(self, split: str, labels: Iterable[str]) -> float | None:
-        """Return the mean accuracy over combinations of channels; None where one of them is missing."""
+        """Return the mean accuracy over combinations of channels; None where a combination is missing."""
         found = [self.accuracy(split, label) for label in labels]
         return None if None in found else fmean(accuracy for accuracy, _ in found)
 
@@ -73,11 +73,11 @@ class System:
 
 
 def systems(kind: str, results: Path = RESULTS) -> list[System]:
-    """Return the systems of all studies of a kind, in the order of their tables; "channels" in that of the recipe.
+    """Return the systems of all studies of a kind, in the order of their tables; "channels" in the recipe's order.
 
-    "shallow": trainings that differ in their seeds are one system, with means and spreads over them.
-    "channels": one network for each combination is one system, also where studies of its own have each. That for all
-    channels is the plain network of a study "shallow", where the recipe gives both the same training: seeds and epochs.
+    "shallow": trainings that differ in their seeds are one system, with means and spreads over seeds.
+    "channels": the networks for a combination each are one system, also from separate studies. The network for all
+    channels is the plain network of a study "shallow" with the same seeds and epochs, which has the same training.
     """
     every = _trained(kind, results)
     if kind == "shallow":
@@ -91,7 +91,7 @@ def systems(kind: str, results: Path = RESULTS) -> list[System]:
 
 
 def _trained(kind: str, results: Path) -> list[System]:
-    """Return what was trained together in each study of a kind."""
+    """Return the systems of the studies of a kind, not yet joined."""
     found: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = {}
     for folder in _folders(kind, results):
         for row in csv.DictReader((folder / "table.csv").open(encoding="utf-8", newline="")):
@@ -105,7 +105,7 @@ def _trained(kind: str, results: Path) -> list[System]:
 
 
 def _with_all_channels(item: System, plain: Iterable[System]) -> System:
-    """Return networks for one combination with that for all channels among the `plain` ones, where they lack it."""
+    """Return networks for one combination, with the network for all channels added from `plain` where missing."""
     name = item["model"].removesuffix(ALONE)
     if name == item["model"] or item.accuracy("holdout"):
         return item
@@ -117,7 +117,7 @@ def _with_all_channels(item: System, plain: Iterable[System]) -> System:
 
 
 def _over_seeds(every: Iterable[System]) -> list[System]:
-    """Return the systems, those joined that were trained alike with other seeds: with means and spreads over all."""
+    """Return the systems, joined where they differ only in their seeds: with means and spreads over all."""
     groups: list[list[System]] = []
     for item in every:
         for group in groups:
@@ -131,11 +131,11 @@ def _over_seeds(every: Iterable[System]) -> list[System]:
 
 
 def _joined(group: list[System]) -> System:
-    """Return systems that differ in their seeds as one, with the accuracies that each of them has."""
+    """Return systems that differ in their seeds as one system, with the accuracies that all of them have."""
     sizes = [len(item.seeds) for item in group]
     seconds = sum(size * item.seconds for size, item in zip(sizes, group, strict=True)) / sum(sizes)
     seeds = sorted(set.union(*(item.seeds for item in group)))
-    # The ratio to ResNet34 of one of the runs holds for none of the joined rows.
+    # The ratio of a single run to ResNet34 does not hold for a joined row.
     whole = {"seeds": " ".join(map(str, seeds)), "train_seconds": str(seconds), "ratio_to_resnet34": ""}
     rows = []
     for row in group[0].rows:
@@ -148,7 +148,7 @@ def _joined(group: list[System]) -> System:
 
 
 def _over_all(sizes: list[int], found: list[tuple[float, float | None]]) -> tuple[float, float]:
-    """Return the mean and the standard deviation of all values in groups, by each one's size, mean and deviation."""
+    """Return the mean and standard deviation of all values in groups, from the groups' sizes, means and deviations."""
     mean = sum(size * own for size, (own, _) in zip(sizes, found, strict=True)) / sum(sizes)
     squares = sum(
         (size - 1) * (spread or 0.0) ** 2 + size * (own - mean) ** 2
@@ -160,7 +160,7 @@ def _over_all(sizes: list[int], found: list[tuple[float, float | None]]) -> tupl
 def shallow(results: Path = RESULTS) -> str:
     """Return the table of shallow networks beside ResNet34 on all channels."""
     every = systems("shallow", results)
-    # A reference is trained as long as what is compared with it; the first of several.
+    # A row's reference has the same epochs; of several references the first counts.
     references = {(item["model"], item["epochs"]): item for item in reversed(every)}
     cells = {
         "system": _model,
@@ -186,7 +186,7 @@ def channels(results: Path = RESULTS) -> str:
 
 
 def parts(results: Path = RESULTS) -> str:
-    """Return the ablation table: each part's held-out accuracy, and by how much it differs from the whole."""
+    """Return the ablation table: each part's held-out accuracy, and its difference from the whole network's."""
     every = systems("parts", results)
     cells = {"row": lambda item: f"`--models {item['model']}{_flags(item, every[0])}`"}
     for kind, labels in KINDS.items():
@@ -196,7 +196,7 @@ def parts(results: Path = RESULTS) -> str:
 
 
 def _flags(item: System, first: System) -> str:
-    """Return the flags by which a row was trained otherwise than the first, each with a space before it."""
+    """Return the flags of a row's training that differ from the first row's, each with a space before it."""
     flags = "" if item["epochs"] == first["epochs"] else f" --epochs {item['epochs']}"
     if item["seeds"] != first["seeds"]:
         least, *others = item["seeds"].split()
@@ -207,7 +207,7 @@ def _flags(item: System, first: System) -> str:
 def whole_of(part: System, every: Iterable[System]) -> System | None:
     """Return the whole network that a row of the ablation is compared with: of the same seeds and epochs.
 
-    A whole network is compared with the first of its seeds. None where there is none, or where it is the row itself.
+    A whole network is compared with the first of its seeds. None where no network is found but the row itself.
     """
     epochs = None if part["model"] == BASE else part["epochs"]
     alike = (item for item in every if item["model"] == BASE and item["seeds"] == part["seeds"])
@@ -234,7 +234,7 @@ def _page(
     cells: dict[str, Cell],
     left: int = 1,
 ) -> str:
-    """Return a Markdown table of all systems, a column for each function, and below it by what it was made."""
+    """Return a Markdown table of all systems, a column for each function, and below it its commands and files."""
     rows = tuple(tuple(cell(item) for cell in cells.values()) for item in every)
     if not rows:
         return "Not measured yet."

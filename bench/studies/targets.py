@@ -1,4 +1,4 @@
-"""What was asked of the shallow networks for any channels, and how far the tables of the studies bear it out."""
+"""The targets of the shallow networks for any channels, and how far the tables of the studies meet them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ ALONE = ("naive_cnn", "resnet34+alone")  # a network for each combination
 
 
 def table(results: Path = study.RESULTS) -> str:
-    """Return the table of targets: what was asked, what was found on the held-out images, and whether that is enough.
+    """Return the table of targets, the figures found on the held-out images, and whether the targets are met.
 
-    Of a system that was trained with several schedules, and of the ways to draw channels, that counts which has the
-    best validation accuracy, on average over the combinations of channels.
+    Of several schedules of a system, and of the ways to draw channels, the best in validation accuracy counts, on
+    average over the combinations of channels.
     """
     deep, whole, small = (_best("shallow", results, name) for name in ("resnet34", "prism4", "prism4_small"))
     sampled, fixed = (_best("channels", results, *names) for names in (SAMPLED, ["prism4+off"]))
@@ -50,13 +50,13 @@ def table(results: Path = study.RESULTS) -> str:
 
 
 def _best(kind: str, results: Path, *names: str) -> System | None:
-    """Return a system of the studies of a kind, of several with these names the one with the best validation."""
+    """Return the system with the best validation accuracy among the systems `names` in the studies of a kind."""
     found = [item for item in study.systems(kind, results) if item["model"] in names]
     return max(found, key=_validated, default=None)
 
 
 def _validated(item: System) -> float:
-    """Return the mean validation accuracy over the combinations there are."""
+    """Return the mean validation accuracy over the measured combinations."""
     found = [accuracy[0] for label in LABELS if (accuracy := item.accuracy("val", label))]
     return fmean(found) if found else 0.0
 
@@ -76,9 +76,9 @@ def _points(one: float | None, other: float | None) -> float | None:
 def _row(
     what: str, asked: float, unit: str, found: float | None, most: bool = False, missing: str = ""
 ) -> tuple[str, ...]:
-    """Return a row of the table; `most`: no more than `asked` is wanted, else no less.
+    """Return a row of the table; `most`: the target is at most `asked`, else at least.
 
-    missing: how many figures are not measured yet, which may still be worse than the worst, `found`, but not mend it.
+    missing: text with the number of figures not measured yet, which may be worse than the worst so far, `found`.
     """
     bound = f"{'≤' if most else '≥'} {asked:,}{unit}"
     if found is None:
