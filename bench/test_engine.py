@@ -108,7 +108,7 @@ def few_files(tmp_path_factory):
 @pytest.mark.parametrize("way", ["ours", "reports", "timm"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.key)
 def test_training(compare, folder, tmp_path, case, way):
-    """Times of an epoch; the entry also has those of a step."""
+    """Times of an epoch; the entry also has times of a step."""
     compare("training", case.key, way, lambda: trained(folder, case, tmp_path), PACKAGES)
 
 
@@ -241,7 +241,7 @@ def model_input(batch: batches.Batch, loader_: loader.Loader) -> torch.Tensor:
 
 
 def finish() -> None:
-    """Wait for the GPU, where there is one."""
+    """Wait for the GPU, if there is any."""
     if ON_GPU:
         torch.cuda.synchronize()
 

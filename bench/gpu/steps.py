@@ -112,7 +112,7 @@ def studies(data: str) -> list[Step]:
 
 
 def _tests(name: str, op: str, where: tuple[str, ...], chosen: str | None = None, most: int = 240) -> Step:
-    """Return a step of GPU tests: the `chosen` ones or, in several processes, all tests without torch.compile."""
+    """Return a step of GPU tests: `chosen` tests or, in several processes, all tests without torch.compile."""
     workers = str(min(8, os.cpu_count() or 1))
     several = ("-n", workers, "--dist", "worksteal") if find_spec("xdist") and chosen is None else ()
     words = (*PYTEST, *several, "-m", "gpu", "-k", chosen or f"not ({COMPILED})", *where)
