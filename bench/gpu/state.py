@@ -92,7 +92,7 @@ class State:
         return "\n".join(found)[: LARGEST - 1000]
 
     def write(self, out: Path, summary: str) -> None:
-        """Write the five result files, each of at most LARGEST bytes."""
+        """Write the five result files, of which `failures.txt` and `all.tgz` are cut to LARGEST."""
         (out / "summary.txt").write_text(summary, encoding="utf-8")
         record.replace(out / "results.json", self.results())
         record.replace(out / "tuned.json", self.tuned())

@@ -191,7 +191,7 @@ def timm(x, experts, mixing, *geometry):
 
 
 def static(x, experts, mixing, *geometry):
-    """A plain convolution with a single expert: the lower limit, not a baseline to beat."""
+    """A plain convolution with a single expert: a lower limit of the time, not a baseline to beat."""
     return F.conv2d(x, experts.squeeze(0), None, *geometry)
 
 
