@@ -1,4 +1,4 @@
-"""What a run of the benchmarks leaves: rows for pytest-benchmark, tables at its end, `--save-results`, a saved run."""
+"""Hooks of the benchmarks: rows for pytest-benchmark, tables in the summary, files of results, saved runs."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ SECTIONS, MEASURED = pytest.StashKey[dict](), pytest.StashKey[dict]()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--save-results", action="store_true", help="write bench/results/cpu.json (a GPU's always is)")
+    parser.addoption("--save-results", action="store_true", help="save CPU results (GPU results are always saved)")
 
 
 def pytest_configure(config):
@@ -25,17 +25,17 @@ def pytest_configure(config):
 
 
 def pytest_benchmark_update_json(config, output_json):
-    """Put the sections into a saved run, where `record.sections` finds them."""
+    """Add the sections to a saved run, for `record.sections` to read."""
     output_json["sections"] = config.stash[SECTIONS]
 
 
 @pytest.fixture
 def compare(request, benchmark):
-    """Return a function that measures all ways of a shape, once, and has pytest-benchmark list one of them.
+    """Return a function that measures all ways (implementations) of a shape, once, and lists one way as a row.
 
-    compare(section, key, way, measure, packages, group): `measure()` returns a `Measured`; `key` names the shape among
-    the section's; `packages` are those that ways come from; rows of one `group`, the shape's ways unless it is given,
-    are compared. The test is skipped where the way was not run at this shape.
+    compare(section, key, way, measure, packages, group): `measure()` returns a `Measured`; `key` is the shape's name in
+    the section; `packages` provide the ways; pytest-benchmark compares the rows of a `group`, by default the ways of
+    the shape. The test is skipped if the way was not run at this shape.
     """
     config = request.config
 
@@ -59,14 +59,14 @@ def compare(request, benchmark):
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
-    """Print the tables below pytest-benchmark's own."""
+    """Print the tables below pytest-benchmark's table."""
     for name, section in config.stash[SECTIONS].items():
         terminalreporter.section(name)
         terminalreporter.write_line(tables.text(name, section, min(terminalreporter._tw.fullwidth, 140)))
 
 
 def _outcome(measure: Callable[[], Measured]) -> Measured | Exception:
-    """Return what was measured, or the error, which every row of the shape then shows."""
+    """Return the measurements, or the error, with which every row of the shape then fails."""
     try:
         return measure()
     except Exception as error:
@@ -74,7 +74,7 @@ def _outcome(measure: Callable[[], Measured]) -> Measured | Exception:
 
 
 def _record(config, name: str, key: str, measured: Measured, packages: tuple[str, ...]) -> None:
-    """Put an entry into its section, and the section into the device's file; on a CPU only with --save-results."""
+    """Add an entry to its section, and write the section to the device's file; on a CPU only with --save-results."""
     sections = config.stash[SECTIONS]
     section = sections.setdefault(name, record.circumstances(DEVICE, packages) | {"ceilings": {}, "shapes": {}})
     section["ceilings"] |= measured.ceilings

@@ -1,4 +1,4 @@
-"""How long the host takes to issue a call, of maps so small that a GPU waits for it: `python -m bench.host_time`."""
+"""Host time of a call on maps so small that a GPU waits for the host: `python -m bench.host_time`."""
 
 import argparse
 import gc
@@ -22,7 +22,7 @@ from polychrome.kernels.launch import record_launches
 
 PAGE = record.RESULTS / "host_time.md"
 RESULTS = PAGE.with_suffix("") / "times.json"
-# The median of so many means over so many calls, after some that are not counted.
+# A time is the median of ROUNDS means over CALLS calls, after FIRST warm-up calls.
 ROUNDS, CALLS, FIRST = 15, 200, 20
 WAYS = {
     "inference": "Forward, no gradients recorded",
@@ -33,7 +33,7 @@ BATCH, CHANNELS, EXPERTS = 4, 8, 4
 
 
 class Case(NamedTuple):
-    """A call that is timed, of sizes so small that torch computes it on the host in next to no time."""
+    """A timed call, of sizes so small that torch on the host computes it in negligible time."""
 
     op: str
     form: str
@@ -45,8 +45,8 @@ class Case(NamedTuple):
 def main(arguments: list[str] | None = None) -> int:
     """Time all cases and write the page, or with --json the rows only; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.host_time", description=__doc__.partition(":")[0])
-    parser.add_argument("--as", dest="name", default="now", metavar="NAME", help="of the section written (default now)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found there, and no page")
+    parser.add_argument("--as", dest="name", default="now", metavar="NAME", help="the section's name (default now)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the times to FILE, and no page")
     options = parser.parse_args(arguments)
     if is_interpreted():
         print("bench.host_time launches compiled kernels: unset TRITON_INTERPRET", file=sys.stderr)
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def cases() -> list[Case]:
-    """Return a call of every form of every op that has gradients, and one of nothing."""
+    """Return a call of every form of every op that has gradients, and an empty call."""
     size, wide = (BATCH, CHANNELS, 10, 10), (BATCH, CHANNELS, 28, 28)
     per_sample = _leaves(size, (BATCH, CHANNELS, CHANNELS, 3, 3))
     layers = _leaves(size, (2, CHANNELS), (2,), (CHANNELS, 2), (CHANNELS,))
@@ -90,7 +90,7 @@ def cases() -> list[Case]:
 
 
 class Nothing(torch.autograd.Function):
-    """An autograd node without work: its time is torch's own."""
+    """An autograd node without work: its time is torch's overhead."""
 
     @staticmethod
     def forward(ctx, x: Tensor, *others: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def _microseconds(call: Callable) -> float:
 
 
 def write(results: Path = RESULTS, page: Path = PAGE) -> None:
-    """Write the page of a results file, whose sections are columns and the newest the last."""
+    """Write the page of a results file: a column for each section, the newest last."""
     sections = record.read(results)
     newest = list(sections.values())[-1]
     blocks = ["# Host time", *map(wrapped, _words(sections))]
@@ -198,6 +198,6 @@ def _words(sections: dict[str, dict]) -> list[str]:
 
 
 if __name__ == "__main__":
-    from bench import host_time  # the module that others know, not a copy of it
+    from bench import host_time  # the importable module, not its copy `__main__`
 
     sys.exit(host_time.main())

@@ -1,4 +1,4 @@
-"""The tables in README.md and in docs/, from the results in `bench/results`: `python -m bench.pages` rewrites them."""
+"""Tables in README.md and docs/, made from the files of `bench/results`: `python -m bench.pages` rewrites them."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from bench.studies import study, targets
 README = ROOT / "README.md"
 
 
-# The markers in each page, by its place beside the README.
+# The names of each page's markers, by the page's path beside README.md.
 PAGES = {
     "README.md": ("overview", "shallow", "channels", *columns.COMMANDS),
     "docs/engine.md": tuple(ENGINE),
@@ -25,7 +25,7 @@ PAGES = {
 
 
 def markdown(name: str, results: Path = RESULTS) -> str:
-    """Return the Markdown that belongs between the markers of a name: what was measured, the GPUs' first."""
+    """Return the Markdown between the markers of a name: the measurements, GPUs first."""
     if name in (made := study.TABLES | {"study-targets": targets.table}):
         return made[name](results)
     devices = _devices(results)
@@ -61,7 +61,7 @@ def rewritten(page: str, names: Iterable[str], results: Path = RESULTS) -> str:
 def main(arguments: list[str] | None = None, readme: Path = README, results: Path = RESULTS) -> int:
     """Rewrite the pages, or with --check only say whether they are current; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.pages", description="rewrite the tables in the pages")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where one is not current")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a page is not current")
     check = parser.parse_args(arguments).check
     pages = {readme.parent / place: names for place, names in PAGES.items()}
     return max(_rewrite(page, names, results, check) for page, names in pages.items() if page.exists())
@@ -99,7 +99,7 @@ def _overview_markdown(path: Path, sections: dict[str, dict]) -> str:
 
 
 def _picture(devices: dict[Path, dict[str, dict]]) -> list[str]:
-    """Return the first of the devices' pictures of speed-ups that was drawn."""
+    """Return the picture of speed-ups of the first device that has such a file."""
     places = {path.with_suffix("") / "speedup.png": sections for path, sections in devices.items()}
     found = [place for place in places if place.exists()]
     return [
@@ -110,7 +110,7 @@ def _picture(devices: dict[Path, dict[str, dict]]) -> list[str]:
 
 
 def _devices(results: Path) -> dict[Path, dict[str, dict]]:
-    """Return the sections of each device by the path of its file, the GPUs' first."""
+    """Return the sections of each device by the path of its file, GPUs first."""
     found = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
     return dict(sorted(found.items(), key=lambda item: (overview.is_cpu(item[1]), overview.device(item[1]))))
 

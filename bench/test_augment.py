@@ -1,4 +1,4 @@
-"""`augment` beside the ways a batch is augmented today: times, images a second, share of the bound, all checked first.
+"""Benchmark of `augment` and its baselines: times, images per second, share of the bound; results are checked first.
 
 pytest bench/test_augment.py --benchmark-only [--save-results]
 """
@@ -18,14 +18,14 @@ from bench.ops.augment import Call, Shape, shapes_on
 from bench.ops.availability import dali_package
 from bench.report.metrics import NOT_ASKED
 
-# These round to uint8 between the steps, DALI's filter reaches over the crop's edge, and torchvision normalises in the
-# dtype of the output.
+# Tolerances for steps in uint8: torchvision's and DALI's steps round, DALI's filter reads beyond the crop's edge, and
+# torchvision normalises in the output's dtype.
 ROUNDED = (3e-2, 3e-2)
-# In float32 a position is 1e-5 of a pixel off, and random bytes differ from pixel to pixel by as much as they can.
+# Tolerances in float32: a position is off by 1e-5 of a pixel, and neighbouring random bytes differ by up to 255.
 TURNED = (1e-4, 1e-4)
-# Samples that the definition is evaluated on at once in float64.
+# Samples of one evaluation of the definition in float64.
 EXACT = 64
-# Of consecutive batches of the workers; not fewer than three from each of them.
+# Seconds of timing batches of the workers, at least three batches per worker.
 WORKER_SECONDS = 2 if DEVICE == "cuda" else 0.5
 
 
@@ -38,7 +38,7 @@ def test_augment(compare, shape, way):
 
 
 def measured(shape: Shape, ways: Collection[str] | None = None) -> Measured:
-    """Check every way at a shape, or those named, and time them in turn, the workers afterwards."""
+    """Check all ways at a shape, or only the named `ways`, and time them in turn, the workers last."""
     call = shape.call(DEVICE)
     exact = exact_batch(call)
     calls, skipped = measure.checked_calls(measure.only(candidates(shape, call), ways), [exact])
@@ -59,13 +59,13 @@ def measured(shape: Shape, ways: Collection[str] | None = None) -> Measured:
 
 
 def calls() -> dict[str, Callable[[Collection[str] | None], Measured]]:
-    """Return what measures each shape by the ways it is given, by the names of the results."""
+    """Return a function that measures a shape by the ways it is given, for each result's name."""
     return {shape.key: partial(measured, shape) for shape in shapes_on(DEVICE)}
 
 
 def candidates(shape: Shape, call: Call) -> list[Candidate]:
-    """Return ours and every baseline that does not go on by itself."""
-    # On a CPU ours too resizes up to four channels in uint8 where no jitter follows.
+    """Return ours and every baseline except the workers."""
+    # On a CPU, ours too resizes up to four channels in uint8 if no jitter follows.
     rounds = DEVICE == "cpu" and shape.recipe == "plain" and shape.channels <= 4
     allowed = ROUNDED if rounds else TURNED if call.dtype == torch.float32 else OURS[call.dtype]
     found = [Candidate("ours", parts_of(baselines.ours, call), allowed)]
@@ -76,9 +76,9 @@ def candidates(shape: Shape, call: Call) -> list[Candidate]:
 
 
 def worker_times(shape: Shape, call: Call, exact: Tensor) -> tuple[list[list[float]], str | None]:
-    """Return the milliseconds of a batch from the workers, in windows of one from each; or why there are none.
+    """Return the milliseconds of a batch of the workers, in windows of one batch per worker; or the reason to skip.
 
-    They are not run in turn with the others: they would take the CPU from those, and batches would pile up meanwhile.
+    Workers do not take turns with the other ways, which they would slow down while their own batches pile up.
     """
     reason = baselines.reason_to_skip("workers", shape, call)
     if reason is not None:
@@ -93,13 +93,13 @@ def worker_times(shape: Shape, call: Call, exact: Tensor) -> tuple[list[list[flo
 
 
 def exact_batch(call: Call) -> Tensor:
-    """Return what the definition gives in float64, a few samples at a time for the memory's sake."""
+    """Return the definition's output in float64, made from EXACT samples at a time to save memory."""
     wide = call.to(torch.float64)
     starts = range(0, len(call.indices), EXACT)
     return torch.cat([baselines.eager(wide.samples(start, start + EXACT))() for start in starts])
 
 
 def parts_of(way: Callable[[Call], baselines.Forward], call: Call) -> timing.Parts:
-    """Return a way's forward as its only part, as there is no gradient; it is prepared when first run."""
+    """Return a way's forward as its only part, as there is no gradient; the first run also sets the way up."""
     prepared = cache(partial(way, call))
     return (lambda _: prepared()(),)

@@ -1,4 +1,4 @@
-"""Whole commands, from the outside: start-up time, and the first `task1` of a new user with its peak memory.
+"""Benchmark of whole commands: start-up time, and time and peak memory of a new user's first `task1`.
 
 pytest bench/test_commands.py --benchmark-only [--save-results]
 """
@@ -29,18 +29,18 @@ def test_start_up(compare, command):
 
 @pytest.mark.benchmark(timer=clock)
 def test_task1_from_nothing(compare, tmp_path):
-    """Generates the set, scans it, trains and tests both models, writes the report."""
+    """The job generates and scans the image set, trains and tests both models and writes the report."""
     compare("commands", "task1 from nothing", "ours", lambda: first_task1(tmp_path), (), group="task1 from nothing")
 
 
 def measured(command: tuple[str, ...], runs: int) -> Measured:
-    """Measure a command of this Python after a run that is not counted."""
+    """Measure a Python command `runs` times after a warm-up run."""
     run(*command)
     return measure.of_times([run(*command)[0] for _ in range(runs)])
 
 
 def first_task1(folder: Path) -> Measured:
-    """Measure the main job with an empty cache folder."""
+    """Measure `task1` with an empty cache folder."""
     arguments = ("-m", "train.run", "task1", "--out", str(folder / "runs"), "--name", "bench")
     taken, peak = run(*arguments, XDG_CACHE_HOME=str(folder / "cache"))
     results = json.loads((folder / "runs/task1/bench/results.json").read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def first_task1(folder: Path) -> Measured:
 
 
 def run(*arguments: str, **environment: str) -> tuple[float, int]:
-    """Run this Python and return the milliseconds it took and the most bytes of memory that one process had."""
+    """Run a Python command; return its milliseconds, and the peak bytes of memory of its largest process."""
     started = time.perf_counter()
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(

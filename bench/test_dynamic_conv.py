@@ -1,4 +1,4 @@
-"""Dynamic convolution beside the ways it is done today: times, shares of the bound, memory, all checked first.
+"""Benchmark of dynamic convolution and its baselines: times, shares of the bound, memory; results are checked first.
 
 pytest bench/test_dynamic_conv.py --benchmark-only [--save-results]
 """
@@ -18,13 +18,13 @@ from bench.ops.dynamic_conv import Data, Shape, data_of, shapes_on
 from polychrome.kernels.tensors import allows_tf32, memory_layout
 
 DTYPES = (torch.bfloat16,) if DEVICE == "cuda" else (torch.bfloat16, torch.float32)
-WIDE = ("naive", "compiled")  # run in float32 too, beside bfloat16
+WIDE = ("naive", "compiled")  # run in float32 as well as bfloat16
 WAYS = ("ours", *baselines.BASELINES, *(f"{name} fp32" for name in WIDE), "static")
 ALWAYS = ("naive", "naive fp32")  # timed however slow
 
 
 def named(dtype: torch.dtype) -> str:
-    """Return a dtype's name as shapes are called by it."""
+    """Return a dtype's name without "torch."."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -37,16 +37,16 @@ def test_dynamic_conv(compare, shape, dtype, way):
 
 
 def measured(shape: Shape, dtype: torch.dtype, ways: Collection[str] | None = None) -> Measured:
-    """Check the ways at a shape, or those named, and time them in turn.
+    """Check all ways at a shape, or only the named `ways`, and time them in turn.
 
-    cuDNN tries what it has for the static convolution and the grouped ones, as training scripts have it do.
+    The static and the grouped convolutions run in cuDNN's benchmark mode, as in training scripts.
     """
     with cudnn.flags(enabled=True, benchmark=True, allow_tf32=allows_tf32()):
         return _measured(shape, dtype, ways)
 
 
 def calls() -> dict[str, Callable[[Collection[str] | None], Measured]]:
-    """Return what measures each shape by the ways it is given, by the names of the results."""
+    """Return a function that measures a shape by the ways it is given, for each result's name."""
     return {
         f"{named(dtype)} {shape.name}": partial(measured, shape, dtype)
         for dtype in DTYPES

@@ -1,4 +1,4 @@
-"""The engine: training beside the reports' way, input alone, how soon a run starts, and two processes for one.
+"""Benchmark of the engine: training against two baselines, input alone, start-up, and two processes against one.
 
 pytest bench/test_engine.py --benchmark-only [--save-results]
 """
@@ -40,24 +40,24 @@ ROOT = Path(__file__).resolve().parents[1]
 ON_GPU = DEVICE == "cuda"
 FILES = {"train": 20_000, "val": 500, "test": 500} if ON_GPU else {"train": 400, "val": 8, "test": 8}
 SIZE, BATCH = 256, 64
-# What a training is measured beside.
+# The baselines of a training.
 OTHERS = ("reports", "timm")
 PACKAGES = ("torchvision", "timm", *filter(None, [dali_package()]))
 
-# The first epoch of a training warms up and is not counted; SHORT: where two whole runs are compared.
+# Epochs of a training, the first a warm-up; SHORT: of the runs that compare numbers of processes.
 EPOCHS, SHORT = 4 if ON_GPU else 3, 3
 # Input alone: seconds for each source, and repetitions of the list of files, so that an epoch does not end meanwhile.
 SECONDS, REPEATS = (6, 10) if ON_GPU else (2, 50)
 WORKERS = 16 if ON_GPU else cpus()
 SOURCES = ("torch", "dali cpu", "dali gpu", "host cache", "device cache", "synthetic")
-# The largest RMS difference from the torch backend's batch over that batch. Images squeezed to the stored size lose
-# some of their grain, and DALI's filter on a GPU is its own.
+# The largest relative RMS difference from the torch backend's batch. Images squeezed to the stored size lose some of
+# their grain, and DALI's filter on a GPU differs from torch's.
 DECODED, RESAMPLED = 0.03, 0.15
 RESAMPLED_SOURCES = ("dali gpu", "device cache", *(["host cache"] if ON_GPU else []))
 
 
 class Case(NamedTuple):
-    """A model, the side and number of the images in a batch, and the batches of an epoch; None: all files'."""
+    """A model, the side and number of the images in a batch, and the batches of an epoch (None: all files)."""
 
     model: str
     size: int
@@ -66,7 +66,7 @@ class Case(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Its name among the results."""
+        """The case's name in the results."""
         return f"{self.model} {self.size} px"
 
 
@@ -93,7 +93,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def starts(folder, tmp_path_factory):
-    """The milliseconds to the first step of a job with an empty cache, and of two more that find it full."""
+    """The milliseconds to the first step of a job with an empty cache, then of two jobs with a full cache."""
     out = tmp_path_factory.mktemp("start")
     return [1e3 * seconds_to_first_step(folder, out) for _ in range(3)]
 
@@ -108,14 +108,14 @@ def few_files(tmp_path_factory):
 @pytest.mark.parametrize("way", ["ours", "reports", "timm"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.key)
 def test_training(compare, folder, tmp_path, case, way):
-    """Epochs, of which an entry has the steps too."""
+    """Times of an epoch; the entry also has times of a step."""
     compare("training", case.key, way, lambda: trained(folder, case, tmp_path), PACKAGES)
 
 
 @pytest.mark.benchmark(timer=clock)
 @pytest.mark.parametrize("source", SOURCES)
 def test_input(compare, benchmark, folder, source):
-    """Batches."""
+    """Times of a batch."""
     if source == "dali gpu" and not ON_GPU:
         pytest.skip("no GPU")
     if source.startswith("dali") and dali_package() is None:
@@ -126,7 +126,7 @@ def test_input(compare, benchmark, folder, source):
 @pytest.mark.benchmark(timer=clock)
 @pytest.mark.parametrize("start", ["first start", "second start"])
 def test_start(compare, folder, start, starts):
-    """The same job several times; all but the first find the images decoded."""
+    """Starts of the same job; after the first start, the images are decoded."""
     times = starts[:1] if start == "first start" else starts[1:]
     compare("start", start, "ours", lambda: measure.of_times(times, images=sum(FILES.values())), PACKAGES, "start")
 
@@ -135,7 +135,7 @@ def test_start(compare, folder, start, starts):
 @pytest.mark.parametrize("way", ["ours", "one"])
 @pytest.mark.skipif(ON_GPU or cpus() < 2, reason="for two cores of a CPU")
 def test_processes(compare, few_files, tmp_path, way):
-    """Two processes of one thread, on two cores, against one of two threads."""
+    """Two processes of one thread against one process of two threads, on two cores."""
     compare("processes", "two", way, lambda: by_processes(few_files, tmp_path), PACKAGES)
 
 
@@ -147,16 +147,16 @@ def beside_torch(folder: Path, source: str) -> Measured:
 
 
 def by_processes(folder: Path, out: Path) -> Measured:
-    """Measure a batch of a training by one process and by two."""
+    """Measure a training batch by one process and by two."""
     ms = {name: milliseconds_by(count, folder, out / name) for name, count in {"one": 1, "ours": 2}.items()}
     entry = {"batch": BATCH, "images": BATCH, "runs": SHORT - 1, "ms": ms, "skipped": {}}
     return Measured(entry, {name: [taken["both"]] for name, taken in ms.items()}, {})
 
 
 def trained(folder: Path, case: Case, out: Path) -> Measured:
-    """Measure a model's training by the engine, the reports' way and timm's, an epoch of each in turn."""
+    """Measure a model's training by the engine, by `Reports` and by `Timm`, an epoch of each in turn."""
     sizes = {"image_size": case.size, "batch_size": case.batch, "epochs": EPOCHS, "patience": 0}
-    # The mode of the compiler is not chosen by measurement: that takes minutes.
+    # The compile mode is fixed, as choosing it by measurement takes minutes.
     settings = Settings(data=str(folder), models=(case.model,), compile_mode="default", **sizes)
     settings = variants.resolve(settings, "task1")
     data = open_data(settings, "task1")
@@ -214,7 +214,7 @@ def trained(folder: Path, case: Case, out: Path) -> Measured:
 
 
 def few(images: ImageSet, count: int, split: str = "train") -> ImageSet:
-    """Return the set with the first `count` images of a split, which begins again where it has fewer."""
+    """Return the set with the first `count` images of a split, repeated if the split has fewer."""
     chosen = images.splits[split]
     times = math.ceil(count / len(chosen.paths))
     columns = (column and (column * times)[:count] for column in (chosen.paths, chosen.labels, chosen.sizes))
@@ -222,7 +222,7 @@ def few(images: ImageSet, count: int, split: str = "train") -> ImageSet:
 
 
 def input_times(loader_: loader.Loader) -> list[float]:
-    """Return the milliseconds in which each of some epochs of a loader makes a model's input, a mean over batches."""
+    """Return the milliseconds per batch of model input, for each epoch of a loader after the first."""
     found = []
     for epoch in range(EPOCHS):
         started = time.perf_counter()
@@ -241,14 +241,14 @@ def model_input(batch: batches.Batch, loader_: loader.Loader) -> torch.Tensor:
 
 
 def finish() -> None:
-    """Wait for the GPU, where there is one."""
+    """Wait for the GPU, if there is any."""
     if ON_GPU:
         torch.cuda.synchronize()
 
 
 @cache
 def read_alone(folder: Path, source: str) -> Measured:
-    """Measure a source of batches that nothing else runs beside."""
+    """Measure a source of batches with nothing else running."""
     images = listed(folder)
     with source_loader(few(images, REPEATS * FILES["train"]), source) as batches:
         inputs = (model_input(batch, batches) for batch in batches.epoch(1))
@@ -265,7 +265,7 @@ def read_alone(folder: Path, source: str) -> Measured:
 
 @cache
 def first_batch(folder: Path) -> torch.Tensor:
-    """Return the first batch of an epoch as the definition reads it."""
+    """Return the first batch of an epoch by the torch backend, the reference."""
     images = few(listed(folder), REPEATS * FILES["train"])
     with (
         loader.Loader(images, "train", size=SIZE, batch_size=BATCH, train=True, backend="torch", workers=0) as batches,
@@ -281,7 +281,7 @@ def listed(folder: Path) -> ImageSet:
 
 
 def source_loader(images: ImageSet, source: str) -> loader.Loader:
-    """Return a training loader that reads images in one of the ways of `SOURCES`."""
+    """Return a training loader that reads images by one of `SOURCES`."""
     backend, _, where = source.partition(" ")
     device = torch.device("cpu" if source == "dali cpu" else DEVICE)
     store = None
@@ -303,7 +303,7 @@ def seconds_to_first_step(folder: Path, out: Path) -> float:
 
 
 def milliseconds_by(processes: int, folder: Path, out: Path) -> dict[str, float]:
-    """Return the time of a batch of a training by one process or by two on two cores of the CPU."""
+    """Return the milliseconds of a training batch by one or two processes on two cores of the CPU."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2") if processes == 2 else ()
     options = {"models": "resnet34", "image-size": 84, "batch-size": BATCH, "epochs": SHORT, "device": "cpu"}
     options |= {"data": folder, "channels": "RGB", "workers": 2 // processes, "out": out, "name": "bench"}
@@ -317,7 +317,7 @@ def milliseconds_by(processes: int, folder: Path, out: Path) -> dict[str, float]
 
 
 def run(*arguments: str, cores: list[int] | None = None, **environment: str) -> str:
-    """Run this Python, on some cores only where these are given, and return what it prints."""
+    """Run a Python command, only on `cores` if given, and return its standard output."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,

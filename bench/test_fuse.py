@@ -1,4 +1,4 @@
-"""timm's EfficientNet with conditional convolutions as it is and after `kernels.fuse`: training and inference.
+"""Benchmark of timm's EfficientNet with conditional convolutions before and after `kernels.fuse`.
 
 pytest bench/test_fuse.py --benchmark-only [--save-results]
 """
@@ -26,14 +26,14 @@ BATCH, SIZE = (128, 224) if DEVICE == "cuda" else (8, 128)
 ROUNDS = (6, 60)
 SECONDS = {"training": 5.0, "inference": 3.0}
 
-# The largest difference of two float32 logits, and the RMS of that of the gradients over the RMS of the gradients.
+# The largest difference of two float32 logits, and the largest relative RMS difference of the gradients.
 LOGITS, GRADIENTS = 1e-4, 1e-3
-# In bfloat16 the unfused model is a tenth off float32 itself: ours may be so many times as far off.
+# In bfloat16 the unfused model is a tenth off float32; the largest error of ours, over the unfused model's error.
 BFLOAT16 = 1.25
 
 
 class Case(NamedTuple):
-    """A dtype, float32 or that of autocast, and what is timed.
+    """A dtype, float32 or autocast's bfloat16, and a timed mode.
 
     training: forward, mean cross-entropy and the gradients of all parameters, in training mode; the optimizer, which
     `kernels.fuse` does not change, is left out. inference: forward in evaluation, without gradients.
@@ -44,7 +44,7 @@ class Case(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Its name among the results."""
+        """The case's name in the results."""
         return f"{str(self.dtype).removeprefix('torch.')} {self.mode}"
 
     @property
@@ -75,7 +75,7 @@ def measured(case: Case) -> Measured:
     entry = measure.described(x) | {"dtype": str(case.dtype).removeprefix("torch."), "batch": BATCH, "images": BATCH}
     if DEVICE == "cuda":
         entry["memory_bytes"] = {way: measure.memory_bytes(call) for way, call in calls.items()}
-    # as timm's own scripts do: cuDNN tries what it has for the unfused model's grouped convolutions
+    # as in timm's own scripts: cuDNN's benchmark mode, for the unfused model's grouped convolutions
     with cudnn.flags(enabled=True, benchmark=True, allow_tf32=allows_tf32()):
         times = timing.take_turns(calls, DEVICE, ROUNDS, SECONDS[case.mode])
     each = {way: [sum(parts) for parts in runs] for way, runs in times.items()}
@@ -90,11 +90,11 @@ def measured(case: Case) -> Measured:
 
 
 def twins(case: Case, x: Tensor) -> dict[str, nn.Module]:
-    """Return the model by way, fused and unfused, with the same weights; x [batch, 3, height, width]."""
+    """Return the fused and the unfused model, by way, with the same weights; x [batch, 3, height, width]."""
     import timm
 
     model = timm.create_model(MODEL).to(DEVICE, memory_format=case.layout)
-    # as timm leaves them, all logits are 1e-5, and in evaluation the activations fade away
+    # with timm's initial values all logits are 1e-5, and in evaluation the activations vanish
     nn.init.normal_(model.classifier.weight, std=0.05)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     usual = [norm.momentum for norm in norms]
@@ -111,7 +111,7 @@ def twins(case: Case, x: Tensor) -> dict[str, nn.Module]:
 
 
 def run(model: nn.Module, case: Case, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    """Return the logits and, of a training, the gradients of all parameters."""
+    """Return the logits and, in training, the gradients of all parameters."""
     with (
         torch.set_grad_enabled(case.mode == "training"),
         torch.autocast(DEVICE, torch.bfloat16, enabled=case.dtype == torch.bfloat16),
@@ -124,7 +124,7 @@ def run(model: nn.Module, case: Case, x: Tensor, labels: Tensor) -> tuple[Tensor
 
 
 def check(models: dict[str, nn.Module], case: Case, x: Tensor, labels: Tensor) -> None:
-    """Assert that the two models agree in float32, and in bfloat16 as far as the unfused one agrees with float32."""
+    """Assert that the models agree in float32, and in bfloat16 as well as the unfused model agrees with float32."""
     with cudnn.flags(enabled=True, allow_tf32=False):
         ours, exact = (run(models[way], case._replace(dtype=torch.float32), x, labels) for way in WAYS)
     assert exact[0].abs().max() > 0.5
@@ -142,7 +142,7 @@ def check(models: dict[str, nn.Module], case: Case, x: Tensor, labels: Tensor) -
 
 
 def error(got: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
-    """Return the RMS of the differences over that of the exact values, of all tensors together."""
+    """Return the RMS of the differences over the RMS of the exact values, of all tensors together."""
     one, other = (torch.cat([tensor.flatten().float() for tensor in tensors]) for tensors in (got, exact))
     return ((one - other).norm() / other.norm()).item()
 
@@ -150,7 +150,7 @@ def error(got: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
 def paired_ratio(ours: list[float], unfused: list[float]) -> tuple[float, float]:
     """Return the median over rounds of ours / unfused in the same round, and its standard error.
 
-    A machine that others use too changes its speed by more from round to round than the two differ.
+    The speed of a shared machine changes from round to round by more than the models differ.
     """
     ratios = [one / other for one, other in zip(ours, unfused, strict=True)]
     middle = median(ratios)

@@ -1,4 +1,4 @@
-"""How the cost of dynamic convolution grows with the batch, the number of experts and the resolution.
+"""Benchmark of dynamic convolution over growing batches, numbers of experts and resolutions.
 
 pytest bench/test_growth.py --benchmark-only [--save-results]
 """
@@ -14,7 +14,7 @@ from bench.measuring.replay import clock
 from bench.ops import dynamic_conv as baselines
 from bench.ops.dynamic_conv import Growth, Shape, growths_on
 
-# torch.compile would take most of the time, and says no more of how the cost grows.
+# torch.compile would take most of the time, and adds nothing about the growth.
 WAYS = [name for name in ("ours", *baselines.BASELINES, "static") if not name.startswith("compiled")]
 
 
@@ -33,5 +33,5 @@ def measured(growth: Growth) -> Measured:
 
 @cache
 def once(shape: Shape) -> Measured:
-    """Measure a call that several series have once."""
+    """Measure a call once, also if several series have it."""
     return test_dynamic_conv.measured(shape, torch.bfloat16, WAYS)

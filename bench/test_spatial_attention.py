@@ -1,4 +1,4 @@
-"""Spatial attention beside the ways it is done today: times, shares of the bound, memory, all checked first.
+"""Benchmark of spatial attention and its baselines: times, shares of the bound, memory; results are checked first.
 
 pytest bench/test_spatial_attention.py --benchmark-only [--save-results]
 """
@@ -23,10 +23,10 @@ def test_spatial_attention(compare, shape, way):
 
 
 def measured(shape: Shape, ways: Collection[str] | None = None) -> Measured:
-    """Check every way at a shape, or those named, and time them in turn."""
+    """Check all ways at a shape, or only the named `ways`, and time them in turn."""
     return measure.memory_bound(shape, baselines, ways)
 
 
 def calls() -> dict[str, Callable[[Collection[str] | None], Measured]]:
-    """Return what measures each shape by the ways it is given, by the names of the results."""
+    """Return a function that measures a shape by the ways it is given, for each result's name."""
     return {shape.key: partial(measured, shape) for shape in shapes_on(DEVICE)}

@@ -1,4 +1,4 @@
-"""Measure regimes and launch configs on this GPU and write those that beat the rules: `python -m bench.tune`."""
+"""Tuning of regimes and launch configs on this GPU, written where they beat the rules: `python -m bench.tune`."""
 
 import argparse
 import json
@@ -27,13 +27,13 @@ from polychrome.kernels.dynamic_conv import plan as planning
 from polychrome.kernels.dynamic_conv.plan import PASSES, Plan
 from polychrome.kernels.dynamic_conv.problem import Problem
 
-# A choice has to be this much faster than the rules' to be written.
+# The least speed-up over the rules for a choice to be written.
 GAIN = 1.02
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 2e-3}
 ROUNDS, SECONDS = (10, 30), 2.0
-# Beside the rules' row of a pass: other shares of the L2 cache for its chunks, and other stages of its loads.
+# Tried besides the rules' config: other shares of the L2 cache for chunks, and other numbers of load stages.
 SHARES, STAGES = (0.2, 0.35, 0.9), (2, 4)
-# Of depthwise kernels: pixels and channels of a block, and warps.
+# Depthwise kernels: pixels and channels of a block, and warps.
 DEPTHWISE, DEPTHWISE_GRADIENT, STRIPS = (
     [dict(zip(("block_p", "block_c", "warps"), row, strict=True)) for row in rows]
     for rows in (
@@ -45,7 +45,7 @@ DEPTHWISE, DEPTHWISE_GRADIENT, STRIPS = (
 
 
 class Candidate(NamedTuple):
-    """One pass of a shape under a choice, as the tables hold it."""
+    """One pass of a shape under a choice in the tables' format."""
 
     shape: Shape
     dtype: torch.dtype
@@ -60,13 +60,13 @@ class Candidate(NamedTuple):
             return planning.plan.__wrapped__(problem, device)
 
 
-Timed = tuple[Candidate, float]  # and its milliseconds
+Timed = tuple[Candidate, float]  # with milliseconds
 
 
 class Tuned(NamedTuple):
-    """The choice for a call, the milliseconds of all passes by the rules and by the choice, and every candidate's.
+    """The choice for a call, its milliseconds by the rules and by the choice, and the times of all candidates.
 
-    Milliseconds are None where a pass cannot run.
+    Milliseconds are None if a pass cannot run.
     """
 
     choice: dict
@@ -77,7 +77,7 @@ class Tuned(NamedTuple):
 
 @contextmanager
 def forced(plan: Plan) -> Iterator[None]:
-    """Have every call inside run under `plan`."""
+    """Run every call in this context under `plan`."""
     from polychrome.kernels.dynamic_conv.triton import ops
 
     def chosen(*_) -> Plan:
@@ -88,15 +88,15 @@ def forced(plan: Plan) -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Tune the shapes asked for; return the exit status."""
+    """Tune the chosen shapes; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.tune", description=__doc__.partition(":")[0])
-    parser.add_argument("--shapes", default="", metavar="TEXT", help='only those with TEXT in "dtype name"')
-    parser.add_argument("--seconds", type=float, default=600, help="begin no shape after so long (default 600)")
+    parser.add_argument("--shapes", default="", metavar="TEXT", help='only shapes with TEXT in "dtype name"')
+    parser.add_argument("--seconds", type=float, default=600, help="begin no shape after this time (default 600)")
     parser.add_argument(
-        "--log", type=Path, metavar="FILE", help="write all times there; what it holds is not tuned again"
+        "--log", type=Path, metavar="FILE", help="write all times to FILE; its shapes are not tuned again"
     )
-    parser.add_argument("--digest", default="", help="of the sources that are tuned; a FILE of others is left")
-    parser.add_argument("--jobs", type=int, default=max(1, min(12, (os.cpu_count() or 2) - 2)), help="compilers")
+    parser.add_argument("--digest", default="", help="hash of the tuned sources; a FILE with another is ignored")
+    parser.add_argument("--jobs", type=int, default=max(1, min(12, (os.cpu_count() or 2) - 2)), help="processes")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("bench.tune needs a CUDA device, and torch finds none", file=sys.stderr)
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_log(path: Path | None, digest: str) -> dict:
-    """Return the log of earlier calls; an empty one where it is of other sources than `digest`'s, or was cut off."""
+    """Return the log of earlier calls; an empty log if its digest is not `digest`, or if the file is damaged."""
     fresh = {"digest": digest, "tuned": {}}
     if path is None or not path.exists():
         return fresh
@@ -141,7 +141,7 @@ def calls() -> list[tuple[Shape, torch.dtype]]:
 def in_order(
     wanted: list[tuple[Shape, torch.dtype]], device: configs.Device, pool: ProcessPoolExecutor
 ) -> list[tuple[Shape, torch.dtype]]:
-    """Return the calls with bfloat16 first, then by what there is to gain: time above the bound."""
+    """Return the calls, bfloat16 first, then by decreasing time above the bound."""
     ruled = [[Candidate(*call, name, {"regime": _ruled_regime(*call)}) for name in PASSES] for call in wanted]
     list(pool.map(runs, [candidate for passes in ruled for candidate in passes]))
     gains = {call: _above_bound(passes, device) for call, passes in zip(wanted, ruled, strict=True)}
@@ -149,7 +149,7 @@ def in_order(
 
 
 def tune(shape: Shape, dtype: torch.dtype, device: configs.Device, pool: ProcessPoolExecutor) -> Tuned:
-    """Return the choice for a call, with only what beats the rules by GAIN, empty where nothing does; and all times."""
+    """Return the choice for a call, of the configs that beat the rules by GAIN, empty if none does; and all times."""
     problem = shape.problem(dtype)
     usual = _ruled_regime(shape, dtype)
     candidates = [each for regime in regimes(problem) for each in candidates_of(shape, dtype, regime, device)]
@@ -173,7 +173,7 @@ def _finite(milliseconds: float) -> float | None:
 
 
 def winners(timed: list[Timed], regime: str) -> tuple[dict, float]:
-    """Return a regime's configs that beat its rules by GAIN, and the milliseconds of all passes with them."""
+    """Return a regime's configs that beat its rules by GAIN, and the milliseconds of all passes under them."""
     choice, total = {}, 0.0
     for name in PASSES:
         plain = _by_rules(timed, regime, name)
@@ -200,7 +200,7 @@ def regimes(problem: Problem) -> list[str]:
 
 
 def candidates_of(shape: Shape, dtype: torch.dtype, regime: str, device: configs.Device) -> Iterator[Candidate]:
-    """Yield each pass with the regime's rules, then with every other config there is a row for."""
+    """Yield each pass with the regime's rules, then with every other config of the tables."""
     for name in PASSES:
         plain = Candidate(shape, dtype, name, {"regime": regime})
         yield plain
@@ -235,12 +235,12 @@ def _shared() -> list[dict]:
 
 
 def _staged(ruled: configs.ConvolutionConfig | configs.WeightGradientConfig) -> list[dict]:
-    """Return the rules' row with other stages; one of a single stage is another way of loading."""
+    """Return the rules' row with other stages; none for a single stage, which loads differently."""
     return [ruled._replace(stages=stages)._asdict() for stages in STAGES if ruled.stages > 1]
 
 
 def _depthwise_rows(problem: Problem, gradient: bool, ruled: configs.DepthwiseConfig) -> list[dict]:
-    """Return the configs to try in each of the depthwise kernels' forms."""
+    """Return the depthwise configs to try: blocks, and strips for a problem that takes them."""
     found = DEPTHWISE_GRADIENT if gradient else DEPTHWISE
     if not configs.takes_strips(problem):
         return [*found, *({"splits": each} for each in _about(ruled.splits)[1:] if gradient)]
@@ -249,13 +249,13 @@ def _depthwise_rows(problem: Problem, gradient: bool, ruled: configs.DepthwiseCo
 
 
 def measure(candidates: list[Candidate], device: configs.Device) -> list[float]:
-    """Return the median milliseconds of each candidate, infinite where its result differs from the rules'."""
+    """Return the median milliseconds of each candidate, infinite if its result differs from the rules' result."""
     data = data_of(candidates[0].shape, candidates[0].dtype, "cuda")
     expected, calls, medians = {}, {}, [float("inf")] * len(candidates)
     for index, candidate in enumerate(candidates):
         call = call_of(candidate, data, device)
         results = call(None)
-        # A pass gives other results in another regime (see `needed`); the rules come first in each.
+        # A pass returns other tensors in another regime (see `needed`); each regime begins with its rules.
         ruled = expected.setdefault((candidate.choice["regime"], candidate.name), results)
         if _agree(results, ruled, TOLERANCE[candidate.dtype]):
             calls[str(index)] = (call,)
@@ -267,7 +267,7 @@ def measure(candidates: list[Candidate], device: configs.Device) -> list[float]:
 
 
 def call_of(candidate: Candidate, data: Data, device: configs.Device) -> Callable:
-    """Return a function that runs the candidate's pass and returns the tensors it makes."""
+    """Return a function that runs the candidate's pass and returns its results."""
     plan, geometry = candidate.plan(device), candidate.shape.problem(candidate.dtype).geometry
     leaves = [leaf.detach() for leaf in data.leaves]
     ops = torch.ops.polychrome
@@ -285,13 +285,13 @@ def call_of(candidate: Candidate, data: Data, device: configs.Device) -> Callabl
 
 
 def needed(candidate: Candidate) -> list[bool]:
-    """Return the gradients a pass makes: in the stacked form mixing's comes with x's, else with the experts'."""
+    """Return the gradients that a pass makes: mixing's with x's in the stacked form, else with the experts'."""
     of_x = candidate.name == "input_gradient"
     return [of_x, not of_x, of_x == (candidate.choice["regime"] == "stacked"), False]
 
 
 def runs(candidate: Candidate) -> bool:
-    """Run a candidate once, for its kernels to be in Triton's cache; return whether this GPU can."""
+    """Run a candidate once, to put its kernels into Triton's cache; return whether this GPU can run it."""
     try:
         data = data_of(candidate.shape, candidate.dtype, "cuda")
         call_of(candidate, data, configs.device_of(torch.cuda.current_device()))(None)
@@ -305,7 +305,7 @@ def runs(candidate: Candidate) -> bool:
 
 
 def write(device: configs.Device, problem: Problem, choice: dict) -> None:
-    """Write the choice for a problem into the device's table; an empty one removes an old choice."""
+    """Write the choice for a problem into the device's table; an empty choice removes the old one."""
     path = configs.table_path(device.name)
     about = record.circumstances("cuda")
     table = json_of(path) or {}
@@ -317,7 +317,7 @@ def write(device: configs.Device, problem: Problem, choice: dict) -> None:
 
 
 def _by_rules(timed: list[Timed], regime: str, name: str) -> float:
-    """Return the milliseconds of a pass under a regime's rules; infinite where that could not run."""
+    """Return the milliseconds of a pass under a regime's rules; infinite if the pass could not run."""
     rules = {"regime": regime}
     return next((taken for each, taken in timed if each.name == name and each.choice == rules), float("inf"))
 
@@ -333,7 +333,7 @@ def _agree(results: list[torch.Tensor], expected: list[torch.Tensor], tolerance:
 
 
 def _above_bound(passes: list[Candidate], device: configs.Device) -> float:
-    """Return the milliseconds that the passes of a call take beyond the least possible."""
+    """Return the milliseconds of a call's passes above the bound."""
     problem = passes[0].shape.problem(passes[0].dtype)
     moved = problem.forward_bytes + problem.backward_bytes
     arithmetic = 3 * problem.flops / timing.matmul_rate("cuda", problem.dtype)
@@ -349,6 +349,6 @@ def _label(shape: Shape, dtype: torch.dtype) -> str:
 
 
 if __name__ == "__main__":
-    from bench import tune  # the module that other processes know, not a copy of it
+    from bench import tune  # the importable module, not its copy `__main__`
 
     sys.exit(tune.main())

@@ -1,7 +1,7 @@
-"""Compile for a GPU that is not there what our kernels will be given on it, and pack it: `python -m bench.warm`.
+"""Archive of our kernels, compiled in advance on a machine without a GPU: `python -m bench.warm`.
 
-What the tests, the benchmarks, every candidate of tuning and `kernels.check` launch is compiled by Triton's JIT under
-the stand-in driver, so that on the machine with the GPU, under the same Triton, nothing is left to compile.
+Under the stand-in driver, Triton's JIT compiles every kernel that the tests, the benchmarks, tuning and `kernels.check`
+launch; with the same Triton, nothing is left to compile on the machine with the GPU.
 """
 
 import argparse
@@ -21,20 +21,20 @@ from pathlib import Path
 from bench.gpu.steps import COMPILED, ROOT
 
 ARCHIVE = "warm.tar.xz"
-# All of a kernel that a launch needs; what it was compiled from stays behind.
+# The files of a kernel that a launch needs; sources are not packed.
 PACKED = (".cubin", ".json")
 OPS = ("dynamic_conv", "growth", "channel_gate", "spatial_attention", "augment")
 PARTS = ("tune bfloat16", "tune float32", *OPS, "check", "host_time")
-# Tests of processes, graphs and torch.compile launch nothing that others do not.
+# Tests of processes, graphs and torch.compile launch no kernels of their own.
 TESTS = ("-m", "gpu", "-k", f"not ({COMPILED} or assertion or elements)", "tests/kernels")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compile and pack; return 0, 1 where a part failed and the archive lacks its kernels, 2 without a folder."""
+    """Compile and pack; return 0, 1 if a part failed and the archive lacks its kernels, 2 without a folder."""
     parser = argparse.ArgumentParser(prog="python -m bench.warm", description=__doc__.partition(":")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu", metavar="DIR", help="default runs/gpu")
     parser.add_argument("--only", default="", metavar="TEXT", help="only the parts that have TEXT in their names")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="number of processes")
     options = parser.parse_args(arguments)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compile_into(cache: Path, only: str = "", jobs: int = 1) -> bool:
-    """Fill a folder of Triton's cache with the kernels of the parts with `only` in their names; return if all ran."""
+    """Compile the parts with `only` in their names into a folder of Triton's cache; return whether all ran."""
     environment = os.environ | {
         "TRITON_CACHE_DIR": str(cache),
         "TRITON_STORE_BINARY_ONLY": "1",
@@ -74,7 +74,7 @@ def compile_into(cache: Path, only: str = "", jobs: int = 1) -> bool:
 
 
 def pack(cache: Path, archive: Path) -> int:
-    """Write the compiled kernels of a cache as a tar, and their number, which is returned."""
+    """Write the compiled kernels of a cache as a tar; return their number."""
     files = sorted(path for path in cache.glob("*/*") if path.suffix in PACKED)
     draft = archive.with_name(f"{archive.name}.tmp")
     with tarfile.open(draft, "w:xz") as packed:
@@ -88,7 +88,7 @@ def unpack(archive: Path, cache: Path) -> int:
     """Put packed kernels into a folder of Triton's cache; return their number.
 
     Raises:
-        OSError, EOFError, ValueError, tarfile.TarError: it cannot be read; the cache is as it was.
+        OSError, EOFError, ValueError, tarfile.TarError: the archive cannot be read; the cache is unchanged.
     """
     cache.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.parent) as draft:
@@ -98,9 +98,9 @@ def unpack(archive: Path, cache: Path) -> int:
         except lzma.LZMAError as error:
             raise ValueError(str(error)) from error
         for group in Path(draft).glob("*/__grp__*.json"):
-            # Triton keeps whole paths: those of the folder that these lay in.
+            # Triton stores absolute paths, here of the folder of `bench.warm`.
             names = json.loads(group.read_text())["child_paths"]
-            # Of a group that names a file which is not there Triton from 3.8 on takes nothing.
+            # From 3.8 on, Triton ignores a group that names a missing file.
             packed = [name for name in names if (group.parent / name).exists()]
             here = {name: str(cache / group.parent.name / name) for name in packed}
             group.write_text(json.dumps({"child_paths": here}))

@@ -4,12 +4,12 @@ import sys
 
 from bench.stand_in import cuda
 
-# The Hopper GPUs that are common, by what the rules ask of them.
+# The common Hopper GPUs, with the properties that the rules read.
 CARDS = (cuda.Card(), cuda.Card("NVIDIA H100 80GB HBM3", L2_cache_size=50 * 2**20))
 
 
 def main(name: str) -> int:
-    """Launch what the part launches on each card."""
+    """Launch the kernels of a part on each card."""
     cuda.install(draws=False)
     from polychrome.kernels.dynamic_conv import plan
 
@@ -21,7 +21,7 @@ def main(name: str) -> int:
 
 
 def _op(name: str) -> None:
-    """Launch ours at every shape of an op's benchmark, forward and backward."""
+    """Launch our op at every shape of its benchmark, forward and backward."""
     from bench.gpu import counters
     from bench.measuring import timing
 

@@ -1,1 +1,1 @@
-"""What our kernels compile to, read without a GPU."""
+"""Machine code of our kernels, read without a GPU."""

@@ -1,4 +1,4 @@
-"""A few of many cases that have all their traits."""
+"""A choice of cases that covers the traits of all cases."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
@@ -7,7 +7,7 @@ Case = TypeVar("Case")
 
 
 def covering(cases: Sequence[Case], traits: Callable[[Case], set[Hashable]]) -> list[Case]:
-    """Return some of the cases, in their order, chosen greedily: each trait of any case is that of a returned one."""
+    """Return a greedy choice of the cases, in their order, that has every trait of all cases."""
     of = [traits(case) for case in cases]
     missing, chosen = set().union(*of), set()
     while missing:

@@ -1,4 +1,4 @@
-"""Compile a kernel for a GPU that is not there, and read from the machine code what decides its speed."""
+"""Registers, memory and instructions of a kernel, read from machine code compiled without a GPU."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ from polychrome.kernels.launch import Launch
 
 
 class Cubin(NamedTuple):
-    """What was read: registers a thread, bytes spilled and shared, counts of instructions; wide ones move 16 bytes."""
+    """Registers per thread, bytes spilled and shared, counts of instructions; wide loads and stores move 16 bytes."""
 
     registers: int
     spilled: int
@@ -29,12 +29,12 @@ class Cubin(NamedTuple):
 
 
 def read_launch(launch: Launch, capability: int) -> Cubin:
-    """Compile the kernel as Triton's JIT compiles it for this launch on a GPU of `capability`, and read the result."""
+    """Return the `Cubin` of the kernel that Triton's JIT compiles for this launch on a GPU of `capability`."""
     return read(compile_launch(launch, capability), capability)
 
 
 def read(compiled, capability: int) -> Cubin:
-    """Read registers, memory and instructions of a compiled kernel."""
+    """Return the `Cubin` of a compiled kernel."""
     usage, code = disassembled(compiled, "--no-dataflow")
     said = _assembler_output(compiled.asm["ptx"]) if "wgmma" in compiled.asm["ptx"] else ""
     registers, stack = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK"))
@@ -56,7 +56,7 @@ def read(compiled, capability: int) -> Cubin:
 
 
 def disassembled(compiled, *options: str) -> tuple[str, str]:
-    """Return what the tools print of a compiled kernel: its use of resources, and its code, by nvdisasm's `options`."""
+    """Return a compiled kernel's use of resources by cuobjdump, and its code by nvdisasm with `options`."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         cubin.write_bytes(compiled.asm["cubin"])
@@ -65,13 +65,13 @@ def disassembled(compiled, *options: str) -> tuple[str, str]:
 
 
 def resident_blocks(registers: int, shared: int, warps: int, capability: int) -> int:
-    """Return how many blocks of so many registers a thread, bytes shared and warps fit one multiprocessor."""
+    """Return the blocks that fit one multiprocessor: registers per thread; shared bytes and warps per block."""
     by_registers = 65536 // (-(-registers // 8) * 8 * 32 * warps)
     return min(by_registers, (SHARED_LIMIT[capability] + 1024) // (shared + 1024), 64 // warps)
 
 
 def _assembler_output(ptx: str) -> str:
-    """Return what ptxas says in verbose mode: only there it tells that wgmma instructions were serialised."""
+    """Return ptxas's verbose output, the only report of wgmma instructions that were serialised."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)

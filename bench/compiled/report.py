@@ -1,8 +1,8 @@
-"""Compile the kernels for GPUs that are not there, every row of the tables, and write what the machine code shows.
+"""Registers, memory and instructions of the kernels, compiled without a GPU for every row of the tables.
 
 python -m bench.compiled.report                  # the table in bench/results/compiled.md
 python -m bench.compiled.report --json FILE      # the same numbers for the test suite
-python -m bench.compiled.report --json FILE --sample    # of fewer cubins, which hold each row, use and target once
+python -m bench.compiled.report --json FILE --sample    # of fewer cubins: each row, use and target once
 """
 
 import argparse
@@ -44,7 +44,7 @@ GEOMETRY = Geometry([1, 1], [1, 1, 1, 1], [1, 1], 1)
 KERNEL = (3, 3)
 BATCH, SIZE = 64, 28
 SPLITS = 6
-WORDS = ("kernel", "use", "dtype", "channels", "row", "warps", "stages")  # what names a variant
+WORDS = ("kernel", "use", "dtype", "channels", "row", "warps", "stages")  # a variant's name
 MAPS = (
     ((64, 256, 16, 16), torch.channels_last),
     ((256, 256, 28, 28), torch.channels_last),
@@ -79,7 +79,7 @@ class Variant(NamedTuple):
 
 
 def variants() -> Iterator[Variant]:
-    """Yield every row of the tables with the uses it has, on channel counts that are multiples of 16 and of 8 only."""
+    """Yield every row of the tables with its uses, on channel counts that are multiples of 16 and of 8 only."""
     wide, eights = (256, 256), (24, 40)
     for row in configs.CONVOLUTION + configs.SWAPPED:
         for channels in (wide, eights):
@@ -150,7 +150,7 @@ def _launches_of(call: Callable, *arguments, **options) -> list[Launch]:
 
 
 def _variant(kernel: str, use: str, dtype: str, channels: str, launch: Launch, *blocks: str) -> Variant:
-    """Return the variant of a kernel without pipelined loads; `blocks` names the options that its tile is made of."""
+    """Return the variant of a kernel without pipelined loads; `blocks` are the options with its tile's sizes."""
     label = _label(*(launch.options[block] for block in blocks if block in launch.options)) if blocks else "-"
     return Variant(kernel, use, dtype, channels, label, 1, launch.options["num_warps"], launch)
 
@@ -173,7 +173,7 @@ def _convolution(use, row, dtype, channels, precision="ieee", transposed=False, 
 
 
 def _added_up() -> Iterator[Variant]:
-    """Parts of a product, in both layouts of what is written."""
+    """Yield sums of a product's splits, in both output layouts."""
     for layout in (torch.channels_last, torch.contiguous_format):
         y = _empty(1, 256, 14, 14).contiguous(memory_format=layout)
         parts = _empty(SPLITS, 1, 14, 14, 256, dtype=torch.float32)
@@ -224,7 +224,7 @@ def _product(kernel, use, dtype, channels, row, launch, with_config) -> Variant:
 
 
 def _reorder() -> Iterator[Variant]:
-    """Weights moved to channels last and their gradients back, rounded or not; kernels of one block of taps or more."""
+    """Yield moves of weights to channels last and gradients back, rounded or not, of one or several blocks of taps."""
     uses = ("to channels last", "to channels first", "to channels first, rounded")
     for side in (3, 9):
         weight, wide = _empty(4, 256, 256, side, side), _empty(4, 256, side**2, 256, dtype=torch.float32)
@@ -236,7 +236,7 @@ def _reorder() -> Iterator[Variant]:
 
 
 def _sums() -> Iterator[Variant]:
-    """Of products and maps, few columns of many rows; of partial gradients; of products for each pixel."""
+    """Yield sums of products and maps (many rows, few columns), of partial gradients, of products per pixel."""
     rows = ((4608, BATCH, 4), (1024, 2, 49), (2, 4, 256, 9, 256))
     pixels = tuple((2, 4, BATCH, each) for each in (256, 49))
     for sum_up, sizes in ((sum_rows, rows), (sum_outer_and_inner, pixels)):
@@ -246,7 +246,7 @@ def _sums() -> Iterator[Variant]:
 
 
 def _depthwise() -> Iterator[Variant]:
-    """Strips whose programs mix the weights or are given them, strips of kernels too large to keep, and blocks."""
+    """Yield strips with weights mixed inside or given, strips of kernels too large to hold, and blocks."""
     strip, blocks = configs.DepthwiseConfig(16, 64, rows=8), configs.DepthwiseConfig(32, 64)
     parts = configs.DepthwiseConfig(16, 64, splits=2)
     for side, experts in ((3, 4), (3, 0), (7, 0), (9, 0)):
@@ -268,13 +268,13 @@ def _depthwise_form(side, experts, row, gradient_row) -> Iterator[Variant]:
     form = f"{side}x{side} {'strips' if row.strips else 'blocks'}" + (f", {experts} experts" if experts else "")
     uses = ("forward", "gradient of x", "gradient of the weights")
     for use, each, launch in zip(uses, (row, row, gradient_row), launches, strict=True):
-        if use != "gradient of the weights" or not experts:  # the same as of weights given
+        if use != "gradient of the weights" or not experts:  # the same with given weights
             label = _label(each.block_p, each.block_c)
             yield Variant("depthwise", f"{use}, {form}", "bfloat16", "256", label, 1, each.warps, launch)
 
 
 def _recorded(op: str, x: torch.Tensor, call: Callable[[torch.Tensor], None]) -> Iterator[Variant]:
-    """Yield what `call(x)` launches, by the names of the kernels."""
+    """Yield the launches of `call(x)`, named after their kernels."""
     layout = "channels_last" if is_channels_last(x) else "contiguous"
     size = "x".join(map(str, x.shape))
     seen = set()
@@ -336,7 +336,7 @@ def _augment(channels: int) -> Iterator[Variant]:
 
 
 def compile_all(sampled: bool = False) -> list[dict]:
-    """Return a row of findings per variant and target, in the order of `variants`; of a sample of them if asked."""
+    """Return a row of findings per variant and target, in the order of `variants`; if `sampled`, of a sample."""
     listed = list(variants())
     jobs = [(index, capability) for index, variant in enumerate(listed) for capability in variant.capabilities]
     if sampled:
@@ -346,7 +346,7 @@ def compile_all(sampled: bool = False) -> list[dict]:
 
 
 def _traits(variant: Variant, capability: int) -> set[tuple]:
-    """Return what a sample has to show: on Hopper every row, use and layout; the products on the other targets too."""
+    """Return the traits that a sample covers: on Hopper every row, use and layout; on other targets the products."""
     kernel, row = variant.kernel, variant.config
     streaming = ":" in kernel
     if capability != 90:
@@ -354,7 +354,7 @@ def _traits(variant: Variant, capability: int) -> set[tuple]:
     if streaming:
         size, _, layout = variant.use.partition(" ")
         return {(kernel, layout, layout.startswith("contiguous") and size.endswith("7x7"))}
-    # The accumulators of several experts are what fills the registers.
+    # The accumulators of several experts fill the registers.
     accumulators = variant.use if kernel == "weight gradient" and variant.dtype == "bfloat16" else None
     return {(kernel, variant.dtype, row, accumulators), (kernel, variant.use), (kernel, variant.channels)}
 
@@ -436,9 +436,9 @@ def _label(*blocks: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the findings there instead of the table")
+    parser.add_argument("--json", type=Path, help="write the findings to this file, not the table")
     parser.add_argument(
-        "--sample", action="store_true", help="compile fewer: each row, use and target once; for --json"
+        "--sample", action="store_true", help="compile each row, use and target only once; needs --json"
     )
     arguments = parser.parse_args()
     if arguments.sample and not arguments.json:

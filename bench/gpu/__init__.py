@@ -1,1 +1,1 @@
-"""Half an hour on a GPU used to the full: `python -m bench.gpu --out DIR` and the steps that it takes."""
+"""Tests, benchmarks and tuning within limited time on a GPU: `python -m bench.gpu --out DIR` and its steps."""

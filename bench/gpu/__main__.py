@@ -1,9 +1,9 @@
-"""All that there is to do on a GPU, the most valuable first, in calls that go on from each other.
+"""Tests, benchmarks and tuning on a GPU, the most valuable first; a call resumes the previous call.
 
 python -m bench.gpu --out DIR [--seconds N] [--from all.tgz] [--warm FILE] [--only TEXT] [--again] [--data mini50]
 
-The state between the calls lies in runs/gpu; `python -m bench.warm`, before, where there is no GPU, puts there what
-Triton would compile.
+The state between calls is in runs/gpu; beforehand, on a machine without a GPU, `python -m bench.warm` adds the compiled
+kernels to it.
 """
 
 import argparse
@@ -25,21 +25,21 @@ from bench.gpu.steps import ROOT, UNFINISHED, Step, steps
 from bench.measuring import record
 
 FOLDER = ROOT / "runs" / "gpu"
-# Kept for the end of a call: its last step has to be stopped, and the files written.
+# Seconds kept at the end of a call to stop its last step and write the files.
 RESERVE = 12.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the steps that fit; return 0 if all that ran passed, 1 if not, 2 where nothing could be begun."""
+    """Run the steps that the time allows; return 0 if all passed, 1 if any failed, 2 if none could begin."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the five files that come back")
-    parser.add_argument("--seconds", type=float, default=540, help="for the whole call (default 540)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the five result files")
+    parser.add_argument("--seconds", type=float, default=540, help="of the whole call (default 540)")
     parser.add_argument("--from", type=Path, dest="source", metavar="FILE", help="all.tgz of an earlier call")
     parser.add_argument(
-        "--warm", type=Path, metavar="FILE", help="what bench.warm wrote (default runs/gpu/warm.tar.xz)"
+        "--warm", type=Path, metavar="FILE", help="archive by bench.warm (default runs/gpu/warm.tar.xz)"
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="only the steps that have TEXT in their names")
-    parser.add_argument("--again", action="store_true", help="run steps again that have nothing changed")
+    parser.add_argument("--again", action="store_true", help="also run steps that are done and unchanged")
     parser.add_argument("--data", metavar="DIR", help="mini50: also train the studies of docs/flagship.md, last")
     options = parser.parse_args(arguments)
     end = time.monotonic() + options.seconds - RESERVE
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(step: Step, limit: float, folder: Path, digest: str = "") -> tuple[str, float]:
-    """Run a step into its log; return how it ended, "passed", "failed: ...", "unfinished" or "stopped", and seconds."""
+    """Run a step into its log; return "passed", "failed: ...", "unfinished" or "stopped", and the step's seconds."""
     arguments = list(step.arguments)
     if step.timed:
         arguments += ["--seconds", f"{max(1.0, limit - step.least / 2):.0f}", "--digest", digest]
@@ -107,7 +107,7 @@ def run(step: Step, limit: float, folder: Path, digest: str = "") -> tuple[str, 
             outcome = _outcome(process.wait(limit), log)
         except subprocess.TimeoutExpired:
             outcome = "stopped"
-        finally:  # what it started goes with it, also where this process is ended
+        finally:  # ends the step's child processes too, also if this process is ended
             _stop(process)
     return outcome, time.monotonic() - start
 
@@ -121,7 +121,7 @@ def _outcome(status: int, log: Path) -> str:
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """End a step and what it started."""
+    """End a step and its child processes."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
@@ -131,7 +131,7 @@ def _stop(process: subprocess.Popen) -> None:
 
 
 def _warm_up(archive: Path | None, state: State) -> None:
-    """Unpack what was compiled beforehand into the cache, once; go on without where it cannot be read."""
+    """Unpack the compiled kernels into the cache, once; go on without an archive that cannot be read."""
     given = archive or FOLDER / warm.ARCHIVE
     if not given.exists():
         if archive is not None:

@@ -1,6 +1,6 @@
-"""What single kernels take: device times at every shape, and a GPU's counters of the five that say most.
+"""Device times of single kernels at every shape, and hardware counters of the kernels in COUNTED.
 
-`python -m bench.gpu.counters --json FILE`. The counters are Nsight Compute's, where `ncu` is found.
+`python -m bench.gpu.counters --json FILE`. The counters need Nsight Compute (`ncu`).
 """
 
 import argparse
@@ -32,7 +32,7 @@ PATIENCE = 60  # seconds for one kernel
 
 
 class Counted(NamedTuple):
-    """A kernel whose counters are read: of the launches that bear its name in a call, the one of this number."""
+    """A kernel whose counters are read: its launch in a call after `skipped` launches of the same name."""
 
     call: str
     kernel: str
@@ -49,7 +49,7 @@ COUNTED = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the device times of all kernels, then counters; with --run only make one call, for the profiler to see."""
+    """Write the device times of all kernels, then counters; with --run, only make one call for the profiler."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.counters", description=__doc__.partition(":")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", default=Path("counters.json"))
     parser.add_argument("--run", metavar="CALL", help=argparse.SUPPRESS)
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def calls() -> Iterator[tuple[str, Callable[[], timing.Parts]]]:
-    """Yield what makes ours at every shape of the benchmarks, by op and the name of the results."""
+    """Yield, for every shape of the benchmarks, "op name" and a function that makes the parts of ours."""
     for shape in convolutions.shapes_on(DEVICE):
         yield f"dynamic_conv bfloat16 {shape.name}", partial(_convolution, shape)
     for op, module in (("spatial_attention", attentions), ("channel_gate", gates)):
@@ -91,8 +91,8 @@ def calls() -> Iterator[tuple[str, Callable[[], timing.Parts]]]:
 
 
 def kernel_times(parts: timing.Parts) -> list[tuple[str, float]]:
-    """Return the kernels of a call in their order, each with its median microseconds; the L2 cache is empty before."""
-    for _ in range(3):  # from the third on a call is a repetition
+    """Return the kernels of a call in launch order with median microseconds; each run begins with an empty L2 cache."""
+    for _ in range(3):  # warm-up; launches are replayed from the third call on
         finished(parts)
     both = (torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=both) as profile:
@@ -105,10 +105,10 @@ def kernel_times(parts: timing.Parts) -> list[tuple[str, float]]:
 
 
 def in_order(events: list[tuple[str, float, float]]) -> list[tuple[str, float]]:
-    """Return `kernel_times` of all runs' events (name, start, microseconds), of which each run's first is no kernel.
+    """Return `kernel_times` of all runs' events (name, start, microseconds); a run's first event empties the cache.
 
     Raises:
-        ValueError: the runs had not all the same kernels, so that nobody knows whose times these are.
+        ValueError: the runs had not all the same kernels, so the times cannot be assigned.
     """
     events = sorted(events, key=lambda event: event[1])
     each = len(events) // RUNS
@@ -123,7 +123,7 @@ def in_order(events: list[tuple[str, float, float]]) -> list[tuple[str, float]]:
 
 
 def counters(wanted: Counted) -> dict:
-    """Return Nsight Compute's metrics of one kernel by section and name, or what it said in their place."""
+    """Return Nsight Compute's metrics of one kernel by section and name, or its output as "error"."""
     command = ["ncu", "--clock-control", "none", "--csv", "--page", "details", "--print-units", "base"]
     command += [word for section in SECTIONS for word in ("--section", section)]
     command += [
@@ -144,7 +144,7 @@ def counters(wanted: Counted) -> dict:
 
 
 def parsed(output: str) -> dict[str, str]:
-    """Return the metrics of ncu's CSV, `section: name [unit]` to value; what the program itself printed is skipped."""
+    """Return the metrics of ncu's CSV, `section: name [unit]` to value; the program's own output is skipped."""
     lines = output.splitlines()
     first = next((index for index, line in enumerate(lines) if line.startswith('"ID"')), None)
     if first is None:
@@ -168,6 +168,6 @@ def _augmentation(shape: augmentations.Shape) -> timing.Parts:
 
 
 if __name__ == "__main__":
-    from bench.gpu import counters  # the module that other processes know, not a copy of it
+    from bench.gpu import counters  # the importable module, not its copy `__main__`
 
     sys.exit(counters.main())

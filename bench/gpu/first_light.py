@@ -1,4 +1,4 @@
-"""The first minute on a GPU: is every op right, and how fast can this GPU copy and multiply?"""
+"""The first minute on a GPU: a check of every op, and the GPU's rates of copies and products."""
 
 import argparse
 import sys

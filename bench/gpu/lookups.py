@@ -1,4 +1,4 @@
-"""How many of the kernels that Triton was asked for lay in its cache on disk, over all processes of the steps."""
+"""Numbers of hits and misses in Triton's cache on disk, over all processes of the steps."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ VARIABLE = "POLYCHROME_LOOKUPS"
 
 
 def count() -> None:
-    """Have this process's Triton append to the file that VARIABLE names, a letter for each look-up: h(it), m(iss)."""
+    """Make Triton append a letter per look-up, h(it) or m(iss), to the file named by the environment's VARIABLE."""
     path = os.environ.get(VARIABLE)
     if not path:
         return

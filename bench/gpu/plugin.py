@@ -1,7 +1,7 @@
-"""A pytest plugin for the machine with the GPU: failures are told when they happen, and a lost GPU costs one test.
+"""A pytest plugin for the machine with the GPU: failures are written at once, and a lost GPU costs one test.
 
-What a failed test said goes to the file POLYCHROME_FAILURES names, at once: a run that is cut off has told them. A
-kernel that faults leaves its process without the GPU, so that such a worker ends and pytest-xdist starts another.
+The report of a failed test goes at once to the file named by POLYCHROME_FAILURES, so a run that is cut off keeps it. A
+kernel that faults leaves its process without the GPU; the worker then ends, and pytest-xdist starts another.
 """
 
 import os
@@ -19,7 +19,7 @@ def pytest_configure(config):
 
 
 class Teller:
-    """What the process does that gets the reports of all."""
+    """Hooks of the process that gets all reports."""
 
     def pytest_runtest_logreport(self, report):
         """Append a failure to the file."""
@@ -31,20 +31,20 @@ class Teller:
 
 
 class Worker:
-    """What a process of pytest-xdist does besides running tests."""
+    """Hooks of a worker process of pytest-xdist."""
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
         """End this process after a test that lost the GPU."""
         result = yield
         if _is_lost():
-            time.sleep(1)  # the report is on its way
+            time.sleep(1)  # for the report to be sent
             os._exit(3)
         return result
 
 
 def _is_lost() -> bool:
-    """Return whether a kernel of this process has failed on the GPU: every later call fails then."""
+    """Return whether a kernel of this process has faulted, after which every call to the GPU fails."""
     if not torch.cuda.is_initialized():
         return False
     try:

@@ -1,4 +1,4 @@
-"""The state of the steps between calls: a folder that git ignores, and the few files that are made of it."""
+"""The state of the steps between calls: a folder that git ignores, and the result files made from it."""
 
 import json
 import shutil
@@ -11,9 +11,9 @@ from bench import warm
 from bench.gpu.steps import ROOT, RUNS, Step
 from bench.measuring import record
 
-# Nothing larger comes back from the machine with the GPU.
+# The most bytes of a file that the machine with the GPU returns.
 LARGEST = 16 * 2**20
-# The results and the tables of a GPU, which steps write into the tree; `{gpu}` is its name in file names.
+# The results and the tables of a GPU, which steps write into the tree; `{gpu}` is the GPU's name in file names.
 WRITTEN = ("bench/results/{gpu}.json", "kernels/dynamic_conv/configs/{gpu}.json")
 # The readable files of the studies' trainings.
 READ = tuple(f"{RUNS.format(kind='*')}/**/{files}" for files in ("*.csv", "*.json", "report.*", "plots/*.png"))
@@ -21,7 +21,7 @@ FINAL = ("passed", "failed")
 
 
 class State:
-    """The folder of one tree: `steps.json`, logs of the steps, what they found, copies of what they wrote elsewhere."""
+    """The state's folder: `steps.json`, logs and results of the steps, copies of files that they wrote elsewhere."""
 
     def __init__(self, folder: Path, device: str):
         self.folder, self.device = folder, device
@@ -39,21 +39,21 @@ class State:
         return self._all.setdefault(self.device, {})
 
     def is_done(self, step: Step) -> bool:
-        """Return whether a step ended, and nothing that it measures has changed since."""
+        """Return whether a step ended and its sources have not changed since."""
         known = self.steps.get(step.name, {})
         same = known.get("arguments") == list(step.arguments) and known["digest"] == step.digest(self.device)
         return same and known["outcome"].split(":")[0] in FINAL
 
     def enter(self, step: Step, digest: str, outcome: str, seconds: float) -> None:
-        """Write down how a step ended that began with sources of this digest."""
+        """Record the outcome of a step that began with sources of this digest."""
         known = {"outcome": outcome, "seconds": round(seconds, 1), "digest": digest, "arguments": list(step.arguments)}
         self.steps[step.name] = known
         record.replace(self.folder / "steps.json", self._all)
 
     def restore(self, anew: bool) -> None:
-        """Put the results and tables of earlier calls into the tree; unless `anew`, only those that it lacks.
+        """Copy the results and tables of earlier calls into the tree; unless `anew`, only missing files.
 
-        What the tree has may be newer: a table that `bench.tune` wrote between two calls.
+        Files of the tree may be newer, such as a table that `bench.tune` wrote between two calls.
         """
         for name in (pattern.format(gpu=self.gpu) for pattern in WRITTEN):
             if anew or not (ROOT / name).exists():
@@ -67,19 +67,19 @@ class State:
             _copy(path, self.folder / "files" / path.relative_to(ROOT))
 
     def results(self) -> dict:
-        """Return all numbers that were found."""
+        """Return the results of all steps."""
         names = ("first_light", "host_time", "counters", "warm")
         found = {name: json_of(self.folder / f"{name}.json") for name in names}
         sections = json_of(ROOT / WRITTEN[0].format(gpu=self.gpu)) or {}
         return {"device": self.device, "steps": self.steps, **found, "sections": sections}
 
     def tuned(self) -> dict:
-        """Return the table of measured choices, and the times of all that was tried."""
+        """Return the table of measured choices, and the times of all candidates."""
         table = json_of(ROOT / WRITTEN[1].format(gpu=self.gpu))
         return {"table": table, "log": json_of(self.folder / "tuning.json")}
 
     def failures(self) -> str:
-        """Return what the failed tests and steps said, in the order of the steps."""
+        """Return the output of failed tests and steps, in the order of the steps."""
         found = []
         for name in self.steps:
             path = self.folder / "failures" / f"{name}.txt"
@@ -92,7 +92,7 @@ class State:
         return "\n".join(found)[: LARGEST - 1000]
 
     def write(self, out: Path, summary: str) -> None:
-        """Write the files that come back: five, each below what may come back."""
+        """Write the five result files, of which `failures.txt` and `all.tgz` are cut to LARGEST."""
         (out / "summary.txt").write_text(summary, encoding="utf-8")
         record.replace(out / "results.json", self.results())
         record.replace(out / "tuned.json", self.tuned())
@@ -100,7 +100,7 @@ class State:
         self.pack(out / "all.tgz")
 
     def pack(self, path: Path) -> None:
-        """Write all of the state, the largest files left out where it would be too large, for `unpack` elsewhere."""
+        """Write the state as an archive for `unpack`, without its largest files if it would exceed LARGEST."""
         files = sorted(self._files(), key=lambda file: file.stat().st_size)
         while True:
             with tarfile.open(path, "w:gz", compresslevel=6) as archive:
@@ -118,10 +118,10 @@ class State:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Make `folder` the state that `archive` holds.
+    """Unpack the state in `archive` into `folder`.
 
     Raises:
-        OSError, tarfile.TarError, EOFError: it cannot be read; the folder is as it was.
+        OSError, tarfile.TarError, EOFError: the archive cannot be read; the folder is unchanged.
     """
     draft = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
@@ -132,7 +132,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def json_of(path: Path):
-    """Return the content of a JSON file; None where there is none, or where it was cut off."""
+    """Return the content of a JSON file; None if the file is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What there is to do on a GPU, the most valuable first: commands, their time, and the sources they measure."""
+"""Steps on a GPU, the most valuable first: commands, their time limits, and the sources that they measure."""
 
 import hashlib
 import os
@@ -12,15 +12,15 @@ from bench.studies import study
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = "runs/study-{kind}"
-# The exit status of a step that ended for want of time and goes on in the next call.
+# The exit status of a step that ran out of time and resumes in the next call.
 UNFINISHED = 75
 
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-p", "bench.gpu.plugin", "-q")
 CONVOLUTION_TESTS = "tests/kernels/test_dynamic_conv_on_gpu.py"
-# Inductor takes minutes for these, and what they test is less than what the others do.
+# Tests that take Inductor minutes, and test less than the other tests.
 COMPILED = "compiled or graph"
-# So many shapes, the first of each benchmark, have every baseline measured before the others: torch.compile is one, and
-# takes long to compile.
+# The number of first shapes of each benchmark that get all baselines before the other shapes: the compiled baseline is
+# slow to compile.
 FEW = {"dynamic_conv": 4, "channel_gate": 4, "spatial_attention": 4, "augment": 1}
 QUICK = {
     "dynamic_conv": "ours,naive,naive fp32",
@@ -38,9 +38,9 @@ COMMON = (
 
 
 class Step(NamedTuple):
-    """One command of this Python, the most seconds it may take, and the fewest it is worth starting with.
+    """A Python command, the most seconds that it may take, and the least seconds left for it to be started.
 
-    sources: patterns of the files whose change makes it run again. timed: it is told how long it may take.
+    sources: patterns of the files whose change makes the step run again. timed: it takes --seconds and --digest.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Step(NamedTuple):
     timed: bool = False
 
     def digest(self, device: str, root: Path = ROOT) -> str:
-        """Return a hash of the device and of all that the step measures."""
+        """Return a hash of the device, Python's version and the step's sources."""
         found = hashlib.sha256(repr((device, sys.version_info[:2])).encode())
         for path in sorted({path for pattern in self.sources for path in root.glob(pattern) if path.is_file()}):
             found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
@@ -59,7 +59,7 @@ class Step(NamedTuple):
 
 
 def steps(folder: Path, data: str | None = None) -> list[Step]:
-    """Return the steps by value; what they find goes into `folder`. `data`: mini50, to train the studies last."""
+    """Return the steps by value, which write into `folder`. `data`: mini50, to train the studies last."""
     conv, table, kernels = "dynamic_conv", "kernels/dynamic_conv/configs/*.json", "kernels/**/*.py"
     engine = (kernels, "engine/**/*.py", "models/**/*.py", "bench/test_engine.py")
     tuned = ("kernels/*.py", "kernels/dynamic_conv/**/*.py", "bench/tune.py", "bench/measuring/timing.py")
@@ -97,10 +97,10 @@ def steps(folder: Path, data: str | None = None) -> list[Step]:
 
 
 def studies(data: str) -> list[Step]:
-    """Return the trainings of the studies on the images in `data` that are not done, each going on where it ended.
+    """Return the unfinished trainings of the studies on the images in `data`, each resumed where it ended.
 
-    They stay in `runs/`, which is not in git: keep the machine's ignored files from call to call. Their tables are for
-    `bench.studies.collect`.
+    Trainings stay in `runs/`, which git ignores: keep the machine's ignored files from call to call.
+    `bench.studies.collect` makes their tables.
     """
     found = []
     for kind in ("shallow", "parts", "channels"):
@@ -112,7 +112,7 @@ def studies(data: str) -> list[Step]:
 
 
 def _tests(name: str, op: str, where: tuple[str, ...], chosen: str | None = None, most: int = 240) -> Step:
-    """Return a step of GPU tests in several processes; without `chosen`, those that torch.compile has no part in."""
+    """Return a step of GPU tests: `chosen` tests or, in several processes, all tests without torch.compile."""
     workers = str(min(8, os.cpu_count() or 1))
     several = ("-n", workers, "--dist", "worksteal") if find_spec("xdist") and chosen is None else ()
     words = (*PYTEST, *several, "-m", "gpu", "-k", chosen or f"not ({COMPILED})", *where)

@@ -1,4 +1,4 @@
-"""The page that is read first: what ran, what is wrong, which targets are met; at most 60 lines."""
+"""The summary of a call on a GPU: outcomes of steps, errors, targets met; at most 60 lines."""
 
 from bench.gpu.state import json_of
 from bench.measuring import record
@@ -74,6 +74,6 @@ def _verdicts(results: dict) -> list[str]:
 
 
 def printed(path=None) -> str:
-    """Return the tables of this GPU's results, as far as there are any."""
+    """Return the tables of this GPU's results, "" if there are none."""
     sections = json_of(path or record.results_path("cuda")) or {}
     return "\n".join(f"\n{op}\n{tables.text(op, section, 140)}" for op, section in sections.items())

@@ -1,7 +1,7 @@
-"""Times of an op's shapes by the ways asked for: `python -m bench.gpu.times OP [--ways a,b] [--first N]`.
+"""Times of an op's shapes by the chosen ways: `python -m bench.gpu.times OP [--ways a,b] [--first N]`.
 
-What a pytest run of the benchmark writes for a shape, shape by shape, so that a run that is cut off has the ones
-before; a shape measured under the digest given is not measured again.
+Writes the entries of the benchmark's pytest run after each shape, so that a run that is cut off keeps earlier shapes; a
+shape measured under the given digest is not measured again.
 """
 
 import argparse
@@ -23,13 +23,13 @@ PACKAGES = {"augment": ("torchvision", *filter(None, [dali_package()]))}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure the shapes; return UNFINISHED where the time was up before the last, 1 where one failed."""
+    """Measure the shapes; return UNFINISHED if the time ended before the last shape, 1 if a shape failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.times", description=__doc__.partition(":")[0])
     parser.add_argument("op", choices=tables.OPS)
-    parser.add_argument("--ways", help="only these, by commas; the names of the table's columns")
-    parser.add_argument("--first", type=int, metavar="N", help="only the first shapes of the benchmark")
-    parser.add_argument("--seconds", type=float, default=600, help="begin no shape after so long (default 600)")
-    parser.add_argument("--digest", default="", help="of the sources that are measured")
+    parser.add_argument("--ways", help="only these columns of the table, separated by commas")
+    parser.add_argument("--first", type=int, metavar="N", help="only the first N shapes of the benchmark")
+    parser.add_argument("--seconds", type=float, default=600, help="begin no shape after this time (default 600)")
+    parser.add_argument("--digest", default="", help="hash of the measured sources")
     options = parser.parse_args(arguments)
     lookups.count()
     start = time.monotonic()
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def is_measured(entry: dict | None, digest: str, ways: Collection[str] | None) -> bool:
-    """Return whether an entry was measured of these sources, and by all of these ways as far as they can be run."""
+    """Return whether an entry was measured with the sources of `digest`, by all of `ways` that can run."""
     if entry is None or not digest or entry.get("sources") != digest:
         return False
     missing = {way for way, reason in entry["skipped"].items() if reason == NOT_ASKED}
@@ -65,7 +65,7 @@ def is_measured(entry: dict | None, digest: str, ways: Collection[str] | None) -
 
 
 def write(path, op: str, key: str, measured: Measured, about: dict, digest: str) -> None:
-    """Put an entry into the device's file of results."""
+    """Write an entry to the device's file of results."""
     entry = measured.entry | {"date": about["date"], "commit": about["commit"], "sources": digest}
     record.write(path, op, about | {"ceilings": measured.ceilings, "shapes": {key: entry}})
 

@@ -1,1 +1,1 @@
-"""How a way is timed, and what is written down of it."""
+"""Timing of implementations, and the files of results."""

@@ -1,6 +1,6 @@
-"""When a run takes its first training step: `python -m bench.measuring.first_step ARGUMENTS`, those of `train.run`.
+"""Time of a run's first training step: `python -m bench.measuring.first_step` with arguments of `train.run`.
 
-Ends the run there; the last line printed is the time, in seconds since 1970.
+The run ends at this step; the last line printed is the time, in seconds since 1970.
 """
 
 import os
@@ -13,7 +13,7 @@ from polychrome.train.run import main
 
 
 def stop(module, inputs) -> None:
-    """End the process where a model is given its first batch; its costs were measured on tensors without values."""
+    """End the process at a model's first batch; meta tensors, which only count costs, do not end it."""
     if module.training and inputs and not inputs[0].is_meta:
         print(time.time(), flush=True)
         os._exit(0)

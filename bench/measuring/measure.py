@@ -1,4 +1,4 @@
-"""The benchmark of an op: check every implementation, time them in turn, and make an entry of the results."""
+"""Benchmark of an op: implementations are checked, timed in turn, and made into an entry of the results."""
 
 import itertools
 import statistics
@@ -12,29 +12,29 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import polychrome.kernels.flops  # noqa: F401 - so that our ops are counted
+import polychrome.kernels.flops  # noqa: F401 - counts the FLOPs of our ops
 from bench.measuring import timing
 from bench.report.metrics import NOT_ASKED
 from polychrome.kernels.tensors import is_channels_last
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDS = (10, 50) if DEVICE == "cuda" else (3, 100)
-# For all implementations of one shape together; the fewest rounds are run whatever they take.
+# Seconds for all implementations of a shape together, beyond the least number of rounds.
 SECONDS = 8 if DEVICE == "cuda" else 0.8
 # On a CPU, a baseline that takes this many times as long as the usual way is run once and left out of the rounds.
 SLOW = 1.5
 
-# The largest RMS error over the RMS of the exact values, forward and of the gradients.
+# The largest relative RMS errors of the output and of the gradients.
 OURS = {torch.bfloat16: (5e-3, 1e-2), torch.float32: (1e-5, 1e-5)}
 # Baselines round more than once, and on a GPU torch lets float32 convolutions use TF32.
 THEIRS = {torch.bfloat16: (2e-2, 2e-2), torch.float32: (2e-3, 2e-3) if DEVICE == "cuda" else (1e-4, 1e-4)}
 
-# What other packages raise where they cannot do what is asked; of ours every error ends the run.
+# Errors of other packages for calls that they do not support; any error of ours ends the run.
 FAILURES = (RuntimeError, AssertionError, ImportError, ValueError, TypeError, OSError)
 
 
 class Candidate(NamedTuple):
-    """An implementation of a call, and the errors allowed forward and backward; or the reason why it is not run."""
+    """An implementation of a call, the errors allowed forward and backward, and any reason not to run it."""
 
     name: str
     parts: timing.Parts | None
@@ -43,7 +43,7 @@ class Candidate(NamedTuple):
 
 
 class Work(NamedTuple):
-    """The least that one direction of a call has to do: bytes moved, and FLOPs in `dtype`, multiply-adds two."""
+    """The least work of one direction of a call: bytes moved, and FLOPs in `dtype`, two per multiply-add."""
 
     bytes: int
     flops: int
@@ -51,7 +51,7 @@ class Work(NamedTuple):
 
     @property
     def bound_ms(self) -> float:
-        """The least milliseconds that takes at the measured ceilings."""
+        """The least milliseconds of this work at the measured ceilings."""
         return bound(self.bytes, self.flops, self.dtype)
 
 
@@ -64,13 +64,13 @@ class Measured(NamedTuple):
 
 
 class Stopwatch:
-    """Times many spans in milliseconds; on a GPU by device events, without waiting for them."""
+    """A timer of many spans in milliseconds; on a GPU by device events, without waiting."""
 
     def __init__(self) -> None:
         self._begun, self._spans = None, []
 
     def start(self) -> None:
-        """Begin a span, in place of one that has not ended."""
+        """Begin a span; an unended span is dropped."""
         self._begun = _mark()
 
     def stop(self) -> None:
@@ -95,7 +95,7 @@ def parts_of(function: Callable, leaves: tuple[Tensor, ...], grad: Tensor, *argu
 
 
 def only(candidates: Iterable[Candidate], ways: Collection[str] | None) -> list[Candidate]:
-    """Return the candidates, those whose names are not among `ways` with the reason that nobody asked for them."""
+    """Return the candidates; a candidate that is not named in `ways` gets the reason NOT_ASKED."""
     return [
         each if ways is None or each.name in ways else each._replace(reason=each.reason or NOT_ASKED)
         for each in candidates
@@ -115,10 +115,10 @@ def candidates_of(baselines, shape, leaves: tuple[Tensor, ...], grad: Tensor, *a
 def checked_calls(
     candidates: Iterable[Candidate], exact: list[Tensor], usual: str | None = None, never_slow: tuple[str, ...] = ()
 ) -> tuple[dict[str, timing.Parts], dict[str, str]]:
-    """Return the implementations whose results were checked, and why the others were left out.
+    """Return the implementations with correct results, and for each other implementation the reason to skip it.
 
-    Where `usual` names one of them, those after it that take over SLOW times as long are left out on a CPU, except for
-    ours and `never_slow`.
+    On a CPU, implementations after `usual` that take over SLOW times as long as it are left out, except for ours and
+    `never_slow`.
 
     Raises:
         AssertionError: our results are wrong; baselines that fail are left out.
@@ -147,7 +147,7 @@ def failure(error: Exception) -> str:
 
 
 def check(name: str, parts: timing.Parts, exact: list[Tensor], tolerances: tuple[float, float]) -> float:
-    """Assert that output and gradients are near the exact ones; return the seconds they took."""
+    """Assert that output and gradients are near the exact tensors; return the call's seconds."""
     start = time.perf_counter()
     y = parts[0](None)
     got = [y, *(gradient for part in parts[1:] for gradient in part(y))]
@@ -160,13 +160,13 @@ def check(name: str, parts: timing.Parts, exact: list[Tensor], tolerances: tuple
 
 
 def exact_results(parts: timing.Parts) -> list[Tensor]:
-    """Return output and gradients of the definition, given as its parts in float64."""
+    """Return output and gradients of the definition, from its parts in float64."""
     y = parts[0](None)
     return [y.detach(), *parts[1](y)]
 
 
 def figures(calls: dict[str, timing.Parts], work: dict[str, Work]) -> tuple[dict, dict[str, list[float]]]:
-    """Return medians in ms, runs, work, bounds, memory and on a GPU the host's microseconds; and each run's ms."""
+    """Return an entry's runs, median ms, work, bounds, memory and (on a GPU) host time; and the ms of each run."""
     memory = {name: memory_bytes(parts) for name, parts in calls.items()}
     host = timing.host_times(calls["ours"]) if DEVICE == "cuda" else None
     times = timing.take_turns(calls, DEVICE, ROUNDS, SECONDS)
@@ -194,10 +194,10 @@ def counted(parts: timing.Parts) -> list[int]:
 
 
 def steady_times(following: Callable[[], Tensor], window: int, seconds: float, least: int = 3) -> list[list[float]]:
-    """Return the milliseconds of a call of `following`, a mean over each window of so many calls.
+    """Return the mean milliseconds of a call of `following` over each window of `window` calls.
 
-    For producers that prefetch: their results come in bursts, so that the first two windows, which take what was
-    prefetched, are not counted. There are at least `least` windows, none begun after `seconds`.
+    For producers that prefetch and so return results in bursts: the first two windows, which use up prefetched results,
+    are not counted. There are at least `least` windows; no other begins after `seconds`.
     """
     times, start = [], 0.0
     for count in itertools.count(-2):
@@ -215,7 +215,7 @@ def steady_times(following: Callable[[], Tensor], window: int, seconds: float, l
 
 
 def memory_bound(shape, baselines, ways: Collection[str] | None = None) -> Measured:
-    """Measure a call of an op that memory limits, by all ways or those named.
+    """Measure a call of a memory-bound op, by all ways or only the named `ways`.
 
     `shape` gives `data(device)`, `forward_bytes(l2_bytes)` and `backward_bytes()`; `baselines` is a module of
     `bench.ops` whose `eager` is the definition.
@@ -233,20 +233,20 @@ def memory_bound(shape, baselines, ways: Collection[str] | None = None) -> Measu
 
 
 def of_times(times: list[float], **others) -> Measured:
-    """Return the entry of runs that took so many milliseconds as a whole, with `others` beside its times."""
+    """Return the measurements of whole runs of these `times` in milliseconds, with `others` in the entry."""
     entry = {"runs": len(times), "ms": {"ours": {"both": statistics.median(times)}}, "skipped": {}}
     return Measured(entry | others, {"ours": times}, {})
 
 
 def medians(times: list[list[float]]) -> dict[str, float]:
-    """Return the medians of forward, of backward where there is one, and of their sum."""
+    """Return the medians of forward, of backward if there is any, and of their sum."""
     parts = zip(("forward", "backward"), zip(*times, strict=True), strict=False)
     each = {name: statistics.median(taken) for name, taken in parts} | {"both": statistics.median(map(sum, times))}
     return {name: round(taken, 5) for name, taken in each.items()}
 
 
 def described(x: Tensor) -> dict[str, str]:
-    """Return the dtype and the memory layout of a call, as entries name them."""
+    """Return the names of a call's dtype and memory layout in entries."""
     return {
         "dtype": str(x.dtype).removeprefix("torch."),
         "layout": "channels_last" if is_channels_last(x) else "contiguous",
@@ -254,7 +254,7 @@ def described(x: Tensor) -> dict[str, str]:
 
 
 def bound(moved: int, flops: int = 0, dtype: torch.dtype | None = None) -> float:
-    """Return the least milliseconds for so many bytes, and FLOPs in `dtype`, at the measured ceilings."""
+    """Return the least milliseconds for `moved` bytes and `flops` in `dtype` at the measured ceilings."""
     arithmetic = flops / timing.matmul_rate(DEVICE, dtype) if flops else 0
     return 1e3 * max(arithmetic, moved / timing.copy_rate(DEVICE))
 
@@ -267,13 +267,13 @@ def ceilings(*dtypes: torch.dtype) -> dict[str, float]:
 
 
 def memory_bytes(parts: timing.Parts) -> dict[str, int]:
-    """Return the "peak" memory above the inputs, and the "extra", which is neither output nor gradient."""
+    """Return the "peak" memory above the inputs, and the "extra" memory without output and gradients."""
     peak, returned = timing.peak_memory(parts, DEVICE)
     return {"peak": peak, "extra": max(0, peak - returned)}
 
 
 def forget_compiled() -> None:
-    """Have torch.compile forget the shapes it has seen: it would compile for dynamic sizes at the next one."""
+    """Make torch.compile forget earlier shapes; otherwise the next shape would compile for dynamic sizes."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
 

@@ -14,7 +14,7 @@ MARGIN = 64  # pixels by which the field of grain is larger than an image
 
 
 def write(root: Path, counts: Mapping[str, int]) -> Path:
-    """Write so many photographs of `CLASSES` classes for each split, and return the folder."""
+    """Write `counts[split]` photographs of CLASSES classes for each split; return the folder."""
     root.mkdir(parents=True)
     names = [f"{split}-{number}.jpg" for split, count in counts.items() for number in range(count)]
     for _ in parallel(partial(_draw, root), list(enumerate(names)), cpus()):

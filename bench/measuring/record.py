@@ -1,4 +1,4 @@
-"""The files of results: one for each device, a section for each op, each written as soon as a shape is measured."""
+"""Files of results: a file per device with a section per op, written as soon as a shape is measured."""
 
 import json
 import platform
@@ -14,19 +14,19 @@ from polychrome.kernels.tensors import allows_tf32
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
-# Shapes measured under others are not shown together.
+# Shapes are shown together only if these are equal.
 CIRCUMSTANCES = ("device", "versions", "settings")
 
 
 def results_path(device: str, folder: Path = RESULTS) -> Path:
-    """Return the file of the device: one for a kind of GPU, one for all CPUs."""
+    """Return the device's results file; each model of GPU has a file, all CPUs share one."""
     return folder / (table_path(torch.cuda.get_device_name()).name if device == "cuda" else "cpu.json")
 
 
 def circumstances(device: str, packages: tuple[str, ...] = ("timm",)) -> dict:
-    """Return what the numbers depend on besides the code: device, versions, settings; and date and commit.
+    """Return the device, versions and settings, on which the numbers depend, and the date and commit.
 
-    `packages` are those that baselines come from.
+    `packages` are the packages of the baselines.
     """
     versions = {"torch": torch.__version__, "triton": version_of("triton"), "python": platform.python_version()}
     versions |= {package: version_of(package) for package in packages}
@@ -46,7 +46,7 @@ def circumstances(device: str, packages: tuple[str, ...] = ("timm",)) -> dict:
 
 
 def processor() -> str:
-    """Return how many cores of what processor this process may use."""
+    """Return the processor's name and the cores this process may use."""
     return f"{cpus()} core{'s' * (cpus() > 1)} of {cpu_name()}"
 
 
@@ -54,7 +54,7 @@ def sections(path: Path) -> dict[str, dict]:
     """Return the sections of a results file, or of a run that pytest-benchmark saved, by name.
 
     Raises:
-        ValueError: the file is neither.
+        ValueError: the file is of neither kind.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -67,7 +67,7 @@ def sections(path: Path) -> dict[str, dict]:
 
 
 def row(section: str, key: str, way: str, entry: dict) -> dict:
-    """Return what a row of pytest-benchmark's carries besides its times: work, bound, share of it, peak memory."""
+    """Return a pytest-benchmark row's fields besides its times: work, bound, share of bound, peak memory."""
     carried = {"section": section, "shape": key, "way": way}
     carried |= {name: entry[name] for name in ("bytes", "flops", "bound_ms") if name in entry}
     if "bound_ms" in entry:
@@ -78,23 +78,23 @@ def row(section: str, key: str, way: str, entry: dict) -> dict:
 
 
 def write(path: Path, op: str, section: dict) -> None:
-    """Write an op's section of results, beside the shapes measured before under the same circumstances."""
+    """Write an op's section; shapes measured before under the same circumstances are kept."""
     old = read(path).get(op)
     add(path, op, united(old, section) if old else section)
 
 
 def read(path: Path) -> dict:
-    """Return the content of a JSON file, nothing where there is none."""
+    """Return the content of a JSON file, {} if there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def add(path: Path, name: str, section: dict) -> None:
-    """Write a section of a JSON file, in place of one with its name; the others stay."""
+    """Write a section of a JSON file, replacing any section of the same name."""
     replace(path, read(path) | {name: section})
 
 
 def alike(row: dict, sections: dict[str, dict], keys: tuple[str, ...]) -> list[dict | None]:
-    """Return from each section the row that has the same values under `keys`, None where there is none."""
+    """Return each section's row with the same values under `keys`, None for a section without such a row."""
     return [
         next((each for each in section["rows"] if all(each[key] == row[key] for key in keys)), None)
         for section in sections.values()
@@ -102,14 +102,14 @@ def alike(row: dict, sections: dict[str, dict], keys: tuple[str, ...]) -> list[d
 
 
 def united(old: dict, new: dict) -> dict:
-    """Return the later section with the earlier one's other shapes, where circumstances are the same."""
+    """Return `new` with the other shapes of `old`; without them if the circumstances differ."""
     if any(old[name] != new[name] for name in CIRCUMSTANCES):
         return new
     return new | {name: old[name] | new[name] for name in ("ceilings", "shapes")}
 
 
 def replace(path: Path, content: dict) -> None:
-    """Write `content` as JSON; whoever reads meanwhile finds the old file whole or the new one."""
+    """Write `content` as JSON; a concurrent reader sees the whole old or the whole new file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(content, indent=1) + "\n")
 

@@ -1,7 +1,7 @@
-"""Times that were measured before, as pytest-benchmark lists them.
+"""Replay of measured times as rows of pytest-benchmark.
 
-The ways of a shape are run in turn, in a new order each round, on a GPU by device events. pytest-benchmark would run
-one way after another by the host's clock; so its tests are given this clock, which moves only by what was measured.
+The ways of a shape are timed in turn, in a new order each round, on a GPU by device events. pytest-benchmark would time
+one way after another by the host's clock; its tests use `clock` instead, which moves only by measured times.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def clock() -> float:
 
 
 def replay(benchmark, milliseconds: Sequence[float]) -> None:
-    """Have pytest-benchmark count the runs given, in a test whose timer is `clock`."""
+    """Make pytest-benchmark count these runs, in a test whose timer is `clock`."""
     runs = iter(milliseconds)
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Times of calls taken in turn, by device events on a GPU, their memory, and the ceilings of the machine."""
+"""Timing of calls in turn, by device events on a GPU; peak memory of calls; ceilings of the machine."""
 
 import json
 import random
@@ -15,19 +15,19 @@ import torch
 
 from polychrome.kernels.launch import Launch, current_stream, record_launches
 
-# Before each run the GPU waits for this many times what the host takes to issue it, and no less than so many
-# microseconds: the host gets ahead, so that what is timed is the device, not the launching.
+# Before each run the GPU waits for AHEAD times the host's time to issue the run, and at least LEAST_WAIT microseconds:
+# the host gets ahead, so that device times have no launch overhead.
 AHEAD, LEAST_WAIT = 3.0, 250.0
 HOST_RUNS = 100
-# What the ceilings are measured with: bytes of a copy, and the side of a matrix.
+# Sizes for measuring the ceilings: bytes of a copy, and the side of a matrix.
 COPIED, SIDE = {"cuda": 2**30, "cpu": 2**27}, {"cuda": 8192, "cpu": 2048}
-CYCLES_PER_MICROSECOND = 2000  # of the fastest clock of the GPUs this was planned for
+CYCLES_PER_MICROSECOND = 2000  # at 2 GHz, the fastest clock of the target GPUs
 
 Parts = tuple[Callable[[Any], Any], ...]
 
 
 def run(parts: Parts) -> Any:
-    """Call the parts one after another, each with what the one before returned."""
+    """Call the parts one after another, each with the result of the part before."""
     value = None
     for part in parts:
         value = part(value)
@@ -35,21 +35,21 @@ def run(parts: Parts) -> Any:
 
 
 def time_once(parts: Parts, device: str, wait: float = LEAST_WAIT) -> list[float]:
-    """Return the milliseconds of each part; a GPU begins `wait` microseconds late."""
+    """Return the milliseconds of each part; a GPU first waits `wait` microseconds."""
     return _device_times(parts, wait) if device == "cuda" else _host_times(parts)
 
 
 def wait_for(parts: Parts) -> float:
-    """Return the microseconds that a GPU has to wait before these parts; they are run twice, the first to warm up."""
+    """Return the microseconds for a GPU to wait before these parts, which run twice, first as a warm-up."""
     run(parts)
     torch.cuda.synchronize()
     return max(LEAST_WAIT, AHEAD * 1e3 * sum(_host_times(parts)))
 
 
 def take_turns(calls: dict[str, Parts], device: str, rounds: tuple[int, int], seconds: float) -> dict[str, list]:
-    """Return the times of every run of every call, in rounds of shuffled order, on a GPU after two not counted.
+    """Return the times of every run of every call, in rounds of shuffled order; on a GPU after two warm-up runs.
 
-    There are at least `rounds[0]`, and no more than `rounds[1]` or than begin within `seconds`.
+    There are `rounds[0]` to `rounds[1]` rounds, none beyond `rounds[0]` begun after `seconds`.
     """
     order, times = list(calls), {name: [] for name in calls}
     waits = {name: wait_for(calls[name]) if device == "cuda" else 0.0 for name in order}
@@ -65,17 +65,17 @@ def take_turns(calls: dict[str, Parts], device: str, rounds: tuple[int, int], se
 
 
 def peak_memory(parts: Parts, device: str) -> tuple[int, int]:
-    """Return the most bytes that torch has in use above what was there before, and those of what the parts return.
+    """Return torch's peak bytes above the bytes in use before, and the bytes of the tensors that the parts return.
 
-    Libraries' own buffers on a CPU are not among them.
+    On a CPU, libraries' own buffers are not counted.
     """
     return _peak_on_gpu(parts) if device == "cuda" else _peak_on_cpu(parts)
 
 
 def host_times(parts: Parts) -> dict[str, dict[str, float]]:
-    """Return the median microseconds in which the host issues forward, and forward and backward, if there is one.
+    """Return the host's median microseconds to issue forward, and forward and backward (if any).
 
-    For each, those of the whole `call` and those of its bare `launches`.
+    Each has the time of the whole `call` and of its bare `launches`.
     """
     return {way: _host_time(some) for way, some in {"forward": parts[:1], "both": parts}.items()}
 
@@ -187,6 +187,6 @@ def empty_cache() -> None:
 
 @cache
 def _scratch() -> torch.Tensor:
-    """Return a buffer that leaves nothing else in the L2 cache once written."""
+    """Return a buffer that, once written, has evicted all else from the L2 cache."""
     size = 4 * torch.cuda.get_device_properties().L2_cache_size
     return torch.empty(size, dtype=torch.int8, device="cuda")

@@ -1,1 +1,1 @@
-"""The shapes at which each op is measured, and what it is measured against."""
+"""The shapes at which each op is measured, and its baselines."""

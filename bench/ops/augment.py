@@ -1,7 +1,7 @@
-"""`augment`: the calls that are timed, and the ways a batch is augmented today.
+"""Benchmark of `augment`: the timed calls and the baselines.
 
-A way takes a call and returns what makes its batch, called again and again. What a way wants on the host (crops as
-numbers, flips, places) is there before it is timed.
+A way (implementation) takes a call and returns a function that makes its batch at each call. Values that a way needs on
+the host (crops, flips, indices) are there before it is timed.
 """
 
 import os
@@ -42,7 +42,7 @@ RECIPES = {
 
 
 class Call(NamedTuple):
-    """The arguments of one call; images are uint8 [count, height, width, channels] and indices name distinct ones."""
+    """The arguments of one call; images are uint8 [count, height, width, channels] and indices are distinct."""
 
     images: Tensor
     indices: Tensor
@@ -54,7 +54,7 @@ class Call(NamedTuple):
 
     @property
     def arguments(self) -> dict:
-        """What `augment` takes besides the images."""
+        """The arguments of `augment` apart from the images."""
         statistics = {"mean": self.mean, "std": self.std}
         return {"indices": self.indices, "size": self.size, "dtype": self.dtype, **statistics, **self.drawn._asdict()}
 
@@ -65,7 +65,7 @@ class Call(NamedTuple):
 
     @property
     def boxes(self) -> Tensor:
-        """The crops as far as they lie in the images, (top, left, height, width), int64 [batch, 4]."""
+        """The crops clamped to the images, (top, left, height, width), int64 [batch, 4]."""
         return clamped(self.drawn.crops, len(self.indices), self.images)
 
     def samples(self, start: int, stop: int) -> "Call":
@@ -81,10 +81,10 @@ class Call(NamedTuple):
         """Return the least bytes that the call moves.
 
         Every pixel inside a sample's crop has a weight above zero in some output pixel, because the output is nowhere
-        coarser than its filter: with all channels, height * width * channels bytes of each crop, cut at the image's
-        edge, are read, once because the samples are of different images. Every output value is written, and the
-        parameters are read, mean and std as float32. With the whole recipe this is what whole crops take, an upper
-        estimate: rotated samples leave the corners of the crop out, and pixels cut out need not be read.
+        coarser than its filter: height * width * channels bytes of each crop, clamped to the image, are read, once
+        because the samples are of different images. Every output value is written, and the parameters are read, mean
+        and std as float32. For the whole recipe this is an upper estimate: rotated samples leave the corners of the
+        crop out, and pixels cut out need not be read.
         """
         channels = self.images.shape[3]
         read = int(self.boxes[:, 2:].prod(1).sum()) * channels
@@ -94,7 +94,7 @@ class Call(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """A batch of SIDE x SIDE images made into one of SIZE x SIZE by one of RECIPES."""
+    """A batch of SIDE x SIDE images augmented to SIZE x SIZE by one of RECIPES."""
 
     batch: int
     channels: int
@@ -103,16 +103,16 @@ class Shape(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What tells this call from others of its dtype."""
+        """The name of this call among calls of its dtype."""
         return f"{self.batch}x{SIDE}x{SIDE}x{self.channels} to {SIZE}{'' if self.recipe == 'plain' else ' whole'}"
 
     @property
     def key(self) -> str:
-        """What tells this call from all others: dtype and layout of the output, and the name."""
+        """The name of this call among all calls: dtype and layout of the output, and `name`."""
         return f"{str(self.dtype).removeprefix('torch.')} channels_last {self.name}"
 
     def call(self, device: str, seed: int = 0, blank: bool = False) -> Call:
-        """Return random bytes as resident images, the batch's places among them, and parameters drawn for these.
+        """Return a call with random bytes as resident images, random indices, and drawn parameters.
 
         `blank`: as many images as on a GPU, all zero, which takes neither time nor memory on the host.
         """
@@ -131,7 +131,7 @@ class Shape(NamedTuple):
 
 
 def shapes_on(device: str) -> list[Shape]:
-    """Return the shapes to time on "cuda" or "cpu", those of the plain recipe first."""
+    """Return the shapes to time on "cuda" or "cpu", the plain recipe first."""
     if device == "cuda":
         plain = [Shape(batch, channels, torch.bfloat16) for channels in (3, 13) for batch in BATCHES[device]]
         return [*plain, Shape(64, 3, torch.bfloat16, "whole")]
@@ -141,10 +141,10 @@ def shapes_on(device: str) -> list[Shape]:
 
 
 Forward = Callable[[], Tensor]
-# Values as large as the output that the definition holds at once: pixels as they are, widened and weighted, the sum
-# before and after, and room for its smaller tensors.
+# Tensors of the output's size that the definition holds at once: pixels as stored, widened and weighted, the sum before
+# and after, and room for smaller tensors.
 EAGER_VALUES = 6
-# Processes at most, whatever the machine has, and seconds that a batch of theirs may take.
+# The most worker processes, and the most seconds for a batch from the workers.
 MOST_WORKERS, PATIENCE = 16, 60
 
 
@@ -167,8 +167,8 @@ def torchvision(call: Call) -> Forward:
 def dali(call: Call) -> Forward:
     """DALI's operators on a batch gathered by torch, one run a call, nothing prefetched.
 
-    DALI resizes to uint8; its filter reaches over the edge of the crop into the image, which no other way does. It has
-    no bfloat16: float16 is asked for and cast.
+    DALI resizes to uint8; unlike the other ways, its filter reads the image beyond the crop's edge. DALI has no
+    bfloat16: its float16 output is cast.
     """
     import numpy as np
 
@@ -194,10 +194,10 @@ BASELINES: dict[str, Callable[[Call], Forward]] = {"eager": eager, "torchvision"
 
 @contextmanager
 def worker_batches(call: Call, workers: int) -> Iterator[Forward]:
-    """Start `torchvision`'s way on CPU processes; the function yielded returns their next batch, on the device.
+    """Run `torchvision`'s way in CPU processes; yield a function that returns their next batch on the device.
 
-    The processes resize and flip, and send uint8, a quarter of float32's bytes; the device normalises. Every batch is
-    the same. The processes are closed on leaving.
+    The processes resize and flip, and send uint8, a quarter of float32's bytes; the device normalises. All batches are
+    equal. The processes end with the context.
     """
     loader = DataLoader(
         _Samples(call._replace(images=call.images.cpu())),
@@ -214,7 +214,7 @@ def worker_batches(call: Call, workers: int) -> Iterator[Forward]:
 
 
 def worker_count() -> int:
-    """Return how many processes the machine is given to feed."""
+    """Return the number of worker processes on this machine."""
     return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
 
 
@@ -228,7 +228,7 @@ def reason_to_skip(name: str, shape: Shape, call: Call) -> str | None:
 
 
 class _Samples(Dataset):
-    """The samples of a call, uint8 [channels, size, size], resized and flipped by torchvision when asked for."""
+    """The samples of a call, uint8 [channels, size, size], resized and flipped by torchvision when read."""
 
     def __init__(self, call: Call):
         self._images, self._size = call.images, [call.size, call.size]

@@ -1,4 +1,4 @@
-"""Which baselines a device or an installation does not have, and the compiled ones."""
+"""Baselines that a device or an installation lacks, and baselines by torch.compile."""
 
 from collections.abc import Callable
 from functools import cache
@@ -12,7 +12,7 @@ MODES = {"compiled": "max-autotune", "compiled no graphs": "max-autotune-no-cuda
 
 
 def reason_to_skip(name: str, device: str) -> str | None:
-    """Return why a baseline is not run on "cuda" or "cpu" at any shape; None if it is."""
+    """Return why a baseline is not run on "cuda" or "cpu" at any shape; None if it can be."""
     if name in ("timm", "torchvision") and find_spec(name) is None:
         return "not installed"
     if name == "dali" and dali_package() is None:
@@ -24,7 +24,7 @@ def reason_to_skip(name: str, device: str) -> str | None:
 
 @cache
 def dali_package() -> str | None:
-    """Return the distribution that NVIDIA DALI is installed from, which names its CUDA version; None if it is not."""
+    """Return the name of NVIDIA DALI's distribution, which tells its CUDA version; None if it is not installed."""
     if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
         return None
     return next((name for name in metadata.packages_distributions().get("nvidia", ()) if "dali" in name), None)

@@ -1,6 +1,6 @@
-"""The channel gate: the calls that are timed, and the ways a gate is computed today.
+"""Benchmark of the channel gate: the timed calls and the baselines.
 
-A way is `(x, w1, b1, w2, b2) -> y`, or `(x, w2) -> y` with a single layer.
+A way (implementation) is `(x, w1, b1, w2, b2) -> y`, or `(x, w2) -> y` with a single layer.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ REDUCTION = 16
 
 
 class Shape(NamedTuple):
-    """A sigmoid gate on `x`: through `hidden` features with biases, or, where None, one layer without bias."""
+    """A sigmoid gate on `x`: through `hidden` features with biases or, if None, by one layer without bias."""
 
     x: FeatureMap
     hidden: int | None
 
     @property
     def name(self) -> str:
-        """What tells this call from others of its dtype and layout."""
+        """The name of this call among calls of its dtype and layout."""
         return f"{self.x.name} {'single' if self.hidden is None else f'hidden {self.hidden}'}"
 
     @property
@@ -38,7 +38,7 @@ class Shape(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What tells this call from all others: dtype, layout and name."""
+        """The name of this call among all calls: dtype, layout and `name`."""
         return f"{self.x.kind} {self.name}"
 
     def data(self, device: str) -> Data:
@@ -46,10 +46,10 @@ class Shape(NamedTuple):
         return data_of(self.x, self.weights, device)
 
     def forward_bytes(self, l2_bytes: int) -> int:
-        """Return the least bytes that forward moves on a GPU of so large an L2 cache, or a CPU (0).
+        """Return the least bytes that forward moves on a GPU with an L2 cache of `l2_bytes`, or a CPU (0).
 
-        Besides the passes over x: means, hidden features and gate are float32, and each is written, because the layers
-        need all channels and the product the whole gate, and read; the weights are read.
+        Besides the passes over x: means, hidden features and gate, all float32, are written and read, because the
+        layers need all channels and the product needs the whole gate; the weights are read.
         """
         features = self.x.batch * (2 * self.x.channels + (self.hidden or 0))
         return self.x.forward_passes(l2_bytes) * self.x.nbytes + 2 * 4 * features + self._weight_bytes
@@ -69,7 +69,7 @@ class Shape(NamedTuple):
 
 
 def shapes_on(device: str) -> list[Shape]:
-    """Return the shapes to time on "cuda" or "cpu": every map with two layers, then every map with one."""
+    """Return the shapes to time on "cuda" or "cpu": every map with two layers, then every map with one layer."""
     maps = feature_maps_on(device)
     return [*(Shape(x, x.channels // REDUCTION) for x in maps), *(Shape(x, None) for x in maps)]
 
@@ -90,7 +90,7 @@ def timm(x, *weights):
 
 
 def torchvision(x, *weights):
-    """torchvision's SqueezeExcitation, which rounds as timm's."""
+    """torchvision's SqueezeExcitation, which rounds as timm's module does."""
     return torch.func.functional_call(_torchvision_module(x.shape[1], len(weights[0])), _parameters(weights), (x,))
 
 
@@ -116,7 +116,7 @@ def _layers(weights):
 
 
 def _parameters(weights) -> dict:
-    """Return the parameters of either module: its layers are 1x1 convolutions."""
+    """Return the parameters of either module, whose layers are 1x1 convolutions."""
     w1, b1, w2, b2 = weights
     return {
         "fc1.weight": w1[:, :, None, None],

@@ -1,7 +1,7 @@
-"""Dynamic convolution: the calls that are timed, and the ways it is computed today.
+"""Benchmark of dynamic convolution: the timed calls and the baselines.
 
-A way is `(x, experts, mixing, stride, padding, dilation, groups) -> y`. All are differentiable. mixing is float32; a
-way that would promote x by it rounds it to x's dtype.
+A way (implementation) is `(x, experts, mixing, stride, padding, dilation, groups) -> y`, differentiable. mixing is
+float32; a way rounds it to x's dtype where it would promote x.
 """
 
 import os
@@ -26,7 +26,7 @@ GROWING_BATCHES = {"cuda": (1, 4, 16, 64, 256), "cpu": (1, 2, 4, 8, 16)}
 GROWING_EXPERTS = {"cuda": (1, 2, 4, 8, 16), "cpu": (1, 2, 4, 8)}
 GROWING_SIZES = {"cuda": (7, 14, 28, 56), "cpu": (4, 7, 10, 14)}
 
-# float32 in torch's own layout, as it comes; 16 bits in the one that the matrix units want.
+# float32 in torch's default layout; bfloat16 in the layout of the matrix units.
 LAYOUTS = {torch.float32: torch.contiguous_format, torch.bfloat16: torch.channels_last}
 
 
@@ -50,7 +50,7 @@ class Shape(NamedTuple):
         return self.stride, self.padding, 1, self.groups
 
     def problem(self, dtype: torch.dtype) -> Problem:
-        """Return what the kernels are told of this call."""
+        """Return the description of this call for the kernels."""
         pairs = [(value,) * count for value, count in ((self.kernel, 2), (self.stride, 2), (self.padding, 4), (1, 2))]
         sizes = (self.batch, self.in_channels, self.out_channels, self.size, self.size)
         return Problem(*sizes, *pairs, self.groups, self.experts, dtype)
@@ -65,7 +65,7 @@ class Growth(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What tells it from the others."""
+        """The name of this call among all series."""
         return f"{self.along} {self.value}"
 
 
@@ -79,11 +79,11 @@ class Data(NamedTuple):
 
     @property
     def leaves(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What gradients are taken of."""
+        """The tensors that get gradients."""
         return self.x, self.experts, self.mixing
 
     def to(self, dtype: torch.dtype) -> "Data":
-        """Return the same numbers in another dtype, in its layout; mixing is float32 unless dtype is float64."""
+        """Return the same numbers in another dtype and its layout; mixing is float32 unless dtype is float64."""
         layout = LAYOUTS.get(dtype, torch.contiguous_format)
         x, grad = (t.detach().to(dtype).contiguous(memory_format=layout) for t in (self.x, self.grad))
         mixing = self.mixing.detach().to(torch.float64 if dtype == torch.float64 else torch.float32).clone()
@@ -112,7 +112,7 @@ def shapes_on(device: str) -> list[Shape]:
 
 
 def growths_on(device: str) -> list[Growth]:
-    """Return the series to time on "cuda" or "cpu": C256 14x14, of which one size takes each of its values."""
+    """Return the series to time on "cuda" or "cpu": C256 14x14 with one size varied at a time."""
     series = {"batch": GROWING_BATCHES[device], "experts": GROWING_EXPERTS[device], "size": GROWING_SIZES[device]}
     usual = Shape("C256 14x14", BATCH[device], 256, 256, 14)
     return [
@@ -185,13 +185,13 @@ def vmap(x, experts, mixing, stride, padding, dilation, groups):
 
 
 def timm(x, experts, mixing, *geometry):
-    """timm's CondConv2d, given the same experts."""
+    """timm's CondConv2d with the same experts."""
     layer = _condconv(x.shape[1], experts.shape[1], tuple(experts.shape[3:]), *geometry, len(experts))
     return torch.func.functional_call(layer, {"weight": experts.flatten(1)}, (x, mixing.to(x.dtype)))
 
 
 def static(x, experts, mixing, *geometry):
-    """A plain convolution with the one expert given: the price floor, not a baseline to beat."""
+    """A plain convolution with a single expert: a lower limit of the time, not a baseline to beat."""
     return F.conv2d(x, experts.squeeze(0), None, *geometry)
 
 
@@ -211,7 +211,7 @@ def reason_to_skip(name: str, problem: Problem, device: str) -> str | None:
     reason = availability.reason_to_skip(name, device)
     if reason is not None:
         return reason
-    # Forward keeps this much, and backward makes its gradient.
+    # Forward keeps these values, and backward makes their gradient.
     needed = 2 * problem.dtype.itemsize * problem.batch * problem.pixels * _values_per_pixel(name, problem)
     free = _free_bytes(device)
     if needed > free / 2:

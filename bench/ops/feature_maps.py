@@ -1,4 +1,4 @@
-"""The feature maps that spatial attention and the channel gate are timed on: sizes, layouts, data, passes over them."""
+"""Feature maps of the benchmarks of spatial attention and the channel gate: sizes, layouts, data, memory passes."""
 
 from math import prod
 from typing import NamedTuple
@@ -14,7 +14,7 @@ LAYOUTS = {
     "cuda": ((torch.bfloat16, torch.channels_last), (torch.bfloat16, torch.contiguous_format)),
     "cpu": ((torch.bfloat16, torch.channels_last), (torch.float32, torch.contiguous_format)),
 }
-# Times that backward goes over a map: dy and x for the gradient of the gate, then dy again for dx, which it writes.
+# Passes of backward over a map: dy and x read for the gradient of the gate, then dy read again and dx written.
 BACKWARD_PASSES = 4
 
 
@@ -35,7 +35,7 @@ class FeatureMap(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Dtype and layout, as entries name them."""
+        """Names of dtype and layout in entries."""
         layout = "channels_last" if self.layout == torch.channels_last else "contiguous"
         return f"{str(self.dtype).removeprefix('torch.')} {layout}"
 
@@ -45,11 +45,11 @@ class FeatureMap(NamedTuple):
         return prod(self[:4]) * self.dtype.itemsize
 
     def forward_passes(self, l2_bytes: int) -> int:
-        """Return the times that forward goes over a map of this size, at the least, on a GPU of so large an L2 cache.
+        """Return the least passes of forward over a map of this size, on a GPU with an L2 cache of `l2_bytes`.
 
-        The gate of any value is known only after a sum (or a maximum) over others: x is read for it, read again to be
-        multiplied, and y is written. The second reading costs no memory traffic where x fits half the L2 cache of a
-        GPU; half, because y goes through the cache too. On a CPU, 0 bytes, it is always counted.
+        The gate of any value needs a sum (or a maximum) over other values: x is read for the gate, read again to be
+        multiplied, and y is written. The second read costs no memory traffic if x fits half the L2 cache of a GPU;
+        half, because y goes through the cache too. On a CPU, `l2_bytes` is 0, and the second read is counted.
         """
         return 2 if self.nbytes <= l2_bytes / 2 else 3
 
@@ -71,9 +71,9 @@ def feature_maps_on(device: str) -> list[FeatureMap]:
 
 
 def data_of(like: FeatureMap, weights: list[tuple[int, ...]], device: str, seed: int = 0) -> Data:
-    """Return normal numbers: a map, its gradient, and weights of the shapes given, divided by the root of their fan-in.
+    """Return normal numbers: a map, its gradient, and weights of these shapes, divided by the root of their fan-in.
 
-    The largest channel of each pixel is 1/4 above the others: where channels tie, `max` and `amax` differ in gradient.
+    The largest channel of each pixel is raised by 1/4: for tied channels, `max` and `amax` differ in gradient.
     """
     generator = torch.Generator(device).manual_seed(seed)
 

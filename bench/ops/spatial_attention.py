@@ -1,6 +1,6 @@
-"""Spatial attention: the calls that are timed, and the ways it is computed today.
+"""Benchmark of spatial attention: the timed calls and the baselines.
 
-A way is `(x, weight) -> y` with a [1, 2, k, k] weight and no bias.
+A way (implementation) is `(x, weight) -> y` with a [1, 2, k, k] weight and no bias.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ class Shape(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What tells this call from others of its dtype and layout."""
+        """The name of this call among calls of its dtype and layout."""
         return self.x.name
 
     @property
     def key(self) -> str:
-        """What tells this call from all others: dtype, layout and name."""
+        """The name of this call among all calls: dtype, layout and `name`."""
         return f"{self.x.kind} {self.name}"
 
     def data(self, device: str) -> Data:
@@ -36,7 +36,7 @@ class Shape(NamedTuple):
         return data_of(self.x, [(1, 2, KERNEL, KERNEL)], device)
 
     def forward_bytes(self, l2_bytes: int) -> int:
-        """Return the least bytes that forward moves on a GPU of so large an L2 cache, or a CPU (0).
+        """Return the least bytes that forward moves on a GPU with an L2 cache of `l2_bytes`, or a CPU (0).
 
         Besides the passes over x: the convolution needs neighbours, so mean and max are written and read, float32;
         gate and the channel of the max, 4 bytes each, are written for backward; the weight is read. 24 bytes a pixel.
@@ -77,10 +77,10 @@ def eager(x, weight):
 
 
 def timm(x, weight):
-    """timm's SpatialAttn, part of its CBAM, in evaluation, with a normalisation that changes nothing.
+    """timm's SpatialAttn, part of its CBAM, in evaluation, with an identity BatchNorm.
 
-    It differs from the definition in that BatchNorm, one more pass over the map of logits; in `amax`, which shares the
-    gradient of tied channels; and in rounding mean, max, logits and gate to x's dtype.
+    It differs from the definition by this BatchNorm, one more pass over the map of logits; by `amax`, which splits the
+    gradient among tied channels; and by rounding mean, max, logits and gate to x's dtype.
     """
     layer = _attention(weight.shape[-1], x.dtype, x.device)
     return torch.func.functional_call(layer, {"conv.conv.weight": weight}, (x,))

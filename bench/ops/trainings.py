@@ -1,4 +1,4 @@
-"""The trainings that ours is measured beside: as the reports did it, and as a user of timm would write it today."""
+"""Baselines of the engine's training: the loop of the reports, and a loop as users of timm write it."""
 
 import time
 from abc import abstractmethod
@@ -21,9 +21,9 @@ SCALE = (0.35, 1.0)  # of the area, in a random crop
 
 
 class Training(AbstractContextManager):
-    """A model trained by Adam on a split of a set, all its channels shown; each file is decoded in every epoch.
+    """Training of a model by Adam on a split of a set, with all channels; every epoch decodes each file.
 
-    A context manager that ends the loader's workers, one for each core, which live from epoch to epoch.
+    As a context manager, it ends the loader's workers, one per core, which live from epoch to epoch.
     """
 
     def __init__(self, model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]):
@@ -35,9 +35,9 @@ class Training(AbstractContextManager):
         """Train on a batch."""
 
     def epoch(self, steps: Stopwatch) -> float:
-        """Train for an epoch, each step timed by `steps` from the batch to the new weights; return its seconds."""
+        """Train for an epoch, each step timed by `steps` from the batch to the new weights; return the seconds."""
         started = time.perf_counter()
-        # Neither has the project's kernels.
+        # The baselines run without our kernels.
         with kernels.use_backend("reference"):
             for images, labels in self.loader:
                 steps.start()
@@ -50,7 +50,7 @@ class Training(AbstractContextManager):
 
 
 class Reports(Training):
-    """The reports' way: float32, eager, NCHW, torchvision's transforms in a DataLoader."""
+    """The reports' loop: float32, eager, NCHW, torchvision's transforms in a DataLoader."""
 
     def __init__(self, model: nn.Module, images: ImageSet, split: str, size: int, batch_size: int, device: str):
         steps = (
@@ -112,7 +112,7 @@ class Timm(Training):
 
 
 class Files(Dataset):
-    """The images of a split as a transform leaves them, and their labels; timm's loader sets the transform itself."""
+    """The transformed images of a split, and their labels; timm's loader sets the transform itself."""
 
     def __init__(self, images: ImageSet, split: str, transform: Callable | None = None):
         chosen = images.splits[split]

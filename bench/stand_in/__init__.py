@@ -1,1 +1,1 @@
-"""What stands in for a CUDA device where there is none: Triton's driver, torch's calls, who computes the results."""
+"""A stand-in for a CUDA device: Triton's driver, torch's calls, and computation of the results."""

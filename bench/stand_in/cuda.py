@@ -1,8 +1,8 @@
-"""A pretended CUDA device: every call of `torch.cuda`, and of torch with a CUDA device, that is not what a GPU does.
+"""A pretended CUDA device: replacements for calls of `torch.cuda`, and of torch with a CUDA device.
 
-`install` has this process see one Hopper GPU. Its tensors lie in the host's memory and say that they are on cuda:0; our
-kernels go through Triton's JIT to the stand-in driver, anything else runs on the host. What a program does on a GPU for
-the first time is therefore what stands here, besides what the kernels compute there.
+`install` makes this process see one Hopper GPU. Its tensors lie in the host's memory and report cuda:0 as their device;
+our kernels go through Triton's JIT to the stand-in driver, and the rest runs on the host. So only the calls replaced in
+this module, and the kernels' results, are untested until a program runs on a GPU.
 """
 
 import time
@@ -23,7 +23,7 @@ FREE = 8 * 2**30
 
 
 class Card(NamedTuple):
-    """What torch reports of a GPU."""
+    """A GPU's properties by torch."""
 
     name: str = "NVIDIA H200"
     multi_processor_count: int = 132
@@ -33,7 +33,7 @@ class Card(NamedTuple):
 
 
 def install(run: driver.Run = driver.nothing, card: Card | None = None, draws: bool = True) -> None:
-    """Pretend in this process, for good; `run` computes what our kernels would. `draws`: else memory stays as it is."""
+    """Pretend for the rest of this process; `run` computes our kernels' results. `draws`: else random tensors are 0."""
     driver.install(_on_host(run))
     use(card or Card())
     for name, call in _calls().items():
@@ -57,7 +57,7 @@ def install(run: driver.Run = driver.nothing, card: Card | None = None, draws: b
 
 
 def use(card: Card) -> None:
-    """Have torch report another GPU."""
+    """Make torch report another GPU."""
     vars(_properties).update(card._asdict())
 
 
@@ -73,7 +73,7 @@ def _device_of(tensor: Tensor) -> torch.device:
 
 
 def _on_host(run: driver.Run) -> driver.Run:
-    """Return `run` with tensors that say where they are."""
+    """Return `run` with tensors that report their real device."""
 
     def truthful(kernel, grid, arguments) -> None:
         global _pretending
@@ -95,7 +95,7 @@ METHODS = ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros")
 
 
 def _made_on_host(function: Callable) -> Callable:
-    """Return a function that makes on the host what is asked for on CUDA."""
+    """Return `function` with the host in place of a CUDA device."""
 
     @wraps(function)
     def make(*args, device=None, **kwargs):
@@ -107,7 +107,7 @@ def _made_on_host(function: Callable) -> Callable:
 
 
 def _undrawn(function: Callable) -> Callable:
-    """Return a function that leaves out the drawing of random numbers, which takes most of the time."""
+    """Return a function that makes zeros without drawing random numbers, which takes most of the time."""
 
     @wraps(function)
     def make(*args, generator=None, **kwargs):
@@ -118,7 +118,7 @@ def _undrawn(function: Callable) -> Callable:
 
 
 def _to(tensor: Tensor, *args, **kwargs) -> Tensor:
-    """Do what Tensor.to does; a copy onto the pretended device is a copy of the host's tensor."""
+    """Replace Tensor.to; a copy to the pretended device is a copy of the host's tensor."""
     moved = any(_is_cuda(each) for each in (*args, *kwargs.values()))
     args = [_CPU if _is_cuda(each) else each for each in args]
     kwargs = {name: _CPU if _is_cuda(each) else each for name, each in kwargs.items()}
@@ -136,7 +136,7 @@ def _is_cuda(value) -> bool:
 
 
 class _Generator(torch._C.Generator):
-    """A generator of the host, whichever device is named."""
+    """A generator of the host, for any device."""
 
     def __new__(cls, device="cpu"):
         return super().__new__(cls, "cpu" if _is_cuda(torch.device(device)) else device)
@@ -146,7 +146,7 @@ _HostAutocast = torch.autocast
 
 
 class _Autocast(_HostAutocast):
-    """Autocast of the host, where CUDA's is asked for."""
+    """Autocast of the host, in place of CUDA's autocast."""
 
     def __init__(self, device_type, *args, **kwargs):
         super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
@@ -176,7 +176,7 @@ class _Event:
 
 
 class _Stream:
-    """A stream on which all is done when it is asked for."""
+    """A stream on which all work is done at once."""
 
     def wait_stream(self, *_) -> None:
         pass
@@ -186,14 +186,14 @@ class _Stream:
 
 
 def _calls() -> dict[str, object]:
-    """Return the calls of `torch.cuda` that are pretended, by name."""
+    """Return the replacements for calls of `torch.cuda`, by name."""
 
     @contextmanager
     def inside(*_):
         yield
 
     def nothing():
-        return lambda *_, **__: None  # a new one for each name: Dynamo keeps a rule for every function of torch.cuda
+        return lambda *_, **__: None  # new for each name: Dynamo keeps a rule for every function of torch.cuda
 
     return {
         "is_available": lambda: True,

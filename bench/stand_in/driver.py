@@ -1,6 +1,6 @@
-"""A CUDA driver for Triton where there is no GPU: its JIT compiles exactly what a GPU would be given.
+"""A CUDA driver for Triton without a GPU: Triton's JIT compiles the same code as for a GPU.
 
-What a launch computes is left to whoever installs the driver; by default it computes nothing.
+`install` takes the function that computes a launch's results; by default a launch computes nothing.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 
 from polychrome.kernels.launch import Launch
 
-# What one block may use of shared memory, bytes, by compute capability.
+# The most bytes of shared memory per block, by compute capability.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 REGISTERS, MOST_THREADS, WARP = 65536, 1024, 32
 
@@ -21,7 +21,7 @@ Run = Callable[[object, tuple[int, ...], tuple], None]
 
 
 class Driver:
-    """What Triton asks of a driver. The number of the current device is the compute capability compiled for."""
+    """A driver as Triton expects it. The number of the current device is the target's compute capability."""
 
     def __init__(self, run: Run):
         self.capability = 90
@@ -29,7 +29,7 @@ class Driver:
         self.utils = self
 
     def get_current_device(self) -> int:
-        """Return the capability: Triton keeps what it compiled apart by the device's number."""
+        """Return the capability: Triton separates compiled kernels by the device's number."""
         return self.capability
 
     def set_current_device(self, device: int) -> None:
@@ -37,11 +37,11 @@ class Driver:
         self.capability = device
 
     def get_current_target(self) -> GPUTarget:
-        """Return the target that is compiled for."""
+        """Return the target of compilation."""
         return GPUTarget("cuda", self.capability, WARP)
 
     def get_device_capability(self, device: int = 0) -> tuple[int, int]:
-        """Return the capability as torch gives it."""
+        """Return the capability as (major, minor)."""
         return divmod(self.capability, 10)
 
     def get_current_stream(self, device: int) -> int:
@@ -49,20 +49,20 @@ class Driver:
         return 0
 
     def get_active_torch_device(self) -> torch.device:
-        """Return where tensors really lie."""
+        """Return the tensors' real device."""
         return torch.device("cpu")
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        """Return what Triton checks a compiled kernel against."""
+        """Return the limits for Triton's check of a compiled kernel."""
         return {"max_shared_mem": SHARED_LIMIT[self.capability], "max_num_regs": REGISTERS, "warpSize": WARP}
 
     def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
-        """Return handles of nothing, no registers, no spills, and the most threads of a block."""
+        """Return dummy handles, 0 registers, 0 spills, and the most threads of a block."""
         return 1, 1, 0, 0, MOST_THREADS
 
 
 class _Launcher:
-    """What Triton calls to launch one compiled kernel."""
+    """The function with which Triton launches a kernel."""
 
     def __init__(self, run: Run, source, metadata):
         self.run, self.kernel = run, source.fn
@@ -76,14 +76,14 @@ def nothing(kernel, grid: tuple[int, ...], arguments: tuple) -> None:
 
 
 def install(run: Run = nothing) -> Driver:
-    """Have Triton use a new stand-in for its driver in this process; return it."""
+    """Make Triton use a new stand-in driver in this process; return the driver."""
     driver = Driver(run)
     triton.runtime.driver.set_active(driver)
     return driver
 
 
 def compile_launch(launch: Launch, capability: int = 90):
-    """Return Triton's compiled kernel for a launch that was recorded, as its JIT makes it for a GPU of `capability`."""
+    """Return the kernel that Triton's JIT compiles for a recorded launch on a GPU of `capability`."""
     driver = triton.runtime.driver.active if isinstance(triton.runtime.driver._active, Driver) else install()
     before, driver.capability = driver.capability, capability
     try:

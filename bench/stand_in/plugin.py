@@ -1,6 +1,6 @@
-"""A pytest plugin: GPU tests where there is no GPU. Kernels are compiled as they launch them; eager forms compute.
+"""A pytest plugin for GPU tests without a GPU: launched kernels are compiled, and eager forms compute the results.
 
-The tests of `pytest -m gpu tests/kernels` pass so, which says that what they launch is what a GPU would be given.
+`pytest -m gpu tests/kernels` passes with it, which shows that the launches of these tests compile for a GPU.
 """
 
 from functools import wraps
@@ -11,10 +11,10 @@ from bench.stand_in import cuda
 
 cuda.install()
 
-from polychrome.kernels.dynamic_conv.reference import affine  # noqa: E402 - after it the device is there
+from polychrome.kernels.dynamic_conv.reference import affine  # noqa: E402 - needs the pretended device
 from polychrome.kernels.tensors import laid_out_as  # noqa: E402
 
-# The module of each op's bodies in plain PyTorch; those that launch kernels are in `triton.ops`.
+# The module of each op's bodies in plain PyTorch; bodies that launch kernels are in `triton.ops`.
 EAGER = {"dynamic_conv": "eager.ops", "spatial_attention": "eager", "channel_gate": "eager", "augment": "eager"}
 
 
@@ -30,7 +30,7 @@ def pytest_configure(config):
 
 
 def _both(compiled, eager):
-    """Return an op's body that launches its kernels and returns what the eager one computes."""
+    """Return an op's body that launches its kernels and returns the eager body's result."""
 
     @wraps(compiled)
     def run(*args, **kwargs):

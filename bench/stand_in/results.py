@@ -1,4 +1,4 @@
-"""Who computes what a launch of the stand-in driver would: Triton's interpreter, on the tensors of the launch."""
+"""Results of the stand-in driver's launches, by Triton's interpreter on the tensors of the launch."""
 
 import importlib
 import os
@@ -10,18 +10,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-# Triton and our kernels imported once more, as they are where TRITON_INTERPRET=1: a decorator makes one or the other.
+# Triton and our kernels, imported again under TRITON_INTERPRET=1, which `triton.jit` reads when it decorates.
 _interpreted: dict[str, object] = {}
 
 
 def interpret(kernel, grid: tuple[int, ...], arguments: tuple) -> None:
-    """Run a kernel of the JIT in Triton's interpreter; bfloat16, which it gets wrong, as float32."""
+    """Run a JIT kernel in Triton's interpreter; bfloat16 as float32, as the interpreter gets it wrong."""
     wide = [_widened(argument) for argument in arguments]
     with inside(kernel.fn.__module__):
         function = getattr(sys.modules[kernel.fn.__module__], kernel.fn.__name__)
         function[grid](*wide)
     for given, used in zip(arguments, wide, strict=True):
-        # Only what was written: another argument may be a view of the same memory.
+        # Only written tensors: another argument may be a view of the same memory.
         if used is not given and not torch.equal(used, given.float()):
             given.copy_(used)
 
@@ -32,7 +32,7 @@ def _widened(argument):
 
 @contextmanager
 def inside(module: str) -> Iterator[None]:
-    """Let the interpreted modules be those that imports find, `module` among them."""
+    """Make imports find the interpreted modules, `module` among them."""
     compiled = _take_out()
     sys.modules.update(_interpreted)
     try:
@@ -52,7 +52,7 @@ def inside(module: str) -> Iterator[None]:
 
 
 def _take_out() -> dict[str, object]:
-    """Take Triton's and our kernels' modules out of those that imports find, and return them."""
+    """Remove Triton's and our kernels' modules from `sys.modules`, and return them."""
     return {name: sys.modules.pop(name) for name, each in list(sys.modules.items()) if _is_of_triton(name, each)}
 
 
@@ -64,7 +64,7 @@ def _is_of_triton(name: str, module) -> bool:
 
 
 def _prepare() -> None:
-    """Have the interpreter work in Triton before 3.8, and leave out its check of every sum for overflow."""
+    """Make the interpreter work in Triton before 3.8, and turn off its check of every sum for overflow."""
     from triton.runtime import interpreter
 
     from polychrome.kernels.launch import mend_interpreter
