@@ -10,6 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bench.stand_in.interpreter import quicken
+
 # Triton and our kernels, imported again under TRITON_INTERPRET=1, which `triton.jit` reads when it decorates.
 _interpreted: dict[str, object] = {}
 
@@ -64,11 +66,12 @@ def _is_of_triton(name: str, module) -> bool:
 
 
 def _prepare() -> None:
-    """Make the interpreter work in Triton before 3.8, and turn off its check of every sum for overflow."""
+    """Make the interpreter work in Triton before 3.8, and fast, without its check of every sum for overflow."""
     from triton.runtime import interpreter
 
     from polychrome.kernels.launch import mend_interpreter
 
     mend_interpreter.__wrapped__()
+    quicken(interpreter)
     options = interpreter.interpreter_builder.options
     interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)

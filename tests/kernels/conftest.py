@@ -4,23 +4,25 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bench.stand_in.interpreter import quicken
 from polychrome.kernels import replay, use_backend
 from polychrome.kernels.backend import is_interpreted, triton_is_installed
 
 
 @pytest.fixture(autouse=True)
 def interpreter_as_fast_as_it_goes(request, monkeypatch):
-    """Let Triton's interpreter leave out its check of every sum for overflow, half of its time, but in slow runs.
+    """Let Triton's interpreter look for builtins once and, but in slow runs, leave out its check of sums for overflow.
 
     `-m slow` is one, and so is `-m "slow or not slow"`, which runs all tests with the check.
     """
     slow = "slow" in request.config.option.markexpr.replace("not slow", "")
-    if triton_is_installed() and is_interpreted() and not slow:
-        from triton.runtime.interpreter import interpreter_builder
+    if triton_is_installed() and is_interpreted():
+        from triton.runtime import interpreter
 
-        monkeypatch.setattr(
-            interpreter_builder, "options", replace(interpreter_builder.options, sanitize_overflow=False)
-        )
+        quicken(interpreter)
+        if not slow:
+            builder = interpreter.interpreter_builder
+            monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
 
 
 @pytest.fixture(autouse=True)
