@@ -20,7 +20,7 @@ class PillowReader:
 
     def __init__(self, reading: Reading):
         self._upload = Uploads(reading.device)
-        self._requests: list[BatchRequest] = []
+        self._requests = _Requests()
         self._loader = DataLoader(
             _Batches(reading.images, reading.chosen, reading.size),
             sampler=self._requests,
@@ -41,6 +41,13 @@ class PillowReader:
     def close(self) -> None:
         """End the worker processes."""
         self._loader = None
+
+
+class _Requests(list[BatchRequest]):
+    """The requests of the epoch to begin; an epoch that has begun goes on with its own."""
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        return iter(self[:])
 
 
 class _Batches(Dataset):

@@ -10,8 +10,10 @@ from PIL import Image
 from polychrome.engine.channels.names import Channels
 from polychrome.engine.data import image_set, loader, sampling
 from polychrome.engine.data.augmentation import Augmentations
+from polychrome.engine.data.batches import Reading
 from polychrome.engine.data.files import decode
 from polychrome.engine.data.readers import choice
+from polychrome.engine.data.readers.pillow import PillowReader
 from polychrome.engine.data.sets import scan
 from polychrome.engine.errors import UserError
 from polychrome.kernels.augment import Recipe
@@ -321,3 +323,15 @@ def test_file_names_need_not_be_utf8(tmp_path, backend):
     with loader.Loader(images, "test", size=16, batch_size=1, train=False, backend=backend) as batches:
         (batch,) = batches.epoch(0)
     assert batch.images.eq(77).all()
+
+
+def test_a_reader_goes_on_with_an_epoch_while_another_has_begun(images):
+    reader = PillowReader(Reading(images, "train", 32, 2, torch.device("cpu"), 0))
+    with loader.Loader(images, "train", size=32, batch_size=2, train=False) as batches:
+        requests = batches.requests(0)[:3]
+    wanted = [batch.source.images for batch in reader.read(requests)]
+    earlier = reader.read(requests)
+    found = [next(earlier).source.images]
+    next(reader.read(requests[::-1]))
+    found += [batch.source.images for batch in earlier]
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
