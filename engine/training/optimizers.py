@@ -65,8 +65,7 @@ class Muon(torch.optim.Optimizer):
     A filter [out, in, height, width] is orthogonalised as the matrix [out, in * height * width], a bank of experts
     [experts, out, in, height, width] as one matrix per expert; the momentum is 0.95, Nesterov's. The update is scaled
     to the root mean square of AdamW's (adjust_lr_fn="match_rms_adamw", Liu et al. 2025, arXiv 2502.16982), so one rate
-    and one weight decay serve both groups: try a rate that suits AdamW first. Both
-    groups have "lr_scale" 1.
+    and one weight decay serve both groups: try a rate that suits AdamW first. Both groups have "lr_scale" 1.
 
     Raises:
         ValueError: `hidden` and `others` are both empty.
