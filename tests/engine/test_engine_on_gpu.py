@@ -78,7 +78,7 @@ def kept(stored, where):
     """Return the images as they are kept on the device, in host memory, or not at all."""
     if where == "none":
         return None
-    return UniformImages(stored.values.to(DEVICE) if where == "device" else stored.values, list(stored._places))
+    return UniformImages(stored.values.to(DEVICE) if where == "device" else stored.values, list(stored._indices))
 
 
 def made(name="simple_cnn", size=SIZE):
