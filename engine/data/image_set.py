@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from polychrome.engine.channels.names import RGB, Channels
@@ -27,7 +27,8 @@ class ImageSet:
     """A labelled image set: `splits` has the keys train, val and test, and holdout where images are held out.
 
     Its files are photos, read as uint8 RGB, or stacks (see `engine.data.files.stacks`); the `channels` of stacks and
-    their `dtype`, "uint8" or "float32", are known once the files are scanned.
+    their `dtype`, "uint8" or "float32", and the `encodings` of photos by path (see `engine.data.files.decode.encoding`)
+    are known once the files are scanned.
     """
 
     root: Path
@@ -36,6 +37,7 @@ class ImageSet:
     channels: Channels = RGB
     dtype: str = "uint8"
     stacks: bool = False
+    encodings: Mapping[str, str] = field(default_factory=dict)
 
 
 def sizes_of(images: ImageSet) -> dict[str, tuple[int, int]]:

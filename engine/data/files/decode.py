@@ -17,8 +17,11 @@ TIFF_TAGS = {info.name: tag for tag, info in TiffTags.TAGS_V2.items()}
 BITS_PER_SAMPLE, SAMPLES_PER_PIXEL = TIFF_TAGS["BitsPerSample"], TIFF_TAGS["SamplesPerPixel"]
 
 # XMP and text chunks may carry an orientation too; only EXIF proper counts, as in DALI and torchvision.
+ORIENTATION = 0x112
 OTHER_ORIENTATIONS = ("xmp", "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type xmp")
 
+# What Pillow says of a file that tells its encoding.
+ENCODED = ("compression", "progressive", "adobe_transform")
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 TIFF_MODES = ("RGB", "RGBA", "L", "P", "I;16", "I;16B")
 PPM_MODES = ("RGB", "L", "1", "I")
@@ -42,6 +45,20 @@ def rgb(file: str | PathLike | IO[bytes]) -> np.ndarray:
         raise Unsupported(f"too large: {error}") from error
     except Exception as error:  # Pillow's plugins raise many kinds over damaged bytes
         raise OSError(f"damaged: {error}") from error
+
+
+def encoding(file: str | PathLike | IO[bytes]) -> str:
+    """Return in words how an image file is encoded: whatever of it another decoder may treat in a way of its own.
+
+    The format, the mode, EXIF's orientation, the compression and, of a JPEG, the sampling of its components,
+    progressive scans and Adobe's transform. Reads the file's header; raises OSError for a damaged or missing file.
+    """
+    with Image.open(file) as image:
+        found = [image.format, image.mode, f"orientation {image.getexif().get(ORIENTATION, 1)}"]
+        sampling = [f"{across}x{down}" for _, across, down, _ in getattr(image, "layer", ())]
+        found += [f"sampling {' '.join(sampling)}"] * bool(sampling)
+        found += [f"{name} {image.info[name]}" for name in ENCODED if name in image.info]
+    return ", ".join(found)
 
 
 def verify(file: str | PathLike | IO[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from polychrome.engine.data.files import decode, shards
 from polychrome.engine.data.readers import resizing
 from polychrome.engine.data.readers.resizing import Filler, Filling, empty, one_ahead, resize
 from polychrome.engine.errors import one_line
+from polychrome.engine.report import console
 
 if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline
@@ -26,8 +28,13 @@ if TYPE_CHECKING:
 PREFETCH = 2
 READ_AHEAD, READERS = 2, 8  # batches and threads, of files in tars
 FAILURES = 8  # batches in a row that DALI may fail at though their files are whole
+# Of each encoding the photos that are decoded by Pillow too, the side that they are resized to, and the largest mean
+# difference of a byte: an H200 differed by 0.2, and by 80 and more where it took a rotation for another.
+EXAMPLES, EXAMPLE, LIMIT = 4, 64, 2.0
+_ONCE = {"batch_size": 1, "num_threads": 1, "prefetch_queue_depth": 1}
 
 Inputs = list[list[np.ndarray]]
+_agrees: dict[tuple[str, str], bool] = {}  # by device and encoding
 
 
 class DaliReader:
@@ -36,7 +43,8 @@ class DaliReader:
     On CUDA the whole pipeline is DALI's. On the CPU, DALI decodes and torchvision resizes: its uint8 kernels are
     three times as fast as DALI's there, and the two backends then agree to the bit. A file that DALI cannot decode ends
     its pipeline: a new pipeline starts with the next batch, and Pillow decodes the intact files of the current batch.
-    Files that Pillow cannot read either are only given to Pillow from then on.
+    Files that Pillow cannot read either are only given to Pillow from then on. On CUDA, whose decoders are others, a
+    photo of each encoding is decoded both ways first: files of an encoding that comes out otherwise go to Pillow.
     """
 
     def __init__(self, reading: Reading):
@@ -55,6 +63,7 @@ class DaliReader:
         self._inputs: Iterator[Inputs] = iter(())
         self._fed: deque[np.ndarray] = deque()  # of the batches in the pipeline, the positions that it is given
         self._unreadable: set[int] = set()
+        self._by_hand = frozenset(decoded_otherwise(reading) if self.device.type == "cuda" else ())
         self._failures = 0
 
     def read(self, requests: Sequence[BatchRequest]) -> Iterator[DecodedBatch]:
@@ -84,8 +93,8 @@ class DaliReader:
             return next(self._inputs)  # StopIteration ends DALI's epoch
 
         if self.device.type == "cuda":
-            index = torch.cuda.current_device() if self.device.index is None else self.device.index
-            pipeline = resized(source, self.size, "mixed", self._in_tars, device_id=index, **self._options)
+            on = {"device": "mixed", "device_id": _index(self.device)}
+            pipeline = resized(source, self.size, encoded=self._in_tars, **on, **self._options)
         else:
             pipeline = cropped(source, self._in_tars, device_id=None, **self._options)
         pipeline.build()
@@ -124,7 +133,8 @@ class DaliReader:
 
     def _part(self, request: BatchRequest) -> tuple[np.ndarray, BatchRequest]:
         """Return the positions in a batch that DALI is to decode, all if otherwise none, and a request for these."""
-        readable = [index not in self._unreadable for index in request.indices.tolist()]
+        left_out = self._unreadable | self._by_hand
+        readable = [index not in left_out for index in request.indices.tolist()]
         positions = np.flatnonzero(readable) if any(readable) else np.arange(len(readable))
         return positions, replace(
             request, indices=request.indices[positions], crops=request.crops[positions], flips=request.flips[positions]
@@ -149,7 +159,7 @@ class DaliReader:
         return found
 
     def _runs(self, requests: Sequence[BatchRequest]) -> Iterator[tuple[BatchRequest, np.ndarray, tuple | None]]:
-        """Yield each request with the positions that DALI decoded and its outputs; None where DALI failed."""
+        """Yield each request with the positions that DALI decoded, none where it failed, and its outputs."""
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         self._start(requests)
         for number, request in enumerate(requests):
@@ -162,6 +172,8 @@ class DaliReader:
                     raise
                 # The pipeline's later batches are lost with it: they are fed to the next pipeline.
                 outputs, positions, self._pipeline = None, np.zeros(0, np.int64), None
+            if not self._by_hand.isdisjoint(request.indices[positions].tolist()):
+                positions = positions[:0]  # nothing of this batch is for DALI, which has to be fed nonetheless
             yield request, positions, outputs
             if outputs is None:
                 self._start(requests[number + 1 :])
@@ -170,7 +182,7 @@ class DaliReader:
         for request, positions, outputs in self._runs(requests):
             faults: dict[int, str] = {}
             # A copy in torch's own memory: DALI's buffer would not know which streams still read it.
-            images = None if outputs is None else torch.from_dlpack(outputs[0].as_tensor()).clone()
+            images = torch.from_dlpack(outputs[0].as_tensor()).clone() if len(positions) else None
             if len(positions) < len(request.indices):
                 images = self._completed(request, positions, images, faults)
             yield self._finished(request, images.permute(0, 3, 1, 2), faults)
@@ -241,6 +253,59 @@ def feed(files: Sequence[np.ndarray] | Mapping[int, np.ndarray], request: BatchR
     crops = request.crops.astype(np.int32)
     flips = request.flips.astype(np.int32).reshape(-1, 1)
     return [[files[i] for i in request.indices], list(crops[:, :2]), list(crops[:, 2:]), list(flips)]
+
+
+def decoded_otherwise(reading: Reading) -> set[int]:
+    """Return the positions of the split's photos whose encoding DALI decodes otherwise than Pillow on this device.
+
+    Of each encoding some photos are decoded both ways, and cropped and resized alike. An encoding is told once.
+    """
+    of_encoding: dict[tuple[str, str], list[int]] = {}
+    for index, path in enumerate(reading.chosen.paths):
+        key = str(reading.device), reading.images.encodings.get(path, "unknown encoding")
+        of_encoding.setdefault(key, []).append(index)
+    examples = [
+        (key, index)
+        for key, indices in of_encoding.items()
+        if key not in _agrees
+        for index in indices[:: -(-len(indices) // EXAMPLES)]
+    ]
+    differences = _differences(reading, [reading.chosen.paths[index] for _, index in examples])
+    for (key, _), difference in zip(examples, differences, strict=True):
+        _agrees[key] = _agrees.get(key, True) and difference <= LIMIT
+    for device, how in dict.fromkeys(key for key, _ in examples):
+        if not _agrees[device, how]:
+            console.say(f"photos of this kind are decoded by Pillow, as DALI decodes them otherwise on {device}: {how}")
+    return {index for key, indices in of_encoding.items() if not _agrees[key] for index in indices}
+
+
+def _differences(reading: Reading, paths: Sequence[str]) -> Iterator[float]:
+    """Yield for each photo the mean difference between an off-centre crop of it by DALI and by Pillow, or infinity."""
+    device, on_gpu = reading.device, reading.device.type == "cuda"
+    stream = torch.cuda.current_stream(device) if on_gpu else None
+    on = {"device": "mixed", "device_id": _index(device)} if on_gpu else {"device": "cpu", "device_id": None}
+    for path in paths:
+        try:
+            encoded = shards.read_bytes(reading.images.root / path)
+            whole = decode.rgb(io.BytesIO(encoded))
+        except (OSError, ValueError):  # changed since the scan
+            yield float("inf")
+            continue
+        height, width = whole.shape[:2]
+        crop = np.array([height // 5, width // 7, -(-3 * height // 5), -(-3 * width // 5)])
+        request = BatchRequest(np.zeros(1, np.int64), crop[None], np.zeros(1, bool))
+        inputs = feed([np.frombuffer(encoded, np.uint8)], request)
+        pipeline = resized([inputs], EXAMPLE, encoded=True, **on, **_ONCE)
+        try:
+            image = torch.from_dlpack(pipeline.run(stream)[0].as_tensor())[0].permute(2, 0, 1).cpu()
+        except RuntimeError:  # DALI cannot decode it
+            yield float("inf")
+            continue
+        yield (image.float() - resizing.cropped(whole, crop, False, EXAMPLE)).abs().mean().item()
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _drawn_ahead(items: Iterable, count: int) -> Iterator:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from polychrome.engine.errors import UserError, one_line
 from polychrome.engine.machine.files import cache_folder, new_file
 from polychrome.engine.machine.workers import cpus, parallel
 
-RULES = 2  # raise this number when a file's verdict may change
+RULES = 3  # raise this number when a file's verdict may change
 CHUNK = 64
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM")
 TIFF_MAGIC = (b"II*\0", b"MM\0*")
@@ -47,7 +48,15 @@ class Stack:
         return self.moments.channels
 
 
-Verdict = tuple[int, int] | Stack | str  # of a photo (height, width), or why the file is rejected
+class Photo(NamedTuple):
+    """A usable photo: its size, and how it is encoded (see `engine.data.files.decode.encoding`)."""
+
+    height: int
+    width: int
+    encoding: str
+
+
+Verdict = Photo | Stack | str  # or why the file is rejected
 
 
 @dataclass(frozen=True)
@@ -62,13 +71,14 @@ class Rejected:
 class ScanReport:
     """(height, width) in pixels of each usable file, the rejected files, and how many files had to be decoded.
 
-    `stacks` describes each usable file that is not a photo.
+    `stacks` describes each usable file that is not a photo, `encodings` says of each photo how it is encoded.
     """
 
     sizes: dict[str, tuple[int, int]]
     rejected: tuple[Rejected, ...]
     decoded: int
     stacks: dict[str, Stack] = field(default_factory=dict)
+    encodings: dict[str, str] = field(default_factory=dict)
 
 
 def scan(
@@ -118,18 +128,15 @@ def scan(
 def _report(verdicts: dict[str, Verdict], decoded: int) -> ScanReport:
     verdicts = _of_one_kind(verdicts)
     found = {path: verdict for path, verdict in verdicts.items() if isinstance(verdict, Stack)}
-    sizes = {
-        path: (verdict.height, verdict.width) if isinstance(verdict, Stack) else verdict
-        for path, verdict in verdicts.items()
-        if not isinstance(verdict, str)
-    }
+    sizes = {path: (each.height, each.width) for path, each in verdicts.items() if not isinstance(each, str)}
+    encodings = {path: each.encoding for path, each in verdicts.items() if isinstance(each, Photo)}
     rejected = tuple(Rejected(path, verdict) for path, verdict in verdicts.items() if isinstance(verdict, str))
-    return ScanReport(sizes, rejected, decoded, found)
+    return ScanReport(sizes, rejected, decoded, found, encodings)
 
 
 def _of_one_kind(verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
     """Return the verdicts with either the photos or the TIFF files of several pages rejected, whichever are fewer."""
-    photos = {path for path, verdict in verdicts.items() if isinstance(verdict, tuple)}
+    photos = {path for path, verdict in verdicts.items() if isinstance(verdict, Photo)}
     paged = [path for path, verdict in verdicts.items() if getattr(verdict, "as_photo", "")]
     if not photos or not paged:
         return verdicts
@@ -150,7 +157,8 @@ def apply(images: ImageSet, report: ScanReport, channels: Channels | None = None
             channels.txt or from `channels`.
     """
     splits = {name: _usable(f"{name} of {images.root}", split, report) for name, split in images.splits.items()}
-    scanned = replace(images, splits=splits)
+    encodings = {path: how for split in splits.values() for path in split.paths if (how := report.encodings.get(path))}
+    scanned = replace(images, splits=splits, encodings=encodings)
     found = {path: report.stacks.get(path) for split in splits.values() for path in split.paths}
     return _with_photos(scanned, found) if None in found.values() else _with_stacks(scanned, found, channels)
 
@@ -250,7 +258,7 @@ def _photo(file: str) -> Verdict:
         seen = decoded_shape(shards.read_bytes(file))
         if seen != (height, width):
             return "damaged: DALI cannot decode it" if seen is None else f"DALI sees it as {seen}, not {height, width}"
-    return height, width
+    return Photo(height, width, decode.encoding(shards.opened(file)))
 
 
 def _stack(file: str, channels: int | None = None, as_photo: str = "") -> Stack | str:
@@ -341,8 +349,8 @@ def _from_entry(entry: list) -> Verdict | None:
     match entry:
         case [str(reason)]:
             return reason
-        case [int(height), int(width)]:
-            return height, width
+        case [int(height), int(width), str(encoding)]:
+            return Photo(height, width, encoding)
         case [int(height), int(width), str(dtype), str(moments), str(as_photo)]:
             with suppress(ValueError):
                 return Stack(height, width, dtype, Moments.from_text(height * width, moments), as_photo)

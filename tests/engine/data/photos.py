@@ -37,6 +37,11 @@ def reading(root, paths, size, batch_size, workers):
     return Reading(image_set.ImageSet(root, ("a",), {"all": split}), "all", size, batch_size, CPU, workers)
 
 
+def reading_of(images, size, batch_size):
+    """Return what a reader of a scanned set's training files is made for."""
+    return Reading(images, "train", size, batch_size, CPU, 1)
+
+
 def sizes(count, seed=0, least=40, most=90):
     """Return `count` pairs of a height and a width."""
     return [tuple(pair) for pair in np.random.default_rng(seed).integers(least, most, (count, 2)).tolist()]

@@ -177,3 +177,74 @@ def test_faults_in_the_pipeline_that_a_gpu_runs(root, reader):
     ours = torch.cat([source.images for source, _ in first])[good].int()
     assert (ours - expected[good].int()).abs().float().mean((1, 2, 3)).max() < 1
     assert torch.equal(torch.cat([source.images for source, _ in second])[good], expected[good])
+
+
+def of_all_kinds(root):
+    """Return a split of every accepted kind of photo twice, scanned, and the positions that EXIF data rotates."""
+    files = image_kinds.accepted()
+    images = photos.scanned(
+        root, image_kinds.write(root, {f"{name} {i}": files[name] for i in range(2) for name in files})
+    )
+    paths = images.splits["train"].paths
+    rotated = {i for i, path in enumerate(paths) if "exif" in path and "exif 1 " not in path}
+    return photos.reading_of(images, 24, 8), rotated
+
+
+@pytest.fixture
+def nothing_known(monkeypatch):
+    """Let no encoding have been tried before."""
+    monkeypatch.setattr(dali, "_agrees", {})
+
+
+@pytest.mark.usefixtures("nothing_known")
+def test_photos_of_every_kind_come_out_of_the_pipeline_that_a_gpu_runs_as_pillow_decodes_them(tmp_path):
+    reading, _ = of_all_kinds(tmp_path)
+    assert dali.decoded_otherwise(reading) == set()
+
+
+@pytest.mark.usefixtures("nothing_known")
+def test_kinds_that_come_out_otherwise_are_found_and_told_once(tmp_path, monkeypatch):
+    """As on an H200 with DALI 2.4, whose decoder took orientation 7 for another."""
+    reading, rotated = of_all_kinds(tmp_path)
+    decoder = dali.fn.decoders.image_slice
+    with monkeypatch.context() as patch:
+        patch.setattr(dali.fn.decoders, "image_slice", lambda *a, **how: decoder(*a, **how, adjust_orientation=False))
+        said = []
+        patch.setattr(dali.console, "say", said.append)
+        found = dali.decoded_otherwise(reading)
+    paths = reading.chosen.paths
+    # as an MPO or a TIFF, DALI rotates it whatever it is told
+    assert {paths[i] for i in rotated - found} <= {"tiff exif 0", "tiff exif 1"}
+    assert found <= rotated
+    kinds = {reading.images.encodings[paths[i]] for i in found}
+    assert len(said) == len(kinds) >= 8
+    assert all(any(line.endswith(kind) for line in said) for kind in kinds)
+    assert dali.decoded_otherwise(reading) == found
+
+
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "the pipeline that a GPU runs"])
+def test_photos_for_pillow_are_never_taken_from_dali(root, reader, on_gpu, monkeypatch):
+    """A single one, some of a batch, and a whole batch."""
+    if on_gpu:
+
+        def on_the_cpu():
+            return dali.resized(lambda: next(reader._inputs), SIZE, "cpu", device_id=None, **reader._options)
+
+        reader._built, reader._pipeline, reader._on_cpu = on_the_cpu, None, reader._on_cuda
+    expected = whole(root)
+    reader._by_hand, by_pillow, decoded = frozenset([2, 5, 6, 12, 13, 14, 15]), [], reader._by_pillow
+
+    def noted(request, i, faults):
+        by_pillow.append(int(request.indices[i]))
+        return decoded(request, i, faults)
+
+    monkeypatch.setattr(reader, "_by_pillow", noted)
+    for _ in range(2):
+        by_pillow.clear()
+        batches = list(reader.read(PLAN))
+        assert sorted(by_pillow) == sorted(reader._by_hand)
+        assert not any(faults for _, faults in batches)
+        images = torch.cat([source.images for source, _ in batches])
+        left_out = sorted(reader._by_hand)
+        assert torch.equal(images[left_out], expected[left_out])
+        assert (images.int() - expected.int()).abs().float().mean((1, 2, 3)).max() < 1

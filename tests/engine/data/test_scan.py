@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 
@@ -25,6 +26,12 @@ def test_every_accepted_kind_passes_with_its_rotated_size(tmp_path):
     assert report.rejected == ()
     assert report.sizes["jpeg exif 1"] == (93, 121)
     assert {report.sizes[f"jpeg exif {value}"] for value in (5, 6, 7, 8)} == {(121, 93)}
+    assert report.encodings.keys() == report.sizes.keys()
+    assert report.encodings["jpeg exif 7"] == "JPEG, RGB, orientation 7, sampling 2x2 1x1 1x1"
+    alone = [name for name in report.encodings if name.startswith(("jpeg exif", "jpeg sampling", "jpeg progressive"))]
+    # 4:2:0 is what Pillow saves by default
+    assert len({report.encodings[name] for name in alone}) == len(alone) - 1
+    assert report.encodings["jpeg sampling 2"] == report.encodings["jpeg exif 1"]
 
 
 def test_refused_kinds_are_rejected_with_their_reason(tmp_path):
@@ -117,7 +124,8 @@ def test_a_second_scan_decodes_nothing_and_a_changed_file_is_scanned_again(tmp_p
     first = scan(tmp_path, files)
     assert first.decoded == 3
     again = scanning.scan(tmp_path, list(files))
-    assert (again.sizes, again.rejected, again.decoded) == (first.sizes, first.rejected, 0)
+    assert again == dataclasses.replace(first, decoded=0)
+    assert again.encodings["c.png"] == "PNG, RGB, orientation 1"
     (tmp_path / "b.jpg").write_bytes(WHOLE)
     third = scanning.scan(tmp_path, list(files))
     assert (third.decoded, third.rejected) == (1, ())
@@ -172,6 +180,8 @@ def test_apply_drops_the_rejected_and_fills_sizes(tmp_path):
     images = image_set.ImageSet(tmp_path, ("x", "y"), {name: image_set.Split(*split) for name, split in splits.items()})
     kept = scanning.apply(images, report)
     assert kept.splits["train"] == image_set.Split(("a.jpg", "c.jpg"), (0, 1), ((93, 121), (93, 121)))
+    assert kept.encodings == report.encodings
+    assert kept.encodings.keys() == {"a.jpg", "c.jpg"}
     images.splits["val"] = image_set.Split(("b.jpg",), (1,))
     with pytest.raises(UserError, match=r"no usable image in val of .*all 1 were rejected.*b.jpg: empty file"):
         scanning.apply(images, report)
