@@ -1,5 +1,6 @@
 """The engine on a CUDA device, with small models: `pytest -m gpu`."""
 
+import copy
 import gc
 import json
 import os
@@ -35,6 +36,9 @@ SIZE = 32
 PLAN = Plan(
     epochs=2, lr=0.01, patience=0, num_classes=3, precision="fp32", compile=False, device=DEVICE, seed=0, save_every=0
 )
+# Adam moves a parameter whose gradient is rounding alone, such as a bias before BatchNorm, by the whole rate. Training
+# does not see that, but validation does: with its running means losses of equal trainings differ by some percent.
+SGD = {"optimizer": "sgd", "lr": 0.03}
 ANY_CHANNELS = ("adaptive_channel_cnn", "dwg_densenet121", "dynamic_cnn_v1", "dynamic_cnn_v2", "pool_attention_cnn")
 
 
@@ -78,7 +82,9 @@ def kept(stored, where):
     """Return the images as they are kept on the device, in host memory, or not at all."""
     if where == "none":
         return None
-    return UniformImages(stored.values.to(DEVICE) if where == "device" else stored.values, list(stored._indices))
+    moved = copy.copy(stored)
+    moved.values = stored.values.to(DEVICE) if where == "device" else stored.values
+    return moved
 
 
 def made(name="simple_cnn", size=SIZE):
@@ -224,7 +230,7 @@ def test_images_beyond_two_gigabytes_are_found():
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_stopped_training_goes_on_within_its_epoch(striped, stored, tmp_path, compiled):
     """Channels are drawn on the device and its dropout too: with other states of the generators the losses differ."""
-    plan = replace(PLAN, compile=compiled, channel_sampling="on", ema=0.9)
+    plan = replace(PLAN, compile=compiled, channel_sampling="on", ema=0.9, **SGD)
     done = []
 
     def stop():
@@ -284,10 +290,10 @@ def test_out_of_memory_says_which_batch_size_fits(tmp_path, changes):
     plan = replace(PLAN, **changes)
     with opened(noise(2100), batch_size=2048, backend="synthetic") as loaders, limited(1024):
         with pytest.raises(OutOfMemoryError, match="out of memory at batch size 2048; ") as found:
-            fit("m", Net(64), *loaders, plan, tmp_path / "m")
+            fit("m", Net(256), *loaders, plan, tmp_path / "m")  # takes some 9 GB, whatever earlier tests kept
         fits = int(str(found.value).split("; ")[1].split()[0])
         assert 64 <= fits < 2048
-        step_on_random(Net(64), (3, SIZE, SIZE), plan)(fits)
+        step_on_random(Net(256), (3, SIZE, SIZE), plan)(fits)
 
 
 def test_the_largest_batch_that_is_found_fits():
@@ -312,7 +318,7 @@ def test_batch_size_auto_trains(stripes, tmp_path):
 def test_compiler_modes_train_to_the_same_losses(striped, stored, tmp_path, changes):
     histories = {}
     for mode in ("eager", "default", "reduce-overhead"):
-        plan = replace(PLAN, epochs=3, compile=mode != "eager", **changes)
+        plan = replace(PLAN, epochs=3, compile=mode != "eager", **SGD, **changes)
         plan = replace(plan, compile_mode=mode) if plan.compile else plan
         with opened(striped, kept(stored, "device")) as loaders:
             histories[mode] = fit("m", Net(), *loaders, plan, tmp_path / mode).epochs
