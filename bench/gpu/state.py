@@ -1,5 +1,6 @@
 """The state of the steps between calls: a folder that git ignores, and the result files made from it."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -32,6 +33,8 @@ class State:
         self._all = json_of(known) or {}
         if known.exists() and not self._all:
             print(f"bench.gpu cannot read {known}, and begins anew", file=sys.stderr)
+        # By file, the digests of what calls met and left in the tree.
+        self._seen: dict[str, list[str]] = json_of(folder / "seen.json") or {}
 
     @property
     def steps(self) -> dict[str, dict]:
@@ -51,20 +54,29 @@ class State:
         record.replace(self.folder / "steps.json", self._all)
 
     def restore(self, anew: bool) -> None:
-        """Copy the results and tables of earlier calls into the tree; unless `anew`, only missing files.
+        """Copy the results and tables of earlier calls into the tree, in place of missing files and of older ones.
 
-        Files of the tree may be newer, such as a table that `bench.tune` wrote between two calls.
+        A file is older if an earlier call met it, or left it: the tree may be copied anew to the machine before each
+        call. Any other is newer, such as a table that `bench.tune` wrote between two calls, and stays unless `anew`.
         """
         for name in (pattern.format(gpu=self.gpu) for pattern in WRITTEN):
-            if anew or not (ROOT / name).exists():
+            met = _digest(ROOT / name)
+            if anew or met is None or met in self._seen.get(name, ()):
                 _copy(self.folder / "files" / name, ROOT / name)
+            self._see(name, met)
 
     def save(self) -> None:
         """Copy the results and tables of the tree, and the readable files of trainings, into the folder."""
         for name in (pattern.format(gpu=self.gpu) for pattern in WRITTEN):
             _copy(ROOT / name, self.folder / "files" / name)
+            self._see(name, _digest(ROOT / name))
         for path in (path for pattern in READ for path in ROOT.glob(pattern)):
             _copy(path, self.folder / "files" / path.relative_to(ROOT))
+
+    def _see(self, name: str, digest: str | None) -> None:
+        if digest is not None and digest not in self._seen.setdefault(name, []):
+            self._seen[name].append(digest)
+            record.replace(self.folder / "seen.json", self._seen)
 
     def results(self) -> dict:
         """Return the results of all steps."""
@@ -137,6 +149,10 @@ def json_of(path: Path):
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def _digest(path: Path) -> str | None:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -384,6 +384,25 @@ def test_what_the_tree_has_is_kept_unless_the_state_comes_from_elsewhere(tmp_pat
     assert (tmp_path / "table.json").read_text() == "kept"
 
 
+def test_results_of_a_call_outlive_a_tree_that_is_copied_anew(tmp_path, monkeypatch):
+    """As on a machine to which the tree, with its older file of results, is copied before each call."""
+    monkeypatch.setattr(state, "ROOT", tmp_path)
+    monkeypatch.setattr(state, "WRITTEN", ("results.json", "table.json"))
+    monkeypatch.setattr(record, "results_path", lambda kind: Path("gpu.json"))
+    tree, table = tmp_path / "results.json", tmp_path / "table.json"
+    for number, measured in enumerate(("one", "one, two", "one, two, three")):
+        tree.write_text("committed")
+        call = state.State(tmp_path / "runs", "GPU")
+        call.restore(anew=False)
+        assert tree.read_text() == ("committed", "one", "one, two")[number]
+        if number == 2:
+            assert table.read_text() == "tuned between two calls"
+        tree.write_text(measured)
+        call.save()
+        if number == 1:
+            table.write_text("tuned between two calls")
+
+
 def test_an_archive_of_kernels_is_unpacked_once(tmp_path, monkeypatch, capsys):
     (tmp_path / "cache" / "KEY").mkdir(parents=True)
     (tmp_path / "cache" / "KEY" / "a.cubin").write_bytes(b"machine code")
