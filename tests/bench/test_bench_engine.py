@@ -123,6 +123,26 @@ def test_few_repeats_a_list_that_is_too_short(images):
     assert test_engine.few(images, 5).splits["train"].sizes == first.sizes[:5]
 
 
+def test_a_source_of_input_outlives_its_epoch(images, monkeypatch):
+    """A list of two batches, and windows of four."""
+    for name, value in {
+        "BATCH": 4,
+        "SIZE": 16,
+        "REPEATS": 1,
+        "FILES": {"train": 8},
+        "SECONDS": 0,
+        "WORKERS": 1,
+    }.items():
+        monkeypatch.setattr(test_engine, name, value)
+    monkeypatch.setattr(test_engine, "listed", lambda folder: images)
+    try:
+        found = test_engine.read_alone(images.root, "host cache")
+        assert found.entry["runs"] == 3
+    finally:
+        test_engine.read_alone.cache_clear()
+        test_engine.first_batch.cache_clear()
+
+
 def test_the_time_of_the_first_step_is_printed_and_the_run_ends_there(stripes, tmp_path):
     started = time.time()
     arguments = ("task1", "--data", stripes, "--models", "simple_cnn", "--image-size", "32", "--workers", "1")
