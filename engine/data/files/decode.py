@@ -54,7 +54,11 @@ def encoding(file: str | PathLike | IO[bytes]) -> str:
     progressive scans and Adobe's transform. Reads the file's header; raises OSError for a damaged or missing file.
     """
     with Image.open(file) as image:
-        found = [image.format, image.mode, f"orientation {image.getexif().get(ORIENTATION, 1)}"]
+        try:
+            orientation = image.getexif().get(ORIENTATION, 1)
+        except Exception as error:  # as in `rgb`
+            raise OSError(f"damaged: {error}") from error
+        found = [image.format, image.mode, f"orientation {orientation}"]
         sampling = [f"{across}x{down}" for _, across, down, _ in getattr(image, "layer", ())]
         found += [f"sampling {' '.join(sampling)}"] * bool(sampling)
         found += [f"{name} {image.info[name]}" for name in ENCODED if name in image.info]
