@@ -7,12 +7,14 @@ kernels to it.
 """
 
 import argparse
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from bench.measuring import record
 FOLDER = ROOT / "runs" / "gpu"
 # Seconds kept at the end of a call to stop its last step and write the files.
 RESERVE = 12.0
+# Seconds between two looks at the running steps.
+POLL = 0.05
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,25 +65,59 @@ def main(arguments: list[str] | None = None) -> int:
     _warm_up(options.warm, state)
     listed = steps(FOLDER, str(Path(options.data).resolve()) if options.data else None)
     names, failed = [step.name for step in listed], False
-    for step in listed:
+    for together in abreast(listed):
         left = end - time.monotonic()
-        if options.only not in step.name or (state.is_done(step) and not options.again) or left < step.least:
-            continue
-        digest = step.digest(state.device)
-        state.enter(step, digest, "begun", 0)
-        outcome, taken = run(step, min(step.most, left), state.folder, digest)
-        state.enter(step, digest, outcome, taken)
-        state.save()
-        failed |= outcome not in ("passed", "unfinished")
-        print(f"{step.name}: {outcome} ({taken:.0f} s)", flush=True)
-        _write(state, out, names)
+        due = [
+            step
+            for step in together
+            if options.only in step.name and left >= step.least and (options.again or not state.is_done(step))
+        ]
+        digests = {step: step.digest(state.device) for step in due}
+        for step, digest in digests.items():
+            state.enter(step, digest, "begun", 0)
+        for step, outcome, taken in run(digests, left, state.folder):
+            state.enter(step, digests[step], outcome, taken)
+            state.save()
+            failed |= outcome not in ("passed", "unfinished")
+            print(f"{step.name}: {outcome} ({taken:.0f} s)", flush=True)
+            _write(state, out, names)
     _write(state, out, names)
     print(summary.printed(), _page(state, names), sep="\n")
     return int(failed)
 
 
-def run(step: Step, limit: float, folder: Path, digest: str = "") -> tuple[str, float]:
-    """Run a step into its log; return "passed", "failed: ...", "unfinished" or "stopped", and the step's seconds."""
+def abreast(listed: Iterable[Step]) -> Iterator[list[Step]]:
+    """Yield the steps in order, those together that follow each other and measure no time."""
+    for untimed, group in itertools.groupby(listed, lambda step: step.untimed):
+        together = list(group)
+        yield from [together] if untimed else ([step] for step in together)
+
+
+def run(digests: Mapping[Step, str], left: float, folder: Path) -> Iterator[tuple[Step, str, float]]:
+    """Run steps at the same time, each into its log for at most `left` seconds; yield each when it has ended.
+
+    Yields the step, "passed", "failed: ...", "unfinished" or "stopped", and the step's seconds.
+    """
+    start, running = time.monotonic(), {}
+    try:
+        for step, digest in digests.items():
+            running[step] = _started(step, min(step.most, left), folder, digest)
+        while running:
+            for step, process in list(running.items()):
+                status, taken = process.poll(), time.monotonic() - start
+                if status is None and taken < min(step.most, left):
+                    continue
+                log = folder / "logs" / f"{step.name}.log"
+                outcome = "stopped" if status is None else _outcome(status, log)
+                _stop(running.pop(step))  # ends the step's child processes too
+                yield step, outcome, time.monotonic() - start
+            time.sleep(POLL)
+    finally:  # also if this process is ended
+        for process in running.values():
+            _stop(process)
+
+
+def _started(step: Step, limit: float, folder: Path, digest: str) -> subprocess.Popen:
     arguments = list(step.arguments)
     if step.timed:
         arguments += ["--seconds", f"{max(1.0, limit - step.least / 2):.0f}", "--digest", digest]
@@ -92,9 +130,10 @@ def run(step: Step, limit: float, folder: Path, digest: str = "") -> tuple[str, 
         lookups.VARIABLE: str(folder / "lookups.txt"),
         "PYTHONUNBUFFERED": "1",
     }
-    start = time.monotonic()
+    if step.untimed:  # several processes compile beside each other
+        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "2"
     with log.open("w") as file:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
             env=environment,
@@ -103,13 +142,6 @@ def run(step: Step, limit: float, folder: Path, digest: str = "") -> tuple[str, 
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        try:
-            outcome = _outcome(process.wait(limit), log)
-        except subprocess.TimeoutExpired:
-            outcome = "stopped"
-        finally:  # ends the step's child processes too, also if this process is ended
-            _stop(process)
-    return outcome, time.monotonic() - start
 
 
 def _outcome(status: int, log: Path) -> str:

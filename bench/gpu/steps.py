@@ -17,8 +17,12 @@ UNFINISHED = 75
 
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-p", "bench.gpu.plugin", "-q")
 CONVOLUTION_TESTS = "tests/kernels/test_dynamic_conv_on_gpu.py"
-# Tests that take Inductor minutes, and test less than the other tests.
+# Tests that take Inductor minutes.
 COMPILED = "compiled or graph"
+# A test that takes all of the GPU's memory.
+ALONE = "twice_as_many_images"
+# Processes of each step of tests, of which four run beside each other.
+WORKERS = max(2, min(8, (os.cpu_count() or 1) // 3))
 # The number of first shapes of each benchmark that get all baselines before the other shapes: the compiled baseline is
 # slow to compile.
 FEW = {"dynamic_conv": 4, "channel_gate": 4, "spatial_attention": 4, "augment": 1}
@@ -41,6 +45,7 @@ class Step(NamedTuple):
     """A Python command, the most seconds that it may take, and the least seconds left for it to be started.
 
     sources: patterns of the files whose change makes the step run again. timed: it takes --seconds and --digest.
+    untimed: nothing in it is measured by time, so that it may run beside others.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Step(NamedTuple):
     least: int
     sources: tuple[str, ...]
     timed: bool = False
+    untimed: bool = False
 
     def digest(self, device: str, root: Path = ROOT) -> str:
         """Return a hash of the device, Python's version and the step's sources."""
@@ -63,7 +69,7 @@ def steps(folder: Path, data: str | None = None) -> list[Step]:
     conv, table, kernels = "dynamic_conv", "kernels/dynamic_conv/configs/*.json", "kernels/**/*.py"
     engine = (kernels, "engine/**/*.py", "models/**/*.py", "bench/test_engine.py")
     tuned = ("kernels/*.py", "kernels/dynamic_conv/**/*.py", "bench/tune.py", "bench/measuring/timing.py")
-    tests = ("tests/engine", "tests/train", "tests/bench", "tests/models")
+    engine_tests = ("tests/engine", "tests/train", "tests/bench", "tests/models")
     tested = (kernels, "engine/**/*.py", "train/**/*.py", "models/**/*.py", "tests/engine/**/*.py")
 
     def json(name: str, option: str = "--json") -> tuple[str, str]:
@@ -71,8 +77,10 @@ def steps(folder: Path, data: str | None = None) -> list[Step]:
 
     return [
         Step("first-light", ("-m", "bench.gpu.first_light", *json("first_light")), 120, 20, (kernels,)),
-        _tests("tests-dynamic_conv", "dynamic_conv", (CONVOLUTION_TESTS,)),
-        _tests("tests-kernels", "*", ("tests/kernels", f"--ignore={CONVOLUTION_TESTS}")),
+        _tests("tests-dynamic_conv", _tested("dynamic_conv"), f"not ({COMPILED})", CONVOLUTION_TESTS),
+        _tests("tests-kernels", _tested("*"), f"not ({COMPILED})", "tests/kernels", f"--ignore={CONVOLUTION_TESTS}"),
+        _tests("tests-compiled", _tested("*"), COMPILED, "tests/kernels"),
+        _tests("tests-engine", tested, f"not {ALONE}", *engine_tests),
         *(_times(f"times-{op}", op, QUICK[op]) for op in tables.OPS),
         Step("host-time", ("-m", "bench.host_time", *json("host_time")), 60, 15, (kernels, "bench/host_time.py")),
         Step("tune", ("-m", "bench.tune", *json("tuning", "--log")), 400, 45, tuned, timed=True),
@@ -86,11 +94,10 @@ def steps(folder: Path, data: str | None = None) -> list[Step]:
         ),
         *(_times(f"baselines-{op}", op, None, FEW[op], (table,), most=400) for op in tables.OPS),
         Step("engine-epoch", (*_bench("engine"), "-k", "test_training and attention_cnn"), 240, 60, engine),
-        _tests("tests-compiled", "*", ("tests/kernels",), COMPILED, most=300),
         Step("growth", _bench("growth"), 400, 60, (*COMMON, "kernels/dynamic_conv/**/*.py", table)),
         Step("fuse", _bench("fuse"), 240, 60, (kernels, table, "bench/test_fuse.py")),
         *(_times(f"all-{op}", op, None, None, (table,), most=590) for op in tables.OPS),
-        Step("tests-engine", (*PYTEST, "-m", "gpu", *tests), 300, 60, tested),
+        Step("tests-memory", (*PYTEST, "-m", "gpu", "-k", ALONE, "tests/engine"), 60, 20, tested),
         Step("engine", _bench("engine"), 590, 150, engine),
         *(studies(data) if data else ()),
     ]
@@ -111,12 +118,14 @@ def studies(data: str) -> list[Step]:
     return found
 
 
-def _tests(name: str, op: str, where: tuple[str, ...], chosen: str | None = None, most: int = 240) -> Step:
-    """Return a step of GPU tests: `chosen` tests or, in several processes, all tests without torch.compile."""
-    workers = str(min(8, os.cpu_count() or 1))
-    several = ("-n", workers, "--dist", "worksteal") if find_spec("xdist") and chosen is None else ()
-    words = (*PYTEST, *several, "-m", "gpu", "-k", chosen or f"not ({COMPILED})", *where)
-    return Step(name, words, most, 25, ("kernels/*.py", f"kernels/{op}/**/*.py", "tests/kernels/*.py"))
+def _tests(name: str, sources: tuple[str, ...], chosen: str, *where: str) -> Step:
+    """Return a step of the `chosen` GPU tests, in several processes."""
+    several = ("-n", str(WORKERS), "--dist", "worksteal") if find_spec("xdist") else ()
+    return Step(name, (*PYTEST, *several, "-m", "gpu", "-k", chosen, *where), 240, 25, sources, untimed=True)
+
+
+def _tested(op: str) -> tuple[str, ...]:
+    return "kernels/*.py", f"kernels/{op}/**/*.py", "tests/kernels/*.py"
 
 
 def _times(

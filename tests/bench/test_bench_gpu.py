@@ -253,10 +253,24 @@ def sleeping(name, seconds, least=1, child=61):
 def test_a_step_that_takes_too_long_is_stopped_with_all_that_it_started(tmp_path):
     for folder in ("logs", "failures"):
         (tmp_path / folder).mkdir()
-    outcome, taken = gpu.run(sleeping("slow", 60, child=67), 1.0, tmp_path)
-    assert (outcome, 1 <= taken < 8) == ("stopped", True)
+    slow = sleeping("slow", 60, child=67)
+    ((step, outcome, taken),) = gpu.run({slow: ""}, 1.0, tmp_path)
+    assert (step, outcome, 1 <= taken < 8) == (slow, "stopped", True)
     assert (tmp_path / "logs" / "slow.log").read_text() == "begun\n"
     assert subprocess.run(["pgrep", "-f", "sleep 67"], capture_output=True).returncode == 1
+
+
+def test_steps_that_measure_no_time_run_beside_each_other(tmp_path):
+    for folder in ("logs", "failures"):
+        (tmp_path / folder).mkdir()
+    tests = [sleeping(name, seconds)._replace(untimed=True) for name, seconds in (("slow", 1.5), ("fast", 0.7))]
+    timed = sleeping("timed", 0)
+    assert list(gpu.abreast([timed, timed, *tests, timed])) == [[timed], [timed], tests, [timed]]
+    start = time.monotonic()
+    ended = list(gpu.run(dict.fromkeys(tests, ""), 60.0, tmp_path))
+    assert [(step.name, outcome) for step, outcome, _ in ended] == [("fast", "passed"), ("slow", "passed")]
+    assert time.monotonic() - start < 2.2
+    assert ended[0][2] < ended[1][2]
 
 
 def test_a_call_ends_by_itself_and_begins_no_step_that_has_no_time(tmp_path, monkeypatch):
@@ -300,10 +314,11 @@ def test_a_step_runs_again_where_what_it_measures_has_changed(tmp_path):
 
 def test_the_order_is_that_of_value(tmp_path):
     names = [step.name for step in steps.steps(tmp_path)]
-    order = ["first-light", "tests-dynamic_conv", "tests-kernels", "times-dynamic_conv", "tune"]
-    order += ["times-dynamic_conv-tuned", "counters", "baselines-dynamic_conv", "engine-epoch", "tests-compiled"]
+    order = ["first-light", "tests-dynamic_conv", "tests-kernels", "tests-compiled", "tests-engine"]
+    order += ["times-dynamic_conv", "tune", "times-dynamic_conv-tuned", "counters", "baselines-dynamic_conv"]
+    order += ["engine-epoch", "tests-memory"]
     assert [name for name in names if name in order] == order
-    assert names[3:7] == [f"times-{op}" for op in tables.OPS]
+    assert names[5:9] == [f"times-{op}" for op in tables.OPS]
     assert len(names) == len(set(names))
 
 
