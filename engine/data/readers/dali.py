@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 PREFETCH = 2
 READ_AHEAD, READERS = 2, 8  # batches and threads, of files in tars
 FAILURES = 8  # batches in a row that DALI may fail at though their files are whole
-# Of each encoding the photos that are decoded by Pillow too, the side that they are resized to, and the largest mean
-# difference of a byte: an H200 differed by 0.2, and by 80 and more where it took a rotation for another.
-EXAMPLES, EXAMPLE, LIMIT = 4, 64, 2.0
+# Of each encoding the photos that are decoded by Pillow too, the side that they are resized to, the largest mean
+# difference of a byte (an H200 differed by 0.2, and by 80 and more where it took a rotation for another), and the least
+# deviation within a photo, without which a rotation is not seen.
+EXAMPLES, EXAMPLE, LIMIT, DEVIATION = 4, 64, 2.0, 5.0
 _ONCE = {"batch_size": 1, "num_threads": 1, "prefetch_queue_depth": 1}
 
 Inputs = list[list[np.ndarray]]
@@ -256,7 +257,7 @@ def feed(files: Sequence[np.ndarray] | Mapping[int, np.ndarray], request: BatchR
 
 
 def decoded_otherwise(reading: Reading) -> set[int]:
-    """Return the positions of the split's photos whose encoding DALI decodes otherwise than Pillow on this device.
+    """Return the positions of the split's photos whose encoding DALI was not seen to decode as Pillow on this device.
 
     Of each encoding some photos are decoded both ways, and cropped and resized alike. An encoding is told once.
     """
@@ -271,16 +272,21 @@ def decoded_otherwise(reading: Reading) -> set[int]:
         for index in indices[:: -(-len(indices) // EXAMPLES)]
     ]
     differences = _differences(reading, [reading.chosen.paths[index] for _, index in examples])
+    seen: dict[tuple[str, str], list[float]] = {key: [] for key, _ in examples}
     for (key, _), difference in zip(examples, differences, strict=True):
-        _agrees[key] = _agrees.get(key, True) and difference <= LIMIT
-    for device, how in dict.fromkeys(key for key, _ in examples):
+        seen[key] += [] if difference is None else [difference]
+    for (device, how), found in seen.items():
+        _agrees[device, how] = bool(found) and max(found) <= LIMIT
         if not _agrees[device, how]:
-            console.say(f"photos of this kind are decoded by Pillow, as DALI decodes them otherwise on {device}: {how}")
+            console.say(f"photos left to Pillow, as DALI was not seen to decode them alike on {device}: {how}")
     return {index for key, indices in of_encoding.items() if not _agrees[key] for index in indices}
 
 
-def _differences(reading: Reading, paths: Sequence[str]) -> Iterator[float]:
-    """Yield for each photo the mean difference between an off-centre crop of it by DALI and by Pillow, or infinity."""
+def _differences(reading: Reading, paths: Sequence[str]) -> Iterator[float | None]:
+    """Yield for each photo the mean difference between an off-centre crop of it by DALI and by Pillow.
+
+    Infinity where DALI cannot decode it; None where it tells nothing, being unreadable by now, or of one colour.
+    """
     device, on_gpu = reading.device, reading.device.type == "cuda"
     stream = torch.cuda.current_stream(device) if on_gpu else None
     on = {"device": "mixed", "device_id": _index(device)} if on_gpu else {"device": "cpu", "device_id": None}
@@ -288,20 +294,24 @@ def _differences(reading: Reading, paths: Sequence[str]) -> Iterator[float]:
         try:
             encoded = shards.read_bytes(reading.images.root / path)
             whole = decode.rgb(io.BytesIO(encoded))
-        except (OSError, ValueError):  # changed since the scan
-            yield float("inf")
+        except (OSError, ValueError):
+            yield None
             continue
         height, width = whole.shape[:2]
         crop = np.array([height // 5, width // 7, -(-3 * height // 5), -(-3 * width // 5)])
         request = BatchRequest(np.zeros(1, np.int64), crop[None], np.zeros(1, bool))
+        expected = resizing.cropped(whole, crop, False, EXAMPLE).float()
+        if expected.std() < DEVIATION:
+            yield None
+            continue
         inputs = feed([np.frombuffer(encoded, np.uint8)], request)
         pipeline = resized([inputs], EXAMPLE, encoded=True, **on, **_ONCE)
         try:
             image = torch.from_dlpack(pipeline.run(stream)[0].as_tensor())[0].permute(2, 0, 1).cpu()
-        except RuntimeError:  # DALI cannot decode it
+        except RuntimeError:
             yield float("inf")
             continue
-        yield (image.float() - resizing.cropped(whole, crop, False, EXAMPLE)).abs().mean().item()
+        yield (image - expected).abs().mean().item()
 
 
 def _index(device: torch.device) -> int:

@@ -222,6 +222,17 @@ def test_kinds_that_come_out_otherwise_are_found_and_told_once(tmp_path, monkeyp
     assert dali.decoded_otherwise(reading) == found
 
 
+@pytest.mark.usefixtures("nothing_known")
+def test_photos_that_tell_nothing_are_no_evidence(tmp_path):
+    """A file that is gone beside whole ones of its kind does not count; photos of one colour alone are not enough."""
+    flat = np.full((60, 70, 3), 77, np.uint8)
+    pictures = {f"{i}.jpg": image_kinds.encoded(image_kinds.picture(60, 70, seed=i), "JPEG") for i in range(4)}
+    pictures |= {f"{i}.png": image_kinds.encoded(flat, "PNG") for i in range(2)}
+    reading = photos.reading_of(photos.scanned(tmp_path, image_kinds.write(tmp_path, pictures)), 24, 8)
+    (tmp_path / "0.jpg").unlink()
+    assert {reading.chosen.paths[i] for i in dali.decoded_otherwise(reading)} == {"0.png", "1.png"}
+
+
 @pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "the pipeline that a GPU runs"])
 def test_photos_for_pillow_are_never_taken_from_dali(root, reader, on_gpu, monkeypatch):
     """A single one, some of a batch, and a whole batch."""
