@@ -135,6 +135,8 @@ def variants() -> Iterator[Variant]:
         yield from _recorded("spatial attention", x, _spatial_attention)
         yield from _recorded("spatial gate", x, _spatial_gate)
         yield from _recorded("channel gate", x, _channel_gate)
+    small = _empty(64, 256, 8, 8).contiguous(memory_format=torch.channels_last)
+    yield from _recorded("spatial attention", small, _spatial_attention)
     large = _empty(64, 256, 28, 28).contiguous(memory_format=torch.channels_last)
     yield from _recorded("channel gate", large, _channel_gate)
     yield from _recorded("channel gate, single", _empty(8, 512, 7, 7), partial(_channel_gate, single=True))
