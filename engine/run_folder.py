@@ -149,7 +149,7 @@ class RunFolder:
         """Return the content of `environment.json`; empty where the file cannot be read."""
         try:
             return json.loads(self.environment.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
 
     def write_results(self, results: dict) -> None:
@@ -171,7 +171,7 @@ class RunFolder:
             if missing:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
             models = {name: _with_test_among(entry) for name, entry in results["models"].items()}
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
             raise UserError(f"{self.results} is damaged: {error}") from None
         return results | {"models": models}
 

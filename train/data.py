@@ -114,6 +114,8 @@ def summary(opened: Opened) -> dict:
         "channel_std": list(images.channels.std),
         "class_names": list(images.class_names),
         "division": opened.division,
+        "files": opened.account.as_dict() if opened.account else None,
+        "notes": list(images.notes),
         "rejected_files": opened.rejected,
     }
 

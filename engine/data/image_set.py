@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from polychrome.engine.channels.names import RGB, Channels
+from polychrome.engine.data.accounting import Account
 from polychrome.engine.errors import UserError
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".npy"])
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,11 @@ class Split:
 class ImageSet:
     """A labelled image set: `splits` has the keys train, val and test, and holdout where images are held out.
 
-    Its files are photos, read as uint8 RGB, or stacks (see `engine.data.files.stacks`); the `channels` of stacks and
-    their `dtype`, "uint8" or "float32", and the `encodings` of photos by path (see `engine.data.files.decode.encoding`)
-    are known once the files are scanned.
+    Its files are photos, read as uint8 RGB, or stacks (see `engine.data.files.stacks`). Once the files are scanned are
+    known: the `channels` of stacks and their `dtype`, "uint8" or "float32"; the `encodings` of photos by path (see
+    `engine.data.files.decode.inspected`); and the photos that DALI does not decode as Pillow does, `by_pillow`.
+
+    `account` says what became of every file that is there, and `notes` are lines for the user on how the set was read.
     """
 
     root: Path
@@ -38,6 +40,9 @@ class ImageSet:
     dtype: str = "uint8"
     stacks: bool = False
     encodings: Mapping[str, str] = field(default_factory=dict)
+    by_pillow: frozenset[str] = frozenset()
+    account: Account | None = None
+    notes: tuple[str, ...] = ()
 
 
 def sizes_of(images: ImageSet) -> dict[str, tuple[int, int]]:

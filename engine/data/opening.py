@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from polychrome.engine.data.accounting import OTHER_SPLITS, Account
 from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.batches import BatchRequest, Reading
 from polychrome.engine.data.image_set import ImageSet, Split, sizes_of, without
@@ -55,6 +56,7 @@ class Opened:
 
     images: the set without the files that were left out.
     rejected: "path", "split" and "reason" of each file that was left out.
+    account: how many of the files that are there are used, rejected and ignored; None where no file is read.
     division: a digest of the listed files of each split except training.
     store: the decoded images, if they are cached in memory.
     positions: for each split, where its images are in the user's list; None where no file was left out.
@@ -63,6 +65,7 @@ class Opened:
     images: ImageSet
     wanted: Wanted
     rejected: list[dict[str, str]] = field(default_factory=list)
+    account: Account | None = None
     division: dict[str, str] = field(default_factory=dict)
     store: Store | None = None
     positions: dict[str, tuple[int, ...]] | None = None
@@ -105,20 +108,28 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
             with `strict` a file is unusable.
     """
     images = division.hold_out(images, wanted.holdout) if wanted.holdout else images
+    account = images.account
     if wanted.splits:
+        every = _paths(images)
         images = replace(images, splits={name: images.splits[name] for name in wanted.splits})
+        if account and (others := len(every) - len(_paths(images))):
+            account = account.with_ignored({OTHER_SPLITS: others}, among_used=True)
     digests = division.digests(images)
     if decoded is not None:
         placement = choose_placement(images, wanted.cache, wanted.device, wanted.stored_size)
-        return Opened(images, wanted, division=digests, store=placed(decoded, placement) if placement else decoded)
+        store = placed(decoded, placement) if placement else decoded
+        return Opened(images, wanted, account=account, division=digests, store=store)
     if wanted.backend == "synthetic":
         return Opened(images, wanted, division=digests)
-    listed = images
-    paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
+    listed, paths = images, _paths(images)
     with console.progress("checking files", len(paths)) as bar:
         report = scan.scan(images.root, paths, wanted.workers, bar.reach)
     rejected = _left_out(images, {item.path: item.reason for item in report.rejected}, wanted.strict)
     images = scan.apply(images, report)
+    by_dali = choice.resolve(wanted.backend, images.stacks) == "dali"
+    images = replace(images, notes=(*images.notes, *scan.remarks(report, by_dali)))
+    for note in images.notes:
+        console.say(note)
     store = open_store(images, wanted)
     if store is not None and store.faults:
         rejected += _left_out(images, store.faults, wanted.strict)
@@ -128,7 +139,11 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
         name: tuple(position for position, path in enumerate(split.paths) if path not in gone)
         for name, split in listed.splits.items()
     }
-    return Opened(images, wanted, rejected, digests, store, positions)
+    if account:
+        account = account.without(len(gone))
+        if account.is_notable:
+            console.say(str(account))
+    return Opened(images, wanted, rejected, account, digests, store, positions)
 
 
 def open_store(images: ImageSet, wanted: Wanted) -> Store | None:
@@ -223,6 +238,11 @@ def placed(images: WholeImages, placement: Placement) -> Store:
         return images
     values = images.values.reshape(len(images.paths), *placement.size, images.channels)
     return UniformImages.of(values, images.paths, placement.device, images.faults)
+
+
+def _paths(images: ImageSet) -> list[str]:
+    """Return the path of each image of the splits once."""
+    return list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
 
 
 def _left_out(images: ImageSet, reasons: Mapping[str, str], strict: bool) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
 
@@ -26,3 +27,37 @@ def parallel(function: Callable, jobs: Sequence, workers: int) -> Iterator:
         yield from pool.map(function, jobs)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def parallel_chunks(function: Callable, chunks: Sequence[Sequence], workers: int, died: object) -> Iterator[list]:
+    """Yield `function(chunk)`, a list of a result for each item, for each chunk, in order, computed as by `parallel`.
+
+    The result of an item that kills its process is `died`: a decoder's segmentation fault, or memory that the system
+    took away. With fewer than two workers or chunks there is no process of its own to be killed.
+    """
+    waiting = list(chunks)
+    while waiting:
+        count = 0
+        try:
+            for found in parallel(function, waiting, workers):
+                count += 1
+                yield found
+            return
+        except BrokenProcessPool:  # by an item of any chunk that was begun, most likely of the first ones
+            suspects, waiting = waiting[count : count + workers + 1], waiting[count + workers + 1 :]
+        for chunk in suspects:
+            yield _one_by_one(function, chunk, died)
+
+
+def _one_by_one(function: Callable, chunk: Sequence, died: object) -> list:
+    found, pool = [], None
+    for item in chunk:
+        pool = pool or ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        try:
+            found += pool.submit(function, [item]).result()
+        except BrokenProcessPool:
+            found.append(died)
+            pool = None
+    if pool is not None:
+        pool.shutdown()
+    return found

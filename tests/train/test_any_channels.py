@@ -158,7 +158,7 @@ def test_scan_shows_the_channels_and_names_what_does_not_fit(four, tmp_path, cap
     data = four.parents[1] / "data"
     assert main(["scan", str(data)]) == 0
     printed = capsys.readouterr().out
-    assert "36 files decoded, 0 cannot be used" in printed
+    assert "40 files: 36 used, 4 ignored (4 lists and names)" in printed
     assert all(name in printed for name in NAMES)
     other = write_stacks(tmp_path / "data", 4)
     np.save(other / "stacks/train_3.npy", np.zeros((40, 40, 5), np.uint16))

@@ -72,11 +72,14 @@ def test_a_file_that_fails_after_the_scan_is_left_out(folder, capsys, cache):
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
     for _ in range(2):
         found = open_data(settings(folder, cache=cache), "task1")
-        kept, line = capsys.readouterr().out.splitlines()
+        kept, line, account = capsys.readouterr().out.splitlines()
+        assert account == "39 files: 35 used, 1 rejected, 3 ignored (3 lists and names)"
         assert line.startswith("left out: images/val 3.jpg (val): can no longer be read: cannot identify image file")
         assert kept.startswith("images kept in memory: ")
         assert [(item["path"], item["split"]) for item in found.rejected] == [("images/val 3.jpg", "val")]
         assert summary(found)["rejected"] == 1
+        counts = {"present": 39, "used": 35, "rejected": 1, "missing": 0, "ignored": {"lists and names": 3}}
+        assert summary(found)["files"] == counts
         assert {name: len(split.paths) for name, split in found.images.splits.items()} == {
             "train": 24,
             "val": 5,

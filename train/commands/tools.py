@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from polychrome.engine.data.image_set import ImageSet, Split
+from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.data.sets import listing, patches, scan
 from polychrome.engine.errors import UserError
 from polychrome.engine.report import console
@@ -21,19 +21,22 @@ def cut_patches(scene: Path, folder: Path, size: int, seed: int) -> None:
 
 
 def scan_folder(folder: Path, workers: int | None, output: Path | None) -> None:
-    """Decode every image under a folder or in its list files, and list the files that cannot be used.
+    """Decode every image of a data set, and list the files that cannot be used.
 
-    Of stacks the mean and standard deviation of each channel are printed too. Where images differ in kind or in number
-    of channels, a line says why they cannot be one data set.
+    The images are those that training on the folder, or pattern of tars, would use. In a folder that is no labelled set
+    they are all images below it. What became of every file there is printed, and of stacks the mean and standard
+    deviation of each channel. Where images differ in kind or in number of channels, a line says why they cannot be one
+    data set.
 
     Raises:
         UserError: the folder is missing or has no images, or the output cannot be written.
     """
-    paths = listing.image_files(folder)
+    images = _listed(folder)
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(f"--output {output} cannot be written: no folder {output.absolute().parent}")
+    paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
     with console.progress("decoding", len(paths)) as bar:
-        report = scan.scan(folder, paths, workers, bar.reach, cache=False)
+        report = scan.scan(images.root, paths, workers, bar.reach, cache=False)
     rows = tuple((item.path, item.reason) for item in report.rejected)
     if output is not None:
         try:
@@ -43,9 +46,23 @@ def scan_folder(folder: Path, workers: int | None, output: Path | None) -> None:
             raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
     if rows:
         console.show(Table("Files that cannot be used", ("path", "reason"), rows))
-    console.say(f"{len(paths)} files decoded, {len(rows)} cannot be used")
-    if usable := tuple(path for path in paths if path in report.sizes):
-        show_channels(ImageSet(folder, ("",), {"all": Split(usable, (0,) * len(usable))}), report)
+    for note in (*images.notes, *scan.remarks(report, by_dali=True)):
+        console.say(note)
+    console.say(str(images.account.without(len(rows))))
+    if report.sizes:
+        show_channels(images, report)
+
+
+def _listed(folder: Path) -> ImageSet:
+    """Return the set that training would read, else all images below the folder, and say which of the two."""
+    try:
+        images = listing.read(folder)
+    except UserError as error:
+        if listing.has_lists(folder.expanduser()):
+            raise
+        images = listing.every_image(folder)
+        console.say(f"not a labelled set, every image below the folder is decoded: {error}")
+    return images
 
 
 def show_channels(images: ImageSet, report: scan.ScanReport) -> None:

@@ -24,7 +24,7 @@ def load(name: str, task: str) -> dict[str, Any]:
         )
     try:
         tables = tomllib.loads(source.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"--recipe {name}: {error}") from None
     if not isinstance(tables.get(task), dict):
         raise UserError(f"--recipe {name} has nothing for {task}; it has {', '.join(tables)}")

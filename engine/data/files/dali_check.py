@@ -1,32 +1,89 @@
-"""Whether DALI decodes a file; separate from the loader, so that the scan's processes do not import torch."""
+"""How DALI decodes a file on the CPU, asked of a process of its own, which a damaged file may crash."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib.util
+import select
+import struct
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
 
 import numpy as np
-from nvidia.dali import fn, pipeline_def, types
 
-if TYPE_CHECKING:
-    from nvidia.dali.pipeline import Pipeline
-
-
-@pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
-def _single():
-    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-    return fn.decoders.image(encoded, output_type=types.RGB)
+PROGRAM = Path(__file__).with_name("dali_process.py")
+START, PATIENCE = 120.0, 60.0  # seconds for an answer, the first of a process and any other
+CRASHED = "DALI crashes over it"
 
 
-_asked: list[Pipeline] = []
+class _Process:
+    """A process that decodes one file at a time."""
+
+    def __init__(self):
+        # -P: modules of this folder must not stand in for the standard library's
+        command = [sys.executable, "-P", str(PROGRAM)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        self._patience = START
+
+    def decoded(self, encoded: bytes) -> np.ndarray:
+        """Return pixels [height, width, 3], empty where DALI refuses; raises OSError or EOFError where it crashes."""
+        self._process.stdin.write(struct.pack("<q", len(encoded)) + encoded)
+        self._process.stdin.flush()
+        if not select.select([self._process.stdout], [], [], self._patience)[0]:
+            raise TimeoutError
+        self._patience = PATIENCE
+        height, width = struct.unpack("<qq", self._read(16))
+        return np.frombuffer(self._read(3 * height * width), np.uint8).reshape(height, width, 3)
+
+    def _read(self, count: int) -> bytes:
+        content = self._process.stdout.read(count)
+        if len(content) != count:
+            raise EOFError
+        return content
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            stream.close()
 
 
-def decoded_shape(encoded: bytes) -> tuple[int, int] | None:
-    """Return the (height, width) that DALI decodes a whole file's bytes to on the CPU; None where DALI refuses."""
-    if not _asked:
-        _asked.append(_single())
+_processes: list[_Process] = []
+
+
+def start() -> None:
+    """Start the process that decodes, if there is none; it needs most of a second until it can."""
+    if not _processes:
+        _processes.append(_Process())
+
+
+def difference(encoded: bytes, pixels: np.ndarray, tolerance: int) -> str:
+    """Return in words how DALI decodes a whole file's bytes otherwise than to `pixels`; empty where it does not.
+
+    Pixels [height, width, 3], uint8, may differ by `tolerance`.
+    """
+    start()
     try:
-        (images,) = _asked[0].run(encoded=[np.frombuffer(encoded, np.uint8)])
-    except RuntimeError:
-        _asked.clear()  # an error leaves a pipeline unusable
+        theirs = _processes[0].decoded(encoded)
+    except (OSError, EOFError):
+        _processes.pop().end()
+        return CRASHED
+    if not theirs.size:
+        return "DALI cannot decode it"
+    if theirs.shape != pixels.shape:
+        return f"DALI sees it as {theirs.shape[0]} x {theirs.shape[1]}, not {pixels.shape[0]} x {pixels.shape[1]}"
+    if np.array_equal(theirs, pixels):
+        return ""
+    largest = int(np.abs(theirs.astype(np.int16) - pixels).max())
+    return f"DALI's pixels differ by up to {largest}" if largest > tolerance else ""
+
+
+def version() -> str | None:
+    """Return the version of DALI, None where it is not installed."""
+    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
         return None
-    return tuple(images.shape()[0][:2])
+    names = {name for name in metadata.packages_distributions().get("nvidia", ()) if "dali" in name}
+    return metadata.version(min(names)) if names else "unknown"

@@ -2,112 +2,144 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, TiffTags
 
+from polychrome.engine.data.files import kinds
+from polychrome.engine.data.files.guard import check_pixels, guarded, most_pixels, too_large
+from polychrome.engine.data.files.kinds import FRAMES
 from polychrome.engine.errors import SeveralPages, Unsupported
 
 if TYPE_CHECKING:
     from os import PathLike
 
-CONVERT = "convert it to PNG or JPEG"
 TIFF_TAGS = {info.name: tag for tag, info in TiffTags.TAGS_V2.items()}
-BITS_PER_SAMPLE, SAMPLES_PER_PIXEL = TIFF_TAGS["BitsPerSample"], TIFF_TAGS["SamplesPerPixel"]
+SAMPLES_PER_PIXEL = TIFF_TAGS["SamplesPerPixel"]
 
 # XMP and text chunks may carry an orientation too; only EXIF proper counts, as in DALI and torchvision.
 ORIENTATION = 0x112
 OTHER_ORIENTATIONS = ("xmp", "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type xmp")
 
+START_OF_SCAN, END_OF_IMAGE = 0xDA, b"\xff\xd9"
+
 # What Pillow says of a file that tells its encoding.
 ENCODED = ("compression", "progressive", "adobe_transform")
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "PPM")
-TIFF_MODES = ("RGB", "RGBA", "L", "P", "I;16", "I;16B")
-PPM_MODES = ("RGB", "L", "1", "I")
-BMP_LAYOUTS = ("BGR", "BGRX", "P", "L", "1")
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr", "I;16", "I;16B", "I")
+# Of 32 bits, of signed values or with a fourth sample of no known meaning, a TIFF is measured data.
+TIFF_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "I;16", "I;16B")
 
 
 def rgb(file: str | PathLike | IO[bytes]) -> np.ndarray:
     """Return the pixels of a whole image file, uint8 [height, width, 3], rotated as its EXIF data says.
 
     Gray becomes three equal channels, transparency is dropped, 16 bits are rounded to 8, CMYK and palettes are
-    converted. Raises Unsupported for a kind outside the allow list, OSError for a damaged or missing file.
+    converted; of several frames the first is taken. Raises Unsupported for a kind outside the allow list, OSError for a
+    damaged or missing file.
     """
-    try:
-        with Image.open(file) as image:
-            check(image)
-            image.load()
-            return _three_channels(_upright(image))
-    except (OSError, Unsupported):
-        raise
-    except Image.DecompressionBombError as error:
-        raise Unsupported(f"too large: {error}") from error
-    except Exception as error:  # Pillow's plugins raise many kinds over damaged bytes
-        raise OSError(f"damaged: {error}") from error
+    return inspected(file)[0]
 
 
-def encoding(file: str | PathLike | IO[bytes]) -> str:
-    """Return in words how an image file is encoded: whatever of it another decoder may treat in a way of its own.
+def inspected(file: str | PathLike | IO[bytes]) -> tuple[np.ndarray, str]:
+    """Return the pixels of an image file as `rgb` does, and in words how the file is encoded.
 
-    The format, the mode, EXIF's orientation, the compression and, of a JPEG, the sampling of its components,
-    progressive scans and Adobe's transform. Reads the file's header; raises OSError for a damaged or missing file.
+    The words tell whatever another decoder may treat in a way of its own: the format, the mode, EXIF's orientation, the
+    compression, several frames and, of a JPEG, the sampling of its components, progressive scans and Adobe's transform.
+    Raises Unsupported and OSError as `rgb` does.
     """
-    with Image.open(file) as image:
+    with opened(file) as image:
+        check(image)
+        if image.format != "TIFF":
+            for key in OTHER_ORIENTATIONS:
+                image.info.pop(key, None)
+        how = _encoding(image)
+        image.load()
+        return _three_channels(_upright(image)), how
+
+
+@contextmanager
+def opened(file: str | PathLike | IO[bytes]) -> Iterator[Image.Image]:
+    """Open an image file of at most `guard.most_pixels()` pixels.
+
+    Raises:
+        Unsupported: the image has more pixels.
+        OSError: the file is missing or damaged, or the block inside fails, whatever the decoder raises.
+        UserError: the environment names no number of pixels.
+    """
+    most = most_pixels()
+    if Image.MAX_IMAGE_PIXELS is not None and most > 2 * Image.MAX_IMAGE_PIXELS:  # the user raised the bound
+        Image.MAX_IMAGE_PIXELS = most
+    with guarded():
         try:
-            orientation = image.getexif().get(ORIENTATION, 1)
-        except Exception as error:  # as in `rgb`
-            raise OSError(f"damaged: {error}") from error
-        found = [image.format, image.mode, f"orientation {orientation}"]
-        sampling = [f"{across}x{down}" for _, across, down, _ in getattr(image, "layer", ())]
-        found += [f"sampling {' '.join(sampling)}"] * bool(sampling)
-        found += [f"{name} {image.info[name]}" for name in ENCODED if name in image.info]
+            image = Image.open(file)
+        except Image.DecompressionBombError as error:
+            count = re.search(r"\((\d+) pixels\)", str(error))
+            raise Unsupported(too_large(f"{int(count[1]):,} pixels" if count else "too many pixels", most)) from error
+        with image:
+            check_pixels(image.height, image.width)
+            yield image
+
+
+def _encoding(image: Image.Image) -> str:
+    found = [image.format, image.mode, f"orientation {image.getexif().get(ORIENTATION, 1)}"]
+    sampling = [f"{across}x{down}" for _, across, down, _ in getattr(image, "layer", ())]
+    found += [f"sampling {' '.join(sampling)}"] * bool(sampling)
+    found += [f"{name} {image.info[name]}" for name in ENCODED if name in image.info]
+    if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
+        found.append(f"{FRAMES} {frames}")
     return ", ".join(found)
 
 
-def verify(file: str | PathLike | IO[bytes]) -> None:
-    """Raise OSError where a PNG's checksums or end are wrong, which a decoder may not notice."""
-    with Image.open(file) as image:
-        try:
-            if image.format == "PNG":
-                image.verify()
-        except (SyntaxError, ValueError, EOFError) as error:
-            raise OSError(f"damaged: {error}") from error
+def verify(content: bytes) -> None:
+    """Raise OSError where a PNG's checksums or end, or a JPEG's end, are wrong, which a decoder may not notice."""
+    kind = kinds.of(content[: kinds.HEAD])
+    if kind == "PNG":
+        with opened(BytesIO(content)) as image:
+            image.verify()
+    if kind == "JPEG" and not _has_end(content):
+        raise OSError("truncated: there is no mark of its end")
+
+
+def _has_end(content: bytes) -> bool:
+    """Return whether a JPEG has an end mark after the beginning of its first scan; not that of a thumbnail before."""
+    place = 2
+    while (marker := content.find(b"\xff", place)) >= 0 and marker + 4 <= len(content):
+        kind = content[marker + 1]
+        if kind == START_OF_SCAN:
+            return content.find(END_OF_IMAGE, marker) >= 0
+        has_length = kind not in (0x00, 0x01, 0xFF) and not 0xD0 <= kind <= 0xD9
+        place = marker + (2 + int.from_bytes(content[marker + 2 : marker + 4], "big") if has_length else 1)
+    return False
 
 
 def check(image: Image.Image) -> None:
-    """Raise Unsupported unless the opened image is of a kind that all backends decode to the same pixels.
+    """Raise Unsupported unless the opened image is a photo: 8 or 16 bits in up to four samples, or a palette.
 
     Raises its subclass SeveralPages for a TIFF file of several pages.
     """
     kind = image.format
     if kind not in FORMATS:
-        raise Unsupported(f"{kind} is not supported, {CONVERT}")
-    if kind != "MPO" and getattr(image, "n_frames", 1) > 1:
-        reason = f"{image.n_frames} frames in one {kind} file, wanted one: keep the first"
-        raise SeveralPages(reason) if kind == "TIFF" else Unsupported(reason)
-    if kind == "WEBP" and "exif" in image.info:
-        raise Unsupported(f"WEBP with EXIF data is not supported, {CONVERT}")
+        raise Unsupported(f"{kind} is not supported: save it as PNG")
+    if kind == "TIFF" and getattr(image, "n_frames", 1) > 1:
+        raise SeveralPages(f"{image.n_frames} frames in one TIFF file, wanted one: keep the first")
     if kind == "TIFF" and image.tag_v2.get(SAMPLES_PER_PIXEL, 1) > 4:
         raise Unsupported(
             f"TIFF of {image.tag_v2[SAMPLES_PER_PIXEL]} bands in a page is not supported: save it as .npy"
         )
-    if kind == "TIFF" and (image.mode not in TIFF_MODES or BITS_PER_SAMPLE not in image.tag_v2):
-        raise Unsupported(f"TIFF of mode {image.mode} is not supported, {CONVERT}")
-    if kind not in ("BMP", "PPM"):
-        return
-    codec, layout = image.tile[0].codec_name, image.tile[0].args
-    if kind == "BMP" and (codec != "raw" or layout[0] not in BMP_LAYOUTS):
-        raise Unsupported(f"BMP stored as {codec} {layout[0]} is not supported, {CONVERT}")
-    if kind == "PPM" and (codec != "raw" or image.mode not in PPM_MODES):
-        raise Unsupported(f"PPM of floats, as text or with a maximum other than 255 is not supported, {CONVERT}")
+    modes = TIFF_MODES if kind == "TIFF" else MODES
+    if image.mode not in modes:
+        raise Unsupported(f"{kind} of mode {image.mode} is no photo: save its values as .npy, which keeps them")
 
 
 def _upright(image: Image.Image) -> Image.Image:
     if image.format == "TIFF":  # Pillow has rotated the image while loading
         return image
-    for key in OTHER_ORIENTATIONS:
-        image.info.pop(key, None)
     return ImageOps.exif_transpose(image)
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polychrome.engine.channels.names import ALL, SHUFFLED
-from polychrome.engine.data.files import shards
+from polychrome.engine.data.files import kinds, shards
+from polychrome.engine.data.files.guard import check_pixels, check_values, guarded
 from polychrome.engine.data.files.text import numbered_lines
 from polychrome.engine.errors import Unsupported, UserError, one_line
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from polychrome.engine.data.image_set import ImageSet
 
-SUFFIX = ".npy"
 DTYPES = ("uint8", "uint16", "int16", "float16", "float32", "float64")
 PAGE_MODES = ("L", "I;16", "I;16B", "I", "F")
 NAMES_FILE = "channels.txt"
@@ -43,9 +43,13 @@ def _photo(root: Path, path: str) -> np.ndarray:
     return np.require(image, requirements="W")  # torch warns of arrays that cannot be written to
 
 
-def is_array(path: str | Path) -> bool:
-    """Return whether a file is an .npy array by its name."""
-    return Path(path).suffix.lower() == SUFFIX
+def is_array(file: str | Path) -> bool:
+    """Return whether a file or a member of a tar is an .npy array: by its first bytes, else by its name.
+
+    Raises OSError where the file is missing.
+    """
+    kind = kinds.of(shards.head(file))
+    return kind == "array" or (not kind and Path(file).suffix.lower() == kinds.ARRAY)
 
 
 def read(file: Path, channels: int | None = None) -> np.ndarray:
@@ -55,12 +59,13 @@ def read(file: Path, channels: int | None = None) -> np.ndarray:
     on the first or the last axis: the axis of length `channels`, else the shorter axis, else the last.
 
     Raises:
-        Unsupported: the file is whole but of another kind; the message is one line.
+        Unsupported: the file is whole but of another kind, or too large; the message is one line.
         OSError: the file is missing or damaged.
     """
-    values = _array(shards.opened(file), channels) if is_array(file) else _pages(shards.opened(file))
-    with np.errstate(over="ignore"):  # a float64 too large becomes infinite and is found later
-        return np.array(values, np.uint8 if values.dtype == np.uint8 else np.float32, order="C")
+    with guarded():
+        values = _array(shards.opened(file), channels) if is_array(file) else _pages(shards.opened(file))
+        with np.errstate(over="ignore"):  # a float64 too large becomes infinite and is found later
+            return np.array(values, np.uint8 if values.dtype == np.uint8 else np.float32, order="C")
 
 
 def _array(file: Path | BytesIO, channels: int | None) -> np.ndarray:
@@ -79,6 +84,7 @@ def _array(file: Path | BytesIO, channels: int | None) -> np.ndarray:
         raise Unsupported(f"values are {values.dtype.name}, wanted {' '.join(DTYPES)}")
     if values.ndim not in (2, 3) or not values.size:
         raise Unsupported(f"shape {list(values.shape)}, wanted [height, width, channels] or [channels, height, width]")
+    check_values(values.shape)
     if values.ndim == 2:
         return values[..., None]
     first, _, last = values.shape
@@ -87,15 +93,12 @@ def _array(file: Path | BytesIO, channels: int | None) -> np.ndarray:
 
 
 def _pages(file: Path | BytesIO) -> np.ndarray:
-    from PIL import Image
+    from polychrome.engine.data.files import decode
 
-    try:
-        with Image.open(file) as image:
-            pages = [_page(image, number) for number in range(image.n_frames)]
-    except (OSError, Unsupported):
-        raise
-    except Exception as error:  # Pillow raises many kinds over damaged bytes
-        raise OSError(f"damaged: {error}") from error
+    with decode.opened(file) as image:
+        count = getattr(image, "n_frames", 1)
+        check_values((count, image.height, image.width))
+        pages = [_page(image, number) for number in range(count)]
     for number, page in enumerate(pages, 1):
         if page.shape != pages[0].shape:
             raise Unsupported(f"page {number} has the size {list(page.shape)}, the first {list(pages[0].shape)}")
@@ -107,6 +110,7 @@ def _page(image: Image.Image, number: int) -> np.ndarray:
     image.seek(number)
     if image.mode not in PAGE_MODES:
         raise Unsupported(f"page {number + 1} is of mode {image.mode}, wanted pages of one channel each")
+    check_pixels(image.height, image.width)
     return np.asarray(image)
 
 

@@ -45,7 +45,8 @@ class DaliReader:
     three times as fast as DALI's there, and the two backends then agree to the bit. A file that DALI cannot decode ends
     its pipeline: a new pipeline starts with the next batch, and Pillow decodes the intact files of the current batch.
     Files that Pillow cannot read either are only given to Pillow from then on. On CUDA, whose decoders are others, a
-    photo of each encoding is decoded both ways first: files of an encoding that comes out otherwise go to Pillow.
+    photo of each encoding is decoded both ways first: files of an encoding that comes out otherwise go to Pillow, as do
+    the photos that the scan saw come out otherwise.
     """
 
     def __init__(self, reading: Reading):
@@ -64,7 +65,9 @@ class DaliReader:
         self._inputs: Iterator[Inputs] = iter(())
         self._fed: deque[np.ndarray] = deque()  # of the batches in the pipeline, the positions that it is given
         self._unreadable: set[int] = set()
-        self._by_hand = frozenset(decoded_otherwise(reading) if self.device.type == "cuda" else ())
+        self._by_hand = frozenset(i for i, path in enumerate(paths) if path in reading.images.by_pillow)
+        if self.device.type == "cuda":
+            self._by_hand |= decoded_otherwise(reading)
         self._failures = 0
 
     def read(self, requests: Sequence[BatchRequest]) -> Iterator[DecodedBatch]:
@@ -109,7 +112,7 @@ class DaliReader:
                 self._pipeline = None
         if self._pipeline is None:
             self._pipeline = self._built()
-        self._inputs = self._feeds(requests)
+        self._inputs = self._feeds([request for request in requests if self._is_for_dali(request)])
         self._fed.clear()
 
     def _empty(self) -> None:
@@ -132,11 +135,16 @@ class DaliReader:
             found = {index: file for future in files for index, file in future.result()} if self._in_tars else files
             yield feed(found, part)
 
+    def _is_for_dali(self, request: BatchRequest) -> bool:
+        return not self._by_hand.issuperset(request.indices.tolist())
+
     def _part(self, request: BatchRequest) -> tuple[np.ndarray, BatchRequest]:
-        """Return the positions in a batch that DALI is to decode, all if otherwise none, and a request for these."""
-        left_out = self._unreadable | self._by_hand
-        readable = [index not in left_out for index in request.indices.tolist()]
-        positions = np.flatnonzero(readable) if any(readable) else np.arange(len(readable))
+        """Return the positions in a batch that DALI is to decode, if none unreadable files, and a request for these."""
+        indices = request.indices.tolist()
+        for left_out in (self._unreadable | self._by_hand, self._by_hand):
+            positions = np.flatnonzero([index not in left_out for index in indices])
+            if len(positions):
+                break
         return positions, replace(
             request, indices=request.indices[positions], crops=request.crops[positions], flips=request.flips[positions]
         )
@@ -164,6 +172,9 @@ class DaliReader:
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         self._start(requests)
         for number, request in enumerate(requests):
+            if not self._is_for_dali(request):
+                yield request, np.zeros(0, np.int64), None
+                continue
             try:
                 outputs, positions = self._pipeline.run(stream), self._fed.popleft()
                 self._failures = 0
@@ -173,8 +184,6 @@ class DaliReader:
                     raise
                 # The pipeline's later batches are lost with it: they are fed to the next pipeline.
                 outputs, positions, self._pipeline = None, np.zeros(0, np.int64), None
-            if not self._by_hand.isdisjoint(request.indices[positions].tolist()):
-                positions = positions[:0]  # nothing of this batch is for DALI, which has to be fed nonetheless
             yield request, positions, outputs
             if outputs is None:
                 self._start(requests[number + 1 :])
@@ -263,6 +272,8 @@ def decoded_otherwise(reading: Reading) -> set[int]:
     """
     of_encoding: dict[tuple[str, str], list[int]] = {}
     for index, path in enumerate(reading.chosen.paths):
+        if path in reading.images.by_pillow:
+            continue
         key = str(reading.device), reading.images.encodings.get(path, "unknown encoding")
         of_encoding.setdefault(key, []).append(index)
     examples = [

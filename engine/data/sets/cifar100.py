@@ -12,6 +12,7 @@ import numpy as np
 from torchvision.datasets import CIFAR100
 from torchvision.datasets.utils import calculate_md5
 
+from polychrome.engine.data.accounting import Account
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError, one_line
@@ -51,7 +52,8 @@ def read(root: Path | None = None, seed: int = 0, download: bool = True) -> tupl
     splits = _splits(train.targets, seed) | {"test": _split("test", test.targets)}
     paths = [*_paths("train", len(train)), *splits["test"].paths]
     values = np.concatenate([train.data, test.data]).reshape(-1)
-    return ImageSet(source, tuple(train.classes), splits), WholeImages(values, paths, np.full((len(paths), 2), SIDE), 3)
+    images = ImageSet(source, tuple(train.classes), splits, account=Account(len(paths), len(paths)))
+    return images, WholeImages(values, paths, np.full((len(paths), 2), SIDE), 3)
 
 
 def _splits(labels: list[int], seed: int) -> dict[str, Split]:

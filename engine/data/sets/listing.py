@@ -1,31 +1,47 @@
-"""The images of a data folder: list files or folders per class, read into one form."""
+"""The images of a data folder: list files or folders per class, read into one form, and an account of all files."""
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from polychrome.engine.data.accounting import OWN, Account
+from polychrome.engine.data.files import kinds, shards
+from polychrome.engine.data.files.kinds import SUFFIXES
+from polychrome.engine.data.files.stacks import NAMES_FILE
 from polychrome.engine.data.files.text import numbered_lines
-from polychrome.engine.data.image_set import SPLITS, SUFFIXES, ImageSet, Split
+from polychrome.engine.data.image_set import SPLITS, ImageSet, Split
+from polychrome.engine.data.sets import tree
 from polychrome.engine.data.sets.classes import numbered_classes
 from polychrome.engine.data.sets.division import split_by_class
 from polychrome.engine.errors import UserError
 
+DESCRIPTIONS = (*(f"{split}.txt" for split in SPLITS), "classes.txt", NAMES_FILE)
+FOLDER_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+
 
 def read(root: str | Path, num_classes: int | None = None, seed: int = 0) -> ImageSet:
-    """Return the set of the images under a folder; no image is opened.
+    """Return the set of the images under a folder, with an account of every file there; no image is decoded.
 
     Four forms: train.txt, val.txt and test.txt of lines `path label` (and classes.txt, if there is one);
-    train/, val/ and test/ with a folder per class; folders per class alone, split 80/10/10 per class by `seed`; or tar
-    shards, named by a folder of them or a pattern such as shards/{000..099}.tar (see `engine.data.sets.webdataset`).
-    Raises UserError, naming file and line, for anything else.
+    train/, val/ and test/ (or Training, valid, validation, Testing in any case) with a folder per class; folders per
+    class alone, split 80/10/10 per class by `seed`; or tar shards, named by a folder of them or a pattern such as
+    shards/{000..099}.tar (see `engine.data.sets.webdataset`). A folder of a class is read with all folders below it.
+
+    Raises:
+        UserError: anything else is there; the message names file and line.
     """
     root = Path(root).expanduser()
     try:
         images = _read(root, num_classes, seed)
-    except PermissionError as error:
+    except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
     if len(images.class_names) < 2:
         raise UserError(f"{root} has one class: wanted at least 2")
@@ -33,51 +49,77 @@ def read(root: str | Path, num_classes: int | None = None, seed: int = 0) -> Ima
 
 
 def _read(root: Path, num_classes: int | None, seed: int) -> ImageSet:
-    from polychrome.engine.data.sets import webdataset
-
     if not root.is_dir():
+        from polychrome.engine.data.sets import webdataset
+
         if webdataset.names_shards(root):
             return webdataset.read(webdataset.expand(root), num_classes, seed)
         raise UserError(f"no data folder at {root}: wanted list files or a folder per class in it, or tars")
-    if any((root / f"{split}.txt").exists() for split in SPLITS):
-        return _from_lists(root, num_classes)
-    if (root / "train").is_dir():
-        return _from_split_folders(root, num_classes)
-    if _folders(root):
-        return _from_class_folders(root, num_classes, seed)
-    if tars := sorted(root.glob("*.tar")):
-        return webdataset.read(tars, num_classes, seed)
-    wanted = "train.txt, val.txt and test.txt nor train/, val/ and test/ nor class folders nor tars"
-    raise UserError(f"{root} has neither {wanted}")
+    found = tree.files(root)
+    if has_lists(root):
+        images = _from_lists(root, num_classes)
+    elif parts := _split_folders(root):
+        images = _from_split_folders(root, found, parts, num_classes)
+    elif _folders(root):
+        images = _from_class_folders(root, found, num_classes, seed)
+    elif tars := [path for path, kind in found.items() if kind == shards.SUFFIX]:
+        return _from_tars(root, found, tars, num_classes, seed)
+    else:
+        wanted = "train.txt, val.txt and test.txt nor train/, val/ and test/ nor class folders nor tars"
+        raise UserError(f"{root} has neither {wanted}")
+    return replace(images, account=_account(root, found, images))
 
 
-def image_files(folder: str | Path) -> list[str]:
-    """Return the image files below a folder or named in its list files, relative to the folder, each once.
+def has_lists(root: Path) -> bool:
+    """Return whether a folder has any of train.txt, val.txt and test.txt."""
+    return any((root / f"{split}.txt").exists() for split in SPLITS)
 
-    Without any, the images in tar shards below the folder are returned; `folder` may also be a tar.
-    Raises UserError where there is no such folder, no image in it, or a list file or a tar is malformed.
+
+def every_image(folder: str | Path) -> ImageSet:
+    """Return all images below a folder, labelled or not, or those in its tar shards, in a split "all" of one class.
+
+    `folder` may also be a tar. Raises UserError where there is no such folder, or no image in it, or a tar is damaged.
     """
-    from polychrome.engine.data.files import shards
-
     folder = Path(folder).expanduser()
     if folder.is_file() and folder.suffix == shards.SUFFIX:
-        return shards.names(folder)
-    if not folder.is_dir():
+        folder, found, tars = folder.parent, {}, [folder.name]
+    elif folder.is_dir():
+        try:
+            found = tree.files(folder)
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+        tars = [path for path, kind in found.items() if kind == shards.SUFFIX]
+    else:
         raise UserError(f"{folder}: no such folder")
-    listed = [
-        path
-        for split in SPLITS
-        if (folder / f"{split}.txt").is_file()
-        for _, path, _ in _listed(folder / f"{split}.txt")
-    ]
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    paths = dict.fromkeys([*listed, *sorted(path.relative_to(folder).as_posix() for path in found)])
+    paths = [path for path, kind in found.items() if kind == tree.IMAGE]
+    account = Account.of(found, paths)
     if not paths:
-        tars = sorted(path for path in folder.rglob(f"*{shards.SUFFIX}") if path.is_file())
-        paths = [f"{tar.relative_to(folder).as_posix()}/{name}" for tar in tars for name in shards.names(tar)]
+        paths = [f"{tar}/{name}" for tar in tars for name in shards.names(folder / tar)]
+        others = {path: kind for path, kind in found.items() if path not in tars}
+        account = shards.account([folder / tar for tar in tars]).with_ignored(Account.of(others, ()).ignored)
     if not paths:
         raise UserError(f"{folder} has no images: wanted {' '.join(sorted(SUFFIXES))}")
-    return list(paths)
+    return ImageSet(folder, ("",), {"all": Split(tuple(paths), (0,) * len(paths))}, account=account)
+
+
+def _account(root: Path, found: Mapping[str, str], images: ImageSet) -> Account:
+    listed = {posixpath.normpath(path) for split in images.splits.values() for path in split.paths}
+    unknown = [path for path in listed if path not in found and f"{shards.SUFFIX}/" in path]
+    in_tars = {path for path in unknown if shards.exists(root / path)}
+    tars = {shards.container(root / path) for path in in_tars}
+    there = {path: kind for path, kind in found.items() if str(root / path) not in tars}
+    own = {name: OWN for name in DESCRIPTIONS if name in there}
+    return Account.of(there | own | dict.fromkeys(in_tars, tree.IMAGE), listed)
+
+
+def _from_tars(
+    root: Path, found: Mapping[str, str], tars: Sequence[str], num_classes: int | None, seed: int
+) -> ImageSet:
+    from polychrome.engine.data.sets import webdataset
+
+    images = webdataset.read([root / tar for tar in tars], num_classes, seed)
+    others = {path: OWN if path in DESCRIPTIONS else kind for path, kind in found.items() if path not in tars}
+    return replace(images, account=images.account.with_ignored(Account.of(others, ()).ignored))
 
 
 def _from_lists(root: Path, num_classes: int | None) -> ImageSet:
@@ -118,31 +160,50 @@ def _listed(file: Path) -> Iterator[tuple[int, str, int]]:
         yield number, path, int(label)
 
 
-def _from_split_folders(root: Path, num_classes: int | None) -> ImageSet:
+def _split_folders(root: Path) -> dict[str, str]:
+    """Return the folder of each split that has one; none where the folders are no splits."""
+    parts: dict[str, str] = {}
+    for name in _folders(root):
+        split = next((split for split, names in FOLDER_NAMES.items() if name.lower() in names), None)
+        if split in parts:
+            raise UserError(f"{root} has {parts[split]}/ and {name}/: which of them is the split {split}?")
+        if split:
+            parts[split] = name
+    return parts if "train" in parts or len(parts) > 1 else {}
+
+
+def _from_split_folders(
+    root: Path, found: Mapping[str, str], parts: Mapping[str, str], num_classes: int | None
+) -> ImageSet:
     for split in SPLITS:
-        if not (root / split).is_dir():
+        if split not in parts:
             raise UserError(f"no {split}/ in {root}: wanted train/, val/ and test/ with a folder per class")
-    names = _folders(root / "train")
-    _check_count(root / "train", names, num_classes)
-    splits = {}
+    train = root / parts["train"]
+    names = _folders(train)
+    _check_count(train, names, num_classes)
+    splits, every = {}, []
     for split in SPLITS:
-        for name in _folders(root / split):
+        for name in _folders(root / parts[split]):
             if name not in names:
-                raise UserError(f"class {name!r} is in {root / split} but not in {root / 'train'}")
-        images = [(path, label) for label, name in enumerate(names) for path in _images(root, f"{split}/{name}")]
+                raise UserError(f"class {name!r} is in {root / parts[split]} but not in {train}")
+        of_class = _by_class(found, f"{parts[split]}/", names)
+        images = [(path, label) for label, paths in of_class.items() for path in paths]
         if not images:
-            raise UserError(f"no images in the class folders of {root / split}: wanted {' '.join(sorted(SUFFIXES))}")
+            wanted = " ".join(sorted(SUFFIXES))
+            raise UserError(f"no images in the class folders of {root / parts[split]}: wanted {wanted}")
         splits[split] = Split(*map(tuple, zip(*images, strict=True)))
+        every += _deeper(of_class, 2)
     for label in set(range(len(names))) - set(splits["train"].labels):
-        raise UserError(f"no images of class {names[label]!r} in {root / 'train' / names[label]}")
-    return ImageSet(root, tuple(names), splits)
+        raise UserError(f"no images of class {names[label]!r} in {train / names[label]}")
+    return ImageSet(root, tuple(names), splits, notes=_on_deeper(every))
 
 
-def _from_class_folders(root: Path, num_classes: int | None, seed: int) -> ImageSet:
+def _from_class_folders(root: Path, found: Mapping[str, str], num_classes: int | None, seed: int) -> ImageSet:
     names = _folders(root)
     _check_count(root, names, num_classes)
-    of_class = {label: _images(root, name) for label, name in enumerate(names)}
-    return ImageSet(root, tuple(names), split_by_class(root, names, of_class, seed))
+    of_class = _by_class(found, "", names)
+    splits = split_by_class(root, names, of_class, seed)
+    return ImageSet(root, tuple(names), splits, notes=_on_deeper(_deeper(of_class, 1)))
 
 
 def _check_count(folder: Path, names: list[str], num_classes: int | None) -> None:
@@ -153,11 +214,27 @@ def _check_count(folder: Path, names: list[str], num_classes: int | None) -> Non
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not kinds.is_hidden(entry.name))
 
 
-def _images(root: Path, folder: str) -> list[str]:
-    if not (root / folder).is_dir():
-        return []
-    files = (entry.name for entry in (root / folder).iterdir() if entry.suffix.lower() in SUFFIXES)
-    return [f"{folder}/{name}" for name in sorted(files) if not name.startswith(".")]
+def _by_class(found: Mapping[str, str], prefix: str, names: Sequence[str]) -> dict[int, list[str]]:
+    """Return the images below each class's folder, which is `prefix` and the class's name."""
+    of_class: dict[int, list[str]] = {label: [] for label in range(len(names))}
+    labels = {name: label for label, name in enumerate(names)}
+    for path, kind in found.items():
+        name, inside, _ = path.removeprefix(prefix).partition("/")
+        if kind == tree.IMAGE and inside and name in labels and path.startswith(prefix):
+            of_class[labels[name]].append(path)
+    return of_class
+
+
+def _deeper(of_class: Mapping[int, Sequence[str]], depth: int) -> list[str]:
+    """Return the images that are not in a class's folder itself, but in a folder below it."""
+    return [path for paths in of_class.values() for path in paths if path.count("/") > depth]
+
+
+def _on_deeper(paths: Sequence[str]) -> tuple[str, ...]:
+    if not paths:
+        return ()
+    count = f"{len(paths):,} images are" if len(paths) > 1 else "1 image is"
+    return (f"{count} in folders below those of the classes, such as {paths[0]}: the upper folder is the class",)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from polychrome.engine.data.files import stacks
+from polychrome.engine.data.files.guard import DAMAGED, guarded
 from polychrome.engine.data.image_set import SPLITS
-from polychrome.engine.errors import UserError, one_line
+from polychrome.engine.errors import Unsupported, UserError, one_line
 from polychrome.engine.machine.files import new_folder
 
 SHARES = {"train": 0.6, "val": 0.15, "test": 0.25}  # of the labelled pixels, before the gaps are cut out
@@ -169,12 +169,12 @@ def _missing(labels: np.ndarray, parts: np.ndarray) -> Iterator[str]:
 
 def _read(file: Path) -> Scene:
     try:
-        with np.load(file, allow_pickle=False) as content:
+        with guarded(), np.load(file, allow_pickle=False) as content:
             arrays = {key: content[key] for key in ("cube", "labels", "bands", "names") if key in content.files}
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
-        raise UserError(f"{file} is not an .npz file of numbers: {one_line(error)}") from error
+    except (OSError, Unsupported) as error:
+        if why := getattr(error, "strerror", ""):
+            raise UserError(f"{file} cannot be read: {why}") from error
+        raise UserError(f"{file} is not an .npz file of numbers: {one_line(error).removeprefix(DAMAGED)}") from error
     for key in ("cube", "labels"):
         if key not in arrays:
             raise UserError(f"{file} has no {key}: wanted cube [height, width, channels] and labels [height, width]")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import json
 import os
 import warnings
@@ -12,24 +11,30 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import metadata
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from polychrome.engine.channels.names import RGB, Channels
-from polychrome.engine.data.files import shards, stacks
+from polychrome.engine.data.files import dali_check, kinds, shards, stacks
+from polychrome.engine.data.files.guard import guarded, most_pixels
+from polychrome.engine.data.files.kinds import FRAMES
 from polychrome.engine.data.files.statistics import Moments, combine, measure
 from polychrome.engine.data.image_set import ImageSet, Split
-from polychrome.engine.errors import UserError, one_line
+from polychrome.engine.errors import SeveralPages, Unsupported, UserError, one_line
 from polychrome.engine.machine.files import cache_folder, new_file
-from polychrome.engine.machine.workers import cpus, parallel
+from polychrome.engine.machine.workers import cpus, parallel_chunks
 
-RULES = 3  # raise this number when a file's verdict may change
+RULES = 4  # raise this number when a file's verdict may change
 CHUNK = 64
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM")
-TIFF_MAGIC = (b"II*\0", b"MM\0*")
+AT_ONCE = 2**28  # bytes of a file that are read at once
+TOLERANCE = 2  # of a photo's bytes, between decoders
+MISSING, NOWHERE = "missing file", "a link that leads nowhere"
+KILLS = "damaged: it crashes the decoder, or needs more memory than there is"
+UNIDENTIFIED = "UnidentifiedImageError"  # of Pillow, which is not imported where every verdict is known
+DAMAGED = (b"\x89PNG", b"RIFF", b"BM")  # what damaged images begin with
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,15 @@ class Stack:
 
 
 class Photo(NamedTuple):
-    """A usable photo: its size, and how it is encoded (see `engine.data.files.decode.encoding`)."""
+    """A usable photo: its size, and how it is encoded (see `engine.data.files.decode.inspected`).
+
+    `by_pillow` says why Pillow has to decode it where DALI decodes the others; empty where DALI decodes it alike.
+    """
 
     height: int
     width: int
     encoding: str
+    by_pillow: str = ""
 
 
 Verdict = Photo | Stack | str  # or why the file is rejected
@@ -71,7 +80,8 @@ class Rejected:
 class ScanReport:
     """(height, width) in pixels of each usable file, the rejected files, and how many files had to be decoded.
 
-    `stacks` describes each usable file that is not a photo, `encodings` says of each photo how it is encoded.
+    `stacks` describes each usable file that is not a photo, `encodings` says of each photo how it is encoded, and
+    `by_pillow` of some why DALI is not to decode them.
     """
 
     sizes: dict[str, tuple[int, int]]
@@ -79,6 +89,7 @@ class ScanReport:
     decoded: int
     stacks: dict[str, Stack] = field(default_factory=dict)
     encodings: dict[str, str] = field(default_factory=dict)
+    by_pillow: dict[str, str] = field(default_factory=dict)
 
 
 def scan(
@@ -93,7 +104,7 @@ def scan(
 
     `paths` are relative to `root`. `progress(done, total)` is called as files are processed. With `cache`, verdicts
     stay in the user's cache folder until a file's size or modification time changes. Where DALI is installed
-    DALI is asked too, since a single file that it refuses ends its pipeline.
+    it decodes the photos too: those that come out otherwise, by more than 2, are left to Pillow.
 
     `channels` is the number of channels of .npy files whose shape alone does not say which axis has the channels; by
     default the number of names in channels.txt. The pages of a TIFF file are read as channels. A set has either
@@ -109,8 +120,9 @@ def scan(
     verdicts = {path: verdict for path in paths if (verdict := known.get(path)) is not None}
     todo = sorted(path for path in paths if path not in verdicts)  # mostly the order of a tar's members
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
+    inspect = partial(_inspect, str(root), channels, bool(_dali_version()))
     try:
-        inspected = parallel(partial(_inspect, str(root), channels), chunks, workers or cpus())
+        inspected = parallel_chunks(inspect, chunks, workers or cpus(), KILLS)
         for chunk, found in zip(chunks, inspected, strict=True):
             for path, verdict in zip(chunk, found, strict=True):
                 verdicts[path] = verdict
@@ -131,7 +143,8 @@ def _report(verdicts: dict[str, Verdict], decoded: int) -> ScanReport:
     sizes = {path: (each.height, each.width) for path, each in verdicts.items() if not isinstance(each, str)}
     encodings = {path: each.encoding for path, each in verdicts.items() if isinstance(each, Photo)}
     rejected = tuple(Rejected(path, verdict) for path, verdict in verdicts.items() if isinstance(verdict, str))
-    return ScanReport(sizes, rejected, decoded, found, encodings)
+    by_pillow = {path: each.by_pillow for path, each in verdicts.items() if isinstance(each, Photo) and each.by_pillow}
+    return ScanReport(sizes, rejected, decoded, found, encodings, by_pillow)
 
 
 def _of_one_kind(verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
@@ -158,9 +171,20 @@ def apply(images: ImageSet, report: ScanReport, channels: Channels | None = None
     """
     splits = {name: _usable(f"{name} of {images.root}", split, report) for name, split in images.splits.items()}
     encodings = {path: how for split in splits.values() for path in split.paths if (how := report.encodings.get(path))}
-    scanned = replace(images, splits=splits, encodings=encodings)
+    by_pillow = frozenset(path for split in splits.values() for path in split.paths if path in report.by_pillow)
+    scanned = replace(images, splits=splits, encodings=encodings, by_pillow=by_pillow)
     found = {path: report.stacks.get(path) for split in splits.values() for path in split.paths}
     return _with_photos(scanned, found) if None in found.values() else _with_stacks(scanned, found, channels)
+
+
+def remarks(report: ScanReport, by_dali: bool) -> tuple[str, ...]:
+    """Return lines for the user on photos of which a part is used and, where DALI decodes, that it does not decode."""
+    several = [path for path, how in report.encodings.items() if FRAMES in how]
+    groups = [(several, "of several frames, of which the first is used")]
+    if by_dali:
+        groups.append((list(report.by_pillow), "left to Pillow, as DALI decodes them otherwise or not at all"))
+    counted = ((f"{len(paths):,} photo{'s' * (len(paths) > 1)}", paths, what) for paths, what in groups if paths)
+    return tuple(f"{count} {what}, such as {paths[0]}" for count, paths, what in counted)
 
 
 def _with_photos(images: ImageSet, found: dict[str, Stack | None]) -> ImageSet:
@@ -216,49 +240,52 @@ def _usable(name: str, split: Split, report: ScanReport) -> Split:
     return Split(*map(tuple, zip(*rows, strict=True)))
 
 
-def _inspect(root: str, channels: int | None, paths: Sequence[str]) -> list[Verdict]:
+def _inspect(root: str, channels: int | None, compared: bool, paths: Sequence[str]) -> list[Verdict]:
+    if compared:
+        dali_check.start()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [_verdict(os.path.join(root, path), channels) for path in paths]
+        return [_verdict(os.path.join(root, path), channels, compared) for path in paths]
 
 
-def _verdict(file: str, channels: int | None) -> Verdict:
-    from PIL import UnidentifiedImageError
-
-    from polychrome.engine.data.files import decode
-
+def _verdict(file: str, channels: int | None, compared: bool) -> Verdict:
+    """Return the verdict on a file; photos are decoded by DALI too and `compared`."""
     try:
-        if shards.size(file) == 0:
-            return "empty file"
-        return _stack(file, channels) if stacks.is_array(file) else _photo(file)
+        with guarded():
+            if (size := shards.size(file)) == 0:
+                return "empty file"
+            if size > AT_ONCE or file.lower().endswith(kinds.ARRAY):
+                return _stack(file, channels) if stacks.is_array(file) else _photo(file, b"", compared)
+            content = shards.read_bytes(file)
+            return (
+                _stack(file, channels)
+                if kinds.of(content[: kinds.HEAD]) == "array"
+                else _photo(file, content, compared)
+            )
     except FileNotFoundError:
-        return "missing file"
-    except UnidentifiedImageError:
-        return _unidentified(file)
-    except decode.Unsupported as error:
+        return NOWHERE if os.path.islink(file) else MISSING
+    except Unsupported as error:
         return one_line(error)
     except OSError as error:
-        return error.strerror or _damage(error)
+        return _unidentified(file) if type(error).__name__ == UNIDENTIFIED else error.strerror or _damage(error)
 
 
-def _photo(file: str) -> Verdict:
+def _photo(file: str, content: bytes, compared: bool) -> Verdict:
+    """Return the verdict on a file of these bytes; of a file that is too large to be read at once they are empty."""
     from polychrome.engine.data.files import decode
 
-    decode.verify(shards.opened(file))
+    decode.verify(content)
     try:
-        height, width, _ = decode.rgb(shards.opened(file)).shape
-    except decode.SeveralPages as error:
+        pixels, how = decode.inspected(BytesIO(content) if content else shards.opened(file))
+    except SeveralPages as error:
         try:
             return _stack(file, as_photo=str(error))
-        except decode.Unsupported as why:
+        except Unsupported as why:
             return f"{error}; they are not channels either: {why}"
-    if _dali_version():
-        from polychrome.engine.data.files.dali_check import decoded_shape
-
-        seen = decoded_shape(shards.read_bytes(file))
-        if seen != (height, width):
-            return "damaged: DALI cannot decode it" if seen is None else f"DALI sees it as {seen}, not {height, width}"
-    return Photo(height, width, decode.encoding(shards.opened(file)))
+    by_pillow = ""
+    if compared:
+        by_pillow = dali_check.difference(content, pixels, TOLERANCE) if content else "it is too large to be compared"
+    return Photo(*pixels.shape[:2], how, by_pillow)
 
 
 def _stack(file: str, channels: int | None = None, as_photo: str = "") -> Stack | str:
@@ -270,12 +297,18 @@ def _stack(file: str, channels: int | None = None, as_photo: str = "") -> Stack 
 
 
 def _unidentified(file: str) -> str:
-    head = shards.read_bytes(file)[:24]
-    if head.startswith(TIFF_MAGIC):
+    try:
+        head = shards.head(file)
+    except OSError as error:
+        return _damage(error)
+    kind = kinds.of(head)
+    if kind == "TIFF":
         return "a damaged TIFF, or one that Pillow cannot read, as with several bands in a page: save it as .npy"
-    if head.startswith(MAGIC):
+    if kind in ("AVIF", "HEIC", "JPEG XL"):
+        return f"{kind}, which this installation of Pillow does not read: install a plugin, or save it as PNG"
+    if kind or head.startswith(DAMAGED):
         return "truncated or damaged in its header"
-    return f"not an image: it starts with {head!r}"
+    return f"not an image: it starts with {head[:24]!r}"
 
 
 def _damage(error: OSError) -> str:
@@ -286,10 +319,7 @@ def _damage(error: OSError) -> str:
 
 @functools.cache
 def _dali_version() -> str | None:
-    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
-        return None
-    names = {name for name in metadata.packages_distributions().get("nvidia", ()) if "dali" in name}
-    return metadata.version(min(names)) if names else "unknown"
+    return dali_check.version()
 
 
 class _Cache:
@@ -298,7 +328,7 @@ class _Cache:
     def __init__(self, root: Path, use: bool, channels: int | None):
         self.root = root
         self.file = cache_folder() / f"scan-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}.json" if use else None
-        self.rules = f"{RULES} dali {_dali_version()} channels {channels}"
+        self.rules = f"{RULES} dali {_dali_version()} channels {channels} pixels {most_pixels()}"
         self.stamps: dict[str, list[int]] = {}
         self.entries: dict[str, list] = self._load() if use else {}
 
@@ -349,8 +379,8 @@ def _from_entry(entry: list) -> Verdict | None:
     match entry:
         case [str(reason)]:
             return reason
-        case [int(height), int(width), str(encoding)]:
-            return Photo(height, width, encoding)
+        case [int(height), int(width), str(encoding), str(by_pillow)]:
+            return Photo(height, width, encoding, by_pillow)
         case [int(height), int(width), str(dtype), str(moments), str(as_photo)]:
             with suppress(ValueError):
                 return Stack(height, width, dtype, Moments.from_text(height * width, moments), as_photo)

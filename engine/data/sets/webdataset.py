@@ -97,11 +97,12 @@ def read(tars: Sequence[Path], num_classes: int | None = None, seed: int = 0) ->
     paths = {name: [path for path, _, _ in samples] for name, samples in found.items()}
     if "" not in found:
         splits = {name: Split(tuple(paths[name]), tuple(labels[name])) for name in SPLITS}
-        return ImageSet(root, classes, splits)
+        return ImageSet(root, classes, splits, account=shards.account(tars))
     of_class: dict[int, list[str]] = defaultdict(list)
     for path, label in sorted(zip(paths[""], labels[""], strict=True)):
         of_class[label].append(path)
-    return ImageSet(root, classes, split_by_class(root, classes, of_class, seed))
+    splits = split_by_class(root, classes, of_class, seed)
+    return ImageSet(root, classes, splits, account=shards.account(tars))
 
 
 def _split_names(tars: Sequence[Path], root: Path) -> dict[Path, str]:

@@ -5,7 +5,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
 HEIGHT, WIDTH = 93, 121
 
@@ -35,15 +35,19 @@ def orientation(value):
 def png16(values, colour_type):
     """Return a PNG of 16 bits a channel; colour types 0, 2, 4 and 6 are gray, RGB, gray + alpha and RGBA."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    height, width = values.shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return png(*values.shape[1::-1], 16, colour_type, zlib.compress(rows))
+
+
+def png(width, height, bits, colour_type, compressed):
+    """Return a PNG of rows that are compressed already."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", compressed), (b"IEND", b"")]
     chunks = [struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in parts]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def accepted():
-    """Return the kinds that must decode alike everywhere, as {name: bytes}."""
+    """Return the common kinds, that must decode alike everywhere, as {name: bytes}."""
     colour, gray = Image.fromarray(picture()), Image.fromarray(picture()).convert("L")
     clear = Image.fromarray(picture(channels=4))
     gray_clear = Image.merge("LA", (gray, clear.getchannel("A")))
@@ -95,25 +99,35 @@ def accepted():
     return files
 
 
+def uncommon():
+    """Return the kinds that are accepted too, but that decoders may treat each in its way, as {name: bytes}."""
+    colour, gray = Image.fromarray(picture()), Image.fromarray(picture()).convert("L")
+    raw = (np.arange(HEIGHT * (WIDTH + WIDTH % 2)) % 0x8000).astype("<u2").tobytes()
+    info = struct.pack("<IiiHHIIiiII", 40, WIDTH, HEIGHT, 1, 16, 0, len(raw), 0, 0, 0, 0)
+    files = {
+        "gif": encoded(colour.quantize(64), "GIF"),
+        "animated gif": encoded(colour.quantize(64), "GIF", save_all=True, append_images=[gray]),
+        "jpeg 2000": encoded(colour, "JPEG2000"),
+        "animated webp": encoded(colour, "WEBP", save_all=True, append_images=[gray]),
+        "animated png": encoded(colour, "PNG", save_all=True, append_images=[gray]),
+        "webp exif": encoded(colour, "WEBP", exif=orientation(6)),
+        "tiff bilevel": encoded(gray.convert("1"), "TIFF"),
+        "tiff cmyk": encoded(colour.convert("CMYK"), "TIFF"),
+        "bmp 16 bits": b"BM" + struct.pack("<IHHI", 54 + len(raw), 0, 0, 54) + info + raw,
+        "ppm text": b"P3\n9 8\n255\n" + b"".join(b"%d " % (value % 256) for value in range(216)),
+        "pgm maximum 100": b"P5\n9 8\n100\n" + bytes(range(72)),
+    }
+    return files | ({"avif": encoded(colour, "AVIF")} if features.check("avif") else {})
+
+
 def refused():
     """Return whole files of kinds that are set aside, as {name: (bytes, what the reason says)}."""
     colour, gray = Image.fromarray(picture()), Image.fromarray(picture()).convert("L")
-    raw = np.zeros((HEIGHT, WIDTH + WIDTH % 2), "<u2").tobytes()
-    info = struct.pack("<IiiHHIIiiII", 40, WIDTH, HEIGHT, 1, 16, 0, len(raw), 0, 0, 0, 0)
     return {
-        "gif": (encoded(colour.quantize(64), "GIF"), "GIF is not supported, convert it to PNG or JPEG"),
-        "jpeg 2000": (encoded(colour, "JPEG2000"), "JPEG2000 is not supported, convert it to PNG or JPEG"),
-        "ico": (encoded(colour, "ICO"), "ICO is not supported"),
-        "animated webp": (encoded(colour, "WEBP", save_all=True, append_images=[gray]), "2 frames in one WEBP file"),
-        "animated png": (encoded(colour, "PNG", save_all=True, append_images=[gray]), "2 frames in one PNG file"),
+        "ico": (encoded(colour, "ICO"), "ICO is not supported: save it as PNG"),
         "tiff pages": (encoded(colour, "TIFF", save_all=True, append_images=[gray]), "2 frames in one TIFF file"),
-        "webp exif": (encoded(colour, "WEBP", exif=orientation(6)), "WEBP with EXIF data is not supported"),
-        "tiff bilevel": (encoded(gray.convert("1"), "TIFF"), "TIFF of mode 1 is not supported"),
-        "tiff float": (encoded(gray.convert("F"), "TIFF"), "TIFF of mode F is not supported"),
-        "tiff cmyk": (encoded(colour.convert("CMYK"), "TIFF"), "TIFF of mode CMYK is not supported"),
-        "bmp 16 bits": (b"BM" + struct.pack("<IHHI", 54 + len(raw), 0, 0, 54) + info + raw, "BMP stored as raw BGR;15"),
-        "ppm text": (b"P3\n2 1\n255\n1 2 3 4 5 6\n", "PPM of floats, as text or with a maximum other than 255"),
-        "pgm maximum 100": (b"P5\n2 1\n100\n\1\2", "PPM of floats, as text or with a maximum other than 255"),
+        "tiff float": (encoded(gray.convert("F"), "TIFF"), "TIFF of mode F is no photo: save its values as .npy"),
+        "pfm": (b"Pf\n2 1\n-1.0\n" + struct.pack("<2f", 0.5, 1e6), "PPM of mode F is no photo"),
     }
 
 

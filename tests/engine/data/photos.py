@@ -5,7 +5,7 @@ import torch
 
 from polychrome.engine.data import image_set
 from polychrome.engine.data.batches import Reading
-from polychrome.engine.data.sets import scan
+from polychrome.engine.data.sets import listing, scan
 from tests.engine.data import image_kinds
 
 CPU = torch.device("cpu")
@@ -31,10 +31,16 @@ def scanned(root, paths, splits=(("train", 1.0),)):
     return scan.apply(image_set.ImageSet(root, tuple("abc"), parts), scan.scan(root, paths, workers=1, cache=False))
 
 
-def reading(root, paths, size, batch_size, workers):
+def below(folder):
+    """Return the paths of all images below a folder."""
+    return list(listing.every_image(folder).splits["all"].paths)
+
+
+def reading(root, paths, size, batch_size, workers, by_pillow=frozenset()):
     """Return what a reader of these files is made for."""
     split = image_set.Split(tuple(paths), (0,) * len(paths), ((size, size),) * len(paths))
-    return Reading(image_set.ImageSet(root, ("a",), {"all": split}), "all", size, batch_size, CPU, workers)
+    images = image_set.ImageSet(root, ("a",), {"all": split}, by_pillow=by_pillow)
+    return Reading(images, "all", size, batch_size, CPU, workers)
 
 
 def reading_of(images, size, batch_size):

@@ -7,6 +7,7 @@ import pytest
 from polychrome.engine.data import image_set
 from polychrome.engine.data.sets import listing
 from polychrome.engine.errors import UserError
+from tests.engine.data import image_kinds, photos
 
 LISTS = {"train.txt": "a.jpg 0\nb.jpg 1\n", "val.txt": "c.jpg 0\n", "test.txt": "d.jpg 1\n"}
 
@@ -152,7 +153,7 @@ def test_a_class_folder_without_images_is_a_fault(tmp_path):
 def test_arrays_are_listed_as_images_are(tmp_path):
     touch(tmp_path, *(f"{name}/{i}.npy" for name in ("a", "b") for i in range(3)))
     assert listing.read(tmp_path).splits["train"].paths[0].endswith(".npy")
-    assert len(listing.image_files(tmp_path)) == 6
+    assert len(photos.below(tmp_path)) == 6
 
 
 def test_listing_and_scanning_need_no_torch():
@@ -160,12 +161,14 @@ def test_listing_and_scanning_need_no_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
-def test_image_files_are_those_in_the_folder_and_those_listed(tmp_path):
-    touch(write(tmp_path), "a.jpg", "deep/x.PNG", "deep/notes.md")
-    assert listing.image_files(tmp_path) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "deep/x.PNG"]
+def test_every_image_is_one_with_the_suffix_or_the_first_bytes_of_an_image(tmp_path):
+    touch(tmp_path, "a.jpg", "deep/x.PNG", "deep/notes.md", "deep/.hidden/y.png", "Thumbs.db")
+    (tmp_path / "deep/scan_0007").write_bytes(image_kinds.encoded(image_kinds.picture(), "PNG"))
+    (tmp_path / "deep/set.tar").write_bytes(b"P5 1 is the name of its first member")
+    assert photos.below(tmp_path) == ["a.jpg", "deep/scan_0007", "deep/x.PNG"]
 
 
-@pytest.mark.parametrize(("folder", "message"), [("none", "no such folder"), ("", "has no images: wanted .bmp .gif")])
-def test_image_files_need_a_folder_with_images(tmp_path, folder, message):
+@pytest.mark.parametrize(("folder", "message"), [("none", "no such folder"), ("", "has no images: wanted .apng .avif")])
+def test_every_image_needs_a_folder_with_images(tmp_path, folder, message):
     with pytest.raises(UserError, match=message):
-        listing.image_files(tmp_path / folder)
+        photos.below(tmp_path / folder)

@@ -7,6 +7,7 @@ from polychrome.engine.data import image_set
 from polychrome.engine.data.sets import listing, patches, scan
 from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
+from tests.engine.data import photos
 
 HEIGHT, WIDTH, CHANNELS = 60, 70, 4
 REAL = os.environ.get("POLYCHROME_SCENE", "")  # an .npz file with cube and labels
@@ -135,7 +136,7 @@ def test_splits_lie_apart_by_the_size_of_a_patch(size):
 def test_the_folder_trains_as_any_other(made):
     _, out = made
     images = listing.read(out)
-    images = scan.apply(images, scan.scan(out, listing.image_files(out), workers=1))
+    images = scan.apply(images, scan.scan(out, photos.below(out), workers=1))
     assert images.channels.names == ("0", "1", "2", "3")
     assert set(images.splits["train"].sizes) == {(5, 5)}
     assert images.dtype == "float32"
@@ -147,7 +148,7 @@ def test_more_channels_than_the_patch_is_wide_are_still_channels(tmp_path):
     scene["cube"] = scene["cube"].repeat(3, 2)
     cut(tmp_path, scene, size=3)
     out = tmp_path / "out"
-    images = scan.apply(listing.read(out), scan.scan(out, listing.image_files(out), workers=1))
+    images = scan.apply(listing.read(out), scan.scan(out, photos.below(out), workers=1))
     assert len(images.channels) == 12
     assert images.splits["val"].sizes[0] == (3, 3)
 
@@ -208,6 +209,6 @@ def test_a_real_scene(tmp_path):
     large = {str(label) for label in np.unique(labels[labels > 0]) if (labels == label).sum() >= 100}
     for split in ("train", "test"):
         assert large <= {images.class_names[label] for label in images.splits[split].labels}
-    images = scan.apply(images, scan.scan(tmp_path / "out", listing.image_files(tmp_path / "out"), workers=1))
+    images = scan.apply(images, scan.scan(tmp_path / "out", photos.below(tmp_path / "out"), workers=1))
     assert len(images.channels) == channels
     assert min(images.channels.std) > 0

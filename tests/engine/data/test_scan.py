@@ -24,6 +24,7 @@ def reasons(report):
 def test_every_accepted_kind_passes_with_its_rotated_size(tmp_path):
     report = scan(tmp_path, image_kinds.accepted())
     assert report.rejected == ()
+    assert report.by_pillow == {}
     assert report.sizes["jpeg exif 1"] == (93, 121)
     assert {report.sizes[f"jpeg exif {value}"] for value in (5, 6, 7, 8)} == {(121, 93)}
     assert report.encodings.keys() == report.sizes.keys()
@@ -32,6 +33,16 @@ def test_every_accepted_kind_passes_with_its_rotated_size(tmp_path):
     # 4:2:0 is what Pillow saves by default
     assert len({report.encodings[name] for name in alone}) == len(alone) - 1
     assert report.encodings["jpeg sampling 2"] == report.encodings["jpeg exif 1"]
+
+
+def test_uncommon_kinds_pass_and_say_what_is_used_of_several_frames(tmp_path):
+    kinds = image_kinds.uncommon()
+    report = scan(tmp_path, kinds)
+    assert report.rejected == ()
+    assert report.sizes["webp exif"] == (121, 93)
+    several = [name for name, how in report.encodings.items() if how.endswith("the first frame of 2")]
+    assert several == ["animated gif", "animated webp", "animated png"]
+    assert report.by_pillow.keys() <= kinds.keys()
 
 
 def test_refused_kinds_are_rejected_with_their_reason(tmp_path):
@@ -66,7 +77,7 @@ def test_reasons_are_readable(tmp_path):
     assert found["endless.png"].startswith("truncated: ")
     assert found["flipped.png"].startswith("damaged: ")
     assert found["missing.jpg"] == "missing file"
-    assert found["folder.jpg"] == "Is a directory"
+    assert found["folder.jpg"] == "a folder, wanted a file"
     assert not any("\n" in reason for reason in found.values())
 
 
@@ -105,11 +116,12 @@ def test_whatever_is_accepted_goes_through_dali(tmp_path):
     report = scan(tmp_path, damaged_files())
     assert len(report.sizes) > 150
     assert len(report.rejected) > 150
+    assert report.by_pillow
     sizes = np.array(list(report.sizes.values()))
     rng = np.random.default_rng(1)
     top_left = rng.integers(0, (sizes + 1) // 2)
     crops = np.concatenate([top_left, sizes - top_left], 1)
-    reader = dali.DaliReader(photos.reading(tmp_path, list(report.sizes), 16, 32, 1))
+    reader = dali.DaliReader(photos.reading(tmp_path, list(report.sizes), 16, 32, 1, frozenset(report.by_pillow)))
     requests = [
         BatchRequest(part, crops[part], np.zeros(len(part), bool)) for part in np.array_split(np.arange(len(sizes)), 10)
     ]

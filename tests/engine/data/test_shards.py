@@ -15,7 +15,7 @@ from polychrome.engine.data.readers import choice
 from polychrome.engine.data.sets import listing, scan
 from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
-from tests.engine.data import image_kinds, tars
+from tests.engine.data import image_kinds, photos, tars
 
 needs_dali = pytest.mark.skipif(choice.resolve("auto") != "dali", reason="NVIDIA DALI is not installed")
 BOTH = [pytest.param("dali", marks=needs_dali), "torch"]
@@ -385,9 +385,9 @@ def test_lists_may_name_files_in_tars(tmp_path):
 
 def test_the_images_of_tars_below_a_folder_are_found(tmp_path):
     tar = tars.write(tmp_path / "deep/set.tar", {"a/0.jpg": JPEG, "b.png": JPEG})
-    assert listing.image_files(tmp_path) == ["deep/set.tar/a/0.jpg", "deep/set.tar/b.png"]
-    assert listing.image_files(tar) == ["a/0.jpg", "b.png"]
-    assert len(scan.scan(tar, listing.image_files(tar), workers=1).sizes) == 2
+    assert photos.below(tmp_path) == ["deep/set.tar/a/0.jpg", "deep/set.tar/b.png"]
+    assert photos.below(tar) == ["set.tar/a/0.jpg", "set.tar/b.png"]
+    assert len(scan.scan(tar.parent, photos.below(tar), workers=1).sizes) == 2
 
 
 @pytest.mark.parametrize("backend", BOTH)

@@ -16,7 +16,7 @@ from polychrome.engine.data.readers import choice
 from polychrome.engine.data.sets import listing, scan
 from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
-from tests.engine.data import image_kinds
+from tests.engine.data import image_kinds, photos
 
 
 def values(*shape, seed=0, dtype=np.float32):
@@ -61,11 +61,11 @@ def folder(root, files, names=None):
 
 def opened(root, **options):
     images = listing.read(root)
-    return scan.apply(images, scan.scan(root, listing.image_files(root), workers=1), **options)
+    return scan.apply(images, scan.scan(root, photos.below(root), workers=1), **options)
 
 
 def reasons(root):
-    return {item.path: item.reason for item in scan.scan(root, listing.image_files(root), workers=1).rejected}
+    return {item.path: item.reason for item in scan.scan(root, photos.below(root), workers=1).rejected}
 
 
 def fault(root, **options):
@@ -212,7 +212,7 @@ def test_given_statistics_replace_the_measured_ones(tmp_path):
 
 def test_a_second_scan_reads_nothing_and_tells_the_same(tmp_path):
     root = folder(tmp_path, {f"{i}.npy": npy(values(6, 7, 5, seed=i)) for i in range(6)} | {"bad.npy": b"x"})
-    paths = listing.image_files(root)
+    paths = photos.below(root)
     first, again = scan.scan(root, paths, workers=1), scan.scan(root, paths, workers=1)
     assert (first.decoded, again.decoded) == (7, 0)
     images = listing.read(root)
