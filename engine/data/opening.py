@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -110,9 +111,9 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
     images = division.hold_out(images, wanted.holdout) if wanted.holdout else images
     account = images.account
     if wanted.splits:
-        every = _paths(images)
+        every = _files(images)
         images = replace(images, splits={name: images.splits[name] for name in wanted.splits})
-        if account and (others := len(every) - len(_paths(images))):
+        if account and (others := len(every - _files(images))):
             account = account.with_ignored({OTHER_SPLITS: others}, among_used=True)
     digests = division.digests(images)
     if decoded is not None:
@@ -140,7 +141,7 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
         for name, split in listed.splits.items()
     }
     if account:
-        account = account.without(len(gone))
+        account = account.without(len(set(map(posixpath.normpath, gone))))
         if account.is_notable:
             console.say(str(account))
     return Opened(images, wanted, rejected, account, digests, store, positions)
@@ -243,6 +244,10 @@ def placed(images: WholeImages, placement: Placement) -> Store:
 def _paths(images: ImageSet) -> list[str]:
     """Return the path of each image of the splits once."""
     return list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
+
+
+def _files(images: ImageSet) -> set[str]:
+    return set(map(posixpath.normpath, _paths(images)))
 
 
 def _left_out(images: ImageSet, reasons: Mapping[str, str], strict: bool) -> list[dict[str, str]]:

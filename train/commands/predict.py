@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,6 +42,8 @@ def predict_images(run: Path, images: tuple[Path, ...], model: str | None, chann
     given = as_image_set(images, trained.channels)
     if given.dtype != trained.dtype:
         raise UserError(f"{images[0]} has values of type {given.dtype}, the run was trained on {trained.dtype}")
+    for note in given.notes:
+        console.say(note)
     opened = Opened(given, Wanted("torch", trained.device, workers=0))
     with make_loader(opened, "images", settings) as loader:
         for batch in loader.epoch(0):
@@ -71,4 +74,4 @@ def as_image_set(files: tuple[Path, ...], channels: Channels) -> ImageSet:
     found = scan.apply(ImageSet(root, ("",), {"images": Split(paths, (0,) * len(paths))}), report, channels)
     if len(found.channels) != len(channels):
         raise UserError(f"{files[0]} has {len(found.channels)} channels, wanted {len(channels)}")
-    return found
+    return replace(found, notes=scan.remarks(report, by_dali=False))

@@ -7,6 +7,7 @@ import select
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -48,7 +49,8 @@ class _Process:
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
-            stream.close()
+            with suppress(OSError):  # of bytes that were not sent
+                stream.close()
 
 
 _processes: list[_Process] = []

@@ -94,7 +94,7 @@ def build_index(tar: str) -> None:
 
 
 def exists(file: str | Path) -> bool:
-    """Return whether a path leads to a member of a tar; raises UserError where that tar is damaged."""
+    """Return whether a path leads to a member of a tar; raises UserError or OSError where that tar is damaged."""
     if (found := _within(file)) is None:
         return False
     tar, member, state = found

@@ -17,7 +17,7 @@ from polychrome.engine.data.image_set import SPLITS, ImageSet, Split
 from polychrome.engine.data.sets import tree
 from polychrome.engine.data.sets.classes import numbered_classes
 from polychrome.engine.data.sets.division import split_by_class
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import Unsupported, UserError, one_line
 
 DESCRIPTIONS = (*(f"{split}.txt" for split in SPLITS), "classes.txt", NAMES_FILE)
 FOLDER_NAMES = {
@@ -41,8 +41,8 @@ def read(root: str | Path, num_classes: int | None = None, seed: int = 0) -> Ima
     root = Path(root).expanduser()
     try:
         images = _read(root, num_classes, seed)
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+    except (OSError, Unsupported) as error:
+        raise UserError(_unreadable(root, error)) from error
     if len(images.class_names) < 2:
         raise UserError(f"{root} has one class: wanted at least 2")
     return images
@@ -58,6 +58,8 @@ def _read(root: Path, num_classes: int | None, seed: int) -> ImageSet:
     found = tree.files(root)
     if has_lists(root):
         images = _from_lists(root, num_classes)
+    elif closed := next((path for path, kind in found.items() if kind == tree.CLOSED), None):
+        raise UserError(f"{root / closed} cannot be read: permission denied")
     elif parts := _split_folders(root):
         images = _from_split_folders(root, found, parts, num_classes)
     elif _folders(root):
@@ -68,6 +70,11 @@ def _read(root: Path, num_classes: int | None, seed: int) -> ImageSet:
         wanted = "train.txt, val.txt and test.txt nor train/, val/ and test/ nor class folders nor tars"
         raise UserError(f"{root} has neither {wanted}")
     return replace(images, account=_account(root, found, images))
+
+
+def _unreadable(root: Path, error: Exception) -> str:
+    file, why = getattr(error, "filename", None) or root, getattr(error, "strerror", None) or one_line(error)
+    return f"{file} cannot be read: {why}"
 
 
 def has_lists(root: Path) -> bool:
@@ -87,7 +94,7 @@ def every_image(folder: str | Path) -> ImageSet:
         try:
             found = tree.files(folder)
         except OSError as error:
-            raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+            raise UserError(_unreadable(folder, error)) from error
         tars = [path for path, kind in found.items() if kind == shards.SUFFIX]
     else:
         raise UserError(f"{folder}: no such folder")

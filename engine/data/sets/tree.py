@@ -8,7 +8,7 @@ from pathlib import Path
 from polychrome.engine.data.files import kinds, shards
 
 IMAGE = ""
-CIRCULAR, NOWHERE = "link to a folder above it", "link that leads nowhere"
+CIRCULAR, NOWHERE, CLOSED = "link to a folder above it", "link that leads nowhere", "folder that cannot be opened"
 
 
 def files(root: str | Path) -> dict[str, str]:
@@ -17,8 +17,10 @@ def files(root: str | Path) -> dict[str, str]:
     The kind of images is empty; of others it says in words why they are none: hidden, no regular file, or their suffix.
     Links are followed. Files without the suffix of an image are opened: their first bytes say whether they are images.
 
+    A folder without permission to open it counts as one file, of the kind `CLOSED`.
+
     Raises:
-        OSError: a folder cannot be read.
+        OSError: the folder itself cannot be read.
     """
     found: dict[str, str] = {}
     _add(str(root), "", (_identity(str(root)),), False, found)
@@ -35,8 +37,11 @@ def _add(folder: str, prefix: str, above: tuple, hidden: bool, found: dict[str, 
             identity = _identity(entry.path)
             if identity in above:
                 found[path] = CIRCULAR
-            else:
+                continue
+            try:
                 _add(entry.path, path + "/", (*above, identity), unseen, found)
+            except PermissionError:
+                found[path] = kinds.HIDDEN if unseen else CLOSED
 
 
 def _identity(folder: str) -> tuple[int, int]:

@@ -208,6 +208,19 @@ def test_two_folders_for_one_split_and_splits_without_training_are_refused(tmp_p
         listing.read(tmp_path / "b/data")
 
 
+def test_one_file_by_two_names_is_one_file(tmp_path):
+    build(tmp_path / "data", [*classes, ("cat", "damaged.jpg")])
+    lists = {
+        "train": "cat/x0.png 0\ndog/x4.png 1\n",
+        "val": "dog/../cat/x0.png 0\ncat/damaged8.jpg 0\n",
+        "test": "dog/x4.png 1\ndog/../cat/damaged8.jpg 0\n",
+    }
+    for split, text in lists.items():
+        (tmp_path / f"data/{split}.txt").write_text(text)
+    account = opened(tmp_path / "data").account
+    assert account == Account(12, 2, 1, 0, {"in no split": 6, "lists and names": 3})
+
+
 def test_what_scan_decodes_is_what_training_uses(tmp_path):
     build(tmp_path / "data", [*classes, ("", "x.png"), ("cat/batch2", "x.png")])
     images = listing.read(tmp_path / "data")

@@ -12,11 +12,12 @@ import pytest
 from polychrome.engine.channels.names import RGB
 from polychrome.engine.data.files import guard, stacks
 from polychrome.engine.data.image_set import ImageSet, Split
-from polychrome.engine.data.sets import scan
+from polychrome.engine.data.sets import listing, scan
 from polychrome.engine.errors import Unsupported, UserError
 from polychrome.engine.machine.workers import parallel_chunks
 from polychrome.train.commands.predict import as_image_set
-from tests.engine.data import crashing, image_kinds, mutations
+from polychrome.train.settings.config import read_toml
+from tests.engine.data import crashing, image_kinds, mutations, tars
 
 
 def verdict(file):
@@ -85,6 +86,37 @@ def test_the_bound_can_be_raised_and_has_to_be_a_number(tmp_path, monkeypatch):
         monkeypatch.setenv(guard.PIXELS_VARIABLE, text)
         with pytest.raises(UserError, match="POLYCHROME_MAX_PIXELS must be a number of pixels such as 178956970, got"):
             guard.most_pixels()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_tars_are_read_or_refused(tmp_path):
+    rng, outcomes = np.random.default_rng(0), []
+    photo = image_kinds.encoded(image_kinds.picture(9, 8), "PNG")
+    members = {f"{i}.png": photo for i in range(6)} | {f"{i}.json": b'{"label": %d}' % (i % 2) for i in range(6)}
+    content = tars.write(tmp_path / "whole.tar", members).read_bytes()
+    for number in range(300):
+        tar = tmp_path / f"{number}.tar"
+        tar.write_bytes(mutations.mutated(content, rng))
+        try:
+            images = listing.read(tar)
+            paths = [path for split in images.splits.values() for path in split.paths]
+            scan.scan(images.root, paths, workers=1, cache=False)
+            assert images.account.used == len(paths)
+            outcomes.append("")
+        except UserError as error:
+            outcomes.append(str(error))
+    assert 10 < sum(bool(outcome) for outcome in outcomes) < 290
+    assert not any("\n" in outcome for outcome in outcomes)
+
+
+def test_text_that_is_nested_too_deeply_is_a_fault_of_its_file(tmp_path):
+    deep = b"[" * 100_000
+    tar = tars.write(tmp_path / "set.tar", {"0.png": b"x", "0.json": b'{"label": ' + deep})
+    with pytest.raises(UserError, match=r"0\.json: wanted JSON, got"):
+        listing.read(tar)
+    (tmp_path / "settings.toml").write_bytes(b"models = " + deep)
+    with pytest.raises(UserError, match=r"settings\.toml is not valid TOML"):
+        read_toml(tmp_path / "settings.toml")
 
 
 def test_pipes_devices_and_folders_are_no_images(tmp_path):
