@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 PROGRAM = Path(__file__).with_name("dali_process.py")
-START, PATIENCE = 120.0, 60.0  # seconds for an answer, the first of a process and any other
-CRASHED = "DALI crashes over it"
+START, PATIENCE = 120.0, 60.0  # seconds until a process is ready, and for each answer
+READY = b"ready"
+CRASHED, UNAVAILABLE = "DALI crashes over it", "DALI does not start"
 
 
 class _Process:
@@ -27,17 +28,31 @@ class _Process:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
-        self._patience = START
+        self._ready = False
 
     def decoded(self, encoded: bytes) -> np.ndarray:
-        """Return pixels [height, width, 3], empty where DALI refuses; raises OSError or EOFError where it crashes."""
+        """Return pixels [height, width, 3], empty where DALI refuses.
+
+        Raises EOFError or OSError where DALI crashes or hangs, ImportError where it does not start.
+        """
+        if not self._ready:
+            self._begin()
         self._process.stdin.write(struct.pack("<q", len(encoded)) + encoded)
         self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], self._patience)[0]:
-            raise TimeoutError
-        self._patience = PATIENCE
-        height, width = struct.unpack("<qq", self._read(16))
+        height, width = struct.unpack("<qq", self._answer(16, PATIENCE))
         return np.frombuffer(self._read(3 * height * width), np.uint8).reshape(height, width, 3)
+
+    def _begin(self) -> None:
+        try:
+            self._ready = self._answer(len(READY), START) == READY
+        except (OSError, EOFError) as error:
+            raise ImportError(UNAVAILABLE) from error
+
+    def _answer(self, count: int, patience: float) -> bytes:
+        """Return the first bytes of an answer, which is waited for."""
+        if not select.select([self._process.stdout], [], [], patience)[0]:
+            raise TimeoutError
+        return self._read(count)
 
     def _read(self, count: int) -> bytes:
         content = self._process.stdout.read(count)
@@ -46,6 +61,7 @@ class _Process:
         return content
 
     def end(self) -> None:
+        """End the process, whatever it does."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
@@ -54,12 +70,16 @@ class _Process:
 
 
 _processes: list[_Process] = []
+_unavailable: list[str] = []  # why no process is started again
 
 
 def start() -> None:
     """Start the process that decodes, if there is none; it needs most of a second until it can."""
-    if not _processes:
-        _processes.append(_Process())
+    if not _processes and not _unavailable:
+        try:
+            _processes.append(_Process())
+        except OSError:
+            _unavailable.append(UNAVAILABLE)
 
 
 def difference(encoded: bytes, pixels: np.ndarray, tolerance: int) -> str:
@@ -68,8 +88,14 @@ def difference(encoded: bytes, pixels: np.ndarray, tolerance: int) -> str:
     Pixels [height, width, 3], uint8, may differ by `tolerance`.
     """
     start()
+    if _unavailable:
+        return _unavailable[0]
     try:
         theirs = _processes[0].decoded(encoded)
+    except ImportError:
+        _processes.pop().end()
+        _unavailable.append(UNAVAILABLE)
+        return UNAVAILABLE
     except (OSError, EOFError):
         _processes.pop().end()
         return CRASHED

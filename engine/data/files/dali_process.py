@@ -10,6 +10,8 @@ import sys
 import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 
+READY = b"ready"
+
 
 @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
 def _single():
@@ -19,6 +21,8 @@ def _single():
 
 def _serve(requests, answers) -> None:
     pipeline = _single()
+    answers.write(READY)
+    answers.flush()
     while header := requests.read(8):
         encoded = requests.read(struct.unpack("<q", header)[0])
         try:

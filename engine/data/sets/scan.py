@@ -254,14 +254,12 @@ def _verdict(file: str, channels: int | None, compared: bool) -> Verdict:
         with guarded():
             if (size := shards.size(file)) == 0:
                 return "empty file"
-            if size > AT_ONCE or file.lower().endswith(kinds.ARRAY):
-                return _stack(file, channels) if stacks.is_array(file) else _photo(file, b"", compared)
-            content = shards.read_bytes(file)
-            return (
-                _stack(file, channels)
-                if kinds.of(content[: kinds.HEAD]) == "array"
-                else _photo(file, content, compared)
-            )
+            if (size > AT_ONCE or file.lower().endswith(kinds.ARRAY)) and stacks.is_array(file):
+                return _stack(file, channels)
+            content = shards.read_bytes(file) if size <= AT_ONCE else b""
+            if kinds.of(content[: kinds.HEAD]) == "array":
+                return _stack(file, channels)
+            return _photo(file, content, compared)
     except FileNotFoundError:
         return NOWHERE if os.path.islink(file) else MISSING
     except Unsupported as error:

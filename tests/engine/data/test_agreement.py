@@ -69,3 +69,14 @@ def test_a_decoder_that_crashes_or_refuses_is_asked_again_about_the_next_file():
     assert dali_check.difference(good, pixels, 2) == ""
     assert dali_check.difference(good, pixels + np.uint8(3), 2).startswith("DALI's pixels differ by up to ")
     assert dali_check.difference(good, pixels[1:], 2) == "DALI sees it as 93 x 121, not 92 x 121"
+
+
+def test_where_dali_does_not_start_it_is_asked_once(tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("raise ImportError")
+    monkeypatch.setattr(dali_check, "PROGRAM", tmp_path / "broken.py")
+    monkeypatch.setattr(dali_check, "_processes", [])
+    monkeypatch.setattr(dali_check, "_unavailable", [])
+    files = {f"{i}.png": image_kinds.encoded(image_kinds.picture(seed=i), "PNG") for i in range(3)}
+    report = scan.scan(tmp_path, image_kinds.write(tmp_path, files), workers=1, cache=False)
+    assert report.by_pillow == dict.fromkeys(files, "DALI does not start")
+    assert dali_check._processes == []

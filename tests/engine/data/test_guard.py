@@ -161,5 +161,6 @@ def test_files_decided_by_content_are_read_whatever_their_names(tmp_path):
     assert report.rejected == ()
     assert report.stacks["array.png"].channels == 4
     assert report.encodings["photo.npy"].startswith("JPEG, RGB")
+    assert report.by_pillow == {}
     images = scan.apply(ImageSet(tmp_path, ("a",), {"all": Split(("array.png",), (0,))}), report)
     np.testing.assert_array_equal(stacks.opener(images)("array.png"), values)
