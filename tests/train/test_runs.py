@@ -552,23 +552,27 @@ def test_a_folder_with_every_fault_trains_and_names_what_it_left_out(stripes, tm
     (images / "page.jpg").write_text("<!doctype html><title>404</title>")
     picture = Image.open(images / "train 1.jpg")
     picture.save(images / "moving.gif")
+    picture.save(images / "icon.ico")
     picture.convert("CMYK").save(images / "cmyk.jpg")
     picture.convert("L").save(images / "grau — façade.jpg")
     Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(images / "deep.png")
-    names = ["cut.jpg", "empty.jpg", "page.jpg", "gone.jpg", "moving.gif", "cmyk.jpg", "grau — façade.jpg", "deep.png"]
+    names = ["cut.jpg", "empty.jpg", "page.jpg", "gone.jpg", "icon.ico"]
+    names += ["moving.gif", "cmyk.jpg", "grau — façade.jpg", "deep.png"]
     with open(data / "train.txt", "a", encoding="utf-8", newline="") as file:
         file.writelines(f"images/{name} 1\r\n" for name in names)
     arguments = ["--data", str(data), "--out", str(tmp_path), "--name", "c", *SMALL, "--epochs", "1"]
     assert main(["task1", *arguments, "--models", "simple_cnn", "--backend", backend]) == 0
     found = results(tmp_path / "task1/c")["data"]
-    assert (found["train"], found["rejected"]) == (72 + 3, 5)
+    assert (found["train"], found["rejected"]) == (72 + 4, 5)
+    counts = {"present": 119, "used": 112, "rejected": 5, "missing": 1, "ignored": {"lists and names": 3}}
+    assert found["files"] == counts
     reasons = {item["path"]: item["reason"] for item in found["rejected_files"]}
     wanted = {
         "images/cut.jpg": "truncated",
         "images/empty.jpg": "empty file",
         "images/page.jpg": "not an image",
         "images/gone.jpg": "missing file",
-        "images/moving.gif": "GIF is not supported",
+        "images/icon.ico": "ICO is not supported",
     }
     assert reasons.keys() == wanted.keys()
     printed = capsys.readouterr().out
