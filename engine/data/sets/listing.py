@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,12 +112,18 @@ def every_image(folder: str | Path) -> ImageSet:
 
 def _account(root: Path, found: Mapping[str, str], images: ImageSet) -> Account:
     listed = {posixpath.normpath(path) for split in images.splits.values() for path in split.paths}
-    unknown = [path for path in listed if path not in found and f"{shards.SUFFIX}/" in path]
-    in_tars = {path for path in unknown if shards.exists(root / path)}
-    tars = {shards.container(root / path) for path in in_tars}
+    # In tars, or by way of a link to a folder above.
+    elsewhere = [
+        path for path in listed if path not in found and (os.path.lexists(root / path) or _is_member(root, path))
+    ]
+    tars = {shards.container(root / path) for path in elsewhere if _is_member(root, path)}
     there = {path: kind for path, kind in found.items() if str(root / path) not in tars}
     own = {name: OWN for name in DESCRIPTIONS if name in there}
-    return Account.of(there | own | dict.fromkeys(in_tars, tree.IMAGE), listed)
+    return Account.of(there | own | dict.fromkeys(elsewhere, tree.IMAGE), listed)
+
+
+def _is_member(root: Path, path: str) -> bool:
+    return f"{shards.SUFFIX}/" in path and shards.exists(root / path)
 
 
 def _from_tars(
