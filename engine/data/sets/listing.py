@@ -123,7 +123,10 @@ def _account(root: Path, found: Mapping[str, str], images: ImageSet) -> Account:
 
 
 def _is_member(root: Path, path: str) -> bool:
-    return f"{shards.SUFFIX}/" in path and shards.exists(root / path)
+    try:
+        return f"{shards.SUFFIX}/" in path and shards.exists(root / path)
+    except (OSError, UserError):  # a damaged tar: the scan rejects what the lists name in it
+        return False
 
 
 def _from_tars(

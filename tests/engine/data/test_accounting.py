@@ -173,6 +173,17 @@ def test_members_of_tars_are_accounted_for(tmp_path):
     assert "set.tar/8.img" in {path for split in found.images.splits.values() for path in split.paths}
 
 
+def test_a_damaged_tar_that_lists_name_costs_its_own_files_alone(tmp_path):
+    build(tmp_path / "data", classes)
+    (tmp_path / "data/set.tar").write_bytes(b"no tar" * 1000)
+    lists = {"train": "cat/x0.png 0\ndog/x4.png 1\nset.tar/a.png 1", "val": "cat/x1.png 0", "test": "dog/x5.png 1"}
+    for split, text in lists.items():
+        (tmp_path / f"data/{split}.txt").write_text(text)
+    found = opened(tmp_path / "data")
+    assert [item["path"] for item in found.rejected] == ["set.tar/a.png"]
+    assert holds(found) == Account(12, 4, 1, 1, {"in no split": 4, "lists and names": 3, ".tar": 1})
+
+
 def test_images_in_folders_below_a_class_belong_to_it_and_a_line_says_so(tmp_path, capsys):
     build(tmp_path / "data", [*classes, *[("cat/batch2", "x.png")] * 4])
     found = opened(tmp_path / "data")
