@@ -9,6 +9,8 @@ TRAIN = [
     "torchvision",
     "nvidia-dali-cuda130>=2.0; platform_system == 'Linux'",
     "pillow",
+    "tifffile",
+    "imagecodecs",
     "click>=8.1",
     "rich",
     "jinja2",

@@ -15,11 +15,7 @@ class UserError(Exception):
 
 
 class Unsupported(ValueError):
-    """An image file of a kind that the backends do not decode alike; the message is one line."""
-
-
-class SeveralPages(Unsupported):
-    """A TIFF file of several pages, which may be an image of several channels (see `engine.data.files.stacks`)."""
+    """An image file of a kind that is not read; the message is one line."""
 
 
 class RunError(Exception):

@@ -128,7 +128,8 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
     rejected = _left_out(images, {item.path: item.reason for item in report.rejected}, wanted.strict)
     images = scan.apply(images, report)
     by_dali = choice.resolve(wanted.backend, images.stacks) == "dali"
-    images = replace(images, notes=(*images.notes, *scan.remarks(report, by_dali)))
+    notes = (*images.notes, *((scan.shape(images),) if images.stacks else ()), *scan.remarks(report, by_dali))
+    images = replace(images, notes=notes)
     for note in images.notes:
         console.say(note)
     store = open_store(images, wanted)

@@ -9,7 +9,7 @@ import torch
 
 from polychrome.engine.channels.combinations import parse
 from polychrome.engine.channels.masks import shown
-from polychrome.engine.channels.names import ALL, SHUFFLED, Channels
+from polychrome.engine.channels.names import ALL, RGB, SHUFFLED, Channels
 from polychrome.engine.data.batches import normalise
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.opening import Opened, Wanted
@@ -39,7 +39,7 @@ def predict_images(run: Path, images: tuple[Path, ...], model: str | None, chann
     class_names = trained.results["data"]["class_names"]
     settings = trained.entry_settings(name)
     shares = []
-    given = as_image_set(images, trained.channels)
+    given = as_image_set(images, trained.channels, trained.dtype)
     if given.dtype != trained.dtype:
         raise UserError(f"{images[0]} has values of type {given.dtype}, the run was trained on {trained.dtype}")
     for note in given.notes:
@@ -58,15 +58,18 @@ def predict_images(run: Path, images: tuple[Path, ...], model: str | None, chann
     console.show(Table(f"{name}, channels {combination}", ("image", *map(str, range(1, len(rows[0])))), rows))
 
 
-def as_image_set(files: tuple[Path, ...], channels: Channels) -> ImageSet:
+def as_image_set(files: tuple[Path, ...], channels: Channels, dtype: str = "uint8") -> ImageSet:
     """Return an image set of these files in one split, "images", with the statistics of `channels`.
 
+    The files are read as photos where `channels` and the values' `dtype` are those of photos, else as stacks.
+
     Raises:
-        UserError: a file cannot be decoded or has another number of channels.
+        UserError: a file cannot be decoded, or has another number of channels or another order of them.
     """
     root = Path("/")
     paths = tuple(path.resolve().relative_to(root).as_posix() for path in files)
-    report = scan.scan(root, paths, workers=1, cache=False, channels=len(channels))
+    photos = channels == RGB and dtype == "uint8"
+    report = scan.scan(root, paths, workers=1, cache=False, channels=len(channels), photos=photos)
     reasons = {item.path: item.reason for item in report.rejected}
     for path, file in zip(paths, files, strict=True):
         if path in reasons:

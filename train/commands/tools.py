@@ -73,7 +73,8 @@ def show_channels(images: ImageSet, report: scan.ScanReport) -> None:
         console.say(f"no single data set: {error}")
         return
     if images.stacks:
+        console.say(scan.shape(images))
         columns = images.channels.names, images.channels.mean, images.channels.std
         rows = tuple((name, f"{mean:.6g}", f"{std:.6g}") for name, mean, std in zip(*columns, strict=True))
-        kind = "0..1" if images.dtype == "uint8" else "as stored"
-        console.show(Table(f"Channels, values {kind}", ("channel", "mean", "deviation"), rows))
+        unit = "0..1" if images.dtype == "uint8" else "as stored"
+        console.show(Table(f"Channels, values {unit}", ("channel", "mean", "deviation"), rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import select
 import struct
@@ -109,6 +110,7 @@ def difference(encoded: bytes, pixels: np.ndarray, tolerance: int) -> str:
     return f"DALI's pixels differ by up to {largest}" if largest > tolerance else ""
 
 
+@functools.cache
 def version() -> str | None:
     """Return the version of DALI, None where it is not installed."""
     if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:

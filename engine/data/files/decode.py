@@ -9,18 +9,15 @@ from io import BytesIO
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps, TiffTags
+from PIL import Image, ImageOps
 
 from polychrome.engine.data.files import kinds
 from polychrome.engine.data.files.guard import check_pixels, guarded, most_pixels, too_large
-from polychrome.engine.data.files.kinds import FRAMES
-from polychrome.engine.errors import SeveralPages, Unsupported
+from polychrome.engine.data.files.kinds import FRAMES, TRANSPARENT
+from polychrome.engine.errors import Unsupported
 
 if TYPE_CHECKING:
     from os import PathLike
-
-TIFF_TAGS = {info.name: tag for tag, info in TiffTags.TAGS_V2.items()}
-SAMPLES_PER_PIXEL = TIFF_TAGS["SamplesPerPixel"]
 
 # XMP and text chunks may carry an orientation too; only EXIF proper counts, as in DALI and torchvision.
 ORIENTATION = 0x112
@@ -32,7 +29,6 @@ START_OF_SCAN, END_OF_IMAGE = 0xDA, b"\xff\xd9"
 ENCODED = ("compression", "progressive", "adobe_transform")
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr", "I;16", "I;16B", "I")
-# Of 32 bits, of signed values or with a fourth sample of no known meaning, a TIFF is measured data.
 TIFF_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "I;16", "I;16B")
 
 
@@ -50,8 +46,8 @@ def inspected(file: str | PathLike | IO[bytes]) -> tuple[np.ndarray, str]:
     """Return the pixels of an image file as `rgb` does, and in words how the file is encoded.
 
     The words tell whatever another decoder may treat in a way of its own: the format, the mode, EXIF's orientation, the
-    compression, several frames and, of a JPEG, the sampling of its components, progressive scans and Adobe's transform.
-    Raises Unsupported and OSError as `rgb` does.
+    compression, several frames, transparency and, of a JPEG, the sampling of its components, progressive scans and
+    Adobe's transform. Raises Unsupported and OSError as `rgb` does.
     """
     with opened(file) as image:
         check(image)
@@ -60,7 +56,7 @@ def inspected(file: str | PathLike | IO[bytes]) -> tuple[np.ndarray, str]:
                 image.info.pop(key, None)
         how = _encoding(image)
         image.load()
-        return _three_channels(_upright(image)), how
+        return _three_channels(_upright(image)), f"{how}, {TRANSPARENT}" if _is_transparent(image) else how
 
 
 @contextmanager
@@ -86,12 +82,17 @@ def opened(file: str | PathLike | IO[bytes]) -> Iterator[Image.Image]:
             yield image
 
 
+def _is_transparent(image: Image.Image) -> bool:
+    alpha = "A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255
+    return alpha or "transparency" in image.info
+
+
 def _encoding(image: Image.Image) -> str:
     found = [image.format, image.mode, f"orientation {image.getexif().get(ORIENTATION, 1)}"]
     sampling = [f"{across}x{down}" for _, across, down, _ in getattr(image, "layer", ())]
     found += [f"sampling {' '.join(sampling)}"] * bool(sampling)
     found += [f"{name} {image.info[name]}" for name in ENCODED if name in image.info]
-    if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
+    if image.format not in ("MPO", "TIFF") and (frames := getattr(image, "n_frames", 1)) > 1:
         found.append(f"{FRAMES} {frames}")
     return ", ".join(found)
 
@@ -119,22 +120,16 @@ def _has_end(content: bytes) -> bool:
 
 
 def check(image: Image.Image) -> None:
-    """Raise Unsupported unless the opened image is a photo: 8 or 16 bits in up to four samples, or a palette.
+    """Raise Unsupported unless the opened image can be made a photo: 8 or 16 bits in up to four samples, or a palette.
 
-    Raises its subclass SeveralPages for a TIFF file of several pages.
+    Of a TIFF file that has several pages, or bands that Pillow leaves out, `tiffs.nature` says so.
     """
     kind = image.format
     if kind not in FORMATS:
         raise Unsupported(f"{kind} is not supported: save it as PNG")
-    if kind == "TIFF" and getattr(image, "n_frames", 1) > 1:
-        raise SeveralPages(f"{image.n_frames} frames in one TIFF file, wanted one: keep the first")
-    if kind == "TIFF" and image.tag_v2.get(SAMPLES_PER_PIXEL, 1) > 4:
-        raise Unsupported(
-            f"TIFF of {image.tag_v2[SAMPLES_PER_PIXEL]} bands in a page is not supported: save it as .npy"
-        )
     modes = TIFF_MODES if kind == "TIFF" else MODES
     if image.mode not in modes:
-        raise Unsupported(f"{kind} of mode {image.mode} is no photo: save its values as .npy, which keeps them")
+        raise Unsupported(f"{kind} of mode {image.mode} is no photo")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -15,6 +15,7 @@ _OF_THE_SYSTEM = frozenset(
 )
 HIDDEN, SPECIAL = "hidden or of the system", "no regular file"
 FRAMES = "the first frame of"  # in the encoding of a photo of several frames
+TRANSPARENT = "transparent"  # in the encoding of a photo with some transparency
 HEAD = 32  # bytes that tell the kind
 
 # By kind the bytes that a file of it begins with.

@@ -1,4 +1,4 @@
-"""Images of any number of channels: .npy arrays, and TIFF files with a page for each channel."""
+"""Measured data: .npy arrays, and images that are no photos of 8 bits, of any number of channels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from polychrome.engine.channels.names import ALL, SHUFFLED
 from polychrome.engine.data.files import kinds, shards
-from polychrome.engine.data.files.guard import check_pixels, check_values, guarded
+from polychrome.engine.data.files.guard import check_values, guarded
+from polychrome.engine.data.files.pixels import Pixels, check_type, converted
 from polychrome.engine.data.files.text import numbered_lines
 from polychrome.engine.errors import Unsupported, UserError, one_line
 
@@ -18,22 +19,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from io import BytesIO
 
-    from PIL import Image
-
     from polychrome.engine.data.image_set import ImageSet
 
-DTYPES = ("uint8", "uint16", "int16", "float16", "float32", "float64")
-PAGE_MODES = ("L", "I;16", "I;16B", "I", "F")
 NAMES_FILE = "channels.txt"
 
 
 def opener(images: ImageSet) -> Callable[[str], np.ndarray]:
-    """Return a function from a file's path in the set to its pixels [height, width, channels]; it can be pickled."""
-    return partial(_stack, images.root, len(images.channels)) if images.stacks else partial(_photo, images.root)
+    """Return a function from a file's path in the set to its pixels [height, width, channels]; it can be pickled.
+
+    Missing values of stacks are the channel's mean.
+    """
+    if not images.stacks:
+        return partial(_photo, images.root)
+    scale = 255 if images.dtype == "uint8" else 1
+    return partial(_stack, images.root, tuple(scale * mean for mean in images.channels.mean))
 
 
-def _stack(root: Path, channels: int, path: str) -> np.ndarray:
-    return read(root / path, channels)
+def _stack(root: Path, means: tuple[float, ...], path: str) -> np.ndarray:
+    return read(root / path, len(means), means)
 
 
 def _photo(root: Path, path: str) -> np.ndarray:
@@ -52,20 +55,48 @@ def is_array(file: str | Path) -> bool:
     return kind == "array" or (not kind and Path(file).suffix.lower() == kinds.ARRAY)
 
 
-def read(file: Path, channels: int | None = None) -> np.ndarray:
+def read(file: Path, channels: int | None = None, means: tuple[float, ...] | None = None) -> np.ndarray:
     """Return a stack [height, width, channels]: uint8 where its values are stored so, else float32.
 
-    An array may be [height, width, channels], [channels, height, width] or [height, width]. The channels are
-    on the first or the last axis: the axis of length `channels`, else the shorter axis, else the last.
+    Missing values become their channel's mean, where `means` are given and as many as the channels.
 
     Raises:
         Unsupported: the file is whole but of another kind, or too large; the message is one line.
         OSError: the file is missing or damaged.
     """
     with guarded():
-        values = _array(shards.opened(file), channels) if is_array(file) else _pages(shards.opened(file))
-        with np.errstate(over="ignore"):  # a float64 too large becomes infinite and is found later
-            return np.array(values, np.uint8 if values.dtype == np.uint8 else np.float32, order="C")
+        values, _, missing, _ = pixels(file, channels)
+        if missing is not None and means is not None and len(means) == values.shape[2]:
+            fill = np.rint(means) if values.dtype == np.uint8 else np.asarray(means)
+            np.copyto(values, fill.astype(values.dtype), where=missing)
+        return values
+
+
+def pixels(file: Path, channels: int | None = None, content: bytes = b"") -> Pixels:
+    """Return the pixels of a stack, uint8 where its values are stored so, else float32, and which are missing.
+
+    An array may be [height, width, channels], [channels, height, width] or [height, width]. The channels are on the
+    first or the last axis: the axis of length `channels`; else the axis beside two that are equal, the image; else the
+    shorter axis, else the last. For TIFF files see `tiffs.read`, for others `deep.read`. NaN is missing.
+
+    `content` has the file's bytes where they are read already.
+
+    Raises Unsupported and, in `guard.guarded`, OSError as `read` does.
+    """
+    stored = _stored(file, channels, content)
+    missing, values = stored.missing, converted(stored.values)
+    if values.dtype != np.uint8 and (nan := np.isnan(values)).any():
+        missing = nan if missing is None else missing | nan
+    return Pixels(values, stored.names, missing, stored.values.dtype.name)
+
+
+def _stored(file: Path, channels: int | None, content: bytes) -> Pixels:
+    from polychrome.engine.data.files import deep, tiffs
+
+    if not content and is_array(file):
+        return Pixels(_array(shards.opened(file), channels))
+    content = content or shards.read_bytes(file)
+    return tiffs.read(content, channels) if kinds.of(content[: kinds.HEAD]) == "TIFF" else deep.read(content)
 
 
 def _array(file: Path | BytesIO, channels: int | None) -> np.ndarray:
@@ -74,44 +105,31 @@ def _array(file: Path | BytesIO, channels: int | None) -> np.ndarray:
     except (ValueError, EOFError, SyntaxError) as error:
         text = one_line(error)
         if "Python objects" in text:
-            raise Unsupported(f"values are Python objects, wanted {' '.join(DTYPES)}") from error
+            check_type(np.dtype(object))
         cut = any(sign in text for sign in ("mmap length", "No data left", "EOF"))
         raise OSError(f"{'truncated' if cut else 'damaged, or no .npy file'}: {text}") from error
     if not isinstance(values, np.ndarray):
         values.close()
         raise Unsupported("an .npz archive, wanted a single .npy array")
-    if values.dtype.name not in DTYPES:
-        raise Unsupported(f"values are {values.dtype.name}, wanted {' '.join(DTYPES)}")
+    check_type(values.dtype)
     if values.ndim not in (2, 3) or not values.size:
         raise Unsupported(f"shape {list(values.shape)}, wanted [height, width, channels] or [channels, height, width]")
     check_values(values.shape)
     if values.ndim == 2:
         return values[..., None]
-    first, _, last = values.shape
-    leading = channels != last if channels in (first, last) else first < last
-    return values.transpose(1, 2, 0) if leading else values
+    return values.transpose(1, 2, 0) if _channels_lead(values.shape, channels) else values
 
 
-def _pages(file: Path | BytesIO) -> np.ndarray:
-    from polychrome.engine.data.files import decode
-
-    with decode.opened(file) as image:
-        count = getattr(image, "n_frames", 1)
-        check_values((count, image.height, image.width))
-        pages = [_page(image, number) for number in range(count)]
-    for number, page in enumerate(pages, 1):
-        if page.shape != pages[0].shape:
-            raise Unsupported(f"page {number} has the size {list(page.shape)}, the first {list(pages[0].shape)}")
-    same = len({page.dtype for page in pages}) == 1
-    return np.stack(pages if same else [page.astype(np.float32) for page in pages], -1)
-
-
-def _page(image: Image.Image, number: int) -> np.ndarray:
-    image.seek(number)
-    if image.mode not in PAGE_MODES:
-        raise Unsupported(f"page {number + 1} is of mode {image.mode}, wanted pages of one channel each")
-    check_pixels(image.height, image.width)
-    return np.asarray(image)
+def _channels_lead(shape: tuple[int, ...], channels: int | None) -> bool:
+    """Return whether the first of three axes has the channels, and not the last."""
+    first, middle, last = shape
+    if first == last:
+        return False
+    if channels in (first, last):
+        return channels == first
+    if middle in (first, last):
+        return middle == last
+    return first < last
 
 
 def channel_names(root: Path) -> tuple[str, ...] | None:

@@ -64,7 +64,7 @@ def resolve(backend: str, stacks: bool = False) -> str:
     if backend not in ("auto", "dali"):
         return backend
     if stacks and backend == "dali":
-        raise UserError("backend dali reads photos, not .npy files or TIFF files of several pages: use --backend torch")
+        raise UserError("backend dali reads photos of 8 bits, not measured values: use --backend torch")
     try:
         installed = importlib.util.find_spec("nvidia.dali") is not None
     except ModuleNotFoundError:

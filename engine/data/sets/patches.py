@@ -10,6 +10,7 @@ import numpy as np
 
 from polychrome.engine.data.files import stacks
 from polychrome.engine.data.files.guard import DAMAGED, guarded
+from polychrome.engine.data.files.pixels import DTYPES
 from polychrome.engine.data.image_set import SPLITS
 from polychrome.engine.errors import Unsupported, UserError, one_line
 from polychrome.engine.machine.files import new_folder
@@ -182,8 +183,8 @@ def _read(file: Path) -> Scene:
     if cube.ndim != 3 or labels.shape != cube.shape[:2] or not cube.size:
         shapes = f"cube {list(cube.shape)} and labels {list(labels.shape)}"
         raise UserError(f"{file} has {shapes}: wanted [height, width, channels] and [height, width]")
-    if cube.dtype.name not in stacks.DTYPES:
-        raise UserError(f"{file}: cube is {cube.dtype.name}, wanted {' '.join(stacks.DTYPES)}")
+    if cube.dtype.name not in DTYPES:
+        raise UserError(f"{file}: cube is {cube.dtype.name}, wanted {' '.join(DTYPES)}")
     if labels.dtype.kind not in "iu" or labels.min() < 0:
         raise UserError(f"{file}: labels must be whole numbers from 0, which stands for none")
     key = next((key for key in ("bands", "names") if key in arrays), None)

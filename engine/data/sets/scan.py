@@ -2,70 +2,34 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from polychrome.engine.channels.names import RGB, Channels
-from polychrome.engine.data.files import dali_check, kinds, shards, stacks
-from polychrome.engine.data.files.guard import guarded, most_pixels
-from polychrome.engine.data.files.kinds import FRAMES
-from polychrome.engine.data.files.statistics import Moments, combine, measure
-from polychrome.engine.data.image_set import ImageSet, Split
-from polychrome.engine.errors import SeveralPages, Unsupported, UserError, one_line
+from polychrome.engine.data.files import dali_check, shards, stacks
+from polychrome.engine.data.files.guard import most_pixels
+from polychrome.engine.data.files.kinds import FRAMES, TRANSPARENT
+from polychrome.engine.data.files.statistics import combine
+from polychrome.engine.data.image_set import ImageSet, Split, sizes_of
+from polychrome.engine.data.sets import inspection
+from polychrome.engine.data.sets.inspection import Photo, Stack, Verdict
+from polychrome.engine.errors import UserError
 from polychrome.engine.machine.files import cache_folder, new_file
 from polychrome.engine.machine.workers import cpus, parallel_chunks
 
-RULES = 4  # raise this number when a file's verdict may change
+RULES = 5  # raise this number when a file's verdict may change
 CHUNK = 64
-AT_ONCE = 2**28  # bytes of a file that are read at once
-TOLERANCE = 2  # of a photo's bytes, between decoders
-MISSING, NOWHERE = "missing file", "a link that leads nowhere"
 KILLS = "damaged: it crashes the decoder, or needs more memory than there is"
-UNIDENTIFIED = "UnidentifiedImageError"  # of Pillow, which is not imported where every verdict is known
-DAMAGED = (b"\x89PNG", b"RIFF", b"BM")  # what damaged images begin with
-
-
-@dataclass(frozen=True)
-class Stack:
-    """A usable file of any number of channels; `as_photo` says why the file is not a photo, empty for .npy files."""
-
-    height: int
-    width: int
-    dtype: str
-    moments: Moments
-    as_photo: str
-
-    @property
-    def channels(self) -> int:
-        """The number of channels."""
-        return self.moments.channels
-
-
-class Photo(NamedTuple):
-    """A usable photo: its size, and how it is encoded (see `engine.data.files.decode.inspected`).
-
-    `by_pillow` says why Pillow has to decode it where DALI decodes the others; empty where DALI decodes it alike.
-    """
-
-    height: int
-    width: int
-    encoding: str
-    by_pillow: str = ""
-
-
-Verdict = Photo | Stack | str  # or why the file is rejected
+DIM = 2**14  # a quarter of the range of 16 bits
+MOST_NAMES = 20
 
 
 @dataclass(frozen=True)
@@ -80,8 +44,8 @@ class Rejected:
 class ScanReport:
     """(height, width) in pixels of each usable file, the rejected files, and how many files had to be decoded.
 
-    `stacks` describes each usable file that is not a photo, `encodings` says of each photo how it is encoded, and
-    `by_pillow` of some why DALI is not to decode them.
+    `stacks` describes each usable file that is not a photo, `encodings` says of each photo how it is encoded,
+    `by_pillow` of some why DALI is not to decode them, and `scaled` has the highest value of each photo of 16 bits.
     """
 
     sizes: dict[str, tuple[int, int]]
@@ -90,6 +54,7 @@ class ScanReport:
     stacks: dict[str, Stack] = field(default_factory=dict)
     encodings: dict[str, str] = field(default_factory=dict)
     by_pillow: dict[str, str] = field(default_factory=dict)
+    scaled: dict[str, float] = field(default_factory=dict)
 
 
 def scan(
@@ -99,6 +64,7 @@ def scan(
     progress: Callable[[int, int], None] | None = None,
     cache: bool = True,
     channels: int | None = None,
+    photos: bool | None = None,
 ) -> ScanReport:
     """Return files' sizes or faults, found by decoding each fully in `workers` processes (default: one per core).
 
@@ -106,21 +72,28 @@ def scan(
     stay in the user's cache folder until a file's size or modification time changes. Where DALI is installed
     it decodes the photos too: those that come out otherwise, by more than 2, are left to Pillow.
 
-    `channels` is the number of channels of .npy files whose shape alone does not say which axis has the channels; by
-    default the number of names in channels.txt. The pages of a TIFF file are read as channels. A set has either
-    images of several channels or photos: the kind with fewer files is rejected, at a tie the photos.
+    `channels` is the number of channels of files whose shape alone does not say which axis has the channels; by
+    default the number of names in channels.txt.
+
+    A set is either of photos or of stacks, as `photos` says; by default of stacks where channels.txt names other
+    channels than R, G and B, else of the kind of more files, at a tie of stacks. Among photos a file of 16 bits is one,
+    scaled by the range of its type, as is a TIFF of four samples of 8 bits, whose last sample is transparency where it
+    looks so in most files, or channels.txt names R, G and B. Files of the other kind are rejected.
 
     Raises:
         UserError: channels.txt is malformed.
     """
     root = Path(root).resolve()
     paths = list(dict.fromkeys(paths))
-    channels = channels or len(stacks.channel_names(root) or ()) or None
+    names = stacks.channel_names(root)
+    channels = channels or len(names or ()) or None
+    if photos is None and names not in (None, RGB.names):
+        photos = False
     known = _Cache(root, cache, channels)
     verdicts = {path: verdict for path in paths if (verdict := known.get(path)) is not None}
     todo = sorted(path for path in paths if path not in verdicts)  # mostly the order of a tar's members
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
-    inspect = partial(_inspect, str(root), channels, bool(_dali_version()))
+    inspect = partial(_inspect, str(root), channels, bool(dali_check.version()))
     try:
         inspected = parallel_chunks(inspect, chunks, workers or cpus(), KILLS)
         for chunk, found in zip(chunks, inspected, strict=True):
@@ -134,29 +107,48 @@ def scan(
             known.save()
     if progress and not todo:
         progress(len(paths), len(paths))
-    return _report({path: verdicts[path] for path in paths}, len(todo))
+    alpha = names == RGB.names
+    found = {path: _with_alpha(verdicts[path]) if alpha else verdicts[path] for path in paths}
+    return _report(found, len(todo), photos)
 
 
-def _report(verdicts: dict[str, Verdict], decoded: int) -> ScanReport:
-    verdicts = _of_one_kind(verdicts)
+def _with_alpha(verdict: Verdict) -> Verdict:
+    """Return a verdict in which the fourth sample of 8 bits, if there is one, is transparency."""
+    is_alpha = isinstance(verdict, Stack) and verdict.stored == "uint8" and isinstance(verdict.as_photo, Photo)
+    return replace(verdict, looks_photo=True) if is_alpha else verdict
+
+
+def _report(verdicts: dict[str, Verdict], decoded: int, photos: bool | None) -> ScanReport:
+    single = {path: verdict for path, verdict in verdicts.items() if isinstance(verdict, Stack)}
+    verdicts = _of_one_kind(verdicts, photos)
+    deep = {path: stack.highest for path, stack in single.items() if stack.stored != "uint8"}
+    scaled = {path: highest for path, highest in deep.items() if isinstance(verdicts[path], Photo)}
     found = {path: verdict for path, verdict in verdicts.items() if isinstance(verdict, Stack)}
     sizes = {path: (each.height, each.width) for path, each in verdicts.items() if not isinstance(each, str)}
     encodings = {path: each.encoding for path, each in verdicts.items() if isinstance(each, Photo)}
     rejected = tuple(Rejected(path, verdict) for path, verdict in verdicts.items() if isinstance(verdict, str))
     by_pillow = {path: each.by_pillow for path, each in verdicts.items() if isinstance(each, Photo) and each.by_pillow}
-    return ScanReport(sizes, rejected, decoded, found, encodings, by_pillow)
+    return ScanReport(sizes, rejected, decoded, found, encodings, by_pillow, scaled)
 
 
-def _of_one_kind(verdicts: dict[str, Verdict]) -> dict[str, Verdict]:
-    """Return the verdicts with either the photos or the TIFF files of several pages rejected, whichever are fewer."""
-    photos = {path for path, verdict in verdicts.items() if isinstance(verdict, Photo)}
-    paged = [path for path, verdict in verdicts.items() if getattr(verdict, "as_photo", "")]
-    if not photos or not paged:
+def _of_one_kind(verdicts: dict[str, Verdict], photos: bool | None) -> dict[str, Verdict]:
+    """Return the verdicts with all files of one kind, photos or stacks, and the others rejected.
+
+    Arrays among photos stay, which `apply` refuses.
+    """
+    plain = [path for path, verdict in verdicts.items() if isinstance(verdict, Photo)]
+    found = {path: verdict for path, verdict in verdicts.items() if isinstance(verdict, Stack)}
+    images = {path: stack for path, stack in found.items() if stack.as_photo}
+    if not images:
         return verdicts
-    if len(photos) > len(paged):
-        return verdicts | {path: verdicts[path].as_photo for path in paged}
-    count = f"{len(paged)} TIFF file{'s' * (len(paged) > 1)} of several pages such as {paged[0]}"
-    return verdicts | dict.fromkeys(photos, f"a single page or photo among {count}: remove it")
+    if photos is None:
+        alike = sum(stack.looks_photo for stack in found.values())
+        photos = len(plain) + alike > len(found) - alike
+    if photos:
+        return verdicts | {path: stack.as_photo for path, stack in images.items()}
+    first = next(iter(found))
+    count = f"{len(found):,} file{'s' * (len(found) > 1)} of measured values such as {first}"
+    return verdicts | dict.fromkeys(plain, f"a photo or page of 8 bits among {count}: remove it")
 
 
 def apply(images: ImageSet, report: ScanReport, channels: Channels | None = None) -> ImageSet:
@@ -178,13 +170,38 @@ def apply(images: ImageSet, report: ScanReport, channels: Channels | None = None
 
 
 def remarks(report: ScanReport, by_dali: bool) -> tuple[str, ...]:
-    """Return lines for the user on photos of which a part is used and, where DALI decodes, that it does not decode."""
-    several = [path for path, how in report.encodings.items() if FRAMES in how]
-    groups = [(several, "of several frames, of which the first is used")]
+    """Return lines for the user on files of which a part is used or that are changed, and on what DALI does not decode.
+
+    `by_dali` says whether DALI decodes the photos.
+    """
+    several, clear = ([path for path, how in report.encodings.items() if word in how] for word in (FRAMES, TRANSPARENT))
+    dim = {path: highest for path, highest in report.scaled.items() if highest < DIM}
+    incomplete = {path: stack.missing for path, stack in report.stacks.items() if stack.missing}
+    groups = [
+        ("photo", several, "of several frames, of which the first is used"),
+        ("photo", clear, "with transparency, which is dropped"),
+        ("photo", list(report.scaled), "of 16 bits among photos of 8, scaled from 0..65535 to 0..255"),
+        ("photo", list(dim), f"of these with no value above {max(dim.values(), default=0):,.0f}: they become dark"),
+        ("stack", list(incomplete), "with missing values, which become the mean of their channel"),
+    ]
     if by_dali:
-        groups.append((list(report.by_pillow), "left to Pillow, as DALI decodes them otherwise or not at all"))
-    counted = ((f"{len(paths):,} photo{'s' * (len(paths) > 1)}", paths, what) for paths, what in groups if paths)
+        groups.append(("photo", list(report.by_pillow), "left to Pillow, as DALI decodes them otherwise or not at all"))
+    counted = ((f"{len(paths):,} {kind}{'s' * (len(paths) > 1)}", paths, what) for kind, paths, what in groups if paths)
     return tuple(f"{count} {what}, such as {paths[0]}" for count, paths, what in counted)
+
+
+def shape(images: ImageSet) -> str:
+    """Return a scanned set of stacks in a line: how many channels, the sizes of the images, and the channels' names.
+
+    Raises:
+        ValueError: the set has not been scanned.
+    """
+    sizes = np.array(list(sizes_of(images).values()))
+    least, most = (" x ".join(map(str, each)) for each in (sizes.min(0), sizes.max(0)))
+    names = images.channels.names
+    shown = names if len(names) <= MOST_NAMES else (*names[:3], "...", names[-1])
+    count = f"{len(names)} channel{'s' * (len(names) > 1)}"
+    return f"{count}, {least}{f' to {most}' * (least != most)}, named {', '.join(shown)}; values are {images.dtype}"
 
 
 def _with_photos(images: ImageSet, found: dict[str, Stack | None]) -> ImageSet:
@@ -204,26 +221,53 @@ def _with_stacks(images: ImageSet, found: dict[str, Stack], channels: Channels |
     for path, stack in found.items():
         if stack.channels != example.channels:
             counts = f"{first} has {example.channels} channels, {path} has {stack.channels}"
-            raise UserError(f"{images.root}: {counts}: wanted equal numbers")
-        if stack.dtype != example.dtype:
-            kinds = f"{first} has values of type {example.dtype}, {path} of {stack.dtype}"
-            raise UserError(f"{images.root}: {kinds}: wanted one type")
-    channels = channels or _measured(images, found)
+            hint = f"{stacks.NAMES_FILE}, with a line for each, tells which axis has them"
+            raise UserError(f"{images.root}: {counts}: wanted equal numbers; {hint}")
+        if stack.scale != example.scale:
+            types = f"{first} has values of type {example.stored}, {path} of {stack.stored}"
+            raise UserError(f"{images.root}: {types}: wanted one type")
+    if channels is None:
+        channels = _measured(images, found)
+    else:
+        _check_order(images, found, channels)
     if len(channels) != example.channels:
         raise UserError(f"{images.root / first} has {example.channels} channels, wanted {len(channels)}")
     return replace(images, channels=channels, dtype=example.dtype, stacks=True)
 
 
+def _check_order(images: ImageSet, found: dict[str, Stack], channels: Channels) -> None:
+    """Raise UserError where a file names the wanted channels in another order."""
+    for path, stack in found.items():
+        if stack.names != channels.names and sorted(stack.names) == sorted(channels.names):
+            orders = f"{', '.join(stack.names)}, wanted {', '.join(channels.names)}"
+            raise UserError(f"{images.root / path} has the channels in another order: {orders}")
+
+
 def _measured(images: ImageSet, found: dict[str, Stack]) -> Channels:
     first, example = next(iter(found.items()))
-    names = stacks.channel_names(images.root) or tuple(map(str, range(example.channels)))
+    names = stacks.channel_names(images.root) or _own_names(images, found)
     if len(names) != example.channels:
         file = images.root / stacks.NAMES_FILE
         raise UserError(f"{file}:{len(names)}: names {len(names)} channels, but {first} has {example.channels}")
     paths = images.splits["train"].paths if "train" in images.splits else found
     whole = combine([found[path].moments for path in paths])
+    if len(empty := np.flatnonzero(whole.counts == 0)):
+        raise UserError(f"{images.root}: channel {names[empty[0]]} has no value in any training image: leave it out")
     mean, std = whole.scaled(255 if example.dtype == "uint8" else 1)
     return Channels(names, tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _own_names(images: ImageSet, found: dict[str, Stack]) -> tuple[str, ...]:
+    """Return the channels' names in the files, else numbers; raises UserError where files name them otherwise."""
+    first, example = next(iter(found.items()))
+    for path, stack in found.items():
+        if stack.names != example.names:
+            both = (f"{file} {', '.join(found[file].names) or 'no names'}" for file in (first, path))
+            raise UserError(
+                f"{images.root}: files name their channels differently: {'; '.join(both)}: wanted one order, "
+                f"or {stacks.NAMES_FILE} with a line for each"
+            )
+    return example.names or tuple(map(str, range(example.channels)))
 
 
 def _usable(name: str, split: Split, report: ScanReport) -> Split:
@@ -245,79 +289,7 @@ def _inspect(root: str, channels: int | None, compared: bool, paths: Sequence[st
         dali_check.start()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [_verdict(os.path.join(root, path), channels, compared) for path in paths]
-
-
-def _verdict(file: str, channels: int | None, compared: bool) -> Verdict:
-    """Return the verdict on a file; photos are decoded by DALI too and `compared`."""
-    try:
-        with guarded():
-            if (size := shards.size(file)) == 0:
-                return "empty file"
-            if (size > AT_ONCE or file.lower().endswith(kinds.ARRAY)) and stacks.is_array(file):
-                return _stack(file, channels)
-            content = shards.read_bytes(file) if size <= AT_ONCE else b""
-            if kinds.of(content[: kinds.HEAD]) == "array":
-                return _stack(file, channels)
-            return _photo(file, content, compared)
-    except FileNotFoundError:
-        return NOWHERE if os.path.islink(file) else MISSING
-    except Unsupported as error:
-        return one_line(error)
-    except OSError as error:
-        return _unidentified(file) if type(error).__name__ == UNIDENTIFIED else error.strerror or _damage(error)
-
-
-def _photo(file: str, content: bytes, compared: bool) -> Verdict:
-    """Return the verdict on a file of these bytes; of a file that is too large to be read at once they are empty."""
-    from polychrome.engine.data.files import decode
-
-    decode.verify(content)
-    try:
-        pixels, how = decode.inspected(BytesIO(content) if content else shards.opened(file))
-    except SeveralPages as error:
-        try:
-            return _stack(file, as_photo=str(error))
-        except Unsupported as why:
-            return f"{error}; they are not channels either: {why}"
-    by_pillow = ""
-    if compared:
-        by_pillow = dali_check.difference(content, pixels, TOLERANCE) if content else "it is too large to be compared"
-    return Photo(*pixels.shape[:2], how, by_pillow)
-
-
-def _stack(file: str, channels: int | None = None, as_photo: str = "") -> Stack | str:
-    values = stacks.read(Path(file), channels)
-    bad = values.size - int(np.isfinite(values).sum())
-    if bad:
-        return f"{bad:,} of {values.size:,} values are NaN or infinite"
-    return Stack(*values.shape[:2], values.dtype.name, measure(values), as_photo)
-
-
-def _unidentified(file: str) -> str:
-    try:
-        head = shards.head(file)
-    except OSError as error:
-        return _damage(error)
-    kind = kinds.of(head)
-    if kind == "TIFF":
-        return "a damaged TIFF, or one that Pillow cannot read, as with several bands in a page: save it as .npy"
-    if kind in ("AVIF", "HEIC", "JPEG XL"):
-        return f"{kind}, which this installation of Pillow does not read: install a plugin, or save it as PNG"
-    if kind or head.startswith(DAMAGED):
-        return "truncated or damaged in its header"
-    return f"not an image: it starts with {head[:24]!r}"
-
-
-def _damage(error: OSError) -> str:
-    text = one_line(error)
-    cut = "truncated" in text.lower() or isinstance(error.__cause__, EOFError)
-    return f"truncated: {text}" if cut else text if text.startswith("damaged") else f"damaged: {text}"
-
-
-@functools.cache
-def _dali_version() -> str | None:
-    return dali_check.version()
+        return [inspection.of(os.path.join(root, path), channels, compared) for path in paths]
 
 
 class _Cache:
@@ -326,7 +298,7 @@ class _Cache:
     def __init__(self, root: Path, use: bool, channels: int | None):
         self.root = root
         self.file = cache_folder() / f"scan-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}.json" if use else None
-        self.rules = f"{RULES} dali {_dali_version()} channels {channels} pixels {most_pixels()}"
+        self.rules = f"{RULES} dali {dali_check.version()} channels {channels} pixels {most_pixels()}"
         self.stamps: dict[str, list[int]] = {}
         self.entries: dict[str, list] = self._load() if use else {}
 
@@ -337,11 +309,11 @@ class _Cache:
             return None
         self.stamps[path] = [state.st_size, state.st_mtime_ns]
         entry = self.entries.get(path, ())
-        return _from_entry(entry[2:]) if isinstance(entry, list) and entry[:2] == self.stamps[path] else None
+        return inspection.from_entry(entry[2:]) if isinstance(entry, list) and entry[:2] == self.stamps[path] else None
 
     def put(self, path: str, verdict: Verdict) -> None:
         if path in self.stamps:
-            self.entries[path] = [*self.stamps[path], *_to_entry(verdict)]
+            self.entries[path] = [*self.stamps[path], *inspection.to_entry(verdict)]
 
     def save(self) -> None:
         if self.file is None:
@@ -362,24 +334,3 @@ class _Cache:
             return dict(content["files"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
-
-
-def _to_entry(verdict: Verdict) -> list:
-    if isinstance(verdict, str):
-        return [verdict]
-    if isinstance(verdict, Stack):
-        return [verdict.height, verdict.width, verdict.dtype, verdict.moments.to_text(), verdict.as_photo]
-    return list(verdict)
-
-
-def _from_entry(entry: list) -> Verdict | None:
-    """Return the verdict that `_to_entry` stored; None for any other list."""
-    match entry:
-        case [str(reason)]:
-            return reason
-        case [int(height), int(width), str(encoding), str(by_pillow)]:
-            return Photo(height, width, encoding, by_pillow)
-        case [int(height), int(width), str(dtype), str(moments), str(as_photo)]:
-            with suppress(ValueError):
-                return Stack(height, width, dtype, Moments.from_text(height * width, moments), as_photo)
-    return None

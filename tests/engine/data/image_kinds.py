@@ -123,11 +123,11 @@ def uncommon():
 def refused():
     """Return whole files of kinds that are set aside, as {name: (bytes, what the reason says)}."""
     colour, gray = Image.fromarray(picture()), Image.fromarray(picture()).convert("L")
+    different = "2 images of different size or type in one file (93 x 121 x 3 uint8, 93 x 121 uint8), wanted one"
     return {
         "ico": (encoded(colour, "ICO"), "ICO is not supported: save it as PNG"),
-        "tiff pages": (encoded(colour, "TIFF", save_all=True, append_images=[gray]), "2 frames in one TIFF file"),
-        "tiff float": (encoded(gray.convert("F"), "TIFF"), "TIFF of mode F is no photo: save its values as .npy"),
-        "pfm": (b"Pf\n2 1\n-1.0\n" + struct.pack("<2f", 0.5, 1e6), "PPM of mode F is no photo"),
+        "tiff lab": (encoded(colour.convert("LAB"), "TIFF"), "TIFF of mode LAB is no photo"),
+        "tiff pages": (encoded(colour, "TIFF", save_all=True, append_images=[gray]), different),
     }
 
 

@@ -3,23 +3,21 @@
 import io
 
 import numpy as np
-from PIL import Image
 
-from tests.engine.data import image_kinds
+from tests.engine.data import image_kinds, measured
 
 EXTREMES = [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\xff\xff", b"\1\0\0\0"]
 
 
 def whole():
-    """Return a small file of every kind that is accepted or refused, arrays and stacks of pages too, as bytes."""
+    """Return a small file of every kind that is accepted or refused, measured data too, as bytes."""
     files = [*image_kinds.accepted().values(), *image_kinds.uncommon().values()]
     files += [content for content, _ in image_kinds.refused().values()]
+    files += [kind.content for kind in measured.kinds().values()]
     for dtype in (np.uint8, np.uint16, np.float32):
-        values = np.arange(12 * 14 * 5).reshape(12, 14, 5).astype(dtype)
         stream = io.BytesIO()
-        np.save(stream, values)
-        pages = [Image.fromarray(page) for page in np.moveaxis(values, -1, 0)]
-        files += [stream.getvalue(), image_kinds.encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])]
+        np.save(stream, np.arange(12 * 14 * 5).reshape(12, 14, 5).astype(dtype))
+        files.append(stream.getvalue())
     return files
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from polychrome.engine.channels.names import RGB
-from polychrome.engine.data.files import guard, stacks
+from polychrome.engine.data.files import dali_check, decode, guard, stacks
 from polychrome.engine.data.image_set import ImageSet, Split
-from polychrome.engine.data.sets import listing, scan
+from polychrome.engine.data.sets import inspection, listing, scan
 from polychrome.engine.errors import Unsupported, UserError
 from polychrome.engine.machine.workers import parallel_chunks
 from polychrome.train.commands.predict import as_image_set
@@ -21,7 +21,7 @@ from tests.engine.data import crashing, image_kinds, mutations, tars
 
 
 def verdict(file):
-    return scan._verdict(str(file), None, bool(scan._dali_version()))
+    return inspection.of(str(file), None, dali_check.version() is not None)
 
 
 def large_png(height, width):
@@ -47,13 +47,14 @@ def test_mutated_files_always_get_a_verdict_and_readers_agree(tmp_path, count):
             assert found
             assert "\n" not in found
             continue
-        channels, dtype = (3, "uint8") if isinstance(found, scan.Photo) else (found.channels, found.dtype)
-        read = stacks.opener(ImageSet(tmp_path, ("a",), {}, stacks=isinstance(found, scan.Stack)))
-        image = read("x")
+        channels, dtype = (3, "uint8") if isinstance(found, inspection.Photo) else (found.channels, found.dtype)
+        image = stacks.read(file) if isinstance(found, inspection.Stack) else decode.rgb(file)
+        if isinstance(found, inspection.Stack) and isinstance(photo := found.as_photo, inspection.Photo):
+            assert decode.rgb(file).shape == (photo.height, photo.width, 3)
         if image.shape != (found.height, found.width, channels) or image.dtype != dtype:
             wrong.append(found)
     assert wrong == []
-    assert kinds == {scan.Photo, scan.Stack, str}
+    assert kinds == {inspection.Photo, inspection.Stack, str}
     assert slowest < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 3 * 2**20  # kilobytes
 

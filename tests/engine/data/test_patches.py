@@ -170,7 +170,7 @@ def test_channels_have_the_scenes_names(tmp_path, key, named):
         ({"labels": np.zeros((60, 70), int)}, "no pixel has a label"),
         ({"labels": np.zeros((60, 70))}, "labels must be whole numbers from 0, which stands for none"),
         ({"labels": np.full((60, 70), -1)}, "labels must be whole numbers from 0"),
-        ({"cube": np.zeros((60, 70, 4), complex)}, "cube is complex128, wanted uint8 uint16 int16 float16"),
+        ({"cube": np.zeros((60, 70, 4), complex)}, "cube is complex128, wanted uint8 int8 uint16 int16"),
         ({"bands": np.arange(5)}, "bands names 5 channels, cube has 4"),
         ({"names": np.array(["a", "b", "a", "c"])}, "names 2: channel 'a' is named twice"),
         ({"names": np.array(["a", "b+c", "d", "e"])}, "names 1: a channel cannot be named 'b+c'"),

@@ -1,0 +1,76 @@
+"""Images of more than 8 bits a sample in formats of photos: PNG, PGM, PFM and JPEG 2000, at full scale."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+
+from polychrome.engine.channels.names import RGB
+from polychrome.engine.data.files import decode, kinds
+from polychrome.engine.data.files.guard import check_values
+from polychrome.engine.data.files.pixels import Pixels, check_type, upright, without_opaque
+from polychrome.engine.errors import Unsupported
+
+PNG_DEPTH = 24  # the byte of a PNG that has the bits of a sample
+CODESTREAM, BITS = b"\xff\x4f\xff\x51", 42  # the start of a JPEG 2000 codestream, and the byte of a sample's bits in it
+CODECS = "needs imagecodecs: pip install imagecodecs"
+
+
+def is_deep(content: bytes) -> bool:
+    """Return whether an image file of these bytes, which is no TIFF, holds more than 8 bits a sample.
+
+    A PPM of colours with more is none: it tells its white, to which its values are scaled.
+    """
+    kind = kinds.of(content[: kinds.HEAD])
+    if kind == "PNG":
+        return content[PNG_DEPTH : PNG_DEPTH + 1] == b"\x10"
+    if kind == "JPEG 2000":
+        start = content.find(CODESTREAM)
+        return start >= 0 and content[start + BITS : start + BITS + 1] > b"\x07"
+    if kind != "PPM":
+        return False
+    with decode.opened(BytesIO(content)) as image:
+        return image.mode.startswith(("I", "F"))
+
+
+def is_float(content: bytes) -> bool:
+    """Return whether an image file that `is_deep` has values with a fraction, and so is never a photo."""
+    return content[:2] in (b"Pf", b"PF")
+
+
+def read(content: bytes) -> Pixels:
+    """Return the pixels of an image file of these bytes that `is_deep`: uint16, or float32 of a PFM.
+
+    Values of a PGM are scaled from 0..its maximum to 0..65535. Transparency is a further channel unless it is opaque
+    everywhere.
+
+    Raises:
+        Unsupported: the file is too large, or its reading needs a package.
+        OSError: the file is damaged (in `guard.guarded`).
+    """
+    kind = kinds.of(content[: kinds.HEAD])
+    with decode.opened(BytesIO(content)) as image:
+        if kind == "PPM":
+            values = np.asarray(image)
+            return Pixels((values if image.mode == "F" else values.astype(np.uint16))[..., None])
+        check_values((image.height, image.width, len(image.getbands())))
+        orientation = image.getexif().get(decode.ORIENTATION, 1) if kind == "PNG" else 1
+    return upright(_named(_decoded(content, kind)), orientation)
+
+
+def _named(values: np.ndarray) -> Pixels:
+    check_type(values.dtype)
+    count = values.shape[2]
+    pixels = Pixels(values, (RGB.names if count > 2 else ()) + ("alpha",) * (count == 4))
+    return without_opaque(pixels) if count in (2, 4) else pixels
+
+
+def _decoded(content: bytes, kind: str) -> np.ndarray:
+    """Return the values [height, width, channels] of a PNG or JPEG 2000."""
+    try:
+        import imagecodecs
+    except ImportError as error:
+        raise Unsupported(f"{kind} of more than 8 bits {CODECS}") from error
+    values = imagecodecs.png_decode(content) if kind == "PNG" else imagecodecs.jpeg2k_decode(content)
+    return values if values.ndim == 3 else values[..., None]

@@ -1,0 +1,221 @@
+"""What a file is: a usable photo, a usable stack, or the reason why it cannot be used."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from polychrome.engine.data.files import dali_check, kinds, shards, stacks
+from polychrome.engine.data.files.guard import guarded, most_pixels, too_large
+from polychrome.engine.data.files.pixels import Pixels
+from polychrome.engine.data.files.statistics import Moments, measure
+from polychrome.engine.errors import Unsupported, one_line
+
+AT_ONCE = 2**28  # bytes of a file that are read at once
+TOLERANCE = 2  # of a photo's bytes, between decoders
+DEEP = ("TIFF", "PNG", "PPM", "JPEG 2000")  # kinds that may hold more than photos do
+LARGEST = 24  # bytes of such a file for each pixel that an image may have
+MISSING, NOWHERE = "missing file", "a link that leads nowhere"
+UNIDENTIFIED = "UnidentifiedImageError"  # of Pillow, which is not imported where every verdict is known
+DAMAGED = (b"\x89PNG", b"RIFF", b"BM")  # what damaged images begin with
+
+
+class Photo(NamedTuple):
+    """A usable photo: its size, and how it is encoded (see `engine.data.files.decode.inspected`).
+
+    `by_pillow` says why Pillow has to decode it where DALI decodes the others; empty where DALI decodes it alike.
+    """
+
+    height: int
+    width: int
+    encoding: str
+    by_pillow: str = ""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A usable file of any number of channels.
+
+    dtype: the type of its values as they are read, "uint8" or "float32"; stored: their type in the file.
+    moments: the statistics of the channels; highest: the highest value.
+    names: the names of the channels, where the file has them.
+    missing: how many values are missing.
+    as_photo: what the file is in a set of photos: a photo, the reason why it is none, or empty for an array.
+    looks_photo: whether it has four samples of 8 bits of which the last looks like transparency.
+    """
+
+    height: int
+    width: int
+    dtype: str
+    stored: str
+    moments: Moments
+    highest: float
+    names: tuple[str, ...] = ()
+    missing: int = 0
+    as_photo: Photo | str = ""
+    looks_photo: bool = False
+
+    @property
+    def channels(self) -> int:
+        """The number of channels."""
+        return self.moments.channels
+
+    @property
+    def scale(self) -> str:
+        """What the values may be mixed with: bytes, other whole numbers, or fractions."""
+        return self.dtype if self.dtype == "uint8" else "fractions" if self.stored.startswith("f") else "whole numbers"
+
+
+Verdict = Photo | Stack | str  # or why the file is rejected
+
+
+def of(file: str, channels: int | None, compared: bool) -> Verdict:
+    """Return the verdict on a file; photos are decoded by DALI too and `compared`.
+
+    `channels` is the number of channels of a stack whose shape does not tell their axis.
+
+    Raises UserError where the environment names no number of pixels.
+    """
+    try:
+        with guarded():
+            if (size := shards.size(file)) == 0:
+                return "empty file"
+            if (size > AT_ONCE or file.lower().endswith(kinds.ARRAY)) and stacks.is_array(file):
+                return _stack(stacks.pixels(Path(file), channels))
+            content = shards.read_bytes(file) if size <= AT_ONCE else b""
+            kind = kinds.of(content[: kinds.HEAD] or shards.head(file))
+            if kind == "array":
+                return _stack(stacks.pixels(Path(file), channels))
+            if not content and kind in DEEP:  # to know its bits
+                if size > (most := LARGEST * most_pixels()):
+                    return too_large(f"{size:,} bytes", most)
+                content = shards.read_bytes(file)
+            return _image(file, content, kind, channels, compared)
+    except FileNotFoundError:
+        return NOWHERE if os.path.islink(file) else MISSING
+    except Unsupported as error:
+        return one_line(error)
+    except OSError as error:
+        return _failure(file, error)
+
+
+def _failure(file: str, error: OSError) -> str:
+    return _unidentified(file) if type(error).__name__ == UNIDENTIFIED else error.strerror or _damage(error)
+
+
+def _image(file: str, content: bytes, kind: str, channels: int | None, compared: bool) -> Verdict:
+    """Return the verdict on an image file; `content` is empty for a photo that is too large to be read at once."""
+    from polychrome.engine.data.files import deep, tiffs
+
+    if kind == "TIFF":
+        nature = tiffs.nature(content)
+    elif kind in DEEP and deep.is_deep(content):
+        fractions = deep.is_float(content)
+        nature = tiffs.Nature(
+            photo=not fractions, measured=True, why_not="values with fractions, among photos" * fractions
+        )
+    else:
+        return _photo(file, content, compared)
+    if not nature.measured:
+        return _photo(file, content, compared)
+    pixels = stacks.pixels(Path(file), channels, content)
+    found = _stack(pixels)
+    if isinstance(found, str):
+        return found
+    if not nature.photo:
+        return replace(found, as_photo=nature.why_not)
+    looks_photo = nature.alpha and _looks_like_alpha(pixels.values[..., 3])
+    return replace(found, as_photo=_as_photo(file, content, compared), looks_photo=looks_photo)
+
+
+def _as_photo(file: str, content: bytes, compared: bool) -> Photo | str:
+    """Return a file of measured values as a photo, or the reason why it cannot be one."""
+    try:
+        with guarded():
+            return _photo(file, content, compared)
+    except Unsupported as error:
+        return one_line(error)
+    except OSError as error:
+        return _failure(file, error)
+
+
+def _photo(file: str, content: bytes, compared: bool) -> Photo:
+    from polychrome.engine.data.files import decode
+
+    decode.verify(content)
+    pixels, how = decode.inspected(BytesIO(content) if content else shards.opened(file))
+    by_pillow = ""
+    if compared:
+        by_pillow = dali_check.difference(content, pixels, TOLERANCE) if content else "it is too large to be compared"
+    return Photo(*pixels.shape[:2], how, by_pillow)
+
+
+def _stack(pixels: Pixels) -> Stack | str:
+    values, names, missing, stored = pixels
+    lost = 0 if missing is None else int(missing.sum())
+    if infinite := int(np.isinf(values).sum()):
+        return f"{infinite:,} of {values.size:,} values are infinite"
+    if lost == values.size:
+        return "all values are missing"
+    highest = float(values.max() if missing is None else values[~missing].max())
+    found = measure(values, missing)
+    return Stack(*values.shape[:2], values.dtype.name, stored, found, highest, names, lost)
+
+
+def _looks_like_alpha(band: np.ndarray) -> bool:
+    """Return whether at least half of a band of bytes is fully transparent or fully opaque."""
+    return 2 * int(((band == 0) | (band == 255)).sum()) >= band.size
+
+
+def _unidentified(file: str) -> str:
+    try:
+        head = shards.head(file)
+    except OSError as error:
+        return _damage(error)
+    kind = kinds.of(head)
+    if kind == "TIFF":
+        return "a damaged TIFF, or one that Pillow cannot read"
+    if kind in ("AVIF", "HEIC", "JPEG XL"):
+        return f"{kind}, which this installation of Pillow does not read: install a plugin, or save it as PNG"
+    if kind or head.startswith(DAMAGED):
+        return "truncated or damaged in its header"
+    return f"not an image: it starts with {head[:24]!r}"
+
+
+def _damage(error: OSError) -> str:
+    text = one_line(error)
+    cut = "truncated" in text.lower() or isinstance(error.__cause__, EOFError)
+    return f"truncated: {text}" if cut else text if text.startswith("damaged") else f"damaged: {text}"
+
+
+def to_entry(verdict: Verdict) -> list:
+    """Return a verdict as JSON holds it."""
+    if isinstance(verdict, str):
+        return [verdict]
+    if isinstance(verdict, Photo):
+        return list(verdict)
+    size, kinds = [verdict.height, verdict.width], [verdict.dtype, verdict.stored]
+    found = [verdict.moments.to_text(), verdict.highest, list(verdict.names), verdict.missing]
+    return [*size, *kinds, *found, to_entry(verdict.as_photo), verdict.looks_photo]
+
+
+def from_entry(entry: list) -> Verdict | None:
+    """Return the verdict that `to_entry` stored; None for any other list."""
+    match entry:
+        case [str(reason)]:
+            return reason
+        case [int(height), int(width), str(encoding), str(by_pillow)]:
+            return Photo(height, width, encoding, by_pillow)
+        case [int(), int(), str(), str(), str(text), float(), list(names), int(missing), list(other), bool(looks)]:
+            as_photo = from_entry(other)
+            if isinstance(as_photo, (str, Photo)):
+                with suppress(ValueError):
+                    moments = Moments.from_text(text)
+                    return Stack(*entry[:4], moments, entry[5], tuple(map(str, names)), missing, as_photo, looks)
+    return None

@@ -1,0 +1,390 @@
+"""Images that are no photos of 8 bits: no channel is dropped, no value crushed, no axis guessed without a word."""
+
+import dataclasses
+import io
+import re
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from polychrome.engine.channels.names import RGB
+from polychrome.engine.data.files import stacks
+from polychrome.engine.data.files.pixels import Pixels, upright
+from polychrome.engine.data.sets import inspection, listing, scan
+from polychrome.engine.errors import UserError
+from polychrome.train.commands.predict import as_image_set
+from tests.engine.data import image_kinds, measured
+
+KINDS = measured.kinds()
+tifffile = measured.tifffile
+PHOTOS = {f"{i}.png": image_kinds.encoded(image_kinds.picture(seed=i), "PNG") for i in range(4)}
+
+
+def write(root, files, names=None):
+    """Write a folder of two classes with every file in each of three splits' class folders."""
+    root.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, (name, content) in enumerate(files.items()):
+        (root / name).write_bytes(content)
+        rows.append(f"{name} {number % 2}\n")
+    for split in ("train", "val", "test"):
+        (root / f"{split}.txt").write_text("".join(rows))
+    if names:
+        (root / "channels.txt").write_text("".join(f"{name}\n" for name in names))
+    return root
+
+
+def opened(root):
+    images = listing.read(root)
+    report = scan.scan(root, images.splits["train"].paths, workers=1, cache=False)
+    return scan.apply(images, report), report
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_value_and_name_of_measured_data_is_read(tmp_path, name):
+    kind = KINDS[name]
+    images, report = opened(write(tmp_path, {"a.tif": kind.content, "b.tif": kind.content}))
+    assert report.rejected == ()
+    assert images.stacks
+    assert images.channels.names == (kind.names or tuple(map(str, range(kind.values.shape[2]))))
+    assert images.dtype == ("uint8" if kind.values.dtype == np.uint8 else "float32")
+    read = stacks.opener(images)("a.tif")
+    assert read.dtype == images.dtype
+    np.testing.assert_array_equal(read, kind.values)
+    scale = 255 if images.dtype == "uint8" else 1
+    np.testing.assert_allclose(images.channels.mean, kind.values.mean((0, 1), np.float64) / scale, rtol=1e-6, atol=1e-9)
+    size = f"{kind.values.shape[0]} x {kind.values.shape[1]}"
+    count = f"{kind.values.shape[2]} channel{'s' * (kind.values.shape[2] > 1)}"
+    assert scan.shape(images) == f"{count}, {size}, named {', '.join(images.channels.names)}; values are {images.dtype}"
+
+
+def fault(root):
+    with pytest.raises(UserError) as caught:
+        opened(root)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def reason(tmp_path, content, name="a.tif"):
+    (tmp_path / name).write_bytes(content)
+    found = inspection.of(str(tmp_path / name), None, False)
+    assert isinstance(found, str), found
+    return found
+
+
+def rgba(values, extra):
+    return measured.tiff(values, photometric="rgb", extrasamples=extra)
+
+
+def with_alpha(seed, alpha):
+    """Return 8-bit colours with a fourth sample."""
+    return np.concatenate([measured.drawn(3, np.uint8, seed), alpha[..., None]], 2).astype(np.uint8)
+
+
+def soft_mask():
+    """Return transparency that is opaque in the middle, with a soft border."""
+    mask = np.zeros((measured.HEIGHT, measured.WIDTH))
+    mask[3:-3, 3:-3], mask[2, 3:-3] = 255, 128
+    return mask
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_that_is_cut_is_never_read_as_less(tmp_path, name):
+    kind, file = KINDS[name], tmp_path / "a.tif"
+    rng = np.random.default_rng(0)
+    for end in rng.integers(1, len(kind.content), 25):
+        file.write_bytes(kind.content[:end])
+        found = inspection.of(str(file), None, False)
+        if not isinstance(found, str):
+            np.testing.assert_array_equal(stacks.read(file), kind.values)
+
+
+def test_a_few_files_of_16_bits_among_photos_are_scaled_counted_and_said(tmp_path):
+    deep, dim = np.full((9, 8, 3), 65535, np.uint16), np.full((9, 8), 4095, np.uint16)
+    deep[0, 0] = 0, 32896, 257
+    files = PHOTOS | {"deep.png": image_kinds.png16(deep, 2), "dim.tif": measured.tiff(dim[..., None])}
+    images, report = opened(write(tmp_path, files))
+    assert (images.channels, images.stacks, report.rejected) == (RGB, False, ())
+    read = stacks.opener(images)
+    assert read("deep.png")[0, 0].tolist() == [0, 128, 1]
+    assert (read("deep.png")[1:] == 255).all()
+    assert (read("dim.tif") == 16).all()
+    assert scan.remarks(report, by_dali=False) == (
+        "2 photos of 16 bits among photos of 8, scaled from 0..65535 to 0..255, such as deep.png",
+        "1 photo of these with no value above 4,095: they become dark, such as dim.tif",
+    )
+
+
+def test_photos_among_measured_data_are_left_out_and_named(tmp_path):
+    files = {f"{i}.tif": KINDS["16 bits RGB"].content for i in range(5)}
+    images, report = opened(write(tmp_path, files | PHOTOS))
+    why = "a photo or page of 8 bits among 5 files of measured values such as 0.tif: remove it"
+    assert {item.path: item.reason for item in report.rejected} == dict.fromkeys(PHOTOS, why)
+    assert (images.channels.names, images.dtype) == (("R", "G", "B"), "float32")
+
+
+def test_measured_data_that_cannot_be_a_photo_is_left_out_among_photos_and_named(tmp_path):
+    files = PHOTOS | {
+        "float.tif": KINDS["floats"].content,
+        "bands.tif": KINDS["bands without names"].content,
+        "pages.tif": KINDS["pages"].content,
+    }
+    images, report = opened(write(tmp_path, files))
+    assert images.channels is RGB
+    assert {item.path: item.reason for item in report.rejected} == {
+        "float.tif": "TIFF of 3 channels of float32 values, among photos",
+        "bands.tif": "TIFF of 5 channels of uint16 values, among photos",
+        "pages.tif": "5 pages in one TIFF file, among photos: keep the first",
+    }
+
+
+@pytest.mark.parametrize("extra", [[1], [2], "none"])
+def test_a_fourth_sample_is_transparency_only_where_it_looks_so(tmp_path, extra):
+    def file(seed, alpha):
+        content = rgba(with_alpha(seed, alpha), [2] if extra == "none" else extra)
+        return without_tag(content, 338) if extra == "none" else content
+
+    clear = {f"{i}.tif": file(i, soft_mask()) for i in range(4)}
+    images, report = opened(write(tmp_path / "clear", clear))
+    assert (images.channels, images.stacks) == (RGB, False)
+    assert "4 photos with transparency, which is dropped, such as 0.tif" in scan.remarks(report, by_dali=False)
+    bands = {f"{i}.tif": file(i, measured.drawn(1, np.uint8, i)[..., 0]) for i in range(4)}
+    one_empty = bands | {"empty.tif": file(9, np.zeros_like(soft_mask()))}
+    images, report = opened(write(tmp_path / "bands", one_empty))
+    assert report.rejected == ()
+    assert images.channels.names == ("R", "G", "B", "3")
+    np.testing.assert_array_equal(stacks.opener(images)("1.tif"), with_alpha(1, measured.drawn(1, np.uint8, 1)[..., 0]))
+    images, report = opened(write(tmp_path / "among photos", {"a.tif": bands["0.tif"]} | PHOTOS))
+    assert (images.channels, report.rejected) == (RGB, ())
+    assert any(note.startswith("1 photo with transparency") for note in scan.remarks(report, by_dali=False))
+
+
+def without_tag(content, tag):
+    """Return a TIFF file, little end first, without one of its tags: renamed to a private number."""
+    place = content.index(tag.to_bytes(2, "little") + b"\3\0")
+    return content[:place] + (65000).to_bytes(2, "little") + content[place + 2 :]
+
+
+def test_a_fourth_sample_of_no_known_meaning_is_a_band(tmp_path):
+    images, _ = opened(write(tmp_path, {f"{i}.tif": rgba(with_alpha(i, soft_mask()), [0]) for i in range(2)}))
+    assert images.channels.names == ("R", "G", "B", "3")
+
+
+def test_channels_txt_says_that_a_fourth_sample_is_a_band_or_is_not(tmp_path):
+    masks = {f"{i}.tif": rgba(with_alpha(i, soft_mask()), [2]) for i in range(4)}
+    images, _ = opened(write(tmp_path / "a", masks, ["red", "green", "blue", "cloud"]))
+    assert images.channels.names == ("red", "green", "blue", "cloud")
+    bands = {f"{i}.tif": rgba(measured.drawn(4, np.uint8, i), [2]) for i in range(4)}
+    assert opened(write(tmp_path / "b", bands))[0].stacks
+    assert opened(write(tmp_path / "c", bands, ["R", "G", "B"]))[0].channels is RGB
+
+
+def test_axes_that_cannot_be_channels_are_named(tmp_path):
+    values = np.arange(3 * 5 * 12 * 17, dtype=np.uint16).reshape(3, 5, 12, 17)
+    stack = measured.described(values, "ZCYX", imagej=True)
+    wanted = "wanted Y, X and one of channels: save one slice or time alone"
+    assert reason(tmp_path, stack) == f"axes Z 3, C 5, Y 12, X 17, {wanted}"
+    assert reason(tmp_path, measured.described(values, "TCYX", ome=True)) == f"axes T 3, C 5, Y 12, X 17, {wanted}"
+    colours = image_kinds.encoded(
+        Image.fromarray(image_kinds.picture(6, 7)), "TIFF", save_all=True, append_images=[Image.new("RGB", (7, 6))]
+    )
+    assert reason(tmp_path, colours).startswith("axes I 2, Y 6, X 7, S 3, wanted")
+    palettes = [Image.fromarray(image_kinds.picture(6, 7, seed=i)).quantize(9) for i in range(3)]
+    paged = image_kinds.encoded(palettes[0], "TIFF", save_all=True, append_images=palettes[1:])
+    assert reason(tmp_path, paged) == "pages with palettes, wanted pages of one channel each"
+
+
+def test_an_ome_file_that_tells_of_further_files_is_refused(tmp_path):
+    with tifffile.TiffFile(io.BytesIO(KINDS["OME"].content)) as whole:
+        text = whole.ome_metadata
+    further = '<TiffData IFD="0"><UUID FileName="b.tif">urn:uuid:1</UUID></TiffData>'
+    stream = io.BytesIO()
+    text = re.sub(r"<TiffData[^>]*/>", further, text)
+    tifffile.imwrite(stream, np.zeros((12, 17), np.uint16), description=text, metadata=None)
+    assert reason(tmp_path, stream.getvalue()) == "its OME description tells of further files, wanted all in one"
+
+
+def test_overviews_and_masks_are_no_channels(tmp_path):
+    def layered(values, **options):
+        stream = io.BytesIO()
+        with tifffile.TiffWriter(stream) as writer:
+            writer.write(values, metadata=None, **options)
+            writer.write(values[::2, ::2], subfiletype=1, metadata=None, **options)
+            writer.write(values[::4, ::4], subfiletype=1, metadata=None, **options)
+        return stream.getvalue()
+
+    photo = image_kinds.picture(80, 60)
+    files = {f"{i}.tif": layered(photo, photometric="rgb") for i in range(2)}
+    images, _ = opened(write(tmp_path / "photos", files))
+    assert images.channels is RGB
+    np.testing.assert_array_equal(stacks.opener(images)("0.tif"), photo)
+    values = measured.drawn(5, height=80, width=60)
+    files = {f"{i}.tif": layered(values, photometric="minisblack", planarconfig="contig") for i in range(2)}
+    images, _ = opened(write(tmp_path / "bands", files))
+    np.testing.assert_array_equal(stacks.opener(images)("0.tif"), values)
+
+
+def masked(values, mask):
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as writer:
+        writer.write(values, metadata=None, photometric="minisblack", planarconfig="contig")
+        writer.write(mask, subfiletype=4, photometric="mask", metadata=None)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("how", ["nodata", "NaN", "NaN in an array", "mask", "bytes"])
+def test_missing_values_are_left_out_of_the_statistics_and_become_the_mean(tmp_path, how):
+    dtype = {"nodata": np.int16, "mask": np.uint16, "bytes": np.uint8}.get(how, np.float32)
+    files, every, gone = {}, [], []
+    for i in range(3):
+        values = measured.drawn(3, dtype, i)
+        missing = np.random.default_rng(i).random(values.shape) < 0.2
+        if how == "mask":
+            missing = np.repeat(missing[..., :1], 3, 2)
+            files[f"{i}.tif"] = masked(values, ~missing[..., 0])
+        elif how in ("nodata", "bytes"):
+            none = 7 if how == "bytes" else -9999
+            values[values == none] += 1
+            files[f"{i}.tif"] = measured.tiff(np.where(missing, none, values).astype(dtype), nodata=none)
+        else:
+            holed = np.where(missing, np.nan, values)
+            files[f"{i}.npy" if "array" in how else f"{i}.tif"] = npy(holed) if "array" in how else measured.tiff(holed)
+        every.append(values)
+        gone.append(missing)
+    images, report = opened(write(tmp_path, files))
+    scale = 255 if dtype == np.uint8 else 1
+    there = np.ma.masked_array(np.concatenate(every).astype(np.float64), np.concatenate(gone)) / scale
+    np.testing.assert_allclose(images.channels.mean, there.mean((0, 1)), rtol=1e-12)
+    np.testing.assert_allclose(images.channels.std, there.std((0, 1)), rtol=1e-9)
+    for path, values, missing in zip(files, every, gone, strict=True):
+        fill = np.array(images.channels.mean) * scale
+        fill = np.rint(fill) if dtype == np.uint8 else fill
+        expected = np.where(missing, fill, values).astype(images.dtype)
+        np.testing.assert_array_equal(stacks.opener(images)(path), expected)
+    first = next(iter(files))
+    assert scan.remarks(report, by_dali=False) == (
+        f"3 stacks with missing values, which become the mean of their channel, such as {first}",
+    )
+
+
+def npy(array):
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def test_channels_and_files_without_any_value_are_refused(tmp_path):
+    empty = np.full((9, 8, 2), np.nan, np.float32)
+    assert reason(tmp_path, npy(empty), "a.npy") == "all values are missing"
+    empty[..., 0] = measured.drawn(1, np.float32, 0, 9, 8)[..., 0]
+    assert "channel 1 has no value in any training image: leave it out" in fault(
+        write(tmp_path / "set", {"a.npy": npy(empty), "b.npy": npy(empty)})
+    )
+
+
+def test_whole_numbers_that_would_be_rounded_are_refused(tmp_path):
+    values = measured.drawn(3, np.uint32)
+    values[0, 0, 0] = 2**24 + 1
+    assert reason(tmp_path, measured.tiff(values)) == (
+        "a value of 16,777,217, and whole numbers above 16,777,216 would be rounded: scale them"
+    )
+
+
+def test_names_and_types_that_differ_between_files_are_named(tmp_path):
+    def named(*names):
+        return measured.tiff(measured.drawn(2), names)
+
+    differing = fault(write(tmp_path / "a", {"a.tif": named("red", "nir"), "b.tif": named("nir", "red")}))
+    assert "files name their channels differently: a.tif red, nir; b.tif nir, red: wanted one order" in differing
+    some = fault(write(tmp_path / "b", {"a.tif": named("red", "nir"), "b.tif": named()}))
+    assert "a.tif red, nir; b.tif no names" in some
+    images, _ = opened(write(tmp_path / "c", {"a.tif": named("red", "nir"), "b.tif": named()}, ["x", "y"]))
+    assert images.channels.names == ("x", "y")
+    twice = {"a.tif": named("red", "red"), "b.tif": named("red", "red")}
+    assert opened(write(tmp_path / "d", twice))[0].channels.names == ("0", "1")
+    types = {"a.npy": npy(measured.drawn(2)), "b.npy": npy(measured.drawn(2, np.float32))}
+    assert "a.npy has values of type uint16, b.npy of float32: wanted one type" in fault(write(tmp_path / "e", types))
+
+
+def test_files_in_another_order_than_a_trained_model_are_refused(tmp_path):
+    images, _ = opened(write(tmp_path / "a", {n: measured.tiff(measured.drawn(2), ("red", "nir")) for n in "ab"}))
+    file = tmp_path / "c.tif"
+    file.write_bytes(measured.tiff(measured.drawn(2), ("nir", "red")))
+    with pytest.raises(UserError, match="has the channels in another order: nir, red, wanted red, nir"):
+        as_image_set((file,), images.channels, images.dtype)
+    file.write_bytes(measured.tiff(measured.drawn(2), ("red", "nir")))
+    assert as_image_set((file,), images.channels, images.dtype).channels == images.channels
+
+
+def test_a_file_of_16_bits_is_predicted_as_the_model_was_trained(tmp_path):
+    file = tmp_path / "a.png"
+    file.write_bytes(KINDS["PNG RGB"].content)
+    photo = as_image_set((file,), RGB, "uint8")
+    assert (photo.stacks, photo.dtype) == (False, "uint8")
+    assert photo.notes[0].startswith("1 photo of 16 bits among photos of 8, scaled")
+    images, _ = opened(write(tmp_path / "set", {n: KINDS["PNG RGB"].content for n in ("a.png", "b.png")}))
+    stack = as_image_set((file,), images.channels, images.dtype)
+    assert (stack.stacks, stack.dtype, stack.channels) == (True, "float32", images.channels)
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+def test_measured_data_is_turned_as_pillow_turns_photos(value):
+    values = image_kinds.picture(6, 9)
+    image = Image.fromarray(values)
+    image.getexif()[0x112] = value
+    np.testing.assert_array_equal(upright(Pixels(values), value).values, np.asarray(ImageOps.exif_transpose(image)))
+
+
+def test_orientations_of_tiff_and_png_are_heeded(tmp_path):
+    values = measured.drawn(3)
+    turned = np.rot90(values, -1)
+    file = tmp_path / "a.tif"
+    file.write_bytes(measured.tiff(values, photometric="rgb", orientation=6))
+    np.testing.assert_array_equal(stacks.read(file), turned)
+    png = image_kinds.png16(values, 2)
+    exif = image_kinds.orientation(6).tobytes().removeprefix(b"Exif\0\0")
+    chunk = b"eXIf" + exif
+    place = png.index(b"IDAT") - 4
+    checked = len(exif).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    file.write_bytes(png[:place] + checked + png[place:])
+    np.testing.assert_array_equal(stacks.read(file), turned)
+
+
+def test_where_a_package_is_lacking_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    assert reason(tmp_path, KINDS["JPEG 2000 of 12 bits"].content) == (
+        "JPEG 2000 of more than 8 bits needs imagecodecs: pip install imagecodecs"
+    )
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    assert reason(tmp_path, KINDS["pages"].content) == "TIFF needs tifffile: pip install tifffile"
+
+
+def test_a_compression_that_needs_imagecodecs_says_so_where_it_is_lacking(tmp_path):
+    (tmp_path / "a.tif").write_bytes(KINDS["bands by lzw"].content)
+    program = (
+        "import sys; sys.modules['imagecodecs'] = None\n"
+        "from polychrome.engine.data.sets import inspection\n"
+        "print(inspection.of(sys.argv[1], None, False))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "a.tif")]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert found == "its compression needs imagecodecs: pip install imagecodecs"
+
+
+def test_a_second_scan_reads_nothing_and_tells_the_same_of_measured_data(tmp_path):
+    files = {f"{i}.tif": kind.content for i, kind in enumerate(KINDS.values())} | PHOTOS
+    root = write(tmp_path, files)
+    first = scan.scan(root, list(files), workers=1)
+    again = scan.scan(root, list(files), workers=1)
+    assert (first.decoded, again.decoded) == (len(files), 0)
+    assert first.stacks.keys() == again.stacks.keys()
+    for path, stack in first.stacks.items():
+        other = again.stacks[path]
+        np.testing.assert_array_equal(stack.moments.values, other.moments.values)
+        assert dataclasses.replace(stack, moments=other.moments) == other
+    assert first.rejected == again.rejected
