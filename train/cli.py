@@ -174,7 +174,10 @@ assert list(cli.commands) == list(TASKS)
     type=click.Choice(["train", "val", "holdout", "test"]),
     help="Split to evaluate on.  [default: the splits of the run's table.csv]",
 )
-@click.option("--data", help="Folder of the data, where it has moved since the run.")
+@click.option(
+    "--data",
+    help="Folder of the data, where it has moved since the run; or labelled images without splits, to test on all.",
+)
 @click.option(
     "--backend", type=click.Choice(["auto", "dali", "torch"]), help="Decoder of the images.  [default: the run's]"
 )

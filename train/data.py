@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.data.loader import Loader
 from polychrome.engine.data.opening import Opened, Wanted, open_set
-from polychrome.engine.data.sets import generated, listing
+from polychrome.engine.data.sets import division, generated, listing
 from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine import distributed
@@ -32,6 +33,26 @@ def open_data(settings: Settings, task: str, splits: tuple[str, ...] = ()) -> Op
     """
     with distributed.main_first():
         return open_set(*_listed(settings, task, how_to_open(settings, splits)))
+
+
+def open_undivided(settings: Settings, before: dict) -> Opened | None:
+    """Return the labelled images of a folder without splits, all of them as the split "test", opened.
+
+    None where the folder of the settings has splits, or holds the data of the run whose "data" entry is `before`.
+
+    Raises:
+        UserError: a class is not among those of the run, or `strict` and a file cannot be decoded.
+    """
+    root = Path(settings.data)
+    if root.resolve() == Path(before["root"]).resolve():
+        return None
+    if (images := listing.undivided(root, before["class_names"])) is None:
+        return None
+    with suppress(UserError):  # a class may have too few images to be divided
+        divided = division.digests(listing.read(root, settings.num_classes, settings.division_seed, settings.group_by))
+        if all(digest == before["division"].get(name) for name, digest in divided.items()):
+            return None
+    return open_set(images, how_to_open(settings)._replace(holdout=0))
 
 
 def how_to_open(settings: Settings, splits: tuple[str, ...] = ()) -> Wanted:
@@ -59,7 +80,7 @@ def _listed(settings: Settings, task: str, how: Wanted) -> tuple[ImageSet, Wante
     if settings.data is None:
         with console.waiting("making the generated set"):
             return listing.read(_generated()), how, None
-    return listing.read(Path(settings.data), settings.num_classes, settings.division_seed), how, None
+    return listing.read(Path(settings.data), settings.num_classes, settings.division_seed, settings.group_by), how, None
 
 
 def _stored_size(settings: Settings) -> int:

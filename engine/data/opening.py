@@ -17,7 +17,7 @@ from polychrome.engine.data.image_set import ImageSet, Split, sizes_of, without
 from polychrome.engine.data.loader import Loader
 from polychrome.engine.data.readers import choice
 from polychrome.engine.data.readers.choice import Store
-from polychrome.engine.data.sets import division, scan
+from polychrome.engine.data.sets import division, repeats, scan
 from polychrome.engine.data.stores.disk import ImageCache
 from polychrome.engine.data.stores.placement import Placement, choose_placement
 from polychrome.engine.data.stores.uniform import UniformImages
@@ -128,7 +128,8 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
     rejected = _left_out(images, {item.path: item.reason for item in report.rejected}, wanted.strict)
     images = scan.apply(images, report)
     by_dali = choice.resolve(wanted.backend, images.stacks) == "dali"
-    notes = (*images.notes, *((scan.shape(images),) if images.stacks else ()), *scan.remarks(report, by_dali))
+    shape = (scan.shape(images),) if images.stacks else ()
+    notes = (*images.notes, *shape, *scan.remarks(report, by_dali), *repeats.notes(images, report.digests))
     images = replace(images, notes=notes)
     for note in images.notes:
         console.say(note)

@@ -114,6 +114,7 @@ def sections(results: dict, folder: Path) -> list[Section]:
             found("tradeoff", "Test accuracy against multiply-adds"),
             " ".join(filter(None, notes)),
         ),
+        Section("Data", _filled(tables.data(results))),
         Section("Failed", _filled(tables.failed(results))),
         Section("Reported and measured", _filled(tables.reported(results)), note=REPORTED),
         *_by_channels(results, found),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from polychrome.engine.channels.names import SHUFFLED
+from polychrome.engine.data.accounting import Account
 from polychrome.engine.report import scores
 
 # Of more sizes than this, a table shows a choice.
@@ -247,6 +248,13 @@ def kernels(results: dict) -> tuple[Table, ...]:
 def failed(results: dict) -> Table:
     """Return the models that were not trained to the end, with the reason."""
     return Table("Failed", ("model", "reason"), tuple(results.get("failed", {}).items()), left=2)
+
+
+def data(results: dict) -> Table:
+    """Return what became of the files of the run's data, and how they were understood, a line each."""
+    counts, notes = results["data"].get("files"), results["data"].get("notes", ())
+    rows = (*((str(Account(**counts)),) if counts else ()), *notes)
+    return Table("Data", ("what was found",), tuple((row,) for row in rows), left=1)
 
 
 def rejected(results: dict) -> Table:

@@ -108,17 +108,24 @@ def test_stacks_of_differing_channel_counts_are_named(tmp_path, capsys):
     assert "stacks/train_0.npy has 4 channels, stacks/train_3.npy has 5" in error
 
 
-def test_values_that_are_not_finite_are_counted_and_the_file_left_out(tmp_path, capsys):
+def test_infinite_values_are_counted_and_the_file_left_out_and_missing_values_are_filled(tmp_path, capsys):
     data = write_stacks(tmp_path / "data", 4, dtype=np.float32)
     broken = np.load(data / "stacks/train_5.npy")
     broken[3, 4:8, 2] = np.nan
     broken[0, 0, 0] = np.inf
     np.save(data / "stacks/train_5.npy", broken)
+    holed = np.load(data / "stacks/train_4.npy")
+    holed[3, 4:8, 2] = np.nan
+    np.save(data / "stacks/train_4.npy", holed)
     start = ["--data", str(data), "--out", str(tmp_path), "--name", "x", *SMALL, "--models", "baseline_cnn"]
     assert main(["task1", *start]) == 0
-    (left_out,) = results(tmp_path / "task1/x")["data"]["rejected_files"]
-    assert left_out["path"] == "stacks/train_5.npy"
-    assert "5 of 6,400 values are NaN or infinite" in left_out["reason"]
+    found = results(tmp_path / "task1/x")["data"]
+    (left_out,) = found["rejected_files"]
+    assert (left_out["path"], left_out["reason"]) == ("stacks/train_5.npy", "1 of 6,400 values are infinite")
+    assert found["notes"] == [
+        "4 channels, 40 x 40, named 0, 1, 2, 3; values are float32",
+        "1 stack with missing values, which become the mean of their channel, such as stacks/train_4.npy",
+    ]
     assert "left out: stacks/train_5.npy" in capsys.readouterr().out
     assert main(["task1", *start[:-2], "--name", "y", "--strict"]) == 2
 

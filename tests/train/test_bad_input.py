@@ -113,7 +113,8 @@ def test_empty_and_missing_lists(fails, broken):
     (broken / "val.txt").write_text("")
     assert "val.txt lists no images" in fails("task1", "--data", broken)
     (broken / "val.txt").unlink()
-    assert "no val.txt in" in fails("task1", "--data", broken)
+    (broken / "train.txt").unlink()
+    assert "no train.txt in" in fails("task1", "--data", broken)
 
 
 def test_an_empty_data_folder(fails, tmp_path):

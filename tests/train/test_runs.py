@@ -269,6 +269,30 @@ def test_a_run_does_not_go_on_where_a_file_less_has_moved_others_between_trainin
     assert "not the run's figures" not in capsys.readouterr().out
 
 
+def test_a_labelled_folder_alone_is_evaluated_whole(stripes, task1, tmp_path, capsys):
+    run, data = tmp_path / "run", tmp_path / "alone"
+    shutil.copytree(task1, run)
+    for line in (stripes / "test.txt").read_text().splitlines():
+        path, label = line.rsplit(maxsplit=1)
+        if label != "1":
+            (data / label).mkdir(parents=True, exist_ok=True)
+            shutil.copy(stripes / path, data / label)
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--data", str(data), "--channels", "RGB"]) == 0
+    assert f"{data} has no splits: all 12 labelled images are tested" in " ".join(capsys.readouterr().out.split())
+    content = json.loads((run / "evaluation.json").read_text())
+    assert content["splits"] == ["test"]
+    found = content["models"]["simple_cnn"]["test"]["RGB"]
+    # The test split has six more images, of class 1.
+    whole = results(task1)["models"]["simple_cnn"]["test"]["RGB"]
+    assert round(found["accuracy"] * 12) <= round(whole["accuracy"] * 18)
+    assert abs(found["accuracy"] * 12 - round(found["accuracy"] * 12)) < 1e-6
+    (data / "other").mkdir()
+    shutil.copy(next((data / "0").iterdir()), data / "other")
+    assert main(["evaluate", str(run), "--data", str(data)]) == 2
+    assert "has the class 'other', wanted some of 0, 1, 2" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("signals_heard")
 def test_the_same_command_with_its_files_goes_on_until_it_is_done(stripes, tmp_path, monkeypatch, capsys):
     recipe, config = tmp_path / "recipe.toml", tmp_path / "config.toml"

@@ -13,7 +13,7 @@ from polychrome.engine.evaluation import evaluate
 from polychrome.engine.report import comparison, console, seeds
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train.commands.finished import Run
-from polychrome.train.data import make_loader, moved, open_data
+from polychrome.train.data import make_loader, moved, open_data, open_undivided
 from polychrome.train.results import scores_of, tested_splits
 from polychrome.train.settings.config import Settings
 
@@ -26,6 +26,8 @@ def evaluate_run(
 ) -> None:
     """Test the best checkpoints of a run's models, for every seed, and print and write the scores.
 
+    Of a folder `data` without splits that is not the run's own all images are tested.
+
     Writes `evaluation.json` and, in the form of the run's `table.csv`, `evaluation.csv` into the run's folder.
 
     Raises:
@@ -33,7 +35,7 @@ def evaluate_run(
     """
     folder = RunFolder.open(run)
     every = [Run(each.root, device) for each in folder.seeds.values()] or [Run(run, device)]
-    opened, found = None, []
+    opened, whole, found = None, False, []
     for trained in every:
         changes = {"data": data or trained.settings.data, "backend": backend or trained.settings.backend}
         settings = replace(trained.settings, **changes)
@@ -43,8 +45,12 @@ def evaluate_run(
         wanted = parse(channels, trained.channels.names, settings.division_seed)
         for name in trained.results["models"]:
             trained.networks(name, wanted)  # a damaged checkpoint is found before the data is read
+        if data and opened is None and split in (None, "test"):
+            opened = open_undivided(settings, trained.results["data"])
+            whole = opened is not None
+        splits = ("test",) if whole else splits
         opened = opened or open_data(settings, trained.results["task"], splits)
-        if change := moved(trained.results["data"], opened, splits):
+        if not whole and (change := moved(trained.results["data"], opened, splits)):
             console.warn(f"not the run's figures: {change}, and some may be among those it was trained on")
         found.append(_evaluated(trained, settings, opened, wanted, splits))
     results = seeds.combined(found) if folder.seeds else found[0]

@@ -6,7 +6,8 @@ import csv
 from pathlib import Path
 
 from polychrome.engine.data.image_set import ImageSet
-from polychrome.engine.data.sets import listing, patches, scan
+from polychrome.engine.data.sets import listing, patches, repeats, scan
+from polychrome.engine.data.sets.layouts import lists
 from polychrome.engine.errors import UserError
 from polychrome.engine.report import console
 from polychrome.engine.report.tables import Table
@@ -46,7 +47,7 @@ def scan_folder(folder: Path, workers: int | None, output: Path | None) -> None:
             raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
     if rows:
         console.show(Table("Files that cannot be used", ("path", "reason"), rows))
-    for note in (*images.notes, *scan.remarks(report, by_dali=True)):
+    for note in (*images.notes, *scan.remarks(report, by_dali=True), *repeats.notes(images, report.digests)):
         console.say(note)
     console.say(str(images.account.without(len(rows))))
     if report.sizes:
@@ -58,7 +59,7 @@ def _listed(folder: Path) -> ImageSet:
     try:
         images = listing.read(folder)
     except UserError as error:
-        if listing.has_lists(folder.expanduser()):
+        if lists.has_lists(folder.expanduser()):
             raise
         images = listing.every_image(folder)
         console.say(f"not a labelled set, every image below the folder is decoded: {error}")

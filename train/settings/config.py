@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -63,6 +64,19 @@ class Text(click.ParamType):
         return str(value)
 
 
+class Pattern(Text):
+    """A regular expression."""
+
+    name = "REGEX"
+
+    def convert(self, value, param, ctx):
+        try:
+            re.compile(value)
+        except re.error as error:
+            self.fail(f"{value!r} is no regular expression: {error}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 RECIPES = ("report_a", "report_b", "report_c", "report_d", "report_e", "strong")
 
 # Settings without a flag that a file may give to a whole run.
@@ -79,6 +93,12 @@ class Subject:
         None,
         "Folder with train.txt, val.txt and test.txt, or with one folder per class, or tar shards such as "
         "'shards/{000..099}.tar'.  [default: a generated set]",
+    )
+    group_by: str | None = setting(
+        None,
+        "Regular expression: images in whose paths it finds the same stay together where the data is divided, such as "
+        "'(patient[0-9]+)'.",
+        Pattern(),
     )
     num_classes: int | None = setting(None, "Number of classes, where the data does not give it.", Number(int, least=2))
     models: tuple[str, ...] | None = setting(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,21 +18,134 @@ HOLDOUT = "holdout"
 HOLDOUT_SEED = 2500  # of the draw, the same in every run
 
 
-def split_by_class(
-    root: Path, names: Sequence[str], of_class: Mapping[int, Sequence[str]], seed: int
-) -> dict[str, Split]:
-    """Split the images of each class 80/10/10 by `seed`; raises UserError for a class of fewer than three."""
-    images: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
-    for label, paths in sorted(of_class.items()):
-        if len(paths) < len(SPLITS):
-            count = f"{len(paths)} images of class {names[label]!r} in {root}"
+Row = tuple[str, int]  # path and label
+
+
+class Alike(NamedTuple):
+    """For some paths a name that a group has in common: equal and related files, `joined`, or related files alone."""
+
+    joined: Mapping[str, str]
+    related: Mapping[str, str]
+
+
+def completed(
+    root: Path,
+    names: Sequence[str],
+    rows: Mapping[str, Sequence[Row]],
+    seed: int,
+    grouping: Callable[[Sequence[str]], Alike],
+) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """Return the three splits of path and label by split, and lines for the user on splits that were made.
+
+    Images without a split, of the key "", are split 80/10/10 per class by `seed`. Half of each class of val is test
+    where there is no test, and a tenth of each class of train is val where there is no val. The images that
+    `grouping` gives one name stay together.
+
+    Raises:
+        UserError: there is no train, or a class or a split has too few images to be divided.
+    """
+    if "" in rows:
+        divided = _divided(root, names, rows[""], seed, grouping([path for path, _ in rows[""]]))
+        return {split: _split(divided[split]) for split in SPLITS}, ()
+    if "train" not in rows:
+        raise UserError(f"no train in {root}, only {' and '.join(rows)}: wanted images to train on")
+    parts, notes = dict(rows), []
+    lacking, source = ("val", "train") if "val" not in parts else ("test", "val")
+    if lacking not in parts:
+        share, words = (HELD_OUT, "a tenth") if lacking == "val" else (0.5, "half")
+        alike = grouping([path for path, _ in rows[source]])
+        for keys in (alike.joined, alike.related):
+            parts[source], parts[lacking] = _parted(rows[source], share, seed, keys)
+            whole = source != "train" or {label for _, label in parts["train"]} == {label for _, label in rows["train"]}
+            if parts[source] and parts[lacking] and whole:
+                break
+        else:
+            where = f"{source} of {root}"
+            raise UserError(f"{where} has too few images, or groups of them, to divide: give it a {lacking} split")
+        count = f"{len(parts[lacking]):,} of {len(rows[source]):,} images of {source}"
+        notes.append(f"no {lacking}: {count}, {words} of each class, are {lacking}")
+    return {split: _split(parts[split]) for split in SPLITS}, tuple(notes)
+
+
+def _split(rows: Sequence[Row]) -> Split:
+    return Split(*map(tuple, zip(*rows, strict=True)))
+
+
+def _divided(root: Path, names: Sequence[str], rows: Sequence[Row], seed: int, alike: Alike) -> dict[str, list[Row]]:
+    """Return the rows of each split, 80/10/10 per class and in the order of classes, whole groups in one split.
+
+    Equal files of a class that has too few others are divided nevertheless.
+    """
+    split_of: dict[str, str] = {}  # by group, which may have images of several classes
+    found: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    for label, own in sorted(_by_label(rows).items()):
+        for keys in (alike.joined, alike.related):
+            if chosen := _chosen(own, keys, split_of, np.random.default_rng([seed, label])):
+                break
+        else:
+            groups = len(_groups(own, alike.related))
+            which = "" if groups == len(own) else f" in {groups} groups"
+            count = f"{len(own)} images of class {names[label]!r} in {root}{which}"
             raise UserError(f"{count}: wanted at least 3, for train, val and test")
-        held = max(1, round(HELD_OUT * len(paths)))
-        shuffled = np.random.default_rng([seed, label]).permutation(len(paths))
-        parts = {"val": shuffled[:held], "test": shuffled[held : 2 * held], "train": shuffled[2 * held :]}
-        for split, part in parts.items():
-            images[split] += [(paths[i], label) for i in sorted(part)]
-    return {split: Split(*map(tuple, zip(*images[split], strict=True))) for split in SPLITS}
+        split_of |= chosen
+        for path in own:
+            found[chosen[keys.get(path, path)]].append((path, label))
+    return found
+
+
+def _chosen(
+    own: Sequence[str], keys: Mapping[str, str], known: Mapping[str, str], generator: np.random.Generator
+) -> dict[str, str]:
+    """Return the split of each group of a class's images; empty where a split would have no image of the class.
+
+    Groups that have images of earlier classes are in the split that is `known`.
+    """
+    groups = _groups(own, keys)
+    held, taken = max(1, round(HELD_OUT * len(own))), dict.fromkeys(SPLITS, 0)
+    order = [groups[i] for i in generator.permutation(len(groups))]
+    chosen = {key: known[key] for key, _ in order if key in known}
+    for key, members in order:
+        if key in chosen:
+            taken[chosen[key]] += len(members)
+    for key, members in order:
+        if key not in chosen:
+            chosen[key] = next((split for split in ("val", "test") if taken[split] < held), "train")
+            taken[chosen[key]] += len(members)
+    return chosen if all(taken.values()) else {}
+
+
+def _parted(rows: Sequence[Row], share: float, seed: int, keys: Mapping[str, str]) -> tuple[list[Row], list[Row]]:
+    """Return the rows that stay and the rows, a `share` of each class drawn by `seed`, that do not, in their order."""
+    goes: dict[str, bool] = {}  # by group
+    for label, own in sorted(_by_label(rows).items()):
+        groups, generator = _groups(own, keys), np.random.default_rng([seed, label])
+        exact = share * len(own)
+        # At random whether one more: else of classes with one image each none would go.
+        wanted = int(exact) + (generator.random() < exact - int(exact))
+        order = [groups[i] for i in generator.permutation(len(groups))]
+        taken = sum(len(members) for key, members in order if goes.get(key))
+        for key, members in order:
+            if key not in goes:
+                goes[key] = taken < wanted and (share >= 0.5 or taken + len(members) < len(own))
+                taken += len(members) * goes[key]
+    parts = [], []
+    for path, label in rows:
+        parts[goes[keys.get(path, path)]].append((path, label))
+    return parts
+
+
+def _by_label(rows: Sequence[Row]) -> dict[int, list[str]]:
+    of_class: dict[int, list[str]] = {}
+    for path, label in rows:
+        of_class.setdefault(label, []).append(path)
+    return of_class
+
+
+def _groups(paths: Sequence[str], keys: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(keys.get(path, path), []).append(path)
+    return list(groups.items())
 
 
 def hold_out(images: ImageSet, count: int) -> ImageSet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -30,12 +31,14 @@ class Photo(NamedTuple):
     """A usable photo: its size, and how it is encoded (see `engine.data.files.decode.inspected`).
 
     `by_pillow` says why Pillow has to decode it where DALI decodes the others; empty where DALI decodes it alike.
+    `digest` is the same for equal files alone; empty for a file that is too large to be read at once.
     """
 
     height: int
     width: int
     encoding: str
     by_pillow: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Stack:
     missing: how many values are missing.
     as_photo: what the file is in a set of photos: a photo, the reason why it is none, or empty for an array.
     looks_photo: whether it has four samples of 8 bits of which the last looks like transparency.
+    digest: the same for equal files, and arrays of equal values, alone.
     """
 
     height: int
@@ -60,6 +64,7 @@ class Stack:
     missing: int = 0
     as_photo: Photo | str = ""
     looks_photo: bool = False
+    digest: str = ""
 
     @property
     def channels(self) -> int:
@@ -125,7 +130,7 @@ def _image(file: str, content: bytes, kind: str, channels: int | None, compared:
     if not nature.measured:
         return _photo(file, content, compared)
     pixels = stacks.pixels(Path(file), channels, content)
-    found = _stack(pixels)
+    found = _stack(pixels, content)
     if isinstance(found, str):
         return found
     if not nature.photo:
@@ -153,10 +158,14 @@ def _photo(file: str, content: bytes, compared: bool) -> Photo:
     by_pillow = ""
     if compared:
         by_pillow = dali_check.difference(content, pixels, TOLERANCE) if content else "it is too large to be compared"
-    return Photo(*pixels.shape[:2], how, by_pillow)
+    return Photo(*pixels.shape[:2], how, by_pillow, _digest(content) if content else "")
 
 
-def _stack(pixels: Pixels) -> Stack | str:
+def _digest(content: bytes | np.ndarray) -> str:
+    return hashlib.blake2b(content, digest_size=12).hexdigest()
+
+
+def _stack(pixels: Pixels, content: bytes = b"") -> Stack | str:
     values, names, missing, stored = pixels
     lost = 0 if missing is None else int(missing.sum())
     if infinite := int(np.isinf(values).sum()):
@@ -165,7 +174,8 @@ def _stack(pixels: Pixels) -> Stack | str:
         return "all values are missing"
     highest = float(values.max() if missing is None else values[~missing].max())
     found = measure(values, missing)
-    return Stack(*values.shape[:2], values.dtype.name, stored, found, highest, names, lost)
+    digest = _digest(content or values)
+    return Stack(*values.shape[:2], values.dtype.name, stored, found, highest, names, lost, digest=digest)
 
 
 def _looks_like_alpha(band: np.ndarray) -> bool:
@@ -202,7 +212,7 @@ def to_entry(verdict: Verdict) -> list:
         return list(verdict)
     size, kinds = [verdict.height, verdict.width], [verdict.dtype, verdict.stored]
     found = [verdict.moments.to_text(), verdict.highest, list(verdict.names), verdict.missing]
-    return [*size, *kinds, *found, to_entry(verdict.as_photo), verdict.looks_photo]
+    return [*size, *kinds, *found, to_entry(verdict.as_photo), verdict.looks_photo, verdict.digest]
 
 
 def from_entry(entry: list) -> Verdict | None:
@@ -210,12 +220,12 @@ def from_entry(entry: list) -> Verdict | None:
     match entry:
         case [str(reason)]:
             return reason
-        case [int(height), int(width), str(encoding), str(by_pillow)]:
-            return Photo(height, width, encoding, by_pillow)
-        case [int(), int(), str(), str(), str(text), float(), list(names), int(missing), list(other), bool(looks)]:
+        case [int(), int(), str(), str(), str()]:
+            return Photo(*entry)
+        case [int(), int(), str(), str(), str(text), float(), list(names), int(), list(other), bool(), str()]:
             as_photo = from_entry(other)
             if isinstance(as_photo, (str, Photo)):
                 with suppress(ValueError):
                     moments = Moments.from_text(text)
-                    return Stack(*entry[:4], moments, entry[5], tuple(map(str, names)), missing, as_photo, looks)
+                    return Stack(*entry[:4], moments, entry[5], tuple(map(str, names)), entry[7], as_photo, *entry[9:])
     return None

@@ -46,6 +46,7 @@ class ScanReport:
 
     `stacks` describes each usable file that is not a photo, `encodings` says of each photo how it is encoded,
     `by_pillow` of some why DALI is not to decode them, and `scaled` has the highest value of each photo of 16 bits.
+    `digests` are the same for equal files alone.
     """
 
     sizes: dict[str, tuple[int, int]]
@@ -55,6 +56,7 @@ class ScanReport:
     encodings: dict[str, str] = field(default_factory=dict)
     by_pillow: dict[str, str] = field(default_factory=dict)
     scaled: dict[str, float] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 def scan(
@@ -128,7 +130,8 @@ def _report(verdicts: dict[str, Verdict], decoded: int, photos: bool | None) -> 
     encodings = {path: each.encoding for path, each in verdicts.items() if isinstance(each, Photo)}
     rejected = tuple(Rejected(path, verdict) for path, verdict in verdicts.items() if isinstance(verdict, str))
     by_pillow = {path: each.by_pillow for path, each in verdicts.items() if isinstance(each, Photo) and each.by_pillow}
-    return ScanReport(sizes, rejected, decoded, found, encodings, by_pillow, scaled)
+    digests = {path: each.digest for path, each in verdicts.items() if not isinstance(each, str) and each.digest}
+    return ScanReport(sizes, rejected, decoded, found, encodings, by_pillow, scaled, digests)
 
 
 def _of_one_kind(verdicts: dict[str, Verdict], photos: bool | None) -> dict[str, Verdict]:

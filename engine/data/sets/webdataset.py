@@ -14,12 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from polychrome.engine.data.files import shards
-from polychrome.engine.data.image_set import SPLITS, ImageSet, Split
+from polychrome.engine.data.image_set import SPLITS, ImageSet
 from polychrome.engine.data.sets.classes import numbered_classes
-from polychrome.engine.data.sets.division import split_by_class
+from polychrome.engine.data.sets.division import completed
+from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, in_order
+from polychrome.engine.data.sets.repeats import grouping
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine.workers import cpus, parallel
 
+SPLITS_FIRST = (*SPLITS, UNDIVIDED)
 PER_PROCESS = 8  # so many shards make a process worth starting
 MOST = 10**6  # a range may name so many shards
 WANTED = 'wanted a .cls, a .json with "label" or "cls", or a folder per class in the tar'
@@ -69,16 +72,17 @@ def _expanded(text: str) -> list[str]:
     return [name for item in items for name in _expanded(before + item + after)]
 
 
-def read(tars: Sequence[Path], num_classes: int | None = None, seed: int = 0) -> ImageSet:
+def read(tars: Sequence[Path], num_classes: int | None = None, seed: int = 0, group_by: str | None = None) -> ImageSet:
     """Return the set of the samples in tars: members whose paths agree up to the first dot, one of them an image.
 
     A sample's label is in its .cls (a whole number) or its .json (a number or name, "label" or "cls"); where none has
     such a label, the folder in the tar that the sample is in is its class. Tars named train*, val* and test* are these
-    splits; else all samples are split 80/10/10 per class by `seed`. Paths begin with the tar's path, relative to the
-    folder that all tars are in.
+    splits, and those that are not there are made (see `engine.data.sets.division.completed`); else all samples are
+    split 80/10/10 per class by `seed`, whole groups in one split (see `engine.data.sets.repeats.grouping`). Paths begin
+    with the tar's path, relative to the folder that all tars are in.
 
     Raises:
-        UserError: a tar is unreadable or damaged, samples have no label or two, or only some splits are there.
+        UserError: a tar is unreadable or damaged, samples have no label or two, or there is none to train on.
     """
     tars = [tar.absolute() for tar in tars]
     root = Path(os.path.commonpath([tar.parent for tar in tars]))
@@ -95,14 +99,11 @@ def read(tars: Sequence[Path], num_classes: int | None = None, seed: int = 0) ->
         by_folder = {name: [_with_folder(root, sample) for sample in samples] for name, samples in found.items()}
         classes, labels = _by_name(root, by_folder, num_classes)
     paths = {name: [path for path, _, _ in samples] for name, samples in found.items()}
-    if "" not in found:
-        splits = {name: Split(tuple(paths[name]), tuple(labels[name])) for name in SPLITS}
-        return ImageSet(root, classes, splits, account=shards.account(tars))
-    of_class: dict[int, list[str]] = defaultdict(list)
-    for path, label in sorted(zip(paths[""], labels[""], strict=True)):
-        of_class[label].append(path)
-    splits = split_by_class(root, classes, of_class, seed)
-    return ImageSet(root, classes, splits, account=shards.account(tars))
+    rows = {name: list(zip(paths[name], labels[name], strict=True)) for name in sorted(found, key=SPLITS_FIRST.index)}
+    if list(rows) == [UNDIVIDED]:
+        rows[UNDIVIDED].sort()
+    splits, notes = completed(root, classes, rows, seed, grouping(root, group_by))
+    return ImageSet(root, classes, splits, account=shards.account(tars), notes=notes)
 
 
 def _split_names(tars: Sequence[Path], root: Path) -> dict[Path, str]:
@@ -110,14 +111,13 @@ def _split_names(tars: Sequence[Path], root: Path) -> dict[Path, str]:
     names = {tar: next((split for split in SPLITS if tar.name.startswith(split)), "") for tar in tars}
     present = set(names.values())
     if len(present) == 1:
-        return dict.fromkeys(tars, "")
-    if present == set(SPLITS):
-        return names
-    lacking = [f"{split}*.tar" for split in SPLITS if split not in present]
-    if lacking:
-        raise UserError(f"no {' and no '.join(lacking)} in {root}: wanted train*, val* and test*, or tars of one kind")
-    other = next(tar for tar, name in names.items() if not name)
-    raise UserError(f"{other} is neither train*.tar nor val*.tar nor test*.tar, as others are: which split is it of?")
+        return dict.fromkeys(tars, UNDIVIDED)
+    if UNDIVIDED in present:
+        other = next(tar for tar, name in names.items() if not name)
+        raise UserError(f"{other} is neither train*.tar nor val*.tar nor test*.tar, as others are: which split is it?")
+    if "train" not in present:
+        raise UserError(f"no train*.tar in {root}: wanted train*, val* and test*, or tars of one kind")
+    return names
 
 
 def _indexed(tars: Sequence[Path]) -> list[np.ndarray]:
@@ -172,7 +172,7 @@ def _by_label(root: Path, found: dict[str, list[Sample]], num_classes: int | Non
 
 def _by_name(root: Path, found: dict[str, list[Sample]], num_classes: int | None) -> Labelled:
     first = "train" if "train" in found else ""
-    names = sorted({label for _, label, _ in found[first] if label is not None})
+    names = in_order({label for _, label, _ in found[first] if label is not None})
     if num_classes not in (None, len(names)):
         raise UserError(f"{len(names)} classes in {root}, {num_classes} classes asked for")
     numbers = {name: label for label, name in enumerate(names)} | {None: 0}  # a cut sample is not used anyway

@@ -191,7 +191,7 @@ def test_images_in_folders_below_a_class_belong_to_it_and_a_line_says_so(tmp_pat
     note = (
         "4 images are in folders below those of the classes, such as cat/batch2/x10.png: the upper folder is the class"
     )
-    assert capsys.readouterr().out.splitlines() == [note]
+    assert capsys.readouterr().out.splitlines()[0] == note
     labels = dict(
         pair for split in found.images.splits.values() for pair in zip(split.paths, split.labels, strict=True)
     )

@@ -79,7 +79,7 @@ def test_a_given_number_of_classes_wins(tmp_path):
         ({"train": "C:\\x.jpg 0\n"}, {}, r"train.txt:1: path must be relative"),
         ({"train": "a/../../x.jpg 0\n"}, {}, r"train.txt:1: path leaves the data folder: 'a/../../x.jpg'"),
         ({"val": "\r\n \n"}, {}, r"val.txt lists no images"),
-        ({"val": None}, {}, r"no val.txt in .*: wanted train.txt, val.txt and test.txt"),
+        ({"train": None}, {}, r"no train.txt in .*: wanted train.txt, val.txt and test.txt"),
         ({"train": b"\xff\xfea"}, {}, r"train.txt is not UTF-8 text: byte 0 is 0xff"),
         ({"classes": "0\ta\tb\n2\tc\td\n"}, {}, r"classes.txt:2: wanted label 1, got '2'"),
         ({"classes": ""}, {}, r"classes.txt names no classes"),
@@ -123,9 +123,9 @@ def test_faults_in_split_folders(tmp_path):
     assert "no images in the class folders of" in fault(tmp_path)
 
 
-def test_missing_split_folder_is_a_fault(tmp_path):
-    touch(tmp_path, "train/ant/1.jpg", "val/ant/1.jpg")
-    assert re.search("no test/ in .*: wanted train/, val/ and test/", fault(tmp_path))
+def test_without_a_train_folder_there_is_nothing_to_train_on(tmp_path):
+    touch(tmp_path, "test/ant/1.jpg", "val/ant/1.jpg")
+    assert re.search("no train/ in .*: wanted train/, val/ and test/", fault(tmp_path))
 
 
 def test_class_folders_are_split_eight_to_one_to_one_by_seed(tmp_path):

@@ -246,10 +246,15 @@ def test_faults_in_samples_are_the_users(tmp_path, members, message):
     assert re.search(message, fault(tars.write(tmp_path / "set.tar", members)))
 
 
-def test_splits_must_be_whole(tmp_path):
-    for name in ("train-0", "val-0"):
+def test_splits_that_are_not_there_are_made(tmp_path):
+    for name in ("val-0", "test-0"):
         tars.write(tmp_path / f"{name}.tar", samples(cls=str))
-    assert re.search(r"no test\*.tar in .*: wanted train\*, val\* and test\*", fault(tmp_path))
+    assert re.search(r"no train\*.tar in .*: wanted train\*, val\* and test\*", fault(tmp_path))
+    (tmp_path / "test-0.tar").rename(tmp_path / "train-0.tar")
+    images = listing.read(tmp_path)
+    counts = {name: len(split.paths) for name, split in images.splits.items()}
+    assert counts["train"] == counts["val"] + counts["test"] == images.account.used - counts["train"]
+    assert images.notes[0].startswith("no test: ")
     tars.write(tmp_path / "test.tar", {"x/0.jpg": JPEG, "x/0.json": b'{"cls": "x"}'})
     assert "has a number as its label" in fault(tmp_path)
     tars.write(tmp_path / "test.tar", samples(cls=str))

@@ -1,0 +1,147 @@
+"""Labelled images as a layout has them: some splits or none, which `engine.data.sets.division` completes."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from polychrome.engine.data.sets import tree
+from polychrome.engine.data.sets.classes import numbered_classes
+from polychrome.engine.errors import UserError
+
+UNDIVIDED = ""  # the split of images that are to be divided
+FOLDER_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Path and label of each image by split, the classes, lines for the user, and files that describe the set."""
+
+    class_names: tuple[str, ...]
+    splits: Mapping[str, Sequence[tuple[str, int]]]
+    notes: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image that a list or table names, with its label, and where that is written."""
+
+    where: str
+    path: str
+    label: str
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a folder's or file's name stands for, in any case; None for other names."""
+    return next((split for split, names in FOLDER_NAMES.items() if name.lower() in names), None)
+
+
+def normal(name: str) -> str:
+    """Return a name in the composed form of Unicode, in which equal names are equal."""
+    return unicodedata.normalize("NFC", name)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return names of classes sorted: by their value where all are whole numbers."""
+    names = sorted(names)
+    return sorted(names, key=int) if all(re.fullmatch("[0-9]{1,9}", name) for name in names) else names
+
+
+class Places:
+    """Where the files are that lists and tables name, in whatever form they name them."""
+
+    def __init__(self, root: Path, found: Mapping[str, str]):
+        self._root, self._found = root, found
+        self._normal = {normal(path): path for path, kind in found.items() if kind == tree.IMAGE}
+        self._by_name: dict[str, list[str]] = {}
+        for path in self._normal:
+            name = posixpath.basename(path)
+            for key in {name, posixpath.splitext(name)[0]}:
+                self._by_name.setdefault(key, []).append(path)
+
+    def exact(self, path: str) -> str:
+        """Return the path of a named file, which may be written with backslashes or in another form of Unicode."""
+        if path in self._found or os.path.lexists(self._root / path):
+            return path
+        for other in (normal(path), normal(path.replace("\\", "/"))):
+            if (there := self._normal.get(posixpath.normpath(other))) is not None:
+                return there
+        return path
+
+    def anywhere(self, where: str, path: str, folder: str, split: str) -> str:
+        """Return the path of a file that a table in `folder` names, with more or less of its folders and its suffix.
+
+        Of several files of that name the one in the folder of `split` is meant. A file that is nowhere is returned as
+        named.
+
+        Raises UserError where several files may be meant.
+        """
+        for exact in (posixpath.join(folder, path), path):
+            if (there := self.exact(exact)) in self._found:
+                return there
+        wanted = normal(posixpath.normpath(path.replace("\\", "/")))
+        named = self._by_name.get(posixpath.basename(wanted), [])
+        found = [other for other in named if any(f"/{each}".endswith(f"/{wanted}") for each in (other, _stem(other)))]
+        near = [other for other in found if split and split_of(other.split("/")[0]) == split]
+        found = near or found
+        if len(found) > 1:
+            raise UserError(f"{where}: {path!r} may be {found[0]} or {found[1]}: wanted a path within {self._root}")
+        return self._normal[found[0]] if found else path
+
+
+def _stem(path: str) -> str:
+    return posixpath.splitext(path)[0]
+
+
+def labelled(
+    root: Path, entries: Mapping[str, Sequence[Entry]], num_classes: int | None, source: str
+) -> tuple[tuple[str, ...], dict[str, list[tuple[str, int]]], list[str]]:
+    """Return the classes of entries, by split path and label of each, and lines for the user.
+
+    Labels are whole numbers from 0, or from 1 where these are as many as the classes; or else names. `source` says
+    where the training labels were found.
+
+    Raises:
+        UserError: a label is outside the classes, or classes.txt is malformed.
+    """
+    first = "train" if "train" in entries else UNDIVIDED
+    every = [entry for some in entries.values() for entry in some]
+    if not all(re.fullmatch(r"[+-]?[0-9]{1,9}", entry.label) for entry in every):
+        return _by_name(root, entries, first, num_classes)
+    numbers = {int(entry.label) for entry in entries[first]}
+    names, why = numbered_classes(root, num_classes, numbers, source)
+    found = [int(entry.label) for entry in every]
+    from_one = min(found) == 1 and max(found) == len(names)
+    splits = {split: [(entry.path, int(entry.label) - from_one) for entry in some] for split, some in entries.items()}
+    for split, some in entries.items():
+        for entry, (_, label) in zip(some, splits[split], strict=True):
+            if not 0 <= label < len(names):
+                count = f"{len(names)} classes are {why}"
+                raise UserError(f"{entry.where}: label {label} is outside 0..{len(names) - 1}, as {count}")
+    notes = [f"labels are 1..{len(names)}: taken as 0..{len(names) - 1}"] if from_one else []
+    return names, splits, notes
+
+
+def _by_name(
+    root: Path, entries: Mapping[str, Sequence[Entry]], first: str, num_classes: int | None
+) -> tuple[tuple[str, ...], dict[str, list[tuple[str, int]]], list[str]]:
+    names = in_order({normal(entry.label) for entry in entries[first]})
+    if num_classes not in (None, len(names)):
+        raise UserError(f"{len(names)} classes in {root}, {num_classes} classes asked for")
+    labels = {name: label for label, name in enumerate(names)}
+    for some in entries.values():
+        for entry in some:
+            if normal(entry.label) not in labels:
+                raise UserError(f"{entry.where}: class {entry.label!r} is not among those of the training images")
+    splits = {split: [(entry.path, labels[normal(entry.label)]) for entry in some] for split, some in entries.items()}
+    return tuple(names), splits, []

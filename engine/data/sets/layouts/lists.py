@@ -1,0 +1,64 @@
+"""List files: train.txt, val.txt and test.txt with lines of `path label`."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from polychrome.engine.data.files.text import numbered_lines
+from polychrome.engine.data.image_set import SPLITS
+from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Entry, Labelled, Places, labelled
+from polychrome.engine.errors import UserError
+
+
+def has_lists(root: Path) -> bool:
+    """Return whether a folder has any of train.txt, val.txt and test.txt."""
+    return any((root / f"{split}.txt").exists() for split in SPLITS)
+
+
+def read(root: Path, found: Mapping[str, str], num_classes: int | None) -> Labelled:
+    """Return the images that the lists of a folder name.
+
+    Raises:
+        UserError: a list is missing, empty or malformed, or names a file outside the folder; with file and line.
+    """
+    files = {split: root / f"{split}.txt" for split in SPLITS if (root / f"{split}.txt").is_file()}
+    if "train" not in files:
+        raise UserError(f"no train.txt in {root}: wanted train.txt, val.txt and test.txt")
+    places, entries, moved = Places(root, found), {}, []
+    for split, file in files.items():
+        entries[split] = [Entry(where, places.exact(path), label) for where, path, label in _listed(file)]
+        moved += [path for _, path, _ in _listed(file) if places.exact(path) != path]
+        if not entries[split]:
+            raise UserError(f"{file} lists no images: wanted lines of `path label`")
+    if len(files) == 1:
+        entries = {UNDIVIDED: entries["train"]}
+    names, splits, notes = labelled(root, entries, num_classes, "train.txt")
+    if moved:
+        count = f"{len(moved):,} path{'s' * (len(moved) > 1)}"
+        notes.append(f"{count} of the lists have backslashes or another form of Unicode, such as {moved[0]}")
+    return Labelled(names, splits, tuple(notes), tuple(file.name for file in files.values()))
+
+
+def _listed(file: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield where it is written, path and label of each line."""
+    for number, line in numbered_lines(file):
+        path, _, label = re.sub(r"\s+", " ", line[::-1], count=1)[::-1].rpartition(" ")
+        if not path:
+            raise UserError(f"{file}:{number}: wanted `path label`, got {line!r}")
+        if not re.fullmatch(r"[+-]?[0-9]{1,9}", label):
+            raise UserError(f"{file}:{number}: label must be a whole number, got {label!r}")
+        check_path(f"{file}:{number}", path, file.parent)
+        yield f"{file}:{number}", path, label
+
+
+def check_path(where: str, path: str, folder: Path) -> None:
+    """Raise UserError for a path, named at `where`, that is not of a file within a folder."""
+    if "\0" in path:
+        raise UserError(f"{where}: path has a null character")
+    if path.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", path):
+        raise UserError(f"{where}: path must be relative to {folder}, got {path!r}")
+    if ".." in (posixpath.normpath(path).split("/")[0], posixpath.normpath(path.replace("\\", "/")).split("/")[0]):
+        raise UserError(f"{where}: path leaves the data folder: {path!r}")

@@ -1,0 +1,156 @@
+"""Tables of files and labels: train.csv, labels.csv, Hugging Face's metadata.csv and metadata.jsonl."""
+
+from __future__ import annotations
+
+import csv
+import json
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from polychrome.engine.data.files.guard import guarded
+from polychrome.engine.data.files.text import numbered_lines
+from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Entry, Labelled, Places, labelled, split_of
+from polychrome.engine.data.sets.layouts.lists import check_path
+from polychrome.engine.errors import UserError
+
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+OF_ALL = ("labels", "metadata", "annotations")  # names of tables of a whole folder
+FILES = ("file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "image", "img", "image_name")
+FILES += ("image_id", "imageid", "img_id", "id", "name")
+LABELS = ("label", "labels", "class", "class_name", "classname", "category", "target", "label_name", "species", "breed")
+LABELS += ("class_id", "category_id", "y")
+SPLIT = ("split", "set", "partition", "subset")
+
+
+class NoLabels(UserError):
+    """No table names images and their labels; the message has the columns of one."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its file, the folder that its paths are in, the split that its name tells, its columns and its rows."""
+
+    file: Path
+    folder: str
+    split: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[int, tuple[str, ...]], ...]
+
+
+def of_folder(root: Path, found: Mapping[str, str]) -> list[str]:
+    """Return the paths of the tables that label the images of a folder, in it or in its splits' folders."""
+    tables = []
+    for path in found:
+        folder, name = posixpath.split(path)
+        stem, suffix = posixpath.splitext(name)
+        if suffix.lower() not in SUFFIXES or "/" in folder:
+            continue
+        if (not folder and (split_of(stem) or stem.lower() in OF_ALL)) or (
+            split_of(folder) and stem.lower() == "metadata"
+        ):
+            tables.append(path)
+    return tables
+
+
+def read(root: Path, found: Mapping[str, str], paths: Sequence[str], num_classes: int | None) -> Labelled:
+    """Return the images that tables name.
+
+    Raises:
+        NoLabels: no table has a column of files and a column of labels.
+        UserError: a table is malformed, or a name is that of several files, or some rows alone have a split.
+    """
+    places, entries, notes, own, columns = Places(root, found), {}, [], [], ()
+    for file in paths:
+        table = _table(root, file)
+        roles, columns = _columns(table), table.columns
+        if roles is None:
+            notes.append(f"{file} has no labels: it is not used")
+            continue
+        named, kind, part = roles
+        own.append(file)
+        notes.append(f"labels of {file}: files in the column {table.columns[named]}, classes in {table.columns[kind]}")
+        for number, row in table.rows:
+            where = f"{table.file}:{number}"
+            if len(row) <= max(named, kind) or not row[named] or not row[kind]:
+                raise UserError(f"{where}: wanted a file and a label, got {','.join(row)!r}")
+            check_path(where, row[named], root)
+            split = table.split if part is None else _named_split(where, row, part)
+            path = places.anywhere(where, row[named], table.folder, split)
+            entries.setdefault(split, []).append(Entry(where, path, row[kind]))
+    if not entries:
+        raise NoLabels(f"{root / paths[-1]} has the columns {', '.join(columns)}: wanted filename and label")
+    if UNDIVIDED in entries and len(entries) > 1:
+        raise UserError(f"{root}: {' and '.join(own)} name images with and without a split: wanted one of them")
+    names, splits, more = labelled(root, entries, num_classes, own[0])
+    if list(splits) == ["train"]:
+        splits = {UNDIVIDED: splits["train"]}
+    return Labelled(names, splits, (*notes, *more), tuple(own))
+
+
+def _named_split(where: str, row: Sequence[str], column: int) -> str:
+    name = row[column] if column < len(row) else ""
+    if (split := split_of(name)) is None:
+        raise UserError(f"{where}: wanted a split such as train, val or test, got {name!r}")
+    return split
+
+
+def _table(root: Path, path: str) -> Table:
+    file, (folder, name) = root / path, posixpath.split(path)
+    stem = posixpath.splitext(name)[0]
+    split = split_of(folder if stem.lower() in OF_ALL and folder else stem) or UNDIVIDED
+    lines = list(numbered_lines(file))
+    if not lines:
+        raise UserError(f"{file} is empty: wanted a line of columns such as filename,label")
+    rows = list(_objects(file, lines) if path.lower().endswith(".jsonl") else _cells(file, lines))
+    (_, header), *others = rows
+    if not _is_header(header) and len(header) == 2:
+        header, others = ("0", "1"), rows
+    return Table(file, folder, split, tuple(name.strip() for name in header), tuple(others))
+
+
+def _cells(file: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    mark = max(",;\t", key=lines[0][1].count)
+    for number, line in lines:
+        try:
+            (row,) = csv.reader([line], delimiter=mark)
+        except (csv.Error, ValueError) as error:
+            raise UserError(f"{file}:{number}: wanted fields with {mark!r} between, got {line!r}") from error
+        yield number, tuple(cell.strip() for cell in row)
+
+
+def _objects(file: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    columns: tuple[str, ...] = ()
+    for number, line in lines:
+        try:
+            with guarded():
+                content = json.loads(line)
+        except OSError:
+            content = None
+        if not isinstance(content, dict):
+            raise UserError(f"{file}:{number}: wanted a JSON object, got {line[:40]!r}")
+        if not columns:
+            columns = tuple(content)
+            yield number, columns
+        yield number, tuple("" if content.get(column) is None else str(content.get(column)) for column in columns)
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    return any(cell.lower() in FILES + LABELS for cell in cells)
+
+
+def _columns(table: Table) -> tuple[int, int, int | None] | None:
+    """Return the columns of files, of labels and, if there is one, of splits; None where none has labels."""
+    if table.columns == ("0", "1"):
+        return 0, 1, None
+    lower = [column.lower() for column in table.columns]
+    named = next((lower.index(name) for name in FILES if name in lower), None)
+    kind = next((lower.index(name) for name in LABELS if name in lower and lower.index(name) != named), None)
+    part = next((lower.index(name) for name in SPLIT if name in lower), None)
+    if named is None:
+        return None
+    others = [i for i in range(len(lower)) if i not in (named, part)]
+    if kind is None and len(others) == 1:
+        kind = others[0]
+    return None if kind is None else (named, kind, part)

@@ -1,0 +1,119 @@
+"""Equal files in a set: in two splits, with two labels, or kept together where a set is divided."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from polychrome.engine.data.files import shards
+from polychrome.engine.data.image_set import SPLITS, ImageSet
+from polychrome.engine.data.sets.division import HOLDOUT, Alike
+
+HEAD = 4096  # bytes that are compared before whole files are
+ORDER = ("train", HOLDOUT, *SPLITS[1:])  # a file that is in an earlier split is repeated in a later split
+
+
+def grouping(root: Path, pattern: str | None) -> Callable[[Sequence[str]], Alike]:
+    """Return a function from paths below `root` to names that equal and related files have in common.
+
+    Related are files in whose paths the regular expression `pattern` finds the same: its first group, else its match.
+    """
+
+    def alike(paths: Sequence[str]) -> Alike:
+        found = [(path, match) for path in paths if pattern and (match := re.search(pattern, path))]
+        related = {path: match[match.re.groups and 1] or "" for path, match in found}
+        return Alike(_joined(paths, related, _equal(root, paths)), _joined(paths, related))
+
+    return alike
+
+
+def _joined(paths: Sequence[str], *keys: Mapping[str, str]) -> dict[str, str]:
+    """Return for each path the first of all paths that it is joined to by an equal key, at first or second hand."""
+    parent = {path: path for path in paths}
+
+    def top(path: str) -> str:
+        while parent[path] != path:
+            parent[path] = parent[parent[path]]
+            path = parent[path]
+        return path
+
+    for each in keys:
+        first: dict[str, str] = {}
+        for path, key in each.items():
+            parent[top(path)] = top(first.setdefault(key, path))
+    return {path: top(path) for path in paths}
+
+
+def _equal(root: Path, paths: Iterable[str]) -> dict[str, str]:
+    """Return what equal files alone have in common, without most files that none equals; files are read as needed."""
+    sizes = _of_several({path: str(_read(root / path, shards.size)) for path in paths})
+    heads = _of_several({path: f"{size} {_read(root / path, _head)}" for path, size in sizes.items()})
+    return {path: str(_read(root / path, _whole)) for path in heads}
+
+
+def _of_several(keys: Mapping[str, str]) -> dict[str, str]:
+    """Return the paths whose key others have too."""
+    paths: dict[str, list[str]] = {}
+    for path, key in keys.items():
+        paths.setdefault(key, []).append(path)
+    return {path: key for key, own in paths.items() if len(own) > 1 for path in own}
+
+
+def _read(file: Path, how: Callable[[Path], object]) -> object:
+    try:
+        return how(file)
+    except (OSError, ValueError):  # it will be rejected
+        return file
+
+
+def _head(file: Path) -> str:
+    if f"{shards.SUFFIX}/" in str(file):
+        return _whole(file)
+    with open(file, "rb") as stream:
+        return hashlib.blake2b(stream.read(HEAD)).hexdigest()
+
+
+def _whole(file: Path) -> str:
+    return hashlib.blake2b(shards.read_bytes(file)).hexdigest()
+
+
+def notes(images: ImageSet, digests: Mapping[str, str]) -> tuple[str, ...]:
+    """Return lines for the user on files that are in two splits of a set, and on files with two labels.
+
+    `digests` are the same for equal files alone; a file without a digest is equal to none. Of several splits that a
+    file is in, each later split is told with the first.
+    """
+    first: dict[str, tuple[str, str]] = {}  # split and path
+    labels: dict[str, tuple[str, int]] = {}  # path and label
+    repeated: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    differing: dict[str, tuple[str, int, str, int]] = {}
+    for name in sorted(images.splits, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
+        split = images.splits[name]
+        for path, label in zip(split.paths, split.labels, strict=True):
+            if not (digest := digests.get(path)):
+                continue
+            earlier, twin = first.setdefault(digest, (name, path))
+            if earlier != name:
+                repeated.setdefault((name, earlier), []).append((path, twin))
+            other, other_label = labels.setdefault(digest, (path, label))
+            if other_label != label:
+                differing.setdefault(digest, (other, other_label, path, label))
+    return (*(_repeated(images, *splits, pairs) for splits, pairs in repeated.items()), *_differing(images, differing))
+
+
+def _repeated(images: ImageSet, split: str, earlier: str, pairs: list[tuple[str, str]]) -> str:
+    path, twin = pairs[0]
+    count = f"{len(pairs):,} of {len(images.splits[split].paths):,} images of {split}"
+    which = "itself" if path == twin else twin
+    return f"{count} are in {earlier} too, such as {path} ({which}): accuracy on {split} says less about new images"
+
+
+def _differing(images: ImageSet, found: Mapping[str, tuple[str, int, str, int]]) -> tuple[str, ...]:
+    if not found:
+        return ()
+    path, label, other, second = next(iter(found.values()))
+    names = images.class_names
+    count = f"{len(found):,} image{' has' if len(found) == 1 else 's have'} two labels"
+    return (f"{count}, such as {path} ({names[label]}) and {other} ({names[second]})",)
