@@ -18,12 +18,19 @@ def parallel(function: Callable, jobs: Sequence, workers: int) -> Iterator:
     """Yield `function(job)` for each job, in order, from `workers` processes or, with fewer than two, from this one.
 
     Processes are spawned: forking is unsafe once torch or DALI run threads.
+
+    Raises RuntimeError where no process can be started, as from a script that does not guard its calls.
     """
     if min(workers, len(jobs)) < 2:
         yield from map(function, jobs)
         return
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"))
     try:
+        try:
+            pool.submit(os.getpid).result()
+        except BrokenProcessPool as error:
+            guard = 'if __name__ == "__main__":'
+            raise RuntimeError(f"no worker process starts: a script's calls have to stand below {guard}") from error
         yield from pool.map(function, jobs)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -34,6 +41,8 @@ def parallel_chunks(function: Callable, chunks: Sequence[Sequence], workers: int
 
     The result of an item that kills its process is `died`: a decoder's segmentation fault, or memory that the system
     took away. With fewer than two workers or chunks there is no process of its own to be killed.
+
+    Raises RuntimeError as `parallel` does.
     """
     waiting = list(chunks)
     while waiting:

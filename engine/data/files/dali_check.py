@@ -8,6 +8,7 @@ import select
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -17,11 +18,12 @@ import numpy as np
 PROGRAM = Path(__file__).with_name("dali_process.py")
 START, PATIENCE = 120.0, 60.0  # seconds until a process is ready, and for each answer
 READY = b"ready"
+MOST = 16  # files at once, as the program takes them
 CRASHED, UNAVAILABLE = "DALI crashes over it", "DALI does not start"
 
 
 class _Process:
-    """A process that decodes one file at a time."""
+    """A process that decodes a few files at a time."""
 
     def __init__(self):
         # -P: modules of this folder must not stand in for the standard library's
@@ -31,29 +33,33 @@ class _Process:
         )
         self._ready = False
 
-    def decoded(self, encoded: bytes) -> np.ndarray:
-        """Return pixels [height, width, 3], empty where DALI refuses.
+    def decoded(self, files: Sequence[bytes]) -> list[np.ndarray]:
+        """Return pixels [height, width, 3] of at most `MOST` files, all empty where DALI refuses one of them.
 
         Raises EOFError or OSError where DALI crashes or hangs, ImportError where it does not start.
         """
         if not self._ready:
             self._begin()
-        self._process.stdin.write(struct.pack("<q", len(encoded)) + encoded)
+        request = struct.pack(f"<{1 + len(files)}q", len(files), *map(len, files))
+        self._process.stdin.write(request + b"".join(files))
         self._process.stdin.flush()
-        height, width = struct.unpack("<qq", self._answer(16, PATIENCE))
+        self._wait(PATIENCE)  # for the first answer; the others follow at once, and may be in the stream's buffer
+        return [self._pixels() for _ in files]
+
+    def _pixels(self) -> np.ndarray:
+        height, width = struct.unpack("<qq", self._read(16))
         return np.frombuffer(self._read(3 * height * width), np.uint8).reshape(height, width, 3)
 
     def _begin(self) -> None:
         try:
-            self._ready = self._answer(len(READY), START) == READY
+            self._wait(START)
+            self._ready = self._read(len(READY)) == READY
         except (OSError, EOFError) as error:
             raise ImportError(UNAVAILABLE) from error
 
-    def _answer(self, count: int, patience: float) -> bytes:
-        """Return the first bytes of an answer, which is waited for."""
+    def _wait(self, patience: float) -> None:
         if not select.select([self._process.stdout], [], [], patience)[0]:
             raise TimeoutError
-        return self._read(count)
 
     def _read(self, count: int) -> bytes:
         content = self._process.stdout.read(count)
@@ -83,16 +89,35 @@ def start() -> None:
             _unavailable.append(UNAVAILABLE)
 
 
-def difference(encoded: bytes, pixels: np.ndarray, tolerance: int) -> str:
-    """Return in words how DALI decodes a whole file's bytes otherwise than to `pixels`; empty where it does not.
+def differences(files: Sequence[tuple[bytes, np.ndarray]], tolerance: int) -> list[str]:
+    """Return for each file in words how DALI decodes its bytes otherwise than to its pixels; empty where it does not.
 
-    Pixels [height, width, 3], uint8, may differ by `tolerance`.
+    Pixels [height, width, 3], uint8, may differ by `tolerance`. The files are decoded at once, as many as `MOST`.
     """
+    found: list[str] = []
+    for start in range(0, len(files), MOST):
+        batch = files[start : start + MOST]
+        decoded = _asked([content for content, _ in batch])
+        if isinstance(decoded, str) or not all(pixels.size for pixels in decoded):
+            found += [difference(content, pixels, tolerance) for content, pixels in batch]
+        else:
+            found += [_compared(*pair, tolerance) for pair in zip(decoded, (item[1] for item in batch), strict=True)]
+    return found
+
+
+def difference(encoded: bytes, pixels: np.ndarray, tolerance: int) -> str:
+    """Return in words how DALI decodes a file as `differences` does; a file over which it crashes is found so."""
+    decoded = _asked([encoded])
+    return decoded if isinstance(decoded, str) else _compared(decoded[0], pixels, tolerance)
+
+
+def _asked(files: Sequence[bytes]) -> list[np.ndarray] | str:
+    """Return what DALI decodes files to, or why it does not."""
     start()
     if _unavailable:
         return _unavailable[0]
     try:
-        theirs = _processes[0].decoded(encoded)
+        return _processes[0].decoded(files)
     except ImportError:
         _processes.pop().end()
         _unavailable.append(UNAVAILABLE)
@@ -100,6 +125,9 @@ def difference(encoded: bytes, pixels: np.ndarray, tolerance: int) -> str:
     except (OSError, EOFError):
         _processes.pop().end()
         return CRASHED
+
+
+def _compared(theirs: np.ndarray, pixels: np.ndarray, tolerance: int) -> str:
     if not theirs.size:
         return "DALI cannot decode it"
     if theirs.shape != pixels.shape:

@@ -1,4 +1,4 @@
-"""A program that decodes images by DALI on the CPU: length and bytes of a file in, height, width and pixels out.
+"""A program that decodes images by DALI on the CPU: files in, a count, lengths and bytes; height, width, pixels out.
 
 It runs as a process of its own, as DALI's decoders crash over some damaged files; it imports nothing of this project.
 """
@@ -11,30 +11,38 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 
 READY = b"ready"
+MOST = 16  # files at once
+_NONE = np.empty((0, 0, 3), np.uint8)  # the answer for each file where one is refused
 
 
-@pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
-def _single():
+@pipeline_def(batch_size=MOST, num_threads=1, device_id=None, prefetch_queue_depth=1)
+def _decoding():
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
     return fn.decoders.image(encoded, output_type=types.RGB, jpeg_fancy_upsampling=True)
 
 
 def _serve(requests, answers) -> None:
-    pipeline = _single()
+    pipeline = _decoding()
     answers.write(READY)
     answers.flush()
     while header := requests.read(8):
-        encoded = requests.read(struct.unpack("<q", header)[0])
+        (count,) = struct.unpack("<q", header)
+        lengths = struct.unpack(f"<{count}q", requests.read(8 * count))
+        files = [np.frombuffer(requests.read(length), np.uint8) for length in lengths]
         try:
-            (images,) = pipeline.run(encoded=[np.frombuffer(encoded, np.uint8)])
+            images = _run(pipeline, files)
         except RuntimeError:
-            pipeline = _single()  # an error leaves a pipeline unusable
-            answers.write(struct.pack("<qq", 0, 0))
-        else:
-            pixels = np.ascontiguousarray(images.at(0))
+            pipeline = _decoding()  # an error leaves a pipeline unusable
+            images = [_NONE] * count
+        for pixels in images:
             answers.write(struct.pack("<qq", *pixels.shape[:2]))
             answers.write(pixels)
         answers.flush()
+
+
+def _run(pipeline, files) -> list:
+    (images,) = pipeline.run(encoded=files)
+    return [np.ascontiguousarray(images.at(i)) for i in range(len(files))]
 
 
 if __name__ == "__main__":

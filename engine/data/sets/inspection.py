@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -19,6 +20,7 @@ from polychrome.engine.data.files.statistics import Moments, measure
 from polychrome.engine.errors import Unsupported, one_line
 
 AT_ONCE = 2**28  # bytes of a file that are read at once
+COMPARED = 2**26  # bytes of pixels that wait to be compared
 TOLERANCE = 2  # of a photo's bytes, between decoders
 DEEP = ("TIFF", "PNG", "PPM", "JPEG 2000")  # kinds that may hold more than photos do
 LARGEST = 24  # bytes of such a file for each pixel that an image may have
@@ -78,15 +80,44 @@ class Stack:
 
 
 Verdict = Photo | Stack | str  # or why the file is rejected
+Seen = list[tuple[bytes, np.ndarray]]
 
 
-def of(file: str, channels: int | None, compared: bool) -> Verdict:
-    """Return the verdict on a file; photos are decoded by DALI too and `compared`.
+def of_all(files: Iterable[str], channels: int | None, compared: bool) -> list[Verdict]:
+    """Return the verdict on each file; photos are decoded by DALI too and `compared`.
 
     `channels` is the number of channels of a stack whose shape does not tell their axis.
 
     Raises UserError where the environment names no number of pixels.
     """
+    found: list[Verdict] = []
+    waiting: list[tuple[int, bytes, np.ndarray]] = []  # place among the verdicts, content and pixels
+
+    def compare() -> None:
+        differences = dali_check.differences([item[1:] for item in waiting], TOLERANCE)
+        for (place, *_), by_pillow in zip(waiting, differences, strict=True):
+            found[place] = _left_to_pillow(found[place], by_pillow)
+        waiting.clear()
+
+    for file in files:
+        seen: list[tuple[bytes, np.ndarray]] = []
+        found.append(_of(file, channels, seen if compared else None))
+        waiting += [(len(found) - 1, *item) for item in seen]
+        if len(waiting) == dali_check.MOST or sum(pixels.size for *_, pixels in waiting) > COMPARED:
+            compare()
+    if waiting:
+        compare()
+    return found
+
+
+def _left_to_pillow(verdict: Verdict, why: str) -> Verdict:
+    if isinstance(verdict, Stack):
+        return replace(verdict, as_photo=_left_to_pillow(verdict.as_photo, why))
+    return verdict._replace(by_pillow=why) if isinstance(verdict, Photo) else verdict
+
+
+def _of(file: str, channels: int | None, seen: Seen | None) -> Verdict:
+    """Return the verdict on a file; a photo's bytes and pixels, which are to be compared, are appended to `seen`."""
     try:
         with guarded():
             if (size := shards.size(file)) == 0:
@@ -101,7 +132,7 @@ def of(file: str, channels: int | None, compared: bool) -> Verdict:
                 if size > (most := LARGEST * most_pixels()):
                     return too_large(f"{size:,} bytes", most)
                 content = shards.read_bytes(file)
-            return _image(file, content, kind, channels, compared)
+            return _image(file, content, kind, channels, seen)
     except FileNotFoundError:
         return NOWHERE if os.path.islink(file) else MISSING
     except Unsupported as error:
@@ -114,7 +145,7 @@ def _failure(file: str, error: OSError) -> str:
     return _unidentified(file) if type(error).__name__ == UNIDENTIFIED else error.strerror or _damage(error)
 
 
-def _image(file: str, content: bytes, kind: str, channels: int | None, compared: bool) -> Verdict:
+def _image(file: str, content: bytes, kind: str, channels: int | None, seen: Seen | None) -> Verdict:
     """Return the verdict on an image file; `content` is empty for a photo that is too large to be read at once."""
     from polychrome.engine.data.files import deep, tiffs
 
@@ -126,9 +157,9 @@ def _image(file: str, content: bytes, kind: str, channels: int | None, compared:
             photo=not fractions, measured=True, why_not="values with fractions, among photos" * fractions
         )
     else:
-        return _photo(file, content, compared)
+        return _photo(file, content, seen)
     if not nature.measured:
-        return _photo(file, content, compared)
+        return _photo(file, content, seen)
     pixels = stacks.pixels(Path(file), channels, content)
     found = _stack(pixels, content)
     if isinstance(found, str):
@@ -136,28 +167,28 @@ def _image(file: str, content: bytes, kind: str, channels: int | None, compared:
     if not nature.photo:
         return replace(found, as_photo=nature.why_not)
     looks_photo = nature.alpha and _looks_like_alpha(pixels.values[..., 3])
-    return replace(found, as_photo=_as_photo(file, content, compared), looks_photo=looks_photo)
+    return replace(found, as_photo=_as_photo(file, content, seen), looks_photo=looks_photo)
 
 
-def _as_photo(file: str, content: bytes, compared: bool) -> Photo | str:
+def _as_photo(file: str, content: bytes, seen: Seen | None) -> Photo | str:
     """Return a file of measured values as a photo, or the reason why it cannot be one."""
     try:
         with guarded():
-            return _photo(file, content, compared)
+            return _photo(file, content, seen)
     except Unsupported as error:
         return one_line(error)
     except OSError as error:
         return _failure(file, error)
 
 
-def _photo(file: str, content: bytes, compared: bool) -> Photo:
+def _photo(file: str, content: bytes, seen: Seen | None) -> Photo:
     from polychrome.engine.data.files import decode
 
     decode.verify(content)
     pixels, how = decode.inspected(BytesIO(content) if content else shards.opened(file))
-    by_pillow = ""
-    if compared:
-        by_pillow = dali_check.difference(content, pixels, TOLERANCE) if content else "it is too large to be compared"
+    by_pillow = "" if seen is None or content else "it is too large to be compared"
+    if seen is not None and content:
+        seen.append((content, pixels))
     return Photo(*pixels.shape[:2], how, by_pillow, _digest(content) if content else "")
 
 

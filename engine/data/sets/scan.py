@@ -292,7 +292,7 @@ def _inspect(root: str, channels: int | None, compared: bool, paths: Sequence[st
         dali_check.start()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [inspection.of(os.path.join(root, path), channels, compared) for path in paths]
+        return inspection.of_all([os.path.join(root, path) for path in paths], channels, compared)
 
 
 class _Cache:

@@ -49,9 +49,9 @@ def test_a_file_that_dali_decodes_otherwise_is_named_and_read_by_pillow(tmp_path
     paths = image_kinds.write(tmp_path, files)
     ask = dali_check._Process.decoded
 
-    def wrong(process, encoded):
-        pixels = ask(process, encoded)
-        return pixels[::-1, ::-1] if encoded == rotate else pixels
+    def wrong(process, files):
+        decoded = zip(files, ask(process, files), strict=True)
+        return [pixels[::-1, ::-1] if encoded == rotate else pixels for encoded, pixels in decoded]
 
     monkeypatch.setattr(dali_check._Process, "decoded", wrong)
     report = scan.scan(tmp_path, paths, workers=1, cache=False)
@@ -69,6 +69,20 @@ def test_a_decoder_that_crashes_or_refuses_is_asked_again_about_the_next_file():
     assert dali_check.difference(good, pixels, 2) == ""
     assert dali_check.difference(good, pixels + np.uint8(3), 2).startswith("DALI's pixels differ by up to ")
     assert dali_check.difference(good, pixels[1:], 2) == "DALI sees it as 93 x 121, not 92 x 121"
+
+
+def test_of_files_asked_about_together_each_has_its_own_answer():
+    pixels = [image_kinds.picture(20 + i, 30, seed=i) for i in range(40)]
+    files = [(image_kinds.encoded(each, "PNG"), each) for each in pixels]
+    assert dali_check.differences(files, 2) == [""] * 40
+    files[3] = b"no image", pixels[3]
+    files[4] = files[4][0], pixels[4] + np.uint8(9)
+    files[21] = files[21][0], pixels[20]
+    found = dali_check.differences(files, 2)
+    assert found[3] == "DALI cannot decode it"
+    assert found[4].startswith("DALI's pixels differ by up to ")
+    assert found[21] == "DALI sees it as 41 x 30, not 40 x 30"
+    assert [i for i, why in enumerate(found) if why] == [3, 4, 21]
 
 
 def test_where_dali_does_not_start_it_is_asked_once(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import os
 import resource
+import subprocess
+import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,7 @@ from tests.engine.data import crashing, image_kinds, mutations, tars
 
 
 def verdict(file):
-    return inspection.of(str(file), None, dali_check.version() is not None)
+    return inspection.of_all([str(file)], None, dali_check.version() is not None)[0]
 
 
 def large_png(height, width):
@@ -151,6 +153,20 @@ def test_an_item_that_kills_its_process_costs_that_item_alone():
     chunks = [list(range(start, start + 4)) for start in range(0, 24, 4)]
     found = [value for chunk in parallel_chunks(crashing.doubled, chunks, 2, "died") for value in chunk]
     assert found == ["died" if item in (5, 13) else 2 * item for item in range(24)]
+
+
+def test_a_script_that_does_not_guard_its_calls_is_told_so_and_no_file_is_blamed(tmp_path):
+    files = {f"{i}.png": image_kinds.encoded(image_kinds.picture(9, 8), "PNG") for i in range(130)}
+    image_kinds.write(tmp_path, files)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from polychrome.engine.data.sets import scan\n"
+        f"print(scan.scan({str(tmp_path)!r}, [f'{{i}}.png' for i in range(130)], workers=2, cache=False).rejected)\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert "no worker process starts: a script's calls have to stand below if __name__ ==" in ended.stderr
 
 
 def test_files_decided_by_content_are_read_whatever_their_names(tmp_path):

@@ -71,7 +71,7 @@ def fault(root):
 
 def reason(tmp_path, content, name="a.tif"):
     (tmp_path / name).write_bytes(content)
-    found = inspection.of(str(tmp_path / name), None, False)
+    found = inspection.of_all([str(tmp_path / name)], None, False)[0]
     assert isinstance(found, str), found
     return found
 
@@ -99,7 +99,7 @@ def test_a_file_that_is_cut_is_never_read_as_less(tmp_path, name):
     rng = np.random.default_rng(0)
     for end in rng.integers(1, len(kind.content), 25):
         file.write_bytes(kind.content[:end])
-        found = inspection.of(str(file), None, False)
+        found = inspection.of_all([str(file)], None, False)[0]
         if not isinstance(found, str):
             np.testing.assert_array_equal(stacks.read(file), kind.values)
 
@@ -369,7 +369,7 @@ def test_a_compression_that_needs_imagecodecs_says_so_where_it_is_lacking(tmp_pa
     program = (
         "import sys; sys.modules['imagecodecs'] = None\n"
         "from polychrome.engine.data.sets import inspection\n"
-        "print(inspection.of(sys.argv[1], None, False))"
+        "print(*inspection.of_all(sys.argv[1:], None, False))"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "a.tif")]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
