@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 ORIENTATION, GDAL_METADATA, GDAL_NODATA = 274, 42112, 42113
 MINISWHITE, MINISBLACK, COLOURS, PALETTE, MASK, SEPARATED, YCBCR = range(7)  # photometric interpretations
-GRAY = (MINISWHITE, MINISBLACK)
 SAMPLES = {MINISWHITE: 1, MINISBLACK: 1, COLOURS: 3, PALETTE: 1, SEPARATED: 4, YCBCR: 3}
 IMAGE, CHANNELS, UNKNOWN = "YX", "CS", "IQ"  # tifffile's names of axes
 ALPHA = (1, 2)  # of ExtraSamples
@@ -51,10 +50,12 @@ def nature(content: bytes) -> Nature:
     """
     with _opened(content) as tif:
         pages = _main_pages(tif)
-        if len(pages) > 1:
-            why = f"{len(pages)} pages in one TIFF file, among photos: keep the first"
+        page = pages[0]
+        # A description may tell of images that follow the first without pages of their own.
+        told = tif.series[0].size // max(page.size, 1) if tif.is_imagej or tif.is_shaped or tif.is_ome else 1
+        if (count := max(len(pages), told)) > 1:
+            why = f"{count} pages in one TIFF file, among photos: keep the first"
             return Nature(photo=False, measured=True, why_not=why)
-        (page,) = pages
         samples, extra = page.samplesperpixel, tuple(map(int, page.extrasamples))
         bits, plain = page.bitspersample, page.sampleformat in (1, 4)
         wanted = SAMPLES.get(int(page.photometric))

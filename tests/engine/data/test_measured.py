@@ -229,6 +229,21 @@ def test_overviews_and_masks_are_no_channels(tmp_path):
     np.testing.assert_array_equal(stacks.opener(images)("0.tif"), values)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_images_that_follow_the_first_without_pages_of_their_own_are_channels(tmp_path, dtype):
+    values = measured.drawn(5, dtype)
+    stream = io.BytesIO()
+    options = {"photometric": "minisblack", "metadata": {"axes": "CYX"}, "truncate": True}
+    tifffile.imwrite(stream, np.moveaxis(values, -1, 0), **options)
+    with tifffile.TiffFile(io.BytesIO(stream.getvalue())) as written:
+        assert len(written.pages) == 1
+    images, _ = opened(write(tmp_path, {"a.tif": stream.getvalue(), "b.tif": stream.getvalue()}))
+    assert len(images.channels) == 5
+    np.testing.assert_array_equal(stacks.opener(images)("a.tif"), values)
+    (tmp_path / "a.tif").write_bytes(stream.getvalue()[:-50])
+    assert isinstance(inspection.of_all([str(tmp_path / "a.tif")], None, False)[0], str)
+
+
 def masked(values, mask):
     stream = io.BytesIO()
     with tifffile.TiffWriter(stream) as writer:

@@ -29,9 +29,10 @@ def read(root: Path, found: Mapping[str, str], num_classes: int | None) -> Label
         raise UserError(f"no train.txt in {root}: wanted train.txt, val.txt and test.txt")
     places, entries, moved = Places(root, found), {}, []
     for split, file in files.items():
-        entries[split] = [Entry(where, places.exact(path), label) for where, path, label in _listed(file)]
-        moved += [path for _, path, _ in _listed(file) if places.exact(path) != path]
-        if not entries[split]:
+        rows = list(_listed(file))
+        entries[split] = [Entry(where, places.exact(path), label) for where, path, label in rows]
+        moved += [row[1] for row, entry in zip(rows, entries[split], strict=True) if entry.path != row[1]]
+        if not rows:
             raise UserError(f"{file} lists no images: wanted lines of `path label`")
     if len(files) == 1:
         entries = {UNDIVIDED: entries["train"]}
