@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from polychrome.engine.channels.names import Channels
 from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.data.loader import Loader
@@ -22,8 +23,12 @@ from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
 
 
-def open_data(settings: Settings, task: str, splits: tuple[str, ...] = ()) -> Opened:
+def open_data(
+    settings: Settings, task: str, splits: tuple[str, ...] = (), trained: tuple[Channels, str] | None = None
+) -> Opened:
     """Return the opened data set of a run, or some splits of it. Files left out are named on the terminal.
+
+    `trained` are the channels and the type of values of a model's data, for use with that model.
 
     Of several processes on a machine the first decodes the images, and the others read its disk cache.
 
@@ -32,10 +37,10 @@ def open_data(settings: Settings, task: str, splits: tuple[str, ...] = ()) -> Op
             `strict`, a file that cannot be decoded.
     """
     with distributed.main_first():
-        return open_set(*_listed(settings, task, how_to_open(settings, splits)))
+        return open_set(*_listed(settings, task, how_to_open(settings, splits)._replace(trained=trained)))
 
 
-def open_undivided(settings: Settings, before: dict) -> Opened | None:
+def open_undivided(settings: Settings, before: dict, trained: tuple[Channels, str]) -> Opened | None:
     """Return the labelled images of a folder without splits, all of them as the split "test", opened.
 
     None where the folder of the settings has splits, or holds the data of the run whose "data" entry is `before`.
@@ -52,7 +57,7 @@ def open_undivided(settings: Settings, before: dict) -> Opened | None:
         divided = division.digests(listing.read(root, settings.num_classes, settings.division_seed, settings.group_by))
         if all(digest == before["division"].get(name) for name, digest in divided.items()):
             return None
-    return open_set(images, how_to_open(settings)._replace(holdout=0))
+    return open_set(images, how_to_open(settings)._replace(holdout=0, trained=trained))
 
 
 def how_to_open(settings: Settings, splits: tuple[str, ...] = ()) -> Wanted:
@@ -66,6 +71,7 @@ def how_to_open(settings: Settings, splits: tuple[str, ...] = ()) -> Wanted:
         settings.holdout,
         splits,
         settings.strict,
+        settings.group_by,
     )
 
 

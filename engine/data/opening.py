@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.data.accounting import OTHER_SPLITS, Account
 from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.batches import BatchRequest, Reading
@@ -39,6 +40,9 @@ class Wanted(NamedTuple):
     holdout: the number of training images to hold out.
     splits: the splits to open; empty: all.
     strict: whether an unusable file is an error instead of being left out.
+    group_by: a regular expression that related files have in common; those in two splits are told.
+    trained: the channels and the type of values of a trained model's data. They say whether the files are photos, and
+        missing values become the means of these channels.
     """
 
     backend: str
@@ -49,6 +53,8 @@ class Wanted(NamedTuple):
     holdout: int = 0
     splits: tuple[str, ...] = ()
     strict: bool = False
+    group_by: str | None = None
+    trained: tuple[Channels, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,8 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
         UserError: too few images are usable, the images do not fit into the cache, the backend cannot read them, or
             with `strict` a file is unusable.
     """
+    if wanted.holdout and wanted.group_by:
+        raise UserError("--holdout draws single images, and --group-by keeps groups together: give one of the two")
     images = division.hold_out(images, wanted.holdout) if wanted.holdout else images
     account = images.account
     if wanted.splits:
@@ -124,12 +132,20 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
         return Opened(images, wanted, division=digests)
     listed, paths = images, _paths(images)
     with console.progress("checking files", len(paths)) as bar:
-        report = scan.scan(images.root, paths, wanted.workers, bar.reach)
+        photos = None if wanted.trained is None else are_photos(*wanted.trained)
+        report = scan.scan(images.root, paths, wanted.workers, bar.reach, photos=photos)
     rejected = _left_out(images, {item.path: item.reason for item in report.rejected}, wanted.strict)
     images = scan.apply(images, report)
+    if wanted.trained and images.stacks and images.channels.names == wanted.trained[0].names:
+        images = replace(images, channels=wanted.trained[0])
     by_dali = choice.resolve(wanted.backend, images.stacks) == "dali"
     shape = (scan.shape(images),) if images.stacks else ()
-    notes = (*images.notes, *shape, *scan.remarks(report, by_dali), *repeats.notes(images, report.digests))
+    notes = (
+        *images.notes,
+        *shape,
+        *scan.remarks(report, by_dali),
+        *repeats.notes(images, report.digests, wanted.group_by),
+    )
     images = replace(images, notes=notes)
     for note in images.notes:
         console.say(note)
@@ -241,6 +257,11 @@ def placed(images: WholeImages, placement: Placement) -> Store:
         return images
     values = images.values.reshape(len(images.paths), *placement.size, images.channels)
     return UniformImages.of(values, images.paths, placement.device, images.faults)
+
+
+def are_photos(channels: Channels, dtype: str) -> bool:
+    """Return whether data of these channels and this type of values is of photos, not of stacks."""
+    return channels == RGB and dtype == "uint8"
 
 
 def _paths(images: ImageSet) -> list[str]:

@@ -27,7 +27,8 @@ def parallel(function: Callable, jobs: Sequence, workers: int) -> Iterator:
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"))
     try:
         try:
-            pool.submit(os.getpid).result()
+            started = [pool.submit(os.getpid) for _ in range(min(workers, len(jobs)))]  # all at once
+            started[0].result()
         except BrokenProcessPool as error:
             guard = 'if __name__ == "__main__":'
             raise RuntimeError(f"no worker process starts: a script's calls have to stand below {guard}") from error

@@ -130,6 +130,44 @@ def test_infinite_values_are_counted_and_the_file_left_out_and_missing_values_ar
     assert main(["task1", *start[:-2], "--name", "y", "--strict"]) == 2
 
 
+def test_evaluation_reads_a_split_as_the_run_did_whatever_its_files_alone_would_be_taken_for(tmp_path, capsys):
+    """Most test images are of 16 bits, most images are not; missing values of test have another mean than training."""
+    photos, deep = tmp_path / "photos", 0
+    for split, count in (("train", 12), ("val", 6), ("test", 6)):
+        lines = []
+        for number in range(count):
+            image = draw(number % 3, 100 * len(split) + number)[:40, :40]
+            name = f"{split}{number}.{'tif' if split == 'test' and number else 'png'}"
+            photos.mkdir(exist_ok=True)
+            if name.endswith("tif"):
+                Image.fromarray(image[..., 0].astype(np.uint16) * 257).save(photos / name)
+                deep += 1
+            else:
+                Image.fromarray(image).save(photos / name)
+            lines.append(f"{name} {number % 3}\n")
+        (photos / f"{split}.txt").write_text("".join(lines))
+    stacks = write_stacks(tmp_path / "stacks", 3, dtype=np.float32)
+    for number, file in enumerate(sorted(stacks.glob("stacks/*.npy"))):
+        values = np.load(file) + 50.0 * file.name.startswith("test")
+        values[:20, number % 30 : number % 30 + 10] = np.nan
+        np.save(file, values)
+    for data in (photos, stacks):
+        start = ["--data", str(data), "--out", str(tmp_path), "--name", data.name, *SMALL]
+        assert main(["task1", *start, "--models", "pool_attention_cnn"]) == 0
+        capsys.readouterr()
+        assert main(["evaluate", str(tmp_path / "task1" / data.name)]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        figures, equal = re.search(r"([0-9]+) of ([0-9]+) figures are those of", told).groups()[::-1]
+        assert figures == equal
+        assert main(["evaluate", str(tmp_path / "task1" / data.name), "--split", "test"]) == 0
+        assert "figures are those of" in " ".join(capsys.readouterr().out.split())
+        again = json.loads((tmp_path / "task1" / data.name / "evaluation.json").read_text())["models"]
+        assert (
+            again["pool_attention_cnn"]["test"]
+            == results(tmp_path / "task1" / data.name)["models"]["pool_attention_cnn"]["test"]
+        )
+
+
 def test_tiff_pages_are_channels(tmp_path):
     data = tmp_path / "data"
     for split, count in (("train", 9), ("val", 3), ("test", 3)):

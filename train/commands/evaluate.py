@@ -46,10 +46,10 @@ def evaluate_run(
         for name in trained.results["models"]:
             trained.networks(name, wanted)  # a damaged checkpoint is found before the data is read
         if data and opened is None and split in (None, "test"):
-            opened = open_undivided(settings, trained.results["data"])
+            opened = open_undivided(settings, trained.results["data"], trained.data)
             whole = opened is not None
         splits = ("test",) if whole else splits
-        opened = opened or open_data(settings, trained.results["task"], splits)
+        opened = opened or open_data(settings, trained.results["task"], splits, trained.data)
         if not whole and (change := moved(trained.results["data"], opened, splits)):
             console.warn(f"not the run's figures: {change}, and some may be among those it was trained on")
         found.append(_evaluated(trained, settings, opened, wanted, splits))

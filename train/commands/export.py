@@ -114,7 +114,7 @@ def _test_images(trained: Run, name: str, data: str | None) -> Tensor:
     settings = trained.settings
     backend = settings.backend if settings.backend == "synthetic" else "torch"
     settings = replace(settings, data=data or settings.data, backend=backend, cache="none", workers=1)
-    opened = open_data(settings, trained.results["task"], ("test",))
+    opened = open_data(settings, trained.results["task"], ("test",), trained.data)
     trained.check_fits(opened.images)
     settings = replace(trained.entry_settings(name, settings), batch_size=IMAGES)
     with make_loader(opened, "test", settings) as loader:

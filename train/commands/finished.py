@@ -43,6 +43,11 @@ class Run:
         if "channels" in data:
             self.channels = Channels(tuple(data["channels"]), tuple(data["channel_mean"]), tuple(data["channel_std"]))
 
+    @property
+    def data(self) -> tuple[Channels, str]:
+        """The channels and the type of values of the data that the models were trained on."""
+        return self.channels, self.dtype
+
     def autocast(self):
         return hardware.autocast(self.device, self.settings.precision)
 

@@ -9,10 +9,10 @@ import torch
 
 from polychrome.engine.channels.combinations import parse
 from polychrome.engine.channels.masks import shown
-from polychrome.engine.channels.names import ALL, RGB, SHUFFLED, Channels
+from polychrome.engine.channels.names import ALL, SHUFFLED, Channels
 from polychrome.engine.data.batches import normalise
 from polychrome.engine.data.image_set import ImageSet, Split
-from polychrome.engine.data.opening import Opened, Wanted
+from polychrome.engine.data.opening import Opened, Wanted, are_photos
 from polychrome.engine.data.sets import scan
 from polychrome.engine.errors import UserError
 from polychrome.engine.report import console
@@ -68,7 +68,7 @@ def as_image_set(files: tuple[Path, ...], channels: Channels, dtype: str = "uint
     """
     root = Path("/")
     paths = tuple(path.resolve().relative_to(root).as_posix() for path in files)
-    photos = channels == RGB and dtype == "uint8"
+    photos = are_photos(channels, dtype)
     report = scan.scan(root, paths, workers=1, cache=False, channels=len(channels), photos=photos)
     reasons = {item.path: item.reason for item in report.rejected}
     for path, file in zip(paths, files, strict=True):

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from polychrome.engine.data.files import kinds
 from polychrome.engine.data.files.guard import check_pixels, guarded, most_pixels, too_large
-from polychrome.engine.data.files.kinds import FRAMES, TRANSPARENT
+from polychrome.engine.data.files.kinds import FRAMES, SCALED, TRANSPARENT
 from polychrome.engine.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def inspected(file: str | PathLike | IO[bytes]) -> tuple[np.ndarray, str]:
     """Return the pixels of an image file as `rgb` does, and in words how the file is encoded.
 
     The words tell whatever another decoder may treat in a way of its own: the format, the mode, EXIF's orientation, the
-    compression, several frames, transparency and, of a JPEG, the sampling of its components, progressive scans and
-    Adobe's transform. Raises Unsupported and OSError as `rgb` does.
+    compression, several frames, more than 8 bits, transparency and, of a JPEG, the sampling of its components,
+    progressive scans and Adobe's transform. Raises Unsupported and OSError as `rgb` does.
     """
     with opened(file) as image:
         check(image)
@@ -92,6 +92,8 @@ def _encoding(image: Image.Image) -> str:
     sampling = [f"{across}x{down}" for _, across, down, _ in getattr(image, "layer", ())]
     found += [f"sampling {' '.join(sampling)}"] * bool(sampling)
     found += [f"{name} {image.info[name]}" for name in ENCODED if name in image.info]
+    if image.format == "PPM" and image.tile[0][0] != "raw" and image.tile[0][3][1] > 255:
+        found.append(SCALED)
     if image.format not in ("MPO", "TIFF") and (frames := getattr(image, "n_frames", 1)) > 1:
         found.append(f"{FRAMES} {frames}")
     return ", ".join(found)

@@ -15,6 +15,7 @@ _OF_THE_SYSTEM = frozenset(
 )
 HIDDEN, SPECIAL = "hidden or of the system", "no regular file"
 FRAMES = "the first frame of"  # in the encoding of a photo of several frames
+SCALED = "more than 8 bits"  # in the encoding of a photo that is scaled to 8
 TRANSPARENT = "transparent"  # in the encoding of a photo with some transparency
 HEAD = 32  # bytes that tell the kind
 

@@ -84,10 +84,12 @@ def pixels(file: Path, channels: int | None = None, content: bytes = b"") -> Pix
     Raises Unsupported and, in `guard.guarded`, OSError as `read` does.
     """
     stored = _stored(file, channels, content)
-    missing, values = stored.missing, converted(stored.values)
-    if values.dtype != np.uint8 and (nan := np.isnan(values)).any():
-        missing = nan if missing is None else missing | nan
-    return Pixels(values, stored.names, missing, stored.values.dtype.name)
+    missing, values = stored.missing, stored.values
+    if missing is not None:
+        values = np.where(missing, values.dtype.type(0), values)  # what stands for none may be beyond float32
+    if values.dtype.kind == "f" and np.isnan(values.max()):
+        missing = np.isnan(values) if missing is None else missing | np.isnan(values)
+    return Pixels(converted(values), stored.names, missing, values.dtype.name)
 
 
 def _stored(file: Path, channels: int | None, content: bytes) -> Pixels:

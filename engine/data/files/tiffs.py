@@ -35,12 +35,14 @@ class Nature(NamedTuple):
     photo: whether it can be a photo, of 8 bits or scaled to them; else `why_not` says what it is.
     measured: whether it can be measured data, which a plain photo of 8 bits cannot.
     alpha: whether it has a fourth sample of 8 bits that may be transparency or a band.
+    mask: whether it has a mask beside its image.
     """
 
     photo: bool
     measured: bool
     alpha: bool = False
     why_not: str = ""
+    mask: bool = False
 
 
 def nature(content: bytes) -> Nature:
@@ -69,8 +71,8 @@ def nature(content: bytes) -> Nature:
             return Nature(photo=False, measured=True, why_not=kind)
         if bits > 8:
             return Nature(photo=samples == 1 or wanted == 3, measured=True, why_not=kind)
-        ambiguous = has_alpha and wanted == 3
-        return Nature(photo=True, measured=ambiguous, alpha=ambiguous)
+        ambiguous, mask = has_alpha and wanted == 3, any(each.is_mask for each in tif.pages)
+        return Nature(photo=True, measured=ambiguous, alpha=ambiguous, mask=mask)
 
 
 def read(content: bytes, channels: int | None = None) -> Pixels:

@@ -159,7 +159,8 @@ def _image(file: str, content: bytes, kind: str, channels: int | None, seen: See
     else:
         return _photo(file, content, seen)
     if not nature.measured:
-        return _photo(file, content, seen)
+        photo = _photo(file, content, seen)
+        return photo._replace(encoding=f"{photo.encoding}, {kinds.TRANSPARENT}") if nature.mask else photo
     pixels = stacks.pixels(Path(file), channels, content)
     found = _stack(pixels, content)
     if isinstance(found, str):
@@ -193,17 +194,18 @@ def _photo(file: str, content: bytes, seen: Seen | None) -> Photo:
 
 
 def _digest(content: bytes | np.ndarray) -> str:
-    return hashlib.blake2b(content, digest_size=12).hexdigest()
+    return hashlib.sha256(content).hexdigest()[:24]
 
 
 def _stack(pixels: Pixels, content: bytes = b"") -> Stack | str:
     values, names, missing, stored = pixels
     lost = 0 if missing is None else int(missing.sum())
-    if infinite := int(np.isinf(values).sum()):
-        return f"{infinite:,} of {values.size:,} values are infinite"
     if lost == values.size:
         return "all values are missing"
-    highest = float(values.max() if missing is None else values[~missing].max())
+    there = values if missing is None else values[~missing]
+    highest = float(there.max())
+    if np.isinf(highest) or np.isinf(there.min()):
+        return f"{int(np.isinf(values).sum()):,} of {values.size:,} values are infinite"
     found = measure(values, missing)
     digest = _digest(content or values)
     return Stack(*values.shape[:2], values.dtype.name, stored, found, highest, names, lost, digest=digest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from polychrome.engine.data.files import shards
@@ -22,11 +22,16 @@ def grouping(root: Path, pattern: str | None) -> Callable[[Sequence[str]], Alike
     """
 
     def alike(paths: Sequence[str]) -> Alike:
-        found = [(path, match) for path in paths if pattern and (match := re.search(pattern, path))]
-        related = {path: match[match.re.groups and 1] or "" for path, match in found}
+        related = _related(paths, pattern)
         return Alike(_joined(paths, related, _equal(root, paths)), _joined(paths, related))
 
     return alike
+
+
+def _related(paths: Iterable[str], pattern: str | None) -> dict[str, str]:
+    """Return what a regular expression finds in each path that it matches: its first group, else its match."""
+    found = [(path, match) for path in paths if pattern and (match := re.search(pattern, path))]
+    return {path: match[match.re.groups and 1] or "" for path, match in found}
 
 
 def _joined(paths: Sequence[str], *keys: Mapping[str, str]) -> dict[str, str]:
@@ -72,24 +77,24 @@ def _head(file: Path) -> str:
     if f"{shards.SUFFIX}/" in str(file):
         return _whole(file)
     with open(file, "rb") as stream:
-        return hashlib.blake2b(stream.read(HEAD)).hexdigest()
+        return hashlib.sha256(stream.read(HEAD)).hexdigest()
 
 
 def _whole(file: Path) -> str:
-    return hashlib.blake2b(shards.read_bytes(file)).hexdigest()
+    return hashlib.sha256(shards.read_bytes(file)).hexdigest()
 
 
-def notes(images: ImageSet, digests: Mapping[str, str]) -> tuple[str, ...]:
+def notes(images: ImageSet, digests: Mapping[str, str], pattern: str | None = None) -> tuple[str, ...]:
     """Return lines for the user on files that are in two splits of a set, and on files with two labels.
 
     `digests` are the same for equal files alone; a file without a digest is equal to none. Of several splits that a
-    file is in, each later split is told with the first.
+    file is in, each later split is told with the first. Files related by `pattern`, see `grouping`, are told likewise.
     """
     first: dict[str, tuple[str, str]] = {}  # split and path
     labels: dict[str, tuple[str, int]] = {}  # path and label
     repeated: dict[tuple[str, str], list[tuple[str, str]]] = {}
     differing: dict[str, tuple[str, int, str, int]] = {}
-    for name in sorted(images.splits, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
+    for name in _in_order(images):
         split = images.splits[name]
         for path, label in zip(split.paths, split.labels, strict=True):
             if not (digest := digests.get(path)):
@@ -100,7 +105,23 @@ def notes(images: ImageSet, digests: Mapping[str, str]) -> tuple[str, ...]:
             other, other_label = labels.setdefault(digest, (path, label))
             if other_label != label:
                 differing.setdefault(digest, (other, other_label, path, label))
-    return (*(_repeated(images, *splits, pairs) for splits, pairs in repeated.items()), *_differing(images, differing))
+    lines = (_repeated(images, *splits, pairs) for splits, pairs in repeated.items())
+    return (*lines, *_shared(images, pattern), *_differing(images, differing))
+
+
+def _in_order(images: ImageSet) -> list[str]:
+    return sorted(images.splits, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
+def _shared(images: ImageSet, pattern: str | None) -> Iterator[str]:
+    """Yield a line for each split with images of groups that an earlier split has images of, too."""
+    seen: set[str] = set()
+    for name in _in_order(images):
+        related = _related(images.splits[name].paths, pattern)
+        if shared := [path for path, group in related.items() if group in seen]:
+            count = f"{len(shared):,} of {len(images.splits[name].paths):,} images of {name}"
+            yield f"{count} are of groups of --group-by that an earlier split has too, such as {related[shared[0]]}"
+        seen.update(related.values())
 
 
 def _repeated(images: ImageSet, split: str, earlier: str, pairs: list[tuple[str, str]]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.data.files import dali_check, shards, stacks
 from polychrome.engine.data.files.guard import most_pixels
-from polychrome.engine.data.files.kinds import FRAMES, TRANSPARENT
+from polychrome.engine.data.files.kinds import FRAMES, SCALED, TRANSPARENT
 from polychrome.engine.data.files.statistics import combine
 from polychrome.engine.data.image_set import ImageSet, Split, sizes_of
 from polychrome.engine.data.sets import inspection
@@ -177,12 +177,15 @@ def remarks(report: ScanReport, by_dali: bool) -> tuple[str, ...]:
 
     `by_dali` says whether DALI decodes the photos.
     """
-    several, clear = ([path for path, how in report.encodings.items() if word in how] for word in (FRAMES, TRANSPARENT))
+    several, clear, deep = (
+        [path for path, how in report.encodings.items() if word in how] for word in (FRAMES, TRANSPARENT, SCALED)
+    )
     dim = {path: highest for path, highest in report.scaled.items() if highest < DIM}
     incomplete = {path: stack.missing for path, stack in report.stacks.items() if stack.missing}
     groups = [
         ("photo", several, "of several frames, of which the first is used"),
         ("photo", clear, "with transparency, which is dropped"),
+        ("photo", deep, "of more than 8 bits, scaled from 0..their maximum to 0..255"),
         ("photo", list(report.scaled), "of 16 bits among photos of 8, scaled from 0..65535 to 0..255"),
         ("photo", list(dim), f"of these with no value above {max(dim.values(), default=0):,.0f}: they become dark"),
         ("stack", list(incomplete), "with missing values, which become the mean of their channel"),

@@ -256,6 +256,29 @@ def test_faults_in_tables_name_file_and_line(tmp_path):
         assert message in fault(tmp_path)
 
 
+def test_a_table_of_two_columns_of_unknown_names_has_a_header_only_where_its_first_row_names_no_file(tmp_path):
+    touch(tmp_path, *numbered("images", 12))
+    rows = [f"{i:02d}.png,{'ab'[i % 2]}" for i in range(12)]
+    for first in ([], ["picture,kind"]):
+        text(tmp_path, labels_dot_csv="\n".join([*first, *rows]))
+        images = listing.read(tmp_path)
+        assert images.class_names == ("a", "b")
+        assert (images.account.used, images.account.missing) == (12, 0)
+    assert images.notes == ("labels of labels.csv: files in the column picture, classes in kind",)
+    text(tmp_path, labels_dot_csv="license,author\nfree,me\n")
+    assert "labels.csv has the columns license, author: wanted filename and label" in fault(tmp_path)
+
+
+def test_rows_that_repeat_a_file_and_its_label_are_taken_once_and_said(tmp_path):
+    """As in tables of boxes, with a row for each object in an image."""
+    touch(tmp_path, *numbered("images", 12))
+    rows = [f"{i:02d}.png,{'ab'[i % 2]},{box}" for i in range(12) for box in range(3)]
+    text(tmp_path, annotations_dot_csv="\n".join(["filename,class,xmin", *rows]))
+    images = listing.read(tmp_path)
+    assert sum(sizes(images).values()) == 12
+    assert images.notes[1] == "24 rows of annotations.csv repeat a file and its label: taken once"
+
+
 def test_a_table_without_labels_does_not_hide_the_folders(tmp_path):
     touch(tmp_path, *numbered("ant", 10), *numbered("bee", 10))
     text(tmp_path, metadata_dot_csv="license,author,year\nfree,me,2020\n")

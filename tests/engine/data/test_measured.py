@@ -287,6 +287,36 @@ def test_missing_values_are_left_out_of_the_statistics_and_become_the_mean(tmp_p
     )
 
 
+@pytest.mark.parametrize(
+    ("dtype", "none"), [(np.int32, -(2**31)), (np.float64, -1.7e308), (np.float32, -3.4028234663852886e38)]
+)
+def test_what_stands_for_no_value_may_be_beyond_what_is_read(tmp_path, dtype, none):
+    values = measured.drawn(2, dtype)
+    missing = np.random.default_rng(0).random(values.shape) < 0.3
+    content = measured.tiff(np.where(missing, dtype(none), values), nodata=none)
+    images, report = opened(write(tmp_path, {"a.tif": content, "b.tif": content}))
+    assert report.stacks["a.tif"].missing == missing.sum()
+    read = stacks.opener(images)("a.tif")
+    np.testing.assert_array_equal(read[~missing], values.astype(np.float32)[~missing])
+    expected = np.broadcast_to(np.float32(images.channels.mean), read.shape)
+    np.testing.assert_array_equal(read[missing], expected[missing])
+
+
+def test_what_a_photo_loses_is_told(tmp_path):
+    deep = b"P6\n8 9\n1023\n" + np.full((9, 8, 3), 1023, ">u2").tobytes()
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as writer:
+        writer.write(image_kinds.picture(9, 8), metadata=None, photometric="rgb")
+        writer.write(np.ones((9, 8), bool), subfiletype=4, photometric="mask", metadata=None)
+    images, report = opened(write(tmp_path, PHOTOS | {"deep.ppm": deep, "mask.tif": stream.getvalue()}))
+    assert (report.rejected, images.channels) == ((), RGB)
+    assert (stacks.opener(images)("deep.ppm") == 255).all()
+    assert scan.remarks(report, by_dali=False) == (
+        "1 photo with transparency, which is dropped, such as mask.tif",
+        "1 photo of more than 8 bits, scaled from 0..their maximum to 0..255, such as deep.ppm",
+    )
+
+
 def npy(array):
     stream = io.BytesIO()
     np.save(stream, array)

@@ -5,10 +5,11 @@ import io
 import numpy as np
 import pytest
 
+from polychrome.engine.data.opening import Wanted, open_set
 from polychrome.engine.data.sets import listing, repeats, scan
 from polychrome.engine.errors import UserError
 from polychrome.train.run import main
-from tests.engine.data import image_kinds, measured
+from tests.engine.data import image_kinds, measured, photos
 
 
 def photo(seed):
@@ -136,6 +137,23 @@ def test_files_of_a_group_stay_in_one_split(tmp_path, form, seed):
     assert len(of_patient) == (16 if form == "train and val" else 10)
     assert all(len(splits) == 1 for splits in of_patient.values())
     assert all(split.paths for split in images.splits.values())
+
+
+def test_groups_that_given_splits_share_are_told(tmp_path):
+    names = [
+        f"{split}/{c}/p{p}_{i}.png" for split, p in (("train", 0), ("val", 1), ("test", 0)) for c in "ab" for i in "01"
+    ]
+    images = listing.read(classes(tmp_path, names), group_by="(p[0-9])_")
+    assert repeats.notes(images, {}, "(p[0-9])_") == (
+        "4 of 4 images of test are of groups of --group-by that an earlier split has too, such as p0",
+    )
+    assert repeats.notes(images, {}) == ()
+
+
+def test_groups_cannot_be_held_out_image_by_image(tmp_path):
+    images = listing.read(classes(tmp_path, [f"{c}/p{i}_0.png" for c in "ab" for i in range(9)]))
+    with pytest.raises(UserError, match="--holdout draws single images, and --group-by keeps groups together"):
+        open_set(images, Wanted("torch", photos.CPU, workers=1, holdout=2, group_by="(p[0-9])_"))
 
 
 def test_too_few_groups_are_a_fault(tmp_path):

@@ -98,6 +98,10 @@ class Places:
             raise UserError(f"{where}: {path!r} may be {found[0]} or {found[1]}: wanted a path within {self._root}")
         return self._normal[found[0]] if found else path
 
+    def is_there(self, where: str, path: str, folder: str, split: str) -> bool:
+        """Return whether `anywhere` finds a file; raises UserError as it does."""
+        return self.anywhere(where, path, folder, split) in self._found
+
 
 def _stem(path: str) -> str:
     return posixpath.splitext(path)[0]

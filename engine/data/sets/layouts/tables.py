@@ -30,12 +30,16 @@ class NoLabels(UserError):
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its file, the folder that its paths are in, the split that its name tells, its columns and its rows."""
+    """A table: its file, the folder that its paths are in, the split that its name tells, its columns and its rows.
+
+    `roles` are the columns of files, of labels and, if there is one, of splits; None where no column has labels.
+    """
 
     file: Path
     folder: str
     split: str
     columns: tuple[str, ...]
+    roles: tuple[int, int, int | None] | None
     rows: tuple[tuple[int, tuple[str, ...]], ...]
 
 
@@ -63,12 +67,12 @@ def read(root: Path, found: Mapping[str, str], paths: Sequence[str], num_classes
     """
     places, entries, notes, own, columns = Places(root, found), {}, [], [], ()
     for file in paths:
-        table = _table(root, file)
-        roles, columns = _columns(table), table.columns
-        if roles is None:
+        table = _table(root, file, places)
+        columns, before = table.columns, sum(map(len, entries.values()))
+        if table.roles is None:
             notes.append(f"{file} has no labels: it is not used")
             continue
-        named, kind, part = roles
+        named, kind, part = table.roles
         own.append(file)
         notes.append(f"labels of {file}: files in the column {table.columns[named]}, classes in {table.columns[kind]}")
         for number, row in table.rows:
@@ -78,12 +82,15 @@ def read(root: Path, found: Mapping[str, str], paths: Sequence[str], num_classes
             check_path(where, row[named], root)
             split = table.split if part is None else _named_split(where, row, part)
             path = places.anywhere(where, row[named], table.folder, split)
-            entries.setdefault(split, []).append(Entry(where, path, row[kind]))
+            entries.setdefault(split, {}).setdefault((path, row[kind]), Entry(where, path, row[kind]))
+        if again := before + len(table.rows) - sum(map(len, entries.values())):
+            notes.append(f"{again:,} row{'s' * (again > 1)} of {file} repeat a file and its label: taken once")
     if not entries:
         raise NoLabels(f"{root / paths[-1]} has the columns {', '.join(columns)}: wanted filename and label")
     if UNDIVIDED in entries and len(entries) > 1:
         raise UserError(f"{root}: {' and '.join(own)} name images with and without a split: wanted one of them")
-    names, splits, more = labelled(root, entries, num_classes, own[0])
+    listed = {split: list(some.values()) for split, some in entries.items()}
+    names, splits, more = labelled(root, listed, num_classes, own[0])
     if list(splits) == ["train"]:
         splits = {UNDIVIDED: splits["train"]}
     return Labelled(names, splits, (*notes, *more), tuple(own))
@@ -96,7 +103,7 @@ def _named_split(where: str, row: Sequence[str], column: int) -> str:
     return split
 
 
-def _table(root: Path, path: str) -> Table:
+def _table(root: Path, path: str, places: Places) -> Table:
     file, (folder, name) = root / path, posixpath.split(path)
     stem = posixpath.splitext(name)[0]
     split = split_of(folder if stem.lower() in OF_ALL and folder else stem) or UNDIVIDED
@@ -105,9 +112,13 @@ def _table(root: Path, path: str) -> Table:
         raise UserError(f"{file} is empty: wanted a line of columns such as filename,label")
     rows = list(_objects(file, lines) if path.lower().endswith(".jsonl") else _cells(file, lines))
     (_, header), *others = rows
-    if not _is_header(header) and len(header) == 2:
-        header, others = ("0", "1"), rows
-    return Table(file, folder, split, tuple(name.strip() for name in header), tuple(others))
+    roles = _roles(header)
+    if roles is None and len(header) == 2:  # of no known names, or a table without a line of names
+        there = [places.is_there(f"{file}:{number}", row[0], folder, split) for number, row in rows[:2]]
+        roles = (0, 1, None) if any(there) else None
+        if there[0]:
+            header, others = ("0", "1"), rows
+    return Table(file, folder, split, header, roles, tuple(others))
 
 
 def _cells(file: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -136,21 +147,13 @@ def _objects(file: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int
         yield number, tuple("" if content.get(column) is None else str(content.get(column)) for column in columns)
 
 
-def _is_header(cells: Sequence[str]) -> bool:
-    return any(cell.lower() in FILES + LABELS for cell in cells)
-
-
-def _columns(table: Table) -> tuple[int, int, int | None] | None:
-    """Return the columns of files, of labels and, if there is one, of splits; None where none has labels."""
-    if table.columns == ("0", "1"):
-        return 0, 1, None
-    lower = [column.lower() for column in table.columns]
+def _roles(columns: Sequence[str]) -> tuple[int, int, int | None] | None:
+    """Return `Table.roles` by the names of columns, or by what is left where one is left."""
+    lower = [column.lower() for column in columns]
     named = next((lower.index(name) for name in FILES if name in lower), None)
     kind = next((lower.index(name) for name in LABELS if name in lower and lower.index(name) != named), None)
     part = next((lower.index(name) for name in SPLIT if name in lower), None)
-    if named is None:
-        return None
     others = [i for i in range(len(lower)) if i not in (named, part)]
-    if kind is None and len(others) == 1:
+    if named is not None and kind is None and len(others) == 1:
         kind = others[0]
-    return None if kind is None else (named, kind, part)
+    return None if named is None or kind is None else (named, kind, part)
