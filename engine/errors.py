@@ -1,9 +1,22 @@
 """Exceptions: what the command line shows as one line, and image files that cannot be used."""
 
+import re
+
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
 
 def one_line(error: BaseException) -> str:
     """Return the message of an error as one line, or its type if there is no message."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def shown(text: str) -> str:
+    """Return text in one line that a terminal shows and does not obey, whatever names of files are in it.
+
+    Control characters, line ends, marks of the direction of writing, and bytes that are not text, become escapes.
+    """
+    text = CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class UserError(Exception):

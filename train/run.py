@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import click
 
-from polychrome.engine.errors import RunError, UserError
+from polychrome.engine.errors import RunError, UserError, shown
 from polychrome.engine.machine.interruption import terminable
 from polychrome.train.cli import cli
 
@@ -30,10 +30,10 @@ def main(arguments: list[str] | None = None, program: str | None = None) -> int:
     except (click.ClickException, UserError) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         if os.environ.get("RANK", "0") == "0":  # the others have the same to say
-            print("error: " + " ".join(message.split()), file=sys.stderr)
+            print("error: " + shown(" ".join(message.split())), file=sys.stderr)
         return 2
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         return 1
     except (click.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)

@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from polychrome.engine.errors import shown
 from polychrome.engine.report import comparison, scores, tables
 from polychrome.engine.report.tables import Table
 
@@ -142,17 +143,16 @@ def _fits(*every: Table) -> bool:
 
 
 def _text(value: str) -> Text:
-    # Names of files need not be valid text; bytes that are not text are shown as escapes.
-    return Text(value.encode("utf-8", "backslashreplace").decode())
+    return Text(shown(value))
 
 
 def _render(table: Table) -> RichTable:
     rich = RichTable(
-        title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True
+        title=Text(shown(table.title), style="bold"), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True
     )
     for number, name in enumerate(table.columns):
         left = number < table.left
-        rich.add_column(Text(name), justify="left" if left else "right", no_wrap=not left, overflow="fold")
+        rich.add_column(_text(name), justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for row in table.rows:
         rich.add_row(*(_text(cell) for cell in row))
     return rich

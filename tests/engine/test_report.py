@@ -14,6 +14,7 @@ from rich.console import Console
 
 from polychrome.engine.report import comparison, console, pages, plots, scores, tables
 from polychrome.engine.run_folder import RunFolder
+from polychrome.train.run import main
 
 RGB = {"RGB": ["R", "G", "B"], "RG": ["R", "G"], "GB": ["G", "B"], "RB": ["R", "B"], "R": ["R"], "G": ["G"], "B": ["B"]}
 
@@ -490,6 +491,23 @@ def test_a_run_in_which_every_model_failed_says_so(tmp_path):
     assert Page(page).headings == ["Failed", "Settings"]
     assert "&lt;out&gt; of | memory" in page
     assert "| rrdb | &lt;out&gt; of \\| memory |" in markdown
+
+
+@pytest.mark.parametrize("code", [*range(1, 32), 127, 0x9B, 0x2028, 0x202E, 0x2066, 0xDCFF])
+def test_no_character_of_a_name_reaches_the_terminal_as_a_command(monkeypatch, capsys, code):
+    name = f"a{chr(code)}b"
+    recording = Console(width=80, highlight=False, file=io.StringIO())
+    monkeypatch.setattr(console, "console", recording)
+    console.say(f"left out: {name} (train): é 日本")
+    console.show(tables.Table(name, (name, "y"), ((name, name),)))
+    written = recording.file.getvalue()
+    assert chr(code) not in written.replace("\n", "" if code == 10 else "\n").replace(" ", "")
+    assert written.count("left out: a\\") == 1
+    assert "é 日本" in written
+    assert main(["evaluate", f"no{name}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert chr(code) not in error.replace("\n", "").replace(" ", "")
 
 
 def printed(monkeypatch, results, width):

@@ -91,8 +91,8 @@ class Subject:
 
     data: str | None = setting(
         None,
-        "Folder with train.txt, val.txt and test.txt, or with one folder per class, or tar shards such as "
-        "'shards/{000..099}.tar'.  [default: a generated set]",
+        "Folder with train.txt, val.txt and test.txt, or a table of labels, or one folder per class, or tar shards "
+        "such as 'shards/{000..099}.tar'.  [default: a generated set]",
     )
     group_by: str | None = setting(
         None,
