@@ -6,12 +6,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from polychrome.engine.channels import masks
 from polychrome.engine.channels.combinations import Combinations
-from polychrome.engine.data.batches import gathered
+from polychrome.engine.data.batches import Batch, gathered
 from polychrome.engine.data.loader import Loader
 from polychrome.engine.machine import distributed
 from polychrome.engine.metrics import Scorer, Scores
@@ -46,6 +47,9 @@ def evaluate(
 ) -> Evaluation:
     """Return the scores of `model` on each channel combination; each image is decoded once, by one of the processes.
 
+    Where images have different channels, a combination is tested on the images that have all of it, and left out of the
+    result where none has.
+
     Args:
         model: any-channel models see only the channels present ("subset") or all channels and a mask of the channels
             present ("mask"), other models see zeros for absent channels ("zero-pad"); see
@@ -71,41 +75,86 @@ def evaluate(
         with span("evaluate"):
             images = batch.standardised(loader.channels)
             for name, chosen in combinations.items():
-                shown, *present = _shown(model, images, chosen, protocol_of(protocol, chosen, masked), batch.indices)
+                rows, own, labels, present = _having(batch, images, chosen, loader.present)
+                if not len(rows):
+                    continue
+                how = protocol_of(protocol, chosen, masked)
+                arguments = inputs(model, own, chosen, how, batch.indices[rows], present)
                 with autocast:
-                    logits = model(shown, *present)
-                    mirrored = model(shown.flip(3), *present) if flip else None
-                scorers[name].update(logits, batch.labels)
+                    logits = model(*arguments)
+                    mirrored = model(arguments[0].flip(3), *arguments[1:]) if flip else None
+                scorers[name].update(logits, labels)
                 if flip:
-                    flipped[name].update((logits.float() + mirrored.float()) / 2, batch.labels)
+                    flipped[name].update((logits.float() + mirrored.float()) / 2, labels)
                 if name == first:
-                    device_indices = torch.from_numpy(batch.indices).to(images.device, non_blocking=True)
-                    predictions.scatter_(0, device_indices, logits.argmax(1))
+                    predictions.scatter_(0, _on(images.device, batch.indices[rows]), logits.argmax(1))
         on_batch(batch.total)
     model.train(was_training)
     return Evaluation(
-        {name: scorer.compute() for name, scorer in scorers.items()},
-        scorers[first].confusion(),
-        distributed.largest(predictions).cpu(),
-        {name: scorer.compute() for name, scorer in flipped.items()},
+        _computed(scorers), scorers[first].confusion(), distributed.largest(predictions).cpu(), _computed(flipped)
     )
 
 
-def protocol_of(protocol: str, chosen: tuple[int, ...], masked: bool) -> str:
+def _computed(scorers: dict[str, Scorer]) -> dict[str, Scores]:
+    found = {name: scorer.compute() for name, scorer in scorers.items()}
+    return {name: scores for name, scores in found.items() if scores.images}
+
+
+def _having(
+    batch: Batch, images: Tensor, chosen: tuple[int, ...] | None, table: np.ndarray | None
+) -> tuple[np.ndarray, Tensor, Tensor, Tensor | None]:
+    """Return the rows of a batch with all channels `chosen`, and their images, labels and channels present.
+
+    `table` is bool [images of the split, channels], the channels of each, see `Loader.present`.
+    """
+    every = np.arange(len(batch)), images, batch.labels, batch.present
+    if table is None or not chosen:
+        return every
+    has = table[batch.indices][:, list(chosen)].all(1)
+    if has.all():
+        return every
+    rows = np.flatnonzero(has)
+    where = _on(images.device, rows)
+    return rows, images[where], batch.labels[where], batch.present[where]
+
+
+def _on(device: torch.device, indices: np.ndarray) -> Tensor:
+    return torch.from_numpy(indices).to(device, non_blocking=True)
+
+
+def protocol_of(protocol: str, chosen: tuple[int, ...] | None, masked: bool) -> str:
     """Return the protocol for a combination: "mask" for "subset" if `masked` and the scores are the same."""
-    in_order = list(chosen) == sorted(chosen)  # a mask cannot reorder the channels
+    in_order = list(chosen or ()) == sorted(chosen or ())  # a mask cannot reorder the channels
     return "mask" if masked and protocol == "subset" and in_order else protocol
 
 
-def _shown(model: nn.Module, images: Tensor, chosen: tuple[int, ...], protocol: str, indices) -> tuple[Tensor, ...]:
-    """Return the model's arguments when only the channels `chosen` are present.
+def inputs(
+    model: nn.Module,
+    images: Tensor,
+    chosen: tuple[int, ...] | None,
+    protocol: str,
+    indices: np.ndarray,
+    present: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Return the model's arguments when only the channels `chosen` are present: None for all that each image has.
 
-    Without any, the choice and order of channels are random for each image, the same in every run.
+    Of none the choice and order of channels are random for each image, the same in every run.
+
+    Args:
+        images: [batch, channels, height, width], standardised, zero where an image lacks a channel.
+        protocol: see `engine.channels.masks.protocol`.
+        indices: int64 [batch], the images' positions in the split.
+        present: bool [batch, channels], the channels that each image has; None where all have all.
     """
+    _, channels, *size = images.shape
+    if chosen is None and present is None:
+        chosen = tuple(range(channels))
     if chosen:
         return masks.shown(images, chosen, protocol)
-    device_indices = torch.from_numpy(indices).to(images.device, non_blocking=True)
-    _, channels, *size = images.shape
-    sources = draw(Recipe(channels="shuffle"), device_indices, tuple(size), seed=0, epoch=0, channels=channels).channels
+    takes_mask = getattr(model, "any_channels", False)
+    if chosen is None:
+        return (images, present) if takes_mask else (images,)
+    recipe, where = Recipe(channels="shuffle"), _on(images.device, indices)
+    sources = draw(recipe, where, tuple(size), seed=0, epoch=0, channels=channels, present=present).channels
     images = gathered(images, sources)
-    return (images, sources >= 0) if getattr(model, "any_channels", False) else (images,)
+    return (images, sources >= 0) if takes_mask else (images,)

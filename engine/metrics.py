@@ -13,15 +13,16 @@ from polychrome.engine.machine import distributed
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean cross-entropy in nats; accuracy and macro precision, recall and F1 in 0..1."""
+    """Mean cross-entropy in nats; accuracy and macro precision, recall and F1 in 0..1; the number of images."""
 
     loss: float
     accuracy: float
     precision: float
     recall: float
     f1: float
+    images: int
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float | int]:
         return asdict(self)
 
 
@@ -47,7 +48,7 @@ class Scorer:
         self._confusion.index_add_(0, cells, torch.ones_like(cells))
 
     def compute(self) -> Scores:
-        """Return the scores of everything added so far."""
+        """Return the scores of everything added so far; NaN where nothing was."""
         loss, total = distributed.summed(self._loss, torch.tensor(self._count, device=self._loss.device))
         confusion = self.confusion().double()
         hits, actual, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
@@ -57,7 +58,7 @@ class Scorer:
             (part / whole.clamp_min(1))[occurs].mean().item()
             for part, whole in ((hits, predicted), (hits, actual), (2 * hits, actual + predicted))
         ]
-        return Scores(loss.item() / total.item(), (hits.sum() / confusion.sum()).item(), *means)
+        return Scores((loss / total).item(), (hits.sum() / confusion.sum()).item(), *means, int(total))
 
     def confusion(self) -> Tensor:
         """Return the counts [true class, predicted class], in host memory."""

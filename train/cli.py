@@ -248,6 +248,7 @@ def patches(scene: Path, folder: Path, **options) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per core]")
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the list as CSV (path, reason).")
+@click.option("--channel-files", help="As for a task: finds the channel in a path, where each channel has a file.")
 def scan(folder: Path, **options) -> None:
     """Decode every image under FOLDER and list the files that cannot be read, with the reason."""
     from polychrome.train.commands.tools import scan_folder

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from polychrome.engine.channels.names import Channels
+from polychrome.engine.channels import combinations
+from polychrome.engine.channels.combinations import Combinations
+from polychrome.engine.channels.names import ALL, SENSORS, Channels
 from polychrome.engine.data.augmentation import Augmentations
-from polychrome.engine.data.image_set import ImageSet
+from polychrome.engine.data.image_set import ImageSet, having
 from polychrome.engine.data.loader import Loader
 from polychrome.engine.data.opening import Opened, Wanted, open_set
 from polychrome.engine.data.sets import division, generated, listing
+from polychrome.engine.data.sets.sensors import union
 from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine import distributed
@@ -51,10 +55,10 @@ def open_undivided(settings: Settings, before: dict, trained: tuple[Channels, st
     root = Path(settings.data)
     if root.resolve() == Path(before["root"]).resolve():
         return None
-    if (images := listing.undivided(root, before["class_names"])) is None:
+    if (images := listing.undivided(root, before["class_names"], settings.channel_files)) is None:
         return None
     with suppress(UserError):  # a class may have too few images to be divided
-        divided = division.digests(listing.read(root, settings.num_classes, settings.division_seed, settings.group_by))
+        divided = division.digests(_read(settings, root))
         if all(digest == before["division"].get(name) for name, digest in divided.items()):
             return None
     return open_set(images, how_to_open(settings)._replace(holdout=0, trained=trained))
@@ -86,7 +90,12 @@ def _listed(settings: Settings, task: str, how: Wanted) -> tuple[ImageSet, Wante
     if settings.data is None:
         with console.waiting("making the generated set"):
             return listing.read(_generated()), how, None
-    return listing.read(Path(settings.data), settings.num_classes, settings.division_seed, settings.group_by), how, None
+    return _read(settings, Path(settings.data)), how, None
+
+
+def _read(settings: Settings, root: Path) -> ImageSet:
+    how = settings.num_classes, settings.division_seed, settings.group_by, settings.channel_files
+    return listing.read(root, *how)
 
 
 def _stored_size(settings: Settings) -> int:
@@ -127,6 +136,44 @@ def make_loader(
     )
 
 
+def restricted(opened: Opened, chosen: tuple[int, ...]) -> Opened:
+    """Return the opened set with only those training and validation images that have all channels `chosen`."""
+    if not opened.images.channels.sensors:
+        return opened
+    parts = {split: having(opened.images, split, chosen) for split in ("train", "val")}
+    return replace(opened, images=replace(opened.images, splits=opened.images.splits | parts))
+
+
+def combinations_to_test(
+    wanted: tuple[str, ...], images: ImageSet, splits: Iterable[str], seed: int, channels: Channels | None = None
+) -> Combinations:
+    """Return the combinations of channels to test on splits of an opened set, as the user wants them.
+
+    Those of "all" and "sensors" that no image has are left out and counted on the terminal. `channels` are those of a
+    trained model; their sensors come first.
+
+    Raises:
+        UserError: a combination is unknown, or is named and no image has it.
+    """
+    channels = images.channels if channels is None else with_sensors(channels, images)
+    found = combinations.parse(wanted, channels.names, seed, channels.sensors)
+    choices = {images.present(path) for split in splits for path in images.splits[split].paths}
+    nowhere = [
+        name for name, chosen in found.items() if chosen and not any(set(chosen) <= set(choice) for choice in choices)
+    ]
+    if named := [name for name in nowhere if name in wanted and name not in (ALL, SENSORS)]:
+        raise UserError(f"channels {named[0]!r}: no image of {' or '.join(splits)} has all of them")
+    if nowhere:
+        count = f"{len(nowhere)} combination{'s' * (len(nowhere) > 1)} of channels"
+        console.say(f"{count} not tested, as no image of {' or '.join(splits)} has them, such as {nowhere[0]}")
+    return {name: chosen for name, chosen in found.items() if name not in nowhere}
+
+
+def with_sensors(channels: Channels, images: ImageSet) -> Channels:
+    """Return a trained model's channels with the sensors of other images after those that it was trained on."""
+    return replace(channels, sensors=tuple(dict.fromkeys((*channels.sensors, *images.channels.sensors))))
+
+
 def summary(opened: Opened) -> dict:
     """Return the "data" entry of `results.json`."""
     images = opened.images
@@ -139,6 +186,7 @@ def summary(opened: Opened) -> dict:
         "channels": list(images.channels.names),
         "channel_mean": list(images.channels.mean),
         "channel_std": list(images.channels.std),
+        "sensors": union.counts(images),
         "class_names": list(images.class_names),
         "division": opened.division,
         "files": opened.account.as_dict() if opened.account else None,

@@ -16,13 +16,11 @@ from torch import nn
 
 from polychrome.engine.channels import masks
 from polychrome.engine.channels.combinations import Combinations
-from polychrome.engine.data import loader
-from polychrome.engine.data.augmentation import Augmentations
-from polychrome.engine.data.image_set import Split
+from polychrome.engine.data.image_set import Split, having
 from polychrome.engine.data.opening import Opened
 from polychrome.engine.data.sets import division
 from polychrome.engine.errors import Interrupted, RunError, StorageError, UserError
-from polychrome.engine.evaluation import Evaluation, evaluate
+from polychrome.engine.evaluation import Evaluation, evaluate, inputs
 from polychrome.engine.history import TrainingHistory
 from polychrome.engine.machine import distributed, hardware
 from polychrome.engine.machine.memory import PeakMemory
@@ -35,7 +33,7 @@ from polychrome.engine.watch import profiling
 from polychrome.engine.watch.idle import Idle
 from polychrome.engine.watch.tensorboard import Scalars
 from polychrome.train import networks, systems
-from polychrome.train.data import make_loader, summary
+from polychrome.train.data import make_loader, restricted, summary
 from polychrome.train.networks import PADDED_ONE_PER_COMBINATION
 from polychrome.train.preparation import Prepared, is_done, prepare
 from polychrome.train.results import add_ratio, scores_of, tested_splits
@@ -94,6 +92,7 @@ class Network:
         plan: how to train it.
         settings: the entry's settings.
         combinations: the combinations of channels to test it on.
+        data: the set with the images to train and to validate it on.
         checkpoints: the folder of its checkpoints.
     """
 
@@ -103,6 +102,7 @@ class Network:
     plan: Plan
     settings: Settings
     combinations: Combinations
+    data: Opened
     checkpoints: Path
 
 
@@ -138,7 +138,7 @@ class Experiment:
             "seed": self.settings.seed,
             "device": self.environment["gpu" if self.settings.device == "cuda" else "cpu"],
             "data": summary(self.data),
-            "combinations": {label: [names[i] for i in chosen] for label, chosen in self.combinations.items()},
+            "combinations": {label: [names[i] for i in chosen or ()] for label, chosen in self.combinations.items()},
             "models": dict(prepared.trained),
             "failed": dict(prepared.left_out),
         }
@@ -220,18 +220,19 @@ class Experiment:
         A batch size and a compiler's mode that are "auto" are found here, by measurement.
         """
         name, folder, tested = entry, self.folder.checkpoints(entry), self.combinations
-        count, protocol = len(self.images.channels), None
+        count, protocol, data = len(self.images.channels), None, self.data
         if combination:
             chosen = self.combinations[combination]
             name, folder, tested = f"{entry} {combination}", folder / combination, {combination: chosen}
             count, protocol = networks.for_one_combination(entry, settings, count, chosen)
+            data = restricted(data, chosen)
         model = networks.initialised(entry, settings, len(self.images.class_names), count, state.exists(folder))
         plan = networks.plan(model, settings, self.images)
         if combination:
             padded = protocol == PADDED_ONE_PER_COMBINATION
             plan = replace(plan, channels=(combination, chosen), padded=padded, channel_sampling="off")
         shape = (plan.inputs(len(self.images.channels)), settings.image_size, settings.image_size)
-        samples = len(self.images.splits["train"].paths)
+        samples = len(data.images.splits["train"].paths)
         if settings.batch_size == AUTO:
             found = state.batch_size(folder) or distributed.of_main(largest_batch(model, shape, plan, samples))
             if not found:
@@ -242,7 +243,7 @@ class Experiment:
             steps = plan.epochs * plan.passes * samples // settings.batch_size
             mode = compilation.mode(model, shape, settings.batch_size, plan, steps)
             plan = replace(plan, compile_mode=distributed.of_main(mode))
-        return Network(name, model, protocol or masks.protocol(model), plan, settings, tested, folder)
+        return Network(name, model, protocol or masks.protocol(model), plan, settings, tested, data, folder)
 
     def _outcome(self, entry: str, network: Network) -> Outcome:
         """Train a network and test it on every split."""
@@ -261,8 +262,8 @@ class Experiment:
         main, first_epoch = distributed.is_main(), state.epochs(network.checkpoints) + 1
         scalars = Scalars(self.folder.tensorboard / name, settings.tensorboard and main, first_epoch)
         with (
-            self._loader("train", settings, plan.augmentations) as train,
-            self._loader("val", settings) as val,
+            make_loader(network.data, "train", settings, plan.augmentations, shared=True) as train,
+            make_loader(network.data, "val", settings, shared=True) as val,
             console.progress(f"training {name}", plan.epochs * (plan.passes * train.samples + val.samples)) as bar,
             profiling.trace(self.folder.trace, name) if settings.profile and main else nullcontext() as trace,
             Idle(plan.device) as idle,
@@ -292,13 +293,10 @@ class Experiment:
         console.say(f"{name}: {idle}")
         return history, idle.figures() | ({"kernels": trace.kernels} if trace and trace.kernels else {})
 
-    def _loader(self, split: str, settings: Settings, augmentations: Augmentations | None = None) -> loader.Loader:
-        return make_loader(self.data, split, settings, augmentations, shared=True)
-
     def _test(self, network: Network, split: str) -> Evaluation:
         plan, settings = network.plan, network.settings
         with (
-            self._loader(split, settings) as images,
+            make_loader(self.data, split, settings, shared=True) as images,
             console.progress(f"testing {network.name} on {split}", images.samples) as bar,
         ):
             precision = hardware.autocast(plan.device, plan.precision)
@@ -323,7 +321,9 @@ class Experiment:
     def _predict_some(self, entry: str, network: Network) -> None:
         """Draw predictions for test images spread evenly over the list."""
         model, plan, settings = network.model, network.plan, network.settings
-        test, names = self.images.splits["test"], self.images.class_names
+        test, names = having(self.images, "test", plan.channels[1] if plan.channels else ()), self.images.class_names
+        if not test.paths:
+            return
         chosen = np.unique(np.linspace(0, len(test.paths) - 1, SHOWN_PREDICTIONS).astype(int))
         few = Split(*(column and tuple(column[i] for i in chosen) for column in (test.paths, test.labels, test.sizes)))
         found = []
@@ -332,10 +332,10 @@ class Experiment:
         with make_loader(shown, "few", settings) as loader_:
             for batch in loader_.epoch(0):
                 images = batch.standardised(self.images.channels)
-                if plan.channels:
-                    images = masks.select(images, plan.channels[1], plan.protocol)
+                chosen, protocol = plan.channels and plan.channels[1], plan.protocol or masks.protocol(model)
+                given = inputs(model, images, chosen, protocol, batch.indices, batch.present)
                 with hardware.autocast(plan.device, plan.precision):
-                    logits = model(images)
+                    logits = model(*given)
                 share, guess = logits.float().softmax(1).max(1)
                 pictures = plots.as_pictures(batch.images)
                 for row in zip(pictures, batch.labels.tolist(), guess.tolist(), share.tolist(), strict=True):

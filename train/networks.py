@@ -12,7 +12,7 @@ from polychrome import models
 from polychrome.engine.channels import combinations, masks
 from polychrome.engine.data import augmentation
 from polychrome.engine.data.augmentation import Augmentations
-from polychrome.engine.data.image_set import ImageSet
+from polychrome.engine.data.image_set import ImageSet, having
 from polychrome.engine.errors import UserError
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint, schedules, transfer
@@ -74,7 +74,7 @@ def check(
         UserError: the entry cannot be trained so.
     """
     count, classes = len(images.channels), len(images.class_names)
-    augmentation.check(settings.augmentations, images.dtype, count)
+    augmentation.check(settings.augmentations, images.dtype, count, bool(images.channels.sensors))
     costs = measure(entry, settings, classes, count)
     if settings.progressive < 1:
         _check_first_size(entry, settings, classes, count)
@@ -86,6 +86,12 @@ def check(
             f"{entry} is a network for each combination of channels: name 1 to {MOST_NETWORKS} by --channels, "
             f"not {len(plain)}"
         )
+    for name in plain if is_one_per_combination(entry) and images.channels.sensors else ():
+        for split in ("train", "val"):
+            if (count := len(having(images, split, combinations[name]).paths)) < 2:
+                raise UserError(
+                    f"{entry} has a network for {name}: {count} images of {split} have these channels, wanted 2 or more"
+                )
     return costs
 
 

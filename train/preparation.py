@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from polychrome.engine.channels import combinations
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.data import loader
 from polychrome.engine.data.image_set import ImageSet
@@ -17,7 +16,7 @@ from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import state
 from polychrome.models.complexity import Complexity
 from polychrome.train import networks
-from polychrome.train.data import moved, open_data
+from polychrome.train.data import combinations_to_test, moved, open_data
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
 
@@ -68,7 +67,7 @@ def prepare(task: str, settings: Settings, resume: RunFolder | None = None, data
     data = data or open_data(settings, task)
     settings = replace(settings, backend=choice.resolve(settings.backend, data.images.stacks))
     loader.check_trainable(data.images)
-    tested = combinations.parse(settings.channels, data.images.channels.names, settings.division_seed)
+    tested = combinations_to_test(settings.channels, data.images, ("test",), settings.division_seed)
     costs, left_out = _costs(settings, data.images, tested)
     if not costs:
         raise UserError(next(iter(left_out.values())))
@@ -103,6 +102,9 @@ def _so_far(
     before = run.read_results()
     if before["data"]["class_names"] != list(data.images.class_names):
         raise UserError(f"{run.root} was trained on other classes than {data.images.root} has")
+    if (known := before["data"].get("channels")) not in (None, list(data.images.channels.names)):
+        now = ", ".join(data.images.channels.names)
+        raise UserError(f"{run.root} was trained on channels {', '.join(known)}, {data.images.root} has {now}")
     if change := moved(before["data"], data):
         raise UserError(
             f"{run.root} cannot go on: {change}, and some may be among those it was trained on; put the files "

@@ -70,10 +70,11 @@ class Augmentations:
         )
 
 
-def check(names: tuple[str, ...], dtype: str, channels: int) -> None:
-    """Raise UserError where images of this kind cannot have these augmentations."""
+def check(names: tuple[str, ...], dtype: str, channels: int, differ: bool = False) -> None:
+    """Raise UserError where images of this kind, which may `differ` in their channels, cannot be augmented so."""
     for name in names:
         if dtype != "uint8" and name in ("rotation", "jitter", "gamma", "grayscale"):
             raise UserError(f"augmentation {name} needs 8-bit images: leave it out of --augmentations")
-        if name == "grayscale" and channels != 3:
-            raise UserError(f"augmentation grayscale needs 3 channels, the data has {channels}")
+        if name == "grayscale" and (channels != 3 or differ):
+            found = f"the data has {channels}" if channels != 3 else "some images have fewer"
+            raise UserError(f"augmentation grayscale needs 3 channels, {found}")

@@ -129,6 +129,7 @@ class Batch:
     total: how many images the batch has over all ranks.
     drawn: arguments of `kernels.augment` that the epoch's recipe draws for each image beside crop and flip, by name,
         on the device.
+    present: bool [batch, channels], on the device, the channels that each image has; None where all have all.
     """
 
     source: Source
@@ -136,6 +137,7 @@ class Batch:
     indices: np.ndarray
     total: int
     drawn: dict[str, Tensor] = field(default_factory=dict)
+    present: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -161,19 +163,34 @@ class Batch:
     def standardised(self, channels: Channels, sources: Tensor | None = None, **parameters: Tensor) -> Tensor:
         """Return the images [batch, channels, size, size] standardised per channel, float32, channels_last.
 
+        Channels that an image lacks are zero.
+
         Args:
             channels: the channels of the set, with mean and deviation.
             sources: int64 [batch, out] or [out], the channel of each output; negative: absent, zero.
             parameters: `vflips` and, for uint8 images, `angles`, `brightness`, `contrast`, `gamma` and `grayscale`, see
                 `kernels.augment`.
         """
-        return self.source.standardised(channels, sources, **parameters)
+        return self.source.standardised(channels, self.sources(sources), **parameters)
+
+    def sources(self, wanted: Tensor | None = None) -> Tensor | None:
+        """Return `wanted`, sources as in `standardised`, negative where an image lacks the channel.
+
+        None asks for every channel in its place, and is returned where all images have all.
+        """
+        if self.present is None:
+            return wanted
+        count, channels = self.present.shape
+        wanted = torch.arange(channels, device=self.device) if wanted is None else wanted
+        wanted = wanted.expand(count, -1)
+        return wanted.masked_fill(~self.present.gather(1, wanted.clamp_min(0).long()), -1)
 
     def rows(self, chosen: np.ndarray) -> Batch:
         """Return the batch of the rows `chosen`, int64; a row may be chosen several times."""
         rows = torch.from_numpy(chosen).to(self.device)
         drawn = {name: values[rows] for name, values in self.drawn.items()}
-        return Batch(self.source[rows], self.labels[rows], self.indices[chosen], self.total, drawn)
+        present = None if self.present is None else self.present[rows]
+        return Batch(self.source[rows], self.labels[rows], self.indices[chosen], self.total, drawn, present)
 
 
 def normalise(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.data.accounting import Account
+from polychrome.engine.data.arrangement import Arrangement
 from polychrome.engine.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -30,6 +31,10 @@ class ImageSet:
     known: the `channels` of stacks and their `dtype`, "uint8" or "float32"; the `encodings` of photos by path (see
     `engine.data.files.decode.inspected`); and the photos that DALI does not decode as Pillow does, `by_pillow`.
 
+    Where an image has a file for each of its channels, the image goes by the path of one of them, and `parts` has the
+    file of each channel by name. Stacks that do not have all channels of the set, in its order and in one file, have
+    `arrangements` by path once they are scanned.
+
     `account` says what became of every file that is there, and `notes` are lines for the user on how the set was read.
     """
 
@@ -41,8 +46,30 @@ class ImageSet:
     stacks: bool = False
     encodings: Mapping[str, str] = field(default_factory=dict)
     by_pillow: frozenset[str] = frozenset()
+    parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    arrangements: Mapping[str, Arrangement] = field(default_factory=dict)
     account: Account | None = None
     notes: tuple[str, ...] = ()
+
+    def files(self, path: str) -> tuple[str, ...]:
+        """Return the files of an image of the set."""
+        return tuple(self.parts[path].values()) if path in self.parts else (path,)
+
+    def present(self, path: str) -> tuple[int, ...]:
+        """Return the channels that an image of the scanned set has, ascending."""
+        arrangement = self.arrangements.get(path)
+        return tuple(range(len(self.channels))) if arrangement is None else arrangement.present
+
+
+def having(images: ImageSet, split: str, chosen: Iterable[int]) -> Split:
+    """Return the images of a split of a scanned set that have all channels `chosen`; the split may be left empty."""
+    wanted, rows = set(chosen), images.splits[split]
+    places = [place for place, path in enumerate(rows.paths) if wanted <= set(images.present(path))]
+    return Split(*(column and tuple(column[place] for place in places) for column in _columns(rows)))
+
+
+def _columns(split: Split) -> tuple:
+    return split.paths, split.labels, split.sizes
 
 
 def sizes_of(images: ImageSet) -> dict[str, tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ import torch
 from polychrome.engine.data import faults, sampling
 from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.batches import Batch, BatchRequest, Reading
-from polychrome.engine.data.image_set import ImageSet
+from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.readers.choice import Store, reader
 from polychrome.engine.errors import UserError
 from polychrome.kernels.augment import Recipe
@@ -32,6 +32,8 @@ class Loader:
             crop at random.
         store: decoded images to read instead of the files.
         on_fault: called once as `on_fault(path, reason)` for each file that can no longer be read.
+
+    `present` is bool [images, channels], a numpy array: the channels of each image; None where all have all.
 
     Raises:
         UserError: the backend is not there or cannot read the set, or a training split or batch has too few images.
@@ -74,6 +76,8 @@ class Loader:
         self._batches = -(-self.samples // batch_size) - too_few
         self._sizes = np.ones((self.samples, 2), np.int64) if chosen.sizes is None else np.array(chosen.sizes, np.int64)
         self._labels = torch.tensor(chosen.labels, dtype=torch.int64)
+        self.present = _present(images, chosen)
+        self._present = None if self.present is None else torch.from_numpy(self.present)
         self._reader = reader(Reading(images, split, size, batch_size, self.device, workers, seed), backend, store)
         self._root, self._paths, self._on_fault, self._reported = images.root, chosen.paths, on_fault, set()
         self._running: Iterator[Batch] | None = None
@@ -142,19 +146,22 @@ class Loader:
 
     def _epoch(self, requests: list[BatchRequest], drawn: Iterator[dict[str, torch.Tensor]]) -> Iterator[Batch]:
         tally = faults.Tally(self._root, self._paths, self._on_fault, self._reported)
-        all_labels = self._all_labels(requests)
+        all_labels, all_present = self._all(self._labels, requests), self._all(self._present, requests)
         with closing(self._reader.read(requests)) as read:
-            for request, labels, parameters, decoded in zip(requests, all_labels, drawn, read, strict=True):
-                batch = Batch(decoded.source, labels, request.indices, request.total, parameters)
+            rows = zip(requests, all_labels, all_present, drawn, read, strict=True)
+            for request, labels, present, parameters, decoded in rows:
+                batch = Batch(decoded.source, labels, request.indices, request.total, parameters, present)
                 tally.add(request.indices, decoded.faults)
                 if decoded.faults:
                     batch = batch.rows(faults.rows(len(batch), decoded.faults, self.train))
                 if len(batch):
                     yield batch
 
-    def _all_labels(self, requests: list[BatchRequest]) -> tuple[torch.Tensor, ...]:
-        """Return the labels of each batch, copied to the device together."""
-        return self._copied(self._labels[_indices(requests)]).split([len(request.indices) for request in requests])
+    def _all(self, column: torch.Tensor | None, requests: list[BatchRequest]) -> Sequence[torch.Tensor | None]:
+        """Return the rows of each batch from a value for each image, copied to the device together; None of None."""
+        if column is None:
+            return [None] * len(requests)
+        return self._copied(column[_indices(requests)]).split([len(request.indices) for request in requests])
 
     def _drawn(
         self, requests: list[BatchRequest], recipe: Recipe | None, draw: int
@@ -167,7 +174,10 @@ class Loader:
         step = max(1, sampling.AT_ONCE // self.batch_size)
         for chunk in (requests[start : start + step] for start in range(0, len(requests), step)):
             indices, counts = self._copied(_indices(chunk)), [len(request.indices) for request in chunk]
-            drawn = drawn_by(recipe, indices, (1, 1), self.seed, draw, channels=len(self.channels))._asdict()
+            present = None if self._present is None else self._copied(self._present[_indices(chunk)])
+            drawn = drawn_by(
+                recipe, indices, (1, 1), self.seed, draw, channels=len(self.channels), present=present
+            )._asdict()
             columns = {name: values.split(counts) for name, values in drawn.items() if values is not None}
             yield from ({name: rows[i] for name, rows in columns.items()} for i in range(len(chunk)))
 
@@ -180,6 +190,14 @@ class Loader:
 def _indices(requests: list[BatchRequest]) -> torch.Tensor:
     """Return the indices of all requested images, int64."""
     return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(request.indices for request in requests)]))
+
+
+def _present(images: ImageSet, split: Split) -> np.ndarray | None:
+    """Return which channels each image of a split has, bool [images, channels]; None where all have all."""
+    found = np.zeros((len(split.paths), len(images.channels)), bool)
+    for row, path in enumerate(split.paths) if images.arrangements else ():
+        found[row, list(images.present(path))] = True
+    return found if images.arrangements and not found.all() else None
 
 
 def check_trainable(images: ImageSet, split: str = "train", world_size: int = 1) -> None:

@@ -19,6 +19,7 @@ from polychrome.engine.data.loader import Loader
 from polychrome.engine.data.readers import choice
 from polychrome.engine.data.readers.choice import Store
 from polychrome.engine.data.sets import division, repeats, scan
+from polychrome.engine.data.sets.sensors import union
 from polychrome.engine.data.stores.disk import ImageCache
 from polychrome.engine.data.stores.placement import Placement, choose_placement
 from polychrome.engine.data.stores.uniform import UniformImages
@@ -131,15 +132,13 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
     if wanted.backend == "synthetic":
         return Opened(images, wanted, division=digests)
     listed, paths = images, _paths(images)
-    with console.progress("checking files", len(paths)) as bar:
+    with console.progress("checking files", sum(len(images.files(path)) for path in paths)) as bar:
         photos = None if wanted.trained is None else are_photos(*wanted.trained)
-        report = scan.scan(images.root, paths, wanted.workers, bar.reach, photos=photos)
+        report = scan.scan(images.root, paths, wanted.workers, bar.reach, photos=photos, parts=images.parts)
     rejected = _left_out(images, {item.path: item.reason for item in report.rejected}, wanted.strict)
-    images = scan.apply(images, report)
-    if wanted.trained and images.stacks and images.channels.names == wanted.trained[0].names:
-        images = replace(images, channels=wanted.trained[0])
+    images = scan.apply(images, report, None if photos is not False else wanted.trained[0])
     by_dali = choice.resolve(wanted.backend, images.stacks) == "dali"
-    shape = (scan.shape(images),) if images.stacks else ()
+    shape = (scan.shape(images), *union.notes(images)) if images.stacks else ()
     notes = (
         *images.notes,
         *shape,
@@ -159,7 +158,7 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
         for name, split in listed.splits.items()
     }
     if account:
-        account = account.without(len(set(map(posixpath.normpath, gone))))
+        account = account.without(len({posixpath.normpath(file) for path in gone for file in listed.files(path)}))
         if account.is_notable:
             console.say(str(account))
     return Opened(images, wanted, rejected, account, digests, store, positions)
@@ -270,7 +269,7 @@ def _paths(images: ImageSet) -> list[str]:
 
 
 def _files(images: ImageSet) -> set[str]:
-    return set(map(posixpath.normpath, _paths(images)))
+    return {posixpath.normpath(file) for path in _paths(images) for file in images.files(path)}
 
 
 def _left_out(images: ImageSet, reasons: Mapping[str, str], strict: bool) -> list[dict[str, str]]:

@@ -31,6 +31,10 @@ PROTOCOLS = (
     "ones are zero; one-per-combination: each combination has its model, which, with zero-pad, sees zeros for the "
     "others. The mean is over all combinations tested."
 )
+SENSORS = (
+    "Images have different channels. A combination is tested on those test images that have all of it; all: on every "
+    "image, with the channels that it has."
+)
 # What CSS calls an inch.
 PIXELS_PER_INCH = 96
 
@@ -114,7 +118,7 @@ def sections(results: dict, folder: Path) -> list[Section]:
             found("tradeoff", "Test accuracy against multiply-adds"),
             " ".join(filter(None, notes)),
         ),
-        Section("Data", _filled(tables.data(results))),
+        Section("Data", _filled(tables.data(results), tables.sensors(results)), note=_on_sensors(results)),
         Section("Failed", _filled(tables.failed(results))),
         Section("Reported and measured", _filled(tables.reported(results)), note=REPORTED),
         *_by_channels(results, found),
@@ -135,6 +139,10 @@ def sections(results: dict, folder: Path) -> list[Section]:
         ),
         Section("Files left out", _filled(tables.rejected(results))),
     ]
+
+
+def _on_sensors(results: dict) -> str:
+    return SENSORS if results["data"].get("sensors") else ""
 
 
 def _by_channels(results: dict, found: _Pictures) -> list[Section]:

@@ -79,6 +79,17 @@ def singles(results: dict, entry: dict) -> list[tuple[str, float]]:
     return sorted(found.items(), key=lambda item: -item[1])
 
 
+def images(results: dict, split: str = "test") -> dict[str, int]:
+    """Return how many images each combination was tested on; empty where all combinations had the same number."""
+    found = {
+        label: int(count)
+        for entry in results["models"].values()
+        for label, row in of_split(entry, split).items()
+        if (count := number(row.get("images"))) is not None
+    }
+    return found if len(set(found.values())) > 1 else {}
+
+
 def mean(values: Iterable[float | None]) -> float | None:
     """Return the mean of the values that are not None; None without such a value."""
     there = [value for value in values if value is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from polychrome.engine.channels.names import SHUFFLED
+from polychrome.engine.channels.names import SHUFFLED, join, listed
 from polychrome.engine.data.accounting import Account
 from polychrome.engine.report import scores
 
@@ -61,24 +61,33 @@ FIGURES: dict[str, Callable[[dict, str], str]] = {
 
 
 def combinations(name: str, entry: dict, split: str = "test") -> Table:
-    """Return one model's scores on a split by channel combination."""
-    kinds = ("accuracy", "precision", "recall", "f1")
+    """Return one model's scores on a split by channel combination, with the images of each where these differ."""
+    kinds, images = ("accuracy", "precision", "recall", "f1"), scores.images({"models": {name: entry}}, split)
     rows = tuple(
-        (channels, *(_share(row.get(kind)) for kind in kinds), _number(row.get("loss"), ".3f"))
+        (
+            channels,
+            *(_share(row.get(kind)) for kind in kinds),
+            _number(row.get("loss"), ".3f"),
+            *([_number(images.get(channels), ",")] if images else ()),
+        )
         for channels, row in scores.of_split(entry, split).items()
     )
-    return Table(
-        f"{name} ({entry.get('protocol', '-')})", ("channels", "accuracy", "precision", "recall", "F1", "loss"), rows
-    )
+    heads = ("channels", "accuracy", "precision", "recall", "F1", "loss", *(["images"] if images else ()))
+    return Table(f"{name} ({entry.get('protocol', '-')})", heads, rows)
 
 
 def accuracies(entries: dict[str, dict], split: str = "test") -> Table:
-    """Return the accuracy of all models by channel combination, models as rows or as columns, whichever is narrower."""
-    labels = scores.labels({"models": entries}, split)
+    """Return the accuracy of all models by channel combination, models as rows or as columns, whichever is narrower.
+
+    Where combinations were tested on different numbers of images, these are among the rows or columns, too.
+    """
+    labels, images = scores.labels({"models": entries}, split), scores.images({"models": entries}, split)
     rows = tuple(
         (name, *(_percent(scores.score(entry, label, split=split)) for label in labels))
         for name, entry in entries.items()
     )
+    if images:
+        rows += (("images", *(_number(images.get(label), ",") for label in labels)),)
     return _narrower(Table(f"{split.capitalize()} accuracy, %", ("system", *labels), rows), "channels")
 
 
@@ -255,6 +264,22 @@ def data(results: dict) -> Table:
     counts, notes = results["data"].get("files"), results["data"].get("notes", ())
     rows = (*((str(Account(**counts)),) if counts else ()), *notes)
     return Table("Data", ("what was found",), tuple((row,) for row in rows), left=1)
+
+
+def sensors(results: dict) -> Table:
+    """Return which channels images have, and how many images of each split; no rows where every image has all."""
+    found = results["data"].get("sensors") or ()
+    splits = [split for split in ("train", "val", "holdout", "test") if any(split in row for row in found)]
+    rows = tuple(
+        (
+            row["name"],
+            str(len(row["channels"])),
+            *(_number(row.get(split), ",") for split in splits),
+            *([listed(row["channels"])] if row["name"] != join(row["channels"], row["channels"]) else ["-"]),
+        )
+        for row in found
+    )
+    return Table("Channels that images have", ("images of", "channels", *splits, "named"), rows)
 
 
 def rejected(results: dict) -> Table:

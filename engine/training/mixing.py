@@ -43,14 +43,15 @@ class Mixing:
         return images.contiguous(memory_format=torch.channels_last), targets
 
 
-def beside_all(images: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+def beside_all(images: Tensor, present: Tensor, every: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return a batch twice as large: each image with zeros for its absent channels, then each with all channels.
 
     images: [batch, channels, height, width] with all channels; channels_last stays so. present: bool [batch, channels].
-    The second result says which channels are present, bool [2 * batch, channels].
+    every: bool [batch, channels], all channels that each image has; None: all. The second result says which channels
+    are present, bool [2 * batch, channels].
     """
     some = images * present[:, :, None, None]
-    return torch.cat([some, images]), torch.cat([present, torch.ones_like(present)])
+    return torch.cat([some, images]), torch.cat([present, torch.ones_like(present) if every is None else every])
 
 
 def divergence(logits: Tensor) -> Tensor:

@@ -222,11 +222,12 @@ class Trainer:
             targets = batch.labels
             if self.mixing is not None:
                 images, targets = self.mixing(images, targets)
-                if present is not None and not plan.consistent:
+                own = batch.present if plan.consistent else present
+                if own is not None:
                     # An image must not get from its neighbour the channels that it lacks.
-                    images = images * present[:, :, None, None]
+                    images = images * own[:, :, None, None]
             if plan.consistent:
-                images, present = mixing.beside_all(images, present)
+                images, present = mixing.beside_all(images, present, batch.present)
                 targets = torch.cat([targets, targets])
             takes_mask = present is not None and getattr(self.model, "any_channels", False)
             inputs = (images, present) if takes_mask else (images,)
@@ -285,7 +286,7 @@ class Trainer:
 
     def _validate(self):
         plan = self.plan
-        name, everything = plan.channels or (self.val.channels.full, tuple(range(len(self.val.channels))))
+        name, everything = plan.channels or (self.val.channels.full, self.val.channels.everything)
         wanted: Combinations = {name: everything}
         precision = autocast(plan.device, plan.precision)
 
@@ -360,7 +361,8 @@ def _images(
 ) -> tuple[Tensor, Tensor | None]:
     """Return augmented images, and bool [batch, channels], true where a channel is present; None if all are present.
 
-    For a consistency loss the images have all channels, and the mask, never None, says which channels to show.
+    For a consistency loss the images have all their channels, and the mask, never None, says which channels to show.
+    An image that has none of the channels chosen for its batch is shown with all that it has.
     """
     count, channels = batch.shape[:2]
     parameters = dict(batch.drawn)
@@ -374,6 +376,10 @@ def _images(
     if plan.channel_sampling == "drop":
         chosen = dropped(channels, plan.seed, plan.draw(epoch, turn), number)
         chosen = None if chosen is None else chosen.to(batch.device, non_blocking=True).expand(count, -1)
+    if batch.present is not None:
+        own = batch.sources()
+        chosen = own if chosen is None else batch.sources(chosen)
+        chosen = torch.where((chosen >= 0).any(1, keepdim=True), chosen, own)
     if plan.consistent:
         whole = torch.ones(count, channels, dtype=torch.bool, device=batch.device)
         return batch.standardised(loader.channels, **parameters), whole if chosen is None else chosen >= 0

@@ -89,6 +89,7 @@ def draw(
     epoch: int,
     size: tuple[int, int] | None = None,
     channels: int | None = None,
+    present: Tensor | None = None,
 ) -> Parameters:
     """Return the parameters of the images `indices` in an epoch, on their device.
 
@@ -101,12 +102,14 @@ def draw(
         seed, epoch: at least 0, below 2**64 and 2**32.
         size: (height, width) of the output; a recipe with a cutout needs it.
         channels: how many channels the images have; a recipe that samples them needs it.
+        present: bool [n, channels], the channels that each image has, at least one; others are never drawn, and are
+            absent where the recipe samples channels. None: all.
 
     Raises:
-        TypeError: `indices` are not integers.
+        TypeError: `indices` are not integers, or `present` is not bool.
         ValueError: seed, epoch or sizes are out of range, or an argument that the recipe needs is missing.
     """
-    _check_draw(recipe, indices, sizes, seed, epoch, size, channels)
+    _check_draw(recipe, indices, sizes, seed, epoch, size, channels, present)
     order = range(CHANNELS, CHANNELS + 1 + channels // 4) if recipe.channels != "all" else ()
     crop = CROP if recipe.scale is not None else ()
     turn = [TURN] if recipe.vflip else []
@@ -123,7 +126,7 @@ def draw(
         contrast=_factor(color[1], recipe.contrast),
         gamma=_factor(color[2], recipe.gamma),
         grayscale=color[3] < recipe.grayscale if recipe.grayscale else None,
-        channels=_channels(recipe, order.flatten(1), channels),
+        channels=_channels(recipe, order.flatten(1), channels, present),
         cutouts=_squares(space[2], space[3], recipe.cutout, size) if recipe.cutout else None,
     )
 
@@ -157,7 +160,7 @@ def _central(sizes: Tensor, ratio: Sequence[float]) -> Tensor:
     return torch.cat([((sizes - shape) / 2).floor(), shape], 1)
 
 
-def _check_draw(recipe: Recipe, indices: Tensor, sizes, seed: int, epoch: int, size, channels) -> None:
+def _check_draw(recipe: Recipe, indices: Tensor, sizes, seed: int, epoch: int, size, channels, present) -> None:
     if not isinstance(indices, Tensor):
         raise TypeError(f"indices must be an int32 or int64 tensor [n], got {type(indices).__name__}")
     if indices.dtype not in (torch.int32, torch.int64) or indices.dim() != 1:
@@ -171,6 +174,11 @@ def _check_draw(recipe: Recipe, indices: Tensor, sizes, seed: int, epoch: int, s
         raise ValueError("a recipe with a cutout needs the size of the output, got None")
     if recipe.channels != "all" and channels is None:
         raise ValueError("a recipe that samples channels needs their number, got None")
+    if present is not None:
+        if not isinstance(present, Tensor) or present.dtype != torch.bool:
+            raise TypeError(f"present must be a bool tensor, got {getattr(present, 'dtype', type(present).__name__)}")
+        if list(present.shape) != [len(indices), channels]:
+            raise ValueError(f"present must be [n={len(indices)}, channels={channels}], got {list(present.shape)}")
 
 
 def _is_range(pair, most: float) -> bool:
@@ -192,25 +200,34 @@ def _squares(vertical: Tensor, horizontal: Tensor, share: float, size: tuple[int
     return torch.cat([centre - side // 2, torch.full_like(centre, side)], 1)
 
 
-def _channels(recipe: Recipe, drawn: Tensor, count: int) -> Tensor | None:
-    """Return which channels are present, [n, count], -1 for absent, from [n, count + 1 or more] drawn."""
+def _channels(recipe: Recipe, drawn: Tensor, count: int, present: Tensor | None) -> Tensor | None:
+    """Return which channels are shown, [n, count], -1 for absent, from [n, count + 1 or more] drawn."""
     if recipe.channels == "all":
         return None
     places = torch.arange(count, device=drawn.device)
+    there = count if present is None else present.sum(1, keepdim=True)
     if recipe.channel_bias:
         bounds = _bounds(count, recipe.channel_bias, drawn.device)
-        present = 1 + (drawn[:, :1] >= bounds).sum(1, keepdim=True)
+        bounds = bounds[count] if present is None else bounds[there[:, 0]]
+        shown = 1 + (drawn[:, :1] >= bounds).sum(1, keepdim=True)
     else:
-        present = 1 + (drawn[:, :1] * count).floor().long()
-    chosen = drawn[:, 1 : 1 + count].argsort(1)
+        shown = 1 + (drawn[:, :1] * there).floor().long()
+    order = drawn[:, 1 : 1 + count]
+    chosen = (order if present is None else order.where(present, 1.0)).argsort(1)  # numbers drawn are below 1
     if recipe.channels == "shuffle":
-        return chosen.where(places < present, -1)
+        return chosen.where(places < shown, -1)
     rank = chosen.argsort(1)  # the inverse of the order: the place of each channel in it
-    return places.where(rank < present, -1)
+    return places.where(rank < shown, -1)
 
 
 @lru_cache(64)
 def _bounds(count: int, bias: float, device: torch.device) -> Tensor:
-    """Return the probabilities that no more than 1 to `count - 1` channels are present, kept on the device."""
-    shares = (-bias * torch.arange(1, count + 1, dtype=torch.float64).log()).softmax(0)
-    return shares.cumsum(0)[:-1].to(device)
+    """Return the probabilities that no more than 1 to `count - 1` channels are shown, kept on the device.
+
+    Row k of [count + 1, count - 1] is for images that have k channels; beyond these it is 2.
+    """
+    bounds = torch.full((count + 1, count - 1), 2.0, dtype=torch.float64)
+    for there in range(2, count + 1):
+        shares = (-bias * torch.arange(1, there + 1, dtype=torch.float64).log()).softmax(0)
+        bounds[there, : there - 1] = shares.cumsum(0)[:-1]
+    return bounds.to(device)

@@ -74,3 +74,41 @@ def test_cycle_follows_report_c_and_takes_few_channels_only():
     assert combinations.in_turn(("a", "b")) == ((1,), (0,), (0, 1))
     with pytest.raises(UserError, match="takes up to 5 channels, got 6"):
         combinations.in_turn(tuple("abcdef"))
+
+
+HAS = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+@pytest.mark.parametrize("consistency", [0.0, 1.0])
+@pytest.mark.parametrize("sampling", ["off", "on", "shuffle", "drop", "cycle"])
+def test_no_way_shows_or_tells_of_a_channel_that_an_image_lacks(sensors, tmp_path, sampling, consistency, mixup):
+    model, (train, val) = Recorder(), sensors
+    plan = replace(PLAN, epochs=1, channel_sampling=sampling, consistency=consistency, mixup=mixup)
+    plan = replace(plan, cycle=combinations.in_turn()) if sampling == "cycle" else plan
+    fit("m", model, train, val, plan, tmp_path)
+    requests = [request for turn in range(plan.passes) for request in train.requests(1, plan.draw(1, turn))]
+    kept = torch.zeros(3)
+    for request, (images, mask) in zip(requests, model.seen, strict=False):
+        own = HAS[torch.from_numpy(request.indices % 3)]
+        some, every = mask.chunk(2) if plan.consistent else (mask, own)
+        assert torch.equal(images.flatten(2).any(2), mask)
+        assert mask.any(1).all()
+        assert torch.equal(every, own)
+        if sampling == "shuffle":
+            assert (some.sum(1) <= own.sum(1)).all()
+        else:
+            assert not (some & ~own).any()
+            kept += torch.stack([(some == own).all(1)[own.sum(1) == count].float().sum() for count in (1, 2, 3)])
+    assert sampling == "shuffle" or kept.min() > 0
+    if sampling == "off":
+        assert kept.sum() == 40
+
+
+def test_an_image_without_any_channel_of_its_batch_is_shown_with_its_own(sensors, tmp_path):
+    model, (train, val) = Recorder(), sensors
+    plan = replace(PLAN, epochs=1, channel_sampling="cycle", cycle=((2,), (0, 1, 2)))
+    fit("m", model, train, val, plan, tmp_path)
+    for request, (_, mask) in zip(train.requests(1, 1), model.seen, strict=False):
+        wanted = torch.tensor([[0, 0, 1], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
+        assert torch.equal(mask, wanted[torch.from_numpy(request.indices % 3)])

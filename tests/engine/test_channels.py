@@ -47,6 +47,39 @@ def test_the_full_set_is_named_by_its_channels_where_they_are_few():
     assert len(RGB) == 3
 
 
+def test_combinations_of_few_channels_that_some_images_lack_are_such_as_an_image_has():
+    found = combinations.every(tuple("abcd"), sensors=((0, 1), (1, 2, 3)))
+    assert list(found) == ["all", "ab", "bcd", "bc", "bd", "cd", "a", "b", "c", "d"]
+    assert found["all"] is None
+    assert found["bd"] == (1, 3)
+    channels = Channels(tuple("abcd"), (0,) * 4, (1,) * 4, ((0, 1), (1, 2, 3)))
+    assert (channels.full, channels.everything) == ("all", None)
+    assert (RGB.full, RGB.everything) == ("RGB", (0, 1, 2))
+
+
+def test_combinations_of_many_channels_are_drawn_from_those_that_images_have():
+    sensors = (tuple(range(7)), tuple(range(5, 12)), (0, 11))
+    found = combinations.every(MANY, seed=1, sensors=sensors)
+    assert list(found)[:4] == ["all", "sensor 1", "sensor 2", "band 0+band 11"]
+    assert list(found)[-12:] == list(MANY)
+    values = list(found.values())[1:]
+    assert len(set(values)) == len(values)
+    assert all(any(set(chosen) <= set(sensor) for sensor in sensors) for chosen in values)
+    assert [name for name in found if name.startswith("6 of")] == ["6 of 12 #1", "6 of 12 #2", "6 of 12 #3"]
+    assert combinations.every(MANY, seed=1, sensors=sensors) == found
+    assert combinations.every(MANY, seed=2, sensors=sensors) != found
+
+
+def test_sensors_are_asked_for_by_a_word_or_by_number():
+    sensors = ((0, 1, 2, 3, 4, 5), (6, 7))
+    found = combinations.parse(("sensors", "band 3"), MANY, 0, sensors)
+    assert found == {"sensor 1": sensors[0], "band 6+band 7": (6, 7), "band 3": (3,)}
+    assert combinations.parse(("sensor 2",), MANY, 0, sensors) == {"sensor 2": (6, 7)}
+    assert combinations.parse(("sensors",)) == {"RGB": (0, 1, 2)}
+    with pytest.raises(UserError, match="channels 'sensor 3': the images have 2 choices of channels"):
+        combinations.parse(("sensor 3",), MANY, 0, sensors)
+
+
 def test_what_the_user_asks_for_becomes_positions():
     assert combinations.parse(("BR", "shuffled")) == {"BR": (2, 0), "shuffled": ()}
     assert combinations.parse(("nir+red", "red"), ("red", "nir")) == {"nir+red": (1, 0), "red": (0,)}

@@ -1,13 +1,18 @@
 """What a model is shown in an evaluation, and what is made of its answers, against a loop over the images."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from polychrome.engine.data import loader
+from polychrome.engine.data.arrangement import Arrangement
+from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.evaluation import evaluate
+from tests.engine.small import Recorder
 
 COMBINATIONS = {"RGB": (0, 1, 2), "BR": (2, 0), "G": (1,)}
 
@@ -58,3 +63,48 @@ def test_scores_are_those_of_the_answers_to_each_combination_and_its_mirror_imag
             cells = list(zip(labels.tolist(), plain.argmax(1).tolist(), strict=True))
             counts = [[cells.count((actual, predicted)) for predicted in range(4)] for actual in range(4)]
             assert found.confusion.tolist() == counts
+
+
+@pytest.mark.parametrize("how", ["subset", "zero-pad", "mask"])
+def test_a_combination_is_tested_on_the_images_that_have_it(sensors, how):
+    _, val = sensors
+    model = Corners(any_channels=how != "zero-pad").eval()
+    wanted = {"all": None, "RGB": (0, 1, 2), "GR": (1, 0), "B": (2,), "BR": (2, 0), "shuffled": ()}
+    found = evaluate(model, val, wanted, 4, nullcontext(), protocol=how, flip=True)
+    (batch,) = val.epoch(0)
+    images, labels = batch.standardised(val.channels), batch.labels
+    of = {"all": range(8), "RGB": (0, 3, 6), "GR": (0, 1, 3, 4, 6, 7), "B": (0, 2, 3, 5, 6), "BR": (0, 3, 6)}
+    for name, rows in of.items():
+        rows = list(rows)
+        shown = images[rows] if name == "all" else seen(images[rows], wanted[name], how)
+        logits = model(shown)
+        assert found.scores[name].images == found.flipped[name].images == len(rows)
+        assert found.scores[name].loss == pytest.approx(F.cross_entropy(logits, labels[rows]).item(), rel=1e-5)
+        assert found.scores[name].accuracy == (logits.argmax(1) == labels[rows]).double().mean().item()
+    assert found.scores["shuffled"].images == 8
+    assert found.confusion.sum() == 8
+    first = evaluate(model, val, {"RGB": (0, 1, 2)}, 4, nullcontext(), protocol=how)
+    assert (first.predictions >= 0).nonzero().flatten().tolist() == [0, 3, 6]
+
+
+def test_a_combination_that_no_image_has_is_left_out(tmp_path):
+    few = ImageSet(tmp_path, tuple("abcd"), {"val": Split(("x", "y"), (0, 1), ((16, 16),) * 2)})
+    few = replace(few, arrangements={"x": Arrangement((0, 1, -1)), "y": Arrangement((-1, -1, 0))})
+    with loader.Loader(few, "val", size=16, batch_size=8, train=False, backend="synthetic") as made:
+        found = evaluate(Corners(True), made, {"RG": (0, 1), "RGB": (0, 1, 2)}, 4, nullcontext())
+    assert list(found.scores) == ["RG"]
+    assert found.scores["RG"].images == 1
+
+
+def test_the_model_is_told_which_channels_each_image_has(sensors):
+    _, val = sensors
+    model = Recorder()
+    model.head.eval()
+    evaluate(model, val, {"all": None, "shuffled": ()}, 4, nullcontext())
+    (whole, told), (mixed, some) = model.seen
+    (batch,) = val.epoch(0)
+    assert torch.equal(told, batch.present)
+    assert torch.equal(whole.flatten(2).any(2), told)
+    assert torch.equal(mixed.flatten(2).any(2), some)
+    assert (some.sum(1) <= batch.present.sum(1)).all()
+    assert evaluate(Corners(False), val, {"all": None}, 4, nullcontext()).scores["all"].images == 8

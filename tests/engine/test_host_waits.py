@@ -1,6 +1,7 @@
 """What a GPU would make the host wait for, found without one: on fake CUDA tensors every blocking copy is seen."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +16,14 @@ from polychrome.engine.channels.names import RGB
 from polychrome.engine.data.augmentation import NAMES, Augmentations
 from polychrome.engine.data.batches import Batch, Rendering, Streamed
 from polychrome.engine.metrics import Scorer
+from polychrome.engine.training import trainer
 from polychrome.engine.training.state import Totals
 from polychrome.kernels.augment import draw
+from tests.engine.small import PLAN
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the real thing is tested")
 DEVICE, BATCH = torch.device("cuda:0"), 4
+LOADER = SimpleNamespace(channels=RGB)
 WAIT = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount")
 
 
@@ -69,7 +73,24 @@ def shown(any_channels):
     images = torch.zeros(BATCH, 3, 8, 8, device=DEVICE)
     for chosen in ((0, 1, 2), (1,), ()):
         for how in ("subset", "zero-pad", "mask"):
-            evaluation._shown(model, images, chosen, how, np.arange(BATCH))
+            evaluation.inputs(model, images, chosen, how, np.arange(BATCH), None)
+
+
+def lacking():
+    """What is done where images lack channels: drawn, standardised, shown in training and in evaluation."""
+    present = torch.ones(BATCH, 3, dtype=torch.bool, device=DEVICE)
+    table = np.array([[1, 1, 1], [1, 1, 0], [0, 0, 1], [1, 1, 1]], bool)
+    model = nn.Identity()
+    model.any_channels = True
+    for resident in (True, False):
+        given = replace(batch(resident), present=present)
+        recipe = replace(Augmentations(()).recipe(1), channels="subset", channel_bias=0.5)
+        indices = torch.zeros(BATCH, dtype=torch.int64, device=DEVICE)
+        drawn = draw(recipe, indices, (32, 32), 0, 1, channels=3, present=present).channels
+        images, _ = trainer._images(replace(given, drawn={"channels": drawn}), LOADER, PLAN, 1, 0, 0)
+        for chosen in (None, (0, 1), ()):
+            rows, own, _, has = evaluation._having(given, images, chosen, table)
+            evaluation.inputs(model, own, chosen, "mask", given.indices[rows], has)
 
 
 def scored():
@@ -87,6 +108,7 @@ PARTS = {
     "augmentation of streamed images": lambda: lambda: augmented(False),
     "channels that are shown": lambda: lambda: shown(False),
     "channels that are told of": lambda: lambda: shown(True),
+    "channels that images lack": lambda: lacking,
     "scores": scored,
     "totals": counted,
 }

@@ -209,6 +209,37 @@ def test_however_large_a_bias_is_there_is_a_number_to_draw(bias, count):
     assert ((found >= 0).sum(1) == count).all()
 
 
+SENSORS = ((0, 1, 2, 3, 4), (1, 3), (4,), (0, 2, 3))
+
+
+@pytest.mark.parametrize("bias", [0.0, 2.0])
+@pytest.mark.parametrize("order", ["subset", "shuffle"])
+def test_channels_that_an_image_lacks_are_never_drawn_and_the_others_as_if_they_were_all(order, bias):
+    present = torch.zeros(len(SENSORS), 5, dtype=torch.bool)
+    for row, chosen in enumerate(SENSORS):
+        present[row, list(chosen)] = True
+    recipe, indices = Recipe(channels=order, channel_bias=bias), torch.arange(3000 * len(SENSORS))
+    drawn = draw(recipe, indices, (8, 8), 2, 0, channels=5, present=present.repeat(3000, 1)).channels
+    alone = draw(recipe, indices, (8, 8), 2, 0, channels=5).channels
+    for row, own in enumerate(SENSORS):
+        chosen, count = drawn[row :: len(SENSORS)], len(own)
+        shown = torch.stack([(chosen == channel).any(1) for channel in range(5)], 1)
+        assert not (shown & ~present[row]).any()
+        shares = torch.arange(1.0, count + 1) ** -bias / (torch.arange(1.0, count + 1) ** -bias).sum()
+        numbers = shown.sum(1).bincount(minlength=6) / 3000
+        assert torch.allclose(numbers[1 : count + 1], shares, atol=0.03)
+        means = shown[:, list(own)].float().mean(0)
+        assert torch.allclose(means, (shares * torch.arange(1.0, count + 1)).sum().expand(count) / count, atol=0.03)
+        if order == "subset":
+            assert torch.equal(chosen, torch.arange(5).where(shown, -1))
+        else:
+            assert torch.equal(chosen >= 0, torch.arange(5) < shown.sum(1, keepdim=True))
+    assert torch.equal(drawn[:: len(SENSORS)], alone[:: len(SENSORS)])
+    assert torch.equal(
+        draw(recipe, indices[7:9], (8, 8), 2, 0, channels=5, present=present[[3, 0]]).channels, drawn[7:9]
+    )
+
+
 def test_what_is_drawn_is_what_augment_takes():
     drawn = draw(EVERYTHING, torch.tensor([3, 0, 4]), (23, 19), 1, 2, (16, 16), 3)
     got = augment(images(), indices=torch.tensor([3, 0, 4]), size=16, **drawn._asdict())
@@ -239,6 +270,13 @@ def test_indices_beyond_32_bits_are_told_apart():
             ValueError,
             "a recipe that samples channels needs their number, got None",
             {"recipe": Recipe(channels="subset")},
+        ),
+        (TypeError, "present must be a bool tensor, got list", {"present": [True]}),
+        (TypeError, "present must be a bool tensor, got torch.float32", {"present": torch.ones(3, 2)}),
+        (
+            ValueError,
+            "present must be [n=3, channels=2], got [2, 3]",
+            {"present": torch.ones(2, 3, dtype=torch.bool), "channels": 2},
         ),
     ],
 )

@@ -221,7 +221,7 @@ def test_predict_takes_all_of_many_channels_by_default_and_refuses_other_counts(
     assert main(["predict", run, str(data / "stacks/test_0.npy")]) == 0
     assert "channels all" in capsys.readouterr().out
     assert main(["predict", run, str(stripes / "images/test 0.jpg")]) == 2
-    assert "has 3 channels, wanted 7" in capsys.readouterr().err
+    assert "has channels R, G, B, wanted some of 0, 1, 2, 3, 4, 5, 6" in capsys.readouterr().err
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, capsys):

@@ -13,7 +13,7 @@ from polychrome.engine.evaluation import evaluate
 from polychrome.engine.report import comparison, console, seeds
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train.commands.finished import Run
-from polychrome.train.data import make_loader, moved, open_data, open_undivided
+from polychrome.train.data import combinations_to_test, make_loader, moved, open_data, open_undivided, with_sensors
 from polychrome.train.results import scores_of, tested_splits
 from polychrome.train.settings.config import Settings
 
@@ -42,7 +42,7 @@ def evaluate_run(
         splits = (split,) if split else tested_splits(settings)
         if division.HOLDOUT in splits and not settings.holdout:
             raise UserError(f"{run} was trained without --holdout: it has no images held out")
-        wanted = parse(channels, trained.channels.names, settings.division_seed)
+        wanted = parse(channels, trained.channels.names, settings.division_seed, trained.channels.sensors)
         for name in trained.results["models"]:
             trained.networks(name, wanted)  # a damaged checkpoint is found before the data is read
         if data and opened is None and split in (None, "test"):
@@ -52,7 +52,9 @@ def evaluate_run(
         opened = opened or open_data(settings, trained.results["task"], splits, trained.data)
         if not whole and (change := moved(trained.results["data"], opened, splits)):
             console.warn(f"not the run's figures: {change}, and some may be among those it was trained on")
-        found.append(_evaluated(trained, settings, opened, wanted, splits))
+        trained.check_fits(opened.images)
+        how = opened.images, splits, settings.division_seed, trained.channels
+        found.append(_evaluated(trained, settings, opened, combinations_to_test(channels, *how), splits))
     results = seeds.combined(found) if folder.seeds else found[0]
     if len(splits) == 1:
         console.show_scores(results, splits[0])
@@ -70,8 +72,7 @@ def evaluate_run(
 
 def _evaluated(trained: Run, settings: Settings, opened: Opened, wanted: Combinations, splits: tuple[str, ...]) -> dict:
     """Return a run's results with scores measured anew on `splits`; scores of other splits are left out."""
-    trained.check_fits(opened.images)
-    opened = replace(opened, images=replace(opened.images, channels=trained.channels))
+    opened = replace(opened, images=replace(opened.images, channels=with_sensors(trained.channels, opened.images)))
     models = {}
     for name, entry in trained.results["models"].items():
         own, how = trained.entry_settings(name, settings), (trained.shown_as(name), settings.flip_test)
@@ -87,7 +88,7 @@ def _evaluated(trained: Run, settings: Settings, opened: Opened, wanted: Combina
                     scores[split] = evaluate(model, *given, *how)
             tested.append(scores)
         models[name] = {key: value for key, value in entry.items() if key not in SCORES} | scores_of(tested)
-    names = {label: [trained.channels.names[place] for place in chosen] for label, chosen in wanted.items()}
+    names = {label: [trained.channels.names[place] for place in chosen or ()] for label, chosen in wanted.items()}
     return trained.results | {"models": models, "combinations": names, "failed": {}}
 
 

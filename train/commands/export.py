@@ -61,7 +61,7 @@ def _network(trained: Run, name: str, channels: str | None) -> tuple[torch.nn.Mo
     found = trained.results["models"].get(name)
     if channels is not None and found is not None and not has_several(found["protocol"]):
         raise UserError(f"--channels picks one of several networks; {name} is one for all channels: leave it out")
-    wanted = parse((channels,), trained.channels.names) if channels else everything
+    wanted = parse((channels,), trained.channels.names, 0, trained.channels.sensors) if channels else everything
     if len(wanted) != 1 or not all(wanted.values()):
         raise UserError(f"export takes one combination of channels, not {channels!r}")
     ((part, network),) = trained.networks(name, wanted)

@@ -41,7 +41,9 @@ class Run:
         data = self.results["data"]
         self.channels, self.dtype = RGB, data.get("dtype", "uint8")
         if "channels" in data:
-            self.channels = Channels(tuple(data["channels"]), tuple(data["channel_mean"]), tuple(data["channel_std"]))
+            statistics = tuple(data["channel_mean"]), tuple(data["channel_std"])
+            sensors = (map(data["channels"].index, sensor["channels"]) for sensor in data.get("sensors", ()))
+            self.channels = Channels(tuple(data["channels"]), *statistics, tuple(map(tuple, sensors)))
 
     @property
     def data(self) -> tuple[Channels, str]:
@@ -103,7 +105,7 @@ class Run:
         label_of = {frozenset(chosen): label for label, chosen in trained.items()}
         found = []
         for combination, chosen in wanted.items():
-            if (own := label_of.get(frozenset(chosen))) is not None:
+            if chosen and (own := label_of.get(frozenset(chosen))) is not None:
                 in_channels, _ = networks.for_one_combination(
                     name, self.entry_settings(name), len(self.channels), chosen
                 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.data.sets import listing, patches, repeats, scan
 from polychrome.engine.data.sets.layouts import lists
+from polychrome.engine.data.sets.sensors import union
 from polychrome.engine.errors import UserError
 from polychrome.engine.report import console
 from polychrome.engine.report.tables import Table
@@ -21,7 +22,7 @@ def cut_patches(scene: Path, folder: Path, size: int, seed: int) -> None:
         console.say(line)
 
 
-def scan_folder(folder: Path, workers: int | None, output: Path | None) -> None:
+def scan_folder(folder: Path, workers: int | None, output: Path | None, channel_files: str | None) -> None:
     """Decode every image of a data set, and list the files that cannot be used.
 
     The images are those that training on the folder, or pattern of tars, would use. In a folder that is no labelled set
@@ -32,12 +33,12 @@ def scan_folder(folder: Path, workers: int | None, output: Path | None) -> None:
     Raises:
         UserError: the folder is missing or has no images, or the output cannot be written.
     """
-    images = _listed(folder)
+    images = _listed(folder, channel_files)
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(f"--output {output} cannot be written: no folder {output.absolute().parent}")
     paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
-    with console.progress("decoding", len(paths)) as bar:
-        report = scan.scan(images.root, paths, workers, bar.reach, cache=False)
+    with console.progress("decoding", sum(len(images.files(path)) for path in paths)) as bar:
+        report = scan.scan(images.root, paths, workers, bar.reach, cache=False, parts=images.parts)
     rows = tuple((item.path, item.reason) for item in report.rejected)
     if output is not None:
         try:
@@ -49,17 +50,17 @@ def scan_folder(folder: Path, workers: int | None, output: Path | None) -> None:
         console.show(Table("Files that cannot be used", ("path", "reason"), rows))
     for note in (*images.notes, *scan.remarks(report, by_dali=True), *repeats.notes(images, report.digests)):
         console.say(note)
-    console.say(str(images.account.without(len(rows))))
+    console.say(str(images.account.without(sum(len(images.files(path)) for path, _ in rows))))
     if report.sizes:
         show_channels(images, report)
 
 
-def _listed(folder: Path) -> ImageSet:
+def _listed(folder: Path, channel_files: str | None) -> ImageSet:
     """Return the set that training would read, else all images below the folder, and say which of the two."""
     try:
-        images = listing.read(folder)
+        images = listing.read(folder, channel_files=channel_files)
     except UserError as error:
-        if lists.has_lists(folder.expanduser()):
+        if channel_files or lists.has_lists(folder.expanduser()):
             raise
         images = listing.every_image(folder)
         console.say(f"not a labelled set, every image below the folder is decoded: {error}")
@@ -74,7 +75,8 @@ def show_channels(images: ImageSet, report: scan.ScanReport) -> None:
         console.say(f"no single data set: {error}")
         return
     if images.stacks:
-        console.say(scan.shape(images))
+        for line in (scan.shape(images), *union.notes(images)):
+            console.say(line)
         columns = images.channels.names, images.channels.mean, images.channels.std
         rows = tuple((name, f"{mean:.6g}", f"{std:.6g}") for name, mean, std in zip(*columns, strict=True))
         unit = "0..1" if images.dtype == "uint8" else "as stored"

@@ -100,6 +100,12 @@ class Subject:
         "'(patient[0-9]+)'.",
         Pattern(),
     )
+    channel_files: str | None = setting(
+        None,
+        "Regular expression, where each channel of an image has a file: it finds the channel in the path, such as "
+        "'_w([0-9]+)' in site_w1.png.",
+        Pattern(),
+    )
     num_classes: int | None = setting(None, "Number of classes, where the data does not give it.", Number(int, least=2))
     models: tuple[str, ...] | None = setting(
         None,

@@ -11,9 +11,11 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
+from polychrome.engine.channels.names import RGB
 from polychrome.engine.data.files import kinds
 from polychrome.engine.data.files.guard import check_pixels, guarded, most_pixels, too_large
 from polychrome.engine.data.files.kinds import FRAMES, SCALED, TRANSPARENT
+from polychrome.engine.data.files.pixels import Pixels
 from polychrome.engine.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -57,6 +59,35 @@ def inspected(file: str | PathLike | IO[bytes]) -> tuple[np.ndarray, str]:
         how = _encoding(image)
         image.load()
         return _three_channels(_upright(image)), f"{how}, {TRANSPARENT}" if _is_transparent(image) else how
+
+
+def samples(content: bytes, channels: int | None = None) -> Pixels:
+    """Return the samples of a photo of 8 bits, uint8 [height, width, channels], upright: gray is one channel.
+
+    Palettes, CMYK and YCbCr are colours, R, G and B. Transparency is a further channel, unless it is opaque everywhere
+    and `channels` does not count it.
+
+    Raises:
+        Unsupported: the file is of a kind outside the allow list, or has several frames or more than 8 bits.
+        OSError: the file is damaged (in `guard.guarded`).
+    """
+    verify(content)
+    with opened(BytesIO(content)) as image:
+        check(image)
+        if image.format not in ("MPO", "TIFF") and getattr(image, "n_frames", 1) > 1:
+            raise Unsupported(f"{image.n_frames} frames in one file, wanted one")
+        if image.format == "PPM" and SCALED in _encoding(image):
+            raise Unsupported("a PPM of colours with more than 8 bits: save it as PNG")
+        for key in OTHER_ORIENTATIONS:
+            image.info.pop(key, None)
+        image.load()
+        gray = image.mode in ("1", "L", "LA")
+        counted = "A" in image.getbands() and channels == (2 if gray else 4)
+        mode = ("L" if gray else "RGB") + "A" * (counted or _is_transparent(image))
+        values = np.array(_upright(image).convert(mode))
+    if gray:
+        return Pixels(values if values.ndim == 3 else values[..., None])
+    return Pixels(values, (*RGB.names, "alpha")[: values.shape[2]])
 
 
 @contextmanager

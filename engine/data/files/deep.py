@@ -39,11 +39,11 @@ def is_float(content: bytes) -> bool:
     return content[:2] in (b"Pf", b"PF")
 
 
-def read(content: bytes) -> Pixels:
+def read(content: bytes, channels: int | None = None) -> Pixels:
     """Return the pixels of an image file of these bytes that `is_deep`: uint16, or float32 of a PFM.
 
-    Values of a PGM are scaled from 0..its maximum to 0..65535. Transparency is a further channel unless it is opaque
-    everywhere.
+    Values of a PGM are scaled from 0..its maximum to 0..65535. Transparency is a further channel, unless it is opaque
+    everywhere and `channels` does not count it.
 
     Raises:
         Unsupported: the file is too large, or its reading needs a package.
@@ -56,14 +56,14 @@ def read(content: bytes) -> Pixels:
             return Pixels((values if image.mode == "F" else values.astype(np.uint16))[..., None])
         check_values((image.height, image.width, len(image.getbands())))
         orientation = image.getexif().get(decode.ORIENTATION, 1) if kind == "PNG" else 1
-    return upright(_named(_decoded(content, kind)), orientation)
+    return upright(_named(_decoded(content, kind), channels), orientation)
 
 
-def _named(values: np.ndarray) -> Pixels:
+def _named(values: np.ndarray, channels: int | None) -> Pixels:
     check_type(values.dtype)
     count = values.shape[2]
     pixels = Pixels(values, (RGB.names if count > 2 else ()) + ("alpha",) * (count == 4))
-    return without_opaque(pixels) if count in (2, 4) else pixels
+    return without_opaque(pixels) if count in (2, 4) and channels != count else pixels
 
 
 def _decoded(content: bytes, kind: str) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polychrome.engine.channels.names import ALL, SHUFFLED
+from polychrome.engine.channels.names import is_reserved
 from polychrome.engine.errors import Unsupported
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64")
@@ -76,5 +76,5 @@ def usable_names(names: Sequence[str]) -> tuple[str, ...]:
     """Return names without the marks that combinations use; none where one is empty or reserved, or two are equal."""
     marks = dict.fromkeys(map(ord, "+,/\0"), " ")
     cleaned = [" ".join(name.translate(marks).split()) for name in names]
-    good = all(name.strip(".") and name not in (ALL, SHUFFLED) for name in cleaned)
+    good = all(name.strip(".") and not is_reserved(name) for name in cleaned)
     return tuple(cleaned) if good and len(set(cleaned)) == len(cleaned) else ()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polychrome.engine.channels.names import ALL, SHUFFLED
+from polychrome.engine.channels.names import ALL, SHUFFLED, is_reserved
 from polychrome.engine.data.files import kinds, shards
 from polychrome.engine.data.files.guard import check_values, guarded
 from polychrome.engine.data.files.pixels import Pixels, check_type, converted
@@ -16,9 +16,10 @@ from polychrome.engine.data.files.text import numbered_lines
 from polychrome.engine.errors import Unsupported, UserError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from io import BytesIO
 
+    from polychrome.engine.data.arrangement import Arrangement
     from polychrome.engine.data.image_set import ImageSet
 
 NAMES_FILE = "channels.txt"
@@ -27,16 +28,31 @@ NAMES_FILE = "channels.txt"
 def opener(images: ImageSet) -> Callable[[str], np.ndarray]:
     """Return a function from a file's path in the set to its pixels [height, width, channels]; it can be pickled.
 
-    Missing values of stacks are the channel's mean.
+    Missing values of stacks are the channel's mean, and channels that an image lacks are 0.
     """
     if not images.stacks:
         return partial(_photo, images.root)
     scale = 255 if images.dtype == "uint8" else 1
-    return partial(_stack, images.root, tuple(scale * mean for mean in images.channels.mean))
+    means = tuple(scale * mean for mean in images.channels.mean)
+    return partial(_stack, images.root, means, dict(images.arrangements))
 
 
-def _stack(root: Path, means: tuple[float, ...], path: str) -> np.ndarray:
-    return read(root / path, len(means), means)
+def _stack(root: Path, means: tuple[float, ...], arrangements: Mapping[str, Arrangement], path: str) -> np.ndarray:
+    if (arrangement := arrangements.get(path)) is None:
+        return read(root / path, len(means), means)
+    mean_of = {source: mean for source, mean in zip(arrangement.sources, means, strict=True)}
+    count, side_by_side = arrangement.form
+    own = tuple(mean_of.get(place, 0.0) for place in range(count))
+    if arrangement.files:
+        each = [read(root / file, 1, own[i : i + 1]) for i, file in enumerate(arrangement.files)]
+        if len({part.shape[:2] for part in each}) > 1:
+            raise ValueError(f"its files have different sizes: {', '.join(arrangement.files)}")
+        image = np.concatenate(each, 2)
+    else:
+        image = read(root / path, count, own, side_by_side)
+    if image.shape[2] != count:
+        raise ValueError(f"has changed: wanted {count} channels, got {image.shape[2]}")
+    return arrangement.placed(image)
 
 
 def _photo(root: Path, path: str) -> np.ndarray:
@@ -55,35 +71,41 @@ def is_array(file: str | Path) -> bool:
     return kind == "array" or (not kind and Path(file).suffix.lower() == kinds.ARRAY)
 
 
-def read(file: Path, channels: int | None = None, means: tuple[float, ...] | None = None) -> np.ndarray:
+def read(
+    file: Path, channels: int | None = None, means: tuple[float, ...] | None = None, side_by_side: bool = False
+) -> np.ndarray:
     """Return a stack [height, width, channels]: uint8 where its values are stored so, else float32.
 
-    Missing values become their channel's mean, where `means` are given and as many as the channels.
+    Missing values become their channel's mean, where `means` are given and as many as the channels. For `side_by_side`
+    see `engine.data.arrangement.Form`.
 
     Raises:
         Unsupported: the file is whole but of another kind, or too large; the message is one line.
         OSError: the file is missing or damaged.
     """
     with guarded():
-        values, _, missing, _ = pixels(file, channels)
+        values, _, missing, _ = pixels(file, channels, side_by_side=side_by_side)
         if missing is not None and means is not None and len(means) == values.shape[2]:
             fill = np.rint(means) if values.dtype == np.uint8 else np.asarray(means)
             np.copyto(values, fill.astype(values.dtype), where=missing)
         return values
 
 
-def pixels(file: Path, channels: int | None = None, content: bytes = b"") -> Pixels:
+def pixels(file: Path, channels: int | None = None, content: bytes = b"", side_by_side: bool = False) -> Pixels:
     """Return the pixels of a stack, uint8 where its values are stored so, else float32, and which are missing.
 
     An array may be [height, width, channels], [channels, height, width] or [height, width]. The channels are on the
     first or the last axis: the axis of length `channels`; else the axis beside two that are equal, the image; else the
-    shorter axis, else the last. For TIFF files see `tiffs.read`, for others `deep.read`. NaN is missing.
+    shorter axis, else the last. For TIFF files see `tiffs.read`, for others of more than 8 bits `deep.read`, for photos
+    `decode.samples`. NaN is missing.
 
-    `content` has the file's bytes where they are read already.
+    `content` has the file's bytes where they are read already. For `side_by_side` see `engine.data.arrangement.Form`.
 
     Raises Unsupported and, in `guard.guarded`, OSError as `read` does.
     """
-    stored = _stored(file, channels, content)
+    stored = _stored(file, 1 if side_by_side else channels, content)
+    if side_by_side:
+        stored = _parted(stored, channels or 1)
     missing, values = stored.missing, stored.values
     if missing is not None:
         values = np.where(missing, values.dtype.type(0), values)  # what stands for none may be beyond float32
@@ -93,12 +115,28 @@ def pixels(file: Path, channels: int | None = None, content: bytes = b"") -> Pix
 
 
 def _stored(file: Path, channels: int | None, content: bytes) -> Pixels:
-    from polychrome.engine.data.files import deep, tiffs
+    from polychrome.engine.data.files import decode, deep, tiffs
 
     if not content and is_array(file):
         return Pixels(_array(shards.opened(file), channels))
     content = content or shards.read_bytes(file)
-    return tiffs.read(content, channels) if kinds.of(content[: kinds.HEAD]) == "TIFF" else deep.read(content)
+    if kinds.of(content[: kinds.HEAD]) == "TIFF":
+        return tiffs.read(content, channels)
+    return deep.read(content, channels) if deep.is_deep(content) else decode.samples(content, channels)
+
+
+def _parted(pixels: Pixels, count: int) -> Pixels:
+    """Return an image of one channel cut into `count` parts of equal width, from left to right, as channels."""
+    height, width, channels = pixels.values.shape
+    if channels != 1 or width % count:
+        found = f"{width} pixels of {channels} channel{'s' * (channels > 1)} in a row"
+        raise Unsupported(f"{found}, wanted one channel that {count} parts of equal width make")
+
+    def parted(values: np.ndarray) -> np.ndarray:
+        return values.reshape(height, count, width // count).transpose(0, 2, 1)
+
+    missing = None if pixels.missing is None else parted(pixels.missing)
+    return pixels._replace(values=parted(pixels.values), names=(), missing=missing)
 
 
 def _array(file: Path | BytesIO, channels: int | None) -> np.ndarray:
@@ -159,8 +197,8 @@ def checked_names(sources: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     for source, name in sources:
         if name in names:
             raise UserError(f"{source}: channel {name!r} is named twice")
-        if not name.strip(".") or any(mark in name for mark in "+,/\n") or name in (ALL, SHUFFLED):
-            wanted = f"wanted no plus, comma or slash in it, not dots alone, and not {ALL} or {SHUFFLED}"
+        if not name.strip(".") or any(mark in name for mark in "+,/\n") or is_reserved(name):
+            wanted = f"wanted no plus, comma or slash in it, not dots alone, and not {ALL} or {SHUFFLED} or the like"
             raise UserError(f"{source}: a channel cannot be named {name!r}: {wanted}")
         names.append(name)
     return tuple(names)

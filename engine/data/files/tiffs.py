@@ -99,7 +99,8 @@ def read(content: bytes, channels: int | None = None) -> Pixels:
         values, axis = _channels_last(values, series.axes, channels)
         missing = _missing(values, page, mask)
         names = _names(tif, series, axis, values.shape[2])
-        if page.extrasamples and int(page.extrasamples[-1]) in ALPHA and values.dtype == np.uint16:
+        is_alpha = page.extrasamples and int(page.extrasamples[-1]) in ALPHA and values.dtype == np.uint16
+        if is_alpha and channels != values.shape[2]:
             return upright(without_opaque(Pixels(values, names, missing)), _orientation(page))
         return upright(Pixels(values, names, missing), _orientation(page))
 

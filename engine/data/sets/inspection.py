@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from polychrome.engine.data.arrangement import Form
 from polychrome.engine.data.files import dali_check, kinds, shards, stacks
 from polychrome.engine.data.files.guard import guarded, most_pixels, too_large
 from polychrome.engine.data.files.pixels import Pixels
@@ -83,10 +84,11 @@ Verdict = Photo | Stack | str  # or why the file is rejected
 Seen = list[tuple[bytes, np.ndarray]]
 
 
-def of_all(files: Iterable[str], channels: int | None, compared: bool) -> list[Verdict]:
+def of_all(files: Iterable[tuple[str, Form]], compared: bool, measured: bool = False) -> list[Verdict]:
     """Return the verdict on each file; photos are decoded by DALI too and `compared`.
 
-    `channels` is the number of channels of a stack whose shape does not tell their axis.
+    A file's form has the number of channels of a stack whose shape does not tell their axis. With `measured`, the
+    samples of photos are measured values too.
 
     Raises UserError where the environment names no number of pixels.
     """
@@ -99,9 +101,9 @@ def of_all(files: Iterable[str], channels: int | None, compared: bool) -> list[V
             found[place] = _left_to_pillow(found[place], by_pillow)
         waiting.clear()
 
-    for file in files:
+    for file, form in files:
         seen: list[tuple[bytes, np.ndarray]] = []
-        found.append(_of(file, channels, seen if compared else None))
+        found.append(_of(file, form, measured, seen if compared and not measured else None))
         waiting += [(len(found) - 1, *item) for item in seen]
         if len(waiting) == dali_check.MOST or sum(pixels.size for *_, pixels in waiting) > COMPARED:
             compare()
@@ -116,23 +118,25 @@ def _left_to_pillow(verdict: Verdict, why: str) -> Verdict:
     return verdict._replace(by_pillow=why) if isinstance(verdict, Photo) else verdict
 
 
-def _of(file: str, channels: int | None, seen: Seen | None) -> Verdict:
+def _of(file: str, form: Form, measured: bool, seen: Seen | None) -> Verdict:
     """Return the verdict on a file; a photo's bytes and pixels, which are to be compared, are appended to `seen`."""
     try:
         with guarded():
             if (size := shards.size(file)) == 0:
                 return "empty file"
             if (size > AT_ONCE or file.lower().endswith(kinds.ARRAY)) and stacks.is_array(file):
-                return _stack(stacks.pixels(Path(file), channels))
+                return _stack(_pixels(file, form))
             content = shards.read_bytes(file) if size <= AT_ONCE else b""
             kind = kinds.of(content[: kinds.HEAD] or shards.head(file))
             if kind == "array":
-                return _stack(stacks.pixels(Path(file), channels))
-            if not content and kind in DEEP:  # to know its bits
+                return _stack(_pixels(file, form))
+            if not content and (measured or kind in DEEP):  # to know its bits
                 if size > (most := LARGEST * most_pixels()):
                     return too_large(f"{size:,} bytes", most)
                 content = shards.read_bytes(file)
-            return _image(file, content, kind, channels, seen)
+            if measured:
+                return _stack(_pixels(file, form, content), content)
+            return _image(file, content, kind, form, seen)
     except FileNotFoundError:
         return NOWHERE if os.path.islink(file) else MISSING
     except Unsupported as error:
@@ -145,7 +149,11 @@ def _failure(file: str, error: OSError) -> str:
     return _unidentified(file) if type(error).__name__ == UNIDENTIFIED else error.strerror or _damage(error)
 
 
-def _image(file: str, content: bytes, kind: str, channels: int | None, seen: Seen | None) -> Verdict:
+def _pixels(file: str, form: Form, content: bytes = b"") -> Pixels:
+    return stacks.pixels(Path(file), form.channels, content, form.side_by_side)
+
+
+def _image(file: str, content: bytes, kind: str, form: Form, seen: Seen | None) -> Verdict:
     """Return the verdict on an image file; `content` is empty for a photo that is too large to be read at once."""
     from polychrome.engine.data.files import deep, tiffs
 
@@ -161,7 +169,7 @@ def _image(file: str, content: bytes, kind: str, channels: int | None, seen: See
     if not nature.measured:
         photo = _photo(file, content, seen)
         return photo._replace(encoding=f"{photo.encoding}, {kinds.TRANSPARENT}") if nature.mask else photo
-    pixels = stacks.pixels(Path(file), channels, content)
+    pixels = _pixels(file, form, content)
     found = _stack(pixels, content)
     if isinstance(found, str):
         return found

@@ -16,12 +16,20 @@ from polychrome.engine.data.image_set import SPLITS, ImageSet, Split
 from polychrome.engine.data.sets import division, repeats, tree
 from polychrome.engine.data.sets.layouts import folders, lists, tables
 from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Labelled
+from polychrome.engine.data.sets.sensors import descriptions
+from polychrome.engine.data.sets.sensors.channel_files import OPTION, joined
 from polychrome.engine.errors import Unsupported, UserError, one_line
 
-DESCRIPTIONS = (*(f"{split}.txt" for split in SPLITS), "classes.txt", NAMES_FILE)
+DESCRIPTIONS = (*(f"{split}.txt" for split in SPLITS), "classes.txt", NAMES_FILE, descriptions.FILE)
 
 
-def read(root: str | Path, num_classes: int | None = None, seed: int = 0, group_by: str | None = None) -> ImageSet:
+def read(
+    root: str | Path,
+    num_classes: int | None = None,
+    seed: int = 0,
+    group_by: str | None = None,
+    channel_files: str | None = None,
+) -> ImageSet:
     """Return the set of the images under a folder, with an account of every file there; no image is decoded.
 
     Its forms, in this order: lists train.txt, val.txt and test.txt of lines `path label` (and classes.txt, if there is
@@ -29,14 +37,16 @@ def read(root: str | Path, num_classes: int | None = None, seed: int = 0, group_
     validation, Testing in any case) with a folder per class; folders per class alone; tar shards, named by a folder of
     them or a pattern such as shards/{000..099}.tar (see `engine.data.sets.webdataset`). A lone folder is entered.
     Splits that are not there are made, by `seed` (see `engine.data.sets.division.completed`); equal files stay together
-    in them, as do files in whose paths the regular expression `group_by` finds the same.
+    in them, as do files in whose paths the regular expression `group_by` finds the same. Where each channel of an image
+    has a file, the regular expression `channel_files` finds the channel in the path (see
+    `engine.data.sets.sensors.channel_files`).
 
     Raises:
         UserError: anything else is there; the message names file and line.
     """
     root = Path(root).expanduser()
     try:
-        images = _read(root, num_classes, seed, group_by)
+        images = _read(root, num_classes, seed, group_by, channel_files)
     except (OSError, Unsupported) as error:
         raise UserError(_unreadable(root, error)) from error
     if len(images.class_names) < 2:
@@ -44,29 +54,38 @@ def read(root: str | Path, num_classes: int | None = None, seed: int = 0, group_
     return images
 
 
-def _read(root: Path, num_classes: int | None, seed: int, group_by: str | None) -> ImageSet:
+def _read(root: Path, num_classes: int | None, seed: int, group_by: str | None, channel_files: str | None) -> ImageSet:
     if not root.is_dir():
         from polychrome.engine.data.sets import webdataset
 
         if webdataset.names_shards(root):
+            _check_no_tars(channel_files)
             return webdataset.read(webdataset.expand(root), num_classes, seed, group_by)
         raise UserError(f"no data folder at {root}: wanted list files or a folder per class in it, or tars")
     found = tree.files(root)
     if images := _labelled(root, found, num_classes):
-        alike = repeats.grouping(root, group_by)
+        images, parts = joined(found, images, channel_files) if channel_files else (images, {})
+        alike = repeats.grouping(root, group_by, parts)
         splits, notes = division.completed(root, images.class_names, images.splits, seed, alike)
-        listed = ImageSet(root, images.class_names, splits, notes=(*images.notes, *notes))
+        listed = ImageSet(root, images.class_names, splits, parts=parts, notes=(*images.notes, *notes))
         return replace(listed, account=_account(root, found, listed, images.own))
     if tars := [path for path, kind in found.items() if kind == shards.SUFFIX]:
+        _check_no_tars(channel_files)
         return _from_tars(root, found, tars, num_classes, seed, group_by)
     wanted = "train.txt, val.txt and test.txt nor train/, val/ and test/ nor class folders nor a table nor tars"
     raise UserError(f"{root} has neither {wanted}")
 
 
-def undivided(root: str | Path, class_names: Sequence[str]) -> ImageSet | None:
+def _check_no_tars(channel_files: str | None) -> None:
+    if channel_files:
+        raise UserError(f"{OPTION} is for folders: in tars an image has one file")
+
+
+def undivided(root: str | Path, class_names: Sequence[str], channel_files: str | None = None) -> ImageSet | None:
     """Return all labelled images of a folder without splits as the split "test"; None where it is no such folder.
 
-    The labels are those of the classes `class_names`, of which the folder may have a part.
+    The labels are those of the classes `class_names`, of which the folder may have a part. For `channel_files` see
+    `read`.
 
     Raises:
         UserError: the folder is malformed, or has another class.
@@ -81,12 +100,14 @@ def undivided(root: str | Path, class_names: Sequence[str]) -> ImageSet | None:
         raise UserError(_unreadable(root, error)) from error
     if images is None or UNDIVIDED not in images.splits:
         return None
+    images, parts = joined(found, images, channel_files) if channel_files else (images, {})
     labels = {name: label for label, name in enumerate(class_names)}
     if other := [name for name in images.class_names if name not in labels]:
         raise UserError(f"{root} has the class {other[0]!r}, wanted some of {', '.join(class_names)}")
     rows = [(path, labels[images.class_names[label]]) for path, label in images.splits[UNDIVIDED]]
     notes = (*images.notes, f"{root} has no splits: all {len(rows):,} labelled images are tested")
-    listed = ImageSet(root, tuple(class_names), {"test": Split(*map(tuple, zip(*rows, strict=True)))}, notes=notes)
+    test = Split(*map(tuple, zip(*rows, strict=True)))
+    listed = ImageSet(root, tuple(class_names), {"test": test}, parts=parts, notes=notes)
     return replace(listed, account=_account(root, found, listed, images.own))
 
 
@@ -157,7 +178,8 @@ def every_image(folder: str | Path) -> ImageSet:
 
 
 def _account(root: Path, found: Mapping[str, str], images: ImageSet, described: Sequence[str]) -> Account:
-    listed = {posixpath.normpath(path) for split in images.splits.values() for path in split.paths}
+    every = dict.fromkeys(path for split in images.splits.values() for path in split.paths)
+    listed = {posixpath.normpath(file) for path in every for file in images.files(path)}
     # In tars, or by way of a link to a folder above.
     elsewhere = [
         path for path in listed if path not in found and (os.path.lexists(root / path) or _is_member(root, path))

@@ -15,15 +15,19 @@ HEAD = 4096  # bytes that are compared before whole files are
 ORDER = ("train", HOLDOUT, *SPLITS[1:])  # a file that is in an earlier split is repeated in a later split
 
 
-def grouping(root: Path, pattern: str | None) -> Callable[[Sequence[str]], Alike]:
+def grouping(
+    root: Path, pattern: str | None, parts: Mapping[str, Mapping[str, str]] | None = None
+) -> Callable[[Sequence[str]], Alike]:
     """Return a function from paths below `root` to names that equal and related files have in common.
 
     Related are files in whose paths the regular expression `pattern` finds the same: its first group, else its match.
+    Of an image that has several files, `parts` (see `ImageSet`), all have to be equal.
     """
 
     def alike(paths: Sequence[str]) -> Alike:
         related = _related(paths, pattern)
-        return Alike(_joined(paths, related, _equal(root, paths)), _joined(paths, related))
+        files = {path: tuple(parts[path].values()) if parts and path in parts else (path,) for path in paths}
+        return Alike(_joined(paths, related, _equal(root, files)), _joined(paths, related))
 
     return alike
 
@@ -51,11 +55,15 @@ def _joined(paths: Sequence[str], *keys: Mapping[str, str]) -> dict[str, str]:
     return {path: top(path) for path in paths}
 
 
-def _equal(root: Path, paths: Iterable[str]) -> dict[str, str]:
-    """Return what equal files alone have in common, without most files that none equals; files are read as needed."""
-    sizes = _of_several({path: str(_read(root / path, shards.size)) for path in paths})
-    heads = _of_several({path: f"{size} {_read(root / path, _head)}" for path, size in sizes.items()})
-    return {path: str(_read(root / path, _whole)) for path in heads}
+def _equal(root: Path, files: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return what images of equal files alone have in common, without most that none equals; read as needed."""
+
+    def each(path: str, how: Callable[[Path], object]) -> str:
+        return " ".join(str(_read(root / file, how)) for file in files[path])
+
+    sizes = _of_several({path: each(path, shards.size) for path in files})
+    heads = _of_several({path: f"{size} {each(path, _head)}" for path, size in sizes.items()})
+    return {path: each(path, _whole) for path in heads}
 
 
 def _of_several(keys: Mapping[str, str]) -> dict[str, str]:

@@ -6,30 +6,30 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from polychrome.engine.channels.names import RGB, Channels
+from polychrome.engine.channels.names import RGB, Channels, listed
+from polychrome.engine.data.arrangement import Form
 from polychrome.engine.data.files import dali_check, shards, stacks
 from polychrome.engine.data.files.guard import most_pixels
 from polychrome.engine.data.files.kinds import FRAMES, SCALED, TRANSPARENT
-from polychrome.engine.data.files.statistics import combine
 from polychrome.engine.data.image_set import ImageSet, Split, sizes_of
 from polychrome.engine.data.sets import inspection
 from polychrome.engine.data.sets.inspection import Photo, Stack, Verdict
+from polychrome.engine.data.sets.sensors import channel_files, descriptions, union
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine.files import cache_folder, new_file
 from polychrome.engine.machine.workers import cpus, parallel_chunks
 
-RULES = 5  # raise this number when a file's verdict may change
+RULES = 6  # raise this number when a file's verdict may change
 CHUNK = 64
 KILLS = "damaged: it crashes the decoder, or needs more memory than there is"
 DIM = 2**14  # a quarter of the range of 16 bits
-MOST_NAMES = 20
 
 
 @dataclass(frozen=True)
@@ -67,37 +67,46 @@ def scan(
     cache: bool = True,
     channels: int | None = None,
     photos: bool | None = None,
+    parts: Mapping[str, Mapping[str, str]] | None = None,
+    measured: bool = False,
 ) -> ScanReport:
     """Return files' sizes or faults, found by decoding each fully in `workers` processes (default: one per core).
 
-    `paths` are relative to `root`. `progress(done, total)` is called as files are processed. With `cache`, verdicts
+    `paths` are relative to `root`; of an image among `parts` all files are read, and the report is on the images (see
+    `ImageSet`). `progress(done, total)` is called as files are processed. With `cache`, verdicts
     stay in the user's cache folder until a file's size or modification time changes. Where DALI is installed
     it decodes the photos too: those that come out otherwise, by more than 2, are left to Pillow.
 
     `channels` is the number of channels of files whose shape alone does not say which axis has the channels; by
-    default the number of names in channels.txt.
+    default the number of names in channels.txt, or in a file's line of channels.csv. Where there is a channels.csv, or
+    an image has a file for each channel, or with `measured`, all are stacks: the samples of photos are values too.
 
-    A set is either of photos or of stacks, as `photos` says; by default of stacks where channels.txt names other
+    A set is else either of photos or of stacks, as `photos` says; by default of stacks where channels.txt names other
     channels than R, G and B, else of the kind of more files, at a tie of stacks. Among photos a file of 16 bits is one,
     scaled by the range of its type, as is a TIFF of four samples of 8 bits, whose last sample is transparency where it
     looks so in most files, or channels.txt names R, G and B. Files of the other kind are rejected.
 
     Raises:
-        UserError: channels.txt is malformed.
+        UserError: channels.txt or channels.csv is malformed.
     """
-    root = Path(root).resolve()
-    paths = list(dict.fromkeys(paths))
+    root, parts = Path(root).resolve(), {path: parts[path] for path in paths if path in parts} if parts else {}
+    images, paths = paths, list(dict.fromkeys(file for path in paths for file in _files(path, parts)))
     names = stacks.channel_names(root)
-    channels = channels or len(names or ()) or None
+    described = descriptions.read(root, paths)
+    forms = dict.fromkeys(paths, Form(channels or len(names or ()) or None)) | {
+        path: line.form for path, line in (described or {}).items()
+    }
+    measured = measured or described is not None or bool(parts)
     if photos is None and names not in (None, RGB.names):
         photos = False
-    known = _Cache(root, cache, channels)
+    known = _Cache(root, cache, forms, measured)
     verdicts = {path: verdict for path in paths if (verdict := known.get(path)) is not None}
     todo = sorted(path for path in paths if path not in verdicts)  # mostly the order of a tar's members
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
-    inspect = partial(_inspect, str(root), channels, bool(dali_check.version()))
+    inspect = partial(_inspect, str(root), bool(dali_check.version()), measured)
+    jobs = [[(path, forms[path]) for path in chunk] for chunk in chunks]
     try:
-        inspected = parallel_chunks(inspect, chunks, workers or cpus(), KILLS)
+        inspected = parallel_chunks(inspect, jobs, workers or cpus(), KILLS)
         for chunk, found in zip(chunks, inspected, strict=True):
             for path, verdict in zip(chunk, found, strict=True):
                 verdicts[path] = verdict
@@ -109,9 +118,15 @@ def scan(
             known.save()
     if progress and not todo:
         progress(len(paths), len(paths))
+    if parts:
+        verdicts = verdicts | channel_files.assembled(verdicts, parts)
     alpha = names == RGB.names
-    found = {path: _with_alpha(verdicts[path]) if alpha else verdicts[path] for path in paths}
+    found = {path: _with_alpha(verdicts[path]) if alpha else verdicts[path] for path in images}
     return _report(found, len(todo), photos)
+
+
+def _files(path: str, parts: Mapping[str, Mapping[str, str]]) -> Iterable[str]:
+    return parts[path].values() if path in parts else (path,)
 
 
 def _with_alpha(verdict: Verdict) -> Verdict:
@@ -181,19 +196,27 @@ def remarks(report: ScanReport, by_dali: bool) -> tuple[str, ...]:
         [path for path, how in report.encodings.items() if word in how] for word in (FRAMES, TRANSPARENT, SCALED)
     )
     dim = {path: highest for path, highest in report.scaled.items() if highest < DIM}
-    incomplete = {path: stack.missing for path, stack in report.stacks.items() if stack.missing}
+    lost = {path: int((stack.moments.counts == 0).sum()) for path, stack in report.stacks.items() if stack.missing}
+    incomplete = [path for path, count in lost.items() if _is_missing_elsewhere(report.stacks[path], count)]
+    lacking = [path for path, count in lost.items() if count]
     groups = [
         ("photo", several, "of several frames, of which the first is used"),
         ("photo", clear, "with transparency, which is dropped"),
         ("photo", deep, "of more than 8 bits, scaled from 0..their maximum to 0..255"),
         ("photo", list(report.scaled), "of 16 bits among photos of 8, scaled from 0..65535 to 0..255"),
         ("photo", list(dim), f"of these with no value above {max(dim.values(), default=0):,.0f}: they become dark"),
-        ("stack", list(incomplete), "with missing values, which become the mean of their channel"),
+        ("stack", incomplete, "with missing values, which become the mean of their channel"),
+        ("stack", lacking, "with channels that have no value, which they are taken to lack"),
     ]
     if by_dali:
         groups.append(("photo", list(report.by_pillow), "left to Pillow, as DALI decodes them otherwise or not at all"))
     counted = ((f"{len(paths):,} {kind}{'s' * (len(paths) > 1)}", paths, what) for kind, paths, what in groups if paths)
     return tuple(f"{count} {what}, such as {paths[0]}" for count, paths, what in counted)
+
+
+def _is_missing_elsewhere(stack: Stack, channels: int) -> bool:
+    """Return whether values are missing outside the `channels` that have none."""
+    return stack.missing > channels * stack.height * stack.width
 
 
 def shape(images: ImageSet) -> str:
@@ -205,9 +228,8 @@ def shape(images: ImageSet) -> str:
     sizes = np.array(list(sizes_of(images).values()))
     least, most = (" x ".join(map(str, each)) for each in (sizes.min(0), sizes.max(0)))
     names = images.channels.names
-    shown = names if len(names) <= MOST_NAMES else (*names[:3], "...", names[-1])
     count = f"{len(names)} channel{'s' * (len(names) > 1)}"
-    return f"{count}, {least}{f' to {most}' * (least != most)}, named {', '.join(shown)}; values are {images.dtype}"
+    return f"{count}, {least}{f' to {most}' * (least != most)}, named {listed(names)}; values are {images.dtype}"
 
 
 def _with_photos(images: ImageSet, found: dict[str, Stack | None]) -> ImageSet:
@@ -218,62 +240,20 @@ def _with_photos(images: ImageSet, found: dict[str, Stack | None]) -> ImageSet:
     names = stacks.channel_names(images.root)
     if names not in (None, RGB.names):
         file = images.root / stacks.NAMES_FILE
-        raise UserError(f"{file} names {len(names)} channels, but the images are photos of R, G and B: remove it")
+        other = f"or, if their samples are these, have {descriptions.FILE} with the line `.,{'+'.join(names)}` instead"
+        raise UserError(
+            f"{file} names {len(names)} channels, but the images are photos of R, G and B: remove it, {other}"
+        )
     return images
 
 
 def _with_stacks(images: ImageSet, found: dict[str, Stack], channels: Channels | None) -> ImageSet:
     first, example = next(iter(found.items()))
     for path, stack in found.items():
-        if stack.channels != example.channels:
-            counts = f"{first} has {example.channels} channels, {path} has {stack.channels}"
-            hint = f"{stacks.NAMES_FILE}, with a line for each, tells which axis has them"
-            raise UserError(f"{images.root}: {counts}: wanted equal numbers; {hint}")
         if stack.scale != example.scale:
             types = f"{first} has values of type {example.stored}, {path} of {stack.stored}"
             raise UserError(f"{images.root}: {types}: wanted one type")
-    if channels is None:
-        channels = _measured(images, found)
-    else:
-        _check_order(images, found, channels)
-    if len(channels) != example.channels:
-        raise UserError(f"{images.root / first} has {example.channels} channels, wanted {len(channels)}")
-    return replace(images, channels=channels, dtype=example.dtype, stacks=True)
-
-
-def _check_order(images: ImageSet, found: dict[str, Stack], channels: Channels) -> None:
-    """Raise UserError where a file names the wanted channels in another order."""
-    for path, stack in found.items():
-        if stack.names != channels.names and sorted(stack.names) == sorted(channels.names):
-            orders = f"{', '.join(stack.names)}, wanted {', '.join(channels.names)}"
-            raise UserError(f"{images.root / path} has the channels in another order: {orders}")
-
-
-def _measured(images: ImageSet, found: dict[str, Stack]) -> Channels:
-    first, example = next(iter(found.items()))
-    names = stacks.channel_names(images.root) or _own_names(images, found)
-    if len(names) != example.channels:
-        file = images.root / stacks.NAMES_FILE
-        raise UserError(f"{file}:{len(names)}: names {len(names)} channels, but {first} has {example.channels}")
-    paths = images.splits["train"].paths if "train" in images.splits else found
-    whole = combine([found[path].moments for path in paths])
-    if len(empty := np.flatnonzero(whole.counts == 0)):
-        raise UserError(f"{images.root}: channel {names[empty[0]]} has no value in any training image: leave it out")
-    mean, std = whole.scaled(255 if example.dtype == "uint8" else 1)
-    return Channels(names, tuple(mean.tolist()), tuple(std.tolist()))
-
-
-def _own_names(images: ImageSet, found: dict[str, Stack]) -> tuple[str, ...]:
-    """Return the channels' names in the files, else numbers; raises UserError where files name them otherwise."""
-    first, example = next(iter(found.items()))
-    for path, stack in found.items():
-        if stack.names != example.names:
-            both = (f"{file} {', '.join(found[file].names) or 'no names'}" for file in (first, path))
-            raise UserError(
-                f"{images.root}: files name their channels differently: {'; '.join(both)}: wanted one order, "
-                f"or {stacks.NAMES_FILE} with a line for each"
-            )
-    return example.names or tuple(map(str, range(example.channels)))
+    return union.of_stacks(replace(images, dtype=example.dtype, stacks=True), found, channels)
 
 
 def _usable(name: str, split: Split, report: ScanReport) -> Split:
@@ -290,21 +270,21 @@ def _usable(name: str, split: Split, report: ScanReport) -> Split:
     return Split(*map(tuple, zip(*rows, strict=True)))
 
 
-def _inspect(root: str, channels: int | None, compared: bool, paths: Sequence[str]) -> list[Verdict]:
-    if compared:
+def _inspect(root: str, compared: bool, measured: bool, files: Sequence[tuple[str, Form]]) -> list[Verdict]:
+    if compared and not measured:
         dali_check.start()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return inspection.of_all([os.path.join(root, path) for path in paths], channels, compared)
+        return inspection.of_all([(os.path.join(root, path), form) for path, form in files], compared, measured)
 
 
 class _Cache:
-    """Verdicts of one root, by path, file size and modification time; a damaged file counts as an empty one."""
+    """Verdicts of one root, by path, file size, modification time and form; a damaged file counts as an empty one."""
 
-    def __init__(self, root: Path, use: bool, channels: int | None):
-        self.root = root
+    def __init__(self, root: Path, use: bool, forms: Mapping[str, Form], measured: bool):
+        self.root, self.forms = root, forms
         self.file = cache_folder() / f"scan-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}.json" if use else None
-        self.rules = f"{RULES} dali {dali_check.version()} channels {channels} pixels {most_pixels()}"
+        self.rules = f"{RULES} dali {dali_check.version()} measured {measured} pixels {most_pixels()}"
         self.stamps: dict[str, list[int]] = {}
         self.entries: dict[str, list] = self._load() if use else {}
 
@@ -313,9 +293,11 @@ class _Cache:
             state = os.stat(shards.container(self.root / path))
         except OSError:
             return None
-        self.stamps[path] = [state.st_size, state.st_mtime_ns]
+        form = self.forms[path]
+        self.stamps[path] = [state.st_size, state.st_mtime_ns, form.channels or 0, int(form.side_by_side)]
         entry = self.entries.get(path, ())
-        return inspection.from_entry(entry[2:]) if isinstance(entry, list) and entry[:2] == self.stamps[path] else None
+        known = isinstance(entry, list) and entry[: len(self.stamps[path])] == self.stamps[path]
+        return inspection.from_entry(entry[len(self.stamps[path]) :]) if known else None
 
     def put(self, path: str, verdict: Verdict) -> None:
         if path in self.stamps:

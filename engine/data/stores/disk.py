@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from polychrome.engine.data.image_set import ImageSet
 
-RULES = 2  # raise this number when a decoder, or the resizing to a stored size, gives other values
+RULES = 3  # raise this number when a decoder, or the resizing to a stored size, gives other values
 CHUNK = 2**24  # bytes of a checksum's block
 HEADER, VALUES = "header.json", "values"
 
@@ -49,7 +50,9 @@ class ImageCache:
         root = os.path.abspath(images.root)
         about = [root, sorted(images.splits), form, decoder, list(images.channels.names), images.dtype]
         group = _digest(about)
-        self.key = _digest([RULES, about, images.channels.mean, [(path, *_stamp(root, path)) for path in paths]])
+        files = [(path, [_stamp(root, file) for file in images.files(path)]) for path in paths]
+        arranged = [astuple(images.arrangements[path]) for path in paths if path in images.arrangements]
+        self.key = _digest([RULES, about, images.channels.mean, files, arranged])
         self.folder = cache_folder() / "images" / f"{group[:16]}-{self.key[:16]}"
         self._group, self._say, self._workers = group[:16], say, max(1, workers)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from polychrome.engine.channels.names import RGB
+from polychrome.engine.data.arrangement import Form
 from polychrome.engine.data.files import dali_check, decode, guard, stacks
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.sets import inspection, listing, scan
@@ -23,7 +24,7 @@ from tests.engine.data import crashing, image_kinds, mutations, tars
 
 
 def verdict(file):
-    return inspection.of_all([str(file)], None, dali_check.version() is not None)[0]
+    return inspection.of_all([(str(file), Form())], dali_check.version() is not None)[0]
 
 
 def large_png(height, width):

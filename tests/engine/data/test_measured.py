@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from polychrome.engine.channels.names import RGB
+from polychrome.engine.data.arrangement import Form
 from polychrome.engine.data.files import stacks
 from polychrome.engine.data.files.pixels import Pixels, upright
 from polychrome.engine.data.sets import inspection, listing, scan
@@ -71,7 +72,7 @@ def fault(root):
 
 def reason(tmp_path, content, name="a.tif"):
     (tmp_path / name).write_bytes(content)
-    found = inspection.of_all([str(tmp_path / name)], None, False)[0]
+    found = inspection.of_all([(str(tmp_path / name), Form())], False)[0]
     assert isinstance(found, str), found
     return found
 
@@ -99,7 +100,7 @@ def test_a_file_that_is_cut_is_never_read_as_less(tmp_path, name):
     rng = np.random.default_rng(0)
     for end in rng.integers(1, len(kind.content), 25):
         file.write_bytes(kind.content[:end])
-        found = inspection.of_all([str(file)], None, False)[0]
+        found = inspection.of_all([(str(file), Form())], False)[0]
         if not isinstance(found, str):
             np.testing.assert_array_equal(stacks.read(file), kind.values)
 
@@ -241,7 +242,7 @@ def test_images_that_follow_the_first_without_pages_of_their_own_are_channels(tm
     assert len(images.channels) == 5
     np.testing.assert_array_equal(stacks.opener(images)("a.tif"), values)
     (tmp_path / "a.tif").write_bytes(stream.getvalue()[:-50])
-    assert isinstance(inspection.of_all([str(tmp_path / "a.tif")], None, False)[0], str)
+    assert isinstance(inspection.of_all([(str(tmp_path / "a.tif"), Form())], False)[0], str)
 
 
 def masked(values, mask):
@@ -344,10 +345,8 @@ def test_names_and_types_that_differ_between_files_are_named(tmp_path):
     def named(*names):
         return measured.tiff(measured.drawn(2), names)
 
-    differing = fault(write(tmp_path / "a", {"a.tif": named("red", "nir"), "b.tif": named("nir", "red")}))
-    assert "files name their channels differently: a.tif red, nir; b.tif nir, red: wanted one order" in differing
     some = fault(write(tmp_path / "b", {"a.tif": named("red", "nir"), "b.tif": named()}))
-    assert "a.tif red, nir; b.tif no names" in some
+    assert "b.tif has 2 channels without names, a.tif has red, nir: channels.csv, with lines such as" in some
     images, _ = opened(write(tmp_path / "c", {"a.tif": named("red", "nir"), "b.tif": named()}, ["x", "y"]))
     assert images.channels.names == ("x", "y")
     twice = {"a.tif": named("red", "red"), "b.tif": named("red", "red")}
@@ -356,11 +355,15 @@ def test_names_and_types_that_differ_between_files_are_named(tmp_path):
     assert "a.npy has values of type uint16, b.npy of float32: wanted one type" in fault(write(tmp_path / "e", types))
 
 
-def test_files_in_another_order_than_a_trained_model_are_refused(tmp_path):
+def test_files_in_another_order_than_a_trained_model_are_read_in_the_models_order(tmp_path):
     images, _ = opened(write(tmp_path / "a", {n: measured.tiff(measured.drawn(2), ("red", "nir")) for n in "ab"}))
     file = tmp_path / "c.tif"
     file.write_bytes(measured.tiff(measured.drawn(2), ("nir", "red")))
-    with pytest.raises(UserError, match="has the channels in another order: nir, red, wanted red, nir"):
+    given = as_image_set((file,), images.channels, images.dtype)
+    turned = stacks.opener(given)(given.splits["images"].paths[0])
+    np.testing.assert_array_equal(turned, measured.drawn(2)[..., ::-1].astype(np.float32))
+    file.write_bytes(measured.tiff(measured.drawn(2), ("nir", "blue")))
+    with pytest.raises(UserError, match=r"c\.tif has channels nir, blue, wanted some of red, nir"):
         as_image_set((file,), images.channels, images.dtype)
     file.write_bytes(measured.tiff(measured.drawn(2), ("red", "nir")))
     assert as_image_set((file,), images.channels, images.dtype).channels == images.channels
@@ -414,7 +417,7 @@ def test_a_compression_that_needs_imagecodecs_says_so_where_it_is_lacking(tmp_pa
     program = (
         "import sys; sys.modules['imagecodecs'] = None\n"
         "from polychrome.engine.data.sets import inspection\n"
-        "print(*inspection.of_all(sys.argv[1:], None, False))"
+        "print(*inspection.of_all([(sys.argv[1], inspection.Form())], False))"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "a.tif")]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

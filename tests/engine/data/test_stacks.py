@@ -257,8 +257,8 @@ def test_files_of_a_set_are_of_one_kind(tmp_path):
     mixed = fault(folder(tmp_path / "a", arrays | {"x.png": photo}))
     assert mixed.endswith("mixes photos and arrays, such as x.png and 0.npy: wanted one kind")
     counts = fault(folder(tmp_path / "b", arrays | {"x.npy": npy(values(6, 7, 4))}))
-    wanted = "wanted equal numbers; channels.txt, with a line for each, tells which axis has them"
-    assert counts.endswith(f"0.npy has 5 channels, x.npy has 4: {wanted}")
+    assert "0.npy has 5 channels, x.npy has 4: where numbers differ, channels.csv, with lines such as " in counts
+    assert counts.endswith("where they do not, channels.txt, with a line for each, tells which axis has them")
     types = fault(folder(tmp_path / "c", arrays | {"x.npy": npy(values(6, 7, 5, dtype=np.uint8))}))
     assert types.endswith("0.npy has values of type float32, x.npy of uint8: wanted one type")
 

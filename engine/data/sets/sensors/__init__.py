@@ -1,0 +1,1 @@
+"""Sets whose images have different channels, or a file for each channel."""

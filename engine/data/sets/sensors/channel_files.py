@@ -1,0 +1,117 @@
+"""Images that have a file for each of their channels, such as site_w1.png to site_w5.png."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from polychrome.engine.data.files import kinds, stacks
+from polychrome.engine.data.files.statistics import Moments
+from polychrome.engine.data.sets import tree
+from polychrome.engine.data.sets.inspection import Stack, Verdict
+from polychrome.engine.data.sets.layouts.labelled import Labelled, in_order
+from polychrome.engine.errors import UserError
+
+OPTION = "--channel-files"
+Parts = dict[str, dict[str, str]]  # by image the file of each channel by name
+
+
+def joined(found: Mapping[str, str], images: Labelled, pattern: str) -> tuple[Labelled, Parts]:
+    """Return labelled files as images that have a file for each channel, and these files.
+
+    The regular expression `pattern` finds the name of a file's channel in its path: its first group, else its match.
+    Files are of one image where the rest of their paths, without the suffix, is the same. All such files among those
+    `found` count, whether or not each is labelled. An image goes by the path of its first channel's file.
+
+    Raises:
+        UserError: no file has a channel in its path, files of one image have two labels or the same channel, or a
+            channel's name is not usable.
+    """
+    keys, unnamed = {}, []
+    rows = {split: list(dict.fromkeys(every)) for split, every in images.splits.items()}
+    listed = dict.fromkeys(path for every in rows.values() for path, _ in every)
+    for path in [*listed, *(path for path, kind in found.items() if kind == tree.IMAGE and path not in listed)]:
+        if (match := re.search(pattern, path)) is not None:
+            keys[path] = _without(path, match), match[match.re.groups and 1] or ""
+        elif path in listed:
+            unnamed.append(path)
+    if len(unnamed) == len(listed):
+        raise UserError(f"{OPTION} {pattern!r} finds no channel in any path, such as {unnamed[0]}")
+    wanted = {keys[path][0] for path in listed if path in keys}
+    parts_of: dict[str, dict[str, str]] = {key: {} for key in wanted}
+    for path, (key, channel) in keys.items():
+        if key in wanted and (other := parts_of[key].setdefault(channel, path)) != path:
+            raise UserError(f"{OPTION}: {other} and {path} are both channel {channel!r} of one image")
+    names = in_order({channel for parts in parts_of.values() for channel in parts})
+    stacks.checked_names((f"{OPTION} {pattern!r}", name) for name in names)
+    ordered = {key: {name: parts[name] for name in names if name in parts} for key, parts in parts_of.items()}
+    path_of = {key: next(iter(parts.values())) for key, parts in ordered.items()}
+    splits = {split: _images(every, keys, path_of) for split, every in rows.items()}
+    notes = images.notes
+    if unnamed:
+        count = f"{len(unnamed):,} file{'s' * (len(unnamed) > 1)}"
+        notes += (f"{count} without a channel in the path ({OPTION}), such as {unnamed[0]}: not used",)
+    return replace(images, splits=splits, notes=notes), {path_of[key]: parts for key, parts in ordered.items()}
+
+
+def _without(path: str, match: re.Match) -> str:
+    rest = path[: match.start()] + path[match.end() :]
+    stem, suffix = posixpath.splitext(rest)
+    return stem if suffix.lower() in kinds.SUFFIXES else rest
+
+
+def _images(
+    rows: Sequence[tuple[str, int]], keys: Mapping[str, tuple[str, str]], path_of: Mapping[str, str]
+) -> list[tuple[str, int]]:
+    labels: dict[str, tuple[int, str]] = {}
+    for path, label in rows:
+        if path not in keys:
+            continue
+        known, first = labels.setdefault(keys[path][0], (label, path))
+        if known != label:
+            raise UserError(f"{OPTION}: {first} and {path} are of one image, but have two labels")
+    return [(path_of[key], label) for key, (label, _) in labels.items()]
+
+
+def assembled(verdicts: Mapping[str, Verdict], parts: Mapping[str, Mapping[str, str]]) -> dict[str, Verdict]:
+    """Return the verdict on each image of `parts`, given the verdicts on their files."""
+    return {
+        path: _assembled({name: (file, verdicts[file]) for name, file in files.items()})
+        for path, files in parts.items()
+    }
+
+
+def _assembled(files: Mapping[str, tuple[str, Verdict]]) -> Verdict:
+    found: dict[str, Stack] = {}
+    for name, (file, verdict) in files.items():
+        if not isinstance(verdict, Stack):
+            return f"{file}, channel {name}: {verdict if isinstance(verdict, str) else 'a photo'}"
+        if verdict.channels != 1:
+            return f"{file}, channel {name}: {verdict.channels} channels, wanted one"
+        found[file] = verdict
+    (first, example), *others = found.items()
+    for file, stack in others:
+        if (here := _kind(example)) != (there := _kind(stack)):
+            return f"its files differ: {first} has {here}, {file} has {there}"
+    every = list(found.values())
+    digests = " ".join(f"{name} {stack.digest}" for name, stack in zip(files, every, strict=True))
+    return Stack(
+        example.height,
+        example.width,
+        example.dtype,
+        example.stored,
+        Moments(np.concatenate([stack.moments.values for stack in every], 1)),
+        max(stack.highest for stack in every),
+        tuple(files),
+        sum(stack.missing for stack in every),
+        digest=hashlib.sha256(digests.encode("utf-8", "backslashreplace")).hexdigest()[:24],
+    )
+
+
+def _kind(stack: Stack) -> str:
+    return f"{stack.height} x {stack.width} pixels of {stack.scale}"
