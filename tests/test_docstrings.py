@@ -169,10 +169,8 @@ def test_a_docstring_tells_shapes_and_errors(module, name):
 def test_docstrings_of_the_engine_and_the_commands_tell_shapes_and_errors():
     listed = above_the_ops()
     assert len(listed) > 250
-    # `predict` gives `normalise` none of the parameters that float images do not have.
-    never = {("polychrome.train.commands.predict", "predict_images raises ValueError")}
     found = {(module, fault) for module, name in listed for fault in faults(source(module), name)}
-    assert found == never
+    assert found == set()
 
 
 def test_what_a_docstring_leaves_out_is_seen():

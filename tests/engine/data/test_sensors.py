@@ -195,8 +195,8 @@ def test_the_lines_before_training_say_which_images_have_which_channels(tmp_path
     images = opened(write(tmp_path / "a", files, lines))
     assert [note for note in images.notes if "images" in note][:3] == [
         "images have 2 different choices of the 3 channels:",
-        "dna+er: 3 train, 3 val, 3 test images",
         "dna+er+rna: 3 train, 3 val, 3 test images",
+        "dna+er: 3 train, 3 val, 3 test images",
     ]
     wide = npy(pixels(NAMES, 0)), npy(pixels(NAMES[1:], 1))
     lines = f"0.npy,{'+'.join(NAMES)}\n1.npy,{'+'.join(NAMES[1:])}\n2.npy,{'+'.join(NAMES)}\n"

@@ -48,7 +48,7 @@ def of_stacks(images: ImageSet, found: Mapping[str, Stack], channels: Channels |
     counted = Counter(
         arrangements[path].present if path in arrangements else tuple(range(len(union))) for path in found
     )
-    sensors = tuple(sorted(counted, key=lambda present: (-counted[present], present)))
+    sensors = tuple(sorted(counted, key=lambda present: (-counted[present], -len(present), present)))
     sensors = () if sensors == (tuple(range(len(union))),) else sensors
     return replace(images, channels=replace(channels, sensors=sensors), arrangements=arrangements)
 
