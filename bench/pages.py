@@ -10,7 +10,7 @@ from bench.report import columns, overview
 from bench.report.columns import ENGINE, ON_CPU, SECTIONS
 from bench.report.markdown import grid, wrapped
 from bench.report.tables import RESULTS, ROOT, legend, section_tables, stamp, verdicts
-from bench.studies import study, targets
+from bench.studies import sensors, study, targets
 
 README = ROOT / "README.md"
 
@@ -18,6 +18,7 @@ README = ROOT / "README.md"
 # The names of each page's markers, by the page's path beside README.md.
 PAGES = {
     "README.md": ("overview", "shallow", "channels", *columns.COMMANDS),
+    "docs/data.md": ("sensors",),
     "docs/engine.md": tuple(ENGINE),
     "docs/flagship.md": ("study-targets", *study.TABLES),
     "docs/fuse.md": tuple(columns.FUSE),
@@ -26,7 +27,7 @@ PAGES = {
 
 def markdown(name: str, results: Path = RESULTS) -> str:
     """Return the Markdown between the markers of a name: the measurements, GPUs first."""
-    if name in (made := study.TABLES | {"study-targets": targets.table}):
+    if name in (made := study.TABLES | {"study-targets": targets.table, "sensors": sensors.table}):
         return made[name](results)
     devices = _devices(results)
     parts = [

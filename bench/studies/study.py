@@ -243,21 +243,27 @@ def _page(
     for name in sorted({name for item in every for name in item.studies}):
         facts = json.loads((results / "mini50" / name / "environment.json").read_text(encoding="utf-8"))
         place = f"`bench/results/mini50/{name}/table.csv`"
-        made = COMMANDS[name.partition("-")[0]], _machine(facts)
-        code = facts.get("commit") or "none"  # 40 digits, and " with changes"
-        places[made].append(f"{place} (commit {code[:12]}{code[40:]})")
+        made = COMMANDS[name.partition("-")[0]], machine(facts)
+        places[made].append(f"{place} (commit {commit(facts)})")
     stamps = (wrapped(f"`{command}`: {', '.join(each)}; {machine}.") for (command, machine), each in places.items())
     return "\n\n".join([grid(Table(title, heads, rows, left)), *stamps])
 
 
-def _machine(facts: dict) -> str:
+def commit(facts: dict) -> str:
+    """Return the commit of a run's code, shortened, by its `environment.json`."""
+    code = facts.get("commit") or "none"  # 40 digits, and " with changes"
+    return code[:12] + code[40:]
+
+
+def machine(facts: dict) -> str:
     """Return the device and the versions of a run, by its `environment.json`."""
     device = facts["gpu"] or f"{facts['cores']} core{'s' if facts['cores'] != 1 else ''} of {facts['cpu']}"
     versions = (f"{name} {facts['versions'][name]}" for name in ("torch", "torchvision"))
     return ", ".join([device, f"python {facts['python']}", *versions])
 
 
-def _percent(found: tuple[float, float | None] | float | None) -> str:
+def percent(found: tuple[float, float | None] | float | None) -> str:
+    """Return an accuracy, with its spread if there is one, in percent."""
     if found is None:
         return "-"
     accuracy, spread = found if isinstance(found, tuple) else (found, None)
@@ -285,11 +291,11 @@ def _column(name: str) -> Cell:
 
 
 def _accuracy(split: str, *which: str | bool) -> Cell:
-    return lambda item: _percent(item.accuracy(split, *which))
+    return lambda item: percent(item.accuracy(split, *which))
 
 
 def _mean(labels: Iterable[str]) -> Cell:
-    return lambda item: _percent(item.mean("holdout", labels))
+    return lambda item: percent(item.mean("holdout", labels))
 
 
 def _model(item: System) -> str:

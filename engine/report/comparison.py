@@ -13,7 +13,7 @@ from polychrome.engine.report.tables import Table
 SPLITS = ("val", "holdout", "test")
 COLUMNS = (
     *("model", "protocol", "split", "combination", "flip_averaging", "accuracy", "spread", "ratio_to_resnet34"),
-    *("seeds", "epochs", "params", "macs", "depth", "distinct_layers", "device", "train_seconds"),
+    *("images", "seeds", "epochs", "params", "macs", "depth", "distinct_layers", "device", "train_seconds"),
 )
 COSTS = ("protocol", "epochs", "params", "macs", "depth", "distinct_layers", "train_seconds")
 # The columns that tell figures of the table apart.
@@ -24,12 +24,13 @@ TITLES = {"val": "Validation", "holdout": "Held-out", "test": "Test"}
 
 @dataclass(frozen=True)
 class Accuracies:
-    """A model's accuracies on a split, by combination, and their standard deviations over several seeds."""
+    """A model's accuracies on a split, by combination, their standard deviations over several seeds, and the images."""
 
     split: str
     flipped: bool
     accuracy: dict[str, float | None]
     spread: dict[str, float | None]
+    images: dict[str, float | None]
 
 
 def of_entry(entry: dict) -> Iterator[Accuracies]:
@@ -40,7 +41,8 @@ def of_entry(entry: dict) -> Iterator[Accuracies]:
         for flipped, found in every.items():
             if found.get(split):
                 spread = spreads.get("flipped" if flipped else "plain", {}).get(split, {})
-                yield Accuracies(split, flipped, _accuracies(found[split]), _accuracies(spread))
+                images = {label: scores.number(row.get("images")) for label, row in found[split].items()}
+                yield Accuracies(split, flipped, _accuracies(found[split]), _accuracies(spread), images)
 
 
 def rows(results: dict) -> list[dict]:
@@ -63,6 +65,7 @@ def rows(results: dict) -> list[dict]:
                     "accuracy": accuracy,
                     "spread": item.spread.get(combination),
                     "ratio_to_resnet34": accuracy / other if accuracy is not None and other else None,
+                    "images": None if (count := item.images[combination]) is None else round(count),
                 }
                 found.append(common | figures)
     return found

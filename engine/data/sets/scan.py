@@ -240,9 +240,10 @@ def _with_photos(images: ImageSet, found: dict[str, Stack | None]) -> ImageSet:
     names = stacks.channel_names(images.root)
     if names not in (None, RGB.names):
         file = images.root / stacks.NAMES_FILE
-        other = f"or, if their samples are these, have {descriptions.FILE} with the line `.,{'+'.join(names)}` instead"
+        line = f"if their samples are these, have {descriptions.FILE} with the line `.,{'+'.join(names)}` instead"
+        count = len(names)
         raise UserError(
-            f"{file} names {len(names)} channels, but the images are photos of R, G and B: remove it, {other}"
+            f"{file} names {count} channels, but the images are photos of R, G and B: remove it, or, {line}"
         )
     return images
 
