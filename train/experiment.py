@@ -337,7 +337,7 @@ class Experiment:
                 with hardware.autocast(plan.device, plan.precision):
                     logits = model(*given)
                 share, guess = logits.float().softmax(1).max(1)
-                pictures = plots.as_pictures(batch.images)
+                pictures = plots.as_pictures(batch.images, batch.present)
                 for row in zip(pictures, batch.labels.tolist(), guess.tolist(), share.tolist(), strict=True):
                     found.append(plots.Prediction(row[0], names[row[1]], names[row[2]], row[3]))
         self.predictions[entry] = found

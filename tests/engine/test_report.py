@@ -377,6 +377,9 @@ def test_images_of_any_channels_and_values_become_pictures():
     assert np.array_equal(gray, bytes_[:, :1].expand(-1, 3, -1, -1).permute(0, 2, 3, 1))
     values = torch.tensor([[[[-1.0, 0.0], [1.0, 3.0]]], [[[7.0, 7.0], [7.0, 7.0]]]])
     assert plots.as_pictures(values)[..., 0].tolist() == [[[0, 64], [128, 255]], [[0, 0], [0, 0]]]
+    images = torch.arange(3 * 5, dtype=torch.uint8).view(3, 5, 1, 1)
+    present = torch.tensor([[0, 1, 1, 0, 1], [0, 0, 0, 1, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    assert plots.as_pictures(images, present)[:, 0, 0].tolist() == [[1, 2, 4], [8, 8, 8], [10, 11, 12]]
 
 
 def test_predictions_of_several_systems_stand_side_by_side():

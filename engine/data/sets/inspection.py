@@ -135,7 +135,7 @@ def _of(file: str, form: Form, measured: bool, seen: Seen | None) -> Verdict:
                     return too_large(f"{size:,} bytes", most)
                 content = shards.read_bytes(file)
             if measured:
-                return _stack(_pixels(file, form, content), content)
+                return _samples(file, form, content)
             return _image(file, content, kind, form, seen)
     except FileNotFoundError:
         return NOWHERE if os.path.islink(file) else MISSING
@@ -147,6 +147,13 @@ def _of(file: str, form: Form, measured: bool, seen: Seen | None) -> Verdict:
 
 def _failure(file: str, error: OSError) -> str:
     return _unidentified(file) if type(error).__name__ == UNIDENTIFIED else error.strerror or _damage(error)
+
+
+def _samples(file: str, form: Form, content: bytes) -> Stack | str:
+    from polychrome.engine.data.files import decode
+
+    decode.verify(content)
+    return _stack(_pixels(file, form, content), content)
 
 
 def _pixels(file: str, form: Form, content: bytes = b"") -> Pixels:

@@ -55,17 +55,17 @@ def of_stacks(images: ImageSet, found: Mapping[str, Stack], channels: Channels |
 
 def _given(images: ImageSet, found: Mapping[str, Stack], described: Mapping[str, Described] | None) -> Names:
     """Return the names of each image's channels as far as they are known, else none."""
-    listed = stacks.channel_names(images.root)
-    for other in [stacks.NAMES_FILE] * (listed is not None) + [channel_files.OPTION] * bool(images.parts):
+    for_all = stacks.channel_names(images.root)
+    for other in [stacks.NAMES_FILE] * (for_all is not None) + [channel_files.OPTION] * bool(images.parts):
         if described is not None:
             raise UserError(f"{images.root} has {descriptions.FILE} and {other}: wanted one of the two")
-    if listed is None:
+    if for_all is None:
         return {path: _checked(path, stack, (described or {}).get(path)) for path, stack in found.items()}
     for path, stack in found.items():
-        if stack.channels != len(listed):
+        if stack.channels != len(for_all):
             file = images.root / stacks.NAMES_FILE
-            raise UserError(f"{file}:{len(listed)}: names {len(listed)} channels, but {path} has {stack.channels}")
-    return dict.fromkeys(found, listed)
+            raise UserError(f"{file}:{len(for_all)}: names {len(for_all)} channels, but {path} has {stack.channels}")
+    return dict.fromkeys(found, for_all)
 
 
 def _checked(path: str, stack: Stack, described: Described | None) -> tuple[str, ...]:
