@@ -82,11 +82,11 @@ def as_pictures(images: Tensor, present: Tensor | None = None) -> np.ndarray:
     """Return images [batch, channels, height, width] as uint8 [batch, height, width, 3] to look at.
 
     The first three channels are shown as red, green and blue, of fewer channels the first in gray. Values
-    other than uint8 are stretched from the least to the greatest of each image. `present` is bool [batch, channels], the
-    channels that each image has; None where all have all.
+    other than uint8 are stretched from the least to the greatest of each image. `present` is bool [batch, channels]:
+    the channels that each image has; None where all have all.
     """
     if present is not None:
-        first = present.int().argsort(1, descending=True, stable=True)[:, :3]
+        first = present.int().argsort(dim=1, descending=True, stable=True)[:, :3]
         first = torch.where(present.sum(1, keepdim=True) >= 3, first, first[:, :1])
         images = images[torch.arange(len(images), device=images.device)[:, None], first]
     shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)

@@ -177,7 +177,8 @@ def _measured(
     for path in paths:
         sources = arrangements[path].sources if path in arrangements else everything
         by_sources.setdefault(sources, []).append(found[path].moments)
-    whole = combine([_placed(combine(own), sources) for sources, own in by_sources.items()])
+    parts = [_placed(combine(own), sources) for sources, own in by_sources.items()]
+    whole = combine(parts) if len(parts) > 1 else parts[0]
     if len(empty := np.flatnonzero(whole.counts == 0)):
         name = union[empty[0]]
         raise UserError(f"{images.root}: channel {name} has no value in any training image: leave it out")
