@@ -138,7 +138,7 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
     rejected = _left_out(images, {item.path: item.reason for item in report.rejected}, wanted.strict)
     images = scan.apply(images, report, None if photos is not False else wanted.trained[0])
     by_dali = choice.resolve(wanted.backend, images.stacks) == "dali"
-    shape = (scan.shape(images), *union.notes(images)) if images.stacks else ()
+    shape = (scan.shape(images),) if images.stacks else ()
     notes = (
         *images.notes,
         *shape,
@@ -146,7 +146,7 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
         *repeats.notes(images, report.digests, wanted.group_by),
     )
     images = replace(images, notes=notes)
-    for note in images.notes:
+    for note in (*images.notes, *union.notes(images)):
         console.say(note)
     store = open_store(images, wanted)
     if store is not None and store.faults:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from polychrome.engine.channels.names import SHUFFLED, join, listed
+from polychrome.engine.channels.names import SENSOR, SHUFFLED, listed
 from polychrome.engine.data.accounting import Account
 from polychrome.engine.report import scores
 
@@ -270,16 +270,18 @@ def sensors(results: dict) -> Table:
     """Return which channels images have, and how many images of each split; no rows where every image has all."""
     found = results["data"].get("sensors") or ()
     splits = [split for split in ("train", "val", "holdout", "test") if any(split in row for row in found)]
+    numbered = any(row["name"].startswith(SENSOR) for row in found)
     rows = tuple(
         (
             row["name"],
+            *([listed(row["channels"])] if numbered else ()),
             str(len(row["channels"])),
             *(_number(row.get(split), ",") for split in splits),
-            *([listed(row["channels"])] if row["name"] != join(row["channels"], row["channels"]) else ["-"]),
         )
         for row in found
     )
-    return Table("Channels that images have", ("images of", "channels", *splits, "named"), rows)
+    heads = ("images of", *(["named"] if numbered else ()), "channels", *splits)
+    return Table("Channels that images have", heads, rows, left=1 + numbered)
 
 
 def rejected(results: dict) -> Table:

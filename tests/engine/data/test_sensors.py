@@ -193,7 +193,7 @@ def test_the_lines_before_training_say_which_images_have_which_channels(tmp_path
     files = {f"{i}.npy": npy(pixels(NAMES[: 3 - i % 2], i)) for i in range(6)}
     lines = "".join(f"{path},{'+'.join(NAMES[: 3 - i % 2])}\n" for i, path in enumerate(files))
     images = opened(write(tmp_path / "a", files, lines))
-    assert [note for note in images.notes if "images" in note][:3] == [
+    assert list(union.notes(images)) == [
         "images have 2 different choices of the 3 channels:",
         "dna+er+rna: 3 train, 3 val, 3 test images",
         "dna+er: 3 train, 3 val, 3 test images",
@@ -201,7 +201,7 @@ def test_the_lines_before_training_say_which_images_have_which_channels(tmp_path
     wide = npy(pixels(NAMES, 0)), npy(pixels(NAMES[1:], 1))
     lines = f"0.npy,{'+'.join(NAMES)}\n1.npy,{'+'.join(NAMES[1:])}\n2.npy,{'+'.join(NAMES)}\n"
     images = opened(write(tmp_path / "b", {"0.npy": wide[0], "1.npy": wide[1], "2.npy": wide[0]}, lines))
-    assert images.notes[2:4] == (
+    assert union.notes(images)[1:] == (
         "sensor 1: 2 train, 2 val, 2 test images of 6 channels",
         "er+rna+agp+mito+nir: 1 train, 1 val, 1 test images",
     )
