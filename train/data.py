@@ -157,7 +157,8 @@ def combinations_to_test(
     """
     channels = images.channels if channels is None else with_sensors(channels, images)
     found = combinations.parse(wanted, channels.names, seed, channels.sensors)
-    choices = {images.present(path) for split in splits for path in images.splits[split].paths}
+    paths = (path for split in splits for path in images.splits[split].paths if images.arrangements)
+    choices = set(map(images.present, paths)) or {tuple(range(len(channels)))}
     nowhere = [
         name for name, chosen in found.items() if chosen and not any(set(chosen) <= set(choice) for choice in choices)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ class Arrangement:
     form: Form = field(default_factory=Form)
     files: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def present(self) -> tuple[int, ...]:
         """The channels of the set that the image has, ascending."""
         return tuple(place for place, source in enumerate(self.sources) if source >= 0)

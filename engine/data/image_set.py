@@ -64,6 +64,8 @@ class ImageSet:
 def having(images: ImageSet, split: str, chosen: Iterable[int]) -> Split:
     """Return the images of a split of a scanned set that have all channels `chosen`; the split may be left empty."""
     wanted, rows = set(chosen), images.splits[split]
+    if not images.arrangements:
+        return rows
     places = [place for place, path in enumerate(rows.paths) if wanted <= set(images.present(path))]
     return Split(*(column and tuple(column[place] for place in places) for column in _columns(rows)))
 

@@ -88,7 +88,7 @@ def as_image_set(
     found = scan.apply(ImageSet(root, ("",), {"images": Split(paths, (0,) * len(paths))}), report, channels)
     if len(found.channels) != len(channels):
         raise UserError(f"{files[0]} has {len(found.channels)} channels, wanted {len(channels)}")
-    return replace(found, notes=scan.remarks(report, by_dali=False))
+    return replace(found, notes=(*found.notes, *scan.remarks(report, by_dali=False)))
 
 
 def _named(stack: Stack, names: tuple[str, ...]) -> Stack:

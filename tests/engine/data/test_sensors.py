@@ -419,3 +419,13 @@ def test_a_set_for_a_trained_model_has_the_models_channels_and_statistics(tmp_pa
     with pytest.raises(UserError, match=r"0.npy has channels b, z, wanted some of a, b, c$"):
         opened(root, trained=(TRAINED, "float32"))
     assert scan.shape(images).startswith("3 channels, 10 x 8, named a, b, c")
+
+
+def test_other_names_for_as_many_channels_are_taken_in_order_and_told(tmp_path):
+    file = tmp_path / "x.tif"
+    file.write_bytes(measured.tiff(pixels(NAMES[:3], 0, np.uint16), ("x", "y", "z")))
+    images = as_image_set((file,), TRAINED, "float32")
+    assert (images.arrangements, images.channels.names) == ({}, TRAINED.names)
+    told = f"none of the model's channels is named in 1 image such as {str(file)[1:]}"
+    assert images.notes == (f"{told}: x, y, z are taken as a, b, c, in this order",)
+    assert as_image_set((file,), replace(TRAINED, names=("x", "y", "z")), "float32").notes == ()

@@ -41,6 +41,11 @@ def of_stacks(images: ImageSet, found: Mapping[str, Stack], channels: Channels |
     described = descriptions.read(images.root, found)
     given = _given(images, found, described)
     names = _of_model(images, found, given, channels.names) if channels else _or_numbers(images, found, given)
+    renamed = [path for path in found if given[path] and given[path] != names[path]]
+    if renamed:
+        line = f"{listed(given[renamed[0]])} are taken as {listed(names[renamed[0]])}, in this order"
+        count = f"{len(renamed):,} image{'s' * (len(renamed) > 1)} such as {renamed[0]}"
+        images = replace(images, notes=(*images.notes, f"none of the model's channels is named in {count}: {line}"))
     union = channels.names if channels else _union(images, names, described)
     arrangements = _arrangements(images, found, names, union, described or {})
     if channels is None:
@@ -100,8 +105,8 @@ def _or_numbers(images: ImageSet, found: Mapping[str, Stack], names: Names) -> N
 def _of_model(images: ImageSet, found: Mapping[str, Stack], names: Names, wanted: tuple[str, ...]) -> Names:
     """Return the names of each image's channels, which are among those of a model, `wanted`.
 
-    Images that name none of the model's channels, and have as many, have the model's, in its order. Raises UserError
-    where images have other channels.
+    Images that name none of the model's channels, and have as many, are taken to have the model's, in its order. Raises
+    UserError where images have other channels.
     """
     found_names = {}
     for path, stack in found.items():
