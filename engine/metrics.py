@@ -1,4 +1,4 @@
-"""Loss, accuracy and macro precision, recall and F1 over a pass, accumulated on the device."""
+"""Loss, accuracy, balanced accuracy and macro precision, recall and F1 over a pass, accumulated on the device."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from polychrome.engine.machine import distributed
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean cross-entropy in nats; accuracy and macro precision, recall and F1 in 0..1; the number of images."""
+    """Mean cross-entropy in nats; accuracy and macro precision, recall and F1 in 0..1; the number of images.
+
+    Balanced accuracy is the mean over the classes that have images of the share of their images that is right.
+    """
 
     loss: float
     accuracy: float
+    balanced_accuracy: float
     precision: float
     recall: float
     f1: float
@@ -53,12 +57,13 @@ class Scorer:
         confusion = self.confusion().double()
         hits, actual, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
         occurs = actual + predicted > 0
+        balanced = (hits / actual)[actual > 0].mean().item()
         # A divisor of 0 becomes 1, which changes nothing: the hits are 0 there as well.
         means = [
             (part / whole.clamp_min(1))[occurs].mean().item()
             for part, whole in ((hits, predicted), (hits, actual), (2 * hits, actual + predicted))
         ]
-        return Scores((loss / total).item(), (hits.sum() / confusion.sum()).item(), *means, int(total))
+        return Scores((loss / total).item(), (hits.sum() / confusion.sum()).item(), balanced, *means, int(total))
 
     def confusion(self) -> Tensor:
         """Return the counts [true class, predicted class], in host memory."""

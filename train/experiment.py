@@ -227,7 +227,7 @@ class Experiment:
             count, protocol = networks.for_one_combination(entry, settings, count, chosen)
             data = restricted(data, chosen)
         model = networks.initialised(entry, settings, len(self.images.class_names), count, state.exists(folder))
-        plan = networks.plan(model, settings, self.images)
+        plan = networks.plan(model, settings, data.images)
         if combination:
             padded = protocol == PADDED_ONE_PER_COMBINATION
             plan = replace(plan, channels=(combination, chosen), padded=padded, channel_sampling="off")

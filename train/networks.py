@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -235,6 +236,7 @@ def plan(model: nn.Module, settings: Settings, images: ImageSet) -> Plan:
         cycle=combinations.in_turn(images.channels.names) if sampling == "cycle" else (),
         augmentations=augmentations(settings),
         frozen=settings.transfer == "frozen",
+        class_counts=tuple(np.bincount(images.splits["train"].labels, minlength=len(images.class_names)).tolist()),
     )
 
 

@@ -13,18 +13,32 @@ from polychrome.engine.report.tables import Table
 SPLITS = ("val", "holdout", "test")
 COLUMNS = (
     *("model", "protocol", "split", "combination", "flip_averaging", "accuracy", "spread", "ratio_to_resnet34"),
-    *("images", "seeds", "epochs", "params", "macs", "depth", "distinct_layers", "device", "train_seconds"),
+    *(
+        "balanced_accuracy",
+        "images",
+        "seeds",
+        "epochs",
+        "params",
+        "macs",
+        "depth",
+        "distinct_layers",
+        "device",
+        "train_seconds",
+    ),
 )
 COSTS = ("protocol", "epochs", "params", "macs", "depth", "distinct_layers", "train_seconds")
 # The columns that tell figures of the table apart.
 KEY = ("model", "protocol", "split", "combination", "flip_averaging")
-FIGURES = ("accuracy", "spread", "ratio_to_resnet34")
+FIGURES = ("accuracy", "spread", "ratio_to_resnet34", "balanced_accuracy")
 TITLES = {"val": "Validation", "holdout": "Held-out", "test": "Test"}
 
 
 @dataclass(frozen=True)
 class Accuracies:
-    """A model's accuracies on a split, by combination, their standard deviations over several seeds, and the images."""
+    """A model's accuracies on a split, by combination, their standard deviations over several seeds, and the images.
+
+    They are balanced accuracies where these are asked for.
+    """
 
     split: str
     flipped: bool
@@ -33,8 +47,11 @@ class Accuracies:
     images: dict[str, float | None]
 
 
-def of_entry(entry: dict) -> Iterator[Accuracies]:
-    """Yield the accuracies in a model's entry of `results.json`: validation, held-out and test, each also flipped."""
+def of_entry(entry: dict, kind: str = "accuracy") -> Iterator[Accuracies]:
+    """Yield the accuracies in a model's entry of `results.json`: validation, held-out and test, each also flipped.
+
+    `kind` may be "balanced_accuracy".
+    """
     every = {False: entry.get("scores", {}), True: entry.get("flipped", {})}
     spreads = entry.get("spread", {})
     for split in SPLITS:
@@ -42,7 +59,7 @@ def of_entry(entry: dict) -> Iterator[Accuracies]:
             if found.get(split):
                 spread = spreads.get("flipped" if flipped else "plain", {}).get(split, {})
                 images = {label: scores.number(row.get("images")) for label, row in found[split].items()}
-                yield Accuracies(split, flipped, _accuracies(found[split]), _accuracies(spread), images)
+                yield Accuracies(split, flipped, _of_kind(found[split], kind), _of_kind(spread, kind), images)
 
 
 def rows(results: dict) -> list[dict]:
@@ -54,6 +71,7 @@ def rows(results: dict) -> list[dict]:
         costs = {key: entry.get(key) for key in COSTS}
         seeds = " ".join(map(str, entry.get("seeds", [results.get("seed", 0)])))
         common = {"model": name, "seeds": seeds, "device": results.get("device")} | costs
+        balanced = {(item.split, item.flipped): item.accuracy for item in of_entry(entry, "balanced_accuracy")}
         for item in of_entry(entry):
             others = references.get((item.split, item.flipped), {})
             for combination, accuracy in item.accuracy.items():
@@ -65,6 +83,7 @@ def rows(results: dict) -> list[dict]:
                     "accuracy": accuracy,
                     "spread": item.spread.get(combination),
                     "ratio_to_resnet34": accuracy / other if accuracy is not None and other else None,
+                    "balanced_accuracy": balanced[item.split, item.flipped][combination],
                     "images": None if (count := item.images[combination]) is None else round(count),
                 }
                 found.append(common | figures)
@@ -83,7 +102,12 @@ def as_csv(results: dict) -> str:
 def agreement(table: str, again: str) -> tuple[int, int]:
     """Return how many figures two tables, as text, share, and how many of these agree to the last digit."""
     before, after = (
-        {(*(row[key] for key in KEY), name): row[name] for row in csv.DictReader(io.StringIO(text)) for name in FIGURES}
+        {
+            (*(row[key] for key in KEY), name): row[name]
+            for row in csv.DictReader(io.StringIO(text))
+            for name in FIGURES
+            if name in row  # tables of earlier versions have fewer
+        }
         for text in (table, again)
     )
     # A ratio needs ResNet34's figure too, a spread all seeds: a figure that either table lacks is not compared.
@@ -100,34 +124,38 @@ def says_more(results: dict) -> bool:
 
 
 def tables(results: dict) -> tuple[Table, ...]:
-    """Return a table of accuracies for each split, with several seeds of means and standard deviations."""
-    found: dict[str, list] = {}
-    labels: dict[str, None] = {}
-    for name, entry in results["models"].items():
-        for item in of_entry(entry):
-            labels |= dict.fromkeys(item.accuracy)
-            found.setdefault(item.split, []).append((name, item))
-    if len(labels) > scores.MOST_COMBINATIONS:
-        labels = dict.fromkeys([scores.full_set(results)])
-    several = any("spread" in entry for entry in results["models"].values())
-    title = " accuracy, %" + (", mean ± std" if several else "")
+    """Return a table of accuracies for each split, with several seeds of means and standard deviations.
+
+    A table of balanced accuracies follows where they differ.
+    """
     return tuple(
-        Table(
-            TITLES[split] + title,
-            ("system", "flip avg.", *labels),
-            tuple(
-                (name, "yes" if item.flipped else "no", *(_cell(item, label) for label in labels))
-                for name, item in found[split]
-            ),
-            left=2,
-        )
+        _table(results, split, kind)
         for split in SPLITS
-        if split in found
+        if any(scores.of_split(entry, split) for entry in results["models"].values())
+        for kind in scores.kinds(results, split)
     )
 
 
-def _accuracies(found: dict[str, dict]) -> dict[str, float | None]:
-    return {label: scores.number(row.get("accuracy")) for label, row in found.items()}
+def _table(results: dict, split: str, kind: str) -> Table:
+    found: list[tuple[str, Accuracies]] = []
+    labels: dict[str, None] = {}
+    for name, entry in results["models"].items():
+        for item in of_entry(entry, kind):
+            labels |= dict.fromkeys(item.accuracy)
+            if item.split == split:
+                found.append((name, item))
+    if len(labels) > scores.MOST_COMBINATIONS:
+        labels = dict.fromkeys([scores.full_set(results)])
+    several = any("spread" in entry for entry in results["models"].values())
+    title = f"{TITLES[split]} {kind.replace('_', ' ')}, %" + (", mean ± std" if several else "")
+    rows = tuple(
+        (name, "yes" if item.flipped else "no", *(_cell(item, label) for label in labels)) for name, item in found
+    )
+    return Table(title, ("system", "flip avg.", *labels), rows, left=2)
+
+
+def _of_kind(found: dict[str, dict], kind: str) -> dict[str, float | None]:
+    return {label: scores.number(row.get(kind)) for label, row in found.items()}
 
 
 def _cell(item: Accuracies, label: str) -> str:

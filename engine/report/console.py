@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -108,11 +108,21 @@ def show_scores(results: dict, split: str = "test") -> None:
     """
     entries = results["models"]
     each = [tables.combinations(name, entry, split) for name, entry in entries.items()]
-    overview, short = tables.accuracies(entries, split), tables.channels_kept_in_short(results, split)
-    if short.rows and (scores.is_long(results, split) or not (_fits(*each) or _fits(overview))):
-        show(short)
+    kinds = scores.kinds(results, split)
+    overview = [tables.accuracies(entries, split, kind) for kind in kinds]
+    short = [tables.channels_kept_in_short(results, split, kind) for kind in kinds]
+    if short[0].rows and (scores.is_long(results, split) or not (_fits(*each) or _fits(overview[0]))):
+        _below(short)
+    elif _fits(*each):
+        show(*each)
     else:
-        show(*each, narrow=overview)
+        _below(overview)
+
+
+def _below(every: Sequence[Table]) -> None:
+    """Print tables one below the other."""
+    for table in every:
+        show(table)
 
 
 def show_comparison(results: dict) -> None:
@@ -127,9 +137,10 @@ def summarise(results: dict) -> None:
         show_scores(results)
         show_comparison(results)
         show(tables.models(results))
-    variants = tables.variants(results)
-    if variants.rows:
-        show(variants, narrow=variants.without(lambda head: head.startswith("base")))
+    for kind in scores.kinds(results):
+        variants = tables.variants(results, kind)
+        if variants.rows:
+            show(variants, narrow=variants.without(lambda head: head.startswith("base")))
     for table in (tables.ablation(results), *tables.kernels(results), tables.failed(results)):
         if table.rows:
             show(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ COSTS = (
     "Measured at the best epoch by validation loss. Costs are of one image; act. MB: forward and backward activations "
     "as torchinfo counts them."
 )
+BALANCED = "balanced: balanced accuracy, the mean over the classes of the share of a class's images that is right."
 RATIO = "ratio: of test accuracy to ResNet34's in this run."
 COMPARISON = (
     "± is the standard deviation over seeds (n - 1). Flip averaging: by the mean logits of an image and its mirror "
@@ -109,6 +111,7 @@ def sections(results: dict, folder: Path) -> list[Section]:
     notes = (
         REPORTED if any(entry.get("reported") for entry in entries) else "",
         COSTS,
+        BALANCED if scores.is_unequal(results) else "",
         RATIO if any("ratio_to_resnet34" in entry for entry in entries) else "",
     )
     return [
@@ -125,8 +128,8 @@ def sections(results: dict, folder: Path) -> list[Section]:
         Section("Accuracy by split", comparison.tables(results), note=COMPARISON)
         if comparison.says_more(results)
         else Section("Accuracy by split"),
-        Section("Test protocols", _filled(tables.protocols(results)), note=PROTOCOLS),
-        Section("Variants of training", _filled(tables.variants(results))),
+        Section("Test protocols", _filled(*_each(tables.protocols, results)), note=PROTOCOLS),
+        Section("Variants of training", _filled(*_each(tables.variants, results))),
         Section("Ablation: validation accuracy", _filled(tables.ablation(results))),
         Section("Training", _filled(tables.training(results)), found("curves", "Loss and accuracy by epoch")),
         Section("What took longest", _filled(*tables.kernels(results))),
@@ -149,12 +152,14 @@ def _by_channels(results: dict, found: _Pictures) -> list[Section]:
     """Return the scores by channel combination, or by number of channels where the combinations are many."""
     entries = results["models"]
     if scores.is_long(results):
-        shown = _filled(tables.channels_kept(results), tables.single_channels(results))
+        kept = (tables.channels_kept(results, kind=kind) for kind in scores.kinds(results))
+        shown = _filled(*kept, tables.single_channels(results))
         pictures = found("channels_kept", "Test accuracy by number of channels kept")
         note = f"{len(scores.labels(results))} combinations were tested; results.json has the scores of each."
         return [Section("Test accuracy by number of channels kept", shown, pictures, note)]
     pictures = found("combinations", "Test accuracy by channel combination")
-    overview = _filled(tables.accuracies(entries)) if min(len(entries), len(scores.labels(results))) > 1 else ()
+    several = min(len(entries), len(scores.labels(results))) > 1
+    overview = _filled(*(tables.accuracies(entries, kind=kind) for kind in scores.kinds(results))) if several else ()
     each = (tables.combinations(name, entry) for name, entry in entries.items())
     return [
         Section("Test accuracy by channel combination, %", overview, pictures),
@@ -175,6 +180,11 @@ class _Pictures:
     def of_models(self, kind: str, title: str, results: dict) -> tuple[Picture, ...]:
         every = (Picture(f"{title}: {name}", self.plots / f"{kind}-{name}.png") for name in results["models"])
         return tuple(picture for picture in every if picture.path.exists())
+
+
+def _each(make: Callable[[dict, str], Table], results: dict) -> Iterator[Table]:
+    """Yield a table of accuracy and, where it differs, the same of balanced accuracy."""
+    yield from (make(results, kind) for kind in scores.kinds(results))
 
 
 def _filled(*every: Table) -> tuple[Table, ...]:

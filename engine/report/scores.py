@@ -14,6 +14,7 @@ from polychrome.engine.channels.names import ALL, SHUFFLED
 
 # With more combinations than this, tables and plots show accuracy by the number of channels kept instead.
 MOST_COMBINATIONS = 32
+EQUAL = 1e-9
 
 
 def number(value) -> float | None:
@@ -52,16 +53,16 @@ def score(entry: dict, label: str, kind: str = "accuracy", split: str = "test") 
     return number(of_split(entry, split).get(label, {}).get(kind))
 
 
-def by_combination(entry: dict, split: str = "test") -> dict[str, float]:
-    """Return an entry's accuracies by combination, without the accuracy on shuffled channels."""
-    found = {label: score(entry, label, split=split) for label in of_split(entry, split) if label != SHUFFLED}
+def by_combination(entry: dict, split: str = "test", kind: str = "accuracy") -> dict[str, float]:
+    """Return an entry's accuracies, or other scores, by combination, without that on shuffled channels."""
+    found = {label: score(entry, label, kind, split) for label in of_split(entry, split) if label != SHUFFLED}
     return {label: accuracy for label, accuracy in found.items() if accuracy is not None}
 
 
-def by_size(results: dict, entry: dict, split: str = "test") -> dict[int, list[float]]:
-    """Return an entry's accuracies by the number of channels kept, the largest number first."""
+def by_size(results: dict, entry: dict, split: str = "test", kind: str = "accuracy") -> dict[int, list[float]]:
+    """Return an entry's accuracies, or other scores, by the number of channels kept, the largest number first."""
     found: dict[int, list[float]] = {}
-    for label, accuracy in by_combination(entry, split).items():
+    for label, accuracy in by_combination(entry, split, kind).items():
         size = len(results.get("combinations", {}).get(label, ()))
         if size:
             found.setdefault(size, []).append(accuracy)
@@ -88,6 +89,18 @@ def images(results: dict, split: str = "test") -> dict[str, int]:
         if (count := number(row.get("images"))) is not None
     }
     return found if len(set(found.values())) > 1 else {}
+
+
+def is_unequal(results: dict, split: str = "test") -> bool:
+    """Return whether balanced accuracy differs from accuracy: where classes have different numbers of images."""
+    found = (row for entry in results["models"].values() for row in of_split(entry, split).values())
+    pairs = ((number(row.get("accuracy")), number(row.get("balanced_accuracy"))) for row in found)
+    return any(None not in pair and abs(pair[0] - pair[1]) > EQUAL for pair in pairs)
+
+
+def kinds(results: dict, split: str = "test") -> tuple[str, ...]:
+    """Return the scores that tables of a split show: accuracy and, where it differs, balanced accuracy."""
+    return ("accuracy", "balanced_accuracy") if is_unequal(results, split) else ("accuracy",)
 
 
 def mean(values: Iterable[float | None]) -> float | None:

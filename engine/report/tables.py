@@ -36,6 +36,7 @@ class Table:
 FIGURES: dict[str, Callable[[dict, str], str]] = {
     "reported": lambda entry, full: _reported_figures(entry, full),
     "acc.": lambda entry, full: _share(scores.score(entry, full)),
+    "balanced": lambda entry, full: _balanced(entry, full),
     "precision": lambda entry, full: _share(scores.score(entry, full, "precision")),
     "recall": lambda entry, full: _share(scores.score(entry, full, "recall")),
     "F1": lambda entry, full: _share(scores.score(entry, full, "f1")),
@@ -62,7 +63,8 @@ FIGURES: dict[str, Callable[[dict, str], str]] = {
 
 def combinations(name: str, entry: dict, split: str = "test") -> Table:
     """Return one model's scores on a split by channel combination, with the images of each where these differ."""
-    kinds, images = ("accuracy", "precision", "recall", "f1"), scores.images({"models": {name: entry}}, split)
+    alone = {"models": {name: entry}}
+    kinds, images = (*scores.kinds(alone, split), "precision", "recall", "f1"), scores.images(alone, split)
     rows = tuple(
         (
             channels,
@@ -72,43 +74,45 @@ def combinations(name: str, entry: dict, split: str = "test") -> Table:
         )
         for channels, row in scores.of_split(entry, split).items()
     )
-    heads = ("channels", "accuracy", "precision", "recall", "F1", "loss", *(["images"] if images else ()))
+    names = ("F1" if kind == "f1" else kind.removesuffix("_accuracy") for kind in kinds)
+    heads = ("channels", *names, "loss", *(["images"] if images else ()))
     return Table(f"{name} ({entry.get('protocol', '-')})", heads, rows)
 
 
-def accuracies(entries: dict[str, dict], split: str = "test") -> Table:
+def accuracies(entries: dict[str, dict], split: str = "test", kind: str = "accuracy") -> Table:
     """Return the accuracy of all models by channel combination, models as rows or as columns, whichever is narrower.
 
-    Where combinations were tested on different numbers of images, these are among the rows or columns, too.
+    `kind` may be "balanced_accuracy", as in other tables. Where combinations were tested on different numbers of
+    images, these are among the rows or columns, too.
     """
     labels, images = scores.labels({"models": entries}, split), scores.images({"models": entries}, split)
     rows = tuple(
-        (name, *(_percent(scores.score(entry, label, split=split)) for label in labels))
+        (name, *(_percent(scores.score(entry, label, kind, split)) for label in labels))
         for name, entry in entries.items()
     )
     if images:
         rows += (("images", *(_number(images.get(label), ",") for label in labels)),)
-    return _narrower(Table(f"{split.capitalize()} accuracy, %", ("system", *labels), rows), "channels")
+    return _narrower(Table(f"{split.capitalize()} {_named(kind)}, %", ("system", *labels), rows), "channels")
 
 
-def channels_kept(results: dict, split: str = "test") -> Table:
+def channels_kept(results: dict, split: str = "test", kind: str = "accuracy") -> Table:
     """Return mean, least and greatest accuracy over the combinations of the same size, by model."""
-    sizes_of = {name: scores.by_size(results, entry, split) for name, entry in results["models"].items()}
+    sizes_of = {name: scores.by_size(results, entry, split, kind) for name, entry in results["models"].items()}
     every = sorted({size for sizes in sizes_of.values() for size in sizes}, reverse=True)
     sizes = every if len(every) <= MOST_SIZES else [size for size in every if _is_round(size) or size == every[0]]
     rows = tuple((name, *(_spread(found.get(size, ())) for size in sizes)) for name, found in sizes_of.items())
     choice = "" if sizes == every else f", {len(sizes)} of {len(every)} sizes"
-    title = f"{split.capitalize()} accuracy, %, by number of channels kept: mean (least-greatest){choice}"
+    title = f"{split.capitalize()} {_named(kind)}, %, by number of channels kept: mean (least-greatest){choice}"
     return _narrower(Table(title, ("system", *map(str, sizes)), rows if sizes else ()), "kept")
 
 
-def channels_kept_in_short(results: dict, split: str = "test") -> Table:
+def channels_kept_in_short(results: dict, split: str = "test", kind: str = "accuracy") -> Table:
     """Return mean accuracy by the number of channels kept, a row per model, for the terminal."""
-    sizes_of = {name: scores.by_size(results, entry, split) for name, entry in results["models"].items()}
+    sizes_of = {name: scores.by_size(results, entry, split, kind) for name, entry in results["models"].items()}
     every = sorted({size for sizes in sizes_of.values() for size in sizes}, reverse=True)
     sizes = [size for size in every if len(every) <= 6 or size & (size - 1) == 0 or size == every[0]]
     rows = ((name, *(_percent(scores.mean(found.get(size, ()))) for size in sizes)) for name, found in sizes_of.items())
-    title = f"Mean {split} accuracy, %, by number of channels kept"
+    title = f"Mean {split} {_named(kind)}, %, by number of channels kept"
     return Table(title, ("system", *map(str, sizes)), tuple(rows) if sizes else ())
 
 
@@ -135,12 +139,12 @@ def models(results: dict) -> Table:
     """Return a row per model: accuracy, the ratio to ResNet34's where ResNet34 was trained too, and costs."""
     with_ratio = any("ratio_to_resnet34" in entry for entry in results["models"].values())
     title = "Models (ratio: of test accuracy to ResNet34's)" if with_ratio else "Models"
-    return _select(results, title, ("acc.", "ratio", "params", "mult-adds", "best", "train time"))
+    return _select(results, title, ("acc.", "balanced", "ratio", "params", "mult-adds", "best", "train time"))
 
 
 def systems(results: dict) -> Table:
     """Return a row per trained system: reported figures, measured figures on the full set, and costs."""
-    measured = ("reported", "acc.", "precision", "recall", "F1", "val acc.", "ratio")
+    measured = ("reported", "acc.", "balanced", "precision", "recall", "F1", "val acc.", "ratio")
     costs = ("params", "mult-adds", "FLOPs", "act. MB", "train time")
     return _select(results, f"Systems, tested on {scores.in_words(scores.full_set(results))}", measured + costs)
 
@@ -174,7 +178,7 @@ def reported(results: dict) -> Table:
     return Table("Reported and measured accuracy", ("system", "figures", *heads), tuple(rows), left=2)
 
 
-def protocols(results: dict) -> Table:
+def protocols(results: dict, kind: str = "accuracy") -> Table:
     """Return each protocol's accuracies, by model and as the mean over models; no rows for a single protocol."""
     entries, full = results["models"], scores.full_set(results)
     groups: dict[str, dict[str, dict]] = {}
@@ -184,19 +188,19 @@ def protocols(results: dict) -> Table:
     for protocol, members in groups.items() if len(groups) > 1 else ():
         figures = []
         for name, entry in members.items():
-            found = scores.by_combination(entry)
+            found = scores.by_combination(entry, kind=kind)
             worst = min(found, key=found.get, default=None)
-            figures.append((scores.score(entry, full), scores.mean(found.values()), found.get(worst)))
+            figures.append((scores.score(entry, full, kind), scores.mean(found.values()), found.get(worst)))
             named = f"{_share(found[worst])} ({worst})" if found else "-"
             rows.append((protocol, name, _sampling(entry), *map(_share, figures[-1][:2]), named))
         if len(figures) > 1:
             means = (_share(scores.mean(column)) for column in zip(*figures, strict=True))
             rows.append((protocol, f"mean of {len(figures)} models", "", *means))
     columns = ("protocol", "system", "channel sampling", full, "mean", "worst")
-    return Table("Test protocols: accuracy over channel combinations", columns, tuple(rows), left=3)
+    return Table(f"Test protocols: {_named(kind)} over channel combinations", columns, tuple(rows), left=3)
 
 
-def variants(results: dict) -> Table:
+def variants(results: dict, kind: str = "accuracy") -> Table:
     """Return each variant's change of accuracy against its base: on the full set, and as the mean over combinations."""
     entries, full = results["models"], scores.full_set(results)
     several = len([label for label in scores.labels(results) if label != SHUFFLED]) > 1
@@ -205,15 +209,16 @@ def variants(results: dict) -> Table:
         other = scores.compared_with(results, name)
         if other is None:
             continue
-        row = _change(scores.score(entries[other], full), scores.score(entry, full))
+        both = entries[other], entry
+        row = _change(*(scores.score(each, full, kind) for each in both))
         if several:
-            row += _change(*(scores.mean(scores.by_combination(each).values()) for each in (entries[other], entry)))
+            row += _change(*(scores.mean(scores.by_combination(each, kind=kind).values()) for each in both))
         if SHUFFLED in scores.labels(results):
-            row += _change(scores.score(entries[other], SHUFFLED), scores.score(entry, SHUFFLED))
+            row += _change(*(scores.score(each, SHUFFLED, kind) for each in both))
         rows.append((name, other, *row))
     kinds = (full, *(["mean"] if several else []), *([SHUFFLED] if SHUFFLED in scores.labels(results) else []))
-    heads = (head for kind in kinds for head in (f"base {kind}", kind, "points"))
-    return Table("Variants: test accuracy of base and variant", ("variant", "base", *heads), tuple(rows), left=2)
+    heads = (head for shown in kinds for head in (f"base {shown}", shown, "points"))
+    return Table(f"Variants: test {_named(kind)} of base and variant", ("variant", "base", *heads), tuple(rows), left=2)
 
 
 def ablation(results: dict) -> Table:
@@ -334,6 +339,16 @@ def _measured(entry: dict, key: str, full: str) -> float | None:
         return scores.score(entry, key)
     tested = (label for figures in entry["reported"].values() for label in figures if label in scores.of_split(entry))
     return scores.score(entry, next(tested, full), key)
+
+
+def _named(kind: str) -> str:
+    return kind.replace("_", " ")
+
+
+def _balanced(entry: dict, full: str) -> str:
+    """Return balanced accuracy where it differs from accuracy on some combination."""
+    differs = scores.is_unequal({"models": {"": entry}})
+    return _share(scores.score(entry, full, "balanced_accuracy")) if differs else "-"
 
 
 def _change(before: float | None, after: float | None) -> tuple[str, str, str]:

@@ -68,6 +68,11 @@ class Hyperparameters:
     mixup: float = own_setting(0.0, "Mixup's alpha; 0: off.", Number(float, least=0))
     cutmix: float = own_setting(0.0, "CutMix's alpha; 0: off. With both, each batch gets one.", Number(float, least=0))
     label_smoothing: float = own_setting(0.0, "Label smoothing in training.", Number(float, least=0, most=1))
+    class_weights: str = own_setting(
+        "none",
+        "balanced: in training an image counts in inverse proportion to the images of its class.",
+        ("none", "balanced"),
+    )
     patience: int = own_setting(
         10, "Stop after this many epochs without a better validation loss; 0 never stops.", Number(int, least=0)
     )

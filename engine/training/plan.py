@@ -33,9 +33,10 @@ class Plan(Hyperparameters):
     channels: name and indices of the channels that the model is shown; None: all. The model is built for these
         channels alone, or, with `padded`, for all channels, and the other channels are zero.
     frozen: only the last layer of the classifier is trained; other weights and batch statistics stay fixed.
+    class_counts: the training images of each class, where `class_weights` is "balanced".
 
     Raises:
-        ValueError: a hyperparameter is None, or the kind of channel sampling is unknown.
+        ValueError: a hyperparameter is None, the kind of channel sampling is unknown, or class counts are missing.
     """
 
     num_classes: int
@@ -48,12 +49,23 @@ class Plan(Hyperparameters):
     padded: bool = False
     augmentations: Augmentations = field(default_factory=Augmentations)
     frozen: bool = False
+    class_counts: tuple[int, ...] = ()
 
     def __post_init__(self):
         if open_ := [item.name for item in fields(Hyperparameters) if getattr(self, item.name) is None]:
             raise ValueError(f"a plan needs {', '.join(open_)}")
         if self.channel_sampling not in SAMPLINGS:
             raise ValueError(f"channel_sampling must be one of {', '.join(SAMPLINGS)}, got {self.channel_sampling!r}")
+        if self.class_weights == "balanced" and len(self.class_counts) != self.num_classes:
+            raise ValueError(f"a plan with class weights needs {self.num_classes} counts, got {self.class_counts}")
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """The weight of an image of each class in the loss, of mean 1 over the training images; None: 1 for each."""
+        if self.class_weights == "none":
+            return None
+        share = sum(self.class_counts) / sum(count > 0 for count in self.class_counts)
+        return tuple(share / count if count else 0.0 for count in self.class_counts)
 
     @property
     def passes(self) -> int:

@@ -116,6 +116,7 @@ class Trainer:
         self.ema = MovingAverage(self.model, plan.ema) if plan.ema else None
         self.optimizer = plan.make_optimizer(self.model)
         self.scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
+        self.weights = None if plan.weights is None else torch.tensor(plan.weights, device=plan.device)
         self.mixing = Mixing(plan.mixup, plan.cutmix, plan.num_classes) if plan.mixup or plan.cutmix else None
         shares = plan.accumulate, distributed.world_size(), plan.device.type
         division = Division(train.samples, train.batch_size, *shares)
@@ -238,7 +239,7 @@ class Trainer:
         with self.replica.no_sync() if waits else nullcontext():
             with span("forward"), autocast(plan.device, plan.precision):
                 logits = self.step_model(*inputs)
-            loss = F.cross_entropy(logits.float(), targets, label_smoothing=plan.label_smoothing)
+            loss = _loss(logits.float(), targets, plan.label_smoothing, self.weights)
             if plan.consistent:
                 loss = loss + plan.consistency * mixing.divergence(logits.float())
             with span("backward"):
@@ -342,6 +343,18 @@ class Trainer:
     def _last_checkpoint(self) -> str:
         done = len(self.history.epochs)
         return f"the checkpoint of epoch {done} is kept" if done else "no checkpoint has been written"
+
+
+def _loss(logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None) -> Tensor:
+    """Return the mean cross-entropy over images, each times the weight of its class.
+
+    targets: int64 [batch], or float32 [batch, classes] of mixed images, whose weights are mixed too. weights: float32
+    [classes]; None: 1 for each. torch divides by the sum of a batch's weights, which would weigh batches differently.
+    """
+    if weights is None:
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    each = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+    return (each * (weights[targets] if targets.dim() == 1 else targets @ weights)).mean()
 
 
 def _compiled(model: nn.Module, plan: Plan) -> nn.Module:

@@ -19,6 +19,8 @@ def test_scores_equal_hand_computed_ones_over_several_batches():
     scores = scorer.compute()
     # Class 0: precision 1/2, recall 1/2. Class 1: 2/2, 2/3. Class 2: 0/1, no labels. Class 3 does not occur.
     assert scores.accuracy == pytest.approx(3 / 5)
+    assert scores.balanced_accuracy == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert scores.images == 5
     assert scores.precision == pytest.approx((1 / 2 + 1 + 0) / 3)
     assert scores.recall == pytest.approx((1 / 2 + 2 / 3 + 0) / 3)
     assert scores.f1 == pytest.approx((1 / 2 + 4 / 5 + 0) / 3)

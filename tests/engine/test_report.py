@@ -1,5 +1,6 @@
 """Tables, pictures and pages of a report, from results as `RunFolder.read_results` returns them."""
 
+import csv
 import io
 import json
 import math
@@ -303,6 +304,59 @@ def test_figures_that_are_not_there_are_dashes(nothing):
     assert tables.protocols(results).rows[0][3:] == ("-", "6.2%", "2.7% (B)")
     assert tables.accuracies(results["models"]).rows[0][1] == "-"
     assert rows_of(tables.training(results))[0]["val loss"] == "-"
+
+
+def unequal():
+    """Return a run on classes of different sizes, in which balanced accuracy is below accuracy by a tenth."""
+    results = task1()
+    for found in results["models"].values():
+        for row in found["scores"]["test"].values():
+            row["balanced_accuracy"] = row["accuracy"] - 0.02
+    return results
+
+
+def test_every_table_has_balanced_accuracy_beside_accuracy_where_classes_are_unequal(tmp_path):
+    results = unequal()
+    row = rows_of(tables.systems(results))[0]
+    assert (row["acc."], row["balanced"]) == ("35.0%", "33.0%")
+    assert rows_of(tables.models(results))[0]["balanced"] == "33.0%"
+    first = tables.combinations("simple_cnn", results["models"]["simple_cnn"])
+    assert first.columns[:3] == ("channels", "accuracy", "balanced")
+    assert first.rows[0][1:3] == ("35.0%", "33.0%")
+    both = [tables.accuracies(results["models"], kind=kind) for kind in scores.kinds(results)]
+    assert [table.title for table in both] == ["Test accuracy, %", "Test balanced accuracy, %"]
+    cells = [float(table.rows[0][1]) for table in both]
+    assert cells[0] - cells[1] == pytest.approx(2.0)
+    for make in (tables.protocols, tables.variants):
+        plain, balanced = make(results, "accuracy"), make(results, "balanced_accuracy")
+        assert "balanced accuracy" in balanced.title
+        assert plain.rows != balanced.rows
+    comparing = [table.title for table in comparison.tables(results)]
+    assert comparing == ["Test accuracy, %", "Test balanced accuracy, %"]
+    (found,) = [row for row in comparison.rows(results) if (row["model"], row["combination"]) == ("naive_cnn", "G")]
+    assert found["accuracy"] - found["balanced_accuracy"] == pytest.approx(0.02)
+    kept = tables.channels_kept(results, kind="balanced_accuracy")
+    assert kept.title.startswith("Test balanced accuracy, %, by number of channels kept")
+
+
+def test_nothing_is_said_of_balanced_accuracy_where_it_is_accuracy(tmp_path):
+    results = task1()
+    for found in results["models"].values():
+        for row in found["scores"]["test"].values():
+            row["balanced_accuracy"] = row["accuracy"] + 1e-12
+    assert scores.kinds(results) == scores.kinds(task1()) == ("accuracy",)
+    assert "balanced" not in tables.systems(results).columns
+    assert "balanced" not in tables.combinations("simple_cnn", results["models"]["simple_cnn"]).columns
+
+
+def test_tables_of_before_are_compared_by_the_figures_that_they_have():
+    text = comparison.as_csv(task1())
+    rows = list(csv.reader(io.StringIO(text)))
+    place = rows[0].index("balanced_accuracy")
+    before = "\n".join(",".join(cell for i, cell in enumerate(row) if i != place) for row in rows)
+    count, equal = comparison.agreement(before, comparison.as_csv(unequal()))
+    assert count == equal > 60
+    assert comparison.agreement(text, text)[0] == count
 
 
 def is_drawn(path):

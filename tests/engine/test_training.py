@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.history import EpochRow
-from polychrome.engine.training import transfer
+from polychrome.engine.training import trainer, transfer
 from polychrome.engine.training.trainer import Hooks, fit
 from tests.engine.small import PLAN, Recorder
 
@@ -116,6 +117,45 @@ def test_label_smoothing_raises_the_training_loss_alone(loaders, tmp_path):
     assert smooth.val_loss == pytest.approx(plain.val_loss, rel=1e-4)
     assert abs(smooth.train_loss - plain.train_loss) > 1e-3
     assert np.isfinite(smooth.train_loss)
+
+
+BALANCED = replace(PLAN, class_weights="balanced", class_counts=(60, 30, 10, 0))
+
+
+def test_class_weights_make_all_classes_count_alike_and_leave_the_mean_weight_at_one():
+    weights = np.array(BALANCED.weights)
+    counts = np.array(BALANCED.class_counts)
+    np.testing.assert_allclose(weights * counts, [100 / 3, 100 / 3, 100 / 3, 0])
+    assert PLAN.weights is None
+    with pytest.raises(ValueError, match=r"a plan with class weights needs 4 counts, got \(1, 2\)"):
+        replace(BALANCED, class_counts=(1, 2))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_weighted_loss_is_the_mean_over_images_whatever_the_batches(smoothing, mixed):
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(12, 4, generator=generator), torch.arange(12) % 3
+    targets = F.one_hot(labels, 4).float() * 0.7 + F.one_hot(labels.roll(1), 4) * 0.3 if mixed else labels
+    weights = torch.tensor(BALANCED.weights)
+    loss = trainer._loss(logits, targets, smoothing, weights)
+    every = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
+    share = 0.7 * weights[labels] + 0.3 * weights[labels.roll(1)] if mixed else weights[labels]
+    assert loss.item() == pytest.approx((every * share).mean().item(), rel=1e-6)
+    parts = [trainer._loss(logits[some], targets[some], smoothing, weights) for some in (slice(4), slice(4, 12))]
+    assert (4 * parts[0] + 8 * parts[1]).item() / 12 == pytest.approx(loss.item(), rel=1e-6)
+    plain = trainer._loss(logits, targets, smoothing, None)
+    assert plain.item() == F.cross_entropy(logits, targets, label_smoothing=smoothing).item()
+
+
+def test_class_weights_change_the_training_loss_alone(loaders, tmp_path):
+    def first(plan):
+        torch.manual_seed(0)
+        return fit("m", Recorder(), *loaders, replace(plan, epochs=1, lr=1e-9), tmp_path / plan.class_weights).epochs[0]
+
+    plain, weighted = first(PLAN), first(replace(BALANCED, class_counts=(1, 100, 100, 100)))
+    assert weighted.val_loss == pytest.approx(plain.val_loss, rel=1e-4)
+    assert weighted.train_loss > 5 * plain.train_loss  # a fourth of the images is of the first class
 
 
 @pytest.mark.parametrize(("padded", "width"), [(True, 3), (False, 2)])

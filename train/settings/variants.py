@@ -65,6 +65,7 @@ VARIANTS = {
     "allaug": {"augmentations": ("all",), "one_at_a_time": False},
     "onebyone": {"augmentations": ("all",), "one_at_a_time": True},
     "smoothing": {"label_smoothing": 0.1},
+    "balanced": {"class_weights": "balanced"},
     "plateau": {"schedule": "plateau"},
     "cosine": {"schedule": "cosine"},
     "he": {"init": "he"},
