@@ -84,6 +84,18 @@ def pack(cache: Path, archive: Path) -> int:
     return sum(path.suffix == ".cubin" for path in files)
 
 
+def extract(archive: tarfile.TarFile, folder: Path) -> None:
+    """Write the files of an open archive below a folder; raises tarfile.TarError where one would lie outside."""
+    if hasattr(tarfile, "data_filter"):
+        archive.extractall(folder, filter="data")
+        return
+    for member in archive.getmembers():  # Python 3.11 has the filter from 3.11.4 on
+        inside = not member.name.startswith("/") and ".." not in member.name.split("/")
+        if not inside or not (member.isreg() or member.isdir()):
+            raise tarfile.TarError(f"{member.name!r} is no file below the folder")
+    archive.extractall(folder)
+
+
 def unpack(archive: Path, cache: Path) -> int:
     """Put packed kernels into a folder of Triton's cache; return their number.
 
@@ -94,7 +106,7 @@ def unpack(archive: Path, cache: Path) -> int:
     with tempfile.TemporaryDirectory(dir=cache.parent) as draft:
         try:
             with tarfile.open(archive, "r:xz") as opened:
-                opened.extractall(draft, filter="data")
+                extract(opened, Path(draft))
         except lzma.LZMAError as error:
             raise ValueError(str(error)) from error
         for group in Path(draft).glob("*/__grp__*.json"):

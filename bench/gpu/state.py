@@ -138,7 +138,7 @@ def unpack(archive: Path, folder: Path) -> None:
     draft = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     with tarfile.open(archive, "r:*") as opened:
-        opened.extractall(draft, filter="data")
+        warm.extract(opened, draft)
     shutil.copytree(draft, folder, dirs_exist_ok=True)
     shutil.rmtree(draft)
 

@@ -1,8 +1,10 @@
 """Kernels compiled where there is no GPU are those that Triton's JIT looks up, wherever their archive is unpacked."""
 
+import io
 import os
 import subprocess
 import sys
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -99,3 +101,26 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert warm.main(["--out", str(tmp_path / "file" / "out")]) == 2
     assert capsys.readouterr().err.startswith("bench.warm cannot write into --out ")
+
+
+@pytest.mark.parametrize("has_filter", [True, False])
+def test_no_file_of_an_archive_lands_outside_its_folder(tmp_path, monkeypatch, has_filter):
+    if not has_filter:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    for name in ("good/a.txt", "../b.txt", "/c.txt"):
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w") as packed:
+            entry = tarfile.TarInfo(name)
+            entry.size = 2
+            packed.addfile(entry, io.BytesIO(b"hi"))
+        content.seek(0)
+        folder = tmp_path / "inside"
+        with tarfile.open(fileobj=content) as opened:
+            if name == "../b.txt" or (name == "/c.txt" and not has_filter):
+                with pytest.raises(tarfile.TarError):
+                    warm.extract(opened, folder)
+            else:
+                warm.extract(opened, folder)
+    assert (folder / "good/a.txt").read_text() == "hi"
+    assert not (tmp_path / "b.txt").exists()
+    assert not Path("/c.txt").exists()

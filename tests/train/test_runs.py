@@ -64,7 +64,9 @@ def test_results_hold_every_figure_for_every_combination(task1):
     }
     for entry in found["models"].values():
         assert list(entry["test"]) == COMBINATIONS
-        assert all(set(row) == {"loss", "accuracy", "precision", "recall", "f1"} for row in entry["test"].values())
+        figures = {"loss", "accuracy", "balanced_accuracy", "precision", "recall", "f1", "images"}
+        assert all(set(row) == figures for row in entry["test"].values())
+        assert {row["images"] for row in entry["test"].values()} == {18}
         assert entry["macs"] * 2 == entry["flops"]
         assert 1 <= entry["best_epoch"] <= entry["epochs"] == 3
         assert min(entry[key] for key in ("train_seconds", "images_per_second", "peak_memory_mb", "activation_mb")) > 0
