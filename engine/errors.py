@@ -2,6 +2,7 @@
 
 import re
 
+FORMULAS = ("=", "+", "-", "@")
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -17,6 +18,12 @@ def shown(text: str) -> str:
     """
     text = CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def spreadsheet_cell(text: str) -> str:
+    """Return text for a cell of a CSV file, `shown`, with an apostrophe before what a spreadsheet would compute."""
+    text = shown(text)
+    return f"'{text}" if text.startswith(FORMULAS) else text
 
 
 class UserError(Exception):

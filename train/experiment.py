@@ -309,7 +309,7 @@ class Experiment:
             return
         title = f"{entry}, channels {next(iter(tested.scores))}"
         path = self.folder.plots / f"confusion-{entry}.png"
-        plots.confusion(tested.confusion.numpy(), self.images.class_names, title, path)
+        plots.attempt(plots.confusion, tested.confusion.numpy(), self.images.class_names, title, path)
         positions = self.data.positions["test"] if self.data.positions else range(len(self.images.splits["test"].paths))
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(
@@ -342,7 +342,7 @@ class Experiment:
                     found.append(plots.Prediction(row[0], names[row[1]], names[row[2]], row[3]))
         self.predictions[entry] = found
         picture = self.folder.plots / f"predictions-{entry}.png"
-        plots.predictions(found, f"{entry} on test images", picture)
+        plots.attempt(plots.predictions, found, f"{entry} on test images", picture)
         epoch = len(self.history[network.name])
         with Scalars(self.folder.tensorboard / network.name, settings.tensorboard, epoch + 1) as scalars:
             scalars.picture("predictions", picture, epoch)

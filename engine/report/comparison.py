@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from polychrome.engine.errors import spreadsheet_cell
 from polychrome.engine.report import scores
 from polychrome.engine.report.tables import Table
 
@@ -95,8 +96,12 @@ def as_csv(results: dict) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows(results))
+    writer.writerows({key: _csv(value) for key, value in row.items()} for row in rows(results))
     return text.getvalue()
+
+
+def _csv(value: object) -> object:
+    return "" if value is None else spreadsheet_cell(value) if isinstance(value, str) else value
 
 
 def agreement(table: str, again: str) -> tuple[int, int]:

@@ -159,11 +159,11 @@ def _text(value: str) -> Text:
 
 def _render(table: Table) -> RichTable:
     rich = RichTable(
-        title=Text(shown(table.title), style="bold"), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True
+        title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True
     )
     for number, name in enumerate(table.columns):
         left = number < table.left
-        rich.add_column(_text(name), justify="left" if left else "right", no_wrap=not left, overflow="fold")
+        rich.add_column(Text(name), justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for row in table.rows:
-        rich.add_row(*(_text(cell) for cell in row))
+        rich.add_row(*map(Text, row))
     return rich

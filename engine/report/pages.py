@@ -13,6 +13,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from polychrome.engine.errors import shown
 from polychrome.engine.report import comparison, plots, scores, tables
 from polychrome.engine.report.tables import Table
 from polychrome.engine.run_folder import RunFolder
@@ -100,7 +101,7 @@ def rendered(name: str, content: dict, *packages: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"inline": _inline, "cell": _markdown_cell}
+    environment.filters |= {"inline": _inline, "cell": _markdown_cell, "shown": shown}
     return environment.get_template(name).render(content)
 
 
@@ -153,10 +154,10 @@ def _by_channels(results: dict, found: _Pictures) -> list[Section]:
     entries = results["models"]
     if scores.is_long(results):
         kept = (tables.channels_kept(results, kind=kind) for kind in scores.kinds(results))
-        shown = _filled(*kept, tables.single_channels(results))
+        both = _filled(*kept, tables.single_channels(results))
         pictures = found("channels_kept", "Test accuracy by number of channels kept")
         note = f"{len(scores.labels(results))} combinations were tested; results.json has the scores of each."
-        return [Section("Test accuracy by number of channels kept", shown, pictures, note)]
+        return [Section("Test accuracy by number of channels kept", both, pictures, note)]
     pictures = found("combinations", "Test accuracy by channel combination")
     several = min(len(entries), len(scores.labels(results))) > 1
     overview = _filled(*(tables.accuracies(entries, kind=kind) for kind in scores.kinds(results))) if several else ()
@@ -209,5 +210,4 @@ def _inline(path: Path) -> Markup:
 
 def _markdown_cell(text: str) -> str:
     """Return `text` escaped, so that Markdown shows the same letters, inside a table or outside."""
-    text = html.escape(text, quote=False).replace("\n", " ")
-    return re.sub(r"([\\`*_{}\[\]#|])", r"\\\1", text)
+    return re.sub(r"([\\`*_{}\[\]#|$~])", r"\\\1", html.escape(shown(text), quote=False))

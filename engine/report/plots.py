@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,9 +20,11 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
-from polychrome.engine.report import scores
+from polychrome.engine.errors import one_line, shown
+from polychrome.engine.report import console, scores
 
 matplotlib.use("Agg")
+matplotlib.rcParams["text.parse_math"] = False  # names may have dollar signs
 # A class name in a script that no installed font has is drawn as boxes; a warning per letter helps nobody.
 warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
 
@@ -81,7 +85,7 @@ class Prediction:
 def as_pictures(images: Tensor, present: Tensor | None = None) -> np.ndarray:
     """Return images [batch, channels, height, width] as uint8 [batch, height, width, 3] to look at.
 
-    The first three channels are shown as red, green and blue, of fewer channels the first in gray. Values
+    The first three channels are pictures as red, green and blue, of fewer channels the first in gray. Values
     other than uint8 are stretched from the least to the greatest of each image. `present` is bool [batch, channels]:
     the channels that each image has; None where all have all.
     """
@@ -89,13 +93,15 @@ def as_pictures(images: Tensor, present: Tensor | None = None) -> np.ndarray:
         first = present.int().argsort(dim=1, descending=True, stable=True)[:, :3]
         first = torch.where(present.sum(1, keepdim=True) >= 3, first, first[:, :1])
         images = images[torch.arange(len(images), device=images.device)[:, None], first]
-    shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
-    if shown.dtype != torch.uint8:
-        least, greatest = shown.float().aminmax(dim=1)
+    pictures = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    if pictures.dtype != torch.uint8:
+        least, greatest = pictures.float().aminmax(dim=1)
         least, greatest = least.amin((1, 2)), greatest.amax((1, 2))
         span = (greatest - least).clamp_min(torch.finfo(torch.float32).tiny)
-        shown = ((shown.float() - least.view(-1, 1, 1, 1)) * (255 / span).view(-1, 1, 1, 1)).round().to(torch.uint8)
-    return shown.permute(0, 2, 3, 1).cpu().numpy()
+        pictures = (
+            ((pictures.float() - least.view(-1, 1, 1, 1)) * (255 / span).view(-1, 1, 1, 1)).round().to(torch.uint8)
+        )
+    return pictures.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def draw(results: dict, history: dict[str, list], folder: Path) -> None:
@@ -106,20 +112,35 @@ def draw(results: dict, history: dict[str, list], folder: Path) -> None:
         history: rows with `epoch` and `{train,val}_{loss,accuracy}`, by entry.
         folder: the run's `plots/`.
     """
-    entries = results["models"]
+    entries = {shown(name): entry for name, entry in results["models"].items()}
+    results = results | {"models": entries}
     if any(history.values()):
-        curves(history, folder / "curves.png")
+        attempt(curves, {shown(name): rows for name, rows in history.items()}, folder / "curves.png")
     if scores.is_long(results):
         if any(scores.by_size(results, entry) for entry in entries.values()):
-            channels_kept(results, folder / "channels_kept.png")
+            attempt(channels_kept, results, folder / "channels_kept.png")
     elif scores.labels(results):
         accuracy = {
-            name: {label: scores.score(entry, label) for label in scores.labels(results)}
+            name: {shown(label): scores.score(entry, label) for label in scores.labels(results)}
             for name, entry in entries.items()
         }
-        combinations(accuracy, 1 / results["data"]["classes"], folder / "combinations.png")
+        attempt(combinations, accuracy, 1 / results["data"]["classes"], folder / "combinations.png")
     if len(_costs(results)) > 1:
-        tradeoff(results, folder / "tradeoff.png")
+        attempt(tradeoff, results, folder / "tradeoff.png")
+
+
+def attempt(picture: Callable[..., None], *content: Any) -> None:
+    """Draw one of the pictures below; its last argument is its file. Where that fails a line says so.
+
+    A picture that cannot be drawn costs neither the others nor the tables.
+    """
+    path: Path = content[-1]
+    try:
+        picture(*content)
+    except Exception as error:
+        plt.close("all")
+        path.unlink(missing_ok=True)
+        console.say(f"{path} could not be drawn: {one_line(error)}")
 
 
 def curves(history: dict[str, list], path: Path) -> None:
@@ -240,7 +261,7 @@ def _name_columns(axis: Axes, names: list[str]) -> None:
     """Name the places 0, 1, ... of the x axis, aslant where a name is long."""
     aslant = max(map(len, names)) > 8
     turned = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if aslant else {}
-    axis.set_xticks(range(len(names)), [_plain(name) for name in names], **turned)
+    axis.set_xticks(range(len(names)), names, **turned)
 
 
 def channels_kept(results: dict, path: Path) -> None:
@@ -291,10 +312,10 @@ def tradeoff(results: dict, path: Path) -> None:
     size = (NARROW, 4.6) if len(points) <= MOST_BARS else (8.5, 6)
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     colours = dict(zip(points, cycle(LABEL_COLOURS), strict=False))
-    shown = {name: results["models"][name].get("protocol", "subset") for name in points}
+    protocols = {name: results["models"][name].get("protocol", "subset") for name in points}
     for name, point in points.items():
-        axis.plot(*point, MARKERS.get(shown[name], "o"), color=colours[name], markersize=8, markeredgecolor="white")
-    for protocol in sorted(set(shown.values())):
+        axis.plot(*point, MARKERS.get(protocols[name], "o"), color=colours[name], markersize=8, markeredgecolor="white")
+    for protocol in sorted(set(protocols.values())):
         axis.plot([], [], MARKERS.get(protocol, "o"), color="grey", label=protocol)
     macs, accuracies = zip(*points.values(), strict=True)
     axis.set_xscale("log")
@@ -305,7 +326,8 @@ def tradeoff(results: dict, path: Path) -> None:
     axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set(
-        xlabel="multiply-adds per image", ylabel=f"test accuracy on {scores.in_words(scores.full_set(results))}, %"
+        xlabel="multiply-adds per image",
+        ylabel=f"test accuracy on {shown(scores.in_words(scores.full_set(results)))}, %",
     )
     axis.axhline(100 / results["data"]["classes"], color="grey", linestyle=":", label="chance")
     if "resnet34" in points:
@@ -334,7 +356,7 @@ def _label(axis: Axes, points: dict[str, tuple[float, float]], colours: dict[str
         found = []
         for offset, horizontal, vertical in PLACES:
             text = axis.annotate(
-                _plain(name),
+                name,
                 point,
                 offset,
                 textcoords="offset points",
@@ -374,32 +396,32 @@ def confusion(counts: np.ndarray, class_names: tuple[str, ...], title: str, path
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true class", shrink=0.8)
     axis.set(xlabel="predicted", ylabel="true")
-    axis.set_title(title, fontsize=10)
+    axis.set_title(shown(title), fontsize=10)
     if named:
-        short = [_plain(name if len(name) <= 22 else name[:21] + "…") for name in class_names]
+        short = [name if len(name) <= 22 else name[:21] + "…" for name in map(shown, class_names)]
         size = min(9, 72 * side / classes * 0.75)
         axis.set_xticks(range(classes), short, rotation=90, fontsize=size)
         axis.set_yticks(range(classes), short, fontsize=size)
     _save(figure, path)
 
 
-def predictions(shown: list[Prediction], title: str, path: Path) -> None:
+def predictions(found: list[Prediction], title: str, path: Path) -> None:
     """Plot a grid of images with predicted and true names, right predictions green and wrong predictions red."""
     columns, heading, gap = 3, 0.35, 0.1  # heading and gap in inches, as all coordinates below
     cell = NARROW / columns
     side, pitch = cell - gap, cell + heading
-    height = heading + pitch * -(-len(shown) // columns)
+    height = heading + pitch * -(-len(found) // columns)
     figure = plt.figure(figsize=(NARROW, height))
     # One axis for all images: with an axis for each, drawing takes several times as long.
     axis = figure.add_axes((0, 0, 1, 1))
     axis.axis("off")
-    axis.text(NARROW / 2, heading / 2, title, fontsize=10, ha="center", va="center")
-    for number, item in enumerate(shown):
+    axis.text(NARROW / 2, heading / 2, shown(title), fontsize=10, ha="center", va="center")
+    for number, item in enumerate(found):
         left, top = number % columns * cell + gap / 2, number // columns * pitch + 2 * heading
         axis.imshow(item.image, extent=(left, left + side, top + side, top), aspect="auto")
         right = item.predicted == item.truth
-        label = f"{_plain(item.predicted[:24])} {item.probability:.0%}"
-        label = label if right else f"{label}\nis {_plain(item.truth[:24])}"
+        label = f"{shown(item.predicted)[:24]} {item.probability:.0%}"
+        label = label if right else f"{label}\nis {shown(item.truth)[:24]}"
         colour = "#007a3d" if right else "#c0272d"
         axis.text(left + side / 2, top - 0.03, label, fontsize=8, color=colour, ha="center", va="bottom")
     axis.set(xlim=(0, NARROW), ylim=(height, 0))
@@ -408,11 +430,6 @@ def predictions(shown: list[Prediction], title: str, path: Path) -> None:
 
 def _cycle(count: int) -> list[str]:
     return [COLOURS[number % len(COLOURS)] for number in range(count)]
-
-
-def _plain(text: str) -> str:
-    # matplotlib reads text between dollar signs as mathematics.
-    return text.replace("$", r"\$")
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from polychrome.engine.channels.names import SENSOR, SHUFFLED, listed
 from polychrome.engine.data.accounting import Account
+from polychrome.engine.errors import shown
 from polychrome.engine.report import scores
 
 # Of more sizes than this, a table shows a choice.
@@ -17,12 +18,20 @@ EXTREMES = 5
 
 @dataclass(frozen=True)
 class Table:
-    """Title, column heads and rows of text; the first `left` columns are left-aligned, the others right."""
+    """Title, column heads and rows of text; the first `left` columns are left-aligned, the others right.
+
+    All text is as `engine.errors.shown` returns it: a table may have names that others gave to files and channels.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     left: int = 1
+
+    def __post_init__(self):
+        object.__setattr__(self, "title", shown(self.title))
+        object.__setattr__(self, "columns", tuple(map(shown, self.columns)))
+        object.__setattr__(self, "rows", tuple(tuple(map(shown, row)) for row in self.rows))
 
     def without(self, unwanted: Callable[[str], bool]) -> Table:
         """Return the table without the columns whose heads are unwanted."""
@@ -120,7 +129,7 @@ def single_channels(results: dict) -> Table:
     """Return each model's best and worst single channels with their accuracies, by rank."""
     ranked = {name: scores.singles(results, entry) for name, entry in results["models"].items()}
     count = max(map(len, ranked.values()), default=0)
-    shown = [rank for rank in range(count) if rank < EXTREMES or rank >= count - EXTREMES]
+    ranks = [rank for rank in range(count) if rank < EXTREMES or rank >= count - EXTREMES]
     rows = tuple(
         (
             str(rank + 1),
@@ -129,9 +138,9 @@ def single_channels(results: dict) -> Table:
                 for found in ranked.values()
             ),
         )
-        for rank in shown
+        for rank in ranks
     )
-    title = "Single channels by test accuracy" + (", the best and the worst" if len(shown) < count else "")
+    title = "Single channels by test accuracy" + (", the best and the worst" if len(ranks) < count else "")
     return Table(title, ("rank", *ranked), rows)
 
 
@@ -217,7 +226,7 @@ def variants(results: dict, kind: str = "accuracy") -> Table:
             row += _change(*(scores.score(each, SHUFFLED, kind) for each in both))
         rows.append((name, other, *row))
     kinds = (full, *(["mean"] if several else []), *([SHUFFLED] if SHUFFLED in scores.labels(results) else []))
-    heads = (head for shown in kinds for head in (f"base {shown}", shown, "points"))
+    heads = (head for label in kinds for head in (f"base {label}", label, "points"))
     return Table(f"Variants: test {_named(kind)} of base and variant", ("variant", "base", *heads), tuple(rows), left=2)
 
 
@@ -233,13 +242,13 @@ def ablation(results: dict) -> Table:
     return Table("Ablation: validation accuracy", ("step", "change", "before", "after"), tuple(rows), left=2)
 
 
-def predictions(shown: dict[str, list]) -> Table:
+def predictions(found: dict[str, list]) -> Table:
     """Return each system's predictions for the same images, from `plots.Prediction`s by entry."""
     rows = tuple(
         (row[0].truth, *(f"{item.predicted} {item.probability:.0%}, {_verdict(item)}" for item in row))
-        for row in zip(*shown.values(), strict=False)
+        for row in zip(*found.values(), strict=False)
     )
-    return Table("Predictions on test images", ("true class", *shown), rows, left=1 + len(shown))
+    return Table("Predictions on test images", ("true class", *found), rows, left=1 + len(found))
 
 
 def kernels(results: dict) -> tuple[Table, ...]:

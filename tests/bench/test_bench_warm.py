@@ -107,6 +107,7 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path, capsys):
 def test_no_file_of_an_archive_lands_outside_its_folder(tmp_path, monkeypatch, has_filter):
     if not has_filter:
         monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    refused = ("../b.txt",) if hasattr(tarfile, "data_filter") else ("../b.txt", "/c.txt")
     for name in ("good/a.txt", "../b.txt", "/c.txt"):
         content = io.BytesIO()
         with tarfile.open(fileobj=content, mode="w") as packed:
@@ -116,7 +117,7 @@ def test_no_file_of_an_archive_lands_outside_its_folder(tmp_path, monkeypatch, h
         content.seek(0)
         folder = tmp_path / "inside"
         with tarfile.open(fileobj=content) as opened:
-            if name == "../b.txt" or (name == "/c.txt" and not has_filter):
+            if name in refused:
                 with pytest.raises(tarfile.TarError):
                     warm.extract(opened, folder)
             else:

@@ -9,7 +9,7 @@ from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.data.sets import listing, patches, repeats, scan
 from polychrome.engine.data.sets.layouts import lists
 from polychrome.engine.data.sets.sensors import union
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import UserError, spreadsheet_cell
 from polychrome.engine.report import console
 from polychrome.engine.report.tables import Table
 
@@ -43,7 +43,7 @@ def scan_folder(folder: Path, workers: int | None, output: Path | None, channel_
     if output is not None:
         try:
             with open(output, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-                csv.writer(file).writerows([("path", "reason"), *rows])
+                csv.writer(file).writerows([("path", "reason"), *(map(spreadsheet_cell, row) for row in rows)])
         except OSError as error:
             raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
     if rows:
