@@ -43,6 +43,7 @@ setup(
     install_requires=["torch>=2.11", "triton>=3.6; platform_system == 'Linux'", "numpy"],
     extras_require={
         "train": TRAIN,
+        "parquet": ["pyarrow"],
         "browser": ["selenium", "torch-tb-profiler"],
         "export": EXPORT,
         "test": [
@@ -50,6 +51,7 @@ setup(
             *EXPORT,
             "hypothesis",
             "mypy",
+            "pyarrow",
             "pytest",
             "pytest-benchmark",
             "pytest-xdist",

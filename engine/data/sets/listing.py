@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from polychrome.engine.data.accounting import OWN, Account
-from polychrome.engine.data.files import shards
+from polychrome.engine.data.files import kinds, shards
 from polychrome.engine.data.files.kinds import SUFFIXES
 from polychrome.engine.data.files.stacks import NAMES_FILE
 from polychrome.engine.data.image_set import SPLITS, ImageSet, Split
 from polychrome.engine.data.sets import division, repeats, tree
-from polychrome.engine.data.sets.layouts import folders, lists, tables
+from polychrome.engine.data.sets.layouts import folders, lists, parquet, tables
 from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Labelled
 from polychrome.engine.data.sets.sensors import descriptions
 from polychrome.engine.data.sets.sensors.channel_files import OPTION, joined
@@ -35,7 +35,8 @@ def read(
     Its forms, in this order: lists train.txt, val.txt and test.txt of lines `path label` (and classes.txt, if there is
     one); tables train.csv, labels.csv, metadata.csv and the like; train/, val/ and test/ (or Training, valid,
     validation, Testing in any case) with a folder per class; folders per class alone; tar shards, named by a folder of
-    them or a pattern such as shards/{000..099}.tar (see `engine.data.sets.webdataset`). A lone folder is entered.
+    them or a pattern such as shards/{000..099}.tar (see `engine.data.sets.webdataset`); parquet files, where there is
+    no image file. A lone folder is entered.
     Splits that are not there are made, by `seed` (see `engine.data.sets.division.completed`); equal files stay together
     in them, as do files in whose paths the regular expression `group_by` finds the same. Where each channel of an image
     has a file, the regular expression `channel_files` finds the channel in the path (see
@@ -61,8 +62,15 @@ def _read(root: Path, num_classes: int | None, seed: int, group_by: str | None, 
         if webdataset.names_shards(root):
             _check_no_tars(channel_files)
             return webdataset.read(webdataset.expand(root), num_classes, seed, group_by)
+        if root.is_file() and root.suffix.lower() == parquet.SUFFIX:
+            _check_no_tars(channel_files)
+            return _from_parquet([root], {}, num_classes, seed, group_by)
         raise UserError(f"no data folder at {root}: wanted list files or a folder per class in it, or tars")
     found = tree.files(root)
+    packed = parquet.found_in(root, [path for path, kind in found.items() if kind != kinds.HIDDEN])
+    if packed and tree.IMAGE not in found.values():
+        _check_no_tars(channel_files)
+        return _from_parquet(packed, found, num_classes, seed, group_by)
     if images := _labelled(root, found, num_classes):
         images, parts = joined(found, images, channel_files) if channel_files else (images, {})
         alike = repeats.grouping(root, group_by, parts)
@@ -72,7 +80,9 @@ def _read(root: Path, num_classes: int | None, seed: int, group_by: str | None, 
     if tars := [path for path, kind in found.items() if kind == shards.SUFFIX]:
         _check_no_tars(channel_files)
         return _from_tars(root, found, tars, num_classes, seed, group_by)
-    wanted = "train.txt, val.txt and test.txt nor train/, val/ and test/ nor class folders nor a table nor tars"
+    wanted = (
+        "train.txt, val.txt and test.txt nor train/, val/ and test/ nor class folders nor a table nor tars nor parquet"
+    )
     raise UserError(f"{root} has neither {wanted}")
 
 
@@ -195,6 +205,18 @@ def _is_member(root: Path, path: str) -> bool:
         return f"{shards.SUFFIX}/" in path and shards.exists(root / path)
     except (OSError, UserError):  # a damaged tar: the scan rejects what the lists name in it
         return False
+
+
+def _from_parquet(
+    files: Sequence[Path], found: Mapping[str, str], num_classes: int | None, seed: int, group_by: str | None
+) -> ImageSet:
+    from polychrome.engine.data.sets import webdataset
+
+    tars, notes = parquet.unpacked(files)
+    images = webdataset.read(tars, num_classes, seed, group_by)
+    others = {path: kind for path, kind in found.items() if kind != parquet.SUFFIX}
+    account = images.account.with_ignored(Account.of(others, ()).ignored)
+    return replace(images, account=account, notes=(*notes, *images.notes))
 
 
 def _from_tars(
