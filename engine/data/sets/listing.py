@@ -67,8 +67,7 @@ def _read(root: Path, num_classes: int | None, seed: int, group_by: str | None, 
             return _from_parquet([root], {}, num_classes, seed, group_by)
         raise UserError(f"no data folder at {root}: wanted list files or a folder per class in it, or tars")
     found = tree.files(root)
-    packed = parquet.found_in(root, [path for path, kind in found.items() if kind != kinds.HIDDEN])
-    if packed and tree.IMAGE not in found.values():
+    if packed := _parquet(root, found):
         _check_no_tars(channel_files)
         return _from_parquet(packed, found, num_classes, seed, group_by)
     if images := _labelled(root, found, num_classes):
@@ -105,6 +104,8 @@ def undivided(root: str | Path, class_names: Sequence[str], channel_files: str |
         return None
     try:
         found = tree.files(root)
+        if _parquet(root, found):
+            return None
         images = _labelled(root, found, None)
     except (OSError, Unsupported) as error:
         raise UserError(_unreadable(root, error)) from error
@@ -205,6 +206,13 @@ def _is_member(root: Path, path: str) -> bool:
         return f"{shards.SUFFIX}/" in path and shards.exists(root / path)
     except (OSError, UserError):  # a damaged tar: the scan rejects what the lists name in it
         return False
+
+
+def _parquet(root: Path, found: Mapping[str, str]) -> list[Path]:
+    """Return the parquet files of a folder without image files."""
+    if tree.IMAGE in found.values():
+        return []
+    return parquet.found_in(root, [path for path, kind in found.items() if kind != kinds.HIDDEN])
 
 
 def _from_parquet(

@@ -160,6 +160,11 @@ def test_damaged_and_differing_files_are_named(tmp_path, cache_home):
     assert "train-1.parquet has other columns or classes than " in fault(tmp_path / "b")
 
 
+def test_a_folder_of_parquet_files_is_no_labelled_folder_without_splits(tmp_path):
+    write(tmp_path / "data/train-0.parquet", [0, 1] * 10)
+    assert listing.undivided(tmp_path, ("0", "1")) is None
+
+
 def test_images_beside_parquet_files_are_the_set(tmp_path):
     for label in range(2):
         (tmp_path / f"class{label}").mkdir()
