@@ -33,8 +33,8 @@ ROWS = {
     "`.cls`": "members_of_tars_are_accounted_for",
     "JPEG, PNG, BMP": "every_kind_has_the_same_pixels_within_two_in_both_backends, dali_decodes_the_same_pixels, "
     "transparency_is_dropped_and_gray_becomes_three_equal_channels, exif_orientation_is_undone",
-    "GIF": "what_a_photo_loses_is_told",
-    "MPO": "every_kind_has_the_same_pixels_within_two_in_both_backends",
+    "GIF": "of_several_frames_the_first_is_read_and_told",
+    "MPO": "of_several_frames_the_first_is_read_and_told",
     "PNG, PGM, JPEG 2000": "every_value_and_name_of_measured_data_is_read, a_few_files_of_16_bits_among_photos_are_"
     "scaled_counted_and_said",
     "TIFF of more than 8 bits": "every_value_and_name_of_measured_data_is_read, values_are_kept_as_uint8_or_float32",

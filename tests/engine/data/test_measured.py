@@ -318,6 +318,25 @@ def test_what_a_photo_loses_is_told(tmp_path):
     )
 
 
+def test_of_several_frames_the_first_is_read_and_told(tmp_path):
+    first, second = (Image.fromarray(image_kinds.picture(seed=seed)) for seed in (20, 21))
+    moving = {
+        "a.gif": image_kinds.encoded(first.quantize(64), "GIF", save_all=True, append_images=[second.quantize(64)]),
+        "a.webp": image_kinds.encoded(first, "WEBP", save_all=True, append_images=[second], lossless=True),
+        "a.apng": image_kinds.encoded(first, "PNG", save_all=True, append_images=[second]),
+        "a.mpo": image_kinds.encoded(first, "MPO", save_all=True, append_images=[second], quality=95),
+    }
+    images, report = opened(write(tmp_path, PHOTOS | moving))
+    assert report.rejected == ()
+    (told,) = scan.remarks(report, by_dali=False)
+    assert told == "3 photos of several frames, of which the first is used, such as a.gif"
+    read = stacks.opener(images)
+    for name, most in (("a.gif", 40), ("a.webp", 0), ("a.apng", 0), ("a.mpo", 12)):
+        found = np.abs(read(name).astype(int) - np.asarray(first).astype(int))
+        other = np.abs(read(name).astype(int) - np.asarray(second).astype(int))
+        assert found.mean() <= most < other.mean()
+
+
 def npy(array):
     stream = io.BytesIO()
     np.save(stream, array)
