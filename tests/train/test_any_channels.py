@@ -68,6 +68,20 @@ def test_a_run_on_stacks_is_evaluated_and_used_for_single_files(four, capsys):
     assert image.name in capsys.readouterr().out.replace("\n", "")
 
 
+def test_an_image_that_names_some_of_the_channels_is_predicted_by_these(four, tmp_path, capsys):
+    measured = pytest.importorskip("tests.engine.data.measured")
+    file = tmp_path / "x.tif"
+    file.write_bytes(measured.tiff(measured.drawn(2, height=40, width=40), ("nir", "red")))
+    for model in ("pool_attention_cnn", "baseline_cnn"):
+        assert main(["predict", str(four), str(file), "--model", model]) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "x.tif lacks green, blue: the model is shown the channels that it has" in printed
+        assert f"{model}, channels all" in printed
+    for more in (["--channels", "red+blue"], ["--model", "naive_cnn"]):
+        assert main(["predict", str(four), str(file), *more]) == 2
+        assert "x.tif lacks " in capsys.readouterr().err
+
+
 def test_many_channels_are_tested_in_random_subsets_of_each_size(tmp_path):
     data = write_stacks(tmp_path / "data", 7)
     start = ["--data", str(data), "--out", str(tmp_path), "--name", "x", *SMALL]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from polychrome.engine.channels.combinations import parse
-from polychrome.engine.channels.names import ALL, SENSORS, SHUFFLED, Channels
+from polychrome.engine.channels.names import ALL, SENSORS, SHUFFLED, Channels, listed
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.opening import Opened, Wanted, are_photos
 from polychrome.engine.data.sets import scan
@@ -17,6 +17,7 @@ from polychrome.engine.errors import UserError
 from polychrome.engine.evaluation import inputs
 from polychrome.engine.report import console
 from polychrome.engine.report.tables import Table
+from polychrome.train import networks
 from polychrome.train.commands.finished import Run
 from polychrome.train.data import make_loader
 
@@ -44,8 +45,12 @@ def predict_images(run: Path, images: tuple[Path, ...], model: str | None, chann
     if given.dtype != trained.dtype:
         raise UserError(f"{images[0]} has values of type {given.dtype}, the run was trained on {trained.dtype}")
     for path, file in zip(given.splits["images"].paths, images, strict=True):
-        if absent := [trained.channels.names[place] for place in chosen or () if place not in given.present(path)]:
-            raise UserError(f"{file} lacks {', '.join(absent)} of channels {combination}: name others by --channels")
+        absent = [trained.channels.names[place] for place in chosen or () if place not in given.present(path)]
+        if absent and (channels or networks.has_several(trained.results["models"][name]["protocol"])):
+            raise UserError(f"{file} lacks {listed(absent)} of channels {combination}: name others by --channels")
+        if absent:
+            console.say(f"{file} lacks {listed(absent)}: the model is shown the channels that it has")
+            combination, chosen = ALL, None
     for note in given.notes:
         console.say(note)
     opened = Opened(given, Wanted("torch", trained.device, workers=0))
