@@ -1,8 +1,9 @@
 """One model for images from three pretend sensors, against a model for each sensor.
 
 `python -m bench.studies.sensors make PATCHES OUT` gives each patch of a data folder of 48 bands to one of three
-sensors, which share bands, and keeps that sensor's bands alone. `python -m bench.studies.sensors collect RUN` copies
-the table of a run on them to `bench/results` and draws the picture of docs/data.md.
+sensors, which share bands, and keeps that sensor's bands alone. After a run on them, and `python -m train.run evaluate
+RUN`, `python -m bench.studies.sensors collect RUN` copies the evaluation's table to `bench/results` and draws the
+picture of docs/data.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -27,12 +29,9 @@ from polychrome.engine.report.plots import COLOURS, NARROW
 from polychrome.engine.report.tables import Table
 from polychrome.engine.run_folder import RunFolder
 
-SENSORS: Mapping[str, range] = {
-    "visible": range(20),
-    "red edge": range(14, 34),
-    "near infrared": range(28, 48),
-}
-FILES = ("table.csv", "environment.json")
+SENSORS: Mapping[str, range] = {f"bands {first}-{first + 19}": range(first, first + 20) for first in (0, 14, 28)}
+FILES = {"evaluation.csv": "table.csv", "environment.json": "environment.json"}
+LABELS = [f"sensor {number}" for number in range(1, len(SENSORS) + 1)]  # of the combinations in a table
 KINDS = {"": "one network for all", "+off": "one, always all bands of an image", "+alone": "a network for each sensor"}
 KINDS |= {"+alone+long": "a network for each, three times the epochs"}
 COMMAND = "python -m train.run task1 --config bench/sensors.toml --data DIR"
@@ -74,7 +73,7 @@ def _folder(sensor: str) -> str:
 
 def systems(results: Path = study.RESULTS) -> list[study.System]:
     """Return the systems of the study, in the order of its table; none where there is no table."""
-    file = results / "houston48" / "sensors" / FILES[0]
+    file = results / "houston48" / "sensors" / "table.csv"
     if not file.is_file():
         return []
     rows: dict[str, list[dict[str, str]]] = {}
@@ -89,25 +88,31 @@ def table(results: Path = study.RESULTS) -> str:
     every = systems(results)
     if not every:
         return "Not measured yet."
-    labels = [f"sensor {number}" for number in range(1, len(SENSORS) + 1)]
-    heads = ("model", "networks", "parameters", "epochs", *SENSORS, "mean", "seeds")
+    heads = ("model", "networks", "parameters", "epochs", *SENSORS, "mean", "balanced", "seeds")
     rows = tuple(
         (
             f"`{model}`",
             KINDS[kind],
             f"{int(item['params']) * (len(SENSORS) if 'alone' in kind else 1):,}",
             item["epochs"],
-            *(study.percent(item.accuracy("test", label)) for label in labels),
-            study.percent(item.mean("test", labels)),
+            *(study.percent(item.accuracy("test", label)) for label in LABELS),
+            study.percent(item.mean("test", LABELS)),
+            study.percent(fmean(_balanced(item))),
             item["seeds"],
         )
         for item in every
         for model, kind in [_parts(item)]
     )
     folder = results / "houston48" / "sensors"
-    facts = json.loads((folder / FILES[1]).read_text(encoding="utf-8"))
+    facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     stamp = f"`{COMMAND}`: `bench/results/houston48/sensors/table.csv` (commit {study.commit(facts)})"
     return "\n\n".join([grid(Table("", heads, rows, 2)), wrapped(f"{stamp}; {study.machine(facts)}.")])
+
+
+def _balanced(item: study.System) -> list[float]:
+    """Return a system's balanced test accuracy for each sensor."""
+    rows = (row for row in item.rows if row["split"] == "test" and row["combination"] in LABELS)
+    return [float(row["balanced_accuracy"]) for row in rows]
 
 
 def _parts(item: study.System) -> tuple[str, str]:
@@ -120,10 +125,9 @@ def draw(results: Path = study.RESULTS) -> None:
     """Draw the accuracies of the study: a group for each model, a bar for each kind of networks."""
     every = systems(results)
     models = list(dict.fromkeys(_parts(item)[0] for item in every))
-    labels = [f"sensor {number}" for number in range(1, len(SENSORS) + 1)]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(labels), figsize=(NARROW, 3.4), sharey=True, layout="constrained")
-        for axis, label, sensor in zip(axes, labels, SENSORS, strict=True):
+        figure, axes = plt.subplots(1, len(LABELS), figsize=(NARROW, 3.4), sharey=True, layout="constrained")
+        for axis, label, sensor in zip(axes, LABELS, SENSORS, strict=True):
             for number, (kind, words) in enumerate(KINDS.items()):
                 own = [(models.index(model), item) for item in every for model, its in [_parts(item)] if its == kind]
                 found = [(place, *item.accuracy("test", label)) for place, item in own]
@@ -146,11 +150,11 @@ def draw(results: Path = study.RESULTS) -> None:
 
 
 def collect(run: Path, results: Path = study.RESULTS) -> Path:
-    """Copy the table of a run to the results, draw the picture, and return the folder."""
+    """Copy the table of a run's evaluation to the results, draw the picture, and return the folder."""
     folder = results / "houston48" / "sensors"
     folder.mkdir(parents=True, exist_ok=True)
-    for file in FILES:
-        shutil.copyfile(RunFolder.open(run).root / file, folder / file)
+    for file, name in FILES.items():
+        shutil.copyfile(RunFolder.open(run).root / file, folder / name)
     draw(results)
     return folder
 
@@ -171,7 +175,7 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
         parser.error(f"{asked.out} exists already")
     for name, counts in divide(asked.patches, asked.out).items():
         shown = ", ".join(f"{count} {split}" for split, count in counts.items())
-        print(f"{name}: bands {SENSORS[name][0]} to {SENSORS[name][-1]}, {shown} patches")
+        print(f"{name}: {shown} patches")
     return 0
 
 
