@@ -65,6 +65,7 @@ def run_of(tmp_path, accuracies):
                     "train_seconds": 90,
                     "params": 1000,
                 }
+                row["balanced_accuracy"] = accuracy - 0.1
                 writer.writerow(dict.fromkeys(comparison.COLUMNS, "") | row)
     facts = {"gpu": None, "cores": 2, "cpu": "a CPU", "python": "3.11", "commit": "0123456789abcdef"}
     facts["versions"] = {"torch": "2", "torchvision": "1"}
@@ -76,10 +77,10 @@ def test_the_table_has_each_sensors_accuracy_with_its_spread_and_the_mean(tmp_pa
     run_of(tmp_path, {"baseline_cnn": (0.5, 0.6, 0.7), "baseline_cnn+alone": (0.4, 0.6, 0.5)})
     lines = sensors.table(tmp_path).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert cells[0] == ["model", "networks", "parameters", "epochs", *sensors.SENSORS, "mean", "seeds"]
-    figures = "50.0 ± 1.0", "60.0 ± 1.0", "70.0 ± 1.0", "60.0"
+    assert cells[0] == ["model", "networks", "parameters", "epochs", *sensors.SENSORS, "mean", "balanced", "seeds"]
+    figures = "50.0 ± 1.0", "60.0 ± 1.0", "70.0 ± 1.0", "60.0", "50.0"
     assert cells[2] == ["`baseline_cnn`", "one network for all", "1,000", "20", *figures, "0 1 2"]
-    figures = "40.0 ± 1.0", "60.0 ± 1.0", "50.0 ± 1.0", "50.0"
+    figures = "40.0 ± 1.0", "60.0 ± 1.0", "50.0 ± 1.0", "50.0", "40.0"
     assert cells[3] == ["`baseline_cnn`", "a network for each sensor", "3,000", "20", *figures, "0 1 2"]
     assert "(commit 0123456789ab); 2 cores of a CPU, python 3.11, torch 2, torchvision 1." in " ".join(lines)
 
