@@ -17,6 +17,7 @@ from polychrome.engine.channels.combinations import every
 from polychrome.engine.channels.masks import present, select
 from polychrome.engine.channels.names import RGB
 from polychrome.engine.data import loader
+from polychrome.engine.data.arrangement import Arrangement
 from polychrome.engine.data.augmentation import NAMES, Augmentations
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.sets import listing, scan
@@ -66,6 +67,15 @@ def striped(stripes):
 def stored(striped):
     """These images decoded, in host memory."""
     return squeezed(striped, 40)
+
+
+@pytest.fixture(scope="module")
+def lacking(striped):
+    """The same images, of which a third has red and green alone, and a third blue."""
+    sources = ((0, 1, 2), (0, 1, -1), (-1, -1, 2))
+    paths = dict.fromkeys(path for split in striped.splits.values() for path in split.paths)
+    arrangements = {path: Arrangement(sources[number % 3]) for number, path in enumerate(paths)}
+    return replace(striped, channels=replace(RGB, sensors=((0, 1, 2), (0, 1), (2,))), arrangements=arrangements)
 
 
 @contextmanager
@@ -168,9 +178,19 @@ def test_nothing_in_an_epoch_makes_the_host_wait(striped, stored, tmp_path, name
         assert len(history.epochs) == 2
 
 
+def test_nothing_in_an_epoch_makes_the_host_wait_where_images_lack_channels(lacking, stored, tmp_path):
+    options = {"precision": "fp32", "channel_sampling": "on", "compile": DEVICE.type == "cuda"}
+    case = "pool_attention_cnn", "device", options
+    test_nothing_in_an_epoch_makes_the_host_wait(lacking, stored, tmp_path, *case, batchwise=False)
+
+
+def test_evaluation_does_not_make_the_host_wait_where_images_lack_channels(lacking, stored):
+    test_evaluation_of_all_combinations_does_not_make_the_host_wait(lacking, stored)
+
+
 def test_evaluation_of_all_combinations_does_not_make_the_host_wait(striped, stored):
     model = made("pool_attention_cnn").to(DEVICE)
-    combinations = every() | {"shuffled": ()}
+    combinations = every(sensors=striped.channels.sensors) | {"shuffled": ()}
 
     with opened(striped, kept(stored, "device"), batch_size=6) as (_, val):
         evaluate(model, val, combinations, 3, nullcontext())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.engine import test_engine_on_gpu as on_gpu
-from tests.engine.test_engine_on_gpu import stored, striped  # noqa: F401 - fixtures
+from tests.engine.test_engine_on_gpu import lacking, stored, striped  # noqa: F401 - fixtures
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,11 @@ def test_an_epoch_under_the_guard(striped, stored, tmp_path, case):  # noqa: F81
 
 def test_an_evaluation_under_the_guard(striped, stored):  # noqa: F811
     on_gpu.test_evaluation_of_all_combinations_does_not_make_the_host_wait(striped, stored)
+
+
+def test_images_that_lack_channels(lacking, stored, tmp_path):  # noqa: F811
+    on_gpu.test_evaluation_does_not_make_the_host_wait_where_images_lack_channels(lacking, stored)
+    on_gpu.test_nothing_in_an_epoch_makes_the_host_wait_where_images_lack_channels(lacking, stored, tmp_path)
 
 
 def test_stored_images(striped, stored):  # noqa: F811
