@@ -79,7 +79,7 @@ def test_the_table_has_a_row_for_each_accuracy(run):
 def test_evaluate_reproduces_the_table_to_the_digit(run, capsys):
     assert main(["evaluate", str(run), "--channels", "RGB,G"]) == 0
     assert (run / "evaluation.csv").read_bytes() == (run / "table.csv").read_bytes()
-    assert "48 of 48 figures are those of" in capsys.readouterr().out
+    assert "72 of 72 figures are those of" in capsys.readouterr().out
     weights = run / "seeds/1/checkpoints/pool_attention_cnn/best.pt"
     kept = weights.read_bytes()
     shutil.copy(run / "seeds/0/checkpoints/pool_attention_cnn/best.pt", weights)
