@@ -86,8 +86,8 @@ def test_evaluate_reproduces_the_table_to_the_digit(run, capsys):
     assert main(["evaluate", str(run), "--channels", "G", "--split", "holdout"]) == 0
     weights.write_bytes(kept)
     printed = capsys.readouterr().out
-    assert "8 of 8 figures" not in printed
-    assert "of 8 figures are those of" in printed
+    assert "12 of 12 figures" not in printed
+    assert "of 12 figures are those of" in printed
     assert json.loads((run / "evaluation.json").read_text())["splits"] == ["holdout"]
 
 
