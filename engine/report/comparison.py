@@ -115,8 +115,8 @@ def agreement(table: str, again: str) -> tuple[int, int]:
         }
         for text in (table, again)
     )
-    # A ratio needs ResNet34's figure too, a spread all seeds: a figure that either table lacks is not compared.
-    common = [key for key in before.keys() & after.keys() if before[key] and after[key]]
+    # A ratio needs ResNet34's figure too, a spread all seeds: a figure that neither table has is not compared.
+    common = [key for key in before.keys() & after.keys() if before[key] or after[key]]
     return len(common), sum(before[key] == after[key] for key in common)
 
 

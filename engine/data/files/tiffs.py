@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from polychrome.engine.channels.names import RGB
+from polychrome.engine.data.files import decode
 from polychrome.engine.data.files.deep import CODECS
 from polychrome.engine.data.files.guard import check_values
 from polychrome.engine.data.files.pixels import Pixels, check_type, upright, usable_names, without_opaque
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 ORIENTATION, GDAL_METADATA, GDAL_NODATA = 274, 42112, 42113
 MINISWHITE, MINISBLACK, COLOURS, PALETTE, MASK, SEPARATED, YCBCR = range(7)  # photometric interpretations
 SAMPLES = {MINISWHITE: 1, MINISBLACK: 1, COLOURS: 3, PALETTE: 1, SEPARATED: 4, YCBCR: 3}
+CODED = (MINISWHITE, PALETTE, SEPARATED, YCBCR)
 IMAGE, CHANNELS, UNKNOWN = "YX", "CS", "IQ"  # tifffile's names of axes
 ALPHA = (1, 2)  # of ExtraSamples
 NEEDS = "needs tifffile: pip install tifffile"
@@ -80,7 +82,8 @@ def read(content: bytes, channels: int | None = None) -> Pixels:
 
     Axes and names of channels are those of the file's own description (GDAL's, OME's, ImageJ's). Pages without a
     description are channels, unless there are as many as rows, and the rows are shorter: two equal axes are the image.
-    Where `channels` is the number of pages or the length of the rows, it decides.
+    Where `channels` is the number of pages or the length of the rows, it decides. Photos of 8 bits with a palette,
+    CMYK, YCbCr or white as 0 are read as `decode.samples` reads them.
 
     Raises:
         Unsupported: the file holds several images, or axes that cannot be channels, or its reading needs a package.
@@ -91,6 +94,8 @@ def read(content: bytes, channels: int | None = None) -> Pixels:
         page = tif.pages.first
         check_type(np.dtype("uint8") if series.dtype == bool else series.dtype)
         check_values(series.shape)
+        if _is_coded_photo(page, series):
+            return decode.samples(content, channels)
         if page.photometric == PALETTE:
             raise Unsupported("pages with palettes, wanted pages of one channel each")
         values = _values(series)
@@ -103,6 +108,12 @@ def read(content: bytes, channels: int | None = None) -> Pixels:
         if is_alpha and channels != values.shape[2]:
             return upright(without_opaque(Pixels(values, names, missing)), _orientation(page))
         return upright(Pixels(values, names, missing), _orientation(page))
+
+
+def _is_coded_photo(page: TiffPage, series: TiffPageSeries) -> bool:
+    """Return whether an image is a photo of 8 bits whose samples are not its gray or its R, G and B."""
+    plain = page.bitspersample <= 8 and page.sampleformat in (1, 4) and series.size == page.size
+    return plain and page.photometric in CODED and page.samplesperpixel == SAMPLES[int(page.photometric)]
 
 
 @contextmanager

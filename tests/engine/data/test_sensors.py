@@ -10,7 +10,7 @@ from PIL import Image
 
 from polychrome.engine.channels.names import Channels
 from polychrome.engine.data import loader
-from polychrome.engine.data.files import stacks
+from polychrome.engine.data.files import decode, stacks
 from polychrome.engine.data.image_set import having
 from polychrome.engine.data.opening import Wanted, open_set
 from polychrome.engine.data.sets import listing, scan
@@ -226,6 +226,38 @@ def test_the_samples_of_photos_are_channels_where_channels_csv_says_so(tmp_path,
     with Image.open(tmp_path / "1.png") as image:
         wanted = np.asarray(image.convert("RGB") if mode == "P" else image)
     np.testing.assert_array_equal(stacks.opener(images)("1.png"), wanted.reshape(9, 7, channels))
+
+
+@pytest.mark.parametrize("how", ["palette", "cmyk", "ycbcr", "white is 0", "gray", "rgb"])
+def test_a_tiff_of_8_bits_has_the_colours_of_the_photo_whatever_its_samples_are(tmp_path, how):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype=np.uint8)).resize((48, 32))
+    form = {
+        "palette": (image.quantize(16), {}),
+        "cmyk": (image.convert("CMYK"), {}),
+        "ycbcr": (image, {"compression": "jpeg"}),
+        "white is 0": (image.convert("L"), {"tiffinfo": {262: 0}}),
+        "gray": (image.convert("L"), {}),
+        "rgb": (image, {}),
+    }
+    stored, options = form[how]
+    names = "x" if stored.mode == "L" else "x+y+z"
+    stream = io.BytesIO()
+    stored.save(stream, "TIFF", **options)
+    images = opened(write(tmp_path, {"a.tif": stream.getvalue(), "b.tif": stream.getvalue()}, f".,{names}\n"))
+    found, wanted = stacks.opener(images)("a.tif"), decode.rgb(tmp_path / "a.tif")
+    assert found.shape == (32, 48, len(images.channels))
+    assert np.abs(found.astype(int) - wanted[..., : found.shape[2]].astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize("file", ["channels.csv", "channels.txt"])
+def test_an_order_of_channels_that_contradicts_the_files_is_told(tmp_path, file):
+    values = {name: measured.tiff(pixels(NAMES[:2], i), ("red", "nir")) for i, name in enumerate(("a.tif", "b.tif"))}
+    root = write(tmp_path, values)
+    (root / file).write_text(".,nir+red\n" if file.endswith("csv") else "nir\nred\n")
+    told = f"channels are nir, red in {file}, red, nir in 2 files such as a.tif: the former is taken"
+    assert told in opened(root).notes
+    (root / file).write_text(".,x+y\n" if file.endswith("csv") else "x\ny\n")
+    assert not any("channels are" in note for note in opened(root).notes)
 
 
 def site(number, channels, folder=""):

@@ -40,6 +40,12 @@ def of_stacks(images: ImageSet, found: Mapping[str, Stack], channels: Channels |
     """
     described = descriptions.read(images.root, found)
     given = _given(images, found, described)
+    turned = [path for path, stack in found.items() if _is_other_order(stack.names, given[path])]
+    if turned:
+        first, count = turned[0], f"{len(turned):,} file{'s' * (len(turned) > 1)} such as {turned[0]}"
+        source = descriptions.FILE if described else stacks.NAMES_FILE
+        orders = f"{listed(given[first])} in {source}, {listed(found[first].names)} in {count}"
+        images = replace(images, notes=(*images.notes, f"channels are {orders}: the former is taken"))
     names = _of_model(images, found, given, channels.names) if channels else _or_numbers(images, found, given)
     renamed = [path for path in found if given[path] and given[path] != names[path]]
     if renamed:
@@ -56,6 +62,10 @@ def of_stacks(images: ImageSet, found: Mapping[str, Stack], channels: Channels |
     sensors = tuple(sorted(counted, key=lambda present: (-counted[present], -len(present), present)))
     sensors = () if sensors == (tuple(range(len(union))),) else sensors
     return replace(images, channels=replace(channels, sensors=sensors), arrangements=arrangements)
+
+
+def _is_other_order(own: tuple[str, ...], given: tuple[str, ...]) -> bool:
+    return own != given and sorted(own) == sorted(given)
 
 
 def _given(images: ImageSet, found: Mapping[str, Stack], described: Mapping[str, Described] | None) -> Names:
