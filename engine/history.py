@@ -26,21 +26,25 @@ class EpochRow:
 
 @dataclass
 class TrainingHistory:
-    """For each epoch its row and its speed in training images per second; the total time in seconds."""
+    """For each epoch its row and its speed in training images per second; the total time in seconds.
+
+    The best weights are looked for among the epochs after the first `lost` ones. It is 0 unless `best.pt` was damaged.
+    """
 
     epochs: list[EpochRow] = field(default_factory=list)
     speeds: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    lost: int = 0
 
     @property
-    def best(self) -> EpochRow:
-        """The row with the lowest validation loss, the earliest at a tie."""
-        return min(self.epochs, key=lambda row: row.val_loss)
+    def best(self) -> EpochRow | None:
+        """The row with the lowest validation loss, the earliest at a tie, of those not lost; None without a row."""
+        return min(self.epochs[self.lost :], key=_val_loss, default=None)
 
     @property
     def epochs_without_improvement(self) -> int:
-        """The number of epochs since the best epoch."""
-        return self.epochs[-1].epoch - self.best.epoch if self.epochs else 0
+        """The number of epochs since the epoch with the lowest validation loss."""
+        return self.epochs[-1].epoch - min(self.epochs, key=_val_loss).epoch if self.epochs else 0
 
     @property
     def images_per_second(self) -> float:
@@ -49,9 +53,15 @@ class TrainingHistory:
 
     def as_dict(self) -> dict:
         """Return the history as a checkpoint stores it."""
-        return {"history": list(map(asdict, self.epochs)), "speeds": self.speeds, "seconds": self.seconds}
+        rows = list(map(asdict, self.epochs))
+        return {"history": rows, "speeds": self.speeds, "seconds": self.seconds, "lost": self.lost}
 
     @classmethod
     def from_dict(cls, values: dict) -> TrainingHistory:
         """Return the history that `as_dict` stored; raises KeyError or TypeError for any other dict."""
-        return cls([EpochRow(**row) for row in values["history"]], list(values["speeds"]), values["seconds"])
+        rows = [EpochRow(**row) for row in values["history"]]
+        return cls(rows, list(values["speeds"]), values["seconds"], values.get("lost", 0))
+
+
+def _val_loss(row: EpochRow) -> float:
+    return row.val_loss

@@ -13,7 +13,7 @@ from polychrome.engine.errors import UserError
 from polychrome.engine.history import EpochRow
 from polychrome.engine.report import console
 from polychrome.engine.run_folder import RunFolder
-from polychrome.engine.training import state
+from polychrome.engine.training import checkpoint, state
 from polychrome.models.complexity import Complexity
 from polychrome.train import networks
 from polychrome.train.data import combinations_to_test, moved, open_data
@@ -115,12 +115,13 @@ def _so_far(
         labels = list(entry["scores"]["test"])
         if labels != [name for name, chosen in tested.items() if chosen or not alone]:
             raise UserError(f"{run.root} was tested on channels {','.join(labels)}: leave --channels as it was")
+    trained = {entry: found for entry, found in before["models"].items() if not _lacks_weights(run, entry)}
     trained_with = Settings.from_toml(run.config)
     for entry in entries:
         started = {path.parent for path in run.checkpoints(entry).rglob("*.pt")}
         if started:
             _check_fixed(entry, trained_with, settings, run)
-        for folder in sorted(started) if not is_done(before["models"].get(entry), settings, entry) else ():
+        for folder in sorted(started) if not is_done(trained.get(entry), settings, entry) else ():
             state.newest(folder, None, lambda fault: None)
     history: dict[str, list[EpochRow]] = {}
     try:
@@ -128,7 +129,27 @@ def _so_far(
             history.setdefault(row.model, []).append(row)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.history} is damaged ({type(error).__name__}: {error})") from None
-    return before["models"], history
+    return trained, history
+
+
+def _lacks_weights(run: RunFolder, entry: str) -> bool:
+    """Return whether the best weights of a trained entry are damaged while other checkpoints are there to go on from.
+
+    Damaged weights are told.
+    """
+    for path in sorted(run.checkpoints(entry).rglob(state.BEST)):
+        if fault := checkpoint.fault(path):
+            try:
+                begun = state.epochs(path.parent) > 0
+            except UserError:
+                begun = False
+            console.warn(
+                f"{path} is damaged ({fault}): "
+                + (f"{entry} goes on from its other checkpoints" if begun else "its weights are lost, its figures stay")
+            )
+            if begun:
+                return True
+    return False
 
 
 def is_done(result: dict | None, settings: Settings, entry: str) -> bool:

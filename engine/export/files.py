@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from polychrome.engine.errors import UserError, one_line
 from polychrome.engine.export.check import Check, ExportError, compare
 from polychrome.engine.export.classifier import Classifier, Description
+from polychrome.engine.machine import integrity
 from polychrome.engine.machine.files import write_atomically
 
 FORMATS = ("pt2", "onnx", "safetensors")
@@ -48,14 +49,15 @@ def save(model: nn.Module, description: Description, path: Path, images: Tensor,
                 f"{path} was not written: it does not compute what {description.model} does ({check}; "
                 f"{check.largest_logit:.3g} is the largest logit)"
             )
-        content = made.read_bytes()
+        content, digest = made.read_bytes(), integrity.file_digest(made)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    integrity.description_of(path).unlink(missing_ok=True)  # of a former file: it must not be taken for this one's
     write_atomically(path, content)
-    about = {**description.as_dict(), "check": {**asdict(check), "on": note}}
-    write_atomically(path.with_name(path.name + ".json"), json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    about = {**description.as_dict(), "check": {**asdict(check), "on": note}, integrity.KEY: digest}
+    write_atomically(integrity.description_of(path), json.dumps(about, indent=2, ensure_ascii=False) + "\n")
     return check
 
 
@@ -74,9 +76,13 @@ def load(path: Path | str) -> Callable[..., Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        return form.read(path)[0]
+        fault = integrity.fault_of_described(path)
+        model = None if fault else form.read(path)[0]
     except Exception as error:  # each reader answers damaged bytes with errors of its own
         raise UserError(f"{path} is damaged or was not exported by this project ({one_line(error)})") from error
+    if fault:
+        raise UserError(f"{path} is damaged: {fault}")
+    return model
 
 
 def check_target(path: Path) -> None:

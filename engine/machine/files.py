@@ -75,8 +75,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(partial, path)
-        _to_disk(path.parent)
+        rename(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -99,6 +98,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         _to_disk(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give a file another name in its folder, on the disk too; a file of this name is replaced. Raises OSError."""
+    os.replace(source, target)
+    _to_disk(target.parent)
 
 
 def write_atomically(path: Path, content: bytes | memoryview | str) -> None:

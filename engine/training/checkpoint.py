@@ -1,13 +1,16 @@
-"""Checkpoints: written whole or not at all, read without running code, with the number of their format."""
+"""Checkpoints: written whole or not at all, read without running code, with a checksum and a number of their format."""
 
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from polychrome.engine.errors import StorageError, UserError
+from polychrome.engine.errors import StorageError, UserError, one_line
+from polychrome.engine.machine import integrity
 from polychrome.engine.machine.files import write_atomically
 
 # 1, without a number: channels and flips were drawn batch by batch. 2: by image.
@@ -23,6 +26,7 @@ def save(path: Path, content: dict) -> None:
     # In memory first: torch's writer ends the process where a disk is full in the middle.
     stream = io.BytesIO()
     torch.save(content | {"format": FORMAT}, stream)
+    integrity.seal(stream)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -37,12 +41,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
         UserError: the file is missing, damaged, of a later format, or holds more than plain data.
     """
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = read(path, device)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # the unpickler answers damaged bytes with errors of every kind
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged or is not a checkpoint ({reason})") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or is not a checkpoint ({one_line(error)})") from None
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f"{path} is not a checkpoint of this project: it has no 'model' entry of weights")
@@ -51,6 +54,41 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
             f"{path} has checkpoint format {number}, this version reads up to {FORMAT}: update polychrome to read it"
         )
     return content
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> Any:
+    """Return what `save` or `torch.save` wrote, of plain data, after its checksums have been verified.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is damaged, or holds more than plain data.
+    """
+    while True:
+        with open(path, "rb") as file:
+            if found := integrity.fault(file):
+                raise ValueError(found)
+            try:
+                content = torch.load(path, map_location=device, weights_only=True)  # slower from an open file
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # the unpickler answers damaged bytes with errors of every kind
+                reason = str(error).strip().partition("\n")[0]
+                raise ValueError(reason or type(error).__name__) from None
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return content
+        # Another process has replaced the file in between.
+
+
+def fault(path: Path) -> str | None:
+    """Return in words what is wrong with the bytes of a checkpoint that is there; None where nothing is.
+
+    Nothing is unpacked: `load` may still find that the content is not a checkpoint's.
+    """
+    try:
+        with open(path, "rb") as file:
+            return integrity.fault(file)
+    except OSError as error:
+        return one_line(error)
 
 
 def restore(model: torch.nn.Module, content: dict, path: Path) -> None:

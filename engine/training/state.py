@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import StorageError, UserError
 from polychrome.engine.history import TrainingHistory
 from polychrome.engine.machine import distributed
+from polychrome.engine.machine.files import rename
 from polychrome.engine.training import checkpoint
 
-BEST, LAST, PREVIOUS, WITHIN = "best.pt", "last.pt", "previous.pt", "step.pt"
+BEST, LAST, PREVIOUS, WITHIN, NEXT = "best.pt", "last.pt", "previous.pt", "step.pt", "next.pt"
 
 
 @dataclass
@@ -120,26 +121,69 @@ class State:
         return self.model if self.ema is None else self.ema.module
 
     def save_epoch(self, folder: Path) -> None:
-        """Write `last.pt` after an epoch, after the best epoch also `best.pt`; the old `last.pt` is `previous.pt`."""
+        """Write `last.pt` after an epoch, after the best epoch also `best.pt`; the old `last.pt` is `previous.pt`.
+
+        Raises:
+            StorageError: a file cannot be written; earlier files are intact.
+        """
         content = self._content()
         if not distributed.is_main():
             return
-        epoch = self.history.epochs[-1].epoch
-        # The best goes first: a run that is killed in between repeats the epoch and writes the same file again.
-        if self.history.best.epoch == epoch:
-            best = {"name": self.name, "epoch": epoch, "model": self.validated.state_dict()}
-            checkpoint.save(folder / BEST, best)
-        checkpoint.save(folder / "next.pt", content)
-        if (folder / LAST).exists():
-            os.replace(folder / LAST, folder / PREVIOUS)
-        os.replace(folder / "next.pt", folder / LAST)
-        (folder / WITHIN).unlink(missing_ok=True)
+        checkpoint.save(folder / NEXT, content)
+        try:
+            if (folder / LAST).exists():
+                rename(folder / LAST, folder / PREVIOUS)
+            rename(folder / NEXT, folder / LAST)
+            (folder / WITHIN).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{folder / LAST} cannot be written: {error.strerror}") from error
+        # The best goes last: of a run that is killed in between, `keep_best` finds it in `last.pt`.
+        if (epoch := self.history.epochs[-1].epoch) == self.history.best.epoch:
+            self._save_best(folder, epoch, self.validated.state_dict())
 
     def save_within(self, folder: Path) -> None:
         """Write `step.pt` in the middle of an epoch."""
         content = self._content()
         if distributed.is_main():
             checkpoint.save(folder / WITHIN, content)
+
+    def keep_best(self, folder: Path, say: Callable[[str], None]) -> None:
+        """See to it that `best.pt` is whole and of the best epoch, of which another checkpoint may have the weights.
+
+        Where none has them, the best is chosen among the epochs from then on, and `say` is told so.
+        """
+        if self.history.best is None:
+            return
+        if distributed.is_main():
+            self._mend_best(folder, say)
+        self.history.lost = distributed.of_main(self.history.lost)
+
+    def _mend_best(self, folder: Path, say: Callable[[str], None]) -> None:
+        path, wanted, found = folder / BEST, self.history.best.epoch, None
+        try:
+            found = checkpoint.load(path).get("epoch")
+            fault = f"{path} is of epoch {found}, the best epoch is {wanted}"
+        except UserError as error:
+            fault = str(error)
+        if found == wanted:
+            return
+        ends = dict(reversed(_ends_of_epochs(folder)))
+        if wanted not in ends:
+            # The weights of the best epoch are gone: the best of the last epochs, whose weights are there, counts.
+            self.history.lost = len(self.history.epochs)
+            while self.history.lost in ends:
+                self.history.lost -= 1
+            first = self.history.lost + 1
+            say(f"{fault}; no other checkpoint has epoch {wanted}: the best epoch from {first} on will be tested")
+        elif found is None:
+            say(f"{fault}: written again from {ends[wanted][0].name}")
+        if (best := self.history.best) is not None:
+            content = ends[best.epoch][1]
+            weights = content["model"] if content["ema"] is None else _without_prefix(content["ema"])
+            self._save_best(folder, best.epoch, weights)
+
+    def _save_best(self, folder: Path, epoch: int, weights: dict) -> None:
+        checkpoint.save(folder / BEST, {"name": self.name, "epoch": epoch, "model": weights})
 
     def resume(self, folder: Path, say: Callable[[str], None] = lambda message: None) -> bool:
         """Resume from the newest intact checkpoint in `folder` that fits; return whether there is a checkpoint.
@@ -169,6 +213,7 @@ class State:
                 say(f"{path} was saved with {_changes(before, self.division)}")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a checkpoint to go on from ({type(error).__name__}: {error})") from None
+        self.keep_best(folder, say)
         return True
 
     def _content(self) -> dict:
@@ -213,6 +258,22 @@ class State:
             self.ema.module.load_state_dict(self.model.state_dict())
         else:
             self.ema.load_state_dict(content)
+
+
+def _ends_of_epochs(folder: Path) -> list[tuple[int, tuple[Path, dict]]]:
+    """Return the intact checkpoints of ends of epochs, newest first: epoch, path and content of each."""
+    found = []
+    for path in (folder / LAST, folder / PREVIOUS):
+        with suppress(UserError, KeyError, TypeError):
+            content = checkpoint.load(path)
+            found.append((content["position"]["epoch"] - 1, (path, content)))
+    return found
+
+
+def _without_prefix(averaged: dict) -> dict:
+    """Return the weights of a model from the state of its average."""
+    prefix = "module."
+    return {key.removeprefix(prefix): value for key, value in averaged.items() if key.startswith(prefix)}
 
 
 def exists(folder: Path) -> bool:

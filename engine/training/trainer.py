@@ -146,6 +146,7 @@ class Trainer:
             if plan.patience and self.history.epochs_without_improvement >= plan.patience:
                 break
             self._epoch()
+        self.state.keep_best(self.folder, self.hooks.say)
         distributed.wait()  # for the first process's last write
         best = self.folder / state.BEST
         checkpoint.restore(self.model, checkpoint.load(best, plan.device), best)

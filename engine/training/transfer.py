@@ -8,7 +8,9 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import UserError, one_line
+from polychrome.engine.machine import integrity
+from polychrome.engine.training import checkpoint
 
 SHOWN = 5  # misfitting weights that an error names
 
@@ -26,18 +28,13 @@ def read(file: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         UserError: the file is missing, is of another kind, or has no weights.
     """
     try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(file, device=str(device))
-        else:
-            content = torch.load(file, map_location=device, weights_only=True)
+        content = _of_safetensors(file, device) if file.suffix == ".safetensors" else checkpoint.read(file, device)
     except OSError as error:
         raise UserError(f"--weights {file} cannot be read: {error.strerror or error}") from None
     except ImportError:
         raise UserError(f"--weights {file}: reading it needs safetensors: pip install safetensors") from None
-    except Exception as error:  # the unpickler answers damaged bytes with errors of every kind
-        raise UserError(f"--weights {file} is not a file of weights ({type(error).__name__})") from None
+    except ValueError as error:
+        raise UserError(f"--weights {file} is damaged or is not a file of weights ({error})") from None
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -48,17 +45,30 @@ def read(file: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     return content
 
 
+def _of_safetensors(file: Path, device: torch.device | str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if found := integrity.fault_of_described(file):
+        raise ValueError(found)
+    try:
+        return load_file(file, device=str(device))
+    except SafetensorError as error:
+        raise ValueError(one_line(error)) from None
+
+
 def of_torchvision(name: str) -> dict[str, Tensor] | None:
     """Return torchvision's weights for the model `name`, downloaded if need be; None if torchvision has no such model.
 
     Raises:
-        UserError: the weights cannot be downloaded.
+        UserError: the weights cannot be downloaded, or were downloaded and are damaged.
     """
     from torchvision import models
 
     if name not in models.list_models(module=models):
         return None
     weights = models.get_model_weights(name).DEFAULT
+    _check_downloaded(weights.url)
     try:
         found = weights.get_state_dict(check_hash=True, progress=False)
     except (URLError, OSError, RuntimeError) as error:
@@ -69,6 +79,14 @@ def of_torchvision(name: str) -> dict[str, Tensor] | None:
         ) from None
     # Auxiliary classifiers are for training only, and the model here has none.
     return {key: value for key, value in found.items() if not key.startswith("aux")}
+
+
+def _check_downloaded(url: str) -> None:
+    """Raise UserError where an earlier download is damaged: its name has the digest, which torch checks on arrival."""
+    file = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    wanted = file.stem.rpartition("-")[2]
+    if file.is_file() and not integrity.file_digest(file).startswith(wanted):
+        raise UserError(f"{file} is damaged: its checksum is not {wanted}; remove it to have it downloaded again")
 
 
 def load(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -18,6 +18,9 @@ class UniformReader:
     """Batches that one kernel launch crops, mirrors, resizes and standardises.
 
     If the images are not on the device, threads gather the images of the next batch ahead of time.
+
+    Raises:
+        StorageError: the file that the images are mapped from was cut short.
     """
 
     def __init__(self, reading: Reading, store: UniformImages):
@@ -35,6 +38,7 @@ class UniformReader:
         every = self._rows(requests)
         stored = (self.images.values for _ in requests) if self._filler is None else self._gathered(requests)
         for request, values, rows, crops, flips in zip(requests, stored, *every, strict=True):
+            self.images.mapping.check()
             yield DecodedBatch(Rendering(values, rows, crops, flips, request.size or self.size), {})
 
     def close(self) -> None:
@@ -61,6 +65,7 @@ class UniformReader:
             yield self._upload(images)
 
     def _start(self, request: BatchRequest) -> Filling:
+        self.images.mapping.check()
         rows = self._indices[request.indices]
         shape = (len(rows), *self.images.values.shape[1:])
         # The store itself is not pinned: pinning takes seconds, and torch rounds pinned memory up to a power of two.

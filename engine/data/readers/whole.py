@@ -17,6 +17,7 @@ class WholeReader:
 
     Raises:
         ValueError: an image of the split is not in the store.
+        StorageError: the file that the images are mapped from was cut short.
     """
 
     def __init__(self, reading: Reading, store: WholeImages):
@@ -38,6 +39,7 @@ class WholeReader:
         self._filler.close()
 
     def _start(self, request: BatchRequest) -> Filling:
+        self.images.mapping.check()
         size = request.size or self.size
 
         def image(i: int) -> torch.Tensor:

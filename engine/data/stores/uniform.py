@@ -9,14 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polychrome.engine.data.stores.mapping import Mapping
+
 
 class UniformImages:
     """Images by path, uint8 [count, height, width, channels], on the device or in host memory."""
 
-    def __init__(self, values: Tensor, paths: Sequence[str], faults: dict[str, str] | None = None):
+    def __init__(
+        self,
+        values: Tensor,
+        paths: Sequence[str],
+        faults: dict[str, str] | None = None,
+        mapped: np.ndarray | None = None,
+    ):
         """Take over `values` of the images `paths`, in that order.
 
-        Files in `faults`, with a reason each, could not be read and are not among the images.
+        Files in `faults`, with a reason each, could not be read and are not among the images. `mapped` is the array
+        whose memory `values` shares, where it may be mapped from a file.
 
         Raises:
             ValueError: the values are not uint8 [count, height, width, channels] with an image of each path.
@@ -24,6 +33,7 @@ class UniformImages:
         if values.dtype != torch.uint8 or values.dim() != 4 or len(values) != len(paths):
             raise ValueError(f"{list(values.shape)} {values.dtype} of {len(paths)} images, wanted uint8 and 4 axes")
         self.values, self.faults = values, faults or {}
+        self.mapping = Mapping(mapped)
         self._indices = {path: index for index, path in enumerate(paths) if path not in self.faults}
 
     @classmethod
@@ -33,7 +43,7 @@ class UniformImages:
         """Return a store on the device `on` of decoded images [count, height, width, channels], maybe read-only."""
         with warnings.catch_warnings():  # torch warns of read-only arrays; nothing here writes
             warnings.simplefilter("ignore", UserWarning)
-            return cls(torch.from_numpy(values).to(on), paths, faults)
+            return cls(torch.from_numpy(values).to(on), paths, faults, values if on.type == "cpu" else None)
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -10,6 +10,7 @@ import numpy as np
 from polychrome.engine.data.faults import attempted
 from polychrome.engine.data.files import stacks
 from polychrome.engine.data.image_set import ImageSet, sizes_of
+from polychrome.engine.data.stores.mapping import Mapping
 
 CHUNK = 64  # images
 
@@ -34,6 +35,7 @@ class WholeImages:
         """
         self.values, self.paths, self.faults = values, paths, faults or {}
         self.channels = channels
+        self.mapping = Mapping(values)
         self._sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
         self._starts = _starts(self._sizes, channels)
         self._indices = {path: index for index, path in enumerate(paths)}

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from polychrome.engine.data import image_set, opening
+from polychrome.engine.data import image_set, loader, opening
 from polychrome.engine.data.files import decode
 from polychrome.engine.data.stores import disk
 from polychrome.engine.data.stores.placement import choose_placement
+from polychrome.engine.errors import StorageError
 from tests.engine.data import photos
 
 CPU = torch.device("cpu")
@@ -296,3 +297,25 @@ def test_members_of_a_changed_tar_are_other_files(tmp_path, said):
     assert disk.ImageCache(images, "whole", "definition", said.append).key == first
     (tmp_path / "a.tar").write_bytes(b"22")
     assert disk.ImageCache(images, "whole", "definition", said.append).key != first
+
+
+@pytest.mark.parametrize("cache", FORMS)
+def test_a_cached_file_that_is_cut_short_while_in_use_is_told_before_it_is_read(images, said, cache):
+    start(images, cache, said)
+    store, entry = start(images, cache, said)
+    with loader.Loader(images, "train", train=True, size=24, batch_size=4, store=store) as batches:
+        list(batches.epoch(1))
+        os.truncate(entry.folder / "values", 100)  # reading on would end this process
+        with pytest.raises(StorageError, match=r"values was cut short by another program.*decoded anew"):
+            next(iter(batches.epoch(2)))
+    again_, _ = start(again(images), cache, said)
+    assert len(again_) == len(store)
+    assert "is damaged" in said[-1]
+
+
+def test_a_cached_file_that_is_removed_while_in_use_stays_readable(images, said):
+    start(images, "device", said)
+    store, entry = start(images, "device", said)
+    with loader.Loader(images, "train", train=True, size=24, batch_size=4, store=store) as batches:
+        shutil.rmtree(entry.folder)
+        assert sum(map(len, batches.epoch(1))) == len(images.splits["train"].paths)

@@ -1,0 +1,248 @@
+"""Damaged files are noticed before they are used."""
+
+import json
+import random
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from polychrome.engine import export
+from polychrome.engine.errors import Interrupted, UserError
+from polychrome.engine.machine import integrity
+from polychrome.engine.training import checkpoint, state, transfer
+from polychrome.engine.training.trainer import Hooks, fit
+from tests.engine import test_export
+from tests.engine.small import PLAN, Net
+from tests.engine.test_faults import ask_to_stop, at_step
+
+pytestmark = pytest.mark.usefixtures("signals_heard")
+
+PAGE = 4096
+KINDS = ("best", "last", "previous", "step")
+
+
+@pytest.fixture
+def checkpoints(loaders, tmp_path):
+    """A folder with a checkpoint of every kind."""
+    with pytest.raises(Interrupted):
+        fit("m", Net(), *loaders, PLAN, tmp_path / "m", at_step(12, ask_to_stop))
+    return tmp_path / "m"
+
+
+def flipped(content, rng):
+    damaged = bytearray(content)
+    damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+    return bytes(damaged)
+
+
+def zeroed(content, rng):
+    start = rng.randrange(0, len(content), PAGE)
+    return content[:start] + bytes(min(PAGE, len(content) - start)) + content[start + PAGE :]
+
+
+def cut(content, rng):
+    return content[: rng.randrange(len(content))]
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def damages(content, count):
+    rng = random.Random(count)
+    ways = (flipped, flipped, flipped, zeroed, cut)
+    return (ways[number % len(ways)](content, rng) for number in range(count))
+
+
+def check(path, read, error, count):
+    """Damage a file in `count` ways; return how many were noticed. All others must load as the whole file does."""
+    whole, wanted, noticed = path.read_bytes(), read(path), []
+    for damaged in damages(whole, count):
+        path.write_bytes(damaged)
+        try:
+            assert same(read(path), wanted)
+        except error as fault:
+            noticed.append(str(fault))
+    path.write_bytes(whole)
+    assert all("damaged" in line for line in noticed)
+    return len(noticed)
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_damage_of_a_checkpoint_is_noticed_or_changes_nothing(checkpoints, kind, count):
+    """A flip in the word that says that a digest follows leaves the checksums of the records, which are verified."""
+    path = checkpoints / f"{kind}.pt"
+    changed = sum(damaged != path.read_bytes() for damaged in damages(path.read_bytes(), count))
+    assert check(path, checkpoint.load, UserError, count) > 0.98 * changed > 0.9 * count
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+def test_damage_of_a_file_that_torch_saved_is_noticed_or_changes_nothing(tmp_path, count):
+    """Of a checkpoint of an earlier version, and of weights of strangers: a flip in unused bytes changes nothing."""
+    torch.save(Net().state_dict(), tmp_path / "w.pt")
+    assert check(tmp_path / "w.pt", transfer.read, UserError, count) > 0.6 * count
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+def test_damage_of_exported_weights_is_noticed(tmp_path, count):
+    pytest.importorskip("safetensors")
+    model, about, images = test_export.made("baseline_cnn")
+    path = tmp_path / "m.safetensors"
+    export.save(model, about, path, images, "noise")
+    content = path.read_bytes()
+    check(path, transfer.read, UserError, count)
+    for damaged in damages(content, 5):
+        path.write_bytes(damaged)
+        with pytest.raises(
+            UserError, match=r"m\.safetensors is damaged.*its checksum is not that of m\.safetensors\.json"
+        ):
+            export.load(path)
+    path.write_bytes(content)
+    (tmp_path / "m.safetensors.json").write_text("{")
+    with pytest.raises(UserError, match=r"m\.safetensors\.json, which has its checksum, is damaged"):
+        export.load(path)
+    (tmp_path / "m.safetensors.json").unlink()
+    assert same(transfer.read(path), export.load(path).model.state_dict())
+
+
+def test_a_checkpoint_is_an_archive_that_torch_reads(checkpoints):
+    path = checkpoints / "last.pt"
+    for mmap in (False, True):
+        assert same(torch.load(path, weights_only=True, mmap=mmap), checkpoint.load(path))
+
+
+def test_files_without_checksums_are_read_as_before(tmp_path):
+    content = {"model": {"w": torch.arange(3.0)}}
+    torch.save(content, tmp_path / "legacy.pt", _use_new_zipfile_serialization=False)
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(content, tmp_path / "bare.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    for name in ("legacy.pt", "bare.pt"):
+        assert same(checkpoint.load(tmp_path / name)["model"], content["model"])
+
+
+def test_damaged_best_weights_are_written_again_before_training_goes_on(checkpoints, loaders, tmp_path):
+    whole = Net()
+    unbroken = fit("m", whole, *loaders, PLAN, tmp_path / "whole")
+    best = checkpoint.load(checkpoints / "best.pt")
+    (checkpoints / "best.pt").write_bytes(flipped((checkpoints / "best.pt").read_bytes(), random.Random(0)))
+    said, found = [], []
+
+    def step():
+        if not found:
+            found.append(checkpoint.load(checkpoints / "best.pt"))
+
+    parts = Net()
+    history = fit("m", parts, *loaders, PLAN, checkpoints, Hooks(say=said.append, step=step))
+    assert same(found[0], best)
+    source = {2: "last.pt", 1: "previous.pt"}[best["epoch"]]
+    assert said == [
+        f"{checkpoints / 'best.pt'} is damaged or is not a checkpoint (its checksum is wrong): written again from "
+        f"{source}"
+    ]
+    assert history.epochs == unbroken.epochs
+    assert same(parts.state_dict(), whole.state_dict())
+
+
+def test_where_no_checkpoint_has_the_best_weights_the_best_of_the_others_counts_and_is_told(
+    loaders, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(state.TrainingHistory, "best", property(first_is_best))
+    folder = tmp_path / "m"
+    fit("m", Net(), *loaders, PLAN, folder)
+    assert checkpoint.load(folder / "best.pt")["epoch"] == 1
+    (folder / "best.pt").unlink()
+    said, model = [], Net()
+    history = fit("m", model, *loaders, PLAN, folder, Hooks(say=said.append))
+    assert said == [
+        f"{folder / 'best.pt'}: no such checkpoint; no other checkpoint has epoch 1: the best epoch from 2 on will be "
+        "tested"
+    ]
+    assert history.lost == 1
+    assert history.best.epoch == checkpoint.load(folder / "best.pt")["epoch"] == 2
+    assert same(checkpoint.load(folder / "previous.pt")["model"], model.state_dict())
+
+
+def first_is_best(history):
+    return history.epochs[history.lost] if len(history.epochs) > history.lost else None
+
+
+def test_a_run_killed_between_the_end_of_an_epoch_and_its_best_weights_keeps_them(loaders, tmp_path, monkeypatch):
+    unbroken = fit("m", whole := Net(), *loaders, PLAN, tmp_path / "whole")
+    save = checkpoint.save
+
+    class Killed(Exception):
+        pass
+
+    def killed(path, content):
+        if path.name == "best.pt" and content["epoch"] == unbroken.best.epoch:
+            raise Killed
+        save(path, content)
+
+    monkeypatch.setattr(checkpoint, "save", killed)
+    with pytest.raises(Killed):
+        fit("m", Net(), *loaders, PLAN, tmp_path / "m")
+    monkeypatch.undo()
+    parts, said = Net(), []
+    assert fit("m", parts, *loaders, PLAN, tmp_path / "m", Hooks(say=said.append)).epochs == unbroken.epochs
+    assert said == []
+    assert same(parts.state_dict(), whole.state_dict())
+
+
+def test_best_weights_of_an_epoch_that_was_not_saved_are_whole(loaders, tmp_path):
+    """An earlier version wrote the best weights first: a kill in between left them an epoch ahead."""
+    unbroken = fit("m", whole := Net(), *loaders, PLAN, tmp_path / "m")
+    (tmp_path / "m/last.pt").unlink()
+    parts, said = Net(), []
+    assert fit("m", parts, *loaders, PLAN, tmp_path / "m", Hooks(say=said.append)).epochs == unbroken.epochs
+    assert said == []
+    assert same(parts.state_dict(), whole.state_dict())
+
+
+def test_averaged_weights_are_found_again(loaders, tmp_path):
+    plan = replace(PLAN, ema=0.9)
+    fit("m", whole := Net(), *loaders, plan, tmp_path / "m")
+    best = checkpoint.load(tmp_path / "m/best.pt")
+    (tmp_path / "m/best.pt").write_bytes(b"")
+    fit("m", parts := Net(), *loaders, plan, tmp_path / "m")
+    assert same(checkpoint.load(tmp_path / "m/best.pt"), best)
+    assert same(parts.state_dict(), whole.state_dict())
+
+
+def test_a_damaged_download_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/resnet18-f37072fd.pth").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"resnet18-f37072fd\.pth is damaged: its checksum is not f37072fd; remove it"):
+        transfer.of_torchvision("resnet18")
+
+
+@pytest.mark.slow
+def test_checking_takes_at_most_a_second_for_each_gigabyte(tmp_path):
+    path = tmp_path / "large.pt"
+    checkpoint.save(path, {"model": {str(i): torch.rand(2**24) for i in range(8)}})
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert checkpoint.fault(path) is None
+        times.append(time.perf_counter() - start)
+    assert sorted(times)[2] < path.stat().st_size / 1e9
+
+
+def test_a_description_has_the_digest_that_other_programs_compute(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"abc")
+    assert integrity.file_digest(tmp_path / "m.onnx").startswith("ba7816bf8f01cfea")
+    integrity.description_of(tmp_path / "m.onnx").write_text(json.dumps({"sha256": "ba78"}))
+    assert integrity.fault_of_described(tmp_path / "m.onnx") == "its checksum is not that of m.onnx.json"
