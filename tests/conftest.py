@@ -66,8 +66,10 @@ def seeded():
 
 @pytest.fixture
 def signals_heard():
-    """Hear SIGTERM and Ctrl-C as a process does that a terminal started: a shell's background jobs ignore Ctrl-C."""
-    handlers = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    """Hear signals as a process does that a terminal started: a shell's background jobs ignore Ctrl-C."""
+    from polychrome.engine.machine.interruption import SIGNALS
+
+    handlers = dict.fromkeys(SIGNALS, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
     for number, handler in before.items():

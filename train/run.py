@@ -5,6 +5,7 @@ Exit status: 0 done, 2 the user's input was wrong (one line on stderr), 1 anythi
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 from contextlib import nullcontext
@@ -12,14 +13,27 @@ from contextlib import nullcontext
 import click
 
 from polychrome.engine.errors import RunError, UserError, shown
+from polychrome.engine.machine import output
 from polychrome.engine.machine.interruption import terminable
 from polychrome.train.cli import cli
 
 
 def main(arguments: list[str] | None = None, program: str | None = None) -> int:
     """Run the command line, called `program` in its messages, and return its exit status."""
-    # Of several processes only the first of each machine, which starts workers, handles SIGTERM: no exception would end
-    # a collective that another process waits in.
+    with output.lasting() as stdout:
+        if not faulthandler.is_enabled():
+            faulthandler.enable(sys.__stderr__ or 2)  # a crash in native code is told with its place in ours
+        status = _status(arguments, program)
+        stdout.flush()
+        if stdout.fault is not None and stdout.fault.errno not in output.GONE:
+            print(f"error: not all output was written: {stdout.fault.strerror}", file=sys.stderr)
+            return status or 1
+    return status
+
+
+def _status(arguments: list[str] | None, program: str | None) -> int:
+    # Of several processes only the first of each machine, which starts workers, handles signals here: no exception
+    # would end a collective that another process waits in.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         with terminable() if first else nullcontext():

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Ends of a session, warnings of a batch system before a job's end, and a limit of CPU time. Windows has fewer signals.
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+SIGNALS = tuple(signal.Signals[name] for name in NAMES if name in signal.Signals.__members__)
 
 
 class Interruption:
-    """Within this context SIGTERM and Ctrl-C only leave their name in `signal`; a second Ctrl-C stops at once.
+    """Within this context the signals of `SIGNALS` only leave their name in `signal`; a second Ctrl-C stops at once.
 
     A signal that the process ignores stays ignored, as Ctrl-C in a background job of a shell.
     """
@@ -20,6 +22,7 @@ class Interruption:
     def __init__(self) -> None:
         self.signal: str | None = None
         self._before: dict[int, object] = {}
+        self._ctrl_c = 0
 
     def __enter__(self) -> Interruption:
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS if _is_ours(number)}
@@ -30,22 +33,38 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+        self._ctrl_c += number == signal.SIGINT
+        if self._ctrl_c > 1:
             raise KeyboardInterrupt
-        self.signal = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        self.signal = self.signal or ("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within this context SIGTERM raises KeyboardInterrupt as Ctrl-C does, so that worker processes are ended too."""
-    ours = _is_ours(signal.SIGTERM) and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Within this context each of `SIGNALS` raises KeyboardInterrupt as Ctrl-C does, so that workers are ended too.
+
+    The first signal does: those that follow, as a batch system sends them, do not disturb what it began.
+    """
+    ours = [number for number in SIGNALS if _is_ours(number) and signal.getsignal(number) is signal.SIG_DFL]
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        for number in ours:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in ours:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def ignore() -> None:
+    """Ignore all of `SIGNALS` in this process, a worker, which its parent ends: they are sent to whole groups."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _is_ours(number: int) -> bool:

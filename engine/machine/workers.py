@@ -6,12 +6,35 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
+from threading import Thread
+
+from polychrome.engine.machine import interruption
 
 
 def cpus() -> int:
     """Return the number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def attend(*_: object) -> None:
+    """Make this process a worker: it leaves signals to its parent, and ends as soon as the parent is gone.
+
+    A parent that is killed cannot end its workers, and they would wait for work for ever.
+    """
+    interruption.ignore()
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=_end_with, args=(parent.sentinel,), name="end with the parent", daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=attend)
 
 
 def parallel(function: Callable, jobs: Sequence, workers: int) -> Iterator:
@@ -24,7 +47,7 @@ def parallel(function: Callable, jobs: Sequence, workers: int) -> Iterator:
     if min(workers, len(jobs)) < 2:
         yield from map(function, jobs)
         return
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"))
+    pool = _pool(min(workers, len(jobs)))
     try:
         try:
             started = [pool.submit(os.getpid) for _ in range(min(workers, len(jobs)))]  # all at once
@@ -33,6 +56,10 @@ def parallel(function: Callable, jobs: Sequence, workers: int) -> Iterator:
             guard = 'if __name__ == "__main__":'
             raise RuntimeError(f"no worker process starts: a script's calls have to stand below {guard}") from error
         yield from pool.map(function, jobs)
+    except BaseException:  # such as Ctrl-C: nobody waits for what the processes are at, which may be long
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -62,7 +89,7 @@ def parallel_chunks(function: Callable, chunks: Sequence[Sequence], workers: int
 def _one_by_one(function: Callable, chunk: Sequence, died: object) -> list:
     found, pool = [], None
     for item in chunk:
-        pool = pool or ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        pool = pool or _pool(1)
         try:
             found += pool.submit(function, [item]).result()
         except BrokenProcessPool:

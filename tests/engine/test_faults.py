@@ -39,8 +39,14 @@ def ask_to_stop(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
-def test_a_signal_ends_the_training_after_its_step_and_loses_nothing(loaders, tmp_path, number, name):
+def test_six_signals_ask_for_an_end():
+    wanted = {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"}
+    assert {number.name for number in SIGNALS} == wanted
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_the_training_after_its_step_and_loses_nothing(loaders, tmp_path, number):
+    name = "Ctrl-C" if number == signal.SIGINT else number.name
     whole, parts = Net(), Net()
     unbroken = fit("m", whole, *loaders, PLAN, tmp_path / "whole")
     with pytest.raises(Interrupted, match=f"m was stopped by {name} in epoch 2 after batch 3 of 5; all is saved"):
@@ -60,6 +66,19 @@ def test_a_second_ctrl_c_stops_at_once(loaders, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit("m", Net(), *loaders, PLAN, tmp_path / "m", at_step(2, twice))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_warning_and_the_end_that_follows_save_both(loaders, tmp_path):
+    """As Slurm sends SIGUSR1 and then SIGTERM; a Ctrl-C in between is the first."""
+
+    def warned():
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            ask_to_stop(number)
+
+    unbroken = fit("m", Net(), *loaders, PLAN, tmp_path / "whole")
+    with pytest.raises(Interrupted, match="m was stopped by SIGUSR1 in epoch 2 after batch 3 of 5; all is saved"):
+        fit("m", Net(), *loaders, PLAN, tmp_path / "parts", at_step(8, warned))
+    assert fit("m", Net(), *loaders, PLAN, tmp_path / "parts").epochs == unbroken.epochs
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -122,20 +141,39 @@ def test_a_signal_after_the_last_step_is_not_forgotten(loaders, tmp_path):
     assert len(fit("m", Net(), *loaders, PLAN, tmp_path / "m").epochs) == PLAN.epochs
 
 
-def test_sigterm_elsewhere_ends_a_run_as_ctrl_c_does():
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_elsewhere_ends_a_run_as_ctrl_c_does(number):
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), terminable():
-        ask_to_stop()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        ask_to_stop(number)
+    assert signal.getsignal(number) is before
 
 
-def test_a_signal_that_is_ignored_stays_so():
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def test_signals_that_follow_the_first_do_not_disturb_what_it_began():
+    cleaned = []
+
+    def end():
+        try:
+            ask_to_stop(signal.SIGUSR1)
+        finally:
+            for number in set(SIGNALS) - {signal.SIGINT}:
+                ask_to_stop(number)
+            cleaned.append(True)
+
+    with pytest.raises(KeyboardInterrupt), terminable():
+        end()
+    assert cleaned == [True]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_is_ignored_stays_so(number):
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with terminable():
-            ask_to_stop()
-            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+            ask_to_stop(number)
+            assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
 
 
 def cut(path):

@@ -4,6 +4,7 @@ It runs as a process of its own, as DALI's decoders crash over some damaged file
 """
 
 import os
+import signal
 import struct
 import sys
 
@@ -46,6 +47,8 @@ def _run(pipeline, files) -> list:
 
 
 if __name__ == "__main__":
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+        signal.signal(signal.Signals[name], signal.SIG_IGN)  # sent to the group of the parent, which ends this process
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     _serve(sys.stdin.buffer, answers)

@@ -13,6 +13,7 @@ from polychrome.engine.data.files import stacks
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.readers.resizing import cropped, empty
 from polychrome.engine.data.readers.uploads import Uploads
+from polychrome.engine.machine.workers import attend
 
 
 class PillowReader:
@@ -27,6 +28,7 @@ class PillowReader:
             batch_size=None,
             num_workers=reading.workers,
             persistent_workers=reading.workers > 0,
+            worker_init_fn=attend,
             pin_memory=self._upload.pinned,
             # Its own, as the seeds drawn for the workers would shift the model's dropout.
             generator=torch.Generator(),
@@ -40,7 +42,11 @@ class PillowReader:
 
     def close(self) -> None:
         """End the worker processes."""
+        workers = getattr(self._loader and self._loader._iterator, "_workers", ())
         self._loader = None
+        for worker in workers:
+            if worker.is_alive():  # still at a file, seconds after it was asked to end
+                worker.kill()
 
 
 class _Requests(list[BatchRequest]):

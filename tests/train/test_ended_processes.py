@@ -1,0 +1,151 @@
+"""Signals to a whole group of processes, workers whose parent dies, and output that nobody reads."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from polychrome.engine.machine.interruption import SIGNALS
+from polychrome.train.run import main
+from tests.train import runner
+from tests.train.test_killed_runs import assert_equal_runs
+
+SMALL = ("--image-size", "32", "--batch-size", "16", "--precision", "fp32", "--models", "pool_attention_cnn")
+# Two workers, which decode in every epoch.
+DECODING = (*SMALL, "--workers", "2", "--backend", "torch", "--cache", "none", "--no-tensorboard")
+PATIENCE = 60
+
+# Scans a folder of files each of which takes a minute.
+SLOW_SCAN = """
+import sys, time
+from polychrome.engine.machine.workers import parallel
+if __name__ == "__main__":
+    print("begun", flush=True)
+    list(parallel(time.sleep, [60.0] * 8, 2))
+"""
+
+
+def begun(*arguments, script=None, **options):
+    """Start the command line, or a script, in a group of processes of its own."""
+    program = [str(script)] if script else ["-m", "train.run", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    return subprocess.Popen(
+        [sys.executable, *program], cwd=runner.ROOT, env=runner.environment(), start_new_session=True, **pipes
+    )
+
+
+def wait_for(condition, seconds=PATIENCE):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    return condition()
+
+
+def parents():
+    """Return the parent of each process that is alive, by its number."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                found[int(path.parent.name)] = int(parent)
+    return found
+
+
+def descendants(process):
+    of, found = parents(), {process.pid}
+    while new := {child for child, parent in of.items() if parent in found} - found:
+        found |= new
+    return found - {process.pid}
+
+
+def alive(numbers):
+    return numbers & parents().keys()
+
+
+def is_worker(number):
+    """Return whether a process is one of ours, not the tracker of semaphores that Python starts beside them."""
+    with suppress(OSError):
+        return b"resource_tracker" not in Path(f"/proc/{number}/cmdline").read_bytes()
+    return False
+
+
+@pytest.fixture(scope="module")
+def unbroken(stripes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken")
+    assert main(["task1", "--data", str(stripes), "--out", str(out), "--name", "a", *DECODING, "--epochs", "4"]) == 0
+    return out / "task1/a"
+
+
+@pytest.mark.parametrize(
+    "number",
+    [each if each == signal.SIGHUP else pytest.param(each, marks=pytest.mark.slow) for each in SIGNALS],
+)
+def test_a_signal_to_all_processes_saves_and_the_run_goes_on_equal(stripes, tmp_path, unbroken, number):
+    """As a terminal that closes sends SIGHUP, or systemd SIGTERM, to the workers too."""
+    run = begun("task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "a", *DECODING, "--epochs", "4")
+    assert wait_for(lambda: (tmp_path / "task1/a/history.csv").exists())
+    os.killpg(run.pid, number)
+    output, errors = run.communicate(timeout=PATIENCE)
+    name = "Ctrl-C" if number == signal.SIGINT else number.name
+    assert run.returncode == 1, output + errors
+    assert f"was stopped by {name} in epoch" in errors
+    assert "Traceback" not in output + errors
+    assert (tmp_path / "task1/a/checkpoints/pool_attention_cnn/step.pt").exists()
+    assert main(["task1", "--out", str(tmp_path), "--resume", "auto"]) == 0
+    assert_equal_runs(tmp_path / "task1/a", unbroken)
+
+
+def test_workers_end_with_a_parent_that_is_killed(stripes, tmp_path):
+    run = begun("task1", "--data", str(stripes), "--out", str(tmp_path), *DECODING, "--epochs", "1000")
+    assert wait_for(lambda: len(list(filter(is_worker, descendants(run)))) >= 2)
+    workers = descendants(run)
+    run.kill()
+    run.communicate(timeout=PATIENCE)
+    wait_for(lambda: not alive(workers), 5)
+    assert alive(workers) == set()
+
+
+def test_workers_that_are_busy_end_with_a_parent_that_is_killed_or_stopped(tmp_path):
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW_SCAN)
+    for number in (signal.SIGKILL, signal.SIGINT):
+        run = begun(script=script)
+        assert wait_for(lambda run=run: len(list(filter(is_worker, descendants(run)))) == 2)
+        time.sleep(1)  # they import what they need, and begin
+        workers = descendants(run)
+        os.kill(run.pid, number)
+        run.communicate(timeout=20)
+        wait_for(lambda workers=workers: not alive(workers), 5)
+        assert alive(workers) == set()
+
+
+@pytest.mark.parametrize("closed", ["pipe", "closed"])
+def test_a_run_whose_output_nobody_reads_trains_to_its_end(stripes, tmp_path, closed):
+    arguments = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "a", *SMALL]
+    arguments += ["--workers", "1", "--epochs", "1"]
+    if closed == "pipe":
+        run = begun(*arguments, bufsize=1)
+        run.stdout.close()
+        errors = run.stderr.read()
+    else:
+        command = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", sys.executable, "-m", "train.run", *arguments]
+        run, errors = subprocess.Popen(command, cwd=runner.ROOT, env=runner.environment()), ""
+    assert run.wait(timeout=PATIENCE) == 0, errors
+    assert errors == ""
+    assert runner.results(tmp_path / "task1/a")["models"].keys() == {"pool_attention_cnn"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_output_on_a_full_disk_is_told(tmp_path):
+    with open("/dev/full", "w") as full:
+        run = begun("task1", "--print-config", stdout=full)
+        _, errors = run.communicate(timeout=PATIENCE)
+    assert (run.returncode, errors) == (1, "error: not all output was written: No space left on device\n")
