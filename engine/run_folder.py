@@ -7,13 +7,16 @@ import io
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
 
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine import distributed
-from polychrome.engine.machine.files import hold, write_atomically
+from polychrome.engine.machine.files import check_writable, hold, within, write_atomically
+
+ROOM = 64  # bytes that names of files have beside the name of a model
 
 
 class RunFolder:
@@ -45,13 +48,14 @@ class RunFolder:
         Raises:
             UserError: the folder cannot be written, the name is a path, or a run of this name is there already.
         """
-        if name is not None and (name in ("", ".", "..") or Path(name).name != name or len(os.fsencode(name)) > 255):
-            raise UserError(f"--name {name!r} must be a plain folder name")
         parent = out / task
+        try:
+            root = parent if name is None else within(parent, name)
+        except UserError as error:
+            raise UserError(f"--name must be a plain folder name: {error}") from None
         try:
             parent.mkdir(parents=True, exist_ok=True)
             if name is not None:
-                root = parent / name
                 root.mkdir()
             else:
                 root = _make_dated(parent)
@@ -93,6 +97,17 @@ class RunFolder:
         self.write_json(self.environment, environment)
         self.write_results(results)
 
+    def check_writable(self, models: Iterable[str]) -> None:
+        """Raise UserError where a folder cannot be written that a run of these models needs to the end.
+
+        Logs and traces are not needed: where they cannot be written, a line says so.
+        """
+        there = [Path(path) for path, _, _ in os.walk(self.root)]
+        spared = (self.tensorboard, self.trace)
+        needed = [path for path in there if not any(path.is_relative_to(folder) for folder in spared)]
+        for folder in (*needed, self.plots, *map(self.checkpoints, models)):
+            check_writable(folder)
+
     @property
     def finished(self) -> bool:
         """Whether the run is complete: the report is written last, and removed when a run is resumed."""
@@ -113,9 +128,34 @@ class RunFolder:
         """Whether the folder has the files that a run can be resumed from."""
         return self.config.is_file() and self.results.is_file()
 
-    def checkpoints(self, model: str) -> Path:
-        """Return the folder of a model's checkpoints."""
-        return self.root / "checkpoints" / model
+    def checkpoints(self, model: str, combination: str | None = None) -> Path:
+        """Return the folder of a model's checkpoints, or of those of its network for a combination of channels.
+
+        Raises:
+            UserError: the name of the model or of the combination is a path.
+        """
+        folder = within(self.root / "checkpoints", model)
+        return folder if combination is None else within(folder, combination)
+
+    def picture(self, kind: str, model: str) -> Path:
+        """Return the path of a model's picture. Raises UserError for a name that is a path."""
+        return within(self.plots, f"{kind}-{model}.png")
+
+    def events(self, network: str) -> Path:
+        """Return the folder of a network's TensorBoard logs. Raises UserError for a name that is a path."""
+        return within(self.tensorboard, network)
+
+    def predictions(self, model: str) -> Path:
+        """Return the path of a model's predictions. Raises UserError for a name that is a path."""
+        return within(self.root, f"predictions-{model}.csv")
+
+    def failure(self, model: str) -> Path:
+        """Return the path of the file that says why a model failed. Raises UserError for a name that is a path."""
+        return within(self.root, f"failed-{model}.txt")
+
+    def export(self, name: str, file_format: str) -> Path:
+        """Return the path of an exported network. Raises UserError for a name that is a path."""
+        return within(self.root / "export", f"{name}.{file_format}")
 
     def write_history(self, rows: list) -> None:
         """Write `history.csv` from dataclass rows of one type."""
@@ -171,9 +211,17 @@ class RunFolder:
             if missing:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
             models = {name: _with_test_among(entry) for name, entry in results["models"].items()}
-        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+            for name in models:
+                check_names(name)
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError, UserError) as error:
             raise UserError(f"{self.results} is damaged: {error}") from None
         return results | {"models": models}
+
+
+def check_names(model: str, combinations: Iterable[str] = ()) -> None:
+    """Raise UserError where a model, or its network for one of the combinations, cannot have files of its name."""
+    for name in (model, *combinations, *(f"{model} {combination}" for combination in combinations)):
+        within(Path(), name, room=ROOM)
 
 
 def _make_dated(parent: Path) -> Path:

@@ -142,6 +142,8 @@ class Experiment:
             "models": dict(prepared.trained),
             "failed": dict(prepared.left_out),
         }
+        if distributed.is_main():
+            folder.check_writable(self.costs)
         folder.begin(self.settings.to_toml(), self.environment, self.results)
         if division.HOLDOUT in self.images.splits:
             held = self.images.splits[division.HOLDOUT]
@@ -172,7 +174,7 @@ class Experiment:
             if len(self.costs) == 1 or ends_all:
                 raise
             self.results["failed"][entry] = reason = " ".join((str(error) or type(error).__name__).split())
-            where = self.folder.root / f"failed-{entry}.txt"
+            where = self.folder.failure(entry)
             self.folder.write(where, traceback.format_exc())
             console.say(f"{entry} failed, going on: {reason} (details: {where})")
         self.folder.write_results(self.results)
@@ -223,7 +225,8 @@ class Experiment:
         count, protocol, data = len(self.images.channels), None, self.data
         if combination:
             chosen = self.combinations[combination]
-            name, folder, tested = f"{entry} {combination}", folder / combination, {combination: chosen}
+            name, folder = f"{entry} {combination}", self.folder.checkpoints(entry, combination)
+            tested = {combination: chosen}
             count, protocol = networks.for_one_combination(entry, settings, count, chosen)
             data = restricted(data, chosen)
         model = networks.initialised(entry, settings, len(self.images.class_names), count, state.exists(folder))
@@ -260,7 +263,7 @@ class Experiment:
         """Train a network; return its history, and what was observed of its steps for the results."""
         name, plan, settings = network.name, network.plan, network.settings
         main, first_epoch = distributed.is_main(), state.epochs(network.checkpoints) + 1
-        scalars = Scalars(self.folder.tensorboard / name, settings.tensorboard and main, first_epoch)
+        scalars = Scalars(self.folder.events(name), settings.tensorboard and main, first_epoch)
         with (
             make_loader(network.data, "train", settings, plan.augmentations, shared=True) as train,
             make_loader(network.data, "val", settings, shared=True) as val,
@@ -308,14 +311,14 @@ class Experiment:
         if not distributed.is_main():
             return
         title = f"{entry}, channels {next(iter(tested.scores))}"
-        path = self.folder.plots / f"confusion-{entry}.png"
+        path = self.folder.picture("confusion", entry)
         plots.attempt(plots.confusion, tested.confusion.numpy(), self.images.class_names, title, path)
         positions = self.data.positions["test"] if self.data.positions else range(len(self.images.splits["test"].paths))
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(
             [("ID", "Category"), *zip(positions, tested.predictions.tolist(), strict=True)]
         )
-        self.folder.write(self.folder.root / f"predictions-{entry}.csv", text.getvalue())
+        self.folder.write(self.folder.predictions(entry), text.getvalue())
 
     @torch.no_grad()
     def _predict_some(self, entry: str, network: Network) -> None:
@@ -341,10 +344,10 @@ class Experiment:
                 for row in zip(pictures, batch.labels.tolist(), guess.tolist(), share.tolist(), strict=True):
                     found.append(plots.Prediction(row[0], names[row[1]], names[row[2]], row[3]))
         self.predictions[entry] = found
-        picture = self.folder.plots / f"predictions-{entry}.png"
+        picture = self.folder.picture("predictions", entry)
         plots.attempt(plots.predictions, found, f"{entry} on test images", picture)
         epoch = len(self.history[network.name])
-        with Scalars(self.folder.tensorboard / network.name, settings.tensorboard, epoch + 1) as scalars:
+        with Scalars(self.folder.events(network.name), settings.tensorboard, epoch + 1) as scalars:
             scalars.picture("predictions", picture, epoch)
 
     def _write_history(self, name: str, history: TrainingHistory) -> None:

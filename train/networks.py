@@ -16,9 +16,11 @@ from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.image_set import ImageSet, having
 from polychrome.engine.errors import UserError
 from polychrome.engine.run_folder import RunFolder
+from polychrome.engine.run_folder import check_names as check_names_of_files
 from polychrome.engine.training import checkpoint, schedules, transfer
 from polychrome.engine.training.hyperparameters import Hyperparameters
 from polychrome.engine.training.plan import Plan
+from polychrome.engine.training.state import BEST
 from polychrome.models import complexity, initialise
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
@@ -82,6 +84,7 @@ def check(
     with torch.device("meta"):
         plan(create(entry, settings, classes, count), settings, images)
     plain = [name for name, chosen in combinations.items() if chosen]
+    check_names_of_files(entry, plain if is_one_per_combination(entry) else ())
     if is_one_per_combination(entry) and not 1 <= len(plain) <= MOST_NETWORKS:
         raise UserError(
             f"{entry} is a network for each combination of channels: name 1 to {MOST_NETWORKS} by --channels, "
@@ -211,7 +214,7 @@ def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], st
             f"--weights {source}: {name} has a network for each combination there; give one best.pt of them"
         )
     chosen = min(trained, key=lambda entry: results[entry]["val"]["loss"])
-    best = folder.checkpoints(chosen) / "best.pt"
+    best = folder.checkpoints(chosen) / BEST
     return checkpoint.load(best)["model"], f"--weights {best}"
 
 

@@ -82,6 +82,8 @@ class Repeated:
             whole = {name: getattr(self.settings, name) for name in ("seed", "seeds", "split_seed")}
             settings = replace(own, **whole)
             nothing = {"task": self.task, "data": {"classes": 0, "class_names": []}, "models": {}}
+            if distributed.is_main():
+                self.folder.check_writable(())
             self.folder.begin(settings.to_toml(), self.environment, self.results or nothing)
         folder = self.folder.of_seed(own.seed)
         if distributed.is_main():

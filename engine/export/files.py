@@ -17,7 +17,7 @@ from polychrome.engine.errors import UserError, one_line
 from polychrome.engine.export.check import Check, ExportError, compare
 from polychrome.engine.export.classifier import Classifier, Description
 from polychrome.engine.machine import integrity
-from polychrome.engine.machine.files import write_atomically
+from polychrome.engine.machine.files import check_writable, write_atomically
 
 FORMATS = ("pt2", "onnx", "safetensors")
 
@@ -90,14 +90,7 @@ def check_target(path: Path) -> None:
     _format(path)
     if path.is_dir():
         raise UserError(f"{path} cannot be written: it is a folder")
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror} ({folder})") from None
+    check_writable(path.parent)
 
 
 def _format(path: Path):

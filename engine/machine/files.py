@@ -6,13 +6,14 @@ import glob
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from polychrome.engine.errors import StorageError
+from polychrome.engine.errors import StorageError, UserError
 
 try:
     import fcntl
@@ -21,6 +22,7 @@ except ImportError:  # Windows
 
 # The suffix of unfinished files and folders, and the seconds without a change after which they are removed.
 PARTIAL, STALE = ".partial", 3600
+LONGEST = 255  # bytes of a name on a disk
 
 _held: dict[tuple[int, int], int] = {}  # open descriptors of folders, by device and number
 
@@ -56,6 +58,37 @@ def release() -> None:
 # A lock ends with the last descriptor of its folder: not with a child that outlives this process.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=release)
+
+
+def within(folder: Path, name: str, *, room: int = 0) -> Path:
+    """Return the path of `name` in a folder, where the name is somebody else's: of a run, a model, or channels.
+
+    `room` is the number of bytes for what the names of files have beside it.
+
+    Raises:
+        UserError: the name would lead to another folder, or is too long for a disk.
+    """
+    try:
+        size = len(os.fsencode(name))
+    except UnicodeEncodeError:
+        size = 0
+    if name in ("", ".", "..") or "\0" in name or Path(name).name != name or not size:
+        raise UserError(f"{name!r} cannot be the name of a file")
+    if size > LONGEST - room:
+        raise UserError(f"{name!r} is too long for the name of a file: {size} bytes, {LONGEST - room} at most")
+    return folder / name
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError where files cannot be made in a folder, or the folder itself cannot be made."""
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror} ({place})") from None
 
 
 @contextmanager
@@ -122,13 +155,18 @@ def write_atomically(path: Path, content: bytes | memoryview | str) -> None:
 
 
 def _partial(path: Path) -> Path:
-    """Return an unused name beside a path; names on a disk have 255 bytes at most."""
-    return path.with_name(f"{path.name[:100]}.{secrets.token_hex(8)}{PARTIAL}")
+    """Return an unused name beside a path."""
+    return path.with_name(f"{_begin(path)}.{secrets.token_hex(8)}{PARTIAL}")
+
+
+def _begin(path: Path) -> str:
+    """Return the part of a file's name that leaves room for what the names of unfinished files have beside it."""
+    return os.fsdecode(os.fsencode(path.name)[:200])
 
 
 def _remove_stale(path: Path) -> None:
     """Remove unfinished files of `path` whose writers were killed."""
-    for partial in path.parent.glob(f"{glob.escape(path.name[:100])}.*{PARTIAL}"):
+    for partial in path.parent.glob(f"{glob.escape(_begin(path))}.*{PARTIAL}"):
         if time.time() - last_written(partial) < STALE:
             continue
         if partial.is_dir():

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from polychrome.engine.errors import shown
+from polychrome.engine.machine.files import within
 from polychrome.engine.report import comparison, plots, scores, tables
 from polychrome.engine.report.tables import Table
 from polychrome.engine.run_folder import RunFolder
@@ -179,7 +180,7 @@ class _Pictures:
         return (Picture(title, path),) if path.exists() else ()
 
     def of_models(self, kind: str, title: str, results: dict) -> tuple[Picture, ...]:
-        every = (Picture(f"{title}: {name}", self.plots / f"{kind}-{name}.png") for name in results["models"])
+        every = (Picture(f"{title}: {name}", within(self.plots, f"{kind}-{name}.png")) for name in results["models"])
         return tuple(picture for picture in every if picture.path.exists())
 
 

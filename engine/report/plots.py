@@ -21,6 +21,7 @@ from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from polychrome.engine.errors import one_line, shown
+from polychrome.engine.machine.files import new_file
 from polychrome.engine.report import console, scores
 
 matplotlib.use("Agg")
@@ -433,5 +434,6 @@ def _cycle(count: int) -> list[str]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=DOTS_PER_INCH)
+    with new_file(path) as file:
+        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
     plt.close(figure)

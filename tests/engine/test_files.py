@@ -2,11 +2,12 @@
 
 import os
 import stat
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from polychrome.engine.errors import StorageError
+from polychrome.engine.errors import StorageError, UserError
 from polychrome.engine.machine import files
 
 
@@ -97,3 +98,46 @@ def test_names_as_long_as_a_disk_has_them_can_be_written(tmp_path):
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(StorageError, match=r"none/file cannot be written: No such file.*an earlier file is intact"):
         files.write_atomically(tmp_path / "none/file", b"")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "/a", "a/..", "nul\0", "\ud800", "n" * 256, "日" * 86])
+def test_a_name_that_leads_elsewhere_or_has_no_place_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="the name of a file"):
+        files.within(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["a", "a b", "-", "...", "日" * 85, "\udcff", "$x$", "a\\b", "line\nend"])
+def test_any_other_name_can_be_written(tmp_path, name):
+    files.write_atomically(files.within(tmp_path, name), name)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "elsewhere").write_bytes(b"of somebody")
+    (tmp_path / "file").symlink_to("elsewhere")
+    files.write_atomically(tmp_path / "file", b"ours")
+    assert (tmp_path / "elsewhere").read_bytes() == b"of somebody"
+    assert not (tmp_path / "file").is_symlink()
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder that nobody can write to, not even root."""
+    folder = tmp_path / "read only"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("no right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, read_only):
+    files.check_writable(tmp_path / "new/folder")
+    assert os.listdir(tmp_path) == ["read only"]
+    for folder in (read_only, read_only / "new/folder"):
+        with pytest.raises(UserError, match=r"cannot be written: Read-only file system \(.*read only\)"):
+            files.check_writable(folder)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=r"file/new cannot be written: Not a directory \(.*file\)"):
+        files.check_writable(tmp_path / "file/new")

@@ -149,3 +149,52 @@ def test_output_on_a_full_disk_is_told(tmp_path):
         run = begun("task1", "--print-config", stdout=full)
         _, errors = run.communicate(timeout=PATIENCE)
     assert (run.returncode, errors) == (1, "error: not all output was written: No space left on device\n")
+
+
+def job(tmp_path, *arguments):
+    """Start the job script as Slurm does, with an `scontrol` in place of Slurm's that writes down how it is called."""
+    command = tmp_path / "bin/scontrol"
+    command.parent.mkdir(exist_ok=True)
+    command.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/scontrol"\n')
+    command.chmod(0o755)
+    path = f"{command.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.Popen(
+        ["bash", "examples/slurm.sh", *arguments],
+        cwd=runner.ROOT,
+        env=runner.environment(PATH=path, SLURM_JOB_ID="17"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_a_job_that_slurm_warns_saves_goes_back_into_the_queue_and_ends_equal(stripes, tmp_path, unbroken):
+    run = tmp_path / "task1/job-17"
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), *DECODING, "--epochs", "4"]
+    first = job(tmp_path, *start)
+    assert wait_for(lambda: (run / "history.csv").exists())
+    os.kill(first.pid, signal.SIGUSR1)  # to the script alone, as `--signal=B:` says
+    _, errors = first.communicate(timeout=PATIENCE)
+    assert first.returncode == 1
+    assert "was stopped by SIGTERM in epoch" in errors
+    assert (tmp_path / "scontrol").read_text() == "requeue 17\n"
+    second = job(tmp_path, *start)
+    assert "going on with" in second.communicate(timeout=PATIENCE)[0]
+    assert second.returncode == 0
+    assert (tmp_path / "scontrol").read_text() == "requeue 17\n"
+    assert_equal_runs(run, unbroken)
+
+
+def test_a_job_that_fails_or_is_cancelled_does_not_go_back_into_the_queue(stripes, tmp_path):
+    wrong = job(tmp_path, "task1", "--epochs", "none")
+    wrong.communicate(timeout=PATIENCE)
+    assert wrong.returncode == 2
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), *DECODING, "--epochs", "1000"]
+    cancelled = job(tmp_path, *start)
+    assert wait_for(lambda: (tmp_path / "task1/job-17/history.csv").exists())
+    os.kill(cancelled.pid, signal.SIGTERM)
+    _, errors = cancelled.communicate(timeout=PATIENCE)
+    assert cancelled.returncode == 1
+    assert "was stopped by SIGTERM in epoch" in errors
+    assert not (tmp_path / "scontrol").exists()

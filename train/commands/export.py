@@ -44,7 +44,7 @@ def export_run(
     network, chosen = _network(trained, name, channels)
     own = Channels(*(tuple(row[index] for index in chosen) for row in _table(trained.channels)))
     alone = name if len(chosen) == len(trained.channels) else f"{name}-{join(own.names, trained.channels.names)}"
-    path = output or trained.folder.root / "export" / f"{alone}.{file_format}"
+    path = output or trained.folder.export(alone, file_format)
     if path.suffix != f".{file_format}":
         raise UserError(f"--output {path} must end in .{file_format}")
     export.check_target(path)

@@ -14,6 +14,7 @@ from polychrome.engine.errors import UserError
 from polychrome.engine.machine import hardware
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint
+from polychrome.engine.training.state import BEST
 from polychrome.train import networks
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
@@ -94,9 +95,8 @@ class Run:
         """
         if name not in self.results["models"]:
             raise UserError(f"the run has no model {name!r}; it trained {', '.join(self.results['models'])}")
-        folder = self.folder.checkpoints(name)
         if not networks.has_several(self.results["models"][name]["protocol"]):
-            return [(wanted, self._network(name, folder / "best.pt", len(self.channels)))]
+            return [(wanted, self._network(name, self.folder.checkpoints(name) / BEST, len(self.channels)))]
         index = self.channels.names.index
         trained = {
             label: tuple(map(index, self.results["combinations"][label]))
@@ -109,7 +109,7 @@ class Run:
                 in_channels, _ = networks.for_one_combination(
                     name, self.entry_settings(name), len(self.channels), chosen
                 )
-                network = self._network(name, folder / own / "best.pt", in_channels)
+                network = self._network(name, self.folder.checkpoints(name, own) / BEST, in_channels)
                 found.append(({combination: trained[own]}, network))
         if not found:
             raise UserError(f"{name} has a network for each of {', '.join(trained)}, none for {', '.join(wanted)}")

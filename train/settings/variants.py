@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -119,6 +120,7 @@ def expanded(task: str, settings: Settings) -> Settings:
     for entry, count in Counter(entries).items():
         if count > 1:
             raise UserError(f"--models names {entry} {count} times")
+        _check_name(entry, f"--models {entry}")
         # Any variant is allowed where the entry has a table of settings: the variant names the table.
         for variant in _variants(entry) - VARIANTS.keys() if entry not in settings.model else ():
             close = get_close_matches(variant, VARIANTS, n=1)
@@ -133,10 +135,18 @@ def expanded(task: str, settings: Settings) -> Settings:
     return replace(settings, models=entries)
 
 
+def _check_name(entry: str, source: str) -> None:
+    """Raise UserError where an entry cannot be the name of folders and files."""
+    for variant in entry.split("+")[1:]:
+        if not re.fullmatch(r"[\w.-]*\w[\w.-]*", variant):
+            raise UserError(f"{source}: a variant is named by letters, digits, '_', '-' and '.', not {variant!r}")
+
+
 def _check_table(entry: str) -> None:
     """Raise UserError where a table of settings names an unknown model."""
     from polychrome import models
 
+    _check_name(entry, f"[model.{entry}]")
     if model_name(entry) not in models.names():
         close = get_close_matches(model_name(entry), models.names(), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
