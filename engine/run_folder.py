@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -16,6 +17,7 @@ from polychrome.engine.errors import UserError
 from polychrome.engine.machine import distributed
 from polychrome.engine.machine.files import check_writable, hold, within, write_atomically
 
+CHECKSUM = "checksum"  # of all else in `results.json`
 ROOM = 64  # bytes that names of files have beside the name of a model
 
 
@@ -195,7 +197,8 @@ class RunFolder:
     def write_results(self, results: dict) -> None:
         """Write `results.json`. There a model's "scores" by split are "test" and, of all other splits, "splits"."""
         models = {name: _with_test_apart(entry) for name, entry in results["models"].items()}
-        self.write_json(self.results, results | {"models": models})
+        content = json.loads(json.dumps(_finite(results | {"models": models})))
+        self.write_json(self.results, content | {CHECKSUM: _checksum(content)})
 
     def read_results(self) -> dict:
         """Return the content of `results.json` as `write_results` takes it: a model's "scores" by split in one dict.
@@ -205,6 +208,8 @@ class RunFolder:
         """
         try:
             results = json.loads(self.results.read_text(encoding="utf-8"))
+            if results.pop(CHECKSUM, None) not in (None, _checksum(results)):
+                raise ValueError("its checksum is wrong, or it was edited")
             missing = {"task", "data", "models"} - results.keys() or {"classes", "class_names"} - results["data"].keys()
             for entry in results["models"].values():
                 missing |= {"protocol", "epochs", "val", "test"} - entry.keys()
@@ -234,6 +239,11 @@ def _make_dated(parent: Path) -> Path:
             continue
         return root
     raise FileExistsError(None, None, str(parent / stamp))
+
+
+def _checksum(content: dict) -> str:
+    """Return a digest of JSON content, whatever the order and layout of its text."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _with_test_apart(entry: dict) -> dict:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,7 @@ def run(
     resume: RunFolder | None = None,
     make: Callable[[Settings], RunFolder] | None = None,
     data: Opened | None = None,
+    whole: Mapping[str, Any] | None = None,
 ) -> Experiment:
     """Train and test all models of `settings`, write the run's folder, and return the experiment.
 
@@ -62,6 +64,7 @@ def run(
         resume: the folder of the run to go on with.
         make: makes the folder of a new run, once all is checked; by default the folder is of the settings' `out`.
         data: the data set, where it is open already.
+        whole: of a run that is one seed's, the settings in which the run of all seeds differs.
 
     Raises:
         UserError: data, a model, a channel or the output folder is not usable; nothing has been written then.
@@ -72,7 +75,7 @@ def run(
         folder = make(prepared.settings)
     else:
         folder = resume or made_by_main(Path(prepared.settings.out), task, prepared.settings.name)
-    experiment = Experiment(prepared, folder)
+    experiment = Experiment(prepared, folder, whole)
     try:
         experiment.train_all()
     except KeyboardInterrupt:
@@ -126,7 +129,7 @@ class Outcome:
 class Experiment:
     """A prepared run at work: its folder, its results and history so far, and what it predicted for some images."""
 
-    def __init__(self, prepared: Prepared, folder: RunFolder) -> None:
+    def __init__(self, prepared: Prepared, folder: RunFolder, whole: Mapping[str, Any] | None = None) -> None:
         self.task, self.settings, self.data = prepared.task, prepared.settings, prepared.data
         self.images, self.combinations, self.costs = prepared.images, prepared.combinations, prepared.costs
         self.history, self.folder = dict(prepared.history), folder
@@ -139,9 +142,13 @@ class Experiment:
             "device": self.environment["gpu" if self.settings.device == "cuda" else "cpu"],
             "data": summary(self.data),
             "combinations": {label: [names[i] for i in chosen or ()] for label, chosen in self.combinations.items()},
-            "models": dict(prepared.trained),
-            "failed": dict(prepared.left_out),
+            "models": {},
+            "failed": {},
         }
+        # In every checkpoint, for `resume.mend`.
+        self.copy = {"config": self.settings.to_toml(), "results": dict(self.results)}
+        self.copy |= {"whole": replace(self.settings, **whole).to_toml()} if whole else {}
+        self.results |= {"models": dict(prepared.trained), "failed": dict(prepared.left_out)}
         if distributed.is_main():
             folder.check_writable(self.costs)
         folder.begin(self.settings.to_toml(), self.environment, self.results)
@@ -292,7 +299,7 @@ class Experiment:
                 say=console.say,
                 waiting=idle.waiting,
             )
-            history = trainer.fit(name, network.model, train, val, plan, network.checkpoints, hooks)
+            history = trainer.fit(name, network.model, train, val, plan, network.checkpoints, hooks, self.copy)
         console.say(f"{name}: {idle}")
         return history, idle.figures() | ({"kernels": trace.kernels} if trace and trace.kernels else {})
 

@@ -16,6 +16,7 @@ from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint, state
 from polychrome.models.complexity import Complexity
 from polychrome.train import networks
+from polychrome.train import resume as resuming
 from polychrome.train.data import combinations_to_test, moved, open_data
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
@@ -116,20 +117,14 @@ def _so_far(
         if labels != [name for name, chosen in tested.items() if chosen or not alone]:
             raise UserError(f"{run.root} was tested on channels {','.join(labels)}: leave --channels as it was")
     trained = {entry: found for entry, found in before["models"].items() if not _lacks_weights(run, entry)}
-    trained_with = Settings.from_toml(run.config)
+    trained_with = Settings.of_run(run.config)
     for entry in entries:
         started = {path.parent for path in run.checkpoints(entry).rglob("*.pt")}
         if started:
             _check_fixed(entry, trained_with, settings, run)
         for folder in sorted(started) if not is_done(trained.get(entry), settings, entry) else ():
             state.newest(folder, None, lambda fault: None)
-    history: dict[str, list[EpochRow]] = {}
-    try:
-        for row in map(EpochRow.from_text, run.read_history()):
-            history.setdefault(row.model, []).append(row)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{run.history} is damaged ({type(error).__name__}: {error})") from None
-    return trained, history
+    return trained, resuming.history(run)
 
 
 def _lacks_weights(run: RunFolder, entry: str) -> bool:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from polychrome.engine.errors import UserError
+from polychrome.engine.history import EpochRow
 from polychrome.engine.machine import distributed
 from polychrome.engine.machine.files import hold
+from polychrome.engine.report import console
 from polychrome.engine.run_folder import RunFolder
+from polychrome.engine.training import state
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import AUTO, Settings, without
 
@@ -34,6 +38,7 @@ def find(task: str, out: Path, wanted: str | None, like: Mapping[str, Any]) -> R
     elif wanted is None:
         return None
     if wanted != AUTO:
+        mend(RunFolder(Path(wanted)))
         folder = RunFolder.open(Path(wanted))
         if folder.read_results()["task"] != task:
             raise UserError(f"--resume {wanted}: that is a run of {folder.read_results()['task']}, not of {task}")
@@ -44,21 +49,110 @@ def find(task: str, out: Path, wanted: str | None, like: Mapping[str, Any]) -> R
 
 
 def _newest(task: str, out: Path, restarted: bool, like: Mapping[str, Any]) -> Path | None:
-    runs = [RunFolder(path.parent) for path in (out / task).glob("*/results.json")]
-    unfinished = [run for run in runs if run.config.is_file() and not run.finished]
-    if restarted:
-        unfinished = [run for run in unfinished if run.read_environment().get("launch") == distributed.launch()]
-    else:
-        unfinished = [run for run in unfinished if _is_like(run, like)]
-    newest_first = sorted(unfinished, key=lambda run: run.config.stat().st_mtime, reverse=True)
-    return next((run.root for run in newest_first if hold(run.root)), None)
+    roots = {path.parent for name in ("config.toml", "results.json") for path in (out / task).glob(f"*/{name}")}
+    unfinished = [run for run in map(RunFolder, roots) if not run.finished]
+    for run in sorted(unfinished, key=_begun_at, reverse=True):
+        try:
+            if restarted:
+                wanted = run.read_environment().get("launch") == distributed.launch()
+            else:
+                wanted = not like or _is_like(run, like)
+            if wanted and hold(run.root):
+                mend(run)
+                RunFolder.open(run.root).read_results()
+                Settings.of_run(run.config)
+                return run.root
+        except (UserError, OSError) as error:
+            console.say(f"{run.root} is passed over: {error}")
+    return None
+
+
+def _begun_at(run: RunFolder) -> float:
+    return max((path.stat().st_mtime for path in (run.config, run.results) if path.exists()), default=0.0)
 
 
 def _is_like(run: RunFolder, like: Mapping[str, Any]) -> bool:
-    if not like:
-        return True
-    own = Settings.from_toml(run.config)
+    try:
+        own = Settings.of_run(run.config)
+    except UserError:
+        if (copy := _copy(run)) is None:
+            raise
+        own = Settings.from_text(copy["config"], str(run.config))
     return all(getattr(own, name) == value for name, value in like.items())
+
+
+def mend(run: RunFolder) -> None:
+    """Write `config.toml` and `results.json` of a run, and of its seeds, again where they are damaged or gone.
+
+    Their content is the copy in a checkpoint; nothing is written where no checkpoint has a copy. The models of mended
+    results are tested again. Of several processes the first mends.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    if distributed.is_main():
+        for each in (*run.seeds.values(), run):
+            _mend(each)
+    distributed.wait()
+
+
+def _mend(run: RunFolder) -> None:
+    faults = {}
+    for path, read in ((run.config, lambda: Settings.of_run(run.config)), (run.results, run.read_results)):
+        try:
+            read()
+        except UserError as error:
+            faults[path] = error
+    if (copy := _copy(run)) is None:
+        return
+    if run.config not in faults:
+        _tell_changes(run, Settings.from_text(copy["config"], "the copy of the settings in a checkpoint"))
+    for path, fault in faults.items():
+        console.say(f"{fault}: written again from a checkpoint")
+        if path == run.config:
+            run.write(path, copy["config"])
+        else:
+            run.write_results(copy["results"])
+
+
+def _tell_changes(run: RunFolder, before: Settings) -> None:
+    """Print the settings of a run that are others than when its newest checkpoint was written."""
+    now = Settings.of_run(run.config)
+    pairs = {item.name: (getattr(before, item.name), getattr(now, item.name)) for item in fields(Settings)}
+    changes = [f"{name} {old!r} is now {new!r}" for name, (old, new) in pairs.items() if old != new]
+    if changes:
+        console.say(f"{run.config} has changed since the last checkpoint: {', '.join(changes)}")
+
+
+def _copy(run: RunFolder) -> dict | None:
+    """Return "config" and "results" of a run as the newest of its checkpoints has them; None where none has."""
+    for root, config in ((run.root, "config"), *((seed.root, "whole") for seed in run.seeds.values())):
+        folders = {path.parent: path.stat().st_mtime for path in (root / "checkpoints").rglob("*.pt")}
+        for folder in sorted(folders, key=folders.__getitem__, reverse=True):
+            if config in (found := state.run_of(folder)):
+                return {"config": found[config], "results": found["results"]}
+    return None
+
+
+def history(run: RunFolder) -> dict[str, list[EpochRow]]:
+    """Return the epochs of a run by network, from its checkpoints; of networks without any, from `history.csv`.
+
+    A damaged `history.csv` is told and left out: it is written again as the run goes on.
+    """
+    found: dict[str, list[EpochRow]] = {}
+    try:
+        for row in map(EpochRow.from_text, run.read_history()):
+            found.setdefault(row.model, []).append(row)
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        found = {}
+        console.say(f"{run.history} is damaged ({type(error).__name__}: {error}): written again from the checkpoints")
+    order = Settings.of_run(run.config).models or ()
+    for entry in order:
+        folder = run.checkpoints(entry)
+        for each in (folder, *sorted(path for path in folder.glob("*") if path.is_dir())):
+            if (course := state.course(each)) is not None:
+                found[course[0]] = course[1]
+    return found
 
 
 def check_same(folder: RunFolder, given: Settings, names: Iterable[str], flags: Iterable[str], task: str) -> None:
@@ -67,7 +161,7 @@ def check_same(folder: RunFolder, given: Settings, names: Iterable[str], flags: 
     So a command with --resume auto can be repeated unchanged; a setting that is to change in a run is given on the
     command line, as one of the `flags`.
     """
-    own = variants.resolve(Settings.from_toml(folder.config), task)
+    own = variants.resolve(Settings.of_run(folder.config), task)
     own = replace(own, model={entry: without(table, flags) for entry, table in own.model.items()})
     for name in sorted(names):
         if name != "sweep" and getattr(own, name) != getattr(given, name):
@@ -79,6 +173,6 @@ def check_same(folder: RunFolder, given: Settings, names: Iterable[str], flags: 
 
 def merge(folder: RunFolder, flags: dict[str, Any]) -> dict[str, Any]:
     """Return the run's settings, overridden by the flags of this command line, in tables of single entries too."""
-    settings = Settings.from_toml(folder.config)
+    settings = Settings.of_run(folder.config)
     values = {item.name: getattr(settings, item.name) for item in fields(settings)} | flags
     return values | {"model": {entry: without(table, flags) for entry, table in values["model"].items()}}

@@ -12,6 +12,7 @@ from polychrome.engine.machine import distributed, hardware
 from polychrome.engine.report import comparison, console, pages, seeds
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train import experiment
+from polychrome.train import resume as resuming
 from polychrome.train.results import add_ratio
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import OF_AN_ENTRY, Settings
@@ -48,6 +49,7 @@ class Repeated:
             check_unchanged(task, settings, resume)
         self.environment = hardware.describe()
         self.begun = False
+        self._whole = {name: getattr(settings, name) for name in ("seed", "seeds", "split_seed")}
         self.data: Opened | None = None
         self.done: dict[int, RunFolder] = {}
         self.predictions: dict = {}
@@ -62,7 +64,8 @@ class Repeated:
         found = (folder is not None and folder.begun, folder is not None and is_finished(folder, own))
         begun, finished = distributed.of_main(found if distributed.is_main() else None)
         if not finished:
-            made = experiment.run(self.task, own, folder if begun else None, self._made, self.data)
+            resumed = folder if begun else None
+            made = experiment.run(self.task, own, resumed, self._made, self.data, self._whole)
             self.data, folder = made.data, made.folder
             self.predictions = self.predictions or made.predictions
         self.done[seed] = folder
@@ -79,8 +82,7 @@ class Repeated:
             self.folder = experiment.made_by_main(Path(own.out), self.task, own.name)
         if not self.begun:
             self.begun = True
-            whole = {name: getattr(self.settings, name) for name in ("seed", "seeds", "split_seed")}
-            settings = replace(own, **whole)
+            settings = replace(own, **self._whole)
             nothing = {"task": self.task, "data": {"classes": 0, "class_names": []}, "models": {}}
             if distributed.is_main():
                 self.folder.check_writable(())
@@ -93,9 +95,10 @@ class Repeated:
     def report(self) -> None:
         """Write the learning curves and both report pages of all seeds."""
         rows = [
-            EpochRow.from_text(row | {"model": f"{row['model']} seed {seed}"})
+            replace(row, model=f"{name} seed {seed}")
             for seed, folder in self.done.items()
-            for row in folder.read_history()
+            for name, epochs in resuming.history(folder).items()
+            for row in epochs
         ]
         if not rows or not distributed.is_main():
             return
@@ -111,7 +114,7 @@ def is_finished(folder: RunFolder, settings: Settings) -> bool:
     """Return whether a seed's run came to its end by these settings."""
     if not folder.begun or not folder.finished:
         return False
-    before, results = Settings.from_toml(folder.config), folder.read_results()
+    before, results = Settings.of_run(folder.config), folder.read_results()
     same = all(getattr(before, name) == getattr(settings, name) for name in ("channels", "holdout", "flip_test"))
     there = results["models"].keys() | (results.get("failed", {}).keys() if settings.sweep else set())
     trained = {entry: variants.of(before, entry).epochs for entry in there}
@@ -120,7 +123,7 @@ def is_finished(folder: RunFolder, settings: Settings) -> bool:
 
 def check_unchanged(task: str, settings: Settings, run: RunFolder) -> None:
     """Raise UserError where a run goes on with other settings than those of its finished seeds."""
-    before = variants.resolve(Settings.from_toml(run.config), task)
+    before = variants.resolve(Settings.of_run(run.config), task)
     if before.seeds == 1:
         raise UserError(f"{run.root} is a run of one seed: leave --seeds out, or start another run")
     if settings.seeds < before.seeds:

@@ -17,7 +17,7 @@ def run(task: str, settings: Settings, resume: RunFolder | None = None) -> None:
         FailedModelsError: some of several models failed; the others are trained and reported.
     """
     console.console.quiet = not distributed.is_main()
-    repeats = settings.seeds > 1 or (resume is not None and Settings.from_toml(resume.config).seeds > 1)
+    repeats = settings.seeds > 1 or (resume is not None and Settings.of_run(resume.config).seeds > 1)
     done = (seeds if repeats else experiment).run(task, settings, resume)
     results = done.results
     if entries := results["models"]:

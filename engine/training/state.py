@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from polychrome.engine.errors import StorageError, UserError
-from polychrome.engine.history import TrainingHistory
+from polychrome.engine.history import EpochRow, TrainingHistory
 from polychrome.engine.machine import distributed
 from polychrome.engine.machine.files import rename
 from polychrome.engine.training import checkpoint
@@ -111,6 +111,7 @@ class State:
     totals: Totals
     division: Division
     plan: dict
+    run: dict = field(default_factory=dict)  # what is needed to go on where the run's other files are damaged
     history: TrainingHistory = field(default_factory=TrainingHistory)
     position: Position = field(default_factory=Position)
     elapsed: float = 0.0  # seconds of the epoch so far, up to the last save within it
@@ -231,6 +232,7 @@ class State:
             "generators": distributed.everyones(self._generators()),
             "division": asdict(self.division),
             "plan": self.plan,
+            "run": self.run,
         }
 
     def _generators(self) -> dict:
@@ -295,6 +297,25 @@ def epochs(folder: Path) -> int:
     """Return the number of completed epochs of the training in `folder`; raises as `batch_size`."""
     _, content = newest(folder, None, lambda fault: None)
     return len(content["course"]["history"]) if content else 0
+
+
+def course(folder: Path) -> tuple[str, list[EpochRow]] | None:
+    """Return the name and the completed epochs of the network whose checkpoints are in `folder`; None without any."""
+    for content in _intact(folder):
+        with suppress(KeyError, TypeError):
+            return content["name"], TrainingHistory.from_dict(content["course"]).epochs
+    return None
+
+
+def run_of(folder: Path) -> dict:
+    """Return what a checkpoint in `folder` tells of its run, see `trainer.fit`; empty where none does."""
+    return next((content["run"] for content in _intact(folder) if content.get("run")), {})
+
+
+def _intact(folder: Path) -> Iterator[dict]:
+    for name in (LAST, WITHIN, PREVIOUS):
+        with suppress(UserError):
+            yield checkpoint.load(folder / name)
 
 
 def newest(folder: Path, division: Division | None, say: Callable[[str], None]) -> tuple[Path, dict | None]:

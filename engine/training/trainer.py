@@ -59,13 +59,21 @@ class Hooks:
 
 
 def fit(
-    name: str, model: nn.Module, train: Loader, val: Loader, plan: Plan, checkpoints: Path, hooks: Hooks | None = None
+    name: str,
+    model: nn.Module,
+    train: Loader,
+    val: Loader,
+    plan: Plan,
+    checkpoints: Path,
+    hooks: Hooks | None = None,
+    run: dict | None = None,
 ) -> TrainingHistory:
     """Train `model` from the newest checkpoint in a folder on, load `best.pt` into it and return the history.
 
     Order, augmentations, channel sampling and dropout depend only on (seed, epoch), and a checkpoint within an epoch
-    has the state of torch's generators, so a resumed training equals an uninterrupted training. SIGTERM and Ctrl-C end
-    the training after the current step. Several processes share the images of every batch.
+    has the state of torch's generators, so a resumed training equals an uninterrupted training. Signals, see
+    `Interruption`, end the training after the current step. Several processes share the images of every batch. Each
+    checkpoint has a copy of `run`, plain data to go on from where other files of the run are damaged.
 
     Raises:
         NotFiniteError: a loss is NaN or infinite; the earlier checkpoints are kept.
@@ -76,7 +84,8 @@ def fit(
     """
     try:
         with Interruption() as interruption:
-            history = Trainer(name, model, train, val, plan, checkpoints, hooks or Hooks(), interruption).run()
+            trainer = Trainer(name, model, train, val, plan, checkpoints, hooks or Hooks(), interruption, run or {})
+            history = trainer.run()
         if interruption.signal:  # came after the last step
             raise Interrupted(
                 f"{name} was stopped by {interruption.signal} after its last epoch; all is saved, --resume auto goes "
@@ -108,6 +117,7 @@ class Trainer:
         checkpoints: Path,
         hooks: Hooks,
         interruption: Interruption,
+        run: dict,
     ) -> None:
         self.train, self.val, self.plan, self.folder, self.hooks = train, val, plan, checkpoints, hooks
         self.interruption, self.agreement = interruption, distributed.Agreement(2)
@@ -121,7 +131,7 @@ class Trainer:
         shares = plan.accumulate, distributed.world_size(), plan.device.type
         division = Division(train.samples, train.batch_size, *shares)
         trained = self.model, self.optimizer, self.scaler, self.ema
-        self.state = State(name, *trained, Totals(plan.device), division, plan.described())
+        self.state = State(name, *trained, Totals(plan.device), division, plan.described(), run)
         self.shown = False
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,8 +67,12 @@ def evaluate_run(
     table = comparison.as_csv(results)
     folder.write(folder.root / "evaluation.csv", table)
     if folder.table.is_file():
-        figures, equal = comparison.agreement(folder.table.read_text(encoding="utf-8"), table)
-        console.say(f"{equal} of {figures} figures are those of {folder.table}, to the digit")
+        try:
+            figures, equal = comparison.agreement(folder.table.read_text(encoding="utf-8"), table)
+        except (KeyError, UnicodeDecodeError, csv.Error) as error:
+            console.warn(f"{folder.table} is damaged and not compared with ({type(error).__name__}: {error})")
+        else:
+            console.say(f"{equal} of {figures} figures are those of {folder.table}, to the digit")
 
 
 def _evaluated(trained: Run, settings: Settings, opened: Opened, wanted: Combinations, splits: tuple[str, ...]) -> dict:

@@ -33,10 +33,8 @@ class Run:
             raise UserError(f"{root} has a run for each of {len(own)} seeds: give one of them, {own[min(own)].root}")
         self.results = self.folder.read_results()
         self.device = hardware.device(device)
-        self.settings = replace(Settings.from_toml(self.folder.config), device=self.device.type)
+        self.settings = replace(Settings.of_run(self.folder.config), device=self.device.type)
         self.num_classes = self.results["data"]["classes"]
-        if None in (self.settings.image_size, self.settings.precision, self.settings.workers):
-            raise UserError(f"{self.folder.config} is damaged: it lacks image_size, precision or workers")
         if not self.results["models"]:
             raise UserError(f"{root} has no trained model yet; go on with it by --resume {root}")
         data = self.results["data"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import UserError, one_line
 from polychrome.engine.training.hyperparameters import AUTO, Hyperparameters, Number, own_setting, setting
 from polychrome.train.settings import toml
 
@@ -247,12 +247,33 @@ class Settings(Hyperparameters, Subject):
 
     @classmethod
     def from_toml(cls, path: Path) -> Settings:
-        """Read the settings of an earlier run.
+        """Read settings from a file.
 
         Raises:
             UserError: the file is not valid TOML, or has an unknown setting or one of the wrong kind.
         """
-        return cls(**typed(read_toml(path), str(path)))
+        return cls.from_text(read_text(path), str(path))
+
+    @classmethod
+    def of_run(cls, path: Path) -> Settings:
+        """Read the settings of an earlier run from its `config.toml`.
+
+        Raises:
+            UserError: as `from_toml`, or the file lacks what every run's file has.
+        """
+        found = cls.from_toml(path)
+        if None in (found.image_size, found.precision, found.workers):
+            raise UserError(f"{path} is damaged: it lacks image_size, precision or workers")
+        return found
+
+    @classmethod
+    def from_text(cls, text: str, source: str) -> Settings:
+        """Read the same from text; an error calls it `source`.
+
+        Raises:
+            UserError: as `from_toml`.
+        """
+        return cls(**typed(parse_toml(text, source), source))
 
 
 # Settings that an entry of `models` may have a value of its own for.
@@ -284,13 +305,30 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or is not valid TOML, or a key is not a setting.
     """
+    return parse_toml(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a TOML file. Raises UserError where the file cannot be read or is not UTF-8."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
-    return check_names(values, str(path))
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Return the settings in TOML text, keys checked; an error calls it `source`.
+
+    Raises:
+        UserError: the text is not valid TOML, or a key is not a setting.
+    """
+    try:
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a ValueError of its own
+        raise UserError(f"{source} is not valid TOML: {one_line(error)}") from None
+    return check_names(values, source)
 
 
 def without(table: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
