@@ -11,6 +11,7 @@ from polychrome.engine.data.opening import Opened
 from polychrome.engine.data.readers import choice
 from polychrome.engine.errors import UserError
 from polychrome.engine.history import EpochRow
+from polychrome.engine.machine import distributed
 from polychrome.engine.report import console
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint, state
@@ -116,7 +117,10 @@ def _so_far(
         labels = list(entry["scores"]["test"])
         if labels != [name for name, chosen in tested.items() if chosen or not alone]:
             raise UserError(f"{run.root} was tested on channels {','.join(labels)}: leave --channels as it was")
-    trained = {entry: found for entry, found in before["models"].items() if not _lacks_weights(run, entry)}
+    # The first process decides: it may already mend what another process would find.
+    lacking = [entry for entry in before["models"] if _lacks_weights(run, entry)] if distributed.is_main() else None
+    lacking = distributed.of_main(lacking)
+    trained = {entry: found for entry, found in before["models"].items() if entry not in lacking}
     trained_with = Settings.of_run(run.config)
     for entry in entries:
         started = {path.parent for path in run.checkpoints(entry).rglob("*.pt")}
@@ -138,7 +142,7 @@ def _lacks_weights(run: RunFolder, entry: str) -> bool:
                 begun = state.epochs(path.parent) > 0
             except UserError:
                 begun = False
-            console.warn(
+            console.say(
                 f"{path} is damaged ({fault}): "
                 + (f"{entry} goes on from its other checkpoints" if begun else "its weights are lost, its figures stay")
             )

@@ -58,7 +58,7 @@ def _newest(task: str, out: Path, restarted: bool, like: Mapping[str, Any]) -> P
             else:
                 wanted = not like or _is_like(run, like)
             if wanted and hold(run.root):
-                mend(run)
+                _mend(run)
                 RunFolder.open(run.root).read_results()
                 Settings.of_run(run.config)
                 return run.root
@@ -91,12 +91,16 @@ def mend(run: RunFolder) -> None:
         StorageError: a file cannot be written.
     """
     if distributed.is_main():
-        for each in (*run.seeds.values(), run):
-            _mend(each)
+        _mend(run)
     distributed.wait()
 
 
 def _mend(run: RunFolder) -> None:
+    for each in (*run.seeds.values(), run):
+        _mend_one(each)
+
+
+def _mend_one(run: RunFolder) -> None:
     faults = {}
     for path, read in ((run.config, lambda: Settings.of_run(run.config)), (run.results, run.read_results)):
         try:
