@@ -20,6 +20,7 @@ from polychrome.kernels import modules
 from polychrome.train.cli import cli
 
 ROOT = Path(__file__).resolve().parents[1]
+FAULTS = "docs/engine.md"
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in ("*.md", "docs/*.md", "kernels/*/README.md", "bench/results/README.md")
@@ -357,3 +358,18 @@ def test_ci_runs_the_test_command_of_the_readme_and_fails_where_there_is_none(te
     assert done.returncode == status
     assert ("tested" in done.stdout.splitlines()) == (status == 0)
     assert "-m pytest" in (ROOT / "README.md").read_text().partition("<!-- test -->")[2].partition("```\n")[0]
+
+
+def test_every_fault_names_tests_that_hold_its_promise():
+    table = (ROOT / FAULTS).read_text().partition("## Faults")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    defined = {
+        name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(rows) > 20
+    for row in rows:
+        fault, _, _, tests, tried = (cell.strip() for cell in row.strip("|").split("|"))
+        named = re.findall(r"`(test_\w+)`", tests)
+        assert named, fault
+        assert set(named) <= defined, fault
+        assert re.fullmatch(r"\d+( \+ \d+)?", tried), fault

@@ -68,6 +68,9 @@ def load(path: Path | str) -> Callable[..., Tensor]:
     [batch, channels]; the result is logits [batch, classes]. `.safetensors` gives a `Classifier`, whose `model` is the
     network.
 
+    A `.pt2` holds compiled code, which loading it runs: load only files whose maker you trust. The other formats hold
+    no code. Where the file's description `<path>.json` is there, the file is compared with the digest in it.
+
     Raises:
         UserError: the file is missing or damaged, of an unknown format, or needs a package that is not installed.
     """
