@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import (
     AUTO,
+    MOST_WORKERS,
     OF_FILES,
     RECIPES,
     TEXT,
@@ -246,7 +247,7 @@ def patches(scene: Path, folder: Path, **options) -> None:
 
 @cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one per core]")
+@click.option("--workers", type=click.IntRange(1, MOST_WORKERS), help="Processes.  [default: one per core]")
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the list as CSV (path, reason).")
 @click.option("--channel-files", help="As for a task: finds the channel in a path, where each channel has a file.")
 def scan(folder: Path, **options) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,8 @@ from polychrome.engine.channels import combinations, masks
 from polychrome.engine.data import augmentation
 from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.image_set import ImageSet, having
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import UserError, one_line
+from polychrome.engine.machine.files import expanded
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.run_folder import check_names as check_names_of_files
 from polychrome.engine.training import checkpoint, schedules, transfer
@@ -83,6 +83,8 @@ def check(
         _check_first_size(entry, settings, classes, count)
     with torch.device("meta"):
         plan(create(entry, settings, classes, count), settings, images)
+    if settings.batch_size == 1 and settings.transfer != "frozen":
+        _check_lone_images(entry, settings, classes, count)
     plain = [name for name, chosen in combinations.items() if chosen]
     check_names_of_files(entry, plain if is_one_per_combination(entry) else ())
     if is_one_per_combination(entry) and not 1 <= len(plain) <= MOST_NETWORKS:
@@ -97,6 +99,17 @@ def check(
                     f"{entry} has a network for {name}: {count} images of {split} have these channels, wanted 2 or more"
                 )
     return costs
+
+
+def _check_lone_images(entry: str, settings: Settings, num_classes: int, in_channels: int) -> None:
+    """Raise UserError where a network in training cannot take a batch of one image."""
+    size = augmentations(settings).size(1, settings.image_size)
+    with torch.device("meta"):
+        model = create(entry, settings, num_classes, in_channels)
+        try:
+            model.train()(torch.empty(1, in_channels, size, size))
+        except ValueError as error:  # batch normalisation of a single value has no variance
+            raise UserError(f"--batch-size 1: {entry} cannot be trained on single images: {one_line(error)}") from None
 
 
 def _check_first_size(entry: str, settings: Settings, num_classes: int, in_channels: int) -> None:
@@ -199,7 +212,7 @@ def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], st
                 f"trained {name}"
             )
         return found, f"torchvision's weights of {name}"
-    source = Path(settings.weights).expanduser()
+    source = expanded(settings.weights)
     if not source.is_dir():
         return transfer.read(source), f"--weights {source}"
     folder = RunFolder.open(source)

@@ -196,6 +196,23 @@ def _to_disk(path: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Return the folder for files that can be made again; it need not exist yet."""
+    """Return the folder for files that can be made again; it need not exist yet.
+
+    Raises:
+        UserError: the user has no home folder, and no other folder is named.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "polychrome"
+    if os.path.isabs(base):
+        return Path(base) / "polychrome"
+    try:
+        return Path.home() / ".cache" / "polychrome"
+    except RuntimeError:
+        raise UserError("no home folder is known to keep files in: set HOME, or XDG_CACHE_HOME") from None
+
+
+def expanded(path: Path | str) -> Path:
+    """Return a path with a home folder in place of `~`. Raises UserError where the folder is not known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: no home folder is known") from None

@@ -13,13 +13,21 @@ AUTO = "auto"
 
 
 class Number(NamedTuple):
-    """A finite number of this type within inclusive (least, most) or exclusive (above, below) bounds."""
+    """A finite number of this type within inclusive (least, most) or exclusive (above, below) bounds.
+
+    Where 0 turns something off, smaller numbers than `smallest` have no meaning.
+    """
 
     kind: type
     least: float | None = None
     most: float | None = None
     above: float | None = None
     below: float | None = None
+    smallest: float | None = None
+
+
+# Of a Beta distribution: torch draws no numbers of alphas beyond.
+ALPHA = Number(float, least=0, most=1000, smallest=0.01)
 
 
 def setting(default: Any, text: str, kind: Any = str, flag: str | None = None, own: bool = False) -> Any:
@@ -65,9 +73,9 @@ class Hyperparameters:
         "Decay of a moving average of the weights, which is then what is tested; 0: none.",
         Number(float, least=0, below=1),
     )
-    mixup: float = own_setting(0.0, "Mixup's alpha; 0: off.", Number(float, least=0))
-    cutmix: float = own_setting(0.0, "CutMix's alpha; 0: off. With both, each batch gets one.", Number(float, least=0))
-    label_smoothing: float = own_setting(0.0, "Label smoothing in training.", Number(float, least=0, most=1))
+    mixup: float = own_setting(0.0, "Mixup's alpha; 0: off.", ALPHA)
+    cutmix: float = own_setting(0.0, "CutMix's alpha; 0: off. With both, each batch gets one.", ALPHA)
+    label_smoothing: float = own_setting(0.0, "Label smoothing in training.", Number(float, least=0, below=1))
     class_weights: str = own_setting(
         "none",
         "balanced: in training an image counts in inverse proportion to the images of its class.",

@@ -58,7 +58,7 @@ def add_line(folder, line, to="train.txt"):
         (["task1", "--channels", "RGX"], "channels 'RGX': no channel 'X'; the data has R, G, B"),
         (["task1", "--backend", "cv2"], "'--backend': 'cv2' is not one of"),
         (["task1", "--progressive", "0"], "0.0 is not in the range 0<x<=1"),
-        (["task1", "--seeds", "0"], "0 is not in the range x>=1"),
+        (["task1", "--seeds", "0"], "0 is not in the range 1<=x<=1000"),
         (
             ["task1", "--channel-sampling", "shuffle", "--consistency", "1"],
             "no image is shown with all channels in order",
@@ -74,6 +74,18 @@ def add_line(folder, line, to="train.txt"):
         (["task1", "--lr", "nan"], "nan is not a finite number"),
         (["task1", "--seed", str(2**64)], "is not in the range"),
         (["task1", "--data", ""], "'--data': must not be empty"),
+        (["task1", "--data", "~no user/x"], "~no user/x: no home folder is known"),
+        (["task1", "--workers", "1000000000"], "1000000000 is not in the range 1<=x<=1024"),
+        (["scan", ".", "--workers", "1000000000"], "1000000000 is not in the range 1<=x<=1024"),
+        (["task1", "--seeds", "1000000000"], "is not in the range 1<=x<=1000"),
+        (["task1", "--num-classes", "1000000000"], "is not in the range 2<=x<=1000000"),
+        (["task1", "--label-smoothing", "1"], "1.0 is not in the range 0<=x<1"),
+        (["task1", "--mixup", "1e-300"], "1e-300 is too small: wanted 0 or at least 0.01"),
+        (["task1", "--cutmix", "1e300"], "1e+300 is not in the range 0<=x<=1000"),
+        (
+            ["task2", "--models", "resnet34", "--image-size", "32", "--batch-size", "1", "--epochs", "1"],
+            "--batch-size 1: resnet34 cannot be trained on single images: Expected more than 1 value per channel",
+        ),
         (["task1", "--lr", "0"], "'--lr': 0.0 is not in the range x>0"),
         (["task1", "--data", "missing"], "no data folder at"),
         (["task1", "--config", "missing.toml"], "cannot read missing.toml: No such file or directory"),
@@ -126,6 +138,41 @@ def test_a_single_class(fails, broken):
     for name in ("train", "val", "test"):
         (broken / f"{name}.txt").write_text(f"images/{name} 0.jpg 0\nimages/{name} 3.jpg 0\n")
     assert "has one class: wanted at least 2" in fails("task1", "--data", broken)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("split_seed = -1", "-1 is not in the range x>=0"),
+        ("split_seed = true", "split_seed must be a whole number, got True"),
+        ("workers = 1000000000", "1000000000 is not in the range 1<=x<=1024"),
+        ("epochs = " + "9" * 5000, "is not valid TOML: "),
+        ("a = " + "[" * 100_000, "is not valid TOML: "),
+        ("[model.simple_cnn]\nmixup = 1e-300", "1e-300 is too small: wanted 0 or at least 0.01"),
+    ],
+)
+def test_wrong_lines_of_a_config(fails, tmp_path, line, message):
+    (tmp_path / "config.toml").write_text(line)
+    assert message in fails("task1", "--config", tmp_path / "config.toml")
+
+
+def test_without_a_home_folder_there_is_a_line(tmp_path):
+    """As in a container whose user has no entry among the users."""
+    if os.geteuid() != 0:
+        pytest.skip("no right to take another user")
+    program = "import os, polychrome.engine.machine.files as files; os.setuid(54321); files.cache_folder()"
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd="/",
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.splitlines()[-1].endswith(
+        "UserError: no home folder is known to keep files in: set HOME, or XDG_CACHE_HOME"
+    ), done.stderr
 
 
 def test_no_arguments_print_the_help(capsys):

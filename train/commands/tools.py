@@ -10,6 +10,7 @@ from polychrome.engine.data.sets import listing, patches, repeats, scan
 from polychrome.engine.data.sets.layouts import lists
 from polychrome.engine.data.sets.sensors import union
 from polychrome.engine.errors import UserError, spreadsheet_cell
+from polychrome.engine.machine.files import expanded
 from polychrome.engine.report import console
 from polychrome.engine.report.tables import Table
 
@@ -60,7 +61,7 @@ def _listed(folder: Path, channel_files: str | None) -> ImageSet:
     try:
         images = listing.read(folder, channel_files=channel_files)
     except UserError as error:
-        if channel_files or lists.has_lists(folder.expanduser()):
+        if channel_files or lists.has_lists(expanded(folder)):
             raise
         images = listing.every_image(folder)
         console.say(f"not a labelled set, every image below the folder is decoded: {error}")

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from polychrome.engine.errors import UserError, one_line
+from polychrome.engine.machine.files import expanded
 from polychrome.engine.training.hyperparameters import AUTO, Hyperparameters, Number, own_setting, setting
 from polychrome.train.settings import toml
 
@@ -32,12 +33,18 @@ class NameList(click.ParamType):
 
 
 class FiniteRange(click.FloatRange):
-    """A range of finite floats: NaN and infinity are refused."""
+    """A range of finite floats: NaN and infinity are refused, and all but 0 below `smallest`."""
+
+    def __init__(self, smallest: float | None = None, **bounds: Any) -> None:
+        super().__init__(**bounds)
+        self.smallest = smallest
 
     def convert(self, value, param, ctx):
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{number} is not a finite number", param, ctx)
+        if self.smallest is not None and 0 < number < self.smallest:
+            self.fail(f"{number} is too small: wanted 0 or at least {self.smallest:g}", param, ctx)
         return number
 
 
@@ -82,6 +89,8 @@ RECIPES = ("report_a", "report_b", "report_c", "report_d", "report_e", "strong")
 # Settings without a flag that a file may give to a whole run.
 OF_FILES = ("options", "split_seed", "sweep")
 
+MOST_WORKERS = 1024
+
 TEXT = Text()
 
 
@@ -106,7 +115,9 @@ class Subject:
         "'_w([0-9]+)' in site_w1.png.",
         Pattern(),
     )
-    num_classes: int | None = setting(None, "Number of classes, where the data does not give it.", Number(int, least=2))
+    num_classes: int | None = setting(
+        None, "Number of classes, where the data does not give it.", Number(int, least=2, most=10**6)
+    )
     models: tuple[str, ...] | None = setting(
         None,
         "Models to train, by name, with variants such as NAME+drop; all: every system of the task.  "
@@ -186,7 +197,7 @@ class Settings(Hyperparameters, Subject):
     seeds: int = setting(
         1,
         "Number of seeds, from --seed on; the results are means and standard deviations over them.",
-        Number(int, least=1),
+        Number(int, least=1, most=1000),
     )
     device: str = setting("auto", "Device to train on.", ("auto", "cpu", "cuda"))
     cache: str = setting(
@@ -203,7 +214,9 @@ class Settings(Hyperparameters, Subject):
     backend: str = setting(
         "auto", "Decoder of images; auto: DALI where installed.", ("auto", "dali", "torch", "synthetic")
     )
-    workers: int | None = setting(None, "Decoding threads or processes.  [default: one per core]", Number(int, least=1))
+    workers: int | None = setting(
+        None, "Decoding threads or processes.  [default: one per core]", Number(int, least=1, most=MOST_WORKERS)
+    )
     strict: bool = setting(
         False, "Stop at a file that cannot be decoded; by default the file is left out.", bool, "--strict/--no-strict"
     )
@@ -236,9 +249,13 @@ class Settings(Hyperparameters, Subject):
         return self.seed if self.split_seed is None else self.split_seed
 
     def with_whole_paths(self) -> Settings:
-        """Return these settings with absolute paths of data and weights, as a run's `config.toml` has them."""
+        """Return these settings with absolute paths of data and weights, as a run's `config.toml` has them.
+
+        Raises:
+            UserError: a path begins with `~`, and no home folder is known.
+        """
         places = {name: getattr(self, name) for name in ("data", "weights")}
-        return replace(self, **{n: p and str(Path(p).expanduser().absolute()) for n, p in places.items()})
+        return replace(self, **{n: p and str(expanded(p).absolute()) for n, p in places.items()})
 
     def to_toml(self) -> str:
         """Return the settings as TOML; unset ones are left out."""
@@ -288,10 +305,16 @@ def typed(values: dict[str, Any], source: str) -> dict[str, Any]:
     """
     context = click.Context(click.Command("config", params=Settings.flags()))
     options = {option.name: option for option in Settings.flags()}
+    kinds = {item.name: item.metadata["type"] for item in fields(Settings)}
     found = {}
     for name, value in values.items():
         try:
-            found[name] = options[name].type_cast_value(context, value) if name in options else value
+            if name in options:
+                found[name] = options[name].type_cast_value(context, value)
+            elif isinstance(kinds[name], Number):
+                found[name] = _click_type(kinds[name]).convert(value, click.Option([f"--{name}"]), context)
+            else:
+                found[name] = value
         except click.BadParameter as error:
             raise UserError(f"{source}: {error.format_message()}") from None
     for name, table in found.get("model", {}).items():
@@ -413,7 +436,7 @@ def _click_type(kind: Any) -> Any:
     low, high = (kind.least, kind.above), (kind.most, kind.below)
     bounds = {"min": next((each for each in low if each is not None), None), "min_open": kind.above is not None}
     bounds |= {"max": next((each for each in high if each is not None), None), "max_open": kind.below is not None}
-    return FiniteRange(**bounds)
+    return FiniteRange(kind.smallest, **bounds)
 
 
 def _option(item) -> click.Option:

@@ -16,7 +16,7 @@ from polychrome.engine.data.accounting import Account
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError, one_line
-from polychrome.engine.machine.files import cache_folder
+from polychrome.engine.machine.files import cache_folder, expanded
 
 SIDE = 32  # pixels
 HELD_OUT = 10  # one training image of so many is for validation
@@ -42,7 +42,7 @@ def read(root: Path | None = None, seed: int = 0, download: bool = True) -> tupl
     Raises:
         UserError: the files are not there, cannot be downloaded, or are not the official files.
     """
-    source = find(Path(root).expanduser() if root is not None else cache_folder())
+    source = find(expanded(root) if root is not None else cache_folder())
     if source is None and root is not None:
         raise UserError(
             f"no CIFAR-100 in {root}: wanted {CIFAR100.filename} or the folder {CIFAR100.base_folder}/ in it"

@@ -44,6 +44,9 @@ def ensure(cache_dir: str | Path | None = None) -> Path:
 
     The folder holds images/, train.txt, val.txt, test.txt and classes.txt. The folder is written whole or not at all,
     also by several processes at once.
+
+    Raises:
+        UserError: there is no cache folder.
     """
     base = Path(cache_dir) if cache_dir is not None else cache_folder()
     final = base / f"generated-v{VERSION}"

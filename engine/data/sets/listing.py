@@ -19,6 +19,7 @@ from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Labelled
 from polychrome.engine.data.sets.sensors import descriptions
 from polychrome.engine.data.sets.sensors.channel_files import OPTION, joined
 from polychrome.engine.errors import Unsupported, UserError, one_line
+from polychrome.engine.machine.files import expanded
 
 DESCRIPTIONS = (*(f"{split}.txt" for split in SPLITS), "classes.txt", NAMES_FILE, descriptions.FILE)
 
@@ -45,7 +46,7 @@ def read(
     Raises:
         UserError: anything else is there; the message names file and line.
     """
-    root = Path(root).expanduser()
+    root = expanded(root)
     try:
         images = _read(root, num_classes, seed, group_by, channel_files)
     except (OSError, Unsupported) as error:
@@ -99,7 +100,7 @@ def undivided(root: str | Path, class_names: Sequence[str], channel_files: str |
     Raises:
         UserError: the folder is malformed, or has another class.
     """
-    root = Path(root).expanduser()
+    root = expanded(root)
     if not root.is_dir():
         return None
     try:
@@ -166,7 +167,7 @@ def every_image(folder: str | Path) -> ImageSet:
 
     `folder` may also be a tar. Raises UserError where there is no such folder, or no image in it, or a tar is damaged.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if folder.is_file() and folder.suffix == shards.SUFFIX:
         folder, found, tars = folder.parent, {}, [folder.name]
     elif folder.is_dir():

@@ -45,7 +45,11 @@ class ImageCache:
     """
 
     def __init__(self, images: ImageSet, form: str, decoder: str, say: Callable[[str], None], workers: int = 1):
-        """Name the folder of a scanned set; `form` is "whole" or the stored size, `decoder` what decodes the files."""
+        """Name the folder of a scanned set; `form` is "whole" or the stored size, `decoder` what decodes the files.
+
+        Raises:
+            UserError: there is no cache folder.
+        """
         paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
         root = os.path.abspath(images.root)
         about = [root, sorted(images.splits), form, decoder, list(images.channels.names), images.dtype]
