@@ -184,7 +184,7 @@ class State:
             self._save_best(folder, best.epoch, weights)
 
     def _save_best(self, folder: Path, epoch: int, weights: dict) -> None:
-        checkpoint.save(folder / BEST, {"name": self.name, "epoch": epoch, "model": weights})
+        checkpoint.save(folder / BEST, {"name": self.name, "epoch": epoch, "model": weights, "run": self.run})
 
     def resume(self, folder: Path, say: Callable[[str], None] = lambda message: None) -> bool:
         """Resume from the newest intact checkpoint in `folder` that fits; return whether there is a checkpoint.

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -112,6 +113,20 @@ def test_a_flipped_bit_in_the_results_is_noticed_before_they_are_used(unbroken, 
         else:
             assert (status, error.count("\n")) == (2, 1)
             assert "results.json is damaged" in error
+
+
+@pytest.mark.parametrize("change", ["image_size = 24", "eval_crop = 0.5", 'precision = "bf16"'])
+@pytest.mark.parametrize("command", ["evaluate", "predict", "export"])
+def test_settings_that_would_change_the_figures_are_compared_with_the_checkpoint(
+    unbroken, stripes, tmp_path, capsys, command, change
+):
+    run = Path(shutil.copytree(unbroken, tmp_path / "run"))
+    name = change.partition(" ")[0]
+    text = re.sub(rf"(?m)^{name} = .*$", change, (run / "config.toml").read_text())
+    (run / "config.toml").write_text(text)
+    more = {"evaluate": [], "predict": [str(stripes / "images/test 0.jpg")], "export": ["--format", "safetensors"]}
+    assert main([command, str(run), *more[command]]) == 2
+    assert f"config.toml is damaged: {name} is " in capsys.readouterr().err
 
 
 def test_auto_passes_over_runs_that_cannot_be_read_and_says_which(begun, unbroken, tmp_path, capsys):

@@ -113,8 +113,24 @@ class Run:
             raise UserError(f"{name} has a network for each of {', '.join(trained)}, none for {', '.join(wanted)}")
         return found
 
+    def _check_settings(self, name: str, copy: dict | None, path: Path) -> None:
+        """Raise UserError where `config.toml` differs from a checkpoint's copy in what the network's input depends on.
+
+        A run that goes on cannot change these settings; a damaged file can.
+        """
+        if not copy:  # of an earlier version
+            return
+        before = variants.of(Settings.from_text(copy["config"], f"{path}: the copy of the settings"), name)
+        now = variants.of(self.settings, name)
+        for setting in ("image_size", "eval_crop", "precision"):
+            if (old := getattr(before, setting)) != (new := getattr(now, setting)):
+                raise UserError(
+                    f"{self.folder.config} is damaged: {setting} is {new}, and {path} was trained with {old}"
+                )
+
     def _network(self, name: str, path: Path, in_channels: int) -> torch.nn.Module:
         content = checkpoint.load(path, self.device)
+        self._check_settings(name, content.get("run"), path)
         model = networks.create(name, variants.of(self.settings, name), self.num_classes, in_channels)
         checkpoint.restore(model, content, path)
         return model.to(self.device, memory_format=torch.channels_last).eval()
