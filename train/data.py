@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from polychrome.engine.channels import combinations
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.channels.names import ALL, SENSORS, Channels
 from polychrome.engine.data.augmentation import Augmentations
+from polychrome.engine.data.files import shards
 from polychrome.engine.data.image_set import ImageSet, having
 from polychrome.engine.data.loader import Loader
 from polychrome.engine.data.opening import Opened, Wanted, open_set
@@ -190,6 +193,7 @@ def summary(opened: Opened) -> dict:
         "sensors": union.counts(images),
         "class_names": list(images.class_names),
         "division": opened.division,
+        "contents": opened.contents,
         "files": opened.account.as_dict() if opened.account else None,
         "notes": list(images.notes),
         "rejected_files": opened.rejected,
@@ -208,3 +212,36 @@ def moved(before: dict, opened: Opened, splits: Iterable[str] | None = None) -> 
     if not changed:
         return ""
     return f"{', '.join(changed)} of {opened.images.root} are other images: files were added, removed or renamed"
+
+
+def changed(before: dict, opened: Opened, splits: Iterable[str] | None = None) -> str:
+    """Return a sentence about splits whose files, labels or pixels differ from a run's; empty where all are the same.
+
+    `before` is the "data" of the run's results; results of earlier versions, and data that is not in files, have
+    nothing to be compared with.
+    """
+    known = before.get("contents", {})
+    asked = opened.contents.keys() if splits is None else splits
+    differing = [name for name in asked if name in known and known[name] != opened.contents.get(name)]
+    if not differing:
+        return ""
+    which = f"{', '.join(differing)} of {opened.images.root}"
+    how = "files have other content, labels or channels, or were added or removed"
+    return f"{which} changed since the run began: {how}{_newest(opened, differing)}"
+
+
+def _newest(opened: Opened, splits: Iterable[str]) -> str:
+    """Return the file of some splits that was modified last, and when, in words; empty where no file can be looked at.
+
+    Files that were left out count too: one that was damaged since is among them.
+    """
+    images, found = opened.images, {}
+    paths = [path for split in splits if split in images.splits for path in images.splits[split].paths]
+    for path in (*paths, *(item["path"] for item in opened.rejected if item["split"] in splits)):
+        for file in images.files(path):
+            with suppress(OSError):
+                found[file] = os.stat(shards.container(images.root / file)).st_mtime
+    if not found:
+        return ""
+    file = max(found, key=found.__getitem__)
+    return f"; {file} was modified last, {datetime.fromtimestamp(found[file]):%Y-%m-%d %H:%M:%S}"

@@ -48,7 +48,7 @@ def run(
     task: str,
     settings: Settings,
     resume: RunFolder | None = None,
-    make: Callable[[Settings], RunFolder] | None = None,
+    make: Callable[[Prepared], RunFolder] | None = None,
     data: Opened | None = None,
     whole: Mapping[str, Any] | None = None,
 ) -> Experiment:
@@ -72,7 +72,7 @@ def run(
     """
     prepared = prepare(task, settings, resume, data)
     if make is not None:
-        folder = make(prepared.settings)
+        folder = make(prepared)
     else:
         folder = resume or made_by_main(Path(prepared.settings.out), task, prepared.settings.name)
     experiment = Experiment(prepared, folder, whole)
@@ -140,7 +140,7 @@ class Experiment:
             "task": self.task,
             "seed": self.settings.seed,
             "device": self.environment["gpu" if self.settings.device == "cuda" else "cpu"],
-            "data": summary(self.data),
+            "data": summary(self.data) | {"changes": list(prepared.changes)},
             "combinations": {label: [names[i] for i in chosen or ()] for label, chosen in self.combinations.items()},
             "models": {},
             "failed": {},

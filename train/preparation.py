@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import date
 
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.data import loader
@@ -18,7 +19,7 @@ from polychrome.engine.training import checkpoint, state
 from polychrome.models.complexity import Complexity
 from polychrome.train import networks
 from polychrome.train import resume as resuming
-from polychrome.train.data import combinations_to_test, moved, open_data
+from polychrome.train.data import changed, combinations_to_test, moved, open_data
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
 
@@ -39,6 +40,7 @@ class Prepared:
         left_out: why an entry of a sweep cannot be trained, by entry.
         trained: the results of entries that the resumed run has trained so far.
         history: the epochs that the resumed run has trained so far, by network.
+        changes: what changed in the data since the resumed run began, a sentence for each time.
     """
 
     task: str
@@ -49,6 +51,7 @@ class Prepared:
     left_out: dict[str, str]
     trained: dict[str, dict]
     history: dict[str, list[EpochRow]]
+    changes: tuple[str, ...]
 
     @property
     def images(self) -> ImageSet:
@@ -74,9 +77,11 @@ def prepare(task: str, settings: Settings, resume: RunFolder | None = None, data
     if not costs:
         raise UserError(next(iter(left_out.values())))
     trained, history = _so_far(resume, settings, data, tested, tuple(costs)) if resume else ({}, {})
+    changes = _changes(resume, settings, data, history) if resume else ()
     if task == "transfer":
         _check_weights(resume, settings, data.images, tuple(costs))
-    return Prepared(task, settings, data, tested, costs, left_out, trained, history)
+    settings = replace(settings, changed_data=False)  # of this start alone: the next change is told again
+    return Prepared(task, settings, data, tested, costs, left_out, trained, history, changes)
 
 
 def _costs(settings: Settings, images: ImageSet, tested: Combinations) -> tuple[dict[str, Complexity], dict[str, str]]:
@@ -129,6 +134,27 @@ def _so_far(
         for folder in sorted(started) if not is_done(trained.get(entry), settings, entry) else ():
             state.newest(folder, None, lambda fault: None)
     return trained, resuming.history(run)
+
+
+def _changes(run: RunFolder, settings: Settings, data: Opened, history: dict[str, list[EpochRow]]) -> tuple[str, ...]:
+    """Return a sentence for each time that files of a run's data changed before it went on, this time too.
+
+    Raises:
+        UserError: files have changed, and the settings do not say to go on.
+    """
+    before = run.read_results()["data"]
+    told = tuple(before.get("changes", ()))
+    if not (change := changed(before, data)):
+        return told
+    if not settings.changed_data:
+        raise UserError(
+            f"{run.root} cannot go on: {change}; put the files back, or give --changed-data to go on with them as they "
+            "are"
+        )
+    epochs = ", ".join(f"{name} had {len(rows)}" for name, rows in history.items() if rows) or "no model had any"
+    line = f"{date.today()}: {change}. Epochs before: {epochs}"
+    console.say(line)
+    return (*told, line)
 
 
 def _lacks_weights(run: RunFolder, entry: str) -> bool:

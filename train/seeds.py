@@ -13,6 +13,8 @@ from polychrome.engine.report import comparison, console, pages, seeds
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train import experiment
 from polychrome.train import resume as resuming
+from polychrome.train.data import changed, moved
+from polychrome.train.preparation import Prepared
 from polychrome.train.results import add_ratio
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import OF_AN_ENTRY, Settings
@@ -76,8 +78,20 @@ class Repeated:
         self.folder.write_results(self.results)
         self.folder.write(self.folder.table, comparison.as_csv(self.results))
 
-    def _made(self, own: Settings) -> RunFolder:
-        """Return the folder of a checked seed's run; the first call also writes the files of the whole run."""
+    def _made(self, prepared: Prepared) -> RunFolder:
+        """Return the folder of a checked seed's run; the first call also writes the files of the whole run.
+
+        Raises:
+            UserError: the data is not that of a finished seed.
+        """
+        own = prepared.settings
+        for seed, run in self.done.items():
+            before = run.read_results()["data"]
+            if change := moved(before, prepared.data) or changed(before, prepared.data):
+                raise UserError(
+                    f"{self.folder.root} cannot go on: its seeds must agree, and seed {seed} is done, but {change}; "
+                    "put the files back, or start another run"
+                )
         if self.folder is None:
             self.folder = experiment.made_by_main(Path(own.out), self.task, own.name)
         if not self.begun:

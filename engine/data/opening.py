@@ -66,6 +66,7 @@ class Opened:
     rejected: "path", "split" and "reason" of each file that was left out.
     account: how many of the files that are there are used, rejected and ignored; None where no file is read.
     division: a digest of the listed files of each split except training.
+    contents: a digest of the files, labels and pixels of each split; none where no file is read.
     store: the decoded images, if they are cached in memory.
     positions: for each split, where its images are in the user's list; None where no file was left out.
     """
@@ -75,6 +76,7 @@ class Opened:
     rejected: list[dict[str, str]] = field(default_factory=list)
     account: Account | None = None
     division: dict[str, str] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
     store: Store | None = None
     positions: dict[str, tuple[int, ...]] | None = None
 
@@ -137,6 +139,7 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
         report = scan.scan(images.root, paths, wanted.workers, bar.reach, photos=photos, parts=images.parts)
     rejected = _left_out(images, {item.path: item.reason for item in report.rejected}, wanted.strict)
     images = scan.apply(images, report, None if photos is not False else wanted.trained[0])
+    contents = division.contents(listed.splits, images, report.contents())
     by_dali = choice.resolve(wanted.backend, images.stacks) == "dali"
     shape = (scan.shape(images),) if images.stacks else ()
     notes = (
@@ -161,7 +164,7 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
         account = account.without(len({posixpath.normpath(file) for path in gone for file in listed.files(path)}))
         if account.is_notable:
             console.say(str(account))
-    return Opened(images, wanted, rejected, account, digests, store, positions)
+    return Opened(images, wanted, rejected, account, digests, contents, store, positions)
 
 
 def open_store(images: ImageSet, wanted: Wanted) -> Store | None:

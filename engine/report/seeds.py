@@ -21,7 +21,9 @@ def combined(runs: Sequence[dict]) -> dict:
     models = {
         name: _entry({run["seed"]: run["models"][name] for run in runs if name in run["models"]}) for name in names
     }
-    return dict(runs[0]) | {"seeds": [run["seed"] for run in runs], "models": models, "failed": failed}
+    changes = [f"Seed {run['seed']}, {line}" for run in runs for line in run["data"].get("changes", ())]
+    data = runs[0]["data"] | {"changes": changes}
+    return dict(runs[0]) | {"data": data, "seeds": [run["seed"] for run in runs], "models": models, "failed": failed}
 
 
 def _entry(of_seed: dict[int, dict]) -> dict:

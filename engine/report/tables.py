@@ -275,8 +275,8 @@ def failed(results: dict) -> Table:
 
 def data(results: dict) -> Table:
     """Return what became of the files of the run's data, and how they were understood, a line each."""
-    counts, notes = results["data"].get("files"), results["data"].get("notes", ())
-    rows = (*((str(Account(**counts)),) if counts else ()), *notes)
+    counts, notes, changes = (results["data"].get(name) for name in ("files", "notes", "changes"))
+    rows = (*((str(Account(**counts)),) if counts else ()), *(notes or ()), *(changes or ()))
     return Table("Data", ("what was found",), tuple((row,) for row in rows), left=1)
 
 

@@ -14,7 +14,15 @@ from polychrome.engine.evaluation import evaluate
 from polychrome.engine.report import comparison, console, seeds
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train.commands.finished import Run
-from polychrome.train.data import combinations_to_test, make_loader, moved, open_data, open_undivided, with_sensors
+from polychrome.train.data import (
+    changed,
+    combinations_to_test,
+    make_loader,
+    moved,
+    open_data,
+    open_undivided,
+    with_sensors,
+)
 from polychrome.train.results import scores_of, tested_splits
 from polychrome.train.settings.config import Settings
 
@@ -53,6 +61,8 @@ def evaluate_run(
         opened = opened or open_data(settings, trained.results["task"], splits, trained.data)
         if not whole and (change := moved(trained.results["data"], opened, splits)):
             console.warn(f"not the run's figures: {change}, and some may be among those it was trained on")
+        elif not whole and (change := changed(trained.results["data"], opened, splits)):
+            console.warn(f"not the run's figures: {change}")
         trained.check_fits(opened.images)
         how = opened.images, splits, settings.division_seed, trained.channels
         found.append(_evaluated(trained, settings, opened, combinations_to_test(channels, *how), splits))

@@ -220,6 +220,12 @@ class Settings(Hyperparameters, Subject):
     strict: bool = setting(
         False, "Stop at a file that cannot be decoded; by default the file is left out.", bool, "--strict/--no-strict"
     )
+    changed_data: bool = setting(
+        False,
+        "Go on with a run although files of its data have changed, which its report then says.",
+        bool,
+        "--changed-data/--no-changed-data",
+    )
     profile: bool = setting(False, "Record some training steps as a trace.", bool, "--profile/--no-profile")
     tensorboard: bool = setting(
         True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -191,11 +191,32 @@ def _shares(count: int, sizes: Mapping[int, int]) -> dict[int, int]:
 
 def digests(images: ImageSet) -> dict[str, str]:
     """Return a digest of the paths and labels of the splits without training, hexadecimal SHA-256."""
-    found = {}
-    for name, split in images.splits.items():
-        if name != "train":
-            digest = hashlib.sha256()
-            for path, label in zip(split.paths, split.labels, strict=True):
-                digest.update(f"{path} {label}\n".encode("utf-8", "backslashreplace"))
-            found[name] = digest.hexdigest()
-    return found
+    return {
+        name: _digest(f"{path} {label}" for path, label in zip(split.paths, split.labels, strict=True))
+        for name, split in images.splits.items()
+        if name != "train"
+    }
+
+
+def contents(listed: Mapping[str, Split], scanned: ImageSet, of_files: Mapping[str, str]) -> dict[str, str]:
+    """Return a digest of all that training or testing on a split reads, hexadecimal SHA-256.
+
+    These are the paths and labels of the splits as they are `listed`, the contents of the files, for each path in
+    `of_files`, and the channels that the image has in the `scanned` set. A file without content is unusable.
+    """
+    names = scanned.channels.names
+
+    def line(path: str, label: int) -> str:
+        held = scanned.arrangements.get(path)
+        places = [f"{names[place]}:{held.sources[place]}" for place in held.present] if held else ()
+        return " ".join((path, str(label), of_files.get(path, ""), *places))
+
+    return {name: _digest(map(line, split.paths, split.labels)) for name, split in listed.items()}
+
+
+def _digest(lines: Iterable[str]) -> str:
+    """Return the SHA-256 of lines of text, which may have names of files that are not valid text."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()

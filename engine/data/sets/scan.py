@@ -58,6 +58,13 @@ class ScanReport:
     scaled: dict[str, float] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
 
+    def contents(self) -> dict[str, str]:
+        """Return for each usable file text that is the same for files of equal size in pixels and equal content alone.
+
+        Of a file that is too large for a digest the text has only the size.
+        """
+        return {path: f"{height}x{width} {self.digests.get(path, '')}" for path, (height, width) in self.sizes.items()}
+
 
 def scan(
     root: str | Path,
