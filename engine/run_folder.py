@@ -15,7 +15,7 @@ from pathlib import Path
 
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine import distributed
-from polychrome.engine.machine.files import check_writable, hold, within, write_atomically
+from polychrome.engine.machine.files import check_writable, hold, remove_unfinished, within, write_atomically
 
 CHECKSUM = "checksum"  # of all else in `results.json`
 ROOM = 64  # bytes that names of files have beside the name of a model
@@ -95,6 +95,7 @@ class RunFolder:
                     f"{self.root}: another process is training there; let that process end, or start another run"
                 )
             self.html.unlink(missing_ok=True)
+            remove_unfinished(self.root / "checkpoints")
         self.write(self.config, config)
         self.write_json(self.environment, environment)
         self.write_results(results)

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -173,6 +173,13 @@ def _remove_stale(path: Path) -> None:
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the unfinished files under a folder that no other process writes, however young they are."""
+    for partial in folder.rglob(f"*{PARTIAL}"):
+        with suppress(OSError):
+            partial.unlink()
 
 
 def last_written(path: Path) -> float:

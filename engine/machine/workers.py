@@ -6,10 +6,15 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
 from threading import Thread
 
+from polychrome.engine.errors import RunError, one_line
 from polychrome.engine.machine import interruption
+
+# What to do where there is too little shared memory, such as the 64 MB of a Docker container.
+ROOM = "enlarge /dev/shm (docker run --shm-size 8g), or take fewer --workers"
 
 
 def cpus() -> int:
@@ -33,6 +38,15 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
+@contextmanager
+def starting() -> Iterator[None]:
+    """Raise RunError where the system has no room for the worker processes that the block starts."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"no worker process can be started: {one_line(error)}; {ROOM}") from error
+
+
 def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=attend)
 
@@ -42,15 +56,18 @@ def parallel(function: Callable, jobs: Sequence, workers: int) -> Iterator:
 
     Processes are spawned: forking is unsafe once torch or DALI run threads.
 
-    Raises RuntimeError where no process can be started, as from a script that does not guard its calls.
+    Raises RunError where the system has no room for a process, and RuntimeError where no process starts, as from a
+    script that does not guard its calls.
     """
     if min(workers, len(jobs)) < 2:
         yield from map(function, jobs)
         return
-    pool = _pool(min(workers, len(jobs)))
+    with starting():
+        pool = _pool(min(workers, len(jobs)))
     try:
         try:
-            started = [pool.submit(os.getpid) for _ in range(min(workers, len(jobs)))]  # all at once
+            with starting():
+                started = [pool.submit(os.getpid) for _ in range(min(workers, len(jobs)))]  # all at once
             started[0].result()
         except BrokenProcessPool as error:
             guard = 'if __name__ == "__main__":'
@@ -70,7 +87,7 @@ def parallel_chunks(function: Callable, chunks: Sequence[Sequence], workers: int
     The result of an item that kills its process is `died`: a decoder's segmentation fault, or memory that the system
     took away. With fewer than two workers or chunks there is no process of its own to be killed.
 
-    Raises RuntimeError as `parallel` does.
+    Raises as `parallel` does.
     """
     waiting = list(chunks)
     while waiting:

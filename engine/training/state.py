@@ -131,13 +131,7 @@ class State:
         if not distributed.is_main():
             return
         checkpoint.save(folder / NEXT, content)
-        try:
-            if (folder / LAST).exists():
-                rename(folder / LAST, folder / PREVIOUS)
-            rename(folder / NEXT, folder / LAST)
-            (folder / WITHIN).unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(f"{folder / LAST} cannot be written: {error.strerror}") from error
+        _put_in_place(folder)
         # The best goes last: of a run that is killed in between, `keep_best` finds it in `last.pt`.
         if (epoch := self.history.epochs[-1].epoch) == self.history.best.epoch:
             self._save_best(folder, epoch, self.validated.state_dict())
@@ -214,6 +208,10 @@ class State:
                 say(f"{path} was saved with {_changes(before, self.division)}")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a checkpoint to go on from ({type(error).__name__}: {error})") from None
+        if path.name == NEXT:
+            distributed.wait()  # until all have read it
+            if distributed.is_main():
+                _put_in_place(folder)
         self.keep_best(folder, say)
         return True
 
@@ -262,10 +260,21 @@ class State:
             self.ema.load_state_dict(content)
 
 
+def _put_in_place(folder: Path) -> None:
+    """Make a written `next.pt` the last checkpoint; a kill in between leaves it to be found as it is."""
+    try:
+        if (folder / LAST).exists():
+            rename(folder / LAST, folder / PREVIOUS)
+        rename(folder / NEXT, folder / LAST)
+        (folder / WITHIN).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder / LAST} cannot be written: {error.strerror}") from error
+
+
 def _ends_of_epochs(folder: Path) -> list[tuple[int, tuple[Path, dict]]]:
     """Return the intact checkpoints of ends of epochs, newest first: epoch, path and content of each."""
     found = []
-    for path in (folder / LAST, folder / PREVIOUS):
+    for path in (folder / NEXT, folder / LAST, folder / PREVIOUS):
         with suppress(UserError, KeyError, TypeError):
             content = checkpoint.load(path)
             found.append((content["position"]["epoch"] - 1, (path, content)))
@@ -280,7 +289,7 @@ def _without_prefix(averaged: dict) -> dict:
 
 def exists(folder: Path) -> bool:
     """Return whether `folder` has a checkpoint that a training can resume from."""
-    return any((folder / name).exists() for name in (WITHIN, LAST, PREVIOUS))
+    return any((folder / name).exists() for name in (WITHIN, NEXT, LAST, PREVIOUS))
 
 
 def batch_size(folder: Path) -> int | None:
@@ -313,7 +322,7 @@ def run_of(folder: Path) -> dict:
 
 
 def _intact(folder: Path) -> Iterator[dict]:
-    for name in (LAST, WITHIN, PREVIOUS):
+    for name in (NEXT, LAST, WITHIN, PREVIOUS):
         with suppress(UserError):
             yield checkpoint.load(folder / name)
 
@@ -325,7 +334,7 @@ def newest(folder: Path, division: Division | None, say: Callable[[str], None]) 
         UserError: there are checkpoints, but all are damaged.
     """
     faults, found = [], {}
-    for name in (WITHIN, LAST, PREVIOUS):
+    for name in (WITHIN, NEXT, LAST, PREVIOUS):
         if not (folder / name).exists() or (name == PREVIOUS and LAST in found):
             continue
         try:

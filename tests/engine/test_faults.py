@@ -2,10 +2,10 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -18,6 +18,7 @@ from polychrome.engine.machine import files
 from polychrome.engine.machine.interruption import SIGNALS, terminable
 from polychrome.engine.training import checkpoint, state
 from polychrome.engine.training.trainer import Hooks, fit
+from tests import disks
 from tests.engine.small import PLAN, Net
 
 pytestmark = pytest.mark.usefixtures("signals_heard")
@@ -246,27 +247,17 @@ def test_a_loss_that_is_not_finite_names_step_and_files_and_keeps_the_checkpoint
 def small_disk(tmp_path):
     """A file system of 300 kB."""
     folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip("no right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with disks.small(folder, "300k") as mounted:
+        if not mounted:
+            pytest.skip("no right to mount a file system")
+        yield folder
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(loaders, small_disk):
     """A checkpoint takes about 50 kB: the disk has room for the first epoch's, then it is filled."""
     folder = small_disk / "m"
-
-    def fill():
-        with open(small_disk / "filling", "wb", buffering=0) as file, suppress(OSError):
-            for _ in range(1000):
-                file.write(b"x" * 4096)
-
     with pytest.raises(StorageError, match="No space left on device; an earlier file is intact"):
-        fit("m", Net(), *loaders, PLAN, folder, at_step(7, fill))
+        fit("m", Net(), *loaders, PLAN, folder, at_step(7, lambda: disks.fill(small_disk)))
     assert checkpoint.load(folder / "last.pt")["epoch"] == 1
     assert checkpoint.load(folder / "best.pt")["epoch"] == 1
     assert not list(folder.glob("*.partial"))
@@ -303,6 +294,40 @@ def test_a_quota_keeps_the_checkpoint_before(tmp_path):
     assert "last.pt cannot be written: File too large; an earlier file is intact" in done.stdout
     assert checkpoint.load(tmp_path / "last.pt")["model"]["w"].tolist() == [0.0] * 10
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+STARVED = """
+import resource, sys
+from pathlib import Path
+from polychrome.engine.data import loader
+from polychrome.engine.errors import RunError
+from tests.engine.data import photos
+if __name__ == "__main__":
+    images = photos.write(Path(sys.argv[1]), [(40, 50)] * 8)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # of shared memory too
+    with loader.Loader(images, "train", train=False, size=32, batch_size=4, backend="torch", workers=2) as batches:
+        try:
+            print(len(list(batches.epoch(1))))
+        except RunError as error:
+            print(error)
+"""
+
+
+def test_workers_without_shared_memory_end_a_run_instead_of_halting_it(tmp_path):
+    """As in a container whose /dev/shm is full: torch's workers say nothing, and the process waits for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
+    assert re.fullmatch(
+        r"shared memory for a batch of 0\.0 MB cannot be written: .*File too large.*; enlarge /dev/shm \(docker run "
+        r"--shm-size 8g\), or take fewer --workers, or a smaller --batch-size\n",
+        done.stdout,
+    )
 
 
 def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

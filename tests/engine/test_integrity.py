@@ -1,8 +1,11 @@
 """Damaged files are noticed before they are used."""
 
 import json
+import os
 import random
+import shutil
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -199,6 +202,45 @@ def test_a_run_killed_between_the_end_of_an_epoch_and_its_best_weights_keeps_the
     assert fit("m", parts, *loaders, PLAN, tmp_path / "m", Hooks(say=said.append)).epochs == unbroken.epochs
     assert said == []
     assert same(parts.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("damaged", [None, "last.pt"])
+def test_a_run_killed_beside_any_renaming_of_its_checkpoints_goes_on_equal(loaders, tmp_path, monkeypatch, damaged):
+    """Even where the last checkpoint is damaged and takes the place of the whole one before it."""
+    unbroken = fit("m", whole := Net(), *loaders, PLAN, tmp_path / "whole")
+    fit("m", Net(), *loaders, replace(PLAN, epochs=2), tmp_path / "begun")
+    replaced = os.replace
+
+    class Killed(Exception):
+        pass
+
+    kills = 0
+    for after in (False, True):
+        for number in range(8):
+            left = [number]
+
+            def replacing(source, target, left=left, after=after):
+                left[0] -= 1
+                if left[0] == -1 and not after:
+                    raise Killed
+                replaced(source, target)
+                if left[0] == -1 and after:
+                    raise Killed
+
+            folder = shutil.copytree(tmp_path / "begun", tmp_path / f"{number} {after}")
+            if damaged:
+                (folder / damaged).write_bytes(flipped((folder / damaged).read_bytes(), random.Random(number)))
+            monkeypatch.setattr(os, "replace", replacing)
+            with suppress(Killed):
+                fit("m", Net(), *loaders, PLAN, folder)
+            monkeypatch.undo()
+            kills += left[0] < 0
+            parts, said = Net(), []
+            assert fit("m", parts, *loaders, PLAN, folder, Hooks(say=said.append)).epochs == unbroken.epochs
+            assert said in ([], [line for line in said if "is damaged" in line])
+            assert same(parts.state_dict(), whole.state_dict())
+            assert {path.name for path in folder.iterdir()} == {"best.pt", "last.pt", "previous.pt"}
+    assert kills == (16 if damaged else 8)
 
 
 def test_best_weights_of_an_epoch_that_was_not_saved_are_whole(loaders, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from polychrome.engine.data.batches import BatchRequest, DecodedBatch, Reading, Streamed
 from polychrome.engine.data.faults import attempted
@@ -13,7 +13,9 @@ from polychrome.engine.data.files import stacks
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.readers.resizing import cropped, empty
 from polychrome.engine.data.readers.uploads import Uploads
-from polychrome.engine.machine.workers import attend
+from polychrome.engine.data.stores.placement import amount
+from polychrome.engine.errors import RunError, one_line
+from polychrome.engine.machine.workers import ROOM, attend, starting
 
 
 class PillowReader:
@@ -35,9 +37,20 @@ class PillowReader:
         )
 
     def read(self, requests: Sequence[BatchRequest]) -> Iterator[DecodedBatch]:
-        """Yield [batch, channels, size, size] on the device, channels last in memory, for each request."""
+        """Yield [batch, channels, size, size] on the device, channels last in memory, for each request.
+
+        Raises:
+            RunError: no worker can be started, or has shared memory to hand a batch over in.
+        """
         self._requests[:] = requests
-        for images, faults in self._loader:
+        with starting():
+            decoded = iter(self._loader)
+        for images, faults in decoded:
+            if isinstance(faults, str):
+                raise RunError(
+                    f"shared memory for a batch of {amount(images)} cannot be written: {faults}; {ROOM}, or a "
+                    "smaller --batch-size"
+                )
             yield DecodedBatch(Streamed(self._upload(images).permute(0, 3, 1, 2)), faults)
 
     def close(self) -> None:
@@ -61,7 +74,12 @@ class _Batches(Dataset):
         self.read, self.paths, self.sizes, self.size = stacks.opener(images), split.paths, split.sizes, size
         self.channels, self.dtype = len(images.channels), getattr(torch, images.dtype)
 
-    def __getitem__(self, request: BatchRequest) -> tuple[torch.Tensor, dict[int, str]]:
+    def __getitem__(self, request: BatchRequest) -> tuple[torch.Tensor, dict[int, str]] | tuple[int, str]:
+        """Return images and why some could not be read; where there is no memory to share them, bytes and the reason.
+
+        A worker shares the images here: where sharing fails as torch hands them over, nobody is told, and the process
+        that waits for them waits for ever.
+        """
         size = request.size or self.size
         images, faults = empty(len(request.indices), size, self.channels, self.dtype), {}
         for i, (index, crop, flip) in enumerate(zip(request.indices, request.crops, request.flips, strict=True)):
@@ -70,4 +88,9 @@ class _Batches(Dataset):
                 faults[i] = image
             else:
                 images[i] = cropped(image, crop, flip, size)
+        if get_worker_info() is not None:
+            try:
+                images.share_memory_()
+            except RuntimeError as error:
+                return images.nbytes, one_line(error)
         return images.permute(0, 2, 3, 1), faults

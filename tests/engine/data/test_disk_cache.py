@@ -13,6 +13,7 @@ from polychrome.engine.data.files import decode
 from polychrome.engine.data.stores import disk
 from polychrome.engine.data.stores.placement import choose_placement
 from polychrome.engine.errors import StorageError
+from tests import disks
 from tests.engine.data import photos
 
 CPU = torch.device("cpu")
@@ -217,18 +218,13 @@ def test_a_folder_that_cannot_be_written_to_is_no_error(images, said, cache_home
 def small_disk(tmp_path, monkeypatch):
     """A file system of 1 MB that the cache is on."""
     place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("no file system can be mounted here")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
-    yield place
-    subprocess.run(["umount", place], check=True)
+    with disks.small(place, "1m") as mounted:
+        if not mounted:
+            pytest.skip("no file system can be mounted here")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+        yield place
 
 
-@pytest.mark.skipif(shutil.which("mount") is None or os.geteuid() != 0, reason="only root can mount a file system")
 def test_a_disk_that_another_process_fills_meanwhile_is_no_error(images, said, small_disk, monkeypatch):
     usage = shutil.disk_usage
 
