@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
+ARCHIVE = b"PK\3\4"  # begins a zip archive
 SEAL = b"polychrome blake2b "  # begins the comment at the end of an archive; the digest of all before it follows
 DIGEST = 32  # bytes, written as twice as many letters
 END = 2**12  # bytes in which the seal is looked for
@@ -42,7 +43,11 @@ def fault(archive: BinaryIO) -> str | None:
     if sealed:
         archive.seek(0)
         return None if _digest(archive, size - len(wanted)).encode() == wanted else "its checksum is wrong"
-    return _fault_of_records(archive) if zipfile.is_zipfile(archive) else None
+    if zipfile.is_zipfile(archive):
+        return _fault_of_records(archive)
+    archive.seek(0)
+    head = archive.read(len(ARCHIVE))
+    return "its end is missing" if head == ARCHIVE or len(head) < len(ARCHIVE) else None
 
 
 def fault_of_described(path: Path) -> str | None:

@@ -187,6 +187,7 @@ class State:
 
         Raises:
             UserError: there are checkpoints, but all are damaged or belong to another model.
+            StorageError: a checkpoint cannot be renamed, or the best weights written.
         """
         path, content = newest(folder, self.division, say)
         if content is None:

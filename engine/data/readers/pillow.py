@@ -55,9 +55,12 @@ class PillowReader:
 
     def close(self) -> None:
         """End the worker processes."""
-        workers = getattr(self._loader and self._loader._iterator, "_workers", ())
+        epoch = self._loader and self._loader._iterator
         self._loader = None
-        for worker in workers:
+        if not hasattr(epoch, "_workers"):
+            return
+        epoch._shutdown_workers()  # an error that ended the epoch may hold it
+        for worker in epoch._workers:
             if worker.is_alive():  # still at a file, seconds after it was asked to end
                 worker.kill()
 
