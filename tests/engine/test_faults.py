@@ -315,6 +315,7 @@ if __name__ == "__main__":
 
 def test_workers_without_shared_memory_end_a_run_instead_of_halting_it(tmp_path):
     """As in a container whose /dev/shm is full: torch's workers say nothing, and the process waits for ever."""
+    before = set(os.listdir("/dev/shm"))
     done = subprocess.run(
         [sys.executable, "-c", STARVED, str(tmp_path)],
         capture_output=True,
@@ -328,6 +329,7 @@ def test_workers_without_shared_memory_end_a_run_instead_of_halting_it(tmp_path)
         r"--shm-size 8g\), or take fewer --workers, or a smaller --batch-size\n",
         done.stdout,
     )
+    assert {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("torch_")} == set()
 
 
 def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -95,5 +97,7 @@ class _Batches(Dataset):
             try:
                 images.share_memory_()
             except RuntimeError as error:
+                for left in Path("/dev/shm").glob(f"torch_{os.getpid()}_*"):  # torch leaves what it could not enlarge
+                    left.unlink(missing_ok=True)
                 return images.nbytes, one_line(error)
         return images.permute(0, 2, 3, 1), faults
