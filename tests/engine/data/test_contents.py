@@ -71,9 +71,13 @@ def of_channel_files(root, drawn):
 WAYS = [in_lists, in_folders, in_shards, of_arrays, of_described_files, of_channel_files]
 
 
-def contents(root):
+def opened(root, **options):
     regex = "_([a-z]+)[.]png" if any(root.glob("images/*_er.png")) else None
-    return open_set(listing.read(root, channel_files=regex), HOW).contents
+    return open_set(listing.read(root, channel_files=regex), HOW._replace(**options))
+
+
+def contents(root):
+    return opened(root).contents
 
 
 def differing(before, after):
@@ -92,6 +96,16 @@ def test_files_that_are_written_again_are_the_same_and_one_other_image_is_not(tm
         assert differing(before, contents(write(tmp_path / split, other))) == {split}
         swapped = WHOLE | {split: [seeds[1], seeds[0], *seeds[2:]]}  # of two classes
         assert differing(before, contents(write(tmp_path / f"{split} swapped", swapped))) == {split}
+
+
+@pytest.mark.parametrize("write", WAYS, ids=lambda way: way.__name__)
+def test_a_split_that_is_opened_alone_for_a_trained_model_is_the_same(tmp_path, write):
+    root = write(tmp_path, WHOLE)
+    if (root / "channels.csv").exists():
+        (root / "channels.csv").write_text("images,dna+er\nimages/train 0.npy,rna+dna\nimages/test 1.npy,er+dna\n")
+    whole = opened(root)
+    trained = whole.images.channels, whole.images.dtype
+    assert opened(root, splits=("test",), trained=trained).contents == {"test": whole.contents["test"]}
 
 
 def test_one_other_channel_of_an_image_is_another_image(tmp_path):
