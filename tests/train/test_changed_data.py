@@ -21,19 +21,29 @@ def unbroken(stripes, tmp_path_factory):
     return out / "task1/a"
 
 
-@pytest.fixture
-def data(stripes, tmp_path):
-    return Path(shutil.copytree(stripes, tmp_path / "data"))
-
-
-@pytest.fixture
-def begun(data, tmp_path, unbroken):
-    """A run with two of its three epochs, on a copy of the data."""
-    start = ["task1", "--data", str(data), "--out", str(tmp_path), "--name", "a", *ARGUMENTS, "--epochs", "2"]
+@pytest.fixture(scope="module")
+def two_epochs(stripes, tmp_path_factory):
+    """A run with two of its three epochs, and the copy of the data that it is on."""
+    out = tmp_path_factory.mktemp("begun")
+    data = Path(shutil.copytree(stripes, out / "data"))
+    start = ["task1", "--data", str(data), "--out", str(out), "--name", "a", *ARGUMENTS, "--epochs", "2"]
     assert main(start) == 0
-    run = tmp_path / "task1/a"
-    (run / "report.html").unlink()
-    return run
+    (out / "task1/a/report.html").unlink()
+    return out / "task1/a", data
+
+
+@pytest.fixture
+def data(stripes, two_epochs):
+    """The data of the run, for a test to change."""
+    yield two_epochs[1]
+    shutil.rmtree(two_epochs[1])
+    shutil.copytree(stripes, two_epochs[1])
+
+
+@pytest.fixture
+def begun(two_epochs, data, tmp_path):
+    """A run with two of its three epochs, on `data`."""
+    return Path(shutil.copytree(two_epochs[0], tmp_path / "task1/a"))
 
 
 def go_on(run, *arguments):
