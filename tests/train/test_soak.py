@@ -231,6 +231,7 @@ class Soak:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0])
+@pytest.mark.usefixtures("signals_heard")
 def test_a_run_that_is_struck_two_hundred_times_equals_the_unbroken_one(stripes, tmp_path, monkeypatch, seed):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     script, data = tmp_path / "reporting.py", Path(shutil.copytree(stripes, tmp_path / "data"))
