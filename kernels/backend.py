@@ -24,10 +24,12 @@ _latest = ("auto",)
 class use_backend:
     """Context manager that picks the implementation of every op called inside it.
 
-    `auto` does what the registered op (`torch.ops.polychrome.*`) does, `reference` is the plain PyTorch definition,
-    which also has second derivatives and works under `torch.func`, and `triton` requires a Triton kernel: on CUDA
-    tensors, or on CPU tensors where TRITON_INTERPRET=1 was set before Triton was imported. The choice is read when the
-    function is called, not when gradients are computed.
+    `auto` does what the registered op (`torch.ops.polychrome.*`) does, `reference` is the plain PyTorch definition, and
+    `triton` requires a Triton kernel: on CUDA tensors, or on CPU tensors where TRITON_INTERPRET=1 was set before Triton
+    was imported. The choice is read when the function is called, not when gradients are computed, once or twice.
+
+    The ops have first and second derivatives. Forward-mode derivatives, and gradients and `vmap` of `torch.func`, are
+    the definition's: `auto` is `reference` there, and `triton` raises.
 
     The choice holds for the thread, or the asyncio task, that makes it (a `contextvars.ContextVar`): a thread that is
     started inside begins with `auto`, as does autograd's thread for a CUDA device, which runs checkpointed forwards
@@ -67,19 +69,24 @@ def current_backend() -> str:
     return _in_force()[-1]
 
 
-def chosen_backend(op: str, x: torch.Tensor, dtype: torch.dtype | None = None) -> str:
+def chosen_backend(op: str, x: torch.Tensor, dtype: torch.dtype | None = None, *, has_derivatives: bool = True) -> str:
     """Return the backend in force for a call of `op` on `x`, which computes in `dtype`, by default x's.
 
+    Under forward-mode differentiation and the transforms of `torch.func` "auto" is "reference" for an op that has
+    derivatives.
+
     Raises:
-        RuntimeError: the backend is "triton", and no kernel can run on x's device; or the call takes a derivative that
-            only the definition has.
+        RuntimeError: the backend is "triton", and no kernel can run on x's device; or the call is transformed in a way
+            that only the definition can be.
         TypeError: the backend is "triton", and the kernels do not compute in this dtype.
     """
     backend = current_backend()
     if backend == "triton":
         _check_triton(op, x, dtype)
-    if backend != "reference" and (what := _refused_transform()):
-        raise RuntimeError(f"{op} has no {what}; call it under kernels.use_backend('reference') to get one")
+    if backend != "reference" and has_derivatives and (transform := _transform()):
+        if backend == "triton":
+            raise RuntimeError(f"{op} has no kernel for {transform}; call it under use_backend('auto')")
+        return "reference"
     return backend
 
 
@@ -101,19 +108,19 @@ def _constant_when_traced(function: Callable) -> Callable:
 
 
 @_constant_when_traced
-def _refused_transform() -> str:
-    """Return which derivative being taken the ops lack, forward-mode or torch.func's, in words; empty for none.
+def _transform() -> str:
+    """Return the transform in force that only the definitions follow, in words; empty for none.
 
     Dynamo, which has the same transforms active while it traces, guards on them.
     """
     if forward_ad._current_level >= 0:
-        return "forward-mode derivative"
+        return "forward-mode derivatives"
     if not torch._C._are_functorch_transforms_active():
         return ""
     kinds = {transform.key() for transform in torch._C._functorch.get_interpreter_stack()}
-    if torch._C._functorch.TransformType.Jvp in kinds:
-        return "forward-mode derivative"
-    return "derivative under torch.func" if torch._C._functorch.TransformType.Grad in kinds else ""
+    known = torch._C._functorch.TransformType
+    names = {known.Jvp: "forward-mode derivatives", known.Grad: "derivatives by torch.func", known.Vmap: "vmap"}
+    return next((name for kind, name in names.items() if kind in kinds), "")
 
 
 @_constant_when_traced

@@ -28,16 +28,61 @@ def register_op(name: str, implementation: Callable, fake: Callable) -> None:
 
 
 def register_backward(name: str, setup_context: Callable, backward: Callable) -> None:
-    """Make `backward` the gradient of `polychrome::<name>`; differentiating its `_backward` op raises."""
+    """Make `backward` the gradient of `polychrome::<name>`, which may be another op's `_backward` op."""
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context)
     _functions[name] = _function(name, setup_context, backward)
 
-    def refuse(ctx, *grads):
-        raise RuntimeError(
-            f"{name} has no second derivative; call it under kernels.use_backend('reference') to get one"
-        )
 
-    torch.library.register_autograd(f"{NAMESPACE}::{name}_backward", refuse)
+def register_second(name: str, definition: Callable) -> None:
+    """Make `polychrome::<name>_backward` differentiable by the plain PyTorch `definition` of `polychrome::<name>`.
+
+    The backward op's arguments are grad, the op's tensors, tensors that the op has saved, other arguments, `needed` and
+    the backend. `definition` is called with the op's tensors, one for each of `needed`, and the other arguments.
+    """
+
+    def setup(ctx, inputs, output):
+        grad, *given, ctx.needed, _ = inputs
+        tensors, rest = given[: len(ctx.needed)], given[len(ctx.needed) :]
+        ctx.others = [each for each in rest if not isinstance(each, torch.Tensor)]
+        ctx.count = len(inputs)
+        ctx.save_for_backward(grad, *tensors)
+
+    def gradient(ctx, *cotangents):
+        grad, *tensors = ctx.saved_tensors
+        found = second_derivative(definition, grad, tensors, ctx.others, asked(cotangents, ctx.needed))
+        return *found, *[None] * (ctx.count - len(found))
+
+    register_backward(f"{name}_backward", setup, gradient)
+
+
+def second_derivative(definition: Callable, grad, tensors, others, cotangents) -> list[torch.Tensor | None]:
+    """Return the gradients of `grad` and each of `tensors` where the gradients of a function have these cotangents.
+
+    The function is `definition(*tensors, *others)`, its gradients for `grad` those of `tensors`; a cotangent is None
+    for a gradient that nobody used. While gradients are recorded the result can be differentiated again.
+    """
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad(), torch._C._DisableAutocast():
+        # Made anew, as grad may itself have come from the tensors, which is not for this derivative to follow.
+        grad, *tensors = inputs = [_anew(each, keep) for each in (grad, *tensors)]
+        y = definition(*tensors, *others)
+        used = [(x, cotangent) for x, cotangent in zip(tensors, cotangents, strict=True) if cotangent is not None]
+        if not used:
+            return [None] * len(inputs)
+        first = torch.autograd.grad(y, [x for x, _ in used], grad, create_graph=True)
+        wanted = [each for each in inputs if each is not None]
+        found = torch.autograd.grad(first, wanted, [c for _, c in used], create_graph=keep, allow_unused=True)
+        remaining = iter(found)
+        return [None if each is None else next(remaining) for each in inputs]
+
+
+def _anew(tensor: torch.Tensor | None, keep: bool) -> torch.Tensor | None:
+    """Return the tensor as a new node of autograd, which wants a gradient, behind the old one if `keep`."""
+    if tensor is None:
+        return None
+    if keep and tensor.requires_grad:
+        return tensor.view_as(tensor)
+    return tensor.detach().requires_grad_()
 
 
 def record_as(functions: Mapping[torch._ops.OpOverload, Callable]) -> None:
@@ -45,11 +90,12 @@ def record_as(functions: Mapping[torch._ops.OpOverload, Callable]) -> None:
     _recorded.update(functions)
 
 
-def register_product(name: str, forward: Callable, backward: Callable) -> None:
+def register_product(name: str, forward: Callable, backward: Callable, definition: Callable) -> None:
     """Register `polychrome::<name>`, a product of x with a factor of it, and its backward op, one with the other.
 
     `forward(x, factor, backend)` returns [batch, channels, height, width] as x is; `backward(grad, x, factor, needed,
-    backend)` the gradients of both, a placeholder (`not_asked(x)`) for one not needed.
+    backend)` the gradients of both, a placeholder (`not_asked(x)`) for one not needed; `definition(x, factor)` is the
+    product in plain PyTorch.
     """
 
     def fake(x, factor, backend="auto"):
@@ -72,6 +118,7 @@ def register_product(name: str, forward: Callable, backward: Callable) -> None:
     register_op(name, forward, fake)
     register_op(f"{name}_backward", backward, backward_fake)
     register_backward(name, setup, gradient)
+    register_second(name, definition)
 
 
 def call(name: str, *arguments):

@@ -64,7 +64,6 @@ for name, target in (
     ("docs/export.md", 2): "images = torch.from_numpy(images)",
 }
 SLOW = ("docs/export.md",)  # compiles a model
-QUOTED = "call it under kernels.use_backend('reference')"  # from a message of the code
 SUBPACKAGES = ("kernels", "models", "engine", "train")
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -117,7 +116,7 @@ def short_imports(code: str) -> list[str]:
 
 def short_names(text: str) -> list[str]:
     """Return the modules and names that code in a page's running text calls by the short names of a clone."""
-    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S).replace(QUOTED, "")
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     names = re.compile(rf"(?<![\w./-])(?:{'|'.join(SUBPACKAGES)})\.(?!md\b|txt\b|run\b)[A-Za-z_]\w*")
     spans = [span for span in re.findall(r"`([^`]+)`", text) if "import" not in span]
     return [name for span in spans for name in names.findall(span)]

@@ -66,7 +66,8 @@ def augment(
     Returns:
         [batch, out, height, width] in `dtype`, channels_last. Resizing is bilinear; where it shrinks, the filter
         widens with the scale (antialiasing), as in torch's `interpolate(antialias=True)`. On a CPU without jitter,
-        images of up to four channels are resized in uint8: within about 1/255. No gradient is recorded.
+        images of up to four channels are resized in uint8: within about 1/255. No gradient is
+        recorded, and no tangent in forward mode.
 
     Raises:
         ValueError: a shape, a device, a size or the length of mean or std does not fit, std has a zero, or grayscale is
@@ -74,8 +75,7 @@ def augment(
             outside the image, a factor or angle that is not finite, a gamma not above 0. On CUDA the first three are
             device-side assertions, as in torch's indexing, and the last two are not checked.
         TypeError: a dtype is none of the above.
-        RuntimeError: the backend in force cannot run on the images' device, or a forward-mode or `torch.func`
-            derivative is asked for: see `use_backend`.
+        RuntimeError: the backend in force cannot run on the images' device.
     """
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         got = str(images.dtype) if isinstance(images, Tensor) else type(images).__name__
@@ -108,7 +108,7 @@ def augment(
     deviations = _checked_statistic("std", std, 1.0, images)
     if 0 in deviations:
         raise ValueError(f"std must not be zero, got {deviations}")
-    backend = chosen_backend("augment", images, dtype)
+    backend = chosen_backend("augment", images, dtype, has_derivatives=False)
     factors = (None if factor is None else factor.detach() for factor in (angles, brightness, contrast, gamma))
     angles, brightness, contrast, gamma = factors
     per_sample = (indices, crops, flips, vflips, angles, brightness, contrast, gamma, grayscale, channels, cutouts)

@@ -32,8 +32,8 @@ def channel_gate(
     Raises:
         ValueError: a shape or device does not fit, or gate is neither of the two.
         TypeError: a dtype is none of the above.
-        RuntimeError: the backend in force cannot run on x's device, or a forward-mode or `torch.func` derivative is
-            asked for: see `use_backend`.
+        RuntimeError: the backend in force cannot run on x's device, or follow a transform of `torch.func`: see
+            `use_backend`.
     """
     check_input(x)
     check_gate(gate)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from polychrome.kernels.backend import runs_triton
-from polychrome.kernels.channel_gate import eager
-from polychrome.kernels.library import asked, call, register_backward, register_op
+from polychrome.kernels.channel_gate import eager, reference
+from polychrome.kernels.library import asked, call, register_backward, register_op, register_second
 from polychrome.kernels.tensors import empty_as, not_asked, wide_dtype
 
 
@@ -84,3 +84,4 @@ def _gradient(ctx, grad, *_):
 register_op("channel_gate", channel_gate, _fake)
 register_op("channel_gate_backward", channel_gate_backward, _backward_fake)
 register_backward("channel_gate", _setup, _gradient)
+register_second("channel_gate", reference.channel_gate)

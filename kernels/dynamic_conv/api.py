@@ -62,8 +62,8 @@ def dynamic_conv2d(
     Raises:
         ValueError: a shape, device, padding or group count does not fit, or the output would be empty.
         TypeError: a dtype is none of the above, or differs from x's.
-        RuntimeError: the backend in force cannot run on x's device, or a forward-mode or `torch.func` derivative is
-            asked for: see `use_backend`.
+        RuntimeError: the backend in force cannot run on x's device, or follow a transform of `torch.func`: see
+            `use_backend`.
     """
     x, experts, bias, geometry = prepare_dynamic(
         x, experts, mixing, bias, stride, padding, dilation, groups, scale, shift, relu
@@ -114,8 +114,8 @@ def per_sample_conv2d(
     Raises:
         ValueError: a shape, device, padding or group count does not fit, or the output would be empty.
         TypeError: a dtype is none of the above, or differs from x's.
-        RuntimeError: the backend in force cannot run on x's device, or a forward-mode or `torch.func` derivative is
-            asked for: see `use_backend`.
+        RuntimeError: the backend in force cannot run on x's device, or follow a transform of `torch.func`: see
+            `use_backend`.
     """
     x, weight, bias, geometry = prepare_per_sample(x, weight, bias, stride, padding, dilation, groups)
     backend = chosen_backend("per_sample_conv2d", x)

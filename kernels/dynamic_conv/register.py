@@ -4,6 +4,7 @@
 computed the output computes the gradients.
 """
 
+import torch
 from torch import Tensor
 
 from polychrome.kernels.backend import runs_triton
@@ -133,6 +134,34 @@ def _per_sample_gradient(ctx, grad):
     return *asked(gradients, needed), None, None, None, None, None
 
 
+def _per_sample_backward_setup(ctx, inputs, output):
+    grad, x, weight, *ctx.geometry, ctx.needed, ctx.backend = inputs
+    ctx.save_for_backward(grad, x, weight)
+
+
+def _per_sample_second(ctx, *cotangents):
+    """Differentiate `<cx, dx> + <cw, dweight> + <cb, dbias>`, which is `<grad, conv(cx, weight) + conv(x, cw, cb)>`."""
+    grad, x, weight = ctx.saved_tensors
+    cx, cw, cb = asked(cotangents, ctx.needed)
+    for_grad, for_x, for_weight = ctx.needs_input_grad[:3]
+    dgrad, dx, dweight = [], None, None
+    if cx is not None:
+        if for_grad:
+            dgrad.append(call("per_sample_conv2d", cx, weight, None, *ctx.geometry, ctx.backend))
+        if for_weight:
+            needed = [False, True, False]
+            dweight = call("per_sample_conv2d_backward", grad, cx, weight, *ctx.geometry, needed, ctx.backend)[1]
+    if cw is not None:
+        if for_grad:
+            dgrad.append(call("per_sample_conv2d", x, cw, cb, *ctx.geometry, ctx.backend))
+        if for_x:
+            needed = [True, False, False]
+            dx = call("per_sample_conv2d_backward", grad, x, cw, *ctx.geometry, needed, ctx.backend)[0]
+    elif cb is not None and for_grad:
+        dgrad.append(cb[:, :, None, None].expand(grad.shape))
+    return _sum(dgrad), dx, dweight, None, None, None, None, None, None
+
+
 def _dynamic_fake(x, experts, mixing, bias, *rest):
     return _per_sample_fake(x, experts, bias, *rest)
 
@@ -157,10 +186,74 @@ def _dynamic_gradient(ctx, grad):
     return *asked(gradients, needed), None, None, None, None, None
 
 
+def _dynamic_backward_setup(ctx, inputs, output):
+    grad, x, experts, mixing, bias, *ctx.geometry, ctx.needed, ctx.backend = inputs
+    ctx.save_for_backward(grad, x, experts, mixing, bias)
+
+
+def _dynamic_second(ctx, *cotangents):
+    """Differentiate `<cx, dx> + <ce, dexperts> + <cm, dmixing> + <cb, dbias>`.
+
+    This is `<grad, conv(cx, experts, mixing) + conv(x, ce, mixing, cb) + conv(x, experts, cm, bias)>`. The last two are
+    one convolution, whose experts and mixing are those of both side by side.
+    """
+    grad, x, experts, mixing, bias = ctx.saved_tensors
+    cx, ce, cm, cb = asked(cotangents, ctx.needed)
+    for_grad, for_x, for_experts, for_mixing, for_bias = ctx.needs_input_grad[:5]
+    dgrad, dx, dexperts, dmixing, dbias = [], None, [], [], None
+
+    def differentiated(x, experts, mixing, bias, *needed):
+        if not any(needed):
+            return [None] * 4
+        arguments = (grad, x, experts, mixing, bias, *ctx.geometry, list(needed), ctx.backend)
+        return asked(call("dynamic_conv2d_backward", *arguments), needed)
+
+    if cx is not None:
+        if for_grad:
+            dgrad.append(call("dynamic_conv2d", cx, experts, mixing, None, *ctx.geometry, ctx.backend))
+        _, *found, _ = differentiated(cx, experts, mixing, None, False, for_experts, for_mixing, False)
+        dexperts.append(found[0])
+        dmixing.append(found[1])
+    sides = []
+    if ce is not None or cb is not None:
+        sides.append((_or_zeros(ce, experts), mixing, _or_zeros(cb, bias)))
+    if cm is not None:
+        sides.append((experts, cm, bias))
+    if sides:
+        both = (_beside(each, dim) for each, dim in zip(zip(*sides, strict=True), (0, 1, 0), strict=True))
+        both = tuple(both)
+        if for_grad:
+            dgrad.append(call("dynamic_conv2d", x, *both, *ctx.geometry, ctx.backend))
+        first, last = ce is not None or cb is not None, cm is not None
+        needed = (for_x, for_experts and last, for_mixing and first, for_bias and last)
+        dx, *found, dbias = differentiated(x, *both, *needed)
+        count = len(experts)
+        dexperts.append(None if found[0] is None else found[0][-count:])
+        dmixing.append(None if found[1] is None else found[1][:, :count])
+        dbias = None if dbias is None else dbias[-count:]
+    return _sum(dgrad), dx, _sum(dexperts), _sum(dmixing), dbias, None, None, None, None, None, None
+
+
+def _or_zeros(cotangent: Tensor | None, given: Tensor | None) -> Tensor | None:
+    return torch.zeros_like(given) if cotangent is None and given is not None else cotangent
+
+
+def _beside(tensors: tuple[Tensor | None, ...], dim: int) -> Tensor | None:
+    return tensors[0] if len(tensors) == 1 or tensors[0] is None else torch.cat(tensors, dim)
+
+
+def _sum(tensors: list[Tensor | None]) -> Tensor | None:
+    """Return the sum of the tensors that are not None; None without any."""
+    given = [each for each in tensors if each is not None]
+    return sum(given[1:], given[0]) if given else None
+
+
 register_op("per_sample_conv2d", per_sample_conv2d, _per_sample_fake)
 register_op("per_sample_conv2d_backward", per_sample_conv2d_backward, _per_sample_backward_fake)
 register_backward("per_sample_conv2d", _per_sample_setup, _per_sample_gradient)
+register_backward("per_sample_conv2d_backward", _per_sample_backward_setup, _per_sample_second)
 register_op("dynamic_conv2d", dynamic_conv2d, _dynamic_fake)
 register_op("dynamic_conv2d_backward", dynamic_conv2d_backward, _dynamic_backward_fake)
 register_backward("dynamic_conv2d", _dynamic_setup, _dynamic_gradient)
+register_backward("dynamic_conv2d_backward", _dynamic_backward_setup, _dynamic_second)
 register_op("dynamic_conv2d_affine", dynamic_conv2d_affine, _dynamic_fake)

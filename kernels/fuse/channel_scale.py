@@ -79,4 +79,4 @@ def _dense(tensor: Tensor, x: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=memory_layout(x))
 
 
-register_product("channel_scale", _forward, _backward)
+register_product("channel_scale", _forward, _backward, _reference)

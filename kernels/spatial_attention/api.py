@@ -29,8 +29,8 @@ def channel_stats(x: Tensor, mask: Tensor | None = None) -> Tensor:
             assertion in the kernel fails instead, as in torch's indexing: a later call reports it, and the CUDA context
             is lost. Without the kernel (float64, no Triton) CUDA does not check it.
         TypeError: x is none of these dtypes or mask is not bool.
-        RuntimeError: the backend in force cannot run on x's device, or a forward-mode or `torch.func` derivative is
-            asked for: see `use_backend`.
+        RuntimeError: the backend in force cannot run on x's device, or follow a transform of `torch.func`: see
+            `use_backend`.
     """
     check_input(x)
     if mask is not None:
@@ -60,8 +60,8 @@ def spatial_gate(x: Tensor, logits: Tensor) -> Tensor:
     Raises:
         ValueError: a shape or device does not fit.
         TypeError: a dtype is none of the above.
-        RuntimeError: the backend in force cannot run on x's device, or a forward-mode or `torch.func` derivative is
-            asked for: see `use_backend`.
+        RuntimeError: the backend in force cannot run on x's device, or follow a transform of `torch.func`: see
+            `use_backend`.
     """
     check_input(x)
     check_float("logits", logits)
@@ -93,8 +93,8 @@ def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     Raises:
         ValueError: a shape or device does not fit, or k is even or below 3.
         TypeError: a dtype is none of the above.
-        RuntimeError: the backend in force cannot run on x's device, or a forward-mode or `torch.func` derivative is
-            asked for: see `use_backend`.
+        RuntimeError: the backend in force cannot run on x's device, or follow a transform of `torch.func`: see
+            `use_backend`.
     """
     check_input(x)
     check_small_dtype("weight", weight, x)

@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from polychrome.kernels.backend import runs_triton
-from polychrome.kernels.library import asked, call, register_backward, register_op, register_product
-from polychrome.kernels.spatial_attention import eager
+from polychrome.kernels.library import (
+    asked,
+    call,
+    register_backward,
+    register_op,
+    register_product,
+    register_second,
+)
+from polychrome.kernels.spatial_attention import eager, reference
 from polychrome.kernels.tensors import empty_as, is_channels_last, not_asked, wide_dtype
 
 
@@ -97,6 +104,24 @@ def _stats_gradient(ctx, grad, _):
     return call("channel_stats_backward", *arguments), None, None
 
 
+def _stats_backward_setup(ctx, inputs, output):
+    _, mask, argmax, *ctx.layout, _ = inputs
+    ctx.save_for_backward(mask, argmax)
+
+
+def _stats_backward_gradient(ctx, cotangent):
+    """Return the gradient of grad: the mean of the cotangent over the present channels, and its value at the max's."""
+    mask, argmax = ctx.saved_tensors
+    wide = cotangent.to(wide_dtype(cotangent.dtype))
+    largest = wide.gather(1, argmax.long())
+    if mask is None:
+        mean = wide.mean(1, keepdim=True)
+    else:
+        present = mask[:, :, None, None]
+        mean = wide.where(present, 0).sum(1, keepdim=True) / present.sum(1, keepdim=True)
+    return torch.cat([mean, largest], 1).to(cotangent.dtype), None, None, None, None, None
+
+
 def _attention_fake(x, weight, bias, backend="auto"):
     wide = wide_dtype(x.dtype)
     return empty_as(x, x.shape), _map(x, 2, wide), _map(x, 1, torch.int32), _map(x, 1, wide)
@@ -125,7 +150,9 @@ def _attention_gradient(ctx, grad, *_):
 register_op("channel_stats", channel_stats, _stats_fake)
 register_op("channel_stats_backward", channel_stats_backward, _stats_backward_fake)
 register_backward("channel_stats", _stats_setup, _stats_gradient)
-register_product("spatial_gate", spatial_gate, spatial_gate_backward)
+register_backward("channel_stats_backward", _stats_backward_setup, _stats_backward_gradient)
+register_product("spatial_gate", spatial_gate, spatial_gate_backward, reference.spatial_gate)
 register_op("spatial_attention", spatial_attention, _attention_fake)
 register_op("spatial_attention_backward", spatial_attention_backward, _attention_backward_fake)
 register_backward("spatial_attention", _attention_setup, _attention_gradient)
+register_second("spatial_attention", reference.spatial_attention)

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 
 from polychrome import kernels
 from polychrome.kernels import (
@@ -147,30 +148,45 @@ def test_an_unknown_name_lists_the_names():
         use_backend("cudnn")
 
 
-def jvp(function, x):
-    return torch.func.jvp(function, (x,), (x,))
+def dual(function, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, x.cos()))).tangent
 
 
-def jacfwd(function, x):
-    return torch.func.jacfwd(function)(x)
+TRANSFORMS = {
+    "jvp": lambda function, x: torch.func.jvp(function, (x,), (x.cos(),))[1],
+    "jacfwd": lambda function, x: torch.func.jacfwd(lambda x: function(x).sum((1, 2, 3)))(x),
+    "vmap": lambda function, x: torch.func.vmap(function)(torch.stack([x, x.cos()])),
+    "gradient": lambda function, x: torch.func.grad(lambda x: function(x).square().sum())(x),
+    "gradients of samples": lambda function, x: torch.func.vmap(
+        torch.func.grad(lambda one: function(one[None].expand_as(x)).square().sum())
+    )(x),
+    "dual": dual,
+}
 
 
-def gradient_of_vmap(function, x):
-    return torch.func.grad(lambda x: torch.func.vmap(function)(x).sum())(x[None])
-
-
-@grid(function=list(CALLS), derivative=[jvp, jacfwd, gradient_of_vmap], compiled=[False, True])
-def test_derivatives_that_only_the_definition_has_are_refused(function, derivative, compiled):
-    """Compiled without being refused, forward-mode ones are zero."""
+@grid(function=list(CALLS), transform=list(TRANSFORMS), compiled=[False, True])
+def test_transforms_follow_the_definition(function, transform, compiled):
     x, *rest = CALLS[function]
 
-    def called(x):
-        return derivative(lambda x: function(x, *rest), x)
+    def called(x, function):
+        return TRANSFORMS[transform](lambda x: function(x, *rest), x)
 
+    expected = called(x, function.reference)
     torch._dynamo.reset()
-    called = torch.compile(called, backend="aot_eager") if compiled else called
-    with pytest.raises(RuntimeError, match=rf"{function.__name__} has no .*; call it under kernels.use_backend"):
-        called(x)
+    run = torch.compile(called, backend="aot_eager") if compiled else called
+    found = run(x, function)
+    assert expected.any()
+    torch.testing.assert_close(found, expected)
+
+
+@needs_interpreter
+@grid(function=list(CALLS), transform=list(TRANSFORMS))
+def test_kernels_that_follow_no_transform_are_not_called(function, transform):
+    x, *rest = CALLS[function]
+    message = rf"{function.__name__} has no kernel for .*; call it under use_backend\('auto'\)"
+    with use_backend("triton"), pytest.raises(RuntimeError, match=message):
+        TRANSFORMS[transform](lambda x: function(x, *rest), x)
 
 
 @every_op

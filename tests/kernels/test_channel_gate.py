@@ -92,15 +92,6 @@ def test_gradcheck(gate, form, backend):
         assert torch.autograd.gradcheck(lambda *a: channel_gate(*a, gate), arguments)
 
 
-def test_second_derivatives_come_from_the_reference_and_are_refused_by_the_op():
-    arguments = [a.double().requires_grad_() for a in arguments_of((2, 3, 3, 2))]
-    with use_backend("reference"):
-        assert torch.autograd.gradgradcheck(channel_gate, arguments, fast_mode=True)
-    (dx,) = torch.autograd.grad(channel_gate(*arguments).sum(), arguments[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="channel_gate has no second derivative"):
-        dx.sum().backward()
-
-
 @gates
 def test_channels_last_is_kept_and_changes_no_number(gate):
     x, *rest = arguments_of()

@@ -411,13 +411,6 @@ def test_opcheck(layout, form, fits, monkeypatch):
         torch.library.opcheck(library.channel_gate_backward.default, inputs)
 
 
-def test_second_derivatives_are_refused():
-    arguments = [argument.requires_grad_() for argument in arguments_of()]
-    (dx,) = torch.autograd.grad(channel_gate(*arguments).square().sum(), arguments[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="channel_gate has no second derivative"):
-        dx.sum().backward()
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_dtypes_the_interpreter_gets_wrong_are_refused(dtype):
     with pytest.raises(TypeError) as caught:

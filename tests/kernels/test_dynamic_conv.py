@@ -82,17 +82,6 @@ def test_gradcheck(function, backend, case):
         )
 
 
-@both
-def test_second_derivatives_come_from_the_reference_and_are_refused_by_the_op(function):
-    arguments, options = ARGUMENTS[function]("one_pixel_out", torch.float64)
-    arguments = [a.double().requires_grad_() for a in arguments]
-    with use_backend("reference"):
-        assert torch.autograd.gradgradcheck(lambda *a: function(*a, **options), arguments, fast_mode=True)
-    (dx,) = torch.autograd.grad(function(*arguments, **options).square().sum(), arguments[0], create_graph=True)
-    with pytest.raises(RuntimeError, match=f"{function.__name__} has no second derivative; call it under"):
-        dx.sum().backward()
-
-
 @pytest.mark.parametrize(
     "case", ["padded", "two_channels", "one_channel", "stride_2_odd", "same_even_kernel", "one_sample"]
 )
@@ -207,22 +196,6 @@ def test_the_definition_is_right_for_one_sample_of_any_stride():
     assert torch.autograd.gradcheck(
         lambda *a: per_sample_conv2d.reference(*a, groups=2), (x.requires_grad_(), weight.requires_grad_())
     )
-
-
-@both
-def test_other_ways_to_differentiate_are_refused_by_name(function):
-    arguments, options = ARGUMENTS[function]("padded")
-    x, *rest = arguments
-    hint = rf"{function.__name__} has no .*; call it under kernels.use_backend\('reference'\)"
-    with pytest.raises(RuntimeError, match=hint):
-        torch.func.jvp(lambda x: function(x, *rest, **options), (x,), (x,))
-    with pytest.raises(RuntimeError, match=hint):
-        torch.func.grad(lambda x: function(x, *rest, **options).sum())(x)
-    with use_backend("reference"):
-        gradient = torch.func.grad(lambda x: function(x, *rest, **options).sum())(x)
-    leaf = x.clone().requires_grad_()
-    function(leaf, *rest, **options).sum().backward()
-    torch.testing.assert_close(gradient, leaf.grad)
 
 
 def test_samples_do_not_see_each_other():

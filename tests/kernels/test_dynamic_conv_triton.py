@@ -581,15 +581,6 @@ def test_opcheck(case, regime, layout, force):
     torch.library.opcheck(library.per_sample_conv2d_backward.default, arguments)
 
 
-@both
-def test_second_derivatives_are_refused(function):
-    arguments, options = ARGUMENTS[function]("one_pixel_out")
-    leaves = [argument.clone().requires_grad_() for argument in arguments]
-    (dx,) = torch.autograd.grad(function(*leaves, **options).square().sum(), leaves[0], create_graph=True)
-    with pytest.raises(RuntimeError, match=r"has no second derivative; call it under kernels.use_backend\('reference'"):
-        dx.sum().backward()
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @both
 def test_dtypes_the_interpreter_gets_wrong_are_refused(function, dtype):

@@ -136,18 +136,6 @@ def test_gradcheck(backend):
         assert torch.autograd.gradcheck(channel_stats, (x, MASK[:2, :3]))
 
 
-def test_second_derivatives_come_from_the_reference_and_are_refused_by_the_op():
-    x, weight, bias = (a.double().requires_grad_() for a in attention_arguments((2, 3, 4, 4), 3))
-    with use_backend("reference"):
-        assert torch.autograd.gradgradcheck(spatial_attention, (x, weight, bias), fast_mode=True)
-    (dx,) = torch.autograd.grad(spatial_attention(x, weight, bias).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="spatial_attention has no second derivative"):
-        dx.sum().backward()
-    (dx,) = torch.autograd.grad(channel_stats(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="channel_stats has no second derivative"):
-        dx.sum().backward()
-
-
 @both
 def test_channels_last_is_kept_and_changes_no_number(function):
     x, *rest = arguments_of(function)

@@ -372,14 +372,6 @@ def test_the_choice_of_backend_holds_for_the_gradients(function):
     assert launches[0].kernel.__name__ == ("spread_kernel" if function is channel_stats else "maps_kernel")
 
 
-@both
-def test_second_derivatives_are_refused(function):
-    x, *rest = arguments_of(function, (1, 2, 3, 3))
-    (dx,) = torch.autograd.grad(function(leaf := x.requires_grad_(), *rest).square().sum(), leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"has no second derivative; call it under kernels.use_backend\('reference'"):
-        dx.sum().backward()
-
-
 @pytest.mark.parametrize(
     ("shape", "layout"),
     [((2, 5, 4, 3), LAYOUTS[0]), ((2, 5, 4, 3), LAYOUTS[1]), ((2, 1, 4, 3), LAYOUTS[1]), ((2, 5, 1, 1), LAYOUTS[1])],

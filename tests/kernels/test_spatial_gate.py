@@ -309,24 +309,6 @@ def test_gradcheck(backend):
         assert torch.autograd.gradcheck(spatial_gate, (x, logits), check_batched_grad=False)
 
 
-def test_second_derivatives_come_from_the_reference():
-    x, logits = (argument.double().requires_grad_() for argument in arguments_of((2, 3, 2, 3)))
-    with use_backend("reference"):
-        assert torch.autograd.gradgradcheck(spatial_gate, (x, logits))
-
-
-@backends
-def test_second_derivatives_are_refused_by_the_op(backend):
-    x, logits = (argument.requires_grad_() for argument in arguments_of())
-    with use_backend(backend):
-        (dx,) = torch.autograd.grad(spatial_gate(x, logits).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError) as caught:
-        dx.sum().backward()
-    assert str(caught.value) == (
-        "spatial_gate has no second derivative; call it under kernels.use_backend('reference') to get one"
-    )
-
-
 @needs_interpreter
 def test_the_choice_of_backend_holds_for_the_gradients():
     x, logits = arguments_of()
