@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from polychrome.kernels import dynamic_conv2d, use_backend
+from polychrome.kernels import dynamic_conv2d, spatial_attention, use_backend
 from polychrome.kernels.dynamic_conv import api
 from tests.grids import grid
 from tests.kernels.conv_cases import ARGUMENTS, CASES, WIDE_CASES, wide_arguments
@@ -168,3 +168,13 @@ def test_an_empty_batch_has_zero_derivatives(function):
     _, *derivatives = penalised(function, [x[:0], *rest], **options)
     for derivative, argument in zip(derivatives, [x[:0], *rest], strict=True):
         assert derivative is None or (derivative.shape == argument.shape and not derivative.any())
+
+
+@grid(function=list(FUNCTIONS.values()), layout=[torch.contiguous_format, torch.channels_last])
+def test_opcheck_of_backward(function, layout):
+    name = f"{function.__name__}_backward"
+    arguments = [as_leaf(each) for each in op_arguments(name, torch.float32, layout)]
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    if function is spatial_attention:
+        checks.remove("test_aot_dispatch_dynamic")  # torch's own F.conv2d has no second derivative at symbolic sizes
+    torch.library.opcheck(getattr(torch.ops.polychrome, name).default, tuple(arguments), test_utils=checks)
