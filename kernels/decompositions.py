@@ -18,6 +18,7 @@ from torch import Tensor
 
 from polychrome.kernels.channel_gate import reference as channel_gate
 from polychrome.kernels.dynamic_conv import reference as dynamic_conv
+from polychrome.kernels.dynamic_conv.borders import evenly_padded
 from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.fuse.channel_scale import channel_scale
 from polychrome.kernels.library import record_as
@@ -33,7 +34,7 @@ def _stacked_conv2d(x, experts, mixing, bias, stride, padding, dilation, groups,
     count, out_channels = experts.shape[:2]
     # [groups, experts, out_channels/groups, ...], as a group of the convolution has its channels together
     stacked = experts.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
-    x, symmetric = _pad_unevenly(x, padding)
+    x, symmetric = evenly_padded(x, padding)
     y = F.conv2d(x, stacked, None, stride, symmetric, dilation, groups)
     y = y.unflatten(1, (groups, count, out_channels // groups))
     y = (y * mixing[:, None, :, None, None, None]).sum(2).flatten(1, 2)
@@ -51,20 +52,12 @@ def _then_affine(convolve: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _per_sample_conv2d(x, weight, bias, stride, padding, dilation, groups, backend="auto"):
     kernel = weight.shape[3:]
     size = Geometry(stride, padding, dilation, groups).output_size(x.shape[2:], kernel)
-    x, symmetric = _pad_unevenly(x, padding)
+    x, symmetric = evenly_padded(x, padding)
     # [batch, groups, in_channels/groups * kernel pixels, output pixels]
     patches = F.unfold(x, kernel, dilation, symmetric, stride).unflatten(1, (groups, -1))
     y = weight.unflatten(1, (groups, -1)).flatten(3) @ patches
     y = y.flatten(1, 2).unflatten(2, size)
     return y if bias is None else y + bias[:, :, None, None]
-
-
-def _pad_unevenly(x: Tensor, padding: list[int]) -> tuple[Tensor, tuple[int, int]]:
-    """Return x, padded where the padding is uneven, and the padding left to the convolution."""
-    top, bottom, left, right = padding
-    if top == bottom and left == right:
-        return x, (top, left)
-    return F.pad(x, (left, right, top, bottom)), (0, 0)
 
 
 def _channel_stats(x, mask, backend="auto"):

@@ -17,8 +17,9 @@ from polychrome.kernels.channel_gate.api import check_gate
 from polychrome.kernels.channel_gate.reference import gate_of_logits, linear
 from polychrome.kernels.checks import as_int, check_float, check_shape
 from polychrome.kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
-from polychrome.kernels.dynamic_conv.api import Pair
-from polychrome.kernels.dynamic_conv.problem import resolve_geometry, resolve_pair
+from polychrome.kernels.dynamic_conv.api import Padding, Pair
+from polychrome.kernels.dynamic_conv.borders import check_mode
+from polychrome.kernels.dynamic_conv.problem import Geometry, resolve_geometry, resolve_pair
 from polychrome.kernels.fuse.channel_scale import channel_scale
 from polychrome.kernels.leaves import leaf
 from polychrome.kernels.plain import is_centred, is_plain, is_pointwise
@@ -26,6 +27,7 @@ from polychrome.kernels.spatial_attention import channel_stats, spatial_attentio
 from polychrome.kernels.tensors import wide_dtype
 
 ROUTINGS = ("softmax", "sigmoid")
+_GEOMETRY = ("stride", "padding", "dilation", "groups")
 
 
 class ChannelStats(nn.Module):
@@ -107,27 +109,37 @@ class PerSampleConv2d(nn.Module):
         ValueError: stride, padding, dilation or groups is out of range.
     """
 
-    def __init__(self, stride: Pair = 1, padding: Pair | str = 0, dilation: Pair = 1, groups: int = 1):
+    def __init__(
+        self,
+        stride: Pair = 1,
+        padding: Padding = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+    ):
         super().__init__()
         resolve_geometry((1, 1), stride, padding, dilation, groups)
-        self.stride, self.padding, self.dilation = stride, padding, dilation
+        check_mode(padding_mode)
+        self.stride, self.padding, self.dilation, self.padding_mode = stride, padding, dilation, padding_mode
         self.groups = _checked_size("groups", groups, least=1)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """See `polychrome.kernels.per_sample_conv2d`."""
-        return per_sample_conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        geometry = self.stride, self.padding, self.dilation, self.groups
+        return per_sample_conv2d(x, weight, bias, *geometry, padding_mode=self.padding_mode)
 
     def extra_repr(self) -> str:
-        return f"stride={self.stride}, padding={self.padding!r}, dilation={self.dilation}, groups={self.groups}"
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in _GEOMETRY + _mode_of(self))
 
 
 class DynamicConv2d(nn.Module):
     """`nn.Conv2d` with `experts` kernels, mixed for each sample by attention over its channel means.
 
     With the defaults, the dynamic convolution of Chen et al. 2020, whose temperature `anneal_temperature` lowers; with
-    `routing="sigmoid"`, CondConv (Yang et al. 2019). The arguments of `nn.Conv2d` have the same meaning; padding is
-    with zeros. `hidden_channels` is the width of the attention's hidden layer, 0 for none; left out, it is in_channels
-    // 4 + 1 with softmax and 0 with sigmoid. Each expert starts as an `nn.Conv2d` would.
+    `routing="sigmoid"`, CondConv (Yang et al. 2019). The arguments of `nn.Conv2d` have the same meaning; padding may
+    also be four ints (left, right, top, bottom). `hidden_channels` is the width of the attention's hidden layer, 0 for
+    none; left out, it is in_channels // 4 + 1 with softmax and 0 with sigmoid. Each expert starts as an `nn.Conv2d`
+    would.
 
     State dict, in the names of the public Dynamic-convolution-Pytorch:
         `weight` [experts, out_channels, in_channels/groups, kernel_height, kernel_width]; timm's CondConv2d holds it
@@ -148,10 +160,11 @@ class DynamicConv2d(nn.Module):
         out_channels: int,
         kernel_size: Pair,
         stride: Pair = 1,
-        padding: Pair | str = 0,
+        padding: Padding = 0,
         dilation: Pair = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
         *,
         experts: int = 4,
         routing: str = "softmax",
@@ -169,9 +182,10 @@ class DynamicConv2d(nn.Module):
             )
         kernel = resolve_pair("kernel_size", kernel_size)
         geometry = resolve_geometry(kernel, stride, padding, dilation, groups)
+        check_mode(padding_mode)
         self.in_channels, self.out_channels, self.groups, self.experts = in_channels, out_channels, groups, experts
         self.kernel_size, self.stride, self.dilation = map(tuple, (kernel, geometry.stride, geometry.dilation))
-        self.padding = padding if isinstance(padding, str) else tuple(geometry.padding[::2])
+        self.padding, self.padding_mode = _padding(padding, geometry), padding_mode
         made = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(experts, out_channels, in_channels // groups, *kernel, **made))
         self.bias = nn.Parameter(torch.empty(experts, out_channels, **made)) if bias else None
@@ -188,17 +202,15 @@ class DynamicConv2d(nn.Module):
         With softmax routing it computes the same as `conv`, up to rounding, until training separates the experts.
 
         Raises:
-            ValueError: `conv` does not pad with zeros, or does more than a convolution with its weight: it has hooks or
-                parametrisations, such as a spectral norm, or its own forward.
+            ValueError: `conv` does more than a convolution with its weight: it has hooks or parametrisations, such as a
+                spectral norm, or its own forward.
         """
         own = (getattr(type(conv), name, None) for name in ("forward", "_conv_forward"))
         if not is_plain(conv, type(conv)) or tuple(own) != (nn.Conv2d.forward, nn.Conv2d._conv_forward):
             raise ValueError(f"conv must be a plain nn.Conv2d, without hooks or a forward of its own, got {conv}")
-        if conv.padding_mode != "zeros":
-            raise ValueError(f"conv.padding_mode must be 'zeros', got {conv.padding_mode!r}")
         geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
         options = {"experts": experts, "device": conv.weight.device, "dtype": conv.weight.dtype, **options}
-        layer = cls(conv.in_channels, conv.out_channels, *geometry, conv.bias is not None, **options)
+        layer = cls(conv.in_channels, conv.out_channels, *geometry, conv.bias is not None, conv.padding_mode, **options)
         with torch.no_grad():
             layer.weight.copy_(conv.weight)
             if conv.bias is not None:
@@ -226,8 +238,8 @@ class DynamicConv2d(nn.Module):
         geometry = self.stride, self.padding, self.dilation, self.groups
         # a cast of the folded model, such as .half(), may have cast the two to a dtype that the op does not take
         scale, shift = (None if v is None else _wide(v) for v in (self.scale, self.shift))
-        epilogue = {"scale": scale, "shift": shift, "relu": self.relu}
-        return dynamic_conv2d(x, self.weight, mixing, self.bias, *geometry, **epilogue)
+        options = {"padding_mode": self.padding_mode, "scale": scale, "shift": shift, "relu": self.relu}
+        return dynamic_conv2d(x, self.weight, mixing, self.bias, *geometry, **options)
 
     def _apply(self, fn, recurse=True):
         # .to(memory_format=torch.channels_last) takes tensors of four dimensions, and the weight has five
@@ -237,7 +249,7 @@ class DynamicConv2d(nn.Module):
         return super()._apply(flattened, recurse)
 
     def extra_repr(self) -> str:
-        shown = "kernel_size", "stride", "padding", "dilation", "groups", "experts"
+        shown = ("kernel_size", *_GEOMETRY, *_mode_of(self), "experts")
         words = [f"{name}={getattr(self, name)!r}" for name in shown]
         words += ["bias=False"] * (self.bias is None) + ["scale, shift"] * (self.scale is not None)
         return ", ".join([f"{self.in_channels}, {self.out_channels}", *words, *["relu"] * self.relu])
@@ -398,6 +410,19 @@ def _without_autocast(x: Tensor):
     if not isinstance(x, Tensor) or x.device.type == "meta":
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
+
+
+def _padding(padding: Padding, geometry: Geometry) -> str | tuple[int, ...]:
+    """Return the padding as `nn.Conv2d` holds it: a word, or a pair; four ints where sides differ."""
+    if isinstance(padding, str):
+        return padding
+    top, bottom, left, right = geometry.padding
+    return (top, left) if (top, left) == (bottom, right) else (left, right, top, bottom)
+
+
+def _mode_of(layer: nn.Module) -> tuple[str, ...]:
+    """Return the name of the mode of padding where it is to be shown."""
+    return () if layer.padding_mode == "zeros" else ("padding_mode",)
 
 
 def _checked_size(name: str, size: int, least: int) -> int:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from polychrome.kernels.backend import TRITON_DTYPES, chosen_backend, runs_triton
 from polychrome.kernels.dynamic_conv.api import keeps_the_mix, prepare_dynamic, prepare_per_sample, wants_gradient
+from polychrome.kernels.dynamic_conv.borders import with_borders
 from polychrome.kernels.dynamic_conv.configs import KNOWN_DEVICES, Device, device_of
 from polychrome.kernels.dynamic_conv.eager.forms import Choice, Forms, forms_of
 from polychrome.kernels.dynamic_conv.plan import Plan, plan
@@ -80,6 +81,7 @@ def explain_dynamic_conv2d(
     dilation=1,
     groups: int = 1,
     *,
+    padding_mode: str = "zeros",
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     relu: bool = False,
@@ -87,8 +89,9 @@ def explain_dynamic_conv2d(
 ) -> Explanation:
     """Return what `dynamic_conv2d` of these arguments would run."""
     x, experts, bias, geometry = prepare_dynamic(
-        x, experts, mixing, bias, stride, padding, dilation, groups, scale, shift, relu
+        x, experts, mixing, bias, stride, padding, dilation, groups, padding_mode, scale, shift, relu
     )
+    x, geometry = with_borders(x, geometry, padding_mode)
     explanation = _explain("dynamic_conv2d", x, experts, geometry, False, device)
     if explanation.implementation != "eager" or device is not None:
         return explanation
@@ -105,10 +108,12 @@ def explain_per_sample_conv2d(
     dilation=1,
     groups: int = 1,
     *,
+    padding_mode: str = "zeros",
     device: str | None = None,
 ) -> Explanation:
     """Return what `per_sample_conv2d` of these arguments would run."""
-    x, weight, bias, geometry = prepare_per_sample(x, weight, bias, stride, padding, dilation, groups)
+    x, weight, bias, geometry = prepare_per_sample(x, weight, bias, stride, padding, dilation, groups, padding_mode)
+    x, geometry = with_borders(x, geometry, padding_mode)
     return _explain("per_sample_conv2d", x, weight, geometry, True, device)
 
 

@@ -128,8 +128,8 @@ def resolve_geometry(kernel: Sequence[int], stride, padding, dilation, groups: i
     """Return the geometry for these arguments of a public function.
 
     Raises:
-        ValueError: stride or dilation is not an int or a pair of ints, at least 1; or padding is not an int or a
-            pair of ints, at least 0, nor "same" with stride 1, nor "valid".
+        ValueError: stride or dilation is not an int or a pair of ints, at least 1; or padding is not an int, a pair of
+            ints or four (left, right, top, bottom), at least 0, nor "same" with stride 1, nor "valid".
     """
     stride, dilation = resolve_pair("stride", stride), resolve_pair("dilation", dilation)
     return Geometry(stride, _padding(padding, kernel, stride, dilation), dilation, groups)
@@ -152,10 +152,19 @@ def _padding(padding, kernel: Sequence[int], stride: list[int], dilation: list[i
             raise ValueError(f"padding='same' needs stride 1, got stride {tuple(stride)}")
         rows, columns = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
         return [rows // 2, rows - rows // 2, columns // 2, columns - columns // 2]
-    pair = _pair(padding)
-    if None in pair or min(pair) < 0:
-        raise ValueError(f"padding must be an int or a pair of ints, at least 0, 'same' or 'valid', got {padding!r}")
-    return [pair[0], pair[0], pair[1], pair[1]]
+    if isinstance(padding, tuple | list) and len(padding) == 4:
+        left, right, top, bottom = (as_int(each) for each in padding)
+    else:
+        pair = _pair(padding)
+        top = bottom = pair[0]
+        left = right = pair[-1]
+    sides = [top, bottom, left, right]
+    if None in sides or min(sides) < 0:
+        raise ValueError(
+            "padding must be an int, a pair of ints or four (left, right, top, bottom), at least 0, 'same' or 'valid', "
+            f"got {padding!r}"
+        )
+    return sides
 
 
 def _pair(value) -> list[int | None]:

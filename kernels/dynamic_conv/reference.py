@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from polychrome.kernels.dynamic_conv.borders import evenly_padded, with_borders
 from polychrome.kernels.dynamic_conv.problem import resolve_geometry
 from polychrome.kernels.dynamic_conv.trust import is_trusted
 from polychrome.kernels.tensors import wide_dtype
@@ -15,15 +16,23 @@ def mix(mixing: Tensor, experts: Tensor) -> Tensor:
     return mixed.to(experts.dtype).unflatten(1, experts.shape[1:])
 
 
-def per_sample_conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def per_sample_conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, padding_mode="zeros"):
     """Convolve sample b with `weight[b]`: one grouped convolution, a group of channels per sample."""
+    geometry = resolve_geometry(weight.shape[3:], stride, padding, dilation, groups)
+    x, geometry = with_borders(x, geometry, padding_mode)
+    if len(x) and not is_trusted(x, weight.shape[3:], geometry):
+        wide = (x.float(), weight.float(), None if bias is None else bias.float())
+        return _per_sample_conv2d(*wide, geometry).to(x.dtype)
+    return _per_sample_conv2d(x, weight, bias, geometry)
+
+
+def _per_sample_conv2d(x, weight, bias, geometry):
+    stride, padding, dilation, groups = geometry
+    x, padding = evenly_padded(x, padding)
     batch, channels, height, width = x.shape
     if batch == 0:
         no_bias = None if bias is None else bias.sum(0)
         return F.conv2d(x, weight.sum(0), no_bias, stride, padding, dilation, groups)
-    if not is_trusted(x, weight.shape[3:], resolve_geometry(weight.shape[3:], stride, padding, dilation, groups)):
-        wide = (x.float(), weight.float(), None if bias is None else bias.float())
-        return per_sample_conv2d(*wide, stride, padding, dilation, groups).to(x.dtype)
     # contiguous: with one sample of other strides, torch's CPU convolution in float64 has wrong gradients
     flat = x.contiguous().reshape(1, batch * channels, height, width)
     bias = None if bias is None else bias.flatten()
@@ -32,11 +41,23 @@ def per_sample_conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, gro
 
 
 def dynamic_conv2d(
-    x, experts, mixing, bias=None, stride=1, padding=0, dilation=1, groups=1, *, scale=None, shift=None, relu=False
+    x,
+    experts,
+    mixing,
+    bias=None,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    *,
+    padding_mode="zeros",
+    scale=None,
+    shift=None,
+    relu=False,
 ):
     """Convolve sample b with its own mix of the experts, `mixing` in at least float32; then scale, shift and ReLU."""
-    bias = None if bias is None else mix(mixing, bias)
-    y = per_sample_conv2d(x, mix(mixing, experts), bias, stride, padding, dilation, groups)
+    bias, weight = None if bias is None else mix(mixing, bias), mix(mixing, experts)
+    y = per_sample_conv2d(x, weight, bias, stride, padding, dilation, groups, padding_mode=padding_mode)
     return affine(y, scale, shift, relu)
 
 

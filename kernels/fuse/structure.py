@@ -50,9 +50,6 @@ def _experts(module: nn.Module) -> Candidate | Refusal | None:
             "that makes a mix [batch, experts], or the mix as second argument"
         )
     _, _, dilation, groups = swapped.geometry_of(module)
-    mode = getattr(module, "padding_mode", "zeros")
-    if mode != "zeros":
-        return Refusal(f"padding_mode {mode!r}: dynamic_conv2d pads with zeros")
     if not isinstance(groups, int) or groups < 1:
         return Refusal(f"groups {groups!r} is no positive int")
     size = max(_reach(k, d) for k, d in zip(kernel, _both(dilation), strict=True))

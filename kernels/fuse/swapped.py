@@ -10,7 +10,6 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -145,7 +144,7 @@ class CondConv(Swapped):
             return super().forward(x, routing_weights)
         if padding == SAME:
             top, bottom, left, right = same_sides(x.shape[2:], self.kernel_size, self.stride, self.dilation)
-            x, padding = F.pad(x, (left, right, top, bottom)), 0
+            padding = left, right, top, bottom
         experts = self.weight.view(shape)
         return dynamic_conv2d(x, experts, routing_weights, self.bias, self.stride, padding, self.dilation, self.groups)
 
@@ -210,7 +209,8 @@ def _keeps_its_own_convolution(module: nn.Module, x: Tensor) -> bool:
 def _mixed_experts(module: nn.Module, x: Tensor, mixing: Tensor) -> Tensor:
     plan: ExpertPlan = module.__dict__[PLAN]
     bias = None if plan.bias is None else getattr(module, plan.bias)
-    return dynamic_conv2d(x, getattr(module, plan.weight), mixing, bias, *geometry_of(module))
+    mode = getattr(module, "padding_mode", "zeros")
+    return dynamic_conv2d(x, getattr(module, plan.weight), mixing, bias, *geometry_of(module), padding_mode=mode)
 
 
 def geometry_of(module: nn.Module) -> tuple:

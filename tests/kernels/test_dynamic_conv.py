@@ -28,6 +28,9 @@ def mixed_inside(monkeypatch):
     monkeypatch.setattr(api, "keeps_the_mix", lambda *_: False)
 
 
+PADDING = (
+    "padding must be an int, a pair of ints or four (left, right, top, bottom), at least 0, 'same' or 'valid', got "
+)
 both = pytest.mark.parametrize("function", ARGUMENTS, ids=lambda f: f.__name__)
 
 
@@ -422,10 +425,10 @@ def bad(error, message, **changes):
         bad(ValueError, "dilation must be an int or a pair of ints, at least 1, got 1.5", dilation=1.5),
         bad(
             ValueError,
-            "padding must be an int or a pair of ints, at least 0, 'same' or 'valid', got 'sane'",
+            f"{PADDING}'sane'",
             padding="sane",
         ),
-        bad(ValueError, "padding must be an int or a pair of ints, at least 0, 'same' or 'valid', got -1", padding=-1),
+        bad(ValueError, f"{PADDING}-1", padding=-1),
         bad(ValueError, "padding='same' needs stride 1, got stride (2, 2)", padding="same", stride=2),
         bad(ValueError, "groups must be a positive divisor of in_channels=4, got 3", groups=3),
         bad(

@@ -43,6 +43,7 @@ class Generated(nn.Module):
 MODULES = {
     "dynamic": lambda: DynamicConv2d(6, 4, 3, padding=1),
     "dynamic, one layer": lambda: DynamicConv2d(6, 4, 3, stride=2, routing="sigmoid", bias=False),
+    "dynamic, reflecting": lambda: DynamicConv2d(6, 4, 3, padding=(0, 3, 2, 1), padding_mode="reflect"),
     "channel gate": lambda: ChannelGate(6, 3),
     "one layer": lambda: ChannelGate(6, gate="softmax"),
     "spatial": lambda: SpatialAttention(3, bias=True),
