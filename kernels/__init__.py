@@ -10,7 +10,12 @@ else:
     from polychrome.kernels.augment import augment
     from polychrome.kernels.backend import use_backend
     from polychrome.kernels.channel_gate import channel_gate
-    from polychrome.kernels.dynamic_conv import dynamic_conv2d, per_sample_conv2d
+    from polychrome.kernels.dynamic_conv import (
+        dynamic_conv2d,
+        dynamic_conv_transpose2d,
+        per_sample_conv2d,
+        per_sample_conv_transpose2d,
+    )
     from polychrome.kernels.explain import explain
     from polychrome.kernels.fold import fold_batch_norm
     from polychrome.kernels.fuse import fuse
@@ -21,10 +26,12 @@ else:
         "channel_gate",
         "channel_stats",
         "dynamic_conv2d",
+        "dynamic_conv_transpose2d",
         "explain",
         "fold_batch_norm",
         "fuse",
         "per_sample_conv2d",
+        "per_sample_conv_transpose2d",
         "spatial_attention",
         "spatial_gate",
         "use_backend",

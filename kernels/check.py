@@ -57,6 +57,16 @@ class Outcome(NamedTuple):
     launches: int = 0
 
 
+DOUBLING = {"stride": 2, "padding": 1, "output_padding": 1}
+TRANSPOSED = (
+    ("many pixels", (4, 48, 28, 28), 32, 3, 4, {"padding": 1}),
+    ("few pixels, doubled", (6, 64, 7, 7), 72, 3, 4, DOUBLING),
+    ("1x1", (4, 24, 9, 8), 40, 1, 4, {}),
+    ("depthwise, doubled", (4, 40, 14, 14), 40, 3, 4, {**DOUBLING, "groups": 40}),
+    ("3x3, doubled", (4, 48, 14, 14), 32, 3, 0, DOUBLING),
+)
+
+
 def cases() -> list[Case]:
     """Return calls of every public op: each regime of the convolutions, both forms of a gate, a whole augmentation."""
     layers = [(48, 12), (48,), (12, 48), (12,)]
@@ -75,6 +85,7 @@ def cases() -> list[Case]:
         _per_sample("3x3", (4, 32, 14, 14), 48, 3, padding=1),
         _per_sample("1x1", (4, 32, 9, 8), 48, 1),
         _per_sample("depthwise", (4, 40, 14, 14), 40, 3, padding=1, groups=40),
+        *(_transposed(*each) for each in TRANSPOSED),
         Case("map", kernels.channel_stats, _tensors((4, 72, 20, 17)), {}),
         Case("map", kernels.spatial_gate, _tensors((4, 72, 20, 17), (4, 1, 20, 17)), {}),
         Case("7x7", kernels.spatial_attention, _attention, {}),
@@ -301,6 +312,14 @@ def _per_sample(name: str, shape, outputs: int, side: int, **options) -> Case:
     channels = shape[1] // options.get("groups", 1)
     shapes = (shape, (shape[0], outputs, channels, side, side), (shape[0], outputs))
     return Case(name, kernels.per_sample_conv2d, _tensors(*shapes), options, tf32=True)
+
+
+def _transposed(name: str, shape, outputs: int, side: int, experts: int, options: dict) -> Case:
+    """Return a transposed convolution, with a kernel for each sample where there are no experts."""
+    shapes = ((experts or shape[0], shape[1], outputs // options.get("groups", 1), side, side),)
+    shapes += ((shape[0], experts), (experts, outputs)) if experts else ((shape[0], outputs),)
+    function = kernels.dynamic_conv_transpose2d if experts else kernels.per_sample_conv_transpose2d
+    return Case(name, function, _tensors(shape, *shapes), options, tf32=True)
 
 
 def _attention(dtype: torch.dtype) -> list[Tensor]:

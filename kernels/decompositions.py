@@ -60,6 +60,36 @@ def _per_sample_conv2d(x, weight, bias, stride, padding, dilation, groups, backe
     return y if bias is None else y + bias[:, :, None, None]
 
 
+def _dynamic_conv_transpose2d(x, experts, mixing, bias, *geometry_and_backend):
+    bias = None if bias is None else dynamic_conv.mix(mixing, bias)
+    return _per_sample_conv_transpose2d(x, dynamic_conv.mix(mixing, experts), bias, *geometry_and_backend)
+
+
+def _per_sample_conv_transpose2d(x, weight, bias, stride, padding, dilation, groups, backend="auto"):
+    if torch.jit.is_tracing():  # torch's older exporter writes F.fold for one image size only
+        return _from_zeros_between(x, weight, bias, stride, padding, dilation, groups)
+    kernel, size = weight.shape[3:], x.shape[2:]
+    whole = Geometry(stride, [0, 0, 0, 0], dilation, groups).input_size(size, kernel)
+    # [batch, groups, out_channels/groups * kernel pixels, pixels]
+    patches = weight.unflatten(1, (groups, -1)).flatten(3).transpose(2, 3) @ x.flatten(2).unflatten(1, (groups, -1))
+    y = F.fold(patches.flatten(1, 2), whole, kernel, dilation, 0, stride)
+    top, bottom, left, right = padding
+    y = F.pad(y, (-left, -right, -top, -bottom))
+    return y if bias is None else y + bias[:, :, None, None]
+
+
+def _from_zeros_between(x, weight, bias, stride, padding, dilation, groups):
+    """Return the transposed convolution as the convolution, at stride 1, of x with zeros between its pixels."""
+    rows, columns = stride
+    spread = F.pad(x[:, :, :, None, :, None], (0, columns - 1, 0, 0, 0, rows - 1)).flatten(4).flatten(2, 3)
+    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[3:], strict=True)]
+    top, bottom, left, right = (reach[side // 2] - each for side, each in enumerate(padding))
+    spread = F.pad(spread, (left, right - columns + 1, top, bottom - rows + 1))
+    # [batch, groups, in/groups, out/groups, ...] -> [batch, groups * out/groups, in/groups, ...], turned by 180 degrees
+    turned = weight.unflatten(1, (groups, -1)).transpose(2, 3).flatten(1, 2).flip(3, 4)
+    return _per_sample_conv2d(spread, turned, bias, [1, 1], [0, 0, 0, 0], dilation, groups)
+
+
 def _channel_stats(x, mask, backend="auto"):
     return spatial_attention.channel_stats(x, mask), x.new_empty(0)
 
@@ -86,6 +116,8 @@ OPS = {
     torch.ops.polychrome.channel_stats.default: _channel_stats,
     torch.ops.polychrome.dynamic_conv2d.default: _dynamic_conv2d,
     torch.ops.polychrome.dynamic_conv2d_affine.default: _then_affine(_dynamic_conv2d),
+    torch.ops.polychrome.dynamic_conv_transpose2d.default: _dynamic_conv_transpose2d,
+    torch.ops.polychrome.per_sample_conv_transpose2d.default: _per_sample_conv_transpose2d,
     torch.ops.polychrome.per_sample_conv2d.default: _per_sample_conv2d,
     torch.ops.polychrome.spatial_attention.default: _spatial_attention,
     torch.ops.polychrome.spatial_gate.default: _spatial_gate,

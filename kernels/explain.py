@@ -13,7 +13,8 @@ def explain(function: Callable, *arguments: Any, device: str | None = None, **op
     """Return the form that `function(*arguments, **options)` would take, its launch configs, and the reason.
 
     Args:
-        function: `dynamic_conv2d` or `per_sample_conv2d`; the other ops have one form.
+        function: `dynamic_conv2d` or `per_sample_conv2d`. Their transposed forms run what these run for the gradient of
+            x; the other ops have one form.
         arguments, options: the call's. Only shapes, dtypes and devices are used; tensors may be on `meta`.
         device: name of a GPU, such as "NVIDIA H200": what would run there. None: what would run on x's device.
 

@@ -38,6 +38,16 @@ def dynamic_conv2d_flops(x, experts, mixing, bias, *_, out_shape=None, **__) -> 
     return _conv(out_shape, experts) + _mix(mixing, experts) + _mix(mixing, bias)
 
 
+@register_flop_formula(ops.per_sample_conv_transpose2d)
+def per_sample_conv_transpose2d_flops(x, weight, *_, **__) -> int:
+    return _conv(x, weight)
+
+
+@register_flop_formula(ops.dynamic_conv_transpose2d)
+def dynamic_conv_transpose2d_flops(x, experts, mixing, bias, *_, **__) -> int:
+    return _conv(x, experts) + _mix(mixing, experts) + _mix(mixing, bias)
+
+
 @register_flop_formula(ops.dynamic_conv2d_backward)
 def dynamic_conv2d_backward_flops(
     grad, x, experts, mixing, bias, stride, padding, dilation, groups, needed, *_, **__

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from polychrome.kernels.backend import use_backend
     from polychrome.kernels.channel_gate.api import channel_gate
     from polychrome.kernels.dynamic_conv.api import dynamic_conv2d, per_sample_conv2d
+    from polychrome.kernels.dynamic_conv.transposed import dynamic_conv_transpose2d, per_sample_conv_transpose2d
     from polychrome.kernels.explain import explain
     from polychrome.kernels.fold import fold_batch_norm
     from polychrome.kernels.fuse.api import fuse
@@ -31,10 +32,12 @@ __all__ = [
     "channel_gate",
     "channel_stats",
     "dynamic_conv2d",
+    "dynamic_conv_transpose2d",
     "explain",
     "fold_batch_norm",
     "fuse",
     "per_sample_conv2d",
+    "per_sample_conv_transpose2d",
     "spatial_attention",
     "spatial_gate",
     "use_backend",

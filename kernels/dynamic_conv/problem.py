@@ -28,6 +28,17 @@ class Geometry(NamedTuple):
         width = (size[1] + left + right - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
         return height, width
 
+    def input_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
+        """Return (height, width) of the smallest image whose convolution has this `size`."""
+        stride, (top, bottom, left, right), dilation, _ = self
+        height = (size[0] - 1) * stride[0] - top - bottom + dilation[0] * (kernel[0] - 1) + 1
+        width = (size[1] - 1) * stride[1] - left - right + dilation[1] * (kernel[1] - 1) + 1
+        return height, width
+
+    def input_shape(self, y: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+        """Return [batch, in_channels, height, width] of the smallest image whose convolution has y's shape."""
+        return y.shape[0], weight.shape[2] * self.groups, *self.input_size(y.shape[2:], weight.shape[3:])
+
     def output_shape(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
         """Return the output's [batch, out_channels, height, width]; weight is [.., out, in/groups, kh, kw]."""
         return x.shape[0], weight.shape[1], *self.output_size(x.shape[2:], weight.shape[3:])
@@ -135,11 +146,33 @@ def resolve_geometry(kernel: Sequence[int], stride, padding, dilation, groups: i
     return Geometry(stride, _padding(padding, kernel, stride, dilation), dilation, groups)
 
 
-def resolve_pair(name: str, value) -> list[int]:
-    """Return an int or a pair of ints, each at least 1, as a list of two; raise ValueError for anything else."""
+def resolve_transposed(stride, padding, output_padding, dilation, groups: int) -> Geometry:
+    """Return the geometry of the convolution whose adjoint a public transposed convolution is.
+
+    Output padding is padding that the convolution lacks at the bottom and on the right, so that its input has the rows
+    and columns.
+
+    Raises:
+        ValueError: stride or dilation is not an int or a pair of ints, at least 1; padding or output_padding not one at
+            least 0; or output_padding not below the stride or the dilation of its axis.
+    """
+    stride, dilation = resolve_pair("stride", stride), resolve_pair("dilation", dilation)
+    padding, extra = (
+        resolve_pair(name, value, least=0) for name, value in (("padding", padding), ("output_padding", output_padding))
+    )
+    if any(more >= max(s, d) for more, s, d in zip(extra, stride, dilation, strict=True)):
+        raise ValueError(
+            f"output_padding must be below stride {tuple(stride)} or dilation {tuple(dilation)}, got {output_padding!r}"
+        )
+    sides = [padding[0], padding[0] - extra[0], padding[1], padding[1] - extra[1]]
+    return Geometry(stride, sides, dilation, groups)
+
+
+def resolve_pair(name: str, value, least: int = 1) -> list[int]:
+    """Return an int or a pair of ints, each at least `least`, as a list of two; raise ValueError for anything else."""
     pair = _pair(value)
-    if None in pair or min(pair) < 1:
-        raise ValueError(f"{name} must be an int or a pair of ints, at least 1, got {value!r}")
+    if None in pair or min(pair) < least:
+        raise ValueError(f"{name} must be an int or a pair of ints, at least {least}, got {value!r}")
     return pair
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from polychrome.kernels.dynamic_conv.borders import evenly_padded, with_borders
 from polychrome.kernels.dynamic_conv.problem import resolve_geometry
-from polychrome.kernels.dynamic_conv.trust import is_trusted
+from polychrome.kernels.dynamic_conv.trust import is_trusted, is_trusted_transposed
 from polychrome.kernels.tensors import wide_dtype
 
 
@@ -38,6 +38,30 @@ def _per_sample_conv2d(x, weight, bias, geometry):
     bias = None if bias is None else bias.flatten()
     y = F.conv2d(flat, weight.contiguous().flatten(0, 1), bias, stride, padding, dilation, batch * groups)
     return y.unflatten(1, (batch, -1)).squeeze(0)
+
+
+def per_sample_conv_transpose2d(x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+    """Convolve sample b transposed with `weight[b]`: one grouped transposed convolution."""
+    batch, channels, height, width = x.shape
+    if batch == 0:
+        no_bias = None if bias is None else bias.sum(0)
+        return F.conv_transpose2d(x, weight.sum(0), no_bias, stride, padding, output_padding, groups, dilation)
+    if not is_trusted_transposed(x):
+        wide = (x.float(), weight.float(), None if bias is None else bias.float())
+        return per_sample_conv_transpose2d(*wide, stride, padding, output_padding, groups, dilation).to(x.dtype)
+    flat = x.flatten().view(1, batch * channels, height, width)  # strides of its own: torch reads a layout in them
+    bias = None if bias is None else bias.flatten()
+    rest = stride, padding, output_padding, batch * groups, dilation
+    y = F.conv_transpose2d(flat, weight.contiguous().flatten(0, 1), bias, *rest)
+    return y.unflatten(1, (batch, -1)).squeeze(0)
+
+
+def dynamic_conv_transpose2d(
+    x, experts, mixing, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+):
+    """Convolve sample b transposed with its own mix of the experts, `mixing` in at least float32."""
+    bias, weight = None if bias is None else mix(mixing, bias), mix(mixing, experts)
+    return per_sample_conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def dynamic_conv2d(

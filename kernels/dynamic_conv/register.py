@@ -12,7 +12,7 @@ from polychrome.kernels.dynamic_conv import reference
 from polychrome.kernels.dynamic_conv.eager import ops as eager
 from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.library import asked, call, register_backward, register_op
-from polychrome.kernels.tensors import empty_as, laid_out_as, not_asked
+from polychrome.kernels.tensors import empty_as, laid_out_as, not_asked, wide_dtype
 
 
 def _implementation(x: Tensor, backend: str):
@@ -109,6 +109,37 @@ def dynamic_conv2d_affine(
     if implementation is eager:
         return laid_out_as(x, reference.affine(eager.dynamic_conv2d(*arguments), scale, shift, relu))
     return implementation.dynamic_conv2d(*arguments, scale, shift, relu)
+
+
+def per_sample_conv_transpose2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    backend: str = "auto",
+) -> Tensor:
+    """Return the gradient of an image whose convolution with `weight[b]` has the gradient x, plus a bias per sample."""
+    geometry = Geometry(stride, padding, dilation, groups)
+    return _implementation(x, backend).per_sample_conv_transpose2d(x, weight, bias, geometry)
+
+
+def dynamic_conv_transpose2d(
+    x: Tensor,
+    experts: Tensor,
+    mixing: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    backend: str = "auto",
+) -> Tensor:
+    """Return the gradient of an image whose dynamic convolution has the gradient x, plus a mixed bias."""
+    geometry = Geometry(stride, padding, dilation, groups)
+    return _implementation(x, backend).dynamic_conv_transpose2d(x, experts, mixing, bias, geometry)
 
 
 def _per_sample_fake(x, weight, bias, stride, padding, dilation, groups, *_):
@@ -234,6 +265,46 @@ def _dynamic_second(ctx, *cotangents):
     return _sum(dgrad), dx, _sum(dexperts), _sum(dmixing), dbias, None, None, None, None, None, None
 
 
+def _per_sample_transpose_fake(x, weight, bias, stride, padding, dilation, groups, *_):
+    return empty_as(x, Geometry(stride, padding, dilation, groups).input_shape(x, weight))
+
+
+def _per_sample_transpose_gradient(ctx, grad):
+    x, weight = ctx.saved_tensors
+    for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
+    rest = (*ctx.geometry, ctx.backend)
+    dx = call("per_sample_conv2d", grad, weight, None, *rest) if for_x else None
+    dweight = None
+    if for_weight:
+        needed = [False, True, False]
+        dweight = call("per_sample_conv2d_backward", x, grad, weight, *ctx.geometry, needed, ctx.backend)[1]
+    return dx, dweight, grad.sum((2, 3)) if for_bias else None, None, None, None, None, None
+
+
+def _dynamic_transpose_fake(x, experts, mixing, bias, *rest):
+    return _per_sample_transpose_fake(x, experts, bias, *rest)
+
+
+def _dynamic_transpose_gradient(ctx, grad):
+    x, experts, mixing, bias = ctx.saved_tensors
+    for_x, for_experts, for_mixing, for_bias = ctx.needs_input_grad[:4]
+    dx = dexperts = dmixing = dbias = None
+    if for_x:
+        dx = call("dynamic_conv2d", grad, experts, mixing, None, *ctx.geometry, ctx.backend)
+    if for_experts or for_mixing:
+        needed = [False, for_experts, for_mixing, False]
+        arguments = (x, grad, experts, mixing, None, *ctx.geometry, needed, ctx.backend)
+        _, dexperts, dmixing, _ = asked(call("dynamic_conv2d_backward", *arguments), needed)
+    if bias is not None and (for_mixing or for_bias):
+        wide = wide_dtype(x.dtype)
+        sums = grad.sum((2, 3), dtype=wide)
+        if for_mixing:
+            dmixing = (dmixing.to(wide) + sums @ bias.to(wide).T).to(mixing.dtype)
+        if for_bias:
+            dbias = (mixing.to(wide).T @ sums).to(bias.dtype)
+    return dx, dexperts, dmixing, dbias, None, None, None, None, None
+
+
 def _or_zeros(cotangent: Tensor | None, given: Tensor | None) -> Tensor | None:
     return torch.zeros_like(given) if cotangent is None and given is not None else cotangent
 
@@ -257,3 +328,7 @@ register_op("dynamic_conv2d_backward", dynamic_conv2d_backward, _dynamic_backwar
 register_backward("dynamic_conv2d", _dynamic_setup, _dynamic_gradient)
 register_backward("dynamic_conv2d_backward", _dynamic_backward_setup, _dynamic_second)
 register_op("dynamic_conv2d_affine", dynamic_conv2d_affine, _dynamic_fake)
+register_op("per_sample_conv_transpose2d", per_sample_conv_transpose2d, _per_sample_transpose_fake)
+register_backward("per_sample_conv_transpose2d", _per_sample_setup, _per_sample_transpose_gradient)
+register_op("dynamic_conv_transpose2d", dynamic_conv_transpose2d, _dynamic_transpose_fake)
+register_backward("dynamic_conv_transpose2d", _dynamic_setup, _dynamic_transpose_gradient)

@@ -35,3 +35,8 @@ def is_trusted(x: Tensor, kernel: tuple[int, int], geometry: Geometry) -> bool:
     plain = tuple(dilation) == (1, 1) and max(stride) <= 2 and kernel[1] % 2 == 1
     _, width = geometry.output_size(x.shape[2:], kernel)
     return plain and inside and (stride[1] == 1 or width > 1)
+
+
+def is_trusted_transposed(x: Tensor) -> bool:
+    """Return whether torch's transposed convolution of x is right in x's dtype: with AMX none in bfloat16 is known."""
+    return x.dtype != torch.bfloat16 or x.device.type != "cpu" or not _AMX

@@ -23,7 +23,7 @@ def registered() -> list[str]:
 
 
 def differentiable() -> list[str]:
-    """Return the names of the ops that have a gradient."""
+    """Return the names of the ops whose gradient is an op of its own."""
     return [name for name in registered() if f"{name}_backward" in registered()]
 
 
@@ -42,6 +42,7 @@ def function_arguments(name: str, dtype: torch.dtype, layout=torch.contiguous_fo
         return randn(*shape, seed=seed, dtype=dtype)
 
     experts = numbers(EXPERTS, OUT, channels // 2, 3, 3, seed=1)
+    turned = numbers(EXPERTS, channels, OUT // 2, 3, 3, seed=1)
     return {
         "augment": ([images()[:4], PARAMETERS["crops"]], {"size": 8, "mean": MEAN, "std": STD, "dtype": dtype}),
         "channel_gate": ([x, *_layers(numbers)], {}),
@@ -49,6 +50,14 @@ def function_arguments(name: str, dtype: torch.dtype, layout=torch.contiguous_fo
         "channel_stats": ([x, torch.tensor([[True] * channels, [True, False] * 2, [False, True, True, True]])], {}),
         "dynamic_conv2d": (
             [x, experts, randn(batch, EXPERTS, seed=2).to(dtype), numbers(EXPERTS, OUT, seed=3)],
+            {"padding": 1, "groups": 2},
+        ),
+        "dynamic_conv_transpose2d": (
+            [x, turned, randn(batch, EXPERTS, seed=2).to(dtype), numbers(EXPERTS, OUT, seed=3)],
+            {"padding": 1, "groups": 2},
+        ),
+        "per_sample_conv_transpose2d": (
+            [x, numbers(batch, channels, OUT // 2, 3, 3, seed=1), numbers(batch, OUT, seed=2)],
             {"padding": 1, "groups": 2},
         ),
         "per_sample_conv2d": (
@@ -68,7 +77,7 @@ def op_arguments(name: str, dtype: torch.dtype, layout=torch.contiguous_format, 
         beside = [None] * (len(PARAMETERS) - 2)
         return [source, None, crops, *beside, options["mean"], options["std"], 8, 8, dtype, backend]
     given, _ = function_arguments(forward.removesuffix("_affine"), dtype, layout)
-    if "conv2d" in name:
+    if "conv" in name:
         given = [*given, *GEOMETRY]
     if forward == "channel_gate":
         given = [*given, "sigmoid"]

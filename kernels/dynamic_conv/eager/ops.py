@@ -7,6 +7,7 @@ from polychrome.kernels.dynamic_conv.eager import mixed, stacked
 from polychrome.kernels.dynamic_conv.eager.forms import forms_of
 from polychrome.kernels.dynamic_conv.eager.per_sample import convolve, convolve_backward
 from polychrome.kernels.dynamic_conv.problem import Geometry
+from polychrome.kernels.dynamic_conv.reference import mix
 from polychrome.kernels.tensors import empty_as, laid_out_as, not_asked, wide_dtype
 
 
@@ -34,6 +35,22 @@ def per_sample_conv2d_backward(
         dweight.contiguous() if needed[1] else not_asked(x),
         grad.sum((2, 3)) if needed[2] else not_asked(x),
     )
+
+
+def per_sample_conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Return the adjoint of `per_sample_conv2d`, the gradient of an image whose output has the gradient x."""
+    image = empty_as(x, geometry.input_shape(x, weight))
+    y, _, _ = per_sample_conv2d_backward(x, image, weight, geometry, [True, False, False])
+    return y if bias is None else y.add_(bias[:, :, None, None])
+
+
+def dynamic_conv_transpose2d(
+    x: Tensor, experts: Tensor, mixing: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """Return the adjoint of `dynamic_conv2d`, the gradient of an image whose output has the gradient x."""
+    image = empty_as(x, geometry.input_shape(x, experts))
+    y, *_ = dynamic_conv2d_backward(x, image, experts, mixing, None, geometry, [True, False, False, False])
+    return y if bias is None else y.add_(mix(mixing, bias)[:, :, None, None])
 
 
 def dynamic_conv2d(x: Tensor, experts: Tensor, mixing: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:

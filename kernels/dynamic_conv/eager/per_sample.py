@@ -16,7 +16,7 @@ TAPS_BYTES = 8 << 20
 
 def convolve_with(x, weight, geometry: Geometry) -> Tensor:
     """Return `conv2d(x, weight)`; the layout is open."""
-    x, symmetric = _pad(x, geometry)
+    x, symmetric = _pad(x, weight, geometry)
     return _conv2d(x, weight, None, symmetric, geometry)
 
 
@@ -26,7 +26,7 @@ def convolve_with_backward(grad, x, weight, geometry: Geometry, needed) -> tuple
         found = convolve_with_backward(grad.float(), x.float(), weight.float(), geometry, needed)
         return tuple(each if each is None else each.to(x.dtype) for each in found)
     stride, padding, dilation, groups = geometry
-    padded, symmetric = _pad(x, geometry)
+    padded, symmetric = _pad(x, weight, geometry, is_read=needed[1])
     dx, dweight, _ = torch.ops.aten.convolution_backward(
         grad, padded, weight, None, stride, symmetric, dilation, False, [0, 0], groups, [*needed, False]
     )
@@ -35,7 +35,7 @@ def convolve_with_backward(grad, x, weight, geometry: Geometry, needed) -> tuple
 
 def convolve(form: str, x, weight, bias, geometry: Geometry) -> Tensor:
     """Return sample b convolved with `weight[b]`; the layout is open."""
-    padded, symmetric = _pad(x, geometry)
+    padded, symmetric = _pad(x, weight, geometry)
     if form == "loop":
         y = empty_as(x, geometry.output_shape(x, weight))
         for b, one in enumerate(weight.unbind()):
@@ -59,8 +59,9 @@ def convolve_backward(form: str, grad, x, weight, geometry: Geometry, needed) ->
             if needed[0]:
                 dx[part] = dsample
         return dx, torch.stack(dweights) if needed[1] else None
-    padded, symmetric = _pad(x, geometry)
-    flat = (_as_channels(grad), _as_channels(padded), weight.flatten(0, 1))
+    padded, symmetric = _pad(x, weight, geometry, is_read=needed[1])
+    padded = _as_channels(padded) if needed[1] else x.new_empty(1, padded.shape[:2].numel(), *padded.shape[2:])
+    flat = (_as_channels(grad), padded, weight.flatten(0, 1))
     around = [symmetric[0], symmetric[0], symmetric[1], symmetric[1]]
     grouped = geometry._replace(padding=around, groups=len(x) * geometry.groups)
     dx, dweight = convolve_with_backward(*flat, grouped, needed)
@@ -104,17 +105,28 @@ def _as_channels(x: Tensor) -> Tensor:
     return x.contiguous().reshape(1, -1, *x.shape[2:])
 
 
-def _pad(x: Tensor, geometry: Geometry) -> tuple[Tensor, list[int]]:
-    """Return x and the symmetric padding left to the convolution; negative padding crops."""
+def _pad(x: Tensor, weight: Tensor, geometry: Geometry, is_read: bool = True) -> tuple[Tensor, list[int]]:
+    """Return x and the symmetric padding left to the convolution; negative padding crops.
+
+    Where nobody reads x, it is any tensor of the shape.
+    """
     top, bottom, left, right = geometry.padding
+    sizes = x.shape[2:], weight.shape[-2:]
+    if geometry._replace(padding=[top, top, left, left]).output_size(*sizes) == geometry.output_size(*sizes):
+        bottom, right = top, left  # the stride steps over the difference
     # oneDNN's bfloat16 weight gradient with padding of its own reads past images narrower than the stride (torch 2.15).
     narrow = x.dtype == torch.bfloat16 and x.shape[3] < geometry.stride[1]
-    if top == bottom and left == right and min(geometry.padding) >= 0 and not narrow:
+    if top == bottom and left == right and min(top, left) >= 0 and not narrow:
         return x, [top, left]
+    if not is_read:
+        return empty_as(x, (*x.shape[:2], x.shape[2] + top + bottom, x.shape[3] + left + right)), [0, 0]
     return F.pad(x, (left, right, top, bottom)), [0, 0]
 
 
 def _cropped(x: Tensor, dx: Tensor, padding: list[int], symmetric: list[int]) -> Tensor:
-    """Return dx without the rows and columns that `_pad` added to x."""
+    """Return dx without the rows and columns that `_pad` added to x, and with zeros where it cropped x."""
     top, left = padding[0] - symmetric[0], padding[2] - symmetric[1]
+    bottom, right = dx.shape[2] - top - x.shape[2], dx.shape[3] - left - x.shape[3]
+    if min(top, left, bottom, right) < 0:
+        return F.pad(dx, (-left, -right, -top, -bottom))
     return dx[:, :, top : top + x.shape[2], left : left + x.shape[3]]

@@ -11,7 +11,7 @@ from polychrome.kernels.dynamic_conv.triton.convolution import convolve
 from polychrome.kernels.dynamic_conv.triton.depthwise import convolve_depthwise, depthwise_gradients, holds_weights
 from polychrome.kernels.dynamic_conv.triton.mixing import mix_into
 from polychrome.kernels.dynamic_conv.triton.reorder import channels_first, channels_last
-from polychrome.kernels.dynamic_conv.triton.splits import Epilogue
+from polychrome.kernels.dynamic_conv.triton.splits import NOTHING, Epilogue
 from polychrome.kernels.dynamic_conv.triton.weight_gradient import expert_gradients, sample_gradients
 from polychrome.kernels.sums import sum_outer_and_inner
 from polychrome.kernels.tensors import allows_tf32, empty_as, not_asked
@@ -37,6 +37,19 @@ def dynamic_conv2d(
     return _forward(x, experts, mixing, geometry, Epilogue(mixed_bias, scale, shift, relu))
 
 
+def per_sample_conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Return the adjoint of `per_sample_conv2d`, plus a bias."""
+    return _transposed(x, weight, None, geometry, bias)
+
+
+def dynamic_conv_transpose2d(
+    x: Tensor, experts: Tensor, mixing: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """Return the adjoint of `dynamic_conv2d`, plus a mixed bias."""
+    mixed_bias = None if bias is None else mixing.float() @ bias.float()
+    return _transposed(x, experts, mixing.float().contiguous(), geometry, mixed_bias)
+
+
 def per_sample_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, needed: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,7 +63,8 @@ def per_sample_conv2d_backward(
     grad_last = grad.contiguous(memory_format=torch.channels_last)
     dx, dweight = not_asked(x), not_asked(x)
     if needed[0]:
-        dx, _ = _input_gradient(how, grad_last, x, weight, None, geometry)
+        dx = empty_as(x, x.shape)
+        _input_gradient(how, grad_last, dx, weight, None, geometry)
     if needed[1]:
         dweight = _sample_weight_gradient(how, grad_last, x, weight, geometry)
     return dx, dweight, _over_pixels(grad).to(x.dtype) if needed[2] else not_asked(x)
@@ -79,7 +93,8 @@ def dynamic_conv2d_backward(
     products = None
     if for_x:
         probe = source if for_mixing and how.regime == "stacked" else None
-        dx, products = _input_gradient(how, grad_last, x, experts, mixing32, geometry, probe)
+        dx = empty_as(x, x.shape)
+        products = _input_gradient(how, grad_last, dx, experts, mixing32, geometry, probe)
     if for_experts or (for_mixing and products is None):
         gradient, from_weights = _expert_gradient(
             how, grad_last, source, experts, mixing32, geometry, for_mixing and products is None
@@ -120,43 +135,49 @@ def _forward(x, weight, mixing, geometry: Geometry, epilogue: Epilogue) -> Tenso
     for part, weights in _weights(weight, mixing, x.shape[0], how.chunk):
         then = epilogue.of(part)
         if how.regime == "pointwise" and not then.is_affine and _is_channels_last(y):
-            matrices = (_as_matrix(source[part]), weights.squeeze(2).mT)
-            if then.bias is None:
-                torch.bmm(*matrices, out=_as_matrix(y[part]))
-            else:
-                torch.baddbmm(then.bias[:, None].to(y.dtype), *matrices, out=_as_matrix(y[part]))
+            _multiply(source[part], weights.squeeze(2).mT, then.bias, y[part])
         else:
             convolve(source[part], weights, y[part], *rest, epilogue=then)
     return y
 
 
-def _input_gradient(how, grad, x, weight, mixing, geometry: Geometry, probe=None):
-    """Return the gradient of x, and `<probe_b, gradient through expert k>` [batch, experts] where x is the probe."""
-    dx = empty_as(x, x.shape)
-    kernel = tuple(weight.shape[3:])
+def _transposed(x, weight, mixing, geometry: Geometry, bias: Tensor | None) -> Tensor:
+    """Return the gradient of an image whose output has the gradient x, plus bias [batch, channels]."""
+    y = empty_as(x, geometry.input_shape(x, weight))
+    if x.shape[0]:
+        how = _plan(y, weight, geometry, per_sample=mixing is None)
+        source = x.contiguous(memory_format=torch.channels_last)
+        bias = None if bias is None else bias.contiguous()
+        _input_gradient(how, source, y, weight, mixing, geometry, epilogue=Epilogue(bias))
+    return y
+
+
+def _input_gradient(how, grad, dx, weight, mixing, geometry: Geometry, probe=None, epilogue: Epilogue = NOTHING):
+    """Fill dx with the gradient of x; return `<probe_b, gradient through expert k>` [batch, experts] where given x."""
+    kernel, batch = tuple(weight.shape[3:]), len(dx)
     if how.regime == "depthwise":
         rest = (geometry, kernel, how.input_gradient, True)
-        chunk = min(how.backward_chunk, x.shape[0])
-        for part, weights, shares in _depthwise_weights(how.input_gradient, weight, mixing, x.shape[0], chunk):
-            convolve_depthwise(grad[part], weights, dx[part], *rest, shares)
-        return dx, None
-    rest = (geometry, kernel, how.input_gradient, _precision(x), True)
+        chunk = min(how.backward_chunk, batch)
+        for part, weights, shares in _depthwise_weights(how.input_gradient, weight, mixing, batch, chunk):
+            convolve_depthwise(grad[part], weights, dx[part], *rest, shares, epilogue.of(part))
+        return None
+    rest = (geometry, kernel, how.input_gradient, _precision(dx), True)
     if how.regime == "stacked":
         products = None
         if probe is not None:
-            blocks = geometry.groups * -(-x.shape[1] // geometry.groups // how.input_gradient.block_n)
+            blocks = geometry.groups * -(-dx.shape[1] // geometry.groups // how.input_gradient.block_n)
             # zeros: a stride larger than the kernel leaves pixels that no tap reaches
-            products = grad.new_zeros(
-                (blocks, weight.shape[0], x.shape[0], x.shape[2] * x.shape[3]), dtype=torch.float32
-            )
-        convolve(grad, channels_last(weight), dx, *rest, mixing=mixing, probe=probe, products=products)
-        return dx, None if products is None else sum_outer_and_inner(products).T
-    for part, weights in _weights(weight, mixing, x.shape[0], min(how.backward_chunk, x.shape[0])):
+            products = grad.new_zeros((blocks, len(weight), batch, dx.shape[2] * dx.shape[3]), dtype=torch.float32)
+        stacked = {"mixing": mixing, "epilogue": epilogue, "probe": probe, "products": products}
+        convolve(grad, channels_last(weight), dx, *rest, **stacked)
+        return None if products is None else sum_outer_and_inner(products).T
+    for part, weights in _weights(weight, mixing, batch, min(how.backward_chunk, batch)):
+        then = epilogue.of(part)
         if how.regime == "pointwise" and _is_channels_last(dx):
-            torch.bmm(_as_matrix(grad[part]), weights.squeeze(2), out=_as_matrix(dx[part]))
+            _multiply(grad[part], weights.squeeze(2), then.bias, dx[part])
         else:
-            convolve(grad[part], weights, dx[part], *rest)
-    return dx, None
+            convolve(grad[part], weights, dx[part], *rest, epilogue=then)
+    return None
 
 
 def _expert_gradient(how, grad, x, experts, mixing, geometry: Geometry, for_mixing):
@@ -254,6 +275,15 @@ def _depthwise_weights(config: DepthwiseConfig, weight: Tensor, mixing: Tensor |
         return
     for part, own in _weights(_as_one_output(weight), mixing, batch, chunk, torch.float32):
         yield part, own.squeeze(1), None
+
+
+def _multiply(source: Tensor, weights: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """Fill `out` with the channels of each pixel of `source` times weights [batch, in, out], plus bias [batch, out]."""
+    matrices = _as_matrix(source), weights
+    if bias is None:
+        torch.bmm(*matrices, out=_as_matrix(out))
+    else:
+        torch.baddbmm(bias[:, None].to(out.dtype), *matrices, out=_as_matrix(out))
 
 
 def _is_channels_last(x: Tensor) -> bool:
