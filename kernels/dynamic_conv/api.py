@@ -6,16 +6,9 @@ import torch
 from torch import Tensor
 
 from polychrome.kernels.backend import call_reference, chosen_backend
-from polychrome.kernels.checks import (
-    as_int,
-    check_device,
-    check_input,
-    check_same_dtype,
-    check_shape,
-    check_small_dtype,
-    sizes,
-)
+from polychrome.kernels.checks import check_device, check_input, check_shape, check_small_dtype, sizes
 from polychrome.kernels.dynamic_conv import reference, register  # noqa: F401  (registers the ops)
+from polychrome.kernels.dynamic_conv.arguments import check_bias, check_kernels, check_mixing
 from polychrome.kernels.dynamic_conv.borders import check_borders, with_borders
 from polychrome.kernels.dynamic_conv.eager.forms import forms_of
 from polychrome.kernels.dynamic_conv.problem import Geometry, resolve_geometry
@@ -148,11 +141,9 @@ def prepare_dynamic(x, experts, mixing, bias, stride, padding, dilation, groups,
     """Return x, experts and bias as autocast has them, and the op's geometry; raise where an argument does not fit."""
     check_input(x)
     x, experts, bias = cast_for_autocast(x, experts, bias)
-    groups = _check_kernels("experts", experts, x, groups)
-    check_small_dtype("mixing", mixing, x)
-    check_device("mixing", mixing, x)
-    check_shape("mixing", mixing, batch=x.shape[0], experts=experts.shape[0])
-    _check_bias(bias, x, experts=experts.shape[0], out_channels=experts.shape[1])
+    groups = check_kernels("experts", experts, x, groups)
+    check_mixing(mixing, x, experts)
+    check_bias(bias, x, experts=experts.shape[0], out_channels=experts.shape[1])
     if not isinstance(relu, bool):
         raise TypeError(f"relu must be a bool, got {relu!r}")
     _check_affine("scale", scale, x, experts)
@@ -164,35 +155,9 @@ def prepare_per_sample(x, weight, bias, stride, padding, dilation, groups, paddi
     """Return x, weight and bias as autocast has them, and the op's geometry; raise where an argument does not fit."""
     check_input(x)
     x, weight, bias = cast_for_autocast(x, weight, bias)
-    groups = _check_kernels("weight", weight, x, groups)
-    _check_bias(bias, x, batch=x.shape[0], out_channels=weight.shape[1])
+    groups = check_kernels("weight", weight, x, groups)
+    check_bias(bias, x, batch=x.shape[0], out_channels=weight.shape[1])
     return x, weight, bias, _geometry(x, weight, stride, padding, dilation, groups, padding_mode)
-
-
-def _check_kernels(name: str, kernels: Tensor, x: Tensor, groups: int) -> int:
-    """Return groups as an int; raise where groups or the kernels do not fit."""
-    check_same_dtype(name, kernels, x)
-    check_device(name, kernels, x)
-    channels, given = x.shape[1], groups
-    groups = as_int(given)
-    if groups is None or groups < 1 or channels % groups:
-        raise ValueError(f"groups must be a positive divisor of in_channels={int(channels)}, got {given!r}")
-    first = {"experts": None} if name == "experts" else {"batch": x.shape[0]}
-    per_group = {"in_channels/groups": channels // groups}
-    check_shape(name, kernels, **first, out_channels=None, **per_group, kernel_height=None, kernel_width=None)
-    if 0 in kernels.shape[1:] or (name == "experts" and kernels.shape[0] == 0):
-        raise ValueError(f"{name} must have no dimension of size 0, got {sizes(kernels)}")
-    if kernels.shape[1] % groups:
-        raise ValueError(f"out_channels must be a multiple of groups={groups}, got {int(kernels.shape[1])}")
-    return groups
-
-
-def _check_bias(bias: Tensor | None, x: Tensor, **wanted: int) -> None:
-    if bias is None:
-        return
-    check_same_dtype("bias", bias, x)
-    check_device("bias", bias, x)
-    check_shape("bias", bias, **wanted)
 
 
 def _check_affine(name: str, vector: Tensor | None, x: Tensor, experts: Tensor) -> None:

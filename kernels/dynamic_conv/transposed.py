@@ -4,17 +4,10 @@ import torch
 from torch import Tensor
 
 from polychrome.kernels.backend import call_reference, chosen_backend
-from polychrome.kernels.checks import (
-    as_int,
-    check_device,
-    check_input,
-    check_same_dtype,
-    check_shape,
-    check_small_dtype,
-    sizes,
-)
+from polychrome.kernels.checks import check_input, sizes
 from polychrome.kernels.dynamic_conv import reference
 from polychrome.kernels.dynamic_conv.api import Pair, keeps_the_mix, wants_gradient
+from polychrome.kernels.dynamic_conv.arguments import check_bias, check_kernels, check_mixing
 from polychrome.kernels.dynamic_conv.problem import Geometry, resolve_transposed
 from polychrome.kernels.leaves import leaf
 from polychrome.kernels.library import call
@@ -58,8 +51,8 @@ def per_sample_conv_transpose2d(
     """
     check_input(x)
     x, weight, bias = cast_for_autocast(x, weight, bias)
-    groups = _check_kernels("weight", weight, x, groups)
-    _check_bias(bias, x, batch=x.shape[0], out_channels=weight.shape[2] * groups)
+    groups = check_kernels("weight", weight, x, groups, transposed=True)
+    check_bias(bias, x, batch=x.shape[0], out_channels=weight.shape[2] * groups)
     geometry = _geometry(x, weight, stride, padding, output_padding, dilation, groups)
     backend = chosen_backend("per_sample_conv_transpose2d", x)
     if backend == "reference":
@@ -108,11 +101,9 @@ def dynamic_conv_transpose2d(
     """
     check_input(x)
     x, experts, bias = cast_for_autocast(x, experts, bias)
-    groups = _check_kernels("experts", experts, x, groups)
-    check_small_dtype("mixing", mixing, x)
-    check_device("mixing", mixing, x)
-    check_shape("mixing", mixing, batch=x.shape[0], experts=experts.shape[0])
-    _check_bias(bias, x, experts=experts.shape[0], out_channels=experts.shape[2] * groups)
+    groups = check_kernels("experts", experts, x, groups, transposed=True)
+    check_mixing(mixing, x, experts)
+    check_bias(bias, x, experts=experts.shape[0], out_channels=experts.shape[2] * groups)
     geometry = _geometry(x, experts, stride, padding, output_padding, dilation, groups)
     backend = chosen_backend("dynamic_conv_transpose2d", x)
     if backend == "reference":
@@ -134,29 +125,6 @@ def _mixes_outside(x, experts, mixing, bias, geometry: Geometry, backend: str) -
     if x.device.type != "cpu" or not (torch.jit.is_tracing() or wants_gradient(x, experts, mixing, bias)):
         return False
     return keeps_the_mix(empty_as(x, geometry.input_shape(x, experts)), experts, geometry, backend)
-
-
-def _check_kernels(name: str, kernels: Tensor, x: Tensor, groups: int) -> int:
-    """Return groups as an int; raise where groups or the kernels do not fit."""
-    check_same_dtype(name, kernels, x)
-    check_device(name, kernels, x)
-    channels, given = x.shape[1], groups
-    groups = as_int(given)
-    if groups is None or groups < 1 or channels % groups:
-        raise ValueError(f"groups must be a positive divisor of in_channels={int(channels)}, got {given!r}")
-    first = {"experts": None} if name == "experts" else {"batch": x.shape[0]}
-    outputs = {"out_channels/groups": None}
-    check_shape(name, kernels, **first, in_channels=channels, **outputs, kernel_height=None, kernel_width=None)
-    if 0 in kernels.shape[1:] or (name == "experts" and kernels.shape[0] == 0):
-        raise ValueError(f"{name} must have no dimension of size 0, got {sizes(kernels)}")
-    return groups
-
-
-def _check_bias(bias: Tensor | None, x: Tensor, **wanted: int) -> None:
-    if bias is not None:
-        check_same_dtype("bias", bias, x)
-        check_device("bias", bias, x)
-        check_shape("bias", bias, **wanted)
 
 
 def _geometry(x: Tensor, kernels: Tensor, stride, padding, output_padding, dilation, groups: int) -> Geometry:
