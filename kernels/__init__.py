@@ -11,9 +11,14 @@ else:
     from polychrome.kernels.backend import use_backend
     from polychrome.kernels.channel_gate import channel_gate
     from polychrome.kernels.dynamic_conv import (
+        dynamic_conv1d,
         dynamic_conv2d,
+        dynamic_conv3d,
         dynamic_conv_transpose2d,
+        pad_kernels,
+        per_sample_conv1d,
         per_sample_conv2d,
+        per_sample_conv3d,
         per_sample_conv_transpose2d,
     )
     from polychrome.kernels.explain import explain
@@ -25,12 +30,17 @@ else:
         "augment",
         "channel_gate",
         "channel_stats",
+        "dynamic_conv1d",
         "dynamic_conv2d",
+        "dynamic_conv3d",
         "dynamic_conv_transpose2d",
         "explain",
         "fold_batch_norm",
         "fuse",
+        "pad_kernels",
+        "per_sample_conv1d",
         "per_sample_conv2d",
+        "per_sample_conv3d",
         "per_sample_conv_transpose2d",
         "spatial_attention",
         "spatial_gate",

@@ -175,6 +175,11 @@ def call_reference(definition: Callable, x: torch.Tensor, *arguments):
             y = definition(x, *arguments)
     else:
         y = definition(x, *arguments)
+    return owned(y)
+
+
+def owned(y: torch.Tensor) -> torch.Tensor:
+    """Return y, which has no other owner, as a tensor that is no view, so that it may be changed in place."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not y._is_view():
         return y
-    return torch.ops.aten._unsafe_view(y, y.shape)  # the tensor has no other owner
+    return torch.ops.aten._unsafe_view(y, y.shape)

@@ -57,6 +57,7 @@ class Outcome(NamedTuple):
     launches: int = 0
 
 
+SAME = {"padding": "same"}
 DOUBLING = {"stride": 2, "padding": 1, "output_padding": 1}
 TRANSPOSED = (
     ("many pixels", (4, 48, 28, 28), 32, 3, 4, {"padding": 1}),
@@ -86,6 +87,14 @@ def cases() -> list[Case]:
         _per_sample("1x1", (4, 32, 9, 8), 48, 1),
         _per_sample("depthwise", (4, 40, 14, 14), 40, 3, padding=1, groups=40),
         *(_transposed(*each) for each in TRANSPOSED),
+        Case(
+            "signals", kernels.dynamic_conv1d, _tensors((4, 32, 96), (4, 48, 32, 5), (4, 4), (4, 48)), SAME, tf32=True
+        ),
+        Case("signals", kernels.per_sample_conv1d, _tensors((4, 32, 96), (4, 48, 32, 5), (4, 48)), SAME, tf32=True),
+        Case(
+            "volumes", kernels.dynamic_conv3d, _tensors((3, 8, 6, 9, 7), (4, 12, 8, 3, 3, 3), (3, 4)), SAME, tf32=True
+        ),
+        Case("volumes", kernels.per_sample_conv3d, _tensors((3, 8, 6, 9, 7), (3, 12, 8, 3, 3, 3)), SAME, tf32=True),
         Case("map", kernels.channel_stats, _tensors((4, 72, 20, 17)), {}),
         Case("map", kernels.spatial_gate, _tensors((4, 72, 20, 17), (4, 1, 20, 17)), {}),
         Case("7x7", kernels.spatial_attention, _attention, {}),
@@ -286,7 +295,7 @@ def _tensors(*shapes: tuple[int, ...]) -> Callable[[torch.dtype], list[Tensor]]:
 
     def make(dtype: torch.dtype) -> list[Tensor]:
         first, *rest = (_numbers(shape, seed).to(dtype) for seed, shape in enumerate(shapes))
-        return [first.contiguous(memory_format=LAYOUTS[dtype]), *rest]
+        return [first.contiguous(memory_format=LAYOUTS[dtype]) if first.dim() == 4 else first, *rest]
 
     return make
 

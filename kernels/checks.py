@@ -8,10 +8,13 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def check_input(x: Tensor) -> None:
-    """Raise TypeError or ValueError unless `x` is a float tensor [batch, channels, height, width] with a channel."""
+def check_input(x: Tensor, *axes: str) -> None:
+    """Raise TypeError or ValueError unless `x` is a float tensor [batch, channels, *axes] with a channel.
+
+    Without `axes` they are height and width.
+    """
     check_float("x", x)
-    check_shape("x", x, batch=None, channels=None, height=None, width=None)
+    check_shape("x", x, batch=None, channels=None, **dict.fromkeys(axes or ("height", "width")))
     if x.shape[1] == 0:
         raise ValueError(f"x must have at least one channel, got {sizes(x)}")
 

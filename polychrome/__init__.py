@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from polychrome.kernels.backend import use_backend
     from polychrome.kernels.channel_gate.api import channel_gate
     from polychrome.kernels.dynamic_conv.api import dynamic_conv2d, per_sample_conv2d
+    from polychrome.kernels.dynamic_conv.borders import pad_kernels
+    from polychrome.kernels.dynamic_conv.dimensions import (
+        dynamic_conv1d,
+        dynamic_conv3d,
+        per_sample_conv1d,
+        per_sample_conv3d,
+    )
     from polychrome.kernels.dynamic_conv.transposed import dynamic_conv_transpose2d, per_sample_conv_transpose2d
     from polychrome.kernels.explain import explain
     from polychrome.kernels.fold import fold_batch_norm
@@ -31,12 +38,17 @@ __all__ = [
     "augment",
     "channel_gate",
     "channel_stats",
+    "dynamic_conv1d",
     "dynamic_conv2d",
+    "dynamic_conv3d",
     "dynamic_conv_transpose2d",
     "explain",
     "fold_batch_norm",
     "fuse",
+    "pad_kernels",
+    "per_sample_conv1d",
     "per_sample_conv2d",
+    "per_sample_conv3d",
     "per_sample_conv_transpose2d",
     "spatial_attention",
     "spatial_gate",

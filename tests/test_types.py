@@ -41,7 +41,7 @@ per_sample_conv2d(x, experts, strides=2)  # type: ignore[call-arg]
 spatial_attention(x, 7)  # type: ignore[arg-type]
 wrong: int = channel_stats(x)  # type: ignore[assignment]
 DynamicConv2d(3, "8", 3)  # type: ignore[arg-type]
-polychrome.dynamic_conv3d  # type: ignore[attr-defined]
+polychrome.dynamic_conv4d  # type: ignore[attr-defined]
 """
 
 

@@ -193,7 +193,7 @@ def _geometry(x: Tensor, kernels: Tensor, stride, padding, dilation, groups: int
     if 0 in size:
         raise ValueError(f"x must be at least 1 x 1, got {sizes(x)}")
     geometry = resolve_geometry(kernel, stride, padding, dilation, groups)
-    check_borders(x, geometry, mode)
+    check_borders(x, geometry.padding, mode)
     height, width = geometry.output_size(size, kernel)
     if height < 1 or width < 1:
         raise ValueError(

@@ -143,7 +143,7 @@ def resolve_geometry(kernel: Sequence[int], stride, padding, dilation, groups: i
             ints or four (left, right, top, bottom), at least 0, nor "same" with stride 1, nor "valid".
     """
     stride, dilation = resolve_pair("stride", stride), resolve_pair("dilation", dilation)
-    return Geometry(stride, _padding(padding, kernel, stride, dilation), dilation, groups)
+    return Geometry(stride, resolve_padding(padding, kernel, stride, dilation), dilation, groups)
 
 
 def resolve_transposed(stride, padding, output_padding, dilation, groups: int) -> Geometry:
@@ -170,40 +170,54 @@ def resolve_transposed(stride, padding, output_padding, dilation, groups: int) -
 
 def resolve_pair(name: str, value, least: int = 1) -> list[int]:
     """Return an int or a pair of ints, each at least `least`, as a list of two; raise ValueError for anything else."""
-    pair = _pair(value)
-    if None in pair or min(pair) < least:
-        raise ValueError(f"{name} must be an int or a pair of ints, at least {least}, got {value!r}")
-    return pair
+    return resolve_ints(name, value, 2, least)
 
 
-def _padding(padding, kernel: Sequence[int], stride: list[int], dilation: list[int]) -> list[int]:
-    """Return the padding as [top, bottom, left, right]; `same` puts the odd row and column last, as F.conv2d does."""
+def resolve_ints(name: str, value, count: int, least: int = 1) -> list[int]:
+    """Return an int, or one for each of `count` axes, each at least `least`, as a list; raise ValueError if neither."""
+    ints = _ints(value, count)
+    if None in ints or min(ints) < least:
+        words = {1: "an int", 2: "an int or a pair of ints", 3: "an int or three ints"}[count]
+        raise ValueError(f"{name} must be {words}, at least {least}, got {value!r}")
+    return ints
+
+
+def resolve_padding(padding, kernel: Sequence[int], stride: list[int], dilation: list[int]) -> list[int]:
+    """Return the padding before and after each axis, the first axis first: [top, bottom, left, right] of images.
+
+    `same` puts the odd row and column last, as F.conv2d does.
+
+    Raises:
+        ValueError: padding is no int, no int for each axis, no two for each with the last axis first, as in F.pad, or
+            one is negative; nor is it "same" with stride 1, nor "valid".
+    """
+    count = len(kernel)
     if padding == "valid":
-        return [0, 0, 0, 0]
+        return [0] * (2 * count)
     if padding == "same":
-        if stride != [1, 1]:
+        if max(stride) > 1:
             raise ValueError(f"padding='same' needs stride 1, got stride {tuple(stride)}")
-        rows, columns = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
-        return [rows // 2, rows - rows // 2, columns // 2, columns - columns // 2]
-    if isinstance(padding, tuple | list) and len(padding) == 4:
-        left, right, top, bottom = (as_int(each) for each in padding)
+        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return [side for total in totals for side in (total // 2, total - total // 2)]
+    if isinstance(padding, tuple | list) and len(padding) == 2 * count:
+        ints = [as_int(each) for each in padding]
+        sides = [side for axis in reversed(range(count)) for side in ints[2 * axis : 2 * axis + 2]]
     else:
-        pair = _pair(padding)
-        top = bottom = pair[0]
-        left = right = pair[-1]
-    sides = [top, bottom, left, right]
+        sides = [side for each in _ints(padding, count) for side in (each, each)]
     if None in sides or min(sides) < 0:
-        raise ValueError(
-            "padding must be an int, a pair of ints or four (left, right, top, bottom), at least 0, 'same' or 'valid', "
-            f"got {padding!r}"
-        )
+        words = {
+            1: "an int or two (left, right)",
+            2: "an int, a pair of ints or four (left, right, top, bottom)",
+            3: "an int, three ints or six (left, right, top, bottom, front, back)",
+        }[count]
+        raise ValueError(f"padding must be {words}, at least 0, 'same' or 'valid', got {padding!r}")
     return sides
 
 
-def _pair(value) -> list[int | None]:
-    """Return an integer twice, a pair of them as a list, and nothing for anything else."""
+def _ints(value, count: int) -> list[int | None]:
+    """Return an integer `count` times, as many of them as a list, and a None in place of anything else."""
     if type(value) is int:
-        return [value, value]
+        return [value] * count
     if isinstance(value, tuple | list):
-        return [as_int(each) for each in value] if len(value) == 2 else [None]
-    return [as_int(value)] * 2
+        return [as_int(each) for each in value] if len(value) == count else [None]
+    return [as_int(value)] * count

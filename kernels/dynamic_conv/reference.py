@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from polychrome.kernels.dynamic_conv.borders import evenly_padded, with_borders
-from polychrome.kernels.dynamic_conv.problem import resolve_geometry
-from polychrome.kernels.dynamic_conv.trust import is_trusted, is_trusted_transposed
+from polychrome.kernels.dynamic_conv.borders import bordered, evenly_padded, with_borders
+from polychrome.kernels.dynamic_conv.problem import resolve_geometry, resolve_ints, resolve_padding
+from polychrome.kernels.dynamic_conv.trust import is_trusted, is_trusted_otherwise
 from polychrome.kernels.tensors import wide_dtype
 
 
@@ -46,7 +46,7 @@ def per_sample_conv_transpose2d(x, weight, bias=None, stride=1, padding=0, outpu
     if batch == 0:
         no_bias = None if bias is None else bias.sum(0)
         return F.conv_transpose2d(x, weight.sum(0), no_bias, stride, padding, output_padding, groups, dilation)
-    if not is_trusted_transposed(x):
+    if not is_trusted_otherwise(x):
         wide = (x.float(), weight.float(), None if bias is None else bias.float())
         return per_sample_conv_transpose2d(*wide, stride, padding, output_padding, groups, dilation).to(x.dtype)
     flat = x.flatten().view(1, batch * channels, height, width)  # strides of its own: torch reads a layout in them
@@ -83,6 +83,43 @@ def dynamic_conv2d(
     bias, weight = None if bias is None else mix(mixing, bias), mix(mixing, experts)
     y = per_sample_conv2d(x, weight, bias, stride, padding, dilation, groups, padding_mode=padding_mode)
     return affine(y, scale, shift, relu)
+
+
+def per_sample_conv1d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, padding_mode="zeros"):
+    """Convolve sample b along its length with `weight[b]`: one grouped convolution."""
+    return _per_sample(F.conv1d, x, weight, bias, stride, padding, dilation, groups, padding_mode)
+
+
+def per_sample_conv3d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, padding_mode="zeros"):
+    """Convolve sample b, a volume, with `weight[b]`: one grouped convolution."""
+    return _per_sample(F.conv3d, x, weight, bias, stride, padding, dilation, groups, padding_mode)
+
+
+def dynamic_conv1d(x, experts, mixing, bias=None, stride=1, padding=0, dilation=1, groups=1, *, padding_mode="zeros"):
+    """Convolve sample b along its length with its own mix of the experts."""
+    weight, bias = mix(mixing, experts), None if bias is None else mix(mixing, bias)
+    return per_sample_conv1d(x, weight, bias, stride, padding, dilation, groups, padding_mode=padding_mode)
+
+
+def dynamic_conv3d(x, experts, mixing, bias=None, stride=1, padding=0, dilation=1, groups=1, *, padding_mode="zeros"):
+    """Convolve sample b, a volume, with its own mix of the experts."""
+    weight, bias = mix(mixing, experts), None if bias is None else mix(mixing, bias)
+    return per_sample_conv3d(x, weight, bias, stride, padding, dilation, groups, padding_mode=padding_mode)
+
+
+def _per_sample(convolve, x, weight, bias, stride, padding, dilation, groups, mode):
+    if not is_trusted_otherwise(x):
+        wide = (x.float(), weight.float(), None if bias is None else bias.float())
+        return _per_sample(convolve, *wide, stride, padding, dilation, groups, mode).to(x.dtype)
+    kernel = weight.shape[3:]
+    stride, dilation = (resolve_ints(n, v, len(kernel)) for n, v in (("stride", stride), ("dilation", dilation)))
+    x = bordered(x, resolve_padding(padding, kernel, stride, dilation), mode)
+    batch, channels, *size = x.shape
+    if batch == 0:
+        return convolve(x, weight.sum(0), None if bias is None else bias.sum(0), stride, 0, dilation, groups)
+    flat, bias = x.flatten().view(1, batch * channels, *size), None if bias is None else bias.flatten()
+    y = convolve(flat, weight.contiguous().flatten(0, 1), bias, stride, 0, dilation, batch * groups)
+    return y.unflatten(1, (batch, -1)).squeeze(0)
 
 
 def affine(y: Tensor, scale: Tensor | None, shift: Tensor | None, relu: bool) -> Tensor:

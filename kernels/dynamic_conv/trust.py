@@ -37,6 +37,9 @@ def is_trusted(x: Tensor, kernel: tuple[int, int], geometry: Geometry) -> bool:
     return plain and inside and (stride[1] == 1 or width > 1)
 
 
-def is_trusted_transposed(x: Tensor) -> bool:
-    """Return whether torch's transposed convolution of x is right in x's dtype: with AMX none in bfloat16 is known."""
+def is_trusted_otherwise(x: Tensor) -> bool:
+    """Return whether torch's other convolutions of x, transposed or of one or three dimensions, are right in its dtype.
+
+    With AMX units none in bfloat16 is known to be.
+    """
     return x.dtype != torch.bfloat16 or x.device.type != "cpu" or not _AMX

@@ -52,6 +52,22 @@ def function_arguments(name: str, dtype: torch.dtype, layout=torch.contiguous_fo
             [x, experts, randn(batch, EXPERTS, seed=2).to(dtype), numbers(EXPERTS, OUT, seed=3)],
             {"padding": 1, "groups": 2},
         ),
+        "dynamic_conv1d": (
+            [x.flatten(2), experts.flatten(3), randn(batch, EXPERTS, seed=2).to(dtype), numbers(EXPERTS, OUT, seed=3)],
+            {"padding": 1, "groups": 2},
+        ),
+        "dynamic_conv3d": (
+            [x[:, :, None], experts[:, :, :, None], randn(batch, EXPERTS, seed=2).to(dtype), None],
+            {"padding": 1, "groups": 2},
+        ),
+        "per_sample_conv1d": (
+            [x.flatten(2), numbers(batch, OUT, channels // 2, 5, seed=1), numbers(batch, OUT, seed=2)],
+            {"padding": "same", "groups": 2},
+        ),
+        "per_sample_conv3d": (
+            [x[:, :, None], numbers(batch, OUT, channels // 2, 1, 3, 3, seed=1), numbers(batch, OUT, seed=2)],
+            {"padding": (0, 1, 1), "groups": 2},
+        ),
         "dynamic_conv_transpose2d": (
             [x, turned, randn(batch, EXPERTS, seed=2).to(dtype), numbers(EXPERTS, OUT, seed=3)],
             {"padding": 1, "groups": 2},

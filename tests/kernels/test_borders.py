@@ -87,12 +87,12 @@ def test_a_layer_takes_four_sides_and_shows_them():
         ({"padding_mode": "mirror"}, "padding_mode must be one of zeros, reflect, replicate, circular, got 'mirror'"),
         (
             {"padding_mode": "reflect", "padding": 9},
-            r"padding must be at most 8 rows and 7 columns for padding_mode='reflect' of x \[3, 4, 9, 8\], "
-            "got 9 above, 9 below, 9 on the left, 9 on the right",
+            r"padding must be at most height 8, width 7 for padding_mode='reflect' of x \[3, 4, 9, 8\], "
+            r"got height \(9, 9\), width \(9, 9\) \(before, after\)",
         ),
         (
             {"padding_mode": "circular", "padding": (9, 0, 0, 0)},
-            r"at most 9 rows and 8 columns for padding_mode='circular' of x .*, got 0 above, 0 below, 9 on the left",
+            r"at most height 9, width 8 for padding_mode='circular' of x .*, got height \(0, 0\), width \(9, 0\)",
         ),
         (
             {"padding": (1, 2, 3)},
