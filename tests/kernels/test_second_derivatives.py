@@ -15,6 +15,7 @@ from tests.kernels.op_calls import differentiable, function_arguments, op_argume
 from tests.kernels.oracle import TOLERANCES, as_leaf, outputs, randn, rms_ratio
 
 FUNCTIONS = {function.__name__: function for function in public() if function.__name__ in differentiable()}
+QUICK = ("grouped", "strided_dilated", "pointwise", "few_pixels")  # of the wide cases, each a way of its own
 every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 both = pytest.mark.parametrize("function", ARGUMENTS, ids=lambda function: function.__name__)
 
@@ -125,7 +126,9 @@ def test_kernels_are_exact_to_float32(function, case):
 
 
 @needs_interpreter
-@pytest.mark.parametrize("case", WIDE_CASES)
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in WIDE_CASES]
+)
 def test_matrix_kernels_are_exact_to_float32(case):
     arguments, options = wide_arguments(case)
     with use_backend("triton"):
