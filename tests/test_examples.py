@@ -68,6 +68,16 @@ def test_a_point_becomes_the_picture_of_its_kernel():
     assert torch.allclose(blurred.sum((2, 3)), torch.ones(4, 3), atol=1e-5)
 
 
+def test_each_recording_loses_its_own_hum_and_keeps_the_rest(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "picture.png"
+    before, after, error = load("filtered_signals").main(path)
+    assert all(abs(old - 1) < 0.02 and new < 0.02 for old, new in zip(before, after, strict=True))
+    assert error < 0.08
+    assert f"picture: {path}" in capsys.readouterr().out
+    assert np.asarray(Image.open(path)).std() > 20
+
+
 def test_the_multi_band_model_keeps_its_accuracy_on_fewer_channels(capsys):
     accuracies = load("multi_band").main()
     assert accuracies[13] > 0.85

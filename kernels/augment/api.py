@@ -66,8 +66,8 @@ def augment(
     Returns:
         [batch, out, height, width] in `dtype`, channels_last. Resizing is bilinear; where it shrinks, the filter
         widens with the scale (antialiasing), as in torch's `interpolate(antialias=True)`. On a CPU without jitter,
-        images of up to four channels are resized in uint8: within about 1/255. No gradient is
-        recorded, and no tangent in forward mode.
+        images of up to four channels are resized in uint8: within about 1/255. No gradient is recorded, and no tangent
+        in forward mode.
 
     Raises:
         ValueError: a shape, a device, a size or the length of mean or std does not fit, std has a zero, or grayscale is
