@@ -15,9 +15,13 @@ from tests.kernels.op_calls import differentiable, function_arguments, op_argume
 from tests.kernels.oracle import TOLERANCES, as_leaf, outputs, randn, rms_ratio
 
 FUNCTIONS = {function.__name__: function for function in public() if function.__name__ in differentiable()}
-QUICK = ("grouped", "strided_dilated", "pointwise", "few_pixels")  # of the wide cases, each a way of its own
 every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 both = pytest.mark.parametrize("function", ARGUMENTS, ids=lambda function: function.__name__)
+
+
+def usual(cases, *names: str) -> list:
+    """Return all cases, those not named as `slow`: the kernels are the same as in the first derivatives' tests."""
+    return [case if case in names else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 @pytest.fixture
@@ -117,7 +121,9 @@ def test_any_gradients_may_be_used_for_any_others(function, seed, mixed_inside):
 
 
 @needs_interpreter
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", usual(CASES, "uneven_pairs", "same_even_dilated", "groups", "one_by_one", "one_channel")
+)
 @both
 def test_kernels_are_exact_to_float32(function, case):
     arguments, options = ARGUMENTS[function](case)
@@ -126,9 +132,7 @@ def test_kernels_are_exact_to_float32(function, case):
 
 
 @needs_interpreter
-@pytest.mark.parametrize(
-    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in WIDE_CASES]
-)
+@pytest.mark.parametrize("case", usual(WIDE_CASES, "grouped", "strided_dilated", "pointwise", "few_pixels"))
 def test_matrix_kernels_are_exact_to_float32(case):
     arguments, options = wide_arguments(case)
     with use_backend("triton"):
