@@ -49,17 +49,19 @@ def register_second(name: str, definition: Callable) -> None:
 
     def gradient(ctx, *cotangents):
         grad, *tensors = ctx.saved_tensors
-        found = second_derivative(definition, grad, tensors, ctx.others, asked(cotangents, ctx.needed))
+        used, wanted = asked(cotangents, ctx.needed), needs(ctx)[: len(tensors) + 1]
+        found = second_derivative(definition, grad, tensors, ctx.others, used, wanted)
         return *found, *[None] * (ctx.count - len(found))
 
     register_backward(f"{name}_backward", setup, gradient)
 
 
-def second_derivative(definition: Callable, grad, tensors, others, cotangents) -> list[torch.Tensor | None]:
-    """Return the gradients of `grad` and each of `tensors` where the gradients of a function have these cotangents.
+def second_derivative(definition: Callable, grad, tensors, others, cotangents, wanted) -> list[torch.Tensor | None]:
+    """Return the gradients of `grad` and each of `tensors` for these cotangents of a function's gradients.
 
-    The function is `definition(*tensors, *others)`, its gradients for `grad` those of `tensors`; a cotangent is None
-    for a gradient that nobody used. While gradients are recorded the result can be differentiated again.
+    The function is `definition(*tensors, *others)`, its gradients for `grad` those of `tensors`. A cotangent is None
+    where nobody used a gradient, a result where it is not `wanted`. While gradients are recorded the results can be
+    differentiated again.
     """
     keep = torch.is_grad_enabled()
     with torch.enable_grad(), torch._C._DisableAutocast():
@@ -67,13 +69,12 @@ def second_derivative(definition: Callable, grad, tensors, others, cotangents) -
         grad, *tensors = inputs = [_anew(each, keep) for each in (grad, *tensors)]
         y = definition(*tensors, *others)
         used = [(x, cotangent) for x, cotangent in zip(tensors, cotangents, strict=True) if cotangent is not None]
-        if not used:
+        if not used or not any(wanted):
             return [None] * len(inputs)
         first = torch.autograd.grad(y, [x for x, _ in used], grad, create_graph=True)
-        wanted = [each for each in inputs if each is not None]
-        found = torch.autograd.grad(first, wanted, [c for _, c in used], create_graph=keep, allow_unused=True)
-        remaining = iter(found)
-        return [None if each is None else next(remaining) for each in inputs]
+        asked_for = [each for each, want in zip(inputs, wanted, strict=True) if want]
+        found = iter(torch.autograd.grad(first, asked_for, [c for _, c in used], create_graph=keep, allow_unused=True))
+        return [next(found) if want else None for want in wanted]
 
 
 def _anew(tensor: torch.Tensor | None, keep: bool) -> torch.Tensor | None:
@@ -112,7 +113,7 @@ def register_product(name: str, forward: Callable, backward: Callable, definitio
         ctx.save_for_backward(*tensors)
 
     def gradient(ctx, grad):
-        needed = list(ctx.needs_input_grad[:2])
+        needed = needs(ctx)[:2]
         return *asked(call(f"{name}_backward", grad, *ctx.saved_tensors, needed, ctx.backend), needed), None
 
     register_op(name, forward, fake)
@@ -146,6 +147,27 @@ def asked(gradients, needed) -> tuple:
     return tuple(gradient if need else None for gradient, need in zip(gradients, needed, strict=True))
 
 
+def needs(ctx) -> list[bool]:
+    """Return, for each argument of an op, whether the backward pass that is running uses its gradient.
+
+    `ctx.needs_input_grad` of a Python function says which arguments any pass may want: under `torch.autograd.grad(y,
+    x)` the weights' gradients would be made too, and dropped. Torch's own functions ask the engine, as is done here.
+    """
+    found = list(ctx.needs_input_grad)
+    if found.count(True) > 1:
+        for place, (node, _) in zip(getattr(ctx, "places", ()), ctx.next_functions, strict=False):
+            if found[place] and not _is_executed(node):
+                found[place] = False
+    return found
+
+
+def _is_executed(node) -> bool:
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf whose gradient torch.autograd.grad returns
+        return True
+
+
 def _requires_grad(argument) -> bool:
     return isinstance(argument, torch.Tensor) and argument.requires_grad
 
@@ -155,6 +177,7 @@ def _function(name: str, setup_context: Callable, backward: Callable) -> type[to
 
     def forward(ctx, *arguments):
         *inputs, key = arguments
+        ctx.places = [place for place, argument in enumerate(inputs) if isinstance(argument, torch.Tensor)]
         output = _run(name, key, inputs)
         ctx.set_materialize_grads(False)
         setup_context(ctx, inputs, output)

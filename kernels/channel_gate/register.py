@@ -9,7 +9,7 @@ from torch import Tensor
 
 from polychrome.kernels.backend import runs_triton
 from polychrome.kernels.channel_gate import eager, reference
-from polychrome.kernels.library import asked, call, register_backward, register_op, register_second
+from polychrome.kernels.library import asked, call, needs, register_backward, register_op, register_second
 from polychrome.kernels.tensors import empty_as, not_asked, wide_dtype
 
 
@@ -76,7 +76,7 @@ def _setup(ctx, inputs, output):
 
 
 def _gradient(ctx, grad, *_):
-    needed = list(ctx.needs_input_grad[:5])
+    needed = needs(ctx)[:5]
     gradients = call("channel_gate_backward", grad, *ctx.saved_tensors, ctx.gate, needed, ctx.backend)
     return *asked(gradients, needed), None, None
 

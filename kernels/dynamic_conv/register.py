@@ -11,7 +11,7 @@ from polychrome.kernels.backend import runs_triton
 from polychrome.kernels.dynamic_conv import reference
 from polychrome.kernels.dynamic_conv.eager import ops as eager
 from polychrome.kernels.dynamic_conv.problem import Geometry
-from polychrome.kernels.library import asked, call, register_backward, register_op
+from polychrome.kernels.library import asked, call, needs, register_backward, register_op
 from polychrome.kernels.tensors import empty_as, laid_out_as, not_asked, wide_dtype
 
 
@@ -160,7 +160,7 @@ def _per_sample_setup(ctx, inputs, output):
 
 
 def _per_sample_gradient(ctx, grad):
-    needed = list(ctx.needs_input_grad[:3])
+    needed = needs(ctx)[:3]
     gradients = call("per_sample_conv2d_backward", grad, *ctx.saved_tensors, *ctx.geometry, needed, ctx.backend)
     return *asked(gradients, needed), None, None, None, None, None
 
@@ -174,7 +174,7 @@ def _per_sample_second(ctx, *cotangents):
     """Differentiate `<cx, dx> + <cw, dweight> + <cb, dbias>`, which is `<grad, conv(cx, weight) + conv(x, cw, cb)>`."""
     grad, x, weight = ctx.saved_tensors
     cx, cw, cb = asked(cotangents, ctx.needed)
-    for_grad, for_x, for_weight = ctx.needs_input_grad[:3]
+    for_grad, for_x, for_weight = needs(ctx)[:3]
     dgrad, dx, dweight = [], None, None
     if cx is not None:
         if for_grad:
@@ -212,7 +212,7 @@ def _dynamic_setup(ctx, inputs, output):
 
 
 def _dynamic_gradient(ctx, grad):
-    needed = list(ctx.needs_input_grad[:4])
+    needed = needs(ctx)[:4]
     gradients = call("dynamic_conv2d_backward", grad, *ctx.saved_tensors, *ctx.geometry, needed, ctx.backend)
     return *asked(gradients, needed), None, None, None, None, None
 
@@ -230,7 +230,7 @@ def _dynamic_second(ctx, *cotangents):
     """
     grad, x, experts, mixing, bias = ctx.saved_tensors
     cx, ce, cm, cb = asked(cotangents, ctx.needed)
-    for_grad, for_x, for_experts, for_mixing, for_bias = ctx.needs_input_grad[:5]
+    for_grad, for_x, for_experts, for_mixing, for_bias = needs(ctx)[:5]
     dgrad, dx, dexperts, dmixing, dbias = [], None, [], [], None
 
     def differentiated(x, experts, mixing, bias, *needed):
@@ -271,7 +271,7 @@ def _per_sample_transpose_fake(x, weight, bias, stride, padding, dilation, group
 
 def _per_sample_transpose_gradient(ctx, grad):
     x, weight = ctx.saved_tensors
-    for_x, for_weight, for_bias = ctx.needs_input_grad[:3]
+    for_x, for_weight, for_bias = needs(ctx)[:3]
     rest = (*ctx.geometry, ctx.backend)
     dx = call("per_sample_conv2d", grad, weight, None, *rest) if for_x else None
     dweight = None
@@ -287,7 +287,7 @@ def _dynamic_transpose_fake(x, experts, mixing, bias, *rest):
 
 def _dynamic_transpose_gradient(ctx, grad):
     x, experts, mixing, bias = ctx.saved_tensors
-    for_x, for_experts, for_mixing, for_bias = ctx.needs_input_grad[:4]
+    for_x, for_experts, for_mixing, for_bias = needs(ctx)[:4]
     dx = dexperts = dmixing = dbias = None
     if for_x:
         dx = call("dynamic_conv2d", grad, experts, mixing, None, *ctx.geometry, ctx.backend)

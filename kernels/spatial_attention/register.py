@@ -11,6 +11,7 @@ from polychrome.kernels.backend import runs_triton
 from polychrome.kernels.library import (
     asked,
     call,
+    needs,
     register_backward,
     register_op,
     register_product,
@@ -142,7 +143,7 @@ def _attention_setup(ctx, inputs, output):
 
 
 def _attention_gradient(ctx, grad, *_):
-    needed = list(ctx.needs_input_grad[:3])
+    needed = needs(ctx)[:3]
     gradients = call("spatial_attention_backward", grad, *ctx.saved_tensors, needed, ctx.backend)
     return *asked(gradients, needed), None
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from polychrome.kernels import dynamic_conv2d, spatial_attention, use_backend
+from polychrome.kernels import dynamic_conv2d, library, spatial_attention, use_backend
 from polychrome.kernels.dynamic_conv import api
 from tests.grids import grid
 from tests.kernels.conv_cases import ARGUMENTS, CASES, WIDE_CASES, wide_arguments
@@ -185,3 +185,27 @@ def test_opcheck_of_backward(function, layout):
     if function is spatial_attention:
         checks.remove("test_aot_dispatch_dynamic")  # torch's own F.conv2d has no second derivative at symbolic sizes
     torch.library.opcheck(getattr(torch.ops.polychrome, name).default, tuple(arguments), test_utils=checks)
+
+
+@every_function
+def test_a_gradient_that_nobody_asked_for_is_not_made(function, mixed_inside, monkeypatch):
+    """`torch.autograd.grad(y, x)` of a penalty, a deblurring or an attack leaves the weights' gradients out."""
+    name, seen = f"{function.__name__}_backward", []
+    body = library._bodies[name]
+    monkeypatch.setitem(library._bodies, name, lambda *given: seen.append(given[-2]) or body(*given))
+    arguments, options = function_arguments(function.__name__, torch.float64)
+    leaves = [as_leaf(argument) for argument in arguments]
+    own = floats(leaves)
+    y = function(*leaves, **options)
+    every = torch.autograd.grad(y.square().sum(), own, retain_graph=True)
+    (y.detach() * function(*leaves, **options)).sum().mul(2).backward()
+    for place, (leaf, one) in enumerate(zip(own, every, strict=True)):
+        assert torch.equal(leaf.grad, one)
+        seen.clear()
+        inner = leaf.clone()  # no leaf of autograd: the engine is asked in another way
+        for asked_for, changed in ((leaf, leaves), (inner, [inner if each is leaf else each for each in leaves])):
+            (alone,) = torch.autograd.grad(function(*changed, **options).square().sum(), asked_for)
+            assert torch.equal(alone, one)
+        for needed in seen:
+            assert not isinstance(needed, list) or needed == [other == place for other in range(len(needed))]
+    assert len(seen) == 2
