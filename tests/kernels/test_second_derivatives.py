@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from polychrome.kernels import dynamic_conv2d, library, spatial_attention, use_backend
 from polychrome.kernels.dynamic_conv import api
@@ -209,3 +210,43 @@ def test_a_gradient_that_nobody_asked_for_is_not_made(function, mixed_inside, mo
         for needed in seen:
             assert not isinstance(needed, list) or needed == [other == place for other in range(len(needed))]
     assert len(seen) == 2
+
+
+WAYS = {
+    "backward": lambda call, own: call(*own).backward(),
+    "some inputs of backward": lambda call, own: [
+        torch.autograd.backward(call(*own), inputs=[leaf], retain_graph=True) for leaf in own
+    ],
+    "checkpoint": lambda call, own: checkpoint(call, *own, use_reentrant=False).backward(),
+    "reentrant checkpoint": lambda call, own: checkpoint(call, *own, use_reentrant=True).backward(),
+    "hooks on what is no leaf": lambda call, own: _with_hooks(call, own),
+    "a gradient used by two": lambda call, own: (0.5 * (call(*own) + call(*(2 * each / 2 for each in own)))).backward(),
+}
+
+
+def _with_hooks(call, own) -> None:
+    inner = [leaf.clone() for leaf in own]
+    for leaf, each in zip(own, inner, strict=True):
+        each.register_hook(lambda grad, leaf=leaf: setattr(leaf, "grad", grad))
+    torch.autograd.grad(call(*inner), own)
+
+
+@grid(function=list(FUNCTIONS.values()), way=list(WAYS))
+def test_a_gradient_arrives_in_every_way_of_asking(function, way, mixed_inside):
+    arguments, options = function_arguments(function.__name__, torch.float64)
+
+    def gradients(function, way):
+        leaves = [as_leaf(argument) for argument in arguments]
+        own = floats(leaves)
+
+        def call(*given):
+            remaining = iter(given)
+            whole = [next(remaining) if each in places else leaves[each] for each in range(len(leaves))]
+            return function(*whole, **options).square().sum()
+
+        places = [place for place, each in enumerate(leaves) if any(each is one for one in own)]
+        WAYS[way](call, own)
+        return [leaf.grad for leaf in own]
+
+    for one, other in zip(gradients(function, way), gradients(function.reference, "backward"), strict=True):
+        torch.testing.assert_close(one, other)

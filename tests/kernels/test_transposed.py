@@ -1,5 +1,6 @@
 """The transposed convolutions: adjoints of the convolutions, and what `F.conv_transpose2d` makes of each sample."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,14 @@ from polychrome.kernels import (
     use_backend,
 )
 from polychrome.kernels.dynamic_conv import transposed
-from polychrome.kernels.dynamic_conv.eager.forms import forms_of
+from polychrome.kernels.dynamic_conv.eager import mixed
+from polychrome.kernels.dynamic_conv.eager import ops as eager
+from polychrome.kernels.dynamic_conv.eager.forms import Choice, Forms
+from polychrome.kernels.dynamic_conv.plan import plan
 from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import (
+    TOLERANCES,
     assert_near_exact,
     assert_one_compilation,
     exact_outcome,
@@ -24,6 +29,7 @@ from tests.kernels.oracle import (
     randn,
     rms_ratio,
 )
+from tests.kernels.test_cpu_forms import FORMS
 
 # batch, in, out, height, width, experts, kernel, options
 CASES = {
@@ -117,6 +123,35 @@ def test_kernels_are_near_the_exact_result(function, case, layout):
         assert_near_exact(function, arguments, **options)
 
 
+@needs_interpreter
+@pytest.mark.usefixtures("poisoned_memory")
+@grid(
+    lambda regime, splits, **_: regime == "aggregate" or splits == 1,  # stacked has no splits
+    case=list(CASES),
+    regime=["aggregate", "stacked"],
+    splits=[1, 2],
+    layout=list(LAYOUTS),
+    dtype=[torch.float32, torch.float16],
+)
+def test_every_regime_of_the_kernels_writes_every_pixel(case, regime, splits, layout, dtype, monkeypatch):
+    """Also pixels that no tap reaches, which have the bias alone; the batch in chunks of two samples."""
+    from polychrome.kernels.dynamic_conv.triton import ops
+
+    def fixed(problem, device):
+        made = plan(problem, device)._replace(backward_chunk=2)
+        if made.regime in ("depthwise", "pointwise"):
+            return made
+        return made._replace(regime=regime, input_gradient=made.input_gradient._replace(splits=splits))
+
+    monkeypatch.setattr(ops, "plan", fixed)
+    arguments, options = dynamic_arguments(case, dtype)
+    arguments[0] = arguments[0].to(memory_format=LAYOUTS[layout])
+    with use_backend("triton"):
+        y = dynamic_conv_transpose2d(*arguments, **options)
+    exact = dynamic_conv_transpose2d.reference(*(each.double() for each in arguments), **options)
+    assert rms_ratio(y, exact) <= TOLERANCES[dtype][0]
+
+
 @grid(function=list(ARGUMENTS), case=["doubled", "groups", "wide", "one_by_one"], dtype=[torch.bfloat16, torch.float16])
 def test_low_precision_is_at_most_twice_as_far_as_the_definition(function, case, dtype):
     arguments, options = ARGUMENTS[function](case, dtype)
@@ -200,14 +235,57 @@ def test_only_what_is_asked_for_has_a_gradient(function, frozen, mixed_inside, m
     assert_near_exact(function, arguments, frozen=frozen, **options)
 
 
-def test_a_form_other_than_the_naive_one_is_right_too():
-    """Few samples of many pixels run one by one, and at stride 1 as a convolution of swapped channels."""
-    x = randn(4, 32, 24, 20).to(memory_format=torch.channels_last)
-    experts, mixing, bias = randn(2, 32, 16, 3, 3, seed=1), randn(4, 2, seed=2), randn(2, 16, seed=3)
-    image = torch.empty(4, 16, 24, 20).to(memory_format=torch.channels_last)
-    geometry = transposed.resolve_transposed(1, 1, 0, 1, 1)
-    assert forms_of(image, experts, geometry, per_sample=False).input_gradient.form != "groups"
-    assert_near_exact(dynamic_conv_transpose2d, [x, experts, mixing, bias], padding=1)
+@pytest.fixture
+def forced(form, monkeypatch):
+    """Force the form of the test's argument `form` of the convolution behind, and slices of a few samples."""
+    forms = Forms(*(Choice(one, "forced") for one in FORMS[form]))
+    monkeypatch.setattr(eager, "forms_of", lambda *_, **__: forms)
+    monkeypatch.setattr(transposed, "keeps_the_mix", lambda *_: False)
+    monkeypatch.setattr(mixed, "SLICE_BYTES", 2000)
+
+
+def stride_of(case):
+    stride = CASES[case][-1].get("stride", 1)
+    return max(stride) if isinstance(stride, tuple) else stride
+
+
+@grid(
+    lambda form, case, **_: not ("swapped" in form and stride_of(case) > 1),  # swapped is for stride 1
+    form=list(FORMS),
+    case=list(CASES),
+    layout=list(LAYOUTS),
+    dtype=[torch.float32, torch.bfloat16],
+)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_every_form_is_near_the_exact_result(forced, case, layout, dtype):
+    arguments, options = dynamic_arguments(case, dtype)
+    arguments[0] = arguments[0].to(memory_format=LAYOUTS[layout])
+    assert_near_exact(dynamic_conv_transpose2d, arguments, **options)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("form", ["by the rules", *FORMS])
+def test_random_geometries_in_every_form(form, seed, monkeypatch):
+    """Strides, padding, output padding and dilation at random, on both sides of what an image's edge can hold."""
+    if form in FORMS:
+        monkeypatch.setattr(eager, "forms_of", lambda *_, **__: Forms(*(Choice(one, "forced") for one in FORMS[form])))
+    monkeypatch.setattr(transposed, "keeps_the_mix", lambda *_: False)
+    rng, made = np.random.default_rng(seed), 0
+    while made < 12:
+        kernel, dilation, size = rng.integers(1, 5, 2), rng.integers(1, 4, 2), rng.integers(1, 7, 2)
+        stride = np.ones(2, int) if "swapped" in form else rng.integers(1, 5, 2)
+        padding, extra = rng.integers(0, 4, 2), rng.integers(0, np.maximum(stride, dilation))
+        if ((size - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1 < 1).any():
+            continue
+        made += 1
+        options = {"stride": stride, "padding": padding, "output_padding": extra, "dilation": dilation}
+        options = {name: tuple(map(int, value)) for name, value in options.items()}
+        x = randn(3, 4, *map(int, size), seed=made).to(memory_format=LAYOUTS["nhwc" if made % 2 else "nchw"])
+        experts, bias = randn(2, 4, 3, *map(int, kernel), seed=made), randn(2, 3, seed=made)
+        given = [x.double(), experts.double(), randn(3, 2, seed=made).double(), bias.double()]
+        exact = outcome(dynamic_conv_transpose2d.reference, given, **options)
+        for one, other in zip(outcome(dynamic_conv_transpose2d, given, **options), exact, strict=True):
+            torch.testing.assert_close(one, other, msg=f"{form} {options} {list(x.shape)}")
 
 
 @pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_interpreter)])
