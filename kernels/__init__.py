@@ -24,6 +24,7 @@ else:
     from polychrome.kernels.explain import explain
     from polychrome.kernels.fold import fold_batch_norm
     from polychrome.kernels.fuse import fuse
+    from polychrome.kernels.modulated import modulated_conv2d
     from polychrome.kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
 
     __all__ = [
@@ -37,6 +38,7 @@ else:
         "explain",
         "fold_batch_norm",
         "fuse",
+        "modulated_conv2d",
         "pad_kernels",
         "per_sample_conv1d",
         "per_sample_conv2d",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from polychrome import kernels
 from polychrome.kernels.augment import Recipe, draw
-from polychrome.kernels.fuse.channel_scale import channel_scale
+from polychrome.kernels.channel_gate.scale import channel_scale
 from polychrome.kernels.launch import record_launches
 from polychrome.kernels.tensors import allows_tf32
 
@@ -83,6 +83,13 @@ def cases() -> list[Case]:
         _convolution("nine experts", (5, 24, 12, 11), 32, 3, 9, padding=1),
         _convolution("one sample", (1, 64, 14, 14), 64, 3, 4, padding=1),
         _affine("with scale, shift and ReLU", (4, 32, 14, 14), 48),
+        Case(
+            "a mix for each tap",
+            kernels.dynamic_conv2d,
+            _tensors((4, 32, 14, 14), (4, 48, 32, 3, 3), (4, 4, 3, 3)),
+            SAME,
+            tf32=True,
+        ),
         _per_sample("3x3", (4, 32, 14, 14), 48, 3, padding=1),
         _per_sample("1x1", (4, 32, 9, 8), 48, 1),
         _per_sample("depthwise", (4, 40, 14, 14), 40, 3, padding=1, groups=40),
@@ -95,6 +102,15 @@ def cases() -> list[Case]:
             "volumes", kernels.dynamic_conv3d, _tensors((3, 8, 6, 9, 7), (4, 12, 8, 3, 3, 3), (3, 4)), SAME, tf32=True
         ),
         Case("volumes", kernels.per_sample_conv3d, _tensors((3, 8, 6, 9, 7), (3, 12, 8, 3, 3, 3)), SAME, tf32=True),
+        Case("few pixels", kernels.modulated_conv2d, _tensors((4, 64, 8, 8), (48, 64, 3, 3), (4, 64)), SAME, tf32=True),
+        Case("many pixels", kernels.modulated_conv2d, _tensors((4, 8, 64, 64), (8, 8, 3, 3), (4, 8)), SAME, tf32=True),
+        Case(
+            "doubled",
+            kernels.modulated_conv2d,
+            _tensors((4, 8, 48, 48), (8, 8, 3, 3), (4, 8)),
+            {"stride": 2, "transposed": True},
+            tf32=True,
+        ),
         Case("map", kernels.channel_stats, _tensors((4, 72, 20, 17)), {}),
         Case("map", kernels.spatial_gate, _tensors((4, 72, 20, 17), (4, 1, 20, 17)), {}),
         Case("7x7", kernels.spatial_attention, _attention, {}),

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polychrome.kernels.channel_gate import reference as channel_gate
+from polychrome.kernels.channel_gate.scale import channel_scale
 from polychrome.kernels.dynamic_conv import reference as dynamic_conv
 from polychrome.kernels.dynamic_conv.borders import evenly_padded
 from polychrome.kernels.dynamic_conv.problem import Geometry
-from polychrome.kernels.fuse.channel_scale import channel_scale
 from polychrome.kernels.library import record_as
 from polychrome.kernels.spatial_attention import reference as spatial_attention
 
@@ -31,6 +31,8 @@ def _dynamic_conv2d(x, experts, mixing, bias, *geometry_and_backend):
 
 
 def _stacked_conv2d(x, experts, mixing, bias, stride, padding, dilation, groups, backend="auto"):
+    if mixing.dim() == 3:
+        return _dynamic_conv2d(x, experts, mixing, bias, stride, padding, dilation, groups, backend)
     count, out_channels = experts.shape[:2]
     # [groups, experts, out_channels/groups, ...], as a group of the convolution has its channels together
     stacked = experts.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)

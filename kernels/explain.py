@@ -19,7 +19,7 @@ def explain(function: Callable, *arguments: Any, device: str | None = None, **op
         device: name of a GPU, such as "NVIDIA H200": what would run there. None: what would run on x's device.
 
     Raises:
-        ValueError: `function` has one form only, or `device` is not known.
+        ValueError: `function` has one form only, all samples share the weight, or `device` is not known.
     """
     if function not in _EXPLAINED:
         names = " or ".join(known.__name__ for known in _EXPLAINED)

@@ -11,6 +11,7 @@ from torch.fx._symbolic_trace import _assert_is_none
 
 from polychrome.kernels import modules
 from polychrome.kernels.fuse.candidates import obstacle
+from polychrome.kernels.modules.layers import is_ours
 from polychrome.kernels.tensors import wide_dtype
 
 __all__ = ["fold_batch_norm"]
@@ -63,7 +64,7 @@ class _Tracer(fx.Tracer):
 
 
 def _is_ours(module: nn.Module) -> bool:
-    return any(base.__module__ == modules.__name__ for base in type(module).__mro__)
+    return any(map(is_ours, type(module).__mro__))
 
 
 def _check_hooks(module: nn.Module, name: str) -> None:

@@ -98,7 +98,8 @@ def _does_more(module: nn.Module) -> bool:
 
 
 def _holds_weight(layer: nn.Module) -> bool:
-    return "weight" in layer._parameters or "parametrizations" in layer._modules
+    """Return whether the weight is a parameter, perhaps parametrised, or there is none, as in an activation."""
+    return "weight" in layer._parameters or "parametrizations" in layer._modules or not hasattr(layer, "weight")
 
 
 def _geometry(conv: nn.Conv2d) -> tuple:

@@ -1,5 +1,7 @@
 """Dtypes and memory layouts that the definition, the op and its fake must agree on."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,13 @@ def cast_for_autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None,
 
 def _follows_autocast(tensor: Tensor | None) -> bool:
     return isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
+
+
+def without_autocast(x: Tensor):
+    """Return a context in which autocast is off; the meta device and torch.fx's proxies have no autocast."""
+    if not isinstance(x, Tensor) or x.device.type == "meta":
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def is_channels_last(x: Tensor) -> bool:

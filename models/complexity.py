@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from polychrome.kernels import modules
+from polychrome.kernels.modules.layers import is_ours
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _layers(module: nn.Module) -> Iterator[nn.Module]:
     Layers inside a module of `polychrome.kernels` are left out: a hook would have them called.
     """
     children = list(module.children())
-    if not children or type(module).__module__ == modules.__name__:
+    if not children or is_ours(type(module)):
         if any(True for _ in module.parameters()):
             yield module
         return

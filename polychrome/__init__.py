@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from polychrome.kernels.explain import explain
     from polychrome.kernels.fold import fold_batch_norm
     from polychrome.kernels.fuse.api import fuse
+    from polychrome.kernels.modulated import modulated_conv2d
     from polychrome.kernels.spatial_attention.api import channel_stats, spatial_attention, spatial_gate
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ __all__ = [
     "explain",
     "fold_batch_norm",
     "fuse",
+    "modulated_conv2d",
     "pad_kernels",
     "per_sample_conv1d",
     "per_sample_conv2d",

@@ -1,4 +1,4 @@
-"""Checks that the public convolutions share, forward and transposed, of one to three dimensions."""
+"""Checks that the public convolutions share, forward and transposed."""
 
 from torch import Tensor
 
@@ -10,13 +10,17 @@ from polychrome.kernels.checks import (
     check_small_dtype,
     sizes,
 )
+from polychrome.kernels.dynamic_conv.borders import check_borders
+from polychrome.kernels.dynamic_conv.problem import Geometry, axes_of, resolve_geometry, resolve_transposed
 
 
-def check_kernels(name: str, kernels: Tensor, x: Tensor, groups, transposed: bool = False) -> int:
+def check_kernels(
+    name: str, kernels: Tensor, x: Tensor, groups, *, transposed: bool = False, shared: bool = False
+) -> int:
     """Return groups as an int; raise where groups or the kernels do not fit x [batch, channels, ...].
 
-    `name` is "weight", of kernels for each sample, or "experts". Their channels are [out, in/groups], where transposed
-    [in, out/groups].
+    `name` is "weight", of kernels for each sample or, where `shared`, of one for all, or "experts". Their channels are
+    [out, in/groups], where transposed [in, out/groups].
     """
     check_same_dtype(name, kernels, x)
     check_device(name, kernels, x)
@@ -24,29 +28,31 @@ def check_kernels(name: str, kernels: Tensor, x: Tensor, groups, transposed: boo
     groups = as_int(given)
     if groups is None or groups < 1 or channels % groups:
         raise ValueError(f"groups must be a positive divisor of in_channels={int(channels)}, got {given!r}")
-    wanted = {"experts": None} if name == "experts" else {"batch": x.shape[0]}
+    wanted = {} if shared else {"experts": None} if name == "experts" else {"batch": x.shape[0]}
+    first = len(wanted)
     if transposed:
         wanted |= {"in_channels": channels, "out_channels/groups": None}
     else:
         wanted |= {"out_channels": None, "in_channels/groups": channels // groups}
     check_shape(name, kernels, **wanted, **{f"kernel_{axis}": None for axis in axes_of(x)})
-    if 0 in kernels.shape[1:] or (name == "experts" and kernels.shape[0] == 0):
+    if 0 in kernels.shape[first:] or (name == "experts" and kernels.shape[0] == 0):
         raise ValueError(f"{name} must have no dimension of size 0, got {sizes(kernels)}")
-    if not transposed and kernels.shape[1] % groups:
-        raise ValueError(f"out_channels must be a multiple of groups={groups}, got {int(kernels.shape[1])}")
+    if not transposed and kernels.shape[first] % groups:
+        raise ValueError(f"out_channels must be a multiple of groups={groups}, got {int(kernels.shape[first])}")
     return groups
 
 
-def axes_of(x: Tensor) -> tuple[str, ...]:
-    """Return the names of the dimensions of x [batch, channels, ...] that a kernel goes over."""
-    return ("depth", "height", "width")[5 - x.dim() :] if x.dim() > 3 else ("length",)
+def check_mixing(mixing: Tensor, x: Tensor, experts: Tensor, by_tap: bool = False) -> None:
+    """Raise TypeError or ValueError unless mixing is [batch, experts], float32 or of x's dtype.
 
-
-def check_mixing(mixing: Tensor, x: Tensor, experts: Tensor) -> None:
-    """Raise TypeError or ValueError unless mixing is [batch, experts], float32 or of x's dtype."""
+    Where `by_tap`, [batch, experts, kernel_height, kernel_width] is allowed too.
+    """
     check_small_dtype("mixing", mixing, x)
     check_device("mixing", mixing, x)
-    check_shape("mixing", mixing, batch=x.shape[0], experts=experts.shape[0])
+    taps = {}
+    if by_tap and mixing.dim() == 4:
+        taps = {"kernel_height": experts.shape[3], "kernel_width": experts.shape[4]}
+    check_shape("mixing", mixing, batch=x.shape[0], experts=experts.shape[0], **taps)
 
 
 def check_bias(bias: Tensor | None, x: Tensor, **wanted: int) -> None:
@@ -55,3 +61,39 @@ def check_bias(bias: Tensor | None, x: Tensor, **wanted: int) -> None:
         check_same_dtype("bias", bias, x)
         check_device("bias", bias, x)
         check_shape("bias", bias, **wanted)
+
+
+def checked_geometry(x: Tensor, kernels: Tensor, stride, padding, dilation, groups: int, mode: str) -> Geometry:
+    """Return the geometry of a call; raise where x or the output has no pixel, or x not those that `mode` repeats."""
+    size, kernel = x.shape[2:], kernels.shape[-2:]
+    if 0 in size:
+        raise ValueError(f"x must be at least 1 x 1, got {sizes(x)}")
+    geometry = resolve_geometry(kernel, stride, padding, dilation, groups)
+    check_borders(x, geometry.padding, mode)
+    height, width = geometry.output_size(size, kernel)
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"output must be at least 1 x 1, got {int(height)} x {int(width)} from x {sizes(x)}, "
+            f"kernel {list(map(int, kernel))}, "
+            f"stride {geometry.stride}, padding {geometry.padding}, dilation {geometry.dilation}"
+        )
+    return geometry
+
+
+def checked_transposed_geometry(
+    x: Tensor, kernels: Tensor, stride, padding, output_padding, dilation, groups: int
+) -> Geometry:
+    """Return the geometry of the convolution that has x as its output; raise where x or the result has no pixel."""
+    size, kernel = x.shape[2:], kernels.shape[-2:]
+    if 0 in size:
+        raise ValueError(f"x must be at least 1 x 1, got {sizes(x)}")
+    geometry = resolve_transposed(stride, padding, output_padding, dilation, groups)
+    height, width = geometry.input_size(size, kernel)
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"output must be at least 1 x 1, got {int(height)} x {int(width)} from x {sizes(x)}, "
+            f"kernel {list(map(int, kernel))}, stride {geometry.stride}, padding {geometry.padding[::2]}, "
+            f"output_padding {[geometry.padding[0] - geometry.padding[1], geometry.padding[2] - geometry.padding[3]]}, "
+            f"dilation {geometry.dilation}"
+        )
+    return geometry

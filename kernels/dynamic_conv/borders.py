@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from polychrome.kernels.checks import check_device, sizes
-from polychrome.kernels.dynamic_conv.arguments import axes_of
-from polychrome.kernels.dynamic_conv.problem import Geometry, resolve_pair
+from polychrome.kernels.dynamic_conv.problem import Geometry, axes_of, resolve_pair
 from polychrome.kernels.tensors import memory_layout
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")

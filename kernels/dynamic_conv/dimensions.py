@@ -8,9 +8,9 @@ from polychrome.kernels.backend import call_reference, current_backend, owned
 from polychrome.kernels.checks import check_input, sizes
 from polychrome.kernels.dynamic_conv import reference
 from polychrome.kernels.dynamic_conv.api import dynamic_conv2d, per_sample_conv2d
-from polychrome.kernels.dynamic_conv.arguments import axes_of, check_bias, check_kernels, check_mixing
+from polychrome.kernels.dynamic_conv.arguments import check_bias, check_kernels, check_mixing
 from polychrome.kernels.dynamic_conv.borders import check_borders
-from polychrome.kernels.dynamic_conv.problem import resolve_ints, resolve_padding
+from polychrome.kernels.dynamic_conv.problem import axes_of, resolve_ints, resolve_padding
 from polychrome.kernels.leaves import leaf
 from polychrome.kernels.tensors import cast_for_autocast
 

@@ -11,6 +11,7 @@ from polychrome.kernels.dynamic_conv.configs import KNOWN_DEVICES, Device, devic
 from polychrome.kernels.dynamic_conv.eager.forms import Choice, Forms, forms_of
 from polychrome.kernels.dynamic_conv.plan import Plan, plan
 from polychrome.kernels.dynamic_conv.problem import Geometry, Problem, problem_of
+from polychrome.kernels.dynamic_conv.shared import broadcast, is_shared
 
 
 class Explanation(NamedTuple):
@@ -92,8 +93,9 @@ def explain_dynamic_conv2d(
         x, experts, mixing, bias, stride, padding, dilation, groups, padding_mode, scale, shift, relu
     )
     x, geometry = with_borders(x, geometry, padding_mode)
-    explanation = _explain("dynamic_conv2d", x, experts, geometry, False, device)
-    if explanation.implementation != "eager" or device is not None:
+    by_tap = mixing.dim() == 4
+    explanation = _explain("dynamic_conv2d", x, experts, geometry, False, device, by_tap)
+    if by_tap or explanation.implementation != "eager" or device is not None:
         return explanation
     records = wants_gradient(x, experts, mixing, bias, scale, shift)
     return explanation._replace(keeps_the_mix=records and keeps_the_mix(x, experts, geometry, "auto"))
@@ -111,17 +113,23 @@ def explain_per_sample_conv2d(
     padding_mode: str = "zeros",
     device: str | None = None,
 ) -> Explanation:
-    """Return what `per_sample_conv2d` of these arguments would run."""
-    x, weight, bias, geometry = prepare_per_sample(x, weight, bias, stride, padding, dilation, groups, padding_mode)
+    """Return what `per_sample_conv2d` of these arguments would run; raise ValueError for a weight without a batch."""
+    if is_shared(weight):
+        raise ValueError("weight must be a kernel for each sample, got one that all share: the call is F.conv2d")
+    x, weight, bias, geometry = prepare_per_sample(
+        broadcast(x, weight), weight, bias, stride, padding, dilation, groups, padding_mode
+    )
     x, geometry = with_borders(x, geometry, padding_mode)
     return _explain("per_sample_conv2d", x, weight, geometry, True, device)
 
 
-def _explain(op, x, weight, geometry: Geometry, per_sample, device) -> Explanation:
+def _explain(op, x, weight, geometry: Geometry, per_sample, device, by_tap: bool = False) -> Explanation:
     problem = problem_of(x, weight, geometry, per_sample)
+    # with a mix for each tap, the kernels are those for weights that are given
+    launched = problem._replace(experts=0) if by_tap else problem
     facts = None if device is None else _known(device)
     if facts is not None and x.dtype in TRITON_DTYPES and len(x):
-        return Explanation(op, problem, "triton", facts.name, plan(problem, facts), None)
+        return Explanation(op, problem, "triton", facts.name, plan(launched, facts), None)
     if facts is not None:
         naive = Choice("groups", "float64 has no kernel" if len(x) else "an empty batch launches nothing")
         return Explanation(op, problem, "eager", facts.name, None, Forms(naive, naive, naive))
@@ -130,8 +138,8 @@ def _explain(op, x, weight, geometry: Geometry, per_sample, device) -> Explanati
         return Explanation(op, problem, "reference", str(x.device), None, None)
     if runs_triton(x, backend):
         facts = device_of(x.device.index) if x.is_cuda else KNOWN_DEVICES[0]
-        return Explanation(op, problem, "triton", facts.name, plan(problem, facts), None)
-    return Explanation(op, problem, "eager", str(x.device), None, forms_of(x, weight, geometry, per_sample))
+        return Explanation(op, problem, "triton", facts.name, plan(launched, facts), None)
+    return Explanation(op, problem, "eager", str(x.device), None, forms_of(x, weight, geometry, per_sample, by_tap))
 
 
 def _known(name: str) -> Device:

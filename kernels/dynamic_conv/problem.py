@@ -135,6 +135,11 @@ def problem_of(x: Tensor, weight: Tensor, geometry: Geometry, per_sample: bool) 
     return Problem(batch, channels, weight.shape[1], height, width, *pairs, geometry.groups, experts, x.dtype)
 
 
+def axes_of(x: Tensor) -> tuple[str, ...]:
+    """Return the names of the dimensions of x [batch, channels, ...] that a kernel goes over."""
+    return ("depth", "height", "width")[5 - x.dim() :] if x.dim() > 3 else ("length",)
+
+
 def resolve_geometry(kernel: Sequence[int], stride, padding, dilation, groups: int) -> Geometry:
     """Return the geometry for these arguments of a public function.
 

@@ -1,5 +1,6 @@
 """The definitions in plain PyTorch, used as "naive" by tests and benchmarks. They do not check their arguments."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,17 +11,33 @@ from polychrome.kernels.tensors import wide_dtype
 
 
 def mix(mixing: Tensor, experts: Tensor) -> Tensor:
-    """Return `sum_k mixing[b, k] * experts[k]`, [batch, ...]: summed in float32 (or float64), rounded once."""
+    """Return `sum_k mixing[b, k] * experts[k]`, [batch, ...]: summed in float32 (or float64), rounded once.
+
+    mixing is [batch, experts]; or a mix for each tap of experts [experts, out, in, height, width], [batch, experts,
+    taps] or [batch, experts, height, width].
+    """
     wide = wide_dtype(experts.dtype)
+    if mixing.dim() > 2:
+        taps = experts.shape[3:]
+        mixed = torch.einsum("bkp,koip->boip", mixing.flatten(2).to(wide), experts.to(wide).flatten(3))
+        return mixed.to(experts.dtype).unflatten(3, taps)
     mixed = mixing.to(wide) @ experts.to(wide).flatten(1)
     return mixed.to(experts.dtype).unflatten(1, experts.shape[1:])
 
 
 def per_sample_conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, padding_mode="zeros"):
-    """Convolve sample b with `weight[b]`: one grouped convolution, a group of channels per sample."""
-    geometry = resolve_geometry(weight.shape[3:], stride, padding, dilation, groups)
+    """Convolve sample b with `weight[b]`: one grouped convolution, a group of channels per sample.
+
+    A weight of four dimensions is one kernel for all samples, an x of three one image for all kernels.
+    """
+    if x.dim() == 3:
+        y = per_sample_conv2d(
+            _batch(x, weight), weight, bias, stride, padding, dilation, groups, padding_mode=padding_mode
+        )
+        return y if weight.dim() == 5 else y.squeeze(0)
+    geometry = resolve_geometry(weight.shape[-2:], stride, padding, dilation, groups)
     x, geometry = with_borders(x, geometry, padding_mode)
-    if len(x) and not is_trusted(x, weight.shape[3:], geometry):
+    if len(x) and not is_trusted(x, weight.shape[-2:], geometry):
         wide = (x.float(), weight.float(), None if bias is None else bias.float())
         return _per_sample_conv2d(*wide, geometry).to(x.dtype)
     return _per_sample_conv2d(x, weight, bias, geometry)
@@ -30,6 +47,8 @@ def _per_sample_conv2d(x, weight, bias, geometry):
     stride, padding, dilation, groups = geometry
     x, padding = evenly_padded(x, padding)
     batch, channels, height, width = x.shape
+    if weight.dim() == 4:
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     if batch == 0:
         no_bias = None if bias is None else bias.sum(0)
         return F.conv2d(x, weight.sum(0), no_bias, stride, padding, dilation, groups)
@@ -41,19 +60,33 @@ def _per_sample_conv2d(x, weight, bias, geometry):
 
 
 def per_sample_conv_transpose2d(x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
-    """Convolve sample b transposed with `weight[b]`: one grouped transposed convolution."""
+    """Convolve sample b transposed with `weight[b]`: one grouped transposed convolution.
+
+    A weight of four dimensions is one kernel for all samples, an x of three one image for all kernels.
+    """
+    given = stride, padding, output_padding, groups, dilation
+    if x.dim() == 3:
+        y = per_sample_conv_transpose2d(_batch(x, weight), weight, bias, *given)
+        return y if weight.dim() == 5 else y.squeeze(0)
+    if len(x) and not is_trusted_otherwise(x):
+        wide = (x.float(), weight.float(), None if bias is None else bias.float())
+        return per_sample_conv_transpose2d(*wide, *given).to(x.dtype)
+    if weight.dim() == 4:
+        return F.conv_transpose2d(x, weight, bias, *given)
     batch, channels, height, width = x.shape
     if batch == 0:
         no_bias = None if bias is None else bias.sum(0)
-        return F.conv_transpose2d(x, weight.sum(0), no_bias, stride, padding, output_padding, groups, dilation)
-    if not is_trusted_otherwise(x):
-        wide = (x.float(), weight.float(), None if bias is None else bias.float())
-        return per_sample_conv_transpose2d(*wide, stride, padding, output_padding, groups, dilation).to(x.dtype)
+        return F.conv_transpose2d(x, weight.sum(0), no_bias, *given)
     flat = x.flatten().view(1, batch * channels, height, width)  # strides of its own: torch reads a layout in them
     bias = None if bias is None else bias.flatten()
     rest = stride, padding, output_padding, batch * groups, dilation
     y = F.conv_transpose2d(flat, weight.contiguous().flatten(0, 1), bias, *rest)
     return y.unflatten(1, (batch, -1)).squeeze(0)
+
+
+def _batch(x, weight):
+    """Return the image x [channels, height, width] once for each kernel, or as a batch of one."""
+    return x.expand(len(weight) if weight.dim() == 5 else 1, *x.shape)
 
 
 def dynamic_conv_transpose2d(

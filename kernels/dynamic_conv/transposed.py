@@ -4,11 +4,17 @@ import torch
 from torch import Tensor
 
 from polychrome.kernels.backend import call_reference, chosen_backend
-from polychrome.kernels.checks import check_input, sizes
+from polychrome.kernels.checks import check_input
 from polychrome.kernels.dynamic_conv import reference
 from polychrome.kernels.dynamic_conv.api import Pair, keeps_the_mix, wants_gradient
-from polychrome.kernels.dynamic_conv.arguments import check_bias, check_kernels, check_mixing
-from polychrome.kernels.dynamic_conv.problem import Geometry, resolve_transposed
+from polychrome.kernels.dynamic_conv.arguments import (
+    check_bias,
+    check_kernels,
+    check_mixing,
+    checked_transposed_geometry,
+)
+from polychrome.kernels.dynamic_conv.problem import Geometry
+from polychrome.kernels.dynamic_conv.shared import broadcast, is_shared, shared_conv_transpose2d
 from polychrome.kernels.leaves import leaf
 from polychrome.kernels.library import call
 from polychrome.kernels.tensors import cast_for_autocast, empty_as
@@ -31,9 +37,12 @@ def per_sample_conv_transpose2d(
     of x. Arguments in the order of `F.conv_transpose2d`.
 
     Args:
-        x: [batch, in_channels, height, width], float32, float64, float16 or bfloat16.
-        weight: [batch, in_channels, out_channels/groups, kernel_height, kernel_width], x's dtype.
-        bias: [batch, out_channels], x's dtype.
+        x: [batch, in_channels, height, width], float32, float64, float16 or bfloat16; or one image [in_channels,
+            height, width] for all kernels.
+        weight: [batch, in_channels, out_channels/groups, kernel_height, kernel_width], x's dtype; or one kernel
+            [in_channels, out_channels/groups, kernel_height, kernel_width] for all samples: then it is
+            `F.conv_transpose2d`.
+        bias: [batch, out_channels], x's dtype; [out_channels] with one kernel.
         stride, padding, dilation: an int or a pair of ints.
         output_padding: an int or a pair of ints: rows and columns added at the bottom and on the right.
 
@@ -49,15 +58,18 @@ def per_sample_conv_transpose2d(
         RuntimeError: the backend in force cannot run on x's device, or follow a transform of `torch.func`: see
             `use_backend`.
     """
+    given = stride, padding, output_padding, groups, dilation
+    if is_shared(weight):
+        return shared_conv_transpose2d(x, weight, bias, *given)
+    x = broadcast(x, weight)
     check_input(x)
     x, weight, bias = cast_for_autocast(x, weight, bias)
     groups = check_kernels("weight", weight, x, groups, transposed=True)
     check_bias(bias, x, batch=x.shape[0], out_channels=weight.shape[2] * groups)
-    geometry = _geometry(x, weight, stride, padding, output_padding, dilation, groups)
+    geometry = checked_transposed_geometry(x, weight, stride, padding, output_padding, dilation, groups)
     backend = chosen_backend("per_sample_conv_transpose2d", x)
     if backend == "reference":
-        rest = stride, padding, output_padding, groups, dilation
-        return call_reference(reference.per_sample_conv_transpose2d, x, weight, bias, *rest)
+        return call_reference(reference.per_sample_conv_transpose2d, x, weight, bias, *given)
     return call("per_sample_conv_transpose2d", x, weight, bias, *geometry, backend)
 
 
@@ -104,7 +116,7 @@ def dynamic_conv_transpose2d(
     groups = check_kernels("experts", experts, x, groups, transposed=True)
     check_mixing(mixing, x, experts)
     check_bias(bias, x, experts=experts.shape[0], out_channels=experts.shape[2] * groups)
-    geometry = _geometry(x, experts, stride, padding, output_padding, dilation, groups)
+    geometry = checked_transposed_geometry(x, experts, stride, padding, output_padding, dilation, groups)
     backend = chosen_backend("dynamic_conv_transpose2d", x)
     if backend == "reference":
         rest = stride, padding, output_padding, groups, dilation
@@ -125,20 +137,3 @@ def _mixes_outside(x, experts, mixing, bias, geometry: Geometry, backend: str) -
     if x.device.type != "cpu" or not (torch.jit.is_tracing() or wants_gradient(x, experts, mixing, bias)):
         return False
     return keeps_the_mix(empty_as(x, geometry.input_shape(x, experts)), experts, geometry, backend)
-
-
-def _geometry(x: Tensor, kernels: Tensor, stride, padding, output_padding, dilation, groups: int) -> Geometry:
-    """Return the geometry of the convolution that has x as its output; raise where x or the result has no pixel."""
-    size, kernel = x.shape[2:], kernels.shape[3:]
-    if 0 in size:
-        raise ValueError(f"x must be at least 1 x 1, got {sizes(x)}")
-    geometry = resolve_transposed(stride, padding, output_padding, dilation, groups)
-    height, width = geometry.input_size(size, kernel)
-    if height < 1 or width < 1:
-        raise ValueError(
-            f"output must be at least 1 x 1, got {int(height)} x {int(width)} from x {sizes(x)}, "
-            f"kernel {list(map(int, kernel))}, stride {geometry.stride}, padding {geometry.padding[::2]}, "
-            f"output_padding {[geometry.padding[0] - geometry.padding[1], geometry.padding[2] - geometry.padding[3]]}, "
-            f"dilation {geometry.dilation}"
-        )
-    return geometry

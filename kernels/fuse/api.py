@@ -7,8 +7,7 @@ from polychrome.kernels.fuse.candidates import Candidate, Match, Refusal, obstac
 from polychrome.kernels.fuse.report import Left, Report, Swap
 from polychrome.kernels.fuse.swapped import GatedChannels, Swapped, swap
 from polychrome.kernels.fuse.trial import confirmed
-
-_OURS = "polychrome.kernels.modules"
+from polychrome.kernels.modules.layers import is_ours
 
 
 def fuse(model: nn.Module) -> Report:
@@ -22,12 +21,14 @@ def fuse(model: nn.Module) -> Report:
       `ChannelAttn`, and torchvision's `SqueezeExcitation`, by the names of their classes;
     - other classes, by their structure and a trial: dynamic convolutions with experts [experts, out_channels,
       in_channels/groups, height, width] and a mix [batch, experts] from an attention or as second argument (Chen et al.
-      2020; Yang et al. 2019), squeeze-excitation (Hu et al. 2018) and other modules that multiply their input by a gate
+      2020; Yang et al. 2019) or ODConv's four attentions (Li et al. 2022), StyleGAN2's modulated convolution (Karras et
+      al. 2020), squeeze-excitation (Hu et al. 2018) and other modules that multiply their input by a gate
       [batch, channels, 1, 1], and CBAM's spatial attention (Woo et al. 2018). A trial compares outputs and gradients of
       a copy with the op's first, and a module that differs is left alone.
 
     A module with hooks or parametrisations, its own or of a module inside, is left alone; if hooks are added later, or
-    a layer inside is replaced, it runs its original forward. It does so on a CPU too, unless the op has a faster form.
+    a layer inside is replaced, it runs its original forward. It does so on a CPU too, unless the op has a faster form,
+    which for ODConv and modulated convolutions it always has.
     Fuse before `torch.compile`.
 
     Returns:
@@ -64,7 +65,7 @@ class _Walk:
             self.left.append(Left(path, name, "already fused"))
             self._visit_called(module, path)
             return
-        if any(base.__module__ == _OURS for base in type(module).__mro__):
+        if any(map(is_ours, type(module).__mro__)):
             self.left.append(Left(path, name, "already calls an op of kernels"))
             return
         verdict = libraries.recognise(module)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from polychrome.kernels.fuse import swapped
+from polychrome.kernels.fuse import convolutions, swapped
 from polychrome.kernels.fuse.candidates import Match, Refusal
 from polychrome.kernels.plain import is_pointwise
 
@@ -36,7 +36,7 @@ def _cond_conv(module: nn.Module) -> Match | Refusal:
     if module.weight.dim() != 2:
         return Refusal(f"weight must be [experts, -1], got {list(module.weight.shape)}")
     _ = module.weight_shape, module.num_experts, module.dynamic_padding
-    return Match(swapped.CondConv)
+    return Match(convolutions.CondConv)
 
 
 def _squeeze_excite(*names: str):

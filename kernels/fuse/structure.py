@@ -5,7 +5,7 @@ import inspect
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from polychrome.kernels.fuse import swapped
+from polychrome.kernels.fuse import convolutions, swapped
 from polychrome.kernels.fuse.candidates import Candidate, Match, Refusal, obstacle
 from polychrome.kernels.fuse.gates import is_torchs, may_gate
 from polychrome.kernels.plain import is_centred
@@ -39,6 +39,10 @@ def _experts(module: nn.Module) -> Candidate | Refusal | None:
     biases = [name for name, value in own.items() if value.shape == (count, out_channels)]
     attentions = [name for name, child in module.named_children() if any(True for _ in child.parameters())]
     arguments = _arguments(module)
+    if count == 1 and not own and len(attentions) in (1, 2) and len(arguments) == 2:
+        found = _modulated(module, experts[0], attentions)
+        if found is not None:
+            return found
     words = f"{experts[0]} {list(weight.shape)}"
     if len(own) != len(biases) or len(biases) > 1:
         others = ", ".join(name for name in own if name not in biases[:1])
@@ -49,14 +53,57 @@ def _experts(module: nn.Module) -> Candidate | Refusal | None:
             f"it is called with {', '.join(arguments)} and has {has} beside {words}: dynamic_conv2d takes one layer "
             "that makes a mix [batch, experts], or the mix as second argument"
         )
-    _, _, dilation, groups = swapped.geometry_of(module)
+    _, _, dilation, groups = convolutions.geometry_of(module)
     if not isinstance(groups, int) or groups < 1:
         return Refusal(f"groups {groups!r} is no positive int")
     size = max(_reach(k, d) for k, d in zip(kernel, _both(dilation), strict=True))
     shape = (3, in_channels * groups, size + 5, size + 8)
-    kind, mixing = (swapped.ExpertConv, attentions[0]) if attentions else (swapped.RoutedConv, arguments[1])
-    plan = swapped.ExpertPlan(experts[0], biases[0] if biases else None, mixing)
-    return Candidate((Match(kind, plan),), ((shape,) if attentions else (shape, (3, count)),), certain=True)
+    kind, mixing = (convolutions.ExpertConv, attentions[0]) if attentions else (convolutions.RoutedConv, arguments[1])
+    plan = convolutions.ExpertPlan(experts[0], biases[0] if biases else None, mixing)
+    matches = [Match(kind, plan)]
+    if attentions and not biases:
+        matches.append(Match(convolutions.OmniDimensionalConv, convolutions.AttentionsPlan(experts[0], mixing)))
+    return Candidate(tuple(matches), ((shape,) if attentions else (shape, (3, count)),), certain=True)
+
+
+def _modulated(module: nn.Module, weight: str, children: list[str]) -> Candidate | None:
+    """A modulated convolution: one kernel [1, out, in, kh, kw], a child that scales its channels, perhaps a blur."""
+    features = [_style_features(getattr(module, name)) for name in children]
+    if features.count(None) != len(features) - 1:
+        return None
+    (modulation,) = (name for name, size in zip(children, features, strict=True) if size is not None)
+    plans = [
+        convolutions.ModulationPlan(weight, scale, modulation, demodulate, eps, blur, up)
+        for blur, up in _resampling(module, modulation)
+        for scale in _attributes(module, "scale")
+        for eps in _attributes(module, "eps")
+        for demodulate in (True, False)
+    ]
+    size = next(size for size in features if size is not None)
+    _, _, in_channels, *kernel = getattr(module, weight).shape
+    shape = 3, in_channels, max(kernel) + 5, max(kernel) + 8
+    matches = tuple(Match(convolutions.ModulatedConv, plan) for plan in plans)
+    return Candidate(matches, ((shape, (3, size)),), certain=True)
+
+
+def _style_features(child: nn.Module) -> int | None:
+    """Return the input features of a child with one matrix, [channels, features], beside vectors only."""
+    shapes = [parameter.shape for parameter in child.parameters()]
+    matrices = [shape for shape in shapes if len(shape) == 2]
+    return matrices[0][1] if len(matrices) == 1 and all(len(shape) <= 2 for shape in shapes) else None
+
+
+def _resampling(module: nn.Module, modulation: str):
+    """Yield each child that may blur, after a transposed convolution and before a convolution; first, none."""
+    yield None, False
+    for name, _ in module.named_children():
+        if name != modulation:
+            yield from ((name, True), (name, False))
+
+
+def _attributes(module: nn.Module, name: str) -> tuple[str | None, ...]:
+    """Return an attribute's name, if the module has such a number, and None."""
+    return (name, None) if isinstance(getattr(module, name, None), float) else (None,)
 
 
 def _arguments(module: nn.Module) -> list[str]:

@@ -5,7 +5,6 @@ A swapped module stays the object it was, as with torch's parametrisations: para
 parameters an op would take have changed since.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -15,13 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from polychrome.kernels.backend import current_backend, runs_triton
 from polychrome.kernels.channel_gate import channel_gate
-from polychrome.kernels.dynamic_conv import dynamic_conv2d
-from polychrome.kernels.dynamic_conv.eager.forms import cpu_forms
-from polychrome.kernels.dynamic_conv.problem import Problem, resolve_geometry
-from polychrome.kernels.fuse.channel_scale import channel_scale
+from polychrome.kernels.channel_gate.scale import channel_scale
 from polychrome.kernels.plain import Remembered, is_as_remembered, remember
 from polychrome.kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
-from polychrome.kernels.tensors import autocasts, is_channels_last
 
 # The attributes of a swapped module: its plan, with the places of the op's operands, and its remembered state.
 PLAN, REMEMBERED = "_fuse_plan", "_fuse_remembered"
@@ -89,135 +84,6 @@ def has_changed(module: nn.Module) -> bool:
     """Return whether the parts that a swapped module's forward does not call have changed since the swap."""
     then: Remembered = module.__dict__[REMEMBERED]
     return then.kind.forward is not then.forward or not is_as_remembered(module, then)
-
-
-def prefers_its_own_convolution(x: Tensor, experts: tuple[int, ...], stride, padding, dilation, groups: int) -> bool:
-    """Return whether dynamic_conv2d knows no faster form for experts of this shape on a CPU; padding may be `SAME`.
-
-    Not in compiled calls: the answer depends on the batch size.
-    """
-    if not prefers_its_own(x):
-        return False
-    if not isinstance(x, Tensor) or x.device.type != "cpu":
-        return True
-    if torch.compiler.is_compiling():
-        return False
-    dtype = torch.get_autocast_dtype("cpu") if autocasts(x) and x.dtype != torch.float64 else x.dtype
-    return _has_no_faster_form(tuple(x.shape), dtype, is_channels_last(x), experts, stride, padding, dilation, groups)
-
-
-@lru_cache(maxsize=4096)
-def _has_no_faster_form(shape, dtype, channels_last: bool, experts, stride, padding, dilation, groups) -> bool:
-    count, out_channels, _, *kernel = experts
-    geometry = resolve_geometry(kernel, stride, 0 if padding == SAME else padding, dilation, groups)
-    if padding == SAME:
-        geometry = geometry._replace(padding=same_sides(shape[2:], kernel, geometry.stride, geometry.dilation))
-    pairs = map(tuple, (kernel, *geometry[:3]))
-    problem = Problem(*shape[:2], out_channels, *shape[2:], *pairs, groups, count, dtype)
-    return problem.batch == 0 or min(problem.out_size) < 1 or cpu_forms(problem, channels_last).are_naive
-
-
-# TensorFlow's padding: outputs are ceil(size / stride), the odd pixel comes last.
-SAME = "tensorflow's same"
-
-
-def same_sides(size, kernel, stride, dilation) -> list[int]:
-    """Return the padding called SAME as [top, bottom, left, right]."""
-    sides = []
-    for pixels, k, s, d in zip(size, kernel, stride, dilation, strict=True):
-        total = max((pixels - 1) // s * s + (k - 1) * d + 1 - pixels, 0)
-        sides += [total // 2, total - total // 2]
-    return sides
-
-
-class CondConv(Swapped):
-    """timm's CondConv2d: the experts flattened, the mixing weights given at the call."""
-
-    op = "dynamic_conv2d"
-
-    def forward(self, x: Tensor, routing_weights: Tensor) -> Tensor:
-        """x [batch, in_channels, height, width], routing_weights [batch, experts]."""
-        shape = (self.num_experts, *self.weight_shape)
-        padding = SAME if self.dynamic_padding else self.padding
-        geometry = self.stride, padding, self.dilation, self.groups
-        if prefers_its_own_convolution(x, shape, *geometry) or has_changed(self):
-            return super().forward(x, routing_weights)
-        if padding == SAME:
-            top, bottom, left, right = same_sides(x.shape[2:], self.kernel_size, self.stride, self.dilation)
-            padding = left, right, top, bottom
-        experts = self.weight.view(shape)
-        return dynamic_conv2d(x, experts, routing_weights, self.bias, self.stride, padding, self.dilation, self.groups)
-
-
-class ExpertPlan(NamedTuple):
-    """Names of the parameters [experts, out, in/groups, kh, kw] and [experts, out], and of what gives the mix.
-
-    The mix comes from the attention, a submodule, or in `RoutedConv` from the forward's second argument.
-    """
-
-    weight: str
-    bias: str | None
-    mixing: str
-
-
-class ExpertConv(Swapped):
-    """A dynamic convolution of user code: its attention gives [batch, experts], the rest is attributes."""
-
-    op = "dynamic_conv2d"
-
-    @classmethod
-    def called(cls, plan: ExpertPlan) -> tuple[str, ...]:
-        """Return the path of the attention."""
-        return (plan.mixing,)
-
-    @classmethod
-    def objection(cls, module: nn.Module, plan: ExpertPlan, x: Tensor) -> str | None:
-        """Return what the attention gives in place of a mix; None where it gives a mix."""
-        try:
-            mixing = getattr(module, plan.mixing)(x)
-        except Exception as error:  # a foreign module may raise anything
-            return f"its {plan.mixing} does not take a batch of maps: {type(error).__name__}"
-        wanted = [len(x), len(getattr(module, plan.weight))]
-        got = list(mixing.shape) if isinstance(mixing, Tensor) else f"a {type(mixing).__name__}"
-        return None if got == wanted else f"its {plan.mixing} gives {got}, not a mix [batch, experts]"
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [batch, in_channels, height, width]."""
-        if _keeps_its_own_convolution(self, x):
-            return super().forward(x)
-        return _mixed_experts(self, x, getattr(self, self.__dict__[PLAN].mixing)(x))
-
-
-class RoutedConv(Swapped):
-    """A dynamic convolution of user code that is given its mix [batch, experts]."""
-
-    op = "dynamic_conv2d"
-
-    def forward(self, x: Tensor, *mixing: Tensor, **named: Tensor) -> Tensor:
-        """x [batch, in_channels, height, width]; the mixing by place or name."""
-        given = [*mixing, *(value for name, value in named.items() if name == self.__dict__[PLAN].mixing)]
-        if len(given) != 1 or len(mixing) + len(named) != 1 or _keeps_its_own_convolution(self, x):
-            return super().forward(x, *mixing, **named)
-        return _mixed_experts(self, x, *given)
-
-
-def _keeps_its_own_convolution(module: nn.Module, x: Tensor) -> bool:
-    experts = getattr(module, module.__dict__[PLAN].weight)
-    return prefers_its_own_convolution(x, tuple(experts.shape), *geometry_of(module)) or has_changed(module)
-
-
-def _mixed_experts(module: nn.Module, x: Tensor, mixing: Tensor) -> Tensor:
-    plan: ExpertPlan = module.__dict__[PLAN]
-    bias = None if plan.bias is None else getattr(module, plan.bias)
-    mode = getattr(module, "padding_mode", "zeros")
-    return dynamic_conv2d(x, getattr(module, plan.weight), mixing, bias, *geometry_of(module), padding_mode=mode)
-
-
-def geometry_of(module: nn.Module) -> tuple:
-    """Return stride, padding, dilation and groups from the attributes of these names, or their defaults."""
-    defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-    values = (getattr(module, name, default) for name, default in defaults.items())
-    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
 
 
 class LayersPlan(NamedTuple):
@@ -341,9 +207,7 @@ class AttentionBlock(Swapped):
         if prefers_its_own(x) or has_changed(self):
             return super().forward(x)
         plan = self.__dict__[PLAN]
-        gate = getattr(self, plan.channels)(x)
-        leaves_product = torch.compiler.is_compiling() and current_backend() == "auto"
-        return _attended(self, x * gate if leaves_product else channel_scale(x, gate), plan.spatial)
+        return _attended(self, channel_scale(x, getattr(self, plan.channels)(x)), plan.spatial)
 
 
 def _attended(module: nn.Module, x: Tensor, plan: SpatialPlan) -> Tensor:

@@ -28,12 +28,14 @@ class Setting(NamedTuple):
     words: str
     training: bool
     special: bool
+    size: float = 1.0  # of the parameters
 
 
 SETTINGS = (
     Setting("in training", training=True, special=False),
     Setting("in evaluation", training=False, special=False),
     Setting("with ties, zeros and constants", training=True, special=True),
+    Setting("with small parameters", training=True, special=False, size=1e-4),  # where a norm's epsilon shows
 )
 
 
@@ -41,8 +43,8 @@ def confirmed(module: nn.Module, candidate: Candidate) -> Match | Refusal | None
     """Return the first forward that equals the module's own, or why none does; None for an unrelated module.
 
     Outputs, gradients of the inputs and of every parameter, and buffers afterwards have to agree, in training and in
-    evaluation, on random numbers and on ties, zeros and constants, and the module's own forward must not set
-    attributes, as an op's forward would not. `module` and torch's random generators are as before.
+    evaluation, on random numbers, on ties, zeros and constants, and with small parameters, and the module's own forward
+    must not set attributes, as an op's forward would not. `module` and torch's random generators are as before.
     """
     with (
         torch.random.fork_rng(devices=[]),
@@ -125,8 +127,8 @@ def _uses_its_op(match: Match, gates: Gates, x: tuple[int, ...]) -> bool:
 
 
 def _objection(module: nn.Module, match: Match, shapes: tuple[tuple[int, ...], ...]) -> str | None:
-    with torch.no_grad():
-        return match.kind.objection(module, match.plan, _inputs(shapes, special=False)[0])
+    with torch.no_grad():  # of a copy: a normalisation inside counts its batches
+        return match.kind.objection(copy.deepcopy(module), match.plan, _inputs(shapes, special=False)[0])
 
 
 def _randomised(module: nn.Module) -> nn.Module:
@@ -160,6 +162,9 @@ def _inputs(shapes: tuple[tuple[int, ...], ...], special: bool) -> list[Tensor]:
 def _run(module: nn.Module, shapes: tuple[tuple[int, ...], ...], setting: Setting, watch=lambda *_: nullcontext()):
     """Return the results of a forward and backward pass on a copy, and the context `watch(copy, x)` of the forward."""
     module = copy.deepcopy(module).train(setting.training)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(setting.size)
     inputs = _inputs(shapes, setting.special)
     given = [tensor * 1 for tensor in inputs]  # copies: the forward may write in place
     watched = watch(module, given[0])

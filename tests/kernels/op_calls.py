@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from polychrome import kernels
-from polychrome.kernels.fuse.channel_scale import channel_scale
+from polychrome.kernels.channel_gate.scale import channel_scale
 from tests.kernels.augment_cases import MEAN, PARAMETERS, STD, images
 from tests.kernels.oracle import randn
 
@@ -75,6 +75,10 @@ def function_arguments(name: str, dtype: torch.dtype, layout=torch.contiguous_fo
         "per_sample_conv_transpose2d": (
             [x, numbers(batch, channels, OUT // 2, 3, 3, seed=1), numbers(batch, OUT, seed=2)],
             {"padding": 1, "groups": 2},
+        ),
+        "modulated_conv2d": (
+            [x, numbers(OUT, channels, 3, 3, seed=1), numbers(batch, channels, seed=2)],
+            {"padding": 1},
         ),
         "per_sample_conv2d": (
             [x, numbers(batch, OUT, channels // 2, 3, 3, seed=1), numbers(batch, OUT, seed=2)],

@@ -63,8 +63,8 @@ def test_attentions_and_dynamic_convolutions_of_open_source_are_found_and_equal(
         ("0", "DynamicConv", "dynamic_conv2d"),
         ("1", "CBAM", "channel_scale, spatial_attention"),
         ("2.sa", "SpatialAttention", "channel_stats"),
-        ("3.channels", "ChannelGate", "channel_scale"),
-        ("3.pixels", "SpatialGate", "channel_stats, spatial_gate"),
+        ("3.ChannelGate", "ChannelGate", "channel_scale"),
+        ("3.SpatialGate", "SpatialGate", "channel_stats, spatial_gate"),
         ("4", "SELayer", "channel_gate"),
         ("5", "DynamicConv", "dynamic_conv2d"),
     ]
@@ -378,6 +378,38 @@ def test_a_mix_given_by_name_goes_to_the_op():
     assert called.names == {"dynamic_conv2d"}
 
 
+class TwoAttentions(DynamicConv):
+    """Its attention gives a mix and a scale."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.attention = Doubled(self.attention)
+
+    def forward(self, x):
+        _, scale = self.attention(x)
+        return x * scale
+
+
+class Doubled(nn.Module):
+    def __init__(self, attention):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x):
+        return self.attention(x), x.mean()
+
+
+class StyledExperts(ModulatedConv):
+    """Two kernels that a style scales."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.weight = nn.Parameter(torch.cat([self.weight, self.weight]))
+
+    def forward(self, x, style):
+        return F.conv2d(x, self.weight.sum(0)) * self.modulation(style).sum()
+
+
 LEFT = {
     "a gate of rows": (
         CoordAtt(8),
@@ -388,11 +420,12 @@ LEFT = {
         InlineSE(8),
         r"it multiplies what it makes by a gate \[batch, channels, 1, 1\]; channel_scale",
     ),
-    "four attentions": (ODConv(6, 8), r"its attention gives a tuple, not a mix \[batch, experts\]"),
+    "two attentions": (TwoAttentions(6, 8, 3), r"its attention gives a tuple, not a mix \[batch, experts\]"),
+    "four attentions and a padding": (ODConv(6, 8), "not what dynamic_conv2d computes: the output is"),
     "one sample at a time": (LoopedCondConv(6, 8, 3), "its routing does not take a batch of maps: RuntimeError"),
     "a style": (
-        ModulatedConv(6, 8, 3),
-        r"it is called with x, style and has modulation beside weight \[1, 8, 6, 3, 3\]: ",
+        StyledExperts(6, 8, 3),
+        r"it is called with x, style and has modulation beside weight \[2, 8, 6, 3, 3\]: ",
     ),
     "divided ties": (
         SharedTiesAttention(),

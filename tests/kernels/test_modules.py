@@ -14,6 +14,8 @@ from polychrome.kernels import (
     augment,
     channel_gate,
     channel_stats,
+    dynamic_conv1d,
+    per_sample_conv1d,
     per_sample_conv2d,
     spatial_attention,
     spatial_gate,
@@ -22,7 +24,9 @@ from polychrome.kernels import (
 from polychrome.kernels.modules import (
     ChannelGate,
     ChannelStats,
+    DynamicConv1d,
     DynamicConv2d,
+    PerSampleConv1d,
     PerSampleConv2d,
     SpatialAttention,
     SpatialGate,
@@ -420,3 +424,75 @@ def test_a_model_with_dynamic_convolutions_converts_to_channels_last():
     y.sum().backward()
     assert model[0].weight.grad.shape == (4, 6, 8, 3, 3)
     assert model.double()[0].weight.dtype == torch.float64
+
+
+SIGNALS = {
+    "plain": {"padding": 1},
+    "left and right": {"padding": (2, 0), "padding_mode": "replicate"},
+    "strided, dilated, groups": {"stride": 2, "dilation": 2, "groups": 2, "bias": False},
+    "same": {"padding": "same", "routing": "sigmoid"},
+}
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_layer_for_signals_is_its_function_with_an_attention_over_the_length(name):
+    torch.manual_seed(0)
+    layer = DynamicConv1d(6, 4, 3, experts=3, **SIGNALS[name])
+    x = randn(5, 6, 20)
+    mixing = layer.attention(x[:, :, None])
+    expected = dynamic_conv1d(x, layer.weight, mixing, layer.bias, *layer.geometry, padding_mode=layer.padding_mode)
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(layer(x, mixing), expected)
+    layer(x).sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in layer.parameters())
+
+
+def test_a_layer_for_signals_has_the_names_and_the_temperature_of_the_layer_for_images():
+    one, two = DynamicConv1d(6, 4, 3), DynamicConv2d(6, 4, 3)
+    assert list(one.state_dict()) == list(two.state_dict())
+    assert one.weight.shape == (4, 4, 6, 3)
+    anneal_temperature(nn.Sequential(one), 0)
+    assert one.attention.temperature == 30
+    assert repr(DynamicConv1d(6, 4, 3, padding=(2, 0))).startswith(
+        "DynamicConv1d(\n  6, 4, kernel_size=(3,), stride=(1,), padding=(2, 0), dilation=(1,), groups=1, experts=4"
+    )
+
+
+@pytest.mark.parametrize("conv", [nn.Conv1d(6, 4, 3, padding=1), nn.Conv1d(6, 4, 5, 2, 2, 1, 2, False, "circular")])
+def test_a_layer_made_from_a_conv_of_signals_computes_what_the_conv_does(conv):
+    x = randn(5, 6, 20)
+    torch.testing.assert_close(DynamicConv1d.from_conv(conv)(x), conv(x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"conv must be a plain nn\.Conv1d"):
+        DynamicConv1d.from_conv(nn.Conv2d(6, 4, 3))
+    with pytest.raises(ValueError, match=r"conv must be a plain nn\.Conv2d"):
+        DynamicConv2d.from_conv(conv)
+
+
+def test_a_filter_for_each_signal_is_its_function():
+    x, weight, bias = randn(3, 4, 20), randn(3, 6, 2, 5, seed=1), randn(3, 6, seed=2)
+    layer = PerSampleConv1d(2, (1, 3), groups=2, padding_mode="reflect")
+    expected = per_sample_conv1d(x, weight, bias, 2, (1, 3), groups=2, padding_mode="reflect")
+    torch.testing.assert_close(layer(x, weight, bias), expected)
+    assert repr(layer) == ("PerSampleConv1d(stride=2, padding=(1, 3), dilation=1, groups=2, padding_mode='reflect')")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PerSampleConv1d(stride=(1, 2)), r"stride must be an int, at least 1, got \(1, 2\)"),
+        (lambda: PerSampleConv1d(padding=(1, 2, 3)), r"padding must be an int or two \(left, right\), at least 0"),
+        (lambda: DynamicConv1d(6, 4, (3, 3)), r"kernel_size must be an int, at least 1, got \(3, 3\)"),
+        (lambda: DynamicConv1d(6, 4, 3, groups=4), "groups must divide in_channels=6 and out_channels=4, got 4"),
+        (
+            lambda: DynamicConv1d(6, 4, 3)(randn(2, 6, 5, 5)),
+            r"x must be \[batch, channels=6, length\], got \[2, 6, 5, 5\]",
+        ),
+        (
+            lambda: DynamicConv1d(6, 4, 3)(randn(6, 20)),
+            r"x must be \[batch, channels=6, length\], got \[6, 20\]",
+        ),
+    ],
+)
+def test_bad_settings_and_calls_of_layers_for_signals_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -160,12 +160,14 @@ class SpatialGate(nn.Module):
 
 
 class GatedCBAM(nn.Module):
+    """CBAM in the names of its authors' state dict."""
+
     def __init__(self, planes):
         super().__init__()
-        self.channels, self.pixels = ChannelGate(planes), SpatialGate()
+        self.ChannelGate, self.SpatialGate = ChannelGate(planes), SpatialGate()
 
     def forward(self, x):
-        return self.pixels(self.channels(x))
+        return self.SpatialGate(self.ChannelGate(x))
 
 
 class SELayer(nn.Module):
@@ -363,6 +365,8 @@ class FourAttentions(nn.Module):
 
 
 class ODConv(nn.Module):
+    """It pads by its kernel's size, which no attribute tells."""
+
     def __init__(self, in_planes, out_planes, kernel_size=3, K=4):
         super().__init__()
         self.in_planes, self.out_planes, self.kernel_size = in_planes, out_planes, kernel_size
@@ -418,3 +422,126 @@ class SharedTiesAttention(nn.Module):
 
     def forward(self, x):
         return x * self.conv(torch.cat([x.mean(1, True), x.amax(1, True)], 1)).sigmoid()
+
+
+class OfficialAttention(nn.Module):
+    """ODConv's attentions, those without a use left out: the number one."""
+
+    def __init__(self, planes, outputs, kernel_size, groups, experts):
+        super().__init__()
+        self.kernel_size, self.temperature = kernel_size, 1.0
+        hidden = max(planes // 16, 16)
+        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Conv2d(planes, hidden, 1, bias=False)
+        self.bn = nn.BatchNorm2d(hidden)
+        self.relu = nn.ReLU(inplace=True)
+        self.channel_fc = nn.Conv2d(hidden, planes, 1)
+        self.func_filter = self.func_spatial = self.func_kernel = self.one
+        if not planes == groups == outputs:
+            self.filter_fc, self.func_filter = nn.Conv2d(hidden, outputs, 1), self.of_filters
+        if kernel_size > 1:
+            self.spatial_fc, self.func_spatial = nn.Conv2d(hidden, kernel_size**2, 1), self.of_places
+        if experts > 1:
+            self.kernel_fc, self.func_kernel = nn.Conv2d(hidden, experts, 1), self.of_experts
+
+    def one(self, _):
+        return 1.0
+
+    def of_filters(self, y):
+        return torch.sigmoid(self.filter_fc(y) / self.temperature)
+
+    def of_places(self, y):
+        shape = len(y), 1, 1, 1, self.kernel_size, self.kernel_size
+        return torch.sigmoid(self.spatial_fc(y).view(shape) / self.temperature)
+
+    def of_experts(self, y):
+        return torch.softmax(self.kernel_fc(y).view(len(y), -1, 1, 1, 1, 1) / self.temperature, 1)
+
+    def forward(self, x):
+        y = self.relu(self.bn(self.fc(self.avgpool(x))))
+        channels = torch.sigmoid(self.channel_fc(y) / self.temperature)
+        return channels, self.func_filter(y), self.func_spatial(y), self.func_kernel(y)
+
+
+class OfficialODConv(nn.Module):
+    """ODConv with geometry, in the names of its authors' state dict."""
+
+    def __init__(self, planes, outputs, kernel_size, stride=1, padding=0, dilation=1, groups=1, experts=4):
+        super().__init__()
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.attention = OfficialAttention(planes, outputs, kernel_size, groups, experts)
+        self.weight = nn.Parameter(torch.randn(experts, outputs, planes // groups, kernel_size, kernel_size) / 4)
+
+    def forward(self, x):
+        channels, filters, places, experts = self.attention(x)
+        batch, _, height, width = x.shape
+        if isinstance(places, float) and isinstance(experts, float):
+            y = F.conv2d(x * channels, self.weight.squeeze(0), None, self.stride, self.padding, groups=self.groups)
+            return y * filters
+        weight = (places * experts * self.weight[None]).sum(1).flatten(0, 1)
+        flat = (x * channels).reshape(1, -1, height, width)
+        y = F.conv2d(flat, weight, None, self.stride, self.padding, self.dilation, self.groups * batch)
+        return y.view(batch, -1, *y.shape[2:]) * filters
+
+
+class EqualLinear(nn.Module):
+    """A linear layer whose weight starts with variance one."""
+
+    def __init__(self, features, outputs):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(outputs, features)), nn.Parameter(torch.ones(outputs))
+        self.scale = features**-0.5
+
+    def forward(self, style):
+        return F.linear(style, self.weight * self.scale, self.bias)
+
+
+class Blur(nn.Module):
+    """A blur of each channel, a signal's convolution."""
+
+    def __init__(self, taps, pad, gain):
+        super().__init__()
+        taps = torch.tensor(taps, dtype=torch.float32)
+        kernel = taps[:, None] * taps
+        self.register_buffer("kernel", kernel / kernel.sum() * gain)
+        self.pad = pad
+
+    def forward(self, x):
+        batch, planes, height, width = x.shape
+        y = F.pad(x.view(batch * planes, 1, height, width), self.pad * 2)
+        y = F.conv2d(y, self.kernel.flip(0, 1)[None, None].to(x))
+        return y.view(batch, planes, *y.shape[2:])
+
+
+class StyledConv(nn.Module):
+    """StyleGAN2's modulated convolution in the names of the most used state dict: up, down or neither."""
+
+    def __init__(self, planes, outputs, kernel_size, style, demodulate=True, upsample=False, downsample=False,
+                 blur_kernel=(1, 3, 3, 1)):  # fmt: skip
+        super().__init__()
+        self.eps, self.scale, self.padding = 1e-8, (planes * kernel_size**2) ** -0.5, kernel_size // 2
+        self.demodulate, self.upsample, self.downsample = demodulate, upsample, downsample
+        if upsample:
+            p = len(blur_kernel) - 2 - (kernel_size - 1)
+            self.blur = Blur(blur_kernel, ((p + 1) // 2 + 1, p // 2 + 1), 4)
+        if downsample:
+            p = len(blur_kernel) - 2 + (kernel_size - 1)
+            self.blur = Blur(blur_kernel, ((p + 1) // 2, p // 2), 1)
+        self.weight = nn.Parameter(torch.randn(1, outputs, planes, kernel_size, kernel_size))
+        self.modulation = EqualLinear(style, planes)
+
+    def forward(self, x, style):
+        batch, planes, _, _ = x.shape
+        weight = self.scale * self.weight * self.modulation(style).view(batch, 1, planes, 1, 1)
+        if self.demodulate:
+            weight = weight * torch.rsqrt(weight.pow(2).sum([2, 3, 4], keepdim=True) + self.eps)
+        if self.downsample:
+            x = self.blur(x)
+        flat = x.reshape(1, -1, *x.shape[2:])
+        if self.upsample:
+            y = F.conv_transpose2d(flat, weight.transpose(1, 2).flatten(0, 1), stride=2, groups=batch)
+        elif self.downsample:
+            y = F.conv2d(flat, weight.flatten(0, 1), stride=2, groups=batch)
+        else:
+            y = F.conv2d(flat, weight.flatten(0, 1), padding=self.padding, groups=batch)
+        y = y.view(batch, -1, *y.shape[2:])
+        return self.blur(y) if self.upsample else y

@@ -48,8 +48,11 @@ FEW_WEIGHTS = 8
 LOOP_FROM = 1 << 20
 
 
-def cpu_forms(problem: Problem, channels_last: bool, units: str | None = None) -> Forms:
-    """Return the forms of a call on a CPU; `units` are the processor's for bfloat16, by default detected."""
+def cpu_forms(problem: Problem, channels_last: bool, units: str | None = None, by_tap: bool = False) -> Forms:
+    """Return the forms of a call on a CPU; `units` are the processor's for bfloat16, by default detected.
+
+    `by_tap`: there is a mix for each tap, which the outputs of whole experts cannot be mixed by.
+    """
     batch, experts, pixels, dtype = problem.batch, problem.experts, problem.pixels, problem.dtype
     narrowest = min(problem.in_channels, problem.out_channels) // problem.groups
     units = bfloat16_units() if units is None else units
@@ -59,7 +62,7 @@ def cpu_forms(problem: Problem, channels_last: bool, units: str | None = None) -
     amx = low and units == "amx"
     wide_enough = narrowest >= 16
     limit = STACKED_BELOW_WITH_AMX if amx else STACKED_BELOW
-    if experts > 1 and wide_enough and batch * pixels >= 256 and (experts - 1) * pixels < limit:
+    if experts > 1 and not by_tap and wide_enough and batch * pixels >= 256 and (experts - 1) * pixels < limit:
         return _all("stacked", f"{pixels} pixels a sample: mixing its weights costs more than {experts} convolutions")
     weights = experts or FEW_WEIGHTS
     if batch <= 2 * weights and batch * pixels < PREPARE_FROM * weights:
@@ -80,11 +83,11 @@ def cpu_forms(problem: Problem, channels_last: bool, units: str | None = None) -
     return Forms(call, input_gradient, weight_gradient)
 
 
-def forms_of(x: Tensor, weight: Tensor, geometry: Geometry, per_sample: bool) -> Forms:
+def forms_of(x: Tensor, weight: Tensor, geometry: Geometry, per_sample: bool, by_tap: bool = False) -> Forms:
     """Return the forms of a call on any device; `weight` is [batch or experts, out, in/groups, kh, kw]."""
     if x.device.type != "cpu":
         return _all("groups", f"the forms are chosen for CPUs, x is on {x.device}")
-    return cpu_forms(problem_of(x, weight, geometry, per_sample), is_channels_last(x))
+    return cpu_forms(problem_of(x, weight, geometry, per_sample), is_channels_last(x), by_tap=by_tap)
 
 
 def _all(form: str, reason: str) -> Forms:

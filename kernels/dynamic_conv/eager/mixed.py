@@ -15,7 +15,7 @@ BLOCK_ELEMENTS = 1 << 18
 
 def forward(form: str, x, experts, mixing, bias, geometry: Geometry) -> Tensor:
     """Return each sample convolved with its mix, laid out as x."""
-    weights = Mixer(experts, mixing, form == "loop" and is_channels_last(x))
+    weights = mixer(experts, mixing, form == "loop" and is_channels_last(x))
     biases = None if bias is None else mix(mixing, bias)
     parts = []
     for part in sample_slices(len(x), experts):
@@ -49,8 +49,8 @@ def backward(
 def _gradients(form, grad, x, experts, mixing, dmixing, geometry: Geometry, for_x, for_experts):
     """Return the gradients of x and experts, None where not needed; add to dmixing if not None."""
     needed = [for_x, dmixing is not None or for_experts]
-    weights = Mixer(experts, mixing, form == "loop" and is_channels_last(x)) if for_x else None
-    rows = experts.flatten(1)
+    weights = mixer(experts, mixing, form == "loop" and is_channels_last(x)) if for_x else None
+    rows = rows_of(experts, mixing)
     slices = sample_slices(len(x), experts, at_least=8 if needed[1] else 1)
     # only a sum over several slices needs the wide dtype
     dexperts = torch.empty_like(rows, dtype=rows.dtype if len(slices) == 1 else mixing.dtype) if for_experts else None
@@ -62,8 +62,8 @@ def _gradients(form, grad, x, experts, mixing, dmixing, geometry: Geometry, for_
         dx.append(dpart)
         if needed[1]:
             dmixed = None if dmixing is None else dmixing[part]
-            add_products(gradient.flatten(1), rows, mixing[part], dmixed, dexperts, first=part.start == 0)
-    return _joined(dx) if for_x else None, dexperts.view(experts.shape) if for_experts else None
+            add_to_rows(gradient, rows, mixing[part], dmixed, dexperts, first=part.start == 0)
+    return _joined(dx) if for_x else None, from_rows(dexperts, experts.shape) if for_experts else None
 
 
 def _swapped_input_gradient(grad, x, experts, mixing, geometry: Geometry) -> Tensor:
@@ -73,7 +73,7 @@ def _swapped_input_gradient(grad, x, experts, mixing, geometry: Geometry) -> Ten
     before = [d * (k - 1) - p for d, k, p in zip(dilation, experts.shape[3:], padding[::2], strict=True)]
     after = [x.shape[2 + i] - grad.shape[2 + i] + padding[2 * i] for i in (0, 1)]
     around = geometry._replace(padding=[before[0], after[0], before[1], after[1]])
-    return forward("loop", grad, swapped, mixing, None, around)
+    return forward("loop", grad, swapped, mixing if mixing.dim() == 2 else mixing.flip(2), None, around)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -84,13 +84,54 @@ def _expert_gradient_by_taps(grad, x, experts, mixing, dmixing, for_experts, geo
     """Return the gradient of experts, if needed, and add to dmixing, if not None, a few taps at a time."""
     taps = experts.permute(0, 1, 3, 4, 2).contiguous()
     dtaps = torch.empty_like(taps) if for_experts else None
-    for row, columns, gradient in weight_gradient_by_taps(grad, x, experts.shape[3:], geometry):
-        some = taps[:, :, row, columns].flatten(1)
-        dsome = torch.empty_like(some) if for_experts else None
-        add_products(gradient.flatten(1), some, mixing, dmixing, dsome)
-        if for_experts:
-            dtaps[:, :, row, columns] = dsome.view(dtaps[:, :, row, columns].shape)
+    width = experts.shape[4]
+    for row, columns, gradients in weight_gradient_by_taps(grad, x, experts.shape[3:], geometry):
+        for tap, places, gradient in _with_one_mix(mixing, row * width, columns, gradients):
+            some = taps[:, :, row, places].flatten(1)
+            dsome = torch.empty_like(some) if for_experts else None
+            add_products(gradient.flatten(1), some, _at(mixing, tap), _at(dmixing, tap), dsome)
+            if for_experts:
+                dtaps[:, :, row, places] = dsome.view(dtaps[:, :, row, places].shape)
     return dtaps.permute(0, 1, 4, 2, 3) if for_experts else None
+
+
+def _with_one_mix(mixing: Tensor, first: int, columns: slice, gradients: Tensor):
+    """Yield (tap, columns, gradient) of a row's columns, all at once where they have one mix."""
+    if mixing.dim() == 2:
+        yield 0, columns, gradients
+        return
+    each = gradients.unflatten(2, (columns.stop - columns.start, -1)).unbind(2)
+    for column, gradient in zip(range(columns.start, columns.stop), each, strict=True):
+        yield first + column, slice(column, column + 1), gradient
+
+
+def rows_of(weights: Tensor, mixing: Tensor) -> Tensor:
+    """Return weights [n, out, in, kh, kw] as rows that have one mix each, [1 or taps, n, numel]."""
+    return weights.flatten(1)[None] if mixing.dim() == 2 else weights.flatten(3).permute(3, 0, 1, 2).flatten(2)
+
+
+def from_rows(rows: Tensor, shape: torch.Size) -> Tensor:
+    """Return what `rows_of` made rows of."""
+    if len(rows) == 1:
+        return rows.view(shape)
+    return rows.unflatten(2, shape[1:3]).permute(1, 2, 3, 0).unflatten(3, shape[3:])
+
+
+def add_to_rows(gradient: Tensor, rows: Tensor, mixing: Tensor, dmixing, dexperts, first: bool = True) -> None:
+    """Do what `add_products` does, for the gradient of weights [batch, out, in, kh, kw] and rows of experts."""
+    for tap, (some, own) in enumerate(zip(rows_of(gradient, mixing), rows, strict=True)):
+        found = None if dexperts is None else dexperts[tap]
+        add_products(some, own, _at(mixing, tap), _at(dmixing, tap), found, first)
+
+
+def _at(mixing: Tensor | None, tap: int) -> Tensor | None:
+    """Return the mix of a tap, or of all taps where they have one."""
+    return mixing[:, :, tap] if mixing is not None and mixing.dim() == 3 else mixing
+
+
+def mixer(experts: Tensor, mixing: Tensor, channels_last: bool) -> "Mixer | TapMixer":
+    """Return what makes mixed weights for a slice of samples at a time, each sample's laid out as asked."""
+    return (Mixer if mixing.dim() == 2 else TapMixer)(experts, mixing, channels_last)
 
 
 class Mixer:
@@ -121,6 +162,35 @@ class Mixer:
             for part in _blocks(mixed):
                 mixed[:, part] = mixing @ self.rows[:, part].to(mixing.dtype)
         return mixed.unflatten(1, self.shape).permute(self.order)
+
+
+class TapMixer:
+    """`Mixer` for a mix for each tap, [batch, experts, taps]: one product of matrices a tap."""
+
+    def __init__(self, experts: Tensor, mixing: Tensor, channels_last: bool):
+        self.shape, self.dtype, self.channels_last = experts.shape[1:], experts.dtype, channels_last
+        self.mixing = mixing.to(wide_dtype(experts.dtype)).permute(2, 0, 1)
+        self.rows = experts.flatten(3).permute(3, 0, 1, 2).contiguous()  # [taps, experts, out, in]
+        if self.dtype == torch.bfloat16 and len(mixing) > 2 * len(experts):
+            high = self.mixing.bfloat16()
+            self.mixing = torch.cat([high, (self.mixing - high).bfloat16()], 2)
+            self.rows = torch.cat([self.rows, self.rows], 1)
+
+    def __getitem__(self, samples: slice) -> Tensor:
+        """Return the mixed weights of some samples, [samples, out_channels, in_channels/groups, kh, kw]."""
+        mixing = self.mixing[:, samples]
+        taps, _, out_channels, in_channels = self.rows.shape
+        order = (taps, in_channels) if self.channels_last else (in_channels, taps)
+        mixed = self.rows.new_empty(mixing.shape[1], out_channels, *order)
+        step = out_channels if mixed.is_cuda else max(1, BLOCK_ELEMENTS // (mixing.shape[1] * taps * in_channels))
+        for start in range(0, out_channels, step):
+            part = slice(start, start + step)
+            product = mixing @ self.rows[:, :, part].flatten(2).to(mixing.dtype)
+            product = product.unflatten(2, (-1, in_channels))  # [taps, samples, out, in]
+            mixed[:, part] = product.permute((1, 2, 0, 3) if self.channels_last else (1, 2, 3, 0))
+        if self.channels_last:
+            return mixed.unflatten(2, self.shape[2:]).permute(0, 1, 4, 2, 3)
+        return mixed.unflatten(3, self.shape[2:])
 
 
 def sample_slices(batch: int, experts: Tensor, at_least: int = 1) -> list[slice]:

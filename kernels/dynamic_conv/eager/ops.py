@@ -54,10 +54,10 @@ def dynamic_conv_transpose2d(
 
 
 def dynamic_conv2d(x: Tensor, experts: Tensor, mixing: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """Convolve each sample with its mix of the experts."""
+    """Convolve each sample with its mix of the experts; mixing is [batch, experts] or [batch, experts, taps]."""
     if len(x) == 0:
         return empty_as(x, geometry.output_shape(x, experts))
-    form = forms_of(x, experts, geometry, per_sample=False).forward.form
+    form = forms_of(x, experts, geometry, per_sample=False, by_tap=mixing.dim() == 3).forward.form
     if form == "stacked":
         return stacked.forward(x, experts, mixing, bias, geometry)
     return mixed.forward(form, x, experts, mixing, bias, geometry)
@@ -79,7 +79,7 @@ def dynamic_conv2d_backward(
     dexperts = experts.new_zeros(experts.shape, dtype=wide.dtype) if for_experts and len(x) == 0 else None
     dx = empty_as(x, x.shape) if for_x and len(x) == 0 else None
     if len(x) and (for_x or for_experts or for_mixing):
-        chosen = forms_of(x, experts, geometry, per_sample=False)
+        chosen = forms_of(x, experts, geometry, per_sample=False, by_tap=mixing.dim() == 3)
         if chosen.forward.form == "stacked":
             dx, dexperts, dmixing = stacked.backward(grad, x, experts, wide, geometry, needed[:3])
         else:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from polychrome.kernels.dynamic_conv.configs import HOPPER, DepthwiseConfig, device_of, own_dtype, own_parts
+from polychrome.kernels.dynamic_conv.eager.mixed import add_to_rows, from_rows, mixer, rows_of
 from polychrome.kernels.dynamic_conv.plan import Plan, plan
 from polychrome.kernels.dynamic_conv.problem import Geometry, problem_of
 from polychrome.kernels.dynamic_conv.triton.contraction import contract, contract_few
@@ -32,7 +33,12 @@ def dynamic_conv2d(
     shift: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """Convolve each sample with its mix of the experts; then scale, shift and ReLU where given."""
+    """Convolve each sample with its mix of the experts; then scale, shift and ReLU where given.
+
+    mixing is [batch, experts] or [batch, experts, taps].
+    """
+    if mixing.dim() == 3:
+        return _forward(x, mixer(experts, mixing, False)[:], None, geometry, Epilogue(None, scale, shift, relu))
     mixed_bias = None if bias is None else mixing.float() @ bias.float()
     return _forward(x, experts, mixing, geometry, Epilogue(mixed_bias, scale, shift, relu))
 
@@ -86,6 +92,8 @@ def dynamic_conv2d_backward(
             x.new_zeros(like.shape, dtype=like.dtype) if need else not_asked(x)
             for like, need in zip((x, experts, mixing, bias), needed, strict=True)
         )
+    if mixing.dim() == 3:
+        return _backward_by_tap(grad, x, experts, mixing, geometry, needed)
     how = _plan(x, experts, geometry, per_sample=False)
     mixing32 = mixing.float().contiguous()
     grad_last, source = (t.contiguous(memory_format=torch.channels_last) for t in (grad, x))
@@ -111,6 +119,25 @@ def dynamic_conv2d_backward(
     if for_mixing:
         dmixing = products.to(mixing.dtype).contiguous()
     return dx, dexperts, dmixing, dbias
+
+
+def _backward_by_tap(grad, x, experts, mixing, geometry: Geometry, needed: list[bool]) -> tuple[Tensor, ...]:
+    """Return the gradients of `dynamic_conv2d` for a mix for each tap: those of the mixed weights, then of the mix."""
+    for_x, for_experts, for_mixing, _ = needed
+    weight = mixer(experts, mixing, False)[:] if for_x else experts[:1].expand(len(x), -1, -1, -1, -1)
+    wanted = [for_x, for_experts or for_mixing, False]
+    dx, dweight, nothing = per_sample_conv2d_backward(grad, x, weight, geometry, wanted)
+    dexperts, dmixing = not_asked(x), not_asked(x)
+    if wanted[1]:
+        mixing32, rows = mixing.float(), rows_of(experts, mixing)
+        found = torch.empty_like(rows, dtype=torch.float32) if for_experts else None
+        products = torch.zeros_like(mixing32) if for_mixing else None
+        add_to_rows(dweight, rows, mixing32, products, found)
+        if for_experts:
+            dexperts = from_rows(found, experts.shape).to(experts.dtype).contiguous()
+        if for_mixing:
+            dmixing = products.to(mixing.dtype).contiguous()
+    return dx, dexperts, dmixing, nothing
 
 
 def _forward(x, weight, mixing, geometry: Geometry, epilogue: Epilogue) -> Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from polychrome.kernels import use_backend
-from polychrome.kernels.fuse.channel_scale import channel_scale
+from polychrome.kernels.channel_gate.scale import channel_scale
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import as_leaf, assert_near_exact, randn
 
