@@ -4,7 +4,6 @@ pytest bench/test_fuse.py --benchmark-only [--save-results]
 """
 
 import copy
-import math
 from statistics import median
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.backends import cudnn
 
 from bench.measuring import measure, timing
-from bench.measuring.measure import DEVICE, Measured
+from bench.measuring.measure import DEVICE, Measured, error, paired_ratio
 from bench.measuring.replay import clock
 from polychrome import kernels
 from polychrome.kernels.tensors import allows_tf32
@@ -139,20 +138,3 @@ def check(models: dict[str, nn.Module], case: Case, x: Tensor, labels: Tensor) -
             if exact[part]:
                 ours_off, usual = (error(low[way][part], exact[part]) for way in WAYS)
                 assert ours_off <= BFLOAT16 * usual, f"{name} are off by {ours_off:.1e}, unfused by {usual:.1e}"
-
-
-def error(got: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
-    """Return the RMS of the differences over the RMS of the exact values, of all tensors together."""
-    one, other = (torch.cat([tensor.flatten().float() for tensor in tensors]) for tensors in (got, exact))
-    return ((one - other).norm() / other.norm()).item()
-
-
-def paired_ratio(ours: list[float], unfused: list[float]) -> tuple[float, float]:
-    """Return the median over rounds of ours / unfused in the same round, and its standard error.
-
-    The speed of a shared machine changes from round to round by more than the models differ.
-    """
-    ratios = [one / other for one, other in zip(ours, unfused, strict=True)]
-    middle = median(ratios)
-    deviation = 1.4826 * median(abs(value - middle) for value in ratios)
-    return round(middle, 5), round(1.2533 * deviation / math.sqrt(len(ratios)), 5)

@@ -96,6 +96,7 @@ def steps(folder: Path, data: str | None = None) -> list[Step]:
         Step("engine-epoch", (*_bench("engine"), "-k", "test_training and attention_cnn"), 240, 60, engine),
         Step("growth", _bench("growth"), 400, 60, (*COMMON, "kernels/dynamic_conv/**/*.py", table)),
         Step("fuse", _bench("fuse"), 240, 60, (kernels, table, "bench/test_fuse.py")),
+        Step("layers", _bench("layers"), 240, 60, (kernels, table, "bench/ops/layers.py", "bench/test_layers.py")),
         *(_times(f"all-{op}", op, None, None, (table,), most=590) for op in tables.OPS),
         Step("tests-memory", (*PYTEST, "-m", "gpu", "-k", ALONE, "tests/engine"), 60, 20, tested),
         Step("engine", _bench("engine"), 590, 150, engine),

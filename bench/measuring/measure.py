@@ -1,6 +1,7 @@
 """Benchmark of an op: implementations are checked, timed in turn, and made into an entry of the results."""
 
 import itertools
+import math
 import statistics
 import sys
 import time
@@ -236,6 +237,23 @@ def of_times(times: list[float], **others) -> Measured:
     """Return the measurements of whole runs of these `times` in milliseconds, with `others` in the entry."""
     entry = {"runs": len(times), "ms": {"ours": {"both": statistics.median(times)}}, "skipped": {}}
     return Measured(entry | others, {"ours": times}, {})
+
+
+def error(got: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
+    """Return the RMS of the differences over the RMS of the exact values, of all tensors together."""
+    one, other = (torch.cat([tensor.flatten().float() for tensor in tensors]) for tensors in (got, exact))
+    return ((one - other).norm() / other.norm()).item()
+
+
+def paired_ratio(ours: list[float], others: list[float]) -> tuple[float, float]:
+    """Return the median over rounds of ours / the others' in the same round, and its standard error.
+
+    The speed of a shared machine changes from round to round by more than two ways differ.
+    """
+    ratios = [one / other for one, other in zip(ours, others, strict=True)]
+    middle = statistics.median(ratios)
+    deviation = 1.4826 * statistics.median(abs(value - middle) for value in ratios)
+    return round(middle, 5), round(1.2533 * deviation / math.sqrt(len(ratios)), 5)
 
 
 def medians(times: list[list[float]]) -> dict[str, float]:

@@ -58,9 +58,12 @@ def _share(direction: str) -> Cell:
     return cell(metrics.share_of_bound(direction), lambda share: f"{100 * share:.0f}")
 
 
-def _ours_over_unfused(entry: Entry) -> str:
-    error = f" +-{entry['ratio_error']:.3f}" if "ratio_error" in entry else ""
-    return f"{metrics.ours_over_unfused(entry):.3f}{error}"
+def _in_same_round(way: str) -> Cell:
+    def shown(entry: Entry) -> str:
+        error = f" +-{entry['ratio_error']:.3f}" if "ratio_error" in entry else ""
+        return f"{metrics.in_same_round(way)(entry):.3f}{error}"
+
+    return shown
 
 
 def _accuracies(entry: Entry) -> str:
@@ -139,12 +142,29 @@ FUSE = {
             "ms": _time("both"),
             "img/s": _rate("ours"),
             "unfused img/s": _rate("unfused"),
-            "time, fused / unfused": _ours_over_unfused,
+            "time, fused / unfused": _in_same_round("unfused"),
         },
         "timm's tf_efficientnet_cc_b0_4e with random weights: milliseconds of a batch and images a second after "
         "kernels.fuse, and images a second before it. training: forward, loss and all gradients. fused / unfused: the "
         "median over rounds of the times' ratio in the same round, and its standard error.",
         "what",
+    ),
+}
+LAYERS = {
+    "layers": Columns(
+        {
+            "batch": lambda entry: str(entry["samples"]),
+            "ms": _time("both"),
+            "public ms": cell(metrics.time("public", "both"), three_digits),
+            "time, ours / public": _in_same_round("public"),
+            "memory": cell(metrics.peak_memory("public")),
+        },
+        "Forward and backward of a layer of `kernels.modules` and of the public project's form with the same weights: "
+        "ODConv with four experts, x and all parameters; penalty step: images of a StyleGAN2-like generator and the "
+        "gradients of a loss with the path-length penalty, which differentiates twice. ours / public: the median over "
+        "rounds of the times' ratio in the same round, and its standard error. memory: our peak above the inputs over "
+        "the public form's.",
+        "layer",
     ),
 }
 ENGINE = {
@@ -211,5 +231,5 @@ COMMANDS = {
         "command",
     ),
 }
-SECTIONS = OPS | GROWTH | FUSE | ENGINE | COMMANDS
+SECTIONS = OPS | GROWTH | FUSE | LAYERS | ENGINE | COMMANDS
 ON_CPU = "processes"  # the section measured on two cores of a CPU

@@ -90,6 +90,11 @@ def extra_memory(usual: str) -> Metric:
     return extra
 
 
+def peak_memory(usual: str) -> Metric:
+    """Return our peak memory above the inputs over that of `usual`."""
+    return lambda entry: entry["memory_bytes"]["ours"]["peak"] / max(entry["memory_bytes"][usual]["peak"], 1)
+
+
 def host_overhead(part: str) -> Metric:
     """Return the microseconds that the host spends on "forward" or on "both" beyond the bare launches."""
 
@@ -115,6 +120,6 @@ def seconds(entry: Entry) -> float:
     return entry["ms"]["ours"]["both"] / 1e3
 
 
-def ours_over_unfused(entry: Entry) -> float:
-    """Return the time of a model after `kernels.fuse` over its time before, in the same rounds if recorded."""
-    return entry.get("ratio") or 1 / over_ours("unfused")(entry)
+def in_same_round(way: str) -> Metric:
+    """Return our time over the time of `way`, in the same rounds if recorded."""
+    return lambda entry: entry.get("ratio") or ours_over(way)(entry)

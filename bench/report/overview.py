@@ -26,7 +26,7 @@ def usual_over_ours(name: str) -> Metric:
     if name == "training":
         return metrics.over_ours("reports", "epoch")
     if name == "fuse":
-        return lambda entry: 1 / metrics.ours_over_unfused(entry)
+        return lambda entry: 1 / metrics.in_same_round("unfused")(entry)
     return metrics.over_ours(usual(name))
 
 

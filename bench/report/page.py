@@ -13,6 +13,7 @@ from polychrome.engine.report.tables import Table
 HEADINGS = {
     "growth": "How time grows",
     "fuse": "kernels.fuse on timm's EfficientNet",
+    "layers": "Layers beside their public forms",
     "training": "Training",
     "input": "Input",
     "start": "Start",

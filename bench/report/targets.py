@@ -106,6 +106,11 @@ def _minutes(entry: Entry) -> float:
     return EPOCHS * IMAGES / metrics.rate(part="epoch")(entry) / 60
 
 
+_ODCONV = ("bfloat16 ODConv C256 14x14",)
+_FEW_PIXELS = tuple(
+    f"{dtype} ODConv {shape}" for dtype in ("bfloat16", "float32") for shape in ("C256 14x14", "C512 7x7")
+)
+_PENALTY = ("float32 penalty step, 64 px", "bfloat16 penalty step, 64 px")
 _28, _14, _7 = _pixels(784), _pixels(196, 784), _pixels(0, 196)
 _FEATURE_MAPS = {
     "cuda": [
@@ -174,8 +179,35 @@ TARGETS: dict[str, dict[str, list[Target]]] = {
         "cpu": [
             Target(
                 "fused / unfused, training and inference in each dtype, in the same round",
-                metrics.ours_over_unfused,
+                metrics.in_same_round("unfused"),
                 most=1.03,
+            ),
+        ],
+    },
+    "layers": {
+        "cuda": [
+            Target("ODConv of 3x3 at 14x14, public / ours", over_ours("public"), 2, names=_ODCONV),
+            Target("step with a gradient penalty, public / ours", over_ours("public"), 1.5, names=_PENALTY),
+            Target(
+                "memory of ODConv of 3x3 at 14x14 and below over the public form's",
+                metrics.peak_memory("public"),
+                most=0.25,
+                names=_FEW_PIXELS,
+            ),
+        ],
+        "cpu": [
+            Target("bfloat16 ODConv of 3x3 at 14x14, public / ours", over_ours("public"), 2, names=_ODCONV),
+            Target(
+                "step with a gradient penalty, ours / public, in the same round",
+                metrics.in_same_round("public"),
+                most=1,
+                names=_PENALTY,
+            ),
+            Target(
+                "memory of ODConv of 3x3 at 14x14 and below over the public form's",
+                metrics.peak_memory("public"),
+                most=0.25,
+                names=_FEW_PIXELS,
             ),
         ],
     },

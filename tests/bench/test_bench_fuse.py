@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bench import test_fuse
+from bench.measuring import measure
 from bench.report import targets
 from bench.test_fuse import CASES, Case
 
@@ -71,8 +72,8 @@ def test_a_machine_that_changes_its_speed_leaves_the_paired_ratio_alone():
     speeds = [1.0, 1.9, 1.1, 2.0, 1.0]
     ours = [speed * 1.02 for speed in speeds]
     ours[1] = 7.0  # something else ran in between
-    assert test_fuse.paired_ratio(ours, speeds) == (1.02, 0)
-    middle, apart = test_fuse.paired_ratio([0.9, 1.0, 1.1, 1.0], [1.0] * 4)
+    assert measure.paired_ratio(ours, speeds) == (1.02, 0)
+    middle, apart = measure.paired_ratio([0.9, 1.0, 1.1, 1.0], [1.0] * 4)
     assert middle == 1
     assert apart == pytest.approx(1.2533 * 1.4826 * 0.05 / 2, abs=1e-5)
 

@@ -17,6 +17,7 @@ from tests.bench.test_bench_tables import (
     fuse_section,
     growth_section,
     image_section,
+    layers_section,
     map_section,
     section,
 )
@@ -51,6 +52,7 @@ def whole(kind="cpu"):
         "augment": section(**with_work(image_section()["shapes"])),
         "growth": growth_section(),
         "fuse": fuse_section(),
+        "layers": layers_section(),
         "training": section(**{"simple_cnn 256 px": training}),
         "input": section(**{"host cache": engine_entry(ours={"both": 4.0}, torch={"both": 8.0})}),
         "start": section(**{"first start": engine_entry(ours={"both": 9000.0})}),

@@ -46,6 +46,24 @@ def fuse_section():
     )
 
 
+def layers_section():
+    """Return the figures of a layer and of a step beside their public forms."""
+    shared = {"layout": "channels_last", "dtype": "bfloat16", "samples": 16, "runs": 5, "skipped": {}}
+    times = {"ODConv C256 14x14": (50.0, 150.0), "penalty step, 64 px": (80.0, 120.0)}
+    return section(
+        **{
+            f"bfloat16 {name}": shared
+            | {
+                "ms": {"ours": {"both": ours}, "public": {"both": public}},
+                "ratio": ours / public,
+                "ratio_error": 0.01,
+                "memory_bytes": {"ours": {"peak": 20e6, "extra": 0}, "public": {"peak": 100e6, "extra": 0}},
+            }
+            for name, (ours, public) in times.items()
+        }
+    )
+
+
 def growth_section():
     """Return the times of two batches and of one number of experts, of which one way did not run everywhere."""
     shapes = {f"batch {count}": entry(ours=2.0 * count) | {"along": "batch", "value": count} for count in (4, 1)}
