@@ -35,11 +35,34 @@ def test_timms_model_computes_the_same_after_fuse(capsys):
     assert "images/s before" in capsys.readouterr().out
 
 
-def test_modulated_convolution_equals_the_grouped_form_and_trains(capsys):
-    difference, first, last = load("modulated_convolution").main(steps=60)
-    assert difference < 1e-4
-    assert last < 0.4 * first
-    assert "after 60 steps" in capsys.readouterr().out
+def test_gradient_penalties_are_trained_on_and_drawn(tmp_path, capsys):
+    path = tmp_path / "picture.png"
+    found = load("gradient_penalties").main(path, steps=12)
+    assert {name: len(values) for name, values in found.items()} == {"R1": 3, "path length": 3}
+    assert all(0 < value < 100 for values in found.values() for value in values)
+    assert "step 12: generator's loss" in capsys.readouterr().out
+    assert np.asarray(Image.open(path)).shape == (4 * 72, 8 * 72, 3)
+
+
+def test_gradient_penalties_and_their_gradients_are_the_definitions():
+    import torch
+
+    from polychrome.kernels import use_backend
+
+    example, found = load("gradient_penalties"), []
+    for backend in ("auto", "reference"):
+        torch.manual_seed(0)
+        generator, discriminator = example.Generator().double(), example.Discriminator().double()
+        styles = generator.mapping(torch.randn(3, example.STYLE, dtype=torch.float64))
+        with use_backend(backend):
+            penalties = [
+                example.r1(discriminator, torch.randn(3, 3, 32, 32, dtype=torch.float64)),
+                example.path_length(generator, styles, torch.zeros((), dtype=torch.float64)),
+            ]
+            sum(penalties).backward()
+        found.append([*penalties, *(p.grad for net in (generator, discriminator) for p in net.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_each_image_is_blurred_with_its_own_kernel_and_restored(tmp_path, capsys):
