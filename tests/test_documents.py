@@ -372,3 +372,21 @@ def test_every_fault_names_tests_that_hold_its_promise():
         assert named, fault
         assert set(named) <= defined, fault
         assert re.fullmatch(r"\d+( \+ \d+)?", tried), fault
+
+
+def headless(text: str) -> list[str]:
+    """Return the first line of each block of table rows that no line of dashes follows: it is shown as text."""
+    lines = ["", *re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines(), ""]
+    starts = [n for n, line in enumerate(lines) if line.startswith("|") and not lines[n - 1].startswith("|")]
+    return [lines[n] for n in starts if not re.fullmatch(r"[|:\- ]+", lines[n + 1])]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_row_of_a_table_is_cut_off(page):
+    assert headless((ROOT / page).read_text(encoding="utf-8")) == []
+
+
+def test_a_cut_table_is_seen():
+    whole = "| a | b |\n|---|---:|\n| 1 | 2 |\n"
+    assert headless(whole) == []
+    assert headless(whole + "\n| 3 | 4 |\n") == ["| 3 | 4 |"]

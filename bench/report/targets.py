@@ -111,6 +111,12 @@ _FEW_PIXELS = tuple(
     f"{dtype} ODConv {shape}" for dtype in ("bfloat16", "float32") for shape in ("C256 14x14", "C512 7x7")
 )
 _PENALTY = ("float32 penalty step, 64 px", "bfloat16 penalty step, 64 px")
+_ODCONV_MEMORY = Target(
+    "memory of ODConv of 3x3 at 14x14 and below over the public form's",
+    metrics.peak_memory("public"),
+    most=0.25,
+    names=_FEW_PIXELS,
+)
 _28, _14, _7 = _pixels(784), _pixels(196, 784), _pixels(0, 196)
 _FEATURE_MAPS = {
     "cuda": [
@@ -188,12 +194,7 @@ TARGETS: dict[str, dict[str, list[Target]]] = {
         "cuda": [
             Target("ODConv of 3x3 at 14x14, public / ours", over_ours("public"), 2, names=_ODCONV),
             Target("step with a gradient penalty, public / ours", over_ours("public"), 1.5, names=_PENALTY),
-            Target(
-                "memory of ODConv of 3x3 at 14x14 and below over the public form's",
-                metrics.peak_memory("public"),
-                most=0.25,
-                names=_FEW_PIXELS,
-            ),
+            _ODCONV_MEMORY,
         ],
         "cpu": [
             Target("bfloat16 ODConv of 3x3 at 14x14, public / ours", over_ours("public"), 2, names=_ODCONV),
@@ -203,12 +204,7 @@ TARGETS: dict[str, dict[str, list[Target]]] = {
                 most=1,
                 names=_PENALTY,
             ),
-            Target(
-                "memory of ODConv of 3x3 at 14x14 and below over the public form's",
-                metrics.peak_memory("public"),
-                most=0.25,
-                names=_FEW_PIXELS,
-            ),
+            _ODCONV_MEMORY,
         ],
     },
     "training": {

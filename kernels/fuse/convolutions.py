@@ -177,6 +177,8 @@ class OmniDimensionalConv(Swapped):
             return super().forward(x)
         experts = getattr(self, plan.weight)
         attentions = _attentions(getattr(self, plan.attention)(x), x, experts)
+        if attentions is None:
+            raise TypeError(f"{plan.attention} gave ODConv's four attentions when it was fused, and gives others now")
         mode = getattr(self, "padding_mode", "zeros")
         return omni_dimensional_conv2d(x, experts, *attentions, *geometry_of(self), padding_mode=mode)
 

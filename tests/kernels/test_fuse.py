@@ -21,6 +21,7 @@ from tests.kernels.oracle import randn
 from tests.kernels.written_elsewhere import (
     CBAM,
     ECA,
+    Attention2d,
     CBAMBlock,
     ChannelAttention,
     ChannelGate,
@@ -661,3 +662,22 @@ def test_the_report_is_a_table():
 
 def test_fuse_is_a_name_of_the_package():
     assert kernels.fuse is fuse
+
+
+class NormalisedAttention(Attention2d):
+    """Counts its batches."""
+
+    def __init__(self, in_planes, experts):
+        super().__init__(in_planes, 0.25, experts, 1)
+        self.bn = nn.BatchNorm2d(in_planes)
+
+    def forward(self, x):
+        return super().forward(self.bn(x))
+
+
+def test_an_attention_that_counts_its_batches_is_compared_from_the_same_count():
+    layer = DynamicConv(8, 6, 3, temperature=1)
+    layer.attention = NormalisedAttention(8, 4)
+    _, report = assert_equal_training(layer, randn(3, 8, 9, 7))
+    assert [swap.op for swap in report.swapped] == ["dynamic_conv2d"]
+    assert layer.attention.bn.num_batches_tracked == 0

@@ -32,6 +32,7 @@ from polychrome.kernels.modules import (
     SpatialGate,
     anneal_temperature,
 )
+from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import randn
 
 
@@ -496,3 +497,12 @@ def test_a_filter_for_each_signal_is_its_function():
 def test_bad_settings_and_calls_of_layers_for_signals_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_interpreter)])
+def test_a_layer_for_signals_converted_to_channels_last_computes_the_same(backend):
+    layer = DynamicConv1d(6, 4, 3, padding=1)
+    x = randn(5, 6, 20)
+    expected = layer(x)
+    with use_backend(backend):
+        torch.testing.assert_close(layer.to(memory_format=torch.channels_last)(x), expected, rtol=1e-5, atol=1e-5)

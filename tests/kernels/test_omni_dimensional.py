@@ -65,6 +65,14 @@ def test_public_layers_are_recognised_and_train_the_same(name):
     torch.testing.assert_close(fused.train()(x), public.train()(x))
 
 
+def test_an_attention_that_gives_something_else_after_the_swap_is_named():
+    public, _ = pair("3x3")
+    fuse(public)
+    public.attention = nn.Identity()
+    with pytest.raises(TypeError, match="attention gave ODConv's four attentions when it was fused"):
+        public(randn(3, 6, 8, 9, dtype=torch.float64))
+
+
 @grid(name=["3x3", "1x1"], dtype=[torch.bfloat16, torch.float16])
 def test_low_precision_is_near_the_exact_numbers(name, dtype):
     _, layer = pair(name)
