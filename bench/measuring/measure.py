@@ -19,9 +19,9 @@ from bench.report.metrics import NOT_ASKED
 from polychrome.kernels.tensors import is_channels_last
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ROUNDS = (10, 50) if DEVICE == "cuda" else (3, 100)
+ROUNDS = (10, 50) if DEVICE == "cuda" else (6, 100)
 # Seconds for all implementations of a shape together, beyond the least number of rounds.
-SECONDS = 8 if DEVICE == "cuda" else 0.8
+SECONDS = 8 if DEVICE == "cuda" else 2
 # On a CPU, a baseline that takes this many times as long as the usual way is run once and left out of the rounds.
 SLOW = 1.5
 
@@ -181,7 +181,22 @@ def figures(calls: dict[str, timing.Parts], work: dict[str, Work]) -> tuple[dict
         "memory_bytes": memory,
         "host_us": host,
     }
+    if DEVICE == "cpu":
+        entry["chosen"] = chosen_baseline(times)
     return entry, {name: [sum(run) for run in each] for name, each in times.items()}
+
+
+def chosen_baseline(times: dict[str, list]) -> dict | None:
+    """Return the fastest baseline in every other run, and its time over ours in the runs between; None without one.
+
+    Where many are timed, the fastest of all runs is partly the luckiest. Compiled baselines are not among them.
+    """
+    totals = {name: [sum(run) for run in each] for name, each in times.items()}
+    names = [name for name in totals if name not in ("ours", "static") and not name.startswith("compiled")]
+    if not names or len(totals["ours"]) < 2:
+        return None
+    way = min(names, key=lambda name: statistics.median(totals[name][::2]))
+    return {"way": way, "over_ours": statistics.median(totals[way][1::2]) / statistics.median(totals["ours"][1::2])}
 
 
 def counted(parts: timing.Parts) -> list[int]:

@@ -101,9 +101,9 @@ OPS = {
             **_SHARES,
             "memory": cell(metrics.extra_memory("naive")),
         },
-        "ms: ours. naive fp32, naive, best (which): their time over ours, forward + backward. static: our time over a "
-        "plain convolution's. % fwd, % bwd: the least possible time over ours. memory: ours over naive's, beyond "
-        "inputs and results.",
+        "ms: ours. naive fp32, naive, best (which): their time over ours, forward + backward; on a CPU the best is "
+        "chosen in every other run and compared in the runs between. static: our time over a plain convolution's. "
+        "% fwd, % bwd: the least possible time over ours. memory: ours over naive's, beyond inputs and results.",
     ),
     "spatial_attention": _FEATURE_MAPS,
     "channel_gate": _FEATURE_MAPS._replace(

@@ -104,3 +104,16 @@ def test_the_bound_is_the_slower_of_bytes_and_arithmetic(monkeypatch):
     assert measure.bound(2_000_000) == pytest.approx(2)
     assert measure.bound(2_000_000, 3 * 10**9, torch.float32) == pytest.approx(3)
     assert measure.ceilings(torch.float32) == {"GB/s copy": 1.0, "TFLOP/s float32 matmul": 1.0}
+
+
+def test_the_fastest_baseline_is_chosen_in_every_other_run_and_compared_in_the_others():
+    times = {
+        "ours": [[1.0, 1.0], [2.0, 2.0], [1.0, 1.0], [2.0, 2.0]],
+        "lucky": [[0.5, 0.5], [4.0, 4.0], [0.5, 0.5], [4.0, 4.0]],
+        "steady": [[2.0, 1.0], [2.0, 1.0], [2.0, 1.0], [2.0, 1.0]],
+        "compiled": [[0.1, 0.1]] * 4,
+        "static": [[0.1, 0.1]] * 4,
+    }
+    assert measure.chosen_baseline(times) == {"way": "lucky", "over_ours": 2.0}
+    assert measure.chosen_baseline({name: times[name] for name in ("ours", "static", "compiled")}) is None
+    assert measure.chosen_baseline({name: each[:1] for name, each in times.items()}) is None

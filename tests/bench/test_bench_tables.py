@@ -89,7 +89,8 @@ def map_entry(layout="channels_last", ours=2.0, **others):
     found = entry(ours=ours)
     times = {"ours": ours, "eager": 8.0, "compiled": 5.0, "compiled no graphs": 3.0} | others
     found["ms"] = {name: {"forward": both / 4, "backward": both * 3 / 4, "both": both} for name, both in times.items()}
-    return {name: value for name, value in found.items() if name not in ("batch", "pixels")} | {"layout": layout}
+    known = {name: value for name, value in found.items() if name not in ("batch", "pixels")}
+    return known | {"layout": layout, "bytes": {"forward": 9_600_000, "backward": 12_800_000}}
 
 
 def map_section():
@@ -157,10 +158,16 @@ def test_the_best_baseline_is_never_the_static_convolution():
     assert metrics.best_baseline(entry(stacked=4.0, static=1.0)) == ("stacked", 2.0)
 
 
+def test_a_baseline_chosen_in_other_runs_is_the_best_one():
+    chosen = {"chosen": {"way": "loop", "over_ours": 0.9}}
+    assert metrics.best_baseline(entry(stacked=4.0, static=1.0) | chosen) == ("loop", 0.9)
+
+
 def test_targets_on_a_cpu_name_the_worst_shape():
-    never_slower, small = targets.verdicts("dynamic_conv", section())
-    assert (never_slower.met, small.met) == (False, True)
-    assert never_slower.measured == "1.25 at bfloat16 C64 56x56; 1 of 2 miss"
+    never_slower, mean, small = targets.verdicts("dynamic_conv", section())
+    assert (never_slower.met, mean.met, small.met) == (False, True, True)
+    assert never_slower.demand == "best baseline / ours on every shape: >= 0.97"
+    assert never_slower.measured == "0.50 at bfloat16 C64 56x56; 1 of 2 miss"
     assert small.measured == "4.00"
 
 
@@ -197,8 +204,12 @@ def test_targets_of_maps_hold_every_shape_to_eager_compiled_and_the_bound():
         ("bound under 5 us: us beyond the bound at 70% backward, against 4 launches: <= 10", None),
     ]
     assert found[1].measured == f"1.20 at bfloat16 contiguous {MAP}; 1 of 2 miss"
-    (never_slower,) = targets.verdicts("channel_gate", map_section())
+    never_slower, faster = targets.verdicts("channel_gate", map_section())
     assert (never_slower.met, never_slower.measured[:5]) == (True, "0.31 ")
+    assert (faster.met, faster.measured[:5]) == (True, "3.20 ")
+    small = map_entry(ours=7.0) | {"bytes": {"forward": 6_400_000}}
+    _, faster = targets.verdicts("channel_gate", section(small=small))
+    assert faster.met is None
 
 
 def test_maps_whose_launches_cost_more_than_their_bytes_are_held_to_the_launches():
@@ -285,7 +296,7 @@ def test_readme_is_rewritten_between_the_markers_only(results, tmp_path, capsys)
     assert "GPU: not measured yet." in new
     assert "**Some Device**; torch 2.15.0; 2026-01-01." in new
     # Naive over ours is 4 and 0.8, loop over ours 2.5 and 0.5; of both directions half and a tenth is the bound.
-    assert "| dynamic_conv | 2 | 1.79 | 1.12 | 30 | 30 | 1 of 2 |" in new
+    assert "| dynamic_conv | 2 | 1.79 | 1.12 | 30 | 30 | 2 of 3 |" in new
     assert "old" not in new
 
 
