@@ -5,11 +5,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from polychrome.kernels.backend import call_reference, chosen_backend
+from polychrome.kernels.backend import call_reference, chosen_backend, owned
 from polychrome.kernels.checks import check_device, check_input, check_shape, check_small_dtype
 from polychrome.kernels.dynamic_conv import reference, register  # noqa: F401  (registers the ops)
-from polychrome.kernels.dynamic_conv.arguments import check_bias, check_kernels, check_mixing, checked_geometry
+from polychrome.kernels.dynamic_conv.arguments import (
+    check_bias,
+    check_kernels,
+    check_mixing,
+    checked_geometry,
+    remembered,
+)
 from polychrome.kernels.dynamic_conv.borders import with_borders
+from polychrome.kernels.dynamic_conv.eager import kept
 from polychrome.kernels.dynamic_conv.eager.forms import forms_of
 from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.dynamic_conv.shared import broadcast, is_shared, shared_conv2d
@@ -67,7 +74,7 @@ def dynamic_conv2d(
             `use_backend`.
     """
     x, experts, bias, geometry = prepare_dynamic(
-        x, experts, mixing, bias, stride, padding, dilation, groups, padding_mode, scale, shift, relu
+        x, experts, bias, mixing, stride, padding, dilation, groups, padding_mode, scale, shift, relu
     )
     mixing = mixing.flatten(2) if mixing.dim() == 4 else mixing
     backend = chosen_backend("dynamic_conv2d", x)
@@ -78,10 +85,8 @@ def dynamic_conv2d(
     x, geometry = with_borders(x, geometry, padding_mode)
     records = torch.jit.is_tracing() or wants_gradient(x, experts, mixing, bias, scale, shift)
     if records and mixing.dim() == 2 and keeps_the_mix(x, experts, geometry, backend):
-        mixed_bias = None if bias is None else call_reference(reference.mix, mixing, bias)
-        weight = call_reference(reference.mix, mixing, experts)
-        y = call("per_sample_conv2d", x, weight, mixed_bias, *geometry, backend)
-        return reference.affine(y, *epilogue)
+        form = forms_of(x, experts, geometry, per_sample=False).forward.form
+        return reference.affine(owned(kept.dynamic_conv2d(form, x, experts, mixing, bias, geometry)), *epilogue)
     if scale is None and shift is None and not relu:
         return call("dynamic_conv2d", x, experts, mixing, bias, *geometry, backend)
     if records:
@@ -145,7 +150,8 @@ dynamic_conv2d.reference = reference.dynamic_conv2d
 per_sample_conv2d.reference = reference.per_sample_conv2d
 
 
-def prepare_dynamic(x, experts, mixing, bias, stride, padding, dilation, groups, padding_mode, scale, shift, relu):
+@remembered
+def prepare_dynamic(x, experts, bias, mixing, stride, padding, dilation, groups, padding_mode, scale, shift, relu):
     """Return x, experts and bias as autocast has them, and the op's geometry; raise where an argument does not fit."""
     check_input(x)
     x, experts, bias = cast_for_autocast(x, experts, bias)
@@ -161,6 +167,7 @@ def prepare_dynamic(x, experts, mixing, bias, stride, padding, dilation, groups,
     return x, experts, bias, checked_geometry(x, experts, stride, padding, dilation, groups, padding_mode)
 
 
+@remembered
 def prepare_per_sample(x, weight, bias, stride, padding, dilation, groups, padding_mode):
     """Return x, weight and bias as autocast has them, and the op's geometry; raise where an argument does not fit."""
     check_input(x)
@@ -181,7 +188,7 @@ def _check_affine(name: str, vector: Tensor | None, x: Tensor, experts: Tensor) 
 def keeps_the_mix(x: Tensor, experts: Tensor, geometry: Geometry, backend: str) -> bool:
     """Return whether a call that records gradients is to mix outside the op, so that autograd keeps the mix.
 
-    True on a CPU where no form is faster than the naive form: mixing again for the gradients would make the op slower.
+    True on a CPU where the mixed weights are few: mixing again for the gradients would make the op slower.
     False in a compiled call, as the answer depends on the batch size, and in a traced call, as the trace serves calls
     with and without gradients.
     """
@@ -189,7 +196,7 @@ def keeps_the_mix(x: Tensor, experts: Tensor, geometry: Geometry, backend: str) 
         return False
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    return forms_of(x, experts, geometry, per_sample=False).are_naive
+    return forms_of(x, experts, geometry, per_sample=False).keep_the_mix
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:

@@ -1,5 +1,9 @@
 """Checks that the public convolutions share, forward and transposed."""
 
+from collections.abc import Callable
+from functools import wraps
+
+import torch
 from torch import Tensor
 
 from polychrome.kernels.checks import (
@@ -12,6 +16,50 @@ from polychrome.kernels.checks import (
 )
 from polychrome.kernels.dynamic_conv.borders import check_borders
 from polychrome.kernels.dynamic_conv.problem import Geometry, axes_of, resolve_geometry, resolve_transposed
+from polychrome.kernels.tensors import autocasts
+
+CHECKED = 4096  # calls that are remembered
+
+
+def remembered(prepare: Callable) -> Callable:
+    """Return `prepare(x, kernels, bias, *rest)` that does not check again what it has checked and found right.
+
+    `prepare` returns x, kernels and bias, unchanged without autocast, and the geometry, which only depends on the
+    tensors' shapes, dtypes and devices and on the other arguments.
+    """
+    known: dict[tuple, Geometry] = {}
+
+    @wraps(prepare)
+    def prepared(x, kernels, bias, *rest):
+        key = _key_of((x, kernels, bias, *rest))
+        if key is None or not isinstance(x, Tensor) or autocasts(x):
+            return prepare(x, kernels, bias, *rest)
+        geometry = known.get(key)
+        if geometry is None:
+            if len(known) >= CHECKED:
+                known.clear()
+            geometry = known[key] = prepare(x, kernels, bias, *rest)[3]
+        return x, kernels, bias, geometry
+
+    return prepared
+
+
+def _key_of(arguments: tuple) -> tuple | None:
+    """Return what a check can see of the arguments; None while torch compiles or traces, and for unusual arguments."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return None
+    key = []
+    for argument in arguments:
+        kind = type(argument)
+        if kind is Tensor or kind is torch.nn.Parameter:
+            key.append((argument.shape, argument.dtype, argument.device))
+        elif argument is None or kind is int or kind is str or kind is bool:
+            key.append((kind, argument))  # with the kind, as True is 1
+        elif kind is tuple and all(type(each) is int for each in argument):  # 1.0 is 1 too
+            key.append(argument)
+        else:
+            return None
+    return tuple(key)
 
 
 def check_kernels(

@@ -63,7 +63,7 @@ class Explanation(NamedTuple):
         elif self.forms is not None:
             if self.keeps_the_mix:
                 lines.append(("mixes", "before the op: autograd keeps the mixed weights for the gradients"))
-            for name, choice in zip(("gradient of x", "gradient of weights"), self.forms[1:], strict=True):
+            for name, choice in zip(("gradient of x", "gradient of weights"), self.forms[1:3], strict=True):
                 lines.append((name, f"{choice.form}: {choice.reason}"))
         flops = problem.flops / 1e9
         lines.append(("at the least, forward", f"{flops:.3g} GFLOP, {problem.forward_bytes / 1e6:.3g} MB"))
@@ -90,7 +90,7 @@ def explain_dynamic_conv2d(
 ) -> Explanation:
     """Return what `dynamic_conv2d` of these arguments would run."""
     x, experts, bias, geometry = prepare_dynamic(
-        x, experts, mixing, bias, stride, padding, dilation, groups, padding_mode, scale, shift, relu
+        x, experts, bias, mixing, stride, padding, dilation, groups, padding_mode, scale, shift, relu
     )
     x, geometry = with_borders(x, geometry, padding_mode)
     by_tap = mixing.dim() == 4

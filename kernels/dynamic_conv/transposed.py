@@ -13,6 +13,7 @@ from polychrome.kernels.dynamic_conv.arguments import (
     check_mixing,
     checked_transposed_geometry,
 )
+from polychrome.kernels.dynamic_conv.eager import kept
 from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.dynamic_conv.shared import broadcast, is_shared, shared_conv_transpose2d
 from polychrome.kernels.leaves import leaf
@@ -123,7 +124,7 @@ def dynamic_conv_transpose2d(
         return call_reference(reference.dynamic_conv_transpose2d, x, experts, mixing, bias, *rest)
     if _mixes_outside(x, experts, mixing, bias, geometry, backend):
         mixed_bias = None if bias is None else call_reference(reference.mix, mixing, bias)
-        weight = call_reference(reference.mix, mixing, experts)
+        weight = call_reference(kept.mixed, experts, mixing)
         return call("per_sample_conv_transpose2d", x, weight, mixed_bias, *geometry, backend)
     return call("dynamic_conv_transpose2d", x, experts, mixing, bias, *geometry, backend)
 

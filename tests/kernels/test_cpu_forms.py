@@ -4,19 +4,23 @@ import torch
 
 from polychrome.kernels import dynamic_conv2d, per_sample_conv2d
 from polychrome.kernels.dynamic_conv import api
-from polychrome.kernels.dynamic_conv.eager import mixed
+from polychrome.kernels.dynamic_conv.eager import columns, kept, stacked
+from polychrome.kernels.dynamic_conv.eager import mixing as eager_mixing
 from polychrome.kernels.dynamic_conv.eager import ops as eager
 from polychrome.kernels.dynamic_conv.eager.forms import Choice, Forms, cpu_forms
 from polychrome.kernels.dynamic_conv.problem import Problem
+from polychrome.kernels.dynamic_conv.reference import mix
 from tests.grids import grid
 from tests.kernels.oracle import assert_near_exact, randn, rms_ratio
 
 FORMS = {
     "groups": ("groups", "groups", "groups"),
     "loop": ("loop", "loop", "loop"),
-    "loop_taps": ("loop", "loop", "taps"),
-    "swapped_groups": ("loop", "swapped", "groups"),
-    "swapped_taps": ("loop", "swapped", "taps"),
+    "loop_columns": ("loop", "loop", "columns"),
+    "swapped_groups": ("loop", "swapped loop", "groups"),
+    "swapped_loop": ("loop", "swapped loop", "loop"),
+    "swapped_columns": ("columns", "swapped columns", "columns"),
+    "columns_loop": ("columns", "loop", "columns"),
     "groups_loop": ("groups", "groups", "loop"),
     "stacked": ("stacked", "stacked", "stacked"),
 }
@@ -48,11 +52,28 @@ def arguments_of(case, dtype=torch.float32, layout=torch.contiguous_format):
 
 @pytest.fixture
 def forced(form, monkeypatch):
-    """Force the form of the test's argument `form`, and slices of a few samples."""
+    """Force the form of the test's argument `form`, and slices of a few samples, channels and taps."""
     forms = Forms(*(Choice(one, "forced") for one in FORMS[form]))
     monkeypatch.setattr(eager, "forms_of", lambda *_, **__: forms)
     monkeypatch.setattr(api, "keeps_the_mix", lambda *_: False)
-    monkeypatch.setattr(mixed, "SLICE_BYTES", 2000)
+    small_slices(monkeypatch)
+
+
+def small_slices(monkeypatch):
+    """Have every form work on a few samples, channels and taps at a time."""
+    for name, value in {
+        "SLICE_BYTES": 2000,
+        "BLOCK_BYTES": 500,
+        "TAPS_BYTES": 1000,
+        "SAMPLES": 2,
+        "CHANNELS": 2,
+    }.items():
+        monkeypatch.setattr(columns, name, value)
+    for name, value in {"SLICE_BYTES": 2000, "BLOCK_ELEMENTS": 200, "TWICE_ELEMENTS": 200}.items():
+        monkeypatch.setattr(eager_mixing, name, value)
+    monkeypatch.setattr(eager_mixing, "HALVES_COLUMNS", 40)
+    monkeypatch.setattr(eager_mixing, "HALVES_ELEMENTS", 1)
+    monkeypatch.setattr(stacked, "LARGE", 100)
 
 
 @grid(
@@ -187,38 +208,51 @@ def test_every_per_sample_form_is_near_the_exact_result(monkeypatch, case, loop)
     assert_near_exact(per_sample_conv2d, [x, weight, randn(len(x), experts.shape[1], seed=5)], **options)
 
 
-def chosen(shape, kernel=3, stride=1, experts=4, groups=1, dtype=torch.bfloat16, last=True, units="avx512"):
+def forms_at(shape, kernel=3, stride=1, experts=4, groups=1, dtype=torch.bfloat16, last=True, units="avx512"):
     batch, inputs, outputs, size = shape
     side = (size - 1) * stride + 1
     padding = (kernel // 2,) * 4
     pairs = (kernel, kernel), (stride, stride), padding, (1, 1)
     forms = cpu_forms(Problem(batch, inputs, outputs, side, side, *pairs, groups, experts, dtype), last, units)
-    assert all(choice.reason and "\n" not in choice.reason for choice in forms)
-    return tuple(choice.form for choice in forms)
+    assert all(choice.reason and "\n" not in choice.reason for choice in forms[:3])
+    return forms
 
 
 @pytest.mark.parametrize(
     ("shape", "options", "forms"),
     [
-        ((32, 64, 64, 56), {}, ("loop", "swapped", "loop")),
-        ((32, 64, 64, 56), {"units": "amx"}, ("loop", "swapped", "groups")),
-        ((32, 256, 256, 14), {}, ("loop", "swapped", "taps")),
+        ((32, 64, 64, 56), {}, ("loop", "loop", "loop")),
+        ((32, 64, 64, 56), {"units": "amx"}, ("loop", "swapped loop", "groups")),
+        ((32, 256, 256, 14), {}, ("columns", "swapped columns", "columns")),
+        ((32, 256, 256, 14), {"stride": 2}, ("columns", "loop", "columns")),
+        ((32, 256, 256, 14), {"kernel": 13}, ("loop", "loop", "loop")),  # a sample's patches are 17 MB
+        ((32, 256, 256, 14), {"experts": 1}, ("stacked", "stacked", "stacked")),
+        ((8, 256, 256, 14), {}, ("groups", "groups", "groups")),
         ((32, 512, 512, 7), {}, ("stacked", "stacked", "stacked")),
-        ((64, 192, 384, 10), {}, ("loop", "swapped", "taps")),
+        ((2, 512, 512, 7), {}, ("groups", "groups", "groups")),
+        ((64, 192, 384, 10), {}, ("columns", "swapped columns", "columns")),
         ((64, 192, 384, 10), {"units": "amx"}, ("stacked", "stacked", "stacked")),
         ((64, 192, 384, 10), {"units": "none"}, ("groups", "groups", "groups")),
         ((64, 192, 384, 10), {"dtype": torch.float16}, ("groups", "groups", "groups")),
-        ((64, 192, 384, 10), {"dtype": torch.float32, "last": False}, ("groups", "groups", "taps")),
-        ((32, 64, 64, 56), {"dtype": torch.float32, "units": "amx"}, ("loop", "swapped", "loop")),
-        ((16, 256, 256, 28), {"kernel": 1}, ("loop", "swapped", "taps")),
+        ((64, 192, 384, 10), {"dtype": torch.float32}, ("loop", "loop", "loop")),
+        ((32, 64, 64, 56), {"dtype": torch.float32}, ("loop", "loop", "loop")),
+        ((4, 64, 64, 56), {"dtype": torch.float32}, ("loop", "loop", "loop")),
+        ((4, 64, 64, 56), {"dtype": torch.float32, "last": False}, ("groups", "groups", "groups")),
+        ((16, 256, 256, 28), {"kernel": 1}, ("columns", "swapped columns", "columns")),
+        ((2, 256, 256, 28), {"kernel": 1}, ("loop", "loop", "loop")),
+        ((16, 256, 256, 28), {"groups": 256}, ("loop", "loop", "loop")),
+        ((16, 256, 256, 28), {"groups": 256, "last": False}, ("groups", "groups", "groups")),
+        ((16, 256, 256, 28), {"groups": 256, "dtype": torch.float32, "last": False}, ("groups", "groups", "groups")),
         ((16, 128, 128, 28), {"stride": 2, "units": "amx"}, ("loop", "groups", "groups")),
         ((1, 256, 256, 14), {}, ("groups", "groups", "groups")),
+        ((1, 256, 256, 14), {"units": "amx"}, ("groups", "groups", "groups")),
         ((64, 8, 8, 8), {}, ("groups", "groups", "groups")),
+        ((32, 64, 64, 8), {"stride": 2}, ("groups", "groups", "groups")),
         ((32, 512, 512, 7), {"experts": 0}, ("loop", "loop", "loop")),
     ],
 )
 def test_the_rule_on_named_shapes(shape, options, forms):
-    assert chosen(shape, **options) == forms
+    assert tuple(choice.form for choice in forms_at(shape, **options)[:3]) == forms
 
 
 def ops_called(function, *arguments):
@@ -227,18 +261,122 @@ def ops_called(function, *arguments):
     return y, {event.key for event in profile.key_averages() if event.key.startswith("polychrome::")}
 
 
+@pytest.mark.parametrize(
+    ("shape", "options", "keeps"),
+    [
+        ((16, 64, 64, 56), {}, True),
+        ((16, 256, 256, 14), {}, False),
+        ((8, 256, 256, 14), {}, True),
+        ((2, 512, 512, 14), {"kernel": 5}, True),  # as many weights as the experts have
+        ((16, 512, 512, 7), {}, False),
+        ((16, 64, 64, 20), {"experts": 1}, True),
+        ((16, 64, 64, 20), {"experts": 1, "units": "amx"}, False),
+        ((16, 64, 64, 112), {"experts": 1}, False),
+        ((16, 64, 64, 56), {"experts": 0}, False),
+        ((64, 8, 8, 8), {"units": "amx"}, True),
+        ((16, 64, 64, 56), {"units": "amx"}, False),
+        ((64, 512, 512, 14), {"dtype": torch.float64}, True),
+    ],
+)
+def test_autograd_keeps_the_mix_where_it_is_small(shape, options, keeps):
+    assert forms_at(shape, **options).keep_the_mix == keeps
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_mix_that_autograd_keeps_gives_the_exact_result(case):
-    """Small shapes: no form beats the naive one, which keeps the mixed weights for its gradients."""
     arguments, options = arguments_of(case)
     assert_near_exact(dynamic_conv2d, arguments, **options)
     leaves = [argument.requires_grad_() for argument in arguments]
     y, called = ops_called(lambda *a: dynamic_conv2d(*a, **options), *leaves)
-    assert called == {"polychrome::per_sample_conv2d"}
+    assert not called
     with torch.no_grad():
         again, called = ops_called(lambda *a: dynamic_conv2d(*a, **options), *leaves)
     assert called == {"polychrome::dynamic_conv2d"}
     torch.testing.assert_close(again, y)
+
+
+@grid(
+    lambda form, case, **_: form != "stacked" or case == "one_expert",
+    form=["groups", "loop", "stacked"],
+    case=list(CASES),
+    layout=LAYOUTS,
+    dtype=[torch.float32, torch.bfloat16, torch.float16],
+)
+def test_every_kept_form_is_near_the_exact_result(monkeypatch, form, case, layout, dtype):
+    small_slices(monkeypatch)
+    choice = Choice(form, "forced")
+    monkeypatch.setattr(api, "forms_of", lambda *_, **__: Forms(choice, choice, choice, keep_the_mix=True))
+    arguments, options = arguments_of(case, dtype, layout)
+    assert_near_exact(dynamic_conv2d, arguments, **options)
+
+
+@grid(
+    lambda form, case, **_: form != "stacked" or case == "one_expert",
+    form=["groups", "loop", "stacked"],
+    case=["padded", "groups_2", "asymmetric", "asymmetric_dilated", "stride_2_odd", "one_expert", "one_sample"],
+    layout=LAYOUTS,
+    trusted=[True, False],
+)
+def test_second_derivatives_of_every_kept_form_are_near_the_exact_ones(monkeypatch, form, case, layout, trusted):
+    """Through torch's own functions, and where these are not trusted through ours, as with AMX units."""
+    small_slices(monkeypatch)
+    monkeypatch.setattr(kept, "is_trusted_otherwise", lambda _: trusted)
+    choice = Choice(form, "forced")
+    monkeypatch.setattr(api, "forms_of", lambda *_, **__: Forms(choice, choice, choice, keep_the_mix=True))
+    arguments, options = arguments_of(case, torch.bfloat16, layout)
+
+    def penalties(function, given):
+        leaves = [each.requires_grad_() for each in given]
+        y = function(*leaves, **options)
+        grad = randn(*y.shape, seed=5).to(y.dtype).requires_grad_()
+        first = torch.autograd.grad(y, leaves[:3], grad, create_graph=True)
+        return torch.autograd.grad(sum(each.square().sum() for each in first), [*leaves[:3], grad])
+
+    found = penalties(dynamic_conv2d, arguments)
+    exact = penalties(dynamic_conv2d.reference, [each.detach().double() for each in arguments])
+    for one, other in zip(found, exact, strict=True):
+        assert rms_ratio(one, other) < 0.02
+
+
+@pytest.mark.parametrize("form", ["groups", "loop"])
+def test_weights_per_sample_may_lie_in_any_order(monkeypatch, form):
+    forms = Forms(*[Choice(form, "forced")] * 3)
+    monkeypatch.setattr(eager, "forms_of", lambda *_, **__: forms)
+    (x, experts, _, _), options = arguments_of("padded")
+    weight = randn(len(x), *experts.shape[1:], seed=4)
+    expected = per_sample_conv2d.reference(x, weight, **options)
+    for order in ((0, 1, 3, 4, 2), (1, 2, 3, 4, 0), (4, 3, 2, 1, 0)):
+        back = [order.index(dim) for dim in range(5)]
+        laid = weight.permute(order).contiguous().permute(back)
+        torch.testing.assert_close(per_sample_conv2d(x, laid, **options), expected)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+def test_the_fast_mix_and_its_derivatives_are_those_of_the_definition(monkeypatch, channels_last, wanted):
+    small_slices(monkeypatch)
+    experts, mixing = randn(4, 6, 5, 3, 2, dtype=torch.bfloat16), randn(7, 4, seed=1)
+    leaves = [leaf.requires_grad_(want) for leaf, want in zip((experts, mixing), wanted, strict=True)]
+    mixed = kept.mixed(*leaves, channels_last)
+    assert type(mixed.grad_fn).__name__ == "_MixBackward"
+    expected = mix(mixing, experts)
+    assert rms_ratio(mixed, expected.double()) < 0.005
+    weights = randn(*mixed.shape, seed=2, dtype=torch.bfloat16).requires_grad_()
+    asked = [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]
+    found = torch.autograd.grad(mixed, asked, weights, retain_graph=True)
+    once = torch.autograd.grad(expected, asked, weights, create_graph=True)
+    for one, other in zip(found, once, strict=True):
+        assert one.dtype == other.dtype
+        assert rms_ratio(one, other.double()) < 0.005
+    again = torch.autograd.grad(mixed, asked, weights, create_graph=True)
+    seconds = [
+        torch.autograd.grad(sum(each.float().square().sum() for each in some), [*asked, weights], allow_unused=True)
+        for some in (again, once)
+    ]
+    for one, other in zip(*seconds, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert rms_ratio(one, other.double()) < 0.01
 
 
 def test_the_mix_that_autograd_keeps_is_in_float32_under_autocast():
@@ -246,7 +384,7 @@ def test_the_mix_that_autograd_keeps_is_in_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         inside = dynamic_conv2d(x, experts, mixing, bias, **options)
         leaf = mixing.clone().requires_grad_()
-        kept = dynamic_conv2d(x, experts, leaf, bias, **options)
-    assert torch.equal(kept, inside)
-    kept.float().sum().backward()
+        recorded = dynamic_conv2d(x, experts, leaf, bias, **options)
+    assert torch.equal(recorded, inside)
+    recorded.float().sum().backward()
     assert leaf.grad.dtype == torch.float32

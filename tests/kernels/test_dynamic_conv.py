@@ -469,3 +469,22 @@ def test_bad_per_sample_arguments_are_named():
         with pytest.raises(ValueError, match="must") as caught:
             per_sample_conv2d(*arguments)
         assert str(caught.value) == message
+
+
+def test_arguments_that_were_right_once_are_checked_again_where_they_differ():
+    """The checks are remembered by what they see: 1.0 and True are equal to 1."""
+    x, experts, mixing = randn(2, 4, 5, 5), randn(3, 6, 4, 3, 3), randn(2, 3)
+    expected = dynamic_conv2d(x, experts, mixing, None, 1, 1)
+    assert torch.equal(dynamic_conv2d(x, experts, mixing, None, 1, 1), expected)
+    for stride in (1.0, (1.0, 1), "1", 0):
+        with pytest.raises(ValueError, match="stride must be"):
+            dynamic_conv2d(x, experts, mixing, None, stride, 1)
+    with pytest.raises(TypeError, match="relu must be a bool"):
+        dynamic_conv2d(x, experts, mixing, None, 1, 1, relu=0)
+    with pytest.raises(TypeError, match="x's dtype"):
+        dynamic_conv2d(x, experts.double(), mixing, None, 1, 1)
+    with pytest.raises(ValueError, match="mixing must be"):
+        dynamic_conv2d(x, experts, mixing[:, :2], None, 1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dynamic_conv2d(x, experts, mixing, None, 1, 1).dtype == torch.bfloat16
+    assert dynamic_conv2d(x, experts, mixing, None, 1, 1).dtype == torch.float32

@@ -14,7 +14,6 @@ from polychrome.kernels import (
     use_backend,
 )
 from polychrome.kernels.dynamic_conv import transposed
-from polychrome.kernels.dynamic_conv.eager import mixed
 from polychrome.kernels.dynamic_conv.eager import ops as eager
 from polychrome.kernels.dynamic_conv.eager.forms import Choice, Forms
 from polychrome.kernels.dynamic_conv.plan import plan
@@ -30,7 +29,7 @@ from tests.kernels.oracle import (
     randn,
     rms_ratio,
 )
-from tests.kernels.test_cpu_forms import FORMS
+from tests.kernels.test_cpu_forms import FORMS, small_slices
 
 # batch, in, out, height, width, experts, kernel, options
 CASES = {
@@ -242,7 +241,7 @@ def forced(form, monkeypatch):
     forms = Forms(*(Choice(one, "forced") for one in FORMS[form]))
     monkeypatch.setattr(eager, "forms_of", lambda *_, **__: forms)
     monkeypatch.setattr(transposed, "keeps_the_mix", lambda *_: False)
-    monkeypatch.setattr(mixed, "SLICE_BYTES", 2000)
+    small_slices(monkeypatch)
 
 
 def stride_of(case):

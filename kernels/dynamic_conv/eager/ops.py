@@ -5,6 +5,7 @@ from torch import Tensor
 
 from polychrome.kernels.dynamic_conv.eager import mixed, stacked
 from polychrome.kernels.dynamic_conv.eager.forms import forms_of
+from polychrome.kernels.dynamic_conv.eager.mixing import add_products
 from polychrome.kernels.dynamic_conv.eager.per_sample import convolve, convolve_backward
 from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.dynamic_conv.reference import mix
@@ -86,7 +87,7 @@ def dynamic_conv2d_backward(
             dx, dexperts = mixed.backward(chosen, grad, x, experts, wide, dmixing, geometry, for_x, for_experts)
     dbias = wide.new_zeros(bias.shape) if for_bias else None
     if bias is not None and (for_bias or for_mixing):
-        mixed.add_products(grad.sum((2, 3)), bias, wide, dmixing, dbias)
+        add_products(grad.sum((2, 3)), bias, wide, dmixing, dbias)
     return (
         dx if for_x else not_asked(x),
         dexperts.to(experts.dtype).contiguous() if for_experts else not_asked(x),

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.dynamic_conv.trust import is_trusted
-from polychrome.kernels.tensors import empty_as
+from polychrome.kernels.tensors import empty_as, is_channels_last
 
-TAPS_BYTES = 8 << 20
+convolution_backward, unsafe_view = torch.ops.aten.convolution_backward.default, torch.ops.aten._unsafe_view.default
 
 
 def convolve_with(x, weight, geometry: Geometry) -> Tensor:
@@ -27,76 +27,84 @@ def convolve_with_backward(grad, x, weight, geometry: Geometry, needed) -> tuple
         return tuple(each if each is None else each.to(x.dtype) for each in found)
     stride, padding, dilation, groups = geometry
     padded, symmetric = _pad(x, weight, geometry, is_read=needed[1])
-    dx, dweight, _ = torch.ops.aten.convolution_backward(
+    dx, dweight, _ = convolution_backward(
         grad, padded, weight, None, stride, symmetric, dilation, False, [0, 0], groups, [*needed, False]
     )
     return _cropped(x, dx, padding, symmetric) if needed[0] else None, dweight if needed[1] else None
 
 
-def convolve(form: str, x, weight, bias, geometry: Geometry) -> Tensor:
-    """Return sample b convolved with `weight[b]`; the layout is open."""
+def convolve(form: str, x, weight, bias, geometry: Geometry, y: Tensor | None = None) -> Tensor:
+    """Return sample b convolved with `weight[b]`, written to `y` if given, else in any layout."""
     padded, symmetric = _pad(x, weight, geometry)
     if form == "loop":
-        y = empty_as(x, geometry.output_shape(x, weight))
-        for b, one in enumerate(weight.unbind()):
-            some = None if bias is None else bias[b]
-            y[b : b + 1] = _conv2d(padded[b : b + 1], one, some, symmetric, geometry)
+        y = empty_as(x, geometry.output_shape(x, weight)) if y is None else y
+        biases = [None] * len(x) if bias is None else bias.unbind()
+        for sample, own, some, result in zip(padded.split(1), weight.unbind(), biases, y.split(1), strict=True):
+            result.copy_(_conv2d(sample, own, some, symmetric, geometry))
         return y
     bias = None if bias is None else bias.flatten()
     grouped = geometry._replace(groups=len(x) * geometry.groups)
-    y = _conv2d(_as_channels(padded), weight.flatten(0, 1), bias, symmetric, grouped)
-    return y.unflatten(1, (len(x), -1)).squeeze(0)
+    result = _conv2d(_as_channels(padded), weight.flatten(0, 1), bias, symmetric, grouped)
+    # to torch no view, as nobody has the whole
+    result = unsafe_view(result.contiguous(), (*weight.shape[:2], *result.shape[2:]))
+    return result if y is None else y.copy_(result)
 
 
-def convolve_backward(form: str, grad, x, weight, geometry: Geometry, needed) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x, in any layout, and of the weights, [batch, ...]; gradients not needed are None."""
-    if form == "loop":
-        dx, dweights = empty_as(x, x.shape) if needed[0] else None, []
-        for b, one in enumerate(weight.unbind()):
-            part = slice(b, b + 1)
-            dsample, dweight = convolve_with_backward(grad[part], x[part], one, geometry, needed)
-            dweights.append(dweight)
-            if needed[0]:
-                dx[part] = dsample
-        return dx, torch.stack(dweights) if needed[1] else None
+def convolve_for_autograd(form: str, x, weight, bias, geometry: Geometry) -> Tensor:
+    """Return what `convolve` returns, of functions that torch can differentiate, forward too."""
+    if form == "groups":
+        return convolve(form, x, weight, bias, geometry)
+    padded, symmetric = _pad(x, weight, geometry)
+    biases = [None] * len(x) if bias is None else bias.unbind()
+    samples = zip(padded.split(1), weight.unbind(), biases, strict=True)
+    return torch.cat([_conv2d(sample, own, some, symmetric, geometry) for sample, own, some in samples])
+
+
+def convolve_backward(form: str, grad, x, weight, geometry: Geometry, needed, dx: Tensor | None = None):
+    """Return the gradients of x, written to `dx` if given, and of the weights, [batch, ...], both in any layout.
+
+    Gradients not needed are None.
+    """
+    if not is_trusted(x, weight.shape[3:], geometry):
+        found, dweight = convolve_backward(form, grad.float(), x.float(), weight.float(), geometry, needed)
+        dx = found if dx is None or found is None else dx.copy_(found)
+        return dx, None if dweight is None else dweight.to(weight.dtype)
+    stride, padding, dilation, groups = geometry
     padded, symmetric = _pad(x, weight, geometry, is_read=needed[1])
-    padded = _as_channels(padded) if needed[1] else x.new_empty(1, padded.shape[:2].numel(), *padded.shape[2:])
-    flat = (_as_channels(grad), padded, weight.flatten(0, 1))
-    around = [symmetric[0], symmetric[0], symmetric[1], symmetric[1]]
-    grouped = geometry._replace(padding=around, groups=len(x) * geometry.groups)
-    dx, dweight = convolve_with_backward(*flat, grouped, needed)
-    dx = _cropped(x, dx.unflatten(1, (len(x), -1)).squeeze(0), geometry.padding, symmetric) if needed[0] else None
+    rest = None, stride, symmetric, dilation, False, [0, 0]
+    if form == "loop":
+        dx = empty_as(x, x.shape) if needed[0] and dx is None else dx
+        dweight = _empty_weights(weight, is_channels_last(x)) if needed[1] else None
+        for b, (some, sample, own) in enumerate(zip(grad.split(1), padded.split(1), weight.unbind(), strict=True)):
+            found, gradient, _ = convolution_backward(some, sample, own, *rest, groups, [*needed, False])
+            if needed[0]:
+                dx[b] = _cropped(x, found, padding, symmetric)[0]
+            if needed[1]:
+                dweight[b] = gradient
+        return dx, dweight
+    flat = _as_channels(padded) if needed[1] else x.new_empty(1, padded.shape[:2].numel(), *padded.shape[2:])
+    found, dweight, _ = convolution_backward(
+        _as_channels(grad), flat, weight.flatten(0, 1), *rest, len(x) * groups, [*needed, False]
+    )
+    if needed[0]:
+        found = _cropped(x, found.unflatten(1, (len(x), -1)).squeeze(0), padding, symmetric)
+        dx = found if dx is None else dx.copy_(found)
     return dx, dweight.reshape(weight.shape) if needed[1] else None
 
 
-def weight_gradient_by_taps(grad, x, kernel, geometry: Geometry):
-    """Yield (row, columns, gradient) for some taps: [batch, out_channels, columns * in_channels/groups], taps outside.
-
-    Each is one matrix product a sample over the output pixels. Few taps' gradients exist at a time.
-    """
-    batch, out_channels, height, width = grad.shape
-    stride, (top, bottom, left, right), dilation, groups = geometry
-    by_pixel = grad.unflatten(1, (groups, -1)).flatten(3).flatten(0, 1)  # [batch * groups, out/groups, pixels]
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom)).unflatten(3, (groups, -1))
-    by_sample, by_row, by_column, by_group, by_channel = padded.stride()
-    tap_bytes = batch * out_channels * padded.shape[4] * x.element_size()
-    step = min(kernel[1], max(1, TAPS_BYTES // tap_bytes))
-    for row in range(kernel[0]):
-        for column in range(0, kernel[1], step):
-            taps = min(step, kernel[1] - column)
-            patch = padded[:, row * dilation[0] :, column * dilation[1] :].as_strided(
-                (batch, groups, height, width, taps, padded.shape[4]),
-                (by_sample, by_group, by_row * stride[0], by_column * stride[1], by_column * dilation[1], by_channel),
-            )
-            product = by_pixel @ patch.reshape(batch * groups, height * width, -1)
-            yield row, slice(column, column + taps), product.unflatten(0, (batch, groups)).flatten(1, 2)
+def _empty_weights(weight: Tensor, channels_last: bool) -> Tensor:
+    """Return uninitialised weights [batch, out, in, kh, kw], their channels inside where asked."""
+    if not channels_last:
+        return weight.new_empty(weight.shape)
+    batch, outputs, inputs, *kernel = weight.shape
+    return weight.new_empty(batch, outputs, *kernel, inputs).permute(0, 1, 4, 2, 3)
 
 
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int], geometry: Geometry) -> Tensor:
     """Return `F.conv2d` with this padding of rows and columns, in float32 where torch is wrong in x's dtype."""
     rows, columns = padding
-    around = geometry._replace(padding=[rows, rows, columns, columns])
-    if not is_trusted(x, weight.shape[2:], around):
+    around = [rows, rows, columns, columns]
+    if x.dtype == torch.bfloat16 and not is_trusted(x, weight.shape[2:], geometry._replace(padding=around)):
         return _conv2d(x.float(), weight.float(), None if bias is None else bias.float(), padding, geometry).to(x.dtype)
     return F.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation, geometry.groups)
 
@@ -111,11 +119,13 @@ def _pad(x: Tensor, weight: Tensor, geometry: Geometry, is_read: bool = True) ->
     Where nobody reads x, it is any tensor of the shape.
     """
     top, bottom, left, right = geometry.padding
+    # oneDNN's bfloat16 weight gradient with padding of its own reads past images narrower than the stride (torch 2.15).
+    narrow = x.dtype == torch.bfloat16 and x.shape[3] < geometry.stride[1]
+    if top == bottom and left == right and min(top, left) >= 0 and not narrow:
+        return x, [top, left]
     sizes = x.shape[2:], weight.shape[-2:]
     if geometry._replace(padding=[top, top, left, left]).output_size(*sizes) == geometry.output_size(*sizes):
         bottom, right = top, left  # the stride steps over the difference
-    # oneDNN's bfloat16 weight gradient with padding of its own reads past images narrower than the stride (torch 2.15).
-    narrow = x.dtype == torch.bfloat16 and x.shape[3] < geometry.stride[1]
     if top == bottom and left == right and min(top, left) >= 0 and not narrow:
         return x, [top, left]
     if not is_read:

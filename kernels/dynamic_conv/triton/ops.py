@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from polychrome.kernels.dynamic_conv.configs import HOPPER, DepthwiseConfig, device_of, own_dtype, own_parts
-from polychrome.kernels.dynamic_conv.eager.mixed import add_to_rows, from_rows, mixer, rows_of
+from polychrome.kernels.dynamic_conv.eager.mixing import add_to_rows, from_rows, mixer, rows_of
 from polychrome.kernels.dynamic_conv.plan import Plan, plan
 from polychrome.kernels.dynamic_conv.problem import Geometry, problem_of
 from polychrome.kernels.dynamic_conv.triton.contraction import contract, contract_few
