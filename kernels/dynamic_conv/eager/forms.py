@@ -60,7 +60,7 @@ COLUMNS_UP_TO_WITH_AMX = 256  # for the gradient of the weights alone
 PREPARE_FROM = 500
 FEW_WEIGHTS = 8
 # Multiply-adds of a sample, or else bytes of its x or y, that hide what a call costs
-LOOP_FROM, LOOP_BYTES = 1 << 23, 128_000
+LOOP_FROM, LOOP_BYTES = 1 << 23, 256_000
 
 
 def cpu_forms(problem: Problem, channels_last: bool, units: str | None = None, by_tap: bool = False) -> Forms:
