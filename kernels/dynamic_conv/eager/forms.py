@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from polychrome.kernels.dynamic_conv.problem import Geometry, Problem
+from polychrome.kernels.dynamic_conv.problem import Geometry, Problem, problem_of
 from polychrome.kernels.dynamic_conv.trust import bfloat16_units
 from polychrome.kernels.tensors import is_channels_last
 
@@ -63,6 +63,7 @@ FEW_WEIGHTS = 8
 LOOP_FROM, LOOP_BYTES = 1 << 23, 256_000
 
 
+@lru_cache(maxsize=4096)
 def cpu_forms(problem: Problem, channels_last: bool, units: str | None = None, by_tap: bool = False) -> Forms:
     """Return the forms of a call on a CPU; `units` are the processor's for bfloat16, by default detected.
 
@@ -165,18 +166,7 @@ def forms_of(x: Tensor, weight: Tensor, geometry: Geometry, per_sample: bool, by
     """Return the forms of a call on any device; `weight` is [batch or experts, out, in/groups, kh, kw]."""
     if x.device.type != "cpu":
         return _all("groups", f"the forms are chosen for CPUs, x is on {x.device}")
-    axes = tuple(map(tuple, geometry[:3]))
-    sizes = x.shape, weight.shape, *axes, geometry.groups, per_sample, x.dtype
-    return _remembered(sizes, is_channels_last(x), bfloat16_units(), by_tap)
-
-
-@lru_cache(maxsize=4096)
-def _remembered(sizes: tuple, channels_last: bool, units: str, by_tap: bool) -> Forms:
-    (batch, inputs, height, width), (experts, outputs, _, *kernel), *axes, groups, per_sample, dtype = sizes
-    problem = Problem(
-        batch, inputs, outputs, height, width, tuple(kernel), *axes, groups, 0 if per_sample else experts, dtype
-    )
-    return cpu_forms(problem, channels_last, units, by_tap)
+    return cpu_forms(problem_of(x, weight, geometry, per_sample), is_channels_last(x), by_tap=by_tap)
 
 
 def _all(form: str, reason: str, keep_the_mix: bool = False) -> Forms:

@@ -38,8 +38,8 @@ def add_to_rows(gradient: Tensor, rows: Tensor, mixing: Tensor, dmixing, dexpert
 class Gradients:
     """The gradients of experts and mixing, from the gradients of some samples' mixed weights at a time.
 
-    `experts` is None where it is not needed; `mixing` is added to if given. Where the mixed weights' gradients have
-    their channels inside, so have the sums.
+    Those of the mixing are added to `dmixing`, if given; those of the experts are `experts`, None unless `for_experts`.
+    channels_last: the mixed weights' gradients have their channels inside, and so have the sums.
     """
 
     def __init__(self, experts: Tensor, mixing: Tensor, dmixing, for_experts: bool, slices: int, channels_last: bool):

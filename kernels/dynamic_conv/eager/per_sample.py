@@ -119,13 +119,12 @@ def _pad(x: Tensor, weight: Tensor, geometry: Geometry, is_read: bool = True) ->
     Where nobody reads x, it is any tensor of the shape.
     """
     top, bottom, left, right = geometry.padding
+    if (top, left) != (bottom, right):
+        sizes = x.shape[2:], weight.shape[-2:]
+        if geometry._replace(padding=[top, top, left, left]).output_size(*sizes) == geometry.output_size(*sizes):
+            bottom, right = top, left  # the stride steps over the difference
     # oneDNN's bfloat16 weight gradient with padding of its own reads past images narrower than the stride (torch 2.15).
     narrow = x.dtype == torch.bfloat16 and x.shape[3] < geometry.stride[1]
-    if top == bottom and left == right and min(top, left) >= 0 and not narrow:
-        return x, [top, left]
-    sizes = x.shape[2:], weight.shape[-2:]
-    if geometry._replace(padding=[top, top, left, left]).output_size(*sizes) == geometry.output_size(*sizes):
-        bottom, right = top, left  # the stride steps over the difference
     if top == bottom and left == right and min(top, left) >= 0 and not narrow:
         return x, [top, left]
     if not is_read:
