@@ -28,17 +28,24 @@ class EpochRow:
 class TrainingHistory:
     """For each epoch its row and its speed in training images per second; the total time in seconds.
 
-    The best weights are looked for among the epochs after the first `lost` ones. It is 0 unless `best.pt` was damaged.
+    keep: which epoch has the weights to keep, the best: "loss", the one with the lowest validation loss; "last".
+    lost: of "loss", the number of first epochs that are not looked at. It is 0 unless `best.pt` was damaged.
     """
 
     epochs: list[EpochRow] = field(default_factory=list)
     speeds: list[float] = field(default_factory=list)
     seconds: float = 0.0
     lost: int = 0
+    keep: str = "loss"
 
     @property
     def best(self) -> EpochRow | None:
-        """The row with the lowest validation loss, the earliest at a tie, of those not lost; None without a row."""
+        """The row of the epoch whose weights are kept; None without a row.
+
+        With "loss" the row with the lowest validation loss, the earliest at a tie, of those not lost.
+        """
+        if self.keep == "last":
+            return self.epochs[-1] if self.epochs else None
         return min(self.epochs[self.lost :], key=_val_loss, default=None)
 
     @property
@@ -57,10 +64,10 @@ class TrainingHistory:
         return {"history": rows, "speeds": self.speeds, "seconds": self.seconds, "lost": self.lost}
 
     @classmethod
-    def from_dict(cls, values: dict) -> TrainingHistory:
+    def from_dict(cls, values: dict, keep: str = "loss") -> TrainingHistory:
         """Return the history that `as_dict` stored; raises KeyError or TypeError for any other dict."""
         rows = [EpochRow(**row) for row in values["history"]]
-        return cls(rows, list(values["speeds"]), values["seconds"], values.get("lost", 0))
+        return cls(rows, list(values["speeds"]), values["seconds"], values.get("lost", 0), keep)
 
 
 def _val_loss(row: EpochRow) -> float:

@@ -1,6 +1,7 @@
 """A dynamic convolution whose kernels are made for the channels that a sample has."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from polychrome.kernels import per_sample_conv2d
@@ -21,14 +22,16 @@ class AnyChannelConv2d(DynamicConv2d):
     distance^2, the distance in steps from place to place: nearly the channel at that place, or the nearest channel if
     the place has none. A lone channel thus acts as a gray image, and two of three channels estimate the third:
     responses keep their scale whichever channels are present, and kernels that compare channels give zero without a
-    second channel. The estimate is linear and applied to the kernels, not to the image, so that the layer computes a
-    single per-sample convolution. With all channels present the estimate is invertible: the experts can represent any
-    `nn.Conv2d`.
+    second channel. With all channels present the estimate is invertible: the experts can represent any `nn.Conv2d`.
 
     A sample's experts are mixed by attention over its places: mean and standard deviation of the pixels there, and the
-    nearness of the nearest channel, exp(-4 * distance^2).
+    nearness of the nearest channel, exp(-4 * distance^2). The estimate is linear and applied to the kernels, not to the
+    image, so that the layer computes a single per-sample convolution. A single expert has no attention and makes an
+    ordinary convolution: of the image's estimated places, or, where all samples have the same channels, of the image
+    with the kernels made for these.
 
-    `weight` [experts, out_channels, places, kernel_height, kernel_width]; `bias` and `attention` as in `DynamicConv2d`.
+    `weight` [experts, out_channels, places, kernel_height, kernel_width]; `bias` and, of several experts, `attention` as
+    in `DynamicConv2d`.
     With `fixed_places` the channels of a tensor with `in_channels` channels keep their places under any mask.
     `polychrome.kernels.fold_batch_norm` does not change the layer.
     """
@@ -46,7 +49,7 @@ class AnyChannelConv2d(DynamicConv2d):
     ):
         places = min(in_channels, MOST_PLACES)
         super().__init__(places, out_channels, kernel_size, stride, padding, experts=experts)
-        self.attention = ExpertAttention(3 * places, experts, hidden_channels=HIDDEN)
+        self.attention = ExpertAttention(3 * places, experts, hidden_channels=HIDDEN) if experts > 1 else None
         self.last = in_channels - 1
         self.fixed_places = fixed_places
 
@@ -65,7 +68,10 @@ class AnyChannelConv2d(DynamicConv2d):
             TypeError: the mask is not bool.
             ValueError: mask or channels do not fit x.
         """
+        alike = mask is None and (channels is None or channels.dim() == 1)
         x, mask = without_absent(x, mask)
+        if self.attention is None:
+            return self._plain(x, mask, channels, alike)
         # autocast would round the mixing and the estimates
         with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
             estimate, nearness = self._places(self._standing(mask, channels), mask)
@@ -76,6 +82,27 @@ class AnyChannelConv2d(DynamicConv2d):
             kernels = torch.einsum("bophw,bpc->bochw", _mixed(self.weight, mixing), estimate.to(mixing.dtype))
             bias = _mixed(self.bias, mixing)
         return per_sample_conv2d(x, kernels.to(x.dtype), bias.to(x.dtype), self.stride, self.padding)
+
+    def _plain(self, x: Tensor, mask: Tensor, channels: Tensor | None, alike: bool) -> Tensor:
+        """Return the single expert's output; `alike` says that all samples have the same channels at one place each."""
+        weight = self.weight[0]
+        with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
+            if alike:
+                mask = mask[:1]
+                estimate, _ = self._places(self._standing(mask, channels), mask)
+                weight = torch.einsum("ophw,pc->ochw", weight, estimate[0].to(weight.dtype))
+            else:
+                estimate, _ = self._places(self._standing(mask, channels), mask)
+                pixels = x.permute(0, 2, 3, 1).flatten(1, 2) @ estimate.transpose(1, 2).to(x.dtype)
+                x = pixels.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return F.conv2d(x, weight, self.bias[0], self.stride, self.padding)
+
+    def reset_parameters(self) -> None:
+        """Reinitialise all parameters, the attention's too."""
+        if self.attention is None:
+            self._reset_experts()
+        else:
+            super().reset_parameters()
 
     def _standing(self, mask: Tensor, channels: Tensor | None) -> Tensor:
         """Return the position of each channel, [batch, channels] float32."""

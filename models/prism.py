@@ -38,9 +38,9 @@ class Prism(nn.Module):
         in_channels: int = 3,
         *,
         widths: tuple[int, int, int, int] = (64, 128, 256, 512),
-        experts: tuple[int, int, int, int] = (4, 4, 4, 1),
+        experts: tuple[int, int, int, int] = (1, 1, 1, 1),
         large_kernels: tuple[int, int, int] = (9, 9, 7),
-        attention: bool = True,
+        attention: bool = False,
         dropout: float = 0.2,
         fixed_places: bool = False,
         plain_stem: bool = False,
@@ -104,8 +104,7 @@ class Branches(nn.Module):
 
 def prism4_small(num_classes: int = 50, in_channels: int = 3, **options) -> Prism:
     """Return a `Prism` of 491,700 parameters with 3 channels and 50 classes; `options` go to it."""
-    sizes = {"widths": (32, 64, 96, 160), "experts": (4, 4, 1, 1)}
-    return Prism(num_classes, in_channels, **sizes | options)
+    return Prism(num_classes, in_channels, **{"widths": (32, 64, 96, 160)} | options)
 
 
 def _conv_norm_relu(

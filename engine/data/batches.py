@@ -13,6 +13,7 @@ from torch import Tensor
 from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.kernels import augment
+from polychrome.kernels.augment.reference import selected
 
 
 class Reading(NamedTuple):
@@ -168,8 +169,8 @@ class Batch:
         Args:
             channels: the channels of the set, with mean and deviation.
             sources: int64 [batch, out] or [out], the channel of each output; negative: absent, zero.
-            parameters: `vflips` and, for uint8 images, `angles`, `brightness`, `contrast`, `gamma` and `grayscale`, see
-                `kernels.augment`.
+            parameters: `vflips`, `brightness`, `cutouts` and, for uint8 images, `angles`, `contrast`, `gamma` and
+                `grayscale`, see `kernels.augment`. Brightness does not clamp float32 images.
         """
         return self.source.standardised(channels, self.sources(sources), **parameters)
 
@@ -204,21 +205,25 @@ def normalise(
     Args:
         images: [batch, channels, height, width], uint8, or float32 of the values stored.
         sources: int64 [batch, out] or [out], the channel of each output; negative: absent, zero.
-        parameters: further arguments of `kernels.augment` for uint8 images; for others, `vflips` alone.
+        parameters: further arguments of `kernels.augment` for uint8 images; for others, `vflips`, `cutouts` and
+            `brightness` alone, which then does not clamp, as the largest value is not known.
 
     Raises:
-        ValueError: float32 images come with another parameter than `vflips`.
+        ValueError: float32 images come with another parameter.
     """
     if images.dtype == torch.uint8:
         arguments = {"mean": channels.mean, "std": channels.std, "channels": sources}
         return augment(images.permute(0, 2, 3, 1), **arguments, **parameters)
     if (vflips := parameters.pop("vflips", None)) is not None:
         images = torch.where(vflips[:, None, None, None], images.flip(2), images)
+    if (brightness := parameters.pop("brightness", None)) is not None:
+        images = images * brightness.view(*brightness.shape, *[1] * (4 - brightness.dim()))
+    cutouts = parameters.pop("cutouts", None)
     if parameters:
         raise ValueError(f"only uint8 images have {', '.join(parameters)}, not {images.dtype}")
     mean, std = _statistics(channels, images.device)
-    x = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-    return x if sources is None else gathered(x, sources)
+    x = selected((images - mean) / std, sources, cutouts)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 @cache
@@ -232,7 +237,4 @@ def gathered(x: Tensor, sources: Tensor) -> Tensor:
 
     Absent channels, negative in `sources`, are zero.
     """
-    chosen = sources.expand(len(x), -1)
-    samples = torch.arange(len(x), device=x.device)[:, None]
-    found = x[samples, chosen.clamp_min(0)].masked_fill((chosen < 0)[:, :, None, None], 0)
-    return found.contiguous(memory_format=torch.channels_last)
+    return selected(x, sources, None).contiguous(memory_format=torch.channels_last)

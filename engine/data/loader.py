@@ -103,7 +103,8 @@ class Loader:
         if self._running is not None:
             self._running.close()
         requests = self.requests(epoch, draw)[start:]
-        self._running = self._epoch(requests, self._drawn(requests, recipe, epoch if draw is None else draw))
+        draw = epoch if draw is None else draw
+        self._running = self._epoch(requests, self._drawn(requests, recipe, draw, self.size_of(epoch)))
         return self._running
 
     def requests(self, epoch: int, draw: int | None = None) -> list[BatchRequest]:
@@ -164,7 +165,7 @@ class Loader:
         return self._copied(column[_indices(requests)]).split([len(request.indices) for request in requests])
 
     def _drawn(
-        self, requests: list[BatchRequest], recipe: Recipe | None, draw: int
+        self, requests: list[BatchRequest], recipe: Recipe | None, draw: int, size: int
     ) -> Iterator[dict[str, torch.Tensor]]:
         """Yield what a recipe draws for each batch beside crops and flips, computed for thousands of images at once."""
         recipe = replace(recipe or Recipe(), scale=None, flip=0.0)
@@ -176,7 +177,7 @@ class Loader:
             indices, counts = self._copied(_indices(chunk)), [len(request.indices) for request in chunk]
             present = None if self._present is None else self._copied(self._present[_indices(chunk)])
             drawn = drawn_by(
-                recipe, indices, (1, 1), self.seed, draw, channels=len(self.channels), present=present
+                recipe, indices, (1, 1), self.seed, draw, (size, size), channels=len(self.channels), present=present
             )._asdict()
             columns = {name: values.split(counts) for name, values in drawn.items() if values is not None}
             yield from ({name: rows[i] for name, rows in columns.items()} for i in range(len(chunk)))

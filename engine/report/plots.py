@@ -32,7 +32,7 @@ warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # Dark enough for letters.
 LABEL_COLOURS = ("#0072B2", "#B34700", "#00785A", "#8E4585", "#000000")
-CURVES_KEY = "training dashed, validation solid, best epoch marked"
+CURVES_KEY = "training dashed, validation solid, least validation loss marked"
 CHANCE_COLOUR = "#E69F00"
 # More models than this are too many for bars side by side, or for ranges on top of each other.
 MOST_BARS = 4
@@ -145,7 +145,7 @@ def attempt(picture: Callable[..., None], *content: Any) -> None:
 
 
 def curves(history: dict[str, list], path: Path) -> None:
-    """Plot loss and accuracy by epoch: training dashed, validation solid, best epoch marked.
+    """Plot loss and accuracy by epoch: training dashed, validation solid, least validation loss marked.
 
     A few models share a pair of axes, loss above accuracy, a colour each. Many models, or variants such as with and
     without augmentation, get a pair of axes per model, with its variants together.

@@ -73,8 +73,26 @@ class Hyperparameters:
         "Decay of a moving average of the weights, which is then what is tested; 0: none.",
         Number(float, least=0, below=1),
     )
+    keep: str = own_setting(
+        "loss",
+        "Epoch whose weights are kept and tested: loss, of the least validation loss; last, the last.",
+        ("loss", "last"),
+    )
     mixup: float = own_setting(0.0, "Mixup's alpha; 0: off.", ALPHA)
     cutmix: float = own_setting(0.0, "CutMix's alpha; 0: off. With both, each batch gets one.", ALPHA)
+    mix_share: float = own_setting(
+        1.0, "Share of the batches that mixup or CutMix mixes, drawn for each batch.", Number(float, above=0, most=1)
+    )
+    cutout: float = own_setting(
+        0.0,
+        "Side of a square of each training image that is set to the mean, as a share of the image's side; 0: none.",
+        Number(float, least=0, most=1),
+    )
+    gain: float = own_setting(
+        0.0,
+        "In training, each channel of each image is multiplied by a factor of its own within 1 - GAIN and 1 + GAIN.",
+        Number(float, least=0, below=1),
+    )
     label_smoothing: float = own_setting(0.0, "Label smoothing in training.", Number(float, least=0, below=1))
     class_weights: str = own_setting(
         "none",
@@ -121,5 +139,5 @@ class Hyperparameters:
         "--sync-bn/--no-sync-bn",
     )
     save_every: float = setting(
-        300.0, "Seconds between checkpoints within an epoch; 0: at its end only.", Number(float, least=0)
+        300.0, "Seconds between checkpoints; 0: one at the end of each epoch, none within.", Number(float, least=0)
     )

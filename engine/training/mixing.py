@@ -13,6 +13,7 @@ class Mixing:
 
     mixup, cutmix: the alpha of the Beta distribution that the shares are drawn from; 0 leaves the method out. With
         both, each batch is mixed by either method, with equal chance.
+    share: the probability that a batch is mixed at all.
 
     All draws come from torch's global generator on the CPU; the host does not wait for a device.
 
@@ -20,10 +21,10 @@ class Mixing:
         ValueError: an alpha is negative, or both are 0.
     """
 
-    def __init__(self, mixup: float, cutmix: float, num_classes: int):
+    def __init__(self, mixup: float, cutmix: float, num_classes: int, share: float = 1.0):
         if min(mixup, cutmix) < 0 or mixup == cutmix == 0:
             raise ValueError(f"mixup and cutmix must be 0 or more, one of them more, got {mixup} and {cutmix}")
-        self.num_classes = num_classes
+        self.num_classes, self.share = num_classes, share
         methods = [
             method(alpha=alpha, num_classes=num_classes)
             for method, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix))
@@ -36,7 +37,7 @@ class Mixing:
 
         images: floating point; the result is channels_last. labels: int64 [batch]. A lone image stays as it is.
         """
-        if len(images) == 1:
+        if len(images) == 1 or (self.share < 1 and torch.rand(()) >= self.share):
             return images, F.one_hot(labels, self.num_classes).float()
         images, targets = self._mix(images, labels)
         # On CUDA torch.roll, by which mixup finds the neighbours, returns NCHW.

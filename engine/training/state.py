@@ -1,4 +1,4 @@
-"""The state of a training, saved in checkpoints within an epoch and at the end of each epoch."""
+"""The state of a training, saved in checkpoints at the ends of epochs and within them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from polychrome.engine.machine.files import rename
 from polychrome.engine.training import checkpoint
 
 BEST, LAST, PREVIOUS, WITHIN, NEXT = "best.pt", "last.pt", "previous.pt", "step.pt", "next.pt"
+NEXT_BEST = "next_best.pt"
 
 
 @dataclass
@@ -115,32 +116,54 @@ class State:
     history: TrainingHistory = field(default_factory=TrainingHistory)
     position: Position = field(default_factory=Position)
     elapsed: float = 0.0  # seconds of the epoch so far, up to the last save within it
+    unsaved: tuple[int, dict] | None = None  # the best epoch and its weights, in host memory, where no file has them
 
     @property
     def validated(self) -> nn.Module:
         """The model that is validated and saved as the best: the averaged model if weights are averaged."""
         return self.model if self.ema is None else self.ema.module
 
+    def remember_best(self, ends: bool) -> None:
+        """Copy the weights after an epoch to host memory if they are the best, for the next save to write.
+
+        Where the last weights are kept, these are the best only if the training `ends`.
+        """
+        epoch = self.history.epochs[-1].epoch
+        is_best = epoch == self.history.best.epoch and (ends or self.history.keep == "loss")
+        if distributed.is_main() and is_best:
+            weights = self.validated.state_dict()
+            self.unsaved = epoch, {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
+
     def save_epoch(self, folder: Path) -> None:
-        """Write `last.pt` after an epoch, after the best epoch also `best.pt`; the old `last.pt` is `previous.pt`.
+        """Write `last.pt` after an epoch, and `best.pt` of a better epoch; the old `last.pt` is `previous.pt`.
 
         Raises:
             StorageError: a file cannot be written; earlier files are intact.
         """
         content = self._content()
-        if not distributed.is_main():
-            return
-        checkpoint.save(folder / NEXT, content)
-        _put_in_place(folder)
-        # The best goes last: of a run that is killed in between, `keep_best` finds it in `last.pt`.
-        if (epoch := self.history.epochs[-1].epoch) == self.history.best.epoch:
-            self._save_best(folder, epoch, self.validated.state_dict())
+        if distributed.is_main():
+            self._save(folder, NEXT, content)
 
     def save_within(self, folder: Path) -> None:
-        """Write `step.pt` in the middle of an epoch."""
+        """Write `step.pt` in the middle of an epoch, and `best.pt` of a better epoch before it."""
         content = self._content()
         if distributed.is_main():
-            checkpoint.save(folder / WITHIN, content)
+            self._save(folder, WITHIN, content)
+
+    def _save(self, folder: Path, name: str, content: dict) -> None:
+        """Write a checkpoint and the best weights that no file has.
+
+        The best weights get their name after the checkpoint that tells of them: of a run that is killed in between,
+        `keep_best` finds them under either name.
+        """
+        if self.unsaved is not None:
+            self._write_best(folder / NEXT_BEST, *self.unsaved)
+        checkpoint.save(folder / name, content)
+        if name == NEXT:
+            _put_in_place(folder)
+        if self.unsaved is not None:
+            _renamed(folder / NEXT_BEST, folder / BEST)
+            self.unsaved = None
 
     def keep_best(self, folder: Path, say: Callable[[str], None]) -> None:
         """See to it that `best.pt` is whole and of the best epoch, of which another checkpoint may have the weights.
@@ -151,6 +174,7 @@ class State:
             return
         if distributed.is_main():
             self._mend_best(folder, say)
+            (folder / NEXT_BEST).unlink(missing_ok=True)
         self.history.lost = distributed.of_main(self.history.lost)
 
     def _mend_best(self, folder: Path, say: Callable[[str], None]) -> None:
@@ -162,6 +186,9 @@ class State:
             fault = str(error)
         if found == wanted:
             return
+        with suppress(UserError):
+            if checkpoint.load(folder / NEXT_BEST).get("epoch") == wanted:
+                return _renamed(folder / NEXT_BEST, path)
         ends = dict(reversed(_ends_of_epochs(folder)))
         if wanted not in ends:
             # The weights of the best epoch are gone: the best of the last epochs, whose weights are there, counts.
@@ -175,10 +202,10 @@ class State:
         if (best := self.history.best) is not None:
             content = ends[best.epoch][1]
             weights = content["model"] if content["ema"] is None else _without_prefix(content["ema"])
-            self._save_best(folder, best.epoch, weights)
+            self._write_best(path, best.epoch, weights)
 
-    def _save_best(self, folder: Path, epoch: int, weights: dict) -> None:
-        checkpoint.save(folder / BEST, {"name": self.name, "epoch": epoch, "model": weights, "run": self.run})
+    def _write_best(self, path: Path, epoch: int, weights: dict) -> None:
+        checkpoint.save(path, {"name": self.name, "epoch": epoch, "model": weights, "run": self.run})
 
     def resume(self, folder: Path, say: Callable[[str], None] = lambda message: None) -> bool:
         """Resume from the newest intact checkpoint in `folder` that fits; return whether there is a checkpoint.
@@ -196,7 +223,7 @@ class State:
             say(f"{path} was written by an earlier version: from here on flips and channels are drawn as today")
         checkpoint.restore(self.model, content, path)
         try:
-            self.history = TrainingHistory.from_dict(content["course"])
+            self.history = TrainingHistory.from_dict(content["course"], self.history.keep)
             self._resume_optimizer(content["optimizer"])
             self.scaler.load_state_dict(content["scaler"])
             self.position = Position(**content["position"])
@@ -213,7 +240,8 @@ class State:
             distributed.wait()  # until all have read it
             if distributed.is_main():
                 _put_in_place(folder)
-        self.keep_best(folder, say)
+        if self.history.keep == "loss":
+            self.keep_best(folder, say)
         return True
 
     def _content(self) -> dict:
@@ -263,13 +291,21 @@ class State:
 
 def _put_in_place(folder: Path) -> None:
     """Make a written `next.pt` the last checkpoint; a kill in between leaves it to be found as it is."""
+    if (folder / LAST).exists():
+        _renamed(folder / LAST, folder / PREVIOUS)
+    _renamed(folder / NEXT, folder / LAST)
     try:
-        if (folder / LAST).exists():
-            rename(folder / LAST, folder / PREVIOUS)
-        rename(folder / NEXT, folder / LAST)
         (folder / WITHIN).unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(f"{folder / LAST} cannot be written: {error.strerror}") from error
+        raise StorageError(f"{folder / WITHIN} cannot be removed: {error.strerror}") from error
+
+
+def _renamed(path: Path, target: Path) -> None:
+    """Rename a file. Raises StorageError where it cannot be."""
+    try:
+        rename(path, target)
+    except OSError as error:
+        raise StorageError(f"{target} cannot be written: {error.strerror}") from error
 
 
 def _ends_of_epochs(folder: Path) -> list[tuple[int, tuple[Path, dict]]]:
@@ -334,7 +370,7 @@ def newest(folder: Path, division: Division | None, say: Callable[[str], None]) 
     Raises:
         UserError: there are checkpoints, but all are damaged.
     """
-    faults, found = [], {}
+    faults, found, misfit = [], {}, None
     for name in (WITHIN, NEXT, LAST, PREVIOUS):
         if not (folder / name).exists() or (name == PREVIOUS and LAST in found):
             continue
@@ -345,9 +381,8 @@ def newest(folder: Path, division: Division | None, say: Callable[[str], None]) 
                 found[name] = content
             else:
                 changes = _changes(Division(**content["division"]), division)
-                say(
-                    f"{folder / name} stands in the middle of epoch {position['epoch']} and was saved with {changes}: "
-                    f"going on from the end of epoch {position['epoch'] - 1}"
+                misfit = (
+                    f"{folder / name} stands in the middle of epoch {position['epoch']} and was saved with {changes}"
                 )
         except (KeyError, TypeError) as error:
             faults.append(f"{folder / name} is not a checkpoint to go on from ({type(error).__name__}: {error})")
@@ -356,8 +391,12 @@ def newest(folder: Path, division: Division | None, say: Callable[[str], None]) 
     if not found:
         if faults:
             raise UserError(faults[0])
+        if misfit:
+            say(f"{misfit}: beginning again")
         return folder, None
     name = max(found, key=lambda name: tuple(found[name]["position"].values()))
+    if misfit:
+        say(f"{misfit}: going on from {_progress(found[name])}")
     for fault in faults:
         say(f"{fault}: going on from {name}, {_progress(found[name])}")
     return folder / name, found[name]

@@ -1,4 +1,4 @@
-"""The training loop of one model; the best checkpoint is chosen by validation loss."""
+"""The training loop of one model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -127,11 +127,14 @@ class Trainer:
         self.optimizer = plan.make_optimizer(self.model)
         self.scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
         self.weights = None if plan.weights is None else torch.tensor(plan.weights, device=plan.device)
-        self.mixing = Mixing(plan.mixup, plan.cutmix, plan.num_classes) if plan.mixup or plan.cutmix else None
+        self.mixing = None
+        if plan.mixup or plan.cutmix:
+            self.mixing = Mixing(plan.mixup, plan.cutmix, plan.num_classes, plan.mix_share)
         shares = plan.accumulate, distributed.world_size(), plan.device.type
         division = Division(train.samples, train.batch_size, *shares)
         trained = self.model, self.optimizer, self.scaler, self.ema
         self.state = State(name, *trained, Totals(plan.device), division, plan.described(), run)
+        self.state.history.keep = plan.keep
         self.shown = False
 
     @property
@@ -142,7 +145,7 @@ class Trainer:
     def run(self) -> TrainingHistory:
         """Train to the end."""
         plan = self.plan
-        self.state.resume(self.folder, self.hooks.say)
+        self.saved = replace(self.state.position) if self.state.resume(self.folder, self.hooks.say) else None
         _train_mode(self.model, plan)
         self.replica = distributed.wrapped(self.model, plan.device)
         self.step_model = _compiled(self.replica, plan)
@@ -152,15 +155,18 @@ class Trainer:
         self._clear_gradients()
         self._count_done()
         self.saved_at = time.perf_counter()
-        while len(self.history.epochs) < plan.epochs:
-            if plan.patience and self.history.epochs_without_improvement >= plan.patience:
-                break
+        while not self._is_over():
             self._epoch()
         self.state.keep_best(self.folder, self.hooks.say)
         distributed.wait()  # for the first process's last write
         best = self.folder / state.BEST
         checkpoint.restore(self.model, checkpoint.load(best, plan.device), best)
         return self.history
+
+    def _is_over(self) -> bool:
+        """Whether there is no further epoch to train."""
+        stale = self.plan.patience and self.history.epochs_without_improvement >= self.plan.patience
+        return len(self.history.epochs) >= self.plan.epochs or bool(stale)
 
     def _count_done(self) -> None:
         """Advance the progress bar by the images that an earlier process has trained on."""
@@ -171,9 +177,9 @@ class Trainer:
             self.hooks.batch(done)
 
     def _epoch(self) -> None:
-        """Train for an epoch, or for the rest of an epoch, validate, and save."""
-        plan, state_ = self.plan, self.state
-        self.started, epoch = time.perf_counter() - state_.elapsed, state_.position.epoch
+        """Train for an epoch, or for the rest of an epoch, validate, and save if a save is due or this is the end."""
+        plan, state_, begun = self.plan, self.state, time.perf_counter()
+        self.started, epoch = begun - state_.elapsed, state_.position.epoch
         self._begin(epoch)
         for turn in range(state_.position.turn, plan.passes):
             self._pass(epoch, turn)
@@ -191,8 +197,13 @@ class Trainer:
         self.history.speeds.append(speed)
         self.history.seconds += time.perf_counter() - self.started
         state_.position, state_.totals, state_.elapsed = Position(epoch + 1), Totals(plan.device), 0.0
-        state_.save_epoch(self.folder)
-        self.saved_at = time.perf_counter()
+        state_.remember_best(self._is_over())
+        # Where the next epoch would end after the next save is due, that save is made now: an epoch's end can go on with
+        # other batches, its middle cannot.
+        now = time.perf_counter()
+        if distributed.of_main(self._is_over() or now + (now - begun) - self.saved_at >= plan.save_every):
+            state_.save_epoch(self.folder)
+            self._note_saved()
         self.hooks.epoch(self.history)
 
     def _begin(self, epoch: int) -> None:
@@ -326,7 +337,10 @@ class Trainer:
         self._check_finite()
         self.state.elapsed = time.perf_counter() - self.started
         self.state.save_within(self.folder)
-        self.saved_at = time.perf_counter()
+        self._note_saved()
+
+    def _note_saved(self) -> None:
+        self.saved_at, self.saved = time.perf_counter(), replace(self.state.position)
 
     def _stop(self, cause: str) -> None:
         self._save_within()
@@ -352,8 +366,10 @@ class Trainer:
         )
 
     def _last_checkpoint(self) -> str:
-        done = len(self.history.epochs)
-        return f"the checkpoint of epoch {done} is kept" if done else "no checkpoint has been written"
+        if self.saved is None:
+            return "no checkpoint has been written"
+        where = f"of epoch {self.saved.epoch - 1}" if self.saved.at_start else f"within epoch {self.saved.epoch}"
+        return f"the checkpoint {where} is kept"
 
 
 def _loss(logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None) -> Tensor:

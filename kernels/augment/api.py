@@ -56,7 +56,7 @@ def augment(
         dtype: of the output, one of the four float dtypes.
         indices: int32 or int64 [batch], which image each sample is; by default all of them in order.
         vflips: bool [batch], true for an image upside down, before any rotation.
-        brightness: float32 [batch], v -> clamp(v * brightness).
+        brightness: float32 [batch] or [batch, channels of images], v -> clamp(v * brightness).
         contrast: float32 [batch], v -> clamp((v - 0.5) * contrast + 0.5): about mid-grey, as in DALI, not about each
             image's mean.
         gamma: float32 [batch], v -> v ** gamma.
@@ -90,8 +90,10 @@ def augment(
     batch = len(images) if indices is None else len(indices)
     for name, boxes in (("crops", crops), ("cutouts", cutouts)):
         _check_parameter(name, boxes, INTEGERS, images, batch=batch, box=4)
-    for name, factor in (("angles", angles), ("brightness", brightness), ("contrast", contrast), ("gamma", gamma)):
+    for name, factor in (("angles", angles), ("contrast", contrast), ("gamma", gamma)):
         _check_parameter(name, factor, (torch.float32,), images, batch=batch)
+    each = {"channels": images.shape[3]} if isinstance(brightness, Tensor) and brightness.dim() == 2 else {}
+    _check_parameter("brightness", brightness, (torch.float32,), images, batch=batch, **each)
     for name, switch in (("flips", flips), ("vflips", vflips), ("grayscale", grayscale)):
         _check_parameter(name, switch, (torch.bool,), images, batch=batch)
     if grayscale is not None and images.shape[3] != 3:

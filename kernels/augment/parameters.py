@@ -14,7 +14,7 @@ from polychrome.kernels.augment.philox import uniforms
 
 TRIES = 10
 # The numbers of the draws: later additions take new numbers, so that existing draws keep their values.
-CROP, COLOR, SPACE, TURN, CHANNELS = range(TRIES), 16, 17, 18, 32
+CROP, COLOR, SPACE, TURN, CHANNELS, GAINS = range(TRIES), 16, 17, 18, 32, 1 << 20
 CHANNEL_ORDERS = ("all", "subset", "shuffle")
 
 
@@ -42,6 +42,7 @@ class Recipe:
     flip, vflip, grayscale: probabilities.
     degrees: angles are drawn from [-degrees, degrees].
     brightness, contrast, gamma: factors are drawn from [1 - value, 1 + value].
+    gain: the brightness of each channel is multiplied by a factor of its own, drawn from [1 - gain, 1 + gain].
     cutout: side of a square of zeros around any pixel, as a share of the output's shorter side (DeVries and Taylor
         2017); parts beyond the edge are ignored.
     channels: "all"; "subset": how many channels are present, then which, uniformly (hierarchical channel sampling, Bao
@@ -60,6 +61,7 @@ class Recipe:
     brightness: float = 0.0
     contrast: float = 0.0
     gamma: float = 0.0
+    gain: float = 0.0
     grayscale: float = 0.0
     cutout: float = 0.0
     channels: str = "all"
@@ -101,7 +103,7 @@ def draw(
         sizes: their (height, width) in pixels, [n, 2], or one pair for all.
         seed, epoch: at least 0, below 2**64 and 2**32.
         size: (height, width) of the output; a recipe with a cutout needs it.
-        channels: how many channels the images have; a recipe that samples them needs it.
+        channels: how many channels the images have; a recipe that samples them or has a gain needs it.
         present: bool [n, channels], the channels that each image has, at least one; others are never drawn, and are
             absent where the recipe samples channels. None: all.
 
@@ -113,16 +115,21 @@ def draw(
     order = range(CHANNELS, CHANNELS + 1 + channels // 4) if recipe.channels != "all" else ()
     crop = CROP if recipe.scale is not None else ()
     turn = [TURN] if recipe.vflip else []
-    numbers = [COLOR, SPACE, *turn, *order, *crop]
+    gains = range(GAINS, GAINS + -(-channels // 4)) if recipe.gain else ()
+    numbers = [COLOR, SPACE, *turn, *order, *crop, *gains]
     drawn = uniforms(indices, seed, epoch, numbers)  # in one call: it is many small operations
     color, space = drawn[:, 0].unbind(1), drawn[:, 1].unbind(1)
-    turn, order, crop = drawn[:, 2:].split([len(turn), len(order), len(crop)], 1)
+    turn, order, crop, gains = drawn[:, 2:].split([len(turn), len(order), len(crop), len(gains)], 1)
+    brightness = _factor(color[0], recipe.brightness)
+    if recipe.gain:
+        each = _factor(gains.flatten(1)[:, :channels], recipe.gain)
+        brightness = each if brightness is None else each * brightness[:, None]
     return Parameters(
         crops=random_crops(crop, _pairs(sizes, indices), recipe.scale, recipe.ratio) if recipe.scale else None,
         flips=space[0] < recipe.flip if recipe.flip else None,
         vflips=turn[:, 0, 0] < recipe.vflip if recipe.vflip else None,
         angles=((2 * space[1] - 1) * recipe.degrees).float() if recipe.degrees else None,
-        brightness=_factor(color[0], recipe.brightness),
+        brightness=brightness,
         contrast=_factor(color[1], recipe.contrast),
         gamma=_factor(color[2], recipe.gamma),
         grayscale=color[3] < recipe.grayscale if recipe.grayscale else None,
@@ -172,8 +179,8 @@ def _check_draw(recipe: Recipe, indices: Tensor, sizes, seed: int, epoch: int, s
         raise ValueError(f"sizes must be (height, width) or [n={len(indices)}, 2], got {shape}")
     if recipe.cutout and size is None:
         raise ValueError("a recipe with a cutout needs the size of the output, got None")
-    if recipe.channels != "all" and channels is None:
-        raise ValueError("a recipe that samples channels needs their number, got None")
+    if channels is None and (recipe.gain or recipe.channels != "all"):
+        raise ValueError("a recipe that samples channels or has a gain needs the number of channels, got None")
     if present is not None:
         if not isinstance(present, Tensor) or present.dtype != torch.bool:
             raise TypeError(f"present must be a bool tensor, got {getattr(present, 'dtype', type(present).__name__)}")

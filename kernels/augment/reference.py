@@ -80,7 +80,7 @@ def _taps(position: Tensor, scale: Tensor, length: Tensor, dtype) -> tuple[list[
 def jittered(x, brightness, contrast, gamma, grayscale) -> Tensor:
     """Return values in 0..1 [batch, channels, height, width] with each sample's jitter."""
     if brightness is not None:
-        x = (x * _per_sample(brightness, x)).clamp(0, 1)
+        x = (x * _per_sample(brightness, x)).clamp(0, 1)  # or per sample and channel
     if contrast is not None:
         x = ((x - 0.5) * _per_sample(contrast, x) + 0.5).clamp(0, 1)
     if gamma is not None:
@@ -112,7 +112,8 @@ def selected(x, channels, cutouts) -> Tensor:
 
 
 def _per_sample(factor: Tensor, x: Tensor) -> Tensor:
-    return factor.to(x.dtype)[:, None, None, None]
+    """Return a factor [batch] or [batch, channels] as [batch, 1 or channels, 1, 1]."""
+    return factor.to(x.dtype).view(*factor.shape, *[1] * (4 - factor.dim()))
 
 
 def _cut(boxes: Tensor, size) -> Tensor:

@@ -6,7 +6,15 @@ from torch import nn
 from polychrome.engine.training.plan import Plan
 
 PLAN = Plan(
-    epochs=3, lr=0.1, patience=0, num_classes=4, precision="fp32", compile=False, device=torch.device("cpu"), seed=0
+    epochs=3,
+    lr=0.1,
+    patience=0,
+    num_classes=4,
+    precision="fp32",
+    compile=False,
+    device=torch.device("cpu"),
+    seed=0,
+    save_every=0,
 )
 
 

@@ -182,7 +182,10 @@ def first_is_best(history):
     return history.epochs[history.lost] if len(history.epochs) > history.lost else None
 
 
-def test_a_run_killed_between_the_end_of_an_epoch_and_its_best_weights_keeps_them(loaders, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["next_best.pt", "next.pt"])
+def test_a_run_killed_before_it_writes_a_checkpoint_or_its_best_weights_goes_on_equal(
+    loaders, tmp_path, monkeypatch, name
+):
     unbroken = fit("m", whole := Net(), *loaders, PLAN, tmp_path / "whole")
     save = checkpoint.save
 
@@ -190,7 +193,7 @@ def test_a_run_killed_between_the_end_of_an_epoch_and_its_best_weights_keeps_the
         pass
 
     def killed(path, content):
-        if path.name == "best.pt" and content["epoch"] == unbroken.best.epoch:
+        if path.name == name and content["epoch"] == unbroken.best.epoch:
             raise Killed
         save(path, content)
 
@@ -216,7 +219,7 @@ def test_a_run_killed_beside_any_renaming_of_its_checkpoints_goes_on_equal(loade
 
     kills = 0
     for after in (False, True):
-        for number in range(8):
+        for number in range(12):
             left = [number]
 
             def replacing(source, target, left=left, after=after):
@@ -240,7 +243,58 @@ def test_a_run_killed_beside_any_renaming_of_its_checkpoints_goes_on_equal(loade
             assert said in ([], [line for line in said if "is damaged" in line])
             assert same(parts.state_dict(), whole.state_dict())
             assert {path.name for path in folder.iterdir()} == {"best.pt", "last.pt", "previous.pt"}
-    assert kills == (16 if damaged else 8)
+    assert kills == (22 if damaged else 10)
+
+
+def writes(monkeypatch) -> list[tuple[str, int]]:
+    """Return a list that gets the name and the epoch of every checkpoint written from now on."""
+    found, save = [], checkpoint.save
+
+    def counted(path, content):
+        found.append((path.name, content["epoch"]))
+        save(path, content)
+
+    monkeypatch.setattr(checkpoint, "save", counted)
+    return found
+
+
+@pytest.mark.parametrize("keep", ["loss", "last"])
+def test_short_epochs_are_not_written_one_by_one(loaders, tmp_path, monkeypatch, keep):
+    written = writes(monkeypatch)
+    history = fit("m", Net(), *loaders, replace(PLAN, epochs=6, save_every=300.0, keep=keep), tmp_path / "m")
+    assert written == [("next_best.pt", history.best.epoch), ("next.pt", 6)]
+
+
+@pytest.mark.parametrize(("length", "saved"), [(40.0, [2, 4, 5]), (60.0, [1, 2, 3, 4, 5])])
+def test_an_epoch_is_written_where_the_next_would_end_too_late(loaders, tmp_path, monkeypatch, length, saved):
+    written, seconds = writes(monkeypatch), [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: seconds[0])
+
+    def pass_time(images):
+        seconds[0] += length * images / (loaders[0].samples + loaders[1].samples)
+
+    fit("m", Net(), *loaders, replace(PLAN, epochs=5, save_every=100.0), tmp_path / "m", Hooks(batch=pass_time))
+    assert [epoch for name, epoch in written if name == "next.pt"] == saved
+    assert "step.pt" not in [name for name, _ in written]
+
+
+@pytest.mark.parametrize("save_every", [0, 300.0])
+def test_the_last_weights_are_kept_whatever_their_loss(loaders, tmp_path, save_every):
+    plan = replace(PLAN, epochs=4, lr=2.0, keep="last", save_every=save_every)
+    history = fit("m", model := Net(), *loaders, plan, tmp_path / "m")
+    assert history.best.epoch == 4
+    assert history.epochs[-1].val_loss > min(row.val_loss for row in history.epochs)
+    assert same(checkpoint.load(tmp_path / "m/last.pt")["model"], model.state_dict())
+    assert checkpoint.load(tmp_path / "m/best.pt")["epoch"] == 4
+
+
+def test_a_training_that_keeps_the_last_weights_goes_on_equal(loaders, tmp_path):
+    plan, said = replace(PLAN, epochs=4, keep="last", ema=0.9), []
+    fit("m", whole := Net(), *loaders, plan, tmp_path / "whole")
+    fit("m", Net(), *loaders, replace(plan, epochs=2), tmp_path / "m")
+    fit("m", parts := Net(), *loaders, plan, tmp_path / "m", Hooks(say=said.append))
+    assert said == []
+    assert same(parts.state_dict(), whole.state_dict())
 
 
 def test_best_weights_of_an_epoch_that_was_not_saved_are_whole(loaders, tmp_path):

@@ -59,6 +59,16 @@ def test_both_take_turns_by_chance(batch):
     assert 160 < cut < 240  # four standard deviations around 200
 
 
+def test_a_share_of_the_batches_is_mixed(batch):
+    images, labels = batch
+    torch.manual_seed(0)
+    some = Mixing(0, 1.0, CLASSES, share=0.25)
+    found = [some(images, labels) for _ in range(400)]
+    mixed = sum(not torch.equal(own, images) for own, _ in found)
+    assert 65 < mixed < 135  # four standard deviations around 100
+    assert all(torch.equal(targets, F.one_hot(labels, CLASSES)) for own, targets in found if torch.equal(own, images))
+
+
 def test_the_shares_follow_the_beta_distribution(batch):
     images, labels = batch
     torch.manual_seed(0)

@@ -70,6 +70,7 @@ VARIANTS = {
     "plateau": {"schedule": "plateau"},
     "cosine": {"schedule": "cosine"},
     "he": {"init": "he"},
+    "small_stem": {"options": {"small_stem": True}},
     **{name: {"transfer": name} for name in TRANSFERS},
 }
 

@@ -37,6 +37,7 @@ def augment_flat_kernel(
     stride_channel,
     CHANNELS: tl.constexpr,
     SOURCE_CHANNELS: tl.constexpr,
+    BRIGHTNESSES: tl.constexpr,
     OUT_HEIGHT: tl.constexpr,
     OUT_WIDTH: tl.constexpr,
     RESAMPLE: tl.constexpr,
@@ -70,7 +71,7 @@ def augment_flat_kernel(
         at, weights, share = weights_of(at, left, right - left, OUT_WIDTH)
     place = at.to(each.dtype) * STRIDE_COLUMN + known
     scale, offset = tl.load(statistics_ptr + known), tl.load(statistics_ptr + SOURCE_CHANNELS + known)
-    factors = factors_of(brightness_ptr, contrast_ptr, gamma_ptr, sample)
+    factors = factors_of(brightness_ptr, contrast_ptr, gamma_ptr, sample, known, BRIGHTNESSES)
     if brightness_ptr is None and contrast_ptr is None and gamma_ptr is None:
         scale, share = scale * share, 1.0
 

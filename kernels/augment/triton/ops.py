@@ -33,6 +33,7 @@ def augment(given: Arguments) -> Tensor:
     constants = {
         "CHANNELS": count,
         "SOURCE_CHANNELS": images.shape[3],
+        "BRIGHTNESSES": 1 if given.brightness is None or given.brightness.dim() == 1 else given.brightness.shape[1],
         "OUT_HEIGHT": height,
         "OUT_WIDTH": width,
         "RESAMPLE": given.resamples,

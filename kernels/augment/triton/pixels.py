@@ -36,6 +36,7 @@ def augment_kernel(
     stride_channel,
     CHANNELS: tl.constexpr,
     SOURCE_CHANNELS: tl.constexpr,
+    BRIGHTNESSES: tl.constexpr,
     OUT_HEIGHT: tl.constexpr,
     OUT_WIDTH: tl.constexpr,
     RESAMPLE: tl.constexpr,
@@ -101,9 +102,13 @@ def augment_kernel(
         for g in tl.static_range(len(gathered)):
             values = values + (tl.load(at + gathered[g], mask=keep, other=0).to(tl.float32),)
 
-    factors = factors_of(brightness_ptr, contrast_ptr, gamma_ptr, sample)
     made = ()
     for g in tl.static_range(len(gathered)):
+        if grayscale_ptr is not None:
+            channel = g
+        else:
+            channel = tl.maximum(selected[g], 0)
+        factors = factors_of(brightness_ptr, contrast_ptr, gamma_ptr, sample, channel, BRIGHTNESSES)
         made = made + (jittered(values[g] * (1 / 255), factors, brightness_ptr, contrast_ptr, gamma_ptr),)
 
     uncut = keep

@@ -57,11 +57,17 @@ def source_channel(channels_ptr, sample, channel, CHANNELS: tl.constexpr, SOURCE
 
 
 @triton.jit
-def factors_of(brightness_ptr, contrast_ptr, gamma_ptr, sample):
-    """Return a sample's brightness, contrast and gamma, 1 where there is none."""
+def factors_of(brightness_ptr, contrast_ptr, gamma_ptr, sample, channel, BRIGHTNESSES: tl.constexpr):
+    """Return a sample's brightness, contrast and gamma, 1 where there is none.
+
+    Of several BRIGHTNESSES, one for each channel of the image, that of `channel`.
+    """
     brightness, contrast, gamma = 1.0, 1.0, 1.0
     if brightness_ptr is not None:
-        brightness = tl.load(brightness_ptr + sample)
+        if BRIGHTNESSES == 1:
+            brightness = tl.load(brightness_ptr + sample)
+        else:
+            brightness = tl.load(brightness_ptr + sample * BRIGHTNESSES + channel)
     if contrast_ptr is not None:
         contrast = tl.load(contrast_ptr + sample)
     if gamma_ptr is not None:

@@ -1,0 +1,223 @@
+"""The trials that tune each contender of the comparison on RGB: `python -m bench.studies.trials --data DIR --out RUNS`.
+
+Every network gets the same number of trials of the same minutes on one core: three learning rates, then stronger
+augmentation, then two other weight decays, each at the best settings so far. 6,149 training images train, 2,500 others
+of the training set decide; images held out, the validation images but for the log, and the test images decide nothing.
+A row is added to `bench/results/mini50/trials.csv` after each trial, and trials that have a row are not run again; a
+trial that was interrupted goes on with its run's last checkpoint. The epochs that fit into the minutes follow from a
+probe of five short epochs for each network, measured while the other core is as busy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from queue import Queue
+from threading import Lock
+from typing import Any
+
+from bench.studies import study
+from polychrome.engine.data.image_set import Split
+from polychrome.engine.data.sets import division, listing
+from polychrome.engine.run_folder import RunFolder
+
+CONTENDERS = ("resnet34", "resnet34+small_stem", "prism4", "prism4_small", "simple_4layer_cnn")
+HELD_OUT, DECIDING = 2500, 2500  # training images: never read here; those that trials are compared on
+MINUTES = 20.0
+RATES, DECAYS = (0.01, 0.005, 0.02), (0.1, 0.3, 0.03)
+# By strength of augmentation, beyond crops and flips.
+STRENGTHS: Mapping[int, Mapping[str, float]] = {
+    0: {},
+    1: {"cutmix": 1.0, "mix_share": 0.5, "cutout": 0.25, "gain": 0.2},
+}
+PROBED, PROBE_EPOCHS = 1280, 5  # images; an epoch for each size of the growing images
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a trial tries: learning rate, weight decay and strength of augmentation, a key of `STRENGTHS`."""
+
+    lr: float = RATES[0]
+    weight_decay: float = DECAYS[0]
+    strength: int = 0
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The settings of a training by their names."""
+        return {"lr": self.lr, "weight_decay": self.weight_decay, **STRENGTHS[self.strength]}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A row of the table of trials: what was tried, on what, and the share of deciding images that were right."""
+
+    network: str
+    number: int
+    lr: float
+    weight_decay: float
+    strength: int
+    epochs: int
+    seconds_per_image: float
+    accuracy: float
+    flipped: float
+    train_seconds: float
+    commit: str
+    machine: str
+
+    @property
+    def choice(self) -> Choice:
+        return Choice(self.lr, self.weight_decay, self.strength)
+
+
+def following(done: Sequence[Trial]) -> Choice | None:
+    """Return what to try after the trials `done` of a network, in their order; None after the last."""
+    if len(done) < len(RATES):
+        return Choice(lr=RATES[len(done)])
+    best = max(done, key=lambda trial: trial.accuracy).choice
+    if len(done) == len(RATES):
+        return replace(best, strength=1)
+    number = len(done) - len(RATES)
+    return replace(best, weight_decay=DECAYS[number]) if number < len(DECAYS) else None
+
+
+def tuned(network: str, trials: Iterable[Trial]) -> Choice:
+    """Return the best choice of a network's trials. Raises ValueError where it has none."""
+    return max((trial for trial in trials if trial.network == network), key=lambda trial: trial.accuracy).choice
+
+
+def read(path: Path) -> list[Trial]:
+    """Return the rows of a table of trials; none where there is no file."""
+    if not path.is_file():
+        return []
+    kinds = {"int": int, "float": float, "str": str}
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [
+            Trial(**{item.name: kinds[item.type](row[item.name]) for item in fields(Trial)})
+            for row in csv.DictReader(stream)
+        ]
+
+
+def write(path: Path, trials: Iterable[Trial]) -> None:
+    """Write a table of trials, by network in the order of `CONTENDERS` and number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        table = csv.DictWriter(stream, [item.name for item in fields(Trial)], lineterminator="\n")
+        table.writeheader()
+        table.writerows(map(asdict, sorted(trials, key=lambda trial: (CONTENDERS.index(trial.network), trial.number))))
+
+
+def make_folders(data: Path, out: Path) -> None:
+    """Write the data folders of the trials and of the probes into `out`: list files, and a link to the images.
+
+    The splits of `choices`: the training images that are neither held out nor decide, the validation images as they
+    are, and as test images those that decide.
+    """
+    kept = division.hold_out(listing.read(data), HELD_OUT)
+    parts = division.hold_out(kept, DECIDING).splits
+    choices = {"train": parts["train"], "val": parts["val"], "test": parts[division.HOLDOUT]}
+    _write_folder(out / "choices", data, choices)
+    step = len(parts["train"].paths) // PROBED
+    few = {"train": _every(parts["train"], step, PROBED), "val": _every(parts["val"], 1, 64)}
+    _write_folder(out / "probe", data, few | {"test": few["val"]})
+
+
+def _every(split: Split, step: int, count: int) -> Split:
+    return Split(split.paths[::step][:count], split.labels[::step][:count])
+
+
+def _write_folder(folder: Path, data: Path, splits: Mapping[str, Split]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in {path.partition("/")[0] for split in splits.values() for path in split.paths}:
+        if not (folder / name).exists():
+            (folder / name).symlink_to((data / name).resolve())
+    (folder / "classes.txt").write_bytes((data / "classes.txt").read_bytes())
+    for name, split in splits.items():
+        lines = (f"{path} {label}\n" for path, label in zip(split.paths, split.labels, strict=True))
+        (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def train(name: str, network: str, data: Path, out: Path, core: int, settings: Mapping[str, Any]) -> RunFolder:
+    """Train a network by the recipe on one core, or go on with it, and return its finished run."""
+    folder = RunFolder(out / "task2" / name)
+    if folder.root.exists() and folder.finished:
+        return folder
+    command = [sys.executable, "-m", "train.run", "task2"]
+    if folder.begun:
+        command += ["--resume", str(folder.root)]
+    else:
+        flags = {"models": network, "data": data, "out": out, "name": name, "holdout": 0, **settings}
+        command += ["--recipe", "strong", "--no-tensorboard"]
+        command += [part for key, value in flags.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+    with (out / f"{name}.log").open("a", encoding="utf-8") as log:
+        subprocess.run(
+            command,
+            check=True,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        )
+    return folder
+
+
+def _seconds_per_image(network: str, out: Path, core: int) -> float:
+    """Return the seconds of a training for each image of each epoch, on average over the sizes of growing images."""
+    run = train(f"probe-{network}", network, out / "probe", out, core, {"epochs": PROBE_EPOCHS})
+    return run.read_results()["models"][network]["train_seconds"] / (PROBE_EPOCHS * PROBED)
+
+
+def _tune(network: str, out: Path, core: int, minutes: float, table: Path, lock: Lock) -> None:
+    """Run the trials of a network that the table lacks, and add their rows."""
+    seconds = _seconds_per_image(network, out, core)
+    images = len((out / "choices" / "train.txt").read_text(encoding="utf-8").splitlines())
+    epochs = max(3, int(60 * minutes / (seconds * images)))
+    while (choice := following(done := [trial for trial in read(table) if trial.network == network])) is not None:
+        number = len(done) + 1
+        settings = choice.settings | {"epochs": epochs}
+        run = train(f"{network}-{number}", network, out / "choices", out, core, settings)
+        found, facts = run.read_results()["models"][network], run.read_environment()
+        accuracies = (found[kind]["test"]["RGB"]["accuracy"] for kind in ("scores", "flipped"))
+        about = round(found["train_seconds"], 1), study.commit(facts), study.machine(facts)
+        row = Trial(network, number, *asdict(choice).values(), epochs, round(seconds, 6), *accuracies, *about)
+        with lock:
+            write(table, [*read(table), row])
+        print(f"{network} {number}: {choice}, {epochs} epochs: {row.accuracy:.1%}", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> int:
+    """Run the trials that the table lacks, a network on each core at a time; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.studies.trials", description="tune each contender alike")
+    parser.add_argument("--data", type=Path, required=True, help="mini50's folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder for runs")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="minutes of a trial on one core")
+    parser.add_argument("--networks", default=",".join(CONTENDERS), help="those to tune, by name")
+    asked = parser.parse_args(arguments)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    make_folders(asked.data, asked.out)
+    cores: Queue[int] = Queue()
+    for core in os.sched_getaffinity(0):
+        cores.put(core)
+    lock, table = Lock(), results / "mini50" / "trials.csv"
+
+    def tune(network: str) -> None:
+        core = cores.get()
+        try:
+            _tune(network, asked.out, core, asked.minutes, table, lock)
+        finally:
+            cores.put(core)
+
+    with ThreadPoolExecutor(cores.qsize()) as pool:
+        for each in [pool.submit(tune, network) for network in asked.networks.split(",")]:
+            each.result()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
