@@ -30,8 +30,8 @@ class AnyChannelConv2d(DynamicConv2d):
     ordinary convolution: of the image's estimated places, or, where all samples have the same channels, of the image
     with the kernels made for these.
 
-    `weight` [experts, out_channels, places, kernel_height, kernel_width]; `bias` and, of several experts, `attention` as
-    in `DynamicConv2d`.
+    `weight` [experts, out_channels, places, kernel_height, kernel_width]; `bias` and, of several experts, `attention`
+    as in `DynamicConv2d`.
     With `fixed_places` the channels of a tensor with `in_channels` channels keep their places under any mask.
     `polychrome.kernels.fold_batch_norm` does not change the layer.
     """

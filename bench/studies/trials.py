@@ -15,19 +15,20 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from queue import Queue
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.studies import study
 from polychrome.engine.data.image_set import Split
 from polychrome.engine.data.sets import division, listing
 from polychrome.engine.run_folder import RunFolder
 
+T = TypeVar("T")
 CONTENDERS = ("resnet34", "resnet34+small_stem", "prism4", "prism4_small", "simple_4layer_cnn")
 HELD_OUT, DECIDING = 2500, 2500  # training images: never read here; those that trials are compared on
 MINUTES = 20.0
@@ -173,9 +174,8 @@ def _seconds_per_image(network: str, out: Path, core: int) -> float:
     return run.read_results()["models"][network]["train_seconds"] / (PROBE_EPOCHS * PROBED)
 
 
-def _tune(network: str, out: Path, core: int, minutes: float, table: Path, lock: Lock) -> None:
+def _tune(network: str, out: Path, core: int, minutes: float, seconds: float, table: Path, lock: Lock) -> None:
     """Run the trials of a network that the table lacks, and add their rows."""
-    seconds = _seconds_per_image(network, out, core)
     images = len((out / "choices" / "train.txt").read_text(encoding="utf-8").splitlines())
     epochs = max(3, int(60 * minutes / (seconds * images)))
     while (choice := following(done := [trial for trial in read(table) if trial.network == network])) is not None:
@@ -204,17 +204,26 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
     cores: Queue[int] = Queue()
     for core in os.sched_getaffinity(0):
         cores.put(core)
-    lock, table = Lock(), results / "mini50" / "trials.csv"
+    lock, table, networks = Lock(), results / "mini50" / "trials.csv", asked.networks.split(",")
 
-    def tune(network: str) -> None:
+    def on_a_core(work: Callable[..., T], network: str, *more: Any) -> T:
         core = cores.get()
         try:
-            _tune(network, asked.out, core, asked.minutes, table, lock)
+            return work(network, asked.out, core, *more)
         finally:
             cores.put(core)
 
     with ThreadPoolExecutor(cores.qsize()) as pool:
-        for each in [pool.submit(tune, network) for network in asked.networks.split(",")]:
+        # All probes first: later the machine may be at other work.
+        probes = [pool.submit(on_a_core, _seconds_per_image, network) for network in networks]
+        seconds = [each.result() for each in probes]
+        for network, each in zip(networks, seconds, strict=True):
+            print(f"{network}: {1000 * each:.2f} ms an image", file=sys.stderr, flush=True)
+        trials = [
+            pool.submit(on_a_core, _tune, network, asked.minutes, each, table, lock)
+            for network, each in zip(networks, seconds, strict=True)
+        ]
+        for each in trials:
             each.result()
     return 0
 

@@ -198,8 +198,8 @@ class Trainer:
         self.history.seconds += time.perf_counter() - self.started
         state_.position, state_.totals, state_.elapsed = Position(epoch + 1), Totals(plan.device), 0.0
         state_.remember_best(self._is_over())
-        # Where the next epoch would end after the next save is due, that save is made now: an epoch's end can go on with
-        # other batches, its middle cannot.
+        # Where the next epoch would end after the next save is due, the save is made now: an end of an epoch can go on
+        # with other batches, a middle cannot.
         now = time.perf_counter()
         if distributed.of_main(self._is_over() or now + (now - begun) - self.saved_at >= plan.save_every):
             state_.save_epoch(self.folder)

@@ -180,7 +180,7 @@ def _check_draw(recipe: Recipe, indices: Tensor, sizes, seed: int, epoch: int, s
     if recipe.cutout and size is None:
         raise ValueError("a recipe with a cutout needs the size of the output, got None")
     if channels is None and (recipe.gain or recipe.channels != "all"):
-        raise ValueError("a recipe that samples channels or has a gain needs the number of channels, got None")
+        raise ValueError("a recipe that samples channels, or has a gain for each, needs their number, got None")
     if present is not None:
         if not isinstance(present, Tensor) or present.dtype != torch.bool:
             raise TypeError(f"present must be a bool tensor, got {getattr(present, 'dtype', type(present).__name__)}")

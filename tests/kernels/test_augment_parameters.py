@@ -268,7 +268,7 @@ def test_indices_beyond_32_bits_are_told_apart():
         ),
         (
             ValueError,
-            "a recipe that samples channels needs their number, got None",
+            "a recipe that samples channels, or has a gain for each, needs their number, got None",
             {"recipe": Recipe(channels="subset")},
         ),
         (TypeError, "present must be a bool tensor, got list", {"present": [True]}),

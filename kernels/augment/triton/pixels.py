@@ -104,10 +104,7 @@ def augment_kernel(
 
     made = ()
     for g in tl.static_range(len(gathered)):
-        if grayscale_ptr is not None:
-            channel = g
-        else:
-            channel = tl.maximum(selected[g], 0)
+        channel = g if grayscale_ptr is not None else tl.maximum(selected[g], 0)
         factors = factors_of(brightness_ptr, contrast_ptr, gamma_ptr, sample, channel, BRIGHTNESSES)
         made = made + (jittered(values[g] * (1 / 255), factors, brightness_ptr, contrast_ptr, gamma_ptr),)
 
