@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from polychrome.kernels import use_backend
 from polychrome.kernels.modules.layers import is_ours
 
 
@@ -59,15 +61,17 @@ def measure(model: nn.Module, channels: int, size: int) -> Complexity:
     )
 
 
-def depth(model: nn.Module, images: Tensor) -> int:
+def depth(model: nn.Module, images: Tensor, gates: bool = False) -> int:
     """Return the number of weight layers on the longest path from images [batch, channels, height, width] to the head.
 
     Weight layers are convolutions and linear layers on feature maps or tokens. A layer on one vector per sample
-    (after global pooling) belongs to the head or to a gate and does not count; nor does a gate inside one of this
-    project's ops, nor the path that makes a dynamic convolution's kernels. A layer that is applied several times counts
-    each time.
+    (after global pooling) belongs to the head or to a gate and does not count; nor does the path that makes a dynamic
+    convolution's kernels, nor a gate inside one of this project's ops. With `gates` the ops are written out: the
+    convolution of a spatial gate counts as part of the path that it multiplies. A layer that is applied several times
+    counts each time.
     """
-    return len(path(model, images))
+    with use_backend("reference") if gates else nullcontext():
+        return len(path(model, images))
 
 
 def path(model: nn.Module, images: Tensor) -> tuple[frozenset[str], ...]:

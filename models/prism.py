@@ -1,4 +1,4 @@
-"""Shallow networks of dynamic convolutions and large kernels, for any channels."""
+"""Shallow networks of large kernels, for any channels."""
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +14,19 @@ class Prism(nn.Module):
     """Four weight layers between an image of any channels and its classifier.
 
     `AnyChannelConv2d` k7 s2 p3 (any channels -> widths[0]), BN, ReLU, maxpool 3 s2 p1, then three `Branches`, each one
-    layer deep: a dynamic conv k3 beside a depthwise conv with large kernels, their maps side by side; maxpool 2 after
-    the first. Spatial attention k7 after each, a gate beside the path. GAP, dropout, FC. The routing that mixes a
-    convolution's experts and the gates are not layers of the path. Height and width: at least 5.
+    layer deep: a conv k3 beside a depthwise conv with large kernels, their maps side by side; maxpool 2 after the
+    first. GAP, dropout, FC. Height and width: at least 5.
 
-    The defaults are `prism4`, 4,271,996 parameters with 3 channels and 50 classes. The experts of a layer start nearly
-    equal, so that training begins like that of a plain convolution.
+    The defaults are `prism4`, 2,684,018 parameters with 3 channels and 50 classes.
 
     Args:
         widths: channels after the stem and of the three k3 convolutions.
-        experts: of the stem and of the three k3 convolutions; 1 makes a plain convolution.
+        experts: of the stem and of the three k3 convolutions; 1 makes a plain convolution, more a dynamic one. The
+            experts of a layer start nearly equal, so that training begins like that of a plain convolution. The routing
+            that mixes them is no layer of the path.
         large_kernels: heights and widths of the depthwise kernels, odd; 0 leaves a branch out.
-        attention: whether there is spatial attention.
+        attention: whether spatial attention k7 follows each of the branches: a gate beside the path, or another layer
+            of it, as one counts.
         fixed_places: whether a mask tells which channels are present, and not only how many: see `AnyChannelConv2d`. A
             tensor of fewer channels then needs `channels`.
         plain_stem: whether the stem is an `nn.Conv2d`; the network then takes exactly `in_channels` channels, and
@@ -103,7 +104,7 @@ class Branches(nn.Module):
 
 
 def prism4_small(num_classes: int = 50, in_channels: int = 3, **options) -> Prism:
-    """Return a `Prism` of 491,700 parameters with 3 channels and 50 classes; `options` go to it."""
+    """Return a `Prism` of 421,362 parameters with 3 channels and 50 classes; `options` go to it."""
     return Prism(num_classes, in_channels, **{"widths": (32, 64, 96, 160)} | options)
 
 

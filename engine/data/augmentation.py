@@ -10,7 +10,7 @@ from polychrome.kernels.augment import Recipe
 DEFAULT = ("crop", "flip")
 NAMES = (*DEFAULT, "vflip", "rotation", "jitter", "gamma", "grayscale")
 DEGREES, JITTER, GAMMA, GRAYSCALE = 15.0, 0.2, 0.2, 0.1
-# The number of image sizes of a training with growing images, and their step in pixels: each size is compiled.
+# The number of image sizes of a training with growing images, and their step in pixels.
 SIZES, STEP = 5, 4
 
 

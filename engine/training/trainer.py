@@ -210,8 +210,6 @@ class Trainer:
         for model in (self.model, *([self.ema.module] if self.ema else [])):
             if hasattr(model, "start_epoch"):
                 model.start_epoch(epoch)
-        if self.plan.compile and self.train.size_of(epoch) != self.train.size_of(max(1, epoch - 1)):
-            torch.compiler.reset()  # code compiled for the former size counts against the limit, too
         _train_mode(self.model, self.plan)
         self.rate = self.plan.rates(self.history.epochs)
         if self.state.position.at_start:
@@ -257,6 +255,8 @@ class Trainer:
         if not self.shown:
             self.shown = True
             self.hooks.images(images)
+        if plan.compile and plan.augmentations.progressive < 1:
+            torch._dynamo.maybe_mark_dynamic(images, (2, 3))  # compiled once for all sizes of growing images
         waits = isinstance(self.replica, nn.parallel.DistributedDataParallel) and not ends_step
         with self.replica.no_sync() if waits else nullcontext():
             with span("forward"), autocast(plan.device, plan.precision):
@@ -385,7 +385,8 @@ def _loss(logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | N
 
 
 def _compiled(model: nn.Module, plan: Plan) -> nn.Module:
-    # Static shapes, also where the last batch is smaller: two sizes are compiled, without a symbol for the size.
+    # Static shapes, also where the last batch is smaller: two sizes are compiled, without a symbol for the size. Only
+    # growing images have symbols for their height and width.
     return torch.compile(model, mode=plan.compile_mode, dynamic=False) if plan.compile else model
 
 

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from polychrome.engine.channels.names import Channels
 from polychrome.engine.data import loader
 from polychrome.engine.data.augmentation import NAMES, Augmentations
+from polychrome.engine.data.batches import normalise
 from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.training.trainer import _images
 from tests.engine.data import photos
@@ -17,7 +19,7 @@ from tests.engine.data.stores import squeezed
 from tests.engine.small import PLAN
 
 CPU, COUNT = torch.device("cpu"), 24
-PER_IMAGE = replace(PLAN, augmentations=Augmentations(NAMES), subset_bias=0.5)
+PER_IMAGE = replace(PLAN, augmentations=Augmentations(NAMES), subset_bias=0.5, cutout=0.3, gain=0.2)
 EPOCH = 2
 
 
@@ -79,6 +81,21 @@ def test_every_way_of_reading_draws_the_same(shown):
     assert np.std([present.sum() for _, present in files.values()]) > 0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_gains_and_cutouts_of_bytes_and_of_floats_are_the_same(dtype):
+    """But for what is brighter than white: of floats the largest value is not known."""
+    values = torch.randint(0, 200, (6, 5, 8, 8), generator=torch.Generator().manual_seed(0))
+    channels = Channels(tuple("abcde"), (0.1, 0.2, 0.3, 0.4, 0.5), (0.2,) * 5)
+    gains = torch.linspace(0.75, 1.25, 30).view(6, 5)
+    boxes = torch.tensor([[0, 0, 3, 3]] * 6)
+    if dtype == torch.float32:
+        channels = replace(channels, mean=tuple(255 * v for v in channels.mean), std=(51.0,) * 5)
+    got = normalise(values.to(dtype), channels, brightness=gains, cutouts=boxes)
+    expected = (values / 255 * gains[:, :, None, None] - torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])[:, None, None]) / 0.2
+    expected[:, :, :3, :3] = 0
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_an_epoch_draws_other_pixels_and_channels_than_the_one_before(images):
     plan = replace(PER_IMAGE, channel_sampling="on")
     options = {"size": 20, "batch_size": COUNT, "train": True, "backend": "torch", "workers": 0}
@@ -86,7 +103,9 @@ def test_an_epoch_draws_other_pixels_and_channels_than_the_one_before(images):
         first, second = (next(batches.epoch(epoch, recipe=plan.recipe(epoch))) for epoch in (1, 2))
     first, second = first.rows(first.indices.argsort()), second.rows(second.indices.argsort())
     assert np.array_equal(first.indices, second.indices)
-    assert first.drawn.keys() == {"vflips", "angles", "brightness", "contrast", "gamma", "grayscale", "channels"}
+    jitter = {"brightness", "contrast", "gamma", "grayscale"}
+    assert first.drawn.keys() == {"vflips", "angles", "channels", "cutouts"} | jitter
+    assert first.drawn["brightness"].shape == (COUNT, 3)
     for name, values in first.drawn.items():
         assert not torch.equal(values, second.drawn[name])
     assert not torch.equal(first.images, second.images)

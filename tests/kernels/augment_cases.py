@@ -22,6 +22,10 @@ PARAMETERS = {
 }
 # Each parameter on its own with the indices, none, all, and those a training run uses.
 CASES = {name: {name: value} | {"indices": PARAMETERS["indices"]} for name, value in PARAMETERS.items()}
+GAINS = torch.tensor([[1.0, 0.5, 1.4], [0.9, 1.1, 0.7], [1.2, 1.0, 0.8], [0.6, 1.3, 1.0]])
+CASES["gains"] = {"brightness": GAINS, "indices": PARAMETERS["indices"]}
+CASES["gains and gray"] = {name: PARAMETERS[name] for name in ("indices", "grayscale", "channels")}
+CASES["gains and gray"] |= {"brightness": GAINS}
 CASES["no_parameters"] = {}
 CASES["training"] = {name: PARAMETERS[name] for name in ("indices", "crops", "flips")}
 CASES["all"] = PARAMETERS

@@ -168,6 +168,20 @@ def test_factors_angles_and_switches_have_their_ranges():
     assert centre.max(0).values.tolist() == [39, 31]
 
 
+@pytest.mark.parametrize("count", [1, 3, 48])
+def test_each_channel_has_a_gain_of_its_own(count):
+    gains = draw(Recipe(gain=0.3), torch.arange(3000), (8, 8), 2, 0, channels=count).brightness
+    assert gains.shape == (3000, count)
+    assert gains.dtype == torch.float32
+    assert 0.29 < (gains - 1).abs().max() <= 0.3 + 1e-6
+    assert (gains.mean(0) - 1).abs().max() < 0.02
+    if count > 1:
+        assert (torch.corrcoef(gains.T) - torch.eye(count)).abs().max() < 0.1
+    both = draw(Recipe(gain=0.3, brightness=0.2), torch.arange(3000), (8, 8), 2, 0, channels=count).brightness
+    alone = draw(Recipe(brightness=0.2), torch.arange(3000), (8, 8), 2, 0).brightness
+    torch.testing.assert_close(both, gains * alone[:, None])
+
+
 @pytest.mark.parametrize("count", [1, 3, 13])
 @pytest.mark.parametrize("order", ["subset", "shuffle"])
 def test_channels_are_sampled_hierarchically(order, count):

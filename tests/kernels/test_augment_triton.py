@@ -52,6 +52,16 @@ def test_both_forms_are_near_the_definition(form, resized, channels, monkeypatch
     assert_near_definition(images(channels), **ANY_FORM, **statistics(channels), **RESIZED[resized])
 
 
+@pytest.mark.parametrize("form", ["flat", "pixels"])
+def test_both_forms_brighten_each_channel_by_its_own_factor(form, monkeypatch):
+    from polychrome.kernels.augment.triton import ops
+
+    monkeypatch.setattr(ops, "is_flat", lambda given: form == "flat")
+    gains = torch.linspace(0.5, 1.5, 4 * 13).view(4, 13)
+    chosen = {"indices": PARAMETERS["indices"], "channels": torch.tensor([12, -1, 3, 0, 7])}
+    assert_near_definition(images(13), brightness=gains, **chosen, **statistics(13))
+
+
 def test_the_form_follows_from_the_arguments():
     from polychrome.kernels.augment.triton import ops
 
@@ -60,7 +70,7 @@ def test_the_form_follows_from_the_arguments():
 
     planar = images().permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     for name in CASES:
-        assert is_flat(images(), **CASES[name]) == (name not in ("angles", "grayscale", "all"))
+        assert is_flat(images(), **CASES[name]) == (name not in ("angles", "grayscale", "gains and gray", "all"))
     assert not is_flat(planar)
     assert is_flat(planar[..., :1])
     assert is_flat(images(13)[..., 2:7])

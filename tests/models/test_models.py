@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polychrome import models
 from polychrome.kernels.modules import DynamicConv2d
+from polychrome.models import complexity
 from polychrome.models.initialise import he_
 from polychrome.models.resnetv2 import StandardisedConv2d
 from polychrome.models.vgg import vgg19_features
@@ -38,8 +39,8 @@ PARAMETERS = {
     "vgg_resnet_sum": 31_226_546,
     "vgg_resnet_concat": 31_252_146,
     "resnetv2": 23_602_802,
-    "prism4": 4_271_996,
-    "prism4_small": 491_700,
+    "prism4": 2_684_018,
+    "prism4_small": 421_362,
 }
 NAMES = [*PARAMETERS, "dwg_densenet121", "rrdb", "rrdb_rnn"]
 ANY_CHANNELS = {
@@ -89,9 +90,8 @@ FIRST = {
     "vgg_resnet_sum": 64 * 9 + 64 * 49,
     "vgg_resnet_concat": 64 * 9 + 64 * 49,
     "resnetv2": 64 * 49,
-    # four experts, and three more statistics for 16 hidden channels of their routing
-    "prism4": 4 * 64 * 49 + 3 * 16,
-    "prism4_small": 4 * 32 * 49 + 3 * 16,
+    "prism4": 64 * 49,
+    "prism4_small": 32 * 49,
 }
 every_model = pytest.mark.parametrize("name", NAMES)
 # 140 million parameters take longer than all other models together
@@ -118,6 +118,28 @@ def on_meta(name, **options):
     """Return the model without memory: it has shapes and no values."""
     with torch.device("meta"):
         return models.create(name, **options).eval()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_a_small_stem_leaves_later_maps_twice_as_large(name):
+    usual, small = on_meta(name), on_meta(name, small_stem=True)
+    assert parameter_count(usual) - parameter_count(small) == 64 * 3 * (49 - 9)
+    sizes = {}
+    for model in (usual, small):
+        model.layer4.register_forward_hook(lambda _, __, out, model=model: sizes.update({model: out.shape[2:]}))
+        assert model(torch.empty(2, 3, 84, 84, device="meta")).shape == (2, 50)
+    assert (sizes[usual], sizes[small]) == ((3, 3), (6, 6))
+    costs = [complexity.measure(model, 3, 84) for model in (usual, small)]
+    assert 3.4 < costs[1].macs / costs[0].macs < 3.9
+    assert costs[0].depth == costs[1].depth
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_a_small_stem_takes_any_number_of_channels_it_is_made_for(channels):
+    model = made("resnet18", in_channels=channels, small_stem=True)
+    assert model(images(2, channels, 32, 32)).shape == (2, 50)
+    # As torchvision initialises: the fan is of the outputs.
+    assert model.conv1.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.1)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -5,6 +5,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from polychrome import models
+from polychrome.kernels import per_sample_conv2d
 from polychrome.kernels.modules import DynamicConv2d, SpatialAttention
 from polychrome.models import complexity
 from polychrome.models.any_channel_conv import AnyChannelConv2d
@@ -13,7 +14,9 @@ from tests.models.gradients import with_and_without_mask
 
 MASK = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]).bool()
 TINY = {"widths": (8, 12, 16, 20)}
+PARTS = {"experts": (4, 4, 4, 1), "attention": True}  # those that the default form leaves out
 every_prism = pytest.mark.parametrize("name", ["prism4", "prism4_small"])
+both_forms = pytest.mark.parametrize("options", [{}, PARTS], ids=["plain", "all parts"])
 places = pytest.mark.parametrize("fixed_places", [False, True])
 
 
@@ -57,10 +60,11 @@ class WeightLayers:
 
 
 @every_prism
+@both_forms
 @pytest.mark.parametrize(("channels", "size"), [(3, 84), (1, 64), (13, 97)])
-def test_four_weight_layers_on_the_longest_path_each_used_once(name, channels, size):
+def test_four_weight_layers_on_the_longest_path_each_used_once(name, channels, size, options):
     with torch.device("meta"):
-        model = models.create(name).eval()
+        model = models.create(name, **options).eval()
     layers = WeightLayers(model)
     assert complexity.depth(model, torch.empty(2, channels, size, size, device="meta")) == 4
     # the stem and three pairs side by side: no layer is applied twice
@@ -68,9 +72,19 @@ def test_four_weight_layers_on_the_longest_path_each_used_once(name, channels, s
     assert sum(isinstance(layer, AnyChannelConv2d) for layer in layers.called) == 1
 
 
+@every_prism
+def test_the_depth_is_four_by_either_count_and_seven_with_gates_written_out(name):
+    images = torch.empty(2, 3, 84, 84, device="meta")
+    with torch.device("meta"):
+        plain, gated = models.create(name).eval(), models.create(name, attention=True).eval()
+        deep = models.create("resnet34").eval()
+    for model, beside, written_out in ((plain, 4, 4), (gated, 4, 7), (deep, 33, 33)):
+        assert (complexity.depth(model, images), complexity.depth(model, images, gates=True)) == (beside, written_out)
+
+
 def test_each_pair_of_branches_adds_one_layer_to_the_depth():
     with torch.device("meta"):
-        model = Prism(**TINY)
+        model = Prism(**TINY, **PARTS)
     x = torch.empty(2, 3, 32, 32, device="meta")
     assert complexity.depth(model.stem, x) == 1
     depths = [complexity.depth(nn.Sequential(model.stem, *model.features[:end]), x) for end in (3, 6, 8, 10)]
@@ -82,9 +96,10 @@ def test_the_small_one_has_less_than_half_a_million_parameters():
 
 
 @every_prism
+@both_forms
 @pytest.mark.parametrize("channels", [1, 2, 3, 5, 13])
-def test_any_number_of_channels_forward_and_backward(name, channels):
-    model = made(name)
+def test_any_number_of_channels_forward_and_backward(name, channels, options):
+    model = made(name, **options)
     logits = model(images(3, channels, 40, 33))
     assert logits.shape == (3, 50)
     assert logits.isfinite().all()
@@ -101,8 +116,9 @@ def test_made_for_any_number_of_channels(in_channels):
 
 
 @places
-def test_a_masked_result_is_that_of_the_present_channels_alone(fixed_places):
-    model = made("prism4_small", fixed_places=fixed_places).eval()
+@both_forms
+def test_a_masked_result_is_that_of_the_present_channels_alone(fixed_places, options):
+    model = made("prism4_small", fixed_places=fixed_places, **options).eval()
     x = images(7, 3, 40, 36)
     masked = model(x, MASK)
     for b, mask in enumerate(MASK):
@@ -112,30 +128,35 @@ def test_a_masked_result_is_that_of_the_present_channels_alone(fixed_places):
     assert torch.equal(model(x.masked_fill(~MASK[:, :, None, None], float("nan")), MASK), masked)
 
 
-def test_gradients_are_those_of_the_present_channels_alone():
+@both_forms
+def test_gradients_are_those_of_the_present_channels_alone(options):
     mask = torch.tensor([[True, True, False], [True, False, True], [False, True, True]])
-    model = made(**TINY, dropout=0.0).double()
+    model = made(**TINY, dropout=0.0, **options).double()
     for masked, alone in with_and_without_mask(model, images(3, 3, 24, 24).double(), mask):
         torch.testing.assert_close(masked, alone)
 
 
-def test_a_sample_without_channels_counts_as_zeros():
-    layer = stem()
+@pytest.mark.parametrize("experts", [1, 4])
+def test_a_sample_without_channels_counts_as_zeros(experts):
+    layer = stem(experts=experts)
     mask = torch.zeros(2, 3, dtype=torch.bool)
     got = layer(images(2, 3, 12, 12), mask)
     assert got.isfinite().all()
     torch.testing.assert_close(got, got[:, :, :1, :1].expand_as(got))
 
 
-def test_channels_and_their_places_can_be_reordered_together():
-    layer = stem(in_channels=5)
+@pytest.mark.parametrize("experts", [1, 4])
+def test_channels_and_their_places_can_be_reordered_together(experts):
+    layer = stem(in_channels=5, experts=experts)
     x, order = images(4, 5, 20, 20), torch.tensor([3, 0, 4, 2, 1])
     mask = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 0, 1], [1, 0, 0, 0, 0], [0, 0, 0, 1, 1]]).bool()
     standing = torch.tensor([[0.0, 1, 2, 3, 4], [0, 2.5, 0.5, 4, 1], [4, 3, 2, 1, 0], [1, 1, 1, 2, 2]])
     expected = layer(x, mask, standing)
     torch.testing.assert_close(layer(x[:, order], mask[:, order], standing[:, order]), expected, rtol=1e-5, atol=1e-5)
     moved = layer(x[:, order], mask[:, order], standing)
-    assert (moved - expected).abs().amax((1, 2, 3))[[0, 1, 3]].min() > 0.01
+    # Of the last sample the channels are equally near: only the routing of several experts sees how near.
+    rows = [0, 1] if experts == 1 else [0, 1, 3]
+    assert (moved - expected).abs().amax((1, 2, 3))[rows].min() > 0.01
 
 
 def test_the_place_of_a_channel_matters():
@@ -206,8 +227,30 @@ def test_the_stem_by_hand():
     torch.testing.assert_close(layer(x, mask), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mask", [None, MASK])
+@pytest.mark.parametrize("standing", [None, torch.tensor([0.0, 1.0, 1.6])])
+def test_a_single_expert_convolves_the_places_of_the_image(mask, standing):
+    """And gives what one convolution per sample with the kernels made for its channels gives."""
+    layer, x = stem(experts=1), images(7, 3, 21, 20)
+    present = torch.ones_like(MASK) if mask is None else mask
+    positions = layer._standing(present, standing)
+    estimate, _ = layer._places(positions, present)
+    kernels = torch.einsum("ophw,bpc->bochw", layer.weight[0], estimate)
+    shown = x.masked_fill(~present[:, :, None, None], 0)
+    expected = per_sample_conv2d(shown, kernels, layer.bias.expand(7, -1), layer.stride, layer.padding)
+    torch.testing.assert_close(layer(x, mask, standing), expected, rtol=0, atol=1e-5)
+    assert {name for name, _ in layer.named_parameters()} == {"weight", "bias"}
+
+
+def test_a_single_expert_can_be_drawn_again():
+    layer = stem(experts=1)
+    before = layer.weight.clone()
+    layer.reset_parameters()
+    assert not torch.equal(layer.weight, before)
+
+
 def test_branches_by_hand():
-    model = made(**TINY).eval()
+    model = made(**TINY, **PARTS).eval()
     branches = model.features[3]
     x = images(2, 8, 9, 10)
     small, large = branches.small, branches.large
@@ -218,7 +261,7 @@ def test_branches_by_hand():
 
 def test_each_part_can_be_left_out():
     with torch.device("meta"):
-        plain = Prism(**TINY, experts=(1, 1, 1, 1), large_kernels=(0, 0, 0), attention=False)
+        plain = Prism(**TINY, large_kernels=(0, 0, 0))
     assert [type(layer).__name__ for layer in plain.features] == [
         *("BatchNorm2d", "ReLU", "MaxPool2d"),
         *("Branches", "MaxPool2d", "Branches", "Branches"),
@@ -241,7 +284,7 @@ def test_with_a_plain_stem_it_takes_the_channels_it_is_made_for():
 
 def test_the_experts_start_nearly_alike():
     torch.manual_seed(0)
-    layers = [module for module in Prism(**TINY).modules() if isinstance(module, DynamicConv2d)]
+    layers = [module for module in Prism(**TINY, **PARTS).modules() if isinstance(module, DynamicConv2d)]
     assert len(layers) == 3
     for layer in layers:
         first, *others = layer.weight
@@ -249,8 +292,9 @@ def test_the_experts_start_nearly_alike():
             assert 0.05 < (other - first).norm() / first.norm() < 0.2
 
 
-def test_channels_last_and_bfloat16_change_little():
-    model = made(**TINY).eval()
+@both_forms
+def test_channels_last_and_bfloat16_change_little(options):
+    model = made(**TINY, **options).eval()
     x = images(7, 3, 40, 40)
     expected = model(x, MASK)
     got = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), MASK)
@@ -260,10 +304,11 @@ def test_channels_last_and_bfloat16_change_little():
     assert (got - expected).norm() <= 0.03 * expected.norm()
 
 
-def test_a_whole_step_compiles_once_for_all_masks():
+@both_forms
+def test_a_whole_step_compiles_once_for_all_masks(options):
     torch._dynamo.reset()
     backend = CompileCounterWithBackend("aot_eager")
-    model = made(**TINY, dropout=0.0)
+    model = made(**TINY, dropout=0.0, **options)
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     x = images(7, 3, 24, 24)
     for mask in (MASK, MASK.flip(0)):
