@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.channels.masks import channel_index, dropped
+from polychrome.engine.data.augmentation import SIZES
 from polychrome.engine.data.batches import Batch
 from polychrome.engine.data.loader import Loader
 from polychrome.engine.errors import Interrupted, NotFiniteError
@@ -83,7 +84,8 @@ def fit(
         UserError: the checkpoints are damaged or belong to another model.
     """
     try:
-        with Interruption() as interruption:
+        # Each size of growing images is compiled, and stays so: validation is not compiled again when images grow.
+        with Interruption() as interruption, torch._dynamo.config.patch(recompile_limit=2 * SIZES + 2):
             trainer = Trainer(name, model, train, val, plan, checkpoints, hooks or Hooks(), interruption, run or {})
             history = trainer.run()
         if interruption.signal:  # came after the last step
@@ -255,12 +257,12 @@ class Trainer:
         if not self.shown:
             self.shown = True
             self.hooks.images(images)
-        if plan.compile and plan.augmentations.progressive < 1:
-            torch._dynamo.maybe_mark_dynamic(images, (2, 3))  # compiled once for all sizes of growing images
         waits = isinstance(self.replica, nn.parallel.DistributedDataParallel) and not ends_step
         with self.replica.no_sync() if waits else nullcontext():
             with span("forward"), autocast(plan.device, plan.precision):
-                logits = self.step_model(*inputs)
+                # A smaller last batch is not worth compiling once more for each size of the images.
+                whole = batch.total == self.train.batch_size
+                logits = (self.step_model if whole else self.replica)(*inputs)
             loss = _loss(logits.float(), targets, plan.label_smoothing, self.weights)
             if plan.consistent:
                 loss = loss + plan.consistency * mixing.divergence(logits.float())
@@ -385,8 +387,8 @@ def _loss(logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | N
 
 
 def _compiled(model: nn.Module, plan: Plan) -> nn.Module:
-    # Static shapes, also where the last batch is smaller: two sizes are compiled, without a symbol for the size. Only
-    # growing images have symbols for their height and width.
+    # Static shapes: with symbols for height and width Inductor compiles each size of growing images again all the same
+    # (channels_last strides fix the symbols), and fails on some networks.
     return torch.compile(model, mode=plan.compile_mode, dynamic=False) if plan.compile else model
 
 

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
+from polychrome.engine.data import loader
 from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.training import trainer
 from polychrome.engine.training.trainer import fit
@@ -42,15 +44,20 @@ def test_gradients_are_the_trainings_own_where_a_cuda_graph_would_write_to_them_
     assert all(kept[1])
 
 
-def test_growing_images_are_compiled_once_for_all_sizes(loaders, tmp_path):
-    """And once more for validation, whose images have the full size from the beginning."""
-    train, _ = loaders
-    growing = Augmentations(epochs=5, progressive=0.5)
-    train.augmentations, sizes = growing, []
-    read = train.epoch
-    train.epoch = lambda epoch, *rest: sizes.append(train.size_of(epoch)) or read(epoch, *rest)
-    plan = replace(COMPILED, epochs=5, augmentations=growing)
-    with torch._dynamo.config.patch({"recompile_limit": 2, "fail_on_recompile_limit_hit": True}):
-        history = fit("m", Net(4), *loaders, plan, tmp_path / "compiled")
-    assert len(set(sizes)) == 3
-    assert history.epochs == fit("m", Net(4), *loaders, replace(plan, compile=False), tmp_path / "plain").epochs
+def test_growing_images_are_compiled_once_for_each_size(images, tmp_path, monkeypatch):
+    """For whole batches, of which the last is none; and validation once, which is not compiled again as they grow."""
+    counter = CompileCounter()
+    monkeypatch.setattr(
+        trainer, "_compiled", lambda model, plan: torch.compile(model, backend=counter) if plan.compile else model
+    )
+    growing = Augmentations(epochs=5, progressive=0.25)
+    plan, options = replace(COMPILED, epochs=5, augmentations=growing), {"size": 16, "backend": "synthetic"}
+    train = loader.Loader(images, "train", train=True, batch_size=12, augmentations=growing, **options)
+    val = loader.Loader(images, "val", train=False, batch_size=8, **options)
+    with train, val:
+        sizes = {train.size_of(epoch) for epoch in range(1, 6)}
+        with torch._dynamo.config.patch({"fail_on_recompile_limit_hit": True, "automatic_dynamic_shapes": False}):
+            history = fit("m", Net(4), train, val, plan, tmp_path / "compiled")
+        plain = fit("m", Net(4), train, val, replace(plan, compile=False), tmp_path / "plain")
+    assert (len(sizes), counter.frame_count) == (4, 5)
+    assert history.epochs == plain.epochs
