@@ -22,16 +22,17 @@ from polychrome.kernels.augment import Recipe, draw
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by channel combination; confusion matrix [true, predicted] and predictions on the first combination.
+    """Scores and predictions by channel combination; confusion matrix [true, predicted] on the first combination.
 
-    `predictions` is int64 [images], the likeliest classes in the split's order; -1 for an image that could not be read.
-    `flipped` has the scores of flip averaging, where asked for.
+    Predictions are int64 [images], the likeliest classes in the split's order; -1 for an image that could not be read
+    or lacks a channel of the combination. `flipped` and `flipped_predictions` are of flip averaging, where asked for.
     """
 
     scores: dict[str, Scores]
     confusion: Tensor
-    predictions: Tensor
+    predictions: dict[str, Tensor]
     flipped: dict[str, Scores] = field(default_factory=dict)
+    flipped_predictions: dict[str, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -67,14 +68,13 @@ def evaluate(
     masked = loader.device.type == "cuda" and getattr(model, "any_channels", False)
     scorers = {name: Scorer(num_classes, loader.device) for name in combinations}
     flipped = {name: Scorer(num_classes, loader.device) for name in combinations if flip}
-    first = next(iter(combinations))
-    predictions = torch.full((loader.samples,), -1, dtype=torch.int64, device=loader.device)
+    guesses = torch.full((1 + flip, len(combinations), loader.samples), -1, dtype=torch.int64, device=loader.device)
     was_training = model.training
     model.eval()
     for batch in decoded(loader.epoch(0)):
         with span("evaluate"):
             images = batch.standardised(loader.channels)
-            for name, chosen in combinations.items():
+            for number, (name, chosen) in enumerate(combinations.items()):
                 rows, own, labels, present = _having(batch, images, chosen, loader.present)
                 if not len(rows):
                     continue
@@ -83,16 +83,18 @@ def evaluate(
                 with autocast:
                     logits = model(*arguments)
                     mirrored = model(arguments[0].flip(3), *arguments[1:]) if flip else None
+                where = _on(images.device, batch.indices[rows])
                 scorers[name].update(logits, labels)
+                guesses[0, number].scatter_(0, where, logits.argmax(1))
                 if flip:
-                    flipped[name].update((logits.float() + mirrored.float()) / 2, labels)
-                if name == first:
-                    predictions.scatter_(0, _on(images.device, batch.indices[rows]), logits.argmax(1))
+                    both = (logits.float() + mirrored.float()) / 2
+                    flipped[name].update(both, labels)
+                    guesses[1, number].scatter_(0, where, both.argmax(1))
         on_batch(batch.total)
     model.train(was_training)
-    return Evaluation(
-        _computed(scorers), scorers[first].confusion(), distributed.largest(predictions).cpu(), _computed(flipped)
-    )
+    confusion = next(iter(scorers.values())).confusion()
+    found = [dict(zip(combinations, each, strict=True)) for each in distributed.largest(guesses).cpu()]
+    return Evaluation(_computed(scorers), confusion, found[0], _computed(flipped), found[1] if flip else {})
 
 
 def _computed(scorers: dict[str, Scorer]) -> dict[str, Scores]:

@@ -13,7 +13,7 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
 
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import StorageError, UserError
 from polychrome.engine.machine import distributed
 from polychrome.engine.machine.files import check_writable, hold, remove_unfinished, within, write_atomically
 
@@ -25,8 +25,9 @@ class RunFolder:
     """Paths and files of a run; of several processes only the first writes.
 
     `config.toml`, `environment.json`, `history.csv`, `results.json`, `report.md`, `report.html`, `plots/`,
-    `table.csv`, `checkpoints/<model>/{last,best,previous,step}.pt`, `tensorboard/<model>/`, `trace/`; `holdout.txt`
-    where images are held out. A run with several seeds has a folder like this for each, `seeds/<seed>/`, and no
+    `table.csv`, `predictions-<model>.csv`, `predictions/<model>.csv`,
+    `checkpoints/<model>/{last,best,previous,step}.pt`, `tensorboard/<model>/`, `trace/`; `holdout.txt` where images are
+    held out. A run with several seeds has a folder like this for each, `seeds/<seed>/`, and no
     checkpoints of its own.
     """
 
@@ -108,7 +109,8 @@ class RunFolder:
         there = [Path(path) for path, _, _ in os.walk(self.root)]
         spared = (self.tensorboard, self.trace)
         needed = [path for path in there if not any(path.is_relative_to(folder) for folder in spared)]
-        for folder in (*needed, self.plots, *map(self.checkpoints, models)):
+        predictions = self.every_prediction("any").parent
+        for folder in (*needed, self.plots, predictions, *map(self.checkpoints, models)):
             check_writable(folder)
 
     @property
@@ -149,8 +151,16 @@ class RunFolder:
         return within(self.tensorboard, network)
 
     def predictions(self, model: str) -> Path:
-        """Return the path of a model's predictions. Raises UserError for a name that is a path."""
+        """Return the path of a model's predictions for the test images. Raises UserError for a name that is a path."""
         return within(self.root, f"predictions-{model}.csv")
+
+    def every_prediction(self, model: str, tested_by: str = "predictions") -> Path:
+        """Return the path of a model's predictions for all images of all splits, by the run or by "evaluation".
+
+        Raises:
+            UserError: the name is a path.
+        """
+        return within(self.root / tested_by, f"{model}.csv")
 
     def failure(self, model: str) -> Path:
         """Return the path of the file that says why a model failed. Raises UserError for a name that is a path."""
@@ -176,13 +186,19 @@ class RunFolder:
             return list(csv.DictReader(file))
 
     def write(self, path: Path, text: str) -> None:
-        """Write a text file whole or not at all.
+        """Write a text file whole or not at all; a folder of the run that it lies in is made.
 
         Raises:
             StorageError: the file cannot be written; an earlier file is intact.
         """
-        if distributed.is_main():
-            write_atomically(path, text)
+        if not distributed.is_main():
+            return
+        if path.parent.parent == self.root:
+            try:
+                path.parent.mkdir(exist_ok=True)
+            except OSError as error:
+                raise StorageError(f"{path} cannot be written: {error.strerror}") from error
+        write_atomically(path, text)
 
     def write_json(self, path: Path, content: dict) -> None:
         """Write a JSON file whole or not at all; NaN and infinity become null."""

@@ -37,7 +37,7 @@ from polychrome.train import networks, systems
 from polychrome.train.data import make_loader, restricted, summary
 from polychrome.train.networks import PADDED_ONE_PER_COMBINATION
 from polychrome.train.preparation import Prepared, is_done, prepare
-from polychrome.train.results import add_ratio, scores_of, tested_splits
+from polychrome.train.results import add_ratio, predictions_of, scores_of, tested_splits
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import AUTO, Settings
 
@@ -193,7 +193,7 @@ class Experiment:
         alone = [name for name, chosen in self.combinations.items() if chosen]
         each = alone if networks.is_one_per_combination(entry) else [None]
         outcomes = [self._outcome(entry, self._network(entry, settings, combination)) for combination in each]
-        first = outcomes[0]
+        first, tested = outcomes[0], [outcome.tested for outcome in outcomes]
         best = first.history.best
         self.results["models"][entry] = (
             vars(self.costs[entry])
@@ -210,10 +210,11 @@ class Experiment:
                 "reported": {system.report: dict(system.reported) for system in systems.reported(entry, self.task)},
                 "val": {"loss": best.val_loss, "accuracy": best.val_accuracy},
             }
-            | scores_of(outcome.tested for outcome in outcomes)
+            | scores_of(tested)
             | first.observed
         )
         self._show(entry, first.tested["test"])
+        self.folder.write(self.folder.every_prediction(entry), predictions_of(tested, self.images.splits))
         add_ratio(self.results)
 
     def report(self) -> None:
@@ -323,7 +324,7 @@ class Experiment:
         positions = self.data.positions["test"] if self.data.positions else range(len(self.images.splits["test"].paths))
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(
-            [("ID", "Category"), *zip(positions, tested.predictions.tolist(), strict=True)]
+            [("ID", "Category"), *zip(positions, next(iter(tested.predictions.values())).tolist(), strict=True)]
         )
         self.folder.write(self.folder.predictions(entry), text.getvalue())
 

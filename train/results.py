@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import csv
+import io
+from collections.abc import Iterable, Mapping
 
 from polychrome.engine.channels import names
+from polychrome.engine.data.image_set import Split
 from polychrome.engine.data.sets import division
 from polychrome.engine.evaluation import Evaluation
 from polychrome.engine.report import scores
@@ -31,6 +34,29 @@ def scores_of(networks: Iterable[dict[str, Evaluation]]) -> dict:
     if not any(found["flipped"].values()):
         del found["flipped"]
     return found
+
+
+def predictions_of(networks: Iterable[dict[str, Evaluation]], splits: Mapping[str, Split]) -> str:
+    """Return the predictions of an entry's networks as CSV, a row for each image of each split.
+
+    The columns: split, image, label, then the predicted class for each combination of channels and, where flips are
+    averaged, "COMBINATION flipped". A field is empty where the image was not tested on the combination.
+    """
+    tested: dict[str, dict[str, list[int]]] = {}
+    for evaluations in networks:
+        for split, each in evaluations.items():
+            flipped = {f"{name} flipped": guesses for name, guesses in each.flipped_predictions.items()}
+            columns = {name: guesses.tolist() for name, guesses in (each.predictions | flipped).items()}
+            tested.setdefault(split, {}).update(columns)
+    names = dict.fromkeys(name for columns in tested.values() for name in columns)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["split", "image", "label", *names])
+    for split, columns in tested.items():
+        for number, about in enumerate(zip(splits[split].paths, splits[split].labels, strict=True)):
+            guesses = (columns[name][number] if name in columns else -1 for name in names)
+            table.writerow([split, *about, *("" if guess < 0 else guess for guess in guesses)])
+    return text.getvalue()
 
 
 def add_ratio(results: dict) -> None:

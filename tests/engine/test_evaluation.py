@@ -58,8 +58,9 @@ def test_scores_are_those_of_the_answers_to_each_combination_and_its_mirror_imag
         for scores, logits in ((found.scores, plain), (found.flipped, (plain + mirrored) / 2)):
             assert scores[name].loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
             assert scores[name].accuracy == (logits.argmax(1) == labels).double().mean().item()
+        assert found.predictions[name][batch.indices].tolist() == plain.argmax(1).tolist()
+        assert found.flipped_predictions[name][batch.indices].tolist() == (plain + mirrored).argmax(1).tolist()
         if name == "RGB":
-            assert found.predictions[batch.indices].tolist() == plain.argmax(1).tolist()
             cells = list(zip(labels.tolist(), plain.argmax(1).tolist(), strict=True))
             counts = [[cells.count((actual, predicted)) for predicted in range(4)] for actual in range(4)]
             assert found.confusion.tolist() == counts
@@ -83,8 +84,10 @@ def test_a_combination_is_tested_on_the_images_that_have_it(sensors, how):
         assert found.scores[name].accuracy == (logits.argmax(1) == labels[rows]).double().mean().item()
     assert found.scores["shuffled"].images == 8
     assert found.confusion.sum() == 8
-    first = evaluate(model, val, {"RGB": (0, 1, 2)}, 4, nullcontext(), protocol=how)
-    assert (first.predictions >= 0).nonzero().flatten().tolist() == [0, 3, 6]
+    for name, rows in of.items():
+        for guesses in (found.predictions, found.flipped_predictions):
+            assert (guesses[name] >= 0).nonzero().flatten().tolist() == list(rows)
+    assert not evaluate(model, val, {"RGB": (0, 1, 2)}, 4, nullcontext(), protocol=how).flipped_predictions
 
 
 def test_a_combination_that_no_image_has_is_left_out(tmp_path):

@@ -76,10 +76,29 @@ def test_the_table_has_a_row_for_each_accuracy(run):
         assert float(row["train_seconds"]) == entry["train_seconds"]
 
 
+def test_every_figure_follows_from_the_predictions_for_each_image(run):
+    for seed in (0, 1):
+        found = json.loads((run / f"seeds/{seed}/results.json").read_text())["models"]
+        for name, entry in found.items():
+            rows = list(csv.DictReader((run / f"seeds/{seed}/predictions/{name}.csv").open()))
+            plain = entry["splits"] | {"test": entry["test"]}
+            assert {row["split"] for row in rows} == set(plain)
+            for split, scores in plain.items():
+                own = [row for row in rows if row["split"] == split]
+                for label, figures in scores.items():
+                    for column, right in ((label, figures), (f"{label} flipped", entry["flipped"][split][label])):
+                        hits = sum(row[column] == row["label"] for row in own)
+                        assert hits / len(own) == right["accuracy"]
+
+
 def test_evaluate_reproduces_the_table_to_the_digit(run, capsys):
     assert main(["evaluate", str(run), "--channels", "RGB,G"]) == 0
     assert (run / "evaluation.csv").read_bytes() == (run / "table.csv").read_bytes()
     assert "72 of 72 figures are those of" in capsys.readouterr().out
+    for seed in (0, 1):
+        for model in MODELS:
+            mine, again = (run / f"seeds/{seed}/{by}/{model}.csv" for by in ("predictions", "evaluation"))
+            assert again.read_bytes() == mine.read_bytes()
     weights = run / "seeds/1/checkpoints/pool_attention_cnn/best.pt"
     kept = weights.read_bytes()
     shutil.copy(run / "seeds/0/checkpoints/pool_attention_cnn/best.pt", weights)

@@ -1,5 +1,6 @@
 """Whole runs on images from sensors that differ in their channels."""
 
+import csv
 import json
 import re
 
@@ -147,6 +148,10 @@ def test_a_network_for_each_sensor_is_trained_on_its_images_alone(tmp_path, caps
     assert folders == {"red+green+blue", "blue+nir+swir", "blue+nir"}
     guesses = (run / "predictions-pool_attention_cnn+alone.csv").read_text().split()[1:]
     assert [line.split(",")[1] == "-1" for line in guesses] == [False] * 3 + [True] * 6
+    rows = list(csv.DictReader((run / "predictions/pool_attention_cnn+alone.csv").open()))
+    rows = [row for row in rows if row["split"] == "test"]
+    assert [row["red+green+blue"] == "" for row in rows] == [False] * 3 + [True] * 6
+    assert sum(row["blue+nir"] != "" for row in rows) == 6
     capsys.readouterr()
     assert main(["evaluate", str(run)]) == 0
     assert re.search(r"(\d+) of \1 figures are those of", capsys.readouterr().out.replace("\n", " "))

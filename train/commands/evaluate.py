@@ -23,7 +23,7 @@ from polychrome.train.data import (
     open_undivided,
     with_sensors,
 )
-from polychrome.train.results import scores_of, tested_splits
+from polychrome.train.results import predictions_of, scores_of, tested_splits
 from polychrome.train.settings.config import Settings
 
 # The parts of a model's results that testing makes.
@@ -37,7 +37,8 @@ def evaluate_run(
 
     Of a folder `data` without splits that is not the run's own all images are tested.
 
-    Writes `evaluation.json` and, in the form of the run's `table.csv`, `evaluation.csv` into the run's folder.
+    Writes `evaluation.json` and, in the form of the run's `table.csv`, `evaluation.csv` into the run's folder, and
+    `evaluation/<model>.csv` with every prediction, of several seeds into the folder of each.
 
     Raises:
         UserError: the folder is not a run's, or its data, a checkpoint, a channel or the split is not usable.
@@ -102,6 +103,8 @@ def _evaluated(trained: Run, settings: Settings, opened: Opened, wanted: Combina
                     given = (loader, part, trained.num_classes, trained.autocast(), bar.advance)
                     scores[split] = evaluate(model, *given, *how)
             tested.append(scores)
+        where = trained.folder.every_prediction(name, "evaluation")
+        trained.folder.write(where, predictions_of(tested, opened.images.splits))
         models[name] = {key: value for key, value in entry.items() if key not in SCORES} | scores_of(tested)
     names = {label: [trained.channels.names[place] for place in chosen or ()] for label, chosen in wanted.items()}
     return trained.results | {"models": models, "combinations": names, "failed": {}}
