@@ -24,7 +24,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from bench.studies import study
-from polychrome.engine.data.image_set import Split
+from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.sets import division, listing
 from polychrome.engine.run_folder import RunFolder
 
@@ -120,25 +120,26 @@ def make_folders(data: Path, out: Path) -> None:
     The splits of `choices`: the training images that are neither held out nor decide, the validation images as they
     are, and as test images those that decide.
     """
-    kept = division.hold_out(listing.read(data), HELD_OUT)
+    images = listing.read(data)
+    kept = division.hold_out(images, HELD_OUT)
     parts = division.hold_out(kept, DECIDING).splits
     choices = {"train": parts["train"], "val": parts["val"], "test": parts[division.HOLDOUT]}
-    _write_folder(out / "choices", data, choices)
+    _write_folder(out / "choices", images, choices)
     step = len(parts["train"].paths) // PROBED
     few = {"train": _every(parts["train"], step, PROBED), "val": _every(parts["val"], 1, 64)}
-    _write_folder(out / "probe", data, few | {"test": few["val"]})
+    _write_folder(out / "probe", images, few | {"test": few["val"]})
 
 
 def _every(split: Split, step: int, count: int) -> Split:
     return Split(split.paths[::step][:count], split.labels[::step][:count])
 
 
-def _write_folder(folder: Path, data: Path, splits: Mapping[str, Split]) -> None:
+def _write_folder(folder: Path, images: ImageSet, splits: Mapping[str, Split]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in {path.partition("/")[0] for split in splits.values() for path in split.paths}:
         if not (folder / name).exists():
-            (folder / name).symlink_to((data / name).resolve())
-    (folder / "classes.txt").write_bytes((data / "classes.txt").read_bytes())
+            (folder / name).symlink_to((Path(images.root) / name).resolve())
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in images.class_names), encoding="utf-8")
     for name, split in splits.items():
         lines = (f"{path} {label}\n" for path, label in zip(split.paths, split.labels, strict=True))
         (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")

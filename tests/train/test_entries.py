@@ -94,23 +94,23 @@ def test_report_c_trains_each_network_as_the_report_says(capsys):
 def test_a_variant_with_a_table_of_its_own_may_change_the_model(tmp_path, capsys):
     config = tmp_path / "ablation.toml"
     config.write_text("""
-models = ["prism4", "prism4+static", "prism4+static+off"]
-[model."prism4+static"]
-options = { experts = [1, 1, 1, 1], attention = false }
-[model."prism4+static+off"]
+models = ["prism4", "prism4+parts", "prism4+parts+off"]
+[model."prism4+parts"]
+options = { experts = [4, 4, 4, 1], attention = true }
+[model."prism4+parts+off"]
 options = { expert = 1 }
 """)
     settings = resolve(Settings(**typed(read_toml(config), "ablation.toml"), image_size=32), "task1")
-    whole, static, wrong = (variants.of(settings, entry) for entry in settings.models)
-    assert (whole.options, static.options) == ({}, {"experts": [1, 1, 1, 1], "attention": False})
+    whole, parts, wrong = (variants.of(settings, entry) for entry in settings.models)
+    assert (whole.options, parts.options) == ({}, {"experts": [4, 4, 4, 1], "attention": True})
     assert wrong.channel_sampling == "off"
     costs = [networks.measure(entry, variants.of(settings, entry), 50, 3) for entry in settings.models[:2]]
-    assert costs[1].params < costs[0].params
-    with pytest.raises(UserError, match=r"prism4\+static\+off cannot be made with options {'expert': 1}: .*'expert'"):
+    assert (costs[0].params, costs[1].params) == (2_684_018, 4_271_996)
+    with pytest.raises(UserError, match=r"prism4\+parts\+off cannot be made with options {'expert': 1}: .*'expert'"):
         networks.measure(settings.models[2], wrong, 50, 3)
-    for name, status in (("prism4+static", 0), ("prism4+statik", 2)):
+    for name, status in (("prism4+parts", 0), ("prism4+partz", 2)):
         assert main(["task1", "--config", str(config), "--models", name, "--print-config"]) == status
-    assert "no variant is named 'statik'" in capsys.readouterr().err
+    assert "no variant is named 'partz'" in capsys.readouterr().err
 
 
 def test_options_and_the_division_of_a_file_hold_for_the_run(tmp_path, capsys):
@@ -130,16 +130,18 @@ def test_a_network_for_one_combination_is_shown_what_its_options_make_it_take():
     assert plain == (3, networks.PADDED_ONE_PER_COMBINATION)
 
 
-@pytest.mark.parametrize(("task", "models"), [("task1", 5), ("task2", 4)])
+@pytest.mark.parametrize(("task", "models"), [("task1", 5), ("task2", 5)])
 def test_the_strong_recipe_is_the_same_for_every_contender(task, models):
     settings = resolve(Settings(**recipes.load("strong", task)), task)
     assert len(settings.models) == models
     own = {"image_size": 84, "label_smoothing": 0.1, "optimizer": "muon", "flip_test": True, "holdout": 2500}
-    alike = sorted(OF_AN_ENTRY - {"channel_sampling", "subset_bias", "progressive"})
+    alike = sorted(OF_AN_ENTRY - {"channel_sampling", "subset_bias", "progressive", "options"})
     each = [variants.of(settings, entry) for entry in settings.models]
     for found in each:
         assert {name: getattr(found, name) for name in own} == own
         assert [getattr(found, name) for name in alike] == [getattr(each[0], name) for name in alike]
+    options = {entry: found.options for entry, found in zip(settings.models, each, strict=True) if found.options}
+    assert options == ({"resnet34+small_stem": {"small_stem": True}} if task == "task2" else {})
     assert {found.progressive for found in each} == ({0.6, 1.0} if task == "task1" else {0.6})
     biases = {entry: found.subset_bias for entry, found in zip(settings.models, each, strict=True) if found.subset_bias}
     assert biases == ({"prism4+few": 1.0} if task == "task1" else {})
