@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import IO, NamedTuple
 
 import torch
@@ -57,6 +58,10 @@ class Outcome(NamedTuple):
     launches: int = 0
 
 
+EVERYTHING = Recipe(
+    scale=(0.3, 1.0), flip=0.5, degrees=15, brightness=0.2, contrast=0.2, gamma=0.2, grayscale=0.2, cutout=0.25
+)
+GAINS = Recipe(scale=(0.3, 1.0), flip=0.5, gain=0.2)
 SAME = {"padding": "same"}
 DOUBLING = {"stride": 2, "padding": 1, "output_padding": 1}
 TRANSPOSED = (
@@ -118,6 +123,7 @@ def cases() -> list[Case]:
         Case("softmax", kernels.channel_gate, _tensors((4, 12, 20, 17), *layers), {"gate": "softmax"}),
         Case("map", channel_scale, _tensors((4, 72, 20, 17), (4, 72)), {}),
         Case("whole recipe", kernels.augment, _images, {}, differentiable=False),
+        Case("crop, flip and gains", kernels.augment, partial(_images, recipe=GAINS), {}, differentiable=False),
     ]
 
 
@@ -353,12 +359,9 @@ def _attention(dtype: torch.dtype) -> list[Tensor]:
     return [x, weight / 7, bias]
 
 
-def _images(dtype: torch.dtype) -> list:
+def _images(dtype: torch.dtype, recipe: Recipe = EVERYTHING) -> list:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (8, 48, 56, 3), dtype=torch.uint8, generator=generator)
-    recipe = Recipe(
-        scale=(0.3, 1.0), flip=0.5, degrees=15, brightness=0.2, contrast=0.2, gamma=0.2, grayscale=0.2, cutout=0.25
-    )
     indices = torch.arange(8).flip(0)
     drawn = draw(recipe, indices, (48, 56), 0, 0, (32, 32), 3)._asdict()
     named = {name: value for name, value in drawn.items() if value is not None}
