@@ -10,25 +10,17 @@ probe of five short epochs for each network, measured while the other core is as
 
 from __future__ import annotations
 
-import argparse
-import csv
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from queue import Queue
 from threading import Lock
-from typing import Any, TypeVar
 
-from bench.studies import study
-from polychrome.engine.data.image_set import ImageSet, Split
+from bench.studies import runs, study
+from polychrome.engine.data.image_set import Split
 from polychrome.engine.data.sets import division, listing
-from polychrome.engine.run_folder import RunFolder
 
-T = TypeVar("T")
+TABLE = Path("mini50/trials.csv")
 CONTENDERS = ("resnet34", "resnet34+small_stem", "prism4", "prism4_small", "simple_4layer_cnn")
 HELD_OUT, DECIDING = 2500, 2500  # training images: never read here; those that trials are compared on
 MINUTES = 20.0
@@ -93,25 +85,15 @@ def tuned(network: str, trials: Iterable[Trial]) -> Choice:
     return max((trial for trial in trials if trial.network == network), key=lambda trial: trial.accuracy).choice
 
 
-def read(path: Path) -> list[Trial]:
-    """Return the rows of a table of trials; none where there is no file."""
-    if not path.is_file():
-        return []
-    kinds = {"int": int, "float": float, "str": str}
-    with path.open(encoding="utf-8", newline="") as stream:
-        return [
-            Trial(**{item.name: kinds[item.type](row[item.name]) for item in fields(Trial)})
-            for row in csv.DictReader(stream)
-        ]
+def read(results: Path = study.RESULTS) -> list[Trial]:
+    """Return the rows of the table of trials; none where there is no file."""
+    return runs.read(results / TABLE, Trial)
 
 
-def write(path: Path, trials: Iterable[Trial]) -> None:
-    """Write a table of trials, by network in the order of `CONTENDERS` and number."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        table = csv.DictWriter(stream, [item.name for item in fields(Trial)], lineterminator="\n")
-        table.writeheader()
-        table.writerows(map(asdict, sorted(trials, key=lambda trial: (CONTENDERS.index(trial.network), trial.number))))
+def write(trials: Iterable[Trial], results: Path = study.RESULTS) -> None:
+    """Write the table of trials, by network in the order of `CONTENDERS` and number."""
+    order = sorted(trials, key=lambda trial: (CONTENDERS.index(trial.network), trial.number))
+    runs.write(results / TABLE, order)
 
 
 def make_folders(data: Path, out: Path) -> None:
@@ -124,108 +106,52 @@ def make_folders(data: Path, out: Path) -> None:
     kept = division.hold_out(images, HELD_OUT)
     parts = division.hold_out(kept, DECIDING).splits
     choices = {"train": parts["train"], "val": parts["val"], "test": parts[division.HOLDOUT]}
-    _write_folder(out / "choices", images, choices)
+    runs.write_folder(out / "choices", images, choices)
     step = len(parts["train"].paths) // PROBED
     few = {"train": _every(parts["train"], step, PROBED), "val": _every(parts["val"], 1, 64)}
-    _write_folder(out / "probe", images, few | {"test": few["val"]})
+    runs.write_folder(out / "probe", images, few | {"test": few["val"]})
 
 
 def _every(split: Split, step: int, count: int) -> Split:
     return Split(split.paths[::step][:count], split.labels[::step][:count])
 
 
-def _write_folder(folder: Path, images: ImageSet, splits: Mapping[str, Split]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in {path.partition("/")[0] for split in splits.values() for path in split.paths}:
-        if not (folder / name).exists():
-            (folder / name).symlink_to((Path(images.root) / name).resolve())
-    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in images.class_names), encoding="utf-8")
-    for name, split in splits.items():
-        lines = (f"{path} {label}\n" for path, label in zip(split.paths, split.labels, strict=True))
-        (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
-
-
-def train(name: str, network: str, data: Path, out: Path, core: int, settings: Mapping[str, Any]) -> RunFolder:
-    """Train a network by the recipe on one core, or go on with it, and return its finished run."""
-    folder = RunFolder(out / "task2" / name)
-    if folder.root.exists() and folder.finished:
-        return folder
-    command = [sys.executable, "-m", "train.run", "task2"]
-    if folder.begun:
-        command += ["--resume", str(folder.root)]
-    else:
-        flags = {"models": network, "data": data, "out": out, "name": name, "holdout": 0, **settings}
-        command += ["--recipe", "strong", "--no-tensorboard"]
-        command += [part for key, value in flags.items() for part in (f"--{key.replace('_', '-')}", str(value))]
-    with (out / f"{name}.log").open("a", encoding="utf-8") as log:
-        subprocess.run(
-            command,
-            check=True,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-        )
-    return folder
-
-
-def _seconds_per_image(network: str, out: Path, core: int) -> float:
+def _seconds_per_image(core: int, network: str, out: Path) -> float:
     """Return the seconds of a training for each image of each epoch, on average over the sizes of growing images."""
-    run = train(f"probe-{network}", network, out / "probe", out, core, {"epochs": PROBE_EPOCHS})
+    run = runs.train(f"probe-{network}", network, out / "probe", out, core, {"epochs": PROBE_EPOCHS})
     return run.read_results()["models"][network]["train_seconds"] / (PROBE_EPOCHS * PROBED)
 
 
-def _tune(network: str, out: Path, core: int, minutes: float, seconds: float, table: Path, lock: Lock) -> None:
+def _tune(core: int, network: str, out: Path, minutes: float, seconds: float, results: Path, lock: Lock) -> None:
     """Run the trials of a network that the table lacks, and add their rows."""
     images = len((out / "choices" / "train.txt").read_text(encoding="utf-8").splitlines())
     epochs = max(3, int(60 * minutes / (seconds * images)))
-    while (choice := following(done := [trial for trial in read(table) if trial.network == network])) is not None:
+    while (choice := following(done := [trial for trial in read(results) if trial.network == network])) is not None:
         number = len(done) + 1
         settings = choice.settings | {"epochs": epochs}
-        run = train(f"{network}-{number}", network, out / "choices", out, core, settings)
+        run = runs.train(f"{network}-{number}", network, out / "choices", out, core, settings)
         found, facts = run.read_results()["models"][network], run.read_environment()
         accuracies = (found[kind]["test"]["RGB"]["accuracy"] for kind in ("scores", "flipped"))
         about = round(found["train_seconds"], 1), study.commit(facts), study.machine(facts)
         row = Trial(network, number, *asdict(choice).values(), epochs, round(seconds, 6), *accuracies, *about)
         with lock:
-            write(table, [*read(table), row])
+            write([*read(results), row], results)
         print(f"{network} {number}: {choice}, {epochs} epochs: {row.accuracy:.1%}", file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> int:
     """Run the trials that the table lacks, a network on each core at a time; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench.studies.trials", description="tune each contender alike")
-    parser.add_argument("--data", type=Path, required=True, help="mini50's folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder for runs")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="minutes of a trial on one core")
-    parser.add_argument("--networks", default=",".join(CONTENDERS), help="those to tune, by name")
+    parser = runs.parser("trials", "tune each contender alike", MINUTES, CONTENDERS)
     asked = parser.parse_args(arguments)
     asked.out.mkdir(parents=True, exist_ok=True)
     make_folders(asked.data, asked.out)
-    cores: Queue[int] = Queue()
-    for core in os.sched_getaffinity(0):
-        cores.put(core)
-    lock, table, networks = Lock(), results / "mini50" / "trials.csv", asked.networks.split(",")
-
-    def on_a_core(work: Callable[..., T], network: str, *more: Any) -> T:
-        core = cores.get()
-        try:
-            return work(network, asked.out, core, *more)
-        finally:
-            cores.put(core)
-
-    with ThreadPoolExecutor(cores.qsize()) as pool:
-        # All probes first: later the machine may be at other work.
-        probes = [pool.submit(on_a_core, _seconds_per_image, network) for network in networks]
-        seconds = [each.result() for each in probes]
-        for network, each in zip(networks, seconds, strict=True):
-            print(f"{network}: {1000 * each:.2f} ms an image", file=sys.stderr, flush=True)
-        trials = [
-            pool.submit(on_a_core, _tune, network, asked.minutes, each, table, lock)
-            for network, each in zip(networks, seconds, strict=True)
-        ]
-        for each in trials:
-            each.result()
+    networks, lock = asked.networks.split(","), Lock()
+    # All probes first: later the machine may be at other work.
+    seconds = list(runs.on_cores(_seconds_per_image, [(network, asked.out) for network in networks]))
+    for network, each in zip(networks, seconds, strict=True):
+        print(f"{network}: {1000 * each:.2f} ms an image", file=sys.stderr, flush=True)
+    more = ((asked.out, asked.minutes, each, results, lock) for each in seconds)
+    runs.on_cores(_tune, [(network, *each) for network, each in zip(networks, more, strict=True)])
     return 0
 
 

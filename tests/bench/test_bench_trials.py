@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from bench.studies import trials
+from bench.studies import runs, trials
 from bench.studies.trials import Choice, Trial
 from polychrome.engine.data.sets import division, listing
 from polychrome.train import recipes
@@ -61,9 +61,9 @@ def test_every_setting_of_a_choice_is_one_of_a_training():
 
 def test_a_table_is_read_as_it_was_written_by_network_and_number(tmp_path):
     rows = [trial(2, Choice(0.005), 0.4), trial(1, Choice(), 0.1 + 0.2), trial(1, Choice(), 0.3, "resnet34")]
-    trials.write(tmp_path / "a/trials.csv", rows)
-    assert trials.read(tmp_path / "a/trials.csv") == [rows[2], rows[1], rows[0]]
-    assert trials.read(tmp_path / "none.csv") == []
+    trials.write(rows, tmp_path)
+    assert trials.read(tmp_path) == [rows[2], rows[1], rows[0]]
+    assert trials.read(tmp_path / "none") == []
 
 
 @pytest.fixture
@@ -107,32 +107,31 @@ def test_trials_with_a_row_are_not_run_again(small, monkeypatch, tmp_path):
         ran.append((name, settings.get("epochs")))
         return Finished(settings)
 
-    monkeypatch.setattr(trials, "train", train)
+    monkeypatch.setattr(runs, "train", train)
     started = ["--data", str(small), "--out", str(tmp_path / "runs"), "--networks", "prism4_small", "--minutes", "1"]
     monkeypatch.setattr(trials, "make_folders", lambda data, out: (out / "choices").symlink_to(data / "choices"))
-    table = tmp_path / "mini50/trials.csv"
     assert trials.main(started, tmp_path) == 0
     # 60 seconds of 51 images an epoch, where the probe took 12 s for 5 epochs of 24 images.
     assert ran == [("probe-prism4_small", 5)] + [(f"prism4_small-{number}", 11) for number in range(1, 7)]
-    found = trials.read(table)
+    found = trials.read(tmp_path)
     assert trials.tuned("prism4_small", found) == Choice(lr=0.02, strength=1)
-    trials.write(table, found[:4])
+    trials.write(found[:4], tmp_path)
     ran.clear()
     (tmp_path / "runs/choices").unlink()
     assert trials.main(started, tmp_path) == 0
     assert [name for name, _ in ran] == ["probe-prism4_small", "prism4_small-5", "prism4_small-6"]
-    assert trials.read(table) == found
+    assert trials.read(tmp_path) == found
 
 
 @pytest.mark.slow
 def test_a_trial_trains_tests_on_the_deciding_images_and_is_not_repeated(small):
     core = min(os.sched_getaffinity(0))
     settings = replace(Choice(), strength=1).settings | {"epochs": 3}
-    folder = trials.train("prism4_small-1", "prism4_small", small / "choices", small, core, settings)
+    folder = runs.train("prism4_small-1", "prism4_small", small / "choices", small, core, settings)
     found = folder.read_results()
     assert (found["data"]["train"], found["data"]["test"]) == (51, 9)
     assert found["models"]["prism4_small"]["best_epoch"] == 3
     assert set(found["models"]["prism4_small"]["flipped"]["test"]) == {"RGB"}
     before = folder.results.read_bytes()
-    assert trials.train("prism4_small-1", "prism4_small", small / "choices", small, core, settings).finished
+    assert runs.train("prism4_small-1", "prism4_small", small / "choices", small, core, settings).finished
     assert folder.results.read_bytes() == before
