@@ -85,7 +85,8 @@ def fit(
     """
     try:
         # Each size of growing images is compiled, and stays so: validation is not compiled again when images grow.
-        with Interruption() as interruption, torch._dynamo.config.patch(recompile_limit=2 * SIZES + 2):
+        limit = torch._dynamo.config.patch(recompile_limit=2 * SIZES + 2) if plan.compile else nullcontext()
+        with Interruption() as interruption, limit:
             trainer = Trainer(name, model, train, val, plan, checkpoints, hooks or Hooks(), interruption, run or {})
             history = trainer.run()
         if interruption.signal:  # came after the last step
