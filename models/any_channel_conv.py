@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from polychrome.kernels import per_sample_conv2d
 from polychrome.kernels.modules import DynamicConv2d, ExpertAttention
@@ -30,9 +30,12 @@ class AnyChannelConv2d(DynamicConv2d):
     ordinary convolution: of the image's estimated places, or, where all samples have the same channels, of the image
     with the kernels made for these.
 
+    With `fixed_places` the channels of a tensor with `in_channels` channels keep their places under any mask, and a
+    tensor of another number of channels needs `channels`. A single expert is then told which places have a channel: its
+    bias is shifted by the product of `presence` and (nearness - 1), which is 0 where all places have one.
+
     `weight` [experts, out_channels, places, kernel_height, kernel_width]; `bias` and, of several experts, `attention`
-    as in `DynamicConv2d`.
-    With `fixed_places` the channels of a tensor with `in_channels` channels keep their places under any mask.
+    as in `DynamicConv2d`; `presence` [out_channels, places].
     `polychrome.kernels.fold_batch_norm` does not change the layer.
     """
 
@@ -52,6 +55,8 @@ class AnyChannelConv2d(DynamicConv2d):
         self.attention = ExpertAttention(3 * places, experts, hidden_channels=HIDDEN) if experts > 1 else None
         self.last = in_channels - 1
         self.fixed_places = fixed_places
+        told = fixed_places and experts == 1 and places > 1
+        self.presence = nn.Parameter(torch.zeros(out_channels, places)) if told else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None, channels: Tensor | None = None) -> Tensor:
         """Map [batch, any channels, height, width] to [batch, out_channels, out_height, out_width].
@@ -66,10 +71,16 @@ class AnyChannelConv2d(DynamicConv2d):
 
         Raises:
             TypeError: the mask is not bool.
-            ValueError: mask or channels do not fit x.
+            ValueError: mask or channels do not fit x; with `fixed_places`, x has another number of channels than
+                `in_channels` and `channels` is not given.
         """
         alike = mask is None and (channels is None or channels.dim() == 1)
         x, mask = without_absent(x, mask)
+        if self.fixed_places and channels is None and x.shape[1] != self.last + 1:
+            raise ValueError(
+                f"a layer with fixed_places for {self.last + 1} channels needs the positions of x's {x.shape[1]}: give "
+                "`channels`, such as [0] for the first alone"
+            )
         if self.attention is None:
             return self._plain(x, mask, channels, alike)
         # autocast would round the mixing and the estimates
@@ -87,18 +98,25 @@ class AnyChannelConv2d(DynamicConv2d):
         """Return the single expert's output; `alike` says that all samples have the same channels at one place each."""
         weight = self.weight[0]
         with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
+            mask = mask[:1] if alike else mask
+            estimate, nearness = self._places(self._standing(mask, channels), mask)
             if alike:
-                mask = mask[:1]
-                estimate, _ = self._places(self._standing(mask, channels), mask)
                 weight = torch.einsum("ophw,pc->ochw", weight, estimate[0].to(weight.dtype))
             else:
-                estimate, _ = self._places(self._standing(mask, channels), mask)
                 pixels = x.permute(0, 2, 3, 1).flatten(1, 2) @ estimate.transpose(1, 2).to(x.dtype)
                 x = pixels.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
-        return F.conv2d(x, weight, self.bias[0], self.stride, self.padding)
+            bias = self.bias
+            if self.presence is not None:
+                bias = bias + (nearness.to(bias.dtype) - 1) @ self.presence.T
+        if self.presence is None or alike:
+            return F.conv2d(x, weight, bias[0], self.stride, self.padding)
+        y = F.conv2d(x, weight, None, self.stride, self.padding)
+        return y + bias[:, :, None, None].to(y.dtype)
 
     def reset_parameters(self) -> None:
         """Reinitialise all parameters, the attention's too."""
+        if self.presence is not None:
+            nn.init.zeros_(self.presence)
         if self.attention is None:
             self._reset_experts()
         else:

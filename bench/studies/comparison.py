@@ -93,7 +93,7 @@ def train(core: int, network: str, seed: int, data: Path, out: Path, minutes: fl
     choice, seconds = trials.tuned(network, tried), tried[0].seconds_per_image
     images = len(listing.read(data).splits["train"].paths) - trials.HELD_OUT
     settings = choice.settings | {"epochs": max(3, int(60 * minutes / (seconds * images))), "seed": seed}
-    run = runs.train(_name(network, seed), network, data, out, core, settings | {"holdout": trials.HELD_OUT})
+    run = trials.train(_name(network, seed), network, data, out, core, settings | {"holdout": trials.HELD_OUT})
     found, facts = run.read_results()["models"][network], run.read_environment()
     path = predictions(network, seed, results)
     path.parent.mkdir(parents=True, exist_ok=True)

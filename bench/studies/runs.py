@@ -52,17 +52,16 @@ def write_folder(folder: Path, images: ImageSet, splits: Mapping[str, Split]) ->
         (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
 
 
-def train(name: str, network: str, data: Path, out: Path, core: int, settings: Mapping[str, Any]) -> RunFolder:
-    """Train a network by the recipe on one core, or go on with it, and return its finished run."""
-    folder = RunFolder(out / "task2" / name)
+def train(name: str, task: str, out: Path, core: int, flags: Mapping[str, Any]) -> RunFolder:
+    """Train on one core by the flags of a command, or go on with the run of this name, and return the finished run."""
+    folder = RunFolder(out / task / name)
     if folder.root.exists() and folder.finished:
         return folder
-    command = [sys.executable, "-m", "train.run", "task2"]
+    command = [sys.executable, "-m", "train.run", task]
     if folder.begun:
         command += ["--resume", str(folder.root)]
     else:
-        flags = {"models": network, "data": data, "out": out, "name": name, "holdout": 0, **settings}
-        command += ["--recipe", "strong", "--no-tensorboard"]
+        command += ["--out", str(out), "--name", name, "--no-tensorboard"]
         command += [part for key, value in flags.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     with (out / f"{name}.log").open("a", encoding="utf-8") as log:
         subprocess.run(

@@ -15,10 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from bench.studies import runs, study
 from polychrome.engine.data.image_set import Split
 from polychrome.engine.data.sets import division, listing
+from polychrome.engine.run_folder import RunFolder
 
 TABLE = Path("mini50/trials.csv")
 CONTENDERS = ("resnet34", "resnet34+small_stem", "prism4", "prism4_small", "simple_4layer_cnn")
@@ -116,9 +118,14 @@ def _every(split: Split, step: int, count: int) -> Split:
     return Split(split.paths[::step][:count], split.labels[::step][:count])
 
 
+def train(name: str, network: str, data: Path, out: Path, core: int, settings: Mapping[str, Any]) -> RunFolder:
+    """Train a network by the recipe on one core, or go on with it, and return its finished run."""
+    return runs.train(name, "task2", out, core, {"recipe": "strong", "models": network, "data": data, **settings})
+
+
 def _seconds_per_image(core: int, network: str, out: Path) -> float:
     """Return the seconds of a training for each image of each epoch, on average over the sizes of growing images."""
-    run = runs.train(f"probe-{network}", network, out / "probe", out, core, {"epochs": PROBE_EPOCHS})
+    run = train(f"probe-{network}", network, out / "probe", out, core, {"epochs": PROBE_EPOCHS, "holdout": 0})
     return run.read_results()["models"][network]["train_seconds"] / (PROBE_EPOCHS * PROBED)
 
 
@@ -128,8 +135,8 @@ def _tune(core: int, network: str, out: Path, minutes: float, seconds: float, re
     epochs = max(3, int(60 * minutes / (seconds * images)))
     while (choice := following(done := [trial for trial in read(results) if trial.network == network])) is not None:
         number = len(done) + 1
-        settings = choice.settings | {"epochs": epochs}
-        run = runs.train(f"{network}-{number}", network, out / "choices", out, core, settings)
+        settings = choice.settings | {"epochs": epochs, "holdout": 0}
+        run = train(f"{network}-{number}", network, out / "choices", out, core, settings)
         found, facts = run.read_results()["models"][network], run.read_environment()
         accuracies = (found[kind]["test"]["RGB"]["accuracy"] for kind in ("scores", "flipped"))
         about = round(found["train_seconds"], 1), study.commit(facts), study.machine(facts)

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from bench.studies import runs, trials
+from bench.studies import trials
 from bench.studies.trials import Choice, Trial
 from polychrome.engine.data.sets import division, listing
 from polychrome.train import recipes
@@ -107,7 +107,7 @@ def test_trials_with_a_row_are_not_run_again(small, monkeypatch, tmp_path):
         ran.append((name, settings.get("epochs")))
         return Finished(settings)
 
-    monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(trials, "train", train)
     started = ["--data", str(small), "--out", str(tmp_path / "runs"), "--networks", "prism4_small", "--minutes", "1"]
     monkeypatch.setattr(trials, "make_folders", lambda data, out: (out / "choices").symlink_to(data / "choices"))
     assert trials.main(started, tmp_path) == 0
@@ -126,12 +126,12 @@ def test_trials_with_a_row_are_not_run_again(small, monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_a_trial_trains_tests_on_the_deciding_images_and_is_not_repeated(small):
     core = min(os.sched_getaffinity(0))
-    settings = replace(Choice(), strength=1).settings | {"epochs": 3}
-    folder = runs.train("prism4_small-1", "prism4_small", small / "choices", small, core, settings)
+    settings = replace(Choice(), strength=1).settings | {"epochs": 3, "holdout": 0}
+    folder = trials.train("prism4_small-1", "prism4_small", small / "choices", small, core, settings)
     found = folder.read_results()
     assert (found["data"]["train"], found["data"]["test"]) == (51, 9)
     assert found["models"]["prism4_small"]["best_epoch"] == 3
     assert set(found["models"]["prism4_small"]["flipped"]["test"]) == {"RGB"}
     before = folder.results.read_bytes()
-    assert runs.train("prism4_small-1", "prism4_small", small / "choices", small, core, settings).finished
+    assert trials.train("prism4_small-1", "prism4_small", small / "choices", small, core, settings).finished
     assert folder.results.read_bytes() == before

@@ -175,7 +175,45 @@ def test_fixed_places_tell_which_channel_is_absent():
     torch.testing.assert_close(free(same, mask[:, [0, 2, 1]]), free(x, mask))
     assert (fixed(same, mask[:, [0, 2, 1]]) - fixed(x, mask)).abs().max() > 0.01
     torch.testing.assert_close(fixed(x, mask), free(x, mask, torch.arange(3)))
-    torch.testing.assert_close(fixed(x[:, :2]), free(x[:, :2]))
+    for shown in (x[:, :2], x[:, :1], torch.cat([x, x], 1)):
+        with pytest.raises(ValueError, match=r"with fixed_places for 3 channels needs the positions of x's"):
+            fixed(shown)
+        where = torch.linspace(0, 2, shown.shape[1])
+        torch.testing.assert_close(fixed(shown, None, where), free(shown, None, where))
+
+
+@pytest.mark.parametrize("experts", [1, 4])
+def test_a_lone_band_of_many_counts_as_at_its_place(experts):
+    """By default it would count as in the middle of the 48, wherever it lies."""
+    layer, band = stem(48, experts, fixed_places=True), images(1, 1, 20, 20)
+    made_differ(layer)
+    masks = torch.eye(48, dtype=torch.bool)
+    found = torch.cat([layer(band.expand(-1, 48, -1, -1), masks[place : place + 1]) for place in (3, 24, 40)])
+    named = torch.cat([layer(band, None, torch.tensor([place])) for place in (3, 24, 40)])
+    torch.testing.assert_close(found, named)
+    assert min((found[0] - found[1]).abs().max(), (found[2] - found[1]).abs().max()) > 0.1
+
+
+def made_differ(layer):
+    """Let a layer's single expert answer to which channels are present, or its routing more strongly."""
+    torch.manual_seed(1)
+    if layer.presence is not None:
+        nn.init.normal_(layer.presence, 0, 0.2)
+    else:
+        layer.attention.fc1.weight.data.mul_(5)
+        layer.attention.fc2.weight.data.mul_(5)
+
+
+def test_the_presence_of_all_channels_changes_nothing():
+    layer, x = stem(experts=1, fixed_places=True), images(3, 3, 20, 20)
+    before = layer(x)
+    made_differ(layer)
+    torch.testing.assert_close(layer(x), before)
+    torch.testing.assert_close(layer(x, torch.ones(3, 3, dtype=torch.bool)), before, rtol=1e-5, atol=1e-5)
+    mask = torch.tensor([[True, True, False]]).expand(3, 3)
+    shift = (torch.tensor([1.0, 1.0, torch.tensor(-4.0).exp()]) - 1) @ layer.presence.T
+    told, layer.presence.data = layer(x, mask), torch.zeros_like(layer.presence)
+    torch.testing.assert_close(told, layer(x, mask) + shift[:, None, None], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5, 13])

@@ -1,0 +1,140 @@
+"""48 bands of one scene, any of them present: `python -m bench.studies.bands SCENE OUT`.
+
+The scene is divided by place five times, and the networks of `bench/bands.toml` are trained on each division, one
+division on each core. A run that was interrupted goes on when the command is given again. The tables of finished runs
+are copied to `bench/results/houston48/bands`, from which a table and a picture are drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean, stdev
+
+from matplotlib import pyplot as plt
+
+from bench.report.markdown import grid, wrapped
+from bench.report.pictures import STYLE, save
+from bench.studies import runs, study
+from bench.studies.collect import FILES, MARKERS
+from polychrome.engine.data.sets import patches
+from polychrome.engine.report.plots import COLOURS, NARROW
+from polychrome.engine.report.tables import Table
+
+SPLITS, SIZE = 5, 9
+# Half the width of a 95% interval of a mean, in standard errors: Student's t with 4 degrees of freedom.
+STUDENT = 2.776
+SHOWN = (48, 32, 16, 8, 4, 2, 1)
+COMMAND = "python -m bench.studies.bands SCENE OUT"
+CONFIG = Path(__file__).resolve().parents[1] / "bands.toml"
+
+# Test accuracy, 0 to 1, by system, number of bands and division: the mean over the tested choices of as many bands.
+Found = dict[str, dict[int, list[float]]]
+
+
+def read(results: Path = study.RESULTS) -> tuple[Found, dict[str, dict[str, str]]]:
+    """Return the accuracies of all divisions, and by system a row with its costs and protocol; empty without files."""
+    found: Found = defaultdict(lambda: defaultdict(list))
+    about = {}
+    for file in sorted((results / "houston48" / "bands").glob("*/table.csv")):
+        each: dict[tuple[str, int], list[float]] = defaultdict(list)
+        with file.open(encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream):
+                if row["split"] == "test" and row["flip_averaging"] == "no":
+                    each[row["model"], _bands(row["combination"])].append(float(row["accuracy"]))
+                    about.setdefault(row["model"], row)
+        for (model, bands), accuracies in each.items():
+            found[model][bands].append(fmean(accuracies))
+    return found, about
+
+
+def _bands(combination: str) -> int:
+    """Return the number of bands of a combination by its name: "all", "12 of 48 #1" or a band's."""
+    if combination == "all":
+        return SHOWN[0]
+    number, _, rest = combination.partition(" of ")
+    return int(number) if rest else 1
+
+
+def table(results: Path = study.RESULTS) -> str:
+    """Return the table of test accuracies by bands kept, and below it the command, its files and machine."""
+    found, about = read(results)
+    if not found:
+        return "Not measured yet."
+    heads = ("system", "protocol", *(f"{bands} band" + "s" * (bands > 1) for bands in SHOWN), "parameters", "minutes")
+    rows = tuple(
+        (
+            f"`{model}`",
+            about[model]["protocol"],
+            *(f"{100 * fmean(by[bands]):.1f} ± {100 * stdev(by[bands]):.1f}" for bands in SHOWN),
+            f"{int(about[model]['params']):,}",
+            f"{float(about[model]['train_seconds']) / 60:.1f}",
+        )
+        for model, by in found.items()
+    )
+    folder = results / "houston48" / "bands"
+    facts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/environment.json"))]
+    commits = ", ".join(sorted({study.commit(each) for each in facts}))
+    machines = "; ".join(sorted({study.machine(each) for each in facts}))
+    stamp = f"`{COMMAND}`: `bench/results/houston48/bands/*/table.csv` (commit {commits}); {machines}."
+    return "\n\n".join([grid(Table("", heads, rows, 2)), wrapped(stamp)])
+
+
+def draw(results: Path = study.RESULTS) -> None:
+    """Draw test accuracy by bands kept, a line for each system, with 95% intervals of the mean over the divisions."""
+    found, _ = read(results)
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(NARROW, 3.8), layout="constrained")
+        for number, (model, by) in enumerate(found.items()):
+            bands = sorted(by)
+            middle = [100 * fmean(by[count]) for count in bands]
+            reach = [100 * STUDENT * stdev(by[count]) / len(by[count]) ** 0.5 for count in bands]
+            low, high = ([m + sign * r for m, r in zip(middle, reach, strict=True)] for sign in (-1, 1))
+            style = {"color": COLOURS[number % len(COLOURS)]}
+            axis.plot(bands, middle, label=model, linewidth=1.2, **style)
+            axis.fill_between(bands, low, high, alpha=0.12, linewidth=0, **style)
+            marked = [middle[bands.index(count)] for count in SHOWN]
+            axis.plot(SHOWN, marked, MARKERS[number], markersize=4, **style)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(SHOWN, map(str, SHOWN))
+        axis.minorticks_off()
+        axis.set_xlabel("bands present, of 48")
+        axis.set_ylabel("test accuracy, %")
+        axis.set_ylim(0, 100)
+        axis.grid(alpha=0.3)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        save(figure, results / "houston48" / "bands.png")
+
+
+def train(core: int, split: int, scene: Path, out: Path, results: Path) -> None:
+    """Train the networks on one division of the scene, or go on with them, and keep the run's table."""
+    data = out / f"split{split}"
+    if not data.exists():
+        patches.cut(scene, data, SIZE, split)
+    run = runs.train(f"bands-split{split}", "task1", out, core, {"config": CONFIG, "data": data})
+    folder = results / "houston48" / "bands" / f"split{split}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in FILES:
+        shutil.copyfile(run.root / file, folder / file)
+    print(f"{folder}: division {split} is done", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> int:
+    """Train what the study lacks and draw its picture; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.studies.bands", description="48 bands, any of them present")
+    parser.add_argument("scene", type=Path, help="houston48.npz")
+    parser.add_argument("out", type=Path, help="folder for patches and runs")
+    asked = parser.parse_args(arguments)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    runs.on_cores(train, [(split, asked.scene, asked.out, results) for split in range(SPLITS)])
+    draw(results)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
