@@ -76,6 +76,9 @@ class AnyChannelConv2d(DynamicConv2d):
         """
         alike = mask is None and (channels is None or channels.dim() == 1)
         x, mask = without_absent(x, mask)
+        if channels is not None and channels.shape not in (mask.shape, mask.shape[1:]):
+            wanted = f"[channels={mask.shape[1]}] or [batch={mask.shape[0]}, channels={mask.shape[1]}]"
+            raise ValueError(f"channels must be {wanted}, got {list(channels.shape)}")
         if self.fixed_places and channels is None and x.shape[1] != self.last + 1:
             raise ValueError(
                 f"a layer with fixed_places for {self.last + 1} channels needs the positions of x's {x.shape[1]}: give "
@@ -98,7 +101,7 @@ class AnyChannelConv2d(DynamicConv2d):
         """Return the single expert's output; `alike` says that all samples have the same channels at one place each."""
         weight = self.weight[0]
         with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
-            mask = mask[:1] if alike else mask
+            mask = mask.new_ones(1, mask.shape[1]) if alike else mask
             estimate, nearness = self._places(self._standing(mask, channels), mask)
             if alike:
                 weight = torch.einsum("ophw,pc->ochw", weight, estimate[0].to(weight.dtype))
@@ -125,9 +128,6 @@ class AnyChannelConv2d(DynamicConv2d):
     def _standing(self, mask: Tensor, channels: Tensor | None) -> Tensor:
         """Return the position of each channel, [batch, channels] float32."""
         if channels is not None:
-            if channels.shape not in (mask.shape, mask.shape[1:]):
-                wanted = f"[channels={mask.shape[1]}] or [batch={mask.shape[0]}, channels={mask.shape[1]}]"
-                raise ValueError(f"channels must be {wanted}, got {list(channels.shape)}")
             return channels.to(mask.device, torch.float32).expand(mask.shape)
         if self.fixed_places and mask.shape[1] == self.last + 1:
             return torch.arange(self.last + 1, dtype=torch.float32, device=mask.device).expand(mask.shape)

@@ -27,8 +27,8 @@ from polychrome.engine.report.plots import COLOURS, NARROW
 from polychrome.engine.report.tables import Table
 
 SPLITS, SIZE = 5, 9
-# Half the width of a 95% interval of a mean, in standard errors: Student's t with 4 degrees of freedom.
-STUDENT = 2.776
+# Half the width of a 95% interval of a mean of so many values, in standard errors (Student's t).
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 SHOWN = (48, 32, 16, 8, 4, 2, 1)
 COMMAND = "python -m bench.studies.bands SCENE OUT"
 CONFIG = Path(__file__).resolve().parents[1] / "bands.toml"
@@ -93,7 +93,7 @@ def draw(results: Path = study.RESULTS) -> None:
         for number, (model, by) in enumerate(found.items()):
             bands = sorted(by)
             middle = [100 * fmean(by[count]) for count in bands]
-            reach = [100 * STUDENT * stdev(by[count]) / len(by[count]) ** 0.5 for count in bands]
+            reach = [100 * STUDENT[len(by[count])] * stdev(by[count]) / len(by[count]) ** 0.5 for count in bands]
             low, high = ([m + sign * r for m, r in zip(middle, reach, strict=True)] for sign in (-1, 1))
             style = {"color": COLOURS[number % len(COLOURS)]}
             axis.plot(bands, middle, label=model, linewidth=1.2, **style)

@@ -5,8 +5,8 @@ minutes on one core, with several seeds, on the training images that are not hel
 every image go to `bench/results/mini50/predictions`, a row about it to `comparison.csv`, and the tables are drawn from
 these. A run that was interrupted goes on when the command is given again.
 
-`--fresh LIST` then tests every run, once, on images that no choice was made on: the command refuses to do so before all
-runs are there, and for runs that have been tested so.
+`--fresh LIST` then tests every run, once, on images that no choice was made on: the command refuses to do so before the
+runs of all contenders are there, and where all have been tested so.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from bench.report.markdown import grid, wrapped
 from bench.studies import paired, runs, study, trials
 from polychrome.engine.data.image_set import Split
 from polychrome.engine.data.sets import listing
+from polychrome.engine.machine.files import write_atomically
 from polychrome.engine.report.tables import Table
 from polychrome.engine.run_folder import RunFolder
 from polychrome.models import complexity
@@ -97,7 +98,7 @@ def train(core: int, network: str, seed: int, data: Path, out: Path, minutes: fl
     found, facts = run.read_results()["models"][network], run.read_environment()
     path = predictions(network, seed, results)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(lzma.compress(run.every_prediction(network).read_bytes()))
+    write_atomically(path, lzma.compress(run.every_prediction(network).read_bytes()))
     with torch.device("meta"):
         own = variants.of(Settings.of_run(run.config), network)
         model = create(network, own, len(run.read_results()["data"]["class_names"]), 3).eval()
@@ -114,24 +115,29 @@ def _name(network: str, seed: int) -> str:
 def test_on_fresh(rows: Sequence[Training], data: Path, out: Path, fresh: Path, results: Path) -> None:
     """Add each training's predictions for the images of the list `fresh` to its file, as the split "fresh".
 
+    Trainings that have been tested on these images are left out, as after a kill in between.
+
     Raises:
-        ValueError: a training has been tested on them.
+        ValueError: all trainings have been tested on the images, or a split of `data` has one of them.
     """
-    for row in rows:
-        if any(split == FRESH for split, *_ in _rows(predictions(row.network, row.seed, results))):
-            raise ValueError(f"{_name(row.network, row.seed)} has been tested on the fresh images: they are read once")
+    paths = {(row.network, row.seed): predictions(row.network, row.seed, results) for row in rows}
+    rows = [row for row in rows if all(split != FRESH for split, *_ in _rows(paths[row.network, row.seed]))]
+    if not rows:
+        raise ValueError("every training has been tested on the fresh images: they are read once")
     images, folder = listing.read(data), out / FRESH
     parts = [line.rsplit(maxsplit=1) for line in fresh.read_text(encoding="utf-8").splitlines()]
     tested = Split(tuple(path for path, _ in parts), tuple(int(label) for _, label in parts))
+    if known := set(tested.paths) & {path for split in images.splits.values() for path in split.paths}:
+        raise ValueError(f"{len(known)} fresh images are in a split of {data}, such as {min(known)}")
     runs.write_folder(folder, images, {**images.splits, "test": tested})
     for row in rows:
         run = RunFolder(out / "task2" / _name(row.network, row.seed))
         evaluate_run(run.root, (FULL,), "test", str(folder), None, "auto")
-        path = predictions(row.network, row.seed, results)
+        path = paths[row.network, row.seed]
         found = run.every_prediction(row.network, "evaluation").read_text(encoding="utf-8").splitlines()[1:]
         text = lzma.decompress(path.read_bytes()).decode("utf-8")
         lines = (f"{FRESH}{line.removeprefix('test')}\n" for line in found)
-        path.write_bytes(lzma.compress((text + "".join(lines)).encode("utf-8")))
+        write_atomically(path, lzma.compress((text + "".join(lines)).encode("utf-8")))
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
@@ -184,7 +190,7 @@ def _spread(hits) -> str:
 
 
 def _lead(ours, theirs) -> str:
-    """Return a lead with its interval, and the largest p-value of the trainings with equal numbers."""
+    """Return a lead with its interval, and the largest p-value of pairs of trainings, in the order of their seeds."""
     found = paired.difference(ours, theirs)
     p = max(paired.mcnemar(*each) for each in zip(ours, theirs, strict=False))
     told = "p < 0.001" if p < 0.001 else f"p {p:.3f}"
@@ -208,6 +214,9 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
     done = {(row.seed, row.network) for row in read(results)}
     runs.on_cores(work, [each for each in product(range(asked.seeds), asked.networks.split(",")) if each not in done])
     if asked.fresh is not None:
+        there = {(row.seed, row.network) for row in read(results)}
+        if missing := [each for each in product(range(asked.seeds), trials.CONTENDERS) if each not in there]:
+            raise ValueError(f"fresh images are read when all runs are there; missing: {missing}")
         test_on_fresh(read(results), asked.data, asked.out, asked.fresh, results)
     return 0
 

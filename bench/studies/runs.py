@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from queue import Queue
 from typing import Any, TypeVar
 
 from polychrome.engine.data.image_set import ImageSet, Split
+from polychrome.engine.machine.files import write_atomically
 from polychrome.engine.run_folder import RunFolder
 
 Row, Result = TypeVar("Row"), TypeVar("Result")
@@ -34,14 +36,16 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
 
 def write(path: Path, rows: Sequence[Any]) -> None:
     """Write instances of one dataclass, at least one, as `read` reads them."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, [item.name for item in fields(rows[0])], lineterminator="\n")
+    table.writeheader()
+    table.writerows(map(asdict, rows))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        table = csv.DictWriter(stream, [item.name for item in fields(rows[0])], lineterminator="\n")
-        table.writeheader()
-        table.writerows(map(asdict, rows))
+    write_atomically(path, text.getvalue())
 
 
 def write_folder(folder: Path, images: ImageSet, splits: Mapping[str, Split]) -> None:
+    """Write a data folder with list files for `splits` and links to the folders of the images of a set."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in {path.partition("/")[0] for split in splits.values() for path in split.paths}:
         if not (folder / name).exists():

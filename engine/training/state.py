@@ -174,7 +174,8 @@ class State:
             return
         if distributed.is_main():
             self._mend_best(folder, say)
-            (folder / NEXT_BEST).unlink(missing_ok=True)
+            with suppress(OSError):  # it is passed over where it stays
+                (folder / NEXT_BEST).unlink(missing_ok=True)
         self.history.lost = distributed.of_main(self.history.lost)
 
     def _mend_best(self, folder: Path, say: Callable[[str], None]) -> None:

@@ -84,9 +84,7 @@ def fit(
         UserError: the checkpoints are damaged or belong to another model.
     """
     try:
-        # Each size of growing images is compiled, and stays so: validation is not compiled again when images grow.
-        limit = torch._dynamo.config.patch(recompile_limit=2 * SIZES + 2) if plan.compile else nullcontext()
-        with Interruption() as interruption, limit:
+        with Interruption() as interruption, _room_for_sizes(plan):
             trainer = Trainer(name, model, train, val, plan, checkpoints, hooks or Hooks(), interruption, run or {})
             history = trainer.run()
         if interruption.signal:  # came after the last step
@@ -391,6 +389,14 @@ def _compiled(model: nn.Module, plan: Plan) -> nn.Module:
     # Static shapes: with symbols for height and width Inductor compiles each size of growing images again all the same
     # (channels_last strides fix the symbols), and fails on some networks.
     return torch.compile(model, mode=plan.compile_mode, dynamic=False) if plan.compile else model
+
+
+def _room_for_sizes(plan: Plan) -> AbstractContextManager:
+    """Return a context in which code compiled for each size of growing images stays, beside that of validation."""
+    if not plan.compile or plan.augmentations.progressive == 1:
+        return nullcontext()
+    config = torch._dynamo.config
+    return config.patch(recompile_limit=max(config.recompile_limit, 2 * SIZES + 2))
 
 
 def _train_mode(model: nn.Module, plan: Plan) -> None:

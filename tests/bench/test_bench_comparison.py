@@ -1,6 +1,7 @@
 """The comparison at equal minutes: its table follows from predictions, and fresh images are read once."""
 
 import lzma
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -97,26 +98,46 @@ def test_rows_are_read_as_written(tmp_path):
 
 def test_fresh_images_are_read_once(tmp_path):
     keep(tmp_path, "prism4", 0, 500)
-    with pytest.raises(ValueError, match="prism4-seed0 has been tested on the fresh images: they are read once"):
+    with pytest.raises(ValueError, match="every training has been tested on the fresh images: they are read once"):
         comparison.test_on_fresh([RUN], tmp_path, tmp_path, tmp_path / "fresh.txt", tmp_path)
+
+
+def test_images_of_a_split_are_not_fresh(tmp_path, stripes):
+    keep(tmp_path, "prism4", 0, 500, splits=("val", "holdout", "test"))
+    with pytest.raises(ValueError, match="18 fresh images are in a split of"):
+        comparison.test_on_fresh([RUN], stripes, tmp_path, stripes / "val.txt", tmp_path)
+
+
+def test_fresh_images_wait_for_every_contender(tmp_path, monkeypatch):
+    comparison.write([replace(RUN, seed=seed) for seed in range(3)], tmp_path)
+    monkeypatch.setattr(comparison, "test_on_fresh", lambda *_: pytest.fail("read"))
+    start = ["--data", str(tmp_path), "--out", str(tmp_path), "--networks", "prism4", "--fresh", "fresh.txt"]
+    with pytest.raises(ValueError, match=r"missing: \[\(0, 'resnet34'\), "):
+        comparison.main(start, tmp_path)
 
 
 @pytest.mark.slow
 def test_a_network_is_trained_and_then_tested_on_images_it_has_never_seen(tmp_path, stripes, monkeypatch):
     monkeypatch.setattr(trials, "HELD_OUT", 12)
+    monkeypatch.setattr(trials, "CONTENDERS", ("prism4_small",))
+    data = shutil.copytree(stripes, tmp_path / "data")
+    lines = (data / "test.txt").read_text().splitlines(keepends=True)
+    (data / "test.txt").write_text("".join(lines[9:]))
     tried = trials.Trial("prism4_small", 1, *vars(Choice()).values(), 9, 60 * 0.05 / (60 * 3), 0.5, 0.5, 1.0, "a", "m")
     trials.write([tried], tmp_path)
     fresh = tmp_path / "fresh.txt"
-    fresh.write_text("".join((stripes / "test.txt").read_text().splitlines(keepends=True)[:9]))
-    start = ["--data", str(stripes), "--out", str(tmp_path / "runs"), "--networks", "prism4_small"]
+    fresh.write_text("".join(lines[:9]))
+    start = ["--data", str(data), "--out", str(tmp_path / "runs"), "--networks", "prism4_small"]
     start += ["--seeds", "1", "--minutes", "0.05"]
     assert comparison.main([*start, "--fresh", str(fresh)], tmp_path) == 0
     (row,) = comparison.read(tmp_path)
     assert (row.epochs, row.images, row.depth, row.depth_written_out) == (3, 60, 4, 4)
     path = [comparison.predictions("prism4_small", 0, tmp_path)]
-    known, again = (runs_right(path, split) for split in ("test", "fresh"))
-    assert {image: known[image] for image in again} == again
-    assert (len(known), len(again)) == (18, 9)
+    known, fresh_ones = (runs_right(path, split) for split in ("test", "fresh"))
+    assert (len(known), len(fresh_ones)) == (9, 9)
+    assert [f"{image} {int(image.split()[1][:-4]) % 3}\n" for image in fresh_ones] == lines[:9]
+    with pytest.raises(ValueError, match="they are read once"):
+        comparison.main([*start, "--fresh", str(fresh)], tmp_path)
     assert "`prism4_small`" in comparison.table(tmp_path)
 
 

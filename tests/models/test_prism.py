@@ -280,6 +280,18 @@ def test_a_single_expert_convolves_the_places_of_the_image(mask, standing):
     assert {name for name, _ in layer.named_parameters()} == {"weight", "bias"}
 
 
+@pytest.mark.parametrize("experts", [1, 4])
+def test_no_image_makes_no_map(experts):
+    assert stem(experts=experts)(torch.empty(0, 3, 20, 20)).shape == (0, 6, 10, 10)
+
+
+@pytest.mark.parametrize("experts", [1, 4])
+@pytest.mark.parametrize("shape", [(2,), (4,), (1, 3), (2, 2), ()])
+def test_positions_that_do_not_fit_are_refused(experts, shape):
+    with pytest.raises(ValueError, match=r"channels must be \[channels=3\] or \[batch=2, channels=3\], got"):
+        stem(experts=experts)(images(2, 3, 20, 20), None, torch.zeros(shape))
+
+
 def test_a_single_expert_can_be_drawn_again():
     layer = stem(experts=1)
     before = layer.weight.clone()
