@@ -1,7 +1,8 @@
 """48 bands of one scene, any of them present: `python -m bench.studies.bands SCENE OUT`.
 
 The scene is divided by place five times, and the networks of `bench/bands.toml` are trained on each division, one
-division on each core. A run that was interrupted goes on when the command is given again. The tables of finished runs
+division on each core, and tested on all, some and single bands, and on those of the pretend sensors of
+`bench.studies.sensors`. A run that was interrupted goes on when the command is given again. The tables of finished runs
 are copied to `bench/results/houston48/bands`, from which a table and a picture are drawn.
 """
 
@@ -20,7 +21,7 @@ from matplotlib import pyplot as plt
 
 from bench.report.markdown import grid, wrapped
 from bench.report.pictures import STYLE, save
-from bench.studies import runs, study
+from bench.studies import runs, sensors, study
 from bench.studies.collect import FILES, MARKERS
 from polychrome.engine.data.sets import patches
 from polychrome.engine.report.plots import COLOURS, NARROW
@@ -33,45 +34,57 @@ SHOWN = (48, 32, 16, 8, 4, 2, 1)
 COMMAND = "python -m bench.studies.bands SCENE OUT"
 CONFIG = Path(__file__).resolve().parents[1] / "bands.toml"
 
-# Test accuracy, 0 to 1, by system, number of bands and division: the mean over the tested choices of as many bands.
-Found = dict[str, dict[int, list[float]]]
+# The combination of each pretend sensor's bands.
+SENSORS = {"+".join(map(str, bands)): name for name, bands in sensors.SENSORS.items()}
+
+# Accuracy, 0 to 1, by system, number of bands or sensor, and division: of several choices of as many bands their mean.
+Found = dict[str, dict[int | str, list[float]]]
 
 
-def read(results: Path = study.RESULTS) -> tuple[Found, dict[str, dict[str, str]]]:
+def read(results: Path = study.RESULTS, split: str = "test") -> tuple[Found, dict[str, dict[str, str]]]:
     """Return the accuracies of all divisions, and by system a row with its costs and protocol; empty without files."""
     found: Found = defaultdict(lambda: defaultdict(list))
     about = {}
     for file in sorted((results / "houston48" / "bands").glob("*/table.csv")):
-        each: dict[tuple[str, int], list[float]] = defaultdict(list)
+        each: dict[tuple[str, int | str], list[float]] = defaultdict(list)
         with file.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
-                if row["split"] == "test" and row["flip_averaging"] == "no":
-                    each[row["model"], _bands(row["combination"])].append(float(row["accuracy"]))
+                if row["split"] == split and row["flip_averaging"] == "no":
+                    each[row["model"], _choice(row["combination"])].append(float(row["accuracy"]))
                     about.setdefault(row["model"], row)
-        for (model, bands), accuracies in each.items():
-            found[model][bands].append(fmean(accuracies))
+        for (model, choice), accuracies in each.items():
+            found[model][choice].append(fmean(accuracies))
     return found, about
 
 
-def _bands(combination: str) -> int:
-    """Return the number of bands of a combination by its name: "all", "12 of 48 #1" or a band's."""
+def _choice(combination: str) -> int | str:
+    """Return the number of bands of a combination by its name, "all", "12 of 48 #1" or a band's; or the sensor."""
     if combination == "all":
         return SHOWN[0]
     number, _, rest = combination.partition(" of ")
-    return int(number) if rest else 1
+    return int(number) if rest else SENSORS.get(combination, 1)
 
 
 def table(results: Path = study.RESULTS) -> str:
-    """Return the table of test accuracies by bands kept, and below it the command, its files and machine."""
+    """Return the table of test accuracies by bands kept and sensor, and below it the command, its files and machine.
+
+    Its last accuracy is of validation patches, the mean over the numbers of bands that are shown.
+    """
     found, about = read(results)
     if not found:
         return "Not measured yet."
-    heads = ("system", "protocol", *(f"{bands} band" + "s" * (bands > 1) for bands in SHOWN), "parameters", "minutes")
+    validated, _ = read(results, "val")
+    heads = ("system", "protocol", *(f"{bands} band" + "s" * (bands > 1) for bands in SHOWN), *SENSORS.values())
+    heads += ("validation", "parameters", "minutes")
     rows = tuple(
         (
             f"`{model}`",
             about[model]["protocol"],
-            *(f"{100 * fmean(by[bands]):.1f} ± {100 * stdev(by[bands]):.1f}" for bands in SHOWN),
+            *(
+                f"{100 * fmean(by[choice]):.1f} ± {100 * stdev(by[choice]):.1f}"
+                for choice in (*SHOWN, *SENSORS.values())
+            ),
+            f"{100 * fmean(fmean(validated[model][bands]) for bands in SHOWN):.1f}",
             f"{int(about[model]['params']):,}",
             f"{float(about[model]['train_seconds']) / 60:.1f}",
         )
@@ -91,7 +104,7 @@ def draw(results: Path = study.RESULTS) -> None:
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(NARROW, 3.8), layout="constrained")
         for number, (model, by) in enumerate(found.items()):
-            bands = sorted(by)
+            bands = sorted(choice for choice in by if isinstance(choice, int))
             middle = [100 * fmean(by[count]) for count in bands]
             reach = [100 * STUDENT[len(by[count])] * stdev(by[count]) / len(by[count]) ** 0.5 for count in bands]
             low, high = ([m + sign * r for m, r in zip(middle, reach, strict=True)] for sign in (-1, 1))
@@ -116,7 +129,13 @@ def train(core: int, split: int, scene: Path, out: Path, results: Path) -> None:
     data = out / f"split{split}"
     if not data.exists():
         patches.cut(scene, data, SIZE, split)
-    run = runs.train(f"bands-split{split}", "task1", out, core, {"config": CONFIG, "data": data})
+    run = runs.train(
+        f"bands-split{split}",
+        "task1",
+        out,
+        core,
+        {"config": CONFIG, "data": data, "channels": ",".join(("all", *SENSORS))},
+    )
     folder = results / "houston48" / "bands" / f"split{split}"
     folder.mkdir(parents=True, exist_ok=True)
     for file in FILES:
