@@ -10,25 +10,44 @@ from bench.report import columns, overview
 from bench.report.columns import ENGINE, ON_CPU, SECTIONS
 from bench.report.markdown import grid, wrapped
 from bench.report.tables import RESULTS, ROOT, legend, section_tables, stamp, verdicts
-from bench.studies import sensors, study, targets
+from bench.studies import bands, comparison_tables, sensors, study, targets, trials
 
 README = ROOT / "README.md"
 
+
+# The tables of the studies, by the name of their markers.
+STUDIES = study.TABLES | {
+    "study-targets": targets.table,
+    "sensors": sensors.table,
+    "bands": bands.table,
+    "trials": trials.table,
+    "equal-minutes": comparison_tables.equal_minutes,
+    "equal-epochs": comparison_tables.equal_epochs,
+    "one-for-all": comparison_tables.one_for_all,
+}
 
 # The names of each page's markers, by the page's path beside README.md.
 PAGES = {
     "README.md": ("overview", "shallow", "channels", *columns.COMMANDS),
     "docs/data.md": ("sensors",),
     "docs/engine.md": tuple(ENGINE),
-    "docs/flagship.md": ("study-targets", *study.TABLES),
+    "docs/flagship.md": (
+        "equal-minutes",
+        "equal-epochs",
+        "one-for-all",
+        "bands",
+        "trials",
+        "study-targets",
+        *study.TABLES,
+    ),
     "docs/fuse.md": tuple(columns.FUSE),
 }
 
 
 def markdown(name: str, results: Path = RESULTS) -> str:
     """Return the Markdown between the markers of a name: the measurements, GPUs first."""
-    if name in (made := study.TABLES | {"study-targets": targets.table, "sensors": sensors.table}):
-        return made[name](results)
+    if name in STUDIES:
+        return STUDIES[name](results)
     devices = _devices(results)
     parts = [
         _section_markdown(name, sections[name]) if name in SECTIONS else _overview_markdown(path, sections)

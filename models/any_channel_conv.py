@@ -67,7 +67,8 @@ class AnyChannelConv2d(DynamicConv2d):
             channels: [channels] or [batch, channels], integers or floats: the position of each channel of x, the
                 layer's own channels being 0 to in_channels - 1; 0.5 is half-way between the first two, such as by
                 wavelength. By default a sample's present channels are spread evenly from the first to the last, in
-                their order, a lone channel in the middle: the result depends on the present channels alone.
+                their order, and a lone channel may lie at any of the places: the result depends on the present
+                channels alone.
 
         Raises:
             TypeError: the mask is not bool.
@@ -88,7 +89,7 @@ class AnyChannelConv2d(DynamicConv2d):
             return self._plain(x, mask, channels, alike)
         # autocast would round the mixing and the estimates
         with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
-            estimate, nearness = self._places(self._standing(mask, channels), mask)
+            estimate, nearness = self._places(mask, channels)
             variance, mean = torch.var_mean(x.to(wide_dtype(x.dtype)), (2, 3), correction=0)
             pixels = torch.stack([mean, (variance + 1e-5).sqrt()], 1)
             shown = torch.cat([nearness.unsqueeze(1), (estimate.unsqueeze(1) * pixels.unsqueeze(2)).sum(3)], 1)
@@ -102,7 +103,7 @@ class AnyChannelConv2d(DynamicConv2d):
         weight = self.weight[0]
         with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
             mask = mask.new_ones(1, mask.shape[1]) if alike else mask
-            estimate, nearness = self._places(self._standing(mask, channels), mask)
+            estimate, nearness = self._places(mask, channels)
             if alike:
                 weight = torch.einsum("ophw,pc->ochw", weight, estimate[0].to(weight.dtype))
             else:
@@ -125,23 +126,26 @@ class AnyChannelConv2d(DynamicConv2d):
         else:
             super().reset_parameters()
 
-    def _standing(self, mask: Tensor, channels: Tensor | None) -> Tensor:
-        """Return the position of each channel, [batch, channels] float32."""
-        if channels is not None:
-            return channels.to(mask.device, torch.float32).expand(mask.shape)
-        if self.fixed_places and mask.shape[1] == self.last + 1:
-            return torch.arange(self.last + 1, dtype=torch.float32, device=mask.device).expand(mask.shape)
-        count = present(mask)
-        spread = (mask.cumsum(1) - 1) * (self.last / (count - 1).clamp(min=1)).float()
-        return torch.where(count > 1, spread, self.last / 2)
+    def _places(self, mask: Tensor, channels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return each place's weights, [batch, places, channels], and its nearness to a channel, [batch, places].
 
-    def _places(self, standing: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each place's weights, [batch, places, channels], and its nearness to a channel, [batch, places]."""
+        A lone channel whose position is not known is as near to each place: a share of the one place that it has.
+        """
+        count = present(mask)
+        if channels is not None:
+            standing = channels.to(mask.device, torch.float32).expand(mask.shape)
+        elif self.fixed_places:
+            standing = torch.arange(self.last + 1, dtype=torch.float32, device=mask.device).expand(mask.shape)
+        else:
+            standing = (mask.cumsum(1) - 1) * (self.last / (count - 1).clamp(min=1)).float()
         places = torch.linspace(0, self.last, self.in_channels, dtype=standing.dtype, device=standing.device)
         step = self.last / (self.in_channels - 1) if self.last else 1
         distance = (places[:, None] - standing[:, None]) / step
         closeness = (-SHARPNESS * distance**2).masked_fill(~mask[:, None], torch.finfo(distance.dtype).min)
-        return closeness.softmax(2), closeness.amax(2).exp()
+        nearness = closeness.amax(2).exp()
+        if channels is None and not self.fixed_places:
+            nearness = torch.where(count == 1, 1 / self.in_channels, nearness)
+        return closeness.softmax(2), nearness
 
 
 def _mixed(experts: Tensor, mixing: Tensor) -> Tensor:

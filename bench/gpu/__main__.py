@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="only the steps that have TEXT in their names")
     parser.add_argument("--again", action="store_true", help="also run steps that are done and unchanged")
-    parser.add_argument("--data", metavar="DIR", help="mini50: also train the studies of docs/flagship.md, last")
+    parser.add_argument("--data", metavar="DIR", help="mini50: also train the comparison at equal epochs, last")
     options = parser.parse_args(arguments)
     end = time.monotonic() + options.seconds - RESERVE
     if not torch.cuda.is_available():

@@ -17,7 +17,9 @@ LARGEST = 16 * 2**20
 # The results and the tables of a GPU, which steps write into the tree; `{gpu}` is the GPU's name in file names.
 WRITTEN = ("bench/results/{gpu}.json", "kernels/dynamic_conv/configs/{gpu}.json")
 # The readable files of the studies' trainings.
-READ = tuple(f"{RUNS.format(kind='*')}/**/{files}" for files in ("*.csv", "*.json", "report.*", "plots/*.png"))
+READ = tuple(
+    f"{RUNS.format(kind='*')}/**/{files}" for files in ("*.csv", "*.csv.xz", "*.json", "report.*", "plots/*.png")
+)
 FINAL = ("passed", "failed")
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.report import tables
-from bench.studies import study
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = "runs/study-{kind}"
+# Of each training of the comparison at equal epochs.
+EPOCHS = 300
 # The exit status of a step that ran out of time and resumes in the next call.
 UNFINISHED = 75
 
@@ -65,7 +66,7 @@ class Step(NamedTuple):
 
 
 def steps(folder: Path, data: str | None = None) -> list[Step]:
-    """Return the steps by value, which write into `folder`. `data`: mini50, to train the studies last."""
+    """Return the steps by value, which write into `folder`. `data`: mini50, to compare trained networks last."""
     conv, table, kernels = "dynamic_conv", "kernels/dynamic_conv/configs/*.json", "kernels/**/*.py"
     engine = (kernels, "engine/**/*.py", "models/**/*.py", "bench/test_engine.py")
     tuned = ("kernels/*.py", "kernels/dynamic_conv/**/*.py", "bench/tune.py", "bench/measuring/timing.py")
@@ -105,18 +106,16 @@ def steps(folder: Path, data: str | None = None) -> list[Step]:
 
 
 def studies(data: str) -> list[Step]:
-    """Return the unfinished trainings of the studies on the images in `data`, each resumed where it ended.
+    """Return the comparison at equal epochs on the images in `data`, by the settings of the committed trials.
 
-    Trainings stay in `runs/`, which git ignores: keep the machine's ignored files from call to call.
-    `bench.studies.collect` makes their tables.
+    What a call does not finish the next goes on with: keep `runs/`, which git ignores, from call to call. Rows and
+    predictions, in `runs/study-comparison/results`, are among the files that the command writes out.
     """
-    found = []
-    for kind in ("shallow", "parts", "channels"):
-        _, *words, _ = study.COMMANDS[kind].split()
-        options = ("--seeds", "3", "--out", RUNS.format(kind=kind), "--resume", "auto")
-        if not any(ROOT.glob(f"{RUNS.format(kind=kind)}/*/*/report.html")):
-            found.append(Step(f"study-{kind}", (*words, data, *options), 590, 60, ("train/**/*.py", "engine/**/*.py")))
-    return found
+    runs = RUNS.format(kind="comparison")
+    words = ("-m", "bench.studies.comparison", "--data", data, "--out", runs, "--results", f"{runs}/results")
+    options = ("--epochs", str(EPOCHS), "--seeds", "2")
+    sources = ("train/**/*.py", "engine/**/*.py", "bench/studies/comparison.py", "bench/results/mini50/trials.csv")
+    return [Step("study-comparison", (*words, *options), 590, 60, sources)]
 
 
 def _tests(name: str, sources: tuple[str, ...], chosen: str, *where: str) -> Step:

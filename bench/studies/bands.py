@@ -124,7 +124,7 @@ def draw(results: Path = study.RESULTS) -> None:
         save(figure, results / "houston48" / "bands.png")
 
 
-def train(core: int, split: int, scene: Path, out: Path, results: Path) -> None:
+def train(core: int | None, split: int, scene: Path, out: Path, results: Path) -> None:
     """Train the networks on one division of the scene, or go on with them, and keep the run's table."""
     data = out / f"split{split}"
     if not data.exists():
@@ -150,7 +150,8 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
     parser.add_argument("out", type=Path, help="folder for patches and runs")
     asked = parser.parse_args(arguments)
     asked.out.mkdir(parents=True, exist_ok=True)
-    runs.on_cores(train, [(split, asked.scene, asked.out, results) for split in range(SPLITS)])
+    with runs.stoppable():
+        runs.on_cores(train, [(split, asked.scene, asked.out, results) for split in range(SPLITS)])
     draw(results)
     return 0
 

@@ -1,12 +1,17 @@
 """The comparison at equal training minutes: `python -m bench.studies.comparison --data DIR --out RUNS`.
 
 Each contender is trained by its best trial's settings (`bench.studies.trials`) for as many epochs as fit into the
-minutes on one core, with several seeds, on the training images that are not held out. A finished run's predictions for
-every image go to `bench/results/mini50/predictions`, a row about it to `comparison.csv`, and the tables are drawn from
-these. A run that was interrupted goes on when the command is given again.
+minutes on one core, with several seeds, on the training images that are not held out: on RGB; then the better one of
+the flagships for every combination of channels, and for some combinations alone, as is the better ResNet34. A finished
+run's predictions for every image go to `bench/results/mini50/equal-minutes`, with a row about it in `comparison.csv`,
+and `bench.studies.comparison_tables` draws the tables from these. A run that was interrupted goes on when the command
+is given again.
 
-`--fresh LIST` then tests every run, once, on images that no choice was made on: the command refuses to do so before the
-runs of all contenders are there, and where all have been tested so.
+With `--epochs N` both ResNet34s and `prism4` are trained for N epochs each, whatever the time, and kept in
+`equal-epochs`: work for a GPU.
+
+`--fresh LIST` then tests every run, once, on images that no choice was made on: the command refuses to do so before all
+runs are there, and where all have been tested so.
 """
 
 from __future__ import annotations
@@ -22,12 +27,11 @@ from threading import Lock
 
 import torch
 
-from bench.report.markdown import grid, wrapped
-from bench.studies import paired, runs, study, trials
+from bench.studies import runs, study, trials
+from bench.studies.trials import Trial
 from polychrome.engine.data.image_set import Split
 from polychrome.engine.data.sets import listing
 from polychrome.engine.machine.files import write_atomically
-from polychrome.engine.report.tables import Table
 from polychrome.engine.run_folder import RunFolder
 from polychrome.models import complexity
 from polychrome.train.commands.evaluate import evaluate_run
@@ -36,21 +40,30 @@ from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
 
 MINUTES, SEEDS = 60.0, 3
-FULL, FRESH = "RGB", "fresh"
+FRESH = "fresh"
 RIVALS = ("resnet34", "resnet34+small_stem")  # each contender is compared with
-TABLE = Path("mini50/comparison.csv")
-COMMAND = "python -m bench.studies.comparison --data DIR --out RUNS"
+LONG = (*RIVALS, "prism4")  # the networks of the comparison at equal epochs
+ALONE = ("RG", "G")  # combinations that networks are trained for alone, beside RGB
+EQUAL_MINUTES, EQUAL_EPOCHS = Path("mini50/equal-minutes"), Path("mini50/equal-epochs")
+TABLE = "comparison.csv"
 
 
 @dataclass(frozen=True)
 class Training:
-    """A row of `comparison.csv`: a training, its settings and its costs; `depth_written_out` counts gates, too."""
+    """A row of `comparison.csv`: a training, its settings and its costs; `depth_written_out` counts gates, too.
+
+    `seconds_per_image` is of the probe before the trials, by which equal minutes become epochs, or at equal epochs of
+    the training itself.
+    """
 
     network: str
+    channels: str
     seed: int
     lr: float
     weight_decay: float
     strength: int
+    subset_bias: float
+    places: int
     epochs: int
     images: int
     train_seconds: float
@@ -63,8 +76,13 @@ class Training:
     machine: str
 
     @property
+    def name(self) -> str:
+        """The training's name, of its run and its predictions."""
+        return _name(self.network, self.channels, self.seed)
+
+    @property
     def minutes(self) -> float:
-        """The minutes of the training on one core by the probe, the same for all seeds."""
+        """The minutes of the training by `seconds_per_image`."""
         return self.seconds_per_image * self.images * self.epochs / 60
 
     @property
@@ -73,46 +91,93 @@ class Training:
         return 3.0 * self.macs * self.images * self.epochs
 
 
-def read(results: Path = study.RESULTS) -> list[Training]:
-    """Return the rows of the comparison; none where there is no file."""
-    return runs.read(results / TABLE, Training)
+def _name(network: str, channels: str, seed: int) -> str:
+    return f"{network}-seed{seed}" if channels == study.FULL else f"{network}-{channels}-seed{seed}"
 
 
-def write(rows: Iterable[Training], results: Path) -> None:
-    """Write the rows of the comparison, by network and seed."""
-    runs.write(results / TABLE, sorted(rows, key=lambda row: (trials.CONTENDERS.index(row.network), row.seed)))
+def read(folder: Path) -> list[Training]:
+    """Return the rows of a comparison; none where there is no file."""
+    return runs.read(folder / TABLE, Training)
 
 
-def predictions(network: str, seed: int, results: Path = study.RESULTS) -> Path:
+def write(rows: Iterable[Training], folder: Path) -> None:
+    """Write the rows of a comparison: those on RGB first, by network, channels and seed."""
+    place = {channels: number for number, channels in enumerate((study.FULL, trials.ANY, *ALONE))}
+
+    def order(row: Training) -> tuple[bool, int, int, int]:
+        network = trials.CONTENDERS.index(row.network)
+        return row.channels != study.FULL, place[row.channels], network, row.seed
+
+    runs.write(folder / TABLE, sorted(rows, key=order))
+
+
+def predictions(folder: Path, name: str) -> Path:
     """Return the path of a training's predictions, CSV compressed by xz."""
-    return results / "mini50" / "predictions" / f"{network}-{seed}.csv.xz"
+    return folder / "predictions" / f"{name}.csv.xz"
 
 
-def train(core: int, network: str, seed: int, data: Path, out: Path, minutes: float, results: Path) -> Training:
-    """Train a network, or go on with it, keep its predictions, and return its row."""
-    tried = [trial for trial in trials.read(results) if trial.network == network]
-    choice, seconds = trials.tuned(network, tried), tried[0].seconds_per_image
+def wanted(tried: Sequence[Trial], seeds: int, epochs: int | None = None) -> list[tuple[int, str, str]]:
+    """Return seed, network and channels of every training: all of a seed before those of the next.
+
+    Args:
+        tried: the trials that choose what is trained for other channels.
+        epochs: of a comparison at equal epochs, which is on RGB alone.
+
+    Raises:
+        ValueError: trials are missing.
+    """
+    networks = trials.CONTENDERS if epochs is None else LONG
+    each = [(network, study.FULL) for network in networks]
+    if epochs is None:
+        ours, deep = trials.best(trials.FLAGSHIPS, tried), trials.best(RIVALS, tried)
+        each += [(ours, trials.ANY), *((network, channels) for channels in ALONE for network in (ours, deep))]
+    return [(seed, *who) for seed, who in product(range(seeds), each)]
+
+
+def train(
+    core: int | None,
+    seed: int,
+    network: str,
+    channels: str,
+    *,
+    data: Path,
+    out: Path,
+    minutes: float,
+    epochs: int | None,
+    tried: Sequence[Trial],
+    folder: Path,
+) -> Training:
+    """Train a network, or go on with it, keep its predictions in `folder`, and return its row.
+
+    A network for one combination is trained by what its trials on RGB found.
+
+    Args:
+        minutes: of a training by the probe of the trials `tried`, where `epochs` is None.
+    """
+    tuned_on = channels if channels == trials.ANY else study.FULL
+    choice = trials.tuned(network, tuned_on, tried)
+    seconds = trials.of(network, tuned_on, tried)[0].seconds_per_image
     images = len(listing.read(data).splits["train"].paths) - trials.HELD_OUT
-    settings = choice.settings | {"epochs": max(3, int(60 * minutes / (seconds * images))), "seed": seed}
-    run = trials.train(_name(network, seed), network, data, out, core, settings | {"holdout": trials.HELD_OUT})
-    found, facts = run.read_results()["models"][network], run.read_environment()
-    path = predictions(network, seed, results)
+    count = epochs or max(3, int(60 * minutes / (seconds * images)))
+    name, how = _name(network, channels, seed), {"epochs": count, "holdout": trials.HELD_OUT, "seed": seed}
+    run, entry = trials.train(name, network, channels, choice, data, out, core, **how)
+    found, facts = run.read_results()["models"][entry], run.read_environment()
+    path = predictions(folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lzma.compress(run.every_prediction(network).read_bytes()))
+    write_atomically(path, lzma.compress(run.every_prediction(entry).read_bytes()))
     with torch.device("meta"):
-        own = variants.of(Settings.of_run(run.config), network)
-        model = create(network, own, len(run.read_results()["data"]["class_names"]), 3).eval()
+        own = variants.of(Settings.of_run(run.config), entry)
+        model = create(entry, own, len(run.read_results()["data"]["class_names"]), 3).eval()
     depth = complexity.depth(model, torch.empty(2, 3, own.image_size, own.image_size, device="meta"), gates=True)
-    costs = seconds, found["params"], found["macs"], found["depth"], depth
-    about = found["epochs"], images, round(found["train_seconds"], 1)
-    return Training(network, seed, *asdict(choice).values(), *about, *costs, study.commit(facts), study.machine(facts))
+    if epochs is not None:
+        seconds = round(found["train_seconds"] / (images * epochs), 6)
+    about = found["epochs"], images, round(found["train_seconds"], 1), seconds
+    costs = found["params"], found["macs"], found["depth"], depth
+    stamps = study.commit(facts), study.machine(facts)
+    return Training(network, channels, seed, *asdict(choice).values(), *about, *costs, *stamps)
 
 
-def _name(network: str, seed: int) -> str:
-    return f"{network}-seed{seed}"
-
-
-def test_on_fresh(rows: Sequence[Training], data: Path, out: Path, fresh: Path, results: Path) -> None:
+def test_on_fresh(rows: Sequence[Training], data: Path, out: Path, fresh: Path, folder: Path) -> None:
     """Add each training's predictions for the images of the list `fresh` to its file, as the split "fresh".
 
     Trainings that have been tested on these images are left out, as after a kill in between.
@@ -120,104 +185,70 @@ def test_on_fresh(rows: Sequence[Training], data: Path, out: Path, fresh: Path, 
     Raises:
         ValueError: all trainings have been tested on the images, or a split of `data` has one of them.
     """
-    paths = {(row.network, row.seed): predictions(row.network, row.seed, results) for row in rows}
-    rows = [row for row in rows if all(split != FRESH for split, *_ in _rows(paths[row.network, row.seed]))]
+    rows = [row for row in rows if not tested_on_fresh(predictions(folder, row.name))]
     if not rows:
         raise ValueError("every training has been tested on the fresh images: they are read once")
-    images, folder = listing.read(data), out / FRESH
+    images, place = listing.read(data), out / FRESH
     parts = [line.rsplit(maxsplit=1) for line in fresh.read_text(encoding="utf-8").splitlines()]
     tested = Split(tuple(path for path, _ in parts), tuple(int(label) for _, label in parts))
     if known := set(tested.paths) & {path for split in images.splits.values() for path in split.paths}:
         raise ValueError(f"{len(known)} fresh images are in a split of {data}, such as {min(known)}")
-    runs.write_folder(folder, images, {**images.splits, "test": tested})
+    runs.write_folder(place, images, {**images.splits, "test": tested})
     for row in rows:
-        run = RunFolder(out / "task2" / _name(row.network, row.seed))
-        evaluate_run(run.root, (FULL,), "test", str(folder), None, "auto")
-        path = paths[row.network, row.seed]
-        found = run.every_prediction(row.network, "evaluation").read_text(encoding="utf-8").splitlines()[1:]
+        run = RunFolder(out / trials.task_of(row.channels) / row.name)
+        evaluate_run(run.root, (trials.asked(row.channels),), "test", str(place), None, "auto")
+        path, entry = predictions(folder, row.name), trials.entry_of(row.network, row.channels, row.places)
+        found = run.every_prediction(entry, "evaluation").read_text(encoding="utf-8").splitlines()[1:]
         text = lzma.decompress(path.read_bytes()).decode("utf-8")
         lines = (f"{FRESH}{line.removeprefix('test')}\n" for line in found)
         write_atomically(path, lzma.compress((text + "".join(lines)).encode("utf-8")))
 
 
-def _rows(path: Path) -> Iterator[list[str]]:
+def tested_on_fresh(path: Path) -> bool:
+    """Return whether a training's predictions have some for the fresh images."""
+    return any(split == FRESH for split, *_ in rows_of(path))
+
+
+def rows_of(path: Path) -> Iterator[list[str]]:
+    """Yield the rows of a training's predictions."""
     with lzma.open(path, "rt", encoding="utf-8", newline="") as stream:
         yield from csv.reader(stream)
 
 
-def table(results: Path = study.RESULTS) -> str:
-    """Return the table of all contenders, drawn from their predictions, and below it the trainings' commits."""
-    rows = read(results)
-    if not rows:
-        return "Not measured yet."
-    networks = list(dict.fromkeys(row.network for row in rows))
-    seeds = {name: [row.seed for row in rows if row.network == name] for name in networks}
-    files = {name: [predictions(name, seed, results) for seed in seeds[name]] for name in networks}
-    splits = {row[0] for path in files[networks[0]] for row in _rows(path)}
-    final = FRESH if FRESH in splits else "holdout"
-    heads = ["network", "epochs", "minutes", *([FRESH] * (final == FRESH)), "held-out", "test", "flip avg."]
-    heads += [f"less `{name}`" for name in RIVALS if name in networks]
-    heads += ["parameters", "mult-adds", "trained", "depth", "seeds"]
-    cells = []
-    for name in networks:
-        own = [row for row in rows if row.network == name]
-        hits = {split: paired.right(files[name], split, FULL) for split in (final, "holdout", "test")}
-        scores = [_range(paired.accuracy(hits[final]))] * (final == FRESH)
-        scores += [_spread(hits["holdout"]), _spread(hits["test"])]
-        scores += [f"{100 * paired.right(files[name], final, f'{FULL} flipped').mean():.1f}"]
-        for rival in (each for each in RIVALS if each in networks):
-            scores.append("-" if rival == name else _lead(hits[final], paired.right(files[rival], final, FULL)))
-        first = own[0]
-        depth = (
-            str(first.depth) if first.depth == first.depth_written_out else f"{first.depth}/{first.depth_written_out}"
-        )
-        costs = f"{first.params:,}", f"{first.macs / 1e6:,.0f} M", f"{first.trained_macs / 1e15:.1f} P", depth
-        minutes = f"{sum(row.minutes for row in own) / len(own):.0f}"
-        cells.append((f"`{name}`", str(first.epochs), minutes, *scores, *costs, " ".join(map(str, seeds[name]))))
-    made = {(row.commit, row.machine) for row in rows}
-    stamps = "; ".join(f"commit {commit}, {machine}" for commit, machine in sorted(made))
-    stamp = wrapped(f"`{COMMAND}`: `bench/results/mini50/comparison.csv` and `predictions/`; {stamps}.")
-    return "\n\n".join([grid(Table("comparison", tuple(heads), tuple(cells))), stamp])
-
-
-def _range(found: paired.Difference) -> str:
-    return f"{100 * found.value:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
-
-
-def _spread(hits) -> str:
-    each = 100 * hits.mean(1)
-    return f"{each.mean():.1f}" + (f" ± {each.std(ddof=1):.1f}" if len(each) > 1 else "")
-
-
-def _lead(ours, theirs) -> str:
-    """Return a lead with its interval, and the largest p-value of pairs of trainings, in the order of their seeds."""
-    found = paired.difference(ours, theirs)
-    p = max(paired.mcnemar(*each) for each in zip(ours, theirs, strict=False))
-    told = "p < 0.001" if p < 0.001 else f"p {p:.3f}"
-    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f}; {told})"
-
-
 def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> int:
-    """Train what the comparison lacks, on each core a network, and test it on fresh images; return the exit status."""
+    """Train what the comparison lacks, on each core a network, and test it on fresh images; return the exit status.
+
+    Raises:
+        ValueError: trials are missing, or of `--fresh` trainings; or the fresh images have been read.
+    """
     parser = runs.parser("comparison", "train each contender alike", MINUTES, trials.CONTENDERS)
+    parser.add_argument("--epochs", type=int, help="equal epochs of all in place of equal minutes")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="trainings of each network")
+    parser.add_argument("--results", type=Path, help="folder of the rows and predictions  [default: bench/results]")
     parser.add_argument("--fresh", type=Path, help="list of images never used for a choice, to test all runs on, once")
     asked, lock = parser.parse_args(arguments), Lock()
     asked.out.mkdir(parents=True, exist_ok=True)
+    tried = trials.read(results)
+    folder = (asked.results or results) / (EQUAL_MINUTES if asked.epochs is None else EQUAL_EPOCHS)
+    given = {"minutes": asked.minutes, "epochs": asked.epochs, "tried": tried, "folder": folder}
 
-    def work(core: int, seed: int, network: str) -> None:
-        row = train(core, network, seed, asked.data, asked.out, asked.minutes, results)
+    def work(core: int | None, *who) -> None:
+        row = train(core, *who, data=asked.data, out=asked.out, **given)
         with lock:
-            write([*read(results), row], results)
-        print(f"{_name(network, seed)}: {row.epochs} epochs in {row.train_seconds / 60:.0f} min", file=sys.stderr)
+            write([*read(folder), row], folder)
+        print(f"{row.name}: {row.epochs} epochs in {row.train_seconds / 60:.0f} min", file=sys.stderr, flush=True)
 
-    done = {(row.seed, row.network) for row in read(results)}
-    runs.on_cores(work, [each for each in product(range(asked.seeds), asked.networks.split(",")) if each not in done])
+    def missing() -> list[tuple[int, str, str]]:
+        done = {(row.seed, row.network, row.channels) for row in read(folder)}
+        return [each for each in wanted(tried, asked.seeds, asked.epochs) if each not in done]
+
+    networks = asked.networks.split(",")
+    with runs.stoppable():
+        runs.on_cores(work, [each for each in missing() if each[1] in networks])
     if asked.fresh is not None:
-        there = {(row.seed, row.network) for row in read(results)}
-        if missing := [each for each in product(range(asked.seeds), trials.CONTENDERS) if each not in there]:
-            raise ValueError(f"fresh images are read when all runs are there; missing: {missing}")
-        test_on_fresh(read(results), asked.data, asked.out, asked.fresh, results)
+        if left := missing():
+            raise ValueError(f"fresh images are read when all runs are there; missing: {left}")
+        test_on_fresh(read(folder), asked.data, asked.out, asked.fresh, folder)
     return 0
 
 

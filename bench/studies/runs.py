@@ -1,4 +1,4 @@
-"""Runs of the recipe on single cores of this machine, and the tables that studies keep of them."""
+"""Runs of the recipe, each on a core of its own or on the GPU, and the tables that studies keep of them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import argparse
 import csv
 import io
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from queue import Queue
+from threading import Event
 from typing import Any, TypeVar
+
+import torch
 
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.machine.files import write_atomically
@@ -21,6 +26,33 @@ from polychrome.engine.run_folder import RunFolder
 
 Row, Result = TypeVar("Row"), TypeVar("Result")
 KINDS = {"int": int, "float": float, "str": str}
+_running: set[subprocess.Popen] = set()
+_stopped = Event()
+
+
+class StoppedError(Exception):
+    """The study was asked to stop; what it trained goes on when its command is given again."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM and SIGINT end the runs, which save their state, and then this process with `os.EX_TEMPFAIL`."""
+
+    def stop(*_) -> None:
+        _stopped.set()
+        for each in list(_running):
+            each.terminate()
+
+    before = {name: signal.signal(name, stop) for name in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except StoppedError as error:
+        print(f"stopped in {error}; the same command goes on from there", file=sys.stderr)
+        raise SystemExit(os.EX_TEMPFAIL) from None
+    finally:
+        _stopped.clear()
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 def read(path: Path, kind: type[Row]) -> list[Row]:
@@ -56,8 +88,16 @@ def write_folder(folder: Path, images: ImageSet, splits: Mapping[str, Split]) ->
         (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
 
 
-def train(name: str, task: str, out: Path, core: int, flags: Mapping[str, Any]) -> RunFolder:
-    """Train on one core by the flags of a command, or go on with the run of this name, and return the finished run."""
+def train(name: str, task: str, out: Path, core: int | None, flags: Mapping[str, Any]) -> RunFolder:
+    """Train by the flags of a command, or go on with the run of this name, and return the finished run.
+
+    Args:
+        core: the CPU core that the run has for itself; None: it takes the whole machine.
+
+    Raises:
+        StoppedError: the process was asked to stop.
+        subprocess.CalledProcessError: the command failed; `out/name.log` has its output.
+    """
     folder = RunFolder(out / task / name)
     if folder.root.exists() and folder.finished:
         return folder
@@ -67,22 +107,36 @@ def train(name: str, task: str, out: Path, core: int, flags: Mapping[str, Any]) 
     else:
         command += ["--out", str(out), "--name", name, "--no-tensorboard"]
         command += [part for key, value in flags.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+    alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if core is not None else {}
+    if _stopped.is_set():
+        raise StoppedError(name)
     with (out / f"{name}.log").open("a", encoding="utf-8") as log:
-        subprocess.run(
+        process = subprocess.Popen(
             command,
-            check=True,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            env=os.environ | alone,
+            preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
         )
+        _running.add(process)
+        if _stopped.is_set():  # between the look above and now
+            process.terminate()
+        status = process.wait()
+        _running.remove(process)
+    if status and _stopped.is_set():
+        raise StoppedError(name)
+    if status:
+        raise subprocess.CalledProcessError(status, command)
     return folder
 
 
 def on_cores(work: Callable[..., Result], tasks: Iterable[tuple]) -> list[Result]:
-    """Return `work(core, *task)` for each task, each on a core of its own, in the order of the tasks."""
-    cores: Queue[int] = Queue()
-    for core in os.sched_getaffinity(0):
+    """Return `work(core, *task)` for each task, each on a core of its own, in the order of the tasks.
+
+    On a machine with a GPU the tasks run one after another, with None for the core.
+    """
+    cores: Queue[int | None] = Queue()
+    for core in [None] if torch.cuda.is_available() else os.sched_getaffinity(0):
         cores.put(core)
 
     def on_one(task: tuple) -> Result:

@@ -262,6 +262,14 @@ def machine(facts: dict) -> str:
     return ", ".join([device, f"python {facts['python']}", *versions])
 
 
+def stamps(made: Iterable[tuple[str, str]]) -> str:
+    """Return the commits of runs and the machines of each, from pairs of both."""
+    by_machine: dict[str, set[str]] = {}
+    for commit, machine in made:
+        by_machine.setdefault(machine, set()).add(commit)
+    return "; ".join(f"commit {', '.join(sorted(by_machine[each]))}, {each}" for each in sorted(by_machine))
+
+
 def percent(found: tuple[float, float | None] | float | None) -> str:
     """Return an accuracy, with its spread if there is one, in percent."""
     if found is None:

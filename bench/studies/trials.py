@@ -1,8 +1,12 @@
-"""The trials that tune each contender of the comparison on RGB: `python -m bench.studies.trials --data DIR --out RUNS`.
+"""The trials that tune each contender of the comparison: `python -m bench.studies.trials --data DIR --out RUNS`.
 
 Every network gets the same number of trials of the same minutes on one core: three learning rates, then stronger
 augmentation, then two other weight decays, each at the best settings so far. 6,149 training images train, 2,500 others
 of the training set decide; images held out, the validation images but for the log, and the test images decide nothing.
+When all contenders are tuned, the better one of `FLAGSHIPS` is tuned as the network for every combination of channels:
+its best choice on RGB, then few channels more often, known places, the other strength of augmentation, more weight
+decay; the mean accuracy over the combinations decides.
+
 A row is added to `bench/results/mini50/trials.csv` after each trial, and trials that have a row are not run again; a
 trial that was interrupted goes on with its run's last checkpoint. The epochs that fit into the minutes follow from a
 probe of five short epochs for each network, measured while the other core is as busy.
@@ -14,19 +18,25 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from threading import Lock
-from typing import Any
 
+from bench.report.markdown import grid, wrapped
 from bench.studies import runs, study
 from polychrome.engine.data.image_set import Split
 from polychrome.engine.data.sets import division, listing
+from polychrome.engine.report.tables import Table
 from polychrome.engine.run_folder import RunFolder
 
 TABLE = Path("mini50/trials.csv")
+COMMAND = "python -m bench.studies.trials --data DIR --out RUNS"
 CONTENDERS = ("resnet34", "resnet34+small_stem", "prism4", "prism4_small", "simple_4layer_cnn")
+FLAGSHIPS = ("prism4", "prism4_small")  # the better one is the network for every combination of channels
+ANY = "any"  # what a network is trained for, if not RGB or another combination by its name
 HELD_OUT, DECIDING = 2500, 2500  # training images: never read here; those that trials are compared on
 MINUTES = 20.0
-RATES, DECAYS = (0.01, 0.005, 0.02), (0.1, 0.3, 0.03)
+RATES, DECAYS, BIASES = (0.01, 0.005, 0.02), (0.1, 0.3, 0.03), (0.0, 1.0, 2.0)
+TRIALS = 6  # of each network
 # By strength of augmentation, beyond crops and flips.
 STRENGTHS: Mapping[int, Mapping[str, float]] = {
     0: {},
@@ -37,27 +47,40 @@ PROBED, PROBE_EPOCHS = 1280, 5  # images; an epoch for each size of the growing 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a trial tries: learning rate, weight decay and strength of augmentation, a key of `STRENGTHS`."""
+    """What a trial tries; `strength` is a key of `STRENGTHS`.
+
+    The last two are of networks for any channels: how much more often few are shown, and whether the network is told
+    which are there (1) or only how many (0).
+    """
 
     lr: float = RATES[0]
     weight_decay: float = DECAYS[0]
     strength: int = 0
+    subset_bias: float = 0.0
+    places: int = 0
 
     @property
     def settings(self) -> dict[str, float]:
-        """The settings of a training by their names."""
-        return {"lr": self.lr, "weight_decay": self.weight_decay, **STRENGTHS[self.strength]}
+        """The settings of a training by their names, without those of the network itself."""
+        bias = {"subset_bias": self.subset_bias} if self.subset_bias else {}
+        return {"lr": self.lr, "weight_decay": self.weight_decay, **STRENGTHS[self.strength], **bias}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A row of the table of trials: what was tried, on what, and the share of deciding images that were right."""
+    """A row of the table of trials: what was tried, on what, and the share of deciding images that were right.
+
+    `accuracy`, and with flips averaged `flipped`, is the mean over the combinations of channels where there are many.
+    """
 
     network: str
+    channels: str
     number: int
     lr: float
     weight_decay: float
     strength: int
+    subset_bias: float
+    places: int
     epochs: int
     seconds_per_image: float
     accuracy: float
@@ -68,23 +91,54 @@ class Trial:
 
     @property
     def choice(self) -> Choice:
-        return Choice(self.lr, self.weight_decay, self.strength)
+        return Choice(self.lr, self.weight_decay, self.strength, self.subset_bias, self.places)
 
 
 def following(done: Sequence[Trial]) -> Choice | None:
-    """Return what to try after the trials `done` of a network, in their order; None after the last."""
+    """Return what to try after the trials `done` of a network on RGB, in their order; None after the last."""
     if len(done) < len(RATES):
         return Choice(lr=RATES[len(done)])
-    best = max(done, key=lambda trial: trial.accuracy).choice
+    best = _best(done).choice
     if len(done) == len(RATES):
         return replace(best, strength=1)
     number = len(done) - len(RATES)
     return replace(best, weight_decay=DECAYS[number]) if number < len(DECAYS) else None
 
 
-def tuned(network: str, trials: Iterable[Trial]) -> Choice:
-    """Return the best choice of a network's trials. Raises ValueError where it has none."""
-    return max((trial for trial in trials if trial.network == network), key=lambda trial: trial.accuracy).choice
+def following_any(start: Choice, done: Sequence[Trial]) -> Choice | None:
+    """Return what to try after the trials `done` of a network for any channels, its best choice on RGB being `start`.
+
+    As many as `following` returns; None after the last.
+    """
+    number = len(done)
+    if number < len(BIASES):
+        return replace(start, subset_bias=BIASES[number])
+    best = _best(done).choice
+    changes = {"places": 1}, {"strength": 1 - best.strength}, {"weight_decay": round(3 * best.weight_decay, 6)}
+    return replace(best, **changes[number - len(BIASES)]) if number < len(BIASES) + len(changes) else None
+
+
+def of(network: str, channels: str, trials: Iterable[Trial]) -> list[Trial]:
+    """Return a network's trials, in their order: as the one for RGB or as the one for any channels."""
+    return [trial for trial in trials if (trial.network, trial.channels) == (network, channels)]
+
+
+def tuned(network: str, channels: str, trials: Iterable[Trial]) -> Choice:
+    """Return the best choice of a network's trials. Raises ValueError where not all of them are there."""
+    own = of(network, channels, trials)
+    if len(own) < TRIALS:
+        raise ValueError(f"{network} on {channels} has {len(own)} of {TRIALS} trials")
+    return _best(own).choice
+
+
+def best(networks: Iterable[str], trials: Sequence[Trial]) -> str:
+    """Return which of some networks is the best on RGB. Raises ValueError where not all trials are there."""
+    choices = {name: tuned(name, study.FULL, trials) for name in networks}
+    return max(choices, key=lambda name: _best(of(name, study.FULL, trials)).accuracy)
+
+
+def _best(trials: Iterable[Trial]) -> Trial:
+    return max(trials, key=lambda trial: trial.accuracy)
 
 
 def read(results: Path = study.RESULTS) -> list[Trial]:
@@ -93,9 +147,28 @@ def read(results: Path = study.RESULTS) -> list[Trial]:
 
 
 def write(trials: Iterable[Trial], results: Path = study.RESULTS) -> None:
-    """Write the table of trials, by network in the order of `CONTENDERS` and number."""
-    order = sorted(trials, key=lambda trial: (CONTENDERS.index(trial.network), trial.number))
+    """Write the table of trials: those on RGB first, by network in the order of `CONTENDERS` and number."""
+    order = sorted(trials, key=lambda row: (row.channels != study.FULL, CONTENDERS.index(row.network), row.number))
     runs.write(results / TABLE, order)
+
+
+def table(results: Path = study.RESULTS) -> str:
+    """Return the table of all trials, the kept choice of a finished network in bold, and below it their commits."""
+    rows = read(results)
+    if not rows:
+        return "Not measured yet."
+    heads = ("network", "trained for", "rate", "weight decay", "augmentation", "few channels", "places", "epochs")
+    heads += ("deciding", "flip avg.", "minutes")
+    cells = []
+    for row in rows:
+        own = of(row.network, row.channels, rows)
+        mark = "**" * (len(own) == TRIALS and row == _best(own))
+        many = (f"{row.subset_bias:g}", "known" if row.places else "-") if row.channels == ANY else ("-", "-")
+        settings = f"{row.lr:g}", f"{row.weight_decay:g}", ("usual", "strong")[row.strength], *many, str(row.epochs)
+        found = f"{mark}{100 * row.accuracy:.1f}{mark}", f"{100 * row.flipped:.1f}", f"{row.train_seconds / 60:.0f}"
+        cells.append((f"`{row.network}`", row.channels, *settings, *found))
+    stamp = f"`{COMMAND}`: `bench/results/{TABLE}`; {study.stamps((row.commit, row.machine) for row in rows)}."
+    return "\n\n".join([grid(Table("trials", heads, tuple(cells), 2)), wrapped(stamp)])
 
 
 def make_folders(data: Path, out: Path) -> None:
@@ -118,48 +191,105 @@ def _every(split: Split, step: int, count: int) -> Split:
     return Split(split.paths[::step][:count], split.labels[::step][:count])
 
 
-def train(name: str, network: str, data: Path, out: Path, core: int, settings: Mapping[str, Any]) -> RunFolder:
-    """Train a network by the recipe on one core, or go on with it, and return its finished run."""
-    return runs.train(name, "task2", out, core, {"recipe": "strong", "models": network, "data": data, **settings})
+def train(
+    name: str,
+    network: str,
+    channels: str,
+    choice: Choice,
+    data: Path,
+    out: Path,
+    core: int | None,
+    *,
+    epochs: int,
+    holdout: int = 0,
+    seed: int = 0,
+) -> tuple[RunFolder, str]:
+    """Train a network by the recipe on one core, or go on with it; return its finished run and its name there.
+
+    Args:
+        channels: "RGB", "any", or the combination that a network is trained for alone.
+    """
+    entry = entry_of(network, channels, choice.places)
+    settings = {"recipe": "strong", "models": entry, "data": data, **choice.settings, "epochs": epochs, "seed": seed}
+    if channels != study.FULL:
+        settings["channels"] = asked(channels)
+    return runs.train(name, task_of(channels), out, core, settings | {"holdout": holdout}), entry
 
 
-def _seconds_per_image(core: int, network: str, out: Path) -> float:
+def task_of(channels: str) -> str:
+    """Return the task whose recipe trains a network for these channels."""
+    return "task2" if channels == study.FULL else "task1"
+
+
+def asked(channels: str) -> str:
+    """Return the `--channels` that a network for these channels is tested on."""
+    return "all" if channels == ANY else channels
+
+
+def entry_of(network: str, channels: str, places: int) -> str:
+    """Return a network's name in the run that trains it for these channels."""
+    return network + "+places" * places + "+alone" * (channels not in (study.FULL, ANY))
+
+
+def _seconds_per_image(core: int | None, network: str, channels: str, out: Path) -> float:
     """Return the seconds of a training for each image of each epoch, on average over the sizes of growing images."""
-    run = train(f"probe-{network}", network, out / "probe", out, core, {"epochs": PROBE_EPOCHS, "holdout": 0})
-    return run.read_results()["models"][network]["train_seconds"] / (PROBE_EPOCHS * PROBED)
+    name = "-".join(["probe", *_words(network, channels)])
+    run, entry = train(name, network, channels, Choice(), out / "probe", out, core, epochs=PROBE_EPOCHS)
+    return run.read_results()["models"][entry]["train_seconds"] / (PROBE_EPOCHS * PROBED)
 
 
-def _tune(core: int, network: str, out: Path, minutes: float, seconds: float, results: Path, lock: Lock) -> None:
+def _words(network: str, channels: str) -> list[str]:
+    return [network] if channels == study.FULL else [network, channels]
+
+
+def _tune(
+    core: int | None, network: str, channels: str, out: Path, minutes: float, seconds: float, results: Path, lock: Lock
+) -> None:
     """Run the trials of a network that the table lacks, and add their rows."""
     images = len((out / "choices" / "train.txt").read_text(encoding="utf-8").splitlines())
     epochs = max(3, int(60 * minutes / (seconds * images)))
-    while (choice := following(done := [trial for trial in read(results) if trial.network == network])) is not None:
+    while True:
+        every = read(results)
+        done = of(network, channels, every)
+        choice = following(done) if channels == study.FULL else following_any(tuned(network, study.FULL, every), done)
+        if choice is None:
+            break
         number = len(done) + 1
-        settings = choice.settings | {"epochs": epochs, "holdout": 0}
-        run = train(f"{network}-{number}", network, out / "choices", out, core, settings)
-        found, facts = run.read_results()["models"][network], run.read_environment()
-        accuracies = (found[kind]["test"]["RGB"]["accuracy"] for kind in ("scores", "flipped"))
+        name = "-".join([*_words(network, channels), str(number)])
+        run, entry = train(name, network, channels, choice, out / "choices", out, core, epochs=epochs)
+        found, facts = run.read_results()["models"][entry], run.read_environment()
+        accuracies = (
+            fmean(score["accuracy"] for score in found[kind]["test"].values()) for kind in ("scores", "flipped")
+        )
         about = round(found["train_seconds"], 1), study.commit(facts), study.machine(facts)
-        row = Trial(network, number, *asdict(choice).values(), epochs, round(seconds, 6), *accuracies, *about)
+        row = Trial(network, channels, number, *asdict(choice).values(), epochs, round(seconds, 6), *accuracies, *about)
         with lock:
             write([*read(results), row], results)
-        print(f"{network} {number}: {choice}, {epochs} epochs: {row.accuracy:.1%}", file=sys.stderr, flush=True)
+        print(f"{name}: {choice}, {epochs} epochs: {row.accuracy:.1%}", file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> int:
     """Run the trials that the table lacks, a network on each core at a time; return the exit status."""
     parser = runs.parser("trials", "tune each contender alike", MINUTES, CONTENDERS)
-    asked = parser.parse_args(arguments)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    make_folders(asked.data, asked.out)
-    networks, lock = asked.networks.split(","), Lock()
-    # All probes first: later the machine may be at other work.
-    seconds = list(runs.on_cores(_seconds_per_image, [(network, asked.out) for network in networks]))
-    for network, each in zip(networks, seconds, strict=True):
-        print(f"{network}: {1000 * each:.2f} ms an image", file=sys.stderr, flush=True)
-    more = ((asked.out, asked.minutes, each, results, lock) for each in seconds)
-    runs.on_cores(_tune, [(network, *each) for network, each in zip(networks, more, strict=True)])
+    given = parser.parse_args(arguments)
+    given.out.mkdir(parents=True, exist_ok=True)
+    make_folders(given.data, given.out)
+    with runs.stoppable():
+        _tune_all([(network, study.FULL) for network in given.networks.split(",")], given.out, given.minutes, results)
+        if all(len(of(network, study.FULL, read(results))) == TRIALS for network in CONTENDERS):
+            _tune_all([(best(FLAGSHIPS, read(results)), ANY)], given.out, given.minutes, results)
     return 0
+
+
+def _tune_all(networks: Sequence[tuple[str, str]], out: Path, minutes: float, results: Path) -> None:
+    # All probes first: later the machine may be at other work.
+    seconds = runs.on_cores(_seconds_per_image, [(*network, out) for network in networks])
+    for (network, channels), each in zip(networks, seconds, strict=True):
+        print(f"{network} on {channels}: {1000 * each:.2f} ms an image", file=sys.stderr, flush=True)
+    lock = Lock()
+    runs.on_cores(
+        _tune, [(*who, out, minutes, each, results, lock) for who, each in zip(networks, seconds, strict=True)]
+    )
 
 
 if __name__ == "__main__":

@@ -6,16 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from bench.studies import comparison, trials
+from bench.studies import comparison, comparison_tables, trials
 from bench.studies.comparison import Training
 from bench.studies.trials import Choice
+from polychrome.engine.channels.combinations import every
 
 RUN = Training(
     network="prism4",
+    channels="RGB",
     seed=0,
     lr=0.01,
     weight_decay=0.1,
     strength=0,
+    subset_bias=0.0,
+    places=0,
     epochs=70,
     images=8649,
     train_seconds=4000.0,
@@ -30,12 +34,19 @@ RUN = Training(
 DEEP = replace(RUN, network="resnet34", epochs=30, params=21_310_322, macs=612_302_592, depth=33, depth_written_out=33)
 
 
-def keep(results, network, seed, right, images=1000, splits=("val", "holdout", "test", "fresh")):
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / comparison.EQUAL_MINUTES
+
+
+def keep(folder, network, seed, right, splits=("val", "holdout", "test", "fresh"), channels="RGB", images=1000):
     """Write predictions of which the first `right` of `images` are right, with flips averaged all of them."""
-    lines = ["split,image,label,RGB,RGB flipped"]
+    tested = tuple(every()) if channels == "any" else (channels,)
+    lines = [",".join(["split,image,label", *(name + more for name in tested for more in ("", " flipped"))])]
     for split in splits:
-        lines += [f"{split},{number:04},1,{int(number < right)},1" for number in range(images)]
-    path = comparison.predictions(network, seed, results)
+        guesses = (",".join([f"{int(number < right)},1"] * len(tested)) for number in range(images))
+        lines += [f"{split},{number:04},1,{guess}" for number, guess in enumerate(guesses)]
+    path = comparison.predictions(folder, replace(RUN, network=network, channels=channels, seed=seed).name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(lzma.compress(("\n".join(lines) + "\n").encode()))
 
@@ -45,12 +56,12 @@ def rows_of(table):
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
 
-def test_the_table_follows_from_the_predictions(tmp_path):
-    comparison.write([replace(RUN, seed=1), RUN, DEEP, replace(DEEP, seed=1)], tmp_path)
+def test_the_table_follows_from_the_predictions(folder, tmp_path):
+    comparison.write([replace(RUN, seed=1), RUN, DEEP, replace(DEEP, seed=1)], folder)
     for network, right in (("prism4", (500, 520)), ("resnet34", (400, 440))):
         for seed, count in enumerate(right):
-            keep(tmp_path, network, seed, count)
-    deep, shallow = rows_of(comparison.table(tmp_path))
+            keep(folder, network, seed, count)
+    deep, shallow = rows_of(comparison_tables.equal_minutes(tmp_path))
     assert shallow["network"] == "`prism4`"
     assert shallow["fresh"].startswith("51.0 (")
     assert shallow["held-out"] == "51.0 ± 1.4"
@@ -62,86 +73,169 @@ def test_the_table_follows_from_the_predictions(tmp_path):
     assert (shallow["parameters"], shallow["depth"], shallow["seeds"]) == ("2,684,018", "4", "0 1")
     assert (shallow["epochs"], shallow["minutes"]) == ("70", f"{0.005 * 8649 * 70 / 60:.0f}")
     assert shallow["trained"] == f"{3 * 305_883_616 * 8649 * 70 / 1e15:.1f} P"
-    assert "commit 0123456789ab, C, python 3.11" in comparison.table(tmp_path)
+    assert "commit 0123456789ab, C, python 3.11" in comparison_tables.equal_minutes(tmp_path)
 
 
-def test_a_lead_by_chance_is_not_told_as_one(tmp_path):
-    comparison.write([RUN, DEEP], tmp_path)
-    keep(tmp_path, "prism4", 0, 404)
-    keep(tmp_path, "resnet34", 0, 400)
-    _, shallow = rows_of(comparison.table(tmp_path))
+def test_a_lead_by_chance_is_not_told_as_one(folder, tmp_path):
+    comparison.write([RUN, DEEP], folder)
+    keep(folder, "prism4", 0, 404)
+    keep(folder, "resnet34", 0, 400)
+    _, shallow = rows_of(comparison_tables.equal_minutes(tmp_path))
     assert shallow["less `resnet34`"].startswith("+0.4 (")
     assert shallow["less `resnet34`"].endswith("; p 0.125)")  # 2 / 2**4
 
 
-def test_without_fresh_images_the_held_out_ones_are_compared(tmp_path):
-    comparison.write([RUN, DEEP], tmp_path)
+def test_without_fresh_images_the_held_out_ones_are_compared(folder, tmp_path):
+    comparison.write([RUN, DEEP], folder)
     for network, right in (("prism4", 500), ("resnet34", 400)):
-        keep(tmp_path, network, 0, right, splits=("val", "holdout", "test"))
-    _, shallow = rows_of(comparison.table(tmp_path))
+        keep(folder, network, 0, right, splits=("val", "holdout", "test"))
+    _, shallow = rows_of(comparison_tables.equal_minutes(tmp_path))
     assert "fresh" not in shallow
     assert shallow["less `resnet34`"].startswith("+10.0 (")
 
 
-def test_gates_on_the_path_are_told_beside(tmp_path):
-    comparison.write([replace(RUN, depth_written_out=7)], tmp_path)
-    keep(tmp_path, "prism4", 0, 500)
-    assert rows_of(comparison.table(tmp_path))[0]["depth"] == "4/7"
+def test_gates_on_the_path_are_told_beside(folder, tmp_path):
+    comparison.write([replace(RUN, depth_written_out=7)], folder)
+    keep(folder, "prism4", 0, 500)
+    assert rows_of(comparison_tables.equal_minutes(tmp_path))[0]["depth"] == "4/7"
 
 
-def test_rows_are_read_as_written(tmp_path):
-    assert comparison.read(tmp_path) == []
-    assert comparison.table(tmp_path) == "Not measured yet."
-    comparison.write([RUN, DEEP], tmp_path)
-    assert comparison.read(tmp_path) == [DEEP, RUN]
+def test_rows_are_read_as_written(folder, tmp_path):
+    assert comparison.read(folder) == []
+    for table in ("equal_minutes", "equal_epochs", "one_for_all"):
+        assert getattr(comparison_tables, table)(tmp_path) == "Not measured yet."
+    more = [replace(RUN, channels="any", subset_bias=1.0, places=1), replace(DEEP, channels="G")]
+    comparison.write([*more[::-1], RUN, DEEP], folder)
+    assert comparison.read(folder) == [DEEP, RUN, *more]
 
 
-def test_fresh_images_are_read_once(tmp_path):
-    keep(tmp_path, "prism4", 0, 500)
+def test_one_network_is_compared_with_those_for_a_combination_alone(folder, tmp_path):
+    rows = [replace(each, channels=channels) for channels in ("RGB", "RG", "G") for each in (RUN, DEEP)]
+    comparison.write([*rows, replace(RUN, channels="any"), replace(RUN, network="prism4_small")], folder)
+    keep(folder, "prism4", 0, 500, channels="any")
+    keep(folder, "prism4_small", 0, 900)
+    for channels, ours, theirs in (("RGB", 500, 510), ("RG", 540, 400), ("G", 505, 505)):
+        keep(folder, "prism4", 0, ours, channels=channels)
+        keep(folder, "resnet34", 0, theirs, channels=channels)
+    found = {row["channels"]: row for row in rows_of(comparison_tables.one_for_all(tmp_path))}
+    assert list(found) == ["RGB", "RG", "GB", "RB", "R", "G", "B"]
+    one = "`prism4`, one for all"
+    assert list(found["RG"]) == [
+        "channels",
+        one,
+        *(f"`{n}`, {w}" for n in ("prism4", "resnet34") for w in ("alone", "lead")),
+    ]
+    assert found["RGB"][one].startswith("50.0 (")
+    assert found["RGB"]["`prism4`, alone"].startswith("50.0 (")
+    assert found["RGB"]["`prism4`, lead"] == "+0.0 (+0.0 to +0.0; p 1.000), met"
+    # 10 of 1,000 images behind, with a standard error of 0.3 points.
+    assert found["RGB"]["`resnet34`, lead"] == "-1.0 (-1.7 to -0.4; p 0.002), met"
+    assert found["RG"]["`prism4`, lead"].startswith("-4.0 (")
+    assert found["RG"]["`prism4`, lead"].endswith("p < 0.001), not met")
+    assert found["RG"]["`resnet34`, lead"].endswith("p < 0.001), met")
+    assert found["R"] == {"channels": "R", one: found["RGB"][one]} | dict.fromkeys(list(found["R"])[2:], "-")
+
+
+def test_the_better_networks_of_the_trials_are_trained_for_other_channels():
+    with pytest.raises(ValueError, match="prism4 on RGB has 0 of 6 trials"):
+        comparison.wanted([], 3)
+    good = {"resnet34+small_stem": 0.4, "resnet34": 0.3, "prism4": 0.45, "prism4_small": 0.46, "simple_4layer_cnn": 0.5}
+    found = comparison.wanted([each for name, value in good.items() for each in tried(name, value)], 2)
+    assert len(found) == 2 * 10 == len(set(found))
+    assert [who for seed, *who in found if seed == 1] == [
+        *([name, "RGB"] for name in trials.CONTENDERS),
+        ["prism4_small", "any"],
+        ["prism4_small", "RG"],
+        ["resnet34+small_stem", "RG"],
+        ["prism4_small", "G"],
+        ["resnet34+small_stem", "G"],
+    ]
+
+
+def test_at_equal_epochs_both_deep_stems_are_compared_with_prism4():
+    assert comparison.wanted([], 2, 300) == [
+        (seed, name, "RGB") for seed in (0, 1) for name in ("resnet34", "resnet34+small_stem", "prism4")
+    ]
+
+
+def tried(network, accuracy, seconds=1e-3, channels="RGB"):
+    """Return a network's trials, the first of which is the best."""
+    about = {"epochs": 9, "seconds_per_image": seconds, "flipped": 0.5, "train_seconds": 1.0}
+    about |= {"commit": "a", "machine": "m"}
+    choice = vars(Choice()).values()
+    return [
+        trials.Trial(network, channels, number, *choice, accuracy=accuracy - number / 1000, **about)
+        for number in range(1, trials.TRIALS + 1)
+    ]
+
+
+def test_fresh_images_are_read_once(folder, tmp_path):
+    keep(folder, "prism4", 0, 500)
     with pytest.raises(ValueError, match="every training has been tested on the fresh images: they are read once"):
-        comparison.test_on_fresh([RUN], tmp_path, tmp_path, tmp_path / "fresh.txt", tmp_path)
+        comparison.test_on_fresh([RUN], tmp_path, tmp_path, tmp_path / "fresh.txt", folder)
 
 
-def test_images_of_a_split_are_not_fresh(tmp_path, stripes):
-    keep(tmp_path, "prism4", 0, 500, splits=("val", "holdout", "test"))
+def test_images_of_a_split_are_not_fresh(folder, tmp_path, stripes):
+    keep(folder, "prism4", 0, 500, splits=("val", "holdout", "test"))
     with pytest.raises(ValueError, match="18 fresh images are in a split of"):
-        comparison.test_on_fresh([RUN], stripes, tmp_path, stripes / "val.txt", tmp_path)
+        comparison.test_on_fresh([RUN], stripes, tmp_path, stripes / "val.txt", folder)
 
 
-def test_fresh_images_wait_for_every_contender(tmp_path, monkeypatch):
-    comparison.write([replace(RUN, seed=seed) for seed in range(3)], tmp_path)
+def test_fresh_images_wait_for_every_contender(folder, tmp_path, monkeypatch):
+    every = [(seed, channels) for seed in range(3) for channels in ("RGB", "any", "RG", "G")]
+    comparison.write([replace(RUN, seed=seed, channels=channels) for seed, channels in every], folder)
+    trials.write([each for name in trials.CONTENDERS for each in tried(name, 0.4)], tmp_path)
     monkeypatch.setattr(comparison, "test_on_fresh", lambda *_: pytest.fail("read"))
     start = ["--data", str(tmp_path), "--out", str(tmp_path), "--networks", "prism4", "--fresh", "fresh.txt"]
-    with pytest.raises(ValueError, match=r"missing: \[\(0, 'resnet34'\), "):
+    with pytest.raises(ValueError, match=r"missing: \[\(0, 'resnet34', 'RGB'\), "):
         comparison.main(start, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_network_is_trained_and_then_tested_on_images_it_has_never_seen(tmp_path, stripes, monkeypatch):
+def test_a_network_is_trained_and_then_tested_on_images_it_has_never_seen(folder, tmp_path, stripes, monkeypatch):
     monkeypatch.setattr(trials, "HELD_OUT", 12)
-    monkeypatch.setattr(trials, "CONTENDERS", ("prism4_small",))
+    for name in ("CONTENDERS", "FLAGSHIPS"):
+        monkeypatch.setattr(trials, name, ("prism4_small",))
+    monkeypatch.setattr(comparison, "RIVALS", ("prism4_small",))
+    monkeypatch.setattr(comparison, "ALONE", ())
     data = shutil.copytree(stripes, tmp_path / "data")
     lines = (data / "test.txt").read_text().splitlines(keepends=True)
     (data / "test.txt").write_text("".join(lines[9:]))
-    tried = trials.Trial("prism4_small", 1, *vars(Choice()).values(), 9, 60 * 0.05 / (60 * 3), 0.5, 0.5, 1.0, "a", "m")
-    trials.write([tried], tmp_path)
+    seconds = 60 * 0.05 / (60 * 3)
+    trials.write([each for what in ("RGB", "any") for each in tried("prism4_small", 0.5, seconds, what)], tmp_path)
     fresh = tmp_path / "fresh.txt"
     fresh.write_text("".join(lines[:9]))
     start = ["--data", str(data), "--out", str(tmp_path / "runs"), "--networks", "prism4_small"]
     start += ["--seeds", "1", "--minutes", "0.05"]
     assert comparison.main([*start, "--fresh", str(fresh)], tmp_path) == 0
-    (row,) = comparison.read(tmp_path)
-    assert (row.epochs, row.images, row.depth, row.depth_written_out) == (3, 60, 4, 4)
-    path = [comparison.predictions("prism4_small", 0, tmp_path)]
-    known, fresh_ones = (runs_right(path, split) for split in ("test", "fresh"))
-    assert (len(known), len(fresh_ones)) == (9, 9)
-    assert [f"{image} {int(image.split()[1][:-4]) % 3}\n" for image in fresh_ones] == lines[:9]
+    rows = comparison.read(folder)
+    assert [row.channels for row in rows] == ["RGB", "any"]
+    for row in rows:
+        assert (row.epochs, row.images, row.depth, row.depth_written_out) == (3, 60, 4, 4)
+        path = comparison.predictions(folder, row.name)
+        known, fresh_ones = (runs_right(path, split) for split in ("test", "fresh"))
+        assert (len(known), len(fresh_ones)) == (9, 9)
+        assert [f"{image} {int(image.split()[1][:-4]) % 3}\n" for image in fresh_ones] == lines[:9]
     with pytest.raises(ValueError, match="they are read once"):
         comparison.main([*start, "--fresh", str(fresh)], tmp_path)
-    assert "`prism4_small`" in comparison.table(tmp_path)
+    assert "`prism4_small`" in comparison_tables.equal_minutes(tmp_path)
+    assert "`prism4_small`, one for all" in comparison_tables.one_for_all(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_comparison_at_equal_epochs_is_kept_apart(tmp_path, stripes, monkeypatch):
+    monkeypatch.setattr(trials, "HELD_OUT", 12)
+    monkeypatch.setattr(comparison, "LONG", ("prism4_small",))
+    trials.write(tried("prism4_small", 0.5), tmp_path)
+    start = ["--data", str(stripes), "--out", str(tmp_path / "runs"), "--epochs", "4", "--seeds", "1"]
+    assert comparison.main([*start, "--results", str(tmp_path / "apart")], tmp_path) == 0
+    (row,) = comparison.read(tmp_path / "apart" / comparison.EQUAL_EPOCHS)
+    assert (row.epochs, row.minutes) == (4, pytest.approx(row.train_seconds / 60, abs=1e-4))
+    assert "| `prism4_small` | 4 |" in comparison_tables.equal_epochs(tmp_path / "apart")
+    assert not (tmp_path / comparison.EQUAL_MINUTES).exists()
 
 
 def runs_right(path, split):
-    """Return whether the prediction is right, by image of a split."""
-    rows = [line for line in comparison._rows(path[0]) if line[0] == split]
-    return {image: guess == label for _, image, label, guess, _ in rows}
+    """Return whether the prediction on all channels is right, by image of a split."""
+    rows = [line for line in comparison.rows_of(path) if line[0] == split]
+    return {image: guess == label for _, image, label, guess, *_ in rows}

@@ -8,8 +8,10 @@ from statistics import fmean, stdev
 import pytest
 from PIL import Image
 
+from bench.gpu import state
 from bench.gpu import steps as listed
 from bench.studies import collect as keeping
+from bench.studies import comparison as contest
 from bench.studies import study, targets
 from polychrome.engine.report import comparison
 
@@ -278,18 +280,20 @@ def test_what_has_no_run_is_not_measured_yet(tmp_path):
     assert {table(tmp_path) for table in study.TABLES.values()} == {"Not measured yet."}
 
 
-def test_the_gpu_script_trains_the_studies_and_goes_on_with_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(listed, "ROOT", tmp_path)
-    steps = {step.name: step.arguments for step in listed.studies("DIR")}
-    assert list(steps) == ["study-shallow", "study-parts", "study-channels"]
-    for kind in study.TABLES:
-        command = " ".join(["python", *steps[f"study-{kind}"]])
-        assert command.startswith(study.COMMANDS[kind].removesuffix("mini50") + "DIR --seeds 3 --out runs/study-")
-        assert command.endswith("--resume auto")
-    done = tmp_path / "runs/study-parts/task1/x"
-    done.mkdir(parents=True)
-    (done / "report.html").touch()
-    assert [step.name for step in listed.studies("DIR")] == ["study-shallow", "study-channels"]
+def test_the_gpu_script_trains_the_comparison_at_equal_epochs_and_keeps_its_files(tmp_path, monkeypatch):
+    (step,) = listed.studies("DIR")
+    assert step.arguments[:2] == ("-m", "bench.studies.comparison")
+    tasks = []
+    monkeypatch.setattr(contest.runs, "on_cores", lambda work, given: tasks.extend(given))
+    monkeypatch.chdir(tmp_path)
+    assert contest.main(list(step.arguments[2:])) == 0
+    assert tasks == [(seed, name, "RGB") for seed in (0, 1) for name in contest.LONG]
+    folder = tmp_path / step.arguments[step.arguments.index("--results") + 1] / contest.EQUAL_EPOCHS
+    files = {folder / contest.TABLE, contest.predictions(folder, "prism4-seed0")}
+    for path in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert {path for pattern in state.READ for path in tmp_path.glob(pattern)} == files
 
 
 def test_other_names_are_refused(tmp_path, capsys):

@@ -21,21 +21,26 @@ ABOUT = {
 }
 
 
-def trial(number, choice, accuracy, network="prism4"):
-    return Trial(network, number, *asdict(choice).values(), accuracy=accuracy, **ABOUT)
+def trial(number, choice, accuracy, network="prism4", channels="RGB"):
+    return Trial(network, channels, number, *asdict(choice).values(), accuracy=accuracy, **ABOUT)
 
 
-def all_trials(accuracy):
+def all_trials(accuracy, network="prism4", channels="RGB", following=trials.following):
     """Return a network's trials where a choice reaches `accuracy(choice)`."""
     done = []
-    while (choice := trials.following(done)) is not None:
-        done.append(trial(len(done) + 1, choice, accuracy(choice)))
+    while (choice := following(done)) is not None:
+        done.append(trial(len(done) + 1, choice, accuracy(choice), network, channels))
     return done
+
+
+def matching(best):
+    """Return how many settings of a choice are those of `best`."""
+    return lambda choice: sum(vars(choice)[name] == value for name, value in vars(best).items())
 
 
 def test_six_trials_go_from_rates_to_augmentation_to_decays():
     best = Choice(lr=0.02, weight_decay=0.3, strength=1)
-    done = all_trials(lambda choice: sum(vars(choice)[name] == value for name, value in vars(best).items()))
+    done = all_trials(matching(best))
     assert [found.choice for found in done] == [
         Choice(0.01),
         Choice(0.005),
@@ -44,13 +49,43 @@ def test_six_trials_go_from_rates_to_augmentation_to_decays():
         Choice(0.02, 0.3, strength=1),
         Choice(0.02, 0.03, strength=1),
     ]
-    assert trials.tuned("prism4", done) == best
+    assert trials.tuned("prism4", "RGB", done) == best
+
+
+def test_the_network_for_any_channels_starts_from_the_best_on_rgb():
+    start = Choice(lr=0.02, weight_decay=0.3, strength=1)
+    best = replace(start, subset_bias=1.0, places=1, weight_decay=0.9)
+    done = all_trials(matching(best), channels="any", following=lambda done: trials.following_any(start, done))
+    assert [found.choice for found in done] == [
+        start,
+        replace(start, subset_bias=1.0),
+        replace(start, subset_bias=2.0),
+        replace(start, subset_bias=1.0, places=1),
+        replace(start, subset_bias=1.0, places=1, strength=0),
+        best,
+    ]
+    assert trials.tuned("prism4", "any", done) == best
+    assert len(done) == trials.TRIALS == len(all_trials(matching(best)))
+
+
+def test_nothing_is_tuned_before_all_trials_are_there():
+    done = all_trials(matching(Choice()))
+    with pytest.raises(ValueError, match="prism4 on RGB has 5 of 6 trials"):
+        trials.tuned("prism4", "RGB", done[:-1])
+    with pytest.raises(ValueError, match="prism4 on any has 0 of 6 trials"):
+        trials.tuned("prism4", "any", done)
+
+
+def test_the_better_flagship_is_the_one_on_rgb():
+    poor, good = (all_trials(lambda choice, value=value: value, name) for value, name in ((0.3, "a"), (0.4, "b")))
+    other = all_trials(lambda choice: 0.9, "a", "any")
+    assert trials.best(("a", "b"), [*poor, *good, *other]) == "b"
 
 
 def test_what_does_not_help_is_not_kept():
     done = all_trials(lambda choice: 1 - choice.strength - abs(choice.weight_decay - 0.1) - abs(choice.lr - 0.01))
     assert len(done) == 6
-    assert trials.tuned("prism4", done) == Choice()
+    assert trials.tuned("prism4", "RGB", done) == Choice()
     assert done[-1].choice == Choice(weight_decay=0.03)
 
 
@@ -61,9 +96,25 @@ def test_every_setting_of_a_choice_is_one_of_a_training():
 
 def test_a_table_is_read_as_it_was_written_by_network_and_number(tmp_path):
     rows = [trial(2, Choice(0.005), 0.4), trial(1, Choice(), 0.1 + 0.2), trial(1, Choice(), 0.3, "resnet34")]
+    rows.append(trial(1, Choice(subset_bias=2.0, places=1), 0.5, "resnet34", "any"))
     trials.write(rows, tmp_path)
-    assert trials.read(tmp_path) == [rows[2], rows[1], rows[0]]
+    assert trials.read(tmp_path) == [rows[2], rows[1], rows[0], rows[3]]
     assert trials.read(tmp_path / "none") == []
+
+
+def test_the_table_shows_every_trial_and_marks_what_is_kept(tmp_path):
+    assert trials.table(tmp_path) == "Not measured yet."
+    best = Choice(lr=0.02, weight_decay=0.3, strength=1)
+    done = all_trials(lambda choice: 0.3 + matching(best)(choice) / 100)
+    one = [trial(1, replace(best, subset_bias=1.0, places=1), 0.2, channels="any")]
+    trials.write([*done, *one], tmp_path)
+    lines = [line.strip("| ").split(" | ") for line in trials.table(tmp_path).splitlines() if line.startswith("|")]
+    rows = [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+    assert [row["deciding"] for row in rows] == ["32.0", "32.0", "33.0", "34.0", "**35.0**", "34.0", "20.0"]
+    assert [row["augmentation"] for row in rows] == ["usual"] * 3 + ["strong"] * 4
+    assert (rows[4]["rate"], rows[4]["weight decay"], rows[4]["minutes"]) == ("0.02", "0.3", "20")
+    assert (rows[6]["trained for"], rows[6]["few channels"], rows[6]["places"]) == ("any", "1", "known")
+    assert "commit a, m" in trials.table(tmp_path)
 
 
 @pytest.fixture
@@ -92,46 +143,75 @@ def test_trials_with_a_row_are_not_run_again(small, monkeypatch, tmp_path):
     ran = []
 
     class Finished:
-        def __init__(self, settings):
-            self.accuracy = settings.get("lr", 0) + settings.get("cutout", 0)
+        def __init__(self, entry, choice):
+            self.entry, self.accuracy = entry, choice.lr + choice.strength + choice.subset_bias + choice.places
 
         def read_results(self):
-            scores = {"test": {"RGB": {"accuracy": self.accuracy}}}
-            return {"models": {"prism4_small": {"scores": scores, "flipped": scores, "train_seconds": 12.0}}}
+            scores = {"test": {"RGB": {"accuracy": self.accuracy}, "G": {"accuracy": self.accuracy + 0.1}}}
+            return {"models": {self.entry: {"scores": scores, "flipped": scores, "train_seconds": 12.0}}}
 
         def read_environment(self):
             versions = {"torch": "2.14.1", "torchvision": "0.29.1"}
             return {"commit": "0" * 40, "gpu": None, "cores": 1, "cpu": "C", "python": "3.11", "versions": versions}
 
-    def train(name, network, data, out, core, settings):
-        ran.append((name, settings.get("epochs")))
-        return Finished(settings)
+    def train(name, network, channels, choice, data, out, core, epochs):
+        ran.append((name, epochs))
+        entry = trials.entry_of(network, channels, choice.places)
+        return Finished(entry, choice), entry
 
     monkeypatch.setattr(trials, "train", train)
+    monkeypatch.setattr(trials, "CONTENDERS", ("prism4_small",))
+    monkeypatch.setattr(trials, "FLAGSHIPS", ("prism4_small",))
     started = ["--data", str(small), "--out", str(tmp_path / "runs"), "--networks", "prism4_small", "--minutes", "1"]
     monkeypatch.setattr(trials, "make_folders", lambda data, out: (out / "choices").symlink_to(data / "choices"))
     assert trials.main(started, tmp_path) == 0
     # 60 seconds of 51 images an epoch, where the probe took 12 s for 5 epochs of 24 images.
-    assert ran == [("probe-prism4_small", 5)] + [(f"prism4_small-{number}", 11) for number in range(1, 7)]
+    probes = [("probe-prism4_small", 5), ("probe-prism4_small-any", 5)]
+    assert [name for name in ran if name in probes] == probes
+    assert ran[1:7] == [(f"prism4_small-{number}", 11) for number in range(1, 7)]
+    assert ran[8:] == [(f"prism4_small-any-{number}", 11) for number in range(1, 7)]
     found = trials.read(tmp_path)
-    assert trials.tuned("prism4_small", found) == Choice(lr=0.02, strength=1)
-    trials.write(found[:4], tmp_path)
+    assert trials.tuned("prism4_small", "RGB", found) == Choice(lr=0.02, strength=1)
+    assert trials.tuned("prism4_small", "any", found) == Choice(lr=0.02, strength=1, subset_bias=2.0, places=1)
+    assert found[0].accuracy == pytest.approx(0.01 + 0.05)  # the mean over the combinations
+    trials.write([*found[:4], *found[6:10]], tmp_path)
     ran.clear()
     (tmp_path / "runs/choices").unlink()
     assert trials.main(started, tmp_path) == 0
-    assert [name for name, _ in ran] == ["probe-prism4_small", "prism4_small-5", "prism4_small-6"]
+    assert [name for name, _ in ran] == [
+        "probe-prism4_small",
+        "prism4_small-5",
+        "prism4_small-6",
+        "probe-prism4_small-any",
+        "prism4_small-any-5",
+        "prism4_small-any-6",
+    ]
     assert trials.read(tmp_path) == found
 
 
 @pytest.mark.slow
 def test_a_trial_trains_tests_on_the_deciding_images_and_is_not_repeated(small):
-    core = min(os.sched_getaffinity(0))
-    settings = replace(Choice(), strength=1).settings | {"epochs": 3, "holdout": 0}
-    folder = trials.train("prism4_small-1", "prism4_small", small / "choices", small, core, settings)
+    core, choice = min(os.sched_getaffinity(0)), replace(Choice(), strength=1)
+    what = "prism4_small-1", "prism4_small", "RGB", choice, small / "choices", small, core
+    folder, entry = trials.train(*what, epochs=3)
+    assert entry == "prism4_small"
     found = folder.read_results()
     assert (found["data"]["train"], found["data"]["test"]) == (51, 9)
     assert found["models"]["prism4_small"]["best_epoch"] == 3
     assert set(found["models"]["prism4_small"]["flipped"]["test"]) == {"RGB"}
     before = folder.results.read_bytes()
-    assert trials.train("prism4_small-1", "prism4_small", small / "choices", small, core, settings).finished
+    assert trials.train(*what, epochs=3)[0].finished
     assert folder.results.read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", ["any", "RG"])
+def test_networks_for_any_and_for_some_channels_are_tested_on_these(small, channels):
+    choice = Choice(subset_bias=1.0, places=1) if channels == "any" else Choice()
+    what = "name", "prism4_small", channels, choice, small / "choices", small, min(os.sched_getaffinity(0))
+    folder, entry = trials.train(*what, epochs=3)
+    found = folder.read_results()["models"]
+    assert list(found) == [entry] == ["prism4_small+places" if channels == "any" else "prism4_small+alone"]
+    tested = {"RGB", "RG", "GB", "RB", "R", "G", "B"} if channels == "any" else {"RG"}
+    assert set(found[entry]["scores"]["test"]) == set(found[entry]["flipped"]["test"]) == tested
+    assert found[entry]["protocol"] == ("mask" if channels == "any" else "one-per-combination")

@@ -184,7 +184,6 @@ def test_fixed_places_tell_which_channel_is_absent():
 
 @pytest.mark.parametrize("experts", [1, 4])
 def test_a_lone_band_of_many_counts_as_at_its_place(experts):
-    """By default it would count as in the middle of the 48, wherever it lies."""
     layer, band = stem(48, experts, fixed_places=True), images(1, 1, 20, 20)
     made_differ(layer)
     masks = torch.eye(48, dtype=torch.bool)
@@ -192,6 +191,20 @@ def test_a_lone_band_of_many_counts_as_at_its_place(experts):
     named = torch.cat([layer(band, None, torch.tensor([place])) for place in (3, 24, 40)])
     torch.testing.assert_close(found, named)
     assert min((found[0] - found[1]).abs().max(), (found[2] - found[1]).abs().max()) > 0.1
+
+
+def test_a_lone_band_whose_place_is_not_known_is_at_none_of_them():
+    layer, band = stem(48), images(1, 1, 20, 20)
+    made_differ(layer)
+    seen = []
+    layer.attention.register_forward_pre_hook(lambda _, given: seen.append(given[0][:, :16, 0, 0]))
+    by_default = layer(band)
+    torch.testing.assert_close(seen[0], torch.full((1, 16), 1 / 16))
+    masks = torch.eye(48, dtype=torch.bool)
+    for place in (3, 24, 40):
+        shown = band.expand(-1, 48, -1, -1)
+        torch.testing.assert_close(layer(shown, masks[place : place + 1]), by_default)
+        assert (layer(band, None, torch.tensor([place])) - by_default).abs().max() > 0.01
 
 
 def made_differ(layer):
@@ -271,8 +284,7 @@ def test_a_single_expert_convolves_the_places_of_the_image(mask, standing):
     """And gives what one convolution per sample with the kernels made for its channels gives."""
     layer, x = stem(experts=1), images(7, 3, 21, 20)
     present = torch.ones_like(MASK) if mask is None else mask
-    positions = layer._standing(present, standing)
-    estimate, _ = layer._places(positions, present)
+    estimate, _ = layer._places(present, standing)
     kernels = torch.einsum("ophw,bpc->bochw", layer.weight[0], estimate)
     shown = x.masked_fill(~present[:, :, None, None], 0)
     expected = per_sample_conv2d(shown, kernels, layer.bias.expand(7, -1), layer.stride, layer.padding)

@@ -71,6 +71,7 @@ VARIANTS = {
     "cosine": {"schedule": "cosine"},
     "he": {"init": "he"},
     "small_stem": {"options": {"small_stem": True}},
+    "places": {"options": {"fixed_places": True}},
     **{name: {"transfer": name} for name in TRANSFERS},
 }
 

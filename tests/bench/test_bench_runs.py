@@ -1,0 +1,81 @@
+"""Runs of studies: a signal ends them in good order, and a failure says which command failed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from bench.studies import runs
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Let a script stand for Python: it notes that it began, and on SIGTERM that it saved, or ends with a status."""
+
+    def stand_in(last="while :; do sleep 0.02; done"):
+        script = tmp_path / "python"
+        note = f"""trap 'echo saved >> {tmp_path}/notes; exit 143' TERM; echo began >> {tmp_path}/notes"""
+        script.write_text(f"#!/bin/sh\n{note}\n{last}\n")
+        script.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(script))
+        return lambda core, name: runs.train(name, "task2", tmp_path, core, {"epochs": 3})
+
+    return stand_in
+
+
+def notes(folder):
+    path = folder / "notes"
+    return path.read_text().split() if path.exists() else []
+
+
+def test_a_signal_ends_the_runs_which_save_and_begins_no_others(command, tmp_path, capsys):
+    work, cores = command(), len(os.sched_getaffinity(0))
+
+    def terminate():
+        while len(notes(tmp_path)) < cores:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=terminate).start()
+    with pytest.raises(SystemExit) as caught, runs.stoppable():
+        runs.on_cores(work, [(f"run{number}",) for number in range(cores + 3)])
+    assert caught.value.code == os.EX_TEMPFAIL == 75
+    assert sorted(notes(tmp_path)) == ["began"] * cores + ["saved"] * cores
+    assert "stopped in run0; the same command goes on from there" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+    work = command("exit 0")
+    runs.on_cores(work, [("another",)])  # later studies of the process are not stopped
+    assert notes(tmp_path)[-1] == "began"
+
+
+def test_a_failed_run_is_no_stop(command):
+    with pytest.raises(subprocess.CalledProcessError) as caught, runs.stoppable():
+        runs.on_cores(command("exit 2"), [("one",)])
+    assert caught.value.returncode == 2
+
+
+def test_a_run_has_its_core_for_itself(command, tmp_path):
+    work = command(f"taskset -pc $$ > {tmp_path}/cores; echo $OMP_NUM_THREADS >> {tmp_path}/cores")
+    last = max(os.sched_getaffinity(0))
+    work(last, "one")
+    said = (tmp_path / "cores").read_text().splitlines()
+    assert said[0].endswith(f" {last}")
+    assert said[1] == "1"
+
+
+def test_on_a_gpu_runs_follow_each_other_on_the_whole_machine(monkeypatch):
+    monkeypatch.setattr(runs.torch.cuda, "is_available", lambda: True)
+    at_once = []
+
+    def work(core, number):
+        at_once.append(number)
+        time.sleep(0.01)
+        assert at_once.pop() == number
+        return core, number
+
+    assert runs.on_cores(work, [(0,), (1,), (2,)]) == [(None, 0), (None, 1), (None, 2)]
