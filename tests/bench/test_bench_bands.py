@@ -91,7 +91,7 @@ def test_a_scene_is_divided_trained_on_and_kept(tmp_path, monkeypatch):
     np.savez(tmp_path / "scene.npz", cube=cube, labels=labels)
     config = tmp_path / "bands.toml"
     lines = [line for line in bands.CONFIG.read_text().splitlines() if not line.startswith(("    ", "models", "]"))]
-    config.write_text("\n".join(['models = ["baseline_cnn"]', *lines]).replace("epochs = 20", "epochs = 3"))
+    config.write_text("\n".join(['models = ["baseline_cnn"]', *lines]).replace("epochs = 60", "epochs = 3"))
     monkeypatch.setattr(bands, "CONFIG", config)
     monkeypatch.setattr(bands, "SPLITS", 2)
     assert bands.main([str(tmp_path / "scene.npz"), str(tmp_path / "out")], tmp_path) == 0
