@@ -10,7 +10,7 @@ from bench.report import columns, overview
 from bench.report.columns import ENGINE, ON_CPU, SECTIONS
 from bench.report.markdown import grid, wrapped
 from bench.report.tables import RESULTS, ROOT, legend, section_tables, stamp, verdicts
-from bench.studies import bands, comparison_tables, sensors, study, targets, trials
+from bench.studies import bands, comparison_tables, forms, sensors, study, targets, trials
 
 README = ROOT / "README.md"
 
@@ -24,6 +24,7 @@ STUDIES = study.TABLES | {
     "equal-minutes": comparison_tables.equal_minutes,
     "equal-epochs": comparison_tables.equal_epochs,
     "one-for-all": comparison_tables.one_for_all,
+    "forms": forms.table,
 }
 
 # The names of each page's markers, by the page's path beside README.md.

@@ -80,11 +80,11 @@ def _contenders(folder: Path, command: str) -> str:
         own = [row for row in rows if row.network == name]
         hits = {split: paired.right(files[name], split, study.FULL) for split in (final, "holdout", "test")}
         scores = [_range(paired.accuracy(hits[final]))] * (final == FRESH)
-        scores += [_spread(hits["holdout"]), _spread(hits["test"])]
+        scores += [spread(hits["holdout"]), spread(hits["test"])]
         scores += [f"{100 * paired.right(files[name], final, f'{study.FULL} flipped').mean():.1f}"]
         for rival in (each for each in RIVALS if each in networks):
             theirs = paired.right(files[rival], final, study.FULL)
-            scores.append("-" if rival == name else _lead(hits[final], theirs))
+            scores.append("-" if rival == name else lead(hits[final], theirs))
         first = own[0]
         written_out = "" if first.depth == first.depth_written_out else f"/{first.depth_written_out}"
         costs = f"{first.params:,}", f"{first.macs / 1e6:,.0f} M", f"{first.trained_macs / 1e15:.1f} P"
@@ -113,12 +113,13 @@ def _range(found: paired.Difference) -> str:
     return f"{100 * found.value:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
 
-def _spread(hits: np.ndarray) -> str:
+def spread(hits: np.ndarray) -> str:
+    """Return the mean accuracy of trainings, bool [trainings, images], in percent, with its standard deviation."""
     each = 100 * hits.mean(1)
     return f"{each.mean():.1f}" + (f" ± {each.std(ddof=1):.1f}" if len(each) > 1 else "")
 
 
-def _lead(ours: np.ndarray, theirs: np.ndarray) -> str:
+def lead(ours: np.ndarray, theirs: np.ndarray) -> str:
     """Return a lead with its interval, and the largest p-value of pairs of trainings, in the order of their seeds."""
     found = paired.difference(ours, theirs)
     p = max(paired.mcnemar(*each) for each in zip(ours, theirs, strict=False))
@@ -127,5 +128,5 @@ def _lead(ours: np.ndarray, theirs: np.ndarray) -> str:
 
 
 def _met(ours: np.ndarray, theirs: np.ndarray) -> str:
-    """Return a lead as `_lead` does, and whether it keeps the margin."""
-    return f"{_lead(ours, theirs)}, {'met' if paired.difference(ours, theirs).low > MARGIN else 'not met'}"
+    """Return a lead as `lead` does, and whether it keeps the margin."""
+    return f"{lead(ours, theirs)}, {'met' if paired.difference(ours, theirs).low > MARGIN else 'not met'}"

@@ -150,11 +150,15 @@ def on_cores(work: Callable[..., Result], tasks: Iterable[tuple]) -> list[Result
         return list(pool.map(on_one, tasks))
 
 
-def parser(name: str, description: str, minutes: float, networks: Iterable[str]) -> argparse.ArgumentParser:
-    """Return the parser of a study's command: the data, a folder for runs, minutes of a run, and networks."""
+def parser(
+    name: str, description: str, minutes: float | None = None, networks: Iterable[str] = ()
+) -> argparse.ArgumentParser:
+    """Return the parser of a study's command, which takes minutes of a run and networks where these are given."""
     made = argparse.ArgumentParser(prog=f"python -m bench.studies.{name}", description=description)
     made.add_argument("--data", type=Path, required=True, help="mini50's folder")
     made.add_argument("--out", type=Path, required=True, help="folder for runs")
-    made.add_argument("--minutes", type=float, default=minutes, help="minutes of a run on one core")
-    made.add_argument("--networks", default=",".join(networks), help="the networks, by name")
+    if minutes is not None:
+        made.add_argument("--minutes", type=float, default=minutes, help="minutes of a run on one core")
+    if networks:
+        made.add_argument("--networks", default=",".join(networks), help="the networks, by name")
     return made

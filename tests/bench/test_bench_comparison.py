@@ -230,7 +230,7 @@ def test_a_comparison_at_equal_epochs_is_kept_apart(tmp_path, stripes, monkeypat
     start = ["--data", str(stripes), "--out", str(tmp_path / "runs"), "--epochs", "4", "--seeds", "1"]
     assert comparison.main([*start, "--results", str(tmp_path / "apart")], tmp_path) == 0
     (row,) = comparison.read(tmp_path / "apart" / comparison.EQUAL_EPOCHS)
-    assert (row.epochs, row.minutes) == (4, pytest.approx(row.train_seconds / 60, abs=1e-4))
+    assert (row.epochs, row.minutes) == (4, pytest.approx(row.train_seconds / 60, abs=1e-3))
     assert "| `prism4_small` | 4 |" in comparison_tables.equal_epochs(tmp_path / "apart")
     assert not (tmp_path / comparison.EQUAL_MINUTES).exists()
 

@@ -1,0 +1,126 @@
+"""Whether gates and dynamic convolutions earn their place: `python -m bench.studies.forms --data DIR --out RUNS`.
+
+The better one of the flagships is trained in its plain form and in those of `bench/forms.toml`, with several seeds, by
+what its trials on RGB found and for as many epochs, whatever a form costs. The images that decide on trials decide.
+Rows and predictions go to `bench/results/mini50/forms`; what has a row is not trained again.
+"""
+
+from __future__ import annotations
+
+import lzma
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+from bench.report.markdown import grid, wrapped
+from bench.studies import paired, runs, study, trials
+from bench.studies.comparison_tables import lead, spread
+from polychrome.engine.machine.files import write_atomically
+from polychrome.engine.report.tables import Table
+
+PLAIN = "plain"
+FORMS, SEEDS = (PLAIN, "gates", "dynamic"), 3
+CONFIG = Path(__file__).resolve().parents[1] / "forms.toml"
+FOLDER = Path("mini50/forms")
+COMMAND = "python -m bench.studies.forms --data DIR --out RUNS"
+
+
+@dataclass(frozen=True)
+class Form:
+    """A row of `forms.csv`: a training of a form."""
+
+    network: str
+    form: str
+    seed: int
+    epochs: int
+    params: int
+    macs: int
+    depth: int
+    train_seconds: float
+    commit: str
+    machine: str
+
+    def predictions(self, folder: Path) -> Path:
+        """Return the path of the training's predictions for the deciding images, the split "test"."""
+        return folder / "predictions" / f"{self.network}-{self.form}-seed{self.seed}.csv.xz"
+
+
+def read(results: Path = study.RESULTS) -> list[Form]:
+    """Return the rows of the study; none where there is no file."""
+    return runs.read(results / FOLDER / "forms.csv", Form)
+
+
+def write(rows: list[Form], results: Path) -> None:
+    """Write the rows of the study, by form and seed."""
+    order = sorted(rows, key=lambda row: (row.network, FORMS.index(row.form), row.seed))
+    runs.write(results / FOLDER / "forms.csv", order)
+
+
+def train(core: int | None, seed: int, form: str, network: str, out: Path, results: Path) -> Form:
+    """Train a form, or go on with it, keep its predictions, and return its row."""
+    tried = trials.read(results)
+    choice, epochs = trials.tuned(network, study.FULL, tried), trials.of(network, study.FULL, tried)[0].epochs
+    entry = network if form == PLAIN else f"{network}+{form}"
+    flags = {"recipe": "strong", "config": CONFIG, "models": entry, "data": out / "choices", **choice.settings}
+    flags |= {"epochs": epochs, "seed": seed, "holdout": 0}
+    run = runs.train(f"{network}-{form}-seed{seed}", "task2", out, core, flags)
+    found, facts = run.read_results()["models"][entry], run.read_environment()
+    costs = found["epochs"], found["params"], found["macs"], found["depth"], round(found["train_seconds"], 1)
+    row = Form(network, form, seed, *costs, study.commit(facts), study.machine(facts))
+    path = row.predictions(results / FOLDER)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lzma.compress(run.every_prediction(entry).read_bytes()))
+    return row
+
+
+def table(results: Path = study.RESULTS) -> str:
+    """Return the table of the forms, their lead over the plain one, and below it the trainings' commits."""
+    rows, folder = read(results), results / FOLDER
+    if not rows:
+        return "Not measured yet."
+    hits = {
+        form: paired.right([row.predictions(folder) for row in rows if row.form == form], "test", study.FULL)
+        for form in FORMS
+        if any(row.form == form for row in rows)
+    }
+    heads = ("network", "form", "deciding", "less plain", "parameters", "mult-adds", "minutes", "seeds")
+    cells = []
+    for form, right in hits.items():
+        own = [row for row in rows if row.form == form]
+        ahead = "-" if form == PLAIN or PLAIN not in hits else lead(right, hits[PLAIN])
+        minutes = f"{sum(row.train_seconds for row in own) / len(own) / 60:.0f}"
+        costs = f"{own[0].params:,}", f"{own[0].macs / 1e6:,.0f} M", minutes, " ".join(str(row.seed) for row in own)
+        cells.append((f"`{own[0].network}`", form, spread(right), ahead, *costs))
+    stamp = f"`{COMMAND}`: `bench/results/{FOLDER}`; {study.stamps((row.commit, row.machine) for row in rows)}."
+    return "\n\n".join([grid(Table("forms", heads, tuple(cells), 2)), wrapped(stamp)])
+
+
+def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> int:
+    """Train what the study lacks, a form on each core at a time; return the exit status.
+
+    Raises:
+        ValueError: trials are missing.
+    """
+    parser = runs.parser("forms", "gates and dynamic convolutions against plain ones")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="trainings of each form")
+    asked, lock = parser.parse_args(arguments), Lock()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    trials.make_folders(asked.data, asked.out)
+    network = trials.best(trials.FLAGSHIPS, trials.read(results))
+
+    def work(core: int | None, seed: int, form: str) -> None:
+        row = train(core, seed, form, network, asked.out, results)
+        with lock:
+            write([*read(results), row], results)
+        print(f"{form} of seed {seed}: {row.train_seconds / 60:.0f} min", file=sys.stderr, flush=True)
+
+    done = {(row.seed, row.form) for row in read(results)}
+    every = [(seed, form) for seed in range(asked.seeds) for form in FORMS]
+    with runs.stoppable():
+        runs.on_cores(work, [each for each in every if each not in done])
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
