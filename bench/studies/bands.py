@@ -14,10 +14,12 @@ import json
 import shutil
 import sys
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 from bench.report.markdown import grid, wrapped
 from bench.report.pictures import STYLE, save
@@ -30,6 +32,14 @@ from polychrome.engine.report.tables import Table
 SPLITS, SIZE = 5, 9
 # Half the width of a 95% interval of a mean of so many values, in standard errors (Student's t).
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+# Of the same network, of which the best on validation patches is pictured.
+FORMS = ("prism4_small", "prism4_small+places", "prism4_small+dynamic")
+# Names for the picture, of systems whose own name does not say it.
+LABELS = dict.fromkeys(FORMS, "prism4_small") | {
+    "prism4_small+off": "prism4_small, trained on all bands alone",
+    "resnet18+small_stem+sampling": "ResNet18, zeros for absent bands",
+    "baseline_cnn+sampling": "plain CNN, zeros for absent bands",
+}
 SHOWN = (48, 32, 16, 8, 4, 2, 1)
 COMMAND = "python -m bench.studies.bands SCENE OUT"
 CONFIG = Path(__file__).resolve().parents[1] / "bands.toml"
@@ -84,7 +94,7 @@ def table(results: Path = study.RESULTS) -> str:
                 f"{100 * fmean(by[choice]):.1f} ± {100 * stdev(by[choice]):.1f}"
                 for choice in (*SHOWN, *SENSORS.values())
             ),
-            f"{100 * fmean(fmean(validated[model][bands]) for bands in SHOWN):.1f}",
+            f"{100 * _mean(validated[model]):.1f}",
             f"{int(about[model]['params']):,}",
             f"{float(about[model]['train_seconds']) / 60:.1f}",
         )
@@ -98,30 +108,58 @@ def table(results: Path = study.RESULTS) -> str:
     return "\n\n".join([grid(Table("", heads, rows, 2)), wrapped(stamp)])
 
 
+def chosen(results: Path = study.RESULTS) -> str:
+    """Return which of `FORMS` is the best on validation patches, over the numbers of bands that are shown."""
+    validated, _ = read(results, "val")
+    return max((name for name in FORMS if name in validated), key=lambda name: _mean(validated[name]))
+
+
+def _mean(by: Mapping[int | str, list[float]]) -> float:
+    return fmean(fmean(by[bands]) for bands in SHOWN)
+
+
 def draw(results: Path = study.RESULTS) -> None:
-    """Draw test accuracy by bands kept, a line for each system, with 95% intervals of the mean over the divisions."""
+    """Draw test accuracy by bands kept, a line for each system, and how far the chosen form of prism4_small is ahead.
+
+    Both with 95% intervals of the mean over the divisions; a lead's is of the differences on the same division.
+    """
     found, _ = read(results)
+    first = chosen(results)
+    names = [first, *(name for name in found if name not in FORMS)]
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(NARROW, 3.8), layout="constrained")
-        for number, (model, by) in enumerate(found.items()):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(2 * NARROW, 4.2), layout="constrained")
+        for number, name in enumerate(names):
+            by, style = found[name], {"color": COLOURS[number % len(COLOURS)]}
             bands = sorted(choice for choice in by if isinstance(choice, int))
-            middle = [100 * fmean(by[count]) for count in bands]
-            reach = [100 * STUDENT[len(by[count])] * stdev(by[count]) / len(by[count]) ** 0.5 for count in bands]
-            low, high = ([m + sign * r for m, r in zip(middle, reach, strict=True)] for sign in (-1, 1))
-            style = {"color": COLOURS[number % len(COLOURS)]}
-            axis.plot(bands, middle, label=model, linewidth=1.2, **style)
-            axis.fill_between(bands, low, high, alpha=0.12, linewidth=0, **style)
-            marked = [middle[bands.index(count)] for count in SHOWN]
-            axis.plot(SHOWN, marked, MARKERS[number], markersize=4, **style)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(SHOWN, map(str, SHOWN))
-        axis.minorticks_off()
-        axis.set_xlabel("bands present, of 48")
-        axis.set_ylabel("test accuracy, %")
-        axis.set_ylim(0, 100)
-        axis.grid(alpha=0.3)
-        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+            _line(left, bands, [by[count] for count in bands], number, label=LABELS.get(name, name), **style)
+            if number:
+                pairs = (zip(found[first][count], by[count], strict=True) for count in bands)
+                _line(right, bands, [[ours - theirs for ours, theirs in each] for each in pairs], number, **style)
+        for axis in (left, right):
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(SHOWN, map(str, SHOWN))
+            axis.minorticks_off()
+            axis.set_xlabel("bands present, of 48")
+            axis.grid(alpha=0.3)
+        left.set_ylabel("test accuracy, %")
+        left.set_ylim(0, 100)
+        right.axhline(0, color="0.4", linewidth=1)
+        right.set_ylabel("prism4_small less the others, points")
+        figure.legend(loc="outside upper center", ncols=3, frameon=False)
         save(figure, results / "houston48" / "bands.png")
+
+
+def _line(axis: Axes, bands: Sequence[int], found: Sequence[Sequence[float]], number: int, **style) -> None:
+    """Draw the means of values by division in percent, and at each of `SHOWN` their interval, beside other lines'."""
+    middle = {count: 100 * fmean(each) for count, each in zip(bands, found, strict=True)}
+    reach = {
+        count: 100 * STUDENT[len(each)] * stdev(each) / len(each) ** 0.5
+        for count, each in zip(bands, found, strict=True)
+    }
+    axis.plot(bands, middle.values(), linewidth=1.2, color=style["color"])
+    at = [count * 1.03 ** (number - 2.5) for count in SHOWN]
+    bars = [middle[count] for count in SHOWN], [reach[count] for count in SHOWN]
+    axis.errorbar(at, *bars, fmt=MARKERS[number], markersize=4, elinewidth=0.8, capsize=2, **style)
 
 
 def train(core: int | None, split: int, scene: Path, out: Path, results: Path) -> None:
