@@ -114,6 +114,12 @@ class Hyperparameters:
         "often; above: few channels more often.",
         Number(float, least=-10, most=10),
     )
+    subset_runs: float = own_setting(
+        0.0,
+        "With --channel-sampling on or shuffle, the share of images whose channels are neighbours, as a sensor has a "
+        "part of the spectrum.",
+        Number(float, least=0, most=1),
+    )
     consistency: float = own_setting(
         0.0,
         "Weight of a loss that draws the logits on sampled channels to those on all; each image is then in its batch "

@@ -97,8 +97,8 @@ class Plan(Hyperparameters):
     def recipe(self, epoch: int) -> Recipe:
         """Return the augmentations and the channel sampling of each image in an epoch."""
         channels = "all" if self.channels else SAMPLINGS[self.channel_sampling]
-        own = {"channels": channels, "channel_bias": self.subset_bias, "cutout": self.cutout, "gain": self.gain}
-        return replace(self.augmentations.recipe(epoch), **own)
+        subsets = {"channels": channels, "channel_bias": self.subset_bias, "channel_runs": self.subset_runs}
+        return replace(self.augmentations.recipe(epoch), **subsets, cutout=self.cutout, gain=self.gain)
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return a new optimiser of the model's parameters, or of the last layer alone if the others are frozen."""

@@ -14,7 +14,7 @@ from polychrome.kernels.augment.philox import uniforms
 
 TRIES = 10
 # The numbers of the draws: later additions take new numbers, so that existing draws keep their values.
-CROP, COLOR, SPACE, TURN, CHANNELS, GAINS = range(TRIES), 16, 17, 18, 32, 1 << 20
+CROP, COLOR, SPACE, TURN, RUN, CHANNELS, GAINS = range(TRIES), 16, 17, 18, 19, 32, 1 << 20
 CHANNEL_ORDERS = ("all", "subset", "shuffle")
 
 
@@ -48,6 +48,8 @@ class Recipe:
     channels: "all"; "subset": how many channels are present, then which, uniformly (hierarchical channel sampling, Bao
         et al. 2023), absent channels zero; "shuffle": the same, present channels first and in random order.
     channel_bias: of "subset" and "shuffle": k channels are present in proportion to k**-channel_bias.
+    channel_runs: of "subset" and "shuffle": probability that the channels present are neighbours, a run that begins
+        anywhere, as a sensor has a part of the spectrum.
 
     Raises:
         ValueError: a value is out of range.
@@ -66,6 +68,7 @@ class Recipe:
     cutout: float = 0.0
     channels: str = "all"
     channel_bias: float = 0.0
+    channel_runs: float = 0.0
 
     def __post_init__(self):
         ranges = {"degrees": (0.0, 180.0), "channel_bias": (-1e6, 1e6)}
@@ -115,11 +118,13 @@ def draw(
     order = range(CHANNELS, CHANNELS + 1 + channels // 4) if recipe.channels != "all" else ()
     crop = CROP if recipe.scale is not None else ()
     turn = [TURN] if recipe.vflip else []
+    run = [RUN] if order and recipe.channel_runs else []
     gains = range(GAINS, GAINS + -(-channels // 4)) if recipe.gain else ()
-    numbers = [COLOR, SPACE, *turn, *order, *crop, *gains]
+    numbers = [COLOR, SPACE, *turn, *run, *order, *crop, *gains]
     drawn = uniforms(indices, seed, epoch, numbers)  # in one call: it is many small operations
     color, space = drawn[:, 0].unbind(1), drawn[:, 1].unbind(1)
-    turn, order, crop, gains = drawn[:, 2:].split([len(turn), len(order), len(crop), len(gains)], 1)
+    parts = len(turn), len(run), len(order), len(crop), len(gains)
+    turn, run, order, crop, gains = drawn[:, 2:].split(parts, 1)
     brightness = _factor(color[0], recipe.brightness)
     if recipe.gain:
         each = _factor(gains.flatten(1)[:, :channels], recipe.gain)
@@ -133,7 +138,7 @@ def draw(
         contrast=_factor(color[1], recipe.contrast),
         gamma=_factor(color[2], recipe.gamma),
         grayscale=color[3] < recipe.grayscale if recipe.grayscale else None,
-        channels=_channels(recipe, order.flatten(1), channels, present),
+        channels=_channels(recipe, order.flatten(1), run.flatten(1), channels, present),
         cutouts=_squares(space[2], space[3], recipe.cutout, size) if recipe.cutout else None,
     )
 
@@ -207,8 +212,11 @@ def _squares(vertical: Tensor, horizontal: Tensor, share: float, size: tuple[int
     return torch.cat([centre - side // 2, torch.full_like(centre, side)], 1)
 
 
-def _channels(recipe: Recipe, drawn: Tensor, count: int, present: Tensor | None) -> Tensor | None:
-    """Return which channels are shown, [n, count], -1 for absent, from [n, count + 1 or more] drawn."""
+def _channels(recipe: Recipe, drawn: Tensor, run: Tensor, count: int, present: Tensor | None) -> Tensor | None:
+    """Return which channels are shown, [n, count], -1 for absent, from [n, count + 1 or more] drawn.
+
+    run: drawn for runs of channels, [n, 4]; [n, 0] where the recipe has none.
+    """
     if recipe.channels == "all":
         return None
     places = torch.arange(count, device=drawn.device)
@@ -220,6 +228,10 @@ def _channels(recipe: Recipe, drawn: Tensor, count: int, present: Tensor | None)
     else:
         shown = 1 + (drawn[:, :1] * there).floor().long()
     order = drawn[:, 1 : 1 + count]
+    if run.numel():
+        start = (run[:, 1:2] * (there - shown + 1)).floor().long()
+        at = (places if present is None else present.cumsum(1) - 1) - start
+        order = order.where((at >= 0) & (at < shown) | (run[:, :1] >= recipe.channel_runs), 1.0)
     chosen = (order if present is None else order.where(present, 1.0)).argsort(1)  # numbers drawn are below 1
     if recipe.channels == "shuffle":
         return chosen.where(places < shown, -1)

@@ -58,7 +58,7 @@ def test_the_table_has_means_over_choices_then_over_divisions(results):
         "60.0 ± 10.0",
         "80.0 ± 10.0",
     ]
-    assert first["validation"] == f"{(70 + 5 * 55 + 30) / 7:.1f}"
+    assert first["validation"] == f"{(70 + 5 * 55 + 30 + 30 + 50 + 70) / 10:.1f}"
     assert (first["parameters"], first["minutes"], first["protocol"]) == ("428,491", "1.5", "mask")
     assert "commit ffffffffffff" in bands.table(results)
     assert [line[0] for line in lines[2:]] == ["`prism4_small`", "`pool`"]

@@ -19,7 +19,7 @@ from tests.engine.data.stores import squeezed
 from tests.engine.small import PLAN
 
 CPU, COUNT = torch.device("cpu"), 24
-PER_IMAGE = replace(PLAN, augmentations=Augmentations(NAMES), subset_bias=0.5, cutout=0.3, gain=0.2)
+PER_IMAGE = replace(PLAN, augmentations=Augmentations(NAMES), subset_bias=0.5, subset_runs=0.5, cutout=0.3, gain=0.2)
 EPOCH = 2
 
 

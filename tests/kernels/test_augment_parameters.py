@@ -223,6 +223,49 @@ def test_however_large_a_bias_is_there_is_a_number_to_draw(bias, count):
     assert ((found >= 0).sum(1) == count).all()
 
 
+@pytest.mark.parametrize("order", ["subset", "shuffle"])
+def test_runs_are_of_neighbours_from_the_first_to_the_last(order):
+    recipe = Recipe(channels=order, channel_runs=1.0)
+    found = draw(recipe, torch.arange(6000), (8, 8), 0, 0, channels=6).channels
+    shown = torch.stack([(found == channel).any(1) for channel in range(6)], 1)
+    first, last = shown.int().argmax(1), 5 - shown.flip(1).int().argmax(1)
+    assert torch.equal(last - first + 1, shown.sum(1))
+    numbers = shown.sum(1).bincount(minlength=7)[1:] / 6000
+    assert torch.allclose(numbers, torch.full((6,), 1 / 6), atol=0.02)
+    pairs = first[shown.sum(1) == 2].bincount(minlength=5) / (shown.sum(1) == 2).sum()
+    assert torch.allclose(pairs, torch.full((5,), 1 / 5), atol=0.05)
+    if order == "shuffle":  # in random order
+        assert (found[:, 0] == first)[shown.sum(1) == 6].float().mean() == pytest.approx(1 / 6, abs=0.03)
+
+
+def test_a_share_of_runs_leaves_the_other_images_as_they_were():
+    both = [
+        draw(Recipe(channels="subset", channel_runs=share), torch.arange(6000), (8, 8), 0, 0, channels=6).channels
+        for share in (0.0, 0.3)
+    ]
+    by_chance = _neighbours(both[0]).float().mean().item()
+    assert _neighbours(both[1]).float().mean() == pytest.approx(0.3 + 0.7 * by_chance, abs=0.02)
+    assert (both[0] != both[1]).any(1).float().mean() < 0.3
+    assert torch.equal((both[0] >= 0).sum(1), (both[1] >= 0).sum(1))
+
+
+def test_runs_are_of_the_channels_that_an_image_has():
+    present = torch.tensor([[True, False, True, False, True, True]]).expand(3000, -1)
+    recipe = Recipe(channels="subset", channel_runs=1.0)
+    shown = draw(recipe, torch.arange(3000), (8, 8), 0, 0, channels=6, present=present).channels >= 0
+    assert not shown[:, [1, 3]].any()
+    own = torch.arange(4).where(shown[:, [0, 2, 4, 5]], -1)
+    assert _neighbours(own).all()
+    assert torch.allclose(shown.sum(1).bincount(minlength=5)[1:] / 3000, torch.full((4,), 1 / 4), atol=0.03)
+
+
+def _neighbours(channels):
+    """Return whether the channels shown, [n, count] with -1 for absent, follow each other."""
+    shown = channels >= 0
+    count = shown.shape[1]
+    return count - shown.int().argmax(1) - shown.flip(1).int().argmax(1) == shown.sum(1)
+
+
 SENSORS = ((0, 1, 2, 3, 4), (1, 3), (4,), (0, 2, 3))
 
 
