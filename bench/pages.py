@@ -29,13 +29,14 @@ STUDIES = study.TABLES | {
 
 # The names of each page's markers, by the page's path beside README.md.
 PAGES = {
-    "README.md": ("overview", "shallow", "channels", *columns.COMMANDS),
+    "README.md": ("overview", *columns.COMMANDS),
     "docs/data.md": ("sensors",),
     "docs/engine.md": tuple(ENGINE),
     "docs/flagship.md": (
         "equal-minutes",
         "equal-epochs",
         "one-for-all",
+        "forms",
         "bands",
         "trials",
         "study-targets",

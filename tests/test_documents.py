@@ -183,6 +183,8 @@ def check_module(arguments: list[str], words: list[str]) -> None:
         place = ROOT / module.replace(".", "/")
         path = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
         source = path.read_text(encoding="utf-8")
+        if "runs.parser(" in source:  # what commands of studies have in common
+            source += (ROOT / "bench" / "studies" / "runs.py").read_text(encoding="utf-8")
         for flag in flags(rest):
             assert flag == "--help" or f'"{flag}"' in source, words
 
