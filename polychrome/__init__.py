@@ -1,6 +1,7 @@
 """Convolutions whose kernels differ from sample to sample, and models and training for images of any channels.
 
-This package has the ops: `polychrome.dynamic_conv2d` and the other names of `__all__`. `polychrome.kernels` has the ops
+This package has the ops, `polychrome.dynamic_conv2d` and the other names of `__all__`, and `load`, which returns a
+trained network of a run ready for use. `polychrome.kernels` has the ops
 and layers, `polychrome.models` networks by name, `polychrome.engine` data, training loop and reports,
 `polychrome.train` the command line. Everything is imported on first use.
 """
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from polychrome.kernels.fuse.api import fuse
     from polychrome.kernels.modulated import modulated_conv2d
     from polychrome.kernels.spatial_attention.api import channel_stats, spatial_attention, spatial_gate
+    from polychrome.train.trained import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "explain",
     "fold_batch_norm",
     "fuse",
+    "load",
     "modulated_conv2d",
     "pad_kernels",
     "per_sample_conv1d",
@@ -65,6 +68,8 @@ if not (_folder / "kernels").is_dir():  # in a clone the subpackages lie beside 
 if not TYPE_CHECKING:  # else a type checker would accept any name
 
     def __getattr__(name: str):
+        if name == "load":
+            return import_module("polychrome.train.trained").load
         if name in __all__:
             return getattr(import_module("polychrome.kernels"), name)
         if name in ("kernels", "models", "engine", "train"):

@@ -199,9 +199,16 @@ def evaluate(run: Path, **options) -> None:
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", help="Which of the run's models.  [default: the one with the best validation loss]")
 @click.option("--channels", help="Channels of the image to use, such as RG.  [default: all]")
-@click.option("--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes to print.")
+@click.option("--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes of the table.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="File to write, .csv, .json or .parquet.  [default: print]"
+)
 def predict(run: Path, **options) -> None:
-    """Print the most likely classes of each image, by a model of a RUN folder."""
+    """Classify IMAGES, files, folders or patterns, by a model of a RUN folder or by a best.pt.
+
+    A terminal gets a table; a pipe, or a file by --output, has path, class and the probability of every class. A file
+    that cannot be read is a row with the reason.
+    """
     from polychrome.train.commands.predict import predict_images
 
     predict_images(run, **options)

@@ -74,12 +74,12 @@ def test_an_image_that_names_some_of_the_channels_is_predicted_by_these(four, tm
     file.write_bytes(measured.tiff(measured.drawn(2, height=40, width=40), ("nir", "red")))
     for model in ("pool_attention_cnn", "baseline_cnn"):
         assert main(["predict", str(four), str(file), "--model", model]) == 0
-        printed = " ".join(capsys.readouterr().out.split())
-        assert "x.tif lacks green, blue: the model is shown the channels that it has" in printed
-        assert f"{model}, channels all" in printed
+        said = capsys.readouterr().err
+        assert "x.tif lacks green, blue: the model is shown the channels that it has" in said
+        assert f"{model}, channels " in said
     for more in (["--channels", "red+blue"], ["--model", "naive_cnn"]):
         assert main(["predict", str(four), str(file), *more]) == 2
-        assert "x.tif lacks " in capsys.readouterr().err
+        assert "x.tif: lacks " in capsys.readouterr().err
 
 
 def test_many_channels_are_tested_in_random_subsets_of_each_size(tmp_path):
@@ -233,7 +233,7 @@ def test_predict_takes_all_of_many_channels_by_default_and_refuses_other_counts(
     assert main(["task1", *start]) == 0
     run = str(tmp_path / "task1/x")
     assert main(["predict", run, str(data / "stacks/test_0.npy")]) == 0
-    assert "channels all" in capsys.readouterr().out
+    assert "channels all" in capsys.readouterr().err
     assert main(["predict", run, str(stripes / "images/test 0.jpg")]) == 2
     assert "has channels R, G, B, wanted some of 0, 1, 2, 3, 4, 5, 6" in capsys.readouterr().err
 

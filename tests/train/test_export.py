@@ -14,9 +14,9 @@ import torch
 from polychrome.engine import export
 from polychrome.engine.data.opening import Opened, Wanted
 from polychrome.train.commands.finished import Run
-from polychrome.train.commands.predict import as_image_set
 from polychrome.train.data import make_loader
 from polychrome.train.run import main
+from polychrome.train.trained import image_sets
 
 SMALL = ["--image-size", "32", "--batch-size", "24", "--epochs", "1", "--workers", "1", "--precision", "fp32"]
 MODELS = "simple_cnn,pool_attention_cnn,naive_cnn"
@@ -47,7 +47,7 @@ def run(stripes, tmp_path_factory):
 def images(run, stripes):
     """The run's test images as it tested on them, [18, 3, 32, 32], 0..1."""
     trained = Run(run, "cpu")
-    shown = as_image_set(tuple(stripes / f"images/test {number}.jpg" for number in range(18)), trained.channels)
+    shown = image_sets(tuple(stripes / f"images/test {number}.jpg" for number in range(18)), trained.channels)[0][1]
     with make_loader(
         Opened(shown, Wanted("torch", torch.device("cpu"), workers=0)), "images", trained.settings
     ) as loader:

@@ -120,7 +120,7 @@ def test_a_single_image_is_predicted_by_the_channels_that_it_has(three, capsys):
     assert wanted in capsys.readouterr().err
     for model in ("pool_attention_cnn", "baseline_cnn"):
         assert main(["predict", str(three), image, "--channels", "blue+nir", "--model", model]) == 0
-        assert f"{model}, channels blue+nir" in capsys.readouterr().out
+        assert f"{model}, channels blue+nir" in capsys.readouterr().err
 
 
 def test_a_run_does_not_go_on_with_other_channels(three, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from polychrome.engine.channels import masks
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.data.image_set import ImageSet
@@ -20,24 +21,22 @@ from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
 
 
-class Run:
-    """The settings, results and best checkpoints of a run.
+class Source:
+    """Trained networks, and what is known of their data.
 
-    Raises:
-        UserError: the folder is not a run's, has several seeds or no trained model, or is damaged.
+    Attributes:
+        results: the content of `results.json`: of a checkpoint alone, as it was when the training began.
+        settings: those of the run, for this machine's device.
+        channels: of the data, with their statistics.
+        dtype: the type of its values, "uint8" or "float32".
+        class_names: in the order of the logits.
     """
 
-    def __init__(self, root: Path, device: str) -> None:
-        self.folder = RunFolder.open(root)
-        if own := self.folder.seeds:
-            raise UserError(f"{root} has a run for each of {len(own)} seeds: give one of them, {own[min(own)].root}")
-        self.results = self.folder.read_results()
-        self.device = hardware.device(device)
-        self.settings = replace(Settings.of_run(self.folder.config), device=self.device.type)
-        self.num_classes = self.results["data"]["classes"]
-        if not self.results["models"]:
-            raise UserError(f"{root} has no trained model yet; go on with it by --resume {root}")
-        data = self.results["data"]
+    def __init__(self, results: dict, settings: Settings, device: str) -> None:
+        self.results, self.device = results, hardware.device(device)
+        self.settings = replace(settings, device=self.device.type)
+        data = results["data"]
+        self.num_classes, self.class_names = data["classes"], data["class_names"]
         self.channels, self.dtype = RGB, data.get("dtype", "uint8")
         if "channels" in data:
             statistics = tuple(data["channel_mean"]), tuple(data["channel_std"])
@@ -52,15 +51,110 @@ class Run:
     def autocast(self):
         return hardware.autocast(self.device, self.settings.precision)
 
-    def shown_as(self, name: str) -> str:
-        """Return how a model is shown a combination of channels: "subset", "mask" or "zero-pad"."""
-        protocol = self.results["models"][name]["protocol"].rpartition(", ")[2]
-        return "subset" if protocol == networks.ONE_PER_COMBINATION else protocol
-
     def best(self) -> str:
         """Return the name of the model with the least validation loss."""
+        raise NotImplementedError
+
+    def protocol(self, name: str) -> str:
+        """Return a model's protocol, as `results.json` names it."""
+        raise NotImplementedError
+
+    def networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
+        """Return a model's networks with their best weights, each with the combinations to use it for.
+
+        The list has one network for all wanted combinations or, of a model with a network for each combination, the
+        networks of the wanted combinations.
+
+        Raises:
+            UserError: there is no such model, no network for any wanted combination, or a checkpoint is damaged or of
+                another model.
+        """
+        raise NotImplementedError
+
+    def has_several(self, name: str) -> bool:
+        """Return whether a model has a network for each combination of channels."""
+        return networks.has_several(self.protocol(name))
+
+    def shown_as(self, name: str) -> str:
+        """Return how a model is shown a combination of channels: "subset", "mask" or "zero-pad"."""
+        protocol = self.protocol(name).rpartition(", ")[2]
+        return "subset" if protocol == networks.ONE_PER_COMBINATION else protocol
+
+    def entry_settings(self, name: str, settings: Settings | None = None) -> Settings:
+        """Return the settings of a model; a batch size of "auto" is replaced by the size that was found."""
+        found = variants.of(settings or self.settings, name)
+        return replace(found, batch_size=self.results["models"].get(name, {}).get("batch_size", found.batch_size))
+
+    def _loaded(self, name: str, content: dict, path: Path, in_channels: int) -> torch.nn.Module:
+        """Return a network of a model with the weights of a checkpoint, in evaluation."""
+        model = networks.create(name, variants.of(self.settings, name), self.num_classes, in_channels)
+        checkpoint.restore(model, content, path)
+        return model.to(self.device, memory_format=torch.channels_last).eval()
+
+
+class Checkpoint(Source):
+    """The one network of a `best.pt`, wherever it lies.
+
+    Raises:
+        UserError: the file is no checkpoint of ours, is damaged, or is of a version that kept only weights in it.
+    """
+
+    def __init__(self, path: Path, device: str) -> None:
+        self.path, self._content = path, checkpoint.load(path, hardware.device(device))
+        if not (copy := self._content.get("run")):
+            raise UserError(f"{path} has weights alone: give the folder of its run")
+        settings = Settings.from_text(copy["config"], f"{path}: the copy of the settings")
+        super().__init__(copy["results"], settings, device)
+        self.name, _, self._label = self._content["name"].partition(" ")
+
+    def best(self) -> str:
+        return self.name
+
+    def protocol(self, name: str) -> str:
+        count = len(self.channels)
+        settings = self.entry_settings(name)
+        if self._label:
+            return networks.for_one_combination(name, settings, count, self._own())[1]
+        with torch.device("meta"):
+            return masks.protocol(networks.create(name, settings, self.num_classes, count))
+
+    def networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
+        if not self._label:
+            return [(wanted, self._loaded(name, self._content, self.path, len(self.channels)))]
+        own = self._own()
+        fitting = [label for label, chosen in wanted.items() if chosen and set(chosen) == set(own)]
+        if not fitting:
+            raise UserError(f"{self.path} is the network for {self._label}, not for {', '.join(wanted)}")
+        in_channels, _ = networks.for_one_combination(name, self.entry_settings(name), len(self.channels), own)
+        return [({fitting[0]: own}, self._loaded(name, self._content, self.path, in_channels))]
+
+    def _own(self) -> tuple[int, ...]:
+        """Return the channels that the network takes, of a model with a network for each combination."""
+        return tuple(map(self.channels.names.index, self.results["combinations"][self._label]))
+
+
+class Run(Source):
+    """The settings, results and best checkpoints of a run.
+
+    Raises:
+        UserError: the folder is not a run's, has several seeds or no trained model, or is damaged.
+    """
+
+    def __init__(self, root: Path, device: str) -> None:
+        self.folder = RunFolder.open(root)
+        if own := self.folder.seeds:
+            raise UserError(f"{root} has a run for each of {len(own)} seeds: give one of them, {own[min(own)].root}")
+        results = self.folder.read_results()
+        super().__init__(results, Settings.of_run(self.folder.config), device)
+        if not results["models"]:
+            raise UserError(f"{root} has no trained model yet; go on with it by --resume {root}")
+
+    def best(self) -> str:
         found = self.results["models"]
         return min(found, key=lambda name: found[name]["val"]["loss"])
+
+    def protocol(self, name: str) -> str:
+        return self.results["models"][name]["protocol"]
 
     def check_fits(self, images: ImageSet) -> None:
         """Raise UserError where the images differ in classes, channels or type of values from those of the run."""
@@ -76,24 +170,10 @@ class Run:
                 f"{self.folder.root} was trained on values of type {self.dtype}, {images.root} has {images.dtype}"
             )
 
-    def entry_settings(self, name: str, settings: Settings | None = None) -> Settings:
-        """Return the settings of a model; a batch size of "auto" is replaced by the size that was found."""
-        found = variants.of(settings or self.settings, name)
-        return replace(found, batch_size=self.results["models"][name].get("batch_size", found.batch_size))
-
     def networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
-        """Return a model's networks with their best weights, each with the combinations to use it for.
-
-        The list has one network for all wanted combinations or, of a model with a network for each combination, the
-        networks of the wanted combinations.
-
-        Raises:
-            UserError: the run has no such model, has no network for any wanted combination, or a checkpoint is
-                damaged or of another model.
-        """
         if name not in self.results["models"]:
             raise UserError(f"the run has no model {name!r}; it trained {', '.join(self.results['models'])}")
-        if not networks.has_several(self.results["models"][name]["protocol"]):
+        if not self.has_several(name):
             return [(wanted, self._network(name, self.folder.checkpoints(name) / BEST, len(self.channels)))]
         index = self.channels.names.index
         trained = {
@@ -131,6 +211,4 @@ class Run:
     def _network(self, name: str, path: Path, in_channels: int) -> torch.nn.Module:
         content = checkpoint.load(path, self.device)
         self._check_settings(name, content.get("run"), path)
-        model = networks.create(name, variants.of(self.settings, name), self.num_classes, in_channels)
-        checkpoint.restore(model, content, path)
-        return model.to(self.device, memory_format=torch.channels_last).eval()
+        return self._loaded(name, content, path, in_channels)

@@ -2,99 +2,132 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from polychrome.engine.channels.combinations import parse
-from polychrome.engine.channels.names import ALL, SENSORS, SHUFFLED, Channels, listed
-from polychrome.engine.data.image_set import ImageSet, Split
-from polychrome.engine.data.opening import Opened, Wanted, are_photos
-from polychrome.engine.data.sets import scan
-from polychrome.engine.data.sets.inspection import Stack
-from polychrome.engine.errors import UserError
-from polychrome.engine.evaluation import inputs
+from polychrome.engine.errors import UserError, shown, spreadsheet_cell
+from polychrome.engine.machine.files import write_atomically
 from polychrome.engine.report import console
 from polychrome.engine.report.tables import Table
-from polychrome.train import networks
-from polychrome.train.commands.finished import Run
-from polychrome.train.data import make_loader
+from polychrome.train.trained import Prediction, TrainedModel, found_files, load
+
+FORMATS = (".csv", ".json", ".parquet")
 
 
-@torch.no_grad()
-def predict_images(run: Path, images: tuple[Path, ...], model: str | None, channels: str | None, top: int) -> None:
-    """Print the likeliest classes of each image.
+def predict_images(
+    run: Path, images: tuple[Path, ...], model: str | None, channels: str | None, top: int, output: Path | None
+) -> None:
+    """Print or write the likeliest classes of each image.
 
-    Raises:
-        UserError: the folder is not a run's, the model was not trained there, or an image cannot be read.
-    """
-    trained = Run(run, "auto")
-    if channels in (ALL, SHUFFLED, SENSORS):
-        raise UserError(f"predict takes one combination of channels, not {channels!r}")
-    everything = {trained.channels.full: trained.channels.everything}
-    wanted = parse((channels,), trained.channels.names, 0, trained.channels.sensors) if channels else everything
-    name = model or trained.best()
-    ((part, network),) = trained.networks(name, wanted)
-    ((combination, chosen),) = part.items()
-    class_names = trained.results["data"]["class_names"]
-    settings = trained.entry_settings(name)
-    shares = []
-    named = tuple(trained.channels.names[place] for place in chosen or ())
-    given = as_image_set(images, trained.channels, trained.dtype, named)
-    if given.dtype != trained.dtype:
-        raise UserError(f"{images[0]} has values of type {given.dtype}, the run was trained on {trained.dtype}")
-    for path, file in zip(given.splits["images"].paths, images, strict=True):
-        absent = [trained.channels.names[place] for place in chosen or () if place not in given.present(path)]
-        if absent and (channels or networks.has_several(trained.results["models"][name]["protocol"])):
-            raise UserError(f"{file} lacks {listed(absent)} of channels {combination}: name others by --channels")
-        if absent:
-            console.say(f"{file} lacks {listed(absent)}: the model is shown the channels that it has")
-            combination, chosen = ALL, None
-    for note in given.notes:
-        console.say(note)
-    opened = Opened(given, Wanted("torch", trained.device, workers=0))
-    with make_loader(opened, "images", settings) as loader:
-        for batch in loader.epoch(0):
-            standardised = batch.standardised(trained.channels)
-            shown = inputs(network, standardised, chosen, trained.shown_as(name), batch.indices, batch.present)
-            with trained.autocast():
-                logits = network(*shown)
-            shares.append(logits.float().softmax(1).cpu())
-    best = torch.cat(shares).topk(min(top, len(class_names)))
-    rows = tuple(
-        (str(path), *(f"{class_names[index]} {share:.1%}" for index, share in zip(indices, values, strict=True)))
-        for path, indices, values in zip(images, best.indices.tolist(), best.values.tolist(), strict=True)
-    )
-    console.show(Table(f"{name}, channels {combination}", ("image", *map(str, range(1, len(rows[0])))), rows))
+    A terminal gets a table, a pipe or a file the CSV of `as_csv`.
 
-
-def as_image_set(
-    files: tuple[Path, ...], channels: Channels, dtype: str = "uint8", named: tuple[str, ...] = ()
-) -> ImageSet:
-    """Return an image set of these files in one split, "images", with the statistics of `channels`.
-
-    The files are read as photos where `channels` and the values' `dtype` are those of photos, else as stacks. Stacks
-    may have some of the channels: those that a file names, or `named` where it names none and has as many.
+    Args:
+        images: files, folders and patterns.
+        top: how many classes the table has.
+        output: a file that is written in place of what is printed, of one of `FORMATS` by its ending.
 
     Raises:
-        UserError: a file cannot be decoded, or its channels are not known or others than `channels`.
+        UserError: the folder is not a run's, the model was not trained there, there is no such image, or none of the
+            images can be read.
     """
-    root = Path("/")
-    paths = tuple(path.resolve().relative_to(root).as_posix() for path in files)
-    photos = are_photos(channels, dtype)
-    given = {"channels": len(channels), "photos": photos, "measured": not photos}
-    report = scan.scan(root, paths, workers=1, cache=False, **given)
-    reasons = {item.path: item.reason for item in report.rejected}
-    for path, file in zip(paths, files, strict=True):
-        if path in reasons:
-            raise UserError(f"{file}: {reasons[path]}")
-    report = replace(report, stacks={path: _named(stack, named) for path, stack in report.stacks.items()})
-    found = scan.apply(ImageSet(root, ("",), {"images": Split(paths, (0,) * len(paths))}), report, channels)
-    if len(found.channels) != len(channels):
-        raise UserError(f"{files[0]} has {len(found.channels)} channels, wanted {len(channels)}")
-    return replace(found, notes=(*found.notes, *scan.remarks(report, by_dali=False)))
+    if output is not None and output.suffix not in FORMATS:
+        raise UserError(f"--output {output}: the name must end in {', '.join(FORMATS)}")
+    trained = load(run, model, channels)
+    files = found_files(images)
+    with console.progress("classifying", len(files)) as bar:
+        found = trained.predict_files(files, say=_note, done=bar.advance)
+    bad = [each for each in found if each.reason is not None]
+    if len(bad) == len(found):
+        more = f" (and none of the other {len(bad) - 1:,})" if len(bad) > 1 else ""
+        raise UserError(f"{bad[0].path}: {bad[0].reason}{more}")
+    title = f"{trained.name}, channels {trained.combination}"
+    if output is not None:
+        _write(output, found, trained)
+        _note(f"{title}: {len(found):,} images in {output}")
+    elif console.console.is_terminal:
+        console.show(as_table(title, found, top))
+    else:
+        _note(title)
+        sys.stdout.write(as_csv(found, trained.classes))
+    for each in bad:
+        _note(f"left out: {each.path}: {each.reason}")
 
 
-def _named(stack: Stack, names: tuple[str, ...]) -> Stack:
-    return replace(stack, names=names) if not stack.names and stack.channels == len(names) else stack
+def as_table(title: str, found: Sequence[Prediction], top: int) -> Table:
+    """Return the `top` likeliest classes of each image; a folder that all files lie in is in the title."""
+    folder = Path(os.path.commonpath([Path(each.path).parent for each in found]))
+    title += f", images of {folder}" if folder.parts else ""
+    rows = []
+    for each in found:
+        likely = [f"{name} {share:.1%}" for name, share in each.probabilities.items()][:top]
+        said = (likely[0], ", ".join(likely[1:])) if likely else ("left out", each.reason)
+        rows.append((os.path.relpath(each.path, folder), *said))
+    heads = ("image", "class", "next") if top > 1 else ("image", "class")
+    return Table(title, heads, tuple(row[: len(heads)] for row in rows), left=3)
+
+
+def as_csv(found: Sequence[Prediction], classes: Sequence[str]) -> str:
+    """Return predictions as CSV: path, class, its probability, why there is none, and the probability of each class."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["path", "class", "probability", "reason", *map(spreadsheet_cell, classes)])
+    for each in found:
+        shares = [each.probability, *(each.probabilities.get(name) for name in classes)]
+        likely, *others = ("" if share is None else f"{share:.6f}" for share in shares)
+        words = [spreadsheet_cell(word or "") for word in (each.path, each.name, each.reason)]
+        table.writerow([*words[:2], likely, words[2], *others])
+    return text.getvalue()
+
+
+def _write(output: Path, found: Sequence[Prediction], trained: TrainedModel) -> None:
+    if output.suffix == ".parquet":
+        content = _parquet(found, trained.classes)
+    elif output.suffix == ".json":
+        rows = [
+            {
+                "path": each.path,
+                "class": each.name,
+                "probability": each.probability,
+                "reason": each.reason,
+                "probabilities": dict(each.probabilities),
+            }
+            for each in found
+        ]
+        content = (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    else:
+        content = as_csv(found, trained.classes).encode("utf-8")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
+    write_atomically(output, content)
+
+
+def _parquet(found: Sequence[Prediction], classes: Sequence[str]) -> bytes:
+    try:
+        import pyarrow as pa
+        from pyarrow.parquet import write_table
+    except ImportError as error:
+        raise UserError("--output .parquet needs pyarrow: pip install 'polychrome[parquet]'") from error
+    columns = {
+        "path": [shown(each.path) for each in found],
+        "class": [each.name for each in found],
+        "probability": pa.array([each.probability for each in found], pa.float32()),
+        "reason": pa.array([each.reason for each in found], pa.string()),
+        "probabilities": pa.array(
+            [list(each.probabilities.items()) for each in found], pa.map_(pa.string(), pa.float32())
+        ),
+    }
+    stream = pa.BufferOutputStream()
+    write_table(pa.table(columns), stream)
+    return stream.getvalue().to_pybytes()
+
+
+def _note(line: str) -> None:
+    """Print a line on stderr, so that a pipe has the predictions alone."""
+    print(shown(line), file=sys.stderr)

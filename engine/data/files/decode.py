@@ -61,6 +61,21 @@ def inspected(file: str | PathLike | IO[bytes]) -> tuple[np.ndarray, str]:
         return _three_channels(_upright(image)), f"{how}, {TRANSPARENT}" if _is_transparent(image) else how
 
 
+def of_pillow(image: Image.Image) -> np.ndarray:
+    """Return the pixels of a Pillow image, which is left as it is, as `rgb` returns those of its file.
+
+    Raises:
+        Unsupported: the image is of a mode that no photo has, such as floats.
+    """
+    if image.mode not in MODES:
+        raise Unsupported(f"an image of mode {image.mode} is no photo")
+    check_pixels(image.height, image.width)
+    image = image.copy()
+    for key in OTHER_ORIENTATIONS:
+        image.info.pop(key, None)
+    return _three_channels(ImageOps.exif_transpose(image))
+
+
 def samples(content: bytes, channels: int | None = None) -> Pixels:
     """Return the samples of a photo of 8 bits, uint8 [height, width, channels], upright: gray is one channel.
 

@@ -1,0 +1,280 @@
+"""A trained network in Python and by `predict`: files, folders, arrays and tensors get what the run's tests got."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+import polychrome
+from polychrome.engine.errors import UserError
+from polychrome.engine.report import console
+from polychrome.train.commands.predict import as_table
+from polychrome.train.run import main
+from polychrome.train.trained import Prediction
+
+SMALL = ["--image-size", "24", "--batch-size", "24", "--epochs", "2", "--workers", "1", "--precision", "fp32"]
+MODELS = ["simple_cnn", "prism4_small", "pool_attention_cnn+alone"]
+
+
+@pytest.fixture(scope="module")
+def run(stripes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    start = ["task1", "--data", str(stripes), "--out", str(out), "--name", "a", "--no-tensorboard", *SMALL]
+    assert main([*start, "--models", ",".join(MODELS)]) == 0
+    return out / "task1/a"
+
+
+@pytest.fixture
+def files(stripes):
+    return [stripes / f"images/test {number}.jpg" for number in range(18)]
+
+
+def of_run(run, model, column="RGB"):
+    """Return the classes that the run predicted for its test images, by file name."""
+    with open(run / f"predictions/{model}.csv", newline="") as file:
+        return {Path(row["image"]).name: row[column] for row in csv.DictReader(file) if row["split"] == "test"}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("channels", [None, "G", "RB"])
+def test_files_get_what_the_run_predicted(run, files, model, channels):
+    trained = polychrome.load(run, model, channels)
+    found = trained.predict(files)
+    assert {Path(each.path).name: each.name for each in found} == of_run(run, model, channels or "RGB")
+    assert all(
+        list(each.probabilities) == sorted(trained.classes, key=lambda c: -each.probabilities[c]) for each in found
+    )
+    assert all(sum(each.probabilities.values()) == pytest.approx(1, abs=1e-5) for each in found)
+    assert all(each.probability == max(each.probabilities.values()) for each in found)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_arrays_tensors_and_pillow_images_get_what_their_file_gets(run, files, model):
+    trained = polychrome.load(run, model)
+    arrays = [np.asarray(Image.open(file).convert("RGB")) for file in files[:3]]
+    expected = [trained.predict(file).probabilities for file in files[:3]]
+    tensors = [torch.from_numpy(array.copy()).permute(2, 0, 1) for array in arrays]
+    for images in (arrays, tensors, np.stack(arrays), torch.stack(tensors), [Image.open(file) for file in files[:3]]):
+        found = trained.predict(images)
+        assert [each.path for each in found] == [None] * 3
+        for each, wanted in zip(found, expected, strict=True):
+            assert each.probabilities == pytest.approx(wanted, abs=1e-6)
+    assert trained.predict(arrays[0]).probabilities == pytest.approx(expected[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("model", ["simple_cnn", "prism4_small"])
+def test_the_network_runs_on_what_preprocess_makes(run, files, model):
+    trained = polychrome.load(run, model)
+    x = trained.preprocess(files[:4])
+    assert x.shape == (4, 3, 24, 24)
+    assert trained.preprocess(np.asarray(Image.open(files[0]))).sub(x[:1]).abs().max() < 1e-6
+    for channels in (None, "G"):
+        shares = trained(x, channels).softmax(1)
+        for row, each in zip(shares, trained.predict(files[:4], channels), strict=True):
+            assert [each.probabilities[name] for name in trained.classes] == pytest.approx(row.tolist(), abs=1e-6)
+    assert trained(x).grad_fn is None
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_checkpoint_alone_is_enough(run, files, model, tmp_path):
+    folder = run / "checkpoints" / model
+    best = next(folder.glob("best.pt"), folder / "RGB/best.pt")
+    alone = polychrome.load(shutil.copy(best, tmp_path / "renamed.pt"))
+    whole = polychrome.load(run, model)
+    assert (alone.name, alone.classes, alone.channels, alone.image_size) == (
+        model,
+        ("0", "1", "2"),
+        ("R", "G", "B"),
+        24,
+    )
+    assert alone.predict(files) == whole.predict(files)
+    if model.endswith("+alone"):
+        with pytest.raises(UserError, match=r"renamed.pt is the network for RGB, not for G"):
+            alone.predict(files[0], "G")
+    else:
+        assert alone.predict(files, "G") == whole.predict(files, "G")
+
+
+def test_weights_without_a_description_are_refused(run, tmp_path):
+    from polychrome.engine.training import checkpoint
+
+    checkpoint.save(tmp_path / "old.pt", {"name": "simple_cnn", "model": {}})
+    with pytest.raises(UserError, match=r"old.pt has weights alone: give the folder of its run"):
+        polychrome.load(tmp_path / "old.pt")
+    with pytest.raises(UserError, match=r"has one network: leave out model='x'"):
+        polychrome.load(tmp_path / "old.pt", model="x")
+    with pytest.raises(UserError, match="the run has no model 'x'"):
+        polychrome.load(run, "x")
+
+
+def test_a_file_that_cannot_be_read_is_a_prediction_with_its_reason(run, files, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("b.jpg", "c.jpg"):
+        shutil.copy(files[0], folder / name)
+    (folder / "a.jpg").write_bytes(b"\xff\xd8 cut off")
+    (folder / "notes.txt").write_text("no image")
+    trained = polychrome.load(run, "simple_cnn")
+    bad, first, second = trained.predict(folder)
+    assert [Path(each.path).name for each in (bad, first, second)] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert (bad.name, bad.probability, bad.probabilities) == (None, None, {})
+    assert bad.reason
+    assert first.probabilities == second.probabilities
+    assert first.probabilities == pytest.approx(trained.predict(files[0]).probabilities, abs=1e-6)
+    with pytest.raises(UserError, match=r"a\.jpg: "):
+        trained.predict(folder / "a.jpg")
+    with pytest.raises(UserError, match=r"a\.jpg: "):
+        trained.preprocess(folder)
+    with pytest.raises(UserError, match=r"nowhere\.jpg: missing file"):
+        trained.predict("nowhere.jpg")
+
+
+def test_a_file_given_twice_is_predicted_twice_and_patterns_and_folders_mix(run, files, stripes):
+    trained = polychrome.load(run, "simple_cnn")
+    one = trained.predict(files[0])
+    first, _, last = trained.predict([files[0], files[1], files[0]])
+    assert first == last
+    assert (first.path, first.name) == (one.path, one.name)
+    assert first.probability == pytest.approx(one.probability, abs=1e-6)
+    found = trained.predict([str(stripes / "images/test ?.jpg"), files[0]])
+    assert [Path(each.path).name for each in found] == [f"test {number}.jpg" for number in [*range(10), 0]]
+    assert len(trained.predict(stripes)) == 72 + 18 + 18
+    with pytest.raises(UserError, match=r"x\*\.jpg: no file has such a name"):
+        trained.predict(["x*.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.zeros((20, 20, 3), np.float32), "ndarray has values of type float32, the network was trained on uint8"),
+        (torch.zeros(3, 20, 20), "Tensor has values of type float32, the network was trained on uint8"),
+        (np.zeros((20, 20, 2), np.uint8), r"ndarray has 2 channels, wanted 3 \(R, G, B\), or channels= that names"),
+        (np.zeros((20, 20, 4), np.uint8), "ndarray has 4 channels, wanted 3"),
+        (np.zeros((3, 20, 20), np.uint8), "ndarray has 20 channels, wanted 3"),
+        (np.zeros(20, np.uint8), r"ndarray has shape \[20\]: wanted an array"),
+        (torch.zeros(20, 20, dtype=torch.uint8), r"Tensor has shape \[20, 20\]: wanted an array"),
+        (7, "int is no image: wanted a path"),
+        (Image.new("F", (20, 20)), "an image of mode F is no photo"),
+    ],
+)
+def test_what_is_no_image_of_the_network_is_refused(run, image, said):
+    with pytest.raises(UserError, match=said):
+        polychrome.load(run, "simple_cnn").predict(image)
+
+
+def test_arrays_of_some_channels_are_named(run, files):
+    trained = polychrome.load(run, "prism4_small")
+    pixels = np.asarray(Image.open(files[0]))
+    wanted = trained.predict(files[0], "RB").probabilities
+    assert trained.predict(pixels[..., [0, 2]], "RB").probabilities == pytest.approx(wanted, abs=1e-6)
+    assert trained.predict(pixels[..., [2, 0]], "BR").probabilities == pytest.approx(
+        trained.predict(files[0], "BR").probabilities, abs=1e-6
+    )
+    gray = Image.open(files[0]).convert("L")
+    found = trained.predict(gray).probabilities
+    assert trained.predict(np.asarray(gray)).probabilities == pytest.approx(found, abs=1e-6)
+    assert trained.predict(pixels[..., 1], "G").probabilities == pytest.approx(
+        trained.predict(files[0], "G").probabilities, abs=1e-6
+    )
+
+
+def test_a_pillow_image_is_turned_as_its_file_is(run, tmp_path):
+    trained = polychrome.load(run, "simple_cnn")
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 32, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x112] = 6
+    for name in ("x.png", "x.tiff"):
+        Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+        image = Image.open(tmp_path / name)
+        expected = trained.predict(tmp_path / name).probabilities
+        assert trained.predict(image).probabilities == pytest.approx(expected, abs=1e-6)
+        assert expected != pytest.approx(trained.predict(pixels).probabilities, abs=1e-6)
+
+
+def test_a_pipe_gets_csv_and_nothing_else(run, files, capsys):
+    assert main(["predict", str(run), *map(str, files), "nowhere.jpg", "--model", "simple_cnn"]) == 0
+    out, err = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert list(rows[0]) == ["path", "class", "probability", "reason", "0", "1", "2"]
+    assert [row["path"] for row in rows] == [*map(str, files), "nowhere.jpg"]
+    assert {Path(row["path"]).name: row["class"] for row in rows[:-1]} == of_run(run, "simple_cnn")
+    for row in rows[:-1]:
+        assert float(row["probability"]) == float(row[row["class"]]) == max(float(row[name]) for name in "012")
+    assert (rows[-1]["class"], rows[-1]["reason"], rows[-1]["0"]) == ("", "missing file", "")
+    assert "simple_cnn, channels RGB" in err
+    assert "left out: nowhere.jpg: missing file" in err
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_an_output_file_has_every_prediction(run, stripes, tmp_path, capsys, ending):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"new/out.{ending}"
+    assert main(["predict", str(run), str(stripes / "images"), "--model", "simple_cnn", "--output", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"108 images in {path}" in err
+    if ending == "csv":
+        with open(path, newline="") as file:
+            found = [(row["path"], row["class"], float(row["0"])) for row in csv.DictReader(file)]
+    elif ending == "json":
+        rows = json.loads(path.read_text())
+        found = [(row["path"], row["class"], row["probabilities"]["0"]) for row in rows]
+    else:
+        from pyarrow.parquet import read_table
+
+        rows = read_table(path).to_pylist()
+        found = [(row["path"], row["class"], dict(row["probabilities"])["0"]) for row in rows]
+    expected = polychrome.load(run, "simple_cnn").predict(stripes)
+    assert [row[:2] for row in found] == [(each.path, each.name) for each in expected]
+    assert [row[2] for row in found] == pytest.approx([each.probabilities["0"] for each in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_shows_whole_names(monkeypatch, width):
+    names = [f"photograph_number_{number}_of_the_long_summer_holidays_by_the_sea.jpg" for number in range(3)]
+    shares = {"golden retriever": 0.93, "labrador": 0.05, "wolf": 0.02}
+    found = [Prediction("golden retriever", 0.93, shares, f"/data/photos/{name}") for name in names]
+    found.append(Prediction(None, None, path="/data/photos/sub/bad.jpg", reason="damaged: cut off"))
+    shown = Console(width=width, file=io.StringIO())
+    monkeypatch.setattr(console, "console", shown)
+    console.show(as_table("prism4, channels RGB", found, 3))
+    text = shown.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "prism4, channels RGB, images of /data/photos" in text
+    rest = text.split("───")[-1]
+    column = rest.splitlines()[1].index("golden")
+    assert "".join(line[:column].strip() for line in rest.splitlines()[1:]) == "".join([*names, "sub/bad.jpg"])
+    assert text.count("golden retriever 93.0%") == text.count("labrador 5.0%, wolf 2.0%") == 3
+    assert "left out" in text
+    assert "damaged: cut off" in text
+
+
+def test_a_terminal_gets_the_table(run, files, monkeypatch):
+    shown = Console(force_terminal=True, width=100, file=io.StringIO())
+    monkeypatch.setattr(console, "console", shown)
+    assert main(["predict", str(run), *map(str, files[:5]), "--model", "simple_cnn", "--top", "2"]) == 0
+    text = shown.file.getvalue().split("simple_cnn, channels RGB")[1]
+    assert text.count("test ") == 5
+    assert text.count("%") == 10
+
+
+def test_wrong_use_is_told_in_a_line(run, files, tmp_path, capsys):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"\xff\xd8")
+    for arguments, said in (
+        ([str(files[0]), "--output", "x.txt"], "--output x.txt: the name must end in .csv, .json, .parquet"),
+        ([str(bad)], "bad.jpg: "),
+        ([str(bad), "nowhere.png"], "(and none of the other 1)"),
+        ([str(files[0]), "--channels", "all"], "an image has one combination of channels, not 'all'"),
+        ([str(tmp_path / "*.webp")], "no file has such a name"),
+    ):
+        assert main(["predict", str(run), *arguments]) == 2
+        assert said in capsys.readouterr().err

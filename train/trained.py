@@ -1,0 +1,467 @@
+"""Trained networks ready for use, by `polychrome.load`: they classify files, folders, arrays and tensors."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from polychrome.engine.channels.combinations import parse
+from polychrome.engine.channels.names import ALL, SENSORS, SHUFFLED, Channels, listed
+from polychrome.engine.data import sampling
+from polychrome.engine.data.batches import normalise
+from polychrome.engine.data.image_set import ImageSet, Split
+from polychrome.engine.data.opening import Opened, Wanted, are_photos
+from polychrome.engine.data.readers.resizing import cropped, empty
+from polychrome.engine.data.sets import listing, scan
+from polychrome.engine.data.sets.inspection import Stack
+from polychrome.engine.errors import Unsupported, UserError
+from polychrome.engine.evaluation import inputs
+from polychrome.train.commands.finished import Checkpoint, Run, Source
+from polychrome.train.data import make_loader
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Given = str | Path | np.ndarray | Tensor | Image
+
+BATCH = 64  # images at once
+FEW = 64  # files that are not worth starting processes for
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of an image.
+
+    Attributes:
+        name: the likeliest class; None where the file could not be classified.
+        probability: the probability of this class, 0 to 1; None as well.
+        probabilities: the probability of every class by name, the likeliest first.
+        path: the file, as it was given or found; None for an array or a tensor.
+        reason: in one line, why the file could not be classified.
+    """
+
+    name: str | None
+    probability: float | None
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    path: str | None = None
+    reason: str | None = None
+
+
+def load(
+    source: str | Path, model: str | None = None, channels: str | None = None, device: str = "auto"
+) -> TrainedModel:
+    """Return a trained network with everything that its images need: `predict` classifies files and arrays.
+
+    Args:
+        source: the folder of a run, or a `best.pt`, wherever it lies.
+        model: which of the run's models, by name; by default the one with the least validation loss.
+        channels: the combination of channels that images have, such as "RG" or "red+nir"; by default all. `predict`
+            takes other ones.
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+
+    Raises:
+        UserError: there is no such run, checkpoint, model or channel, or a file is damaged.
+    """
+    path = Path(source)
+    if path.is_file():
+        if model is not None:
+            raise UserError(f"{path} has one network: leave out model={model!r}")
+        return TrainedModel(Checkpoint(path, device), channels=channels)
+    return TrainedModel(Run(path, device), model, channels)
+
+
+class TrainedModel:
+    """A trained network: `predict` classifies images, `preprocess` makes its input, and a call runs it on such input.
+
+    Attributes:
+        name: the model's name, with its variants.
+        classes: the names of the classes, in the order of the logits; equal names are followed by their numbers.
+        channels: the names of the channels it was trained on, in order.
+        dtype: the type of values of its images, "uint8" or "float32".
+        image_size: height and width in pixels that images are resized to.
+        crop: the side of the central square that is kept of an image, as a share of its short side.
+        device: where it runs.
+        network: the `nn.Module`, in evaluation.
+    """
+
+    def __init__(self, source: Source, model: str | None = None, channels: str | None = None) -> None:
+        self.name = model or source.best()
+        self._source, self._channels, self._parts = source, source.channels, {}
+        self.channels, self.dtype, self.device = source.channels.names, source.dtype, source.device
+        names = source.class_names
+        self.classes = tuple(
+            f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names)
+        )
+        self._default = channels
+        self.combination, _, self.network = self._part(channels)
+        self._settings = replace(source.entry_settings(self.name), batch_size=BATCH)
+        self.image_size, self.crop = self._settings.image_size, self._settings.eval_crop
+
+    def __repr__(self) -> str:
+        return (
+            f"TrainedModel({self.name!r}, channels={listed(self.channels)}, classes={len(self.classes)}, "
+            f"image_size={self.image_size}, device={self.device.type!r})"
+        )
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, channels: str | None = None) -> Tensor:
+        """Return logits [batch, classes] of x [batch, channels, height, width], as `preprocess` returns it.
+
+        Raises:
+            UserError: the model has no such channels, or no network for them.
+        """
+        _, chosen, network = self._part(channels)
+        return self._logits(network, chosen, x.to(self.device), np.arange(len(x)), None)
+
+    def preprocess(self, images: Given | Sequence[Given], channels: str | None = None) -> Tensor:
+        """Return images as the network's input: cropped, resized and standardised, [batch, channels, size, size].
+
+        Args:
+            images: an image or several, as `predict` takes them. Channels that are not among `channels` are zero.
+
+        Raises:
+            UserError: as `predict`, and for every file that cannot be read.
+        """
+        many = [images] if isinstance(images, str | Path) or _is_one(images) else _several(images)
+        found = []
+        for each in many:
+            if isinstance(each, str | Path):
+                files = files_below(Path(each)) if Path(each).is_dir() else [Path(each)]
+                for _, part in self._sets(files, channels, partial(_refuse, files)):
+                    found += [batch.standardised(self._channels) for batch in self._batches(part)]
+            else:
+                found.append(self._standardised(self._pixels(each, channels)))
+        return torch.cat(found)
+
+    def predict(self, images: Given | Sequence[Given], channels: str | None = None) -> Prediction | list[Prediction]:
+        """Return the prediction for an image, or a list of predictions for several images or a folder.
+
+        Args:
+            images: an image or a sequence of images. Each is the path of a file, or of a folder, which stands for all
+                images below it; a Pillow image; an array [height, width, channels] or [height, width]; or a tensor
+                [channels, height, width]. Arrays [images, height, width, channels] and tensors [images, channels,
+                height, width] are several. Values are as stored in the files that the network was trained on: 0..255 of
+                type uint8, or float32 for measured data. Arrays have all channels of the network in its order, or
+                those that `channels` names in the order of the name; arrays [height, width] are gray photos.
+            channels: the combination of channels to use, such as "RG"; by default as given to `load`.
+
+        Raises:
+            UserError: a single file cannot be classified, there is no such file or channel, or an array does not fit.
+                Of several files each that cannot be classified has a prediction with a reason.
+        """
+        if isinstance(images, str | Path):
+            path = Path(images)
+            if path.is_dir():
+                return self.predict_files(files_below(path), channels)
+            (found,) = self.predict_files([path], channels)
+            if found.reason is not None:
+                raise UserError(f"{images}: {found.reason}")
+            return found
+        if _is_one(images):
+            return self._predict_array(images, channels)
+        many = _several(images)
+        if all(isinstance(each, str | Path) for each in many):
+            return self.predict_files(found_files(many), channels)
+        found = []
+        for each in many:
+            more = self.predict([each] if isinstance(each, str | Path) else each, channels)
+            found += more if isinstance(more, list) else [more]
+        return found
+
+    def predict_files(
+        self,
+        files: Sequence[Path],
+        channels: str | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        done: Callable[[int], None] = lambda images: None,
+    ) -> list[Prediction]:
+        """Return a prediction for each file, in order; a file that cannot be classified has a reason.
+
+        Args:
+            say: called with lines on how files are read.
+            done: called with the number of images that were classified, batch by batch.
+
+        Raises:
+            UserError: the model has no such channels, or no network for them.
+        """
+        places_of: dict[Path, list[int]] = {}
+        for place, file in enumerate(files):
+            places_of.setdefault(file.absolute(), []).append(place)
+        unique, found = list(places_of), {}
+
+        def fail(number: int, reason: str) -> None:
+            found[number] = Prediction(None, None, reason=reason)
+
+        for numbers, images in self._sets(unique, channels, fail, say):
+            number_of = dict(zip(images.splits["images"].paths, numbers, strict=True))
+            for path, prediction in self._classified(images, channels, done):
+                found[number_of[path]] = prediction
+        return [
+            replace(found[number], path=str(files[place]))
+            for place, number in sorted(
+                (place, number) for number, file in enumerate(unique) for place in places_of[file]
+            )
+        ]
+
+    def _classified(
+        self, images: ImageSet, channels: str | None, done: Callable[[int], None]
+    ) -> Iterator[tuple[str, Prediction]]:
+        """Yield path and prediction of each image of a set."""
+        paths, unread = images.splits["images"].paths, {}
+        _, chosen, network = self._part(channels)
+        if any(set(chosen or ()) - set(images.present(path)) for path in paths):
+            chosen = None  # what each image has
+        for batch in self._batches(images, unread.__setitem__):
+            x = batch.standardised(self._channels)
+            logits = self._logits(network, chosen, x, batch.indices, batch.present)
+            for index, shares in zip(batch.indices, logits.float().softmax(1).cpu(), strict=True):
+                yield paths[index], self._prediction(shares)
+            done(len(batch))
+        for path, reason in unread.items():
+            yield path, Prediction(None, None, reason=reason)
+
+    def _part(self, channels: str | None) -> tuple[str, tuple[int, ...] | None, nn.Module]:
+        """Return the name of a combination of channels, its channels, and the network for it."""
+        channels = channels or self._default
+        if channels in (ALL, SHUFFLED, SENSORS):
+            raise UserError(f"an image has one combination of channels, not {channels!r}")
+        if channels not in self._parts:
+            known, sensors = self._channels, self._channels.sensors
+            wanted = parse((channels,), known.names, 0, sensors) if channels else {known.full: known.everything}
+            if self._parts and not self._source.has_several(self.name):
+                _, _, network = next(iter(self._parts.values()))
+                ((label, chosen),) = wanted.items()
+            else:
+                ((part, network),) = self._source.networks(self.name, wanted)
+                ((label, chosen),) = part.items()
+            self._parts[channels] = label, chosen, network
+        return self._parts[channels]
+
+    def _logits(self, network, chosen, x: Tensor, indices: np.ndarray, present: Tensor | None) -> Tensor:
+        shown = inputs(network, x, chosen, self._source.shown_as(self.name), indices, present)
+        with torch.no_grad(), self._source.autocast():
+            return network(*shown)
+
+    def _prediction(self, shares: Tensor) -> Prediction:
+        order = shares.argsort(descending=True, stable=True).tolist()
+        probabilities = {self.classes[index]: shares[index].item() for index in order}
+        name = self.classes[order[0]]
+        return Prediction(name, probabilities[name], probabilities)
+
+    def _predict_array(self, image: np.ndarray | Tensor | Image, channels: str | None) -> Prediction:
+        _, chosen, network = self._part(channels)
+        x = self._standardised(self._pixels(image, channels))
+        logits = self._logits(network, chosen, x, np.arange(1), None)
+        return self._prediction(logits[0].float().softmax(0).cpu())
+
+    def _standardised(self, pixels: np.ndarray) -> Tensor:
+        (crop,) = sampling.center_crops(np.array([pixels.shape[:2]]), self.crop)
+        batch = empty(1, self.image_size, len(self.channels), getattr(torch, self.dtype))
+        batch[0] = cropped(pixels, crop, False, self.image_size)
+        return normalise(batch.to(self.device), self._channels)
+
+    def _pixels(self, image: np.ndarray | Tensor | Image, channels: str | None) -> np.ndarray:
+        """Return an image as [height, width, channels] with all channels, zeros in place of absent channels."""
+        kind = type(image).__name__
+        if isinstance(image, Tensor):
+            values = image.detach().cpu().movedim(0, -1).numpy()
+        elif isinstance(image, np.ndarray):
+            values = image
+        else:
+            values = _of_pillow(image) if are_photos(self._channels, self.dtype) else np.asarray(image)
+        if values.ndim == 2:
+            gray = are_photos(self._channels, self.dtype) and not (channels or self._default)
+            values = np.repeat(values[..., None], 3 if gray else 1, 2)
+        if str(values.dtype) != self.dtype:
+            raise UserError(
+                f"{kind} has values of type {values.dtype}, the network was trained on {self.dtype}"
+                + (" (0..255)" if self.dtype == "uint8" else " as the files have them")
+            )
+        combination, chosen, _ = self._part(channels)
+        everything = tuple(range(len(self.channels)))
+        chosen = everything if chosen is None else chosen
+        if values.shape[2] == len(everything):
+            return values
+        if values.shape[2] != len(chosen):
+            wanted = f"{len(everything)} ({listed(self.channels)})"
+            more = f" or {len(chosen)} ({combination})" if chosen != everything else ", or channels= that names fewer"
+            raise UserError(f"{kind} has {values.shape[2]} channels, wanted {wanted}{more}")
+        full = np.zeros((*values.shape[:2], len(everything)), values.dtype)
+        full[..., list(chosen)] = values
+        return full
+
+    def _sets(
+        self,
+        files: Sequence[Path],
+        channels: str | None,
+        fail: Callable[[int, str], None],
+        say: Callable[[str], None] = lambda line: None,
+    ) -> list[tuple[list[int], ImageSet]]:
+        """Return sets of the usable files of one kind each, with the places of their images among `files`."""
+        combination, chosen, _ = self._part(channels)
+        named = tuple(self.channels[place] for place in chosen or ())
+        asked = channels or self._default
+        sets = []
+        for places, images in image_sets(files, self._channels, self.dtype, named, fail):
+            kept = []
+            for row, (place, path) in enumerate(zip(places, images.splits["images"].paths, strict=True)):
+                absent = [self.channels[index] for index in chosen or () if index not in images.present(path)]
+                if absent and (asked or self._source.has_several(self.name)):
+                    fail(place, f"lacks {listed(absent)} of channels {combination}: name others by --channels")
+                    continue
+                if absent:
+                    say(f"{files[place]} lacks {listed(absent)}: the model is shown the channels that it has")
+                kept.append(row)
+            for note in images.notes:
+                say(note)
+            if kept:
+                split = images.splits["images"]
+                rows = (tuple(column[row] for row in kept) for column in (split.paths, split.labels, split.sizes))
+                sets.append(([places[row] for row in kept], replace(images, splits={"images": Split(*rows)})))
+        return sets
+
+    def _batches(self, images: ImageSet, unread: Callable[[str, str], None] | None = None) -> Iterator:
+        count = len(images.splits["images"].paths)
+        workers = self._settings.workers if count > FEW else 0
+        opened = Opened(images, Wanted("torch", self.device, workers=workers))
+        with make_loader(opened, "images", self._settings, on_fault=unread) as loader:
+            yield from loader.epoch(0)
+
+
+def found_files(given: Sequence[str | Path]) -> list[Path]:
+    """Return files, in place of each folder the images below it, and in place of each pattern its matches, in order.
+
+    A pattern has "*", "?" or "[", and is not itself the name of a file.
+
+    Raises:
+        UserError: there is no image below a folder, or nothing matches a pattern.
+    """
+    found = []
+    for each in given:
+        path = Path(each)
+        if path.is_dir():
+            found += files_below(path)
+        elif glob.has_magic(str(each)) and not path.exists():
+            matches = sorted(glob.glob(str(each), recursive=True))
+            if not matches:
+                raise UserError(f"{each}: no file has such a name")
+            found += found_files(matches)
+        else:
+            found.append(path)
+    return found
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return all images below a folder, sorted. Raises UserError where there is none."""
+    images = listing.every_image(folder)
+    return sorted(images.root / path for path in images.splits["all"].paths)
+
+
+def image_sets(
+    files: Sequence[Path],
+    channels: Channels,
+    dtype: str = "uint8",
+    named: tuple[str, ...] = (),
+    fail: Callable[[int, str], None] | None = None,
+) -> list[tuple[list[int], ImageSet]]:
+    """Return files as image sets of one kind each, in a split "images", with the statistics of `channels`.
+
+    The files are read as photos where `channels` and the values' `dtype` are those of photos, else as stacks. Stacks
+    may have some of the channels: those that a file names, or `named` where it names none and has as many. With each
+    set come the places of its images among `files`.
+
+    Args:
+        fail: called with the place of a file and the reason why it cannot be used; by default that is raised.
+
+    Raises:
+        UserError: without `fail`, a file cannot be decoded, or its channels are not known or others than `channels`.
+    """
+    fail = fail or partial(_refuse, files)
+    root = Path(files[0].absolute().anchor)
+    paths = [path.resolve().relative_to(root).as_posix() for path in files]
+    photos = are_photos(channels, dtype)
+    workers = None if len(files) > FEW else 1
+    given = {"channels": len(channels), "photos": photos, "measured": not photos}
+    report = scan.scan(root, tuple(paths), workers=workers, cache=False, **given)
+    report = replace(report, stacks={path: _named(stack, named) for path, stack in report.stacks.items()})
+    reasons = {item.path: item.reason for item in report.rejected}
+    alike: dict[str, list[int]] = {}
+    for place, path in enumerate(paths):
+        if path in reasons:
+            fail(place, reasons[path])
+            continue
+        try:
+            found = _set_of([path], root, report, channels)
+        except UserError as error:
+            fail(place, str(error).removeprefix(f"{root}: "))
+            continue
+        if len(found.channels) != len(channels):
+            fail(place, f"has {len(found.channels)} channels, wanted {len(channels)}")
+        elif found.dtype != dtype:
+            fail(place, f"has values of type {found.dtype}, the run was trained on {dtype}")
+        else:
+            stack = report.stacks.get(path)
+            alike.setdefault(stack.scale if stack else "photos", []).append(place)
+    sets = []
+    for places in alike.values():
+        own = [paths[place] for place in places]
+        part = replace(report, stacks={path: report.stacks[path] for path in own if path in report.stacks})
+        images = _set_of(own, root, report, channels)
+        sets.append((places, replace(images, notes=(*images.notes, *scan.remarks(part, by_dali=False)))))
+    return sets
+
+
+def _set_of(paths: Sequence[str], root: Path, report: scan.ScanReport, channels: Channels) -> ImageSet:
+    return scan.apply(ImageSet(root, ("",), {"images": Split(tuple(paths), (0,) * len(paths))}), report, channels)
+
+
+def _named(stack: Stack, names: tuple[str, ...]) -> Stack:
+    return replace(stack, names=names) if not stack.names and stack.channels == len(names) else stack
+
+
+def _refuse(files: Sequence[Path], place: int, reason: str) -> None:
+    raise UserError(f"{files[place]}: {reason}")
+
+
+def _is_one(image: object) -> bool:
+    """Return whether an array, a tensor or a Pillow image is a single image."""
+    if isinstance(image, Tensor):
+        return image.dim() == 3
+    return image.ndim in (2, 3) if isinstance(image, np.ndarray) else _is_pillow(image)
+
+
+def _is_pillow(image: object) -> bool:
+    from PIL.Image import Image
+
+    return isinstance(image, Image)
+
+
+def _of_pillow(image: Image) -> np.ndarray:
+    from polychrome.engine.data.files import decode
+
+    try:
+        return decode.of_pillow(image)
+    except Unsupported as error:
+        raise UserError(str(error)) from None
+
+
+def _several(images: object) -> list:
+    """Return the images of a batch or a sequence."""
+    if isinstance(images, np.ndarray | Tensor):
+        if images.ndim != 4:
+            raise UserError(
+                f"{type(images).__name__} has shape {list(images.shape)}: wanted an array [height, width, channels] or "
+                "a tensor [channels, height, width], or several with the number of images before"
+            )
+        return list(images)
+    if not isinstance(images, Sequence):
+        raise UserError(f"{type(images).__name__} is no image: wanted a path, a Pillow image, an array or a tensor")
+    return list(images)
