@@ -32,6 +32,17 @@ import torch
 images = torch.randint(256, (6, 256, 256, 3), dtype=torch.uint8)
 indices, epoch, MEAN, STD = torch.tensor([4, 0]), 1, [0.5] * 3, [0.25] * 3
 """
+TRAINED = """
+import shutil
+from pathlib import Path
+from polychrome.train.run import main
+from tests.conftest import write_list_folder
+data = write_list_folder(Path("photos"))
+start = ["task1", "--data", "photos", "--name", "NAME", "--models", "pool_attention_cnn", "--image-size", "24"]
+assert main([*start, "--epochs", "1", "--workers", "1", "--no-tensorboard"]) == 0
+shutil.copy(data / "images/test 0.jpg", "photo.jpg")
+shutil.copytree(data / "images", "holidays")
+"""
 # What a reader has at hand before a block of a page, by its number from 0. Blocks run in order, one after another.
 SET_UP = {
     ("README.md", 0): """
@@ -39,6 +50,8 @@ import torch
 x, experts, mixing = torch.randn(2, 3, 8, 8), torch.randn(4, 5, 3, 3, 3), torch.rand(2, 4)
 """,
     ("README.md", 1): IMAGES,
+    ("README.md", 2): TRAINED,
+    ("docs/use.md", 0): TRAINED,
     ("kernels/augment/README.md", 0): IMAGES,
     ("kernels/spatial_attention/README.md", 0): """
 import torch
