@@ -293,8 +293,8 @@ def channels_kept(results: dict, path: Path) -> None:
         axis.plot(*_means(sizes_of[name]), color=colour, label=name)
         axis.axhline(100 / results["data"]["classes"], color="grey", linestyle=":")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
+    axes.flat[0].set_ylim(bottom=0)  # of all, and when all is drawn: it fixes the upper end as well
     figure.supxlabel("channels kept", fontsize=10)
     figure.supylabel("test accuracy, %", fontsize=10)
     figure.suptitle("mean and range over the combinations of each size; dotted: chance", fontsize=10)

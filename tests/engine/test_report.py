@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def channels48(models=2):
         tested = {}
         for label, chosen in combinations.items():
             level = 0.7 - 0.05 * number - (0.5 if number % 2 else 0.3) * (1 - len(chosen) / 48) ** 2
-            tested[label] = round(float(level + rng.normal(0, 0.02)), 4)
+            tested[label] = round(max(0.0, float(level + rng.normal(0, 0.02))), 4)
         entries[f"model_{number}"] = entry(tested, 10 ** (7 + number), protocol=("subset", "zero-pad")[number % 2])
     return results_of(entries, combinations)
 
@@ -380,6 +381,36 @@ def test_every_picture_that_the_results_allow_is_drawn(results, pictures, tmp_pa
     plots.draw(results, history_of(results, epochs=3) if pictures else {}, tmp_path)
     assert {path.stem for path in tmp_path.iterdir()} == pictures
     assert all(map(is_drawn, tmp_path.iterdir()))
+
+
+def backwards(results):
+    """Return a run whose models come in the other order, here the least accurate first."""
+    return results | {"models": dict(reversed(results["models"].items()))}
+
+
+@pytest.mark.parametrize("turned", [lambda results: results, backwards])
+@pytest.mark.parametrize(
+    "results", [task1(), task2(), channels48(), channels48(6)], ids=["task1", "task2", "48 channels", "6 models"]
+)
+def test_whatever_is_drawn_lies_within_its_axes(results, turned, monkeypatch):
+    figures, results = [], turned(results)
+    monkeypatch.setattr(plots, "_save", lambda figure, _path: figures.append(figure))
+    plots.draw(results, history_of(results, epochs=3), Path())
+    assert len(figures) == 3
+    for figure in figures:
+        figure.draw_without_rendering()
+        for axis in figure.axes:
+            drawn = [line.get_xydata() for line in axis.lines if line.get_transform().contains_branch(axis.transData)]
+            drawn += [path.vertices for each in axis.collections for path in each.get_paths()]
+            for points in drawn:
+                points = points[np.isfinite(points).all(1)]
+                inside = axis.transAxes.inverted().transform(axis.transData.transform(points))
+                # Lines across the axes, as for chance, have 0 and 1 for x.
+                across = len(points) == 2 and set(points[:, 0]) == {0.0, 1.0}
+                assert (inside[:, 1] >= -0.001).all(), figure
+                assert (inside[:, 1] <= 1.001).all(), figure
+                assert across or ((inside[:, 0] >= -0.001) & (inside[:, 0] <= 1.001)).all()
+        plots.plt.close(figure)
 
 
 def figure_of(monkeypatch, draw):
