@@ -93,11 +93,18 @@ def warn(message: str) -> None:
 
 
 def show(*every: Table, narrow: Table | None = None) -> None:
-    """Print tables side by side, or `narrow`, if given, where the terminal is too narrow for them."""
+    """Print tables side by side, or `narrow`, if given, where the terminal is too narrow for them.
+
+    Of a table that is too wide on its own, the columns on the right follow below, each time after those on the left:
+    no figure is cut off.
+    """
     if narrow is not None and not _fits(*every):
         every = (narrow,)
-    rendered = [_render(table) for table in every]
-    console.print(Columns(rendered, padding=(0, GAP)) if len(rendered) > 1 else rendered[0])
+    if len(every) > 1 and _fits(*every):
+        console.print(Columns([_render(table) for table in every], padding=(0, GAP)))
+        return
+    for part in (part for table in every for part in _parts(table)):
+        console.print(_render(part, whole=_fits(part)))
 
 
 def show_scores(results: dict, split: str = "test") -> None:
@@ -146,24 +153,43 @@ def summarise(results: dict) -> None:
             show(table)
 
 
+def _parts(table: Table) -> list[Table]:
+    """Return a table in parts that fit, each with the columns on the left, which may take half of the width."""
+    if _fits(table) or len(table.columns) <= table.left + 1:
+        return [table]
+    room = console.width - min(_width(table.picked(range(table.left))), console.width // 2)
+    groups, used = [[]], 0
+    for index in range(table.left, len(table.columns)):
+        own = _width(table.picked([index]))
+        if groups[-1] and used + own > room:
+            groups.append([])
+            used = 0
+        groups[-1].append(index)
+        used += own
+    return [table.picked([*range(table.left), *group]) for group in groups]
+
+
 def _fits(*every: Table) -> bool:
+    return sum(_width(each) + GAP for each in every) - GAP <= console.width
+
+
+def _width(table: Table) -> int:
     unlimited = console.options.update(max_width=sys.maxsize)
-    return (
-        sum(Measurement.get(console, unlimited, _render(each)).maximum + GAP for each in every) - GAP <= console.width
-    )
+    return Measurement.get(console, unlimited, _render(table)).maximum
 
 
 def _text(value: str) -> Text:
     return Text(shown(value))
 
 
-def _render(table: Table) -> RichTable:
+def _render(table: Table, whole: bool = True) -> RichTable:
+    """Return a table to print: `whole` if it fits, else its cells are folded."""
     rich = RichTable(
         title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True
     )
     for number, name in enumerate(table.columns):
         left = number < table.left
-        rich.add_column(Text(name), justify="left" if left else "right", no_wrap=not left, overflow="fold")
+        rich.add_column(Text(name), justify="left" if left else "right", no_wrap=whole and not left, overflow="fold")
     for row in table.rows:
         rich.add_row(*map(Text, row))
     return rich

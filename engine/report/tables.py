@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from polychrome.engine.channels.names import SENSOR, SHUFFLED, listed
@@ -35,10 +35,13 @@ class Table:
 
     def without(self, unwanted: Callable[[str], bool]) -> Table:
         """Return the table without the columns whose heads are unwanted."""
-        wanted = [index for index, head in enumerate(self.columns) if not unwanted(head)]
-        rows = tuple(tuple(row[index] for index in wanted) for row in self.rows)
-        left = sum(index < self.left for index in wanted)
-        return Table(self.title, tuple(self.columns[index] for index in wanted), rows, left)
+        return self.picked([index for index, head in enumerate(self.columns) if not unwanted(head)])
+
+    def picked(self, columns: Sequence[int]) -> Table:
+        """Return the table with some of its columns, by their numbers in ascending order."""
+        rows = tuple(tuple(row[index] for index in columns) for row in self.rows)
+        left = sum(index < self.left for index in columns)
+        return Table(self.title, tuple(self.columns[index] for index in columns), rows, left)
 
 
 # Column head -> text of the figure in a model's entry of `results.json`; `full` is the combination of all channels.

@@ -624,6 +624,31 @@ def test_the_summary_prints_what_the_variants_changed_and_what_failed(monkeypatc
     assert any(line[:1] == ["dynamic_cnn_v2"] for line in lines)
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 140])
+@pytest.mark.parametrize("columns", [1, 5, 12, 30])
+def test_however_narrow_a_terminal_is_no_figure_is_cut(monkeypatch, width, columns):
+    monkeypatch.setattr(console, "console", Console(width=width, file=io.StringIO()))
+    rows = tuple((f"resnet34+small_stem+{row}", *(f"{row}{n:02}.25 ± 1.5" for n in range(columns))) for row in range(3))
+    console.show(tables.Table("held-out accuracy", ("system", *(f"column {n}" for n in range(columns))), rows))
+    text = console.console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    for row in rows:
+        assert all(figure in text for figure in row[1:])
+    parts = text.count("─ \n")
+    assert "".join(text.split()).count("resnet34+small_s") + text.count("resnet34+small_stem") >= parts
+    assert text.count("held-out") == parts
+
+
+def test_a_long_text_on_the_right_is_folded_and_not_cut(monkeypatch):
+    monkeypatch.setattr(console, "console", Console(width=50, file=io.StringIO()))
+    reason = "damaged: the file ends after 3 of 900 lines of its first scan, and a second one follows"
+    console.show(
+        tables.Table("Files that cannot be used", ("path", "reason"), (("a/rather/long/name/of/a.jpg", reason),))
+    )
+    words = console.console.file.getvalue().split()
+    assert all(word in words for word in reason.split())
+
+
 def test_a_wide_terminal_shows_all_scores_side_by_side(monkeypatch):
     results = results_of({name: entry({"RGB": 0.5, "R": 0.25}) for name in ("a", "b")})
     lines = [line.split() for line in printed(monkeypatch, results, 140).splitlines()]
