@@ -197,7 +197,7 @@ def evaluate(run: Path, **options) -> None:
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", help="Which of the run's models.  [default: the one with the best validation loss]")
+@click.option("--model", help="Which of the run's models.  [default: the most accurate on validation]")
 @click.option("--channels", help="Channels of the image to use, such as RG.  [default: all]")
 @click.option("--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes of the table.")
 @click.option(
@@ -217,7 +217,7 @@ def predict(run: Path, **options) -> None:
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--format", "file_format", required=True, type=click.Choice(["pt2", "onnx", "safetensors"]))
-@click.option("--model", help="Which of the run's models.  [default: the one with the best validation loss]")
+@click.option("--model", help="Which of the run's models.  [default: the most accurate on validation]")
 @click.option(
     "--channels", help="Which network, where a model has a network for each combination.  [default: all channels']"
 )

@@ -35,6 +35,7 @@ from polychrome.engine.watch.idle import Idle
 from polychrome.engine.watch.tensorboard import Scalars
 from polychrome.train import networks, systems
 from polychrome.train.data import make_loader, restricted, summary
+from polychrome.train.messages import at_start
 from polychrome.train.networks import PADDED_ONE_PER_COMBINATION
 from polychrome.train.preparation import Prepared, is_done, prepare
 from polychrome.train.results import add_ratio, predictions_of, scores_of, tested_splits
@@ -152,6 +153,8 @@ class Experiment:
         if distributed.is_main():
             folder.check_writable(self.costs)
         folder.begin(self.settings.to_toml(), self.environment, self.results)
+        for line in at_start(self.settings, self.results["data"], self.costs, self.results["device"], folder.root):
+            console.say(line)
         if division.HOLDOUT in self.images.splits:
             held = self.images.splits[division.HOLDOUT]
             lines = (f"{path} {label}\n" for path, label in zip(held.paths, held.labels, strict=True))

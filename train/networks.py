@@ -22,6 +22,7 @@ from polychrome.engine.training.hyperparameters import Hyperparameters
 from polychrome.engine.training.plan import Plan
 from polychrome.engine.training.state import BEST
 from polychrome.models import complexity, initialise
+from polychrome.train.results import best
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
 
@@ -226,9 +227,8 @@ def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], st
         raise UserError(
             f"--weights {source}: {name} has a network for each combination there; give one best.pt of them"
         )
-    chosen = min(trained, key=lambda entry: results[entry]["val"]["loss"])
-    best = folder.checkpoints(chosen) / BEST
-    return checkpoint.load(best)["model"], f"--weights {best}"
+    path = folder.checkpoints(best({entry: results[entry] for entry in trained})) / BEST
+    return checkpoint.load(path)["model"], f"--weights {path}"
 
 
 def plan(model: nn.Module, settings: Settings, images: ImageSet) -> Plan:

@@ -59,6 +59,14 @@ def predictions_of(networks: Iterable[dict[str, Evaluation]], splits: Mapping[st
     return text.getvalue()
 
 
+def best(entries: Mapping[str, dict]) -> str:
+    """Return the name of the model that is most accurate on the validation images; of equal ones that of least loss.
+
+    Losses of different models are not compared first: label smoothing and confidence move them by more than accuracy.
+    """
+    return max(entries, key=lambda name: (entries[name]["val"]["accuracy"], -entries[name]["val"]["loss"]))
+
+
 def add_ratio(results: dict) -> None:
     """Add each model's test accuracy relative to ResNet34's, where ResNet34 was trained in the same run."""
     plain = (name for name, chosen in results["combinations"].items() if chosen)

@@ -7,6 +7,7 @@ from polychrome.engine.machine import distributed
 from polychrome.engine.report import console, tables
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train import experiment, seeds
+from polychrome.train.messages import at_end
 from polychrome.train.settings.config import Settings
 
 
@@ -24,7 +25,8 @@ def run(task: str, settings: Settings, resume: RunFolder | None = None) -> None:
         console.summarise(results)
         if task == "transfer" and done.predictions:
             console.show(tables.predictions(done.predictions))
-        console.say(f"report: {done.folder.root / 'report.html'}")
+        for line in at_end(results, done.folder):
+            console.say(line)
     if failed := results["failed"]:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         count = len({*failed, *entries}) if not repeats else len(settings.models) * settings.seeds

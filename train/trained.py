@@ -62,7 +62,7 @@ def load(
 
     Args:
         source: the folder of a run, or a `best.pt`, wherever it lies.
-        model: which of the run's models, by name; by default the one with the least validation loss.
+        model: which of the run's models, by name; by default the most accurate one on the validation images.
         channels: the combination of channels that images have, such as "RG" or "red+nir"; by default all. `predict`
             takes other ones.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".

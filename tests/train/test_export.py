@@ -115,7 +115,7 @@ def test_without_further_words_the_best_model_goes_into_the_runs_folder(run, tmp
     copy = shutil.copytree(run, tmp_path / "run")
     assert main(["export", str(copy), "--format", "safetensors"]) == 0
     found = json.loads((copy / "results.json").read_text())["models"]
-    best = min(found, key=lambda name: found[name]["val"]["loss"])
+    best = max(found, key=lambda name: (found[name]["val"]["accuracy"], -found[name]["val"]["loss"]))
     assert sorted(os.listdir(copy / "export")) == [f"{best}.safetensors", f"{best}.safetensors.json"]
     assert export.load(copy / f"export/{best}.safetensors").description.model == best
 

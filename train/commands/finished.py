@@ -17,6 +17,7 @@ from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint
 from polychrome.engine.training.state import BEST
 from polychrome.train import networks
+from polychrome.train.results import best
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
 
@@ -52,7 +53,7 @@ class Source:
         return hardware.autocast(self.device, self.settings.precision)
 
     def best(self) -> str:
-        """Return the name of the model with the least validation loss."""
+        """Return the name of the model that is used by default: the most accurate one on the validation images."""
         raise NotImplementedError
 
     def protocol(self, name: str) -> str:
@@ -150,8 +151,7 @@ class Run(Source):
             raise UserError(f"{root} has no trained model yet; go on with it by --resume {root}")
 
     def best(self) -> str:
-        found = self.results["models"]
-        return min(found, key=lambda name: found[name]["val"]["loss"])
+        return best(self.results["models"])
 
     def protocol(self, name: str) -> str:
         return self.results["models"][name]["protocol"]

@@ -1,0 +1,123 @@
+"""What a run says at its start and at its end, and which of its models is used afterwards."""
+
+import io
+import re
+from math import sqrt
+
+import pytest
+from rich.console import Console
+
+import polychrome
+from polychrome.engine.report import console
+from polychrome.train import messages
+from polychrome.train.results import best
+from polychrome.train.run import main
+from polychrome.train.trained import load
+
+SMALL = ["--image-size", "24", "--batch-size", "24", "--epochs", "2", "--workers", "1", "--no-tensorboard"]
+
+
+def entry(loss, accuracy, tested=None):
+    scores = {"test": {"RGB": {"accuracy": accuracy if tested is None else tested, "loss": loss}}}
+    return {"val": {"loss": loss, "accuracy": accuracy}, "protocol": "subset", "scores": scores}
+
+
+def test_the_most_accurate_model_is_used_whatever_its_loss():
+    entries = {"smooth": entry(1.9, 0.8), "sure": entry(0.7, 0.6), "surer": entry(0.6, 0.6)}
+    assert best(entries) == "smooth"
+    del entries["smooth"]
+    assert best(entries) == "surer"
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.5, 100), (0.9, 10), (0.25, 8), (0.0, 20), (1.0, 18)])
+def test_the_ends_of_an_interval_are_as_far_off_as_chance_brings_a_share(share, count):
+    """Of an accuracy at either end, the share found is 1.96 standard deviations away (Wilson 1927)."""
+    low, high = messages.interval(share, count)
+    for end in ({low} - {0.0}) | ({high} - {1.0}):
+        assert abs(share - end) == pytest.approx(1.96 * sqrt(end * (1 - end) / count), rel=1e-6)
+    assert 0 <= low <= share <= high <= 1
+    assert low < high
+
+
+@pytest.fixture(scope="module")
+def said(stripes, tmp_path_factory):
+    """What a run of two models printed, its folder, and its lines."""
+    out = tmp_path_factory.mktemp("runs")
+    shown = Console(file=io.StringIO(), width=140)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "console", shown)
+        start = ["task1", "--data", str(stripes), "--out", str(out), "--name", "a b", *SMALL]
+        assert main([*start, "--models", "pool_attention_cnn,baseline_cnn"]) == 0
+    return out / "task1/a b", shown.file.getvalue().splitlines()
+
+
+def test_a_run_says_first_what_is_trained_on_what(said, stripes):
+    run, lines = said
+    start = next(number for number, line in enumerate(lines) if line.startswith("data: "))
+    assert lines[start] == (
+        f"data: {stripes}: 72 images to train on, 18 to validate on, 18 to test on; 3 classes; channels R, G, B"
+    )
+    assert re.fullmatch(
+        r"models: pool_attention_cnn \([\d,]+ parameters\), baseline_cnn \([\d,]+ parameters\)", lines[start + 1]
+    )
+    assert lines[start + 2].startswith("2 epochs of 24 px images in batches of 24, ")
+    assert lines[start + 2].endswith(f"; results in {run}")
+    assert "epoch 1/2" in lines[start + 3]
+
+
+def test_a_run_says_last_what_came_of_it_and_the_commands_that_follow(said, stripes, capsys):
+    run, lines = said
+    ranked = next(line for line in lines if line.startswith("test accuracy on RGB: 1. "))
+    assert re.search(r"1\. \w+ [\d.]+% \(95% interval of 18 images: [\d.]+% to [\d.]+%\), 2\. \w+ ", ranked)
+    assert lines[-5] == f"report:    {run}/report.html"
+    assert lines[-4].endswith(f"(by {load(run).name}, the best on validation images)")
+    for place, more in ((-4, []), (-2, ["--channels", "RG"]), (-1, [])):
+        command = re.search(r"train\.run (.*?)(?:   \(|$)", lines[place])[1].replace(f"'{run}'", "RUN").split()
+        words = [str(run) if word == "RUN" else word for word in command]
+        words = [str(stripes / "images/test 0.jpg") if word == "IMAGES" else word for word in words]
+        if words[0] == "export":
+            words[-1] = "safetensors"
+            pytest.importorskip("safetensors")
+        assert main([*words, *more]) == 0
+    python = lines[-3].removeprefix("in Python: ").replace("photo.jpg", str(stripes / "images/test 0.jpg"))
+    assert eval(python, {"polychrome": polychrome}).name in {"0", "1", "2"}
+
+
+def test_several_seeds_name_one_of_them_where_one_is_needed(stripes, tmp_path, capsys):
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "x", *SMALL, "--models", "baseline_cnn"]
+    assert main([*start, "--seeds", "2"]) == 0
+    printed = capsys.readouterr().out
+    run = tmp_path / "task1/x"
+    assert f"predict {run}/seeds/0 IMAGES" in printed
+    assert f"evaluate {run}\n" in printed
+    assert main(["predict", str(run / "seeds/0"), str(stripes / "images/test 0.jpg")]) == 0
+
+
+def results(accuracy, images, classes=3):
+    found = {"models": {"x": entry(1.0, accuracy, accuracy)}, "data": {"classes": classes, "test": images}}
+    return found | {"combinations": {"RGB": ["R", "G", "B"]}}
+
+
+class Folder:
+    """A run's folder without seeds."""
+
+    def __init__(self, root):
+        self.root, self.html, self.seeds = root, root / "report.html", {}
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "images", "told"),
+    [(1 / 3, 300, True), (0.45, 18, True), (0.45, 300, False), (0.9, 18, False), (0.1, 3000, True)],
+)
+def test_a_model_at_chance_is_pointed_out(tmp_path, accuracy, images, told):
+    lines = messages.at_end(results(accuracy, images), Folder(tmp_path))
+    found = [
+        line for line in lines if line.startswith("x is not clearly better than chance, 33.3% for 3 classes: try ")
+    ]
+    assert len(found) == told
+
+
+def test_the_balanced_accuracy_is_compared_with_chance_where_classes_differ(tmp_path):
+    found = results(0.8, 500)
+    found["models"]["x"]["scores"]["test"]["RGB"]["balanced_accuracy"] = 0.34
+    assert any("not clearly better" in line for line in messages.at_end(found, Folder(tmp_path)))

@@ -1,0 +1,112 @@
+"""What a run says: at its start what is trained on what, at its end what came of it and what to do with it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from math import sqrt
+from pathlib import Path
+
+import click
+
+from polychrome.engine.channels.names import listed
+from polychrome.engine.report import scores
+from polychrome.engine.run_folder import RunFolder
+from polychrome.models.complexity import Complexity
+from polychrome.train.results import best
+from polychrome.train.settings.config import Settings
+
+SPLITS = {"train": "images to train on", "val": "to validate on", "holdout": "held out", "test": "to test on"}
+MOST = 6  # models named in a line
+
+
+def at_start(
+    settings: Settings, data: Mapping, costs: Mapping[str, Complexity], device: str, folder: Path
+) -> list[str]:
+    """Return the lines on a run that begins.
+
+    Args:
+        data: the "data" of its results.
+        costs: those of each entry.
+        device: the name of the GPU or of the processor.
+    """
+    counts = ", ".join(f"{data[name]:,} {words}" for name, words in SPLITS.items() if name in data)
+    origin = f"data: {data['root']}"
+    if settings.data is None and data["root"]:
+        origin = f"no --data, so what is in {data['root']}"
+    named = [f"{name} ({cost.params:,} parameters)" for name, cost in costs.items()]
+    more = [f"and {len(named) - MOST} more"] if len(named) > MOST else []
+    epochs = f"{settings.epochs} epoch{'s' * (settings.epochs != 1)}"
+    return [
+        f"{origin}: {counts}; {data['classes']} classes; channels {listed(data['channels'])}",
+        f"models: {', '.join(named[:MOST] + more)}",
+        f"{epochs} of {settings.image_size} px images in batches of {settings.batch_size}, {settings.precision} on "
+        f"{device}; results in {folder}",
+    ]
+
+
+def at_end(results: Mapping, folder: RunFolder) -> list[str]:
+    """Return the lines on a run that has ended: the models in order, those at chance, and commands for what follows."""
+    report = f"report:    {folder.html}"
+    entries, label = results["models"], scores.full_set(results)
+    found = {name: scores.score(entry, label) for name, entry in entries.items()}
+    order = sorted((name for name, share in found.items() if share is not None), key=lambda name: -found[name])
+    if not order:
+        return [report]
+    lines = []
+    ranked = [f"{number}. {name} {_tested(results, name, label)}" for number, name in enumerate(order[:MOST], 1)]
+    more = [f"and {len(order) - MOST} more"] if len(order) > MOST else []
+    lines.append(f"test accuracy on {scores.in_words(label)}: {', '.join(ranked + more)}")
+    lines += [line for name in order if (line := _at_chance(results, name, label))]
+    one = next(iter(folder.seeds.values()), folder)  # of several seeds the first
+    entries = one.read_results()["models"] if one is not folder else entries
+    run, own, program = shlex.quote(str(folder.root)), shlex.quote(str(one.root)), _program()
+    return [
+        *lines,
+        report,
+        f"classify:  {program} predict {own} IMAGES   (by {best(entries)}, the best on validation images)",
+        f'in Python: polychrome.load("{one.root}").predict("photo.jpg")',
+        f"again:     {program} evaluate {run}",
+        f"elsewhere: {program} export {own} --format onnx",
+    ]
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95% interval of a share of `count` images, by Wilson (1927)."""
+    z = 1.96
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def _tested(results: Mapping, name: str, label: str) -> str:
+    share = scores.score(results["models"][name], label)
+    if not (count := _images(results, name, label)):
+        return f"{share:.1%}"
+    low, high = interval(share, count)
+    return f"{share:.1%} (95% interval of {count:,} images: {low:.1%} to {high:.1%})"
+
+
+def _images(results: Mapping, name: str, label: str) -> int:
+    """Return how many test images a model's score is of."""
+    return int(scores.of_split(results["models"][name])[label].get("images") or results["data"].get("test", 0))
+
+
+def _at_chance(results: Mapping, name: str, label: str) -> str:
+    """Return a line on a model that guesses no better than one that has learnt nothing; empty of others."""
+    entry, classes = results["models"][name], results["data"]["classes"]
+    share = scores.score(entry, label, "balanced_accuracy")
+    share = scores.score(entry, label) if share is None else share
+    count = _images(results, name, label)
+    if not count or classes < 2 or interval(share, count)[0] > 1 / classes:
+        return ""
+    return (
+        f"{name} is not clearly better than chance, {1 / classes:.1%} for {classes} classes: try more --epochs, "
+        "another --lr, or a closer look at the images and their labels in the report"
+    )
+
+
+def _program() -> str:
+    """Return the command that runs this program."""
+    context = click.get_current_context(silent=True)
+    return context.find_root().command_path if context else "python -m train.run"
