@@ -125,7 +125,9 @@ class TrainedModel:
         """Return images as the network's input: cropped, resized and standardised, [batch, channels, size, size].
 
         Args:
-            images: an image or several, as `predict` takes them. Channels that are not among `channels` are zero.
+            images: an image or several, as `predict` takes them.
+            channels: the channels that arrays have, where these are not all. The result has all channels; give the same
+                to the call, which then ignores the others.
 
         Raises:
             UserError: as `predict`, and for every file that cannot be read.
@@ -194,8 +196,10 @@ class TrainedModel:
         """
         places_of: dict[Path, list[int]] = {}
         for place, file in enumerate(files):
-            places_of.setdefault(file.absolute(), []).append(place)
+            places_of.setdefault(file.resolve(), []).append(place)
         unique, found = list(places_of), {}
+        if not unique:
+            return []
 
         def fail(number: int, reason: str) -> None:
             found[number] = Prediction(None, None, reason=reason)
@@ -285,6 +289,8 @@ class TrainedModel:
                 f"{kind} has values of type {values.dtype}, the network was trained on {self.dtype}"
                 + (" (0..255)" if self.dtype == "uint8" else " as the files have them")
             )
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise UserError(f"{kind} has values that are not finite: files' are replaced by the mean of their channel")
         combination, chosen, _ = self._part(channels)
         everything = tuple(range(len(self.channels)))
         chosen = everything if chosen is None else chosen

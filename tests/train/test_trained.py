@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from polychrome.engine.report import console
 from polychrome.train.commands.predict import as_table
 from polychrome.train.run import main
 from polychrome.train.trained import Prediction
+from tests.train.test_any_channels import write_stacks
 
 SMALL = ["--image-size", "24", "--batch-size", "24", "--epochs", "2", "--workers", "1", "--precision", "fp32"]
 MODELS = ["simple_cnn", "prism4_small", "pool_attention_cnn+alone"]
@@ -148,6 +150,49 @@ def test_a_file_given_twice_is_predicted_twice_and_patterns_and_folders_mix(run,
     assert len(trained.predict(stripes)) == 72 + 18 + 18
     with pytest.raises(UserError, match=r"x\*\.jpg: no file has such a name"):
         trained.predict(["x*.jpg"])
+
+
+def test_links_to_one_file_are_each_predicted_and_nothing_gives_nothing(run, files, tmp_path):
+    trained = polychrome.load(run, "simple_cnn")
+    links = [tmp_path / name for name in ("a.jpg", "b.jpg")]
+    for link in links:
+        link.symlink_to(files[0])
+    first, second = trained.predict(links)
+    assert [first.path, second.path] == list(map(str, links))
+    assert first.probabilities == second.probabilities
+    assert trained.predict([]) == []
+
+
+def test_images_in_tar_shards_are_predicted(run, files, tmp_path):
+    with tarfile.open(tmp_path / "000.tar", "w") as tar:
+        for file in files[:3]:
+            tar.add(file, file.name)
+    trained = polychrome.load(run, "simple_cnn")
+    found = trained.predict(tmp_path)
+    assert [Path(each.path).name for each in found] == ["test 0.jpg", "test 1.jpg", "test 2.jpg"]
+    assert [each.name for each in found] == [each.name for each in trained.predict(files[:3])]
+
+
+def test_measured_values_are_predicted_as_their_files_are(tmp_path):
+    data = write_stacks(tmp_path / "data", 4, dtype=np.float32)
+    start = ["task1", "--data", str(data), "--out", str(tmp_path), "--name", "x", "--no-tensorboard", *SMALL]
+    assert main([*start, "--models", "prism4_small"]) == 0
+    trained = polychrome.load(tmp_path / "task1/x")
+    file = sorted((data / "stacks").glob("test_*.npy"))[0]
+    values = np.load(file)
+    assert trained.dtype == str(values.dtype) == "float32"
+    wanted = trained.predict(file).probabilities
+    assert trained.predict(values).probabilities == pytest.approx(wanted, abs=1e-6)
+    assert trained.predict(torch.from_numpy(values).permute(2, 0, 1)).probabilities == pytest.approx(wanted, abs=1e-6)
+    first, *_, last = trained.channels
+    wanted = trained.predict(file, f"{last}+{first}").probabilities
+    given = trained.predict(values[..., [3, 0]], f"{last}+{first}")
+    assert given.probabilities == pytest.approx(wanted, abs=1e-6)
+    with pytest.raises(UserError, match="ndarray has values of type uint8, the network was trained on float32 as the"):
+        trained.predict(values.astype(np.uint8))
+    values[0, 0, 0] = np.nan
+    with pytest.raises(UserError, match="ndarray has values that are not finite"):
+        trained.predict(values)
 
 
 @pytest.mark.parametrize(
