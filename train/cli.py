@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+import polychrome
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import (
     AUTO,
@@ -44,7 +45,20 @@ class Commands(click.Group):
         return list(self.commands)
 
 
+class TaskCommand(click.Command):
+    """A task, which takes no arguments but options: a folder given without one is told to be `--data`."""
+
+    def parse_args(self, ctx, args):
+        rest = super().parse_args(ctx, args)
+        if ctx.args:
+            given = ctx.args[0]
+            hint = f": for the images in that folder --data {given}" if Path(given).is_dir() else "; see --help"
+            raise click.UsageError(f"{self.name} takes options alone, not {given!r}{hint}")
+        return rest
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(polychrome.__version__, prog_name="polychrome")
 def cli():
     """Train, evaluate and use image models whose input channels vary."""
 
@@ -99,7 +113,7 @@ def _settings(context: click.Context, task: str, resume: str | None, values: dic
     return variants.resolve(Settings(**values), task), folder
 
 
-def _task_command(task: str, summary: str) -> click.Command:
+def _task_command(task: str, summary: str, short: str) -> click.Command:
     @click.pass_context
     def run(context: click.Context, print_config: bool, config: None, recipe: None, resume: str | None, **values):
         values["model"] = context.meta.get("tables", {})
@@ -146,28 +160,48 @@ def _task_command(task: str, summary: str) -> click.Command:
         ),
         click.Option(["--print-config"], is_flag=True, help="Print the effective settings as TOML and stop."),
     ]
-    return click.Command(task, params=Settings.flags() + options, callback=run, help=summary)
+    return TaskCommand(
+        task,
+        params=Settings.flags() + options,
+        callback=run,
+        help=summary,
+        short_help=short,
+        context_settings={"allow_extra_args": True},
+    )
 
 
 cli.add_command(
     _task_command(
         "task1",
         "Variable input channels: a fixed-channel and an any-channel model, tested on every channel combination.",
+        "Train models for images whose channels vary.",
     )
 )
-cli.add_command(_task_command("task2", "Shallow against deep: a four-layer network and ResNet34, trained alike."))
 cli.add_command(
     _task_command(
-        "cifar100", "CIFAR-100: the official archive in --data, downloaded, or images as for the other tasks."
+        "task2",
+        "Shallow against deep: a four-layer network and ResNet34, trained alike.",
+        "Train a shallow network and ResNet34 alike.",
     )
 )
 cli.add_command(
-    _task_command("transfer", "Start from trained weights: a frozen backbone, the whole network, and from scratch.")
+    _task_command(
+        "cifar100",
+        "CIFAR-100: the official archive in --data, downloaded, or images as for the other tasks.",
+        "Train on CIFAR-100, or on other images of 32 px.",
+    )
+)
+cli.add_command(
+    _task_command(
+        "transfer",
+        "Start from trained weights: a frozen backbone, the whole network, and from scratch.",
+        "Train from weights that were trained before.",
+    )
 )
 assert list(cli.commands) == list(TASKS)
 
 
-@cli.command()
+@cli.command(short_help="Test a run's models again, also on other data.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--channels", default="all", show_default=True, type=NameList(), help="As for a task.")
 @click.option(
@@ -194,7 +228,7 @@ def evaluate(run: Path, **options) -> None:
     evaluate_run(run, **options)
 
 
-@cli.command()
+@cli.command(short_help="Classify images by a trained model.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", help="Which of the run's models.  [default: the most accurate on validation]")
@@ -214,7 +248,7 @@ def predict(run: Path, **options) -> None:
     predict_images(run, **options)
 
 
-@cli.command()
+@cli.command(short_help="Write a trained model as a file for use elsewhere.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--format", "file_format", required=True, type=click.Choice(["pt2", "onnx", "safetensors"]))
 @click.option("--model", help="Which of the run's models.  [default: the most accurate on validation]")
@@ -231,7 +265,11 @@ def export(run: Path, **options) -> None:
     export_run(run, **options)
 
 
-@cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@cli.command(
+    short_help="Compare every op on a GPU with its definition.",
+    context_settings={"ignore_unknown_options": True},
+    add_help_option=False,
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def check(context: click.Context, arguments: tuple[str, ...]) -> int:
@@ -241,7 +279,15 @@ def check(context: click.Context, arguments: tuple[str, ...]) -> int:
     return main(list(arguments), context.command_path)
 
 
-@cli.command()
+@cli.command(short_help="Say what this machine lacks, and what to do.")
+def doctor() -> int:
+    """Say what this machine lacks for ops, training and export, and what to do."""
+    from polychrome.doctor import main
+
+    return main([])
+
+
+@cli.command(short_help="Cut a labelled scene into a data folder of patches.")
 @click.argument("scene", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--size", default=9, show_default=True, type=click.IntRange(min=1), help="Side of a patch in pixels.")
@@ -253,7 +299,7 @@ def patches(scene: Path, folder: Path, **options) -> None:
     cut_patches(scene, folder, **options)
 
 
-@cli.command()
+@cli.command(short_help="Find the images that cannot be read.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--workers", type=click.IntRange(1, MOST_WORKERS), help="Processes.  [default: one per core]")
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the list as CSV (path, reason).")

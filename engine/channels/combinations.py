@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from itertools import combinations
 from types import MappingProxyType
 
@@ -137,10 +138,19 @@ def indices(combination: str, names: Sequence[str] = RGB.names) -> tuple[int, ..
     if unknown:
         raise UserError(
             f"channels {combination!r}: no channel {join(unknown, names)!r}; the data has {', '.join(names)}"
+            + _hint([channel for channel in chosen if channel in names], unknown, names)
         )
     if len(set(chosen)) != len(chosen):
         raise UserError(f"channels {combination!r}: a channel is named twice")
     return tuple(map(list(names).index, chosen))
+
+
+def _hint(known: list[str], unknown: list[str], names: Sequence[str]) -> str:
+    """Return what may have been meant, as the end of a sentence: the closest names, without those that have none."""
+    by_lower = {name.lower(): name for name in names}
+    close = [get_close_matches(channel.lower(), by_lower, n=1) for channel in unknown]
+    meant = list(dict.fromkeys(known + [by_lower[each[0]] for each in close if each]))
+    return f"; did you mean {join(meant, names)!r}?" if meant else ""
 
 
 def _split(combination: str, names: Sequence[str]) -> list[str]:

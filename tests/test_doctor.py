@@ -1,0 +1,115 @@
+"""The doctor: each thing that a machine may lack is told with what to do about it."""
+
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from polychrome import doctor
+from polychrome.train.run import main
+
+
+def told(capsys):
+    """Return the lines by subject: state, what was found, and the advice."""
+    found, subject = {}, None
+    for line in capsys.readouterr().out.splitlines():
+        if match := re.fullmatch(r"(ok|missing|wrong) +([^:]+): (.*)", line):
+            subject = match[2]
+            found[subject] = [match[1], match[3], ""]
+        else:
+            found[subject][2] = line.strip()
+    return found
+
+
+def test_every_subject_is_told_and_what_is_not_well_has_advice(capsys):
+    status = doctor.main([])
+    found = told(capsys)
+    assert {"polychrome", "torch", "triton", "DALI", "C++ compiler", "packages to train", "processor", "cache"} <= set(
+        found
+    )
+    assert status == any(state == "wrong" for state, *_ in found.values())
+    assert all(advice for state, _, advice in found.values() if state != "ok")
+    assert found["torch"][1].startswith(torch.__version__)
+
+
+def test_the_command_line_has_the_doctor(capsys):
+    assert main(["doctor"]) == doctor.main([])
+    assert doctor.main(["x"], lambda line: None) == 2
+    assert doctor.main(["--help"], lambda line: None) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "state", "said"),
+    [
+        (lambda m: m.setattr(torch, "__version__", "2.9.1"), "torch", "wrong", "pip install 'torch>=2.11'"),
+        (lambda m: m.setattr(doctor, "triton_is_installed", lambda: False), "triton", "missing", "plain PyTorch"),
+        (lambda m: m.setattr(doctor, "_wanted_triton", lambda: "1.0"), "triton", "wrong", "pip install triton==1.0"),
+        (lambda m: m.setenv("CXX", "no-compiler -m64"), "C++ compiler", "missing", "install g++, or set CXX"),
+        (lambda m: m.setattr(doctor, "ROOM", 1 << 62), "cache", "wrong", "make room, or set XDG_CACHE_HOME"),
+        (lambda m: m.setattr(doctor, "SHARED", 1 << 62), "shared memory", "wrong", "--shm-size=8g"),
+        (lambda m: m.setenv("XDG_CACHE_HOME", "/proc/none"), "cache", "wrong", "set XDG_CACHE_HOME to a folder"),
+        (lambda m: m.setitem(doctor.EXTRAS, "parquet", ("no-such",)), "packages to parquet", "missing", "[parquet]"),
+        (lambda m: m.setattr(doctor, "DALI", "no-such"), "DALI", "missing", "pip install no-such"),
+    ],
+    ids=["old torch", "no triton", "other triton", "compiler", "disk", "shared memory", "cache", "extra", "dali"],
+)
+def test_what_is_not_well_is_told_with_what_to_do(monkeypatch, capsys, change, subject, state, said):
+    change(monkeypatch)
+    status = doctor.main([])
+    found = told(capsys)
+    if subject == "shared memory" and subject not in found:
+        pytest.skip("this machine has no /dev/shm")
+    assert found[subject][0] == state
+    assert said in found[subject][2]
+    assert status or state == "missing"
+
+
+def test_a_gpu_that_torch_or_triton_cannot_use_is_told(monkeypatch, capsys):
+    about = SimpleNamespace(name="Old GPU", total_memory=8 * 2**30, major=6, minor=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: about)
+    monkeypatch.setattr(doctor.probe, "obstacle", lambda index: "too old" if index else None)
+    assert doctor.main([]) == 1
+    found = told(capsys)
+    assert found["GPU 0"][:2] == ["ok", "Old GPU, 8 GiB, sm_61"]
+    assert found["GPU 1"][0] == "wrong"
+    assert "too old" in found["GPU 1"][2]
+
+
+def test_a_torch_for_cpus_beside_a_gpu_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}")
+    assert doctor.main([]) == 1
+    assert "built for CPUs" in told(capsys)["GPU"][2]
+
+
+def test_the_extras_are_those_of_the_distribution():
+    text = (doctor.Path(__file__).resolve().parents[1] / "setup.py").read_text()
+    listed = {
+        name: re.findall(r'"([\w-]+)', re.search(rf"^{name} = \[(.*?)\]", text, re.M | re.S)[1])
+        for name in ("TRAIN", "EXPORT")
+    }
+    assert set(listed["TRAIN"]) - {doctor.DALI} == set(doctor.EXTRAS["train"])
+    assert set(listed["EXPORT"]) == set(doctor.EXTRAS["export"])
+    assert '"parquet": ["pyarrow"]' in text
+
+
+def test_the_doctor_needs_no_more_than_the_ops_do():
+    """As `polychrome check`: with every package of training hidden."""
+    import subprocess
+
+    hidden = [name for name in doctor.EXTRAS["train"]] + ["PIL"]
+    code = (
+        "import sys\n"
+        f"for name in {hidden}: sys.modules[name] = None\n"
+        "sys.argv = ['polychrome', 'doctor']\n"
+        "from polychrome.command import main\n"
+        "print('status', main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "ok       polychrome: " in done.stdout
+    assert re.search(r"^status [01]$", done.stdout, re.M)
