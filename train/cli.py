@@ -45,8 +45,32 @@ class Commands(click.Group):
         return list(self.commands)
 
 
+# The settings by subject, in the order in which --help shows them; the last group also has --help.
+GROUPS = {
+    "Data": ("data", "group_by", "channel_files", "num_classes", "holdout", "strict", "changed_data", "image_size"),
+    "Models": ("models", "init", "weights"),
+    "Channels": ("channels", "channel_sampling", "subset_bias", "subset_runs", "consistency"),
+    "Training": ("epochs", "batch_size", "accumulate", "lr", "optimizer", "weight_decay", "schedule", "warmup")
+    + ("clip_norm", "ema", "keep", "patience", "label_smoothing", "class_weights", "seed", "seeds"),
+    "Augmentation": ("augmentations", "one_at_a_time", "crop", "crop_scale", "progressive", "cutout", "gain", "mixup")
+    + ("cutmix", "mix_share"),
+    "Tests": ("eval_crop", "flip_test", "test_holdout"),
+    "Speed": ("device", "precision", "compile", "compile_mode", "cache", "cache_size", "backend", "workers", "sync_bn"),
+    "Output": ("out", "name", "save_every", "profile", "tensorboard"),
+    "Settings of a run": ("config", "recipe", "resume", "print_config"),
+}
+
+
 class TaskCommand(click.Command):
     """A task, which takes no arguments but options: a folder given without one is told to be `--data`."""
+
+    def format_options(self, ctx, formatter):
+        options = {option.name: option.get_help_record(ctx) for option in self.get_params(ctx)}
+        groups = {group: [options.pop(name) for name in names] for group, names in GROUPS.items()}
+        next(reversed(groups.values())).extend(options.values())
+        for group, records in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(records)
 
     def parse_args(self, ctx, args):
         rest = super().parse_args(ctx, args)

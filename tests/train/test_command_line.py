@@ -2,12 +2,13 @@
 
 import re
 
+import click
 import pytest
 
 import polychrome
 from polychrome.engine.channels.combinations import parse
 from polychrome.engine.errors import UserError
-from polychrome.train.cli import cli
+from polychrome.train.cli import GROUPS, cli
 from polychrome.train.run import main
 
 
@@ -19,6 +20,19 @@ def test_the_summary_of_every_command_is_whole_at_80_columns(monkeypatch, capsys
     assert set(cli.commands) <= set(lines)
     assert [name for name in cli.commands if not re.fullmatch(r"[A-Z][^.]+\.", lines[name])] == []
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("task", ["task1", "transfer"])
+def test_the_help_of_a_task_has_every_option_once_by_subject(capsys, task):
+    names = [name for group in GROUPS.values() for name in group]
+    context = click.Context(cli.commands[task])
+    options = {option.name: option.opts for option in cli.commands[task].get_params(context)}
+    assert len(names) == len(set(names))
+    assert [options[name] for name in options.keys() - names] == [["--help"]]
+    assert main([task, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert re.findall(r"^(\w[\w ]*):$", text, re.M) == list(GROUPS)
+    assert len(re.findall(r"^  -", text, re.M)) == len(names) + 1
 
 
 def test_the_version_is_told(capsys):
