@@ -5,7 +5,7 @@ import sys
 
 def main() -> int:
     """Run the command line of `polychrome.train` and return its exit status; 2 where its packages are not installed."""
-    if sys.argv[1:2] == ["check"]:  # it and the doctor need no more than the ops do
+    if sys.argv[1:2] == ["check"]:  # it, doctor and bench need no more than the ops do
         from polychrome.kernels.check import main as check
 
         return check(sys.argv[2:], "polychrome check")
@@ -13,6 +13,10 @@ def main() -> int:
         from polychrome.doctor import main as doctor
 
         return doctor(sys.argv[2:])
+    if sys.argv[1:2] == ["bench"]:
+        from polychrome.kernels.quick import main as bench
+
+        return bench(sys.argv[2:], "polychrome bench")
     try:
         from polychrome.train.run import main as run
     except ModuleNotFoundError as error:

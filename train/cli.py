@@ -303,6 +303,20 @@ def check(context: click.Context, arguments: tuple[str, ...]) -> int:
     return main(list(arguments), context.command_path)
 
 
+@cli.command(
+    short_help="Time the ops beside plain PyTorch, in a minute.",
+    context_settings={"ignore_unknown_options": True},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def bench(context: click.Context, arguments: tuple[str, ...]) -> int:
+    """Time the ops beside plain PyTorch, in a minute."""
+    from polychrome.kernels.quick import main
+
+    return main(list(arguments), context.command_path)
+
+
 @cli.command(short_help="Say what this machine lacks, and what to do.")
 def doctor() -> int:
     """Say what this machine lacks for ops, training and export, and what to do."""
