@@ -25,12 +25,14 @@ class Evaluation:
     """Scores and predictions by channel combination; confusion matrix [true, predicted] on the first combination.
 
     Predictions are int64 [images], the likeliest classes in the split's order; -1 for an image that could not be read
-    or lacks a channel of the combination. `flipped` and `flipped_predictions` are of flip averaging, where asked for.
+    or lacks a channel of the combination. `probabilities`, float32 [images], are those of the predictions on the first
+    combination. `flipped` and `flipped_predictions` are of flip averaging, where asked for.
     """
 
     scores: dict[str, Scores]
     confusion: Tensor
     predictions: dict[str, Tensor]
+    probabilities: Tensor
     flipped: dict[str, Scores] = field(default_factory=dict)
     flipped_predictions: dict[str, Tensor] = field(default_factory=dict)
 
@@ -69,6 +71,7 @@ def evaluate(
     scorers = {name: Scorer(num_classes, loader.device) for name in combinations}
     flipped = {name: Scorer(num_classes, loader.device) for name in combinations if flip}
     guesses = torch.full((1 + flip, len(combinations), loader.samples), -1, dtype=torch.int64, device=loader.device)
+    sure = torch.zeros(loader.samples, device=loader.device)
     was_training = model.training
     model.eval()
     for batch in decoded(loader.epoch(0)):
@@ -86,6 +89,8 @@ def evaluate(
                 where = _on(images.device, batch.indices[rows])
                 scorers[name].update(logits, labels)
                 guesses[0, number].scatter_(0, where, logits.argmax(1))
+                if not number:
+                    sure.scatter_(0, where, logits.float().softmax(1).amax(1))
                 if flip:
                     both = (logits.float() + mirrored.float()) / 2
                     flipped[name].update(both, labels)
@@ -94,7 +99,8 @@ def evaluate(
     model.train(was_training)
     confusion = next(iter(scorers.values())).confusion()
     found = [dict(zip(combinations, each, strict=True)) for each in distributed.largest(guesses).cpu()]
-    return Evaluation(_computed(scorers), confusion, found[0], _computed(flipped), found[1] if flip else {})
+    sure = distributed.largest(sure).cpu()
+    return Evaluation(_computed(scorers), confusion, found[0], sure, _computed(flipped), found[1] if flip else {})
 
 
 def _computed(scorers: dict[str, Scorer]) -> dict[str, Scores]:

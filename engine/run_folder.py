@@ -25,7 +25,7 @@ class RunFolder:
     """Paths and files of a run; of several processes only the first writes.
 
     `config.toml`, `environment.json`, `history.csv`, `results.json`, `report.md`, `report.html`, `plots/`,
-    `table.csv`, `predictions-<model>.csv`, `predictions/<model>.csv`,
+    `table.csv`, `predictions-<model>.csv`, `submission-<model>.csv`, `predictions/<model>.csv`,
     `checkpoints/<model>/{last,best,previous,step}.pt`, `tensorboard/<model>/`, `trace/`; `holdout.txt` where images are
     held out. A run with several seeds has a folder like this for each, `seeds/<seed>/`, and no
     checkpoints of its own.
@@ -153,6 +153,10 @@ class RunFolder:
     def predictions(self, model: str) -> Path:
         """Return the path of a model's predictions for the test images. Raises UserError for a name that is a path."""
         return within(self.root, f"predictions-{model}.csv")
+
+    def submission(self, model: str) -> Path:
+        """Return the path of a model's predictions as numbers. Raises UserError for a name that is a path."""
+        return within(self.root, f"submission-{model}.csv")
 
     def every_prediction(self, model: str, tested_by: str = "predictions") -> Path:
         """Return the path of a model's predictions for all images of all splits, by the run or by "evaluation".

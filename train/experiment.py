@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -38,7 +36,14 @@ from polychrome.train.data import make_loader, restricted, summary
 from polychrome.train.messages import at_start
 from polychrome.train.networks import PADDED_ONE_PER_COMBINATION
 from polychrome.train.preparation import Prepared, is_done, prepare
-from polychrome.train.results import add_ratio, predictions_of, scores_of, tested_splits
+from polychrome.train.results import (
+    add_ratio,
+    named_predictions,
+    predictions_of,
+    scores_of,
+    submission,
+    tested_splits,
+)
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import AUTO, Settings
 
@@ -318,18 +323,17 @@ class Experiment:
             return evaluate(network.model, images, network.combinations, *how)
 
     def _show(self, entry: str, tested: Evaluation) -> None:
-        """Draw the confusion matrix on the first combination and write the predictions as CSV."""
+        """Draw the confusion matrix on the first combination and write its predictions as CSV."""
         if not distributed.is_main():
             return
         title = f"{entry}, channels {next(iter(tested.scores))}"
         path = self.folder.picture("confusion", entry)
         plots.attempt(plots.confusion, tested.confusion.numpy(), self.images.class_names, title, path)
-        positions = self.data.positions["test"] if self.data.positions else range(len(self.images.splits["test"].paths))
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(
-            [("ID", "Category"), *zip(positions, next(iter(tested.predictions.values())).tolist(), strict=True)]
-        )
-        self.folder.write(self.folder.predictions(entry), text.getvalue())
+        test = self.images.splits["test"]
+        self.folder.write(self.folder.predictions(entry), named_predictions(tested, test, self.images.class_names))
+        if self.settings.submission:
+            positions = self.data.positions["test"] if self.data.positions else range(len(test.paths))
+            self.folder.write(self.folder.submission(entry), submission(tested, positions))
 
     @torch.no_grad()
     def _predict_some(self, entry: str, network: Network) -> None:

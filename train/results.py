@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from polychrome.engine.channels import names
 from polychrome.engine.data.image_set import Split
 from polychrome.engine.data.sets import division
+from polychrome.engine.errors import spreadsheet_cell
 from polychrome.engine.evaluation import Evaluation
 from polychrome.engine.report import scores
 from polychrome.train.settings.config import Settings
@@ -57,6 +58,34 @@ def predictions_of(networks: Iterable[dict[str, Evaluation]], splits: Mapping[st
             guesses = (columns[name][number] if name in columns else -1 for name in names)
             table.writerow([split, *about, *("" if guess < 0 else guess for guess in guesses)])
     return text.getvalue()
+
+
+def named_predictions(tested: Evaluation, split: Split, class_names: Sequence[str]) -> str:
+    """Return the predictions on the first combination as CSV, a row for each image of a split.
+
+    The columns: path, true and predicted class by name, and the prediction's probability. The last two are empty where
+    the image was not tested on the combination.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["path", "true", "predicted", "probability"])
+    guesses, shares = _first(tested), tested.probabilities.tolist()
+    for path, label, guess, share in zip(split.paths, split.labels, guesses, shares, strict=True):
+        found = ("", "") if guess < 0 else (spreadsheet_cell(class_names[guess]), f"{share:.6f}")
+        table.writerow([spreadsheet_cell(path), spreadsheet_cell(class_names[label]), *found])
+    return text.getvalue()
+
+
+def submission(tested: Evaluation, positions: Iterable[int]) -> str:
+    """Return the predictions on the first combination as CSV of ID, an image's place in the list, and Category."""
+    text = io.StringIO()
+    rows = zip(positions, _first(tested), strict=True)
+    csv.writer(text, lineterminator="\n").writerows([("ID", "Category"), *rows])
+    return text.getvalue()
+
+
+def _first(tested: Evaluation) -> list[int]:
+    return next(iter(tested.predictions.values())).tolist()
 
 
 def best(entries: Mapping[str, dict]) -> str:

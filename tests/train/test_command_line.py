@@ -28,7 +28,7 @@ def test_the_help_of_a_task_has_every_option_once_by_subject(capsys, task):
     context = click.Context(cli.commands[task])
     options = {option.name: option.opts for option in cli.commands[task].get_params(context)}
     assert len(names) == len(set(names))
-    assert [options[name] for name in options.keys() - names] == [["--help"]]
+    assert ["--help" in options[name] for name in options.keys() - names] == [True]
     assert main([task, "--help"]) == 0
     text = capsys.readouterr().out
     assert re.findall(r"^(\w[\w ]*):$", text, re.M) == list(GROUPS)

@@ -63,7 +63,7 @@ def needs(file_format):
 def predicted(run, model):
     """Return the classes that the run's own test put the images into."""
     with (run / f"predictions-{model}.csv").open() as file:
-        return [int(row["Category"]) for row in csv.DictReader(file)]
+        return [int(row["predicted"]) for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("file_format", ["onnx", "safetensors", pytest.param("pt2", marks=pytest.mark.slow)])

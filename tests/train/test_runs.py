@@ -22,6 +22,7 @@ from polychrome.kernels import use_backend
 from polychrome.kernels.launch import record_launches
 from polychrome.train import experiment, systems
 from polychrome.train.run import main
+from polychrome.train.trained import load
 from tests.conftest import write_list_folder
 
 COMBINATIONS = ["RGB", "RG", "GB", "RB", "R", "G", "B"]
@@ -509,9 +510,14 @@ def test_predictions_are_numbered_by_the_test_list_even_where_a_file_is_left_out
     shutil.copytree(stripes, data)
     (data / "images/test 1.jpg").write_bytes(b"")
     start = ["task1", "--data", str(data), "--out", str(tmp_path), "--name", "p", *SMALL, "--epochs", "1"]
-    assert main([*start, "--models", "simple_cnn"]) == 0
-    rows = list(csv.reader((tmp_path / "task1/p/predictions-simple_cnn.csv").open()))
+    assert main([*start, "--models", "simple_cnn", "--submission"]) == 0
+    run = tmp_path / "task1/p"
+    rows = list(csv.reader((run / "submission-simple_cnn.csv").open()))
+    assert rows[0] == ["ID", "Category"]
     assert [int(number) for number, _ in rows[1:]] == [0, *range(2, 18)]
+    named = list(csv.DictReader((run / "predictions-simple_cnn.csv").open()))
+    assert [row["path"] for row in named] == [f"images/test {number}.jpg" for number, _ in rows[1:]]
+    assert [row["predicted"] for row in named] == [label for _, label in rows[1:]]
 
 
 def test_a_sweep_decodes_each_image_once(stripes, tmp_path, monkeypatch):
@@ -537,12 +543,14 @@ def test_a_sweep_decodes_each_image_once(stripes, tmp_path, monkeypatch):
     assert histories[0] == histories[1] == histories[2]
 
 
-def test_test_predictions_are_written_as_id_and_category(task1):
-    rows = list(csv.reader((task1 / "predictions-simple_cnn.csv").open()))
-    assert rows[0] == ["ID", "Category"]
-    assert [int(number) for number, _ in rows[1:]] == list(range(18))
-    right = sum(int(label) == number % 3 for number, label in ((int(a), b) for a, b in rows[1:]))
+def test_test_predictions_are_written_by_file_with_names_and_probabilities(task1, stripes):
+    rows = list(csv.DictReader((task1 / "predictions-simple_cnn.csv").open()))
+    assert list(rows[0]) == ["path", "true", "predicted", "probability"]
+    assert [f"{row['path']} {row['true']}" for row in rows] == (stripes / "test.txt").read_text().splitlines()
+    right = sum(row["predicted"] == row["true"] for row in rows)
     assert right / 18 == pytest.approx(results(task1)["models"]["simple_cnn"]["test"]["RGB"]["accuracy"])
+    found = load(task1, "simple_cnn").predict([stripes / row["path"] for row in rows])
+    assert [float(row["probability"]) for row in rows] == pytest.approx([each.probability for each in found], abs=1e-3)
 
 
 def test_checkpoints_of_another_model_and_damaged_ones_are_refused(task1, tmp_path, capsys):

@@ -146,8 +146,8 @@ def test_a_network_for_each_sensor_is_trained_on_its_images_alone(tmp_path, caps
         assert images == {"red+green+blue": 3, "blue+nir+swir": 3, "blue+nir": 6}
     folders = {path.parent.name for path in run.glob("checkpoints/pool_attention_cnn+alone/*/best.pt")}
     assert folders == {"red+green+blue", "blue+nir+swir", "blue+nir"}
-    guesses = (run / "predictions-pool_attention_cnn+alone.csv").read_text().split()[1:]
-    assert [line.split(",")[1] == "-1" for line in guesses] == [False] * 3 + [True] * 6
+    guesses = list(csv.DictReader((run / "predictions-pool_attention_cnn+alone.csv").open()))
+    assert [row["predicted"] == row["probability"] == "" for row in guesses] == [False] * 3 + [True] * 6
     rows = list(csv.DictReader((run / "predictions/pool_attention_cnn+alone.csv").open()))
     rows = [row for row in rows if row["split"] == "test"]
     assert [row["red+green+blue"] == "" for row in rows] == [False] * 3 + [True] * 6

@@ -31,7 +31,8 @@ def run(tmp_path_factory):
 
 def test_balanced_accuracy_is_the_mean_over_classes_in_the_results_the_table_and_the_report(run):
     entry = json.loads((run / "results.json").read_text())["models"]["simple_cnn"]
-    guesses = [int(line.split(",")[1]) for line in (run / "predictions-simple_cnn.csv").read_text().split()[1:]]
+    with open(run / "predictions-simple_cnn.csv", newline="") as file:
+        guesses = [int(row["predicted"]) for row in csv.DictReader(file)]
     labels = [label for label, count in enumerate(COUNTS["test"]) for _ in range(count)]
     right = [guess == label for guess, label in zip(guesses, labels, strict=True)]
     shares = [sum(right[:12]) / 12, sum(right[12:15]) / 3, sum(right[15:]) / 3]

@@ -233,6 +233,13 @@ class Settings(Hyperparameters, Subject):
         bool,
         "--tensorboard/--no-tensorboard",
     )
+    submission: bool = setting(
+        False,
+        "Also write submission-MODEL.csv, numbers of the test images and classes (ID, Category), as the CIFAR course "
+        "asks.",
+        bool,
+        "--submission/--no-submission",
+    )
     out: str = setting("runs", "Folder for run folders.")
     name: str | None = setting(None, "Name of the run's folder.  [default: date and time]")
     sweep: bool = field(default=False, metadata={"type": bool})  # all systems; an untrainable one is left out
