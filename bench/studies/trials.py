@@ -1,7 +1,8 @@
 """The trials that tune each contender of the comparison: `python -m bench.studies.trials --data DIR --out RUNS`.
 
 Every network gets the same number of trials of the same minutes on one core: three learning rates, then stronger
-augmentation, then two other weight decays, each at the best settings so far. 6,149 training images train, 2,500 others
+augmentation, then more weight decay, then a rate beyond the best of the three where that is the first or the last, else
+less weight decay, each at the best settings so far. 6,149 training images train, 2,500 others
 of the training set decide; images held out, the validation images but for the log, and the test images decide nothing.
 When all contenders are tuned, the better one of `FLAGSHIPS` is tuned as the network for every combination of channels:
 its best choice on RGB, then few channels more often, known places, the other strength of augmentation, more weight
@@ -36,6 +37,7 @@ ANY = "any"  # what a network is trained for, if not RGB or another combination 
 HELD_OUT, DECIDING = 2500, 2500  # training images: never read here; those that trials are compared on
 MINUTES = 20.0
 RATES, DECAYS, BIASES = (0.01, 0.005, 0.02), (0.1, 0.3, 0.03), (0.0, 1.0, 2.0)
+BEYOND = {0.005: 0.0025, 0.02: 0.04}  # rates by those at the ends of the three
 TRIALS = 6  # of each network
 # By strength of augmentation, beyond crops and flips.
 STRENGTHS: Mapping[int, Mapping[str, float]] = {
@@ -101,8 +103,11 @@ def following(done: Sequence[Trial]) -> Choice | None:
     best = _best(done).choice
     if len(done) == len(RATES):
         return replace(best, strength=1)
-    number = len(done) - len(RATES)
-    return replace(best, weight_decay=DECAYS[number]) if number < len(DECAYS) else None
+    if len(done) == len(RATES) + 1:
+        return replace(best, weight_decay=DECAYS[1])
+    if len(done) == len(RATES) + 2:
+        return replace(best, lr=BEYOND[best.lr]) if best.lr in BEYOND else replace(best, weight_decay=DECAYS[2])
+    return None
 
 
 def following_any(start: Choice, done: Sequence[Trial]) -> Choice | None:

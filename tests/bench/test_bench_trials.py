@@ -47,7 +47,7 @@ def test_six_trials_go_from_rates_to_augmentation_to_decays():
         Choice(0.02),
         Choice(0.02, strength=1),
         Choice(0.02, 0.3, strength=1),
-        Choice(0.02, 0.03, strength=1),
+        Choice(0.04, 0.3, strength=1),
     ]
     assert trials.tuned("prism4", "RGB", done) == best
 
@@ -86,6 +86,9 @@ def test_what_does_not_help_is_not_kept():
     done = all_trials(lambda choice: 1 - choice.strength - abs(choice.weight_decay - 0.1) - abs(choice.lr - 0.01))
     assert len(done) == 6
     assert trials.tuned("prism4", "RGB", done) == Choice()
+    small = all_trials(lambda choice: -choice.lr)
+    assert [found.lr for found in small] == [0.01, 0.005, 0.02, 0.005, 0.005, 0.0025]
+    assert trials.tuned("prism4", "RGB", small).lr == 0.0025
     assert done[-1].choice == Choice(weight_decay=0.03)
 
 
@@ -171,8 +174,8 @@ def test_trials_with_a_row_are_not_run_again(small, monkeypatch, tmp_path):
     assert ran[1:7] == [(f"prism4_small-{number}", 11) for number in range(1, 7)]
     assert ran[8:] == [(f"prism4_small-any-{number}", 11) for number in range(1, 7)]
     found = trials.read(tmp_path)
-    assert trials.tuned("prism4_small", "RGB", found) == Choice(lr=0.02, strength=1)
-    assert trials.tuned("prism4_small", "any", found) == Choice(lr=0.02, strength=1, subset_bias=2.0, places=1)
+    assert trials.tuned("prism4_small", "RGB", found) == Choice(lr=0.04, strength=1)
+    assert trials.tuned("prism4_small", "any", found) == Choice(lr=0.04, strength=1, subset_bias=2.0, places=1)
     assert found[0].accuracy == pytest.approx(0.01 + 0.05)  # the mean over the combinations
     trials.write([*found[:4], *found[6:10]], tmp_path)
     ran.clear()
