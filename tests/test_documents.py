@@ -62,7 +62,7 @@ x, norm, conv = torch.randn(2, 4, 8, 8), torch.nn.BatchNorm2d(1), torch.nn.Conv2
 import pathlib, torch
 from polychrome import models
 from polychrome.engine import export
-from polychrome.engine.channels.masks import RGB
+from polychrome.engine.channels.names import RGB
 images = torch.rand(2, 3, 16, 16)
 for name, target in (
     ("simple_cnn", "simple_cnn.pt2"),
@@ -74,7 +74,15 @@ for name, target in (
     export.save(models.create(name, num_classes=2, image_size=16), about, pathlib.Path(target), stored, "random images")
 """,
     ("docs/export.md", 1): "images, mask = images.numpy(), torch.ones(2, 3, dtype=torch.bool).numpy()",
-    ("docs/export.md", 2): "images = torch.from_numpy(images)",
+    ("docs/export.md", 2): """
+from PIL import Image
+about = export.Description("simple_cnn", 16, ("a", "b"), RGB, "uint8", False, 0.875)
+pixels = [torch.randint(256, (30, 40, 3), dtype=torch.uint8).numpy()]
+model, target = models.create("simple_cnn", num_classes=2, image_size=16), pathlib.Path("simple_cnn-whole.onnx")
+export.save_whole(model, about, target, stored, pixels, "random images")
+Image.fromarray(pixels[0]).save("photo.jpg")
+""",
+    ("docs/export.md", 3): "images = torch.from_numpy(images)",
 }
 SLOW = ("docs/export.md",)  # compiles a model
 SUBPACKAGES = ("kernels", "models", "engine", "train")

@@ -282,6 +282,11 @@ def predict(run: Path, **options) -> None:
 @click.option("--output", type=click.Path(path_type=Path), help="File to write.  [default: RUN/export/MODEL.FORMAT]")
 @click.option("--data", help="Folder of the data, where it has moved since the run.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Device that a pt2 is compiled for.  [default: cpu]")
+@click.option(
+    "--preprocessing",
+    is_flag=True,
+    help="Put crop, resize, standardisation and softmax into the ONNX file, which then takes whole images.",
+)
 def export(run: Path, **options) -> None:
     """Write a model of a RUN folder as a file for use elsewhere, checked on 16 images of the test split."""
     from polychrome.train.commands.export import export_run

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 
 from polychrome.engine.errors import UserError, one_line
@@ -39,33 +40,72 @@ def save(model: nn.Module, description: Description, path: Path, images: Tensor,
         StorageError: the disk is full.
     """
     check_target(path)
-    form = _format(path)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / f"model{path.suffix}"
-        form.write(Classifier(model, description).to(images.device), made)
-        check = compare(load(made), model, description, images)
-        if not check.passed:
-            raise ExportError(
-                f"{path} was not written: it does not compute what {description.model} does ({check}; "
-                f"{check.largest_logit:.3g} is the largest logit)"
-            )
-        content, digest = made.read_bytes(), integrity.file_digest(made)
+        check = _written(model, description, made, path, images)
+        _keep(made, path, {**description.as_dict(), "check": {**asdict(check), "on": note}})
+    return check
+
+
+def save_whole(
+    model: nn.Module, description: Description, path: Path, images: Tensor, pixels: Sequence[np.ndarray], note: str
+) -> Check:
+    """Write `model` as ONNX with crop, resize, standardisation and softmax in the graph, see `engine.export.whole`.
+
+    Args:
+        images: to compare the network alone on, see `save`.
+        pixels: images [height, width, channels] of any sizes, the values stored, to compare the whole file on.
+
+    Raises:
+        UserError, ExportError, StorageError: as `save`; the suffix is not ".onnx".
+    """
+    check_target(path)
+    if path.suffix != ".onnx":
+        raise UserError(f"{path}: preprocessing goes into .onnx files alone")
+    from polychrome.engine.export import whole
+
+    with tempfile.TemporaryDirectory() as folder:
+        core, made = Path(folder) / "core.onnx", Path(folder) / "model.onnx"
+        _written(model, description, core, path, images)
+        whole.write(core, made, description)
+        check = whole.compare(load(made), model, description, pixels)
+        if check.difference > whole.TOLERANCE:
+            raise ExportError(f"{path} was not written: it does not compute what {description.model} does ({check})")
+        _keep(made, path, {**whole.about(description), "check": {**asdict(check), "on": note}})
+    return check
+
+
+def _written(model: nn.Module, description: Description, made: Path, path: Path, images: Tensor) -> Check:
+    """Write the network into the file `made`, and compare it; `path` is where it is to go."""
+    _format(path).write(Classifier(model, description).to(images.device), made)
+    check = compare(load(made), model, description, images)
+    if not check.passed:
+        raise ExportError(
+            f"{path} was not written: it does not compute what {description.model} does ({check}; "
+            f"{check.largest_logit:.3g} is the largest logit)"
+        )
+    return check
+
+
+def _keep(made: Path, path: Path, about: dict) -> None:
+    """Give a file that was checked its name, and write what is known of it beside it."""
+    content, digest = made.read_bytes(), integrity.file_digest(made)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
     integrity.description_of(path).unlink(missing_ok=True)  # of a former file: it must not be taken for this one's
     write_atomically(path, content)
-    about = {**description.as_dict(), "check": {**asdict(check), "on": note}, integrity.KEY: digest}
-    write_atomically(integrity.description_of(path), json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-    return check
+    text = json.dumps({**about, integrity.KEY: digest}, indent=2, ensure_ascii=False)
+    write_atomically(integrity.description_of(path), text + "\n")
 
 
 def load(path: Path | str) -> Callable[..., Tensor]:
     """Return an exported model, called as (images) or, if made for any channels, (images, mask).
 
     Images are float32 [batch, channels, height, width] with the values that the file's description says, mask bool
-    [batch, channels]; the result is logits [batch, classes]. `.safetensors` gives a `Classifier`, whose `model` is the
+    [batch, channels]; the result is logits [batch, classes]. A file with preprocessing takes pixels [batch, height,
+    width, channels] as stored, and gives probabilities. `.safetensors` gives a `Classifier`, whose `model` is the
     network.
 
     A `.pt2` holds compiled code, which loading it runs: load only files whose maker you trust. The other formats hold

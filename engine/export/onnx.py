@@ -75,7 +75,10 @@ def _reason(error: BaseException) -> str:
 
 
 def read(path: Path):
-    """Return the graph in onnxruntime, called as (images) or (images, mask) with tensors, and its description."""
+    """Return the graph in onnxruntime, called as (images) or (images, mask) with tensors, and its description.
+
+    A file with preprocessing takes pixels in place of images, see `engine.export.whole`.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -83,6 +86,6 @@ def read(path: Path):
 
     def run(*arguments: Tensor) -> Tensor:
         given = {name: np.asarray(value.cpu()) for name, value in zip(names, arguments, strict=True)}
-        return torch.from_numpy(session.run(["logits"], given)[0])
+        return torch.from_numpy(session.run(None, given)[0])
 
     return run, Description.from_json(session.get_modelmeta().custom_metadata_map[KEY])

@@ -8,10 +8,13 @@ import subprocess
 import sys
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 
+import polychrome
 from polychrome.engine import export
+from polychrome.engine.data.files import decode
 from polychrome.engine.data.opening import Opened, Wanted
 from polychrome.train.commands.finished import Run
 from polychrome.train.data import make_loader
@@ -79,6 +82,58 @@ def test_an_exported_model_predicts_what_the_run_did(run, images, model, file_fo
     assert sorted(os.listdir(path.parent)) == [f"x.{file_format}", f"x.{file_format}.json"]
     mask = (torch.ones(len(images), 3, dtype=torch.bool),) * said["any_channels"]
     assert export.load(path)(images, *mask).argmax(1).tolist() == predicted(run, model)
+
+
+@pytest.mark.parametrize("model", ["simple_cnn", "pool_attention_cnn", "naive_cnn"])
+def test_preprocessing_in_the_file_gives_what_predict_does(run, stripes, model, tmp_path, capsys):
+    needs("onnx")
+    path = tmp_path / "whole.onnx"
+    command = ["export", str(run), "--format", "onnx", "--model", model, "--preprocessing"]
+    assert main([*command, "--output", str(path)]) == 0
+    assert "same class for 100% of the images, on 16 images of the test split" in capsys.readouterr().out
+    trained, whole = polychrome.load(run, model), export.load(path)
+    said = json.loads((tmp_path / "whole.onnx.json").read_text())
+    assert said["inputs"]["pixels"] == {
+        "dtype": "uint8", "shape": ["batch", "height", "width", 3], "values": "as stored", "absent_channels": "anything"
+    }  # fmt: skip
+    assert said["outputs"] == {"probabilities": {"dtype": "float32", "shape": ["batch", 3]}}
+    mask = (torch.ones(1, 3, dtype=torch.bool),) * said["any_channels"]
+    files = [stripes / f"images/test {number}.jpg" for number in range(18)]
+    same = 0
+    for file in files:
+        pixels = torch.from_numpy(np.array(decode.rgb(file)))
+        for part in (pixels, pixels[:37, 5:], pixels[3:, :29]):  # other sizes and shapes
+            found, wanted = whole(part[None], *mask)[0], trained.predict(np.ascontiguousarray(part.numpy()))
+            given = dict(zip(trained.classes, found.tolist(), strict=True))
+            assert given == pytest.approx(wanted.probabilities, abs=2e-3)
+            same += max(given, key=given.get) == wanted.name
+    assert same >= 0.99 * 3 * len(files)
+    squares = torch.from_numpy(np.stack([decode.rgb(file)[:32, :32] for file in files[:4]]))
+    together = whole(squares, *(each.repeat(4, 1) for each in mask))
+    assert together.shape == (4, 3)
+    assert together.sum(1).tolist() == pytest.approx([1.0] * 4, abs=1e-5)
+    # From equal preprocessed images, the network alone agrees more closely.
+    core = tmp_path / "core.onnx"
+    assert main([*command[:-1], "--output", str(core)]) == 0
+    x = trained.preprocess(files)
+    mean, std = torch.tensor([trained._channels.mean, trained._channels.std])[:, :, None, None]
+    logits = export.load(core)(x * std + mean, *(each.repeat(len(files), 1) for each in mask))
+    assert (logits.softmax(1) - trained(x).softmax(1)).abs().max() < 1e-4
+
+
+def test_preprocessing_goes_into_onnx_alone(run, capsys):
+    assert main(["export", str(run), "--format", "safetensors", "--preprocessing"]) == 2
+    assert "--preprocessing goes into onnx files alone, not into safetensors" in capsys.readouterr().err
+
+
+def test_preprocessing_is_checked_on_random_images_where_the_data_is_gone(run, stripes, tmp_path, capsys):
+    needs("onnx")
+    copy = shutil.copytree(run, tmp_path / "run")
+    settings = (copy / "config.toml").read_text()
+    (copy / "config.toml").write_text(settings.replace(str(stripes), "/gone"))
+    assert main(["export", str(copy), "--format", "onnx", "--model", "simple_cnn", "--preprocessing"]) == 0
+    assert sorted(os.listdir(copy / "export")) == ["simple_cnn-whole.onnx", "simple_cnn-whole.onnx.json"]
+    assert "on 16 random images" in capsys.readouterr().out
 
 
 def test_a_package_runs_where_nothing_of_ours_is_imported(run, images, tmp_path):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from polychrome.engine import export
 from polychrome.engine.channels.combinations import parse
 from polychrome.engine.channels.names import Channels, join
+from polychrome.engine.data.files import stacks
 from polychrome.engine.errors import UserError
 from polychrome.engine.report import console
 from polychrome.train.commands.finished import Run
@@ -29,8 +31,11 @@ def export_run(
     output: Path | None,
     data: str | None,
     device: str | None,
+    preprocessing: bool = False,
 ) -> None:
     """Write the best checkpoint of a model in another format, and print how close the file's outputs are.
+
+    With `preprocessing` an ONNX file takes images as they are stored and gives probabilities.
 
     Raises:
         UserError: the folder is not a run's, it has no such model, network or checkpoint, `data` is not the run's data,
@@ -39,19 +44,25 @@ def export_run(
     """
     if device is not None and file_format != "pt2":
         raise UserError(f"--device: a pt2 is compiled for a device, {file_format} files are for any")
+    if preprocessing and file_format != "onnx":
+        raise UserError(f"--preprocessing goes into onnx files alone, not into {file_format}")
     trained = Run(run, device or "cpu")
     name = model or trained.best()
     network, chosen = _network(trained, name, channels)
     own = Channels(*(tuple(row[index] for index in chosen) for row in _table(trained.channels)))
     alone = name if len(chosen) == len(trained.channels) else f"{name}-{join(own.names, trained.channels.names)}"
-    path = output or trained.folder.export(alone, file_format)
+    path = output or trained.folder.export(alone + "-whole" * preprocessing, file_format)
     if path.suffix != f".{file_format}":
         raise UserError(f"--output {path} must end in .{file_format}")
     export.check_target(path)
     description = _description(trained, name, network, own)
-    images, note = _images(trained, name, data)
+    images, pixels, note = _images(trained, name, data)
+    images, pixels = images[:, list(chosen)], [image[..., list(chosen)] for image in pixels]
     with console.waiting(f"exporting {alone}"):
-        check = export.save(network, description, path, images[:, list(chosen)], note)
+        if preprocessing:
+            check = export.save_whole(network, description, path, images, pixels, note)
+        else:
+            check = export.save(network, description, path, images, note)
     console.say(f"{path}: {check}, on {len(images)} {note}")
 
 
@@ -87,14 +98,14 @@ def _description(trained: Run, name: str, network: torch.nn.Module, channels: Ch
     )
 
 
-def _images(trained: Run, name: str, data: str | None) -> tuple[Tensor, str]:
-    """Return images [16, channels, size, size], in the stored type, and a note on their origin.
+def _images(trained: Run, name: str, data: str | None) -> tuple[Tensor, list[np.ndarray], str]:
+    """Return images [16, channels, size, size], in the stored type, the same before they are resized, and their origin.
 
     They are the first images of the run's test split, fewer where the split has fewer. Where the split cannot be read
     and `data` is None, they are random.
     """
     try:
-        return _test_images(trained, name, data), "images of the test split"
+        return *_test_images(trained, name, data), "images of the test split"
     except UserError as error:
         if data is not None:
             raise
@@ -107,10 +118,14 @@ def _images(trained: Run, name: str, data: str | None) -> tuple[Tensor, str]:
     else:
         mean, std = torch.tensor([trained.channels.mean, trained.channels.std])[:, :, None, None]
         values = mean + std * torch.randn(shape, generator=generator)
-    return values.to(trained.device), "random images"
+    return values.to(trained.device), _as_pixels(values), "random images"
 
 
-def _test_images(trained: Run, name: str, data: str | None) -> Tensor:
+def _as_pixels(images: Tensor) -> list[np.ndarray]:
+    return list(images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+
+
+def _test_images(trained: Run, name: str, data: str | None) -> tuple[Tensor, list[np.ndarray]]:
     settings = trained.settings
     backend = settings.backend if settings.backend == "synthetic" else "torch"
     settings = replace(settings, data=data or settings.data, backend=backend, cache="none", workers=1)
@@ -118,4 +133,8 @@ def _test_images(trained: Run, name: str, data: str | None) -> Tensor:
     trained.check_fits(opened.images)
     settings = replace(trained.entry_settings(name, settings), batch_size=IMAGES)
     with make_loader(opened, "test", settings) as loader:
-        return next(iter(loader.epoch(0))).images
+        images = next(iter(loader.epoch(0))).images
+    if opened.store is not None or settings.backend == "synthetic":  # there are no files
+        return images, _as_pixels(images)
+    read = stacks.opener(opened.images)
+    return images, [read(path) for path in opened.images.splits["test"].paths[:IMAGES]]

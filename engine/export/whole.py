@@ -1,0 +1,155 @@
+"""ONNX files that take whole images: crop, resize, standardisation and softmax are in the graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from polychrome.engine.data import sampling
+from polychrome.engine.data.batches import normalise
+from polychrome.engine.data.readers.resizing import cropped
+from polychrome.engine.export.check import Check
+from polychrome.engine.export.classifier import KEY, Description
+
+if TYPE_CHECKING:
+    import onnx
+
+INPUT, OUTPUT = "pixels", "probabilities"
+# A probability may differ by as much from the model's: the two round the pixels of a resized image in different ways.
+TOLERANCE = 0.02
+
+
+def write(core: Path, path: Path, description: Description) -> None:
+    """Write the ONNX file `core` of a network with everything before it and after it.
+
+    The input "pixels", [batch, height, width, channels] of any one height and width, has values as stored, uint8 or
+    float32; a network for any channels also has its "mask". The output "probabilities" is float32 [batch, classes].
+    """
+    import onnx
+    from onnx import compose, helper
+
+    network = onnx.load(str(core))
+    versions = [each for each in network.opset_import if each.domain in ("", "ai.onnx")]
+    before = helper.make_model(
+        _preprocessing(description), opset_imports=versions, ir_version=network.ir_version, producer_name="polychrome"
+    )
+    model = compose.merge_models(before, network, io_map=[("values", "images")])
+    domains = {each.domain: each for each in model.opset_import}
+    del model.opset_import[:]
+    model.opset_import.extend(domains.values())
+    model.graph.node.append(helper.make_node("Softmax", ["logits"], [OUTPUT], axis=1))
+    del model.graph.output[:]
+    shape = ["batch", len(description.classes)]
+    model.graph.output.append(helper.make_tensor_value_info(OUTPUT, onnx.TensorProto.FLOAT, shape))
+    del model.metadata_props[:]
+    helper.set_model_props(model, {KEY: json.dumps(about(description))})
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+def about(description: Description) -> dict:
+    """Return the description of such a file, JSON-ready: as of the network alone, with other inputs and outputs."""
+    found = description.as_dict()
+    shape = ["batch", "height", "width", len(description.channels)]
+    pixels = {"dtype": description.dtype, "shape": shape, "values": "as stored", "absent_channels": "anything"}
+    inputs = {INPUT: pixels} | {name: each for name, each in found["inputs"].items() if name != "images"}
+    output = {"dtype": "float32", "shape": ["batch", len(description.classes)]}
+    return found | {"inputs": inputs, "outputs": {OUTPUT: output}, "whole": True}
+
+
+def _preprocessing(description: Description) -> onnx.GraphProto:
+    """Return the graph from "pixels" to "values", the input of the network: see `engine.data.readers.resizing`."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    stored, count, size = description.dtype, len(description.channels), description.image_size
+    kind = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}[stored]
+    constants = {
+        "zero": np.array([0], np.int64),
+        "one": np.array([1], np.int64),
+        "two": np.array([2], np.int64),
+        "three": np.array([3], np.int64),
+        "axes": np.array([2, 3], np.int64),
+        "share": np.array([description.crop], np.float64),
+        "small": np.array([count, size, size], np.int64),
+        "low": np.array(0, np.float32),
+        "high": np.array(255, np.float32),
+        "scale": np.array(description.scale, np.float32),
+    }
+    name = {each: f"preprocessing_{each}" for each in constants}
+
+    def node(op: str, inputs: list[str], output: str, **attributes):
+        given = [name.get(each, each and f"preprocessing_{each}") for each in inputs]
+        given = [INPUT if each == f"preprocessing_{INPUT}" else each for each in given]
+        made = output if output == "values" else f"preprocessing_{output}"
+        return helper.make_node(op, given, [made], name=f"preprocessing_{op}_{output}", **attributes)
+
+    nodes = [
+        node("Transpose", [INPUT], "channels_first", perm=[0, 3, 1, 2]),
+        node("Shape", [INPUT], "shape"),
+        node("Slice", ["shape", "one", "three"], "height_width"),
+        node("ReduceMin", ["height_width"], "short", keepdims=1),
+        node("Cast", ["short"], "short_double", to=TensorProto.DOUBLE),
+        node("Mul", ["short_double", "share"], "side_exact"),
+        node("Round", ["side_exact"], "side_rounded"),
+        node("Cast", ["side_rounded"], "side_whole", to=TensorProto.INT64),
+        node("Max", ["side_whole", "one"], "side"),
+        node("Sub", ["height_width", "side"], "margin"),
+        node("Div", ["margin", "two"], "start"),
+        node("Add", ["start", "side"], "end"),
+        node("Slice", ["channels_first", "start", "end", "axes"], "square"),
+        node("Cast", ["square"], "square_float", to=TensorProto.FLOAT),
+        node("Slice", ["shape", "zero", "one"], "batch"),
+        node("Concat", ["batch", "small"], "sizes", axis=0),
+        node(
+            "Resize",
+            ["square_float", "", "", "sizes"],
+            "resized",
+            mode="linear",
+            antialias=1,
+            coordinate_transformation_mode="half_pixel",
+        ),
+    ]
+    if stored == "uint8":
+        nodes += [node("Round", ["resized"], "rounded"), node("Clip", ["rounded", "low", "high"], "clipped")]
+    nodes.append(node("Div", ["clipped" if stored == "uint8" else "resized", "scale"], "values"))
+    return helper.make_graph(
+        nodes,
+        "preprocessing",
+        [helper.make_tensor_value_info(INPUT, kind, ["batch", "height", "width", count])],
+        [helper.make_tensor_value_info("values", TensorProto.FLOAT, ["batch", count, size, size])],
+        [numpy_helper.from_array(value, name[each]) for each, value in constants.items()],
+    )
+
+
+@torch.no_grad()
+def compare(
+    run: Callable[..., Tensor], model: nn.Module, description: Description, images: Sequence[np.ndarray]
+) -> Check:
+    """Compare such a file, loaded, with its network on images [height, width, channels] as stored, one by one.
+
+    The differences are of probabilities.
+    """
+    device = next(model.parameters()).device
+    given, wanted = [], []
+    for image in images:
+        (crop,) = sampling.center_crops(np.array([image.shape[:2]]), description.crop)
+        batch = cropped(image, crop, False, description.image_size)[None].to(device)
+        wanted.append(model(normalise(batch, description.channels)).float().softmax(1).cpu())
+        mask = (torch.ones(1, image.shape[2], dtype=torch.bool),) * description.any_channels
+        given.append(run(torch.from_numpy(np.array(image))[None], *mask))
+    return _check(torch.cat(given), torch.cat(wanted))
+
+
+def _check(given: Tensor, wanted: Tensor) -> Check:
+    return Check(
+        images=len(given),
+        difference=(given - wanted).abs().max().item(),
+        largest_logit=wanted.abs().max().item(),
+        agreement=(given.argmax(1) == wanted.argmax(1)).double().mean().item(),
+    )
