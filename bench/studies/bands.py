@@ -51,17 +51,20 @@ SENSORS = {"+".join(map(str, bands)): name for name, bands in sensors.SENSORS.it
 Found = dict[str, dict[int | str, list[float]]]
 
 
-def read(results: Path = study.RESULTS, split: str = "test") -> tuple[Found, dict[str, dict[str, str]]]:
-    """Return the accuracies of all divisions, and by system a row with its costs and protocol; empty without files."""
+def read(results: Path = study.RESULTS, split: str = "test") -> tuple[Found, dict[str, list[dict[str, str]]]]:
+    """Return the accuracies of all divisions, and by system a row of each with its costs; empty without files."""
     found: Found = defaultdict(lambda: defaultdict(list))
-    about = {}
+    about: dict[str, list[dict[str, str]]] = defaultdict(list)
     for file in sorted((results / "houston48" / "bands").glob("*/table.csv")):
         each: dict[tuple[str, int | str], list[float]] = defaultdict(list)
+        costs: dict[str, dict[str, str]] = {}
         with file.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
                 if row["split"] == split and row["flip_averaging"] == "no":
                     each[row["model"], _choice(row["combination"])].append(float(row["accuracy"]))
-                    about.setdefault(row["model"], row)
+                    costs.setdefault(row["model"], row)
+        for model, row in costs.items():
+            about[model].append(row)
         for (model, choice), accuracies in each.items():
             found[model][choice].append(fmean(accuracies))
     return found, about
@@ -89,14 +92,14 @@ def table(results: Path = study.RESULTS) -> str:
     rows = tuple(
         (
             f"`{model}`",
-            about[model]["protocol"],
+            about[model][0]["protocol"],
             *(
                 f"{100 * fmean(by[choice]):.1f} ± {100 * stdev(by[choice]):.1f}"
                 for choice in (*SHOWN, *SENSORS.values())
             ),
             f"{100 * _mean(validated[model]):.1f}",
-            f"{int(about[model]['params']):,}",
-            f"{float(about[model]['train_seconds']) / 60:.1f}",
+            f"{int(about[model][0]['params']):,}",
+            f"{fmean(float(row['train_seconds']) for row in about[model]) / 60:.1f}",
         )
         for model, by in found.items()
     )
