@@ -53,7 +53,7 @@ def save_whole(
     """Write `model` as ONNX with crop, resize, standardisation and softmax in the graph, see `engine.export.whole`.
 
     Args:
-        images: to compare the network alone on, see `save`.
+        images: [n, channels, height, width], the values stored, uint8 or float32, to compare the network alone on.
         pixels: images [height, width, channels] of any sizes, the values stored, to compare the whole file on.
 
     Raises:

@@ -135,21 +135,20 @@ def compare(
 
     The differences are of probabilities.
     """
-    device = next(model.parameters()).device
-    given, wanted = [], []
-    for image in images:
-        (crop,) = sampling.center_crops(np.array([image.shape[:2]]), description.crop)
-        batch = cropped(image, crop, False, description.image_size)[None].to(device)
-        wanted.append(model(normalise(batch, description.channels)).float().softmax(1).cpu())
-        mask = (torch.ones(1, image.shape[2], dtype=torch.bool),) * description.any_channels
-        given.append(run(torch.from_numpy(np.array(image))[None], *mask))
-    return _check(torch.cat(given), torch.cat(wanted))
-
-
-def _check(given: Tensor, wanted: Tensor) -> Check:
+    pairs = [_results(run, model, description, image) for image in images]
+    given, wanted = (torch.cat(each) for each in zip(*pairs, strict=True))
     return Check(
-        images=len(given),
+        images=len(images),
         difference=(given - wanted).abs().max().item(),
         largest_logit=wanted.abs().max().item(),
         agreement=(given.argmax(1) == wanted.argmax(1)).double().mean().item(),
     )
+
+
+def _results(run, model: nn.Module, description: Description, image: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return the probabilities of an image by the file and by the model, [1, classes] each."""
+    (crop,) = sampling.center_crops(np.array([image.shape[:2]]), description.crop)
+    batch = cropped(image, crop, False, description.image_size)[None].to(next(model.parameters()).device)
+    wanted = model(normalise(batch, description.channels)).float().softmax(1).cpu()
+    mask = (torch.ones(1, image.shape[2], dtype=torch.bool),) * description.any_channels
+    return run(torch.from_numpy(np.array(image))[None], *mask), wanted

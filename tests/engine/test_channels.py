@@ -90,11 +90,15 @@ def test_what_the_user_asks_for_becomes_positions():
 @pytest.mark.parametrize(
     ("wanted", "names", "message"),
     [
-        (("RX",), "RGB", "channels 'RX': no channel 'X'; the data has R, G, B"),
+        (("RX",), "RGB", "channels 'RX': no channel 'X'; the data has R, G, B; did you mean 'R'?"),
         (("RR",), "RGB", "channels 'RR': a channel is named twice"),
         (("",), "RGB", "channels must name at least one of R, G, B"),
         (("RG", "B", "RG"), "RGB", "channels 'RG' are named 2 times"),
-        (("red+blue",), ("red", "nir"), "channels 'red+blue': no channel 'blue'; the data has red, nir"),
+        (
+            ("red+blue",),
+            ("red", "nir"),
+            "channels 'red+blue': no channel 'blue'; the data has red, nir; did you mean 'red'?",
+        ),
     ],
 )
 def test_unknown_and_repeated_channels_are_refused(wanted, names, message):
