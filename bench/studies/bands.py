@@ -79,9 +79,9 @@ def _choice(combination: str) -> int | str:
 
 
 def table(results: Path = study.RESULTS) -> str:
-    """Return the table of test accuracies by bands kept and sensor, and below it the command, its files and machine.
+    """Return the table of test accuracies by bands kept and sensor, that of the leads, the command and the machine.
 
-    Its last accuracy is of validation patches, the mean over the columns before.
+    The last accuracy is of validation patches, the mean over the columns before.
     """
     found, about = read(results)
     if not found:
@@ -103,12 +103,31 @@ def table(results: Path = study.RESULTS) -> str:
         )
         for model, by in found.items()
     )
+    first, columns = chosen(results), (*SHOWN, *SENSORS.values())
+    leads = tuple(
+        (f"`{model}`", *(_lead(found[first][choice], by[choice]) for choice in columns))
+        for model, by in found.items()
+        if model != first
+    )
+    words = f"`{first}` less the others, in points; 95% intervals of the mean over the divisions, by Student's t:"
     folder = results / "houston48" / "bands"
     facts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/environment.json"))]
     commits = ", ".join(sorted({study.commit(each) for each in facts}))
     machines = "; ".join(sorted({study.machine(each) for each in facts}))
     stamp = f"`{COMMAND}`: `bench/results/houston48/bands/*/table.csv` (commit {commits}); {machines}."
-    return "\n\n".join([grid(Table("", heads, rows, 2)), wrapped(stamp)])
+    apart = grid(Table("", ("less", *heads[2 : 2 + len(columns)]), leads))
+    return "\n\n".join([grid(Table("", heads, rows, 2)), words, apart, wrapped(stamp)])
+
+
+def _lead(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Return how far ours are ahead on the same divisions, in points, and half the width of the 95% interval."""
+    found = [100 * (one - other) for one, other in zip(ours, theirs, strict=True)]
+    return f"{fmean(found):+.1f} ± {_reach(found):.1f}"
+
+
+def _reach(found: Sequence[float]) -> float:
+    """Return half the width of the 95% interval of a mean over divisions."""
+    return STUDENT[len(found)] * stdev(found) / len(found) ** 0.5
 
 
 def chosen(results: Path = study.RESULTS) -> str:
@@ -155,10 +174,7 @@ def draw(results: Path = study.RESULTS) -> None:
 def _line(axis: Axes, bands: Sequence[int], found: Sequence[Sequence[float]], number: int, **style) -> None:
     """Draw the means of values by division in percent, and at each of `SHOWN` their interval, beside other lines'."""
     middle = {count: 100 * fmean(each) for count, each in zip(bands, found, strict=True)}
-    reach = {
-        count: 100 * STUDENT[len(each)] * stdev(each) / len(each) ** 0.5
-        for count, each in zip(bands, found, strict=True)
-    }
+    reach = {count: 100 * _reach(each) for count, each in zip(bands, found, strict=True)}
     axis.plot(bands, middle.values(), linewidth=1.2, color=style["color"])
     at = [count * 1.03 ** (number - 2.5) for count in SHOWN]
     bars = [middle[count] for count in SHOWN], [reach[count] for count in SHOWN]
