@@ -302,6 +302,23 @@ def test_a_terminal_shows_whole_names(monkeypatch, width):
     assert "damaged: cut off" in text
 
 
+@pytest.mark.parametrize(
+    ("paths", "names", "folder"),
+    [
+        (["a.jpg", "/x/b.jpg"], ["a.jpg", "/x/b.jpg"], ""),
+        (["a.jpg", "sub/b.jpg"], ["a.jpg", "sub/b.jpg"], ""),
+        (["/x/y/a.jpg", "/x/b.jpg"], ["y/a.jpg", "b.jpg"], ", images of /x"),
+        (["s/a.jpg"], ["a.jpg"], ", images of s"),
+    ],
+)
+@pytest.mark.parametrize("top", [1, 3])
+def test_paths_are_shown_from_the_folder_that_all_lie_in(paths, names, folder, top):
+    table = as_table("x", [Prediction("a", 1.0, {"a": 1.0, "b": 0.0}, path) for path in paths], top)
+    assert [row[0] for row in table.rows] == names
+    assert table.title == f"x{folder}"
+    assert len(table.columns) == (2 if top == 1 else 3)
+
+
 def test_a_terminal_gets_the_table(run, files, monkeypatch):
     shown = Console(force_terminal=True, width=100, file=io.StringIO())
     monkeypatch.setattr(console, "console", shown)

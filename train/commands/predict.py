@@ -60,13 +60,14 @@ def predict_images(
 
 def as_table(title: str, found: Sequence[Prediction], top: int) -> Table:
     """Return the `top` likeliest classes of each image; a folder that all files lie in is in the title."""
-    folder = Path(os.path.commonpath([Path(each.path).parent for each in found]))
+    rows, folder = [], Path()
+    if len({Path(each.path).is_absolute() for each in found}) == 1:
+        folder = Path(os.path.commonpath([Path(each.path).parent for each in found]))
     title += f", images of {folder}" if folder.parts else ""
-    rows = []
     for each in found:
         likely = [f"{name} {share:.1%}" for name, share in each.probabilities.items()][:top]
         said = (likely[0], ", ".join(likely[1:])) if likely else ("left out", each.reason)
-        rows.append((os.path.relpath(each.path, folder), *said))
+        rows.append((os.path.relpath(each.path, folder) if folder.parts else each.path, *said))
     heads = ("image", "class", "next") if top > 1 else ("image", "class")
     return Table(title, heads, tuple(row[: len(heads)] for row in rows), left=3)
 
