@@ -1,9 +1,9 @@
 """Convolutions whose kernels differ from sample to sample, and models and training for images of any channels.
 
 This package has the ops, `polychrome.dynamic_conv2d` and the other names of `__all__`, and `load`, which returns a
-trained network of a run ready for use. `polychrome.kernels` has the ops
-and layers, `polychrome.models` networks by name, `polychrome.engine` data, training loop and reports,
-`polychrome.train` the command line. Everything is imported on first use.
+trained network of a run ready for use. `polychrome.kernels` has the ops and layers, `polychrome.models` networks by
+name, `polychrome.engine` data, training loop and reports, `polychrome.train` the command line. Everything is imported
+on first use.
 """
 
 from importlib import import_module
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from polychrome.kernels.fuse.api import fuse
     from polychrome.kernels.modulated import modulated_conv2d
     from polychrome.kernels.spatial_attention.api import channel_stats, spatial_attention, spatial_gate
-    from polychrome.train.trained import load
+    from polychrome.train.trained import TrainedModel
 
 __version__ = "0.1.0"
 __all__ = [
@@ -65,11 +65,37 @@ if not (_folder / "kernels").is_dir():  # in a clone the subpackages lie beside 
     __path__.append(str(_folder.parent))
 
 
+def load(
+    source: "str | Path", model: "str | None" = None, channels: "str | None" = None, device: str = "auto"
+) -> "TrainedModel":
+    """Return a trained network with everything that its images need: `predict` classifies files and arrays.
+
+    See `polychrome.train.trained.load`, and docs/use.md.
+
+    Args:
+        source: the folder of a run, or a `best.pt`, wherever it lies.
+        model: which of the run's models, by name; by default the most accurate one on the validation images.
+        channels: the combination of channels that images have, such as "RG" or "red+nir"; by default all.
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+
+    Raises:
+        polychrome.engine.errors.UserError: there is no such run, checkpoint, model or channel, or a file is damaged.
+        ModuleNotFoundError: a package of training is not installed.
+    """
+    try:
+        trained = import_module("polychrome.train.trained")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "polychrome"):
+            raise
+        message = f"polychrome.load needs {package}: pip install 'polychrome[train]'"
+        raise ModuleNotFoundError(message, name=package) from error
+    return trained.load(source, model, channels, device)
+
+
 if not TYPE_CHECKING:  # else a type checker would accept any name
 
     def __getattr__(name: str):
-        if name == "load":
-            return import_module("polychrome.train.trained").load
         if name in __all__:
             return getattr(import_module("polychrome.kernels"), name)
         if name in ("kernels", "models", "engine", "train"):

@@ -98,6 +98,19 @@ def test_the_extras_are_those_of_the_distribution():
     assert '"parquet": ["pyarrow"]' in text
 
 
+def test_the_ops_are_all_imported_without_the_packages_of_training_and_load_says_what_it_needs():
+    import subprocess
+
+    code = (
+        "import sys\n"
+        "sys.modules['torchvision'] = sys.modules['rich'] = sys.modules['click'] = None\n"
+        "from polychrome import *\n"
+        "try:\n    load('x')\nexcept ModuleNotFoundError as error:\n    print(dynamic_conv2d.__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"dynamic_conv2d polychrome\.load needs \w+: pip install 'polychrome\[train\]'\n", done.stdout)
+
+
 def test_the_doctor_needs_no_more_than_the_ops_do():
     """As `polychrome check`: with every package of training hidden."""
     import subprocess
