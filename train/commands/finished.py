@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
 
 
-class Source:
+class Source(ABC):
     """Trained networks, and what is known of their data.
 
     Attributes:
@@ -52,14 +53,15 @@ class Source:
     def autocast(self):
         return hardware.autocast(self.device, self.settings.precision)
 
+    @abstractmethod
     def best(self) -> str:
         """Return the name of the model that is used by default: the most accurate one on the validation images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def protocol(self, name: str) -> str:
         """Return a model's protocol, as `results.json` names it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
         """Return a model's networks with their best weights, each with the combinations to use it for.
 
@@ -70,7 +72,6 @@ class Source:
             UserError: there is no such model, no network for any wanted combination, or a checkpoint is damaged or of
                 another model.
         """
-        raise NotImplementedError
 
     def has_several(self, name: str) -> bool:
         """Return whether a model has a network for each combination of channels."""
