@@ -13,6 +13,7 @@ from polychrome.engine.channels.names import listed
 from polychrome.engine.report import scores
 from polychrome.engine.run_folder import RunFolder
 from polychrome.models.complexity import Complexity
+from polychrome.train.networks import has_several
 from polychrome.train.results import best
 from polychrome.train.settings.config import Settings
 
@@ -60,14 +61,16 @@ def at_end(results: Mapping, folder: RunFolder) -> list[str]:
     lines += [line for name in order if (line := _at_chance(results, name, label))]
     one = next(iter(folder.seeds.values()), folder)  # of several seeds the first
     entries = one.read_results()["models"] if one is not folder else entries
+    several = has_several(entries[best(entries)]["protocol"])  # a network for each combination: one has to be named
+    flag, argument = (f" --channels {shlex.quote(label)}", f', channels="{label}"') if several else ("", "")
     run, own, program = shlex.quote(str(folder.root)), shlex.quote(str(one.root)), _program()
     return [
         *lines,
         report,
-        f"classify:  {program} predict {own} IMAGES   (by {best(entries)}, the best on validation images)",
-        f'in Python: polychrome.load("{one.root}").predict("photo.jpg")',
+        f"classify:  {program} predict {own} IMAGES{flag}   (by {best(entries)}, the best on validation images)",
+        f'in Python: polychrome.load("{one.root}"{argument}).predict("photo.jpg")',
         f"again:     {program} evaluate {run}",
-        f"elsewhere: {program} export {own} --format onnx",
+        f"elsewhere: {program} export {own} --format onnx{flag}",
     ]
 
 

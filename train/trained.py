@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polychrome.engine.channels.combinations import parse
+from polychrome.engine.channels.combinations import indices, parse
 from polychrome.engine.channels.names import ALL, SENSORS, SHUFFLED, Channels, listed
 from polychrome.engine.data import sampling
 from polychrome.engine.data.batches import normalise
@@ -249,6 +249,15 @@ class TrainedModel:
             self._parts[channels] = label, chosen, network
         return self._parts[channels]
 
+    def _named(self, channels: str | None) -> tuple[int, ...]:
+        """Return the channels of an image that names none, in the order in which they are asked for.
+
+        A network for one combination takes them in an order of its own.
+        """
+        if wanted := channels or self._default:
+            return indices(wanted, self.channels)
+        return self._part(channels)[1] or tuple(range(len(self.channels)))
+
     def _logits(self, network, chosen, x: Tensor, indices: np.ndarray, present: Tensor | None) -> Tensor:
         shown = inputs(network, x, chosen, self._source.shown_as(self.name), indices, present)
         with torch.no_grad(), self._source.autocast():
@@ -291,17 +300,20 @@ class TrainedModel:
             )
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise UserError(f"{kind} has values that are not finite: files' are replaced by the mean of their channel")
-        combination, chosen, _ = self._part(channels)
-        everything = tuple(range(len(self.channels)))
-        chosen = everything if chosen is None else chosen
-        if values.shape[2] == len(everything):
+        combination, count, named = self._part(channels)[0], len(self.channels), self._named(channels)
+        if values.shape[2] == count:
+            if len(named) == count and named != tuple(range(count)):
+                raise UserError(
+                    f"{kind} has all channels, and channels={combination!r} names them in another order: put them into "
+                    f"the network's, {listed(self.channels)}, and leave channels= out"
+                )
             return values
-        if values.shape[2] != len(chosen):
-            wanted = f"{len(everything)} ({listed(self.channels)})"
-            more = f" or {len(chosen)} ({combination})" if chosen != everything else ", or channels= that names fewer"
+        if values.shape[2] != len(named):
+            wanted = f"{count} ({listed(self.channels)})"
+            more = f" or {len(named)} ({combination})" if len(named) < count else ", or channels= that names fewer"
             raise UserError(f"{kind} has {values.shape[2]} channels, wanted {wanted}{more}")
-        full = np.zeros((*values.shape[:2], len(everything)), values.dtype)
-        full[..., list(chosen)] = values
+        full = np.zeros((*values.shape[:2], count), values.dtype)
+        full[..., list(named)] = values
         return full
 
     def _sets(
@@ -313,7 +325,7 @@ class TrainedModel:
     ) -> list[tuple[list[int], ImageSet]]:
         """Return sets of the usable files of one kind each, with the places of their images among `files`."""
         combination, chosen, _ = self._part(channels)
-        named = tuple(self.channels[place] for place in chosen or ())
+        named = tuple(self.channels[place] for place in self._named(channels))
         asked = channels or self._default
         sets = []
         for places, images in image_sets(files, self._channels, self.dtype, named, fail):

@@ -93,6 +93,18 @@ def test_several_seeds_name_one_of_them_where_one_is_needed(stripes, tmp_path, c
     assert main(["predict", str(run / "seeds/0"), str(stripes / "images/test 0.jpg")]) == 0
 
 
+def test_the_commands_name_the_network_of_a_model_that_has_several(stripes, tmp_path, capsys):
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "x", *SMALL, "--models", "naive_cnn"]
+    assert main([*start, "--channels", "RG"]) == 0
+    printed, image = capsys.readouterr().out, str(stripes / "images/test 0.jpg")
+    run = tmp_path / "task1/x"
+    assert f"predict {run} IMAGES --channels RG " in printed
+    assert f'polychrome.load("{run}", channels="RG").predict("photo.jpg")' in printed
+    assert f"export {run} --format onnx --channels RG\n" in printed
+    assert main(["predict", str(run), image, "--channels", "RG"]) == 0
+    assert polychrome.load(str(run), channels="RG").predict(image).name in {"0", "1", "2"}
+
+
 def results(accuracy, images, classes=3):
     found = {"models": {"x": entry(1.0, accuracy, accuracy)}, "data": {"classes": classes, "test": images}}
     return found | {"combinations": {"RGB": ["R", "G", "B"]}}

@@ -176,8 +176,8 @@ def test_images_in_tar_shards_are_predicted(run, files, tmp_path):
 def test_measured_values_are_predicted_as_their_files_are(tmp_path):
     data = write_stacks(tmp_path / "data", 4, dtype=np.float32)
     start = ["task1", "--data", str(data), "--out", str(tmp_path), "--name", "x", "--no-tensorboard", *SMALL]
-    assert main([*start, "--models", "prism4_small"]) == 0
-    trained = polychrome.load(tmp_path / "task1/x")
+    assert main([*start, "--models", "prism4_small,baseline_cnn+alone"]) == 0
+    trained = polychrome.load(tmp_path / "task1/x", "prism4_small")
     file = sorted((data / "stacks").glob("test_*.npy"))[0]
     values = np.load(file)
     assert trained.dtype == str(values.dtype) == "float32"
@@ -188,6 +188,12 @@ def test_measured_values_are_predicted_as_their_files_are(tmp_path):
     wanted = trained.predict(file, f"{last}+{first}").probabilities
     given = trained.predict(values[..., [3, 0]], f"{last}+{first}")
     assert given.probabilities == pytest.approx(wanted, abs=1e-6)
+    np.save(tmp_path / "part.npy", values[..., [3, 0]])  # a file that names no channels
+    assert trained.predict(tmp_path / "part.npy", f"{last}+{first}").probabilities == pytest.approx(wanted, abs=1e-6)
+    alone = polychrome.load(tmp_path / "task1/x", "baseline_cnn+alone")
+    wanted = alone.predict(values, f"{first}+{last}").probabilities
+    for given in (values[..., [3, 0]], tmp_path / "part.npy"):
+        assert alone.predict(given, f"{last}+{first}").probabilities == pytest.approx(wanted, abs=1e-6)
     with pytest.raises(UserError, match="ndarray has values of type uint8, the network was trained on float32 as the"):
         trained.predict(values.astype(np.uint8))
     values[0, 0, 0] = np.nan
@@ -214,14 +220,27 @@ def test_what_is_no_image_of_the_network_is_refused(run, image, said):
         polychrome.load(run, "simple_cnn").predict(image)
 
 
-def test_arrays_of_some_channels_are_named(run, files):
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("channels", ["RB", "BR", "GR", "B"])
+def test_arrays_of_some_channels_are_in_the_order_of_the_name(run, files, model, channels):
+    """Also where the network has an order of its own, as one for a single combination has."""
+    trained, pixels = polychrome.load(run, model), np.asarray(Image.open(files[0]))
+    part = pixels[..., ["RGB".index(name) for name in channels]]
+    wanted = trained.predict(files[0], channels).probabilities
+    assert trained.predict(part, channels).probabilities == pytest.approx(wanted, abs=1e-6)
+    assert polychrome.load(run, model, channels).predict(part).probabilities == pytest.approx(wanted, abs=1e-6)
+
+
+def test_all_channels_in_another_order_are_refused_as_nobody_can_tell_which_order_the_array_has(run, files):
+    trained, pixels = polychrome.load(run, "prism4_small"), np.asarray(Image.open(files[0]))
+    with pytest.raises(UserError, match="ndarray has all channels, and channels='BGR' names them in another order"):
+        trained.predict(pixels, "BGR")
+    assert trained.predict(pixels, "RGB") == trained.predict(pixels)
+
+
+def test_gray_photos_are_three_channels_unless_one_is_named(run, files):
     trained = polychrome.load(run, "prism4_small")
     pixels = np.asarray(Image.open(files[0]))
-    wanted = trained.predict(files[0], "RB").probabilities
-    assert trained.predict(pixels[..., [0, 2]], "RB").probabilities == pytest.approx(wanted, abs=1e-6)
-    assert trained.predict(pixels[..., [2, 0]], "BR").probabilities == pytest.approx(
-        trained.predict(files[0], "BR").probabilities, abs=1e-6
-    )
     gray = Image.open(files[0]).convert("L")
     found = trained.predict(gray).probabilities
     assert trained.predict(np.asarray(gray)).probabilities == pytest.approx(found, abs=1e-6)
