@@ -211,9 +211,15 @@ class RunFolder:
     def read_environment(self) -> dict:
         """Return the content of `environment.json`; empty where the file cannot be read."""
         try:
-            return json.loads(self.environment.read_text(encoding="utf-8"))
+            found = json.loads(self.environment.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return {}
+        return found if isinstance(found, dict) else {}
+
+    def began(self) -> list[dict]:
+        """Return when and by which commands the run was begun and gone on with; empty of a new or an older run."""
+        found = self.read_environment().get("began", [])
+        return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
     def write_results(self, results: dict) -> None:
         """Write `results.json`. There a model's "scores" by split are "test" and, of all other splits, "splits"."""

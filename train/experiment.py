@@ -33,11 +33,12 @@ from polychrome.engine.watch.idle import Idle
 from polychrome.engine.watch.tensorboard import Scalars
 from polychrome.train import networks, systems
 from polychrome.train.data import make_loader, restricted, summary
-from polychrome.train.messages import at_start
+from polychrome.train.messages import at_start, beginning
 from polychrome.train.networks import PADDED_ONE_PER_COMBINATION
 from polychrome.train.preparation import Prepared, is_done, prepare
 from polychrome.train.results import (
     add_ratio,
+    confused,
     named_predictions,
     predictions_of,
     scores_of,
@@ -140,7 +141,7 @@ class Experiment:
         self.images, self.combinations, self.costs = prepared.images, prepared.combinations, prepared.costs
         self.history, self.folder = dict(prepared.history), folder
         self.predictions: dict[str, list[plots.Prediction]] = {}
-        self.environment = hardware.describe()
+        self.environment = hardware.describe() | {"began": [*folder.began(), beginning()]}
         names = self.images.channels.names
         self.results = {
             "task": self.task,
@@ -215,15 +216,21 @@ class Experiment:
                 "protocol": first.protocol,
                 "channel_sampling": first.plan.channel_sampling,
                 "augmentations": list(settings.augmentations),
-                "reported": {system.report: dict(system.reported) for system in systems.reported(entry, self.task)},
+                "reported": {system.report: dict(system.reported) for system in self._reported(entry)},
                 "val": {"loss": best.val_loss, "accuracy": best.val_accuracy},
             }
             | scores_of(tested)
             | first.observed
+            | confused(first.tested["test"], self.images.class_names)
         )
         self._show(entry, first.tested["test"])
         self.folder.write(self.folder.every_prediction(entry), predictions_of(tested, self.images.splits))
         add_ratio(self.results)
+
+    def _reported(self, entry: str) -> list[systems.System]:
+        """Return the reports' systems that an entry repeats; none on other data than the reports'."""
+        there = systems.is_on_their_data(self.task, self.results["data"])
+        return systems.reported(entry, self.task) if there else []
 
     def report(self) -> None:
         """Write the pictures of all models and both report pages."""

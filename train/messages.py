@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from math import sqrt
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -58,7 +58,7 @@ def at_end(results: Mapping, folder: RunFolder) -> list[str]:
     ranked = [f"{number}. {name} {_tested(results, name, label)}" for number, name in enumerate(order[:MOST], 1)]
     more = [f"and {len(order) - MOST} more"] if len(order) > MOST else []
     lines.append(f"test accuracy on {scores.in_words(label)}: {', '.join(ranked + more)}")
-    lines += [line for name in order if (line := _at_chance(results, name, label))]
+    lines += [_at_chance(results, name) for name in order if scores.is_at_chance(results, entries[name], label)]
     one = next(iter(folder.seeds.values()), folder)  # of several seeds the first
     entries = one.read_results()["models"] if one is not folder else entries
     several = has_several(entries[best(entries)]["protocol"])  # a network for each combination: one has to be named
@@ -74,39 +74,29 @@ def at_end(results: Mapping, folder: RunFolder) -> list[str]:
     ]
 
 
-def interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95% interval of a share of `count` images, by Wilson (1927)."""
-    z = 1.96
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    reach = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(0.0, middle - reach), min(1.0, middle + reach)
-
-
 def _tested(results: Mapping, name: str, label: str) -> str:
-    share = scores.score(results["models"][name], label)
-    if not (count := _images(results, name, label)):
+    entry = results["models"][name]
+    share, count = scores.score(entry, label), scores.tested_on(results, entry, label)
+    if not count:
         return f"{share:.1%}"
-    low, high = interval(share, count)
+    low, high = scores.interval(share, count)
     return f"{share:.1%} (95% interval of {count:,} images: {low:.1%} to {high:.1%})"
 
 
-def _images(results: Mapping, name: str, label: str) -> int:
-    """Return how many test images a model's score is of."""
-    return int(scores.of_split(results["models"][name])[label].get("images") or results["data"].get("test", 0))
-
-
-def _at_chance(results: Mapping, name: str, label: str) -> str:
-    """Return a line on a model that guesses no better than one that has learnt nothing; empty of others."""
-    entry, classes = results["models"][name], results["data"]["classes"]
-    share = scores.score(entry, label, "balanced_accuracy")
-    share = scores.score(entry, label) if share is None else share
-    count = _images(results, name, label)
-    if not count or classes < 2 or interval(share, count)[0] > 1 / classes:
-        return ""
+def _at_chance(results: Mapping, name: str) -> str:
+    classes = results["data"]["classes"]
     return (
         f"{name} is not clearly better than chance, {1 / classes:.1%} for {classes} classes: try more --epochs, "
         "another --lr, or a closer look at the images and their labels in the report"
     )
+
+
+def beginning() -> dict[str, str]:
+    """Return the time now and the command that is run, for the environment of a run."""
+    context = click.get_current_context(silent=True)
+    given = context.find_root().obj if context else None
+    command = f"{_program()} {shlex.join(given)}" if given else ""
+    return {"at": datetime.now(UTC).isoformat(timespec="seconds")} | ({"command": command} if command else {})
 
 
 def _program() -> str:

@@ -14,6 +14,8 @@ from polychrome.engine.evaluation import Evaluation
 from polychrome.engine.report import scores
 from polychrome.train.settings.config import Settings
 
+PAIRS = 10  # of classes that are confused, in the results
+
 
 def tested_splits(settings: Settings) -> tuple[str, ...]:
     """Return the splits that the networks of a run are tested on, in the order of its table."""
@@ -82,6 +84,23 @@ def submission(tested: Evaluation, positions: Iterable[int]) -> str:
     rows = zip(positions, _first(tested), strict=True)
     csv.writer(text, lineterminator="\n").writerows([("ID", "Category"), *rows])
     return text.getvalue()
+
+
+def confused(tested: Evaluation, class_names: Sequence[str]) -> dict[str, list[dict]]:
+    """Return the pairs of classes that most images were confused in, as "confused" of an entry; the most images first.
+
+    Each is a dict: "true" and "predicted" by name, "images", and "of", the images of the true class.
+    """
+    counts = tested.confusion.clone()
+    total = counts.sum(1).tolist()
+    counts.fill_diagonal_(0)
+    rows = []
+    for place in counts.flatten().argsort(descending=True, stable=True)[:PAIRS].tolist():
+        true, predicted = divmod(place, len(counts))
+        if images := int(counts[true, predicted]):
+            names = {"true": class_names[true], "predicted": class_names[predicted]}
+            rows.append(names | {"images": images, "of": total[true]})
+    return {"confused": rows}
 
 
 def _first(tested: Evaluation) -> list[int]:

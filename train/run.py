@@ -35,9 +35,10 @@ def _status(arguments: list[str] | None, program: str | None) -> int:
     # Of several processes only the first of each machine, which starts workers, handles signals here: no exception
     # would end a collective that another process waits in.
     first = os.environ.get("LOCAL_RANK", "0") == "0"
+    given = sys.argv[1:] if arguments is None else arguments
     try:
         with terminable() if first else nullcontext():
-            return cli.main(arguments, prog_name=program or _program(), standalone_mode=False) or 0
+            return cli.main(list(given), prog_name=program or _program(), standalone_mode=False, obj=list(given)) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         return 2

@@ -14,6 +14,7 @@ from polychrome.engine.run_folder import RunFolder
 from polychrome.train import experiment
 from polychrome.train import resume as resuming
 from polychrome.train.data import changed, moved
+from polychrome.train.messages import beginning
 from polychrome.train.preparation import Prepared
 from polychrome.train.results import add_ratio
 from polychrome.train.settings import variants
@@ -49,7 +50,7 @@ class Repeated:
         self.task, self.settings, self.folder = task, settings, resume
         if resume is not None:
             check_unchanged(task, settings, resume)
-        self.environment = hardware.describe()
+        self.environment = hardware.describe() | {"began": [*(resume.began() if resume else ()), beginning()]}
         self.begun = False
         self._whole = {name: getattr(settings, name) for name in ("seed", "seeds", "split_seed")}
         self.data: Opened | None = None

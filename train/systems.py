@@ -73,6 +73,22 @@ SYSTEMS = (
 )
 
 
+# Of the data that the reports' figures are of, by task: classes, and training, validation and test images. What the
+# transfer's were, the report does not say.
+_MINI_IMAGENET = (50, 63_325, 450, 450)
+DATA = {"task1": _MINI_IMAGENET, "task2": _MINI_IMAGENET, "cifar100": (100, 45_000, 5_000, 10_000)}
+MISSING = 0.01  # the share of a split's files that may be unusable
+
+
+def is_on_their_data(task: str, data: Mapping) -> bool:
+    """Return whether a run is on the data of the reports, by the counts in the "data" of its results."""
+    counts = [data.get(name, 0) for name in ("classes", "train", "val", "test")]
+    wanted = DATA.get(task)
+    return wanted is not None and all(
+        (1 - MISSING) * there <= count <= there for count, there in zip(counts, wanted, strict=True)
+    )
+
+
 def names(task: str) -> tuple[str, ...]:
     """Return the registered models of a task, each once, in the reports' order."""
     return tuple(dict.fromkeys(system.model.partition("+")[0] for system in SYSTEMS if system.task == task))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from polychrome.engine.errors import shown
 from polychrome.engine.machine.files import within
-from polychrome.engine.report import comparison, plots, scores, tables
+from polychrome.engine.report import comparison, plots, scores, tables, verdict
 from polychrome.engine.report.tables import Table
 from polychrome.engine.run_folder import RunFolder
 
@@ -39,16 +39,23 @@ SENSORS = (
     "Images have different channels. A combination is tested on those test images that have all of it; all: on every "
     "image, with the channels that it has."
 )
+CONFUSED = "On the first combination of channels; of: the test images of the true class."
+MOST_CLASSES = 12  # of a confusion matrix that is shown at once
 # What CSS calls an inch.
 PIXELS_PER_INCH = 96
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file with its title."""
+    """A PNG file with its title; charts have an SVG file beside it."""
 
     title: str
     path: Path
+
+    def svg(self) -> Markup | None:
+        """Return the chart's SVG element; None of a picture that is none."""
+        drawn = self.path.with_suffix(".svg")
+        return Markup(plots.themed(drawn)) if drawn.exists() else None
 
     def size(self) -> tuple[int, int]:
         """Return width and height in CSS pixels, at which an inch of the drawing is an inch of the page."""
@@ -59,12 +66,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: a line of text, tables and pictures; left out without rows and pictures."""
+    """A part of a report: a line of text, tables and pictures; left out without rows and pictures.
+
+    On the HTML page a section that is `collapsed` shows its title, and the rest when a reader asks for it.
+    """
 
     title: str
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
     note: str = ""
+    collapsed: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -84,10 +95,15 @@ def write(folder: RunFolder, results: dict, environment: dict) -> None:
         "config": folder.config.read_text(encoding="utf-8"),
         "heading": _heading(results),
         "runs": _runs(results),
-        "sections": [section for section in sections(results, folder.plots) if not section.is_empty],
+        "verdict": verdict.sentences(results),
+        "ranking": verdict.ranking(results),
+        "chart": verdict.chart(results),
+        "began": _began(environment),
     }
     for name in ("report.md", folder.html.name):
-        folder.write(folder.root / name, rendered(f"{name}.j2", content))
+        found = sections(results, folder.plots, has_chart=name == folder.html.name)
+        filled = [section for section in found if not section.is_empty]
+        folder.write(folder.root / name, rendered(f"{name}.j2", content | {"sections": filled}))
 
 
 def rendered(name: str, content: dict, *packages: str) -> str:
@@ -102,12 +118,16 @@ def rendered(name: str, content: dict, *packages: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"inline": _inline, "cell": _markdown_cell, "shown": shown}
+    environment.filters |= {"inline": _inline, "cell": _markdown_cell, "shown": shown, "along": _along}
+    environment.globals["colours"] = [f"var(--c-{colour[1:].lower()}, {colour})" for colour in plots.COLOURS]
     return environment.get_template(name).render(content)
 
 
-def sections(results: dict, folder: Path) -> list[Section]:
-    """Return a report's sections in order, some of them empty; `folder` has the pictures."""
+def sections(results: dict, folder: Path, has_chart: bool = False) -> list[Section]:
+    """Return a report's sections in order, some of them empty; `folder` has the pictures.
+
+    `has_chart`: whether the page has the chart of `verdict`, beside which some would say the same again.
+    """
     found = _Pictures(folder)
     entries = results["models"].values()
     notes = (
@@ -123,10 +143,9 @@ def sections(results: dict, folder: Path) -> list[Section]:
             found("tradeoff", "Test accuracy against multiply-adds"),
             " ".join(filter(None, notes)),
         ),
-        Section("Data", _filled(tables.data(results), tables.sensors(results)), note=_on_sensors(results)),
         Section("Failed", _filled(tables.failed(results))),
         Section("Reported and measured", _filled(tables.reported(results)), note=REPORTED),
-        *_by_channels(results, found),
+        *_by_channels(results, found, has_chart),
         Section("Accuracy by split", comparison.tables(results), note=COMPARISON)
         if comparison.says_more(results)
         else Section("Accuracy by split"),
@@ -134,15 +153,16 @@ def sections(results: dict, folder: Path) -> list[Section]:
         Section("Variants of training", _filled(*_each(tables.variants, results))),
         Section("Ablation: validation accuracy", _filled(tables.ablation(results))),
         Section("Training", _filled(tables.training(results)), found("curves", "Loss and accuracy by epoch")),
-        Section("What took longest", _filled(*tables.kernels(results))),
+        Section("Classes most often confused", _filled(*tables.confused(results)), note=CONFUSED),
         Section(
-            "Predictions",
-            pictures=(
-                *found.of_models("confusion", "Confusion matrix", results),
-                *found.of_models("predictions", "Predictions on test images", results),
-            ),
+            "Confusion matrices",
+            pictures=found.of_models("confusion", "Confusion matrix", results),
+            collapsed=results["data"]["classes"] > MOST_CLASSES,
         ),
+        Section("Predictions", pictures=found.of_models("predictions", "Predictions on test images", results)),
+        Section("Data", _filled(tables.data(results), tables.sensors(results)), note=_on_sensors(results)),
         Section("Files left out", _filled(tables.rejected(results))),
+        Section("What took longest", _filled(*tables.kernels(results)), collapsed=True),
     ]
 
 
@@ -150,7 +170,7 @@ def _on_sensors(results: dict) -> str:
     return SENSORS if results["data"].get("sensors") else ""
 
 
-def _by_channels(results: dict, found: _Pictures) -> list[Section]:
+def _by_channels(results: dict, found: _Pictures, has_chart: bool) -> list[Section]:
     """Return the scores by channel combination, or by number of channels where the combinations are many."""
     entries = results["models"]
     if scores.is_long(results):
@@ -162,10 +182,12 @@ def _by_channels(results: dict, found: _Pictures) -> list[Section]:
     pictures = found("combinations", "Test accuracy by channel combination")
     several = min(len(entries), len(scores.labels(results))) > 1
     overview = _filled(*(tables.accuracies(entries, kind=kind) for kind in scores.kinds(results))) if several else ()
+    if has_chart and verdict.by_combination(results):
+        overview, pictures = tuple(table for table in overview if scores.is_unequal(results)), ()
     each = (tables.combinations(name, entry) for name, entry in entries.items())
     return [
         Section("Test accuracy by channel combination, %", overview, pictures),
-        Section("Test scores by channel combination", _filled(*each)),
+        Section("Test scores by channel combination", _filled(*each), collapsed=True),
     ]
 
 
@@ -205,8 +227,19 @@ def _runs(results: dict) -> str:
     return f"Means of {len(seeds)} runs, seeds {', '.join(map(str, seeds))}."
 
 
+def _began(environment: dict) -> dict[str, str]:
+    """Return the first command of a run and the day of the last, as text; each is empty where it is not known."""
+    began = environment.get("began") or [{}]
+    return {"command": str(began[0].get("command", "")), "day": str(began[-1].get("at", ""))[:10]}
+
+
 def _inline(path: Path) -> Markup:
     return Markup("data:image/png;base64," + base64.b64encode(path.read_bytes()).decode())
+
+
+def _along(share: float, chart: verdict.Chart) -> str:
+    """Return how far along a bar of the chart a share lies, as CSS writes it."""
+    return f"{100 * min(1.0, max(0.0, share / chart.end)):.2f}%"
 
 
 def _markdown_cell(text: str) -> str:

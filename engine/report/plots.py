@@ -1,7 +1,8 @@
-"""The pictures of a report, as PNG files."""
+"""The pictures of a report, as PNG files; charts also as SVG files, in which a page's colour scheme can be put."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,7 +141,8 @@ def attempt(picture: Callable[..., None], *content: Any) -> None:
         picture(*content)
     except Exception as error:
         plt.close("all")
-        path.unlink(missing_ok=True)
+        for file in (path, path.with_suffix(".svg")):
+            file.unlink(missing_ok=True)
         console.say(f"{path} could not be drawn: {one_line(error)}")
 
 
@@ -168,7 +170,7 @@ def _curves_together(history: dict[str, list], path: Path) -> None:
     axes[1].set_xlabel("epoch")
     axes[0].legend(frameon=False)
     figure.suptitle(CURVES_KEY, fontsize=10)
-    _save(figure, path)
+    _save(figure, path, vector=True)
 
 
 def _curves_apart(panels: dict[str, dict[str, list]], path: Path) -> None:
@@ -188,7 +190,7 @@ def _curves_apart(panels: dict[str, dict[str, list]], path: Path) -> None:
             style = {"fontsize": 8, "loc": "lower right", "ncols": 1 + (len(names) > 4), "columnspacing": 1}
             axes[1].legend(axes[1].lines[1::3], names, frameon=False, **style)
     figure.suptitle(CURVES_KEY, fontsize=10)
-    _save(figure, path)
+    _save(figure, path, vector=True)
 
 
 def _draw_curves(axis: Axes, kind: str, history: dict[str, list]) -> None:
@@ -230,7 +232,7 @@ def _combinations_as_bars(models: list[str], labels: list[str], values: np.ndarr
     axis.set(xlabel="channels present", ylabel="test accuracy, %")
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside lower center", ncols=3)
-    _save(figure, path)
+    _save(figure, path, vector=True)
 
 
 def _combinations_as_heatmap(
@@ -246,7 +248,7 @@ def _combinations_as_heatmap(
     greatest = np.nanmax(values) if np.isfinite(values).any() else 1
     image = axis.imshow(values, cmap="Blues", vmin=0, vmax=greatest, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        colour = "white" if value > 0.6 * greatest else "black"
+        colour = "white" if value > 0.6 * greatest else "#111111"  # on its cell in every colour scheme
         axis.text(column, row, "-" if np.isnan(value) else f"{value:.1f}", ha="center", va="center", color=colour)
     bar = figure.colorbar(image, label=f"test accuracy, % (chance: {chance:.1f}, orange)", pad=0.02)
     bar.ax.axhline(chance, color=CHANCE_COLOUR, linewidth=2)
@@ -255,7 +257,7 @@ def _combinations_as_heatmap(
     axis.set(**{"xlabel" if columns is labels else "ylabel": "channels present"})
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    _save(figure, path)
+    _save(figure, path, vector=True)
 
 
 def _name_columns(axis: Axes, names: list[str]) -> None:
@@ -300,7 +302,7 @@ def channels_kept(results: dict, path: Path) -> None:
     figure.suptitle("mean and range over the combinations of each size; dotted: chance", fontsize=10)
     if together:
         axes[0, 0].legend(frameon=False)
-    _save(figure, path)
+    _save(figure, path, vector=True)
 
 
 def _means(sizes: dict[int, list[float]]) -> tuple[list[int], list[float]]:
@@ -336,7 +338,7 @@ def tradeoff(results: dict, path: Path) -> None:
     axis.grid(alpha=0.3)
     figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=3)
     _label(axis, points, colours)
-    _save(figure, path)
+    _save(figure, path, vector=True)
 
 
 def _costs(results: dict) -> dict[str, tuple[float, float]]:
@@ -429,11 +431,27 @@ def predictions(found: list[Prediction], title: str, path: Path) -> None:
     _save(figure, path)
 
 
+def themed(path: Path) -> str:
+    """Return a chart's SVG element for a page: black is the page's text colour, white its background.
+
+    Every other colour of a line or of letters is a variable, `--c-0072b2` for #0072B2, which a page may set.
+    """
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"^.*?(?=<svg)|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub("(fill|stroke): #000000", r"\1: currentColor", text)
+    text = re.sub("stroke: #ffffff", "stroke: Canvas", text)
+    return re.sub("(fill|stroke): #([0-9a-f]{6})", r"\1: var(--c-\2, #\2)", text)
+
+
 def _cycle(count: int) -> list[str]:
     return [COLOURS[number % len(COLOURS)] for number in range(count)]
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, vector: bool = False) -> None:
+    """Write a figure as PNG and, if `vector`, as SVG with letters as text and without a background."""
+    if vector:
+        with new_file(path.with_suffix(".svg")) as file, plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "0"}):
+            figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     with new_file(path) as file:
         figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
     plt.close(figure)

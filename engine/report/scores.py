@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from math import sqrt
 from statistics import fmean
 
 from polychrome.engine.channels.names import ALL, SHUFFLED
@@ -89,6 +90,30 @@ def images(results: dict, split: str = "test") -> dict[str, int]:
         if (count := number(row.get("images"))) is not None
     }
     return found if len(set(found.values())) > 1 else {}
+
+
+def tested_on(results: dict, entry: dict, label: str) -> int:
+    """Return how many test images an entry's score on a combination is of; 0 where that is not known."""
+    return int(of_split(entry).get(label, {}).get("images") or results["data"].get("test") or 0)
+
+
+def interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95% interval of a share of `count` images, by Wilson (1927).
+
+    For the mean of several shares of the same images the interval is at least as wide as it has to be.
+    """
+    z = 1.96
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def is_at_chance(results: dict, entry: dict, label: str) -> bool:
+    """Return whether an entry's accuracy on a combination is not clearly above that of guessing."""
+    classes, count = results["data"]["classes"], tested_on(results, entry, label)
+    share = score(entry, label, "balanced_accuracy")
+    share = score(entry, label) if share is None else share
+    return share is not None and count > 0 and classes > 1 and interval(share, count)[0] <= 1 / classes
 
 
 def is_unequal(results: dict, split: str = "test") -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 
+from polychrome.engine.report import scores
+
 MEANS = ("val", "scores", "flipped", "train_seconds", "images_per_second")
 OWN = ("best_epoch", "epochs", "train_seconds", "val")  # figures that are also kept by seed
 
@@ -14,7 +16,8 @@ def combined(runs: Sequence[dict]) -> dict:
 
     Scores, training time and images a second are means. Each model also has "seeds", the seeds of its trainings;
     "spread", the standard deviation (of a sample, n - 1) of each test figure, as "plain" and "flipped" by split and
-    combination, with two seeds or more; and "per_seed". A failure names its seed.
+    combination, and of the "mean" accuracy over the combinations, with two seeds or more; and "per_seed". A failure
+    names its seed.
     """
     names = dict.fromkeys(name for run in runs for name in run["models"])
     failed = {f"{name} (seed {run['seed']})": why for run in runs for name, why in run.get("failed", {}).items()}
@@ -31,12 +34,15 @@ def _entry(of_seed: dict[int, dict]) -> dict:
     means = {key: _merged(fmean, [entry[key] for entry in every]) for key in MEANS if key in every[0]}
     own = [{"seed": seed} | {key: entry[key] for key in OWN if key in entry} for seed, entry in of_seed.items()]
     found = every[0] | means | {"seeds": list(of_seed), "per_seed": own}
+    found.pop("confused", None)  # of a single seed
     found |= {key: max(entry[key] for entry in every) for key in ("epochs", "peak_memory_mb") if key in every[0]}
     if len(every) > 1:
         found["spread"] = {
             "plain": _merged(stdev, [entry["scores"] for entry in every]),
             "flipped": _merged(stdev, [entry.get("flipped", {}) for entry in every]),
         }
+        means = [scores.mean(scores.by_combination(entry).values()) for entry in every]
+        found["spread"]["mean"] = None if None in means else stdev(means)
     return found
 
 

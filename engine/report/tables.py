@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from polychrome.engine.channels.names import SENSOR, SHUFFLED, listed
@@ -122,10 +122,16 @@ def channels_kept_in_short(results: dict, split: str = "test", kind: str = "accu
     """Return mean accuracy by the number of channels kept, a row per model, for the terminal."""
     sizes_of = {name: scores.by_size(results, entry, split, kind) for name, entry in results["models"].items()}
     every = sorted({size for sizes in sizes_of.values() for size in sizes}, reverse=True)
-    sizes = [size for size in every if len(every) <= 6 or size & (size - 1) == 0 or size == every[0]]
+    sizes = chosen_sizes(every)
     rows = ((name, *(_percent(scores.mean(found.get(size, ()))) for size in sizes)) for name, found in sizes_of.items())
     title = f"Mean {split} {_named(kind)}, %, by number of channels kept"
     return Table(title, ("system", *map(str, sizes)), tuple(rows) if sizes else ())
+
+
+def chosen_sizes(sizes: Iterable[int]) -> list[int]:
+    """Return up to six sizes, or else the powers of two among them and the largest; the largest first."""
+    every = sorted(sizes, reverse=True)
+    return [size for size in every if len(every) <= 6 or size & (size - 1) == 0 or size == every[0]]
 
 
 def single_channels(results: dict) -> Table:
@@ -252,6 +258,20 @@ def predictions(found: dict[str, list]) -> Table:
         for row in zip(*found.values(), strict=False)
     )
     return Table("Predictions on test images", ("true class", *found), rows, left=1 + len(found))
+
+
+def confused(results: dict) -> tuple[Table, ...]:
+    """Return a table for each model: the pairs of classes that most test images were confused in."""
+    return tuple(
+        Table(
+            f"{name}: classes most often confused",
+            ("true", "predicted", "images", "of"),
+            tuple((row["true"], row["predicted"], f"{row['images']:,}", f"{row['of']:,}") for row in entry["confused"]),
+            left=2,
+        )
+        for name, entry in results["models"].items()
+        if entry.get("confused")
+    )
 
 
 def kernels(results: dict) -> tuple[Table, ...]:

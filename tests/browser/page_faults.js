@@ -64,8 +64,20 @@ const scrolls = (element) =>
 
 const PAPER = paper();
 
+function lookAtBars() {
+  for (const bar of document.querySelectorAll("svg.bar")) {
+    const row = bar.closest("tr").textContent.trim();
+    const box = bar.getBoundingClientRect();
+    if (box.width < 60 || box.height < 8) faults.add(`bar drawn ${box.width} x ${box.height}: ${row}`);
+    for (const part of bar.children) {
+      const drawn = part.getBoundingClientRect();
+      if (drawn.left < box.left - 1 || drawn.right > box.right + 1) faults.add(`bar beyond its place: ${row}`);
+    }
+  }
+}
+
 async function lookAtPictures() {
-  const pictures = [...document.querySelectorAll("img, svg")];
+  const pictures = [...document.querySelectorAll("img, svg:not(.bar)")];
   if (!pictures.length) faults.add("no picture");
   for (const picture of pictures) {
     const name = picture.getAttribute("alt") || picture.getAttribute("aria-label") || picture.tagName;
@@ -109,7 +121,9 @@ function lookForBrokenWords(text, range) {
   }
 }
 
+document.querySelectorAll("details").forEach((part) => (part.open = true));
 lookAtPictures().then(() => {
+  lookAtBars();
   const across = document.scrollingElement.scrollWidth;
   if (across > width) faults.add(`page of ${across} pixels across on a screen of ${width}`);
   lookAtText();

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import test_bench_report
+from tests.engine import test_report
 from tests.train import runner
 
 pytestmark = pytest.mark.browser
@@ -31,6 +32,7 @@ class Screen:
 
 
 LAPTOP, PHONE = Screen(1280, 800, 1, False), Screen(390, 844, 3, True)
+DESKTOP = Screen(1440, 900, 1, False)
 SCREENS = pytest.mark.parametrize("screen", [LAPTOP, PHONE], ids=["laptop", "phone"])
 
 
@@ -101,6 +103,81 @@ def faults(browser, page, screen, scheme="light"):
     return found + [said["message"] for said in complaints]
 
 
+RESULTS = {
+    "two models": lambda: two_of(test_report.task1()),
+    "ten models": test_report.task1,
+    "one choice of channels": test_report.task2,
+    "48 channels": test_report.channels48,
+    "one model": lambda: test_report.results_of({"one": test_report.entry({"RGB": 0.3})}, {"RGB": ["R", "G", "B"]}),
+}
+
+
+def two_of(results):
+    return results | {"models": {name: results["models"][name] for name in ("simple_cnn", "pool_attention_cnn")}}
+
+
+@pytest.fixture(params=RESULTS)
+def report(request, tmp_path):
+    """The page of a run with such results."""
+    results = RESULTS[request.param]()
+    test_report.report_of(results, tmp_path, test_report.history_of(results, epochs=3))
+    return tmp_path / results["task"] / "a/report.html"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@SCREENS
+def test_a_report_is_drawn_whole_whatever_was_run(browser, report, screen, scheme):
+    assert faults(browser, report, screen, scheme) == []
+
+
+def test_the_first_screen_of_a_desktop_has_the_verdict_and_all_bars(browser, report):
+    ends = "return [...document.querySelectorAll('.verdict, svg.bar')].map((e) => e.getBoundingClientRect().bottom)"
+    with shown(browser, report, DESKTOP):
+        found = browser.execute_script(ends)
+    assert len(found) > 1
+    assert max(found) <= DESKTOP.height
+
+
+def test_panels_of_two_models_stand_side_by_side_on_a_desktop_and_below_each_other_on_a_phone(browser, tmp_path):
+    results = two_of(test_report.task1())
+    test_report.report_of(results, tmp_path)
+    page, edges = tmp_path / "task1/a/report.html", "return [...document.querySelectorAll('.panels section')]"
+    edges += ".map((e) => e.getBoundingClientRect()).map((box) => [box.left, box.top])"
+    with shown(browser, page, DESKTOP):
+        (left, top), (right, beside) = browser.execute_script(edges)
+    assert left < right
+    assert top == beside
+    with shown(browser, page, PHONE):
+        (left, top), (right, below) = browser.execute_script(edges)
+    assert left == right
+    assert top < below
+
+
+def test_the_first_screen_of_a_phone_has_mean_and_worst_in_bold(browser, tmp_path):
+    test_report.report_of(two_of(test_report.task1()), tmp_path)
+    with shown(browser, tmp_path / "task1/a/report.html", PHONE):
+        rows = browser.execute_script("""
+            return [...document.querySelectorAll(".panels tr.summary")].slice(0, 2).map((row) => [
+                row.innerText, row.getBoundingClientRect().bottom,
+                [...row.querySelectorAll("td")].filter((e) => e.innerText).map((e) => getComputedStyle(e).fontWeight),
+            ]);
+        """)
+    assert [text.split("\t")[0] for text, *_ in rows] == ["mean of 7", "worst: B"]
+    assert all(bottom <= PHONE.height for _, bottom, _ in rows)
+    assert all(weights[0] == "700" for *_, weights in rows)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_charts_have_the_colours_of_the_page(browser, report, scheme):
+    """Letters and lines of a chart can be read on the page: they stand out from it as its text does."""
+    with shown(browser, report, DESKTOP, scheme):
+        letters, page = browser.execute_script("""
+            const text = document.querySelector(".picture svg text");
+            return text ? [getComputedStyle(text).fill, getComputedStyle(document.body).color] : [0, 0];
+        """)
+    assert letters == page
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @SCREENS
 def test_a_page_is_drawn_whole_and_can_be_read(browser, page, screen, scheme):
@@ -130,6 +207,9 @@ BROKEN = {
     "damaged picture": (PICTURE, "data:image/png;base64,iVBORw0KGgo=", "picture cannot be drawn"),
     "tiny picture": (STYLE, "img { width: 20px }</style>", "picture drawn 20 x"),
     "wide picture": (STYLE, "img { max-width: none }</style>", "picture wider than the screen"),
+    "wide chart": (STYLE, ".picture svg { max-width: none }</style>", "picture wider than the screen"),
+    "tiny bar": (STYLE, "svg.bar { width: 20px }</style>", "bar drawn 20 x"),
+    "long bar": (STYLE, ".bar rect { width: 120% }</style>", "bar beyond its place"),
     "wide table": (STYLE, ".wide { overflow: visible }</style>", "pixels across on a screen of 390"),
     "cut table": (STYLE, ".wide { overflow: hidden }</style>", "cut off: loss"),
     "small letters": (STYLE, "td { font-size: 9px }</style>", "letters of 9 pixels"),

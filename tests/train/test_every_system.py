@@ -77,5 +77,5 @@ def check_one_epoch(few, tmp_path, task, name, *options):
     assert list(found["test"]) == ["RGB", "RG", "GB", "RB", "R", "G", "B"]
     assert all(0 <= row["accuracy"] <= 1 and row["loss"] > 0 for row in found["test"].values())
     assert found["epochs"] == 1
-    assert found["reported"].keys() == {system.report for system in systems.reported(entry, task)}
+    assert found["reported"] == {}  # the reports' figures are of other images
     shutil.rmtree(tmp_path)  # the checkpoints of the largest take 2 GB

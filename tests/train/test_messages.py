@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 import polychrome
-from polychrome.engine.report import console
+from polychrome.engine.report import console, scores
 from polychrome.train import messages
 from polychrome.train.results import best
 from polychrome.train.run import main
@@ -32,7 +32,7 @@ def test_the_most_accurate_model_is_used_whatever_its_loss():
 @pytest.mark.parametrize(("share", "count"), [(0.5, 100), (0.9, 10), (0.25, 8), (0.0, 20), (1.0, 18)])
 def test_the_ends_of_an_interval_are_as_far_off_as_chance_brings_a_share(share, count):
     """Of an accuracy at either end, the share found is 1.96 standard deviations away (Wilson 1927)."""
-    low, high = messages.interval(share, count)
+    low, high = scores.interval(share, count)
     for end in ({low} - {0.0}) | ({high} - {1.0}):
         assert abs(share - end) == pytest.approx(1.96 * sqrt(end * (1 - end) / count), rel=1e-6)
     assert 0 <= low <= share <= high <= 1

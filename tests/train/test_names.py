@@ -41,7 +41,8 @@ def test_every_picture_is_drawn(run):
         for kind in ("confusion", "predictions")
         for model in ("baseline_cnn", "pool_attention_cnn")
     }
-    assert names == {"combinations.png", "curves.png", "tradeoff.png"} | kinds
+    charts = {f"{chart}.{form}" for chart in ("combinations", "curves", "tradeoff") for form in ("png", "svg")}
+    assert names == charts | kinds
 
 
 def test_pages_show_the_letters_and_obey_none(run):

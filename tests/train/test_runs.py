@@ -47,7 +47,7 @@ def test_task1_leaves_a_whole_run_folder(task1):
     models = ("simple_cnn", "pool_attention_cnn")
     assert names == {
         "config.toml", "environment.json", "history.csv", "results.json", "table.csv", "report.md", "report.html",
-        "plots/curves.png", "plots/combinations.png", "plots/tradeoff.png",
+        *(f"plots/{chart}.{form}" for chart in ("curves", "combinations", "tradeoff") for form in ("png", "svg")),
         *(f"predictions-{model}.csv" for model in models), *(f"predictions/{model}.csv" for model in models),
         *(f"plots/{kind}-{model}.png" for kind in ("confusion", "predictions") for model in models),
         *(f"tensorboard/{model}/events" for model in models),
@@ -86,7 +86,7 @@ def test_history_has_a_row_per_model_and_epoch_and_the_best_epoch_is_its_least_v
 
 
 def test_pictures_are_not_empty(task1):
-    for path in (task1 / "plots").iterdir():
+    for path in (task1 / "plots").glob("*.png"):
         with Image.open(path) as image:
             assert min(image.size) > 200
             assert len(image.convert("RGB").getcolors(1 << 20)) > 50
@@ -99,11 +99,13 @@ def test_report_html_is_self_contained(task1):
         found: list = []  # noqa: RUF012
 
         def handle_starttag(self, tag, attributes):
-            self.found += [value for key, value in attributes if key in ("src", "href")]
+            self.found += [value for key, value in attributes if key in ("src", "href", "xlink:href")]
 
     Sources().feed(page)
-    assert len(Sources.found) == 7
-    assert all(source.startswith("data:image/png;base64,") for source in Sources.found)
+    within = [source for source in Sources.found if source.startswith("#")]  # of the charts
+    assert sum(source.startswith("data:image/png;base64,") for source in Sources.found) == 4
+    assert len(Sources.found) == len(within) + 4
+    assert all(page.count(f'id="{source[1:]}"') >= 1 for source in within)
 
 
 def test_evaluate_repeats_the_runs_figures_from_the_folder_alone(task1, tmp_path, monkeypatch, capsys):
@@ -205,9 +207,13 @@ def test_auto_resumes_a_run_that_was_killed_before_its_report(task1, tmp_path):
     (tmp_path / "task1/damaged").mkdir()
     (tmp_path / "task1/damaged/config.toml").write_text("models = 3")
     assert main(["task1", "--out", str(tmp_path), "--resume", "auto"]) == 0
-    assert (run / "report.html").exists()
     assert (run / "history.csv").read_text() == (task1 / "history.csv").read_text()
     assert sorted(path.name for path in (tmp_path / "task1").iterdir()) == ["a", "damaged"]
+    first, again = (json.loads((folder / "environment.json").read_text())["began"] for folder in (task1, run))
+    assert again[:-1] == first
+    assert again[-1]["command"] == f"python -m train.run task1 --out {tmp_path} --resume auto"
+    assert f"<code>{first[0]['command']}</code>" in (run / "report.html").read_text()
+    assert f"\n    {first[0]['command']}\n" in (run / "report.md").read_text()
 
 
 def test_auto_goes_on_with_no_run_of_another_name_data_or_models(task1, stripes, tmp_path, capsys):

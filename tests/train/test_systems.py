@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from polychrome import models
-from polychrome.train.systems import SYSTEMS, names, reported
+from polychrome.train.systems import SYSTEMS, is_on_their_data, names, reported
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,3 +76,24 @@ def test_the_readme_names_the_same_systems():
 def test_it_needs_no_torch():
     code = "import sys, train.systems; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+MINI_IMAGENET = {"classes": 50, "train": 63_325, "val": 450, "test": 450}
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "same"),
+    [
+        ("task1", MINI_IMAGENET, True),
+        ("task2", MINI_IMAGENET | {"train": 63_000}, True),  # some files cannot be read
+        ("task2", MINI_IMAGENET | {"train": 60_000}, False),
+        ("task1", MINI_IMAGENET | {"train": 11_149}, False),  # a part of the set
+        ("task1", MINI_IMAGENET | {"classes": 64}, False),
+        ("task1", {"classes": 0}, False),
+        ("cifar100", {"classes": 100, "train": 45_000, "val": 5_000, "test": 10_000}, True),
+        ("cifar100", MINI_IMAGENET, False),
+        ("transfer", MINI_IMAGENET, False),
+    ],
+)
+def test_figures_of_the_reports_are_of_their_data_alone(task, data, same):
+    assert is_on_their_data(task, data) == same

@@ -1,0 +1,174 @@
+"""The first screen of a report: the verdict in words, and the bars with their intervals."""
+
+from dataclasses import replace
+
+import pytest
+
+from polychrome.engine.report import scores, seeds, tables, verdict
+from tests.engine.test_report import channels48, entry, results_of, task1, task2
+
+ONE = {"RGB": ["R", "G", "B"]}
+TWO = {"RGB": ["R", "G", "B"], "R": ["R"]}
+
+
+def bars_of(results):
+    return {panel.title: panel.bars for panel in verdict.chart(results).panels}
+
+
+def test_the_best_mean_is_named_first_with_its_best_known_and_its_worst_choice_of_channels():
+    results = results_of(
+        {"narrow": entry({"RGB": 0.6, "R": 0.1}), "broad": entry({"RGB": 0.5, "R": 0.4})}, TWO
+    )  # fmt: skip
+    assert verdict.sentences(results) == (
+        "broad is right on 45.0% of 450 test images, on average over 2 choices of channels: 50.0% with RGB, at worst "
+        "40.0% (R). Next is narrow with 35.0%, at worst 10.0% (R)."
+    )
+
+
+def test_a_run_on_one_choice_of_channels_is_told_with_its_interval():
+    results = results_of({"one": entry({"RGB": 0.5})}, ONE)
+    assert verdict.sentences(results) == (
+        "one is right on 50.0% of 450 test images (95% interval 45.4-54.6), shown RGB."
+    )
+
+
+@pytest.mark.parametrize(("second", "overlaps"), [(0.48, True), (0.42, True), (0.40, False)])
+def test_models_whose_intervals_overlap_are_said_to(second, overlaps):
+    results = results_of({"a": entry({"RGB": 0.5}), "b": entry({"RGB": second})}, ONE)
+    low, high = scores.interval(0.5, 450)[0], scores.interval(second, 450)[1]
+    assert (low <= high) == overlaps
+    assert ("their intervals overlap" in verdict.sentences(results)) == overlaps
+
+
+def test_what_a_network_reaches_of_resnet34_is_said_with_its_size():
+    assert verdict.sentences(task2()).endswith(
+        "attention_cnn has 92.0% of the accuracy of resnet34 on RGB, with 2.1% of its parameters."
+    )
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "said"),
+    [
+        ((0.02, 0.03), "No model is clearly better than guessing (2.0%)."),
+        ((0.5, 0.03), "Not clearly better than guessing: b."),
+        ((0.5, 0.06), ""),
+    ],
+)
+def test_models_at_chance_are_named(accuracies, said):
+    found = results_of({name: entry({"RGB": share}) for name, share in zip("ab", accuracies, strict=True)}, ONE)
+    assert ("guessing" in verdict.sentences(found)) == bool(said)
+    assert verdict.sentences(found).endswith(said)
+
+
+def test_failed_models_are_named_also_where_all_failed():
+    assert verdict.sentences(results_of({}, failed={"rrdb": "no"})) == "No model was tested. rrdb failed."
+    assert verdict.chart(results_of({}, failed={"rrdb": "no"})).panels == ()
+
+
+def test_a_panel_has_mean_and_worst_first_and_a_bar_for_each_choice_of_channels():
+    results = task1()
+    results["models"] = {name: results["models"][name] for name in ("simple_cnn", "pool_attention_cnn")}
+    panels = bars_of(results)
+    assert list(panels) == ["pool_attention_cnn: test accuracy, %", "simple_cnn: test accuracy, %"]
+    bars = panels["simple_cnn: test accuracy, %"]
+    assert [(bar.name, bar.text) for bar in bars] == [
+        ("mean of 7", "10.3"), ("worst: B", "2.7"), ("RGB", "35.0"), ("RG", "9.0"), ("GB", "8.5"), ("RB", "7.6"),
+        ("R", "6.0"), ("G", "3.6"), ("B", "2.7"),
+    ]  # fmt: skip
+    assert [bar.is_summary for bar in bars] == [True, True] + [False] * 7
+    assert all(bar.interval == scores.interval(bar.share, 450) for bar in bars)
+    assert verdict.chart(results).note == (
+        "Lines: 95% intervals by the number of test images, n = 450. Dotted: chance."
+    )
+    assert verdict.by_combination(results)
+
+
+def test_more_models_are_ranked_by_mean_and_their_worst_stand_beside():
+    results = task1()
+    mean, worst = verdict.chart(results).panels
+    assert not verdict.by_combination(results)
+    shares = [bar.share for bar in mean.bars]
+    assert shares == sorted(shares, reverse=True)
+    assert [bar.name for bar in mean.bars] == [bar.name.partition(":")[0] for bar in worst.bars]
+    assert (mean.bars[0].text, worst.bars[0].name) == ("62.3", "dwg_densenet121+shuffle: B")
+    assert worst.bars[0].share == min(scores.by_combination(results["models"]["dwg_densenet121+shuffle"]).values())
+
+
+def test_the_bars_of_many_channels_are_by_the_number_kept_and_as_in_the_table():
+    results = channels48()
+    bars = {bar.name: bar.text for bar in bars_of(results)["model_0: test accuracy, %"]}
+    table = tables.channels_kept_in_short(results)
+    row = next(row for row in table.rows if row[0] == "model_0")
+    kept = {f"{size} channel{'s' * (size != '1')}": text for size, text in zip(table.columns[1:], row[1:], strict=True)}
+    assert kept.items() <= bars.items()
+    assert len(bars) == len(kept) + 2
+
+
+@pytest.mark.parametrize("make", [task1, task2, channels48, lambda: channels48(6)])
+def test_no_bar_and_no_interval_reaches_beyond_the_scale(make):
+    chart = verdict.chart(make())
+    assert 0 < chart.end <= 1
+    assert chart.end * 10 == pytest.approx(round(chart.end * 10))
+    for panel in chart.panels:
+        assert max(bar.interval[1] for bar in panel.bars) <= chart.end + 1e-9
+    assert max(bar.interval[1] for panel in chart.panels for bar in panel.bars) > chart.end - verdict.STEP - 1e-9
+
+
+def test_several_seeds_have_their_deviation_beside_the_interval():
+    runs = []
+    for seed, more in enumerate((0.0, 0.02, 0.04)):
+        runs.append(results_of({"a": entry({"RGB": 0.5 + more, "R": 0.3 + 2 * more})}, TWO, seed=seed))
+    results = seeds.combined(runs)
+    mean, worst, full, _ = bars_of(results)["a: test accuracy, %"]
+    assert (full.text, worst.text, mean.text) == ("52.0 ± 2.0", "34.0 ± 4.0", "43.0 ± 3.0")
+    assert full.interval == scores.interval(full.share, 450)
+    assert "± and thick lines: standard deviation over 3 seeds." in verdict.chart(results).note
+
+
+def test_a_score_that_is_missing_has_no_bar_and_is_in_no_mean():
+    results = results_of({"a": entry({"RGB": 0.5, "RG": None, "R": 0.3})}, TWO | {"RG": ["R", "G"]})
+    bars = {bar.name: bar for bar in bars_of(results)["a: test accuracy, %"]}
+    assert bars["RG"].text == "-"
+    assert bars["RG"].interval is None
+    assert next(iter(bars.values())).share == pytest.approx(0.4)
+
+
+def test_intervals_are_of_the_images_that_have_the_channels():
+    """Images of sensors that differ: each combination is tested on the images that have it, a mean on the fewest."""
+    results = results_of({"a": entry({"RGB": 0.5, "R": 0.3})}, TWO)
+    for label, count in (("RGB", 60), ("R", 300)):
+        results["models"]["a"]["scores"]["test"][label]["images"] = count
+    mean, _, full, alone = bars_of(results)["a: test accuracy, %"]
+    assert full.interval == scores.interval(0.5, 60)
+    assert alone.interval == scores.interval(0.3, 300)
+    assert mean.interval == scores.interval(0.4, 60)
+    assert "n = 60 to 300" in verdict.chart(results).note
+
+
+def test_unknown_numbers_of_images_leave_bars_without_intervals():
+    results = results_of({"a": entry({"RGB": 0.5, "R": 0.3})}, TWO)
+    results["data"]["test"] = 0
+    chart = verdict.chart(results)
+    assert {bar.interval for panel in chart.panels for bar in panel.bars} == {None}
+    assert chart.note == "Dotted: chance."
+    assert verdict.sentences(results).startswith("a is right on 40.0% of the test images, on average over 2 choices")
+
+
+def test_the_ranking_has_the_figures_of_the_bars():
+    table = verdict.ranking(task1())
+    assert table.columns == ("system", "RGB", "worst", "mean", "95% interval")
+    assert table.rows[0] == ("dwg_densenet121+shuffle", "68.0", "55.0 (B)", "62.3", "57.7-66.6")
+    bars = verdict.chart(task1()).panels[0].bars
+    assert [row[3] for row in table.rows] == [bar.text for bar in bars]
+
+
+def test_a_mean_of_shuffled_channels_alone_is_of_them():
+    results = results_of({"a": entry({"shuffled": 0.4})}, {"shuffled": []})
+    (bars,) = bars_of(results).values()
+    assert bars == (replace(bars[0], name="a", share=0.4),)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mb", "<b>a</b>", "a" * 200])
+def test_names_are_shown_as_they_are(name):
+    results = results_of({name: entry({"RGB": 0.5, "R": 0.3})}, TWO)
+    assert "\x1b" not in verdict.sentences(results) + next(iter(bars_of(results)))
