@@ -18,6 +18,7 @@ TRAIN = [
     "matplotlib",
     "tensorboard",
 ]
+DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 # The folders of a clone that are subpackages of `polychrome`.
 SUBPACKAGES = ("kernels", "models", "engine", "train")
 
@@ -46,9 +47,11 @@ setup(
         "parquet": ["pyarrow"],
         "browser": ["selenium", "torch-tb-profiler"],
         "export": EXPORT,
+        "docs": DOCS,
         "test": [
             *TRAIN,
             *EXPORT,
+            *DOCS,
             "hypothesis",
             "mypy",
             "pyarrow",

@@ -29,7 +29,9 @@ STUDIES = study.TABLES | {
 
 # The names of each page's markers, by the page's path beside README.md.
 PAGES = {
-    "README.md": ("overview", *columns.COMMANDS),
+    "README.md": ("headline",),
+    "docs/ops.md": ("overview",),
+    "docs/results.md": tuple(columns.COMMANDS),
     "docs/data.md": ("sensors",),
     "docs/engine.md": tuple(ENGINE),
     "docs/flagship.md": (
@@ -51,6 +53,9 @@ def markdown(name: str, results: Path = RESULTS) -> str:
     if name in STUDIES:
         return STUDIES[name](results)
     devices = _devices(results)
+    if name == "headline":
+        found = [wrapped(overview.headline(sections)) for sections in devices.values() if not overview.is_cpu(sections)]
+        return "\n\n".join(found) or "GPU: not measured yet."
     parts = [
         _section_markdown(name, sections[name]) if name in SECTIONS else _overview_markdown(path, sections)
         for path, sections in devices.items()
@@ -115,7 +120,7 @@ def _section_markdown(op: str, section: dict) -> str:
 
 def _overview_markdown(path: Path, sections: dict[str, dict]) -> str:
     page = path.with_suffix(".md")
-    more = f" Everything measured: [{page.name}](bench/results/{page.name})." if page.exists() else ""
+    more = f" Everything measured: [{page.name}](../bench/results/{page.name})." if page.exists() else ""
     stamp = f"**{overview.device(sections)}**; {overview.versions(sections)}; {overview.dates(sections)}."
     return "\n\n".join([wrapped(stamp), grid(overview.table(sections)), wrapped(overview.LEGEND + more)])
 
@@ -126,7 +131,7 @@ def _picture(devices: dict[Path, dict[str, dict]]) -> list[str]:
     found = [place for place in places if place.exists()]
     return [
         f"![{overview.device(places[place])}: time of the usual way and of the best baseline over ours, for every "
-        f"shape]({'/'.join(('bench', 'results', *place.parts[-2:]))})"
+        f"shape]({'/'.join(('..', 'bench', 'results', *place.parts[-2:]))})"
         for place in found[:1]
     ]
 

@@ -18,6 +18,8 @@ import torch
 from polychrome import kernels, models
 from polychrome.kernels import modules
 from polychrome.train.cli import cli
+from polychrome.train.run import main
+from tests.conftest import write_list_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 FAULTS = "docs/engine.md"
@@ -32,6 +34,10 @@ import torch
 images = torch.randint(256, (6, 256, 256, 3), dtype=torch.uint8)
 indices, epoch, MEAN, STD = torch.tensor([4, 0]), 1, [0.5] * 3, [0.25] * 3
 """
+CONVOLVED = """
+import torch
+x, experts, mixing = torch.randn(2, 3, 8, 8), torch.randn(4, 5, 3, 3, 3), torch.rand(2, 4)
+"""
 TRAINED = """
 import shutil
 from pathlib import Path
@@ -45,12 +51,11 @@ shutil.copytree(data / "images", "holidays")
 """
 # What a reader has at hand before a block of a page, by its number from 0. Blocks run in order, one after another.
 SET_UP = {
-    ("README.md", 0): """
-import torch
-x, experts, mixing = torch.randn(2, 3, 8, 8), torch.randn(4, 5, 3, 3, 3), torch.rand(2, 4)
-""",
-    ("README.md", 1): IMAGES,
-    ("README.md", 2): TRAINED,
+    ("README.md", 0): TRAINED.replace("NAME", "first"),
+    ("README.md", 1): CONVOLVED,
+    ("docs/ops.md", 0): CONVOLVED,
+    ("docs/ops.md", 1): IMAGES,
+    ("docs/photos.md", 0): TRAINED,
     ("docs/use.md", 0): TRAINED,
     ("kernels/augment/README.md", 0): IMAGES,
     ("kernels/spatial_attention/README.md", 0): """
@@ -191,6 +196,27 @@ def test_the_commands_of_a_page_exist(page):
             check_pytest(words[1:], words)
         elif program.startswith("python") and words[1].endswith(".py"):
             assert (ROOT / words[1]).is_file() or words[1].isupper(), words
+
+
+SMALL = ["--image-size", "24", "--epochs", "1", "--workers", "1", "--no-tensorboard"]
+
+
+def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
+    """From photos in a folder for each class to the table of predictions, word for word but for a small training."""
+    monkeypatch.chdir(tmp_path)
+    lists = write_list_folder(Path("lists"))
+    for split in ("train", "val", "test"):
+        for line in (lists / f"{split}.txt").read_text().splitlines():
+            path, label = line.rsplit(maxsplit=1)
+            folder = Path("photos", label)
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path("lists", path), folder)
+    shutil.copytree("photos/0", "holidays")
+    ours = [words[3:] for words in commands("README.md") if words[:3] == ["python", "-m", "train.run"]]
+    assert [words[0] for words in ours] == ["task1", "predict"]
+    for words in ours:
+        assert main(words + SMALL * (words[0] == "task1")) == 0
+    assert len(Path("found.csv").read_text().splitlines()) == 1 + len(list(Path("holidays").iterdir()))
 
 
 def check_module(arguments: list[str], words: list[str]) -> None:

@@ -36,6 +36,27 @@ def table(sections: dict[str, dict]) -> Table:
     return Table("Overview", HEADS, tuple(_row(name, sections[name]) for name in names))
 
 
+def headline(sections: dict[str, dict]) -> str:
+    """Return a sentence on a device's results: how much faster than their definitions the ops are, and targets met."""
+    found = {}
+    for name in (name for name in columns.OPS if name in sections):
+        ratios = list(filter(None, map(usual_over_ours(name), sections[name]["shapes"].values())))
+        if ratios:
+            found[name] = f"`{name}` {ratio(geometric_mean(ratios))}x"
+    judged = [
+        verdict.met
+        for name in (*found, "fuse", "training")
+        if name in sections
+        for verdict in targets.verdicts(name, sections[name])
+        if verdict.met is not None
+    ]
+    return (
+        f"**{device(sections)}** ({dates(sections)}), forward + backward, over the op's definition in eager PyTorch, "
+        f"geometric means over shapes: {', '.join(found.values())}. {sum(judged)} of {len(judged)} speed targets are "
+        "met."
+    )
+
+
 def device(sections: dict[str, dict]) -> str:
     """Return the name of the device that sections were measured on."""
     return next(iter(sections.values()))["device"]

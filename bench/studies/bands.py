@@ -35,8 +35,10 @@ STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 # Of the same network, of which the best on validation patches is pictured.
 FORMS = ("prism4_small", "prism4_small+places", "prism4_small+dynamic", "prism4_small+runs")
 # Names for the picture, of systems whose own name does not say it.
-LABELS = dict.fromkeys(FORMS, "prism4_small") | {
-    "prism4_small+off": "prism4_small, trained on all bands alone",
+LABELS = dict.fromkeys(FORMS, "Prism, 0.4 M parameters, trained on random bands") | {
+    "prism4_small+off": "Prism, trained on all bands alone",
+    "dynamic_cnn_v2": "CNN with generated kernels",
+    "pool_attention_cnn": "CNN on mean and maximum of the bands",
     "resnet18+small_stem+sampling": "ResNet18, zeros for absent bands",
     "baseline_cnn+sampling": "plain CNN, zeros for absent bands",
 }
@@ -166,7 +168,7 @@ def draw(results: Path = study.RESULTS) -> None:
         left.set_ylabel("test accuracy, %")
         left.set_ylim(0, 100)
         right.axhline(0, color="0.4", linewidth=1)
-        right.set_ylabel("prism4_small less the others, points")
+        right.set_ylabel("lead of Prism over the others, points")
         figure.legend(loc="outside upper center", ncols=3, frameon=False)
         save(figure, results / "houston48" / "bands.png")
 

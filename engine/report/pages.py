@@ -99,6 +99,7 @@ def write(folder: RunFolder, results: dict, environment: dict) -> None:
         "ranking": verdict.ranking(results),
         "chart": verdict.chart(results),
         "began": _began(environment),
+        "commit": _short(environment.get("commit")),
     }
     for name in ("report.md", folder.html.name):
         found = sections(results, folder.plots, has_chart=name == folder.html.name)
@@ -231,6 +232,12 @@ def _began(environment: dict) -> dict[str, str]:
     """Return the first command of a run and the day of the last, as text; each is empty where it is not known."""
     began = environment.get("began") or [{}]
     return {"command": str(began[0].get("command", "")), "day": str(began[-1].get("at", ""))[:10]}
+
+
+def _short(commit: str | None) -> str:
+    """Return a commit with 12 digits, and what is said of it; empty where none is known."""
+    digits, *rest = (commit or "").split(" ", 1)
+    return " ".join((digits[:12], *rest))
 
 
 def _inline(path: Path) -> Markup:

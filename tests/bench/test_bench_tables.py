@@ -11,6 +11,7 @@ from bench.report import metrics, overview, tables, targets
 TEXT = "# Title\n\n" + "".join(
     f"<!-- bench:{name} -->\nold\n<!-- /bench:{name} -->\n\nmore\n" for name in pages.PAGES["README.md"]
 )
+OVERVIEW = "<!-- bench:overview -->\nold\n<!-- /bench:overview -->\n\nmore\n"
 OPS_TEXT = "".join(f"<!-- bench:{op} -->\nold\n<!-- /bench:{op} -->\n\nmore\n" for op in tables.OPS)
 MAP = "64x256x16x16"
 IMAGES = "64x256x256x3 to 224"
@@ -291,8 +292,22 @@ def test_readme_is_rewritten_between_the_markers_only(results, tmp_path, capsys)
     assert pages.main([], readme, results) == 0
     assert pages.main(["--check"], readme, results) == 0
     new = readme.read_text()
-    assert new.startswith("# Title\n\n<!-- bench:overview -->\n")
-    assert new.endswith("<!-- /bench:commands -->\n\nmore\n")
+    assert new == "# Title\n\n<!-- bench:headline -->\nGPU: not measured yet.\n<!-- /bench:headline -->\n\nmore\n"
+
+
+def test_the_headline_has_the_figures_of_the_overview_of_each_gpu(results):
+    record.write(results / "some_gpu.json", "dynamic_conv", section("cuda") | {"device": "Some GPU"})
+    new = pages.rewritten(TEXT + OVERVIEW, ("headline", "overview"), results)
+    row = next(line for line in new.splitlines() if line.startswith("| dynamic_conv |"))
+    usual, met = row.split(" | ")[2], row.split(" | ")[-1].removesuffix(" |")
+    said = " ".join(new.split())
+    assert "**Some GPU** (2026-01-01), forward + backward" in said
+    assert f"`dynamic_conv` {usual}x. {met} speed targets are met." in said
+    assert "Some Device" not in new.partition("<!-- /bench:headline -->")[0]
+
+
+def test_the_overview_has_a_row_for_each_op(results):
+    new = pages.rewritten(OVERVIEW, ("overview",), results)
     assert "GPU: not measured yet." in new
     assert "**Some Device**; torch 2.15.0; 2026-01-01." in new
     # Naive over ours is 4 and 0.8, loop over ours 2.5 and 0.5; of both directions half and a tenth is the bound.
@@ -318,14 +333,14 @@ def test_the_overview_shows_the_picture_and_the_page_that_are_there(results):
     (results / "cpu").mkdir()
     (results / "cpu" / "speedup.png").write_bytes(b"picture")
     drawn = pages.markdown("overview", results)
-    assert "(bench/results/cpu.md)" in drawn.replace("\n", " ")
-    assert drawn.endswith("(bench/results/cpu/speedup.png)")
+    assert "(../bench/results/cpu.md)" in drawn.replace("\n", " ")
+    assert drawn.endswith("(../bench/results/cpu/speedup.png)")
     record.write(results / "some_gpu.json", "dynamic_conv", section("cuda") | {"device": "Some GPU"})
-    assert pages.markdown("overview", results).endswith("(bench/results/cpu/speedup.png)")
+    assert pages.markdown("overview", results).endswith("(../bench/results/cpu/speedup.png)")
     (results / "some_gpu").mkdir()
     (results / "some_gpu" / "speedup.png").write_bytes(b"picture")
     drawn = pages.markdown("overview", results)
-    assert drawn.endswith("(bench/results/some_gpu/speedup.png)")
+    assert drawn.endswith("(../bench/results/some_gpu/speedup.png)")
     assert drawn.index("Some GPU") < drawn.index("Some Device")
     assert "not measured yet" not in drawn
 
@@ -334,7 +349,7 @@ def test_missing_markers_are_reported(results, tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_text("# Title\n")
     assert pages.main([], readme, results) == 1
-    assert "<!-- bench:overview -->" in capsys.readouterr().err
+    assert "<!-- bench:headline -->" in capsys.readouterr().err
 
 
 def test_an_op_has_all_its_rows_in_markdown(results):

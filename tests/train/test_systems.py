@@ -66,8 +66,8 @@ def test_figures_are_shares_and_ranges_ascend():
             assert 0 < low <= high < 1, system
 
 
-def test_the_readme_names_the_same_systems():
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Systems\n")[1].split("\n## ")[0]
+def test_the_results_name_the_same_systems():
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8").split("\n## Systems\n")[1].split("\n## ")[0]
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")]
     found = {name for row in rows for name in re.findall(r"`([a-z0-9_]+)`", row[2])}
     assert found == {system.model.partition("+")[0] for system in SYSTEMS}
