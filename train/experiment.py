@@ -16,6 +16,7 @@ from torch import nn
 from polychrome.engine.channels import masks
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.data.image_set import Split, having
+from polychrome.engine.data.loader import Loader
 from polychrome.engine.data.opening import Opened
 from polychrome.engine.data.sets import division
 from polychrome.engine.errors import Interrupted, RunError, StorageError, UserError
@@ -30,6 +31,7 @@ from polychrome.engine.training.batch_size import largest_batch
 from polychrome.engine.training.plan import Plan
 from polychrome.engine.watch import profiling
 from polychrome.engine.watch.idle import Idle
+from polychrome.engine.watch.remaining import Remaining
 from polychrome.engine.watch.tensorboard import Scalars
 from polychrome.train import networks, systems
 from polychrome.train.data import make_loader, restricted, summary
@@ -156,6 +158,7 @@ class Experiment:
         self.copy = {"config": self.settings.to_toml(), "results": dict(self.results)}
         self.copy |= {"whole": replace(self.settings, **whole).to_toml()} if whole else {}
         self.results |= {"models": dict(prepared.trained), "failed": dict(prepared.left_out)}
+        self.remaining = Remaining(self._work(), again=self._seeds_after(whole or {}))
         if distributed.is_main():
             folder.check_writable(self.costs)
         folder.begin(self.settings.to_toml(), self.environment, self.results)
@@ -165,6 +168,25 @@ class Experiment:
             held = self.images.splits[division.HOLDOUT]
             lines = (f"{path} {label}\n" for path, label in zip(held.paths, held.labels, strict=True))
             folder.write(folder.holdout, "".join(lines))
+
+    def _work(self) -> dict[str, float]:
+        """Return the work of each network that is to be trained, by its name: the multiply-adds of all epochs."""
+        found = {}
+        for entry, cost in self.costs.items():
+            if not is_done(self.results["models"].get(entry), self.settings, entry):
+                each = self._alone if networks.is_one_per_combination(entry) else [""]
+                work = float(cost.macs * variants.of(self.settings, entry).epochs)
+                found |= {f"{entry} {label}".rstrip(): work for label in each}
+        return found
+
+    def _seeds_after(self, whole: Mapping[str, Any]) -> int:
+        """Return how many seeds of the whole run are trained after this one."""
+        return whole["seed"] + whole["seeds"] - 1 - self.settings.seed if whole else 0
+
+    @property
+    def _alone(self) -> list[str]:
+        """The combinations that an entry with a network for each has networks for."""
+        return [name for name, chosen in self.combinations.items() if chosen]
 
     def train_all(self) -> None:
         """Train and test every entry that is not done, and write the report."""
@@ -199,8 +221,7 @@ class Experiment:
     def train_and_test(self, entry: str) -> None:
         """Train a model, test its best weights, and add both to the results."""
         settings = variants.of(self.settings, entry)
-        alone = [name for name, chosen in self.combinations.items() if chosen]
-        each = alone if networks.is_one_per_combination(entry) else [None]
+        each = self._alone if networks.is_one_per_combination(entry) else [None]
         outcomes = [self._outcome(entry, self._network(entry, settings, combination)) for combination in each]
         first, tested = outcomes[0], [outcome.tested for outcome in outcomes]
         best = first.history.best
@@ -287,10 +308,11 @@ class Experiment:
         name, plan, settings = network.name, network.plan, network.settings
         main, first_epoch = distributed.is_main(), state.epochs(network.checkpoints) + 1
         scalars = Scalars(self.folder.events(name), settings.tensorboard and main, first_epoch)
+        self.remaining.begin(name, (first_epoch - 1) / plan.epochs)
         with (
             make_loader(network.data, "train", settings, plan.augmentations, shared=True) as train,
             make_loader(network.data, "val", settings, shared=True) as val,
-            console.progress(f"training {name}", plan.epochs * (plan.passes * train.samples + val.samples)) as bar,
+            console.training(name, self._images(plan, train, val), plan.epochs, self.remaining.left) as bar,
             profiling.trace(self.folder.trace, name) if settings.profile and main else nullcontext() as trace,
             Idle(plan.device) as idle,
             scalars,
@@ -304,6 +326,7 @@ class Experiment:
             def on_epoch(history: TrainingHistory) -> None:
                 idle.epoch()
                 self._record(name, plan, history)
+                bar.tell(history.epochs[-1], plan.epochs)
                 scalars.epoch(history.epochs[-1], history.speeds[-1], idle.share)
 
             hooks = trainer.Hooks(
@@ -375,6 +398,10 @@ class Experiment:
     def _write_history(self, name: str, history: TrainingHistory) -> None:
         self.history[name] = history.epochs
         self.folder.write_history([row for rows in self.history.values() for row in rows])
+
+    @staticmethod
+    def _images(plan: Plan, train: Loader, val: Loader) -> int:
+        return plan.epochs * (plan.passes * train.samples + val.samples)
 
     def _record(self, name: str, plan: Plan, history: TrainingHistory) -> None:
         self._write_history(name, history)
