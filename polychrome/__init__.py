@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from polychrome.kernels.spatial_attention.api import channel_stats, spatial_attention, spatial_gate
     from polychrome.train.trained import TrainedModel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "augment",
     "channel_gate",

@@ -1,5 +1,6 @@
 """Every example runs, and comes to what it says."""
 
+import json
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -115,3 +116,25 @@ def test_every_example_is_run_here_and_listed():
     for name in names:
         assert f'load("{name}")' in tests
         assert f"../examples/{name}.py" in index
+
+
+def test_the_notebook_leads_from_a_training_to_any_channels(stripes, tmp_path, monkeypatch, capsys):
+    """Its cells as they stand, but for a small set and a single epoch."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / "any_channels.ipynb").read_text(encoding="utf-8"))
+    code = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+    small = f'"--epochs", "1", "--batch-size", "24", "--workers", "1", "--no-tensorboard", "--data", {str(stripes)!r}]'
+    assert code.count('"--epochs", "6"]') == 1
+    exec(compile(code.replace('"--epochs", "6"]', small), "any_channels.ipynb", "exec"), found := {})
+    try:
+        bars = found["axis"].containers
+        assert [each.get_label() for each in bars] == ["simple_cnn", "pool_attention_cnn"]
+        tested = found["results"]["models"]["simple_cnn"]["test"]
+        assert [bar.get_height() for bar in bars[0]] == [
+            pytest.approx(100 * row["accuracy"]) for row in tested.values()
+        ]
+        assert list(tested) == [label.get_text() for label in found["axis"].get_xticklabels()]
+    finally:
+        pyplot.close("all")
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-3:]] == ["RGB", "RG", "R"]

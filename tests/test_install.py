@@ -257,3 +257,14 @@ def test_pip_installs_the_wheel_with_all_it_needs_in_an_empty_environment(wheel,
     losses = [float(line) for line in run(str(python), "script.py", "inductor", cwd=tmp_path).split()[:-1]]
     shutil.rmtree(tmp_path / "env")  # gigabytes
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_container_installs_extras_that_there_are_and_starts_the_command():
+    """What can be checked of the Dockerfile without Docker."""
+    text, setup = (ROOT / "Dockerfile").read_text(), (ROOT / "setup.py").read_text()
+    (extras,) = re.findall(r"pip install --no-cache-dir '\.\[([\w,]+)\]'", text)
+    assert all(re.search(rf'^        "{extra}": ', setup, re.M) for extra in extras.split(","))
+    (command,) = re.findall(r'^ENTRYPOINT \["(\w+)"\]$', text, re.M)
+    assert f'"{command}=polychrome.command:main"' in setup
+    assert "XDG_CACHE_HOME" in text
+    assert "Not built yet" in text

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -15,6 +16,8 @@ from bench.report import figures
 from bench.report.columns import three_digits
 from bench.report.figures import Memory, Point, Speedup
 from polychrome.engine.report.plots import COLOURS, DOTS_PER_INCH, NARROW
+
+matplotlib.use("Agg")
 
 ROW = 0.3  # inches a row
 STYLE = {"font.size": 9, "savefig.dpi": DOTS_PER_INCH, "axes.spines.top": False, "axes.spines.right": False}

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -24,11 +25,6 @@ from torch import Tensor
 from polychrome.engine.errors import one_line, shown
 from polychrome.engine.machine.files import new_file
 from polychrome.engine.report import console, scores
-
-matplotlib.use("Agg")
-matplotlib.rcParams["text.parse_math"] = False  # names may have dollar signs
-# A class name in a script that no installed font has is drawn as boxes; a warning per letter helps nobody.
-warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # Dark enough for letters.
@@ -106,6 +102,27 @@ def as_pictures(images: Tensor, present: Tensor | None = None) -> np.ndarray:
     return pictures.permute(0, 2, 3, 1).cpu().numpy()
 
 
+def _styled(picture: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that draws a picture in our style, and leaves matplotlib's settings as they were."""
+
+    @wraps(picture)
+    def drawn(*content: Any) -> None:
+        # Names may have dollar signs.
+        with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+            # A class name in a script that no installed font has is drawn as boxes; a warning per letter helps nobody.
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+            picture(*content)
+
+    return drawn
+
+
+def _figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
+    """Return a new figure of a size in inches that is drawn in memory, whatever a notebook or a desktop draws on."""
+    figure = Figure(figsize=(width, height), layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def draw(results: dict, history: dict[str, list], folder: Path) -> None:
     """Draw a run's pictures, as its content allows: `curves`, `combinations` or `channels_kept`, and `tradeoff`.
 
@@ -140,12 +157,12 @@ def attempt(picture: Callable[..., None], *content: Any) -> None:
     try:
         picture(*content)
     except Exception as error:
-        plt.close("all")
         for file in (path, path.with_suffix(".svg")):
             file.unlink(missing_ok=True)
         console.say(f"{path} could not be drawn: {one_line(error)}")
 
 
+@_styled
 def curves(history: dict[str, list], path: Path) -> None:
     """Plot loss and accuracy by epoch: training dashed, validation solid, least validation loss marked.
 
@@ -163,7 +180,8 @@ def curves(history: dict[str, list], path: Path) -> None:
 
 
 def _curves_together(history: dict[str, list], path: Path) -> None:
-    figure, axes = plt.subplots(2, 1, figsize=(NARROW, 6), layout="constrained", sharex=True)
+    figure = _figure(NARROW, 6)
+    axes = figure.subplots(2, 1, sharex=True)
     for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
         _draw_curves(axis, kind, history)
         axis.set_ylabel(kind)
@@ -176,7 +194,7 @@ def _curves_together(history: dict[str, list], path: Path) -> None:
 def _curves_apart(panels: dict[str, dict[str, list]], path: Path) -> None:
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = plt.figure(figsize=(max(NARROW, 3.3 * columns + 0.6), 4.2 * rows + 0.5), layout="constrained")
+    figure = _figure(max(NARROW, 3.3 * columns + 0.6), 4.2 * rows + 0.5)
     cells = figure.subfigures(rows, columns, squeeze=False)
     for cell, (model, members) in zip(cells.flat, panels.items(), strict=False):
         axes = cell.subplots(2, 1, sharex=True)
@@ -210,6 +228,7 @@ def _draw_curves(axis: Axes, kind: str, history: dict[str, list]) -> None:
     axis.grid(alpha=0.3)
 
 
+@_styled
 def combinations(accuracy: dict[str, dict[str, float | None]], chance: float, path: Path) -> None:
     """Plot accuracy by channel combination, by model: as bars, or as a heatmap in place of too many bars."""
     labels = list(next(iter(accuracy.values())))
@@ -222,7 +241,8 @@ def combinations(accuracy: dict[str, dict[str, float | None]], chance: float, pa
 
 def _combinations_as_bars(models: list[str], labels: list[str], values: np.ndarray, chance: float, path: Path) -> None:
     width = 0.8 / len(models)
-    figure, axis = plt.subplots(figsize=(max(NARROW, 0.42 * len(labels) * len(models)), 4), layout="constrained")
+    figure = _figure(max(NARROW, 0.42 * len(labels) * len(models)), 4)
+    axis = figure.subplots()
     for number, (colour, model, row) in enumerate(zip(_cycle(len(models)), models, values, strict=True)):
         places = np.arange(len(labels)) + (number - (len(models) - 1) / 2) * width
         bars = axis.bar(places, row, width, color=colour, label=model)
@@ -241,10 +261,8 @@ def _combinations_as_heatmap(
     rows, columns = models, labels
     if len(labels) > MOST_BESIDE:
         rows, columns, values = labels, models, values.T
-    figure, axis = plt.subplots(
-        figsize=(3.6 + 0.75 * len(columns), 1.3 + 0.36 * len(rows) + 0.05 * max(map(len, columns))),
-        layout="constrained",
-    )
+    figure = _figure(3.6 + 0.75 * len(columns), 1.3 + 0.36 * len(rows) + 0.05 * max(map(len, columns)))
+    axis = figure.subplots()
     greatest = np.nanmax(values) if np.isfinite(values).any() else 1
     image = axis.imshow(values, cmap="Blues", vmin=0, vmax=greatest, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
@@ -267,6 +285,7 @@ def _name_columns(axis: Axes, names: list[str]) -> None:
     axis.set_xticks(range(len(names)), names, **turned)
 
 
+@_styled
 def channels_kept(results: dict, path: Path) -> None:
     """Plot accuracy by number of channels kept: mean and range over the combinations of each size.
 
@@ -278,9 +297,8 @@ def channels_kept(results: dict, path: Path) -> None:
     columns = 1 if together else min(3, len(sizes_of))
     rows = 1 if together else -(-len(sizes_of) // columns)
     size = (NARROW, 4.2) if together else (3.5 * columns, 2.9 * rows)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
-    )
+    figure = _figure(*size)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axis in axes.flat[1 if together else len(sizes_of) :]:
         axis.remove()
     for number, (colour, name) in enumerate(zip(_cycle(len(sizes_of)), sizes_of, strict=True)):
@@ -309,11 +327,13 @@ def _means(sizes: dict[int, list[float]]) -> tuple[list[int], list[float]]:
     return list(sizes), [100 * scores.mean(values) for values in sizes.values()]
 
 
+@_styled
 def tradeoff(results: dict, path: Path) -> None:
     """Plot test accuracy on the full set against multiply-adds, a labelled dot per model."""
     points = _costs(results)
     size = (NARROW, 4.6) if len(points) <= MOST_BARS else (8.5, 6)
-    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    figure = _figure(*size)
+    axis = figure.subplots()
     colours = dict(zip(points, cycle(LABEL_COLOURS), strict=False))
     protocols = {name: results["models"][name].get("protocol", "subset") for name in points}
     for name, point in points.items():
@@ -389,13 +409,15 @@ def _overlap(one: Bbox, other: Bbox) -> float:
     return shared.width * shared.height if shared else 0.0
 
 
+@_styled
 def confusion(counts: np.ndarray, class_names: tuple[str, ...], title: str, path: Path) -> None:
     """Plot a confusion matrix [true, predicted], each row as shares of its class."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     classes = len(class_names)
     named = classes <= MOST_NAMED
     side = max(3.2, 0.14 * classes) if named else NARROW - 2
-    figure, axis = plt.subplots(figsize=(side + 2.4, side + 1.4), layout="constrained")
+    figure = _figure(side + 2.4, side + 1.4)
+    axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true class", shrink=0.8)
     axis.set(xlabel="predicted", ylabel="true")
@@ -408,13 +430,14 @@ def confusion(counts: np.ndarray, class_names: tuple[str, ...], title: str, path
     _save(figure, path)
 
 
+@_styled
 def predictions(found: list[Prediction], title: str, path: Path) -> None:
     """Plot a grid of images with predicted and true names, right predictions green and wrong predictions red."""
     columns, heading, gap = 3, 0.35, 0.1  # heading and gap in inches, as all coordinates below
     cell = NARROW / columns
     side, pitch = cell - gap, cell + heading
     height = heading + pitch * -(-len(found) // columns)
-    figure = plt.figure(figsize=(NARROW, height))
+    figure = _figure(NARROW, height, layout=None)
     # One axis for all images: with an axis for each, drawing takes several times as long.
     axis = figure.add_axes((0, 0, 1, 1))
     axis.axis("off")
@@ -450,8 +473,10 @@ def _cycle(count: int) -> list[str]:
 def _save(figure: Figure, path: Path, vector: bool = False) -> None:
     """Write a figure as PNG and, if `vector`, as SVG with letters as text and without a background."""
     if vector:
-        with new_file(path.with_suffix(".svg")) as file, plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "0"}):
+        with (
+            new_file(path.with_suffix(".svg")) as file,
+            matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "0"}),
+        ):
             figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     with new_file(path) as file:
         figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
-    plt.close(figure)

@@ -5,6 +5,8 @@ import io
 import json
 import math
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -400,6 +402,25 @@ def test_a_chart_takes_the_colours_of_its_page(tmp_path):
     )
 
 
+def test_drawing_leaves_matplotlib_to_the_user(tmp_path):
+    """In a notebook a run's pictures change neither where later figures appear nor how they look."""
+    code = f"""
+import matplotlib, sys
+matplotlib.use("svg")
+from matplotlib import pyplot
+before = dict(matplotlib.rcParams)
+from pathlib import Path
+from polychrome.engine.report import plots
+from tests.engine.test_report import task1
+plots.tradeoff(task1(), Path({str(tmp_path)!r}, "a.png"))
+after = dict(matplotlib.rcParams)
+sys.exit(str({{name for name in before if before[name] != after[name]}} or "") or pyplot.get_fignums() or None)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert is_drawn(tmp_path / "a.png")
+
+
 def test_the_same_run_has_the_same_charts(tmp_path):
     for name in ("a", "b"):
         plots.tradeoff(task1(), tmp_path / f"{name}.png")
@@ -433,7 +454,6 @@ def test_whatever_is_drawn_lies_within_its_axes(results, turned, monkeypatch):
                 assert (inside[:, 1] >= -0.001).all(), figure
                 assert (inside[:, 1] <= 1.001).all(), figure
                 assert across or ((inside[:, 0] >= -0.001) & (inside[:, 0] <= 1.001)).all()
-        plots.plt.close(figure)
 
 
 def figure_of(monkeypatch, draw):
@@ -452,7 +472,6 @@ def test_labels_of_the_tradeoff_do_not_overlap(monkeypatch):
     assert {text.get_text() for text in axis.texts} == set(results["models"])
     boxes = [text.get_window_extent().padded(0, -2) for text in axis.texts]
     assert not any(one.overlaps(other) for n, one in enumerate(boxes) for other in boxes[:n])
-    plots.plt.close(figure)
 
 
 def test_variants_share_the_axes_of_their_model(monkeypatch):
@@ -466,7 +485,6 @@ def test_variants_share_the_axes_of_their_model(monkeypatch):
     loss = figure.axes[2 * titles.index("dynamic_cnn_v1")]
     assert [len(line.get_xdata()) for line in loss.lines] == [4, 4, 1] * 3
     assert list(loss.lines[4].get_ydata()) == [row.val_loss for row in history["dynamic_cnn_v1+drop"]]
-    plots.plt.close(figure)
 
 
 def test_the_networks_of_one_model_share_its_axes(monkeypatch):
@@ -475,7 +493,6 @@ def test_the_networks_of_one_model_share_its_axes(monkeypatch):
     figure = figure_of(monkeypatch, lambda: plots.curves(history, None))
     assert [axis.get_title() for axis in figure.axes] == ["naive_cnn", ""]
     assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == list(RGB)
-    plots.plt.close(figure)
 
 
 def test_images_of_any_channels_and_values_become_pictures():
@@ -505,7 +522,6 @@ def test_a_heatmap_shows_every_accuracy(monkeypatch):
     shown = [text.get_text() for text in figure.axes[0].texts]
     assert shown == [text for n in range(10, 15) for text in (f"{n}.0", "-")]
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == list("abcde")
-    plots.plt.close(figure)
 
 
 ENVIRONMENT = {"cpu": "a CPU", "cores": 2, "gpu": None, "python": "3.11", "versions": {"torch": "2.11"}}
