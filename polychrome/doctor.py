@@ -126,10 +126,10 @@ def _extras() -> Iterator[Finding]:
     for extra, packages in EXTRAS.items():
         lacking = [name for name in packages if hardware.version_of(name) is None]
         if lacking:
-            advice = f"for {PURPOSES[extra]}: pip install 'polychrome[{extra}]'"
-            yield Finding(f"packages to {extra}", MISSING, f"no {', '.join(lacking)}", advice)
+            advice = f"pip install 'polychrome[{extra}]'"
+            yield Finding(f"packages for {PURPOSES[extra]}", MISSING, f"no {', '.join(lacking)}", advice)
         else:
-            yield Finding(f"packages to {extra}", OK, f"all {len(packages)}")
+            yield Finding(f"packages for {PURPOSES[extra]}", OK, f"all {len(packages)}")
 
 
 def _processor() -> Iterator[Finding]:

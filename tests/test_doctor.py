@@ -26,9 +26,16 @@ def told(capsys):
 def test_every_subject_is_told_and_what_is_not_well_has_advice(capsys):
     status = doctor.main([])
     found = told(capsys)
-    assert {"polychrome", "torch", "triton", "DALI", "C++ compiler", "packages to train", "processor", "cache"} <= set(
-        found
-    )
+    assert {
+        "polychrome",
+        "torch",
+        "triton",
+        "DALI",
+        "C++ compiler",
+        "packages for training",
+        "processor",
+        "cache",
+    } <= set(found)
     assert status == any(state == "wrong" for state, *_ in found.values())
     assert all(advice for state, _, advice in found.values() if state != "ok")
     assert found["torch"][1].startswith(torch.__version__)
@@ -50,7 +57,12 @@ def test_the_command_line_has_the_doctor(capsys):
         (lambda m: m.setattr(doctor, "ROOM", 1 << 62), "cache", "wrong", "make room, or set XDG_CACHE_HOME"),
         (lambda m: m.setattr(doctor, "SHARED", 1 << 62), "shared memory", "wrong", "--shm-size=8g"),
         (lambda m: m.setenv("XDG_CACHE_HOME", "/proc/none"), "cache", "wrong", "set XDG_CACHE_HOME to a folder"),
-        (lambda m: m.setitem(doctor.EXTRAS, "parquet", ("no-such",)), "packages to parquet", "missing", "[parquet]"),
+        (
+            lambda m: m.setitem(doctor.EXTRAS, "parquet", ("no-such",)),
+            "packages for parquet files",
+            "missing",
+            "[parquet]",
+        ),
         (lambda m: m.setattr(doctor, "DALI", "no-such"), "DALI", "missing", "pip install no-such"),
     ],
     ids=["old torch", "no triton", "other triton", "compiler", "disk", "shared memory", "cache", "extra", "dali"],
