@@ -39,6 +39,7 @@ setup(
         "polychrome": ["py.typed"],
         "polychrome.engine.report": ["templates/*.j2"],
         "polychrome.kernels.dynamic_conv": ["configs/*.json"],
+        "polychrome.train.pretrained": ["*.pt"],
         "polychrome.train.recipes": ["*.toml"],
     },
     install_requires=["torch>=2.11", "triton>=3.6; platform_system == 'Linux'", "numpy"],

@@ -73,13 +73,15 @@ def load(
     See `polychrome.train.trained.load`, and docs/use.md.
 
     Args:
-        source: the folder of a run, or a `best.pt`, wherever it lies.
+        source: the folder of a run, a `best.pt`, wherever it lies, or the name of a network that comes with the
+            package, such as "prism4_small-shapes". A file or folder of this name in the working directory wins.
         model: which of the run's models, by name; by default the most accurate one on the validation images.
         channels: the combination of channels that images have, such as "RG" or "red+nir"; by default all.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
 
     Raises:
-        polychrome.engine.errors.UserError: there is no such run, checkpoint, model or channel, or a file is damaged.
+        polychrome.engine.errors.UserError: there is no such run, checkpoint, pretrained network, model or channel, or a
+            file is damaged.
         ModuleNotFoundError: a package of training is not installed.
     """
     try:

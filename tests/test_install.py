@@ -94,6 +94,7 @@ def test_the_wheel_holds_the_packages_and_their_data(wheel):
     sources = {path.relative_to(ROOT).as_posix() for folder in SUBPACKAGES for path in (ROOT / folder).rglob("*.py")}
     data = {path.relative_to(ROOT).as_posix() for kind in ("*.toml", "*.j2") for path in (ROOT / "train").rglob(kind)}
     data |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "engine").rglob("*.j2")}
+    data.add("train/pretrained/prism4_small-shapes.pt")
     data |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "kernels").rglob("*.json")}
     assert len(data) >= 7
     own = {f"polychrome/{name}" for name in ("__init__.py", "command.py", "py.typed")}
@@ -119,6 +120,20 @@ def test_a_layer_trains_compiled_in_a_project_with_packages_called_as_ours(pytho
     assert len(losses) == 20
     assert losses[-1] < 0.5 * losses[0]
     assert Path(place).is_relative_to(python.parents[1])
+
+
+SHAPES = """
+import numpy as np
+import polychrome
+from polychrome.engine.data.sets.generated import draw
+model = polychrome.load("prism4_small-shapes", device="cpu")
+for channels in ("RGB", "GB", "R"):
+    print(model.predict(draw(42, np.random.default_rng(0)), channels).name)
+"""
+
+
+def test_the_wheel_brings_a_trained_network(python, tmp_path):
+    assert run(str(python), "-c", SHAPES, cwd=tmp_path).splitlines() == ["blotched triangle"] * 3
 
 
 def test_the_installed_command_trains_and_writes_its_report(python, stripes, tmp_path):

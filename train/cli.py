@@ -262,7 +262,7 @@ def evaluate(run: Path, **options) -> None:
     "--output", type=click.Path(path_type=Path), help="File to write, .csv, .json or .parquet.  [default: print]"
 )
 def predict(run: Path, **options) -> None:
-    """Classify IMAGES, files, folders or patterns, by a model of a RUN folder or by a best.pt.
+    """Classify IMAGES, files, folders or patterns, by a model of a RUN folder, a best.pt or a pretrained network.
 
     A terminal gets a table; a pipe, or a file by --output, has path, class and the probability of every class. A file
     that cannot be read is a row with the reason.
@@ -279,7 +279,11 @@ def predict(run: Path, **options) -> None:
 @click.option(
     "--channels", help="Which network, where a model has a network for each combination.  [default: all channels']"
 )
-@click.option("--output", type=click.Path(path_type=Path), help="File to write.  [default: RUN/export/MODEL.FORMAT]")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File to write.  [default: RUN/export/MODEL.FORMAT; without a RUN folder MODEL.FORMAT]",
+)
 @click.option("--data", help="Folder of the data, where it has moved since the run.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Device that a pt2 is compiled for.  [default: cpu]")
 @click.option(
@@ -288,7 +292,10 @@ def predict(run: Path, **options) -> None:
     help="Put crop, resize, standardisation and softmax into the ONNX file, which then takes whole images.",
 )
 def export(run: Path, **options) -> None:
-    """Write a model of a RUN folder as a file for use elsewhere, checked on 16 images of the test split."""
+    """Write a model as a file for use elsewhere, checked on 16 images of the test split.
+
+    RUN is the folder of a run, a best.pt, or the name of a pretrained network.
+    """
     from polychrome.train.commands.export import export_run
 
     export_run(run, **options)

@@ -24,7 +24,7 @@ from polychrome.engine.data.sets import listing, scan
 from polychrome.engine.data.sets.inspection import Stack
 from polychrome.engine.errors import Unsupported, UserError
 from polychrome.engine.evaluation import inputs
-from polychrome.train.commands.finished import Checkpoint, Run, Source
+from polychrome.train.commands.finished import Source, opened
 from polychrome.train.data import make_loader
 
 if TYPE_CHECKING:
@@ -61,21 +61,17 @@ def load(
     """Return a trained network with everything that its images need: `predict` classifies files and arrays.
 
     Args:
-        source: the folder of a run, or a `best.pt`, wherever it lies.
+        source: the folder of a run, a `best.pt`, wherever it lies, or the name of a network that comes with the
+            package, such as "prism4_small-shapes". A file or folder of this name in the working directory wins.
         model: which of the run's models, by name; by default the most accurate one on the validation images.
         channels: the combination of channels that images have, such as "RG" or "red+nir"; by default all. `predict`
             takes other ones.
         device: "auto" (a GPU where there is one), "cpu" or "cuda".
 
     Raises:
-        UserError: there is no such run, checkpoint, model or channel, or a file is damaged.
+        UserError: there is no such run, checkpoint, pretrained network, model or channel, or a file is damaged.
     """
-    path = Path(source)
-    if path.is_file():
-        if model is not None:
-            raise UserError(f"{path} has one network: leave out model={model!r}")
-        return TrainedModel(Checkpoint(path, device), channels=channels)
-    return TrainedModel(Run(path, device), model, channels)
+    return TrainedModel(opened(source, device, model), model, channels)
 
 
 class TrainedModel:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,6 +187,24 @@ def test_channels_pick_the_network_of_a_model_that_has_several(run, images, tmp_
     assert part.description.channels.names == ("R", "G")
     weights = torch.load(copy / "checkpoints/naive_cnn/RG/best.pt")["model"]
     assert all(torch.equal(part.model.state_dict()[name], value) for name, value in weights.items())
+
+
+def test_a_checkpoint_alone_is_exported_as_its_run_is(run, tmp_path, monkeypatch, capsys):
+    needs("safetensors")
+    monkeypatch.chdir(tmp_path)
+    for model, best, options in (("simple_cnn", "best.pt", []), ("naive_cnn", "RG/best.pt", ["--channels", "RG"])):
+        command = ["export", "--format", "safetensors", *options]
+        assert main([*command, str(run), "--model", model, "--output", "whole.safetensors"]) == 0
+        assert main([*command, str(run / "checkpoints" / model / best)]) == 0
+        assert capsys.readouterr().out.count("on 16 images of the test split") == 2
+        alone, whole = (
+            export.load(Path("-".join((model, *options[1:])) + ".safetensors")),
+            export.load("whole.safetensors"),
+        )
+        assert alone.description == whole.description
+        assert all(torch.equal(value, alone.model.state_dict()[key]) for key, value in whole.model.state_dict().items())
+    assert main([*command[:3], str(run / "checkpoints/simple_cnn/best.pt"), "--model", "naive_cnn"]) == 2
+    assert "best.pt has one network: leave out model='naive_cnn'" in capsys.readouterr().err
 
 
 def test_data_that_has_moved_is_named_or_replaced_by_noise(run, stripes, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The command `export`: write a model of a run as a file for use elsewhere."""
+"""The command `export`: write a trained model as a file for use elsewhere."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from polychrome.engine.channels.names import Channels, join
 from polychrome.engine.data.files import stacks
 from polychrome.engine.errors import UserError
 from polychrome.engine.report import console
-from polychrome.train.commands.finished import Run
+from polychrome.train.commands.finished import Source, opened
 from polychrome.train.data import make_loader, open_data
-from polychrome.train.networks import has_several
 from polychrome.train.settings import variants
 
 IMAGES = 16
@@ -38,20 +37,20 @@ def export_run(
     With `preprocessing` an ONNX file takes images as they are stored and gives probabilities.
 
     Raises:
-        UserError: the folder is not a run's, it has no such model, network or checkpoint, `data` is not the run's data,
-            or the file cannot be written.
+        UserError: there is no such run, checkpoint or pretrained network, it has no such model or network, `data` is
+            not the run's data, or the file cannot be written.
         ExportError: the file's outputs differ from the model's; the file is removed.
     """
     if device is not None and file_format != "pt2":
         raise UserError(f"--device: a pt2 is compiled for a device, {file_format} files are for any")
     if preprocessing and file_format != "onnx":
         raise UserError(f"--preprocessing goes into onnx files alone, not into {file_format}")
-    trained = Run(run, device or "cpu")
+    trained = opened(run, device or "cpu", model)
     name = model or trained.best()
     network, chosen = _network(trained, name, channels)
     own = Channels(*(tuple(row[index] for index in chosen) for row in _table(trained.channels)))
     alone = name if len(chosen) == len(trained.channels) else f"{name}-{join(own.names, trained.channels.names)}"
-    path = output or trained.folder.export(alone + "-whole" * preprocessing, file_format)
+    path = output or trained.export(alone + "-whole" * preprocessing, file_format)
     if path.suffix != f".{file_format}":
         raise UserError(f"--output {path} must end in .{file_format}")
     export.check_target(path)
@@ -66,11 +65,10 @@ def export_run(
     console.say(f"{path}: {check}, on {len(images)} {note}")
 
 
-def _network(trained: Run, name: str, channels: str | None) -> tuple[torch.nn.Module, tuple[int, ...]]:
+def _network(trained: Source, name: str, channels: str | None) -> tuple[torch.nn.Module, tuple[int, ...]]:
     """Return a network of a model with its best weights, and the indices of the channels it takes."""
     everything = {trained.channels.full: tuple(range(len(trained.channels)))}
-    found = trained.results["models"].get(name)
-    if channels is not None and found is not None and not has_several(found["protocol"]):
+    if channels is not None and not trained.has_several(name):
         raise UserError(f"--channels picks one of several networks; {name} is one for all channels: leave it out")
     wanted = parse((channels,), trained.channels.names, 0, trained.channels.sensors) if channels else everything
     if len(wanted) != 1 or not all(wanted.values()):
@@ -84,12 +82,12 @@ def _table(channels: Channels) -> tuple[tuple, ...]:
     return channels.names, channels.mean, channels.std
 
 
-def _description(trained: Run, name: str, network: torch.nn.Module, channels: Channels) -> export.Description:
+def _description(trained: Source, name: str, network: torch.nn.Module, channels: Channels) -> export.Description:
     settings = trained.entry_settings(name)
     return export.Description(
         model=variants.model_name(name),
         image_size=settings.image_size,
-        classes=tuple(trained.results["data"]["class_names"]),
+        classes=tuple(trained.class_names),
         channels=channels,
         dtype=trained.dtype,
         any_channels=getattr(network, "any_channels", False),
@@ -98,7 +96,7 @@ def _description(trained: Run, name: str, network: torch.nn.Module, channels: Ch
     )
 
 
-def _images(trained: Run, name: str, data: str | None) -> tuple[Tensor, list[np.ndarray], str]:
+def _images(trained: Source, name: str, data: str | None) -> tuple[Tensor, list[np.ndarray], str]:
     """Return images [16, channels, size, size], in the stored type, the same before they are resized, and their origin.
 
     They are the first images of the run's test split, fewer where the split has fewer. Where the split cannot be read
@@ -125,16 +123,16 @@ def _as_pixels(images: Tensor) -> list[np.ndarray]:
     return list(images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
-def _test_images(trained: Run, name: str, data: str | None) -> tuple[Tensor, list[np.ndarray]]:
+def _test_images(trained: Source, name: str, data: str | None) -> tuple[Tensor, list[np.ndarray]]:
     settings = trained.settings
     backend = settings.backend if settings.backend == "synthetic" else "torch"
     settings = replace(settings, data=data or settings.data, backend=backend, cache="none", workers=1)
-    opened = open_data(settings, trained.results["task"], ("test",), trained.data)
-    trained.check_fits(opened.images)
+    test = open_data(settings, trained.results["task"], ("test",), trained.data)
+    trained.check_fits(test.images)
     settings = replace(trained.entry_settings(name, settings), batch_size=IMAGES)
-    with make_loader(opened, "test", settings) as loader:
+    with make_loader(test, "test", settings) as loader:
         images = next(iter(loader.epoch(0))).images
-    if opened.store is not None or settings.backend == "synthetic":  # there are no files
+    if test.store is not None or settings.backend == "synthetic":  # there are no files
         return images, _as_pixels(images)
-    read = stacks.opener(opened.images)
-    return images, [read(path) for path in opened.images.splits["test"].paths[:IMAGES]]
+    read = stacks.opener(test.images)
+    return images, [read(path) for path in test.images.splits["test"].paths[:IMAGES]]

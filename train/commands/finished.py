@@ -1,4 +1,4 @@
-"""A run's trained models, for the commands that use them."""
+"""Trained models, of a run or of a single checkpoint, for the commands that use them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,42 @@ from polychrome.engine.machine import hardware
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint
 from polychrome.engine.training.state import BEST
-from polychrome.train import networks
+from polychrome.train import networks, pretrained
 from polychrome.train.results import best
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
+
+
+def opened(place: str | Path, device: str, model: str | None = None) -> Source:
+    """Return the trained networks of a run's folder, of a checkpoint, or of a pretrained network's name.
+
+    A file or folder that is there wins over a pretrained network of the same name.
+
+    Args:
+        model: the model that is asked for, of a run.
+
+    Raises:
+        UserError: there is no such run, checkpoint or pretrained network, or a file is damaged.
+    """
+    path = Path(place)
+    if not path.exists():
+        if str(place) not in pretrained.FILES:
+            raise UserError(
+                f"{place}: no such run folder or best.pt; pretrained networks: {', '.join(pretrained.FILES)}"
+            )
+        path = pretrained.FILES[str(place)]
+    if path.is_dir():
+        return Run(path, device)
+    if model is not None:
+        raise UserError(f"{place} has one network: leave out model={model!r}")
+    return Checkpoint(path, device)
 
 
 class Source(ABC):
     """Trained networks, and what is known of their data.
 
     Attributes:
+        place: the run's folder, or the checkpoint.
         results: the content of `results.json`: of a checkpoint alone, as it was when the training began.
         settings: those of the run, for this machine's device.
         channels: of the data, with their statistics.
@@ -34,8 +60,8 @@ class Source(ABC):
         class_names: in the order of the logits.
     """
 
-    def __init__(self, results: dict, settings: Settings, device: str) -> None:
-        self.results, self.device = results, hardware.device(device)
+    def __init__(self, place: Path, results: dict, settings: Settings, device: str) -> None:
+        self.place, self.results, self.device = place, results, hardware.device(device)
         self.settings = replace(settings, device=self.device.type)
         data = results["data"]
         self.num_classes, self.class_names = data["classes"], data["class_names"]
@@ -59,7 +85,7 @@ class Source(ABC):
 
     @abstractmethod
     def protocol(self, name: str) -> str:
-        """Return a model's protocol, as `results.json` names it."""
+        """Return a model's protocol, as `results.json` names it. Raises UserError where there is no such model."""
 
     @abstractmethod
     def networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
@@ -72,6 +98,24 @@ class Source(ABC):
             UserError: there is no such model, no network for any wanted combination, or a checkpoint is damaged or of
                 another model.
         """
+
+    @abstractmethod
+    def export(self, name: str, file_format: str) -> Path:
+        """Return the path that an exported network has by default."""
+
+    def check_fits(self, images: ImageSet) -> None:
+        """Raise UserError where the images differ in classes, channels or type of values from those of the training."""
+        if list(images.class_names) != self.class_names:
+            raise UserError(f"{self.place} was trained on other classes than {images.root} has")
+        if images.channels.names != self.channels.names:
+            raise UserError(
+                f"{self.place} was trained on channels {', '.join(self.channels.names)}, {images.root} has "
+                f"{', '.join(images.channels.names)}"
+            )
+        if images.dtype != self.dtype:
+            raise UserError(
+                f"{self.place} was trained on values of type {self.dtype}, {images.root} has {images.dtype}"
+            )
 
     def has_several(self, name: str) -> bool:
         """Return whether a model has a network for each combination of channels."""
@@ -102,11 +146,11 @@ class Checkpoint(Source):
     """
 
     def __init__(self, path: Path, device: str) -> None:
-        self.path, self._content = path, checkpoint.load(path, hardware.device(device))
+        self._content = checkpoint.load(path, hardware.device(device))
         if not (copy := self._content.get("run")):
             raise UserError(f"{path} has weights alone: give the folder of its run")
         settings = Settings.from_text(copy["config"], f"{path}: the copy of the settings")
-        super().__init__(copy["results"], settings, device)
+        super().__init__(path, copy["results"], settings, device)
         self.name, _, self._label = self._content["name"].partition(" ")
 
     def best(self) -> str:
@@ -122,13 +166,16 @@ class Checkpoint(Source):
 
     def networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
         if not self._label:
-            return [(wanted, self._loaded(name, self._content, self.path, len(self.channels)))]
+            return [(wanted, self._loaded(name, self._content, self.place, len(self.channels)))]
         own = self._own()
         fitting = [label for label, chosen in wanted.items() if chosen and set(chosen) == set(own)]
         if not fitting:
-            raise UserError(f"{self.path} is the network for {self._label}, not for {', '.join(wanted)}")
+            raise UserError(f"{self.place} is the network for {self._label}, not for {', '.join(wanted)}")
         in_channels, _ = networks.for_one_combination(name, self.entry_settings(name), len(self.channels), own)
-        return [({fitting[0]: own}, self._loaded(name, self._content, self.path, in_channels))]
+        return [({fitting[0]: own}, self._loaded(name, self._content, self.place, in_channels))]
+
+    def export(self, name: str, file_format: str) -> Path:
+        return Path(f"{name}.{file_format}")
 
     def _own(self) -> tuple[int, ...]:
         """Return the channels that the network takes, of a model with a network for each combination."""
@@ -147,7 +194,7 @@ class Run(Source):
         if own := self.folder.seeds:
             raise UserError(f"{root} has a run for each of {len(own)} seeds: give one of them, {own[min(own)].root}")
         results = self.folder.read_results()
-        super().__init__(results, Settings.of_run(self.folder.config), device)
+        super().__init__(root, results, Settings.of_run(self.folder.config), device)
         if not results["models"]:
             raise UserError(f"{root} has no trained model yet; go on with it by --resume {root}")
 
@@ -155,25 +202,14 @@ class Run(Source):
         return best(self.results["models"])
 
     def protocol(self, name: str) -> str:
-        return self.results["models"][name]["protocol"]
-
-    def check_fits(self, images: ImageSet) -> None:
-        """Raise UserError where the images differ in classes, channels or type of values from those of the run."""
-        if list(images.class_names) != self.results["data"]["class_names"]:
-            raise UserError(f"{self.folder.root} was trained on other classes than {images.root} has")
-        if images.channels.names != self.channels.names:
-            raise UserError(
-                f"{self.folder.root} was trained on channels {', '.join(self.channels.names)}, {images.root} has "
-                f"{', '.join(images.channels.names)}"
-            )
-        if images.dtype != self.dtype:
-            raise UserError(
-                f"{self.folder.root} was trained on values of type {self.dtype}, {images.root} has {images.dtype}"
-            )
-
-    def networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
         if name not in self.results["models"]:
             raise UserError(f"the run has no model {name!r}; it trained {', '.join(self.results['models'])}")
+        return self.results["models"][name]["protocol"]
+
+    def export(self, name: str, file_format: str) -> Path:
+        return self.folder.export(name, file_format)
+
+    def networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
         if not self.has_several(name):
             return [(wanted, self._network(name, self.folder.checkpoints(name) / BEST, len(self.channels)))]
         index = self.channels.names.index
