@@ -50,6 +50,7 @@ setup(
             *TRAIN,
             *EXPORT,
             "hypothesis",
+            "mlflow-skinny",
             "mypy",
             "pyarrow",
             "pytest",

@@ -86,6 +86,7 @@ class Together(Logger):
         self.each = each
 
     def batch(self, images: Tensor, channels: Channels) -> None:
+        """Show each logger images of the first batch, float [batch, channels, height, width]."""
         for logger in self.each:
             logger.batch(images, channels)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -47,6 +48,7 @@ class TensorBoard(Logger):
         self.folder, self.first_epoch, self.settings = folder, first_epoch, dict(settings or {})
         self.enabled = _is_installed()
         self._writer: SummaryWriter | None = None
+        self._begun = 0.0
         self._images: tuple[Tensor, Channels] | None = None
         self._seen = False
 
@@ -65,7 +67,7 @@ class TensorBoard(Logger):
 
         def write() -> None:
             if self._writer is None:
-                self._writer = _writer(self.folder, purge_step=self.first_epoch)
+                self._writer, self._begun = _writer(self.folder, purge_step=self.first_epoch), time.time()
             for name, value in scalars(row, images_per_second, idle).items():
                 self._writer.add_scalar(name, value, row.epoch)
             if images is not None:
@@ -85,6 +87,8 @@ class TensorBoard(Logger):
 
             for path in self.folder.glob(f"*{RESULT}"):
                 path.unlink()
+            # TensorBoard reads files by their names, which begin with the second: this one belongs after the epochs'.
+            time.sleep(max(0.0, int(self._begun) + 1 - time.time()))
             with _writer(self.folder, filename_suffix=RESULT) as writer:
                 for summary in hparams(self.settings, dict(figures)):
                     writer.file_writer.add_summary(summary)
