@@ -54,6 +54,7 @@ setup(
             *EXPORT,
             *DOCS,
             "hypothesis",
+            "mlflow-skinny",
             "mypy",
             "pyarrow",
             "pytest",

@@ -31,8 +31,9 @@ from polychrome.engine.training.batch_size import largest_batch
 from polychrome.engine.training.plan import Plan
 from polychrome.engine.watch import profiling
 from polychrome.engine.watch.idle import Idle
+from polychrome.engine.watch.logger import Logger, Training
+from polychrome.engine.watch.loggers import Loggers
 from polychrome.engine.watch.remaining import Remaining
-from polychrome.engine.watch.tensorboard import Scalars
 from polychrome.train import networks, systems
 from polychrome.train.data import make_loader, restricted, summary
 from polychrome.train.messages import at_start, beginning
@@ -41,6 +42,7 @@ from polychrome.train.preparation import Prepared, is_done, prepare
 from polychrome.train.results import (
     add_ratio,
     confused,
+    figures,
     named_predictions,
     predictions_of,
     scores_of,
@@ -48,7 +50,7 @@ from polychrome.train.results import (
     tested_splits,
 )
 from polychrome.train.settings import variants
-from polychrome.train.settings.config import AUTO, Settings
+from polychrome.train.settings.config import AUTO, Settings, described
 
 SHOWN_PREDICTIONS = 18
 
@@ -144,6 +146,7 @@ class Experiment:
         self.history, self.folder = dict(prepared.history), folder
         self.predictions: dict[str, list[plots.Prediction]] = {}
         self.environment = hardware.describe() | {"began": [*folder.began(), beginning()]}
+        self.loggers, self.is_of_seeds = Loggers(self.settings.logger or (), self.settings.tensorboard), bool(whole)
         names = self.images.channels.names
         self.results = {
             "task": self.task,
@@ -295,27 +298,43 @@ class Experiment:
     def _outcome(self, entry: str, network: Network) -> Outcome:
         """Train a network and test it on every split."""
         peak = PeakMemory(network.plan.device)  # of the training, not of the search for what fits
-        history, observed = self._train(network)
-        self._write_history(network.name, history)
-        tested = {split: self._test(network, split) for split in tested_splits(self.settings)}
-        if entry not in self.predictions and distributed.is_main():
-            self._predict_some(entry, network)
+        with self.loggers.of(self._training(network), self.folder.events(network.name)) as logger:
+            history, observed = self._train(network, logger)
+            self._write_history(network.name, history)
+            tested = {split: self._test(network, split) for split in tested_splits(self.settings)}
+            pictures = {}
+            if entry not in self.predictions and distributed.is_main():
+                self._predict_some(entry, network)
+                pictures["predictions"] = self.folder.picture("predictions", entry)
+            logger.result(len(history.epochs), figures(self.results, history.best, tested), pictures)
         trained = network.protocol, network.plan, network.settings.batch_size, history
         return Outcome(*trained, tested, peak.megabytes(), observed)
 
-    def _train(self, network: Network) -> tuple[TrainingHistory, dict]:
+    def _training(self, network: Network) -> Training:
+        """Return what loggers know of a network's training before it begins."""
+        root, name, seed = self.folder.root.resolve(), network.name, self.settings.seed
+        if self.is_of_seeds:
+            root, name = root.parents[1], f"{name} seed {seed}"
+        begun, first_epoch = self.environment["began"][0].get("at", ""), state.epochs(network.checkpoints) + 1
+        settings = described(network.settings) | {
+            "task": self.task,
+            "model": network.name,
+            "protocol": network.protocol,
+            "channel_sampling": network.plan.channel_sampling,
+        }
+        return Training(self.task, root.name, name, begun, settings, first_epoch)
+
+    def _train(self, network: Network, logger: Logger) -> tuple[TrainingHistory, dict]:
         """Train a network; return its history, and what was observed of its steps for the results."""
         name, plan, settings = network.name, network.plan, network.settings
-        main, first_epoch = distributed.is_main(), state.epochs(network.checkpoints) + 1
-        scalars = Scalars(self.folder.events(name), settings.tensorboard and main, first_epoch)
-        self.remaining.begin(name, (first_epoch - 1) / plan.epochs)
+        traced = settings.profile and distributed.is_main()
+        self.remaining.begin(name, state.epochs(network.checkpoints) / plan.epochs)
         with (
             make_loader(network.data, "train", settings, plan.augmentations, shared=True) as train,
             make_loader(network.data, "val", settings, shared=True) as val,
             console.training(name, self._images(plan, train, val), plan.epochs, self.remaining.left) as bar,
-            profiling.trace(self.folder.trace, name) if settings.profile and main else nullcontext() as trace,
+            profiling.trace(self.folder.trace, name) if traced else nullcontext() as trace,
             Idle(plan.device) as idle,
-            scalars,
         ):
 
             def on_step() -> None:
@@ -327,14 +346,14 @@ class Experiment:
                 idle.epoch()
                 self._record(name, plan, history)
                 bar.tell(history.epochs[-1], plan.epochs)
-                scalars.epoch(history.epochs[-1], history.speeds[-1], idle.share)
+                logger.epochs(history, idle.share)
 
             hooks = trainer.Hooks(
                 batch=bar.advance,
                 step=on_step,
                 validated=trace.evaluated if trace else lambda: None,
                 epoch=on_epoch,
-                images=lambda images: scalars.batch(images, train.channels),
+                images=lambda images: logger.batch(images, train.channels),
                 say=console.say,
                 waiting=idle.waiting,
             )
@@ -391,9 +410,6 @@ class Experiment:
         self.predictions[entry] = found
         picture = self.folder.picture("predictions", entry)
         plots.attempt(plots.predictions, found, f"{entry} on test images", picture)
-        epoch = len(self.history[network.name])
-        with Scalars(self.folder.events(network.name), settings.tensorboard, epoch + 1) as scalars:
-            scalars.picture("predictions", picture, epoch)
 
     def _write_history(self, name: str, history: TrainingHistory) -> None:
         self.history[name] = history.epochs

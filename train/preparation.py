@@ -16,6 +16,7 @@ from polychrome.engine.machine import distributed
 from polychrome.engine.report import console
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint, state
+from polychrome.engine.watch import loggers
 from polychrome.models.complexity import Complexity
 from polychrome.train import networks
 from polychrome.train import resume as resuming
@@ -68,6 +69,7 @@ def prepare(task: str, settings: Settings, resume: RunFolder | None = None, data
     for entry in settings.models:
         networks.check_schedule(variants.of(settings, entry))
     choice.resolve(settings.backend)
+    loggers.check(settings.logger or ())
     settings = settings.with_whole_paths()
     data = data or open_data(settings, task)
     settings = replace(settings, backend=choice.resolve(settings.backend, data.images.stacks))

@@ -11,6 +11,7 @@ from polychrome.engine.data.image_set import Split
 from polychrome.engine.data.sets import division
 from polychrome.engine.errors import spreadsheet_cell
 from polychrome.engine.evaluation import Evaluation
+from polychrome.engine.history import EpochRow
 from polychrome.engine.report import scores
 from polychrome.train.settings.config import Settings
 
@@ -37,6 +38,20 @@ def scores_of(networks: Iterable[dict[str, Evaluation]]) -> dict:
     if not any(found["flipped"].values()):
         del found["flipped"]
     return found
+
+
+def figures(results: Mapping, best: EpochRow, evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
+    """Return what came of a network, by name, for loggers: its kept epoch, and its test accuracies.
+
+    Where the run has many combinations of channels, the accuracies are means by the number of channels kept.
+    """
+    found = {"result/validation loss": best.val_loss, "result/validation accuracy": best.val_accuracy}
+    entry = scores_of([dict(evaluations)])
+    by_name = {label: row["accuracy"] for label, row in entry["scores"]["test"].items()}
+    if scores.is_long({"models": {"": entry}}):
+        sizes = scores.by_size(dict(results), entry)
+        by_name = {f"{size} channel{'s' * (size > 1)}": scores.mean(each) for size, each in sizes.items()}
+    return found | {f"test accuracy/{name}": value for name, value in by_name.items()}
 
 
 def predictions_of(networks: Iterable[dict[str, Evaluation]], splits: Mapping[str, Split]) -> str:

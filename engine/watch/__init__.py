@@ -1,1 +1,1 @@
-"""Watching a training as it runs: traces, idle time, and curves for TensorBoard."""
+"""Watching a training as it runs: traces, idle time, and what loggers such as TensorBoard are told."""

@@ -1,13 +1,13 @@
-"""TensorBoard logs of a training: scalars of each epoch, training images, and pictures."""
+"""TensorBoard logs of a training: scalars of each epoch, training images, and the result."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from polychrome.engine.channels.names import Channels
 from polychrome.engine.report import console
 from polychrome.engine.report.plots import as_pictures
+from polychrome.engine.watch.logger import Logger, Value, scalars
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 SHOWN, IN_A_ROW = 16, 4
 
 
-class Scalars:
-    """Writes a model's scalars and images for `tensorboard --logdir` into a folder; does nothing unless `enabled`.
+# Ends the name of the file with the result.
+RESULT = ".result"
+
+
+class TensorBoard(Logger):
+    """Writes a training for `tensorboard --logdir` into a folder.
 
     Nothing is written before the first epoch ends, and nothing makes the host wait for the device within one. Without
     the package tensorboard, and where the folder cannot be written, one line says so and the training goes on.
@@ -36,12 +41,14 @@ class Scalars:
     Args:
         first_epoch: the epoch that the training starts with. TensorBoard hides the entries of an earlier process about
             this epoch and later epochs, so that a resumed run shows each epoch once.
+        settings: what the page HPARAMS shows beside the result.
     """
 
-    def __init__(self, folder: Path, enabled: bool = True, first_epoch: int = 1) -> None:
-        self.folder, self.first_epoch = folder, first_epoch
-        self.enabled = enabled and _is_installed()
+    def __init__(self, folder: Path, first_epoch: int = 1, settings: Mapping[str, Value] | None = None) -> None:
+        self.folder, self.first_epoch, self.settings = folder, first_epoch, dict(settings or {})
+        self.enabled = _is_installed()
         self._writer: SummaryWriter | None = None
+        self._begun = 0.0
         self._images: tuple[Tensor, Channels] | None = None
         self._seen = False
 
@@ -56,58 +63,64 @@ class Scalars:
 
     def epoch(self, row: EpochRow, images_per_second: float, idle: float | None = None) -> None:
         """Write an epoch's losses, accuracies, learning rate and speed, and its idle share where it was measured."""
-        values = {
-            "loss/train": row.train_loss,
-            "loss/validation": row.val_loss,
-            "accuracy/train": row.train_accuracy,
-            "accuracy/validation": row.val_accuracy,
-            "learning rate": row.lr,
-            "images per second": images_per_second,
-        }
-        if idle is not None:
-            values["idle share"] = idle
         images, self._images = self._images, None
 
-        def write(writer: SummaryWriter) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, row.epoch)
+        def write() -> None:
+            if self._writer is None:
+                self._writer, self._begun = _writer(self.folder, purge_step=self.first_epoch), time.time()
+            for name, value in scalars(row, images_per_second, idle).items():
+                self._writer.add_scalar(name, value, row.epoch)
             if images is not None:
-                writer.add_image("training images", grid(*images), row.epoch, dataformats="HWC")
-            writer.flush()
+                self._writer.add_image("training images", grid(*images), row.epoch, dataformats="HWC")
+            self._writer.flush()
 
         self._attempt(write)
 
-    def picture(self, name: str, path: Path, epoch: int) -> None:
-        """Show a picture from a file, where there is one, as of an epoch."""
-        if self.enabled and path.exists():
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-            self._attempt(lambda writer: writer.add_image(name, pixels, epoch, dataformats="HWC"))
+    def result(self, epoch: int, figures: Mapping[str, float], pictures: Mapping[str, Path]) -> None:
+        """Write figures, pictures and the page HPARAMS as of an epoch, in a file in place of an earlier result's.
 
-    def close(self) -> None:
+        TensorBoard shows the first page of a folder alone, which is outdated where a finished training has gone on.
+        """
+
+        def write() -> None:
+            from torch.utils.tensorboard.summary import hparams
+
+            for path in self.folder.glob(f"*{RESULT}"):
+                path.unlink()
+            # TensorBoard reads files by their names, which begin with the second: this one belongs after the epochs'.
+            time.sleep(max(0.0, int(self._begun) + 1 - time.time()))
+            with _writer(self.folder, filename_suffix=RESULT) as writer:
+                for summary in hparams(self.settings, dict(figures)):
+                    writer.file_writer.add_summary(summary)
+                for name, value in figures.items():
+                    writer.add_scalar(name, value, epoch)
+                for name, path in pictures.items():
+                    if path.exists():
+                        with Image.open(path) as image:
+                            writer.add_image(name, np.asarray(image.convert("RGB")), epoch, dataformats="HWC")
+
+        self._attempt(write)
+
+    def close(self, failed: bool = False) -> None:
         """Write the rest and close the files."""
         if self._writer is not None:
-            self._attempt(lambda writer: writer.close())
+            self._attempt(self._writer.close)
 
-    def __enter__(self) -> Scalars:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
-
-    def _attempt(self, write: Callable[[SummaryWriter], None]) -> None:
+    def _attempt(self, write: Callable[[], None]) -> None:
         """Write something; say so once where the folder cannot be written, and write no more."""
         if not self.enabled:
             return
         try:
-            if self._writer is None:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._writer = SummaryWriter(str(self.folder), purge_step=self.first_epoch)
-            write(self._writer)
+            write()
         except OSError as error:
             self.enabled, self._writer = False, None
             console.say(f"no more TensorBoard scalars: {self.folder} cannot be written ({error.strerror or error})")
+
+
+def _writer(folder: Path, **options: Any) -> SummaryWriter:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), **options)
 
 
 def grid(images: Tensor, channels: Channels) -> np.ndarray:

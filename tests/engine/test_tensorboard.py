@@ -14,7 +14,7 @@ from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.data.batches import normalise
 from polychrome.engine.history import EpochRow
 from polychrome.engine.watch import tensorboard
-from polychrome.engine.watch.tensorboard import Scalars, grid
+from polychrome.engine.watch.tensorboard import TensorBoard, grid
 
 needs_tensorboard = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None, reason="the package tensorboard is not installed"
@@ -38,9 +38,19 @@ def series(folder, name):
     return [(event.step, pytest.approx(event.value)) for event in read(folder).Scalars(name)]
 
 
+def hyperparameters(folder):
+    """Return what the page HPARAMS shows as the settings of a folder's only run."""
+    from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    content = read(folder).SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
+    found = HParamsPluginData.FromString(content).session_start_info.hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in found.items()}
+
+
 @needs_tensorboard
 def test_every_epoch_has_its_scalars(tmp_path):
-    with Scalars(tmp_path / "tensorboard/m") as scalars:
+    with TensorBoard(tmp_path / "tensorboard/m") as scalars:
         for epoch, idle in ((1, None), (2, 0.25)):
             scalars.epoch(row(epoch, loss=3.0 - epoch), images_per_second=100.0 * epoch, idle=idle)
     folder = tmp_path / "tensorboard/m"
@@ -59,7 +69,7 @@ def test_every_epoch_has_its_scalars(tmp_path):
 
 @needs_tensorboard
 def test_an_epoch_is_on_disk_when_it_ends(tmp_path):
-    scalars = Scalars(tmp_path)
+    scalars = TensorBoard(tmp_path)
     scalars.epoch(row(1), 100.0)
     assert series(tmp_path, "loss/train") == [(1, 1.0)]
     scalars.close()
@@ -67,11 +77,11 @@ def test_an_epoch_is_on_disk_when_it_ends(tmp_path):
 
 @needs_tensorboard
 def test_a_run_that_is_gone_on_with_shows_each_epoch_once(tmp_path):
-    with Scalars(tmp_path) as scalars:
+    with TensorBoard(tmp_path) as scalars:
         for epoch in (1, 2, 3):
             scalars.epoch(row(epoch, loss=3.0), 100.0)
     # It was killed after it had written epoch 3 and before the checkpoint of that epoch.
-    with Scalars(tmp_path, first_epoch=3) as scalars:
+    with TensorBoard(tmp_path, first_epoch=3) as scalars:
         for epoch in (3, 4):
             scalars.epoch(row(epoch, loss=2.0), 100.0)
     assert series(tmp_path, "loss/train") == [(1, 3.0), (2, 3.0), (3, 2.0), (4, 2.0)]
@@ -81,15 +91,15 @@ def test_a_run_that_is_gone_on_with_shows_each_epoch_once(tmp_path):
 def test_the_first_batch_and_pictures_are_shown(tmp_path):
     pixels = torch.randint(0, 256, (20, 3, 8, 6), dtype=torch.uint8)
     Image.fromarray(np.full((5, 7, 3), 9, np.uint8)).save(tmp_path / "predictions.png")
-    with Scalars(tmp_path / "m") as scalars:
+    with TensorBoard(tmp_path / "m") as scalars:
         first = normalise(pixels)
         scalars.batch(first, RGB)
         first.zero_()  # a buffer that is used again
         scalars.batch(torch.zeros(20, 3, 8, 6), RGB)
         scalars.epoch(row(1), 100.0)
         scalars.epoch(row(2), 100.0)
-        scalars.picture("predictions", tmp_path / "predictions.png", 2)
-        scalars.picture("predictions of nothing", tmp_path / "missing.png", 2)
+        pictures = {"predictions": tmp_path / "predictions.png", "predictions of nothing": tmp_path / "missing.png"}
+        scalars.result(2, {}, pictures)
     events = read(tmp_path / "m")
     assert set(events.Tags()["images"]) == {"training images", "predictions"}
     (shown,) = events.Images("training images")
@@ -112,18 +122,41 @@ def test_a_grid_of_other_values_is_stretched_to_what_can_be_seen():
     assert picture[2:5, 2:5].max() == 255
 
 
-def test_disabled_scalars_write_nothing(tmp_path):
-    with Scalars(tmp_path / "m", enabled=False) as scalars:
-        scalars.batch(torch.zeros(2, 3, 4, 4), RGB)
-        scalars.epoch(row(1), 100.0)
-        scalars.picture("predictions", tmp_path, 1)
-    assert not (tmp_path / "m").exists()
+@needs_tensorboard
+def test_the_page_hparams_has_the_settings_and_the_figures(tmp_path):
+    from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    folder, settings = tmp_path / "m", {"lr": 0.1, "optimizer": "adam", "epochs": 2, "flip_test": False}
+    with TensorBoard(folder, settings=settings) as board:
+        for epoch in (1, 2):
+            board.epoch(row(epoch), 100.0)
+        board.result(2, {"test accuracy/RGB": 0.75, "test accuracy/R": 0.5}, {})
+    assert [path.parent for path in tmp_path.rglob("*") if path.is_file()] == [folder, folder]  # no run within the run
+    assert hyperparameters(folder) == settings
+    assert series(folder, "test accuracy/RGB") == [(2, 0.75)]
+    assert series(folder, "test accuracy/R") == [(2, 0.5)]
+    assert series(folder, "loss/train") == [(1, 1.0), (2, 1.0)]
+    content = read(folder).SummaryMetadata(SESSION_END_INFO_TAG).plugin_data.content
+    assert HParamsPluginData.FromString(content).session_end_info.status == 1  # success
+
+
+@needs_tensorboard
+def test_a_training_that_goes_on_has_the_settings_and_the_figures_of_its_new_end_alone(tmp_path):
+    for first, last, accuracy in ((1, 2, 0.5), (3, 3, 0.75), (4, 3, 0.75)):  # the last is tested again
+        with TensorBoard(tmp_path, first, {"epochs": last}) as board:
+            for epoch in range(first, last + 1):
+                board.epoch(row(epoch), 100.0)
+            board.result(last, {"test accuracy/RGB": accuracy}, {})
+    assert hyperparameters(tmp_path) == {"epochs": 3}
+    assert series(tmp_path, "test accuracy/RGB") == [(3, 0.75)]
+    assert series(tmp_path, "loss/train") == [(1, 1.0), (2, 1.0), (3, 1.0)]
 
 
 @needs_tensorboard
 def test_a_folder_that_cannot_be_written_does_not_end_the_training(tmp_path, capsys):
     (tmp_path / "tensorboard").write_text("a file where a folder is wanted")
-    with Scalars(tmp_path / "tensorboard/m") as scalars:
+    with TensorBoard(tmp_path / "tensorboard/m") as scalars:
         scalars.batch(torch.zeros(2, 3, 4, 4), RGB)
         for epoch in (1, 2):
             scalars.epoch(row(epoch), 100.0)
@@ -135,7 +168,7 @@ def test_without_tensorboard_one_line_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
     tensorboard._is_installed.cache_clear()
     for model in ("a", "b"):
-        with Scalars(tmp_path / model) as scalars:
+        with TensorBoard(tmp_path / model) as scalars:
             scalars.epoch(row(1), 100.0)
     tensorboard._is_installed.cache_clear()
     assert capsys.readouterr().out.splitlines() == ["no TensorBoard scalars: pip install tensorboard"]

@@ -233,6 +233,9 @@ class Settings(Hyperparameters, Subject):
         bool,
         "--tensorboard/--no-tensorboard",
     )
+    logger: tuple[str, ...] | None = setting(
+        None, "Where to log as well, beside TensorBoard: mlflow, wandb, both, or none.  [default: none]", NameList()
+    )
     submission: bool = setting(
         False,
         "Also write submission-MODEL.csv, numbers of the test images and classes (ID, Category), as the CIFAR course "
@@ -308,6 +311,20 @@ class Settings(Hyperparameters, Subject):
 
 # Settings that an entry of `models` may have a value of its own for.
 OF_AN_ENTRY = frozenset(item.name for item in fields(Settings) if item.metadata.get("own"))
+
+
+# Settings of a whole run that its networks are trained and tested with.
+SHARED = ("seed", "precision", "device", "holdout", "flip_test")
+
+
+def described(settings: Settings) -> dict[str, str | int | float | bool]:
+    """Return what an entry is trained with, by name, as loggers show it: numbers, text, true or false."""
+    values = {name: getattr(settings, name) for name in (*sorted(OF_AN_ENTRY - {"options"}), *SHARED)}
+    values["data"] = Path(settings.data).name if settings.data else "generated"
+    values |= {f"options.{name}": value for name, value in settings.options.items()}
+    lists = {name: ",".join(map(str, each)) or "none" for name, each in values.items() if isinstance(each, tuple)}
+    plain = str, int, float, bool
+    return {name: each if isinstance(each, plain) else str(each) for name, each in (values | lists).items()}
 
 
 def typed(values: dict[str, Any], source: str) -> dict[str, Any]:

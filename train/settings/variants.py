@@ -94,6 +94,23 @@ def augmentations(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def loggers(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Return the names of loggers, each once; None for "none".
+
+    Raises:
+        UserError: a logger does not exist.
+    """
+    from polychrome.engine.watch.loggers import KINDS
+
+    if names in (("none",), None):
+        return None
+    for name in names:
+        if name not in KINDS:
+            hint = "; TensorBoard is on without it" if name == "tensorboard" else ""
+            raise UserError(f"no logger is named {name!r}; there are {', '.join(KINDS)} and none{hint}")
+    return tuple(dict.fromkeys(names))
+
+
 def model_name(entry: str) -> str:
     """Return the registered name of an entry's model."""
     return entry.partition("+")[0]
@@ -194,6 +211,7 @@ def resolve(settings: Settings, task: str) -> Settings:
         lr=settings.lr or defaults.lr,
         optimizer=settings.optimizer or defaults.optimizer,
         augmentations=augmentations(settings.augmentations),
+        logger=loggers(settings.logger),
         device=on.type,
         precision=settings.precision or native_precision(on),
         compile=on.type == "cuda" if settings.compile is None else settings.compile,
