@@ -102,6 +102,11 @@ def scalars(row: EpochRow, images_per_second: float, idle: float | None = None) 
     return found if idle is None else found | {"idle share": idle}
 
 
+def reason(error: Exception) -> str:
+    """Return the first line of an error's message, as those of MLflow go on for paragraphs; else the error's type."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 class InBackground(Logger):
     """Tells another logger of the training in a thread, so that the training never waits for a network.
 
@@ -143,8 +148,7 @@ class InBackground(Logger):
             while (call := self._calls.get()) is not None and not self.failed:
                 call(logger)
         except Exception as error:
-            # The messages of MLflow and of SQLAlchemy go on for paragraphs.
-            self._fail(str(error).strip().partition("\n")[0] or type(error).__name__)
+            self._fail(reason(error))
 
     def _fail(self, reason: str) -> None:
         if not self.failed:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from polychrome.engine.errors import UserError
 from polychrome.engine.history import EpochRow
-from polychrome.engine.watch.logger import Logger, Training, scalars
+from polychrome.engine.watch.logger import Logger, Training, reason, scalars
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 MOST = 100  # parameters in a request
@@ -113,4 +113,4 @@ def check() -> None:
     try:
         mlflow.MlflowClient()
     except Exception as error:  # of MLflow, of its database, of a plugin
-        raise UserError(f"--logger mlflow: {str(error).strip().partition(chr(10))[0]}") from error
+        raise UserError(f"--logger mlflow: {reason(error)}") from error

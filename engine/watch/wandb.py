@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from polychrome.engine.errors import UserError
 from polychrome.engine.history import EpochRow
-from polychrome.engine.watch.logger import PATIENCE, Logger, Training, scalars
+from polychrome.engine.watch.logger import PATIENCE, Logger, Training, reason, scalars
 
 if TYPE_CHECKING:
     import wandb
@@ -100,5 +100,4 @@ def check() -> None:
         if wandb.setup().settings.mode not in ("offline", "dryrun", "disabled"):
             wandb.login(verify=False)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"--logger wandb: {reason}; WANDB_MODE=offline needs no account") from error
+        raise UserError(f"--logger wandb: {reason(error)}; WANDB_MODE=offline needs no account") from error

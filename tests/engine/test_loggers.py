@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from threading import Event, current_thread, main_thread
 
 import pytest
@@ -101,7 +102,7 @@ def test_a_logger_that_fails_is_told_no_more_in_the_run_and_one_line_says_so(mon
 
 
 def test_a_logger_that_does_not_answer_is_not_waited_for(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(InBackground.__init__, "__defaults__", (0.2,))
+    monkeypatch.setattr(loggers, "InBackground", partial(InBackground, patience=0.2))
     seconds, made = failing_run(monkeypatch, tmp_path, Event().wait)
     assert made == ["m"]
     assert 0.2 <= seconds < 5

@@ -314,6 +314,12 @@ def test_a_logger_that_is_not_there_is_refused(given, said, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_resumed_run_can_be_asked_to_log_nowhere_more(unbroken, capsys):
+    for flags, wanted in (((), ["mlflow"]), (("--logger", "none"), None), (("--logger", "wandb"), ["wandb"])):
+        assert main(["task1", "--resume", str(unbroken), *flags, "--print-config"]) == 0
+        assert tomllib.loads(capsys.readouterr().out).get("logger") == wanted
+
+
 def test_a_logger_that_is_not_installed_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "wandb" else find(name, *more))
