@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -143,8 +144,10 @@ def test_evaluations_while_a_run_goes_on_and_beside_each_other_are_whole(run):
     json.loads((run / "evaluation.json").read_text())
     assert runner.results(run)["models"]["pool_attention_cnn"]["epochs"] == 4
     assert not list(run.rglob("*.partial"))
-    for picture in (run / "plots").iterdir():
+    for picture in (run / "plots").glob("*.png"):
         Image.open(picture).verify()
+    for chart in (run / "plots").glob("*.svg"):
+        ElementTree.parse(chart)
     assert main(["evaluate", str(run)]) == 0
     assert (run / "evaluation.csv").read_text() == (run / "table.csv").read_text()
 
