@@ -109,12 +109,14 @@ def confused(tested: Evaluation, class_names: Sequence[str]) -> dict[str, list[d
     counts = tested.confusion.clone()
     total = counts.sum(1).tolist()
     counts.fill_diagonal_(0)
-    rows = []
-    for place in counts.flatten().argsort(descending=True, stable=True)[:PAIRS].tolist():
-        true, predicted = divmod(place, len(counts))
-        if images := int(counts[true, predicted]):
-            names = {"true": class_names[true], "predicted": class_names[predicted]}
-            rows.append(names | {"images": images, "of": total[true]})
+    least = int(counts.flatten().topk(min(PAIRS, counts.numel())).values[-1])  # a whole sort of many classes takes long
+    pairs = (counts >= max(least, 1)).nonzero().tolist()
+    pairs.sort(key=lambda pair: -counts[*pair].item())  # pairs of as many images in the order of the classes
+    rows = [
+        {"true": class_names[true], "predicted": class_names[predicted]}
+        | {"images": int(counts[true, predicted]), "of": total[true]}
+        for true, predicted in pairs[:PAIRS]
+    ]
     return {"confused": rows}
 
 

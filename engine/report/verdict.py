@@ -70,12 +70,17 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Model:
-    """A model's accuracies: on all channels, the mean and the least over the combinations tested."""
+    """A model's accuracies: on all channels, the mean and the least over the combinations tested.
+
+    `count` is the number of combinations, `images` that of test images, 0 where combinations have different numbers.
+    """
 
     name: str
     full: Bar
     mean: Bar
     worst: Bar
+    count: int
+    images: int
 
 
 def sentences(results: dict) -> str:
@@ -143,14 +148,13 @@ def by_combination(results: dict) -> bool:
 
 def _on_accuracy(results: dict, models: Sequence[_Model]) -> Iterator[str]:
     labels, best = _labels(results), models[0]
-    count = scores.tested_on(results, results["models"][best.name], scores.full_set(results))
-    of = f" of {count:,} test images" if count else " of the test images"
+    of = f" of {best.images:,} test images" if best.images else " of the test images"
     if len(labels) == 1:
         ends = f" (95% interval {best.full.ends})" if best.full.interval else ""
         yield f"{shown(best.name)} is right on {_percent(best.full)}{of}{ends}, shown {scores.in_words(labels[0])}."
     else:
         yield (
-            f"{shown(best.name)} is right on {_percent(best.mean)}{of}, on average over {len(labels)} choices of "
+            f"{shown(best.name)} is right on {_percent(best.mean)}{of}, on average over {best.count} choices of "
             f"channels: {_percent(best.full)} with {scores.in_words(scores.full_set(results))}, at worst "
             f"{_percent(best.worst)} ({best.worst.name})."
         )
@@ -158,6 +162,12 @@ def _on_accuracy(results: dict, models: Sequence[_Model]) -> Iterator[str]:
         worst = f", at worst {_percent(following.worst)} ({following.worst.name})" if len(labels) > 1 else ""
         overlap = "; their intervals overlap" if _overlap(best.mean, following.mean) else ""
         yield f"Next is {shown(following.name)} with {_percent(following.mean)}{worst}{overlap}."
+    if scores.is_unequal(results):
+        entry, full = results["models"][best.name], scores.full_set(results)
+        balanced = scores.score(entry, full, "balanced_accuracy")
+        if balanced is not None:
+            channels = f" on {scores.in_words(full)}" if len(labels) > 1 else ""
+            yield f"Classes have different numbers of images: its balanced accuracy{channels} is {balanced:.1%}."
     yield from _against_resnet34(results, models)
     poor = [
         model.name
@@ -195,10 +205,10 @@ def _ranked(results: dict) -> list[_Model]:
         accuracies = accuracies or {full: scores.score(entry, full)}
         least = min(accuracies, key=accuracies.get)
         mean = scores.mean(accuracies.values())
-        images = min(scores.tested_on(results, entry, label) for label in accuracies)
+        images = {scores.tested_on(results, entry, label) for label in accuracies}
         spread = scores.number(entry.get("spread", {}).get("mean"))
-        bars = _bar(results, entry, full), _interval_of("mean", mean, images, spread), _bar(results, entry, least)
-        found.append(_Model(name, *bars))
+        bars = _bar(results, entry, full), _interval_of("mean", mean, min(images), spread), _bar(results, entry, least)
+        found.append(_Model(name, *bars, len(accuracies), min(images) if len(images) == 1 else 0))
     return sorted(found, key=lambda model: -model.mean.share)
 
 
@@ -218,7 +228,7 @@ def _on(results: dict, models: Sequence[_Model], label: str) -> Panel:
 def _rows(results: dict, model: _Model) -> Iterator[Bar]:
     """Yield the bars of a model's panel: mean and worst, then each combination or number of channels kept."""
     entry, labels = results["models"][model.name], scores.labels(results)
-    yield replace(model.mean, name=f"mean of {len(_labels(results))}", is_summary=True)
+    yield replace(model.mean, name=f"mean of {model.count}", is_summary=True)
     yield replace(model.worst, name=f"worst: {model.worst.name}", is_summary=True)
     if len(labels) <= MOST_ROWS:
         for label in labels:

@@ -143,6 +143,22 @@ def test_intervals_are_of_the_images_that_have_the_channels():
     assert alone.interval == scores.interval(0.3, 300)
     assert mean.interval == scores.interval(0.4, 60)
     assert "n = 60 to 300" in verdict.chart(results).note
+    assert verdict.sentences(results).startswith("a is right on 40.0% of the test images, on average over 2 choices")
+
+
+def test_a_mean_says_over_how_many_choices_of_channels_it_is():
+    results = results_of({"a": entry({"RGB": 0.5, "R": 0.3}), "b": entry({"RGB": 0.3})}, TWO)
+    first, second = (bars[0] for bars in bars_of(results).values())
+    assert (first.name, second.name) == ("mean of 2", "mean of 1")
+
+
+def test_balanced_accuracy_is_in_the_verdict_where_classes_are_unequal():
+    """A model that always says the commonest class is right on many images."""
+    results = results_of({"a": entry({"RGB": 0.9})}, ONE)
+    results["models"]["a"]["scores"]["test"]["RGB"]["balanced_accuracy"] = 0.02
+    said = verdict.sentences(results)
+    assert "Classes have different numbers of images: its balanced accuracy is 2.0%." in said
+    assert said.endswith("No model is clearly better than guessing (2.0%).")
 
 
 def test_unknown_numbers_of_images_leave_bars_without_intervals():
