@@ -4,9 +4,9 @@
 #       task1 --data /data --out /runs
 FROM python:3.12-slim
 
-# torch brings CUDA's libraries; torch.compile and Triton need a C++ compiler, `commit` of a run needs git.
+# torch brings CUDA's libraries; torch.compile and Triton need a compiler.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends g++ git \
+    && apt-get install -y --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /polychrome
