@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from statistics import median
+from statistics import median, quantiles
 from typing import NamedTuple
 
 import torch
@@ -23,7 +23,8 @@ from torch import Tensor
 from polychrome import kernels
 
 SECONDS = 50.0
-ROUNDS, LEAST = 5, 0.02  # of each way; seconds of a round
+ROUNDS, LEAST = 25, 0.02  # of each way; seconds of a round
+UNSTEADY = 1.5  # times the lower quartile of the rounds' ratios, beyond which the upper is told
 EXPERTS = 4
 OURS, PLAIN, STATIC = "polychrome", "plain", "one kernel"
 # Batch, channels and side of the feature maps.
@@ -54,7 +55,18 @@ class Timing(NamedTuple):
 
     def ratio(self, way: str) -> float:
         """Return how many times as long a way takes as ours: the median over the rounds, in which both were timed."""
-        return median(theirs / ours for theirs, ours in zip(self.rounds[way], self.rounds[OURS], strict=True))
+        return median(self._ratios(way))
+
+    def unsteady(self, way: str) -> tuple[float, float] | None:
+        """Return the quartiles of the ratio over the rounds where they are far apart, as on a busy machine."""
+        ratios = self._ratios(way)
+        if len(ratios) < 4:
+            return None
+        low, _, high = quantiles(ratios, n=4)
+        return (low, high) if high > UNSTEADY * low else None
+
+    def _ratios(self, way: str) -> list[float]:
+        return [theirs / ours for theirs, ours in zip(self.rounds[way], self.rounds[OURS], strict=True)]
 
 
 def grouped(x: Tensor, kernel: Tensor) -> Tensor:
@@ -161,6 +173,8 @@ def line(timing: Timing) -> str:
         f"{timing.name}\n    {timing.milliseconds(OURS):8.2f} ms, plain PyTorch {timing.milliseconds(PLAIN):.2f} ms: "
     )
     told += f"{timing.ratio(PLAIN):.2f} times as fast"
+    if apart := timing.unsteady(PLAIN):
+        told += " (unsteady: {:.2f} to {:.2f})".format(*apart)
     if STATIC in timing.rounds:
         told += f"; {1 / timing.ratio(STATIC):.2f} times the time of one kernel for all samples"
     return told + ("" if timing.agrees else "\n    WRONG: the two do not compute the same")
@@ -170,7 +184,10 @@ def verdict(found: Sequence[Timing]) -> str:
     """Return a summary."""
     ratios = [each.ratio(PLAIN) for each in found]
     ahead = sum(ratio > 1 for ratio in ratios)
-    return f"ahead of plain PyTorch in {ahead} of {len(found)} calls, {median(ratios):.2f} times as fast in the median"
+    told = f"ahead of plain PyTorch in {ahead} of {len(found)} calls, {median(ratios):.2f} times as fast in the median"
+    if unsteady := sum(each.unsteady(PLAIN) is not None for each in found):
+        told += f"\n{unsteady} unsteady: let other programs end, and time again"
+    return told
 
 
 def main(arguments: list[str] | None = None, program: str = "python -m polychrome.kernels.quick") -> int:

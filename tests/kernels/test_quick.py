@@ -54,6 +54,19 @@ def test_ratios_are_of_rounds_and_not_of_medians():
     assert quick.verdict([timing, slower]) == "ahead of plain PyTorch in 1 of 2 calls, 1.25 times as fast in the median"
 
 
+def test_times_of_a_busy_machine_are_told_to_be_unsteady():
+    """Where other programs take the processor by turns, the ratio of a round says little, and so does their median."""
+    steady = Timing("a", {OURS: [0.01] * 8, PLAIN: [0.02, 0.021, 0.022, 0.019] * 2}, True)
+    busy = Timing("b", {OURS: [0.01] * 8, PLAIN: [0.005, 0.02, 0.006, 0.03] * 2}, True)
+    assert steady.unsteady(PLAIN) is None
+    assert "unsteady" not in quick.line(steady)
+    low, high = busy.unsteady(PLAIN)
+    assert 0.5 <= low < 0.7 < 2 < high <= 3
+    assert f"1.30 times as fast (unsteady: {low:.2f} to {high:.2f})" in quick.line(busy)
+    assert quick.verdict([steady, busy]).splitlines()[1] == "1 unsteady: let other programs end, and time again"
+    assert len(quick.verdict([steady, steady]).splitlines()) == 1
+
+
 def test_ways_that_differ_are_told_and_fail(small, monkeypatch, capsys):
     x = torch.ones(2, 3, requires_grad=True)
     monkeypatch.setattr(
