@@ -2,21 +2,15 @@
 
 import sys
 
+from polychrome.engine.machine import output
+
 
 def main() -> int:
     """Run the command line of `polychrome.train` and return its exit status; 2 where its packages are not installed."""
-    if sys.argv[1:2] == ["check"]:  # it, doctor and bench need no more than the ops do
-        from polychrome.kernels.check import main as check
-
-        return check(sys.argv[2:], "polychrome check")
-    if sys.argv[1:2] == ["doctor"]:
-        from polychrome.doctor import main as doctor
-
-        return doctor(sys.argv[2:])
-    if sys.argv[1:2] == ["bench"]:
-        from polychrome.kernels.quick import main as bench
-
-        return bench(sys.argv[2:], "polychrome bench")
+    name, *rest = sys.argv[1:] or [""]
+    if name in ("check", "doctor", "bench"):  # they need no more than the ops do
+        with output.lasting():
+            return _of_the_ops(name, rest)
     try:
         from polychrome.train.run import main as run
     except ModuleNotFoundError as error:
@@ -26,3 +20,17 @@ def main() -> int:
         print(f"error: training needs {package}: pip install 'polychrome[train]'", file=sys.stderr)
         return 2
     return run(program="polychrome")
+
+
+def _of_the_ops(name: str, arguments: list[str]) -> int:
+    if name == "check":
+        from polychrome.kernels.check import main as check
+
+        return check(arguments, "polychrome check")
+    if name == "doctor":
+        from polychrome.doctor import main as doctor
+
+        return doctor(arguments)
+    from polychrome.kernels.quick import main as bench
+
+    return bench(arguments, "polychrome bench")

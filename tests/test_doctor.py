@@ -1,6 +1,7 @@
 """The doctor: each thing that a machine may lack is told with what to do about it."""
 
 import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -138,3 +139,16 @@ def test_the_doctor_needs_no_more_than_the_ops_do():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "ok       polychrome: " in done.stdout
     assert re.search(r"^status [01]$", done.stdout, re.M)
+
+
+@pytest.mark.parametrize("command", ["doctor", "bench --quick --device cpu --seconds 0.1"])
+def test_a_reader_who_has_seen_enough_ends_no_command_with_a_traceback(command):
+    """`polychrome doctor | head -1`: the pipe is closed while the command still prints."""
+    code = f"import sys; sys.argv = ['polychrome', *{command.split()!r}]\n"
+    code += "from polychrome.command import main\nsys.exit(main())"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        run.stdout.close()
+        said = run.stderr.read()
+    assert (run.returncode, said) == (0, "")
