@@ -126,8 +126,6 @@ def test_the_ops_are_all_imported_without_the_packages_of_training_and_load_says
 
 def test_the_doctor_needs_no_more_than_the_ops_do():
     """As `polychrome check`: with every package of training hidden."""
-    import subprocess
-
     hidden = [name for name in doctor.EXTRAS["train"]] + ["PIL"]
     code = (
         "import sys\n"

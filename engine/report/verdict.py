@@ -41,6 +41,12 @@ class Bar:
         return f"{100 * self.share:.1f}" + ("" if self.spread is None else f" ± {100 * self.spread:.1f}")
 
     @property
+    def highest(self) -> float:
+        """The greatest value that is drawn of the bar: its own, or the end of its interval or deviation."""
+        share = self.share or 0.0
+        return max(share, share + (self.spread or 0.0), self.interval[1] if self.interval else 0.0)
+
+    @property
     def ends(self) -> str:
         """The ends of the interval in %; empty without interval."""
         return "" if self.interval is None else "{:.1f}-{:.1f}".format(*(100 * end for end in self.interval))
@@ -117,10 +123,11 @@ def chart(results: dict) -> Chart:
             Panel(f"{shown(model.name)}: test accuracy, %", tuple(_rows(results, model)), places[model.name])
             for model in models
         ]
-    highest = [bar.interval[1] if bar.interval else bar.share or 0.0 for panel in panels for bar in panel.bars]
-    end = min(1.0, STEP * math.ceil(max(highest, default=1.0) / STEP - 1e-9)) or 1.0
     classes = results["data"]["classes"]
-    return Chart(tuple(panels), end, 1 / classes if classes else 0.0, _note(results, panels))
+    chance = 1 / classes if classes else 0.0
+    highest = max((bar.highest for panel in panels for bar in panel.bars), default=1.0)
+    end = min(1.0, STEP * math.ceil(max(highest, chance) / STEP - 1e-9)) or 1.0
+    return Chart(tuple(panels), end, chance, _note(results, panels))
 
 
 def ranking(results: dict) -> Table:

@@ -114,6 +114,20 @@ def test_no_bar_and_no_interval_reaches_beyond_the_scale(make):
     assert max(bar.interval[1] for panel in chart.panels for bar in panel.bars) > chart.end - verdict.STEP - 1e-9
 
 
+@pytest.mark.parametrize(
+    ("share", "classes", "spread", "end"), [(0.2, 2, None, 0.5), (0.41, 50, 0.3, 0.8), (0.5, 50, None, 0.6)]
+)
+def test_chance_and_deviations_are_within_the_scale_too(share, classes, spread, end):
+    """A model worse than guessing must not seem to reach chance, whose line would stand at the end of the scale."""
+    results = results_of({"a": entry({"RGB": share})}, ONE)
+    results["data"]["classes"] = classes
+    if spread:
+        results["models"]["a"]["spread"] = {"plain": {"test": {"RGB": {"accuracy": spread}}}, "mean": spread}
+    chart = verdict.chart(results)
+    assert chart.end == pytest.approx(end)
+    assert chart.chance <= chart.end
+
+
 def test_several_seeds_have_their_deviation_beside_the_interval():
     runs = []
     for seed, more in enumerate((0.0, 0.02, 0.04)):
