@@ -4,13 +4,13 @@ Every network gets the same number of trials of the same minutes on one core: th
 augmentation, then more weight decay, then a rate beyond the best of the three where that is the first or the last, else
 less weight decay, each at the best settings so far. 6,149 training images train, 2,500 others
 of the training set decide; images held out, the validation images but for the log, and the test images decide nothing.
-When all contenders are tuned, the better one of `FLAGSHIPS` is tuned as the network for every combination of channels:
+When both `FLAGSHIPS` are tuned, the better one is tuned as the network for every combination of channels:
 its best choice on RGB, then few channels more often, known places, the other strength of augmentation, more weight
 decay; the mean accuracy over the combinations decides.
 
 A row is added to `bench/results/mini50/trials.csv` after each trial, and trials that have a row are not run again; a
 trial that was interrupted goes on with its run's last checkpoint. The epochs that fit into the minutes follow from a
-probe of five short epochs for each network, measured while the other core is as busy.
+probe of five short epochs for each network before its first trial, measured while the other core is as busy.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def _seconds_per_image(core: int | None, network: str, channels: str, out: Path)
     """Return the seconds of a training for each image of each epoch, on average over the sizes of growing images."""
     name = "-".join(["probe", *_words(network, channels)])
     run, entry = train(name, network, channels, Choice(), out / "probe", out, core, epochs=PROBE_EPOCHS)
-    return run.read_results()["models"][entry]["train_seconds"] / (PROBE_EPOCHS * PROBED)
+    return round(run.read_results()["models"][entry]["train_seconds"] / (PROBE_EPOCHS * PROBED), 6)
 
 
 def _words(network: str, channels: str) -> list[str]:
@@ -267,7 +267,7 @@ def _tune(
             fmean(score["accuracy"] for score in found[kind]["test"].values()) for kind in ("scores", "flipped")
         )
         about = round(found["train_seconds"], 1), study.commit(facts), study.machine(facts)
-        row = Trial(network, channels, number, *asdict(choice).values(), epochs, round(seconds, 6), *accuracies, *about)
+        row = Trial(network, channels, number, *asdict(choice).values(), epochs, seconds, *accuracies, *about)
         with lock:
             write([*read(results), row], results)
         print(f"{name}: {choice}, {epochs} epochs: {row.accuracy:.1%}", file=sys.stderr, flush=True)
@@ -279,16 +279,26 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     make_folders(given.data, given.out)
+    networks = [(network, study.FULL) for network in given.networks.split(",")]
     with runs.stoppable():
-        _tune_all([(network, study.FULL) for network in given.networks.split(",")], given.out, given.minutes, results)
-        if all(len(of(network, study.FULL, read(results))) == TRIALS for network in CONTENDERS):
-            _tune_all([(best(FLAGSHIPS, read(results)), ANY)], given.out, given.minutes, results)
+        _tune_all([*networks, *_one_for_all(read(results))], given.out, given.minutes, results)
+        _tune_all(_one_for_all(read(results)), given.out, given.minutes, results)
     return 0
 
 
+def _one_for_all(tried: Sequence[Trial]) -> list[tuple[str, str]]:
+    ready = all(len(of(network, study.FULL, tried)) == TRIALS for network in FLAGSHIPS)
+    return [(best(FLAGSHIPS, tried), ANY)] if ready else []
+
+
 def _tune_all(networks: Sequence[tuple[str, str]], out: Path, minutes: float, results: Path) -> None:
-    # All probes first: later the machine may be at other work.
-    seconds = runs.on_cores(_seconds_per_image, [(*network, out) for network in networks])
+    # All probes first: later the machine may be at other work. A network with a row has had its probe, perhaps on
+    # another machine: a second probe would give its trials unequal epochs.
+    tried = read(results)
+    found = {who: own[0].seconds_per_image for who in networks if (own := of(*who, tried))}
+    new = [who for who in networks if who not in found]
+    found |= zip(new, runs.on_cores(_seconds_per_image, [(*who, out) for who in new]), strict=True)
+    seconds = [found[who] for who in networks]
     for (network, channels), each in zip(networks, seconds, strict=True):
         print(f"{network} on {channels}: {1000 * each:.2f} ms an image", file=sys.stderr, flush=True)
     lock = Lock()
