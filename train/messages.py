@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from polychrome.engine.channels.names import listed
+from polychrome.engine.machine import hardware
 from polychrome.engine.report import scores
 from polychrome.engine.run_folder import RunFolder
 from polychrome.models.complexity import Complexity
@@ -38,11 +39,15 @@ def at_start(
     named = [f"{name} ({cost.params:,} parameters)" for name, cost in costs.items()]
     more = [f"and {len(named) - MOST} more"] if len(named) > MOST else []
     epochs = f"{settings.epochs} epoch{'s' * (settings.epochs != 1)}"
+    on, slow = hardware.device(settings.device), []
+    if not hardware.is_native(settings.precision, on):
+        slow = [f"{settings.precision} is emulated on {device}, many times slower than fp32"]
     return [
         f"{origin}: {counts}; {data['classes']} classes; channels {listed(data['channels'])}",
         f"models: {', '.join(named[:MOST] + more)}",
         f"{epochs} of {settings.image_size} px images in batches of {settings.batch_size}, {settings.precision} on "
         f"{device}; results in {folder}",
+        *slow,
     ]
 
 

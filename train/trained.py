@@ -85,6 +85,8 @@ class TrainedModel:
         image_size: height and width in pixels that images are resized to.
         crop: the side of the central square that is kept of an image, as a share of its short side.
         device: where it runs.
+        precision: at which it runs: the training's, or "fp32" where the device would only emulate the training's.
+        arithmetic: what differs from the training's arithmetic, in words; None where nothing does.
         network: the `nn.Module`, in evaluation.
     """
 
@@ -92,6 +94,7 @@ class TrainedModel:
         self.name = model or source.best()
         self._source, self._channels, self._parts = source, source.channels, {}
         self.channels, self.dtype, self.device = source.channels.names, source.dtype, source.device
+        self.precision, self.arithmetic = source.precision, source.arithmetic
         names = source.class_names
         self.classes = tuple(
             f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names)

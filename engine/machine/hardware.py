@@ -35,6 +35,11 @@ def native_precision(on: torch.device) -> str:
     return "bf16" if {"amx_bf16", "avx512_bf16"} & set(_cpu_info("flags").split()) else "fp32"
 
 
+def is_native(precision: str, on: torch.device) -> bool:
+    """Return whether a device multiplies at a precision natively: at "fp32" each does, at "fp16" GPUs alone."""
+    return precision == "fp32" or (on.type == "cuda" if precision == "fp16" else native_precision(on) == precision)
+
+
 def autocast(on: torch.device, precision: str) -> AbstractContextManager:
     """Return the context in which a model runs at `precision` ("fp32", "bf16" or "fp16")."""
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}

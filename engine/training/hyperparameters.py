@@ -129,7 +129,8 @@ class Hyperparameters:
     seed: int = setting(0, "Seed of weights, order, crops and channel sampling.", Number(int, least=0, most=2**32 - 1))
     precision: str | None = setting(
         None,
-        "Arithmetic of the model.  [default: bf16 where the device computes it natively, else fp32]",
+        "Arithmetic of the model, and whether Muon multiplies in bfloat16 or float32.  [default: bf16 where the device "
+        "computes it natively, else fp32]",
         ("fp32", "bf16", "fp16"),
     )
     compile: bool | None = setting(None, "Use torch.compile.  [default: on CUDA]", bool, "--compile/--no-compile")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from polychrome.engine.training.transfer import head_of
 from polychrome.kernels.modules import DynamicConv2d
@@ -15,7 +17,12 @@ MOMENTUM = 0.9  # of sgd and nesterov
 
 
 def create(
-    name: str, model: nn.Module, lr: float, weight_decay: float = 0.0, only: Iterable[nn.Parameter] | None = None
+    name: str,
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    only: Iterable[nn.Parameter] | None = None,
+    muon_dtype: torch.dtype = torch.bfloat16,
 ) -> torch.optim.Optimizer:
     """Return a new optimiser of the parameters in `only`, by default of all parameters that require gradients.
 
@@ -23,6 +30,7 @@ def create(
 
     name: "adam" and "sgd" (momentum 0.9) add `weight_decay` times the weights to the gradients, "nesterov" is "sgd"
         with Nesterov's momentum; "adamw" and "muon" (see `Muon`) shrink the weights themselves by lr * weight_decay.
+    muon_dtype: of Muon's matrix products.
 
     Raises:
         ValueError: the name is none of `NAMES`, or there is nothing to optimise.
@@ -40,6 +48,7 @@ def create(
         return Muon(
             [item for item in parameters if id(item) in orthogonal],
             [item for item in parameters if id(item) not in orthogonal],
+            dtype=muon_dtype,
             **options,
         )
     raise ValueError(f"optimizer must be one of {', '.join(NAMES)}, got {name}")
@@ -67,20 +76,29 @@ class Muon(torch.optim.Optimizer):
     to the root mean square of AdamW's (adjust_lr_fn="match_rms_adamw", Liu et al. 2025, arXiv 2502.16982), so one rate
     and one weight decay serve both groups: try a rate that suits AdamW first. Both groups have "lr_scale" 1.
 
+    dtype: of the matrix products: bfloat16 as in torch's Muon, or float32 for processors that only emulate bfloat16.
+
     Raises:
-        ValueError: `hidden` and `others` are both empty.
+        ValueError: `hidden` and `others` are both empty, or the dtype is another one.
     """
 
     def __init__(
-        self, hidden: Iterable[nn.Parameter], others: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0
+        self,
+        hidden: Iterable[nn.Parameter],
+        others: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.bfloat16,
     ):
         hidden, others = list(hidden), list(others)
         if not hidden and not others:
             raise ValueError("optimizer got an empty parameter list")
+        if dtype not in (torch.bfloat16, torch.float32):
+            raise ValueError(f"dtype must be bfloat16 or float32, got {dtype}")
         options = {"lr": lr, "weight_decay": weight_decay}
         muon = _MuonOfViews([{"params": []}], adjust_lr_fn="match_rms_adamw", **options)
         adamw = torch.optim.AdamW([{"params": []}], fused=True, **options)
-        self._parts = (muon, adamw)
+        self._parts, self._products = (muon, adamw), _InFloat32 if dtype == torch.float32 else nullcontext
         groups = [{"params": hidden} | muon.defaults, {"params": others} | adamw.defaults]
         super().__init__(groups, options | {"lr_scale": 1.0})
 
@@ -93,8 +111,18 @@ class Muon(torch.optim.Optimizer):
         for part, group in zip(self._parts, self.param_groups, strict=True):
             # Loading a state dict makes new groups and a new state, so each step hands over the present groups.
             part.param_groups, part.state = [group], self.state
-            part.step()
+            with self._products():
+                part.step()
         return loss
+
+
+class _InFloat32(TorchFunctionMode):
+    """Makes a cast to bfloat16 by `Tensor.bfloat16` a copy in float32: torch's Muon has no setting for its products."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is Tensor.bfloat16:
+            return args[0].to(torch.float32, copy=True)
+        return function(*args, **(kwargs or {}))
 
 
 class _MuonOfViews(torch.optim.Muon):

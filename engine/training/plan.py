@@ -103,7 +103,8 @@ class Plan(Hyperparameters):
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return a new optimiser of the model's parameters, or of the last layer alone if the others are frozen."""
         only = head_of(model)[1].parameters() if self.frozen else None
-        return optimizers.create(self.optimizer, model, self.lr, self.weight_decay, only)
+        products = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return optimizers.create(self.optimizer, model, self.lr, self.weight_decay, only, products)
 
     def rates(self, history: Sequence[EpochRow]) -> Callable[[float], float]:
         """Return the learning rate in the epoch after `history`, as a function of the completed share of the epoch.

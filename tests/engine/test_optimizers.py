@@ -1,16 +1,19 @@
 """The optimisers: equal to torch's, and Muon on filters, experts and everything else as one."""
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from polychrome import models
 from polychrome.engine.training import optimizers
 from polychrome.kernels.modules import DynamicConv2d
+from tests.engine.small import PLAN
 
 MATCHED = {"adjust_lr_fn": "match_rms_adamw"}
 
@@ -171,6 +174,53 @@ def test_a_filter_is_updated_as_torchs_muon_updates_the_matrix_of_it(net, layout
     for expert, found in zip(experts, net.experts.weight, strict=True):
         assert torch.equal(found.flatten(1), expert)
     assert net.conv.weight.is_contiguous(memory_format=layout)
+
+
+class Products(TorchDispatchMode):
+    """Keeps the types of all matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.found.add(args[-1].dtype)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [(torch.float32, 0, 1e-5), (torch.bfloat16, 1e-3, 3e-2)])
+def test_muon_multiplies_in_the_type_that_is_asked_for(dtype, low, high):
+    gradient = torch.randn(24, 60, generator=torch.Generator().manual_seed(0))
+    weight, other = nn.Parameter(torch.zeros(24, 60)), nn.Parameter(torch.zeros(1))
+    weight.grad = gradient.clone()
+    optimizer = optimizers.Muon([weight], [other], lr=1.0, dtype=dtype)
+    with Products() as products:
+        optimizer.step()
+    exact = gradient.double() / gradient.double().norm()
+    for _ in range(5):
+        squares = exact @ exact.T
+        exact = 3.4445 * exact + (2.0315 * squares @ squares - 4.775 * squares) @ exact
+    error = (weight + 0.2 * 60**0.5 * exact).norm() / weight.norm()
+    assert low <= error < high
+    assert products.found == {dtype}
+    assert torch.equal(weight.grad, gradient)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("fp16", torch.float32), ("bf16", torch.bfloat16)]
+)
+def test_muon_of_a_training_multiplies_at_its_precision(net, precision, dtype):
+    optimizer = replace(PLAN, optimizer="muon", precision=precision).make_optimizer(net)
+    F.cross_entropy(net(images()[0]), images()[1]).backward()
+    with Products() as products:
+        optimizer.step()
+    assert products.found == {dtype}
+
+
+def test_muon_of_other_types_is_refused(net):
+    with pytest.raises(ValueError, match=r"dtype must be bfloat16 or float32, got torch\.float16"):
+        optimizers.Muon([net.conv.weight], [], 0.1, dtype=torch.float16)
 
 
 def test_what_muon_leaves_is_updated_by_adamw(net):

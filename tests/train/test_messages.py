@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 import polychrome
+from polychrome.engine.machine import hardware
 from polychrome.engine.report import console, scores
 from polychrome.train import messages
 from polychrome.train.results import best
@@ -81,6 +82,17 @@ def test_a_run_says_last_what_came_of_it_and_the_commands_that_follow(said, stri
         assert main([*words, *more]) == 0
     python = lines[-3].removeprefix("in Python: ").replace("photo.jpg", str(stripes / "images/test 0.jpg"))
     assert eval(python, {"polychrome": polychrome}).name in {"0", "1", "2"}
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_run_and_its_evaluation_say_where_arithmetic_is_emulated(stripes, tmp_path, monkeypatch, capsys, native):
+    monkeypatch.setattr(hardware, "native_precision", lambda on: "bf16" if native else "fp32")
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "x", *SMALL, "--models", "baseline_cnn"]
+    assert main([*start, "--device", "cpu", "--precision", "bf16"]) == 0
+    assert ("bf16 is emulated on " in capsys.readouterr().out) != native
+    assert main(["evaluate", str(tmp_path / "task1/x"), "--device", "cpu"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert ("not to the digit the run's figures: in fp32, as bf16 is only emulated here" in printed) != native
 
 
 def test_several_seeds_name_one_of_them_where_one_is_needed(stripes, tmp_path, capsys):

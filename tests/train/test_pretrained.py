@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import polychrome
 from polychrome.engine.data.sets import generated, listing
 from polychrome.engine.errors import UserError
+from polychrome.engine.machine import hardware
 from polychrome.engine.training import checkpoint
 from polychrome.train import pretrained
 from polychrome.train.pretrained.__main__ import main as add
@@ -121,10 +123,28 @@ def test_what_has_the_name_in_the_working_folder_wins(tmp_path, monkeypatch):
         polychrome.load(SHAPES)
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_networks_of_bf16_are_used_in_fp32_where_bf16_is_emulated(model, tmp_path, monkeypatch, capsys, native):
+    monkeypatch.setattr(hardware, "native_precision", lambda on: "bf16" if native else "fp32")
+    content = checkpoint.load(FILE)
+    config = content["run"]["config"]
+    content["run"]["config"] = config.replace('precision = "fp32"', 'precision = "bf16"')
+    assert content["run"]["config"] != config
+    checkpoint.save(tmp_path / "best.pt", content)
+    found = polychrome.load(tmp_path / "best.pt", device="cpu")
+    assert found.precision == ("bf16" if native else "fp32")
+    assert found.arithmetic == (None if native else "in fp32, as bf16 is only emulated here")
+    image = (255 * torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))).to(torch.uint8)
+    expected, probabilities = model.predict(image).probabilities, found.predict(image).probabilities
+    error = max(abs(probabilities[name] - share) for name, share in expected.items())
+    assert 1e-5 < error < 0.05 if native else error == 0
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "x.png")
+    assert main(["predict", str(tmp_path / "best.pt"), str(tmp_path / "x.png")]) == 0
+    assert ("channels RGB, in fp32, as bf16 is only emulated here" in capsys.readouterr().err) != native
+
+
 def test_commands_take_the_name(model, tmp_path, monkeypatch, capsys):
     pytest.importorskip("safetensors")
-    from PIL import Image
-
     from polychrome.engine import export
 
     monkeypatch.chdir(tmp_path)

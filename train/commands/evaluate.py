@@ -64,6 +64,8 @@ def evaluate_run(
             console.warn(f"not the run's figures: {change}, and some may be among those it was trained on")
         elif not whole and (change := changed(trained.results["data"], opened, splits)):
             console.warn(f"not the run's figures: {change}")
+        if trained.arithmetic:
+            console.warn(f"not to the digit the run's figures: {trained.arithmetic}")
         trained.check_fits(opened.images)
         how = opened.images, splits, settings.division_seed, trained.channels
         found.append(_evaluated(trained, settings, opened, combinations_to_test(channels, *how), splits))

@@ -55,6 +55,7 @@ class Source(ABC):
         place: the run's folder, or the checkpoint.
         results: the content of `results.json`: of a checkpoint alone, as it was when the training began.
         settings: those of the run, for this machine's device.
+        precision: of the run, or "fp32" where the device would only emulate it, at a tenth of the speed.
         channels: of the data, with their statistics.
         dtype: the type of its values, "uint8" or "float32".
         class_names: in the order of the logits.
@@ -63,6 +64,7 @@ class Source(ABC):
     def __init__(self, place: Path, results: dict, settings: Settings, device: str) -> None:
         self.place, self.results, self.device = place, results, hardware.device(device)
         self.settings = replace(settings, device=self.device.type)
+        self.precision = settings.precision if hardware.is_native(settings.precision, self.device) else "fp32"
         data = results["data"]
         self.num_classes, self.class_names = data["classes"], data["class_names"]
         self.channels, self.dtype = RGB, data.get("dtype", "uint8")
@@ -77,7 +79,13 @@ class Source(ABC):
         return self.channels, self.dtype
 
     def autocast(self):
-        return hardware.autocast(self.device, self.settings.precision)
+        return hardware.autocast(self.device, self.precision)
+
+    @property
+    def arithmetic(self) -> str | None:
+        """What differs from the training's arithmetic, in words; None where nothing does."""
+        before = self.settings.precision
+        return f"in {self.precision}, as {before} is only emulated here" if self.precision != before else None
 
     @abstractmethod
     def best(self) -> str:

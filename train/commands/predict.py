@@ -45,7 +45,7 @@ def predict_images(
     if len(bad) == len(found):
         more = f" (and none of the other {len(bad) - 1:,})" if len(bad) > 1 else ""
         raise UserError(f"{bad[0].path}: {bad[0].reason}{more}")
-    title = f"{trained.name}, channels {trained.combination}"
+    title = ", ".join(filter(None, [trained.name, f"channels {trained.combination}", trained.arithmetic]))
     if output is not None:
         _write(output, found, trained)
         _note(f"{title}: {len(found):,} images in {output}")
