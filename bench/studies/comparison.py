@@ -10,8 +10,9 @@ is given again.
 With `--epochs N` both ResNet34s and `prism4` are trained for N epochs each, whatever the time, and kept in
 `equal-epochs`: work for a GPU.
 
-`--fresh LIST` then tests every run, once, on images that no choice was made on: the command refuses to do so before all
-runs are there, and where all have been tested so.
+`--fresh LIST` tests every run when it is finished, once, on images that no choice was made on. What it found is shown
+when all runs are there, and no settings can follow from it: the command refuses to go on where the best trials are not
+those that the runs there were trained by.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from threading import Lock
 import torch
 
 from bench.studies import runs, study, trials
-from bench.studies.trials import Trial
+from bench.studies.trials import Choice, Trial
 from polychrome.engine.data.image_set import Split
 from polychrome.engine.data.sets import listing
 from polychrome.engine.machine.files import write_atomically
@@ -79,6 +80,11 @@ class Training:
     def name(self) -> str:
         """The training's name, of its run and its predictions."""
         return _name(self.network, self.channels, self.seed)
+
+    @property
+    def choice(self) -> Choice:
+        """What it was trained by."""
+        return Choice(self.lr, self.weight_decay, self.strength, self.subset_bias, self.places)
 
     @property
     def minutes(self) -> float:
@@ -154,9 +160,8 @@ def train(
     Args:
         minutes: of a training by the probe of the trials `tried`, where `epochs` is None.
     """
-    tuned_on = channels if channels == trials.ANY else study.FULL
-    choice = trials.tuned(network, tuned_on, tried)
-    seconds = trials.of(network, tuned_on, tried)[0].seconds_per_image
+    choice = trials.tuned(network, _tuned_on(channels), tried)
+    seconds = trials.of(network, _tuned_on(channels), tried)[0].seconds_per_image
     images = len(listing.read(data).splits["train"].paths) - trials.HELD_OUT
     count = epochs or max(3, int(60 * minutes / (seconds * images)))
     name, how = _name(network, channels, seed), {"epochs": count, "holdout": trials.HELD_OUT, "seed": seed}
@@ -177,17 +182,33 @@ def train(
     return Training(network, channels, seed, *asdict(choice).values(), *about, *costs, *stamps)
 
 
+def _tuned_on(channels: str) -> str:
+    return channels if channels == trials.ANY else study.FULL
+
+
+def check_choices(rows: Iterable[Training], tried: Sequence[Trial]) -> None:
+    """Raise ValueError where trainings were not by the best of the trials `tried`, as after more trials."""
+    for row in rows:
+        if row.choice != (best := trials.tuned(row.network, _tuned_on(row.channels), tried)):
+            raise ValueError(f"{row.name} was trained by {row.choice}, and the best trial is now {best}")
+
+
 def test_on_fresh(rows: Sequence[Training], data: Path, out: Path, fresh: Path, folder: Path) -> None:
     """Add each training's predictions for the images of the list `fresh` to its file, as the split "fresh".
 
-    Trainings that have been tested on these images are left out, as after a kill in between.
+    Trainings that have been tested on these images are left out: they are read once.
 
     Raises:
-        ValueError: all trainings have been tested on the images, or a split of `data` has one of them.
+        ValueError: a split of `data` has one of the images, or the run of a training is not in `out` any more.
     """
     rows = [row for row in rows if not tested_on_fresh(predictions(folder, row.name))]
     if not rows:
-        raise ValueError("every training has been tested on the fresh images: they are read once")
+        return
+    if lost := [row.name for row in rows if not _run(row, out).root.exists()]:
+        raise ValueError(
+            f"the weights of {', '.join(lost)} are not in {out} to be tested on the fresh images: what has no row is "
+            "trained again"
+        )
     images, place = listing.read(data), out / FRESH
     parts = [line.rsplit(maxsplit=1) for line in fresh.read_text(encoding="utf-8").splitlines()]
     tested = Split(tuple(path for path, _ in parts), tuple(int(label) for _, label in parts))
@@ -195,13 +216,17 @@ def test_on_fresh(rows: Sequence[Training], data: Path, out: Path, fresh: Path, 
         raise ValueError(f"{len(known)} fresh images are in a split of {data}, such as {min(known)}")
     runs.write_folder(place, images, {**images.splits, "test": tested})
     for row in rows:
-        run = RunFolder(out / trials.task_of(row.channels) / row.name)
+        run = _run(row, out)
         evaluate_run(run.root, (trials.asked(row.channels),), "test", str(place), None, "auto")
         path, entry = predictions(folder, row.name), trials.entry_of(row.network, row.channels, row.places)
         found = run.every_prediction(entry, "evaluation").read_text(encoding="utf-8").splitlines()[1:]
         text = lzma.decompress(path.read_bytes()).decode("utf-8")
         lines = (f"{FRESH}{line.removeprefix('test')}\n" for line in found)
         write_atomically(path, lzma.compress((text + "".join(lines)).encode("utf-8")))
+
+
+def _run(row: Training, out: Path) -> RunFolder:
+    return RunFolder(out / trials.task_of(row.channels) / row.name)
 
 
 def tested_on_fresh(path: Path) -> bool:
@@ -219,36 +244,39 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
     """Train what the comparison lacks, on each core a network, and test it on fresh images; return the exit status.
 
     Raises:
-        ValueError: trials are missing, or of `--fresh` trainings; or the fresh images have been read.
+        ValueError: trials are missing or have others as their best than before, or fresh images cannot be read.
+        UserError: the processor only emulates the runs' precision.
     """
     parser = runs.parser("comparison", "train each contender alike", MINUTES, trials.CONTENDERS)
     parser.add_argument("--epochs", type=int, help="equal epochs of all in place of equal minutes")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="trainings of each network")
     parser.add_argument("--results", type=Path, help="folder of the rows and predictions  [default: bench/results]")
-    parser.add_argument("--fresh", type=Path, help="list of images never used for a choice, to test all runs on, once")
-    asked, lock = parser.parse_args(arguments), Lock()
+    parser.add_argument("--fresh", type=Path, help="list of images never used for a choice, to test each run on, once")
+    asked, lock, reading = parser.parse_args(arguments), Lock(), Lock()
+    runs.check_machine()
     asked.out.mkdir(parents=True, exist_ok=True)
     tried = trials.read(results)
     folder = (asked.results or results) / (EQUAL_MINUTES if asked.epochs is None else EQUAL_EPOCHS)
     given = {"minutes": asked.minutes, "epochs": asked.epochs, "tried": tried, "folder": folder}
+    check_choices(read(folder), tried)
 
     def work(core: int | None, *who) -> None:
         row = train(core, *who, data=asked.data, out=asked.out, **given)
         with lock:
             write([*read(folder), row], folder)
+        test([row])
         print(f"{row.name}: {row.epochs} epochs in {row.train_seconds / 60:.0f} min", file=sys.stderr, flush=True)
 
-    def missing() -> list[tuple[int, str, str]]:
-        done = {(row.seed, row.network, row.channels) for row in read(folder)}
-        return [each for each in wanted(tried, asked.seeds, asked.epochs) if each not in done]
+    def test(rows: Sequence[Training]) -> None:
+        if asked.fresh is not None:
+            with reading:
+                test_on_fresh(rows, asked.data, asked.out, asked.fresh, folder)
 
-    networks = asked.networks.split(",")
+    test(read(folder))
+    done = {(row.seed, row.network, row.channels) for row in read(folder)}
+    left = [each for each in wanted(tried, asked.seeds, asked.epochs) if each not in done]
     with runs.stoppable():
-        runs.on_cores(work, [each for each in missing() if each[1] in networks])
-    if asked.fresh is not None:
-        if left := missing():
-            raise ValueError(f"fresh images are read when all runs are there; missing: {left}")
-        test_on_fresh(read(folder), asked.data, asked.out, asked.fresh, folder)
+        runs.on_cores(work, [each for each in left if each[1] in asked.networks.split(",")])
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,9 @@ from bench.studies.comparison import (
     EQUAL_EPOCHS,
     EQUAL_MINUTES,
     FRESH,
+    LONG,
     RIVALS,
+    SEEDS,
     TABLE,
     Training,
     predictions,
@@ -30,12 +32,14 @@ NOTHING = "Not measured yet."
 
 def equal_minutes(results: Path = study.RESULTS) -> str:
     """Return the table of all contenders on RGB after equal minutes, and below it the trainings' commits."""
-    return _contenders(results / EQUAL_MINUTES, "python -m bench.studies.comparison --data DIR --out RUNS")
+    command = "python -m bench.studies.comparison --data DIR --out RUNS --fresh LIST"
+    return _contenders(results / EQUAL_MINUTES, command, trials.CONTENDERS)
 
 
 def equal_epochs(results: Path = study.RESULTS) -> str:
     """Return the table of contenders on RGB after equal epochs, and below it the trainings' commits."""
-    return _contenders(results / EQUAL_EPOCHS, "python -m bench.studies.comparison --data DIR --out RUNS --epochs N")
+    command = "python -m bench.studies.comparison --data DIR --out RUNS --epochs N"
+    return _contenders(results / EQUAL_EPOCHS, command, LONG)
 
 
 def one_for_all(results: Path = study.RESULTS) -> str:
@@ -49,8 +53,9 @@ def one_for_all(results: Path = study.RESULTS) -> str:
     if one is None:
         return NOTHING
     shown = _files(rows, one, trials.ANY, folder)
-    final = _final(shown)
     rivals = sorted({row.network for row in rows if row.channels in ALONE}, key=lambda name: (name != one, name))
+    alone = [(name, channels) for name in rivals for channels in (study.FULL, *ALONE)]
+    final = _final(rows, [(one, trials.ANY), *alone], folder)
     heads = ["channels", f"`{one}`, one for all"]
     heads += [f"`{name}`, {what}" for name in rivals for what in ("alone", "lead")]
     cells = []
@@ -61,17 +66,17 @@ def one_for_all(results: Path = study.RESULTS) -> str:
             theirs = paired.right(files, final, channels) if files else None
             scores += ["-", "-"] if theirs is None else [_range(paired.accuracy(theirs)), _met(ours, theirs)]
         cells.append((channels, _range(paired.accuracy(ours)), *scores))
-    command = "python -m bench.studies.comparison --data DIR --out RUNS"
+    command = "python -m bench.studies.comparison --data DIR --out RUNS --fresh LIST"
     return "\n\n".join([grid(Table("channels", tuple(heads), tuple(cells))), _stamp(command, folder, rows)])
 
 
-def _contenders(folder: Path, command: str) -> str:
+def _contenders(folder: Path, command: str, contenders: Iterable[str]) -> str:
     rows = [row for row in read(folder) if row.channels == study.FULL]
     if not rows:
         return NOTHING
     networks = list(dict.fromkeys(row.network for row in rows))
     files = {name: _files(rows, name, study.FULL, folder) for name in networks}
-    final = _final(files[networks[0]])
+    final = _final(rows, [(name, study.FULL) for name in contenders], folder)
     heads = ["network", "epochs", "minutes", *([FRESH] * (final == FRESH)), "held-out", "test", "flip avg."]
     heads += [f"less `{name}`" for name in RIVALS if name in networks]
     heads += ["parameters", "mult-adds", "trained", "depth", "seeds"]
@@ -99,9 +104,15 @@ def _files(rows: Iterable[Training], network: str, channels: str, folder: Path) 
     return [predictions(folder, row.name) for row in own]
 
 
-def _final(files: Iterable[Path]) -> str:
-    """Return the split that decides: the fresh images, or until they are read the held-out ones."""
-    return FRESH if all(tested_on_fresh(path) for path in files) else "holdout"
+def _final(rows: Sequence[Training], wanted: Iterable[tuple[str, str]], folder: Path) -> str:
+    """Return the split that decides: fresh images where all seeds of all wanted are tested on them, else held-out ones.
+
+    Args:
+        wanted: the networks of the table and the channels that they are trained for.
+    """
+    every = [_files(rows, *who, folder) for who in wanted]
+    whole = all(len(files) >= SEEDS and all(map(tested_on_fresh, files)) for files in every)
+    return FRESH if whole else "holdout"
 
 
 def _stamp(command: str, folder: Path, rows: Iterable[Training]) -> str:

@@ -63,7 +63,7 @@ def train(core: int | None, seed: int, form: str, network: str, out: Path, resul
     choice, epochs = trials.tuned(network, study.FULL, tried), trials.of(network, study.FULL, tried)[0].epochs
     entry = network if form == PLAIN else f"{network}+{form}"
     flags = {"recipe": "strong", "config": CONFIG, "models": entry, "data": out / "choices", **choice.settings}
-    flags |= {"epochs": epochs, "seed": seed, "holdout": 0}
+    flags |= {"epochs": epochs, "seed": seed, "holdout": 0, "precision": runs.PRECISION}
     run = runs.train(f"{network}-{form}-seed{seed}", "task2", out, core, flags)
     found, facts = run.read_results()["models"][entry], run.read_environment()
     costs = found["epochs"], found["params"], found["macs"], found["depth"], round(found["train_seconds"], 1)
@@ -101,10 +101,12 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
 
     Raises:
         ValueError: trials are missing.
+        UserError: the processor only emulates the runs' precision.
     """
     parser = runs.parser("forms", "gates and dynamic convolutions against plain ones")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="trainings of each form")
     asked, lock = parser.parse_args(arguments), Lock()
+    runs.check_machine()
     asked.out.mkdir(parents=True, exist_ok=True)
     trials.make_folders(asked.data, asked.out)
     network = trials.best(trials.FLAGSHIPS, trials.read(results))

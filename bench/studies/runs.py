@@ -21,17 +21,28 @@ from typing import Any, TypeVar
 import torch
 
 from polychrome.engine.data.image_set import ImageSet, Split
+from polychrome.engine.errors import UserError
+from polychrome.engine.machine import hardware
 from polychrome.engine.machine.files import write_atomically
 from polychrome.engine.run_folder import RunFolder
 
 Row, Result = TypeVar("Row"), TypeVar("Result")
 KINDS = {"int": int, "float": float, "str": str}
+PRECISION = "bf16"  # of every run whose row is compared with others
 _running: set[subprocess.Popen] = set()
 _stopped = Event()
 
 
 class StoppedError(Exception):
     """The study was asked to stop; what it trained goes on when its command is given again."""
+
+
+def check_machine() -> None:
+    """Raise UserError on a processor that only emulates `PRECISION`: minutes there are not those of the other runs."""
+    if not hardware.is_native(PRECISION, hardware.device("auto")):
+        raise UserError(
+            f"the studies' runs are in {PRECISION}, which this machine only emulates: minutes become hours"
+        )
 
 
 @contextmanager

@@ -216,6 +216,7 @@ def train(
     """
     entry = entry_of(network, channels, choice.places)
     settings = {"recipe": "strong", "models": entry, "data": data, **choice.settings, "epochs": epochs, "seed": seed}
+    settings["precision"] = runs.PRECISION
     if channels != study.FULL:
         settings["channels"] = asked(channels)
     return runs.train(name, task_of(channels), out, core, settings | {"holdout": holdout}), entry
@@ -274,9 +275,14 @@ def _tune(
 
 
 def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> int:
-    """Run the trials that the table lacks, a network on each core at a time; return the exit status."""
+    """Run the trials that the table lacks, a network on each core at a time; return the exit status.
+
+    Raises:
+        UserError: the processor only emulates the runs' precision.
+    """
     parser = runs.parser("trials", "tune each contender alike", MINUTES, CONTENDERS)
     given = parser.parse_args(arguments)
+    runs.check_machine()
     given.out.mkdir(parents=True, exist_ok=True)
     make_folders(given.data, given.out)
     networks = [(network, study.FULL) for network in given.networks.split(",")]

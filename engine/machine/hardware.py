@@ -14,6 +14,9 @@ from polychrome.engine.errors import UserError
 from polychrome.engine.machine import distributed
 from polychrome.engine.machine.workers import cpus
 
+# Of x86 processors, by the kernel's name: processors that are named alike may differ in these by much.
+INSTRUCTIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512", "avx2": "AVX2"}
+
 
 def device(name: str) -> torch.device:
     """Return the device called "auto", "cpu" or "cuda".
@@ -71,8 +74,10 @@ def _cpu_info(key: str) -> str:
 
 
 def cpu_name() -> str:
-    """Return the processor's name for itself, such as "AMD EPYC 9R14"."""
-    return _cpu_info("model name") or platform.processor()
+    """Return the processor's name for itself and its widest instructions, such as "AMD EPYC 9R14 (AVX512-BF16)"."""
+    name, flags = _cpu_info("model name") or platform.processor(), _cpu_info("flags").split()
+    widest = next((words for flag, words in INSTRUCTIONS.items() if flag in flags), None)
+    return f"{name} ({widest})" if widest else name
 
 
 def version_of(package: str) -> str | None:

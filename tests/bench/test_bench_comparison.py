@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from bench.studies import comparison, comparison_tables, trials
+from bench.studies import comparison, comparison_tables, runs, trials
 from bench.studies.comparison import Training
 from bench.studies.trials import Choice
 from polychrome.engine.channels.combinations import every
+from polychrome.engine.machine import hardware
 
 RUN = Training(
     network="prism4",
@@ -39,6 +40,19 @@ def folder(tmp_path):
     return tmp_path / comparison.EQUAL_MINUTES
 
 
+@pytest.fixture(autouse=True)
+def native(monkeypatch):
+    """Lets the studies run on processors that emulate bfloat16: slow, but right."""
+    monkeypatch.setattr(hardware, "native_precision", lambda on: runs.PRECISION)
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """Makes a comparison of two networks whole, with one seed."""
+    monkeypatch.setattr(comparison_tables, "SEEDS", 1)
+    monkeypatch.setattr(trials, "CONTENDERS", ("resnet34", "prism4"))
+
+
 def keep(folder, network, seed, right, splits=("val", "holdout", "test", "fresh"), channels="RGB", images=1000):
     """Write predictions of which the first `right` of `images` are right, with flips averaged all of them."""
     tested = tuple(every()) if channels == "any" else (channels,)
@@ -56,6 +70,7 @@ def rows_of(table):
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
 
+@pytest.mark.usefixtures("two")
 def test_the_table_follows_from_the_predictions(folder, tmp_path):
     comparison.write([replace(RUN, seed=1), RUN, DEEP, replace(DEEP, seed=1)], folder)
     for network, right in (("prism4", (500, 520)), ("resnet34", (400, 440))):
@@ -76,6 +91,7 @@ def test_the_table_follows_from_the_predictions(folder, tmp_path):
     assert "commit 0123456789ab, C, python 3.11" in comparison_tables.equal_minutes(tmp_path)
 
 
+@pytest.mark.usefixtures("two")
 def test_a_lead_by_chance_is_not_told_as_one(folder, tmp_path):
     comparison.write([RUN, DEEP], folder)
     keep(folder, "prism4", 0, 404)
@@ -85,10 +101,14 @@ def test_a_lead_by_chance_is_not_told_as_one(folder, tmp_path):
     assert shallow["less `resnet34`"].endswith("; p 0.125)")  # 2 / 2**4
 
 
-def test_without_fresh_images_the_held_out_ones_are_compared(folder, tmp_path):
+@pytest.mark.usefixtures("two")
+@pytest.mark.parametrize("missing", [{"networks": 3}, {"seeds": 2}, {"fresh": False}])
+def test_before_all_are_tested_on_fresh_images_the_held_out_ones_are_compared(folder, tmp_path, monkeypatch, missing):
+    monkeypatch.setattr(comparison_tables, "SEEDS", missing.get("seeds", 1))
+    monkeypatch.setattr(trials, "CONTENDERS", ("resnet34", "prism4", "prism4_small")[: missing.get("networks", 2)])
     comparison.write([RUN, DEEP], folder)
-    for network, right in (("prism4", 500), ("resnet34", 400)):
-        keep(folder, network, 0, right, splits=("val", "holdout", "test"))
+    keep(folder, "prism4", 0, 500)
+    keep(folder, "resnet34", 0, 400, splits=("val", "holdout", "test", "fresh")[: 3 + missing.get("fresh", True)])
     _, shallow = rows_of(comparison_tables.equal_minutes(tmp_path))
     assert "fresh" not in shallow
     assert shallow["less `resnet34`"].startswith("+10.0 (")
@@ -169,25 +189,40 @@ def tried(network, accuracy, seconds=1e-3, channels="RGB"):
     ]
 
 
-def test_fresh_images_are_read_once(folder, tmp_path):
+def test_fresh_images_are_read_once(folder, tmp_path, monkeypatch):
     keep(folder, "prism4", 0, 500)
-    with pytest.raises(ValueError, match="every training has been tested on the fresh images: they are read once"):
+    monkeypatch.setattr(comparison, "evaluate_run", lambda *_: pytest.fail("read"))
+    before = comparison.predictions(folder, RUN.name).read_bytes()
+    comparison.test_on_fresh([RUN], tmp_path, tmp_path, tmp_path / "fresh.txt", folder)
+    assert comparison.predictions(folder, RUN.name).read_bytes() == before
+
+
+def test_weights_that_are_gone_are_named(folder, tmp_path):
+    keep(folder, "prism4", 0, 500, splits=("val", "holdout", "test"))
+    with pytest.raises(ValueError, match=r"the weights of prism4-seed0 are not in .* what has no row is trained again"):
         comparison.test_on_fresh([RUN], tmp_path, tmp_path, tmp_path / "fresh.txt", folder)
 
 
 def test_images_of_a_split_are_not_fresh(folder, tmp_path, stripes):
     keep(folder, "prism4", 0, 500, splits=("val", "holdout", "test"))
+    (tmp_path / "task2" / RUN.name).mkdir(parents=True)
     with pytest.raises(ValueError, match="18 fresh images are in a split of"):
         comparison.test_on_fresh([RUN], stripes, tmp_path, stripes / "val.txt", folder)
 
 
-def test_fresh_images_wait_for_every_contender(folder, tmp_path, monkeypatch):
-    every = [(seed, channels) for seed in range(3) for channels in ("RGB", "any", "RG", "G")]
-    comparison.write([replace(RUN, seed=seed, channels=channels) for seed, channels in every], folder)
-    trials.write([each for name in trials.CONTENDERS for each in tried(name, 0.4)], tmp_path)
-    monkeypatch.setattr(comparison, "test_on_fresh", lambda *_: pytest.fail("read"))
-    start = ["--data", str(tmp_path), "--out", str(tmp_path), "--networks", "prism4", "--fresh", "fresh.txt"]
-    with pytest.raises(ValueError, match=r"missing: \[\(0, 'resnet34', 'RGB'\), "):
+@pytest.mark.parametrize("channels", ["RGB", "any", "G"])
+def test_after_a_training_no_other_settings_are_chosen(folder, tmp_path, monkeypatch, channels):
+    best = Choice(lr=0.02, strength=1)
+    everything = [tried(name, 0.4, channels=what) for name in ("prism4", "resnet34") for what in ("RGB", "any")]
+    trials.write([each for own in everything for each in own], tmp_path)
+    row = replace(RUN, channels=channels)
+    comparison.check_choices([row], trials.read(tmp_path))
+    comparison.write([replace(row, **vars(best))], folder)
+    monkeypatch.setattr(comparison, "train", lambda *_, **__: pytest.fail("trained"))
+    start = ["--data", str(tmp_path), "--out", str(tmp_path), "--fresh", "fresh.txt"]
+    with pytest.raises(
+        ValueError, match=r"was trained by Choice\(lr=0\.02, .* and the best trial is now Choice\(lr=0\.01"
+    ):
         comparison.main(start, tmp_path)
 
 
@@ -216,8 +251,9 @@ def test_a_network_is_trained_and_then_tested_on_images_it_has_never_seen(folder
         known, fresh_ones = (runs_right(path, split) for split in ("test", "fresh"))
         assert (len(known), len(fresh_ones)) == (9, 9)
         assert [f"{image} {int(image.split()[1][:-4]) % 3}\n" for image in fresh_ones] == lines[:9]
-    with pytest.raises(ValueError, match="they are read once"):
-        comparison.main([*start, "--fresh", str(fresh)], tmp_path)
+    before = [comparison.predictions(folder, row.name).read_bytes() for row in rows]
+    assert comparison.main([*start, "--fresh", str(fresh)], tmp_path) == 0
+    assert [comparison.predictions(folder, row.name).read_bytes() for row in rows] == before
     assert "`prism4_small`" in comparison_tables.equal_minutes(tmp_path)
     assert "`prism4_small`, one for all" in comparison_tables.one_for_all(tmp_path)
 

@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-from bench.studies import runs
+from bench.studies import comparison, forms, runs, trials
+from polychrome.engine.errors import UserError
+from polychrome.engine.machine import hardware
 
 
 @pytest.fixture
@@ -51,6 +53,15 @@ def test_a_signal_ends_the_runs_which_save_and_begins_no_others(command, tmp_pat
     work = command("exit 0")
     runs.on_cores(work, [("another",)])  # later studies of the process are not stopped
     assert notes(tmp_path)[-1] == "began"
+
+
+@pytest.mark.parametrize("study", [trials, comparison, forms])
+def test_no_study_runs_where_its_arithmetic_is_emulated(monkeypatch, tmp_path, study):
+    monkeypatch.setattr(hardware, "native_precision", lambda on: "fp32")
+    with pytest.raises(UserError, match=r"the studies' runs are in bf16, which .* only emulates"):
+        study.main(["--data", str(tmp_path), "--out", str(tmp_path / "runs")], tmp_path)
+    monkeypatch.setattr(hardware, "native_precision", lambda on: "bf16")
+    runs.check_machine()
 
 
 def test_a_failed_run_is_no_stop(command):

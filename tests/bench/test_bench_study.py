@@ -285,6 +285,7 @@ def test_the_gpu_script_trains_the_comparison_at_equal_epochs_and_keeps_its_file
     assert step.arguments[:2] == ("-m", "bench.studies.comparison")
     tasks = []
     monkeypatch.setattr(contest.runs, "on_cores", lambda work, given: tasks.extend(given))
+    monkeypatch.setattr(contest.runs, "check_machine", lambda: None)
     monkeypatch.chdir(tmp_path)
     assert contest.main(list(step.arguments[2:])) == 0
     assert tasks == [(seed, name, "RGB") for seed in (0, 1) for name in contest.LONG]

@@ -5,9 +5,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from bench.studies import trials
+from bench.studies import runs, trials
 from bench.studies.trials import Choice, Trial
 from polychrome.engine.data.sets import division, listing
+from polychrome.engine.machine import hardware
 from polychrome.train import recipes
 from polychrome.train.settings.config import OF_AN_ENTRY
 
@@ -19,6 +20,12 @@ ABOUT = {
     "commit": "a",
     "machine": "m",
 }
+
+
+@pytest.fixture(autouse=True)
+def native(monkeypatch):
+    """Lets the studies run on processors that emulate bfloat16: slow, but right."""
+    monkeypatch.setattr(hardware, "native_precision", lambda on: runs.PRECISION)
 
 
 def trial(number, choice, accuracy, network="prism4", channels="RGB"):

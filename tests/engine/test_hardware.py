@@ -22,6 +22,23 @@ def test_a_processor_multiplies_bfloat16_by_its_flags(monkeypatch, flags, bf16):
     }
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("fma avx avx2", " (AVX2)"),
+        ("avx2 avx512f avx512vl", " (AVX512)"),
+        ("avx2 avx512f avx512_bf16", " (AVX512-BF16)"),
+        ("avx2 avx512f avx512_bf16 amx_bf16", " (AMX)"),
+        ("", ""),
+    ],
+)
+def test_a_processor_is_named_with_its_widest_instructions(monkeypatch, flags, words):
+    """Two that call themselves the same train a network at speeds of 1 to 5."""
+    monkeypatch.setattr(hardware, "_cpu_info", {"flags": flags, "model name": "AMD EPYC"}.__getitem__)
+    assert hardware.cpu_name() == f"AMD EPYC{words}"
+    assert hardware.describe()["cpu"] == f"AMD EPYC{words}"
+
+
 @pytest.mark.parametrize("bf16", [True, False])
 def test_a_gpu_multiplies_float16_and_what_torch_says_of_bfloat16(monkeypatch, bf16):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 or including_emulation)
