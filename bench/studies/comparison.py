@@ -206,8 +206,8 @@ def test_on_fresh(rows: Sequence[Training], data: Path, out: Path, fresh: Path, 
         return
     if lost := [row.name for row in rows if not _run(row, out).root.exists()]:
         raise ValueError(
-            f"the weights of {', '.join(lost)} are not in {out} to be tested on the fresh images: what has no row is "
-            "trained again"
+            f"the weights of {', '.join(lost)} are not in {out} to be tested on the fresh images: without their rows "
+            "they are trained again"
         )
     images, place = listing.read(data), out / FRESH
     parts = [line.rsplit(maxsplit=1) for line in fresh.read_text(encoding="utf-8").splitlines()]
@@ -262,9 +262,9 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
 
     def work(core: int | None, *who) -> None:
         row = train(core, *who, data=asked.data, out=asked.out, **given)
+        test([row])
         with lock:
             write([*read(folder), row], folder)
-        test([row])
         print(f"{row.name}: {row.epochs} epochs in {row.train_seconds / 60:.0f} min", file=sys.stderr, flush=True)
 
     def test(rows: Sequence[Training]) -> None:

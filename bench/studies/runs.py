@@ -40,9 +40,7 @@ class StoppedError(Exception):
 def check_machine() -> None:
     """Raise UserError on a processor that only emulates `PRECISION`: minutes there are not those of the other runs."""
     if not hardware.is_native(PRECISION, hardware.device("auto")):
-        raise UserError(
-            f"the studies' runs are in {PRECISION}, which this machine only emulates: minutes become hours"
-        )
+        raise UserError(f"the studies' runs are in {PRECISION}, which this machine only emulates: minutes become hours")
 
 
 @contextmanager
@@ -141,23 +139,25 @@ def train(name: str, task: str, out: Path, core: int | None, flags: Mapping[str,
     return folder
 
 
-def on_cores(work: Callable[..., Result], tasks: Iterable[tuple]) -> list[Result]:
-    """Return `work(core, *task)` for each task, each on a core of its own, in the order of the tasks.
+def cores() -> list[int | None]:
+    """Return the processor's cores that this process may use; on a machine with a GPU None alone, for all of it."""
+    return [None] if torch.cuda.is_available() else sorted(os.sched_getaffinity(0))
 
-    On a machine with a GPU the tasks run one after another, with None for the core.
-    """
-    cores: Queue[int | None] = Queue()
-    for core in [None] if torch.cuda.is_available() else os.sched_getaffinity(0):
-        cores.put(core)
+
+def on_cores(work: Callable[..., Result], tasks: Iterable[tuple]) -> list[Result]:
+    """Return `work(core, *task)` for each task, each on one of `cores()` of its own, in the order of the tasks."""
+    free: Queue[int | None] = Queue()
+    for core in cores():
+        free.put(core)
 
     def on_one(task: tuple) -> Result:
-        core = cores.get()
+        core = free.get()
         try:
             return work(core, *task)
         finally:
-            cores.put(core)
+            free.put(core)
 
-    with ThreadPoolExecutor(cores.qsize()) as pool:
+    with ThreadPoolExecutor(free.qsize()) as pool:
         return list(pool.map(on_one, tasks))
 
 

@@ -9,8 +9,8 @@ its best choice on RGB, then few channels more often, known places, the other st
 decay; the mean accuracy over the combinations decides.
 
 A row is added to `bench/results/mini50/trials.csv` after each trial, and trials that have a row are not run again; a
-trial that was interrupted goes on with its run's last checkpoint. The epochs that fit into the minutes follow from a
-probe of five short epochs for each network before its first trial, measured while the other core is as busy.
+trial that was interrupted goes on with its run's last checkpoint. The epochs that fit into the minutes follow from
+probes of five short epochs for each network before its first trial, one on each core at the same time.
 """
 
 from __future__ import annotations
@@ -237,11 +237,11 @@ def entry_of(network: str, channels: str, places: int) -> str:
     return network + "+places" * places + "+alone" * (channels not in (study.FULL, ANY))
 
 
-def _seconds_per_image(core: int | None, network: str, channels: str, out: Path) -> float:
+def _seconds_per_image(core: int | None, network: str, channels: str, out: Path, number: int) -> float:
     """Return the seconds of a training for each image of each epoch, on average over the sizes of growing images."""
-    name = "-".join(["probe", *_words(network, channels)])
+    name = "-".join(["probe", *_words(network, channels), str(number)])
     run, entry = train(name, network, channels, Choice(), out / "probe", out, core, epochs=PROBE_EPOCHS)
-    return round(run.read_results()["models"][entry]["train_seconds"] / (PROBE_EPOCHS * PROBED), 6)
+    return run.read_results()["models"][entry]["train_seconds"] / (PROBE_EPOCHS * PROBED)
 
 
 def _words(network: str, channels: str) -> list[str]:
@@ -302,8 +302,9 @@ def _tune_all(networks: Sequence[tuple[str, str]], out: Path, minutes: float, re
     # another machine: a second probe would give its trials unequal epochs.
     tried = read(results)
     found = {who: own[0].seconds_per_image for who in networks if (own := of(*who, tried))}
-    new = [who for who in networks if who not in found]
-    found |= zip(new, runs.on_cores(_seconds_per_image, [(*who, out) for who in new]), strict=True)
+    new, count = [who for who in networks if who not in found], len(runs.cores())
+    probed = runs.on_cores(_seconds_per_image, [(*who, out, number) for who in new for number in range(count)])
+    found |= {who: round(fmean(probed[place * count :][:count]), 6) for place, who in enumerate(new)}
     seconds = [found[who] for who in networks]
     for (network, channels), each in zip(networks, seconds, strict=True):
         print(f"{network} on {channels}: {1000 * each:.2f} ms an image", file=sys.stderr, flush=True)

@@ -199,7 +199,9 @@ def test_fresh_images_are_read_once(folder, tmp_path, monkeypatch):
 
 def test_weights_that_are_gone_are_named(folder, tmp_path):
     keep(folder, "prism4", 0, 500, splits=("val", "holdout", "test"))
-    with pytest.raises(ValueError, match=r"the weights of prism4-seed0 are not in .* what has no row is trained again"):
+    with pytest.raises(
+        ValueError, match=r"the weights of prism4-seed0 are not in .* without their rows they are trained again"
+    ):
         comparison.test_on_fresh([RUN], tmp_path, tmp_path, tmp_path / "fresh.txt", folder)
 
 

@@ -46,6 +46,8 @@ def evaluate_run(
     folder = RunFolder.open(run)
     every = [Run(each.root, device) for each in folder.seeds.values()] or [Run(run, device)]
     opened, whole, found = None, False, []
+    if every[0].arithmetic:
+        console.warn(f"not to the digit the run's figures: {every[0].arithmetic}")
     for trained in every:
         changes = {"data": data or trained.settings.data, "backend": backend or trained.settings.backend}
         settings = replace(trained.settings, **changes)
@@ -64,8 +66,6 @@ def evaluate_run(
             console.warn(f"not the run's figures: {change}, and some may be among those it was trained on")
         elif not whole and (change := changed(trained.results["data"], opened, splits)):
             console.warn(f"not the run's figures: {change}")
-        if trained.arithmetic:
-            console.warn(f"not to the digit the run's figures: {trained.arithmetic}")
         trained.check_fits(opened.images)
         how = opened.images, splits, settings.division_seed, trained.channels
         found.append(_evaluated(trained, settings, opened, combinations_to_test(channels, *how), splits))
