@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from polychrome.kernels.dynamic_conv import dynamic_conv2d
+from polychrome.kernels.dynamic_conv import dynamic_conv2d, trust
 from polychrome.kernels.dynamic_conv.eager.forms import cpu_forms
 from polychrome.kernels.dynamic_conv.problem import Problem, resolve_geometry
 from polychrome.kernels.fuse.swapped import PLAN, Swapped, has_changed, prefers_its_own
@@ -28,6 +28,8 @@ def prefers_its_own_convolution(x: Tensor, experts: tuple[int, ...], stride, pad
     if torch.compiler.is_compiling():
         return False
     dtype = torch.get_autocast_dtype("cpu") if autocasts(x) and x.dtype != torch.float64 else x.dtype
+    if dtype in trust.EMULATED:
+        return False
     return _has_no_faster_form(tuple(x.shape), dtype, is_channels_last(x), experts, stride, padding, dilation, groups)
 
 

@@ -1,17 +1,18 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from polychrome.kernels import dynamic_conv2d, per_sample_conv2d
-from polychrome.kernels.dynamic_conv import api
-from polychrome.kernels.dynamic_conv.eager import columns, kept, stacked
+from polychrome.kernels import dynamic_conv2d, dynamic_conv_transpose2d, per_sample_conv2d
+from polychrome.kernels.dynamic_conv import api, trust
+from polychrome.kernels.dynamic_conv.eager import columns, kept, per_sample, stacked
 from polychrome.kernels.dynamic_conv.eager import mixing as eager_mixing
 from polychrome.kernels.dynamic_conv.eager import ops as eager
-from polychrome.kernels.dynamic_conv.eager.forms import Choice, Forms, cpu_forms
-from polychrome.kernels.dynamic_conv.problem import Problem
+from polychrome.kernels.dynamic_conv.eager.forms import Choice, Forms, cpu_forms, forms_of
+from polychrome.kernels.dynamic_conv.problem import Geometry, Problem
 from polychrome.kernels.dynamic_conv.reference import mix
 from tests.grids import grid
-from tests.kernels.oracle import assert_near_exact, randn, rms_ratio
+from tests.kernels.oracle import assert_near_exact, exact_outcome, outcome, randn, rms_ratio
 
 FORMS = {
     "groups": ("groups", "groups", "groups"),
@@ -106,6 +107,68 @@ def test_bfloat16_gradients_of_images_narrower_than_the_stride(forced, case, lay
     experts = randn(2, outputs, inputs, *kernel, seed=1, dtype=torch.bfloat16)
     for _ in range(2):  # they come of memory that by chance is zero
         assert_near_exact(dynamic_conv2d, [x, experts, randn(batch, 2, seed=2)], **options)
+
+
+@pytest.mark.parametrize("function", [dynamic_conv2d, per_sample_conv2d, dynamic_conv_transpose2d])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_the_processor_only_emulates_is_computed_in_float32(monkeypatch, function, dtype, layout):
+    """Torch's own loops sum the gradient of weights over the samples in the narrow dtype."""
+    monkeypatch.setattr(trust, "EMULATED", {dtype})
+    batch, rounding = 512, torch.finfo(dtype).eps / 4
+    x = randn(batch, 4, 5, 5, dtype=dtype).to(memory_format=layout)
+    weight = randn(*((batch,) if function is per_sample_conv2d else (2,)), 4, 4, 3, 3, seed=1, dtype=dtype)
+    mixing = [] if function is per_sample_conv2d else [randn(batch, 2, seed=2)]
+    bias = randn(len(weight), 4, seed=3, dtype=dtype)
+    seen = set()
+
+    def noted(convolution):
+        def run(x, *rest):
+            seen.add(x.dtype)
+            return convolution(x, *rest)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(per_sample.F, "conv2d", noted(F.conv2d))
+        patch.setattr(per_sample, "convolution_backward", noted(per_sample.convolution_backward))
+        found = outcome(function, [x, weight, *mixing, bias])
+    assert seen == {torch.float32}
+    exact = exact_outcome(function, [x, weight, *mixing, bias])
+    for one, other, given in zip(found, exact, [x, x, weight, *mixing, bias], strict=True):
+        assert one.dtype == given.dtype
+        assert rms_ratio(one, other) < 2 * rounding
+
+
+@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (3,), (0, 2), (1, 3)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradients_of_an_emulated_dtype_have_the_dtypes_of_their_arguments(monkeypatch, needed, with_bias):
+    monkeypatch.setattr(trust, "EMULATED", {torch.bfloat16})
+    arguments, options = arguments_of("padded", torch.bfloat16)
+    arguments[2] = arguments[2].bfloat16() if needed == (0, 2) else arguments[2]
+    leaves = [each.requires_grad_(index in needed) for index, each in enumerate(arguments[: 4 if with_bias else 3])]
+    y = dynamic_conv2d(*leaves, **options)
+    assert y.requires_grad == any(each.requires_grad for each in leaves)
+    if y.requires_grad:
+        y.sum().backward()
+    for index, leaf in enumerate(leaves):
+        assert (leaf.grad is not None) == (index in needed)
+        assert leaf.grad is None or (leaf.grad.dtype == leaf.dtype and leaf.grad.shape == leaf.shape)
+
+
+def test_the_forms_of_an_emulated_dtype_are_those_of_float32(monkeypatch):
+    x, weight = torch.empty(32, 64, 56, 56, dtype=torch.bfloat16), torch.empty(4, 64, 64, 3, 3, dtype=torch.bfloat16)
+    geometry = Geometry((1, 1), (1, 1, 1, 1), (1, 1), 1)
+    for emulated in (set(), {torch.bfloat16}):
+        monkeypatch.setattr(trust, "EMULATED", emulated)
+        found = forms_of(x, weight, geometry, per_sample=False)
+        expected = forms_of(x.float(), weight.float(), geometry, per_sample=False)
+        if emulated:
+            assert [each.form for each in found[:3]] == [each.form for each in expected[:3]]
+            assert found.forward.reason.startswith("in float32, as torch.bfloat16 is emulated here; ")
+            assert not found.keep_the_mix
+        else:
+            assert "emulated" not in found.forward.reason
 
 
 # batch, in, out, size, kernel, options: where torch 2.14 is wrong in bfloat16, or ends the process, with AMX

@@ -194,7 +194,8 @@ def test_a_traced_module_serves_calls_with_and_without_gradients_and_other_batch
             torch.testing.assert_close(traced(x), module(x))
         mine, theirs = (torch.autograd.grad(m(x).sum(), list(module.parameters())) for m in (module, traced))
         for one, other in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(one, other)
+            rounding = max(1e-5, 2e-6 * one.abs().max().item())  # of sums of entries that nearly cancel
+            torch.testing.assert_close(one, other, rtol=1.3e-6, atol=rounding)
 
 
 def test_a_traced_epilogue_can_be_trained():

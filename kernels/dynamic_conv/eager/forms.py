@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from polychrome.kernels.dynamic_conv.problem import Geometry, Problem, problem_of
-from polychrome.kernels.dynamic_conv.trust import bfloat16_units
+from polychrome.kernels.dynamic_conv.trust import bfloat16_units, is_emulated
 from polychrome.kernels.tensors import is_channels_last
 
 
@@ -166,7 +166,12 @@ def forms_of(x: Tensor, weight: Tensor, geometry: Geometry, per_sample: bool, by
     """Return the forms of a call on any device; `weight` is [batch or experts, out, in/groups, kh, kw]."""
     if x.device.type != "cpu":
         return _all("groups", f"the forms are chosen for CPUs, x is on {x.device}")
-    return cpu_forms(problem_of(x, weight, geometry, per_sample), is_channels_last(x), by_tap=by_tap)
+    problem = problem_of(x, weight, geometry, per_sample)
+    if not is_emulated(x):
+        return cpu_forms(problem, is_channels_last(x), by_tap=by_tap)
+    chosen = cpu_forms(problem._replace(dtype=torch.float32), is_channels_last(x), by_tap=by_tap)
+    told = (each._replace(reason=f"in float32, as {x.dtype} is emulated here; {each.reason}") for each in chosen[:3])
+    return Forms(*told, keep_the_mix=False)
 
 
 def _all(form: str, reason: str, keep_the_mix: bool = False) -> Forms:

@@ -1,5 +1,8 @@
 """The op bodies in eager PyTorch with explicit gradients: autograd is off inside an opaque op."""
 
+from collections.abc import Callable
+from functools import wraps
+
 import torch
 from torch import Tensor
 
@@ -9,9 +12,33 @@ from polychrome.kernels.dynamic_conv.eager.mixing import add_products
 from polychrome.kernels.dynamic_conv.eager.per_sample import convolve, convolve_backward
 from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.dynamic_conv.reference import mix
+from polychrome.kernels.dynamic_conv.trust import is_emulated
 from polychrome.kernels.tensors import empty_as, laid_out_as, not_asked, wide_dtype
 
 
+def _native(body: Callable) -> Callable:
+    """Return an op's body that runs in float32 where torch only emulates the dtype of its first argument.
+
+    The first result has the dtype of the first argument, as has a gradient of the bias; other gradients have their
+    arguments' dtypes.
+    """
+
+    @wraps(body)
+    def run(*given):
+        first = given[0]
+        if not is_emulated(first):
+            return body(*given)
+        found = body(*(each.float() if getattr(each, "dtype", None) == first.dtype else each for each in given))
+        if isinstance(found, Tensor):
+            return found.to(first.dtype)
+        kinds = [each.dtype for each in given[1:] if isinstance(each, Tensor)]
+        kinds += [first.dtype] * (len(found) - len(kinds))  # of a bias that is not there
+        return tuple(each.to(kind) for each, kind in zip(found, kinds, strict=True))
+
+    return run
+
+
+@_native
 def per_sample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Convolve sample b with `weight[b]`; padding is [top, bottom, left, right]."""
     if len(x) == 0:
@@ -20,6 +47,7 @@ def per_sample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: 
     return laid_out_as(x, convolve(form, x, weight, bias, geometry))
 
 
+@_native
 def per_sample_conv2d_backward(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, needed: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,6 +82,7 @@ def dynamic_conv_transpose2d(
     return y if bias is None else y.add_(mix(mixing, bias)[:, :, None, None])
 
 
+@_native
 def dynamic_conv2d(x: Tensor, experts: Tensor, mixing: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Convolve each sample with its mix of the experts; mixing is [batch, experts] or [batch, experts, taps]."""
     if len(x) == 0:
@@ -64,6 +93,7 @@ def dynamic_conv2d(x: Tensor, experts: Tensor, mixing: Tensor, bias: Tensor | No
     return mixed.forward(form, x, experts, mixing, bias, geometry)
 
 
+@_native
 def dynamic_conv2d_backward(
     grad: Tensor,
     x: Tensor,

@@ -104,7 +104,9 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int], 
     """Return `F.conv2d` with this padding of rows and columns, in float32 where torch is wrong in x's dtype."""
     rows, columns = padding
     around = [rows, rows, columns, columns]
-    if x.dtype == torch.bfloat16 and not is_trusted(x, weight.shape[2:], geometry._replace(padding=around)):
+    if x.dtype in (torch.bfloat16, torch.float16) and not is_trusted(
+        x, weight.shape[2:], geometry._replace(padding=around)
+    ):
         return _conv2d(x.float(), weight.float(), None if bias is None else bias.float(), padding, geometry).to(x.dtype)
     return F.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation, geometry.groups)
 
