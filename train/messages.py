@@ -41,7 +41,7 @@ def at_start(
     epochs = f"{settings.epochs} epoch{'s' * (settings.epochs != 1)}"
     on, slow = hardware.device(settings.device), []
     if not hardware.is_native(settings.precision, on):
-        slow = [f"{settings.precision} is emulated on {device}, many times slower than fp32"]
+        slow = [f"{settings.precision} is emulated on {device}: many times slower than fp32, and with larger errors"]
     return [
         f"{origin}: {counts}; {data['classes']} classes; channels {listed(data['channels'])}",
         f"models: {', '.join(named[:MOST] + more)}",
