@@ -12,6 +12,7 @@ from polychrome.kernels.dynamic_conv.eager.forms import Choice, Forms, cpu_forms
 from polychrome.kernels.dynamic_conv.problem import Geometry, Problem
 from polychrome.kernels.dynamic_conv.reference import mix
 from tests.grids import grid
+from tests.kernels import op_calls
 from tests.kernels.oracle import assert_near_exact, exact_outcome, outcome, randn, rms_ratio
 
 FORMS = {
@@ -138,6 +139,21 @@ def test_what_the_processor_only_emulates_is_computed_in_float32(monkeypatch, fu
     for one, other, given in zip(found, exact, [x, x, weight, *mixing, bias], strict=True):
         assert one.dtype == given.dtype
         assert rms_ratio(one, other) < 2 * rounding
+
+
+# The first has no weights; the second's mask has a row for each of three samples.
+WITH_WEIGHTS = [each.__name__ for each in op_calls.public() if each.__name__ not in ("augment", "channel_stats")]
+
+
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_a_large_batch_are_as_exact_as_those_of_a_small_one(monkeypatch, name, dtype):
+    """Whatever op: no sum over the samples is made in a narrow dtype that the processor only emulates."""
+    monkeypatch.setattr(trust, "EMULATED", {dtype})
+    monkeypatch.setattr(op_calls, "SHAPE", (600, *op_calls.SHAPE[1:]))
+    (function,) = (each for each in op_calls.public() if each.__name__ == name)
+    arguments, options = op_calls.function_arguments(name, dtype)
+    assert_near_exact(function, arguments, **options)
 
 
 @pytest.mark.parametrize("needed", [(0,), (1,), (2,), (3,), (0, 2), (1, 3)])
