@@ -61,6 +61,7 @@ setup(
             "pytest-benchmark",
             "pytest-xdist",
             "ruff",
+            "scipy",
             "setuptools",
             "timm",
             "torchmetrics",

@@ -14,12 +14,13 @@ import json
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from scipy import stats
 
 from bench.report.markdown import grid, wrapped
 from bench.report.pictures import STYLE, save
@@ -30,8 +31,6 @@ from polychrome.engine.report.plots import COLOURS, NARROW
 from polychrome.engine.report.tables import Table
 
 SPLITS, SIZE = 5, 9
-# Half the width of a 95% interval of a mean of so many values, in standard errors (Student's t).
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 # Of the same network, of which the best on validation patches is pictured.
 FORMS = ("prism4_small", "prism4_small+places", "prism4_small+dynamic", "prism4_small+runs")
 # Names for the picture, of systems whose own name does not say it.
@@ -111,7 +110,7 @@ def table(results: Path = study.RESULTS) -> str:
         for model, by in found.items()
         if model != first
     )
-    words = f"`{first}` less the others, in points; 95% intervals of the mean over the divisions, by Student's t:"
+    words = f"`{first}` less the others, in points; 95% intervals, corrected for patches that the divisions share:"
     folder = results / "houston48" / "bands"
     facts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/environment.json"))]
     commits = ", ".join(sorted({study.commit(each) for each in facts}))
@@ -128,8 +127,13 @@ def _lead(ours: Sequence[float], theirs: Sequence[float]) -> str:
 
 
 def _reach(found: Sequence[float]) -> float:
-    """Return half the width of the 95% interval of a mean over divisions."""
-    return STUDENT[len(found)] * stdev(found) / len(found) ** 0.5
+    """Return half the width of the 95% interval of a mean over divisions, whose trainings and tests share patches.
+
+    By Student's t, corrected for what the divisions share (Nadeau and Bengio 2003): what training on other patches
+    changes shows in the differences between divisions by a part only.
+    """
+    shared = patches.SHARES["test"] / patches.SHARES["train"]
+    return float(stats.t.ppf(0.975, len(found) - 1)) * stdev(found) * (1 / len(found) + shared) ** 0.5
 
 
 def chosen(results: Path = study.RESULTS) -> str:
@@ -145,7 +149,8 @@ def _mean(by: Mapping[int | str, list[float]]) -> float:
 def draw(results: Path = study.RESULTS) -> None:
     """Draw test accuracy by bands kept, a line for each system, and how far the chosen form of prism4_small is ahead.
 
-    Both with 95% intervals of the mean over the divisions; a lead's is of the differences on the same division.
+    Bars are a standard deviation over the divisions beside accuracies, as in the table, and the 95% interval of the
+    mean beside leads, each a difference on the same division.
     """
     found, _ = read(results)
     first = chosen(results)
@@ -155,10 +160,11 @@ def draw(results: Path = study.RESULTS) -> None:
         for number, name in enumerate(names):
             by, style = found[name], {"color": COLOURS[number % len(COLOURS)]}
             bands = sorted(choice for choice in by if isinstance(choice, int))
-            _line(left, bands, [by[count] for count in bands], number, label=LABELS.get(name, name), **style)
+            _line(left, bands, [by[count] for count in bands], number, stdev, label=LABELS.get(name, name), **style)
             if number:
                 pairs = (zip(found[first][count], by[count], strict=True) for count in bands)
-                _line(right, bands, [[ours - theirs for ours, theirs in each] for each in pairs], number, **style)
+                leads = [[ours - theirs for ours, theirs in each] for each in pairs]
+                _line(right, bands, leads, number, _reach, **style)
         for axis in (left, right):
             axis.set_xscale("log", base=2)
             axis.set_xticks(SHOWN, map(str, SHOWN))
@@ -173,10 +179,17 @@ def draw(results: Path = study.RESULTS) -> None:
         save(figure, results / "houston48" / "bands.png")
 
 
-def _line(axis: Axes, bands: Sequence[int], found: Sequence[Sequence[float]], number: int, **style) -> None:
-    """Draw the means of values by division in percent, and at each of `SHOWN` their interval, beside other lines'."""
+def _line(
+    axis: Axes,
+    bands: Sequence[int],
+    found: Sequence[Sequence[float]],
+    number: int,
+    bar: Callable[[Sequence[float]], float],
+    **style,
+) -> None:
+    """Draw the means of values by division in percent, and at each of `SHOWN` a bar, beside other lines'."""
     middle = {count: 100 * fmean(each) for count, each in zip(bands, found, strict=True)}
-    reach = {count: 100 * _reach(each) for count, each in zip(bands, found, strict=True)}
+    reach = {count: 100 * bar(each) for count, each in zip(bands, found, strict=True)}
     axis.plot(bands, middle.values(), linewidth=1.2, color=style["color"])
     at = [count * 1.03 ** (number - 2.5) for count in SHOWN]
     bars = [middle[count] for count in SHOWN], [reach[count] for count in SHOWN]
