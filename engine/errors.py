@@ -46,7 +46,9 @@ class RunError(Exception):
 
 
 class NotFiniteError(RunError):
-    """A loss became NaN or infinite; the message says which, when and what to try."""
+    """A loss became NaN or infinite; the message says which, when and what to try, first `ADVICE`."""
+
+    ADVICE = "try a smaller --lr"
 
 
 class FailedModelsError(RunError):

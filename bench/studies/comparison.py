@@ -10,9 +10,9 @@ is given again.
 With `--epochs N` both ResNet34s and `prism4` are trained for N epochs each, whatever the time, and kept in
 `equal-epochs`: work for a GPU.
 
-`--fresh LIST` tests every run when it is finished, once, on images that no choice was made on. What it found is shown
-when all runs are there, and no settings can follow from it: the command refuses to go on where the best trials are not
-those that the runs there were trained by.
+`--fresh LIST` tests every run when it is finished, once, on images that no choice was made on. No command and no table
+shows what it found before all runs are tested, and no settings can follow from it: the command refuses to go on where
+the best trials are not those that the runs there were trained by, and the number of seeds is fixed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import csv
 import lzma
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -33,6 +34,7 @@ from bench.studies.trials import Choice, Trial
 from polychrome.engine.data.image_set import Split
 from polychrome.engine.data.sets import listing
 from polychrome.engine.machine.files import write_atomically
+from polychrome.engine.report import console
 from polychrome.engine.run_folder import RunFolder
 from polychrome.models import complexity
 from polychrome.train.commands.evaluate import evaluate_run
@@ -92,6 +94,11 @@ class Training:
         return self.seconds_per_image * self.images * self.epochs / 60
 
     @property
+    def taken(self) -> float:
+        """The minutes that the training took."""
+        return self.train_seconds / 60
+
+    @property
     def trained_macs(self) -> float:
         """Multiply-adds of the whole training, taking a step for three times its forward pass at full size."""
         return 3.0 * self.macs * self.images * self.epochs
@@ -102,8 +109,11 @@ def _name(network: str, channels: str, seed: int) -> str:
 
 
 def read(folder: Path) -> list[Training]:
-    """Return the rows of a comparison; none where there is no file."""
-    return runs.read(folder / TABLE, Training)
+    """Return the rows of a comparison; none where there is no file. Raises ValueError where a training has two rows."""
+    rows = runs.read(folder / TABLE, Training)
+    if twice := [name for name, count in Counter(row.name for row in rows).items() if count > 1]:
+        raise ValueError(f"{folder / TABLE} has several rows for {', '.join(twice)}")
+    return rows
 
 
 def write(rows: Iterable[Training], folder: Path) -> None:
@@ -136,6 +146,8 @@ def wanted(tried: Sequence[Trial], seeds: int, epochs: int | None = None) -> lis
     each = [(network, study.FULL) for network in networks]
     if epochs is None:
         ours, deep = trials.best(trials.FLAGSHIPS, tried), trials.best(RIVALS, tried)
+        for who in (*each, (ours, trials.ANY)):  # no run begins before the last choice
+            trials.tuned(*who, tried)
         each += [(ours, trials.ANY), *((network, channels) for channels in ALONE for network in (ours, deep))]
     return [(seed, *who) for seed, who in product(range(seeds), each)]
 
@@ -196,10 +208,11 @@ def check_choices(rows: Iterable[Training], tried: Sequence[Trial]) -> None:
 def test_on_fresh(rows: Sequence[Training], data: Path, out: Path, fresh: Path, folder: Path) -> None:
     """Add each training's predictions for the images of the list `fresh` to its file, as the split "fresh".
 
-    Trainings that have been tested on these images are left out: they are read once.
+    Trainings that have been tested on these images are left out: they are read once. Nothing of it is shown.
 
     Raises:
-        ValueError: a split of `data` has one of the images, or the run of a training is not in `out` any more.
+        ValueError: a split of `data` has one of the images, the run of a training is not in `out` any more, or its
+            predictions are not of the images of the list.
     """
     rows = [row for row in rows if not tested_on_fresh(predictions(folder, row.name))]
     if not rows:
@@ -216,10 +229,14 @@ def test_on_fresh(rows: Sequence[Training], data: Path, out: Path, fresh: Path, 
         raise ValueError(f"{len(known)} fresh images are in a split of {data}, such as {min(known)}")
     runs.write_folder(place, images, {**images.splits, "test": tested})
     for row in rows:
-        run = _run(row, out)
-        evaluate_run(run.root, (trials.asked(row.channels),), "test", str(place), None, "auto")
-        path, entry = predictions(folder, row.name), trials.entry_of(row.network, row.channels, row.places)
-        found = run.every_prediction(entry, "evaluation").read_text(encoding="utf-8").splitlines()[1:]
+        run, entry = _run(row, out), trials.entry_of(row.network, row.channels, row.places)
+        path, every = predictions(folder, row.name), run.every_prediction(entry, "evaluation")
+        if not every.is_file():  # else this command was interrupted here
+            with console.silent():
+                evaluate_run(run.root, (trials.asked(row.channels),), "test", str(place), None, "auto")
+        found = every.read_text(encoding="utf-8").splitlines()[1:]
+        if sorted(line[1] for line in csv.reader(found)) != sorted(tested.paths):
+            raise ValueError(f"{every} is not of the {len(tested.paths)} images of {fresh}")
         text = lzma.decompress(path.read_bytes()).decode("utf-8")
         lines = (f"{FRESH}{line.removeprefix('test')}\n" for line in found)
         write_atomically(path, lzma.compress((text + "".join(lines)).encode("utf-8")))
@@ -249,10 +266,12 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
     """
     parser = runs.parser("comparison", "train each contender alike", MINUTES, trials.CONTENDERS)
     parser.add_argument("--epochs", type=int, help="equal epochs of all in place of equal minutes")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="trainings of each network")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="trainings of each network, at equal epochs alone")
     parser.add_argument("--results", type=Path, help="folder of the rows and predictions  [default: bench/results]")
     parser.add_argument("--fresh", type=Path, help="list of images never used for a choice, to test each run on, once")
     asked, lock, reading = parser.parse_args(arguments), Lock(), Lock()
+    if asked.seeds != SEEDS and asked.epochs is None:
+        parser.error(f"a comparison at equal minutes has {SEEDS} seeds, and no more after a look at it")
     runs.check_machine()
     asked.out.mkdir(parents=True, exist_ok=True)
     tried = trials.read(results)

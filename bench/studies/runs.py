@@ -21,16 +21,21 @@ from typing import Any, TypeVar
 import torch
 
 from polychrome.engine.data.image_set import ImageSet, Split
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import NotFiniteError, UserError
 from polychrome.engine.machine import hardware
 from polychrome.engine.machine.files import write_atomically
 from polychrome.engine.run_folder import RunFolder
+from polychrome.train.settings.config import Settings, typed
 
 Row, Result = TypeVar("Row"), TypeVar("Result")
 KINDS = {"int": int, "float": float, "str": str}
 PRECISION = "bf16"  # of every run whose row is compared with others
 _running: set[subprocess.Popen] = set()
 _stopped = Event()
+
+
+class DivergedError(Exception):
+    """A training ended with a loss that is not finite."""
 
 
 class StoppedError(Exception):
@@ -104,10 +109,14 @@ def train(name: str, task: str, out: Path, core: int | None, flags: Mapping[str,
         core: the CPU core that the run has for itself; None: it takes the whole machine.
 
     Raises:
+        ValueError: the run of this name was begun with other settings.
         StoppedError: the process was asked to stop.
+        DivergedError: a loss was not finite.
         subprocess.CalledProcessError: the command failed; `out/name.log` has its output.
     """
     folder = RunFolder(out / task / name)
+    if folder.begun:
+        _check_same(folder, flags)
     if folder.root.exists() and folder.finished:
         return folder
     command = [sys.executable, "-m", "train.run", task]
@@ -135,8 +144,20 @@ def train(name: str, task: str, out: Path, core: int | None, flags: Mapping[str,
     if status and _stopped.is_set():
         raise StoppedError(name)
     if status:
+        *_, last = "", *(out / f"{name}.log").read_text(encoding="utf-8").splitlines()
+        if NotFiniteError.ADVICE in last:
+            raise DivergedError(name)
         raise subprocess.CalledProcessError(status, command)
     return folder
+
+
+def _check_same(folder: RunFolder, flags: Mapping[str, Any]) -> None:
+    """Raise ValueError where a run was begun with other settings than those of `flags`."""
+    given = {name: value for name, value in flags.items() if name not in ("recipe", "config")}
+    wanted, has = typed(given | {"data": str(flags["data"])}, "flags"), Settings.of_run(folder.config)
+    for name, value in wanted.items():
+        if getattr(has, name) != value:
+            raise ValueError(f"{folder.root} was trained with {name} {getattr(has, name)}, not {value}")
 
 
 def cores() -> list[int | None]:

@@ -9,8 +9,10 @@ its best choice on RGB, then few channels more often, known places, the other st
 decay; the mean accuracy over the combinations decides.
 
 A row is added to `bench/results/mini50/trials.csv` after each trial, and trials that have a row are not run again; a
-trial that was interrupted goes on with its run's last checkpoint. The epochs that fit into the minutes follow from
-probes of five short epochs for each network before its first trial, one on each core at the same time.
+trial that was interrupted goes on with its run's last checkpoint. One whose loss is not finite any more has a row with
+no image right. The epochs that fit into the minutes follow from probes of five short epochs for each network before its
+first trial, one on each core at the same time. Where other networks have had their probes before, perhaps on another
+machine, one of these is probed again beside it, and its change is taken out.
 """
 
 from __future__ import annotations
@@ -95,6 +97,11 @@ class Trial:
     def choice(self) -> Choice:
         return Choice(self.lr, self.weight_decay, self.strength, self.subset_bias, self.places)
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the training ended early, with a loss that is not finite."""
+        return not self.train_seconds
+
 
 def following(done: Sequence[Trial]) -> Choice | None:
     """Return what to try after the trials `done` of a network on RGB, in their order; None after the last."""
@@ -171,6 +178,8 @@ def table(results: Path = study.RESULTS) -> str:
         many = (f"{row.subset_bias:g}", "known" if row.places else "-") if row.channels == ANY else ("-", "-")
         settings = f"{row.lr:g}", f"{row.weight_decay:g}", ("usual", "strong")[row.strength], *many, str(row.epochs)
         found = f"{mark}{100 * row.accuracy:.1f}{mark}", f"{100 * row.flipped:.1f}", f"{row.train_seconds / 60:.0f}"
+        if row.diverged:
+            found = "diverged", "-", "-"
         cells.append((f"`{row.network}`", row.channels, *settings, *found))
     stamp = f"`{COMMAND}`: `bench/results/{TABLE}`; {study.stamps((row.commit, row.machine) for row in rows)}."
     return "\n\n".join([grid(Table("trials", heads, tuple(cells), 2)), wrapped(stamp)])
@@ -237,9 +246,8 @@ def entry_of(network: str, channels: str, places: int) -> str:
     return network + "+places" * places + "+alone" * (channels not in (study.FULL, ANY))
 
 
-def _seconds_per_image(core: int | None, network: str, channels: str, out: Path, number: int) -> float:
+def _seconds_per_image(core: int | None, network: str, channels: str, out: Path, name: str) -> float:
     """Return the seconds of a training for each image of each epoch, on average over the sizes of growing images."""
-    name = "-".join(["probe", *_words(network, channels), str(number)])
     run, entry = train(name, network, channels, Choice(), out / "probe", out, core, epochs=PROBE_EPOCHS)
     return run.read_results()["models"][entry]["train_seconds"] / (PROBE_EPOCHS * PROBED)
 
@@ -262,12 +270,16 @@ def _tune(
             break
         number = len(done) + 1
         name = "-".join([*_words(network, channels), str(number)])
-        run, entry = train(name, network, channels, choice, out / "choices", out, core, epochs=epochs)
-        found, facts = run.read_results()["models"][entry], run.read_environment()
-        accuracies = (
-            fmean(score["accuracy"] for score in found[kind]["test"].values()) for kind in ("scores", "flipped")
-        )
-        about = round(found["train_seconds"], 1), study.commit(facts), study.machine(facts)
+        try:
+            run, entry = train(name, network, channels, choice, out / "choices", out, core, epochs=epochs)
+        except runs.DivergedError:
+            run, accuracies, took = RunFolder(out / task_of(channels) / name), (0.0, 0.0), 0.0
+        else:
+            found = run.read_results()["models"][entry]
+            scores = (found[kind]["test"].values() for kind in ("scores", "flipped"))
+            accuracies, took = (fmean(score["accuracy"] for score in each) for each in scores), found["train_seconds"]
+        facts = run.read_environment()
+        about = round(took, 1), study.commit(facts), study.machine(facts)
         row = Trial(network, channels, number, *asdict(choice).values(), epochs, seconds, *accuracies, *about)
         with lock:
             write([*read(results), row], results)
@@ -301,10 +313,9 @@ def _tune_all(networks: Sequence[tuple[str, str]], out: Path, minutes: float, re
     # All probes first: later the machine may be at other work. A network with a row has had its probe, perhaps on
     # another machine: a second probe would give its trials unequal epochs.
     tried = read(results)
-    found = {who: own[0].seconds_per_image for who in networks if (own := of(*who, tried))}
-    new, count = [who for who in networks if who not in found], len(runs.cores())
-    probed = runs.on_cores(_seconds_per_image, [(*who, out, number) for who in new for number in range(count)])
-    found |= {who: round(fmean(probed[place * count :][:count]), 6) for place, who in enumerate(new)}
+    found = {(row.network, row.channels): row.seconds_per_image for row in tried}
+    if new := [who for who in networks if who not in found]:
+        found |= _probed(new, next(iter(found.items()), None), out)
     seconds = [found[who] for who in networks]
     for (network, channels), each in zip(networks, seconds, strict=True):
         print(f"{network} on {channels}: {1000 * each:.2f} ms an image", file=sys.stderr, flush=True)
@@ -312,6 +323,25 @@ def _tune_all(networks: Sequence[tuple[str, str]], out: Path, minutes: float, re
     runs.on_cores(
         _tune, [(*who, out, minutes, each, results, lock) for who, each in zip(networks, seconds, strict=True)]
     )
+
+
+def _probed(
+    new: Sequence[tuple[str, str]], known: tuple[tuple[str, str], float] | None, out: Path
+) -> dict[tuple[str, str], float]:
+    """Return the seconds for each image of networks, on the machine on which those of a network `known` were measured.
+
+    Args:
+        known: a network with what its trainings are for, and its seconds.
+    """
+    of_all = "-".join("-".join(_words(*who)) for who in new)
+    again = [(*known[0], f"probe-{'-'.join(_words(*known[0]))}-beside-{of_all}")] if known else []
+    named = [(*who, "-".join(["probe", *_words(*who)])) for who in new] + again
+    count = len(runs.cores())
+    tasks = [(network, channels, out, f"{name}-{place}") for network, channels, name in named for place in range(count)]
+    seconds = runs.on_cores(_seconds_per_image, tasks)
+    means = [fmean(seconds[start : start + count]) for start in range(0, len(seconds), count)]
+    change = means[len(new)] / known[1] if known else 1.0
+    return {who: round(mean / change, 6) for who, mean in zip(new, means, strict=False)}
 
 
 if __name__ == "__main__":

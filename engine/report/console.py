@@ -83,6 +83,16 @@ class Bar:
 
 
 @contextmanager
+def silent() -> Iterator[None]:
+    """Print nothing but faults."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
+@contextmanager
 def progress(description: str, total: int) -> Iterator[Bar]:
     """Show a bar over `total` images, with images a second and the time left."""
     columns = (

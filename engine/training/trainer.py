@@ -192,7 +192,7 @@ class Trainer:
         if not math.isfinite(loss + tested.loss):
             raise NotFiniteError(
                 f"{state_.name}: epoch {epoch} ended with training loss {loss} and validation loss {tested.loss}; "
-                f"{self._last_checkpoint()}; try a smaller --lr or --precision fp32"
+                f"{self._last_checkpoint()}; {NotFiniteError.ADVICE} or --precision fp32"
             )
         self.history.epochs.append(row)
         self.history.speeds.append(speed)
@@ -362,8 +362,8 @@ class Trainer:
         more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
         raise NotFiniteError(
             f"{self.state.name}: the loss of batch {step + 1} of epoch {epoch} is not finite (images: "
-            f"{', '.join(files[:SHOWN_FILES])}{more}); {self._last_checkpoint()}; try a smaller --lr, --clip-norm 1 or "
-            "--precision fp32"
+            f"{', '.join(files[:SHOWN_FILES])}{more}); {self._last_checkpoint()}; "
+            f"{NotFiniteError.ADVICE}, --clip-norm 1 or --precision fp32"
         )
 
     def _last_checkpoint(self) -> str:

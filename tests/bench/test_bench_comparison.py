@@ -48,9 +48,13 @@ def native(monkeypatch):
 
 @pytest.fixture
 def two(monkeypatch):
-    """Makes a comparison of two networks whole, with one seed."""
+    """Makes a comparison of two networks whole, with one seed of each."""
     monkeypatch.setattr(comparison_tables, "SEEDS", 1)
-    monkeypatch.setattr(trials, "CONTENDERS", ("resnet34", "prism4"))
+    monkeypatch.setattr(comparison_tables, "wanted", wanted_of("resnet34", "prism4"))
+
+
+def wanted_of(*networks):
+    return lambda tried, seeds, epochs: [(seed, name, "RGB") for seed in range(seeds) for name in networks]
 
 
 def keep(folder, network, seed, right, splits=("val", "holdout", "test", "fresh"), channels="RGB", images=1000):
@@ -71,7 +75,8 @@ def rows_of(table):
 
 
 @pytest.mark.usefixtures("two")
-def test_the_table_follows_from_the_predictions(folder, tmp_path):
+def test_the_table_follows_from_the_predictions(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison_tables, "SEEDS", 2)
     comparison.write([replace(RUN, seed=1), RUN, DEEP, replace(DEEP, seed=1)], folder)
     for network, right in (("prism4", (500, 520)), ("resnet34", (400, 440))):
         for seed, count in enumerate(right):
@@ -81,12 +86,14 @@ def test_the_table_follows_from_the_predictions(folder, tmp_path):
     assert shallow["fresh"].startswith("51.0 (")
     assert shallow["held-out"] == "51.0 ± 1.4"
     assert shallow["flip avg."] == "100.0"
-    # 100 images for the one with equal seeds, 80 for the other: p of either is far below.
+    # 60 images at least, of any two: p of each is far below.
     assert shallow["less `resnet34`"].startswith("+9.0 (")
     assert shallow["less `resnet34`"].endswith("; p < 0.001)")
     assert deep["less `resnet34`"] == "-"
     assert (shallow["parameters"], shallow["depth"], shallow["seeds"]) == ("2,684,018", "4", "0 1")
     assert (shallow["epochs"], shallow["minutes"]) == ("70", f"{0.005 * 8649 * 70 / 60:.0f}")
+    assert shallow["taken"] == "67"
+    assert "flip averages are of the 1,000 images of `fresh`" in comparison_tables.equal_minutes(tmp_path)
     assert shallow["trained"] == f"{3 * 305_883_616 * 8649 * 70 / 1e15:.1f} P"
     assert "commit 0123456789ab, C, python 3.11" in comparison_tables.equal_minutes(tmp_path)
 
@@ -105,13 +112,36 @@ def test_a_lead_by_chance_is_not_told_as_one(folder, tmp_path):
 @pytest.mark.parametrize("missing", [{"networks": 3}, {"seeds": 2}, {"fresh": False}])
 def test_before_all_are_tested_on_fresh_images_the_held_out_ones_are_compared(folder, tmp_path, monkeypatch, missing):
     monkeypatch.setattr(comparison_tables, "SEEDS", missing.get("seeds", 1))
-    monkeypatch.setattr(trials, "CONTENDERS", ("resnet34", "prism4", "prism4_small")[: missing.get("networks", 2)])
+    monkeypatch.setattr(
+        comparison_tables, "wanted", wanted_of(*("resnet34", "prism4", "prism4_small")[: missing.get("networks", 2)])
+    )
     comparison.write([RUN, DEEP], folder)
     keep(folder, "prism4", 0, 500)
     keep(folder, "resnet34", 0, 400, splits=("val", "holdout", "test", "fresh")[: 3 + missing.get("fresh", True)])
     _, shallow = rows_of(comparison_tables.equal_minutes(tmp_path))
     assert "fresh" not in shallow
     assert shallow["less `resnet34`"].startswith("+10.0 (")
+    told, lacking = comparison_tables.equal_minutes(tmp_path), missing.get("networks", 2) * missing.get("seeds", 1) - 2
+    assert (f"{lacking} of {lacking + 2} runs are missing: not final." in told) is (lacking > 0)
+    assert "leads and flip averages are of the 1,000 held-out images." in " ".join(told.split())
+
+
+def test_without_all_trials_nothing_is_final(folder, tmp_path):
+    comparison.write([RUN], folder)
+    keep(folder, "prism4", 0, 500)
+    assert comparison_tables.equal_minutes(tmp_path).startswith("Trials are missing: not final. Intervals")
+
+
+def test_a_training_has_one_row(folder):
+    comparison.write([RUN, replace(RUN, epochs=71)], folder)
+    with pytest.raises(ValueError, match=r"comparison\.csv has several rows for prism4-seed0"):
+        comparison.read(folder)
+
+
+def test_no_seeds_are_added_after_a_look(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        comparison.main(["--data", str(tmp_path), "--out", str(tmp_path), "--seeds", "5"], tmp_path)
+    assert "a comparison at equal minutes has 3 seeds, and no more after a look at it" in capsys.readouterr().err
 
 
 def test_gates_on_the_path_are_told_beside(folder, tmp_path):
@@ -129,7 +159,8 @@ def test_rows_are_read_as_written(folder, tmp_path):
     assert comparison.read(folder) == [DEEP, RUN, *more]
 
 
-def test_one_network_is_compared_with_those_for_a_combination_alone(folder, tmp_path):
+@pytest.mark.parametrize("whole", [True, False])
+def test_one_network_is_compared_with_those_for_a_combination_alone(folder, tmp_path, monkeypatch, whole):
     rows = [replace(each, channels=channels) for channels in ("RGB", "RG", "G") for each in (RUN, DEEP)]
     comparison.write([*rows, replace(RUN, channels="any"), replace(RUN, network="prism4_small")], folder)
     keep(folder, "prism4", 0, 500, channels="any")
@@ -137,7 +168,13 @@ def test_one_network_is_compared_with_those_for_a_combination_alone(folder, tmp_
     for channels, ours, theirs in (("RGB", 500, 510), ("RG", 540, 400), ("G", 505, 505)):
         keep(folder, "prism4", 0, ours, channels=channels)
         keep(folder, "resnet34", 0, theirs, channels=channels)
+    every = [*((0, row.network, row.channels) for row in rows), (0, "prism4", "any"), (0, "prism4_small", "RGB")]
+    lacking = [(0, "resnet34+small_stem", "RGB")] * (not whole)
+    monkeypatch.setattr(comparison_tables, "wanted", lambda *_, **__: [*every, *lacking])
     found = {row["channels"]: row for row in rows_of(comparison_tables.one_for_all(tmp_path))}
+    met, unmet = (", met", ", not met") if whole else ("", "")
+    images = "1,000 images of `fresh`" if whole else "1,000 held-out images"
+    assert images in " ".join(comparison_tables.one_for_all(tmp_path).split())
     assert list(found) == ["RGB", "RG", "GB", "RB", "R", "G", "B"]
     one = "`prism4`, one for all"
     assert list(found["RG"]) == [
@@ -147,12 +184,12 @@ def test_one_network_is_compared_with_those_for_a_combination_alone(folder, tmp_
     ]
     assert found["RGB"][one].startswith("50.0 (")
     assert found["RGB"]["`prism4`, alone"].startswith("50.0 (")
-    assert found["RGB"]["`prism4`, lead"] == "+0.0 (+0.0 to +0.0; p 1.000), met"
+    assert found["RGB"]["`prism4`, lead"] == f"+0.0 (+0.0 to +0.0; p 1.000){met}"
     # 10 of 1,000 images behind, with a standard error of 0.3 points.
-    assert found["RGB"]["`resnet34`, lead"] == "-1.0 (-1.7 to -0.4; p 0.002), met"
+    assert found["RGB"]["`resnet34`, lead"] == f"-1.0 (-1.6 to -0.4; p 0.002){met}"
     assert found["RG"]["`prism4`, lead"].startswith("-4.0 (")
-    assert found["RG"]["`prism4`, lead"].endswith("p < 0.001), not met")
-    assert found["RG"]["`resnet34`, lead"].endswith("p < 0.001), met")
+    assert found["RG"]["`prism4`, lead"].endswith(f"p < 0.001){unmet}")
+    assert found["RG"]["`resnet34`, lead"].endswith(f"p < 0.001){met}")
     assert found["R"] == {"channels": "R", one: found["RGB"][one]} | dict.fromkeys(list(found["R"])[2:], "-")
 
 
@@ -160,7 +197,10 @@ def test_the_better_networks_of_the_trials_are_trained_for_other_channels():
     with pytest.raises(ValueError, match="prism4 on RGB has 0 of 6 trials"):
         comparison.wanted([], 3)
     good = {"resnet34+small_stem": 0.4, "resnet34": 0.3, "prism4": 0.45, "prism4_small": 0.46, "simple_4layer_cnn": 0.5}
-    found = comparison.wanted([each for name, value in good.items() for each in tried(name, value)], 2)
+    on_rgb = [each for name, value in good.items() for each in tried(name, value)]
+    with pytest.raises(ValueError, match="prism4_small on any has 0 of 6 trials"):
+        comparison.wanted(on_rgb, 3)
+    found = comparison.wanted([*on_rgb, *tried("prism4_small", 0.4, channels="any")], 2)
     assert len(found) == 2 * 10 == len(set(found))
     assert [who for seed, *who in found if seed == 1] == [
         *([name, "RGB"] for name in trials.CONTENDERS),
@@ -229,7 +269,9 @@ def test_after_a_training_no_other_settings_are_chosen(folder, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_a_network_is_trained_and_then_tested_on_images_it_has_never_seen(folder, tmp_path, stripes, monkeypatch):
+def test_a_network_is_trained_and_then_tested_on_images_it_has_never_seen(
+    folder, tmp_path, stripes, monkeypatch, capsys
+):
     monkeypatch.setattr(trials, "HELD_OUT", 12)
     for name in ("CONTENDERS", "FLAGSHIPS"):
         monkeypatch.setattr(trials, name, ("prism4_small",))
@@ -243,8 +285,11 @@ def test_a_network_is_trained_and_then_tested_on_images_it_has_never_seen(folder
     fresh = tmp_path / "fresh.txt"
     fresh.write_text("".join(lines[:9]))
     start = ["--data", str(data), "--out", str(tmp_path / "runs"), "--networks", "prism4_small"]
-    start += ["--seeds", "1", "--minutes", "0.05"]
+    start += ["--minutes", "0.05"]
+    monkeypatch.setattr(comparison, "SEEDS", 1)
+    capsys.readouterr()
     assert comparison.main([*start, "--fresh", str(fresh)], tmp_path) == 0
+    assert capsys.readouterr().out == ""  # nothing of what the fresh images show
     rows = comparison.read(folder)
     assert [row.channels for row in rows] == ["RGB", "any"]
     for row in rows:
@@ -256,6 +301,20 @@ def test_a_network_is_trained_and_then_tested_on_images_it_has_never_seen(folder
     before = [comparison.predictions(folder, row.name).read_bytes() for row in rows]
     assert comparison.main([*start, "--fresh", str(fresh)], tmp_path) == 0
     assert [comparison.predictions(folder, row.name).read_bytes() for row in rows] == before
+    # Interrupted after the test and before its row: what was read is taken, and not read again.
+    monkeypatch.setattr(comparison, "evaluate_run", lambda *_: pytest.fail("read"))
+    comparison.write(rows[1:], folder)
+    assert comparison.main([*start, "--fresh", str(fresh)], tmp_path) == 0
+    assert comparison.read(folder) == rows
+    assert [comparison.predictions(folder, row.name).read_bytes() for row in rows] == before
+    comparison.write(rows[1:], folder)
+    fresh.write_text("".join(lines[1:9]))
+    with pytest.raises(ValueError, match=r"evaluation/prism4_small\.csv is not of the 8 images of"):
+        comparison.main([*start, "--fresh", str(fresh)], tmp_path)
+    monkeypatch.setattr(comparison, "LONG", ("prism4_small",))
+    with pytest.raises(ValueError, match="was trained with epochs 3, not 9"):
+        comparison.main([*start, "--epochs", "9", "--seeds", "1"], tmp_path)
+    comparison.write(rows, folder)
     assert "`prism4_small`" in comparison_tables.equal_minutes(tmp_path)
     assert "`prism4_small`, one for all" in comparison_tables.one_for_all(tmp_path)
 

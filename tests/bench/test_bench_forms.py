@@ -6,10 +6,12 @@ import pytest
 
 from bench.studies import forms, runs, trials
 from bench.studies.forms import Form
+from bench.studies.trials import Choice
 from polychrome.engine.machine import hardware
 from polychrome.train.settings.config import read_toml, typed
 
-ROW = Form("prism4_small", "plain", 0, 130, 421_362, 55_000_000, 4, 1200.0, "0123456789ab", "C, python 3.11")
+COSTS = 130, 421_362, 55_000_000, 4, 1200.0
+ROW = Form("prism4_small", "plain", 0, 0.02, 0.1, 1, *COSTS, "0123456789ab", "C, python 3.11")
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +25,17 @@ def keep(results, row, right, images=500):
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = (f"test,{number:03},1,{int(number < right)},1" for number in range(images))
     path.write_bytes(lzma.compress(("\n".join(["split,image,label,RGB,RGB flipped", *lines]) + "\n").encode()))
+
+
+def test_forms_are_of_the_best_trial_s_network_and_choice():
+    forms.check_choices([ROW], "prism4_small", Choice(lr=0.02, strength=1))
+    for network, choice in (("prism4", Choice(lr=0.02, strength=1)), ("prism4_small", Choice(strength=1))):
+        with pytest.raises(ValueError, match=r"plain of seed 0 was trained by .* and the best trial is now"):
+            forms.check_choices([ROW], network, choice)
+
+
+def test_no_seed_is_a_trial_s():
+    assert 0 not in forms.SEEDS
 
 
 def test_the_table_says_what_a_form_brings_over_the_plain_one(tmp_path):
@@ -58,7 +71,8 @@ def test_forms_are_trained_as_the_trials_found_and_not_again(tmp_path, stripes, 
     trials.write(
         [trials.Trial("prism4_small", "RGB", number, *choice, 3, 0.001, **about) for number in count], tmp_path
     )
-    start = ["--data", str(stripes), "--out", str(tmp_path / "runs"), "--seeds", "1"]
+    start = ["--data", str(stripes), "--out", str(tmp_path / "runs")]
+    monkeypatch.setattr(forms, "SEEDS", (1,))
     assert forms.main(start, tmp_path) == 0
     rows = forms.read(tmp_path)
     assert [(row.form, row.epochs) for row in rows] == [("plain", 3), ("gates", 3), ("dynamic", 3)]

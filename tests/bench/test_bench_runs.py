@@ -6,12 +6,15 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from subprocess import CalledProcessError
 
 import pytest
 
 from bench.studies import comparison, forms, runs, trials
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine import hardware
+from polychrome.train.settings.config import Settings
 
 
 @pytest.fixture
@@ -90,3 +93,25 @@ def test_on_a_gpu_runs_follow_each_other_on_the_whole_machine(monkeypatch):
         return core, number
 
     assert runs.on_cores(work, [(0,), (1,), (2,)]) == [(None, 0), (None, 1), (None, 2)]
+
+
+@pytest.mark.parametrize(("last", "error"), [("; try a smaller --lr", runs.DivergedError), ("", CalledProcessError)])
+def test_a_loss_that_is_not_finite_is_told_from_other_failures(command, last, error):
+    work = command(f"echo 'error: prism4: the loss is not finite{last} or --precision fp32'; exit 1")
+    with pytest.raises(error, match="run0"):
+        work(None, "run0")
+
+
+def test_a_run_of_other_settings_is_not_taken_for_the_one_wanted(tmp_path):
+    run = tmp_path / "task2" / "run"
+    run.mkdir(parents=True)
+    own = Settings(models=("prism4",), epochs=3, image_size=84, precision="bf16", workers=1, data="mini50", lr=0.02)
+    (run / "config.toml").write_text(own.to_toml())
+    for name in ("results.json", "report.html"):
+        (run / name).touch()
+    flags = {"recipe": "strong", "models": "prism4", "epochs": 3, "data": Path("mini50"), "lr": 0.02}
+    assert runs.train("run", "task2", tmp_path, None, flags).root == run
+    for other in ({"epochs": 17}, {"lr": 0.01}, {"data": Path("other")}, {"models": "prism4_small"}):
+        ((name, value),) = other.items()
+        with pytest.raises(ValueError, match=rf"task2/run was trained with {name} .*, not .*{value}"):
+            runs.train("run", "task2", tmp_path, None, flags | other)

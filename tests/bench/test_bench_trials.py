@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import asdict, replace
+from threading import Lock
 
 import pytest
 
@@ -9,6 +10,7 @@ from bench.studies import runs, trials
 from bench.studies.trials import Choice, Trial
 from polychrome.engine.data.sets import division, listing
 from polychrome.engine.machine import hardware
+from polychrome.engine.run_folder import RunFolder
 from polychrome.train import recipes
 from polychrome.train.settings.config import OF_AN_ENTRY
 
@@ -179,8 +181,11 @@ def test_trials_with_a_row_are_not_run_again(small, monkeypatch, tmp_path):
     # 60 seconds of 51 images an epoch, where the probes took 12 s for 5 epochs of 24 images.
     assert set(ran[:2]) == {("probe-prism4_small-0", 5), ("probe-prism4_small-1", 5)}
     assert ran[2:8] == [(f"prism4_small-{number}", 11) for number in range(1, 7)]
-    assert set(ran[8:10]) == {("probe-prism4_small-any-0", 5), ("probe-prism4_small-any-1", 5)}
-    assert ran[10:] == [(f"prism4_small-any-{number}", 11) for number in range(1, 7)]
+    # The machine may be another one than before: what has been probed is probed again beside what is new.
+    assert {name for name, _ in ran[8:12]} == {
+        f"probe-prism4_small-{which}any-{core}" for which in ("", "beside-prism4_small-") for core in (0, 1)
+    }
+    assert ran[12:] == [(f"prism4_small-any-{number}", 11) for number in range(1, 7)]
     found = trials.read(tmp_path)
     assert trials.tuned("prism4_small", "RGB", found) == Choice(lr=0.04, strength=1)
     assert trials.tuned("prism4_small", "any", found) == Choice(lr=0.04, strength=1, subset_bias=2.0, places=1)
@@ -191,6 +196,57 @@ def test_trials_with_a_row_are_not_run_again(small, monkeypatch, tmp_path):
     assert trials.main(started, tmp_path) == 0
     assert ran == [(f"prism4_small-{name}", 11) for name in ("5", "6", "any-5", "any-6")]
     assert trials.read(tmp_path) == found
+
+
+def test_a_trial_whose_loss_is_not_finite_has_a_row_and_wins_nothing(small, monkeypatch, tmp_path):
+    facts = {"commit": "0" * 40, "gpu": None, "cores": 1, "cpu": "C", "python": "3.11"}
+    facts |= {"versions": {"torch": "2.14.1", "torchvision": "0.29.1"}}
+    monkeypatch.setattr(RunFolder, "read_environment", lambda run: facts)
+    scores = {"test": {"RGB": {"accuracy": 0.3}}}
+    result = {"models": {"prism4": {"scores": scores, "flipped": scores, "train_seconds": 60.0}}}
+    monkeypatch.setattr(RunFolder, "read_results", lambda run: result)
+
+    def train(name, network, channels, choice, data, out, core, epochs):
+        if choice.lr == 0.02:
+            raise runs.DivergedError(name)
+        return RunFolder(out / name), network
+
+    monkeypatch.setattr(trials, "train", train)
+    trials._tune(None, "prism4", "RGB", small, 1.0, 1e-3, tmp_path, Lock())
+    found = trials.read(tmp_path)
+    assert [(row.lr, row.diverged) for row in found[:4]] == [
+        (0.01, False),
+        (0.005, False),
+        (0.02, True),
+        (0.01, False),
+    ]
+    assert trials.tuned("prism4", "RGB", found) == Choice()
+    assert "| `prism4` | RGB | 0.02 | 0.1 | usual | - | - | 1176 | diverged | - | - |" in trials.table(tmp_path)
+
+
+def test_a_network_is_probed_by_what_has_been_probed_before(monkeypatch, tmp_path):
+    """On a machine that takes twice the time of the one before."""
+    names = []
+
+    def seconds(core, network, channels, out, name):
+        names.append(name)
+        return {"resnet34": 0.02, "prism4": 0.008 + 0.002 * int(name[-1])}[network]
+
+    monkeypatch.setattr(trials, "_seconds_per_image", seconds)
+    monkeypatch.setattr(runs, "cores", lambda: [0, 1])
+    assert trials._probed([("prism4", "any")], (("resnet34", "RGB"), 0.01), tmp_path) == {("prism4", "any"): 0.0045}
+    assert sorted(names) == [
+        *(f"probe-prism4-any-{core}" for core in (0, 1)),
+        *(f"probe-resnet34-beside-prism4-any-{core}" for core in (0, 1)),
+    ]
+    assert trials._probed([("prism4", "RGB")], None, tmp_path) == {("prism4", "RGB"): 0.009}
+
+
+@pytest.mark.slow
+def test_a_rate_that_is_too_high_is_told_from_other_failures(small):
+    core = min(os.sched_getaffinity(0))
+    with pytest.raises(runs.DivergedError, match="wild"):
+        trials.train("wild", "resnet34", "RGB", Choice(lr=1e30), small / "choices", small, core, epochs=3)
 
 
 @pytest.mark.slow
