@@ -45,9 +45,8 @@ def headline(sections: dict[str, dict]) -> str:
             found[name] = f"`{name}` {ratio(geometric_mean(ratios))}x"
     judged = [
         verdict.met
-        for name in (*found, "fuse", "training")
-        if name in sections
-        for verdict in targets.verdicts(name, sections[name])
+        for name, section in sections.items()
+        for verdict in targets.verdicts(name, section)
         if verdict.met is not None
     ]
     return (
