@@ -21,6 +21,7 @@ from polychrome.engine.data.image_set import ImageSet, having
 from polychrome.engine.data.loader import Loader
 from polychrome.engine.data.opening import Opened, Wanted, open_set
 from polychrome.engine.data.sets import division, generated, listing
+from polychrome.engine.data.sets.layouts.labelled import Known
 from polychrome.engine.data.sets.sensors import union
 from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
@@ -58,13 +59,20 @@ def open_undivided(settings: Settings, before: dict, trained: tuple[Channels, st
     root = Path(settings.data)
     if root.resolve() == Path(before["root"]).resolve():
         return None
-    if (images := listing.undivided(root, before["class_names"], settings.channel_files)) is None:
+    if (images := listing.undivided(root, known_classes(before), settings.channel_files)) is None:
         return None
     with suppress(UserError):  # a class may have too few images to be divided
         divided = division.digests(_read(settings, root))
         if all(digest == before["division"].get(name) for name, digest in divided.items()):
             return None
     return open_set(images, how_to_open(settings)._replace(holdout=0, trained=trained))
+
+
+def known_classes(before: dict) -> Known:
+    """Return the classes of a run whose "data" entry is `before`."""
+    # Earlier versions tell of labels from 1 in a note alone; else their classes go by their names, which are 0, 1, ...
+    shifted = any(note.startswith("labels are 1..") for note in before.get("notes", ()))
+    return Known(tuple(before["class_names"]), before.get("first_label", 1 if shifted else None))
 
 
 def how_to_open(settings: Settings, splits: tuple[str, ...] = ()) -> Wanted:
@@ -192,6 +200,7 @@ def summary(opened: Opened) -> dict:
         "channel_std": list(images.channels.std),
         "sensors": union.counts(images),
         "class_names": list(images.class_names),
+        "first_label": images.first_label,
         "division": opened.division,
         "contents": opened.contents,
         "files": opened.account.as_dict() if opened.account else None,

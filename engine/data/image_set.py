@@ -36,6 +36,7 @@ class ImageSet:
     `arrangements` by path once they are scanned.
 
     `account` says what became of every file that is there, and `notes` are lines for the user on how the set was read.
+    `first_label` is what the user's first label was before it became 0: 0 or 1; None where classes have names instead.
     """
 
     root: Path
@@ -50,6 +51,7 @@ class ImageSet:
     arrangements: Mapping[str, Arrangement] = field(default_factory=dict)
     account: Account | None = None
     notes: tuple[str, ...] = ()
+    first_label: int | None = None
 
     def files(self, path: str) -> tuple[str, ...]:
         """Return the files of an image of the set."""

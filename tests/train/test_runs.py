@@ -300,6 +300,15 @@ def test_a_labelled_folder_alone_is_evaluated_whole(stripes, task1, tmp_path, ca
     whole = results(task1)["models"]["simple_cnn"]["test"]["RGB"]
     assert round(found["accuracy"] * 12) <= round(whole["accuracy"] * 18)
     assert abs(found["accuracy"] * 12 - round(found["accuracy"] * 12)) < 1e-6
+    assert results(run)["data"]["first_label"] == 0
+    rows = [f"{path.relative_to(data)},{path.parent.name}\n" for path in data.rglob("*.*")]
+    for label in ("2", "0"):
+        (data / "labels.csv").write_text("".join(["file,label\n", *(row for row in rows if row[0] == label)]))
+        assert main(["evaluate", str(run), "--data", str(data), "--channels", "RGB"]) == 0
+        split = json.loads((run / "evaluation.json").read_text())["models"]["simple_cnn"]["test"]["RGB"]
+        found["accuracy"] -= split["accuracy"] / 2
+    assert abs(found["accuracy"]) < 1e-6
+    (data / "labels.csv").unlink()
     (data / "other").mkdir()
     shutil.copy(next((data / "0").iterdir()), data / "other")
     assert main(["evaluate", str(run), "--data", str(data)]) == 2

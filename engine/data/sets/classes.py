@@ -19,7 +19,7 @@ def numbered_classes(
     Raises:
         UserError: classes.txt cannot be read or is malformed.
     """
-    names = _class_names(root / "classes.txt")
+    names = class_names(root / "classes.txt")
     if num_classes is not None:
         count, source = num_classes, "asked for"
     elif names:
@@ -29,7 +29,8 @@ def numbered_classes(
     return tuple([*names, *map(str, range(len(names), count))][:count]), source
 
 
-def _class_names(file: Path) -> list[str]:
+def class_names(file: Path) -> list[str]:
+    """Return the names in a `classes.txt`, none where it is not there; raises UserError as `numbered_classes` does."""
     if not file.exists():
         return []
     names = []

@@ -15,7 +15,7 @@ from polychrome.engine.data.files.stacks import NAMES_FILE
 from polychrome.engine.data.image_set import SPLITS, ImageSet, Split
 from polychrome.engine.data.sets import division, repeats, tree
 from polychrome.engine.data.sets.layouts import folders, lists, parquet, tables
-from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Labelled
+from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Known, Labelled
 from polychrome.engine.data.sets.sensors import descriptions
 from polychrome.engine.data.sets.sensors.channel_files import OPTION, joined
 from polychrome.engine.errors import Unsupported, UserError, one_line
@@ -75,7 +75,8 @@ def _read(root: Path, num_classes: int | None, seed: int, group_by: str | None, 
         images, parts = joined(found, images, channel_files) if channel_files else (images, {})
         alike = repeats.grouping(root, group_by, parts)
         splits, notes = division.completed(root, images.class_names, images.splits, seed, alike)
-        listed = ImageSet(root, images.class_names, splits, parts=parts, notes=(*images.notes, *notes))
+        notes = (*images.notes, *notes)
+        listed = ImageSet(root, images.class_names, splits, parts=parts, notes=notes, first_label=images.first)
         return replace(listed, account=_account(root, found, listed, images.own))
     if tars := [path for path, kind in found.items() if kind == shards.SUFFIX]:
         _check_no_tars(channel_files)
@@ -91,14 +92,13 @@ def _check_no_tars(channel_files: str | None) -> None:
         raise UserError(f"{OPTION} is for folders: in tars an image has one file")
 
 
-def undivided(root: str | Path, class_names: Sequence[str], channel_files: str | None = None) -> ImageSet | None:
+def undivided(root: str | Path, known: Known, channel_files: str | None = None) -> ImageSet | None:
     """Return all labelled images of a folder without splits as the split "test"; None where it is no such folder.
 
-    The labels are those of the classes `class_names`, of which the folder may have a part. For `channel_files` see
-    `read`.
+    The labels are those of the `known` classes, of which the folder may have a part. For `channel_files` see `read`.
 
     Raises:
-        UserError: the folder is malformed, or has another class.
+        UserError: the folder is malformed, or has another class, or one that may be either of two.
     """
     root = expanded(root)
     if not root.is_dir():
@@ -107,32 +107,46 @@ def undivided(root: str | Path, class_names: Sequence[str], channel_files: str |
         found = tree.files(root)
         if _parquet(root, found):
             return None
-        images = _labelled(root, found, None)
+        images = _labelled(root, found, None, known)
     except (OSError, Unsupported) as error:
         raise UserError(_unreadable(root, error)) from error
     if images is None or UNDIVIDED not in images.splits:
         return None
     images, parts = joined(found, images, channel_files) if channel_files else (images, {})
-    labels = {name: label for label, name in enumerate(class_names)}
-    if other := [name for name in images.class_names if name not in labels]:
-        raise UserError(f"{root} has the class {other[0]!r}, wanted some of {', '.join(class_names)}")
-    rows = [(path, labels[images.class_names[label]]) for path, label in images.splits[UNDIVIDED]]
+    labels = _places(root, images, known)
+    rows = [(path, labels[label]) for path, label in images.splits[UNDIVIDED]]
     notes = (*images.notes, f"{root} has no splits: all {len(rows):,} labelled images are tested")
     test = Split(*map(tuple, zip(*rows, strict=True)))
-    listed = ImageSet(root, tuple(class_names), {"test": test}, parts=parts, notes=notes)
+    listed = ImageSet(root, known.names, {"test": test}, parts=parts, notes=notes, first_label=images.first)
     return replace(listed, account=_account(root, found, listed, images.own))
 
 
-def _labelled(root: Path, found: Mapping[str, str], num_classes: int | None) -> Labelled | None:
+def _places(root: Path, images: Labelled, known: Known) -> Sequence[int]:
+    """Return the place of each class of a folder among the known classes."""
+    if images.class_names == known.names:
+        return range(len(known.names))
+    for name in images.class_names:
+        if (count := known.names.count(name)) != 1:
+            has = f"{count} classes of the run have this name" if count else f"wanted some of {', '.join(known.names)}"
+            raise UserError(f"{root} has the class {name!r}, {has}")
+        if images.first is None and known.first == 1 and name.isdecimal():
+            both = f"the run's label {name}, or its class {name}, which is label {int(name) + 1}"
+            raise UserError(f"{root}: the folder {name} may be {both}: give a table of files and labels")
+    return [known.names.index(name) for name in images.class_names]
+
+
+def _labelled(
+    root: Path, found: Mapping[str, str], num_classes: int | None, known: Known | None = None
+) -> Labelled | None:
     """Return the labelled images of a folder in the first form that it has; None where it has none."""
     if lists.has_lists(root):
-        return lists.read(root, found, num_classes)
+        return lists.read(root, found, num_classes, known)
     if closed := next((path for path, kind in found.items() if kind == tree.CLOSED), None):
         raise UserError(f"{root / closed} cannot be read: permission denied")
     no_labels = None
     if named := tables.of_folder(root, found):
         try:
-            return tables.read(root, found, named, num_classes)
+            return tables.read(root, found, named, num_classes, known)
         except tables.NoLabels as error:
             no_labels = error
     if parts := folders.split_folders(root):
@@ -140,21 +154,23 @@ def _labelled(root: Path, found: Mapping[str, str], num_classes: int | None) -> 
     inside = folders.below(root)
     if len(inside) < 2 and no_labels:
         raise no_labels
-    if len(inside) == 1 and (images := _inside(root, found, inside[0], num_classes)):
+    if len(inside) == 1 and (images := _inside(root, found, inside[0], num_classes, known)):
         return images
     return folders.of_classes(root, found, num_classes) if inside else None
 
 
-def _inside(root: Path, found: Mapping[str, str], name: str, num_classes: int | None) -> Labelled | None:
+def _inside(
+    root: Path, found: Mapping[str, str], name: str, num_classes: int | None, known: Known | None
+) -> Labelled | None:
     """Return the set in the only folder of a folder, with paths from `root`; None where that folder is no set."""
     own = {path.removeprefix(f"{name}/"): kind for path, kind in found.items() if path.startswith(f"{name}/")}
     has_form = lists.has_lists(root / name) or tables.of_folder(root / name, own) or folders.below(root / name)
-    images = _labelled(root / name, own, num_classes) if has_form else None
+    images = _labelled(root / name, own, num_classes, known) if has_form else None
     if images is None or len(images.class_names) < 2:
         return None
     splits = {split: [(f"{name}/{path}", label) for path, label in rows] for split, rows in images.splits.items()}
     notes = (f"the set is that in the only folder of {root}, {name}/", *images.notes)
-    return Labelled(images.class_names, splits, notes, tuple(f"{name}/{path}" for path in images.own))
+    return replace(images, splits=splits, notes=notes, own=tuple(f"{name}/{path}" for path in images.own))
 
 
 def _unreadable(root: Path, error: Exception) -> str:

@@ -28,7 +28,8 @@ MOST = 10**6  # a range may name so many shards
 WANTED = 'wanted a .cls, a .json with "label" or "cls", or a folder per class in the tar'
 
 Sample = tuple[str, int | str | None, bool]  # path, label, and whether its tar is cut off there
-Labelled = tuple[tuple[str, ...], dict[str, list[int]]]  # the classes, and each split's labels
+# The classes, each split's labels, and what the first label was (see `ImageSet`).
+Labelled = tuple[tuple[str, ...], dict[str, list[int]], int | None]
 
 
 def names_shards(data: Path) -> bool:
@@ -94,16 +95,16 @@ def read(tars: Sequence[Path], num_classes: int | None = None, seed: int = 0, gr
         if not samples:
             raise UserError(f"no images in the tars of {name or root}: wanted members such as key.jpg")
     if _has_labels(root, [sample for samples in found.values() for sample in samples]):
-        classes, labels = _by_label(root, found, num_classes)
+        classes, labels, first = _by_label(root, found, num_classes)
     else:
         by_folder = {name: [_with_folder(root, sample) for sample in samples] for name, samples in found.items()}
-        classes, labels = _by_name(root, by_folder, num_classes)
+        classes, labels, first = _by_name(root, by_folder, num_classes)
     paths = {name: [path for path, _, _ in samples] for name, samples in found.items()}
     rows = {name: list(zip(paths[name], labels[name], strict=True)) for name in sorted(found, key=SPLITS_FIRST.index)}
     if list(rows) == [UNDIVIDED]:
         rows[UNDIVIDED].sort()
     splits, notes = completed(root, classes, rows, seed, grouping(root, group_by))
-    return ImageSet(root, classes, splits, account=shards.account(tars), notes=notes)
+    return ImageSet(root, classes, splits, account=shards.account(tars), notes=notes, first_label=first)
 
 
 def _split_names(tars: Sequence[Path], root: Path) -> dict[Path, str]:
@@ -167,7 +168,7 @@ def _by_label(root: Path, found: dict[str, list[Sample]], num_classes: int | Non
             if label is not None and not 0 <= label < len(names):
                 count = f"{len(names)} classes are {source}"
                 raise UserError(f"{root / path}: label {label} is outside 0..{len(names) - 1}, as {count}")
-    return names, {name: [label or 0 for _, label, _ in samples] for name, samples in found.items()}
+    return names, {name: [label or 0 for _, label, _ in samples] for name, samples in found.items()}, 0
 
 
 def _by_name(root: Path, found: dict[str, list[Sample]], num_classes: int | None) -> Labelled:
@@ -180,4 +181,4 @@ def _by_name(root: Path, found: dict[str, list[Sample]], num_classes: int | None
         for path, label, _ in samples:
             if label not in numbers:
                 raise UserError(f"class {label!r} of {root / path} is in {split} but not in train")
-    return tuple(names), {name: [numbers[label] for _, label, _ in samples] for name, samples in found.items()}
+    return tuple(names), {name: [numbers[label] for _, label, _ in samples] for name, samples in found.items()}, None

@@ -8,6 +8,7 @@ import pytest
 
 from polychrome.engine.data.files import decode, shards
 from polychrome.engine.data.sets import listing, scan
+from polychrome.engine.data.sets.layouts.labelled import Known
 from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds
 
@@ -162,7 +163,7 @@ def test_damaged_and_differing_files_are_named(tmp_path, cache_home):
 
 def test_a_folder_of_parquet_files_is_no_labelled_folder_without_splits(tmp_path):
     write(tmp_path / "data/train-0.parquet", [0, 1] * 10)
-    assert listing.undivided(tmp_path, ("0", "1")) is None
+    assert listing.undivided(tmp_path, Known(("0", "1"), 0)) is None
 
 
 def test_images_beside_parquet_files_are_the_set(tmp_path):

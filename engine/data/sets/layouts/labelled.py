@@ -9,9 +9,10 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from polychrome.engine.data.sets import tree
-from polychrome.engine.data.sets.classes import numbered_classes
+from polychrome.engine.data.sets.classes import class_names, numbered_classes
 from polychrome.engine.errors import UserError
 
 UNDIVIDED = ""  # the split of images that are to be divided
@@ -24,12 +25,23 @@ FOLDER_NAMES = {
 
 @dataclass(frozen=True)
 class Labelled:
-    """Path and label of each image by split, the classes, lines for the user, and files that describe the set."""
+    """Path and label of each image by split, the classes, lines for the user, and files that describe the set.
+
+    `first` is what the first label was before it became 0: 0 or 1, or None where the labels were names.
+    """
 
     class_names: tuple[str, ...]
     splits: Mapping[str, Sequence[tuple[str, int]]]
     notes: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
+    first: int | None = None
+
+
+class Known(NamedTuple):
+    """The classes of a run, of which a folder may have a part, and what their first label was (see `Labelled`)."""
+
+    names: tuple[str, ...]
+    first: int | None
 
 
 @dataclass(frozen=True)
@@ -108,38 +120,48 @@ def _stem(path: str) -> str:
 
 
 def labelled(
-    root: Path, entries: Mapping[str, Sequence[Entry]], num_classes: int | None, source: str
-) -> tuple[tuple[str, ...], dict[str, list[tuple[str, int]]], list[str]]:
-    """Return the classes of entries, by split path and label of each, and lines for the user.
+    root: Path,
+    entries: Mapping[str, Sequence[Entry]],
+    num_classes: int | None,
+    source: str,
+    known: Known | None = None,
+) -> Labelled:
+    """Return entries with their classes and labels, and a line for the user.
 
     Labels are whole numbers from 0, or from 1 where these are as many as the classes; or else names. `source` says
-    where the training labels were found.
+    where the training labels were found. With `known` classes nothing is concluded from the labels that are there.
 
     Raises:
         UserError: a label is outside the classes, or classes.txt is malformed.
     """
     first = "train" if "train" in entries else UNDIVIDED
     every = [entry for some in entries.values() for entry in some]
-    if not all(re.fullmatch(r"[+-]?[0-9]{1,9}", entry.label) for entry in every):
-        return _by_name(root, entries, first, num_classes)
-    numbers = {int(entry.label) for entry in entries[first]}
-    names, why = numbered_classes(root, num_classes, numbers, source)
-    found = [int(entry.label) for entry in every]
-    from_one = min(found) == 1 and max(found) == len(names)
-    splits = {split: [(entry.path, int(entry.label) - from_one) for entry in some] for split, some in entries.items()}
+    numbers = all(re.fullmatch(r"[+-]?[0-9]{1,9}", entry.label) for entry in every)
+    if not numbers or (known and known.first is None):
+        return _by_name(root, entries, first, num_classes, known)
+    if known:
+        own = class_names(root / "classes.txt")
+        names, why = (tuple(own), "named in classes.txt") if own else (known.names, "the run's")
+        start = known.first
+    else:
+        names, why = numbered_classes(root, num_classes, {int(entry.label) for entry in entries[first]}, source)
+        found = [int(entry.label) for entry in every]
+        start = int(min(found) == 1 and max(found) == len(names))
+    splits = {split: [(entry.path, int(entry.label) - start) for entry in some] for split, some in entries.items()}
     for split, some in entries.items():
         for entry, (_, label) in zip(some, splits[split], strict=True):
             if not 0 <= label < len(names):
                 count = f"{len(names)} classes are {why}"
-                raise UserError(f"{entry.where}: label {label} is outside 0..{len(names) - 1}, as {count}")
-    notes = [f"labels are 1..{len(names)}: taken as 0..{len(names) - 1}"] if from_one else []
-    return names, splits, notes
+                last = len(names) - 1 + start
+                raise UserError(f"{entry.where}: label {label + start} is outside {start}..{last}, as {count}")
+    notes = (f"labels are 1..{len(names)}: taken as 0..{len(names) - 1}",) if start else ()
+    return Labelled(names, splits, notes, first=start)
 
 
 def _by_name(
-    root: Path, entries: Mapping[str, Sequence[Entry]], first: str, num_classes: int | None
-) -> tuple[tuple[str, ...], dict[str, list[tuple[str, int]]], list[str]]:
-    names = in_order({normal(entry.label) for entry in entries[first]})
+    root: Path, entries: Mapping[str, Sequence[Entry]], first: str, num_classes: int | None, known: Known | None
+) -> Labelled:
+    names = known.names if known else in_order({normal(entry.label) for entry in entries[first]})
     if num_classes not in (None, len(names)):
         raise UserError(f"{len(names)} classes in {root}, {num_classes} classes asked for")
     labels = {name: label for label, name in enumerate(names)}
@@ -148,4 +170,4 @@ def _by_name(
             if normal(entry.label) not in labels:
                 raise UserError(f"{entry.where}: class {entry.label!r} is not among those of the training images")
     splits = {split: [(entry.path, labels[normal(entry.label)]) for entry in some] for split, some in entries.items()}
-    return tuple(names), splits, []
+    return Labelled(tuple(names), splits)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from polychrome.engine.data.files.text import numbered_lines
 from polychrome.engine.data.image_set import SPLITS
-from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Entry, Labelled, Places, labelled
+from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Entry, Known, Labelled, Places, labelled
 from polychrome.engine.errors import UserError
 
 
@@ -18,8 +19,8 @@ def has_lists(root: Path) -> bool:
     return any((root / f"{split}.txt").exists() for split in SPLITS)
 
 
-def read(root: Path, found: Mapping[str, str], num_classes: int | None) -> Labelled:
-    """Return the images that the lists of a folder name.
+def read(root: Path, found: Mapping[str, str], num_classes: int | None, known: Known | None = None) -> Labelled:
+    """Return the images that the lists of a folder name; for `known` see `labelled`.
 
     Raises:
         UserError: a list is missing, empty or malformed, or names a file outside the folder; with file and line.
@@ -36,11 +37,11 @@ def read(root: Path, found: Mapping[str, str], num_classes: int | None) -> Label
             raise UserError(f"{file} lists no images: wanted lines of `path label`")
     if len(files) == 1:
         entries = {UNDIVIDED: entries["train"]}
-    names, splits, notes = labelled(root, entries, num_classes, "train.txt")
+    images, notes = labelled(root, entries, num_classes, "train.txt", known), ()
     if moved:
         count = f"{len(moved):,} path{'s' * (len(moved) > 1)}"
-        notes.append(f"{count} of the lists have backslashes or another form of Unicode, such as {moved[0]}")
-    return Labelled(names, splits, tuple(notes), tuple(file.name for file in files.values()))
+        notes = (f"{count} of the lists have backslashes or another form of Unicode, such as {moved[0]}",)
+    return replace(images, notes=images.notes + notes, own=tuple(file.name for file in files.values()))
 
 
 def _listed(file: Path) -> Iterator[tuple[str, str, str]]:

@@ -6,12 +6,12 @@ import csv
 import json
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polychrome.engine.data.files.guard import guarded
 from polychrome.engine.data.files.text import numbered_lines
-from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Entry, Labelled, Places, labelled, split_of
+from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Entry, Known, Labelled, Places, labelled, split_of
 from polychrome.engine.data.sets.layouts.lists import check_path
 from polychrome.engine.errors import UserError
 
@@ -58,8 +58,10 @@ def of_folder(root: Path, found: Mapping[str, str]) -> list[str]:
     return tables
 
 
-def read(root: Path, found: Mapping[str, str], paths: Sequence[str], num_classes: int | None) -> Labelled:
-    """Return the images that tables name.
+def read(
+    root: Path, found: Mapping[str, str], paths: Sequence[str], num_classes: int | None, known: Known | None = None
+) -> Labelled:
+    """Return the images that tables name; for `known` see `labelled`.
 
     Raises:
         NoLabels: no table has a column of files and a column of labels.
@@ -90,10 +92,9 @@ def read(root: Path, found: Mapping[str, str], paths: Sequence[str], num_classes
     if UNDIVIDED in entries and len(entries) > 1:
         raise UserError(f"{root}: {' and '.join(own)} name images with and without a split: wanted one of them")
     listed = {split: list(some.values()) for split, some in entries.items()}
-    names, splits, more = labelled(root, listed, num_classes, own[0])
-    if list(splits) == ["train"]:
-        splits = {UNDIVIDED: splits["train"]}
-    return Labelled(names, splits, (*notes, *more), tuple(own))
+    images = labelled(root, listed, num_classes, own[0], known)
+    splits = {UNDIVIDED: images.splits["train"]} if list(images.splits) == ["train"] else images.splits
+    return replace(images, splits=splits, notes=(*notes, *images.notes), own=tuple(own))
 
 
 def _named_split(where: str, row: Sequence[str], column: int) -> str:

@@ -1,0 +1,112 @@
+"""Folders without splits that a network is tested on: whatever part of the classes they have, labels are its."""
+
+from itertools import chain, combinations, product
+
+import pytest
+
+from polychrome.engine.data.sets import listing
+from polychrome.engine.data.sets.layouts.labelled import Known
+from polychrome.engine.errors import UserError
+from polychrome.train.data import known_classes
+
+FORMS = ("labels.csv", "train.txt", "a lone folder", "folders")
+EACH = 3  # images of a class, in a folder that is divided
+
+
+def write(folder, form, labels, classes=()):
+    """Write files with these labels in a form; the files are named by their places."""
+    folder.mkdir(parents=True)
+    if form == "folders":
+        files = [f"{label}/{place}.png" for place, label in enumerate(labels)]
+    else:
+        files = [f"{place}.png" for place, _ in enumerate(labels)]
+        inside = folder / "set" if form == "a lone folder" else folder
+        inside.mkdir(exist_ok=True)
+        mark, head = (" ", "") if form == "train.txt" else (",", "file,label\n")
+        rows = (f"{file}{mark}{label}\n" for file, label in zip(files, labels, strict=True))
+        (inside / ("train.txt" if form == "train.txt" else "labels.csv")).write_text(head + "".join(rows))
+        if classes:
+            (inside / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
+        files = [f"set/{file}" for file in files] if form == "a lone folder" else files
+    for number, file in enumerate(files):
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_bytes(f"{folder} {number}".encode())
+    return folder
+
+
+def trained(folder, form, labels, classes=()):
+    """Return the classes of a run on these labels."""
+    images = listing.read(write(folder, form, labels * EACH, classes))
+    return Known(images.class_names, images.first_label)
+
+
+def found(folder, known):
+    """Return the label of each file, by its place, in a folder without splits."""
+    split = listing.undivided(folder, known).splits["test"]
+    return {int(path.split("/")[-1][:-4]): label for path, label in zip(split.paths, split.labels, strict=True)}
+
+
+def parts(labels):
+    return chain.from_iterable(combinations(labels, size) for size in range(1, len(labels) + 1))
+
+
+@pytest.mark.parametrize("form", FORMS[:3])
+@pytest.mark.parametrize("classes", [(), ("oak", "ash", "elm", "fir"), ("ash", "ash", "0", "1")])
+@pytest.mark.parametrize("first", [0, 1])
+def test_any_part_of_numbered_classes_has_the_runs_labels(tmp_path, form, classes, first):
+    for count in (2, 3, 4):
+        numbers = [first + place for place in range(count)]
+        known = trained(tmp_path / f"run {count}", "labels.csv", numbers, classes[:count])
+        assert known == (classes[:count] or tuple(map(str, range(count))), first)
+        for part in parts(numbers):
+            folder = write(tmp_path / f"{count} {part}", form, part)
+            assert found(folder, known) == {place: number - first for place, number in enumerate(part)}
+            named = write(tmp_path / f"{count} {part} named", form, part, classes[:count])
+            assert found(named, known) == found(folder, known)
+        for outside in (first - 1, first + count):
+            folder = write(tmp_path / f"{count} {outside}", form, [first, outside])
+            with pytest.raises(UserError, match=f"label {outside} is outside {first}..{first + count - 1}, as"):
+                listing.undivided(folder, known)
+
+
+@pytest.mark.parametrize("form", ["folders", "labels.csv", "a lone folder"])
+@pytest.mark.parametrize("names", [("elm", "fir", "oak"), ("2020", "2021", "7"), ("1", "2", "3", "x"), ("1", "2", "4")])
+def test_any_part_of_named_classes_has_the_runs_labels(tmp_path, form, names):
+    numeric = all(name.isdecimal() for name in names)  # of a table these are numbers, not names
+    for source in ("folders",) if numeric else ("folders", "labels.csv", "a lone folder"):
+        known = trained(tmp_path / f"run {source}", source, list(names))
+        assert set(known.names) == set(names)
+        assert known.first is None
+        for part in parts(names):
+            folder = write(tmp_path / f"{source} {part}", form, part)
+            assert found(folder, known) == {place: known.names.index(name) for place, name in enumerate(part)}
+        folder = write(tmp_path / f"{source} other", form, [names[0], "0"])
+        with pytest.raises(UserError, match="class '0'"):
+            listing.undivided(folder, known)
+
+
+def test_class_folders_of_a_run_with_labels_from_one_are_refused_as_they_may_be_either(tmp_path):
+    known = trained(tmp_path / "run", "labels.csv", [1, 2, 3])
+    folder = write(tmp_path / "folders", "folders", ["1", "2"])
+    with pytest.raises(
+        UserError, match="the folder 1 may be the run's label 1, or its class 1, which is label 2: give a"
+    ):
+        listing.undivided(folder, known)
+    assert found(folder, known._replace(first=0)) == {0: 1, 1: 2}
+
+
+def test_a_class_name_that_two_classes_have_is_refused(tmp_path):
+    folder = write(tmp_path / "folders", "folders", ["ash", "oak"])
+    with pytest.raises(UserError, match="has the class 'ash', 2 classes of the run have this name"):
+        listing.undivided(folder, Known(("ash", "oak", "ash"), None))
+
+
+def test_runs_of_earlier_versions_tell_of_labels_from_one_in_a_note(tmp_path):
+    before = {"class_names": ["0", "1", "2"], "notes": ["labels of t: files in a", "labels are 1..3: taken as 0..2"]}
+    for part, (notes, first) in product(parts([1, 2]), [(before["notes"], 1), ([], 0)]):
+        folder = write(tmp_path / f"{part} {first}", "labels.csv", part)
+        known = known_classes(before | {"notes": notes})
+        assert found(folder, known) == {place: number - first for place, number in enumerate(part)}
+    assert known_classes(before | {"first_label": 0}).first == 0
+    with pytest.raises(UserError, match="class '1' is not among those of the training images"):
+        listing.undivided(folder, known_classes({"class_names": ["oak", "ash"]}))
