@@ -82,8 +82,8 @@ def read(content: bytes, channels: int | None = None) -> Pixels:
 
     Axes and names of channels are those of the file's own description (GDAL's, OME's, ImageJ's). Pages without a
     description are channels, unless there are as many as rows, and the rows are shorter: two equal axes are the image.
-    Where `channels` is the number of pages or the length of the rows, it decides. Photos of 8 bits with a palette,
-    CMYK, YCbCr or white as 0 are read as `decode.samples` reads them.
+    Where `channels` is the number of pages or the length of the rows, and not both, it decides. Photos of 8 bits with
+    a palette, CMYK, YCbCr or white as 0 are read as `decode.samples` reads them.
 
     Raises:
         Unsupported: the file holds several images, or axes that cannot be channels, or its reading needs a package.
@@ -198,7 +198,8 @@ def _channels_last(values: np.ndarray, axes: str, channels: int | None) -> tuple
     (axis,) = others
     if axis in UNKNOWN and axes == f"{axis}YX":
         pages, height, width = values.shape
-        rows = width == channels if channels in (pages, width) else pages == height and width < height
+        told = pages != width and channels in (pages, width)  # of equal lengths none says which axis is meant
+        rows = width == channels if told else pages == height and width < height
         if rows:
             return values, axis
     return np.moveaxis(values, axes.index(axis), -1), axis

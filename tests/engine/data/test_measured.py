@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import re
 import subprocess
 import sys
@@ -455,3 +456,64 @@ def test_a_second_scan_reads_nothing_and_tells_the_same_of_measured_data(tmp_pat
         np.testing.assert_array_equal(stack.moments.values, other.moments.values)
         assert dataclasses.replace(stack, moments=other.moments) == other
     assert first.rejected == again.rejected
+
+
+def paged(values, **options):
+    """Return a TIFF file with a page for each of the first axis' entries, and no description of the axes."""
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as writer:
+        for page in values:
+            writer.write(page, photometric="minisblack", metadata=None, contiguous=False, **options)
+    return stream.getvalue()
+
+
+def array(values):
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
+
+
+FORMS = {
+    "pages": paged,
+    "pages, compressed": lambda values: paged(values, compression="zlib"),
+    "pages, shape told": lambda values: measured.described(values, None, metadata={"axes": "QYX"}),
+    "pages, channels told": lambda values: measured.described(values, "CYX"),
+    "pages, times told": lambda values: measured.described(values, "TYX"),
+    "array": array,
+    "bands": measured.tiff,
+    "bands, planar": lambda values: measured.tiff(values, planarconfig="separate" if len(values) > 1 else None),
+}
+LENGTHS = (1, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_number_of_channels_that_the_scan_found_changes_nothing_in_reading(tmp_path, form):
+    for size in itertools.product(LENGTHS, LENGTHS, LENGTHS):
+        content = FORMS[form](np.arange(np.prod(size), dtype=np.uint16).reshape(size))
+        (tmp_path / "file").write_bytes(content)
+        scanned = stacks.pixels(tmp_path / "file")
+        read = stacks.read(tmp_path / "file", scanned.values.shape[2])
+        np.testing.assert_array_equal(read, scanned.values, err_msg=f"{size}")
+
+
+@pytest.mark.parametrize("alpha", [0, 1000, 65535])
+@pytest.mark.parametrize("form", ["TIFF", "TIFF, planar", "PNG", "PNG, gray", "JPEG 2000"])
+def test_the_number_of_samples_that_the_scan_found_changes_nothing_in_reading(tmp_path, form, alpha):
+    count = 2 if form == "PNG, gray" else 4
+    for height, width in itertools.product(LENGTHS, LENGTHS):
+        values = measured.drawn(count, height=height, width=width)
+        values[..., -1] = alpha
+        if form.startswith("TIFF"):
+            options = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
+            if "planar" in form:
+                content = measured.tiff(np.moveaxis(values, -1, 0), planarconfig="separate", **options)
+            else:
+                content = measured.tiff(values, **options)
+        elif form.startswith("PNG"):
+            content = image_kinds.png16(values, 4 if count == 2 else 6)
+        else:
+            content = measured.imagecodecs.jpeg2k_encode(values, level=0)
+        (tmp_path / "file").write_bytes(content)
+        scanned = stacks.pixels(tmp_path / "file")
+        assert scanned.values.shape == (height, width, count - (alpha == 65535))
+        np.testing.assert_array_equal(stacks.read(tmp_path / "file", scanned.values.shape[2]), scanned.values)
