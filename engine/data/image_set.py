@@ -29,7 +29,8 @@ class ImageSet:
 
     Its files are photos, read as uint8 RGB, or stacks (see `engine.data.files.stacks`). Once the files are scanned are
     known: the `channels` of stacks and their `dtype`, "uint8" or "float32"; the `encodings` of photos by path (see
-    `engine.data.files.decode.inspected`); and the photos that DALI does not decode as Pillow does, `by_pillow`.
+    `engine.data.files.decode.inspected`); the photos that DALI does not decode as Pillow does, `by_pillow`; and
+    `digests` by path, the same for equal files alone.
 
     Where an image has a file for each of its channels, the image goes by the path of one of them, and `parts` has the
     file of each channel by name. Stacks that do not have all channels of the set, in its order and in one file, have
@@ -47,6 +48,7 @@ class ImageSet:
     stacks: bool = False
     encodings: Mapping[str, str] = field(default_factory=dict)
     by_pillow: frozenset[str] = frozenset()
+    digests: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     arrangements: Mapping[str, Arrangement] = field(default_factory=dict)
     account: Account | None = None

@@ -202,6 +202,29 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+class Stamps:
+    """What tells, without reading it, whether a file is the one that was read before; each folder is resolved once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def of(self, file: str | Path) -> list[int | str]:
+        """Return a file's size, the times at which it was modified and changed, and where links to it lead, if any do.
+
+        A file put in its place may have the size and the time of modification, which tools keep, but not the rest.
+
+        Raises OSError where the file is missing.
+        """
+        state = os.stat(file)
+        folder, name = os.path.split(os.fspath(file))
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        where = os.path.join(self._folders[folder], name)
+        if os.path.islink(where):
+            where = os.path.realpath(where)
+        return [state.st_size, state.st_mtime_ns, state.st_ctime_ns, "" if where == os.fspath(file) else where]
+
+
 def cache_folder() -> Path:
     """Return the folder for files that can be made again; it need not exist yet.
 

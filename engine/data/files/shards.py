@@ -1,7 +1,7 @@
 """Files inside tar shards: a path such as 000.tar/dir/key.jpg leads into the tar 000.tar.
 
-The headers of a tar are read once; an index of them stays in the user's cache folder until the tar's size or
-modification time changes. A member then costs one read at its offset, so that images can be read in any order. This
+The headers of a tar are read once; an index of them stays in the user's cache folder until the tar's size or times
+change. A member then costs one read at its offset, so that images can be read in any order. This
 suits local drives. On a network drive every image is a separate request in random order: copy the shards to a local
 drive, or cache the decoded images (`--cache`).
 """
@@ -205,8 +205,8 @@ def _member(file: str | Path, tar: str, member: bytes, state: os.stat_result) ->
     return content
 
 
-def _stamp(state: os.stat_result) -> tuple[int, int]:
-    return state.st_size, state.st_mtime_ns
+def _stamp(state: os.stat_result) -> tuple[int, int, int]:
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 class _Open:
@@ -221,13 +221,13 @@ class _Open:
 
 
 @functools.lru_cache(OPEN)
-def _open(tar: str, size: int, mtime: int) -> _Open:
+def _open(tar: str, *_: int) -> _Open:
     return _Open(tar)
 
 
 @functools.cache
-def _index(tar: str, size: int, mtime: int) -> Index:
-    file = _index_file(tar, size, mtime)
+def _index(tar: str, size: int, *times: int) -> Index:
+    file = _index_file(tar, size, *times)
     index = _load_index(file, size)
     if index is None:
         with guarded():
@@ -236,9 +236,9 @@ def _index(tar: str, size: int, mtime: int) -> Index:
     return index
 
 
-def _index_file(tar: str, size: int, mtime: int) -> Path:
-    path = hashlib.sha256(os.fsencode(os.path.abspath(tar))).hexdigest()[:24]
-    return cache_folder() / "shards" / f"{path}-{size}-{mtime}-{RULES}.npz"
+def _index_file(tar: str, *stamp: int) -> Path:
+    path = hashlib.sha256(os.fsencode(os.path.realpath(tar))).hexdigest()[:24]
+    return cache_folder() / "shards" / f"{path}-{'-'.join(map(str, stamp))}-{RULES}.npz"
 
 
 def _load_index(file: Path, size: int) -> Index | None:

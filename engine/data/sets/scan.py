@@ -23,10 +23,10 @@ from polychrome.engine.data.sets import inspection
 from polychrome.engine.data.sets.inspection import Photo, Stack, Verdict
 from polychrome.engine.data.sets.sensors import channel_files, descriptions, union
 from polychrome.engine.errors import UserError
-from polychrome.engine.machine.files import cache_folder, new_file
+from polychrome.engine.machine.files import Stamps, cache_folder, new_file
 from polychrome.engine.machine.workers import cpus, parallel_chunks
 
-RULES = 6  # raise this number when a file's verdict may change
+RULES = 7  # raise this number when a file's verdict may change
 CHUNK = 64
 KILLS = "damaged: it crashes the decoder, or needs more memory than there is"
 DIM = 2**14  # a quarter of the range of 16 bits
@@ -81,8 +81,8 @@ def scan(
 
     `paths` are relative to `root`; of an image among `parts` all files are read, and the report is on the images (see
     `ImageSet`). `progress(done, total)` is called as files are processed. With `cache`, verdicts
-    stay in the user's cache folder until a file's size or modification time changes. Where DALI is installed
-    it decodes the photos too: those that come out otherwise, by more than 2, are left to Pillow.
+    stay in the user's cache folder until a file's size or times change, or links lead to another. Where DALI is
+    installed it decodes the photos too: those that come out otherwise, by more than 2, are left to Pillow.
 
     `channels` is the number of channels of files whose shape alone does not say which axis has the channels; by
     default the number of names in channels.txt, or in a file's line of channels.csv. Where there is a channels.csv, or
@@ -189,7 +189,7 @@ def apply(images: ImageSet, report: ScanReport, channels: Channels | None = None
     splits = {name: _usable(f"{name} of {images.root}", split, report) for name, split in images.splits.items()}
     encodings = {path: how for split in splits.values() for path in split.paths if (how := report.encodings.get(path))}
     by_pillow = frozenset(path for split in splits.values() for path in split.paths if path in report.by_pillow)
-    scanned = replace(images, splits=splits, encodings=encodings, by_pillow=by_pillow)
+    scanned = replace(images, splits=splits, encodings=encodings, by_pillow=by_pillow, digests=report.digests)
     found = {path: report.stacks.get(path) for split in splits.values() for path in split.paths}
     return _with_photos(scanned, found) if None in found.values() else _with_stacks(scanned, found, channels)
 
@@ -287,22 +287,23 @@ def _inspect(root: str, compared: bool, measured: bool, files: Sequence[tuple[st
 
 
 class _Cache:
-    """Verdicts of one root, by path, file size, modification time and form; a damaged file counts as an empty one."""
+    """Verdicts of one root, by path, `Stamps` and form; a damaged file counts as an empty one."""
 
     def __init__(self, root: Path, use: bool, forms: Mapping[str, Form], measured: bool):
         self.root, self.forms = root, forms
         self.file = cache_folder() / f"scan-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}.json" if use else None
         self.rules = f"{RULES} dali {dali_check.version()} measured {measured} pixels {most_pixels()}"
-        self.stamps: dict[str, list[int]] = {}
+        self.stamps: dict[str, list[int | str]] = {}
+        self._stamps = Stamps()
         self.entries: dict[str, list] = self._load() if use else {}
 
     def get(self, path: str) -> Verdict | None:
         try:
-            state = os.stat(shards.container(self.root / path))
+            stamp = self._stamps.of(shards.container(self.root / path))
         except OSError:
             return None
         form = self.forms[path]
-        self.stamps[path] = [state.st_size, state.st_mtime_ns, form.channels or 0, int(form.side_by_side)]
+        self.stamps[path] = [*stamp, form.channels or 0, int(form.side_by_side)]
         entry = self.entries.get(path, ())
         known = isinstance(entry, list) and entry[: len(self.stamps[path])] == self.stamps[path]
         return inspection.from_entry(entry[len(self.stamps[path]) :]) if known else None

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from polychrome.engine.data.files import shards
+from polychrome.engine.data.image_set import sizes_of
 from polychrome.engine.data.stores.placement import amount
 from polychrome.engine.errors import one_line
-from polychrome.engine.machine.files import PARTIAL, STALE, cache_folder, last_written, new_folder
+from polychrome.engine.machine.files import PARTIAL, STALE, Stamps, cache_folder, last_written, new_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from polychrome.engine.data.image_set import ImageSet
 
-RULES = 3  # raise this number when a decoder, or the resizing to a stored size, gives other values
+RULES = 4  # raise this number when a decoder, or the resizing to a stored size, gives other values
 CHUNK = 2**24  # bytes of a checksum's block
 HEADER, VALUES = "header.json", "values"
 
@@ -51,10 +52,15 @@ class ImageCache:
             UserError: there is no cache folder.
         """
         paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
-        root = os.path.abspath(images.root)
+        root = os.path.realpath(images.root)
         about = [root, sorted(images.splits), form, decoder, list(images.channels.names), images.dtype]
         group = _digest(about)
-        files = [(path, [_stamp(root, file) for file in images.files(path)]) for path in paths]
+        stamps, sizes = Stamps(), sizes_of(images)
+        # Of a file too large for a digest its stamp tells whether it is the same.
+        files = [
+            (path, sizes[path], images.digests.get(path) or [_stamp(stamps, root, file) for file in images.files(path)])
+            for path in paths
+        ]
         arranged = [astuple(images.arrangements[path]) for path in paths if path in images.arrangements]
         self.key = _digest([RULES, about, images.channels.mean, files, arranged])
         self.folder = cache_folder() / "images" / f"{group[:16]}-{self.key[:16]}"
@@ -132,12 +138,11 @@ def _chunks(values: np.ndarray | Tensor) -> Iterator[np.ndarray]:
         yield part.view(np.uint8)
 
 
-def _stamp(root: str, path: str) -> tuple[int, int]:
+def _stamp(stamps: Stamps, root: str, path: str) -> list[int | str]:
     try:
-        state = os.stat(shards.container(os.path.join(root, path)))
+        return stamps.of(shards.container(os.path.join(root, path)))
     except OSError:  # gone since the scan: decoding will say so
-        return 0, 0
-    return state.st_size, state.st_mtime_ns
+        return []
 
 
 def _digest(values: Sequence) -> str:

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ import torch
 
 from polychrome.engine.data import image_set, loader, opening
 from polychrome.engine.data.files import decode
+from polychrome.engine.data.sets import scan
 from polychrome.engine.data.stores import disk
 from polychrome.engine.data.stores.placement import choose_placement
 from polychrome.engine.errors import StorageError
 from tests import disks
-from tests.engine.data import photos
+from tests.engine.data import image_kinds, photos
 
 CPU = torch.device("cpu")
 FORMS = ["host", "device"]  # whole images, and squeezed ones
@@ -103,10 +105,68 @@ def test_a_changed_file_is_decoded_again_and_the_old_entry_goes(images, said, de
         again(images), choose_placement(again(images), cache, CPU, 40), "torch", CPU, cache == "host"
     )
     np.testing.assert_array_equal(np.asarray(found.values), np.asarray(fresh.values))
-    os.utime(changed, ns=(1, 1))
-    start(again(images), cache, said)
-    assert entries(cache_home) != [entry.folder]
+    os.utime(changed, ns=(1, 1))  # of equal content
+    unchanged = again(images)
+    decoded.clear()
+    start(unchanged, cache, said)
+    assert entries(cache_home) == [entry.folder]
+    assert said == decoded == []
+
+
+WAYS = ["the folder", "a folder in it", "files", "overwritten", "renamed over"]
+
+
+def put(way, root, version):
+    """Have the files of a version, which differ from another's in their content alone, in `root`."""
+    other, place = root.with_name(f"version {version}"), root / "set"
+    root.mkdir(exist_ok=True)
+    if way in ("the folder", "a folder in it"):
+        place = place if way == "the folder" else place / "x"
+        place.parent.mkdir(exist_ok=True)
+        place.unlink(missing_ok=True)
+        place.symlink_to(other if way == "the folder" else other / "x")
+        return
+    (place / "x").mkdir(parents=True, exist_ok=True)
+    for file in (other / "x").iterdir():
+        target = place / "x" / file.name
+        if way == "files":
+            target.unlink(missing_ok=True)
+            target.symlink_to(file)
+        elif way == "overwritten":
+            shutil.copy2(file, target)
+        else:
+            os.replace(shutil.copy2(file, root / "draft"), target)
+
+
+@pytest.mark.parametrize("cache", FORMS)
+@pytest.mark.parametrize("way", WAYS)
+def test_other_files_of_equal_size_and_time_in_the_place_of_files_are_decoded(tmp_path, said, cache, way):
+    paths = tuple(f"x/{number}.bmp" for number in range(6))
+    for version in range(2):
+        for number, path in enumerate(paths):
+            file = tmp_path / f"version {version}" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(image_kinds.encoded(image_kinds.picture(9, 8, seed=2 * number + version), "BMP"))
+            os.utime(file, (1_600_000_000,) * 2)
+    counts = []
+    for version in range(2):
+        put(way, tmp_path / "data", version)
+        expected = [decode.rgb(tmp_path / f"version {version}" / path) for path in paths]
+        for _ in range(2):
+            images = image_set.ImageSet(tmp_path / "data/set", ("a",), {"train": image_set.Split(paths, (0,) * 6)})
+            report = scan.scan(images.root, paths, workers=1)
+            found, _ = start(scan.apply(images, report), cache, said)
+            counts.append(report.decoded)
+            np.testing.assert_array_equal(np.asarray(found.values).reshape(-1), np.concatenate(expected, None))
+        time.sleep(0.02)  # a tick of the clock of files
+    assert counts == [6, 0, 6, 0]
     assert said == []
+
+
+def test_a_scanned_set_is_found_without_a_look_at_its_files(images, said, monkeypatch):
+    start(images, "host", said)
+    monkeypatch.setattr(disk.Stamps, "of", None)
+    start(images, "host", said)
 
 
 def truncate(entry):
