@@ -5,19 +5,21 @@ from __future__ import annotations
 import glob
 import json
 import os
-import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from polychrome.engine.data.accounting import UNLISTED
 from polychrome.engine.data.files import shards
 from polychrome.engine.data.image_set import SPLITS, ImageSet
 from polychrome.engine.data.sets.classes import numbered_classes
 from polychrome.engine.data.sets.division import completed
+from polychrome.engine.data.sets.layouts import members
 from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, in_order
+from polychrome.engine.data.sets.layouts.members import WANTED, Sample
 from polychrome.engine.data.sets.repeats import grouping
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine.workers import cpus, parallel
@@ -25,9 +27,7 @@ from polychrome.engine.machine.workers import cpus, parallel
 SPLITS_FIRST = (*SPLITS, UNDIVIDED)
 PER_PROCESS = 8  # so many shards make a process worth starting
 MOST = 10**6  # a range may name so many shards
-WANTED = 'wanted a .cls, a .json with "label" or "cls", or a folder per class in the tar'
 
-Sample = tuple[str, int | str | None, bool]  # path, label, and whether its tar is cut off there
 # The classes, each split's labels, and what the first label was (see `ImageSet`).
 Labelled = tuple[tuple[str, ...], dict[str, list[int]], int | None]
 
@@ -77,10 +77,11 @@ def read(tars: Sequence[Path], num_classes: int | None = None, seed: int = 0, gr
     """Return the set of the samples in tars: members whose paths agree up to the first dot, one of them an image.
 
     A sample's label is in its .cls (a whole number) or its .json (a number or name, "label" or "cls"); where none has
-    such a label, the folder in the tar that the sample is in is its class. Tars named train*, val* and test* are these
-    splits, and those that are not there are made (see `engine.data.sets.division.completed`); else all samples are
-    split 80/10/10 per class by `seed`, whole groups in one split (see `engine.data.sets.repeats.grouping`). Paths begin
-    with the tar's path, relative to the folder that all tars are in.
+    such a label, the folder in the tar is its class (see `engine.data.sets.layouts.members`). Tars named train*, val*
+    and test* are these splits, else folders of these names in the tars; those that are not there are made (see
+    `engine.data.sets.division.completed`); else all samples are split 80/10/10 per class by `seed`, whole groups in one
+    split (see `engine.data.sets.repeats.grouping`). Paths begin with the tar's path, relative to the folder that all
+    tars are in.
 
     Raises:
         UserError: a tar is unreadable or damaged, samples have no label or two, or there is none to train on.
@@ -94,17 +95,19 @@ def read(tars: Sequence[Path], num_classes: int | None = None, seed: int = 0, gr
     for name, samples in found.items():
         if not samples:
             raise UserError(f"no images in the tars of {name or root}: wanted members such as key.jpg")
-    if _has_labels(root, [sample for samples in found.values() for sample in samples]):
-        classes, labels, first = _by_label(root, found, num_classes)
-    else:
-        by_folder = {name: [_with_folder(root, sample) for sample in samples] for name, samples in found.items()}
-        classes, labels, first = _by_name(root, by_folder, num_classes)
-    paths = {name: [path for path, _, _ in samples] for name, samples in found.items()}
+    every = sum(map(len, found.values()))
+    labelled = _has_labels(root, [sample for samples in found.values() for sample in samples])
+    found, said = members.placed(root, found, labelled)
+    classes, labels, first = (_by_label if labelled else _by_name)(root, found, num_classes)
+    paths = {name: [sample.path for sample in samples] for name, samples in found.items()}
     rows = {name: list(zip(paths[name], labels[name], strict=True)) for name in sorted(found, key=SPLITS_FIRST.index)}
     if list(rows) == [UNDIVIDED]:
         rows[UNDIVIDED].sort()
     splits, notes = completed(root, classes, rows, seed, grouping(root, group_by))
-    return ImageSet(root, classes, splits, account=shards.account(tars), notes=notes, first_label=first)
+    account = shards.account(tars)
+    if unused := every - sum(map(len, found.values())):
+        account = account.with_ignored({UNLISTED: unused}, among_used=True)
+    return ImageSet(root, classes, splits, account=account, notes=(*said, *notes), first_label=first)
 
 
 def _split_names(tars: Sequence[Path], root: Path) -> dict[Path, str]:
@@ -131,54 +134,45 @@ def _indexed(tars: Sequence[Path]) -> list[np.ndarray]:
 
 def _samples(tar: str, rows: np.ndarray) -> list[Sample]:
     return [
-        (f"{tar}/{os.fsdecode(name)}", json.loads(label) if label else None, cut)
+        Sample(f"{tar}/{os.fsdecode(name)}", json.loads(label) if label else None, cut)
         for name, label, cut in zip(rows["name"].tolist(), rows["label"].tolist(), rows["cut"].tolist(), strict=True)
     ]
 
 
 def _has_labels(root: Path, samples: Sequence[Sample]) -> bool:
     """Return whether the samples have labels of their own; raises UserError where only some have."""
-    without = next((path for path, label, cut in samples if label is None and not cut), None)
-    labelled = any(label is not None for _, label, _ in samples)
+    without = next((sample.path for sample in samples if sample.label is None and not sample.cut), None)
+    labelled = any(sample.label is not None for sample in samples)
     if labelled and without:
         raise UserError(f"{root / without}: no label, though other samples have one: {WANTED}")
     return labelled
 
 
-def _with_folder(root: Path, sample: Sample) -> Sample:
-    path, _, cut = sample
-    member = path.partition(f"{shards.SUFFIX}/")[2]
-    name = posixpath.basename(posixpath.dirname(member))
-    if not name and not cut:
-        raise UserError(f"{root / path}: no label: {WANTED}")
-    return path, name or None, cut
-
-
-def _by_label(root: Path, found: dict[str, list[Sample]], num_classes: int | None) -> Labelled:
-    kinds = {type(label): path for samples in found.values() for path, label, _ in samples if label is not None}
+def _by_label(root: Path, found: Mapping[str, Sequence[Sample]], num_classes: int | None) -> Labelled:
+    every = [sample for samples in found.values() for sample in samples if sample.label is not None]
+    kinds = {type(sample.label): sample.path for sample in every}
     if len(kinds) > 1:
         raise UserError(f"{root}: {kinds[int]} has a number as its label, {kinds[str]} a name: wanted one kind")
     if str in kinds:
         return _by_name(root, found, num_classes)
     first = "train" if "train" in found else ""
-    numbers = {label for _, label, _ in found[first] if label is not None}
+    numbers = {sample.label for sample in found[first] if sample.label is not None}
     names, source = numbered_classes(root, num_classes, numbers, f"{first}*.tar")
-    for samples in found.values():
-        for path, label, _ in samples:
-            if label is not None and not 0 <= label < len(names):
-                count = f"{len(names)} classes are {source}"
-                raise UserError(f"{root / path}: label {label} is outside 0..{len(names) - 1}, as {count}")
-    return names, {name: [label or 0 for _, label, _ in samples] for name, samples in found.items()}, 0
+    for sample in every:
+        if not 0 <= sample.label < len(names):
+            count = f"{len(names)} classes are {source}"
+            raise UserError(f"{root / sample.path}: label {sample.label} is outside 0..{len(names) - 1}, as {count}")
+    return names, {name: [sample.label or 0 for sample in samples] for name, samples in found.items()}, 0
 
 
-def _by_name(root: Path, found: dict[str, list[Sample]], num_classes: int | None) -> Labelled:
+def _by_name(root: Path, found: Mapping[str, Sequence[Sample]], num_classes: int | None) -> Labelled:
     first = "train" if "train" in found else ""
-    names = in_order({label for _, label, _ in found[first] if label is not None})
+    names = in_order({sample.label for sample in found[first] if sample.label is not None})
     if num_classes not in (None, len(names)):
         raise UserError(f"{len(names)} classes in {root}, {num_classes} classes asked for")
     numbers = {name: label for label, name in enumerate(names)} | {None: 0}  # a cut sample is not used anyway
     for split, samples in found.items():
-        for path, label, _ in samples:
-            if label not in numbers:
-                raise UserError(f"class {label!r} of {root / path} is in {split} but not in train")
-    return tuple(names), {name: [numbers[label] for _, label, _ in samples] for name, samples in found.items()}, None
+        for sample in samples:
+            if sample.label not in numbers:
+                raise UserError(f"class {sample.label!r} of {root / sample.path} is in {split} but not in train")
+    return tuple(names), {name: [numbers[sample.label] for sample in samples] for name, samples in found.items()}, None

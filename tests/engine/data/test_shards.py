@@ -158,6 +158,113 @@ def test_without_labels_the_folder_in_the_tar_is_the_class(tmp_path):
     assert sum(len(split.paths) for split in images.splits.values()) == 8
 
 
+def as_folders(tmp_path, members, name="set.tar"):
+    """Return for each file its split and class, as a tar of these files has them, and as the same folders have them."""
+    content = {path: image_kinds.encoded(image_kinds.picture(9, 8, seed=i), "PNG") for i, path in enumerate(members)}
+    found = []
+    for path in content:
+        (tmp_path / "folders" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folders" / path).write_bytes(content[path])
+    for root in (tars.write(tmp_path / name, content), tmp_path / "folders"):
+        try:
+            images = listing.read(root)
+        except UserError:
+            found.append(None)
+            continue
+        found.append(
+            {
+                path.removeprefix(f"{name}/"): (split, images.class_names[label])
+                for split, chosen in images.splits.items()
+                for path, label in zip(chosen.paths, chosen.labels, strict=True)
+            }
+        )
+        assert images.account.used == len(found[-1])
+        assert images.account.present == len(members)
+    return found
+
+
+CLASSES = {
+    "folders": "{split}{name}/{i}",
+    "folders below": "{split}{name}/{year}/{i}",
+    "folders of images": "{split}{name}/images/{i}",
+    "flat": "{split}{i}",
+}
+SPLITS = {
+    "none": ("",),
+    "three": ("train/", "val/", "test/"),
+    "other names": ("Training/", "valid/", "TESTING/"),
+    "two": ("train/", "dev/"),
+    "train alone": ("train/",),
+    "no train": ("val/", "test/"),
+    "twice": ("train/", "training/", "val/"),
+}
+
+
+@pytest.mark.parametrize("above", ["", "data/", "data/set/"])
+@pytest.mark.parametrize("splits", SPLITS)
+@pytest.mark.parametrize("classes", CLASSES)
+def test_folders_in_a_tar_are_the_splits_and_classes_that_folders_are(tmp_path, above, splits, classes):
+    members = [
+        f"{above}{CLASSES[classes]}.png".format(split=split, name=name, year=2020 + i % 2, i=f"{name}{i}")
+        for split in SPLITS[splits]
+        for name in ("cat", "dog")
+        for i in range(5)
+    ]
+    ours, theirs = as_folders(tmp_path, members)
+    assert ours == theirs
+    refused = classes == "flat" or splits in ("no train", "twice")
+    assert (ours is None) == refused
+    if not refused:
+        assert {name for _, name in ours.values()} == {"cat", "dog"}
+
+
+def test_what_is_taken_from_the_folders_in_a_tar_is_said(tmp_path):
+    members = {f"data/{split}/{name}/a/{i}.jpg": JPEG for split in ("train", "val") for name in "xy" for i in range(6)}
+    members |= {f"data/test/{i}.jpg": JPEG for i in range(3)}
+    images = listing.read(tars.write(tmp_path / "set.tar", members))
+    assert images.notes[:4] == (
+        "the set is that in the only folder of the tars, data/",
+        "splits are the folders train/, val/, test/ in the tars",
+        "24 images are in folders below those of the classes, such as set.tar/data/train/x/a/0.jpg: the upper folder "
+        "is the class",
+        "test/ has images but no labels: it is not used",
+    )
+    assert images.notes[4].startswith("no test: ")
+    assert (images.account.used, images.account.ignored) == (24, {"in no split": 3})
+
+
+def test_splits_in_a_tar_hold_where_samples_have_labels(tmp_path):
+    members = {}
+    for split in ("train", "val", "test"):
+        members |= {f"{split}/{path}": content for path, content in samples(cls=str).items()}
+    images = listing.read(tars.write(tmp_path / "set.tar", members))
+    assert images.notes == ("splits are the folders train/, val/, test/ in the tars",)
+    for split in ("train", "val", "test"):
+        assert labels(images, split) == {f"set.tar/{split}/{i:02d}.jpg": i % 2 for i in range(12)}
+    train = {path: content for path, content in members.items() if path.startswith("train")}
+    alone = listing.read(tars.write(tmp_path / "train only.tar", train))
+    assert {name: len(split.paths) for name, split in alone.splits.items()} == {"train": 8, "val": 2, "test": 2}
+    assert alone.notes == ()
+    other = {path.replace("val/", "wagon/").replace("test/", "plane/"): content for path, content in members.items()}
+    kinds = listing.read(tars.write(tmp_path / "trains.tar", other))
+    assert {path.split("/")[1] for path in kinds.splits["train"].paths} == {"train", "wagon", "plane"}
+
+
+def test_splits_of_names_of_tars_and_of_folders_in_them_must_agree(tmp_path):
+    for split in ("train", "val", "test"):
+        members = {f"{split}/{name}/{split}{i}.jpg": JPEG for name in "xy" for i in range(3)}
+        tars.write(tmp_path / f"{split}-0.tar", members)
+    images = listing.read(tmp_path)
+    assert images.class_names == ("x", "y")
+    assert {path.split("/")[1] for path in images.splits["test"].paths} == {"test"}
+    tars.write(tmp_path / "val-1.tar", {f"train/x/more{i}.jpg": JPEG for i in range(3)})
+    assert fault(tmp_path).endswith("val-1.tar/train/x/more0.jpg is in train/, in a tar of the split val: which is it?")
+    other = {f"{split}/x/{i}.jpg": JPEG for split in ("train", "val", "extra") for i in range(3)}
+    assert fault(tars.write(tmp_path / "set.tar", other)).endswith(
+        "set.tar/extra/x/0.jpg is in no split, though others are in train/, val/"
+    )
+
+
 def test_two_labels_that_agree_are_one(tmp_path):
     members = samples(cls=str, json=lambda label: json.dumps({"label": label}))
     assert listing.read(tars.write(tmp_path / "set.tar", members)).class_names == ("0", "1")

@@ -76,7 +76,7 @@ def of_splits(root: Path, found: Mapping[str, str], parts: Mapping[str, str], nu
         raise UserError(f"no images of class {names[label]!r} in {train / names[label]}")
     if list(splits) == ["train"]:
         splits = {UNDIVIDED: splits["train"]}
-    return Labelled(tuple(map(normal, names)), splits, (*_on_deeper(deep), *notes), tuple(own))
+    return Labelled(tuple(map(normal, names)), splits, (*on_deeper(deep), *notes), tuple(own))
 
 
 def of_classes(root: Path, found: Mapping[str, str], num_classes: int | None) -> Labelled:
@@ -87,7 +87,7 @@ def of_classes(root: Path, found: Mapping[str, str], num_classes: int | None) ->
         if not paths:
             raise UserError(f"0 images of class {names[label]!r} in {root}: wanted at least 3, for train, val and test")
     rows = [(path, label) for label, paths in of_class.items() for path in paths]
-    return Labelled(tuple(map(normal, names)), {UNDIVIDED: rows}, _on_deeper(_deeper(of_class, 1)))
+    return Labelled(tuple(map(normal, names)), {UNDIVIDED: rows}, on_deeper(_deeper(of_class, 1)))
 
 
 def _checked(folder: Path, names: list[str], num_classes: int | None) -> list[str]:
@@ -125,7 +125,8 @@ def _deeper(of_class: Mapping[int, Sequence[str]], depth: int) -> list[str]:
     ]
 
 
-def _on_deeper(paths: Sequence[str]) -> tuple[str, ...]:
+def on_deeper(paths: Sequence[str]) -> tuple[str, ...]:
+    """Return a line for the user on images in folders below those of the classes; none where there are no such."""
     if not paths:
         return ()
     count = f"{len(paths):,} images are" if len(paths) > 1 else "1 image is"
