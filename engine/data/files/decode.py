@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,9 +18,6 @@ from polychrome.engine.data.files.guard import check_pixels, guarded, most_pixel
 from polychrome.engine.data.files.kinds import FRAMES, SCALED, TRANSPARENT
 from polychrome.engine.data.files.pixels import Pixels
 from polychrome.engine.errors import Unsupported
-
-if TYPE_CHECKING:
-    from os import PathLike
 
 # XMP and text chunks may carry an orientation too; only EXIF proper counts, as in DALI and torchvision.
 ORIENTATION = 0x112
@@ -34,7 +32,7 @@ MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr", "I;1
 TIFF_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "I;16", "I;16B")
 
 
-def rgb(file: str | PathLike | IO[bytes]) -> np.ndarray:
+def rgb(file: str | os.PathLike | IO[bytes]) -> np.ndarray:
     """Return the pixels of a whole image file, uint8 [height, width, 3], rotated as its EXIF data says.
 
     Gray becomes three equal channels, transparency is dropped, 16 bits are rounded to 8, CMYK and palettes are
@@ -44,7 +42,7 @@ def rgb(file: str | PathLike | IO[bytes]) -> np.ndarray:
     return inspected(file)[0]
 
 
-def inspected(file: str | PathLike | IO[bytes]) -> tuple[np.ndarray, str]:
+def inspected(file: str | os.PathLike | IO[bytes]) -> tuple[np.ndarray, str]:
     """Return the pixels of an image file as `rgb` does, and in words how the file is encoded.
 
     The words tell whatever another decoder may treat in a way of its own: the format, the mode, EXIF's orientation, the
@@ -105,7 +103,7 @@ def samples(content: bytes, channels: int | None = None) -> Pixels:
 
 
 @contextmanager
-def opened(file: str | PathLike | IO[bytes]) -> Iterator[Image.Image]:
+def opened(file: str | os.PathLike | IO[bytes]) -> Iterator[Image.Image]:
     """Open an image file of at most `guard.most_pixels()` pixels.
 
     Raises:
@@ -116,9 +114,11 @@ def opened(file: str | PathLike | IO[bytes]) -> Iterator[Image.Image]:
     most = most_pixels()
     if Image.MAX_IMAGE_PIXELS is not None and most > 2 * Image.MAX_IMAGE_PIXELS:  # the user raised the bound
         Image.MAX_IMAGE_PIXELS = most
-    with guarded():
+    by_name = isinstance(file, (str, os.PathLike))
+    # Given a name Pillow may map the file into memory, and then it does not turn a TIFF as its orientation says.
+    with guarded(), open(file, "rb") if by_name else nullcontext(file) as stream:
         try:
-            image = Image.open(file)
+            image = Image.open(stream)
         except Image.DecompressionBombError as error:
             count = re.search(r"\((\d+) pixels\)", str(error))
             raise Unsupported(too_large(f"{int(count[1]):,} pixels" if count else "too many pixels", most)) from error

@@ -38,6 +38,7 @@ class Nature(NamedTuple):
     measured: whether it can be measured data, which a plain photo of 8 bits cannot.
     alpha: whether it has a fourth sample of 8 bits that may be transparency or a band.
     mask: whether it has a mask beside its image.
+    exact: whether its values, scaled to 8 bits, are the photo's: of more bits, and not multiplied by transparency.
     """
 
     photo: bool
@@ -45,6 +46,7 @@ class Nature(NamedTuple):
     alpha: bool = False
     why_not: str = ""
     mask: bool = False
+    exact: bool = False
 
 
 def nature(content: bytes) -> Nature:
@@ -72,7 +74,10 @@ def nature(content: bytes) -> Nature:
         if samples != wanted and not has_alpha:
             return Nature(photo=False, measured=True, why_not=kind)
         if bits > 8:
-            return Nature(photo=samples == 1 or wanted == 3, measured=True, why_not=kind)
+            if page.photometric == MINISWHITE:
+                return Nature(photo=False, measured=True, why_not=f"{kind}, with white as 0")
+            multiplied = has_alpha and extra[:1] == (1,)
+            return Nature(photo=samples == 1 or wanted == 3, measured=True, why_not=kind, exact=not multiplied)
         ambiguous, mask = has_alpha and wanted == 3, any(each.is_mask for each in tif.pages)
         return Nature(photo=True, measured=ambiguous, alpha=ambiguous, mask=mask)
 

@@ -183,29 +183,41 @@ def _image(file: str, content: bytes, kind: str, form: Form, seen: Seen | None) 
     if not nature.photo:
         return replace(found, as_photo=nature.why_not)
     looks_photo = nature.alpha and _looks_like_alpha(pixels.values[..., 3])
-    return replace(found, as_photo=_as_photo(file, content, seen), looks_photo=looks_photo)
+    as_photo = _as_photo(file, content, seen, pixels if nature.exact else None)
+    return replace(found, as_photo=as_photo, looks_photo=looks_photo)
 
 
-def _as_photo(file: str, content: bytes, seen: Seen | None) -> Photo | str:
-    """Return a file of measured values as a photo, or the reason why it cannot be one."""
+def _as_photo(file: str, content: bytes, seen: Seen | None, wanted: Pixels | None) -> Photo | str:
+    """Return a file of measured values as a photo, or the reason why it cannot be one: that it is not as `wanted`."""
     try:
         with guarded():
-            return _photo(file, content, seen)
+            return _photo(file, content, seen, wanted)
     except Unsupported as error:
         return one_line(error)
     except OSError as error:
         return _failure(file, error)
 
 
-def _photo(file: str, content: bytes, seen: Seen | None) -> Photo:
+def _photo(file: str, content: bytes, seen: Seen | None, wanted: Pixels | None = None) -> Photo:
     from polychrome.engine.data.files import decode
 
     decode.verify(content)
     pixels, how = decode.inspected(BytesIO(content) if content else shards.opened(file))
+    if wanted is not None and not _shows(pixels, wanted):
+        raise Unsupported("a TIFF of 16 bits that Pillow reads otherwise, among photos: save it as PNG")
     by_pillow = "" if seen is None or content else "it is too large to be compared"
     if seen is not None and content:
         seen.append((content, pixels))
     return Photo(*pixels.shape[:2], how, by_pillow, _digest(content) if content else "")
+
+
+def _shows(photo: np.ndarray, wanted: Pixels) -> bool:
+    """Return whether a photo has the values of 16 bits, gray or R, G and B, scaled to 8, where none is missing."""
+    shown = 3 if wanted.values.shape[2] > 2 else 1
+    if photo.shape[:2] != wanted.values.shape[:2]:
+        return False
+    right = np.abs(photo - wanted.values[..., :shown] * (255 / 65535)) <= 1
+    return bool((right if wanted.missing is None else right | wanted.missing[..., :shown]).all())
 
 
 def _digest(content: bytes | np.ndarray) -> str:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from polychrome.engine.channels.names import RGB
 from polychrome.engine.data.arrangement import Form
-from polychrome.engine.data.files import stacks
+from polychrome.engine.data.files import decode, stacks
 from polychrome.engine.data.files.pixels import Pixels, upright
 from polychrome.engine.data.sets import inspection, listing, scan
 from polychrome.engine.errors import UserError
@@ -120,6 +120,60 @@ def test_a_few_files_of_16_bits_among_photos_are_scaled_counted_and_said(tmp_pat
         "2 photos of 16 bits among photos of 8, scaled from 0..65535 to 0..255, such as deep.png",
         "1 photo of these with no value above 4,095: they become dark, such as dim.tif",
     )
+
+
+WRITTEN = list(
+    itertools.product(
+        ("contig", "separate"), (None, "zlib", "lzw", "packbits"), (None, (16, 16)), "<>", (1, 6), (None, "unassalpha")
+    )
+)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite", "rgb"])
+def test_a_tiff_among_photos_has_the_pixels_that_tifffile_reads_or_is_refused(tmp_path, photometric, bits):
+    colours, most, file, used = 3 if photometric == "rgb" else 1, 2**bits - 1, tmp_path / "a.tif", 0
+    for planar, compression, tile, order, orientation, extra in WRITTEN:
+        samples = colours + bool(extra)
+        values = measured.drawn(samples, f"uint{bits}", height=20, width=24) * np.array(
+            1 if bits == 8 else 16, "uint16"
+        )
+        values = values.astype(f"uint{bits}")
+        values[:11, :, colours:] = most  # looks like transparency
+        options = {"tile": tile, "byteorder": order, "photometric": photometric, "compression": compression}
+        if samples > 1:
+            options |= {"planarconfig": planar, "extrasamples": [extra] if extra else None}
+        elif planar == "separate":
+            continue
+        stored = np.moveaxis(values, -1, 0) if planar == "separate" else values
+        file.write_bytes(measured.tiff(stored, orientation=orientation, **options))
+        verdict = inspection.of_all([(str(file), Form())], False)[0]
+        verdict = verdict.as_photo if isinstance(verdict, inspection.Stack) else verdict
+        if isinstance(verdict, str):
+            continue
+        values = tifffile.imread(file).reshape(stored.shape)
+        values = np.moveaxis(values, 0, -1) if planar == "separate" else values
+        wanted = upright(Pixels(values), orientation).values[..., :colours].astype(float) * (255 / most)
+        for source in (file, io.BytesIO(file.read_bytes())):
+            found = decode.rgb(source)
+            assert found.shape == (*wanted.shape[:2], 3)
+            assert np.abs(found - (255 - wanted if photometric == "miniswhite" else wanted)).max() <= 1
+        used += 1
+    assert used >= (0 if (photometric, bits) == ("miniswhite", 16) else 16)
+
+
+def test_16_bits_with_white_as_0_are_no_photo(tmp_path):
+    white = measured.tiff(np.zeros((9, 8, 1), np.uint16), photometric="miniswhite")
+    _, report = opened(write(tmp_path, PHOTOS | {"white.tif": white}))
+    why = "TIFF of 1 channel of uint16 values, among photos, with white as 0"
+    assert {item.path: item.reason for item in report.rejected} == {"white.tif": why}
+
+
+def test_missing_values_of_16_bits_are_not_compared_with_the_photo(tmp_path):
+    values = measured.drawn(1, np.uint16)
+    values[3:5] = 65535
+    _, report = opened(write(tmp_path, PHOTOS | {"gaps.tif": measured.tiff(values, nodata=65535)}))
+    assert report.rejected == ()
 
 
 def test_photos_among_measured_data_are_left_out_and_named(tmp_path):
