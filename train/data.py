@@ -19,7 +19,7 @@ from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.files import shards
 from polychrome.engine.data.image_set import ImageSet, having
 from polychrome.engine.data.loader import Loader
-from polychrome.engine.data.opening import Opened, Wanted, open_set
+from polychrome.engine.data.opening import Opened, Wanted, contents, open_set
 from polychrome.engine.data.sets import division, generated, listing
 from polychrome.engine.data.sets.layouts.labelled import Known
 from polychrome.engine.data.sets.sensors import union
@@ -51,7 +51,8 @@ def open_data(
 def open_undivided(settings: Settings, before: dict, trained: tuple[Channels, str]) -> Opened | None:
     """Return the labelled images of a folder without splits, all of them as the split "test", opened.
 
-    None where the folder of the settings has splits, or holds the data of the run whose "data" entry is `before`.
+    None where the folder of the settings has splits, or holds the data of the run whose "data" entry is `before`: the
+    same files by name and label, and in some split by content.
 
     Raises:
         UserError: a class is not among those of the run, or `strict` and a file cannot be decoded.
@@ -61,11 +62,18 @@ def open_undivided(settings: Settings, before: dict, trained: tuple[Channels, st
         return None
     if (images := listing.undivided(root, known_classes(before), settings.channel_files)) is None:
         return None
+    how = how_to_open(settings)._replace(holdout=0, trained=trained)
     with suppress(UserError):  # a class may have too few images to be divided
-        divided = division.digests(_read(settings, root))
-        if all(digest == before["division"].get(name) for name, digest in divided.items()):
-            return None
-    return open_set(images, how_to_open(settings)._replace(holdout=0, trained=trained))
+        divided = _read(settings, root)
+        if all(digest == before["division"].get(name) for name, digest in division.digests(divided).items()):
+            if not (known := before.get("contents")):
+                console.say(f"{root} is taken for the run's data, as its files have the same names and labels")
+                return None
+            if any(digest == known.get(name) for name, digest in contents(divided, how).items()):
+                return None
+            note = f"{root} has files of the names and labels of the run's, but of other content in every split"
+            images = replace(images, notes=(note, *images.notes))
+    return open_set(images, how)
 
 
 def known_classes(before: dict) -> Known:

@@ -133,12 +133,9 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
         return Opened(images, wanted, account=account, division=digests, store=store)
     if wanted.backend == "synthetic":
         return Opened(images, wanted, division=digests)
-    listed, paths = images, _paths(images)
-    with console.progress("checking files", sum(len(images.files(path)) for path in paths)) as bar:
-        photos = None if wanted.trained is None else are_photos(*wanted.trained)
-        report = scan.scan(images.root, paths, wanted.workers, bar.reach, photos=photos, parts=images.parts)
+    listed, report = images, _checked(images, wanted)
     rejected = _left_out(images, {item.path: item.reason for item in report.rejected}, wanted.strict)
-    images = scan.apply(images, report, None if photos is not False else wanted.trained[0])
+    images = scan.apply(images, report, _channels(wanted))
     contents = division.contents(listed.splits, images, report.contents())
     by_dali = choice.resolve(wanted.backend, images.stacks) == "dali"
     shape = (scan.shape(images),) if images.stacks else ()
@@ -165,6 +162,24 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
         if account.is_notable:
             console.say(str(account))
     return Opened(images, wanted, rejected, account, digests, contents, store, positions)
+
+
+def contents(images: ImageSet, wanted: Wanted) -> dict[str, str]:
+    """Return what `Opened.contents` would be of a listed set of files; raises UserError as `open_set` does."""
+    report = _checked(images, wanted)
+    return division.contents(images.splits, scan.apply(images, report, _channels(wanted)), report.contents())
+
+
+def _checked(images: ImageSet, wanted: Wanted) -> scan.ScanReport:
+    paths = _paths(images)
+    photos = None if wanted.trained is None else are_photos(*wanted.trained)
+    with console.progress("checking files", sum(len(images.files(path)) for path in paths)) as bar:
+        return scan.scan(images.root, paths, wanted.workers, bar.reach, photos=photos, parts=images.parts)
+
+
+def _channels(wanted: Wanted) -> Channels | None:
+    """Return the channels of a trained model that stacks are to have."""
+    return None if wanted.trained is None or are_photos(*wanted.trained) else wanted.trained[0]
 
 
 def open_store(images: ImageSet, wanted: Wanted) -> Store | None:

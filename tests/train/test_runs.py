@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -313,6 +314,52 @@ def test_a_labelled_folder_alone_is_evaluated_whole(stripes, task1, tmp_path, ca
     shutil.copy(next((data / "0").iterdir()), data / "other")
     assert main(["evaluate", str(run), "--data", str(data)]) == 2
     assert "has the class 'other', wanted some of 0, 1, 2" in capsys.readouterr().err
+
+
+def class_folders(root, seed, changed=()):
+    """Write 12 images in each of two class folders; those of the numbers `changed` have another seed."""
+    for number in range(24):
+        file = root / "ab"[number % 2] / f"{number:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng([seed + (number in changed), number]).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(values).save(file)
+    return root
+
+
+@pytest.fixture(scope="module")
+def on_folders(tmp_path_factory):
+    """A run on class folders, and these."""
+    out = tmp_path_factory.mktemp("on folders")
+    data = class_folders(out / "data", 0)
+    start = ["task1", "--data", str(data), "--out", str(out), "--name", "a", "--models", "simple_cnn", *SMALL]
+    assert main([*start, "--image-size", "16"]) == 0
+    return out / "task1/a", data
+
+
+def tested_on(run, data, capsys):
+    """Return the splits that `evaluate` tests, and what it says."""
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--data", str(data), "--channels", "RGB"]) == 0
+    return json.loads((run / "evaluation.json").read_text())["splits"], " ".join(capsys.readouterr().out.split())
+
+
+def test_a_folder_of_the_same_names_and_other_content_is_another_folder(on_folders, tmp_path, capsys):
+    run, own = Path(shutil.copytree(on_folders[0], tmp_path / "run")), on_folders[1]
+    splits, said = tested_on(run, class_folders(tmp_path / "other", 1), capsys)
+    assert splits == ["test"]
+    assert "but of other content in every split" in said
+    assert "has no splits: all 24 labelled images are tested" in said
+    splits, said = tested_on(run, Path(shutil.copytree(own, tmp_path / "moved")), capsys)
+    assert splits != ["test"]
+    assert "not the run's figures" not in said
+    splits, said = tested_on(run, class_folders(tmp_path / "a changed file", 0, [5]), capsys)
+    assert splits != ["test"]
+    kept = json.loads((run / "results.json").read_text())
+    del kept["data"]["contents"], kept["checksum"]  # as of an earlier version
+    (run / "results.json").write_text(json.dumps(kept))
+    splits, said = tested_on(run, tmp_path / "other", capsys)
+    assert splits != ["test"]
+    assert "is taken for the run's data, as its files have the same names and labels" in said
 
 
 @pytest.mark.usefixtures("signals_heard")
