@@ -8,8 +8,8 @@ from pathlib import Path
 from polychrome.engine.errors import UserError
 
 
-def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Yield the number and the text, stripped, of each line that is not blank.
+def numbered_lines(file: Path, around: str | None = None) -> Iterator[tuple[int, str]]:
+    """Yield the number and the text, stripped of white space or the marks `around`, of each line that is not blank.
 
     Raises UserError where the file cannot be read or is not UTF-8.
     """
@@ -22,4 +22,4 @@ def numbered_lines(file: Path) -> Iterator[tuple[int, str]]:
     # Not splitlines(): it also cuts at characters that file names may hold.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield number, line.strip()
+            yield number, line.strip(around)

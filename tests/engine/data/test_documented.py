@@ -12,13 +12,15 @@ ROWS = {
     "a folder with `train.txt`": "list_files_are_read_in_order, lists_with_backslashes_and_other_forms_of_unicode_find_"
     "their_files, labels_from_one_are_taken_from_zero_and_said, class_names_are_the_first_of_each_line",
     "a folder with `labels.csv`": "a_table_beside_a_folder_labels_its_images, tables_of_splits_are_read_beside_their_"
-    "flat_folders, a_column_of_splits_divides_a_table, rows_that_repeat_a_file_and_its_label_are_taken_once_and_said",
+    "flat_folders, a_column_of_splits_divides_a_table, rows_that_repeat_a_file_and_its_label_are_taken_once_and_said, "
+    "every_label_that_a_writer_of_tables_wrote_is_read_whole, rows_with_other_cells_than_the_first_are_refused_by_line",
     "a folder with `train/`": "split_folders_are_sorted_and_known_suffixes_listed, folders_of_splits_go_by_their_usual_"
     "names, hugging_face_folders_with_metadata_are_read",
     "`tiny-imagenet-200`": "tiny_imagenet_is_read_as_it_comes, the_flat_val_of_ilsvrc_is_labelled_by_its_solution",
     "a folder of class folders": "class_folders_are_split_eight_to_one_to_one_by_seed",
     "a folder with a single folder": "a_lone_folder_is_entered_and_said",
-    "`'shards/{000..099}.tar'`": "patterns_and_folders_name_shards, numbers_in_cls_are_labels",
+    "`'shards/{000..099}.tar'`": "patterns_and_folders_name_shards, numbers_in_cls_are_labels, "
+    "folders_in_a_tar_are_the_splits_and_classes_that_folders_are",
     "a parquet file": "splits_classes_bytes_and_labels_of_hugging_faces_files_are_read, a_single_file_of_plain_bytes_"
     "with_named_classes_is_divided",
     "for `cifar100`": "official_files_are_read_in_each_form, batches_have_the_official_pixels",
@@ -37,7 +39,8 @@ ROWS = {
     "MPO": "of_several_frames_the_first_is_read_and_told",
     "PNG, PGM, JPEG 2000": "every_value_and_name_of_measured_data_is_read, a_few_files_of_16_bits_among_photos_are_"
     "scaled_counted_and_said",
-    "TIFF of more than 8 bits": "every_value_and_name_of_measured_data_is_read, values_are_kept_as_uint8_or_float32",
+    "TIFF of more than 8 bits": "every_value_and_name_of_measured_data_is_read, values_are_kept_as_uint8_or_float32, "
+    "a_tiff_among_photos_has_the_pixels_that_tifffile_reads_or_is_refused",
     "TIFF of RGB and a fourth": "a_fourth_sample_is_transparency_only_where_it_looks_so",
     "PPM of colours": "what_a_photo_loses_is_told",
     "HEIC": "other_kinds_are_refused_with_a_reason",

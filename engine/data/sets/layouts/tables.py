@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polychrome.engine.data.files.guard import guarded
+from polychrome.engine.data.files.kinds import SUFFIXES as IMAGES
 from polychrome.engine.data.files.text import numbered_lines
 from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Entry, Known, Labelled, Places, labelled, split_of
 from polychrome.engine.data.sets.layouts.lists import check_path
 from polychrome.engine.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
+MARKS = ",;\t"  # between cells
+SAMPLE = 100  # lines that tell the mark
 OF_ALL = ("labels", "metadata", "annotations")  # names of tables of a whole folder
 FILES = ("file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "image", "img", "image_name")
 FILES += ("image_id", "imageid", "img_id", "id", "name")
@@ -108,7 +111,7 @@ def _table(root: Path, path: str, places: Places) -> Table:
     file, (folder, name) = root / path, posixpath.split(path)
     stem = posixpath.splitext(name)[0]
     split = split_of(folder if stem.lower() in OF_ALL and folder else stem) or UNDIVIDED
-    lines = list(numbered_lines(file))
+    lines = list(numbered_lines(file, " \r"))  # a tab begins a cell, which may be empty
     if not lines:
         raise UserError(f"{file} is empty: wanted a line of columns such as filename,label")
     rows = list(_objects(file, lines) if path.lower().endswith(".jsonl") else _cells(file, lines))
@@ -117,19 +120,49 @@ def _table(root: Path, path: str, places: Places) -> Table:
     if roles is None and len(header) == 2:  # of no known names, or a table without a line of names
         there = [places.is_there(f"{file}:{number}", row[0], folder, split) for number, row in rows[:2]]
         roles = (0, 1, None) if any(there) else None
-        if there[0]:
+        if roles and (there[0] or _is_data(header, others)):
             header, others = ("0", "1"), rows
     return Table(file, folder, split, header, roles, tuple(others))
 
 
 def _cells(file: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    mark = max(",;\t", key=lines[0][1].count)
+    mark = _mark([line for _, line in lines[:SAMPLE]])
+    columns = len(_row(lines[0][1], mark))
     for number, line in lines:
-        try:
-            (row,) = csv.reader([line], delimiter=mark)
-        except (csv.Error, ValueError) as error:
-            raise UserError(f"{file}:{number}: wanted fields with {mark!r} between, got {line!r}") from error
-        yield number, tuple(cell.strip() for cell in row)
+        row = _row(line, mark)
+        if not row:
+            raise UserError(
+                f"{file}:{number}: wanted cells with {mark!r} between, got quotes that do not fit in {line!r}"
+            )
+        if len(row) != columns:
+            wanted = f"wanted {columns} cells with {mark!r} between, as in the first line"
+            raise UserError(f"{file}:{number}: {wanted}, got {len(row)} in {line!r}")
+        yield number, row
+
+
+def _mark(lines: Sequence[str]) -> str:
+    """Return the mark between cells: the one that makes the most of the first line, and equally many of the others."""
+
+    def cells(mark: str) -> tuple[bool, int]:
+        counts = [len(_row(line, mark)) for line in lines]
+        return counts[0] > 1 and len(set(counts)) == 1, counts[0]
+
+    return max(MARKS, key=cells)
+
+
+def _row(line: str, mark: str) -> tuple[str, ...]:
+    """Return the cells of a line; none where its quotes do not fit."""
+    try:
+        (row,) = csv.reader([line], delimiter=mark, skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError):
+        return ()
+    return tuple(cell.strip() for cell in row)
+
+
+def _is_data(first: Sequence[str], others: Sequence[tuple[int, Sequence[str]]]) -> bool:
+    """Return whether the first row names an image, which may be missing, and its label, and not two columns."""
+    named, kind = first
+    return posixpath.splitext(named)[1].lower() in IMAGES or kind in {row[1] for _, row in others}
 
 
 def _objects(file: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, tuple[str, ...]]]:

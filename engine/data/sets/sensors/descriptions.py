@@ -80,7 +80,7 @@ def _lines(file: Path) -> Iterator[_Line]:
     for number, text in numbered_lines(file):
         where = f"{file}:{number}"
         try:
-            cells = [cell.strip() for cell in next(csv.reader([text], strict=True))]
+            cells = [cell.strip() for cell in next(csv.reader([text], strict=True, skipinitialspace=True))]
         except csv.Error as error:
             raise UserError(f"{where}: {error}: {WANTED}") from error
         if len(cells) != 2 or not all(cells):
