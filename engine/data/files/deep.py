@@ -26,12 +26,23 @@ def is_deep(content: bytes) -> bool:
     if kind == "PNG":
         return content[PNG_DEPTH : PNG_DEPTH + 1] == b"\x10"
     if kind == "JPEG 2000":
-        start = content.find(CODESTREAM)
-        return start >= 0 and content[start + BITS : start + BITS + 1] > b"\x07"
+        return _bits(content) > 8
     if kind != "PPM":
         return False
     with decode.opened(BytesIO(content)) as image:
         return image.mode.startswith(("I", "F"))
+
+
+def _bits(content: bytes) -> int:
+    """Return the bits of a JPEG 2000's first sample; 0 where it has no codestream."""
+    start = content.find(CODESTREAM)
+    sample = content[start + BITS : start + BITS + 1] if start >= 0 else b""
+    return (sample[0] & 0x7F) + 1 if sample else 0  # the highest bit tells of signs
+
+
+def white(content: bytes) -> int:
+    """Return the value of white in the pixels that `read` returns of an image file of whole numbers."""
+    return 2 ** _bits(content) - 1 if kinds.of(content[: kinds.HEAD]) == "JPEG 2000" else 65535
 
 
 def is_float(content: bytes) -> bool:

@@ -21,6 +21,7 @@ from polychrome.engine.data.files.statistics import Moments, measure
 from polychrome.engine.errors import Unsupported, one_line
 
 AT_ONCE = 2**28  # bytes of a file that are read at once
+DEEPEST = 65535  # the highest value of a photo's samples
 COMPARED = 2**26  # bytes of pixels that wait to be compared
 TOLERANCE = 2  # of a photo's bytes, between decoders
 DEEP = ("TIFF", "PNG", "PPM", "JPEG 2000")  # kinds that may hold more than photos do
@@ -168,9 +169,8 @@ def _image(file: str, content: bytes, kind: str, form: Form, seen: Seen | None) 
         nature = tiffs.nature(content)
     elif kind in DEEP and deep.is_deep(content):
         fractions = deep.is_float(content)
-        nature = tiffs.Nature(
-            photo=not fractions, measured=True, why_not="values with fractions, among photos" * fractions
-        )
+        why = "values with fractions, among photos" * fractions
+        nature = tiffs.Nature(photo=not fractions, measured=True, why_not=why, exact=True)
     else:
         return _photo(file, content, seen)
     if not nature.measured:
@@ -184,6 +184,8 @@ def _image(file: str, content: bytes, kind: str, form: Form, seen: Seen | None) 
         return replace(found, as_photo=nature.why_not)
     looks_photo = nature.alpha and _looks_like_alpha(pixels.values[..., 3])
     as_photo = _as_photo(file, content, seen, pixels if nature.exact else None)
+    if isinstance(as_photo, Photo) and kind != "TIFF" and deep.white(content) < DEEPEST:
+        as_photo = as_photo._replace(encoding=f"{as_photo.encoding}, {kinds.SCALED}")
     return replace(found, as_photo=as_photo, looks_photo=looks_photo)
 
 
@@ -203,20 +205,23 @@ def _photo(file: str, content: bytes, seen: Seen | None, wanted: Pixels | None =
 
     decode.verify(content)
     pixels, how = decode.inspected(BytesIO(content) if content else shards.opened(file))
-    if wanted is not None and not _shows(pixels, wanted):
-        raise Unsupported("a TIFF of 16 bits that Pillow reads otherwise, among photos: save it as PNG")
+    if wanted is not None and not _shows(pixels, wanted, content):
+        kind = kinds.of(content[: kinds.HEAD])
+        raise Unsupported(f"a {kind} of more than 8 bits that Pillow reads otherwise, among photos: save it as PNG")
     by_pillow = "" if seen is None or content else "it is too large to be compared"
     if seen is not None and content:
         seen.append((content, pixels))
     return Photo(*pixels.shape[:2], how, by_pillow, _digest(content) if content else "")
 
 
-def _shows(photo: np.ndarray, wanted: Pixels) -> bool:
-    """Return whether a photo has the values of 16 bits, gray or R, G and B, scaled to 8, where none is missing."""
+def _shows(photo: np.ndarray, wanted: Pixels, content: bytes) -> bool:
+    """Return whether a photo has the values of a file, gray or R, G and B, scaled to 8 bits, where none is missing."""
+    from polychrome.engine.data.files import deep
+
     shown = 3 if wanted.values.shape[2] > 2 else 1
     if photo.shape[:2] != wanted.values.shape[:2]:
         return False
-    right = np.abs(photo - wanted.values[..., :shown] * (255 / 65535)) <= 1
+    right = np.abs(photo - wanted.values[..., :shown] * (255 / deep.white(content))) <= TOLERANCE
     return bool((right if wanted.missing is None else right | wanted.missing[..., :shown]).all())
 
 
@@ -251,17 +256,28 @@ def _unidentified(file: str) -> str:
     kind = kinds.of(head)
     if kind == "TIFF":
         return "a damaged TIFF, or one that Pillow cannot read"
-    if kind in ("AVIF", "HEIC", "JPEG XL"):
+    if head.startswith(b"PF"):
+        return "a PFM of colours, which is not read: save it as TIFF or .npy"
+    if kind in ("AVIF", "HEIC", "JPEG XL") and not _is_read(kind):
         return f"{kind}, which this installation of Pillow does not read: install a plugin, or save it as PNG"
     if kind or head.startswith(DAMAGED):
         return "truncated or damaged in its header"
     return f"not an image: it starts with {head[:24]!r}"
 
 
+def _is_read(kind: str) -> bool:
+    """Return whether the installed Pillow reads a kind of image file that not every Pillow reads."""
+    from PIL import features
+
+    return kind == "AVIF" and bool(features.check("avif"))
+
+
 def _damage(error: OSError) -> str:
     text = one_line(error)
+    if text.startswith(("truncated: ", "damaged")):
+        return text
     cut = "truncated" in text.lower() or isinstance(error.__cause__, EOFError)
-    return f"truncated: {text}" if cut else text if text.startswith("damaged") else f"damaged: {text}"
+    return f"{'truncated' if cut else 'damaged'}: {text}"
 
 
 def to_entry(verdict: Verdict) -> list:

@@ -149,6 +149,11 @@ def _labelled(
             return tables.read(root, found, named, num_classes, known)
         except tables.NoLabels as error:
             no_labels = error
+        except UserError as error:
+            if len(folders.below(root)) < 2:
+                raise
+            table = f"{' and '.join(named)} {'goes' if len(named) == 1 else 'go'} before the folders of {root}"
+            raise UserError(f"{error} ({table}: remove it, if these are the classes)") from error
     if parts := folders.split_folders(root):
         return folders.of_splits(root, found, parts, num_classes)
     inside = folders.below(root)

@@ -146,14 +146,14 @@ def _report(verdicts: dict[str, Verdict], decoded: int, photos: bool | None) -> 
     single = {path: verdict for path, verdict in verdicts.items() if isinstance(verdict, Stack)}
     verdicts = _of_one_kind(verdicts, photos)
     deep = {path: stack.highest for path, stack in single.items() if stack.stored != "uint8"}
-    scaled = {path: highest for path, highest in deep.items() if isinstance(verdicts[path], Photo)}
+    shown = {path: each.encoding for path, each in verdicts.items() if isinstance(each, Photo)}
+    scaled = {path: highest for path, highest in deep.items() if path in shown and SCALED not in shown[path]}
     found = {path: verdict for path, verdict in verdicts.items() if isinstance(verdict, Stack)}
     sizes = {path: (each.height, each.width) for path, each in verdicts.items() if not isinstance(each, str)}
-    encodings = {path: each.encoding for path, each in verdicts.items() if isinstance(each, Photo)}
     rejected = tuple(Rejected(path, verdict) for path, verdict in verdicts.items() if isinstance(verdict, str))
     by_pillow = {path: each.by_pillow for path, each in verdicts.items() if isinstance(each, Photo) and each.by_pillow}
     digests = {path: each.digest for path, each in verdicts.items() if not isinstance(each, str) and each.digest}
-    return ScanReport(sizes, rejected, decoded, found, encodings, by_pillow, scaled, digests)
+    return ScanReport(sizes, rejected, decoded, found, shown, by_pillow, scaled, digests)
 
 
 def _of_one_kind(verdicts: dict[str, Verdict], photos: bool | None) -> dict[str, Verdict]:

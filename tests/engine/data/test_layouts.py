@@ -307,6 +307,18 @@ def test_lists_with_backslashes_and_other_forms_of_unicode_find_their_files(tmp_
     assert (images.account.missing, images.account.used) == (0, 3)
 
 
+def test_a_table_whose_labels_are_none_is_told_to_go_before_class_folders(tmp_path):
+    paths = [*numbered("cat", 6), *numbered("dog", 6)]
+    touch(tmp_path, *paths)
+    text(tmp_path, metadata_dot_csv="image,width\n" + "".join(f"{path},{10 * i}\n" for i, path in enumerate(paths)))
+    assert fault(tmp_path).endswith(
+        f"as 12 classes are found in metadata.csv (metadata.csv goes before the folders of {tmp_path}: remove it, if "
+        "these are the classes)"
+    )
+    (tmp_path / "metadata.csv").unlink()
+    assert listing.read(tmp_path).class_names == ("cat", "dog")
+
+
 def test_labels_from_one_are_taken_from_zero_and_said(tmp_path):
     text(tmp_path, train_dot_txt="a.png 1\nb.png 2\nc.png 3\n", val_dot_txt="d.png 1\n", test_dot_txt="e.png 3\n")
     images = listing.read(tmp_path)

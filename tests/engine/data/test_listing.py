@@ -148,6 +148,11 @@ def test_a_class_too_small_to_split_is_a_fault(tmp_path):
 def test_a_class_folder_without_images_is_a_fault(tmp_path):
     touch(tmp_path, *(f"a/{i}.jpg" for i in range(5)), "b/notes.txt")
     assert re.search("0 images of class 'b' in .*: wanted at least 3", fault(tmp_path))
+    for number, suffix in enumerate(("npz", "npz", "dcm")):
+        (tmp_path / f"b/{number}.{suffix}").write_bytes(b"data")
+    assert fault(tmp_path).endswith(
+        "wanted at least 3, for train, val and test; not read are 2 .npz, 1 .dcm, 1 .txt in b/"
+    )
 
 
 def test_arrays_are_listed_as_images_are(tmp_path):

@@ -162,6 +162,37 @@ def test_a_tiff_among_photos_has_the_pixels_that_tifffile_reads_or_is_refused(tm
     assert used >= (0 if (photometric, bits) == ("miniswhite", 16) else 16)
 
 
+@pytest.mark.parametrize("bits", [9, 10, 12, 15, 16])
+@pytest.mark.parametrize("form", ["jp2", "j2k", "png", "pgm"])
+@pytest.mark.parametrize("colours", [1, 3])
+def test_deep_photos_of_any_number_of_bits_have_their_values_or_are_refused(tmp_path, bits, form, colours):
+    most, file = 2**bits - 1, tmp_path / f"a.{form}"
+    if form == "pgm" and colours == 3:
+        pytest.skip("a PPM of colours is a photo, scaled from its maximum")
+    for highest in (most, most // 2):
+        values = np.linspace(0, highest, 20 * 24 * colours).round().astype(np.uint16).reshape(20, 24, colours)
+        if form == "png":
+            most = 65535
+            content = image_kinds.png16(values, 0 if colours == 1 else 2)
+        elif form == "pgm":
+            content = b"P5\n24 20\n%d\n" % most + values.astype(">u2").tobytes()
+        else:
+            content = measured.imagecodecs.jpeg2k_encode(
+                values.squeeze(), level=0, bitspersample=bits, codecformat=form
+            )
+        file.write_bytes(content)
+        found = inspection.of_all([(str(file), Form())], False)[0].as_photo
+        if isinstance(found, str):
+            name = {"jp2": "JPEG 2000", "j2k": "JPEG 2000"}[form]
+            assert found == f"a {name} of more than 8 bits that Pillow reads otherwise, among photos: save it as PNG"
+            assert highest == most
+            continue
+        assert np.abs(decode.rgb(file) - values * (255 / most)).max() <= 2
+        report = scan.scan(tmp_path, [file.name, *image_kinds.write(tmp_path, PHOTOS)], workers=1, cache=False)
+        dark = any("become dark" in line for line in scan.remarks(report, by_dali=False))
+        assert dark == (form == "png" and highest < scan.DIM)
+
+
 def test_16_bits_with_white_as_0_are_no_photo(tmp_path):
     white = measured.tiff(np.zeros((9, 8, 1), np.uint16), photometric="miniswhite")
     _, report = opened(write(tmp_path, PHOTOS | {"white.tif": white}))

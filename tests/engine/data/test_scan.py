@@ -1,9 +1,12 @@
 import dataclasses
+import io
 import json
 import os
+import re
 
 import numpy as np
 import pytest
+from PIL import features
 
 from polychrome.engine.data import image_set
 from polychrome.engine.data.sets import scan as scanning
@@ -129,6 +132,29 @@ def test_whatever_is_accepted_goes_through_dali(tmp_path):
     assert sum(source.shape[0] for source, _ in batches) == len(sizes)
     assert [faults for _, faults in batches] == [{}] * len(requests)
     reader.close()
+
+
+def test_a_pfm_of_colours_is_named(tmp_path):
+    report = scan(tmp_path, {"a.pgm": b"PF\n8 8\n-1.0\n" + bytes(768)})
+    assert report.rejected[0].reason == "a PFM of colours, which is not read: save it as TIFF or .npy"
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_a_cut_avif_is_no_fault_of_the_installation(tmp_path):
+    whole = image_kinds.encoded(image_kinds.picture(), "AVIF")
+    for end in (40, 100, len(whole) // 2):
+        reason = scan(tmp_path, {"a.avif": whole[:end]}).rejected[0].reason
+        assert "install" not in reason
+        assert reason.startswith(("truncated", "damaged"))
+
+
+def test_no_reason_says_twice_what_is_wrong(tmp_path):
+    array = io.BytesIO()
+    np.save(array, image_kinds.picture())
+    whole = [*(image_kinds.accepted() | image_kinds.uncommon()).values(), array.getvalue()]
+    cut = {f"{number}.{end}": file[: len(file) * end // 5] for number, file in enumerate(whole) for end in range(1, 5)}
+    for item in scan(tmp_path, cut).rejected:
+        assert not re.search("(truncated|damaged): (truncated|damaged)", item.reason)
 
 
 def test_a_second_scan_decodes_nothing_and_a_changed_file_is_scanned_again(tmp_path, cache_home):
