@@ -16,6 +16,7 @@ from polychrome.engine.channels import combinations
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.channels.names import ALL, SENSORS, Channels
 from polychrome.engine.data.augmentation import Augmentations
+from polychrome.engine.data.conventions import Trained
 from polychrome.engine.data.files import shards
 from polychrome.engine.data.image_set import ImageSet, having
 from polychrome.engine.data.loader import Loader
@@ -31,12 +32,10 @@ from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
 
 
-def open_data(
-    settings: Settings, task: str, splits: tuple[str, ...] = (), trained: tuple[Channels, str] | None = None
-) -> Opened:
+def open_data(settings: Settings, task: str, splits: tuple[str, ...] = (), trained: Trained | None = None) -> Opened:
     """Return the opened data set of a run, or some splits of it. Files left out are named on the terminal.
 
-    `trained` are the channels and the type of values of a model's data, for use with that model.
+    `trained` is what is known of a model's data, for use with that model.
 
     Of several processes on a machine the first decodes the images, and the others read its disk cache.
 
@@ -48,7 +47,7 @@ def open_data(
         return open_set(*_listed(settings, task, how_to_open(settings, splits)._replace(trained=trained)))
 
 
-def open_undivided(settings: Settings, before: dict, trained: tuple[Channels, str]) -> Opened | None:
+def open_undivided(settings: Settings, before: dict, trained: Trained) -> Opened | None:
     """Return the labelled images of a folder without splits, all of them as the split "test", opened.
 
     None where the folder of the settings has splits, or holds the data of the run whose "data" entry is `before`: the
@@ -207,6 +206,7 @@ def summary(opened: Opened) -> dict:
         "channel_mean": list(images.channels.mean),
         "channel_std": list(images.channels.std),
         "sensors": union.counts(images),
+        "reading": images.conventions.as_dict(),
         "class_names": list(images.class_names),
         "first_label": images.first_label,
         "division": opened.division,

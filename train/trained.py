@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,16 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polychrome.engine.channels.combinations import indices, parse
-from polychrome.engine.channels.names import ALL, SENSORS, SHUFFLED, Channels, listed
+from polychrome.engine.channels.combinations import parse
+from polychrome.engine.channels.names import ALL, SENSORS, SHUFFLED, listed
 from polychrome.engine.data import sampling
 from polychrome.engine.data.batches import normalise
+from polychrome.engine.data.given import FEW, far, image_sets, located, of_pillow
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.opening import Opened, Wanted, are_photos
 from polychrome.engine.data.readers.resizing import cropped, empty
-from polychrome.engine.data.sets import listing, scan
-from polychrome.engine.data.sets.inspection import Stack
-from polychrome.engine.errors import Unsupported, UserError
+from polychrome.engine.data.sets import listing
+from polychrome.engine.data.sets.inspection import scale_of
+from polychrome.engine.data.sets.sensors.naming import split
+from polychrome.engine.errors import UserError
 from polychrome.engine.evaluation import inputs
 from polychrome.train.commands.finished import Source, opened
 from polychrome.train.data import make_loader
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
     Given = str | Path | np.ndarray | Tensor | Image
 
 BATCH = 64  # images at once
-FEW = 64  # files that are not worth starting processes for
 
 
 @dataclass(frozen=True)
@@ -183,19 +185,21 @@ class TrainedModel:
         channels: str | None = None,
         say: Callable[[str], None] = lambda line: None,
         done: Callable[[int], None] = lambda images: None,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> list[Prediction]:
         """Return a prediction for each file, in order; a file that cannot be classified has a reason.
 
         Args:
             say: called with lines on how files are read.
             done: called with the number of images that were classified, batch by batch.
+            warn: called with lines on values that are far from those of the training.
 
         Raises:
             UserError: the model has no such channels, or no network for them.
         """
         places_of: dict[Path, list[int]] = {}
         for place, file in enumerate(files):
-            places_of.setdefault(file.resolve(), []).append(place)
+            places_of.setdefault(located(Path(file)), []).append(place)
         unique, found = list(places_of), {}
         if not unique:
             return []
@@ -203,7 +207,7 @@ class TrainedModel:
         def fail(number: int, reason: str) -> None:
             found[number] = Prediction(None, None, reason=reason)
 
-        for numbers, images in self._sets(unique, channels, fail, say):
+        for numbers, images in self._sets(unique, channels, fail, say, warn):
             number_of = dict(zip(images.splits["images"].paths, numbers, strict=True))
             for path, prediction in self._classified(images, channels, done):
                 found[number_of[path]] = prediction
@@ -254,8 +258,9 @@ class TrainedModel:
         A network for one combination takes them in an order of its own.
         """
         if wanted := channels or self._default:
-            return indices(wanted, self.channels)
-        return self._part(channels)[1] or tuple(range(len(self.channels)))
+            ((_, chosen),) = parse((wanted,), self.channels, 0, self._channels.sensors).items()
+            return chosen
+        return tuple(range(len(self.channels)))
 
     def _logits(self, network, chosen, x: Tensor, indices: np.ndarray, present: Tensor | None) -> Tensor:
         shown = inputs(network, x, chosen, self._source.shown_as(self.name), indices, present)
@@ -288,17 +293,11 @@ class TrainedModel:
         elif isinstance(image, np.ndarray):
             values = image
         else:
-            values = _of_pillow(image) if are_photos(self._channels, self.dtype) else np.asarray(image)
+            return self._of_pillow(image, channels)
         if values.ndim == 2:
             gray = are_photos(self._channels, self.dtype) and not (channels or self._default)
             values = np.repeat(values[..., None], 3 if gray else 1, 2)
-        if str(values.dtype) != self.dtype:
-            raise UserError(
-                f"{kind} has values of type {values.dtype}, the network was trained on {self.dtype}"
-                + (" (0..255)" if self.dtype == "uint8" else " as the files have them")
-            )
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise UserError(f"{kind} has values that are not finite: files' are replaced by the mean of their channel")
+        self._check_values(values, kind)
         combination, count, named = self._part(channels)[0], len(self.channels), self._named(channels)
         if values.shape[2] == count:
             if len(named) == count and named != tuple(range(count)):
@@ -306,14 +305,56 @@ class TrainedModel:
                     f"{kind} has all channels, and channels={combination!r} names them in another order: put them into "
                     f"the network's, {listed(self.channels)}, and leave channels= out"
                 )
+            self._warn_of_other_units(values, range(count), kind)
             return values
+        if values.shape[2] == 1 and (how := split(self._source.conventions)):
+            raise UserError(f"{kind} has 1 channel, {how}: wanted all {count} channels")
         if values.shape[2] != len(named):
             wanted = f"{count} ({listed(self.channels)})"
             more = f" or {len(named)} ({combination})" if len(named) < count else ", or channels= that names fewer"
             raise UserError(f"{kind} has {values.shape[2]} channels, wanted {wanted}{more}")
         full = np.zeros((*values.shape[:2], count), values.dtype)
         full[..., list(named)] = values
+        self._warn_of_other_units(full, named, kind)
         return full
+
+    def _of_pillow(self, image: Image, channels: str | None) -> np.ndarray:
+        """Return a Pillow image as `_pixels` does."""
+        combination, chosen, _ = self._part(channels)
+        values, present = of_pillow(image, self._source.data, self._asked(channels))
+        absent = [self.channels[index] for index in chosen or range(len(self.channels)) if index not in present]
+        if absent:
+            raise UserError(f"{type(image).__name__} lacks {listed(absent)} of channels {combination}")
+        self._warn_of_other_units(values, present, type(image).__name__)
+        return values
+
+    def _check_values(self, values: np.ndarray, kind: str) -> None:
+        """Raise UserError where values are not of the type, or of the kind, that the network was trained on."""
+        before, now = self._source.conventions.scale, scale_of(values.dtype.name)
+        if str(values.dtype) != self.dtype:
+            has = f"{kind} has values of type {values.dtype}, the network was trained on {before or self.dtype}"
+            if self.dtype == "uint8":
+                raise UserError(f"{has} (0..255)")
+            change = ".float()" if kind == "Tensor" else ".astype(np.float32)"
+            alike = before in (None, now) or now == "fractions"
+            raise UserError(f"{has}{f': give them as {change}, without scaling them' * alike}")
+        if values.dtype.kind == "f":
+            if not np.isfinite(values).all():
+                raise UserError(
+                    f"{kind} has values that are not finite: files' are replaced by the mean of their channel"
+                )
+            if before not in (None, now) and (values != np.rint(values)).any():
+                raise UserError(f"{kind} has fractions, the network was trained on {before}: give them without scaling")
+
+    def _warn_of_other_units(self, values: np.ndarray, present: Sequence[int], kind: str) -> None:
+        scale = 255 if self.dtype == "uint8" else 1
+        means = {place: float(values[..., place].mean(dtype=np.float64)) / scale for place in present}
+        if line := far(means, self._channels, scale):
+            warnings.warn(f"{kind}: {line}", stacklevel=5)
+
+    def _asked(self, channels: str | None) -> tuple[str, ...]:
+        """Return the names of the channels that are asked for, in order; none where all are meant."""
+        return tuple(self.channels[place] for place in self._named(channels)) if channels or self._default else ()
 
     def _sets(
         self,
@@ -321,13 +362,12 @@ class TrainedModel:
         channels: str | None,
         fail: Callable[[int, str], None],
         say: Callable[[str], None] = lambda line: None,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> list[tuple[list[int], ImageSet]]:
         """Return sets of the usable files of one kind each, with the places of their images among `files`."""
         combination, chosen, _ = self._part(channels)
-        named = tuple(self.channels[place] for place in self._named(channels))
-        asked = channels or self._default
-        sets = []
-        for places, images in image_sets(files, self._channels, self.dtype, named, fail):
+        asked, sets = self._asked(channels), []
+        for places, images in image_sets(files, self._source.data, asked, fail, warn):
             kept = []
             for row, (place, path) in enumerate(zip(places, images.splits["images"].paths, strict=True)):
                 absent = [self.channels[index] for index in chosen or () if index not in images.present(path)]
@@ -382,68 +422,6 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(images.root / path for path in images.splits["all"].paths)
 
 
-def image_sets(
-    files: Sequence[Path],
-    channels: Channels,
-    dtype: str = "uint8",
-    named: tuple[str, ...] = (),
-    fail: Callable[[int, str], None] | None = None,
-) -> list[tuple[list[int], ImageSet]]:
-    """Return files as image sets of one kind each, in a split "images", with the statistics of `channels`.
-
-    The files are read as photos where `channels` and the values' `dtype` are those of photos, else as stacks. Stacks
-    may have some of the channels: those that a file names, or `named` where it names none and has as many. With each
-    set come the places of its images among `files`.
-
-    Args:
-        fail: called with the place of a file and the reason why it cannot be used; by default that is raised.
-
-    Raises:
-        UserError: without `fail`, a file cannot be decoded, or its channels are not known or others than `channels`.
-    """
-    fail = fail or partial(_refuse, files)
-    root = Path(files[0].absolute().anchor)
-    paths = [path.resolve().relative_to(root).as_posix() for path in files]
-    photos = are_photos(channels, dtype)
-    workers = None if len(files) > FEW else 1
-    given = {"channels": len(channels), "photos": photos, "measured": not photos}
-    report = scan.scan(root, tuple(paths), workers=workers, cache=False, **given)
-    report = replace(report, stacks={path: _named(stack, named) for path, stack in report.stacks.items()})
-    reasons = {item.path: item.reason for item in report.rejected}
-    alike: dict[str, list[int]] = {}
-    for place, path in enumerate(paths):
-        if path in reasons:
-            fail(place, reasons[path])
-            continue
-        try:
-            found = _set_of([path], root, report, channels)
-        except UserError as error:
-            fail(place, str(error).removeprefix(f"{root}: "))
-            continue
-        if len(found.channels) != len(channels):
-            fail(place, f"has {len(found.channels)} channels, wanted {len(channels)}")
-        elif found.dtype != dtype:
-            fail(place, f"has values of type {found.dtype}, the run was trained on {dtype}")
-        else:
-            stack = report.stacks.get(path)
-            alike.setdefault(stack.scale if stack else "photos", []).append(place)
-    sets = []
-    for places in alike.values():
-        own = [paths[place] for place in places]
-        part = replace(report, stacks={path: report.stacks[path] for path in own if path in report.stacks})
-        images = _set_of(own, root, report, channels)
-        sets.append((places, replace(images, notes=(*images.notes, *scan.remarks(part, by_dali=False)))))
-    return sets
-
-
-def _set_of(paths: Sequence[str], root: Path, report: scan.ScanReport, channels: Channels) -> ImageSet:
-    return scan.apply(ImageSet(root, ("",), {"images": Split(tuple(paths), (0,) * len(paths))}), report, channels)
-
-
-def _named(stack: Stack, names: tuple[str, ...]) -> Stack:
-    return replace(stack, names=names) if not stack.names and stack.channels == len(names) else stack
-
-
 def _refuse(files: Sequence[Path], place: int, reason: str) -> None:
     raise UserError(f"{files[place]}: {reason}")
 
@@ -459,15 +437,6 @@ def _is_pillow(image: object) -> bool:
     from PIL.Image import Image
 
     return isinstance(image, Image)
-
-
-def _of_pillow(image: Image) -> np.ndarray:
-    from polychrome.engine.data.files import decode
-
-    try:
-        return decode.of_pillow(image)
-    except Unsupported as error:
-        raise UserError(str(error)) from None
 
 
 def _several(images: object) -> list:

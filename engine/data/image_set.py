@@ -9,6 +9,7 @@ from pathlib import Path
 from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.data.accounting import Account
 from polychrome.engine.data.arrangement import Arrangement
+from polychrome.engine.data.conventions import Conventions
 from polychrome.engine.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -36,8 +37,9 @@ class ImageSet:
     file of each channel by name. Stacks that do not have all channels of the set, in its order and in one file, have
     `arrangements` by path once they are scanned.
 
-    `account` says what became of every file that is there, and `notes` are lines for the user on how the set was read.
-    `first_label` is what the user's first label was before it became 0: 0 or 1; None where classes have names instead.
+    `conventions` say what the files were taken for, `account` what became of every file that is there, and `notes` are
+    lines for the user on how the set was read. `first_label` is what the user's first label was before it became 0: 0
+    or 1; None where classes have names instead.
     """
 
     root: Path
@@ -51,6 +53,7 @@ class ImageSet:
     digests: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     arrangements: Mapping[str, Arrangement] = field(default_factory=dict)
+    conventions: Conventions = field(default_factory=Conventions)
     account: Account | None = None
     notes: tuple[str, ...] = ()
     first_label: int | None = None

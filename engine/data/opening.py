@@ -14,6 +14,7 @@ from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.data.accounting import OTHER_SPLITS, Account
 from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.batches import BatchRequest, Reading
+from polychrome.engine.data.conventions import Trained
 from polychrome.engine.data.image_set import ImageSet, Split, sizes_of, without
 from polychrome.engine.data.loader import Loader
 from polychrome.engine.data.readers import choice
@@ -42,8 +43,8 @@ class Wanted(NamedTuple):
     splits: the splits to open; empty: all.
     strict: whether an unusable file is an error instead of being left out.
     group_by: a regular expression that related files have in common; those in two splits are told.
-    trained: the channels and the type of values of a trained model's data. They say whether the files are photos, and
-        missing values become the means of these channels.
+    trained: what is known of a trained model's data. It says whether the files are photos, and missing values become
+        the means of its channels.
     """
 
     backend: str
@@ -55,7 +56,7 @@ class Wanted(NamedTuple):
     splits: tuple[str, ...] = ()
     strict: bool = False
     group_by: str | None = None
-    trained: tuple[Channels, str] | None = None
+    trained: Trained | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
         return Opened(images, wanted, division=digests)
     listed, report = images, _checked(images, wanted)
     rejected = _left_out(images, {item.path: item.reason for item in report.rejected}, wanted.strict)
-    images = scan.apply(images, report, _channels(wanted))
+    images = scan.apply(images, report, _of_stacks(wanted))
     contents = division.contents(listed.splits, images, report.contents())
     by_dali = choice.resolve(wanted.backend, images.stacks) == "dali"
     shape = (scan.shape(images),) if images.stacks else ()
@@ -167,19 +168,20 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
 def contents(images: ImageSet, wanted: Wanted) -> dict[str, str]:
     """Return what `Opened.contents` would be of a listed set of files; raises UserError as `open_set` does."""
     report = _checked(images, wanted)
-    return division.contents(images.splits, scan.apply(images, report, _channels(wanted)), report.contents())
+    return division.contents(images.splits, scan.apply(images, report, _of_stacks(wanted)), report.contents())
 
 
 def _checked(images: ImageSet, wanted: Wanted) -> scan.ScanReport:
     paths = _paths(images)
-    photos = None if wanted.trained is None else are_photos(*wanted.trained)
+    photos = None if wanted.trained is None else are_photos(wanted.trained.channels, wanted.trained.dtype)
     with console.progress("checking files", sum(len(images.files(path)) for path in paths)) as bar:
         return scan.scan(images.root, paths, wanted.workers, bar.reach, photos=photos, parts=images.parts)
 
 
-def _channels(wanted: Wanted) -> Channels | None:
-    """Return the channels of a trained model that stacks are to have."""
-    return None if wanted.trained is None or are_photos(*wanted.trained) else wanted.trained[0]
+def _of_stacks(wanted: Wanted) -> Trained | None:
+    """Return what a model was trained on where that were stacks, which a set of stacks is read as."""
+    trained = wanted.trained
+    return None if trained is None or are_photos(trained.channels, trained.dtype) else trained
 
 
 def open_store(images: ImageSet, wanted: Wanted) -> Store | None:

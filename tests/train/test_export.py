@@ -16,11 +16,11 @@ import torch
 import polychrome
 from polychrome.engine import export
 from polychrome.engine.data.files import decode
+from polychrome.engine.data.given import image_sets
 from polychrome.engine.data.opening import Opened, Wanted
 from polychrome.train.commands.finished import Run
 from polychrome.train.data import make_loader
 from polychrome.train.run import main
-from polychrome.train.trained import image_sets
 
 SMALL = ["--image-size", "32", "--batch-size", "24", "--epochs", "1", "--workers", "1", "--precision", "fp32"]
 MODELS = "simple_cnn,pool_attention_cnn,naive_cnn"
@@ -51,7 +51,7 @@ def run(stripes, tmp_path_factory):
 def images(run, stripes):
     """The run's test images as it tested on them, [18, 3, 32, 32], 0..1."""
     trained = Run(run, "cpu")
-    shown = image_sets(tuple(stripes / f"images/test {number}.jpg" for number in range(18)), trained.channels)[0][1]
+    shown = image_sets(tuple(stripes / f"images/test {number}.jpg" for number in range(18)), trained.data)[0][1]
     with make_loader(
         Opened(shown, Wanted("torch", torch.device("cpu"), workers=0)), "images", trained.settings
     ) as loader:

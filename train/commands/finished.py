@@ -11,6 +11,7 @@ import torch
 from polychrome.engine.channels import masks
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.channels.names import RGB, Channels
+from polychrome.engine.data.conventions import Conventions, Trained
 from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine import hardware
@@ -58,6 +59,7 @@ class Source(ABC):
         precision: of the run, or "fp32" where the device would only emulate it, at a tenth of the speed.
         channels: of the data, with their statistics.
         dtype: the type of its values, "uint8" or "float32".
+        conventions: what its files were taken for.
         class_names: in the order of the logits.
     """
 
@@ -73,10 +75,13 @@ class Source(ABC):
             sensors = (map(data["channels"].index, sensor["channels"]) for sensor in data.get("sensors", ()))
             self.channels = Channels(tuple(data["channels"]), *statistics, tuple(map(tuple, sensors)))
 
+        self.conventions = Conventions.of(data)
+
     @property
-    def data(self) -> tuple[Channels, str]:
-        """The channels and the type of values of the data that the models were trained on."""
-        return self.channels, self.dtype
+    def data(self) -> Trained:
+        """What is known of the data that the models were trained on."""
+        root = self.results["data"].get("root")
+        return Trained(self.channels, self.dtype, self.conventions, Path(root) if root else None)
 
     def autocast(self):
         return hardware.autocast(self.device, self.precision)
@@ -124,6 +129,9 @@ class Source(ABC):
             raise UserError(
                 f"{self.place} was trained on values of type {self.dtype}, {images.root} has {images.dtype}"
             )
+        before, now = self.conventions.scale, images.conventions.scale
+        if None not in (before, now) and before != now:
+            raise UserError(f"{self.place} was trained on {before}, {images.root} has {now}: wanted one type")
 
     def has_several(self, name: str) -> bool:
         """Return whether a model has a network for each combination of channels."""

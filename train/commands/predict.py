@@ -40,7 +40,7 @@ def predict_images(
     trained = load(run, model, channels)
     files = found_files(images)
     with console.progress("classifying", len(files)) as bar:
-        found = trained.predict_files(files, say=_note, done=bar.advance)
+        found = trained.predict_files(files, say=_note, done=bar.advance, warn=_note)
     bad = [each for each in found if each.reason is not None]
     if len(bad) == len(found):
         more = f" (and none of the other {len(bad) - 1:,})" if len(bad) > 1 else ""

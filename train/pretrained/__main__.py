@@ -15,7 +15,8 @@ from polychrome.train.commands.finished import Checkpoint
 from polychrome.train.pretrained import FOLDER
 from polychrome.train.settings.config import Settings
 
-DATA = ("classes", "class_names", "dtype", "channels", "channel_mean", "channel_std", "sensors")  # of the results
+# Of the data in the results.
+DATA = ("classes", "class_names", "dtype", "channels", "channel_mean", "channel_std", "sensors", "reading")
 
 
 def stripped(path: Path) -> dict:

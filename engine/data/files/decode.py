@@ -52,8 +52,7 @@ def inspected(file: str | os.PathLike | IO[bytes]) -> tuple[np.ndarray, str]:
     with opened(file) as image:
         check(image)
         if image.format != "TIFF":
-            for key in OTHER_ORIENTATIONS:
-                image.info.pop(key, None)
+            _drop_other_orientations(image)
         how = _encoding(image)
         image.load()
         return _three_channels(_upright(image)), f"{how}, {TRANSPARENT}" if _is_transparent(image) else how
@@ -69,8 +68,7 @@ def of_pillow(image: Image.Image) -> np.ndarray:
         raise Unsupported(f"an image of mode {image.mode} is no photo")
     check_pixels(image.height, image.width)
     image = image.copy()
-    for key in OTHER_ORIENTATIONS:
-        image.info.pop(key, None)
+    _drop_other_orientations(image)
     return _three_channels(ImageOps.exif_transpose(image))
 
 
@@ -90,13 +88,35 @@ def samples(content: bytes, channels: int | None = None) -> Pixels:
             raise Unsupported(f"{image.n_frames} frames in one file, wanted one")
         if image.format == "PPM" and SCALED in _encoding(image):
             raise Unsupported("a PPM of colours with more than 8 bits: save it as PNG")
-        for key in OTHER_ORIENTATIONS:
-            image.info.pop(key, None)
+        _drop_other_orientations(image)
         image.load()
-        gray = image.mode in ("1", "L", "LA")
-        counted = "A" in image.getbands() and channels == (2 if gray else 4)
-        mode = ("L" if gray else "RGB") + "A" * (counted or _is_transparent(image))
-        values = np.array(_upright(image).convert(mode))
+        return _samples(image, channels)
+
+
+def samples_of_pillow(image: Image.Image, channels: int | None = None) -> Pixels:
+    """Return the samples of a Pillow image, which is left as it is, as `samples` returns those of its file.
+
+    Raises:
+        Unsupported: the image is no photo of 8 bits, has several frames, or is of a TIFF, of which Pillow does not tell
+            all.
+    """
+    if image.mode not in MODES or image.mode.startswith("I"):
+        raise Unsupported(f"an image of mode {image.mode} is no photo of 8 bits")
+    if image.format == "TIFF":
+        raise Unsupported("Pillow does not tell all that a TIFF says of its channels: give its path")
+    if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
+        raise Unsupported(f"{frames} frames in one file, wanted one")
+    check_pixels(image.height, image.width)
+    image = image.copy()
+    _drop_other_orientations(image)
+    return _samples(image, channels)
+
+
+def _samples(image: Image.Image, channels: int | None) -> Pixels:
+    gray = image.mode in ("1", "L", "LA")
+    counted = "A" in image.getbands() and channels == (2 if gray else 4)
+    mode = ("L" if gray else "RGB") + "A" * (counted or _is_transparent(image))
+    values = np.array(_upright(image).convert(mode))
     if gray:
         return Pixels(values if values.ndim == 3 else values[..., None])
     return Pixels(values, (*RGB.names, "alpha")[: values.shape[2]])
@@ -125,6 +145,11 @@ def opened(file: str | os.PathLike | IO[bytes]) -> Iterator[Image.Image]:
         with image:
             check_pixels(image.height, image.width)
             yield image
+
+
+def _drop_other_orientations(image: Image.Image) -> None:
+    for key in OTHER_ORIENTATIONS:
+        image.info.pop(key, None)
 
 
 def _is_transparent(image: Image.Image) -> bool:

@@ -78,7 +78,12 @@ class Stack:
     @property
     def scale(self) -> str:
         """What the values may be mixed with: bytes, other whole numbers, or fractions."""
-        return self.dtype if self.dtype == "uint8" else "fractions" if self.stored.startswith("f") else "whole numbers"
+        return scale_of(self.stored)
+
+
+def scale_of(stored: str) -> str:
+    """Return what values of a type may be mixed with, see `Stack.scale`."""
+    return stored if stored == "uint8" else "fractions" if stored.startswith("f") else "whole numbers"
 
 
 Verdict = Photo | Stack | str  # or why the file is rejected
@@ -126,11 +131,11 @@ def _of(file: str, form: Form, measured: bool, seen: Seen | None) -> Verdict:
             if (size := shards.size(file)) == 0:
                 return "empty file"
             if (size > AT_ONCE or file.lower().endswith(kinds.ARRAY)) and stacks.is_array(file):
-                return _stack(_pixels(file, form))
+                return stack(_pixels(file, form))
             content = shards.read_bytes(file) if size <= AT_ONCE else b""
             kind = kinds.of(content[: kinds.HEAD] or shards.head(file))
             if kind == "array":
-                return _stack(_pixels(file, form))
+                return stack(_pixels(file, form))
             if not content and (measured or kind in DEEP):  # to know its bits
                 if size > (most := LARGEST * most_pixels()):
                     return too_large(f"{size:,} bytes", most)
@@ -154,7 +159,7 @@ def _samples(file: str, form: Form, content: bytes) -> Stack | str:
     from polychrome.engine.data.files import decode
 
     decode.verify(content)
-    return _stack(_pixels(file, form, content), content)
+    return stack(_pixels(file, form, content), content)
 
 
 def _pixels(file: str, form: Form, content: bytes = b"") -> Pixels:
@@ -177,7 +182,7 @@ def _image(file: str, content: bytes, kind: str, form: Form, seen: Seen | None) 
         photo = _photo(file, content, seen)
         return photo._replace(encoding=f"{photo.encoding}, {kinds.TRANSPARENT}") if nature.mask else photo
     pixels = _pixels(file, form, content)
-    found = _stack(pixels, content)
+    found = stack(pixels, content)
     if isinstance(found, str):
         return found
     if not nature.photo:
@@ -229,7 +234,8 @@ def _digest(content: bytes | np.ndarray) -> str:
     return hashlib.sha256(content).hexdigest()[:24]
 
 
-def _stack(pixels: Pixels, content: bytes = b"") -> Stack | str:
+def stack(pixels: Pixels, content: bytes = b"") -> Stack | str:
+    """Return the verdict on a stack of these pixels, read from a file of these bytes."""
     values, names, missing, stored = pixels
     lost = 0 if missing is None else int(missing.sum())
     if lost == values.size:

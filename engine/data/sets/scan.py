@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from polychrome.engine.channels.names import RGB, Channels, listed
+from polychrome.engine.channels.names import RGB, listed
 from polychrome.engine.data.arrangement import Form
+from polychrome.engine.data.conventions import Conventions, Trained
 from polychrome.engine.data.files import dali_check, shards, stacks
 from polychrome.engine.data.files.guard import most_pixels
 from polychrome.engine.data.files.kinds import FRAMES, SCALED, TRANSPARENT
@@ -176,22 +177,24 @@ def _of_one_kind(verdicts: dict[str, Verdict], photos: bool | None) -> dict[str,
     return verdicts | dict.fromkeys(plain, f"a photo or page of 8 bits among {count}: remove it")
 
 
-def apply(images: ImageSet, report: ScanReport, channels: Channels | None = None) -> ImageSet:
+def apply(
+    images: ImageSet, report: ScanReport, trained: Trained | None = None, asked: tuple[str, ...] = ()
+) -> ImageSet:
     """Return the set without the rejected files, with sizes and, of files that are not photos, their channels.
 
     Mean and deviation of the channels are measured over the training images, or over all images where there is no
-    training split; `channels` may give other values, such as a trained model's.
+    training split, unless the images are for a model that is `trained` (see `union.of_stacks`).
 
     Raises:
         UserError: a split is left empty, or the files differ in kind or number of channels among each other, from
-            channels.txt or from `channels`.
+            channels.txt or from the trained model.
     """
     splits = {name: _usable(f"{name} of {images.root}", split, report) for name, split in images.splits.items()}
     encodings = {path: how for split in splits.values() for path in split.paths if (how := report.encodings.get(path))}
     by_pillow = frozenset(path for split in splits.values() for path in split.paths if path in report.by_pillow)
     scanned = replace(images, splits=splits, encodings=encodings, by_pillow=by_pillow, digests=report.digests)
     found = {path: report.stacks.get(path) for split in splits.values() for path in split.paths}
-    return _with_photos(scanned, found) if None in found.values() else _with_stacks(scanned, found, channels)
+    return _with_photos(scanned, found) if None in found.values() else _with_stacks(scanned, found, trained, asked)
 
 
 def remarks(report: ScanReport, by_dali: bool) -> tuple[str, ...]:
@@ -252,16 +255,19 @@ def _with_photos(images: ImageSet, found: dict[str, Stack | None]) -> ImageSet:
         raise UserError(
             f"{file} names {count} channels, but the images are photos of R, G and B: remove it, or, {line}"
         )
-    return images
+    return replace(images, conventions=Conventions("uint8"))
 
 
-def _with_stacks(images: ImageSet, found: dict[str, Stack], channels: Channels | None) -> ImageSet:
+def _with_stacks(
+    images: ImageSet, found: dict[str, Stack], trained: Trained | None, asked: tuple[str, ...]
+) -> ImageSet:
     first, example = next(iter(found.items()))
     for path, stack in found.items():
         if stack.scale != example.scale:
             types = f"{first} has values of type {example.stored}, {path} of {stack.stored}"
             raise UserError(f"{images.root}: {types}: wanted one type")
-    return union.of_stacks(replace(images, dtype=example.dtype, stacks=True), found, channels)
+    images = replace(images, dtype=example.dtype, stacks=True, conventions=Conventions(example.scale))
+    return union.of_stacks(images, found, trained, asked)
 
 
 def _usable(name: str, split: Split, report: ScanReport) -> Split:

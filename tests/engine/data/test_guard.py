@@ -13,13 +13,14 @@ import pytest
 
 from polychrome.engine.channels.names import RGB
 from polychrome.engine.data.arrangement import Form
+from polychrome.engine.data.conventions import Trained
 from polychrome.engine.data.files import dali_check, decode, guard, stacks
+from polychrome.engine.data.given import image_sets
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.sets import inspection, listing, scan
 from polychrome.engine.errors import Unsupported, UserError
 from polychrome.engine.machine.workers import parallel_chunks
 from polychrome.train.settings.config import read_toml
-from polychrome.train.trained import image_sets
 from tests.engine.data import crashing, image_kinds, mutations, tars
 
 
@@ -71,7 +72,7 @@ def test_a_png_of_few_bytes_and_many_pixels_is_refused_with_what_to_do(tmp_path,
     )
     assert verdict(file) == expected
     with pytest.raises(UserError, match="196,000,000 pixels, at most"):
-        image_sets((file,), RGB)[0][1]
+        image_sets((file,), Trained(RGB))[0][1]
     with pytest.raises(Unsupported, match="196,000,000 pixels, at most"):
         stacks.opener(ImageSet(tmp_path, ("a",), {}))("x.png")
     monkeypatch.setenv(guard.PIXELS_VARIABLE, "1000")

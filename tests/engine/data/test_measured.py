@@ -14,11 +14,12 @@ from PIL import Image, ImageOps
 
 from polychrome.engine.channels.names import RGB
 from polychrome.engine.data.arrangement import Form
+from polychrome.engine.data.conventions import Trained
 from polychrome.engine.data.files import decode, stacks
 from polychrome.engine.data.files.pixels import Pixels, upright
+from polychrome.engine.data.given import image_sets
 from polychrome.engine.data.sets import inspection, listing, scan
 from polychrome.engine.errors import UserError
-from polychrome.train.trained import image_sets
 from tests.engine.data import image_kinds, measured
 
 KINDS = measured.kinds()
@@ -464,24 +465,24 @@ def test_files_in_another_order_than_a_trained_model_are_read_in_the_models_orde
     images, _ = opened(write(tmp_path / "a", {n: measured.tiff(measured.drawn(2), ("red", "nir")) for n in "ab"}))
     file = tmp_path / "c.tif"
     file.write_bytes(measured.tiff(measured.drawn(2), ("nir", "red")))
-    given = image_sets((file,), images.channels, images.dtype)[0][1]
+    given = image_sets((file,), Trained(images.channels, images.dtype))[0][1]
     turned = stacks.opener(given)(given.splits["images"].paths[0])
     np.testing.assert_array_equal(turned, measured.drawn(2)[..., ::-1].astype(np.float32))
     file.write_bytes(measured.tiff(measured.drawn(2), ("nir", "blue")))
-    with pytest.raises(UserError, match=r"c\.tif has channels nir, blue, wanted some of red, nir"):
-        image_sets((file,), images.channels, images.dtype)[0][1]
+    with pytest.raises(UserError, match=r"c\.tif: has channels nir, blue, wanted some of red, nir"):
+        image_sets((file,), Trained(images.channels, images.dtype))[0][1]
     file.write_bytes(measured.tiff(measured.drawn(2), ("red", "nir")))
-    assert image_sets((file,), images.channels, images.dtype)[0][1].channels == images.channels
+    assert image_sets((file,), Trained(images.channels, images.dtype))[0][1].channels == images.channels
 
 
 def test_a_file_of_16_bits_is_predicted_as_the_model_was_trained(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(KINDS["PNG RGB"].content)
-    photo = image_sets((file,), RGB, "uint8")[0][1]
+    photo = image_sets((file,), Trained(RGB))[0][1]
     assert (photo.stacks, photo.dtype) == (False, "uint8")
     assert photo.notes[0].startswith("1 photo of 16 bits among photos of 8, scaled")
     images, _ = opened(write(tmp_path / "set", {n: KINDS["PNG RGB"].content for n in ("a.png", "b.png")}))
-    stack = image_sets((file,), images.channels, images.dtype)[0][1]
+    stack = image_sets((file,), Trained(images.channels, images.dtype))[0][1]
     assert (stack.stacks, stack.dtype, stack.channels) == (True, "float32", images.channels)
 
 

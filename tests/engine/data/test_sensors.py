@@ -10,14 +10,15 @@ from PIL import Image
 
 from polychrome.engine.channels.names import Channels
 from polychrome.engine.data import loader
+from polychrome.engine.data.conventions import Trained
 from polychrome.engine.data.files import decode, stacks
+from polychrome.engine.data.given import image_sets
 from polychrome.engine.data.image_set import having
 from polychrome.engine.data.opening import Wanted, open_set
 from polychrome.engine.data.sets import listing, scan
 from polychrome.engine.data.sets.sensors import union
 from polychrome.engine.errors import UserError
 from polychrome.kernels.augment import Recipe
-from polychrome.train.trained import image_sets
 from tests.engine.data import measured
 
 NAMES = ("dna", "er", "rna", "agp", "mito", "nir")
@@ -423,7 +424,7 @@ def test_images_of_some_of_a_models_channels_are_read_by_name(tmp_path):
     file = tmp_path / "x.tif"
     values = pixels(NAMES[:2], 0, np.uint16)
     file.write_bytes(measured.tiff(values, ("c", "a")))
-    images = image_sets((file,), TRAINED, "float32")[0][1]
+    images = image_sets((file,), Trained(TRAINED, "float32"))[0][1]
     path = images.splits["images"].paths[0]
     assert (images.present(path), images.channels.names) == ((0, 2), ("a", "b", "c"))
     assert (images.channels.mean, images.channels.sensors) == (TRAINED.mean, ((0, 2),))
@@ -433,31 +434,31 @@ def test_images_of_some_of_a_models_channels_are_read_by_name(tmp_path):
 def test_channels_without_names_are_those_that_are_asked_for(tmp_path):
     file = tmp_path / "x.npy"
     file.write_bytes(npy(pixels(NAMES[:2], 0, np.uint16)))
-    images = image_sets((file,), TRAINED, "float32", ("c", "b"))[0][1]
+    images = image_sets((file,), Trained(TRAINED, "float32"), ("c", "b"))[0][1]
     assert images.arrangements[images.splits["images"].paths[0]].sources == (-1, 1, 0)
     with pytest.raises(UserError, match="has 2 channels, wanted 3: a, b, c"):
-        image_sets((file,), TRAINED, "float32")[0][1]
+        image_sets((file,), Trained(TRAINED, "float32"))[0][1]
     with pytest.raises(UserError, match="has 2 channels, wanted 3: a, b, c"):
-        image_sets((file,), TRAINED, "float32", ("a",))[0][1]
+        image_sets((file,), Trained(TRAINED, "float32"), ("a",))[0][1]
 
 
 def test_a_set_for_a_trained_model_has_the_models_channels_and_statistics(tmp_path):
     files = {f"{i}.npy": npy(pixels(NAMES[:2], i, np.uint16)) for i in range(4)}
     root = write(tmp_path, files, "0.npy,b+a\n1.npy,b+a\n2.npy,b+c\n3.npy,b+c\n")
-    images = opened(root, trained=(TRAINED, "float32"))
+    images = opened(root, trained=Trained(TRAINED, "float32"))
     assert (images.channels.names, images.channels.mean) == (TRAINED.names, TRAINED.mean)
     assert images.channels.sensors == ((0, 1), (1, 2))
     (root / "channels.csv").write_text(".,b+z\n")
     with pytest.raises(UserError, match=r"0.npy has channels b, z, wanted some of a, b, c$"):
-        opened(root, trained=(TRAINED, "float32"))
+        opened(root, trained=Trained(TRAINED, "float32"))
     assert scan.shape(images).startswith("3 channels, 10 x 8, named a, b, c")
 
 
 def test_other_names_for_as_many_channels_are_taken_in_order_and_told(tmp_path):
     file = tmp_path / "x.tif"
     file.write_bytes(measured.tiff(pixels(NAMES[:3], 0, np.uint16), ("x", "y", "z")))
-    images = image_sets((file,), TRAINED, "float32")[0][1]
+    images = image_sets((file,), Trained(TRAINED, "float32"))[0][1]
     assert (images.arrangements, images.channels.names) == ({}, TRAINED.names)
     told = f"none of the model's channels is named in 1 image such as {str(file)[1:]}"
     assert images.notes == (f"{told}: x, y, z are taken as a, b, c, in this order",)
-    assert image_sets((file,), replace(TRAINED, names=("x", "y", "z")), "float32")[0][1].notes == ()
+    assert image_sets((file,), Trained(replace(TRAINED, names=("x", "y", "z")), "float32"))[0][1].notes == ()

@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional
 
 from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.data import image_set, loader
+from polychrome.engine.data.conventions import Trained
 from polychrome.engine.data.files import stacks
 from polychrome.engine.data.files.decode import Unsupported
 from polychrome.engine.data.readers import choice
@@ -208,8 +209,8 @@ def test_statistics_of_large_images_and_large_offsets_are_exact(tmp_path, monkey
 def test_given_statistics_replace_the_measured_ones(tmp_path):
     root = folder(tmp_path, {f"{i}.npy": npy(values(6, 7, 2, seed=i)) for i in range(6)})
     given = Channels(("x", "y"), (1.0, 2.0), (3.0, 4.0))
-    assert opened(root, channels=given).channels == given
-    assert "0.npy has 2 channels, wanted 3" in fault(root, channels=RGB)
+    assert opened(root, trained=Trained(given)).channels == given
+    assert "0.npy has 2 channels, wanted 3" in fault(root, trained=Trained(RGB))
 
 
 def test_a_second_scan_reads_nothing_and_tells_the_same(tmp_path):

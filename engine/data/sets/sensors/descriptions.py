@@ -66,6 +66,26 @@ def read(root: Path, paths: Iterable[str]) -> dict[str, Described] | None:
     return found
 
 
+def folder_of(folder: Path, trained: Path | None = None) -> Path | None:
+    """Return the folder whose `channels.csv` or `channels.txt` describes files in a folder; None where nothing does.
+
+    It is the nearest one that has either, the folder itself or one above. In the data folder of a training, `trained`,
+    resolved, it is that folder, described or not, as it was in training.
+
+    Raises:
+        UserError: a folder within the data folder of the training has a description, which was not read in training.
+    """
+    nearest = None
+    for each in (folder, *folder.parents):
+        if nearest is None and (file := next(filter(os.path.exists, (each / FILE, each / stacks.NAMES_FILE)), None)):
+            nearest = each, file
+        if trained is not None and each.resolve() == trained:
+            if nearest is not None and nearest[0] != each:
+                raise UserError(f"{nearest[1]} was not read in training: only a file in {each} itself is")
+            return each
+    return nearest and nearest[0]
+
+
 def names(root: Path) -> tuple[str, ...]:
     """Return the names of all channels in the lines of `channels.csv`, in the order of the lines.
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from polychrome.engine.channels.names import SENSOR, Channels, listed, sensor
 from polychrome.engine.data.arrangement import Arrangement, Form
+from polychrome.engine.data.conventions import APART, BESIDE, TOGETHER, Taken, Trained
 from polychrome.engine.data.files import stacks
 from polychrome.engine.data.files.statistics import Moments, combine
 from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.data.sets.inspection import Stack
 from polychrome.engine.data.sets.layouts.labelled import in_order
-from polychrome.engine.data.sets.sensors import channel_files, descriptions
+from polychrome.engine.data.sets.sensors import channel_files, descriptions, naming
 from polychrome.engine.data.sets.sensors.descriptions import Described
 from polychrome.engine.errors import UserError
 
@@ -24,7 +25,9 @@ MOST_LINES = 8  # on sensors
 Names = Mapping[str, tuple[str, ...]]  # of each image's channels, in its order
 
 
-def of_stacks(images: ImageSet, found: Mapping[str, Stack], channels: Channels | None = None) -> ImageSet:
+def of_stacks(
+    images: ImageSet, found: Mapping[str, Stack], trained: Trained | None = None, asked: tuple[str, ...] = ()
+) -> ImageSet:
     """Return a set of stacks with their channels, and how each of its images holds them.
 
     An image's channels are those that `channels.csv` says, else `channels.txt`, else its own file or files; without any
@@ -32,11 +35,12 @@ def of_stacks(images: ImageSet, found: Mapping[str, Stack], channels: Channels |
     one that the image lacks.
 
     Mean and deviation of the channels are measured over the training images, or over all images where there is no
-    training split; `channels` may give others, such as a trained model's. The images then have channels of these names.
+    training split, unless the images are for a model that is `trained`: they then have its channels. Which they are
+    `naming.of_model` says; files without names may have those that are `asked` for.
 
     Raises:
         UserError: names and numbers of channels do not agree, a channel is in no training image, or the images have
-            other channels than `channels`.
+            other channels than the trained model.
     """
     described = descriptions.read(images.root, found)
     given = _given(images, found, described)
@@ -46,16 +50,17 @@ def of_stacks(images: ImageSet, found: Mapping[str, Stack], channels: Channels |
         source = descriptions.FILE if described else stacks.NAMES_FILE
         orders = f"{listed(given[first])} in {source}, {listed(found[first].names)} in {count}"
         images = replace(images, notes=(*images.notes, f"channels are {orders}: the former is taken"))
-    names = _of_model(images, found, given, channels.names) if channels else _or_numbers(images, found, given)
-    renamed = [path for path in found if given[path] and given[path] != names[path]]
-    if renamed:
-        line = f"{listed(given[renamed[0]])} are taken as {listed(names[renamed[0]])}, in this order"
-        count = f"{len(renamed):,} image{'s' * (len(renamed) > 1)} such as {renamed[0]}"
-        images = replace(images, notes=(*images.notes, f"none of the model's channels is named in {count}: {line}"))
+    if trained is None:
+        channels, names = None, _or_numbers(images, found, given)
+    else:
+        channels, names = trained.channels, _of_model(images, found, given, described, trained, asked)
+        images = replace(images, notes=(*images.notes, *_taken_otherwise(found, given, names)))
     union = channels.names if channels else _union(images, names, described)
     arrangements = _arrangements(images, found, names, union, described or {})
     if channels is None:
         channels = _measured(images, found, arrangements, union)
+        files = _files(images, found, names, described or {})
+        images = replace(images, conventions=naming.conventions(images.conventions.scale, files, union))
     counted = Counter(
         arrangements[path].present if path in arrangements else tuple(range(len(union))) for path in found
     )
@@ -112,24 +117,48 @@ def _or_numbers(images: ImageSet, found: Mapping[str, Stack], names: Names) -> N
     return dict.fromkeys(found, tuple(map(str, range(example.channels))))
 
 
-def _of_model(images: ImageSet, found: Mapping[str, Stack], names: Names, wanted: tuple[str, ...]) -> Names:
-    """Return the names of each image's channels, which are among those of a model, `wanted`.
-
-    Images that name none of the model's channels, and have as many, are taken to have the model's, in its order. Raises
-    UserError where images have other channels.
-    """
-    found_names = {}
+def _of_model(
+    images: ImageSet,
+    found: Mapping[str, Stack],
+    given: Names,
+    described: Mapping[str, Described] | None,
+    trained: Trained,
+    asked: tuple[str, ...],
+) -> Names:
+    """Return the names of each image's channels, which are among those of a model; raises UserError for others."""
+    for_all = stacks.channel_names(images.root) is not None
+    at_home = trained.root is not None and trained.root.resolve() == images.root.resolve()
+    names = {}
     for path, stack in found.items():
-        own = names[path]
-        if not set(own) & set(wanted) and stack.channels == len(wanted):
-            own = wanted
-        elif not own or set(own) - set(wanted):
-            has = f"channels {listed(own)}" if own else f"{stack.channels} channels"
-            kind = "some of" if own else f"{len(wanted)}:"
-            hint = "" if own else f"; name them in {descriptions.FILE}, or by --channels"
-            raise UserError(f"{images.root / path} has {has}, wanted {kind} {listed(wanted)}{hint}")
-        found_names[path] = own
-    return found_names
+        known = given[path] if for_all or path in (described or {}) or path in images.parts else None
+        names[path] = naming.of_model(images.root / path, stack, known, trained, asked, at_home)
+    return names
+
+
+def _taken_otherwise(found: Mapping[str, Stack], given: Names, names: Names) -> Iterator[str]:
+    """Yield lines for the user on images whose channels are others than they are named."""
+    other = [path for path in found if given[path] and given[path] != names[path]]
+    for as_in_training in (False, True):
+        paths = [path for path in other if set(given[path]).isdisjoint(names[path]) != as_in_training]
+        if paths:
+            line = f"{listed(given[paths[0]])} are taken as {listed(names[paths[0]])}"
+            count = f"{len(paths):,} image{'s' * (len(paths) > 1)} such as {paths[0]}"
+            if as_in_training:
+                yield f"channels of {count} are named otherwise than they were in training: {line}, as there"
+            else:
+                yield f"none of the model's channels is named in {count}: {line}, in this order"
+
+
+def _files(
+    images: ImageSet, found: Mapping[str, Stack], names: Names, described: Mapping[str, Described]
+) -> Iterator[Taken]:
+    """Yield what each file was taken for."""
+    for path, stack in found.items():
+        if path in images.parts:
+            yield Taken((), names[path], APART)
+        else:
+            beside = path in described and described[path].form.side_by_side
+            yield Taken(stack.names, names[path], BESIDE if beside else TOGETHER)
 
 
 def _union(images: ImageSet, names: Names, described: Mapping[str, Described] | None) -> tuple[str, ...]:

@@ -1,0 +1,229 @@
+"""Files and Pillow images for a trained network, read as the files that it was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from polychrome.engine.channels.names import RGB, Channels
+from polychrome.engine.data.conventions import Trained
+from polychrome.engine.data.files import stacks
+from polychrome.engine.data.image_set import ImageSet, Split
+from polychrome.engine.data.opening import are_photos
+from polychrome.engine.data.sets import inspection, scan
+from polychrome.engine.data.sets.inspection import Stack
+from polychrome.engine.data.sets.scan import Rejected, ScanReport
+from polychrome.engine.data.sets.sensors import descriptions, union
+from polychrome.engine.errors import Unsupported, UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FEW = 64  # files that are not worth starting processes for
+FAR = 10  # standard deviations of the training from its mean, where no image of it is likely to have its mean
+
+Sets = list[tuple[list[int], ImageSet]]
+Said = Callable[[str], None]
+
+
+def image_sets(
+    files: Sequence[Path],
+    trained: Trained,
+    asked: tuple[str, ...] = (),
+    fail: Callable[[int, str], None] | None = None,
+    warn: Said = lambda line: None,
+) -> Sets:
+    """Return files as image sets of one kind each, in a split "images", with the statistics of the training.
+
+    The files are read as photos where the training was on photos, else as stacks, with what `channels.csv` or
+    `channels.txt` says in the folder that `descriptions.folder_of` finds. Stacks may have some of the channels: for
+    which, see `naming.of_model`. With each set come the places of its images among `files`.
+
+    Args:
+        asked: the channels that are asked for, in order.
+        fail: called with the place of a file and the reason why it cannot be used; by default that is raised.
+        warn: called with a line on files whose values are far from those of the training.
+
+    Raises:
+        UserError: without `fail`, a file cannot be decoded, or its channels or values are others than the training's.
+    """
+    fail = fail or partial(_refuse, files)
+    home = trained.root and trained.root.resolve()
+    by_folder: dict[Path, dict[int, Path]] = {}
+    for place, file in enumerate(files):
+        absolute = located(file)
+        by_folder.setdefault(absolute.parent, {})[place] = absolute
+    by_root: dict[tuple[Path, bool], dict[int, Path]] = {}
+    for folder, inside in by_folder.items():
+        try:
+            root = descriptions.folder_of(folder, home)
+        except UserError as error:
+            for place in inside:
+                fail(place, str(error))
+            continue
+        by_root.setdefault((root or Path(folder.anchor), root is not None), {}).update(inside)
+    sets = []
+    for (root, described), inside in by_root.items():
+        paths = {place: file.relative_to(root).as_posix() for place, file in inside.items()}
+        sets += _of_root(root, described, paths, trained, asked, fail, warn)
+    return sets
+
+
+def located(file: Path) -> Path:
+    """Return the absolute path of a file, which links lead through as its user wrote it."""
+    return file.resolve() if ".." in file.parts else file.absolute()
+
+
+def _of_root(
+    root: Path,
+    described: bool,
+    paths: Mapping[int, str],
+    trained: Trained,
+    asked: tuple[str, ...],
+    fail: Callable[[int, str], None],
+    warn: Said,
+) -> Sets:
+    """Return the sets of files below a folder that describes them; of one that does not, shapes go by the model."""
+    counts = () if described else (len(trained.channels), len(asked))
+    try:
+        report = _scanned(root, tuple(paths.values()), trained, counts)
+    except UserError as error:
+        for place in paths:
+            fail(place, str(error))
+        return []
+    reasons = {item.path: item.reason for item in report.rejected}
+    kinds: dict[str, list[int]] = {}
+    for place, path in paths.items():
+        stack = report.stacks.get(path)
+        if why := reasons.get(path) or (stack and _other_values(stack, trained)):
+            fail(place, why)
+        else:
+            kinds.setdefault(stack.scale if stack else "photos", []).append(place)
+
+    def made(places: Sequence[int]) -> ImageSet | None:
+        own = [paths[place] for place in places]
+        listed = ImageSet(root, ("",), {"images": Split(tuple(own), (0,) * len(own))})
+        try:
+            found = scan.apply(listed, report, trained, asked)
+        except UserError as error:
+            if len(places) == 1:
+                fail(places[0], str(error).removeprefix(f"{root}: ").removeprefix(f"{root / own[0]} "))
+            return None
+        part = replace(report, stacks={path: report.stacks[path] for path in own if path in report.stacks})
+        return replace(found, notes=(*found.notes, *scan.remarks(part, by_dali=False)))
+
+    sets = [(places, images) for rows in kinds.values() for places, images in _together(rows, made)]
+    for _, images in sets:
+        if line := far_off(images, report.stacks, trained.channels):
+            warn(line)
+    return sets
+
+
+def _together(places: list[int], made: Callable[[Sequence[int]], ImageSet | None]) -> Sets:
+    """Return as large sets as can be made of some files, halving them where some do not fit."""
+    if (images := made(places)) is not None:
+        return [(places, images)]
+    if len(places) == 1:
+        return []
+    half = len(places) // 2
+    return [*_together(places[:half], made), *_together(places[half:], made)]
+
+
+def _scanned(root: Path, paths: tuple[str, ...], trained: Trained, counts: tuple[int, ...]) -> ScanReport:
+    """Return the report on files whose shapes may have one of `counts` channels; empty: as in training."""
+    photos = are_photos(trained.channels, trained.dtype)
+    how = {"workers": None if len(paths) > FEW else 1, "cache": False, "photos": photos, "measured": not photos}
+    report = scan.scan(root, paths, channels=counts[0] if counts else None, **how)
+    if len(set(counts) - {0}) < 2:
+        return report
+    wanted, asked = counts
+    by_asked = scan.scan(root, paths, channels=asked, **how).stacks
+    doubtful, other = [], {}
+    for path, stack in report.stacks.items():
+        if path not in by_asked or by_asked[path].channels != asked:
+            continue
+        if stack.channels == wanted:
+            why = f"may have {wanted} channels or {asked} by its shape: {descriptions.FILE} in its folder can name them"
+            doubtful.append(Rejected(path, why))
+        else:
+            other[path] = by_asked[path]
+    sizes = report.sizes | {path: (stack.height, stack.width) for path, stack in other.items()}
+    return replace(report, sizes=sizes, stacks=report.stacks | other, rejected=(*report.rejected, *doubtful))
+
+
+def _other_values(stack: Stack, trained: Trained) -> str | None:
+    """Return why the values of a file cannot be compared with those of the training; None where they can."""
+    before = trained.conventions.scale
+    if before in (None, stack.scale) and stack.dtype == trained.dtype:
+        return None
+    return f"has values of type {stack.stored}, the run was trained on {before or trained.dtype}: wanted one type"
+
+
+def far_off(images: ImageSet, found: Mapping[str, Stack], channels: Channels) -> str | None:
+    """Return a line on images of a set that have a channel whose mean is far from the training's; None without any."""
+    scale, lines = 255 if images.dtype == "uint8" else 1, []
+    for path in images.splits["images"].paths:
+        if path in found:
+            arrangement = images.arrangements.get(path)
+            sources = arrangement.sources if arrangement else range(len(channels))
+            means = found[path].moments.values[1] / scale
+            present = {place: means[source] for place, source in enumerate(sources) if source >= 0}
+            if line := far(present, channels, scale):
+                lines.append(f"{images.root / path}: {line}")
+    more = f" ({len(lines) - 1:,} more such images)" if len(lines) > 1 else ""
+    return lines[0] + more if lines else None
+
+
+def far(means: Mapping[int, float], channels: Channels, scale: float = 1.0) -> str | None:
+    """Return a line on a channel whose mean over an image is `FAR` from the training's; None without any.
+
+    `means` are by the channel's place, in the units of `channels`, of which files have `scale` times as much.
+    """
+    for place, mean in means.items():
+        before, deviation = channels.mean[place], channels.std[place]
+        if abs(mean - before) > FAR * deviation:
+            had = f"the training had {scale * before:,.6g} ± {scale * deviation:,.6g}"
+            return f"channel {channels.names[place]} has a mean of {scale * mean:,.6g}, {had}: other units?"
+    return None
+
+
+def of_pillow(image: Image, trained: Trained, asked: tuple[str, ...] = ()) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return a Pillow image as its file is read: [height, width, channels of the training], and which of them it has.
+
+    Channels that it lacks are 0.
+
+    Raises:
+        UserError: the image is not of the training's kind, or Pillow does not tell what its file does.
+    """
+    from polychrome.engine.data.files import decode
+
+    file = located(Path(getattr(image, "filename", "") or "image"))
+    home = trained.root and trained.root.resolve()
+    root = descriptions.folder_of(file.parent, home) if getattr(image, "filename", "") else None
+    path = file.relative_to(root or file.anchor).as_posix()
+    line = root and (descriptions.read(root, [path]) or {}).get(path)
+    names = root and stacks.channel_names(root)
+    try:
+        if are_photos(trained.channels, trained.dtype) and not line and names in (None, RGB.names):
+            return decode.of_pillow(image), (0, 1, 2)
+        if trained.dtype != "uint8":
+            raise Unsupported("the network was trained on measured values: give the path of the file, or an array")
+        if line and line.form.side_by_side:
+            raise Unsupported("its channels lie side by side: give the path of the file, or an array of all channels")
+        count = len(line.names) if line else len(names) if names else None if root else len(trained.channels)
+        stack = inspection.stack(pixels := decode.samples_of_pillow(image, count))
+    except Unsupported as error:
+        raise UserError(f"{type(image).__name__}: {error}") from None
+    listed = ImageSet(root or Path(file.anchor), ("",), {"images": Split((path,), (0,))}, dtype="uint8", stacks=True)
+    images = union.of_stacks(listed, {path: stack}, trained, asked)
+    arrangement = images.arrangements.get(path)
+    return pixels.values if arrangement is None else arrangement.placed(pixels.values), images.present(path)
+
+
+def _refuse(files: Sequence[Path], place: int, reason: str) -> None:
+    raise UserError(f"{files[place]}: {reason}")

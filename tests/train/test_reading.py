@@ -1,0 +1,440 @@
+"""A trained network sees a file as its training did: `predict` says of it what `evaluate` does, or refuses it."""
+
+import io
+import shutil
+import tarfile
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import polychrome
+from polychrome.engine.data.conventions import Conventions
+from polychrome.engine.data.files import stacks
+from polychrome.engine.data.opening import Wanted, open_set
+from polychrome.engine.data.sets import listing
+from polychrome.engine.errors import UserError
+from polychrome.engine.evaluation import evaluate
+from polychrome.engine.training import checkpoint
+from polychrome.train import networks
+from polychrome.train.data import make_loader, summary
+from polychrome.train.run import main
+from polychrome.train.settings.config import Settings
+from tests.engine.data import measured
+from tests.engine.data.test_sensors import npy, write
+
+SETTINGS = Settings(image_size=8, batch_size=4, workers=1, precision="fp32", eval_crop=1.0)
+RED, TURNED = ("red", "green", "nir"), ("nir", "green", "red")
+
+
+def drawn(channels, seed, dtype=np.uint16, size=(12, 10)):
+    """Return values [height, width, channels] of which each channel has a level and a place of its own."""
+    rng = np.random.default_rng([seed, channels])
+    values = rng.random((*size, channels)) * 60 + 40 * np.arange(channels) % 150 + 20 * rng.random(channels)
+    return values.astype(dtype) if np.dtype(dtype).kind != "f" else (values / 100).astype(dtype)
+
+
+def png(image, **options):
+    stream = io.BytesIO()
+    image.save(stream, "PNG", **options)
+    return stream.getvalue()
+
+
+def photos():
+    """Return photos of every kind that Pillow and we may understand differently."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    colours = [Image.fromarray(drawn(3, seed, np.uint8)) for seed in range(3)]
+    with_alpha = np.dstack([drawn(3, 3, np.uint8), np.arange(120, dtype=np.uint8).reshape(12, 10)])
+    opaque = np.dstack([drawn(3, 4, np.uint8), np.full((12, 10), 255, np.uint8)])
+    return {
+        "0.png": png(colours[0]),
+        "turned.png": png(colours[1], exif=exif),
+        "palette.png": png(colours[2].quantize(9)),
+        "alpha.png": png(Image.fromarray(with_alpha)),
+        "opaque.png": png(Image.fromarray(opaque)),
+    }
+
+
+def grays():
+    exif = Image.Exif()
+    exif[0x112] = 3
+    plain = [Image.fromarray(drawn(1, seed, np.uint8)[..., 0]) for seed in range(3)]
+    return {"0.png": png(plain[0]), "turned.png": png(plain[1], exif=exif), "bits.png": png(plain[2].convert("1"))}
+
+
+def tiffs(*names, dtype=np.uint16, **options):
+    """Return a TIFF for each choice of names."""
+    return {f"{i}.tif": measured.tiff(drawn(len(own), i, dtype), own, **options) for i, own in enumerate(names)}
+
+
+def rgb_tiffs(count=3):
+    return {f"{i}.tif": measured.tiff(drawn(3, i), photometric="rgb") for i in range(count)}
+
+
+def arrays(channels=3, count=3, axes=(0, 1, 2), **options):
+    return {f"{i}.npy": npy(drawn(channels, i, **options).transpose(axes)) for i in range(count)}
+
+
+def strips(counts=(3, 3, 3)):
+    wide = [np.concatenate(list(np.moveaxis(drawn(count, i, np.uint8), -1, 0)), 1) for i, count in enumerate(counts)]
+    return {f"{i}.png": png(Image.fromarray(each)) for i, each in enumerate(wide)}
+
+
+def apart():
+    every = {i: drawn(3, i, np.uint8) for i in range(3)}
+    return {f"{i}_w{k}.png": png(Image.fromarray(x[..., k])) for i, x in every.items() for k in range(3)}
+
+
+def missing(kind):
+    values = [drawn(3, i, np.float32) for i in range(3)]
+    for i, each in enumerate(values):
+        each[i : i + 3, 2:5, 1] = np.nan if kind == "npy" else -9
+        each[..., 2] = each[..., 2] if i else np.nan if kind == "npy" else -9  # the first lacks a channel
+    if kind == "npy":
+        return {f"{i}.npy": npy(each) for i, each in enumerate(values)}
+    return {f"{i}.tif": measured.tiff(each, RED, nodata=-9) for i, each in enumerate(values)}
+
+
+def txt(*names):
+    return {"channels.txt": "".join(f"{name}\n" for name in names).encode()}
+
+
+def csv(*lines):
+    return {"channels.csv": "".join(f"{line}\n" for line in lines).encode()}
+
+
+def days(i):
+    return tuple(f"{name} of day {i}" for name in RED)
+
+
+def opaque():
+    return {name: content for name, content in photos().items() if name != "alpha.png"}
+
+
+def two(kind):
+    return {"0.png": photos()["0.png"], f"{kind}.png": photos()[f"{kind}.png"]}
+
+
+# By arrangement: its files, and how many of these, and of copies without a description, `predict` takes.
+CASES = {
+    "photos": (photos(), 5, 5),
+    "gray photos": (grays(), 3, 3),
+    "measured photos": (opaque() | csv(".,R+G+B"), 4, 4),
+    "measured photos in another order": (opaque() | csv(".,B+G+R"), 4, 4),
+    "photos measured otherwise": (two("palette") | csv("0.png,x+y+z", "palette.png,z+y+x"), 2, 0),
+    "photos with transparency": (two("alpha") | csv("0.png,x+y+z", "alpha.png,x+y+z+w"), 2, 2),
+    "measured gray": (grays() | csv(".,gray"), 3, 3),
+    "names in order": (tiffs(RED, RED, RED), 3, 3),
+    "names in other orders": (tiffs(RED, TURNED, ("green", "red", "nir")), 3, 3),
+    "names of sensors": (tiffs(RED, ("nir", "red"), ("green",)), 3, 3),
+    "channels.txt against names": (rgb_tiffs() | txt("B", "G", "R"), 3, 3),
+    "channels.txt against several names": (tiffs(RED, TURNED, RED) | txt("green", "nir", "red"), 3, 3),
+    "channels.txt against days": (tiffs(*map(days, range(12))) | txt(*RED), 12, 12),
+    "channels.csv against names": (rgb_tiffs(2) | csv("0.tif,B+G+R", "1.tif,R+G+B"), 2, 0),
+    "channels.csv against some names": (rgb_tiffs(2) | csv("0.tif,B+G+R"), 2, 0),
+    "channels.csv against days": (tiffs(days(0), days(1)) | csv("0.tif,x+y+z", "1.tif,z+y+x"), 2, 2),
+    "arrays": (arrays(), 3, 3),
+    "arrays, channels first": (arrays(axes=(2, 0, 1)), 3, 3),
+    "arrays of one channel": ({f"{i}.npy": npy(drawn(1, i)[..., 0]) for i in range(3)}, 3, 3),
+    "cubes": (arrays(12, size=(12, 12)), 3, 3),
+    "as wide as there are channels": (arrays(12, size=(9, 12)), 3, 3),
+    "channels.txt decides the axis": (arrays(12, size=(12, 3), axes=(2, 0, 1)) | txt(*map(str, range(12))), 3, 3),
+    "bytes": (arrays(dtype=np.uint8), 3, 3),
+    "signed": (arrays(dtype=np.int16), 3, 3),
+    "fractions": (arrays(dtype=np.float32), 3, 3),
+    "doubles": (arrays(dtype=np.float64), 3, 3),
+    "channels.txt": (arrays() | txt(*RED), 3, 3),
+    "channels.csv": (arrays() | csv(".,red+green+nir"), 3, 3),
+    "channels.csv for each": (arrays() | csv(".,red+green+nir", "1.npy,nir+green+red"), 3, 0),
+    "sensors": (arrays(3, 1) | {"1.npy": npy(drawn(2, 1))} | csv("0.npy,red+green+nir", "1.npy,nir+red"), 2, 1),
+    "side by side": (strips() | csv(".,dna|er|agp"), 3, 0),
+    "side by side of each": (strips((3, 2, 3)) | csv("0.png,dna|er|agp", "1.png,dna|agp", "2.png,agp|er|dna"), 3, 0),
+    "a file for each": (apart(), 0, 0),
+    "NaN": (missing("npy"), 3, 3),
+    "nodata": (missing("tif"), 3, 3),
+    "PNG of 16 bits": ({f"{i}.png": measured.image_kinds.png16(drawn(3, i), 2) for i in range(3)}, 3, 3),
+    "pages": ({f"{i}.tif": measured.pages(drawn(5, i)) for i in range(3)}, 3, 3),
+    "as many pages as pixels": ({f"{i}.tif": measured.pages(drawn(12, i, size=(12, 12))) for i in range(3)}, 3, 3),
+}
+
+
+def folder(place, files):
+    """Write files, and what describes them, as a data folder."""
+    described = {name: content for name, content in files.items() if name.startswith("channels.")}
+    own = {name: content for name, content in files.items() if name not in described}
+    write(place, own, None, {name: int(Path(name).name[0] == "0") for name in own})
+    for name, content in described.items():
+        (place / name).write_bytes(content)
+    return place
+
+
+def opened_set(root, pattern=None, of=None):
+    return open_set(listing.read(root, channel_files=pattern), Wanted("torch", torch.device("cpu"), 1, trained=of))
+
+
+def trained(root, at, pattern=None):
+    """Return the set of a folder as a training opens it, and a network for it, untrained, as a run keeps it."""
+    opened = opened_set(root, pattern)
+    names = opened.images.channels.names
+    torch.manual_seed(0)
+    network = networks.create("simple_cnn", SETTINGS, 2, len(names)).eval()
+    results = {"task": "task1", "data": summary(opened), "models": {}, "combinations": {}}
+    copy = {"config": SETTINGS.to_toml(), "results": results}
+    checkpoint.save(at, {"name": "simple_cnn", "model": network.state_dict(), "run": copy})
+    return opened, network
+
+
+def evaluated(opened, network):
+    """Return what `evaluate` finds in each image: its class and the probability of that."""
+    everything = {"all": opened.images.channels.everything}
+    with make_loader(opened, "test", SETTINGS) as loader:
+        found = evaluate(network, loader, everything, 2, nullcontext(), protocol="zero-pad")
+    guesses = zip(found.predictions["all"].tolist(), found.probabilities.tolist(), strict=True)
+    return dict(zip(opened.images.splits["test"].paths, guesses, strict=True))
+
+
+def agree(found, wanted):
+    return found.name == str(wanted[0]) and found.probability == pytest.approx(wanted[1], abs=2e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_predict_says_of_each_file_what_evaluate_does_or_refuses_it(tmp_path, case):
+    files, there, elsewhere = CASES[case]
+    root = folder(tmp_path / "data", files)
+    own = [name for name in files if not name.startswith("channels.")]
+    pattern = "_w([0-9])" if case == "a file for each" else None
+    opened, network = trained(root, tmp_path / "best.pt", pattern)
+    model = polychrome.load(tmp_path / "best.pt")
+    wanted = evaluated(opened_set(root, pattern, model._source.data), network)
+    assert wanted == evaluated(opened, network)
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    for name in own:
+        shutil.copy(root / name, copies)
+    for place, count in ((root, there), (copies, elsewhere)):
+        found = model.predict(place)
+        taken = [each for each in found if each.reason is None]
+        assert (len(found), len(taken)) == (len(own), count), [each.reason for each in found]
+        assert all(agree(each, wanted[Path(each.path).name]) for each in taken)
+        assert all("\n" not in each.reason for each in found if each.reason)
+        for each in taken[:1]:
+            assert agree(model.predict(each.path), wanted[Path(each.path).name])
+    read, count = stacks.opener(opened.images), len(model.channels)
+    for path, each in wanted.items():
+        if len(opened.images.present(path)) == count:
+            assert agree(model.predict(read(path)), each)
+        for given in (root / path, copies / path, io.BytesIO(files[path])):
+            with suppress(UserError, Image.UnidentifiedImageError), Image.open(given) as image:
+                assert agree(model.predict(image), each), given
+
+
+def test_these_networks_tell_the_orders_of_channels_apart(tmp_path):
+    opened, network = trained(write(tmp_path / "data", arrays()), tmp_path / "best.pt")
+    model = polychrome.load(tmp_path / "best.pt")
+    for path, each in evaluated(opened, network).items():
+        values = stacks.opener(opened.images)(path)
+        assert not agree(model.predict(values[..., ::-1].copy()), each)
+        assert not agree(model.predict(values[::-1].copy()), each)
+
+
+def loaded(tmp_path, files, pattern=None, **options):
+    """Return a network for a data folder of these files."""
+    trained(folder(tmp_path / "data", files), tmp_path / "best.pt", pattern)
+    return polychrome.load(tmp_path / "best.pt", **options)
+
+
+def reason(model, image, channels=None):
+    with pytest.raises(UserError) as caught:
+        model.predict(image, channels)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_nearest_description_above_a_file_holds_and_one_within_the_training_folder_is_refused(tmp_path):
+    model = loaded(tmp_path, arrays() | txt(*RED))
+    values, wanted = drawn(3, 0), model.predict(tmp_path / "data/0.npy").probabilities
+    turned = npy(values[..., ::-1].copy())
+    new = tmp_path / "new/a/b"
+    new.mkdir(parents=True)
+    (new / "x.npy").write_bytes(turned)
+    (tmp_path / "new/channels.csv").write_bytes(csv("a/*,nir+green+red")["channels.csv"])
+    assert model.predict(new / "x.npy").probabilities == pytest.approx(wanted, abs=1e-6)
+    (tmp_path / "new/a/channels.txt").write_bytes(txt(*RED)["channels.txt"])
+    assert model.predict(new / "x.npy").probabilities != pytest.approx(wanted, abs=1e-3)
+    (tmp_path / "new/a/channels.txt").write_text("red\nred\n")
+    assert "channels.txt:2: channel 'red' is named twice" in reason(model, new / "x.npy")
+    inside = tmp_path / "data/later"
+    inside.mkdir()
+    (inside / "x.npy").write_bytes(turned)
+    (inside / "channels.csv").write_bytes(csv(".,nir+green+red")["channels.csv"])
+    told = f"{inside}/channels.csv was not read in training: only a file in {tmp_path}/data itself is"
+    assert reason(model, inside / "x.npy") == f"{inside}/x.npy: {told}"
+
+
+def test_a_link_in_the_data_folder_is_described_where_it_lies(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name, content in arrays().items():
+        (outside / name).write_bytes(content)
+    model = loaded(tmp_path, arrays() | csv("*.npy,red+green+nir", "linked/*,nir+green+red"))
+    (tmp_path / "data/linked").symlink_to(outside)
+    plain, linked = (model.predict(tmp_path / "data" / each).probabilities for each in ("0.npy", "linked/0.npy"))
+    assert plain != pytest.approx(linked, abs=1e-3)
+    values = drawn(3, 0).astype(np.float32)
+    assert linked == pytest.approx(model.predict(values[..., ::-1].copy()).probabilities, abs=1e-6)
+
+
+def test_what_a_stranger_calls_otherwise_than_the_training_is_taken_or_refused_in_a_line(tmp_path):
+    model = loaded(tmp_path, rgb_tiffs(2) | csv("0.tif,B+G+R", "1.tif,R+G+B"))
+    file = shutil.copy(tmp_path / "data/0.tif", tmp_path)
+    told = (
+        "has channels R, G, B, which were B, G, R in some images of the training and R, G, B in others: name them in "
+    )
+    assert reason(model, file).endswith(f"0.tif: {told}channels.csv")
+    (tmp_path / "y.npy").write_bytes(npy(drawn(3, 0)))
+    assert model.predict(tmp_path / "y.npy").reason is None
+    model = loaded(tmp_path / "arrays", arrays() | csv(".,red+green+nir", "1.npy,nir+green+red"))
+    told = "has 3 channels without names, which were red, green, nir in some images of the training and nir, green, red"
+    assert reason(model, tmp_path / "y.npy").endswith(f"{told} in others: name them in channels.csv, or by --channels")
+    assert model.predict(tmp_path / "y.npy", "nir+green+red").reason is None
+
+
+def test_channels_in_parts_or_files_of_one_channel_are_refused_where_nothing_describes_them(tmp_path):
+    model = loaded(tmp_path, strips() | csv(".,dna|er|agp"))
+    file = Path(shutil.copy(tmp_path / "data/0.png", tmp_path))
+    for channels in (None, "dna"):
+        told = "has 1 channel, and the channels of the training were dna, er, agp side by side: "
+        assert f"0.png: {told}channels.csv in its folder says so" in reason(model, file, channels)
+        assert reason(model, np.asarray(Image.open(file)), channels) == f"ndarray {told}wanted all 3 channels"
+    (tmp_path / "channels.csv").write_text(".,dna|er|agp\n")  # the line that was told
+    found, wanted = (model.predict(each).probabilities for each in (file, tmp_path / "data/0.png"))
+    assert found == pytest.approx(wanted, abs=1e-6)
+    model = loaded(tmp_path / "apart", apart(), "_w([0-9])")
+    told = "has 1 channel, and the channels of the training were a file for each (--channel-files): use evaluate, or"
+    for channels in (None, "0"):
+        assert f"0_w0.png: {told}" in reason(model, tmp_path / "apart/data/0_w0.png", channels)
+
+
+@pytest.mark.parametrize("trained_on", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("given", ["uint8", "int16", "uint16", "float32", "float64"])
+def test_values_of_another_kind_than_the_training_had_are_refused(tmp_path, trained_on, given):
+    kinds = {"uint8": "uint8", "int16": "whole numbers", "uint16": "whole numbers"}
+    before, now = (kinds.get(each, "fractions") for each in (trained_on, given))
+    model = loaded(tmp_path, arrays(dtype=np.dtype(trained_on)))
+    assert model._source.conventions.scale == before
+    other = folder(tmp_path / "other", arrays(dtype=np.dtype(given)))
+    images = opened_set(other, of=model._source.data).images
+    (tmp_path / "x.npy").write_bytes(arrays(dtype=np.dtype(given))["0.npy"])
+    if before == now:
+        assert model.predict(tmp_path / "x.npy").reason is None
+        model._source.check_fits(images)
+        return
+    told = f"has values of type {given}, the run was trained on {before}: wanted one type"
+    assert reason(model, tmp_path / "x.npy").endswith(f"x.npy: {told}")
+    with pytest.raises(UserError, match="was trained on"):
+        model._source.check_fits(images)
+
+
+def test_arrays_of_another_kind_are_told_what_to_do(tmp_path):
+    whole = loaded(tmp_path / "a", arrays())
+    values = drawn(3, 0)
+    wanted = whole.predict(tmp_path / "a/data/0.npy").probabilities
+    change = "the network was trained on whole numbers: give them as {}, without scaling them"
+    told = f"ndarray has values of type uint16, {change.format('.astype(np.float32)')}"
+    assert reason(whole, values) == told
+    tensor = torch.from_numpy(values.astype(np.int32)).permute(2, 0, 1)
+    assert reason(whole, tensor) == f"Tensor has values of type int32, {change.format('.float()')}"
+    assert whole.predict(values.astype(np.float32)).probabilities == pytest.approx(wanted, abs=1e-6)
+    assert whole.predict(tensor.float()).probabilities == pytest.approx(wanted, abs=1e-6)
+    told = "ndarray has fractions, the network was trained on whole numbers: give them without scaling"
+    assert reason(whole, (values / 4095).astype(np.float32)) == told
+    told = "ndarray has values of type uint8, the network was trained on whole numbers"
+    assert reason(whole, values.astype(np.uint8)) == told
+    fractions = loaded(tmp_path / "b", arrays(dtype=np.float32))
+    assert reason(fractions, values) == "ndarray has values of type uint16, the network was trained on fractions"
+
+
+def test_values_far_from_those_of_the_training_are_warned_of(tmp_path, capsys):
+    model = loaded(tmp_path, arrays())
+    far = drawn(3, 0).astype(np.int32) * [1, 1, 100]
+    (tmp_path / "far.npy").write_bytes(npy(far.astype(np.int32)))
+    told = rf"channel 2 has a mean of {far[..., 2].mean():,.6g}, the training had 1.* ± .*: other units[?]"
+    with pytest.warns(UserWarning, match=f"far.npy: {told}"):
+        model.predict(tmp_path / "far.npy")
+    with pytest.warns(UserWarning, match=f"ndarray: {told}"):
+        model.predict(far.astype(np.float32))
+    assert main(["predict", str(tmp_path / "best.pt"), str(tmp_path / "far.npy")]) == 0
+    assert "far.npy: channel 2 has a mean of" in capsys.readouterr().err
+
+
+def test_where_both_axes_may_have_the_channels_a_file_is_refused(tmp_path):
+    model = loaded(tmp_path, arrays(12, size=(12, 12)))
+    first = drawn(3, 0, size=(12, 12))
+    (tmp_path / "x.npy").write_bytes(npy(first))
+    told = "x.npy: may have 12 channels or 3 by its shape: channels.csv in its folder can name them"
+    assert reason(model, tmp_path / "x.npy", "0+1+2").endswith(told)
+    (tmp_path / "channels.csv").write_text("x.npy,0+1+2\n")
+    found = model.predict(tmp_path / "x.npy", "0+1+2").probabilities
+    assert found == pytest.approx(model.predict(first.astype(np.float32), "0+1+2").probabilities, abs=1e-6)
+    (tmp_path / "y").mkdir()
+    (tmp_path / "channels.csv").unlink()
+    (tmp_path / "y/x.npy").write_bytes(npy(drawn(3, 0, size=(9, 10))))  # one of the two alone
+    assert model.predict(tmp_path / "y/x.npy", "0+1+2").reason is None
+
+
+def test_a_sensor_by_its_number_is_a_combination_in_predict_and_load_too(tmp_path):
+    names = [f"b{i}" for i in range(10)]
+    files = {"0.npy": npy(drawn(7, 0)), "1.npy": npy(drawn(6, 1)), "2.npy": npy(drawn(7, 2))}
+    model = loaded(tmp_path, files | csv(f".,{'+'.join(names[:7])}", f"1.npy,{'+'.join(names[4:])}"))
+    own = "+".join(names[4:])
+    for given in (tmp_path / "data/1.npy", drawn(6, 1).astype(np.float32)):
+        wanted = model.predict(given, own).probabilities
+        assert model.predict(given, "sensor 2").probabilities == wanted
+        assert polychrome.load(tmp_path / "best.pt", channels="sensor 2").predict(given).probabilities == wanted
+    with pytest.raises(UserError, match="channels 'sensor 3': the images have 2 choices of channels"):
+        model.predict(tmp_path / "data/1.npy", "sensor 3")
+
+
+@pytest.mark.parametrize("mode", ["F", "I;16"])
+def test_pillow_images_that_do_not_say_what_their_file_does_are_refused(tmp_path, mode):
+    gray = loaded(tmp_path / "a", grays() | csv(".,gray"))
+    image = Image.fromarray(drawn(1, 0, np.float32 if mode == "F" else np.uint16)[..., 0])
+    assert reason(gray, image) == f"Image: an image of mode {mode} is no photo of 8 bits"
+    Image.fromarray(drawn(1, 0, np.uint8)[..., 0]).save(tmp_path / "x.tif")
+    with Image.open(tmp_path / "x.tif") as image:
+        assert "Pillow does not tell all that a TIFF says of its channels: give its path" in reason(gray, image)
+    whole = loaded(tmp_path / "b", {f"{i}.npy": npy(drawn(1, i)[..., 0]) for i in range(3)})
+    assert reason(whole, image) == (
+        "TiffImageFile: the network was trained on measured values: give the path of the file, or an array"
+    )
+
+
+def test_a_run_of_an_earlier_version_reads_files_as_before(tmp_path):
+    loaded(tmp_path, rgb_tiffs() | txt("B", "G", "R"))
+    content = checkpoint.load(tmp_path / "best.pt")
+    del content["run"]["results"]["data"]["reading"]
+    checkpoint.save(tmp_path / "old.pt", {key: value for key, value in content.items() if key != "format"})
+    old, new = polychrome.load(tmp_path / "old.pt"), polychrome.load(tmp_path / "best.pt")
+    assert old._source.conventions == Conventions()
+    assert old.predict(tmp_path / "data") == new.predict(tmp_path / "data")
+    assert old.predict(drawn(3, 0).astype(np.float32)) == new.predict(drawn(3, 0).astype(np.float32))
+
+
+def test_images_in_a_tar_have_the_description_beside_it(tmp_path):
+    root = tmp_path / "data"
+    root.mkdir()
+    for split in ("train", "val", "test"):
+        with tarfile.open(root / f"{split}.tar", "w") as tar:
+            for name, content in rgb_tiffs(4).items():
+                for member, held in ((name, content), (f"{name[0]}.cls", str(int(name[0]) % 2).encode())):
+                    info = tarfile.TarInfo(member)
+                    info.size = len(held)
+                    tar.addfile(info, io.BytesIO(held))
+    (root / "channels.txt").write_bytes(txt("B", "G", "R")["channels.txt"])
+    wanted = evaluated(*trained(root, tmp_path / "best.pt"))
+    found = polychrome.load(tmp_path / "best.pt").predict(root / "test.tar/0.tif")
+    assert agree(found, wanted["test.tar/0.tif"])
