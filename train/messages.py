@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from polychrome.engine.channels.names import listed
+from polychrome.engine.data.conventions import Conventions
 from polychrome.engine.machine import hardware
 from polychrome.engine.report import scores
 from polychrome.engine.run_folder import RunFolder
@@ -69,11 +70,16 @@ def at_end(results: Mapping, folder: RunFolder) -> list[str]:
     several = has_several(entries[best(entries)]["protocol"])  # a network for each combination: one has to be named
     flag, argument = (f" --channels {shlex.quote(label)}", f', channels="{label}"') if several else ("", "")
     run, own, program = shlex.quote(str(folder.root)), shlex.quote(str(one.root)), _program()
+    uses = [
+        f"classify:  {program} predict {own} IMAGES{flag}   (by {best(entries)}, the best on validation images)",
+        f'in Python: polychrome.load("{one.root}"{argument}).predict("photo.jpg")',
+    ]
+    if Conventions.of(results["data"]).apart:  # predict takes images of one file each
+        uses = []
     return [
         *lines,
         report,
-        f"classify:  {program} predict {own} IMAGES{flag}   (by {best(entries)}, the best on validation images)",
-        f'in Python: polychrome.load("{one.root}"{argument}).predict("photo.jpg")',
+        *uses,
         f"again:     {program} evaluate {run}",
         f"elsewhere: {program} export {own} --format onnx{flag}",
     ]

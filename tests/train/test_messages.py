@@ -145,3 +145,12 @@ def test_the_balanced_accuracy_is_compared_with_chance_where_classes_differ(tmp_
     found = results(0.8, 500)
     found["models"]["x"]["scores"]["test"]["RGB"]["balanced_accuracy"] = 0.34
     assert any("not clearly better" in line for line in messages.at_end(found, Folder(tmp_path)))
+
+
+@pytest.mark.parametrize("form", ["together", "side by side", "a file for each"])
+def test_predict_is_not_proposed_where_it_would_refuse_every_image(tmp_path, form):
+    found = results(0.8, 500)
+    found["data"]["reading"] = {"scale": "uint8", "taken": [{"own": [], "names": ["a", "b"], "form": form}]}
+    lines = messages.at_end(found, Folder(tmp_path))
+    for start in ("classify:", "in Python:"):
+        assert any(line.startswith(start) for line in lines) == (form != "a file for each")
