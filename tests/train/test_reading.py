@@ -399,6 +399,16 @@ def test_a_sensor_by_its_number_is_a_combination_in_predict_and_load_too(tmp_pat
         model.predict(tmp_path / "data/1.npy", "sensor 3")
 
 
+@pytest.mark.parametrize("files", [grays() | csv(".,gray"), opaque() | csv(".,B+G+R")])
+def test_pillow_images_of_measured_bytes_are_taken_as_their_file_is(tmp_path, files):
+    model = loaded(tmp_path, files)
+    for name in files.keys() - {"channels.csv"}:
+        wanted = model.predict(tmp_path / "data" / name).probabilities
+        for given in (tmp_path / "data" / name, io.BytesIO(files[name])):
+            with Image.open(given) as image:
+                assert model.predict(image).probabilities == pytest.approx(wanted, abs=2e-6)
+
+
 @pytest.mark.parametrize("mode", ["F", "I;16"])
 def test_pillow_images_that_do_not_say_what_their_file_does_are_refused(tmp_path, mode):
     gray = loaded(tmp_path / "a", grays() | csv(".,gray"))

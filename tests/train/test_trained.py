@@ -194,7 +194,7 @@ def test_measured_values_are_predicted_as_their_files_are(tmp_path):
     wanted = alone.predict(values, f"{first}+{last}").probabilities
     for given in (values[..., [3, 0]], tmp_path / "part.npy"):
         assert alone.predict(given, f"{last}+{first}").probabilities == pytest.approx(wanted, abs=1e-6)
-    with pytest.raises(UserError, match="ndarray has values of type uint8, the network was trained on float32 as the"):
+    with pytest.raises(UserError, match="ndarray has values of type uint8, the network was trained on fractions"):
         trained.predict(values.astype(np.uint8))
     values[0, 0, 0] = np.nan
     with pytest.raises(UserError, match="ndarray has values that are not finite"):
