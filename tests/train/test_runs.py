@@ -336,7 +336,7 @@ def on_folders(tmp_path_factory):
     return out / "task1/a", data
 
 
-def tested_on(run, data, capsys):
+def evaluated(run, data, capsys):
     """Return the splits that `evaluate` tests, and what it says."""
     capsys.readouterr()
     assert main(["evaluate", str(run), "--data", str(data), "--channels", "RGB"]) == 0
@@ -345,19 +345,19 @@ def tested_on(run, data, capsys):
 
 def test_a_folder_of_the_same_names_and_other_content_is_another_folder(on_folders, tmp_path, capsys):
     run, own = Path(shutil.copytree(on_folders[0], tmp_path / "run")), on_folders[1]
-    splits, said = tested_on(run, class_folders(tmp_path / "other", 1), capsys)
+    splits, said = evaluated(run, class_folders(tmp_path / "other", 1), capsys)
     assert splits == ["test"]
     assert "but of other content in every split" in said
     assert "has no splits: all 24 labelled images are tested" in said
-    splits, said = tested_on(run, Path(shutil.copytree(own, tmp_path / "moved")), capsys)
+    splits, said = evaluated(run, Path(shutil.copytree(own, tmp_path / "moved")), capsys)
     assert splits != ["test"]
     assert "not the run's figures" not in said
-    splits, said = tested_on(run, class_folders(tmp_path / "a changed file", 0, [5]), capsys)
+    splits, said = evaluated(run, class_folders(tmp_path / "a changed file", 0, [5]), capsys)
     assert splits != ["test"]
     kept = json.loads((run / "results.json").read_text())
     del kept["data"]["contents"], kept["checksum"]  # as of an earlier version
     (run / "results.json").write_text(json.dumps(kept))
-    splits, said = tested_on(run, tmp_path / "other", capsys)
+    splits, said = evaluated(run, tmp_path / "other", capsys)
     assert splits != ["test"]
     assert "is taken for the run's data, as its files have the same names and labels" in said
 

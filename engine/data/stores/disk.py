@@ -52,26 +52,28 @@ class ImageCache:
             UserError: there is no cache folder.
         """
         paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
-        root = os.path.realpath(images.root)
-        about = [root, sorted(images.splits), form, decoder, list(images.channels.names), images.dtype]
+        self._root = os.path.realpath(images.root)
+        about = [self._root, sorted(images.splits), form, decoder, list(images.channels.names), images.dtype]
         group = _digest(about)
-        stamps, sizes = Stamps(), sizes_of(images)
+        self._images, self._stamps, sizes = images, Stamps(), sizes_of(images)
         # Of a file too large for a digest its stamp tells whether it is the same.
-        files = [
-            (path, sizes[path], images.digests.get(path) or [_stamp(stamps, root, file) for file in images.files(path)])
-            for path in paths
-        ]
+        files = [(path, sizes[path], images.digests.get(path) or self._stamp(path)) for path in paths]
         arranged = [astuple(images.arrangements[path]) for path in paths if path in images.arrangements]
         self.key = _digest([RULES, about, images.channels.mean, files, arranged])
         self.folder = cache_folder() / "images" / f"{group[:16]}-{self.key[:16]}"
         self._group, self._say, self._workers = group[:16], say, max(1, workers)
 
     def load(self) -> StoredValues | None:
-        """Return the cached images, or None if there are none; a damaged cache is removed."""
+        """Return the cached images, or None if there are none; a damaged cache is removed.
+
+        One with a file that could not be decoded is removed, too, once that file has changed.
+        """
         if not self.folder.exists():
             return None
         try:
-            return self._checked()
+            if (found := self._checked()) is None:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            return found
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             why = one_line(error)
             self._say(f"{self.folder} is damaged ({why}): decoding again")
@@ -96,10 +98,12 @@ class ImageCache:
             if not self.folder.exists():
                 self._say(f"decoded images are not kept in {self.folder.parent}: {error.strerror or error}")
 
-    def _checked(self) -> StoredValues:
+    def _checked(self) -> StoredValues | None:
         header = json.loads((self.folder / HEADER).read_text(encoding="utf-8"))
         if header["key"] != self.key:
             raise ValueError("it belongs to another set")
+        if any(stamp != self._stamp(path) for path, (_, stamp) in header["faults"].items()):
+            return None
         size = (self.folder / VALUES).stat().st_size
         if size != header["bytes"]:
             raise ValueError(f"{size:,} bytes, wanted {header['bytes']:,}")
@@ -108,7 +112,7 @@ class ImageCache:
             found = list(pool.map(zlib.crc32, _chunks(values)))
         if found != header["checksums"]:
             raise ValueError("a checksum is wrong")
-        return StoredValues(np.asarray(values), dict(header["faults"]))
+        return StoredValues(np.asarray(values), {path: reason for path, (reason, _) in header["faults"].items()})
 
     def _write(self, folder: Path, values: np.ndarray | Tensor, faults: dict[str, str]) -> None:
         checksums = []
@@ -117,8 +121,12 @@ class ImageCache:
                 checksum = pool.submit(zlib.crc32, chunk)
                 file.write(chunk)
                 checksums.append(checksum.result())
-        header = {"key": self.key, "bytes": values.nbytes, "checksums": checksums, "faults": faults}
+        stamped = {path: [reason, self._stamp(path)] for path, reason in faults.items()}
+        header = {"key": self.key, "bytes": values.nbytes, "checksums": checksums, "faults": stamped}
         (folder / HEADER).write_text(json.dumps(header), encoding="utf-8")
+
+    def _stamp(self, path: str) -> list[list[int | str]]:
+        return [_stamp(self._stamps, self._root, file) for file in self._images.files(path)]
 
     def _clear(self) -> None:
         """Remove caches that this cache replaces, and the leftovers of writers that were killed."""

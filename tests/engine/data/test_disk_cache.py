@@ -240,6 +240,18 @@ def test_files_left_out_stay_left_out(images, said, decoded):
     assert "7.png" not in second
 
 
+def test_a_file_that_can_be_read_again_is_decoded(images, said, decoded):
+    whole = (images.root / "7.png").read_bytes()
+    (images.root / "7.png").write_bytes(b"no image")  # after the scan
+    start(images, "host", said)
+    (images.root / "7.png").write_bytes(whole)
+    decoded.clear()
+    found, _ = start(again(images), "host", said)
+    assert len(decoded) >= 20
+    assert not found.faults
+    assert said == []
+
+
 def test_chunks_do_not_change_what_is_kept(images, said, monkeypatch):
     monkeypatch.setattr(disk, "CHUNK", 1000)
     first, entry = start(images, "device", said)

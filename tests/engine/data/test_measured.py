@@ -164,12 +164,11 @@ def test_a_tiff_among_photos_has_the_pixels_that_tifffile_reads_or_is_refused(tm
 
 
 @pytest.mark.parametrize("bits", [9, 10, 12, 15, 16])
-@pytest.mark.parametrize("form", ["jp2", "j2k", "png", "pgm"])
-@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize(
+    ("form", "colours"), [("jp2", 1), ("jp2", 3), ("j2k", 1), ("j2k", 3), ("png", 1), ("png", 3), ("pgm", 1)]
+)
 def test_deep_photos_of_any_number_of_bits_have_their_values_or_are_refused(tmp_path, bits, form, colours):
     most, file = 2**bits - 1, tmp_path / f"a.{form}"
-    if form == "pgm" and colours == 3:
-        pytest.skip("a PPM of colours is a photo, scaled from its maximum")
     for highest in (most, most // 2):
         values = np.linspace(0, highest, 20 * 24 * colours).round().astype(np.uint16).reshape(20, 24, colours)
         if form == "png":
