@@ -49,6 +49,7 @@ class ImageCache:
         """Name the folder of a scanned set; `form` is "whole" or the stored size, `decoder` what decodes the files.
 
         Raises:
+            ValueError: the set has not been scanned.
             UserError: there is no cache folder.
         """
         paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
