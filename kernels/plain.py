@@ -14,6 +14,11 @@ from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
+# The attributes of a swapped module: its plan, with the places of the op's operands, and its remembered state.
+PLAN, REMEMBERED = "_fuse_plan", "_fuse_remembered"
+# What every module has from torch, and what a swapped one gets, is looked at apart or has no say in a forward.
+NOT_REMEMBERED = frozenset((*vars(nn.Module()), "_compiled_call_impl", PLAN, REMEMBERED))
+
 
 def is_plain(layer: nn.Module | None, kind: type[nn.Module]) -> bool:
     """Return whether `layer` is a `kind`, with or without parametrisations, and its call does no more than `kind`'s.
@@ -39,32 +44,43 @@ def is_centred(layer: nn.Module | None) -> bool:
 
 
 class Remembered(NamedTuple):
-    """The state of a module: its class, its forward, its attributes, lists and dicts as tuples, and its children."""
+    """The state of a module: its class, its forward, its attributes, lists and dicts as tuples, and its children.
+
+    `names`: of its attributes, parameters and buffers; `absent`: of the parameters and buffers that were None.
+    """
 
     kind: type[nn.Module]
     forward: Callable
     attributes: tuple[tuple[str, Any], ...]
+    names: frozenset[str]
+    absent: tuple[str, ...]
     children: tuple[tuple[str, "Remembered | None"], ...]
 
 
 def remember(module: nn.Module, called: tuple[str, ...] = ()) -> Remembered:
     """Return the state that `is_as_remembered` compares; the submodules at the paths `called` may change."""
-    public = ((name, _frozen(value)) for name, value in vars(module).items() if name[0] != "_" and name != "training")
+    own = ((name, _frozen(value)) for name, value in vars(module).items() if name not in NOT_REMEMBERED)
+    held = module._parameters | module._buffers
+    names = NOT_REMEMBERED | vars(module).keys() | held.keys()
+    absent = (name for name, value in held.items() if value is None)
     children = []
     for name, child in module._modules.items():
         if name == "parametrizations":
             continue
         inside = tuple(path[len(name) + 1 :] for path in called if path.startswith(f"{name}."))
         children.append((name, None if child is None or name in called else remember(child, inside)))
-    return Remembered(_class_of(module), type(module).forward, tuple(public), tuple(children))
+    return Remembered(_class_of(module), type(module).forward, tuple(own), names, tuple(absent), tuple(children))
 
 
 def is_as_remembered(module: nn.Module, then: Remembered) -> bool:
     """Return whether `module` is as it was remembered, apart from its own hooks and forward.
 
-    Parameters may have any values, and parametrisations. Submodules have to be of the same classes, without hooks, and
-    attributes the same objects, or equal where they are numbers and strings.
+    Parameters may have any values, and parametrisations; buffers too, which `tensors_beside` tells before. Submodules
+    have to be of the same classes, without hooks, and attributes the same objects, or equal where they are numbers and
+    strings; no attribute, parameter or buffer may be new.
     """
+    if _holds_more(module, then):
+        return False
     for name, value in then.attributes:
         if not _is_same(_frozen(module.__dict__.get(name, then)), value):
             return False
@@ -83,6 +99,32 @@ def is_as_remembered(module: nn.Module, then: Remembered) -> bool:
             if not is_as_remembered(child, child_then):
                 return False
     return True
+
+
+def _holds_more(module: nn.Module, then: Remembered) -> bool:
+    """Return whether a module has an attribute, a parameter or a buffer that it had not."""
+    for held in (module.__dict__, module._parameters, module._buffers):
+        if not then.names.issuperset(held) and any(name not in then.names and name[:2] != "__" for name in held):
+            return True  # names with two underscores are torch's, of FSDP
+    for name in then.absent:
+        if module._parameters.get(name) is not None or module._buffers.get(name) is not None:
+            return True
+    return False
+
+
+def tensors_beside(module: nn.Module, called: tuple[str, ...] = ()) -> list[str]:
+    """Return the paths of buffers, and of attributes with tensors, outside the submodules at the paths `called`."""
+    found = []
+    for path, inner in module.named_modules():
+        if not any(path == each or path.startswith(f"{each}.") for each in called):
+            own = {name: value for name, value in vars(inner).items() if name not in NOT_REMEMBERED}
+            held = [name for name, value in (inner._buffers | own).items() if _has_tensor(_frozen(value))]
+            found += [f"{path}.{name}" if path else name for name in held]
+    return found
+
+
+def _has_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor) or (isinstance(value, tuple) and any(map(_has_tensor, value)))
 
 
 def _class_of(module: nn.Module) -> type[nn.Module]:

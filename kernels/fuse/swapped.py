@@ -15,11 +15,8 @@ from torch.overrides import TorchFunctionMode
 from polychrome.kernels.backend import current_backend, runs_triton
 from polychrome.kernels.channel_gate import channel_gate
 from polychrome.kernels.channel_gate.scale import channel_scale
-from polychrome.kernels.plain import Remembered, is_as_remembered, remember
+from polychrome.kernels.plain import PLAN, REMEMBERED, Remembered, is_as_remembered, remember
 from polychrome.kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
-
-# The attributes of a swapped module: its plan, with the places of the op's operands, and its remembered state.
-PLAN, REMEMBERED = "_fuse_plan", "_fuse_remembered"
 
 _classes: WeakValueDictionary = WeakValueDictionary()
 

@@ -11,6 +11,7 @@ from polychrome.kernels.backend import use_backend
 from polychrome.kernels.fuse.candidates import Candidate, Match, Refusal
 from polychrome.kernels.fuse.gates import Gates, in_words, may_gate
 from polychrome.kernels.fuse.swapped import GatedChannels, has_changed, swap
+from polychrome.kernels.plain import tensors_beside
 
 TOLERANCE = 1e-5  # of the largest value; a forward that rounds to float32 passes, another formula does not
 
@@ -127,17 +128,22 @@ def _uses_its_op(match: Match, gates: Gates, x: tuple[int, ...]) -> bool:
 
 
 def _objection(module: nn.Module, match: Match, shapes: tuple[tuple[int, ...], ...]) -> str | None:
+    if match.kind is not GatedChannels and (found := tensors_beside(module, match.kind.called(match.plan))):
+        return f"{match.kind.ops(match.plan)} would not read its {', '.join(found)}"  # now neutral, they may change
     with torch.no_grad():  # of a copy: a normalisation inside counts its batches
         return match.kind.objection(copy.deepcopy(module), match.plan, _inputs(shapes, special=False)[0])
 
 
 def _randomised(module: nn.Module) -> nn.Module:
-    """Return a copy with random parameters: initial ones may be zero or equal."""
+    """Return a copy with random parameters and buffers: initial ones may be zero or equal; no variance is negative."""
     copied = copy.deepcopy(module).to("cpu", torch.float64)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.copy_(torch.randn(parameter.shape, dtype=parameter.dtype, device="cpu") / 2)
+        for buffer in copied.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(torch.rand(buffer.shape, dtype=buffer.dtype, device="cpu") + 0.5)
     return copied
 
 

@@ -242,12 +242,12 @@ class Settings(SELayer):
     def __init__(self, planes):
         super().__init__(planes)
         self.number, self.act, self.factors, self.by_name = 1.0, torch.relu, [1.0], {"power": [1.0]}
-        self.tensor, self.object = torch.ones(()), Factor(1.0)
+        self.object = Factor(1.0)
 
     def forward(self, x):
         first, _, second, gate = self.fc
         y = self.act(first(x.mean((2, 3)))) * self.number * self.factors[0] * self.by_name["power"][0]
-        return x * gate(second(y * self.tensor * self.object.value))[:, :, None, None]
+        return x * gate(second(y * self.object.value))[:, :, None, None]
 
 
 class Factor:
@@ -260,7 +260,6 @@ ATTRIBUTES = {
     "a function": lambda m: setattr(m, "act", torch.tanh),
     "in a list": lambda m: m.factors.__setitem__(0, 2.0),
     "in a list in a dict": lambda m: m.by_name["power"].__setitem__(0, 2.0),
-    "a tensor": lambda m: setattr(m, "tensor", torch.tensor(2.0)),
     "an object": lambda m: setattr(m, "object", Factor(2.0)),
 }
 
