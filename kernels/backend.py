@@ -101,13 +101,13 @@ def runs_triton(x: torch.Tensor, backend: str, dtype: torch.dtype | None = None)
     return backend == "triton"
 
 
-def _constant_when_traced(function: Callable) -> Callable:
+def constant_when_traced(function: Callable) -> Callable:
     """Mark `function` as torch.compiler.assume_constant_result does, which takes over a second to import Dynamo."""
     function._dynamo_marked_constant = True
     return function
 
 
-@_constant_when_traced
+@constant_when_traced
 def _transform() -> str:
     """Return the transform in force that only the definitions follow, in words; empty for none.
 
@@ -123,13 +123,13 @@ def _transform() -> str:
     return next((name for kind, name in names.items() if kind in kinds), "")
 
 
-@_constant_when_traced
+@constant_when_traced
 def triton_is_installed() -> bool:
     """Return whether the Triton package can be imported."""
     return sys.modules.get("triton", True) is not None and find_spec("triton") is not None
 
 
-@_constant_when_traced
+@constant_when_traced
 @cache
 def compiles_for(index: int) -> bool:
     """Return whether Triton's kernels run on CUDA device `index`; warn, once, where they do not: the ops are eager."""
@@ -143,7 +143,7 @@ def compiles_for(index: int) -> bool:
     return found is None
 
 
-@_constant_when_traced
+@constant_when_traced
 def is_interpreted() -> bool:
     """Return whether Triton was imported with TRITON_INTERPRET=1: its kernels then run on CPU tensors too."""
     import triton.language

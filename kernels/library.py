@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from polychrome.kernels import replay
+from polychrome.kernels.backend import constant_when_traced
 from polychrome.kernels.tensors import empty_as, not_asked
 
 NAMESPACE = "polychrome"
@@ -137,9 +138,15 @@ def call(name: str, *arguments):
         if name in _functions:
             return _functions[name].apply(*arguments, key)
     op = getattr(torch.ops.polychrome, name)
-    if (torch.jit.is_tracing() or torch.compiler.is_exporting()) and torch.onnx.is_in_onnx_export():
+    if (torch.jit.is_tracing() or torch.compiler.is_exporting()) and _writes_onnx():
         return _recorded.get(op.default, op)(*arguments)
     return op(*arguments)
+
+
+@constant_when_traced
+def _writes_onnx() -> bool:
+    """Return whether `torch.onnx.export` runs: Dynamo, which may trace for it, takes torch's function as false."""
+    return torch.onnx.is_in_onnx_export()
 
 
 def asked(gradients, needed) -> tuple:

@@ -47,7 +47,7 @@ def omni_dimensional_conv2d(
     x = channel_scale(x, channel)
     mixing = kernel
     if spatial is not None:  # a mix for each tap
-        mixing = spatial.unflatten(1, experts.shape[3:])[:, None].expand(-1, len(experts), -1, -1)
+        mixing = spatial.unflatten(1, experts.shape[3:])[:, None].expand(-1, experts.shape[0], -1, -1)
         mixing = mixing if kernel is None else mixing * kernel[:, :, None, None]
     if mixing is None:
         y = per_sample_conv2d(x, experts.sum(0), None, *geometry, padding_mode=padding_mode)

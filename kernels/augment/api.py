@@ -87,7 +87,7 @@ def augment(
         raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
     height, width = _checked_size(size, images)
     _check_parameter("indices", indices, INTEGERS, images, batch=None)
-    batch = len(images) if indices is None else len(indices)
+    batch = (images if indices is None else indices).shape[0]
     for name, boxes in (("crops", crops), ("cutouts", cutouts)):
         _check_parameter(name, boxes, INTEGERS, images, batch=batch, box=4)
     for name, factor in (("angles", angles), ("contrast", contrast), ("gamma", gamma)):

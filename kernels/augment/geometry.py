@@ -57,5 +57,5 @@ def source_positions(
     rows, columns = (side[:, None, None] for side in crops[:, 2:].to(dtype).unbind(1))
     y = torch.minimum(((y + height / 2) * (rows / height)).clamp_min(0), rows)
     x = torch.minimum(((x + width / 2) * (columns / width)).clamp_min(0), columns)
-    shape = (len(crops), height, width)
+    shape = (crops.shape[0], height, width)
     return y.expand(shape), x.expand(shape), cover.expand(shape)

@@ -31,7 +31,7 @@ def augment(
     cutouts=None,
 ):
     """Crop, resize, flip, rotate, jitter, normalise and select channels, one filter evaluation for each pixel."""
-    batch = len(images) if indices is None else len(indices)
+    batch = (images if indices is None else indices).shape[0]
     out = resolve_size(size, images)
     wide = wide_dtype(dtype)
     x = resampled(images, indices, clamped(crops, batch, images), flips, vflips, angles, out, wide)
@@ -42,7 +42,7 @@ def augment(
 
 def resampled(images, indices, crops, flips, vflips, angles, size, dtype) -> Tensor:
     """Return values in 0..255, [batch, channels, height, width], of the crops resized, flipped and rotated."""
-    batch = len(crops)
+    batch = crops.shape[0]
     where = torch.arange(batch, device=images.device) if indices is None else indices.long()
     y, x, cover = source_positions(crops, flips, vflips, angles, size, dtype)
     top, left, height, width = (edge[:, None, None] for edge in crops.unbind(1))
@@ -103,8 +103,8 @@ def normalised(x, mean, std) -> Tensor:
 def selected(x, channels, cutouts) -> Tensor:
     """Return the channels named in `channels`, [batch, out] or [out], zero where negative, with the cutouts zero."""
     if channels is not None:
-        chosen = channels.long().expand(len(x), -1)
-        batch = torch.arange(len(x), device=x.device)[:, None]
+        chosen = channels.long().expand(x.shape[0], -1)
+        batch = torch.arange(x.shape[0], device=x.device)[:, None]
         x = torch.where((chosen >= 0)[:, :, None, None], x[batch, chosen.clamp_min(0)], 0)
     if cutouts is not None:
         x = x.masked_fill(_cut(cutouts, x.shape[2:])[:, None], 0)

@@ -37,7 +37,7 @@ def per_sample_conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, gro
         return y if weight.dim() == 5 else y.squeeze(0)
     geometry = resolve_geometry(weight.shape[-2:], stride, padding, dilation, groups)
     x, geometry = with_borders(x, geometry, padding_mode)
-    if len(x) and not is_trusted(x, weight.shape[-2:], geometry):
+    if x.shape[0] and not is_trusted(x, weight.shape[-2:], geometry):
         wide = (x.float(), weight.float(), None if bias is None else bias.float())
         return _per_sample_conv2d(*wide, geometry).to(x.dtype)
     return _per_sample_conv2d(x, weight, bias, geometry)
@@ -68,7 +68,7 @@ def per_sample_conv_transpose2d(x, weight, bias=None, stride=1, padding=0, outpu
     if x.dim() == 3:
         y = per_sample_conv_transpose2d(_batch(x, weight), weight, bias, *given)
         return y if weight.dim() == 5 else y.squeeze(0)
-    if len(x) and not is_trusted_otherwise(x):
+    if x.shape[0] and not is_trusted_otherwise(x):
         wide = (x.float(), weight.float(), None if bias is None else bias.float())
         return per_sample_conv_transpose2d(*wide, *given).to(x.dtype)
     if weight.dim() == 4:
@@ -86,7 +86,7 @@ def per_sample_conv_transpose2d(x, weight, bias=None, stride=1, padding=0, outpu
 
 def _batch(x, weight):
     """Return the image x [channels, height, width] once for each kernel, or as a batch of one."""
-    return x.expand(len(weight) if weight.dim() == 5 else 1, *x.shape)
+    return x.expand(weight.shape[0] if weight.dim() == 5 else 1, *x.shape)
 
 
 def dynamic_conv_transpose2d(

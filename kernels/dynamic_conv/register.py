@@ -258,7 +258,7 @@ def _dynamic_second(ctx, *cotangents):
         first, last = ce is not None or cb is not None, cm is not None
         needed = (for_x, for_experts and last, for_mixing and first, for_bias and last)
         dx, *found, dbias = differentiated(x, *both, *needed)
-        count = len(experts)
+        count = experts.shape[0]
         dexperts.append(None if found[0] is None else found[0][-count:])
         dmixing.append(None if found[1] is None else found[1][:, :count])
         dbias = None if dbias is None else dbias[-count:]

@@ -104,7 +104,7 @@ class ExpertConv(Swapped):
             mixing = getattr(module, plan.mixing)(x)
         except Exception as error:  # a foreign module may raise anything
             return f"its {plan.mixing} does not take a batch of maps: {type(error).__name__}"
-        wanted = [len(x), len(getattr(module, plan.weight))]
+        wanted = [x.shape[0], getattr(module, plan.weight).shape[0]]
         got = list(mixing.shape) if isinstance(mixing, Tensor) else f"a {type(mixing).__name__}"
         return None if got == wanted else f"its {plan.mixing} gives {got}, not a mix [batch, experts]"
 
@@ -194,7 +194,7 @@ def _attentions(found, x: Tensor, experts: Tensor) -> Attentions | None:
     flat = [each.flatten(1) if isinstance(each, Tensor) and each.dim() > 1 else each for each in found]
     for each, size in zip(flat, sizes, strict=True):
         is_one = isinstance(each, float) and each == 1
-        if not is_one and not (isinstance(each, Tensor) and each.shape == (len(x), size)):
+        if not is_one and not (isinstance(each, Tensor) and each.shape == (x.shape[0], size)):
             return None
     channel, *others = (each if isinstance(each, Tensor) else None for each in flat)
     return None if channel is None else Attentions(channel, *others)
