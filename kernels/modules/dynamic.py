@@ -135,7 +135,7 @@ class DynamicConv2d(_DynamicConv):
         `bias` [experts, out_channels], with `bias=True`
         `attention.fc1.weight` [hidden_channels, in_channels, 1, 1], where there is a hidden layer
         `attention.fc2.weight` [experts, hidden_channels or in_channels, 1, 1], `attention.fc2.bias` [experts]
-        `attention.temperature` [], float32; unchanged where a state dict lacks it
+        `attention.temperature` [], float32; unchanged by `to_empty`, and where a state dict lacks it
         `scale`, `shift` [out_channels], float32, after `polychrome.kernels.fold_batch_norm`
 
     Raises:

@@ -28,11 +28,26 @@ class Tempered(nn.Module):
         super().__init__()
         check_temperature("temperature", temperature)
         self.first_temperature = float(temperature)
-        self.register_buffer("temperature", torch.tensor(self.first_temperature, dtype=torch.float32, device=device))
+        self.register_buffer("temperature", self._first(device))
+
+    def _apply(self, fn, recurse=True):
+        # to_empty() leaves new memory, and many state dicts lack the temperature, which would then be what was there
+        before = self.temperature
+        super()._apply(fn, recurse)
+        after = self.temperature
+        if after is not before and not after.is_meta:
+            after.copy_(self._first(after.device) if before.is_meta else before)
+        return self
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
-        state_dict.setdefault(prefix + "temperature", self.temperature)
+        if prefix + "temperature" not in state_dict:
+            given = (value for name, value in state_dict.items() if name.startswith(prefix))
+            place = next((value.device for value in given if isinstance(value, Tensor) and not value.is_meta), "cpu")
+            state_dict[prefix + "temperature"] = self._first(place) if self.temperature.is_meta else self.temperature
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def _first(self, device) -> Tensor:
+        return torch.tensor(self.first_temperature, dtype=torch.float32, device=device)
 
 
 class ExpertAttention(Tempered):

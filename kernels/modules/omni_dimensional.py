@@ -25,7 +25,7 @@ class ODConv2d(Experts):
         `attention.channel_fc`, `filter_fc`, `spatial_fc`, `kernel_fc`: `weight` [features, hidden, 1, 1] and `bias`; of
             in_channels, out_channels, kernel_height * kernel_width and `experts` features. There is no `filter_fc` in a
             depthwise layer, no `spatial_fc` with a 1x1 kernel, and no `kernel_fc` with one expert
-        `attention.temperature` [], float32; unchanged where a state dict lacks it
+        `attention.temperature` [], float32; unchanged by `to_empty`, and where a state dict lacks it
 
     Raises:
         ValueError: a size, the padding, the reduction or the temperature is out of range.

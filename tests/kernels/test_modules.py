@@ -26,6 +26,7 @@ from polychrome.kernels.modules import (
     ChannelStats,
     DynamicConv1d,
     DynamicConv2d,
+    ODConv2d,
     PerSampleConv1d,
     PerSampleConv2d,
     SpatialAttention,
@@ -275,6 +276,37 @@ def test_reset_parameters_completes_a_layer_made_on_the_meta_device():
     layer.reset_parameters()
     assert all(parameter.isfinite().all() for parameter in layer.parameters())
     assert layer.attention.temperature == 9
+
+
+TEMPERED = {"images": DynamicConv2d, "signals": DynamicConv1d, "four attentions": ODConv2d}
+
+
+@pytest.fixture
+def garbage(monkeypatch):
+    """Let memory that `to_empty` makes hold what no layer may compute with."""
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **where: torch.full_like(tensor, 77, **where))
+
+
+def without_temperature(layer):
+    return {name: value for name, value in layer.state_dict().items() if not name.endswith("temperature")}
+
+
+@pytest.mark.parametrize("kind", TEMPERED)
+@pytest.mark.parametrize("way", ["to_empty", "assigned", "to_empty of a real layer", "moved"])
+def test_a_temperature_that_a_state_dict_lacks_is_the_constructors_or_the_schedules(kind, way, garbage):
+    given = without_temperature(TEMPERED[kind](4, 5, 3))
+    with torch.device("meta" if way in ("to_empty", "assigned") else "cpu"):
+        layer = nn.Sequential(TEMPERED[kind](4, 5, 3, temperature=9.0))
+    wanted = 9
+    if way in ("to_empty of a real layer", "moved"):
+        wanted = anneal_temperature(layer, 5)
+    layer = layer.double() if way == "moved" else layer if way == "assigned" else layer.to_empty(device="cpu")
+    if way != "assigned":
+        assert layer[0].attention.temperature == wanted
+        assert way == "moved" or (layer[0].weight == 77).all()
+    layer[0].load_state_dict(given, strict=True, assign=way == "assigned")
+    assert layer[0].attention.temperature.device.type == "cpu"
+    assert layer[0].attention.temperature == wanted
 
 
 class OpDtypes(TorchDispatchMode):
