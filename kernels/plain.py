@@ -35,6 +35,13 @@ def is_pointwise(layer: nn.Module | None) -> bool:
     return is_plain(layer, nn.Conv2d) and _geometry(layer) == ((1, 1), (1, 1), (0, 0), (1, 1), 1, "zeros")
 
 
+def is_along_channels(layer: nn.Module | None) -> bool:
+    """Return whether `layer` is a plain convolution of one signal to one, with nothing but its weight and zeros."""
+    if not is_plain(layer, nn.Conv1d) or layer.bias is not None or (layer.in_channels, layer.out_channels) != (1, 1):
+        return False
+    return (layer.stride, layer.dilation, layer.groups, layer.padding_mode) == ((1,), (1,), 1, "zeros")
+
+
 def is_centred(layer: nn.Module | None) -> bool:
     """Return whether `layer` is a plain convolution that `polychrome.kernels.spatial_attention` supports."""
     if not is_plain(layer, nn.Conv2d) or (layer.in_channels, layer.out_channels) != (2, 1):

@@ -11,7 +11,7 @@ from polychrome.kernels.channel_gate.reference import gate_of_logits
 from polychrome.kernels.channel_gate.scale import channel_scale
 from polychrome.kernels.leaves import leaf
 from polychrome.kernels.modules.layers import are_plain, called, checked_size, layered, means, parameters_of, wide
-from polychrome.kernels.plain import is_centred, is_plain
+from polychrome.kernels.plain import is_along_channels, is_centred
 from polychrome.kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
 from polychrome.kernels.tensors import without_autocast
 
@@ -112,7 +112,7 @@ class ECA(nn.Module):
         with without_autocast(x):
             features = means(x).flatten(1).unsqueeze(1)
             conv = self.conv
-            if isinstance(x, Tensor) and is_plain(conv, nn.Conv1d):
+            if isinstance(x, Tensor) and is_along_channels(conv):
                 logits = F.conv1d(features, conv.weight.to(features.dtype), padding=conv.padding)
             else:
                 logits = called(conv, features, x)

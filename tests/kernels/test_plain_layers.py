@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from torch.nn.utils import parametrizations, prune
 
 from polychrome.kernels import fuse, use_backend
 from polychrome.kernels.fuse.swapped import has_changed
+from polychrome.kernels.modules import CBAM as BothAttentions
+from polychrome.kernels.modules import ECA as NeighboursGate
 from polychrome.kernels.modules import ChannelGate, DynamicConv2d, SpatialAttention
 from polychrome.kernels.plain import is_centred, is_plain, is_pointwise
 from tests.grids import grid
@@ -46,6 +49,24 @@ def replace_forward(layer):
     layer.forward = lambda x: 2 * type(layer).forward(layer, x)
 
 
+def rebias(layer):
+    layer.bias = nn.Parameter(torch.arange(1, len(layer.weight) + 1).to(layer.weight))
+
+
+def resettled(**settings):
+    """Return a function that makes a layer of other settings with the weights of its argument."""
+
+    def made(layer):
+        k, options = layer.kernel_size, {"padding": layer.padding, "bias": layer.bias is not None, **settings}
+        if "dilation" in settings:
+            options["padding"] = tuple(settings["dilation"] * each for each in layer.padding)
+        other = type(layer)(layer.in_channels, layer.out_channels, k, **options).to(layer.weight.dtype)
+        other.load_state_dict(layer.state_dict(), strict=False)
+        return other
+
+    return made
+
+
 def quantized(layer):
     kind = QuantizedLinear if isinstance(layer, nn.Linear) else QuantizedConv2d
     layer.qconfig = get_default_qat_qconfig()
@@ -68,8 +89,13 @@ CHANGES = {
     "sequence": lambda o, n: replace(o, n, lambda layer: nn.Sequential(layer, nn.Dropout(0.0), nn.Tanh())),
     "forward replaced": lambda o, n: replace_forward(getattr(o, n)),
     "quantisation": lambda o, n: replace(o, n, quantized),
+    "bias": lambda o, n: rebias(getattr(o, n)),
+    "padding mode": lambda o, n: replace(o, n, resettled(padding_mode="replicate")),
+    "dilation": lambda o, n: replace(o, n, resettled(dilation=2)),
 }
 IN_FLOAT32 = ("quantisation",)
+# What a layer with a kernel of one pixel does not show, and a linear layer has not.
+OF_PIXELS = ("padding mode", "dilation")
 
 
 def change(module, path, name):
@@ -115,7 +141,27 @@ class ConvByDefinition(DynamicConv2d):
         return super().forward(x, (attention.fc2(y).flatten(1) / attention.temperature).softmax(1))
 
 
+class NeighboursByDefinition(NeighboursGate):
+    def forward(self, x):
+        return x * self.conv(x.mean((2, 3)).unsqueeze(1)).squeeze(1)[:, :, None, None].sigmoid()
+
+
+class BothByDefinition(BothAttentions):
+    def forward(self, x):
+        pooled = torch.cat([x.mean((2, 3)), x.flatten(2).max(2).values])  # a layer may count its calls
+        x = x * sum(self.ChannelGate.mlp(pooled).chunk(2)).sigmoid()[:, :, None, None]
+        return x * self.SpatialGate.spatial.conv(torch.cat([x.max(1, True).values, x.mean(1, True)], 1)).sigmoid()
+
+
+def both(kind):
+    return partial(kind, kernel_size=3, batch_norm=False)
+
+
 OURS = {
+    "ECA.conv": (NeighboursGate, NeighboursByDefinition, (6, 3), "conv"),
+    "CBAM.mlp, first": (both(BothAttentions), both(BothByDefinition), (6, 2), "ChannelGate.mlp.1"),
+    "CBAM.mlp, second": (both(BothAttentions), both(BothByDefinition), (6, 2), "ChannelGate.mlp.3"),
+    "CBAM.conv": (both(BothAttentions), both(BothByDefinition), (6, 2), "SpatialGate.spatial.conv"),
     "SpatialAttention.conv": (SpatialAttention, AttentionByDefinition, (3, True), "conv"),
     "ChannelGate.fc1": (ChannelGate, GateByDefinition, (6, 3), "fc1"),
     "ChannelGate.fc2": (ChannelGate, GateByDefinition, (6, 3), "fc2"),
@@ -130,7 +176,14 @@ def made(kind, *arguments, dtype=torch.float64):
     return kind(*arguments).to(dtype)
 
 
-@grid(layer=list(OURS), by=list(CHANGES))
+LARGE = ("SpatialAttention.conv", "ECA.conv", "CBAM.conv")
+
+
+@grid(
+    lambda layer, by: (by not in OF_PIXELS or layer in LARGE) and (layer, by) != ("ECA.conv", "quantisation"),
+    layer=list(OURS),
+    by=list(CHANGES),
+)
 def test_a_changed_layer_in_our_modules_is_called(layer, by):
     kind, definition, arguments, path = OURS[layer]
     dtype = torch.float32 if by in IN_FLOAT32 else torch.float64
@@ -174,11 +227,12 @@ def is_linear_or_conv2d(module):
 
 
 # What torch itself refuses: before an activation in place, and a quantised layer in one dimension.
+LINEAR = ("SE, first", "SE, second", "one layer", "mean and maximum")
 REFUSED = [("SE, first", by) for by in ("sequence", "backward hook", "backward pre hook")] + [("ECA", "quantisation")]
 
 
 @grid(
-    lambda layer, by: (layer, by) not in REFUSED,
+    lambda layer, by: (layer, by) not in REFUSED and (by not in OF_PIXELS or layer not in LINEAR),
     layer=list(FUSED),
     by=list(CHANGES),
 )
