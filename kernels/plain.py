@@ -5,6 +5,7 @@ module in its place (adapters, quantisation), a forward replaced on the object. 
 forward, since a model may change after it is made.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ def is_plain(layer: nn.Module | None, kind: type[nn.Module]) -> bool:
     """
     if not isinstance(layer, nn.Module) or _class_of(layer) is not kind or _does_more(layer):
         return False
-    return _holds_weight(layer) and kind.forward.__module__ == kind.__module__  # not replaced on the object
+    return _holds_weight(layer) and all(method.__module__ == kind.__module__ for method in computations(kind))
 
 
 def is_pointwise(layer: nn.Module | None) -> bool:
@@ -51,13 +52,13 @@ def is_centred(layer: nn.Module | None) -> bool:
 
 
 class Remembered(NamedTuple):
-    """The state of a module: its class, its forward, its attributes, lists and dicts as tuples, and its children.
+    """The state of a module: its class, what it computes by, its attributes, lists and dicts as tuples, its children.
 
     `names`: of its attributes, parameters and buffers; `absent`: of the parameters and buffers that were None.
     """
 
     kind: type[nn.Module]
-    forward: Callable
+    computations: tuple[Callable, ...]
     attributes: tuple[tuple[str, Any], ...]
     names: frozenset[str]
     absent: tuple[str, ...]
@@ -76,7 +77,7 @@ def remember(module: nn.Module, called: tuple[str, ...] = ()) -> Remembered:
             continue
         inside = tuple(path[len(name) + 1 :] for path in called if path.startswith(f"{name}."))
         children.append((name, None if child is None or name in called else remember(child, inside)))
-    return Remembered(_class_of(module), type(module).forward, tuple(own), names, tuple(absent), tuple(children))
+    return Remembered(_class_of(module), computations(type(module)), tuple(own), names, tuple(absent), tuple(children))
 
 
 def is_as_remembered(module: nn.Module, then: Remembered) -> bool:
@@ -101,7 +102,7 @@ def is_as_remembered(module: nn.Module, then: Remembered) -> bool:
             child = module._modules[name]
             if child is None or _class_of(child) is not child_then.kind or _does_more(child):
                 return False
-            if type(child).forward is not child_then.forward:
+            if computations(type(child)) != child_then.computations:
                 return False
             if not is_as_remembered(child, child_then):
                 return False
@@ -143,7 +144,22 @@ def _does_more(module: nn.Module) -> bool:
     """Return whether calling `module` runs hooks, or another forward than its class's."""
     if module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks:
         return True
-    return "forward" in module.__dict__ or has_any_global_hook()
+    return "forward" in module.__dict__ or "_conv_forward" in module.__dict__ or has_any_global_hook()
+
+
+def computations(kind: type[nn.Module]) -> tuple[Callable, ...]:
+    """Return a class's forward and, of a convolution's class, the method that it calls, which many replace."""
+    convolve = getattr(kind, "_conv_forward", None)
+    return (kind.forward,) if convolve is None else (kind.forward, convolve)
+
+
+def replaced_method(module: nn.Module) -> str | None:
+    """Return the name of a method replaced on the object, its forward or one that nn.Module has not; None for none."""
+    for name in vars(module).keys() - NOT_REMEMBERED:
+        is_method = inspect.isfunction(getattr(type(module), name, None))
+        if is_method and (name == "forward" or not hasattr(nn.Module, name)):
+            return name
+    return None
 
 
 def _holds_weight(layer: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import nn
 
 from polychrome.kernels.fuse.swapped import Swapped
-from polychrome.kernels.plain import HOOKS, has_any_global_hook
+from polychrome.kernels.plain import HOOKS, has_any_global_hook, replaced_method
 
 
 class Match(NamedTuple):
@@ -42,8 +42,8 @@ def obstacle(module: nn.Module) -> str | None:
         return "a hook on all modules"
     for path, inner in module.named_modules():
         where = f" on {path}" if path else ""
-        if "forward" in inner.__dict__:
-            return f"forward replaced on the object{where}"
+        if name := replaced_method(inner):
+            return f"{name} replaced on the object{where}"
         if getattr(inner, "parametrizations", None):
             return f"parametrisation{where} of {', '.join(inner.parametrizations)}"
         for hooks in HOOKS:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from polychrome.kernels.backend import current_backend, runs_triton
 from polychrome.kernels.channel_gate import channel_gate
 from polychrome.kernels.channel_gate.scale import channel_scale
-from polychrome.kernels.plain import PLAN, REMEMBERED, Remembered, is_as_remembered, remember
+from polychrome.kernels.plain import PLAN, REMEMBERED, Remembered, computations, is_as_remembered, remember
 from polychrome.kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
 
 _classes: WeakValueDictionary = WeakValueDictionary()
@@ -80,7 +80,7 @@ def prefers_its_own(x: Tensor) -> bool:
 def has_changed(module: nn.Module) -> bool:
     """Return whether the parts that a swapped module's forward does not call have changed since the swap."""
     then: Remembered = module.__dict__[REMEMBERED]
-    return then.kind.forward is not then.forward or not is_as_remembered(module, then)
+    return computations(then.kind) != then.computations or not is_as_remembered(module, then)
 
 
 class LayersPlan(NamedTuple):

@@ -14,7 +14,7 @@ from polychrome.kernels.dynamic_conv.problem import resolve_ints, resolve_paddin
 from polychrome.kernels.leaves import leaf
 from polychrome.kernels.modules.experts import ExpertAttention
 from polychrome.kernels.modules.layers import GEOMETRY, FiveDimensional, checked_size, mode_of, wide
-from polychrome.kernels.plain import is_plain
+from polychrome.kernels.plain import computations, is_plain
 
 
 class Experts(FiveDimensional):
@@ -91,8 +91,7 @@ class _DynamicConv(Experts):
             ValueError: `conv` does more than a convolution with its weight: it has hooks or parametrisations, such as a
                 spectral norm, or its own forward.
         """
-        own = (getattr(type(conv), name, None) for name in ("forward", "_conv_forward"))
-        if not is_plain(conv, type(conv)) or tuple(own) != (cls.CONV.forward, cls.CONV._conv_forward):
+        if not is_plain(conv, type(conv)) or computations(type(conv)) != computations(cls.CONV):
             name = cls.CONV.__name__
             raise ValueError(f"conv must be a plain nn.{name}, without hooks or a forward of its own, got {conv}")
         geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups

@@ -89,6 +89,11 @@ def hooked(conv):
     return conv
 
 
+def tiled(conv):
+    conv._conv_forward = lambda x, weight, bias: nn.functional.conv2d(x.roll(1, 3), weight, bias)
+    return conv
+
+
 class Standardised(nn.Conv2d):
     def forward(self, x):
         return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
@@ -100,14 +105,21 @@ class Standardised(nn.Conv2d):
         hooked(nn.Conv2d(4, 4, 3)),
         nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
         Standardised(4, 4, 3),
+        tiled(nn.Conv2d(4, 4, 3)),
         nn.Conv1d(4, 4, 3),
         nn.ConvTranspose2d(4, 4, 3),
     ],
-    ids=["hook", "parametrisation", "forward of its own", "one dimension", "transposed"],
+    ids=["hook", "parametrisation", "forward of its own", "convolution of its own", "one dimension", "transposed"],
 )
 def test_a_convolution_that_does_more_than_its_weight_says_is_not_copied(conv):
     with pytest.raises(ValueError, match=r"conv must be a plain nn\.Conv2d, without hooks"):
         DynamicConv2d.from_conv(conv)
+
+
+def test_a_convolution_whose_class_was_changed_is_not_copied(monkeypatch):
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda self, x, weight, bias: x)
+    with pytest.raises(ValueError, match=r"conv must be a plain nn\.Conv2d, without hooks"):
+        DynamicConv2d.from_conv(nn.Conv2d(4, 4, 3))
 
 
 def shapes(module):

@@ -67,6 +67,10 @@ def resettled(**settings):
     return made
 
 
+def replace_convolution(layer):
+    layer._conv_forward = lambda x, weight, bias: 2 * type(layer)._conv_forward(layer, x, weight, bias)
+
+
 def quantized(layer):
     kind = QuantizedLinear if isinstance(layer, nn.Linear) else QuantizedConv2d
     layer.qconfig = get_default_qat_qconfig()
@@ -89,6 +93,7 @@ CHANGES = {
     "sequence": lambda o, n: replace(o, n, lambda layer: nn.Sequential(layer, nn.Dropout(0.0), nn.Tanh())),
     "forward replaced": lambda o, n: replace_forward(getattr(o, n)),
     "quantisation": lambda o, n: replace(o, n, quantized),
+    "convolution replaced": lambda o, n: replace_convolution(getattr(o, n)),
     "bias": lambda o, n: rebias(getattr(o, n)),
     "padding mode": lambda o, n: replace(o, n, resettled(padding_mode="replicate")),
     "dilation": lambda o, n: replace(o, n, resettled(dilation=2)),
@@ -96,6 +101,7 @@ CHANGES = {
 IN_FLOAT32 = ("quantisation",)
 # What a layer with a kernel of one pixel does not show, and a linear layer has not.
 OF_PIXELS = ("padding mode", "dilation")
+OF_CONVOLUTIONS = (*OF_PIXELS, "convolution replaced")
 
 
 def change(module, path, name):
@@ -180,7 +186,11 @@ LARGE = ("SpatialAttention.conv", "ECA.conv", "CBAM.conv")
 
 
 @grid(
-    lambda layer, by: (by not in OF_PIXELS or layer in LARGE) and (layer, by) != ("ECA.conv", "quantisation"),
+    lambda layer, by: (
+        (by not in OF_PIXELS or layer in LARGE)
+        and (by not in OF_CONVOLUTIONS or "mlp" not in layer)
+        and (layer, by) != ("ECA.conv", "quantisation")
+    ),
     layer=list(OURS),
     by=list(CHANGES),
 )
@@ -232,7 +242,7 @@ REFUSED = [("SE, first", by) for by in ("sequence", "backward hook", "backward p
 
 
 @grid(
-    lambda layer, by: (layer, by) not in REFUSED and (by not in OF_PIXELS or layer not in LINEAR),
+    lambda layer, by: (layer, by) not in REFUSED and (by not in OF_CONVOLUTIONS or layer not in LINEAR),
     layer=list(FUSED),
     by=list(CHANGES),
 )
@@ -345,6 +355,52 @@ def test_a_forward_changed_on_a_class_is_what_is_computed(kind, monkeypatch):
         torch.testing.assert_close(gate(x), by_definition(x))
         torch.testing.assert_close(attention(x), attended(x))
     assert torch.allclose(own(x), plain) == (kind is nn.Conv2d)  # which that module has none of
+
+
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d], ids=lambda kind: kind.__name__)
+def test_a_convolution_changed_on_a_class_is_what_is_computed(kind, monkeypatch):
+    names = [name for name, (*_, path) in OURS.items() if "mlp" not in name]
+    pairs = [(made(OURS[name][0], *OURS[name][2]), made(OURS[name][1], *OURS[name][2])) for name in names]
+    own, fused, x, _ = twins("CBAM, pixels")
+    convolve, small = kind._conv_forward, randn(3, 6, 9, 8, dtype=torch.float64)
+    monkeypatch.setattr(kind, "_conv_forward", lambda self, *given: 0.5 * convolve(self, *given))
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours(small), theirs(small))
+    with use_backend("reference"):
+        torch.testing.assert_close(fused(x), own(x))
+
+
+METHODS = {"forward": "fc.2", "_conv_forward": "sa.conv1", "scaled": ""}
+
+
+class Helped(SELayer):
+    """Its forward calls another method."""
+
+    def forward(self, x):
+        return super().forward(self.scaled(x))
+
+    def scaled(self, x):
+        return x
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_replaced_on_an_object_leaves_the_module_alone_or_is_heard_after_fuse(method):
+    kind = {"forward": SELayer, "_conv_forward": CBAM, "scaled": Helped}[method]
+    own, before, after = (made(kind, 8) for _ in range(3))
+    assert [swap.path for swap in fuse(after).swapped] == [""]
+    x = randn(3, 8, 9, 8, dtype=torch.float64)
+    plain = own(x)
+    for module in (own, before, after):
+        inner = module.get_submodule(METHODS[method])
+        original = getattr(type(inner), method)
+        setattr(inner, method, lambda *given, inner=inner, original=original: 2 * original(inner, *given))
+    report = fuse(before)
+    assert report.swapped == () or method == "_conv_forward"
+    assert any(f"{method} replaced on the object" in left.reason for left in report.left)
+    with use_backend("reference"):
+        torch.testing.assert_close(before(x), own(x))
+        torch.testing.assert_close(after(x), own(x))
+    assert not torch.allclose(own(x), plain, rtol=1e-3)
 
 
 def test_a_fused_model_is_quantised_as_the_model_would_be():
