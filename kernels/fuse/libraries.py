@@ -8,7 +8,7 @@ from torch import nn
 
 from polychrome.kernels.fuse import convolutions, swapped
 from polychrome.kernels.fuse.candidates import Match, Refusal
-from polychrome.kernels.plain import is_pointwise
+from polychrome.kernels.plain import is_plain, is_pointwise
 
 
 def recognise(module: nn.Module) -> Match | Refusal | None:
@@ -43,9 +43,10 @@ def _squeeze_excite(*names: str):
     """Return the recogniser of a squeeze-excitation whose layers, activation and gate have these names."""
 
     def recogniser(module: nn.Module) -> Match | Refusal:
-        if getattr(module, "add_maxpool", False):
+        others = [child for name, child in module.named_children() if name not in names]
+        if getattr(module, "add_maxpool", False) or not all(map(_is_mean, others)):
             return Match(swapped.GatedChannels)
-        inner = [name for name in names if not isinstance(getattr(module, name), nn.Identity)]
+        inner = [name for name in names if not is_plain(getattr(module, name), nn.Identity)]
         layers = [name for name in inner if is_pointwise(getattr(module, name))]
         others = [name for name in inner if name not in layers]
         acts = [activation_name(getattr(module, name)) for name in others]
@@ -56,6 +57,10 @@ def _squeeze_excite(*names: str):
         return Match(swapped.GatedChannels)
 
     return recogniser
+
+
+def _is_mean(layer: nn.Module) -> bool:
+    return is_plain(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1))
 
 
 def _channel_attention(module: nn.Module) -> Match:

@@ -1,5 +1,7 @@
 """`kernels.fuse` on models of timm and torchvision."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -136,3 +138,58 @@ def test_a_forward_changed_on_timms_class_after_fuse_is_what_is_computed(monkeyp
     monkeypatch.setattr(layers.CondConv2d, "forward", lambda self, x, mix: 2 * forward(self, x, mix))
     with use_backend("reference"):
         torch.testing.assert_close(layer(x, mix), 2 * forward(layer, x, mix))
+
+
+class Halved(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return 0.5 * self.inner(x)
+
+
+class NotIdentity(nn.Identity):
+    def forward(self, x):
+        return 0.5 * x
+
+
+class NotMean(nn.AdaptiveAvgPool2d):
+    def forward(self, x):
+        return 0.5 * super().forward(x)
+
+
+def known_attentions():
+    """Return a module of each class of squeeze-excitation that is known by its name."""
+    misc = pytest.importorskip("torchvision").ops.misc
+    layers = pytest.importorskip("timm.layers.squeeze_excite", reason="timm is not installed")
+    from timm.models._efficientnet_blocks import SqueezeExcite
+
+    made = misc.SqueezeExcitation(8, 4), layers.SEModule(8), layers.EffectiveSEModule(8), SqueezeExcite(8)
+    return [each.eval() for each in made]
+
+
+def changed_children():
+    """Yield known modules, each with one child changed, and what was done to which."""
+    for module in known_attentions():
+        for name, child in module.named_children():
+            others = [Halved(child)]
+            others += [NotIdentity()] if isinstance(child, nn.Identity) else []
+            if isinstance(child, nn.AdaptiveAvgPool2d):
+                others += [NotMean(1), nn.AdaptiveMaxPool2d(1), nn.AdaptiveMaxPool2d((1, 1))]
+            for other in others:
+                changed = copy.deepcopy(module)
+                setattr(changed, name, other)
+                yield changed, f"{type(module).__name__}.{name} = {other}"
+
+
+def test_every_submodule_of_a_known_class_is_looked_at():
+    x = randn(2, 8, 5, 4)
+    with use_backend("reference"):
+        for module in known_attentions():
+            assert_alike(outcome(module, x), outcome(twins(module)[1], x), 1e-5)
+        cases = list(changed_children())
+        assert len(cases) >= 5 + 5 + 2 + 4 + 4
+        for module, case in cases:
+            module, fused, _ = twins(module)
+            torch.testing.assert_close(fused(x), module(x), msg=case)
