@@ -76,7 +76,7 @@ def modulated_conv2d(
     if _scales_kernels(x, weight, stride, transposed):
         kernels = _kernels(weight, style, demodulate, input_gain, eps)
         return convolve(x, kernels.transpose(1, 2) if transposed else kernels, None, stride, padding)
-    before, after = _scales(weight, style, demodulate, input_gain, eps)
+    weight, before, after = _scales(weight, style, demodulate, input_gain, eps)
     y = convolve(channel_scale(x, before), weight.transpose(0, 1) if transposed else weight, None, stride, padding)
     return y if after is None else channel_scale(y, after)
 
@@ -107,20 +107,29 @@ def _kernels(weight: Tensor, style: Tensor, demodulate: bool, input_gain: Tensor
 
 def _scales(
     weight: Tensor, style: Tensor, demodulate: bool, input_gain: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor | None]:
-    """Return the factors of x's channels, [batch, in_channels], and of y's, [batch, out_channels] or None, wide."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the kernel, the factors of x's channels, [batch, in_channels], and of y's, [batch, out_channels] or None.
+
+    The factors are wide.
+    """
     wide = wide_dtype(weight.dtype)
     before, after = style.to(wide), None
     if demodulate:
-        # The largest style cancels out of the quotient; without it x keeps its size, which float16 may need.
+        # The largest style and a kernel's norm cancel out of the quotient; without them x and y keep their sizes, which
+        # float16 may need.
         largest = before.detach().abs().amax(1, keepdim=True).clamp(min=1e-12)
-        before = before / largest
-        squares = weight.to(wide).square().sum((2, 3))  # [out_channels, in_channels]
+        least, before, eps = eps, before / largest, eps / largest.square()  # [batch, 1]
+        exact = weight.to(wide)
+        squares = exact.square().sum((2, 3))  # [out_channels, in_channels]
+        if weight.dtype == torch.float16:
+            norm = (squares.detach().sum(1) + least).sqrt()  # [out_channels]
+            weight = (exact / norm[:, None, None, None]).to(weight.dtype)
+            squares, eps = squares / norm.square()[:, None], eps / norm.square()
         with without_autocast(weight):
-            after = (before.square() @ squares.t() + eps / largest.square()).rsqrt()
+            after = (before.square() @ squares.t() + eps).rsqrt()
     if input_gain is not None:
         before = before * input_gain.to(wide)
-    return before, after
+    return weight, before, after
 
 
 def _scales_kernels(x: Tensor, weight: Tensor, stride: Pair, transposed: bool) -> bool:

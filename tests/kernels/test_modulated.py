@@ -13,7 +13,7 @@ from polychrome.kernels import fuse, modulated, modulated_conv2d, use_backend
 from polychrome.kernels.modules import ModulatedConv2d
 from tests.grids import grid
 from tests.kernels.fused import assert_equal_training
-from tests.kernels.oracle import TOLERANCES, assert_one_compilation, outcome, randn, rms_ratio
+from tests.kernels.oracle import TOLERANCES, assert_one_compilation, exact_outcome, outcome, randn, rms_ratio
 from tests.kernels.written_elsewhere import ModulatedConv, StyledConv
 
 FORMS = {"around one kernel": math.inf, "of the kernels": 0}
@@ -107,6 +107,23 @@ def test_styles_of_any_size_are_exact_in_float16(size, form):
     style = style.float() * size
     exact = formula(x.double(), weight.double(), style.double(), padding=1)
     assert rms_ratio(modulated_conv2d(x, weight, style, padding=1), exact) < 2e-3
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-3, 1.0, 1000.0])
+@pytest.mark.parametrize("geometry", ["same", "doubled"])
+def test_weights_of_any_size_are_exact_in_float16(size, geometry, form):
+    """Products with x leave float16's range, results do not; kernels differ in size, one is zero."""
+    x, style = 64 * randn(2, 32, 7, 6), randn(2, 32, seed=2).abs() + 0.5
+    weight = randn(5, 32, 3, 3, seed=1) * size * torch.tensor([1.0, 0.1, 8.0, 3.0, 0.0])[:, None, None, None]
+    given, options = [x.half(), weight.half(), style], GEOMETRIES[geometry]
+    exact = formula(*(each.double() for each in given), **options)
+    assert rms_ratio(modulated_conv2d(*given, **options), exact) < 2e-3
+    given[0] = given[0] / 64  # or many of the gradients leave the range
+    both = (run(modulated_conv2d, given, **options) for run in (outcome, exact_outcome))
+    for got, exact in zip(*both, strict=True):
+        for one, other in zip(got, exact, strict=True):  # of one kernel, or of one sample
+            in_range = other.abs() < torch.finfo(torch.float16).max
+            assert rms_ratio(one[in_range], other[in_range]) < 2e-3
 
 
 def test_a_style_of_zeros_gives_zeros_and_the_formulas_gradient(form):
