@@ -25,9 +25,9 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
 
     A `nn.BatchNorm2d` with running statistics becomes the convolution's `scale` and `shift`, and a ReLU (module,
     function or method) after either becomes part of the same call. A convolution stays unchanged if its output has
-    another user, if it is called more than once, or if a layer has hooks or a parametrisation. The copy is for
-    inference: it computes the same as `model.eval()`, up to rounding, and its parameters do not require gradients.
-    `model` itself is not changed.
+    another user, if it is called more than once or has two names in the model, or if a layer has hooks or a
+    parametrisation. The copy is for inference: it computes the same as `model.eval()`, up to rounding, and its
+    parameters do not require gradients. `model` itself is not changed.
 
     The copy is a `torch.fx.GraphModule`: names in the state dict stay, but of the model's own attributes and methods
     only `forward` is kept. If `forward` asks whether an argument is None, its default, the copy's argument must stay
@@ -43,9 +43,11 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     graph = _trace(copied)
     named = dict(copied.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    places = Counter(id(module) for _, module in copied.named_modules(remove_duplicate=False))
     for node in list(graph.nodes):
         conv = _called(node, named)
-        if type(conv) is modules.DynamicConv2d and calls[node.target] == 1 and obstacle(conv) is None:
+        once = calls[node.target] == places[id(conv)] == 1  # at another place, a layer that is not traced may call it
+        if once and type(conv) is modules.DynamicConv2d and obstacle(conv) is None:
             _take_over_followers(node, conv, named)
     graph.lint()
     return fx.GraphModule(copied, graph, type(model).__name__)

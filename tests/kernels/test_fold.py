@@ -206,6 +206,33 @@ def test_plain_convolutions_stay():
     assert_fused_equals_unfused(model, ["Conv2d", "BatchNorm2d", "ReLU"])
 
 
+class Mixer(nn.Module):
+    """An attention that is made by a convolution of somebody else's."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))[:, :4].softmax(1)
+
+
+class SharedWithALeaf(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = DynamicConv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.second, self.alone = DynamicConv2d(4, 6, 3, padding=1), DynamicConv2d(6, 5, 3)
+        self.second.attention = Mixer(self.first)
+
+    def forward(self, x):
+        return self.alone(self.norm(self.first(x)).relu() + self.second(x)).relu()
+
+
+def test_a_convolution_that_is_also_called_inside_a_leaf_is_left():
+    wanted = ["DynamicConv2d", "BatchNorm2d", "relu", "DynamicConv2d", "add", "DynamicConv2d"]
+    assert_fused_equals_unfused(prepared(SharedWithALeaf()), wanted)
+
+
 def test_fusing_twice_changes_nothing():
     model = prepared(nn.Sequential(DynamicConv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU()))
     once = fold_batch_norm(model)
