@@ -53,6 +53,19 @@ class TrainingHistory:
         """The number of epochs since the epoch with the lowest validation loss."""
         return self.epochs[-1].epoch - min(self.epochs, key=_val_loss).epoch if self.epochs else 0
 
+    def is_over(self, epochs: int, patience: int) -> bool:
+        """Return whether no epoch follows where at most `epochs` are trained; a `patience` of 0 never ends earlier."""
+        stale = patience and self.epochs_without_improvement >= patience
+        return len(self.epochs) >= epochs or bool(stale)
+
+    def ended_early(self, patience: int) -> str:
+        """Return in words that a training ended by its patience."""
+        count = self.epochs_without_improvement
+        return (
+            f"ended after epoch {len(self.epochs)}, {count} epoch{'s' * (count != 1)} without a better validation loss "
+            f"(--patience {patience}; 0 never stops)"
+        )
+
     @property
     def images_per_second(self) -> float:
         """The median speed without the first epoch, in which caches, compilers and workers warm up."""

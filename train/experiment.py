@@ -38,7 +38,7 @@ from polychrome.train import networks, systems
 from polychrome.train.data import make_loader, restricted, summary
 from polychrome.train.messages import at_start, beginning
 from polychrome.train.networks import PADDED_ONE_PER_COMBINATION
-from polychrome.train.preparation import Prepared, is_done, prepare
+from polychrome.train.preparation import Prepared, prepare
 from polychrome.train.results import (
     add_ratio,
     confused,
@@ -49,7 +49,7 @@ from polychrome.train.results import (
     submission,
     tested_splits,
 )
-from polychrome.train.settings import variants
+from polychrome.train.settings import changes, variants
 from polychrome.train.settings.config import AUTO, Settings, described
 
 SHOWN_PREDICTIONS = 18
@@ -144,6 +144,7 @@ class Experiment:
         self.task, self.settings, self.data = prepared.task, prepared.settings, prepared.data
         self.images, self.combinations, self.costs = prepared.images, prepared.combinations, prepared.costs
         self.history, self.folder = dict(prepared.history), folder
+        self.done, self.stages = prepared.done, {entry: dict(own) for entry, own in prepared.stages.items()}
         self.predictions: dict[str, list[plots.Prediction]] = {}
         self.environment = hardware.describe() | {"began": [*folder.began(), beginning()]}
         self.loggers, self.is_of_seeds = Loggers(self.settings.logger or (), self.settings.tensorboard), bool(whole)
@@ -160,7 +161,8 @@ class Experiment:
         # In every checkpoint, for `resume.mend`.
         self.copy = {"config": self.settings.to_toml(), "results": dict(self.results)}
         self.copy |= {"whole": replace(self.settings, **whole).to_toml()} if whole else {}
-        self.results |= {"models": dict(prepared.trained), "failed": dict(prepared.left_out)}
+        trained = {entry: result | self._trained_with(entry) for entry, result in prepared.trained.items()}
+        self.results |= {"models": trained, "failed": dict(prepared.left_out)}
         self.remaining = Remaining(self._work(), again=self._seeds_after(whole or {}))
         if distributed.is_main():
             folder.check_writable(self.costs)
@@ -176,7 +178,7 @@ class Experiment:
         """Return the work of each network that is to be trained, by its name: the multiply-adds of all epochs."""
         found = {}
         for entry, cost in self.costs.items():
-            if not is_done(self.results["models"].get(entry), self.settings, entry):
+            if entry not in self.done:
                 each = self._alone if networks.is_one_per_combination(entry) else [""]
                 work = float(cost.macs * variants.of(self.settings, entry).epochs)
                 found |= {f"{entry} {label}".rstrip(): work for label in each}
@@ -194,7 +196,7 @@ class Experiment:
     def train_all(self) -> None:
         """Train and test every entry that is not done, and write the report."""
         for entry in self.costs:
-            if not is_done(self.results["models"].get(entry), self.settings, entry):
+            if entry not in self.done:
                 self.attempt(entry)
         if self.results["models"]:
             self.report()
@@ -244,12 +246,21 @@ class Experiment:
                 "val": {"loss": best.val_loss, "accuracy": best.val_accuracy},
             }
             | scores_of(tested)
+            | self._trained_with(entry)
             | first.observed
             | confused(first.tested["test"], self.images.class_names)
         )
         self._show(entry, first.tested["test"])
         self.folder.write(self.folder.every_prediction(entry), predictions_of(tested, self.images.splits))
         add_ratio(self.results)
+
+    def _trained_with(self, entry: str) -> dict:
+        """Return what the networks of an entry were trained with, and in words where that differs from the run's."""
+        stages, now = self.stages[entry], changes.recorded(self.settings, entry)
+        told = {name: changes.told(own, now) for name, own in stages.items()}
+        if len({tuple(each.items()) for each in told.values()}) == 1:
+            told = {entry: next(iter(told.values()))}
+        return {"settings": stages, "differs": [[name, *row] for name, each in told.items() for row in each.items()]}
 
     def _reported(self, entry: str) -> list[systems.System]:
         """Return the reports' systems that an entry repeats; none on other data than the reports'."""
@@ -299,7 +310,7 @@ class Experiment:
         """Train a network and test it on every split."""
         peak = PeakMemory(network.plan.device)  # of the training, not of the search for what fits
         with self.loggers.of(self._training(network), self.folder.events(network.name)) as logger:
-            history, observed = self._train(network, logger)
+            history, observed = self._train(entry, network, logger)
             self._write_history(network.name, history)
             tested = {split: self._test(network, split) for split in tested_splits(self.settings)}
             pictures = {}
@@ -324,11 +335,14 @@ class Experiment:
         }
         return Training(self.task, root.name, name, begun, settings, first_epoch)
 
-    def _train(self, network: Network, logger: Logger) -> tuple[TrainingHistory, dict]:
+    def _train(self, entry: str, network: Network, logger: Logger) -> tuple[TrainingHistory, dict]:
         """Train a network; return its history, and what was observed of its steps for the results."""
         name, plan, settings = network.name, network.plan, network.settings
+        begun, asked = state.epochs(network.checkpoints), changes.recorded(self.settings, entry)
+        before = self.stages.setdefault(entry, {}).get(name, [])
+        stages = changes.continued(before, asked, begun + 1)
         traced = settings.profile and distributed.is_main()
-        self.remaining.begin(name, state.epochs(network.checkpoints) / plan.epochs)
+        self.remaining.begin(name, begun / plan.epochs)
         with (
             make_loader(network.data, "train", settings, plan.augmentations, shared=True) as train,
             make_loader(network.data, "val", settings, shared=True) as val,
@@ -357,7 +371,10 @@ class Experiment:
                 say=console.say,
                 waiting=idle.waiting,
             )
-            history = trainer.fit(name, network.model, train, val, plan, network.checkpoints, hooks, self.copy)
+            copy = self.copy | {"settings": stages}
+            history = trainer.fit(name, network.model, train, val, plan, network.checkpoints, hooks, copy)
+        went_on = len(history.epochs) > begun or not before
+        self.stages[entry][name] = stages if went_on else changes.tested(before, asked)
         console.say(f"{name}: {idle}")
         return history, idle.figures() | ({"kernels": trace.kernels} if trace and trace.kernels else {})
 

@@ -11,7 +11,7 @@ from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.data.opening import Opened
 from polychrome.engine.data.readers import choice
 from polychrome.engine.errors import UserError
-from polychrome.engine.history import EpochRow
+from polychrome.engine.history import EpochRow, TrainingHistory
 from polychrome.engine.machine import distributed
 from polychrome.engine.report import console
 from polychrome.engine.run_folder import RunFolder
@@ -21,11 +21,9 @@ from polychrome.models.complexity import Complexity
 from polychrome.train import networks
 from polychrome.train import resume as resuming
 from polychrome.train.data import changed, combinations_to_test, moved, open_data
-from polychrome.train.settings import variants
+from polychrome.train.settings import changes, variants
+from polychrome.train.settings.changes import Stages
 from polychrome.train.settings.config import Settings
-
-# Settings that must not change where a model's training goes on: its checkpoints or results depend on them.
-FIXED = ("image_size", "eval_crop", "precision", "optimizer", "init", "channel_sampling", "seed", "holdout")
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,8 @@ class Prepared:
         left_out: why an entry of a sweep cannot be trained, by entry.
         trained: the results of entries that the resumed run has trained so far.
         history: the epochs that the resumed run has trained so far, by network.
+        done: entries of the resumed run that are neither trained nor tested again.
+        stages: what the networks of the resumed run were trained with, by entry and network, see `settings.changes`.
         changes: what changed in the data since the resumed run began, a sentence for each time.
     """
 
@@ -52,6 +52,8 @@ class Prepared:
     left_out: dict[str, str]
     trained: dict[str, dict]
     history: dict[str, list[EpochRow]]
+    done: frozenset[str]
+    stages: dict[str, dict[str, Stages]]
     changes: tuple[str, ...]
 
     @property
@@ -78,12 +80,12 @@ def prepare(task: str, settings: Settings, resume: RunFolder | None = None, data
     costs, left_out = _costs(settings, data.images, tested)
     if not costs:
         raise UserError(next(iter(left_out.values())))
-    trained, history = _so_far(resume, settings, data, tested, tuple(costs)) if resume else ({}, {})
-    changes = _changes(resume, settings, data, history) if resume else ()
+    so_far = _so_far(resume, settings, data, tested, tuple(costs)) if resume else ({}, {}, frozenset(), {})
+    in_data = _changes(resume, settings, data, so_far[1]) if resume else ()
     if task == "transfer":
         _check_weights(resume, settings, data.images, tuple(costs))
     settings = replace(settings, changed_data=False)  # of this start alone: the next change is told again
-    return Prepared(task, settings, data, tested, costs, left_out, trained, history, changes)
+    return Prepared(task, settings, data, tested, costs, left_out, *so_far, in_data)
 
 
 def _costs(settings: Settings, images: ImageSet, tested: Combinations) -> tuple[dict[str, Complexity], dict[str, str]]:
@@ -102,8 +104,8 @@ def _costs(settings: Settings, images: ImageSet, tested: Combinations) -> tuple[
 
 def _so_far(
     run: RunFolder, settings: Settings, data: Opened, tested: Combinations, entries: tuple[str, ...]
-) -> tuple[dict[str, dict], dict[str, list[EpochRow]]]:
-    """Return the results of a run by entry and its epochs by network.
+) -> tuple[dict[str, dict], dict[str, list[EpochRow]], frozenset[str], dict[str, dict[str, Stages]]]:
+    """Return the results of a run by entry, its epochs by network, the entries that are done, and all stages.
 
     Raises:
         UserError: the run is damaged, or does not fit the data, the channels or the settings.
@@ -128,14 +130,18 @@ def _so_far(
     lacking = [entry for entry in before["models"] if _lacks_weights(run, entry)] if distributed.is_main() else None
     lacking = distributed.of_main(lacking)
     trained = {entry: found for entry, found in before["models"].items() if entry not in lacking}
-    trained_with = Settings.of_run(run.config)
-    for entry in entries:
-        started = {path.parent for path in run.checkpoints(entry).rglob("*.pt")}
-        if started:
-            _check_fixed(entry, trained_with, settings, run)
-        for folder in sorted(started) if not is_done(trained.get(entry), settings, entry) else ():
-            state.newest(folder, None, lambda fault: None)
-    return trained, resuming.history(run)
+    history = resuming.history(run)
+    stages = resuming.stages(run, before, dict.fromkeys((*entries, *trained)))
+    done = set()
+    for entry, own in stages.items():
+        goes_on = GoingOn(run, entry, settings, trained.get(entry), history, own)
+        goes_on.check(asked=entry in entries)
+        if entry in entries and goes_on.is_done():
+            done.add(entry)
+        elif entry in entries:
+            for folder in sorted({path.parent for path in run.checkpoints(entry).rglob("*.pt")}):
+                state.newest(folder, None, lambda fault: None)
+    return trained, history, frozenset(done), stages
 
 
 def _changes(run: RunFolder, settings: Settings, data: Opened, history: dict[str, list[EpochRow]]) -> tuple[str, ...]:
@@ -179,20 +185,84 @@ def _lacks_weights(run: RunFolder, entry: str) -> bool:
     return False
 
 
-def is_done(result: dict | None, settings: Settings, entry: str) -> bool:
-    """Return whether an entry's result, if there is one, is of as many epochs as the settings ask for."""
-    return result is not None and result["epochs"] >= variants.of(settings, entry).epochs
+class GoingOn:
+    """An entry of a run that goes on: what its networks were trained with, beside what is asked for now."""
 
+    def __init__(
+        self,
+        run: RunFolder,
+        entry: str,
+        settings: Settings,
+        result: dict | None,
+        history: dict[str, list[EpochRow]],
+        stages: dict[str, Stages],
+    ) -> None:
+        self.run, self.entry, self.result = run, entry, result
+        self.now = changes.recorded(settings, entry)
+        self.rows = {name: rows for name, rows in history.items() if name.partition(" ")[0] == entry}
+        self.differing = {name: changes.differing(own[-1]["settings"], self.now) for name, own in stages.items()}
 
-def _check_fixed(entry: str, before: Settings, now: Settings, run: RunFolder) -> None:
-    """Raise UserError where an entry that goes on has other settings than its checkpoints."""
-    old, new = variants.of(before, entry), variants.of(now, entry)
-    for name in FIXED:
-        if getattr(old, name) not in (None, getattr(new, name)):
-            flag = "--" + name.replace("_", "-")
-            raise UserError(
-                f"{run.root} has {entry} with {flag} {getattr(old, name)}: leave it so, or start another run"
-            )
+    def check(self, asked: bool) -> None:
+        """Say what a training goes on with that it was not begun with, and which networks stay as they were trained.
+
+        Raises:
+            UserError: checkpoints do not fit the settings, or trained networks would be called by others than theirs.
+        """
+        for name, differing in self.differing.items():
+            for fixed in changes.FIXED if asked else changes.FIXED_FOR_ALL:
+                if fixed in differing:
+                    flag = "--" + fixed.replace("_", "-")
+                    raise UserError(
+                        f"{self.run.root} has {self.entry} with {flag} {differing[fixed][0]}: leave it so, or start "
+                        "another run"
+                    )
+            of_course = changes.of_course(differing, self.now)
+            before = ", ".join(f"{key} = {old}" for key, (old, _) in of_course.items())
+            if of_course and not asked:
+                console.say(f"{name} stays as it was trained, with {before}")
+            elif of_course and self._is_over(name):
+                raise UserError(
+                    f"{self.run.root} has {name} trained with {before}{self._ended_early(name)}: leave that so, name "
+                    "other models alone by --models, or start another run"
+                )
+            elif of_course:
+                after = ", ".join(f"{key} = {new}" for key, (_, new) in of_course.items())
+                console.say(f"{name} goes on with {after}; up to here it was {before}")
+
+    def is_done(self) -> bool:
+        """Return whether all networks are trained, and tested as the settings ask for; say where patience ended one.
+
+        Raises:
+            UserError: trained networks are to be tested otherwise, and their checkpoints are gone.
+        """
+        if self.result is None or not all(map(self._is_over, self.rows or [self.entry])):
+            return False
+        if again := {key for differing in self.differing.values() for key in differing if key in changes.OF_TESTS}:
+            folders = {path.parent for path in self.run.checkpoints(self.entry).rglob("*.pt")}
+            if not folders or not all(map(state.exists, folders)):
+                flags = ", ".join("--" + key.replace("_", "-") for key in sorted(again))
+                raise UserError(
+                    f"{self.run.root} has another {flags}, and {self.entry} cannot be tested again: its checkpoints "
+                    "are gone"
+                )
+            return False
+        for name in self.rows:
+            if early := self._ended_early(name):
+                console.say(f"{name} is not trained further{early}")
+        return True
+
+    def _ended_early(self, name: str) -> str:
+        """Return in words that patience ended the training of a network, or nothing."""
+        history = TrainingHistory(list(self.rows.get(name, ())))
+        if history.is_over(self.now["epochs"], 0) or not history.is_over(self.now["epochs"], self.now["patience"]):
+            return ""
+        return f"; it {history.ended_early(self.now['patience'])}"
+
+    def _is_over(self, name: str) -> bool:
+        if self.result is not None and self.result["epochs"] >= self.now["epochs"]:
+            return True
+        rows = TrainingHistory(list(self.rows.get(name, ())))
+        return rows.is_over(self.now["epochs"], self.now["patience"])
 
 
 def _check_weights(resume: RunFolder | None, settings: Settings, images: ImageSet, entries: tuple[str, ...]) -> None:

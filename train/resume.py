@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from polychrome.engine.machine.files import hold
 from polychrome.engine.report import console
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import state
-from polychrome.train.settings import variants
+from polychrome.train.settings import changes, variants
+from polychrome.train.settings.changes import Stages
 from polychrome.train.settings.config import AUTO, Settings, without
 
 # Flags that, where given, must equal a run's settings for `--resume auto` to choose the run.
@@ -150,13 +151,37 @@ def history(run: RunFolder) -> dict[str, list[EpochRow]]:
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         found = {}
         console.say(f"{run.history} is damaged ({type(error).__name__}: {error}): written again from the checkpoints")
-    order = Settings.of_run(run.config).models or ()
-    for entry in order:
-        folder = run.checkpoints(entry)
-        for each in (folder, *sorted(path for path in folder.glob("*") if path.is_dir())):
-            if (course := state.course(each)) is not None:
-                found[course[0]] = course[1]
+    for entry in Settings.of_run(run.config).models or ():
+        found |= {name: epochs for name, epochs, _ in _courses(run, entry)}
     return found
+
+
+def stages(run: RunFolder, results: dict, entries: Iterable[str]) -> dict[str, dict[str, Stages]]:
+    """Return the stages of the networks of some entries, see `changes`, by entry and network; a new one has none.
+
+    They are those of the results, or those of the checkpoints where they are more. For runs of earlier versions they
+    are made of the settings of the run.
+    """
+    found: dict[str, dict[str, Stages]] = {}
+    for entry in entries:
+        known = dict(results["models"].get(entry, {}).get("settings", {}))
+        for name, _, copy in _courses(run, entry):
+            if len(own := copy.get("settings", ())) > len(known.get(name, ())):
+                known[name] = own
+            elif name not in known:
+                before = Settings.from_text(copy["config"], str(run.config)) if copy else Settings.of_run(run.config)
+                known[name] = [{"epoch": 1, "settings": changes.recorded(before, entry)}]
+        if not known and entry in results["models"]:
+            known[entry] = [{"epoch": 1, "settings": changes.recorded(Settings.of_run(run.config), entry)}]
+        found[entry] = known
+    return found
+
+
+def _courses(run: RunFolder, entry: str) -> Iterator[tuple[str, list[EpochRow], dict]]:
+    folder = run.checkpoints(entry)
+    for each in (folder, *sorted(path for path in folder.glob("*") if path.is_dir())):
+        if (course := state.course(each)) is not None:
+            yield course
 
 
 def check_same(folder: RunFolder, given: Settings, names: Iterable[str], flags: Iterable[str], task: str) -> None:

@@ -216,7 +216,7 @@ def summarise(results: dict) -> None:
         variants = tables.variants(results, kind)
         if variants.rows:
             show(variants, narrow=variants.without(lambda head: head.startswith("base")))
-    for table in (tables.ablation(results), *tables.kernels(results), tables.failed(results)):
+    for table in (tables.ablation(results), tables.settings(results), *tables.kernels(results), tables.failed(results)):
         if table.rows:
             show(table)
 

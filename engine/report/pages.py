@@ -39,6 +39,7 @@ SENSORS = (
     "Images have different channels. A combination is tested on those test images that have all of it; all: on every "
     "image, with the channels that it has."
 )
+OTHERS = "The settings at the end of this page are those that the run was last asked for; these were trained so:"
 CONFUSED = "On the first combination of channels; of: the test images of the true class."
 MOST_CLASSES = 12  # of a confusion matrix that is shown at once
 # What CSS calls an inch.
@@ -154,6 +155,7 @@ def sections(results: dict, folder: Path, has_chart: bool = False) -> list[Secti
         Section("Variants of training", _filled(*_each(tables.variants, results))),
         Section("Ablation: validation accuracy", _filled(tables.ablation(results))),
         Section("Training", _filled(tables.training(results)), found("curves", "Loss and accuracy by epoch")),
+        Section("Trained with other settings", _filled(tables.settings(results)), note=OTHERS),
         Section("Classes most often confused", _filled(*tables.confused(results)), note=CONFUSED),
         Section(
             "Confusion matrices",

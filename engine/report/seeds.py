@@ -35,6 +35,8 @@ def _entry(of_seed: dict[int, dict]) -> dict:
     own = [{"seed": seed} | {key: entry[key] for key in OWN if key in entry} for seed, entry in of_seed.items()]
     found = every[0] | means | {"seeds": list(of_seed), "per_seed": own}
     found.pop("confused", None)  # of a single seed
+    told = dict.fromkeys(tuple(row) for entry in every for row in entry.get("differs", ()))
+    found["differs"] = list(map(list, told))
     found |= {key: max(entry[key] for entry in every) for key in ("epochs", "peak_memory_mb") if key in every[0]}
     if len(every) > 1:
         found["spread"] = {

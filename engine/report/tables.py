@@ -176,6 +176,12 @@ def training(results: dict) -> Table:
     return _select(results, "Training", text + numbers)
 
 
+def settings(results: dict) -> Table:
+    """Return what systems were trained with that differs from the settings of the run, a row for each setting."""
+    rows = (tuple(row) for entry in results["models"].values() for row in entry.get("differs", ()))
+    return Table("Trained with other settings", ("system", "setting", "trained with"), tuple(rows), left=3)
+
+
 def reported(results: dict) -> Table:
     """Return the figures of the reports' tables, each system's with the measured figures of the same kinds below."""
     labels = scores.labels(results)

@@ -346,11 +346,14 @@ def epochs(folder: Path) -> int:
     return len(content["course"]["history"]) if content else 0
 
 
-def course(folder: Path) -> tuple[str, list[EpochRow]] | None:
-    """Return the name and the completed epochs of the network whose checkpoints are in `folder`; None without any."""
+def course(folder: Path) -> tuple[str, list[EpochRow], dict] | None:
+    """Return name, completed epochs and copy of the run of the network in `folder`; None without a checkpoint.
+
+    The copy is what `trainer.fit` was given of the run; it is empty in checkpoints of earlier versions.
+    """
     for content in _intact(folder):
         with suppress(KeyError, TypeError):
-            return content["name"], TrainingHistory.from_dict(content["course"]).epochs
+            return content["name"], TrainingHistory.from_dict(content["course"]).epochs, content.get("run") or {}
     return None
 
 

@@ -166,8 +166,7 @@ class Trainer:
 
     def _is_over(self) -> bool:
         """Whether there is no further epoch to train."""
-        stale = self.plan.patience and self.history.epochs_without_improvement >= self.plan.patience
-        return len(self.history.epochs) >= self.plan.epochs or bool(stale)
+        return self.history.is_over(self.plan.epochs, self.plan.patience)
 
     def _count_done(self) -> None:
         """Advance the progress bar by the images that an earlier process has trained on."""

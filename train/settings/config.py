@@ -317,9 +317,12 @@ OF_AN_ENTRY = frozenset(item.name for item in fields(Settings) if item.metadata.
 SHARED = ("seed", "precision", "device", "holdout", "flip_test")
 
 
-def described(settings: Settings) -> dict[str, str | int | float | bool]:
-    """Return what an entry is trained with, by name, as loggers show it: numbers, text, true or false."""
-    values = {name: getattr(settings, name) for name in (*sorted(OF_AN_ENTRY - {"options"}), *SHARED)}
+def described(settings: Settings, more: Iterable[str] = ()) -> dict[str, str | int | float | bool]:
+    """Return what an entry is trained with, by name, as loggers show it: numbers, text, true or false.
+
+    `more` names further settings to return.
+    """
+    values = {name: getattr(settings, name) for name in (*sorted(OF_AN_ENTRY - {"options"}), *SHARED, *more)}
     values["data"] = Path(settings.data).name if settings.data else "generated"
     values |= {f"options.{name}": value for name, value in settings.options.items()}
     lists = {name: ",".join(map(str, each)) or "none" for name, each in values.items() if isinstance(each, tuple)}
