@@ -19,6 +19,7 @@ from polychrome.train.settings.config import (
     TEXT,
     NameList,
     Settings,
+    merged,
     read_toml,
     typed,
     without,
@@ -103,11 +104,14 @@ def _add_defaults(context: click.Context, source: str, values: dict) -> None:
     """Make the settings of a file the defaults of their flags; a --config wins over a --recipe."""
     context.meta[source] = values
     recipe, config = context.meta.get("recipe", {}), context.meta.get("config", {})
-    context.default_map = recipe | config
+    context.default_map = merged(recipe, config)
     # A setting of a whole run in --config also wins over the same setting of a single model in --recipe.
-    tables = {entry: without(table, config) for entry, table in recipe.get("model", {}).items()}
+    tables = {}
+    for entry, table in recipe.get("model", {}).items():
+        options = without(table.get("options", {}), config.get("options", {}))
+        tables[entry] = without(table, config) | ({"options": options} if options else {})
     for entry, table in config.get("model", {}).items():
-        tables[entry] = tables.get(entry, {}) | table
+        tables[entry] = merged(tables.get(entry, {}), table)
     context.meta["tables"] = tables
 
 

@@ -2,6 +2,7 @@
 
 import tomllib
 from importlib import resources
+from itertools import product
 
 import pytest
 
@@ -111,6 +112,32 @@ options = { expert = 1 }
     for name, status in (("prism4+parts", 0), ("prism4+partz", 2)):
         assert main(["task1", "--config", str(config), "--models", name, "--print-config"]) == status
     assert "no variant is named 'partz'" in capsys.readouterr().err
+
+
+WITH_OPTIONS = sorted(name for name, settings in variants.VARIANTS.items() if "options" in settings)
+
+
+@pytest.mark.parametrize("places", list(product([False, True], repeat=3)))
+@pytest.mark.parametrize("variant", WITH_OPTIONS)
+def test_options_of_run_model_and_entry_add_up_whatever_the_variant(variant, places):
+    """Each place has an option of its own and one that the next place has too."""
+    entry, (key,) = f"prism4_small+{variant}", variants.VARIANTS[variant]["options"]
+    given = [{"a": 1, "b": 1}, {"b": 2, "c": 2, key: 2}, {"c": 3, "d": 3}]
+    run, model, own = (options if there else {} for options, there in zip(given, places, strict=True))
+    tables = {"prism4_small": {"options": model}, entry: {"options": own}}
+    found = variants.of(resolved(models=(entry,), options=run, model=tables), entry)
+    assert found.options == run | model | {key: True} | own
+
+
+def test_options_of_a_config_win_over_those_of_a_recipe_one_by_one(capsys, tmp_path):
+    recipe, config = tmp_path / "recipe.toml", tmp_path / "config.toml"
+    recipe.write_text(
+        '[task1]\nmodels = ["prism4_small"]\noptions = { a = 1, b = 1 }\n[task1.model.prism4_small]\n'
+        "options = { b = 2, c = 2, d = 2 }\n"
+    )
+    config.write_text("options = { b = 3, e = 3 }\n[model.prism4_small]\noptions = { d = 4 }\n")
+    settings = Settings(**typed(effective(capsys, "task1", "--recipe", str(recipe), "--config", str(config)), "x"))
+    assert variants.of(settings, "prism4_small").options == {"a": 1, "b": 3, "c": 2, "d": 4, "e": 3}
 
 
 def test_options_and_the_division_of_a_file_hold_for_the_run(tmp_path, capsys):

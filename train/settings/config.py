@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -390,6 +390,12 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
 def without(table: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Return a table of settings without the settings called `names`."""
     return {name: value for name, value in table.items() if name not in names}
+
+
+def merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table of settings with others that win over it; of `options` those of the same name."""
+    both = {"options": table["options"] | changes["options"]} if "options" in table and "options" in changes else {}
+    return {**table, **changes, **both}
 
 
 def check_names(values: dict[str, Any], source: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from polychrome.engine.errors import UserError
 from polychrome.train import systems
-from polychrome.train.settings.config import Settings
+from polychrome.train.settings.config import Settings, merged
 
 
 @dataclass(frozen=True)
@@ -173,13 +173,16 @@ def _check_table(entry: str) -> None:
 
 
 def of(settings: Settings, entry: str) -> Settings:
-    """Return the settings of one entry: the run's, changed by its model's, then its variants', then its own."""
+    """Return the settings of one entry: the run's, changed by its model's, then its variants', then its own.
+
+    Of `options` each name is a setting of its own.
+    """
     name, *variants = entry.split("+")
-    changes = dict(settings.model.get(name, {}))
+    changes = merged({"options": settings.options}, settings.model.get(name, {}))
     for variant in variants:
-        changes |= VARIANTS.get(variant, {})
+        changes = merged(changes, VARIANTS.get(variant, {}))
     if variants:
-        changes |= settings.model.get(entry, {})
+        changes = merged(changes, settings.model.get(entry, {}))
     if "augmentations" in changes:
         changes["augmentations"] = augmentations(changes["augmentations"])
     return replace(settings, **changes)
