@@ -218,11 +218,13 @@ class Trainer:
     def _pass(self, epoch: int, turn: int) -> None:
         """Train on the rest of a pass over the data."""
         position, steps = self.state.position, len(self.train)
+        updates = -(-steps // self.plan.accumulate)
         loaded = self.train.epoch(epoch, position.batch, self.plan.draw(epoch, turn), self.plan.recipe(epoch))
         batches = decoded(loaded, self.hooks.waiting)
         for number, batch in enumerate(batches, position.batch):
             ends_step = (number + 1) % self.plan.accumulate == 0 or number + 1 == steps
-            rate = self.rate((turn * steps + number) / (self.plan.passes * steps))
+            # The same for all batches of a step, as for one batch of as many images.
+            rate = self.rate((turn * updates + number // self.plan.accumulate) / (self.plan.passes * updates))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             self._forward_and_backward(batch, epoch, turn, number, ends_step)

@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from polychrome.engine.data import loader
 from polychrome.engine.data.augmentation import Augmentations
+from polychrome.engine.data.image_set import Split
 from polychrome.engine.history import EpochRow
 from polychrome.engine.training import trainer, transfer
 from polychrome.engine.training.trainer import Hooks, fit
@@ -24,6 +26,43 @@ def test_learning_rates():
     assert [cosine.rates(rows(*[0.1] * n))(0) for n in range(5)] == pytest.approx(
         [0.1, 0.1 * (1 + 0.5**0.5) / 2, 0.05, 0.1 * (1 - 0.5**0.5) / 2, 0]
     )
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "accumulate"), [(72, 8, 3), (40, 8, 3), (40, 4, 4), (37, 3, 5), (9, 2, 9)]
+)
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "onecycle"])
+@pytest.mark.parametrize("sampling", ["off", "cycle"])
+def test_batches_that_make_a_step_have_the_rate_of_one_large_batch(
+    images, tmp_path, monkeypatch, schedule, sampling, count, batch_size, accumulate
+):
+    train = images.splits["train"]
+    split = Split(*(tuple(column[i % 40] for i in range(count)) for column in (train.paths, train.labels, train.sizes)))
+    images = replace(images, splits=images.splits | {"train": split})
+    cycle = ((0, 1, 2), (1,)) if sampling == "cycle" else ()
+    warmup = 0.0 if schedule == "onecycle" else 0.7
+    plan = replace(PLAN, epochs=2, schedule=schedule, warmup=warmup, channel_sampling=sampling, cycle=cycle)
+    monkeypatch.setattr(
+        trainer.Trainer,
+        "_forward_and_backward",
+        lambda self, batch, *_: self.state.totals.add(
+            torch.zeros(()), torch.zeros((), dtype=torch.int64), len(batch), batch.total, 0
+        ),
+    )
+
+    def rates(size, accumulate):
+        found, folder = [], tmp_path / f"{size} {accumulate}"
+        monkeypatch.setattr(trainer.Trainer, "_update", lambda self: found.append(self.optimizer.param_groups[0]["lr"]))
+        options = {"size": 16, "backend": "synthetic"}
+        with (
+            loader.Loader(images, "train", train=True, batch_size=size, **options) as train,
+            loader.Loader(images, "val", train=False, batch_size=8, **options) as val,
+        ):
+            history = fit("m", Recorder(), train, val, replace(plan, accumulate=accumulate), folder)
+        assert [row.lr for row in history.epochs] == found[:: len(found) // 2]
+        return found
+
+    assert rates(batch_size, accumulate) == rates(batch_size * accumulate, 1)
 
 
 def test_plateau_cuts_the_rate_after_three_epochs_without_a_better_accuracy():
