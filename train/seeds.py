@@ -17,14 +17,8 @@ from polychrome.train.data import changed, moved
 from polychrome.train.messages import beginning
 from polychrome.train.preparation import Prepared
 from polychrome.train.results import add_ratio
-from polychrome.train.settings import variants
-from polychrome.train.settings.config import OF_AN_ENTRY, Settings
-
-# What must be the same for all seeds, whenever each was trained.
-SAME = (
-    *sorted(OF_AN_ENTRY - {"epochs"}),
-    *("model", "channels", "flip_test", "holdout", "test_holdout", "precision", "seed"),
-)
+from polychrome.train.settings import changes, variants
+from polychrome.train.settings.config import AUTO, Settings
 
 
 def run(task: str, settings: Settings, resume: RunFolder | None = None) -> Repeated:
@@ -47,9 +41,8 @@ class Repeated:
     """A run of several seeds: its folder, the folders of its seeds, and the results so far."""
 
     def __init__(self, task: str, settings: Settings, resume: RunFolder | None) -> None:
-        self.task, self.settings, self.folder = task, settings, resume
-        if resume is not None:
-            check_unchanged(task, settings, resume)
+        self.task, self.folder = task, resume
+        self.settings = settings if resume is None else unchanged(task, settings, resume)
         self.environment = hardware.describe() | {"began": [*(resume.began() if resume else ()), beginning()]}
         self.begun = False
         self._whole = {name: getattr(settings, name) for name in ("seed", "seeds", "split_seed")}
@@ -136,14 +129,43 @@ def is_finished(folder: RunFolder, settings: Settings) -> bool:
     return same and all(trained.get(entry, 0) >= variants.of(settings, entry).epochs for entry in settings.models)
 
 
-def check_unchanged(task: str, settings: Settings, run: RunFolder) -> None:
-    """Raise UserError where a run goes on with other settings than those of its finished seeds."""
+def unchanged(task: str, settings: Settings, run: RunFolder) -> Settings:
+    """Return the settings that a run goes on with, whole paths and the run's backend in place of "auto".
+
+    Raises:
+        UserError: they differ from those of its seeds.
+    """
     before = variants.resolve(Settings.of_run(run.config), task)
     if before.seeds == 1:
         raise UserError(f"{run.root} is a run of one seed: leave --seeds out, or start another run")
     if settings.seeds < before.seeds:
         raise UserError(f"{run.root} has --seeds {before.seeds}: give as many or more, or start another run")
-    for name in SAME:
-        if getattr(before, name) != getattr(settings, name):
+    backend = before.backend if settings.backend == AUTO else settings.backend
+    settings = replace(settings.with_whole_paths(), backend=backend)
+    begun = [seed for seed in run.seeds.values() if seed.begun]
+    of_seeds = [variants.resolve(Settings.of_run(seed.config), task) for seed in begun]
+    for name in changes.SAME_FOR_SEEDS:
+        every = (before, *(() if name in ("seed", "split_seed") else of_seeds))
+        if any(getattr(each, name) != getattr(settings, name) for each in every):
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{run.root} has another {flag}: its seeds must agree, leave it so or start another run")
+    for seed, own in zip(begun, of_seeds, strict=True):
+        results = seed.read_results()["models"]
+        for entry in settings.models:
+            recorded = [stages[-1]["settings"] for stages in results.get(entry, {}).get("settings", {}).values()]
+            if not recorded and entry in own.models:
+                recorded = [changes.recorded(own, entry)]
+            for each in recorded:
+                _check_epochs(run, entry, each["epochs"], changes.recorded(settings, entry))
+    return settings
+
+
+def _check_epochs(run: RunFolder, entry: str, before: int, now: dict) -> None:
+    """Raise UserError where seeds that are trained by now would not be seeds of one and the same course."""
+    if now["epochs"] < before:
+        raise UserError(f"{run.root} has {entry} with --epochs {before}: give as many or more, or start another run")
+    if now["epochs"] > before and changes.depends_on_epochs(now):
+        raise UserError(
+            f"{run.root} has {entry} with --epochs {before}, on which its course depends (--schedule, --progressive or "
+            "--one-at-a-time): leave it so, or start another run"
+        )

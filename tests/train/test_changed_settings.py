@@ -13,7 +13,7 @@ from polychrome.engine.training.hyperparameters import Number
 from polychrome.train import preparation
 from polychrome.train.run import main
 from polychrome.train.settings import changes, variants
-from polychrome.train.settings.config import OF_AN_ENTRY, SHARED, Settings
+from polychrome.train.settings.config import OF_AN_ENTRY, SHARED, NameList, Settings
 from tests.conftest import write_list_folder
 from tests.train import runner
 
@@ -62,7 +62,9 @@ def another(item, value):
     if kind is bool:
         return not value
     if isinstance(kind, Number):
-        return kind.kind(value + 1) if kind.kind is int else value / 2 or 0.25
+        return kind.kind((value or 0) + 1) if kind.kind is int else value / 2 or 0.25
+    if not isinstance(kind, tuple):
+        return ("b",) if isinstance(kind, NameList) else "b"
     return next(each for each in kind if each not in (value, "auto", "dali", "synthetic", "cuda"))
 
 

@@ -3,15 +3,26 @@
 import csv
 import json
 import shutil
+from contextlib import nullcontext
+from dataclasses import fields, replace
+from functools import partial
 from statistics import fmean, stdev
 
 import pytest
 import torch
 
+from polychrome.engine.errors import UserError
+from polychrome.engine.history import EpochRow
+from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint
-from polychrome.train import experiment
+from polychrome.engine.training.hyperparameters import Hyperparameters
+from polychrome.engine.training.plan import Plan
+from polychrome.train import experiment, networks, seeds
 from polychrome.train.run import main
+from polychrome.train.settings import changes, variants
+from polychrome.train.settings.config import Settings
 from tests.train import runner
+from tests.train.test_changed_settings import another
 
 SEEDS = [0, 1]
 # One network for all combinations, and one for each that sees zeros in place of the others.
@@ -168,6 +179,103 @@ def test_a_finished_run_goes_on_to_more_seeds_and_no_other_change(run, tmp_path,
     assert "seed 2" in capsys.readouterr().out
     assert runner.results(more)["seeds"] == [0, 1, 2]
     assert runner.results(more)["models"]["pool_attention_cnn"]["seeds"] == [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run of two seeds, of which one has been trained; all that is known of it, without a training."""
+    root = RunFolder(tmp_path_factory.mktemp("begun") / "a")
+    settings = replace(Settings(), **BEGUN, seeds=2)
+    models = {"simple_cnn": {"protocol": "zero-pad", "epochs": 2, "val": {}, "scores": {"test": {}}}}
+    results = {"task": "task1", "data": {"classes": 2, "class_names": ["a", "b"]}, "models": models}
+    for folder, own in ((root, settings), (root.of_seed(0), replace(settings, seeds=1, split_seed=0))):
+        folder.root.mkdir(parents=True)
+        resolved = variants.resolve(own, "task1").with_whole_paths()
+        folder.write(folder.config, resolved.to_toml())
+        folder.write_results(results)
+    return root
+
+
+BEGUN = {"data": "x", "models": ("simple_cnn",), "epochs": 2, "image_size": 32, "precision": "fp32", "backend": "torch"}
+
+
+def going_on(begun, **changed):
+    settings = variants.resolve(Settings.of_run(begun.config), "task1")
+    return seeds.unchanged("task1", replace(settings, **{"seeds": 3} | changed), begun)
+
+
+def test_seeds_go_on_by_the_settings_that_they_have(begun):
+    assert going_on(begun).seeds == 3
+    assert going_on(begun, epochs=3).epochs == 3
+    assert going_on(begun, backend="auto").backend == "torch"  # whatever is installed by now
+
+
+@pytest.mark.parametrize("name", sorted(item.name for item in fields(Settings)))
+def test_a_setting_is_the_same_for_all_seeds_or_said_to_change_no_result(begun, name):
+    (item,) = (item for item in fields(Settings) if item.name == name)
+    others = {
+        "model": {"simple_cnn": {"lr": 0.5}},
+        "options": {"x": 1},
+        "seeds": 4,
+        "models": ("simple_cnn", "resnet18"),
+    }
+    others |= {"lr": 0.5, "batch_size": 4, "compile": True, "channels": ("RG",), "augmentations": ("flip",)}
+    others |= {
+        "transfer": "frozen",
+        "logger": None,
+        "backend": "dali",
+        "device": "cpu",
+        "eval_crop": 0.5,
+        "progressive": 0.5,
+    }
+    value = getattr(Settings.of_run(begun.config), name)
+    changed = others[name] if name in others else another(item, value)
+    if name in changes.OF_A_SEED:
+        assert going_on(begun, **{name: changed})
+    else:
+        with pytest.raises(UserError, match=f"has another --{name.replace('_', '-')}: its seeds must agree"):
+            going_on(begun, **{name: changed})
+
+
+def test_the_folder_of_a_seed_that_went_on_alone_with_other_settings_is_no_seed_of_the_run(begun, tmp_path):
+    run = RunFolder(shutil.copytree(begun.root, tmp_path / "a"))
+    config = run.of_seed(0).config
+    config.write_text(config.read_text().replace("lr = 0.001", "lr = 0.5"))
+    with pytest.raises(UserError, match="has another --lr: its seeds must agree"):
+        going_on(run)
+
+
+SCHEDULES = ("constant", "plateau", "cosine", "linear", "onecycle")
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+@pytest.mark.parametrize("augmentations", [(), ("flip",), ("crop", "flip")])
+@pytest.mark.parametrize("progressive", [0.5, 1.0])
+def test_more_epochs_are_another_course_where_they_change_an_epoch_before(
+    begun, schedule, one_at_a_time, augmentations, progressive
+):
+    chosen = {"schedule": schedule, "one_at_a_time": one_at_a_time, "progressive": progressive}
+    settings = replace(going_on(begun), **chosen, augmentations=augmentations)
+
+    def course(epochs):
+        own = replace(settings, epochs=epochs)
+        given = {item.name: getattr(own, item.name) for item in fields(Hyperparameters)} | {"channel_sampling": "off"}
+        augmented = networks.augmentations(own)
+        plan = Plan(**given, num_classes=2, device=torch.device("cpu"), augmentations=augmented)
+        rows = [EpochRow("m", number, 0.1, 1.0, 0.5, 1.0, 0.5) for number in range(1, 3)]
+        rates = [plan.rates(rows[:done])(share) for done in range(3) for share in (0.0, 0.5)]
+        return rates, [(plan.recipe(epoch), augmented.size(epoch, 32)) for epoch in (1, 2, 3)]
+
+    depends = any(course(more) != course(3) for more in (4, 6, 12))
+    assert changes.depends_on_epochs(changes.recorded(settings, "simple_cnn")) == depends
+    check = partial(seeds._check_epochs, begun, "simple_cnn", 2)
+    now = changes.recorded(replace(settings, epochs=2), "simple_cnn")
+    check(now)
+    with pytest.raises(UserError, match="has simple_cnn with --epochs 2: give as many or more"):
+        check(now | {"epochs": 1})
+    with pytest.raises(UserError, match="on which its course depends") if depends else nullcontext():
+        check(now | {"epochs": 4})
 
 
 def test_commands_for_one_network_ask_for_one_seed(run, stripes, capsys):

@@ -34,6 +34,11 @@ IN_PARTS = ("options", "model", "transfer", "weights")
 # All others are recorded: a new setting is, until it is named above.
 RECORDED = sorted({item.name for item in fields(Settings)}.difference(OF_DATA, WITHOUT_EFFECT, IN_PARTS))
 
+# The seeds of a run may differ in these: what comes of the data is compared, and other machines round otherwise. Epochs
+# may be more where that leaves a course as it is.
+OF_A_SEED = (*WITHOUT_EFFECT, "compile", "data", "device", "epochs", "strict", "submission")
+SAME_FOR_SEEDS = sorted({item.name for item in fields(Settings)}.difference(OF_A_SEED))
+
 Stages = list[dict[str, Any]]
 
 
@@ -53,7 +58,7 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tu
 
 def depends_on_epochs(settings: Mapping[str, Any]) -> bool:
     """Return whether an epoch of a training, by its recorded settings, is another where more epochs follow it."""
-    in_turn = settings["one_at_a_time"] and settings["augmentations"] != "none"
+    in_turn = settings["one_at_a_time"] and "," in settings["augmentations"]
     return settings["schedule"] in ("cosine", "linear", "onecycle") or settings["progressive"] < 1 or in_turn
 
 
