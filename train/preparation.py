@@ -70,6 +70,10 @@ def prepare(task: str, settings: Settings, resume: RunFolder | None = None, data
     networks.check_names(settings.models)
     for entry in settings.models:
         networks.check_schedule(variants.of(settings, entry))
+    if unused := variants.unused_tables(settings):
+        console.say(
+            f"tables of settings for models that are not trained: {', '.join(f'[model.{each}]' for each in unused)}"
+        )
     choice.resolve(settings.backend)
     loggers.check(settings.logger or ())
     settings = settings.with_whole_paths()

@@ -1,5 +1,6 @@
 """Entries of --models, their variants, and the reports' recipes."""
 
+import re
 import tomllib
 from importlib import resources
 from itertools import product
@@ -9,6 +10,7 @@ import pytest
 from polychrome import models
 from polychrome.engine.errors import UserError
 from polychrome.train import networks, recipes, systems
+from polychrome.train.preparation import prepare
 from polychrome.train.run import main
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import OF_AN_ENTRY, RECIPES, Settings, read_toml, typed
@@ -107,7 +109,10 @@ options = { expert = 1 }
     assert wrong.channel_sampling == "off"
     costs = [networks.measure(entry, variants.of(settings, entry), 50, 3) for entry in settings.models[:2]]
     assert (costs[0].params, costs[1].params) == (2_684_018, 4_271_996)
-    with pytest.raises(UserError, match=r"prism4\+parts\+off cannot be made with options {'expert': 1}: .*'expert'"):
+    given = "{'experts': [4, 4, 4, 1], 'attention': True, 'expert': 1}"
+    with pytest.raises(
+        UserError, match=re.escape(f"prism4+parts+off cannot be made with options {given}: ") + ".*'expert'"
+    ):
         networks.measure(settings.models[2], wrong, 50, 3)
     for name, status in (("prism4+parts", 0), ("prism4+partz", 2)):
         assert main(["task1", "--config", str(config), "--models", name, "--print-config"]) == status
@@ -210,6 +215,12 @@ def test_a_recipe_of_ones_own(capsys, tmp_path):
     [
         (None, "no such recipe; there are report_a, report_b"),
         ("[task2]\nepochs = 3\n", "has nothing for task1; it has task2"),
+        ("epochs = 3\n[task1]\n", "'epochs' is no task, and settings stand in tables of tasks, here [task1]"),
+        (
+            "[task1]\n[taks2]\nepochs = 3\n",
+            "'taks2' is no task, and settings stand in tables of tasks, did you mean [task2]?",
+        ),
+        ("[model.simple_cnn]\nlr = 1\n[task1]\n", "'model' is no task"),
         ("[task1]\nepoch = 3\n", "no setting is named 'epoch', did you mean 'epochs'?"),
         ("[task1]\nepochs = 0\n", "0 is not in the range x>=1"),
         ('[task1]\n[task1.model.simple_cnn]\nout = "x"\n', "out holds for a whole run, not for one model"),
@@ -226,6 +237,67 @@ def test_wrong_recipes(capsys, tmp_path, text, message):
         recipe.write_text(text)
     assert main(["task1", "--recipe", str(recipe)]) == 2
     assert message in capsys.readouterr().err
+
+
+ENTRIES = [f"simple_cnn{plus}" for plus in ("", "+drop", "+drop+smoothing", "+drop+smoothing+mine", "+smoothing+drop")]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("chosen", list(product([False, True], repeat=len(ENTRIES))))
+def test_the_tables_of_every_step_to_an_entry_hold_and_no_other(entry, chosen):
+    tables = {name: {"gain": 0.1 + number / 10} for number, name in enumerate(ENTRIES) if chosen[number]}
+    settings = Settings(models=(entry,), model=tables)
+    steps = [name for name in tables if f"{entry}+".startswith(f"{name}+")]
+    assert variants.of(settings, entry).gain == (tables[steps[-1]]["gain"] if steps else 0.0)
+    assert variants.unused_tables(settings) == [name for name in tables if name not in steps]
+
+
+def test_a_later_variant_wins_over_the_table_of_a_step_before_and_loses_against_its_own():
+    tables = {
+        "simple_cnn+he": {"label_smoothing": 0.3, "schedule": "linear"},
+        "simple_cnn+he+cosine": {"schedule": "plateau"},
+    }
+    settings = Settings(model=tables)
+    found = [
+        variants.of(settings, f"simple_cnn+he{more}") for more in ("", "+smoothing", "+smoothing+cosine", "+cosine")
+    ]
+    assert [each.label_smoothing for each in found] == [0.3, 0.1, 0.1, 0.3]
+    assert [each.schedule for each in found] == ["linear", "linear", "cosine", "plateau"]
+    assert {each.init for each in found} == {"he"}
+
+
+def test_a_variant_of_ones_own_goes_on_to_the_next():
+    tables = {"simple_cnn+mine": {"epochs": 3}}
+    assert resolved(models=("simple_cnn+mine+drop",), model=tables).models == ("simple_cnn+mine+drop",)
+    with pytest.raises(UserError, match="no variant is named 'mine'"):
+        resolved(models=("simple_cnn+drop+mine",), model=tables)
+
+
+MISSPELT = [
+    (name, name[:at] + name[at + 1 :]) for name in variants.VARIANTS if len(name) > 4 for at in range(1, len(name))
+]
+
+
+@pytest.mark.parametrize(("name", "misspelt"), MISSPELT)
+def test_a_table_with_a_misspelt_variant_is_refused_unless_it_is_trained(name, misspelt):
+    entry = f"simple_cnn+{misspelt}"
+    with pytest.raises(UserError, match=rf"no variant is named '{misspelt}'; did you mean {name}\?"):
+        resolved(models=("simple_cnn",), model={entry: {"epochs": 3}})
+    assert resolved(models=(entry,), model={entry: {"epochs": 3}}).models == (entry,)
+
+
+@pytest.mark.parametrize("name", ["few", "static", "parts", "plain", "mine", "lr2", "widest", "ablation", "x"])
+def test_an_unused_table_with_a_name_of_its_own_is_none_that_is_misspelt(name):
+    settings = resolved(models=("simple_cnn",), model={f"simple_cnn+{name}": {"epochs": 3}})
+    assert variants.unused_tables(settings) == [f"simple_cnn+{name}"]
+
+
+def test_unused_tables_are_told_in_a_line(stripes, capsys):
+    tables = {"simple_cnn": {"epochs": 3}, "naive_cnn": {"epochs": 3}, "simple_cnn+few": {"epochs": 3}}
+    settings = resolve(Settings(data=str(stripes), models=("simple_cnn",), model=tables, image_size=32), "task1")
+    prepare("task1", settings)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tables of settings for models that are not trained: [model.naive_cnn], [model.simple_cnn+few]" in said
 
 
 def test_augmentations_by_name():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tomllib
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from polychrome.engine.errors import UserError
 from polychrome.train.settings.config import RECIPES, check_names, typed
+from polychrome.train.settings.variants import TASKS
 
 
 def load(name: str, task: str) -> dict[str, Any]:
@@ -26,6 +28,13 @@ def load(name: str, task: str) -> dict[str, Any]:
         tables = tomllib.loads(source.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"--recipe {name}: {error}") from None
+    for key in tables:
+        if key not in TASKS:
+            close = get_close_matches(key, TASKS, n=1)
+            raise UserError(
+                f"--recipe {name}: {key!r} is no task, and settings stand in tables of tasks, "
+                + (f"did you mean [{close[0]}]?" if close else f"here [{task}]")
+            )
     if not isinstance(tables.get(task), dict):
         raise UserError(f"--recipe {name} has nothing for {task}; it has {', '.join(tables)}")
     source = f"{name}: [{task}]"

@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import accumulate
+from typing import Any
 
 from polychrome.engine.errors import UserError
 from polychrome.train import systems
@@ -50,6 +52,8 @@ SWEEP = ("all",)
 
 
 TRANSFERS = ("frozen", "finetuned", "scratch")
+
+ALMOST = 0.75  # likeness, from which on a name is taken to be misspelt
 
 # The settings that NAME+VARIANT changes. A later variant wins over an earlier one, so NAME+a+b is a step after NAME+a.
 VARIANTS = {
@@ -140,18 +144,28 @@ def expanded(task: str, settings: Settings) -> Settings:
         if count > 1:
             raise UserError(f"--models names {entry} {count} times")
         _check_name(entry, f"--models {entry}")
-        # Any variant is allowed where the entry has a table of settings: the variant names the table.
-        for variant in _variants(entry) - VARIANTS.keys() if entry not in settings.model else ():
-            close = get_close_matches(variant, VARIANTS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VARIANTS)}"
-            raise UserError(f"--models {entry}: no variant is named {variant!r}; {hint}")
+        # Any variant is allowed where the entry, up to it or whole, has a table of settings: it names the table.
+        for step in _steps(entry)[1:] if entry not in settings.model else ():
+            variant = step.rpartition("+")[2]
+            if variant not in VARIANTS and step not in settings.model:
+                close = get_close_matches(variant, VARIANTS, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VARIANTS)}"
+                raise UserError(f"--models {entry}: no variant is named {variant!r}; {hint}")
         if task != "transfer" and _variants(entry) & set(TRANSFERS):
             raise UserError(f"--models {entry}: only task transfer starts from weights")
     if task != "transfer" and settings.weights is not None:
         raise UserError("--weights: only task transfer starts from weights")
+    settings = replace(settings, models=entries)
+    unused = unused_tables(settings)
     for entry in settings.model:
-        _check_table(entry)
-    return replace(settings, models=entries)
+        _check_table(entry, entry in unused)
+    return settings
+
+
+def unused_tables(settings: Settings) -> list[str]:
+    """Return the entries that have a table of settings and are neither trained nor a step to an entry that is."""
+    used = {step for entry in settings.models for step in _steps(entry)}
+    return [entry for entry in settings.model if entry not in used]
 
 
 def _check_name(entry: str, source: str) -> None:
@@ -161,8 +175,8 @@ def _check_name(entry: str, source: str) -> None:
             raise UserError(f"{source}: a variant is named by letters, digits, '_', '-' and '.', not {variant!r}")
 
 
-def _check_table(entry: str) -> None:
-    """Raise UserError where a table of settings names an unknown model."""
+def _check_table(entry: str, unused: bool) -> None:
+    """Raise UserError where a table of settings names an unknown model, or is unused and has a variant misspelt."""
     from polychrome import models
 
     _check_name(entry, f"[model.{entry}]")
@@ -170,22 +184,30 @@ def _check_table(entry: str) -> None:
         close = get_close_matches(model_name(entry), models.names(), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(f"[model.{entry}]: no model has this name{hint}")
+    for variant in _variants(entry) - VARIANTS.keys() if unused else ():
+        if close := get_close_matches(variant, VARIANTS, n=1, cutoff=ALMOST):
+            raise UserError(f"[model.{entry}]: no variant is named {variant!r}; did you mean {close[0]}?")
 
 
 def of(settings: Settings, entry: str) -> Settings:
-    """Return the settings of one entry: the run's, changed by its model's, then its variants', then its own.
+    """Return the settings of one entry: the run's, changed by its model's, then variant after variant.
 
-    Of `options` each name is a setting of its own.
+    Each step, as NAME+a before NAME+a+b, has what its variant changes, then its table. Of `options` each name is a
+    setting of its own.
     """
-    name, *variants = entry.split("+")
-    changes = merged({"options": settings.options}, settings.model.get(name, {}))
-    for variant in variants:
-        changes = merged(changes, VARIANTS.get(variant, {}))
-    if variants:
-        changes = merged(changes, settings.model.get(entry, {}))
+    changes: dict[str, Any] = {"options": settings.options}
+    for step in _steps(entry):
+        _, plus, variant = step.rpartition("+")
+        changes = merged(changes, VARIANTS.get(variant, {}) if plus else {})
+        changes = merged(changes, settings.model.get(step, {}))
     if "augmentations" in changes:
         changes["augmentations"] = augmentations(changes["augmentations"])
     return replace(settings, **changes)
+
+
+def _steps(entry: str) -> list[str]:
+    """Return the entries on the way to an entry: the model's name, then with one variant after the other."""
+    return list(accumulate(entry.split("+"), "{}+{}".format))
 
 
 def _variants(entry: str) -> set[str]:
