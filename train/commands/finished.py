@@ -185,6 +185,7 @@ class Checkpoint(Source):
             return [(wanted, self._loaded(name, self._content, self.place, len(self.channels)))]
         own = self._own()
         fitting = [label for label, chosen in wanted.items() if chosen and set(chosen) == set(own)]
+        fitting.sort(key=lambda label: wanted[label] != own)
         if not fitting:
             raise UserError(f"{self.place} is the network for {self._label}, not for {', '.join(wanted)}")
         in_channels, _ = networks.for_one_combination(name, self.entry_settings(name), len(self.channels), own)
@@ -233,10 +234,13 @@ class Run(Source):
             label: tuple(map(index, self.results["combinations"][label]))
             for label in self.results["models"][name]["scores"]["test"]
         }
-        label_of = {frozenset(chosen): label for label, chosen in trained.items()}
+        # Of several orders of the same channels each has its network; another order gets the first.
+        label_of = {chosen: label for label, chosen in trained.items()}
+        any_order = {frozenset(chosen): label for chosen, label in reversed(label_of.items())}
         found = []
         for combination, chosen in wanted.items():
-            if chosen and (own := label_of.get(frozenset(chosen))) is not None:
+            own = label_of.get(chosen) or any_order.get(frozenset(chosen or ()))
+            if chosen and own is not None:
                 in_channels, _ = networks.for_one_combination(
                     name, self.entry_settings(name), len(self.channels), chosen
                 )
