@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 
 from polychrome.engine.channels import names
 from polychrome.engine.data.image_set import Split
@@ -127,9 +128,17 @@ def _first(tested: Evaluation) -> list[int]:
 def best(entries: Mapping[str, dict]) -> str:
     """Return the name of the model that is most accurate on the validation images; of equal ones that of least loss.
 
-    Losses of different models are not compared first: label smoothing and confidence move them by more than accuracy.
+    All are compared on the first combination of channels that all were tested on. Losses of different models are not
+    compared first: label smoothing and confidence move them by more than accuracy.
     """
-    return max(entries, key=lambda name: (entries[name]["val"]["accuracy"], -entries[name]["val"]["loss"]))
+    label = scores.common({"models": entries}, "val")
+
+    def key(name: str) -> tuple[float, float]:
+        found = scores.validation(entries[name], label)
+        loss = scores.number(found["loss"])
+        return found["accuracy"], -inf if loss is None else -loss
+
+    return max(entries, key=key)
 
 
 def add_ratio(results: dict) -> None:

@@ -44,6 +44,20 @@ def full_set(results: dict) -> str:
     return next((label for label in found if label != SHUFFLED), found[0] if found else "")
 
 
+def common(results: dict, split: str = "test") -> str:
+    """Return the first combination that all entries have a score for, without shuffled channels; "" where none is."""
+    every = [by_combination(entry, split) for entry in results["models"].values()]
+    return next((label for label in labels(results, split) if all(label in each for each in every)), "")
+
+
+def validation(entry: dict, label: str) -> dict:
+    """Return an entry's loss and accuracy on the validation images on a combination.
+
+    Where it was not tested so, they are those of its training, on all channels or on those of its first network.
+    """
+    return of_split(entry, "val").get(label) or entry.get("val", {})
+
+
 def in_words(label: str) -> str:
     """Return a combination's name for a sentence."""
     return "all channels" if label == ALL else label

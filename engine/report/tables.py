@@ -52,7 +52,7 @@ FIGURES: dict[str, Callable[[dict, str], str]] = {
     "precision": lambda entry, full: _share(scores.score(entry, full, "precision")),
     "recall": lambda entry, full: _share(scores.score(entry, full, "recall")),
     "F1": lambda entry, full: _share(scores.score(entry, full, "f1")),
-    "val acc.": lambda entry, full: _share(entry.get("val", {}).get("accuracy")),
+    "val acc.": lambda entry, full: _share(scores.validation(entry, full).get("accuracy")),
     "ratio": lambda entry, full: _share(entry.get("ratio_to_resnet34")),
     "params": lambda entry, full: _number(entry.get("params"), ","),
     "mult-adds": lambda entry, full: _large(entry.get("macs")),
@@ -247,12 +247,12 @@ def variants(results: dict, kind: str = "accuracy") -> Table:
 
 def ablation(results: dict) -> Table:
     """Return report E's ablation: validation accuracy before and after each step "x+a" -> "x+a+b" of the run."""
-    entries = results["models"]
+    entries, full = results["models"], scores.full_set(results)
     rows = []
     for name in entries:
         before, _, added = name.rpartition("+")
         if before in entries:
-            figures = (_share(entries[key].get("val", {}).get("accuracy")) for key in (before, name))
+            figures = (_share(scores.validation(entries[key], full).get("accuracy")) for key in (before, name))
             rows.append((str(name.count("+")), f"{scores.base(name)}: +{added}", *figures))
     return Table("Ablation: validation accuracy", ("step", "change", "before", "after"), tuple(rows), left=2)
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+from itertools import product
 from math import sqrt
 
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 
 import polychrome
 from polychrome.engine.machine import hardware
-from polychrome.engine.report import console, scores
+from polychrome.engine.report import console, scores, tables
 from polychrome.train import messages
 from polychrome.train.results import best
 from polychrome.train.run import main
@@ -28,6 +29,37 @@ def test_the_most_accurate_model_is_used_whatever_its_loss():
     assert best(entries) == "smooth"
     del entries["smooth"]
     assert best(entries) == "surer"
+
+
+LABELS = ("RGB", "RG", "G")
+
+
+@pytest.mark.parametrize("tested", list(product(["", "RGB", "RG", "G"], repeat=3)))
+def test_models_are_compared_by_the_validation_images_on_the_same_channels(tested):
+    """Each model lacks some combination; of those it has the wanted figures are in order, the training's in another."""
+    entries = {}
+    for number, lacking in enumerate(tested):
+        labels = [label for label in LABELS if label != lacking]
+        untested = {lacking: {"accuracy": None, "loss": None}} if number else {}  # no image has these channels
+        figures = untested | {
+            label: {"accuracy": (number + LABELS.index(label)) % 3 / 3, "loss": 1.0} for label in labels
+        }
+        shuffled = {"shuffled": {"accuracy": 1 - number / 3, "loss": 1.0}}
+        entries[str(number)] = entry(1.0, 0.9 - number / 3) | {"scores": {"test": {}, "val": shuffled | figures}}
+    common = [label for label in LABELS if label not in tested]
+    wanted = "0" if not common else str((2 - LABELS.index(common[0])) % 3)
+    assert best(entries) == wanted
+
+
+def test_the_report_shows_the_figures_that_the_model_is_chosen_by():
+    entries = {"m": entry(1.0, 0.25), "m+a": entry(1.0, 0.75)}
+    for name, accuracy in (("m", 0.5), ("m+a", 0.125)):
+        entries[name]["scores"]["val"] = {"RGB": {"accuracy": accuracy, "loss": 1.0}}
+    results = {"models": entries, "combinations": {"RGB": [*"RGB"]}}
+    assert best(entries) == "m"
+    columns = tables.systems(results).columns
+    assert [row[columns.index("val acc.")] for row in tables.systems(results).rows] == ["50.0%", "12.5%"]
+    assert tables.ablation(results).rows == (("1", "m: +a", "50.0%", "12.5%"),)
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.5, 100), (0.9, 10), (0.25, 8), (0.0, 20), (1.0, 18)])
