@@ -42,13 +42,17 @@ class Description:
         """The divisor that makes input values of stored values."""
         return 255 if self.dtype == "uint8" else 1
 
+    @property
+    def absent_channels(self) -> str:
+        """What absent channels of the input are to hold, in words: a network without a mask reads them, too."""
+        return "anything, where the mask is false" if self.any_channels else "the channel's mean"
+
     def as_dict(self) -> dict:
         """Return the description with the inputs and the output in words, JSON-ready."""
         values = "8-bit values / 255, 0..1" if self.dtype == "uint8" else f"as stored ({self.dtype})"
         shape = ["batch", len(self.channels), self.image_size, self.image_size]
-        absent = "anything, where the mask is false" if self.any_channels else "the channel's mean"
         images = {"dtype": "float32", "shape": shape, "layout": "contiguous", "values": values}
-        inputs = {"images": {**images, "absent_channels": absent}}
+        inputs = {"images": {**images, "absent_channels": self.absent_channels}}
         if self.any_channels:
             inputs["mask"] = {"dtype": "bool", "shape": shape[:2], "values": "true where a channel is present"}
         output = {"dtype": "float32", "shape": ["batch", len(self.classes)]}

@@ -57,7 +57,10 @@ def about(description: Description) -> dict:
     """Return the description of such a file, JSON-ready: as of the network alone, with other inputs and outputs."""
     found = description.as_dict()
     shape = ["batch", "height", "width", len(description.channels)]
-    pixels = {"dtype": description.dtype, "shape": shape, "values": "as stored", "absent_channels": "anything"}
+    absent = description.absent_channels
+    if not description.any_channels and description.scale != 1:
+        absent += f" * {description.scale}, rounded"
+    pixels = {"dtype": description.dtype, "shape": shape, "values": "as stored", "absent_channels": absent}
     inputs = {INPUT: pixels} | {name: each for name, each in found["inputs"].items() if name != "images"}
     output = {"dtype": "float32", "shape": ["batch", len(description.classes)]}
     return found | {"inputs": inputs, "outputs": {OUTPUT: output}, "whole": True}

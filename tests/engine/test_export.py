@@ -13,7 +13,7 @@ from torchvision.ops import SqueezeExcitation
 from polychrome import kernels, models
 from polychrome.engine.channels.names import Channels
 from polychrome.engine.errors import UserError
-from polychrome.engine.export import Check, Classifier, Description, ExportError, load, save
+from polychrome.engine.export import Check, Classifier, Description, ExportError, load, save, whole
 from polychrome.engine.export.check import compare
 from polychrome.engine.export.program import traced
 from polychrome.kernels import dynamic_conv2d, per_sample_conv2d
@@ -127,6 +127,31 @@ def test_the_description_is_in_the_file(tmp_path):
         }
     }
     assert (said["check"]["images"], said["check"]["on"]) == (16, "noise")
+
+
+@pytest.mark.parametrize("stored", ["uint8", "float32"])
+@pytest.mark.parametrize("name", FAST)
+def test_absent_channels_are_described_as_the_network_takes_them(name, stored):
+    """What is written into them changes nothing, or is said."""
+    model, about, images = made(name)
+    about = replace(about, dtype=stored)
+    classifier, values = Classifier(model, about), images / about.scale
+    mask = torch.tensor([True, False, True]).expand(len(images), -1)
+    given = (mask,) * about.any_channels
+    for words in (about.as_dict()["inputs"]["images"], whole.about(about)["inputs"]["pixels"]):
+        if words["absent_channels"].startswith("anything"):
+            kept = values.clone()
+            kept[:, 1] = 7.0
+            torch.testing.assert_close(classifier(kept, *given), classifier(values, *given))
+        else:
+            scaled = " * 255, rounded" if words["values"] == "as stored" and stored == "uint8" else ""
+            assert words["absent_channels"] == "the channel's mean" + scaled
+            standardised = (images.float() / about.scale - torch.tensor(CHANNELS.mean)[:, None, None]) / torch.tensor(
+                CHANNELS.std
+            )[:, None, None]
+            standardised[:, 1] = 0.0  # as in training
+            values[:, 1] = CHANNELS.mean[1]
+            torch.testing.assert_close(classifier(values), model(standardised))
 
 
 def test_every_op_is_written_out():
