@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -213,7 +214,7 @@ class Trainer:
         _train_mode(self.model, self.plan)
         self.rate = self.plan.rates(self.history.epochs)
         if self.state.position.at_start:
-            torch.manual_seed(_mix(self.plan.seed, epoch) + distributed.rank())
+            torch.manual_seed(_mix(self.plan.seed, epoch, distributed.rank()))
 
     def _pass(self, epoch: int, turn: int) -> None:
         """Train on the rest of a pass over the data."""
@@ -443,6 +444,9 @@ def _others_absent(present: Tensor, channels: int) -> Tensor:
     return torch.full((channels,), -1, device=present.device).scatter(0, present, present)
 
 
-def _mix(seed: int, epoch: int) -> int:
-    """Return a different seed for each pair of seed and epoch."""
+def _mix(seed: int, epoch: int, rank: int) -> int:
+    """Return a seed for each seed and epoch, in each process another: a neighbour's is not that of the next epoch."""
+    if rank:
+        digest = hashlib.blake2b(repr((seed, epoch, rank)).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") % 2**63
     return (seed * 1_000_003 + epoch) % 2**63

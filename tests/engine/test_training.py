@@ -1,6 +1,7 @@
 """The parts of a plan: optimisers, schedules, frozen weights, passes over the data."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -63,6 +64,28 @@ def test_batches_that_make_a_step_have_the_rate_of_one_large_batch(
         return found
 
     assert rates(batch_size, accumulate) == rates(batch_size * accumulate, 1)
+
+
+def test_no_process_repeats_the_random_numbers_of_another_or_of_another_epoch():
+    """torch's generator on a CPU takes 32 bits of a seed."""
+    keys = list(product((0, 1, 2, 7), range(1, 101), range(16)))
+    assert len({trainer._mix(*key) % 2**32 for key in keys}) == len(keys)
+    assert [trainer._mix(seed, 5, 0) for seed in (0, 3)] == [5, 3_000_014]  # as ever, of a process by itself
+
+
+def test_each_process_draws_its_own_numbers_in_each_epoch(loaders, tmp_path, monkeypatch):
+    begin, drawn = trainer.Trainer._begin, []
+
+    def begun(self, epoch):
+        for rank in range(3):
+            with monkeypatch.context() as patch:
+                patch.setattr(trainer.distributed, "rank", lambda rank=rank: rank)
+                begin(self, epoch)
+            drawn.append(tuple(torch.rand(4).tolist()))
+
+    monkeypatch.setattr(trainer.Trainer, "_begin", begun)
+    fit("m", Recorder(), *loaders, PLAN, tmp_path)
+    assert len(set(drawn)) == len(drawn) == 9
 
 
 def test_plateau_cuts_the_rate_after_three_epochs_without_a_better_accuracy():
