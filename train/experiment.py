@@ -287,7 +287,8 @@ class Experiment:
             tested = {combination: chosen}
             count, protocol = networks.for_one_combination(entry, settings, count, chosen)
             data = restricted(data, chosen)
-        model = networks.initialised(entry, settings, len(self.images.class_names), count, state.exists(folder))
+        started = state.exists(folder)
+        model = networks.initialised(entry, settings, len(self.images.class_names), count, started, console.say)
         plan = networks.plan(model, settings, data.images)
         if combination:
             padded = protocol == PADDED_ONE_PER_COMBINATION

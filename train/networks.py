@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 
 import numpy as np
@@ -187,8 +188,17 @@ def _smallest(entry: str, settings: Settings, num_classes: int, in_channels: int
     return None
 
 
-def initialised(entry: str, settings: Settings, num_classes: int, in_channels: int, started: bool = False) -> nn.Module:
+def initialised(
+    entry: str,
+    settings: Settings,
+    num_classes: int,
+    in_channels: int,
+    started: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> nn.Module:
     """Return a new network with its first weights; trained ones are not loaded where its training has `started`.
+
+    `say` is told which trained weights were loaded.
 
     Raises:
         UserError: the weights cannot be read or downloaded, or are of another architecture.
@@ -199,7 +209,7 @@ def initialised(entry: str, settings: Settings, num_classes: int, in_channels: i
         initialise.he_(model)
     if settings.transfer in ("frozen", "finetuned") and not started:
         name = variants.model_name(entry)
-        transfer.load(model, *_weights(name, settings))
+        say(f"{entry} starts from {transfer.load(model, *_weights(name, settings))}")
     return model
 
 

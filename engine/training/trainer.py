@@ -159,6 +159,8 @@ class Trainer:
         self.saved_at = time.perf_counter()
         while not self._is_over():
             self._epoch()
+        if len(self.history.epochs) < plan.epochs:
+            self.hooks.say(f"{self.state.name} {self.history.ended_early(plan.patience)}")
         self.state.keep_best(self.folder, self.hooks.say)
         distributed.wait()  # for the first process's last write
         best = self.folder / state.BEST

@@ -89,8 +89,10 @@ def _check_downloaded(url: str) -> None:
         raise UserError(f"{file} is damaged: its checksum is not {wanted}; remove it to have it downloaded again")
 
 
-def load(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Copy weights into a model; a head for another number of classes keeps its fresh weights.
+def load(model: nn.Module, weights: dict[str, Tensor], source: str) -> str:
+    """Copy weights into a model, and return in words what was copied and what starts fresh.
+
+    A head for another number of classes, or one that is not whole, keeps its fresh weights.
 
     Raises:
         UserError: the weights are of another architecture; the message lists the misfitting weights.
@@ -112,5 +114,17 @@ def load(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     if misfits := shapes + missing + unknown:
         more = f" and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
         raise UserError(f"{source}: weights of another architecture: {'; '.join(misfits[:SHOWN])}{more}")
-    fitting = {key: value for key, value in weights.items() if value.shape == own[key].shape}
-    model.load_state_dict(fitting, strict=False)
+    ends = {key for key in own if key.startswith(head)}
+    fresh = {key for key in ends if key not in weights or weights[key].shape != own[key].shape}
+    left_out = ends if fresh else set()
+    model.load_state_dict({key: value for key, value in weights.items() if key not in left_out}, strict=False)
+    return f"{len(weights.keys() - left_out)} tensors of {source}" + (
+        _why_fresh(own, weights, fresh, head) if fresh else ""
+    )
+
+
+def _why_fresh(own: dict[str, Tensor], weights: dict[str, Tensor], fresh: set[str], head: str) -> str:
+    """Return in words that the head starts fresh, by the first of its weights that do not fit."""
+    key = min(fresh, key=list(own).index)
+    there = f"{list(weights[key].shape)} for {list(own[key].shape)}" if key in weights else "missing"
+    return f"; the last layer, {head.rstrip('.')}, starts fresh, as its {key.removeprefix(head)} is {there}"

@@ -29,6 +29,27 @@ def test_weights_are_loaded_but_for_a_head_of_another_size():
         assert torch.equal(value, wanted), key
 
 
+@pytest.mark.parametrize("name", ["attention_cnn", "simple_cnn", "resnet18", "prism4_small"])
+@pytest.mark.parametrize("change", [lambda value: None, lambda value: value[:3], lambda value: value])
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_head_is_loaded_whole_or_not_at_all_and_that_is_said(name, part, change):
+    weights, target = made(name).state_dict(), made(name, seed=1)
+    head = transfer.head_of(target)[0]
+    key, fresh = f"{head}.{part}", {name: value.clone() for name, value in target.state_dict().items()}
+    value = weights.pop(key)
+    if (changed := change(value)) is not None:
+        weights[key] = changed
+    said, own = transfer.load(target, weights, "x"), target.state_dict()
+    whole = changed is value
+    wanted = weights if whole else {each: value for each, value in fresh.items() if each.startswith(f"{head}.")}
+    assert all(torch.equal(own[each], value) for each, value in wanted.items())
+    others = {each: value for each, value in weights.items() if not each.startswith(f"{head}.")}
+    assert all(torch.equal(own[each], value) for each, value in others.items())
+    wrong = "missing" if changed is None else f"{list(changed.shape)} for {list(value.shape)}"
+    more = "" if whole else f"; the last layer, {head}, starts fresh, as its {part} is {wrong}"
+    assert said == f"{len(weights if whole else others)} tensors of x{more}"
+
+
 def test_a_head_of_the_same_size_is_loaded_too():
     source, target = made(), made(seed=1)
     transfer.load(target, source.state_dict(), "x")

@@ -108,6 +108,23 @@ def test_a_finished_run_is_done_as_it_is(finished):
     assert (more.done, set(more.costs)) == (set(MODELS), {*MODELS, "simple_cnn+he"})
 
 
+def test_a_training_that_ends_by_its_patience_says_so_and_a_resumed_run_again(few, tmp_path, capsys):
+    start = ["task1", "--data", str(few), "--out", str(tmp_path), "--name", "a", *ARGUMENTS, "--models", "simple_cnn"]
+    assert main([*start, "--epochs", "9", "--patience", "1", "--lr", "1"]) == 0
+    run = tmp_path / "task1/a"
+    (count,) = {len(runner.history(run))}
+    assert count < 9
+    ended = f"ended after epoch {count}, 1 epoch without a better validation loss (--patience 1; 0 never stops)"
+    assert f"simple_cnn {ended}" in " ".join(capsys.readouterr().out.split())
+    assert main(["task1", "--resume", str(run), "--epochs", "11"]) == 0
+    assert f"simple_cnn is not trained further; it {ended}" in " ".join(capsys.readouterr().out.split())
+    assert len(runner.history(run)) == count
+    assert runner.results(run)["models"]["simple_cnn"]["differs"] == [["simple_cnn", "epochs", "9"]]
+    assert main(["task1", "--resume", str(run), "--epochs", str(count + 1), "--patience", "0"]) == 0
+    assert len(runner.history(run)) == count + 1
+    assert runner.results(run)["models"]["simple_cnn"]["differs"] == []
+
+
 def test_options_are_compared_one_by_one():
     one, other = (changes.recorded(Settings(options={"width": 8} | more), "simple_cnn") for more in ({}, {"depth": 3}))
     assert changes.differing(one, other) == {"options.depth": (None, 3)}

@@ -1,6 +1,7 @@
 """Task transfer: from a run of ours to other classes, and from a file of weights."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -44,6 +45,11 @@ def test_trained_weights_beat_fresh_ones_and_every_mode_is_printed(source, few, 
     printed = capsys.readouterr().out
     for wanted in (*found, "level", "upright", "slanted"):
         assert wanted in printed
+    said = " ".join(printed.split())
+    for mode in ("frozen", "finetuned"):
+        assert len(re.findall(rf"attention_cnn\+{mode} starts from \d+ tensors of --weights", said)) == 1
+    assert said.count("starts fresh, as its weight is [3, ") == 2
+    assert "attention_cnn+scratch starts from" not in said
     start = checkpoint.load(source / "checkpoints/attention_cnn/best.pt")["model"]
     frozen = checkpoint.load(tmp_path / "transfer/t/checkpoints/attention_cnn+frozen/best.pt")["model"]
     head = transfer.head_of(models.create("attention_cnn"))[0] + "."
