@@ -190,6 +190,48 @@ def test_channels_pick_the_network_of_a_model_that_has_several(run, images, tmp_
     assert all(torch.equal(part.model.state_dict()[name], value) for name, value in weights.items())
 
 
+@pytest.fixture(scope="module")
+def several(stripes, tmp_path_factory):
+    """A run of models of each kind with a network for each combination."""
+    out = tmp_path_factory.mktemp("several")
+    start = ["--data", str(stripes), "--out", str(out), "--name", "a", *SMALL, "--channels", ",".join(ALONE)]
+    assert main(["task1", *start, "--models", "simple_cnn+alone,pool_attention_cnn+alone,naive_cnn"]) == 0
+    return out / "task1/a"
+
+
+ALONE = ("GBR", "RG", "GR", "B")
+
+
+@pytest.mark.parametrize("channels", ALONE)
+@pytest.mark.parametrize("model", ["simple_cnn+alone", "pool_attention_cnn+alone", "naive_cnn"])
+@pytest.mark.parametrize("file_format", ["safetensors", "onnx"])
+def test_a_network_for_one_combination_is_exported_for_the_channels_it_takes_or_refused(
+    several, images, tmp_path, capsys, file_format, model, channels
+):
+    """The file, given the channels that it names, answers as `load` does for the combination."""
+    needs(file_format)
+    path = tmp_path / f"x.{file_format}"
+    command = ["export", str(several), "--format", file_format, "--model", model, "--channels", channels]
+    status = main([*command, "--output", str(path)])
+    if model == "simple_cnn+alone" and len(channels) < 3:
+        error = capsys.readouterr().err
+        assert (status, error.count("\n")) == (2, 1)
+        assert f"--channels {channels}: simple_cnn+alone has a network there that takes all channels" in error
+        assert list(tmp_path.iterdir()) == []
+        return
+    assert status == 0
+    about = json.loads(path.with_name(f"{path.name}.json").read_text())
+    names = about["channels"]["names"]
+    assert sorted(names) == sorted(channels)
+    given = images[:, ["RGB".index(name) for name in names]].contiguous()
+    mask = (torch.ones(len(given), len(names), dtype=torch.bool),) * about["any_channels"]
+    found = export.load(path)(given, *mask).softmax(1)
+    trained = polychrome.load(several, model, channels=channels)
+    mean, std = torch.tensor([trained._channels.mean, trained._channels.std])[:, :, None, None]
+    wanted = trained((images - mean) / std, channels).softmax(1)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+
+
 def test_a_checkpoint_alone_is_exported_as_its_run_is(run, tmp_path, monkeypatch, capsys):
     needs("safetensors")
     monkeypatch.chdir(tmp_path)

@@ -74,7 +74,15 @@ def _network(trained: Source, name: str, channels: str | None) -> tuple[torch.nn
     if len(wanted) != 1 or not all(wanted.values()):
         raise UserError(f"export takes one combination of channels, not {channels!r}")
     ((part, network),) = trained.networks(name, wanted)
-    ((_, chosen),) = part.items()
+    ((label, chosen),) = part.items()
+    if trained.shown_as(name) == "zero-pad":
+        # It takes all channels in the order of the data, whatever the order in the combination's name.
+        if len(chosen) < len(trained.channels):
+            raise UserError(
+                f"--channels {label}: {name} has a network there that takes all channels and is shown zeros for the "
+                "others, which a file cannot do; export one that takes any channels, or train naive_cnn"
+            )
+        chosen = tuple(range(len(chosen)))
     return network, chosen
 
 
