@@ -1,6 +1,7 @@
 """The ops in the `polychrome` namespace: how they are registered, and how they are called."""
 
 from collections.abc import Callable, Mapping
+from functools import wraps
 
 import torch
 
@@ -29,9 +30,22 @@ def register_op(name: str, implementation: Callable, fake: Callable) -> None:
 
 
 def register_backward(name: str, setup_context: Callable, backward: Callable) -> None:
-    """Make `backward` the gradient of `polychrome::<name>`, which may be another op's `_backward` op."""
+    """Make `backward` the gradient of `polychrome::<name>`, which may be another op's `_backward` op.
+
+    It runs with autocast off, as the op does, also where `.backward()` is called inside autocast.
+    """
+    backward = _without_autocast(backward)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context)
     _functions[name] = _function(name, setup_context, backward)
+
+
+def _without_autocast(function: Callable) -> Callable:
+    @wraps(function)
+    def run(*arguments):
+        with torch._C._DisableAutocast():
+            return function(*arguments)
+
+    return run
 
 
 def register_second(name: str, definition: Callable) -> None:

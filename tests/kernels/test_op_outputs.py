@@ -1,6 +1,7 @@
 """An output is the caller's alone: no view, no alias, and free to be changed in place, as after torch's own layers."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from polychrome.kernels import dynamic_conv2d, use_backend
 from polychrome.kernels.dynamic_conv import api
 from polychrome.kernels.dynamic_conv.eager import ops as eager
 from polychrome.kernels.dynamic_conv.eager.forms import Choice, Forms
+from polychrome.kernels.library import call
 from polychrome.kernels.modules import DynamicConv2d
 from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
@@ -96,6 +98,24 @@ def test_outputs_of_every_function_are_the_callers_own(function, layout, dtype, 
         leaves = [as_leaf(argument) for argument in arguments]
         assert_its_own([function(*leaves, **options)], tensors(leaves))
         assert_may_change_in_place(function, arguments, **options)
+
+
+WITH_GRADIENT = [name for name in registered() if name in differentiable() or "transpose" in name]
+
+
+@grid(name=WITH_GRADIENT, way=["called", "as torch's op"])
+def test_gradients_do_not_depend_on_autocast_around_backward(name, way):
+    """The gradient of a float32 result is made of float32 products, wherever `backward` is called."""
+    op = getattr(torch.ops.polychrome, name) if way == "as torch's op" else partial(call, name)
+    found = []
+    for autocast in (False, True):
+        leaves = [as_leaf(argument) for argument in op_arguments(name, torch.float32)]
+        y = outputs(op(*leaves))[0]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            torch.autograd.backward(y, randn(*y.shape, seed=3))
+        found.append([leaf.grad for leaf in tensors(leaves) if leaf.requires_grad])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_changing_an_output_changes_no_argument():
