@@ -35,9 +35,18 @@ def _apart(x: Tensor) -> Tensor:
 
 def check_present(mask: Tensor) -> None:
     """Raise ValueError naming the first sample without a present channel."""
-    absent = (~mask.any(1)).nonzero().flatten().tolist()
+    absent = _of_all_calls(~mask.any(1)).nonzero().tolist()
     if absent:
-        raise ValueError(f"mask must leave at least one channel in every sample, got none in sample {absent[0]}")
+        raise ValueError(f"mask must leave at least one channel in every sample, got none in sample {absent[0][-1]}")
+
+
+def _of_all_calls(tensor: Tensor) -> Tensor:
+    """Return the tensor [calls..., batch] behind one [batch] that `torch.func` has wrapped, of all calls of a vmap."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        place, tensor = functorch.maybe_get_bdim(tensor), functorch.get_unwrapped(tensor)
+        tensor = tensor if place < 0 else tensor.movedim(place, 0)
+    return tensor
 
 
 def channel_stats_backward(

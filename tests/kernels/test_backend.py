@@ -24,6 +24,7 @@ from polychrome.kernels.backend import current_backend
 from polychrome.kernels.launch import record_launches
 from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
+from tests.kernels.op_calls import function_arguments, public
 from tests.kernels.oracle import randn
 
 CALLS = {
@@ -178,6 +179,43 @@ def test_transforms_follow_the_definition(function, transform, compiled):
     found = run(x, function)
     assert expected.any()
     torch.testing.assert_close(found, expected)
+
+
+def each_tensor():
+    """Yield the name, the arguments and the place of each tensor of every public function."""
+    for function in public():
+        arguments, _ = function_arguments(function.__name__, torch.float32)
+        if function is not augment:  # uint8 images have no transforms
+            yield from ((function, place) for place, each in enumerate(arguments) if isinstance(each, torch.Tensor))
+
+
+NESTED = {
+    "vmap": lambda function, two: torch.func.vmap(function, in_dims=1)(two),
+    "vmap of vmap": lambda function, two: torch.func.vmap(torch.func.vmap(function, in_dims=1))(two[None])[0],
+    "last": lambda function, two: torch.func.vmap(function, in_dims=-1)(two.movedim(1, -1)),
+}
+
+
+@pytest.mark.parametrize(("function", "place"), each_tensor(), ids=lambda each: getattr(each, "__name__", each))
+def test_vmap_maps_over_any_tensor(function, place):
+    arguments, options = function_arguments(function.__name__, torch.float32)
+    given = arguments[place]
+    two = torch.stack([given, given.roll(1, 1) if given.dtype == torch.bool else given * 0.5], 1)
+
+    def of_one(one):
+        return function(*arguments[:place], one, *arguments[place + 1 :], **options)
+
+    expected = torch.stack([of_one(one) for one in two.unbind(1)])
+    for transform in NESTED.values():
+        torch.testing.assert_close(transform(of_one, two), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("transform", NESTED)
+def test_a_sample_without_channels_is_named_under_vmap(transform):
+    x, mask = randn(3, 4, 5, 6), torch.ones(3, 2, 4, dtype=torch.bool)
+    mask[2, 1] = False
+    with pytest.raises(ValueError, match="mask must leave at least one channel in every sample, got none in sample 2"):
+        NESTED[transform](lambda one: channel_stats(x, one), mask)
 
 
 @needs_interpreter
