@@ -141,7 +141,7 @@ def _class_of(module: nn.Module) -> type[nn.Module]:
 
 
 def _does_more(module: nn.Module) -> bool:
-    """Return whether calling `module` runs hooks, or another forward than its class's."""
+    """Return whether calling `module` runs hooks, or computes by another method than its class's."""
     if module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks:
         return True
     return "forward" in module.__dict__ or "_conv_forward" in module.__dict__ or has_any_global_hook()
