@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from polychrome.engine.data.conventions import Trained
 from polychrome.engine.data.opening import open_set
 from polychrome.engine.data.sets import listing
 from tests.engine.data import image_kinds, tars
@@ -104,7 +105,7 @@ def test_a_split_that_is_opened_alone_for_a_trained_model_is_the_same(tmp_path, 
     if (root / "channels.csv").exists():
         (root / "channels.csv").write_text("images,dna+er\nimages/train 0.npy,rna+dna\nimages/test 1.npy,er+dna\n")
     whole = opened(root)
-    trained = whole.images.channels, whole.images.dtype
+    trained = Trained(whole.images.channels, whole.images.dtype, whole.images.conventions, root)
     assert opened(root, splits=("test",), trained=trained).contents == {"test": whole.contents["test"]}
 
 
