@@ -11,7 +11,7 @@ from polychrome.engine.data.files import kinds
 from polychrome.engine.data.files.kinds import SUFFIXES
 from polychrome.engine.data.files.text import numbered_lines
 from polychrome.engine.data.sets import tree
-from polychrome.engine.data.sets.layouts.labelled import FOLDER_NAMES, UNDIVIDED, Labelled, in_order, normal, split_of
+from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Labelled, by_split, in_order, normal, split_of
 from polychrome.engine.errors import UserError
 
 TINY = "val_annotations.txt"  # of tiny-imagenet-200, in val/
@@ -30,15 +30,8 @@ def split_folders(root: Path) -> dict[str, str]:
 
     Raises UserError where two folders are of one split.
     """
-    parts: dict[str, str] = {}
-    for name in below(root):
-        split = split_of(name)
-        if split in parts:
-            raise UserError(f"{root} has {parts[split]}/ and {name}/: which of them is the split {split}?")
-        if split:
-            parts[split] = name
-    ordered = {split: parts[split] for split in FOLDER_NAMES if split in parts}
-    return ordered if "train" in parts or len(parts) > 1 else {}
+    parts = by_split(below(root), f"{root} has")
+    return parts if "train" in parts or len(parts) > 1 else {}
 
 
 def of_splits(root: Path, found: Mapping[str, str], parts: Mapping[str, str], num_classes: int | None) -> Labelled:

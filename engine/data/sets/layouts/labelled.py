@@ -58,6 +58,21 @@ def split_of(name: str) -> str | None:
     return next((split for split, names in FOLDER_NAMES.items() if name.lower() in names), None)
 
 
+def by_split(folders: Iterable[str], where: str) -> dict[str, str]:
+    """Return the folder of each split, in the order of splits, among folders by name.
+
+    Raises UserError, which begins with the words `where`, where two folders are of one split.
+    """
+    parts: dict[str, str] = {}
+    for name in folders:
+        split = split_of(name)
+        if split in parts:
+            raise UserError(f"{where} {parts[split]}/ and {name}/: which of them is the split {split}?")
+        if split:
+            parts[split] = name
+    return {split: parts[split] for split in FOLDER_NAMES if split in parts}
+
+
 def normal(name: str) -> str:
     """Return a name in the composed form of Unicode, in which equal names are equal."""
     return unicodedata.normalize("NFC", name)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from polychrome.engine.data.files import shards
 from polychrome.engine.data.sets.layouts.folders import FLAT, on_deeper
-from polychrome.engine.data.sets.layouts.labelled import FOLDER_NAMES, UNDIVIDED, normal, split_of
+from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, by_split, normal, split_of
 from polychrome.engine.errors import UserError
 
 WANTED = 'wanted a .cls, a .json with "label" or "cls", or a folder per class in the tar'
@@ -83,21 +83,14 @@ def _enters(every: Sequence[_Placed], labelled: bool) -> bool:
 
 def _split_folders(root: Path, every: Sequence[_Placed], labelled: bool) -> dict[str, str]:
     """Return the folder of each split, as `folders.split_folders` does; one among others is none where labels are."""
-    parts: dict[str, str] = {}
-    for name in sorted({_first(each) for each in every}):
-        split = split_of(name)
-        if split in parts:
-            raise UserError(f"the tars in {root} have {parts[split]}/ and {name}/: which of them is the split {split}?")
-        if split:
-            parts[split] = name
-    ordered = {split: parts[split] for split in FOLDER_NAMES if split in parts}
+    parts = by_split(sorted({_first(each) for each in every}), f"the tars in {root} have")
     if len(parts) < 2 and (labelled or "train" not in parts):
         return {}
     if "train" not in parts:
         raise UserError(
             f"the tars in {root} have {' and '.join(parts.values())}, but no train/: wanted images to train on"
         )
-    return ordered
+    return parts
 
 
 def _divided(root: Path, each: _Placed, parts: Mapping[str, str]) -> _Placed:
