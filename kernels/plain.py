@@ -17,6 +17,7 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 
 # The attributes of a swapped module: its plan, with the places of the op's operands, and its remembered state.
 PLAN, REMEMBERED = "_fuse_plan", "_fuse_remembered"
+TRACES_ATTRIBUTES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)  # before, Dynamo cannot list them
 # What every module has from torch, and what a swapped one gets, is looked at apart or has no say in a forward.
 NOT_REMEMBERED = frozenset((*vars(nn.Module()), "_compiled_call_impl", PLAN, REMEMBERED))
 
@@ -111,9 +112,11 @@ def is_as_remembered(module: nn.Module, then: Remembered) -> bool:
 
 def _holds_more(module: nn.Module, then: Remembered) -> bool:
     """Return whether a module has an attribute, a parameter or a buffer that it had not."""
-    for held in (module.__dict__, module._parameters, module._buffers):
-        if not then.names.issuperset(held) and any(name not in then.names and name[:2] != "__" for name in held):
-            return True  # names with two underscores are torch's, of FSDP
+    hidden = not TRACES_ATTRIBUTES and torch.compiler.is_compiling()
+    for held in (module._parameters, module._buffers, {} if hidden else module.__dict__):
+        for name in held:
+            if name not in then.names and name[:2] != "__":  # names with two underscores are torch's, of FSDP
+                return True
     for name in then.absent:
         if module._parameters.get(name) is not None or module._buffers.get(name) is not None:
             return True
