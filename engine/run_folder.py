@@ -146,6 +146,11 @@ class RunFolder:
         """Return the path of a model's picture. Raises UserError for a name that is a path."""
         return within(self.plots, f"{kind}-{model}.png")
 
+    def remove_pictures(self) -> None:
+        """Remove the pictures of an earlier start, which show figures of then."""
+        for path in self.plots.iterdir() if self.plots.is_dir() else ():
+            path.unlink()
+
     def events(self, network: str) -> Path:
         """Return the folder of a network's TensorBoard logs. Raises UserError for a name that is a path."""
         return within(self.tensorboard, network)

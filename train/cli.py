@@ -57,7 +57,7 @@ GROUPS = {
     + ("cutmix", "mix_share"),
     "Tests": ("eval_crop", "flip_test", "test_holdout"),
     "Speed": ("device", "precision", "compile", "compile_mode", "cache", "cache_size", "backend", "workers", "sync_bn"),
-    "Output": ("out", "name", "save_every", "submission", "profile", "tensorboard", "logger"),
+    "Output": ("out", "name", "save_every", "submission", "plots", "profile", "tensorboard", "logger"),
     "Settings of a run": ("config", "recipe", "resume", "print_config"),
 }
 

@@ -271,7 +271,10 @@ class Experiment:
         """Write the pictures of all models and both report pages."""
         if not distributed.is_main():
             return
-        pages.pictures(self.folder, self.results, self.history)
+        if self.settings.plots:
+            pages.pictures(self.folder, self.results, self.history)
+        else:
+            self.folder.remove_pictures()
         pages.write(self.folder, self.results, self.environment)
 
     def _network(self, entry: str, settings: Settings, combination: str | None) -> Network:
@@ -317,7 +320,8 @@ class Experiment:
             pictures = {}
             if entry not in self.predictions and distributed.is_main():
                 self._predict_some(entry, network)
-                pictures["predictions"] = self.folder.picture("predictions", entry)
+                if self.settings.plots:
+                    pictures["predictions"] = self._picture_of_predictions(entry)
             logger.result(len(history.epochs), figures(self.results, history.best, tested), pictures)
         trained = network.protocol, network.plan, network.settings.batch_size, history
         return Outcome(*trained, tested, peak.megabytes(), observed)
@@ -393,9 +397,10 @@ class Experiment:
         """Draw the confusion matrix on the first combination and write its predictions as CSV."""
         if not distributed.is_main():
             return
-        title = f"{entry}, channels {next(iter(tested.scores))}"
-        path = self.folder.picture("confusion", entry)
-        plots.attempt(plots.confusion, tested.confusion.numpy(), self.images.class_names, title, path)
+        if self.settings.plots:
+            title = f"{entry}, channels {next(iter(tested.scores))}"
+            path = self.folder.picture("confusion", entry)
+            plots.attempt(plots.confusion, tested.confusion.numpy(), self.images.class_names, title, path)
         test = self.images.splits["test"]
         self.folder.write(self.folder.predictions(entry), named_predictions(tested, test, self.images.class_names))
         if self.settings.submission:
@@ -404,7 +409,7 @@ class Experiment:
 
     @torch.no_grad()
     def _predict_some(self, entry: str, network: Network) -> None:
-        """Draw predictions for test images spread evenly over the list."""
+        """Keep predictions for test images spread evenly over the list."""
         model, plan, settings = network.model, network.plan, network.settings
         test, names = having(self.images, "test", plan.channels[1] if plan.channels else ()), self.images.class_names
         if not test.paths:
@@ -426,8 +431,12 @@ class Experiment:
                 for row in zip(pictures, batch.labels.tolist(), guess.tolist(), share.tolist(), strict=True):
                     found.append(plots.Prediction(row[0], names[row[1]], names[row[2]], row[3]))
         self.predictions[entry] = found
-        picture = self.folder.picture("predictions", entry)
-        plots.attempt(plots.predictions, found, f"{entry} on test images", picture)
+
+    def _picture_of_predictions(self, entry: str) -> Path:
+        path = self.folder.picture("predictions", entry)
+        if entry in self.predictions:
+            plots.attempt(plots.predictions, self.predictions[entry], f"{entry} on test images", path)
+        return path
 
     def _write_history(self, name: str, history: TrainingHistory) -> None:
         self.history[name] = history.epochs

@@ -114,7 +114,10 @@ class Repeated:
         history: dict[str, list[EpochRow]] = {}
         for row in rows:
             history.setdefault(row.model, []).append(row)
-        pages.pictures(self.folder, self.results, history)
+        if self.settings.plots:
+            pages.pictures(self.folder, self.results, history)
+        else:
+            self.folder.remove_pictures()
         pages.write(self.folder, self.results, self.environment)
 
 

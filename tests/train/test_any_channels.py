@@ -10,8 +10,9 @@ from PIL import Image
 from polychrome.engine import export
 from polychrome.train.run import main
 from tests.conftest import draw
+from tests.train.small import QUICK
 
-SMALL = ["--image-size", "32", "--batch-size", "12", "--epochs", "1", "--workers", "1", "--precision", "fp32"]
+SMALL = ["--image-size", "32", "--batch-size", "12", "--epochs", "1", *QUICK]
 NAMES = ("red", "green", "blue", "nir")
 
 
@@ -36,7 +37,7 @@ def four(tmp_path_factory):
     """Stacks of red, green, blue and nir in 16 bits, and a run on them."""
     data = write_stacks(tmp_path_factory.mktemp("four") / "data", 4, NAMES)
     start = ["--data", str(data), "--out", str(data.parent), "--name", "x", *SMALL]
-    assert main(["task1", *start, "--models", "pool_attention_cnn,baseline_cnn,naive_cnn"]) == 0
+    assert main(["task1", *start, "--models", "pool_attention_cnn,baseline_cnn,naive_cnn", "--plots"]) == 0
     return data.parent / "task1/x"
 
 
@@ -85,7 +86,7 @@ def test_an_image_that_names_some_of_the_channels_is_predicted_by_these(four, tm
 def test_many_channels_are_tested_in_random_subsets_of_each_size(tmp_path):
     data = write_stacks(tmp_path / "data", 7)
     start = ["--data", str(data), "--out", str(tmp_path), "--name", "x", *SMALL]
-    assert main(["task1", *start, "--models", "dynamic_cnn_v2,dynamic_cnn_v2+shuffle"]) == 0
+    assert main(["task1", *start, "--models", "dynamic_cnn_v2,dynamic_cnn_v2+shuffle", "--plots"]) == 0
     found = results(tmp_path / "task1/x")
     labels = list(found["models"]["dynamic_cnn_v2"]["test"])
     assert labels == list(found["combinations"])

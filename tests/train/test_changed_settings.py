@@ -16,11 +16,12 @@ from polychrome.train.settings import changes, variants
 from polychrome.train.settings.config import OF_AN_ENTRY, SHARED, NameList, Settings
 from tests.conftest import write_list_folder
 from tests.train import runner
+from tests.train.small import QUICK
 
 MODELS = ("simple_cnn", "simple_cnn+smoothing")
 ARGUMENTS = [
-    *("--image-size", "32", "--batch-size", "6", "--epochs", "2", "--workers", "1", "--precision", "fp32"),
-    *("--backend", "torch", "--no-tensorboard", "--channels", "RGB,G", "--save-every", "0", "--holdout", "3"),
+    *("--image-size", "32", "--batch-size", "6", "--epochs", "2", *QUICK),
+    *("--backend", "torch", "--channels", "RGB,G", "--save-every", "0", "--holdout", "3"),
 ]
 # Another value of each setting whose kind does not give one.
 OTHERS = {

@@ -6,6 +6,7 @@ import torch
 from polychrome.engine.training import checkpoint
 from polychrome.train.run import main
 from tests.train import runner
+from tests.train.small import QUICK
 
 pytestmark = pytest.mark.dist
 
@@ -14,8 +15,8 @@ pytestmark = pytest.mark.dist
 # and with some seeds: losses are 1.7e-5 apart with seed 0, 1.5e-5 with 1.
 MODEL = "baseline_cnn"
 ARGUMENTS = [
-    *("--image-size", "32", "--batch-size", "8", "--epochs", "3", "--workers", "1", "--precision", "fp32"),
-    *("--models", MODEL, "--backend", "torch", "--optimizer", "sgd", "--lr", "0.001", "--sync-bn", "--no-tensorboard"),
+    *("--image-size", "32", "--batch-size", "8", "--epochs", "3", *QUICK),
+    *("--models", MODEL, "--backend", "torch", "--optimizer", "sgd", "--lr", "0.001", "--sync-bn"),
     *("--seed", "2"),
 ]
 

@@ -21,8 +21,9 @@ from polychrome.engine.data.opening import Opened, Wanted
 from polychrome.train.commands.finished import Run
 from polychrome.train.data import make_loader
 from polychrome.train.run import main
+from tests.train.small import QUICK
 
-SMALL = ["--image-size", "32", "--batch-size", "24", "--epochs", "1", "--workers", "1", "--precision", "fp32"]
+SMALL = ["--image-size", "32", "--batch-size", "24", "--epochs", "1", *QUICK]
 MODELS = "simple_cnn,pool_attention_cnn,naive_cnn"
 OURS = ("engine", "kernels", "models", "polychrome", "train")
 

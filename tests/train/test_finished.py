@@ -11,6 +11,7 @@ from polychrome.train.commands.finished import Run
 from polychrome.train.run import main
 from polychrome.train.settings.config import Settings
 from tests.train import runner
+from tests.train.small import QUICK
 
 ORDERS = ["".join(letters) for size in (1, 2, 3) for letters in permutations("RGB", size)]
 
@@ -56,8 +57,8 @@ def test_channels_in_an_order_that_was_not_trained_are_shown_in_that_of_the_firs
 
 def test_evaluate_repeats_the_figures_of_two_orders_of_the_same_channels(stripes, tmp_path, capsys):
     start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "a", "--models", "naive_cnn"]
-    small = ["--image-size", "32", "--batch-size", "24", "--epochs", "1", "--workers", "1", "--precision", "fp32"]
-    assert main([*start, *small, "--channels", "RG,GR", "--backend", "torch", "--no-tensorboard"]) == 0
+    small = ["--image-size", "32", "--batch-size", "24", "--epochs", "1", *QUICK]
+    assert main([*start, *small, "--channels", "RG,GR", "--backend", "torch"]) == 0
     run = tmp_path / "task1/a"
     figures = runner.results(run)["models"]["naive_cnn"]["test"]
     assert figures["RG"]["loss"] != figures["GR"]["loss"]

@@ -16,7 +16,18 @@ from polychrome.train.results import best
 from polychrome.train.run import main
 from polychrome.train.trained import load
 
-SMALL = ["--image-size", "24", "--batch-size", "24", "--epochs", "2", "--workers", "1", "--no-tensorboard"]
+SMALL = [
+    "--image-size",
+    "24",
+    "--batch-size",
+    "24",
+    "--epochs",
+    "2",
+    "--workers",
+    "1",
+    "--no-plots",
+    "--no-tensorboard",
+]
 
 
 def entry(loss, accuracy, tested=None):

@@ -25,16 +25,17 @@ from polychrome.train import experiment, systems
 from polychrome.train.run import main
 from polychrome.train.trained import load
 from tests.conftest import write_list_folder
+from tests.train.small import QUICK
 
 COMBINATIONS = ["RGB", "RG", "GB", "RB", "R", "G", "B"]
-# fp32, so that the figures do not depend on what the processor multiplies natively.
-SMALL = ["--image-size", "32", "--batch-size", "24", "--epochs", "3", "--workers", "1", "--precision", "fp32"]
+SMALL = ["--image-size", "32", "--batch-size", "24", "--epochs", "3", *QUICK]
+WHOLE = ["--plots", "--tensorboard"]
 
 
 @pytest.fixture(scope="module")
 def task1(stripes, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    assert main(["task1", "--data", os.path.relpath(stripes), "--out", str(out), "--name", "a", *SMALL]) == 0
+    assert main(["task1", "--data", os.path.relpath(stripes), "--out", str(out), "--name", "a", *SMALL, *WHOLE]) == 0
     return out / "task1/a"
 
 
@@ -177,6 +178,16 @@ def test_a_finished_run_goes_on_when_asked_for_more_epochs(task1, tmp_path):
     assert after[:4] == before[:4]
     assert len(after) == 1 + 2 * 4
     assert {entry["epochs"] for entry in results(tmp_path / "run")["models"].values()} == {4}
+
+
+def test_a_run_without_plots_has_a_report_without_pictures_and_none_of_an_earlier_start(task1, tmp_path):
+    run = shutil.copytree(task1, tmp_path / "run")
+    assert main(["task1", "--resume", str(run), "--epochs", "4", "--no-plots"]) == 0
+    assert not list((run / "plots").iterdir())
+    page = (run / "report.html").read_text()
+    assert "data:image" not in page
+    assert "Loss and accuracy by epoch" not in page
+    assert results(run)["models"]["simple_cnn"]["epochs"] == 4
 
 
 def test_a_resumed_run_trains_at_the_learning_rate_asked_for(task1, tmp_path):

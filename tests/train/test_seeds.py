@@ -22,14 +22,15 @@ from polychrome.train.run import main
 from polychrome.train.settings import changes, variants
 from polychrome.train.settings.config import Settings
 from tests.train import runner
+from tests.train.small import QUICK
 from tests.train.test_changed_settings import another
 
 SEEDS = [0, 1]
 # One network for all combinations, and one for each that sees zeros in place of the others.
 MODELS = ("pool_attention_cnn", "simple_cnn+alone")
 ARGUMENTS = [
-    *("--image-size", "32", "--batch-size", "24", "--epochs", "2", "--workers", "1", "--precision", "fp32"),
-    *("--models", ",".join(MODELS), "--channels", "RGB,G", "--lr", "0.01", "--backend", "torch", "--no-tensorboard"),
+    *("--image-size", "32", "--batch-size", "24", "--epochs", "2", *QUICK),
+    *("--models", ",".join(MODELS), "--channels", "RGB,G", "--lr", "0.01", "--backend", "torch"),
     *("--progressive", "0.5", "--holdout", "15", "--flip-test", "--consistency", "0.5", "--ema", "0.9"),
 ]
 

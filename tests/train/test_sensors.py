@@ -11,8 +11,9 @@ from PIL import Image
 
 from polychrome.train.run import main
 from tests.conftest import draw
+from tests.train.small import QUICK
 
-SMALL = ["--image-size", "32", "--batch-size", "12", "--epochs", "1", "--workers", "1", "--precision", "fp32"]
+SMALL = ["--image-size", "32", "--batch-size", "12", "--epochs", "1", *QUICK]
 SENSORS = {"one": ("red", "green", "blue"), "two": ("blue", "nir"), "six": ("blue", "nir", "swir")}
 NAMES = ("red", "green", "blue", "nir", "swir")
 SPLITS = {"train": 18, "val": 9, "test": 9}
@@ -48,7 +49,7 @@ def three(tmp_path_factory):
     data = write(tmp_path_factory.mktemp("three") / "data")
     start = ["--data", str(data), "--out", str(data.parent), "--name", "x", *SMALL]
     models = "pool_attention_cnn,baseline_cnn"
-    assert main(["task1", *start, "--models", models, "--channels", "all,shuffled"]) == 0
+    assert main(["task1", *start, "--models", models, "--channels", "all,shuffled", "--plots"]) == 0
     return data.parent / "task1/x"
 
 

@@ -10,9 +10,10 @@ from PIL import Image
 
 from polychrome.train.run import main
 from tests.conftest import draw
+from tests.train.small import QUICK
 
-SMALL = ["--models", "simple_cnn", "--image-size", "32", "--batch-size", "12", "--epochs", "2", "--workers", "1"]
-SMALL += ["--precision", "fp32", "--channels", "RGB"]
+SMALL = ["--models", "simple_cnn", "--image-size", "32", "--batch-size", "12", "--epochs", "2", *QUICK]
+SMALL += ["--channels", "RGB"]
 
 
 def picture(number):

@@ -19,16 +19,17 @@ from polychrome.engine.report import console
 from polychrome.train.commands.predict import as_table
 from polychrome.train.run import main
 from polychrome.train.trained import Prediction
+from tests.train.small import QUICK
 from tests.train.test_any_channels import write_stacks
 
-SMALL = ["--image-size", "24", "--batch-size", "24", "--epochs", "2", "--workers", "1", "--precision", "fp32"]
+SMALL = ["--image-size", "24", "--batch-size", "24", "--epochs", "2", *QUICK]
 MODELS = ["simple_cnn", "prism4_small", "pool_attention_cnn+alone"]
 
 
 @pytest.fixture(scope="module")
 def run(stripes, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    start = ["task1", "--data", str(stripes), "--out", str(out), "--name", "a", "--no-tensorboard", *SMALL]
+    start = ["task1", "--data", str(stripes), "--out", str(out), "--name", "a", *SMALL]
     assert main([*start, "--models", ",".join(MODELS)]) == 0
     return out / "task1/a"
 
@@ -175,7 +176,7 @@ def test_images_in_tar_shards_are_predicted(run, files, tmp_path):
 
 def test_measured_values_are_predicted_as_their_files_are(tmp_path):
     data = write_stacks(tmp_path / "data", 4, dtype=np.float32)
-    start = ["task1", "--data", str(data), "--out", str(tmp_path), "--name", "x", "--no-tensorboard", *SMALL]
+    start = ["task1", "--data", str(data), "--out", str(tmp_path), "--name", "x", *SMALL]
     assert main([*start, "--models", "prism4_small,baseline_cnn+alone"]) == 0
     trained = polychrome.load(tmp_path / "task1/x", "prism4_small")
     file = sorted((data / "stacks").glob("test_*.npy"))[0]

@@ -11,8 +11,9 @@ from polychrome import models
 from polychrome.engine.training import checkpoint, transfer
 from polychrome.train.run import main
 from tests.conftest import write_list_folder
+from tests.train.small import QUICK
 
-SMALL = ["--image-size", "32", "--batch-size", "12", "--workers", "1", "--precision", "fp32"]
+SMALL = ["--image-size", "32", "--batch-size", "12", *QUICK]
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ from PIL import Image
 
 from polychrome.train.run import main
 from tests.conftest import draw
+from tests.train.small import QUICK
 
-SMALL = ["--image-size", "32", "--batch-size", "12", "--epochs", "1", "--workers", "1", "--precision", "fp32"]
+SMALL = ["--image-size", "32", "--batch-size", "12", "--epochs", "1", *QUICK]
 COUNTS = {"train": (18, 6, 3), "val": (6, 3, 3), "test": (12, 3, 3)}
 
 

@@ -26,8 +26,8 @@ OF_MACHINE = ("backend", "cache", "cache_size", "compile", "device")
 OF_DATA = ("channel_files", "channels", "data", "group_by", "num_classes", "split_seed", "strict")
 # These change no figure: files, speed, which networks are trained.
 WITHOUT_EFFECT = (
-    *("changed_data", "compile_mode", "logger", "models", "name", "out", "profile", "save_every", "seeds", "sweep"),
-    *("tensorboard", "workers"),
+    *("changed_data", "compile_mode", "logger", "models", "name", "out", "plots", "profile", "save_every", "seeds"),
+    *("sweep", "tensorboard", "workers"),
 )
 # Settings in parts: of a model's constructor, of single entries, of an entry's name, of some entries of transfer.
 IN_PARTS = ("options", "model", "transfer", "weights")

@@ -233,6 +233,7 @@ class Settings(Hyperparameters, Subject):
         bool,
         "--tensorboard/--no-tensorboard",
     )
+    plots: bool = setting(True, "Draw the pictures of the report.", bool, "--plots/--no-plots")
     logger: tuple[str, ...] | None = setting(
         None, "Where to log as well, beside TensorBoard: mlflow, wandb, both, or none.  [default: none]", NameList()
     )
