@@ -65,11 +65,13 @@ def told(tmp_path_factory):
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_right_calls_pass_and_wrong_ones_are_named(told):
     assert [line for line in told if "error:" in line or "calls.py" in line] == []
     assert told[-1].startswith("Success")
 
 
+@pytest.mark.slow
 def test_every_public_function_has_a_type(told):
     shown = [line.partition("Revealed type is ")[2] for line in told if line.startswith("shown.py")]
     assert len(shown) == len(polychrome.__all__)

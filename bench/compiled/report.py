@@ -2,7 +2,7 @@
 
 python -m bench.compiled.report                  # the table in bench/results/compiled.md
 python -m bench.compiled.report --json FILE      # the same numbers for the test suite
-python -m bench.compiled.report --json FILE --sample    # of fewer cubins: each row, use and target once
+python -m bench.compiled.report --json FILE --sample    # of fewer cubins: each use and target once
 """
 
 import argparse
@@ -348,17 +348,15 @@ def compile_all(sampled: bool = False) -> list[dict]:
 
 
 def _traits(variant: Variant, capability: int) -> set[tuple]:
-    """Return the traits that a sample covers: on Hopper every row, use and layout; on other targets the products."""
-    kernel, row = variant.kernel, variant.config
+    """Return the traits that a sample covers: on Hopper every use and layout; on other targets the products."""
+    kernel = variant.kernel
     streaming = ":" in kernel
     if capability != 90:
         return set() if streaming else {(kernel, variant.dtype, capability)}
     if streaming:
         size, _, layout = variant.use.partition(" ")
         return {(kernel, layout, layout.startswith("contiguous") and size.endswith("7x7"))}
-    # The accumulators of several experts fill the registers.
-    accumulators = variant.use if kernel == "weight gradient" and variant.dtype == "bfloat16" else None
-    return {(kernel, variant.dtype, row, accumulators), (kernel, variant.use), (kernel, variant.channels)}
+    return {(kernel, variant.dtype), (kernel, variant.use), (kernel, variant.channels)}
 
 
 _variants: list[Variant] = []
@@ -439,9 +437,7 @@ def _label(*blocks: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the findings to this file, not the table")
-    parser.add_argument(
-        "--sample", action="store_true", help="compile each row, use and target only once; needs --json"
-    )
+    parser.add_argument("--sample", action="store_true", help="compile each use and target only once; needs --json")
     arguments = parser.parse_args()
     if arguments.sample and not arguments.json:
         parser.error("--sample makes no whole table: give --json FILE")

@@ -50,7 +50,11 @@ def test_every_fault_is_told_and_the_ops_after_it_are_checked(tmp_path):
     known = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     known["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{ROOT}"
     done = subprocess.run(
-        [sys.executable, "-m", "polychrome.kernels.check"], cwd=ROOT, env=known, capture_output=True, text=True
+        [sys.executable, "-m", "polychrome.kernels.check", "--seconds", "500"],
+        cwd=ROOT,
+        env=known,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1, done.stderr
     heading, *rows = done.stdout.partition("\n\n")[0].splitlines()

@@ -82,16 +82,11 @@ def test_every_streaming_kernel_is_compiled(listed):
 
 def test_the_whole_report_leaves_nothing_out_and_a_sample_most(cubins, listed, request):
     whole = request.node.callspec.params["cubins"] == "whole"
-    assert len(cubins) == len(listed) if whole else 50 < len(cubins) < len(listed) / 3
+    assert len(cubins) == len(listed) if whole else 50 < len(cubins) < len(listed) / 4
 
 
-def test_every_kernel_row_and_use_is_among_what_was_compiled_for_hopper(cubins, listed):
-    for traits in (
-        ("kernel",),
-        ("kernel", "use"),
-        ("kernel", "dtype", "row", "warps", "stages"),
-        ("kernel", "channels"),
-    ):
+def test_every_kernel_use_and_dtype_is_among_what_was_compiled_for_hopper(cubins, listed):
+    for traits in (("kernel",), ("kernel", "use"), ("kernel", "dtype"), ("kernel", "channels")):
         wanted, found = (
             {tuple(c[trait] for trait in traits) for c in some if ":" not in c["kernel"] and c["capability"] == 90}
             for some in (listed, cubins)

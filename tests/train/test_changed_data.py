@@ -7,10 +7,11 @@ import pytest
 
 from polychrome.train.run import main
 from polychrome.train.settings.config import Settings
-from tests.train import runner
-from tests.train.test_killed_runs import ARGUMENTS, assert_equal_runs
+from tests.train import runner, test_killed_runs
+from tests.train.test_killed_runs import assert_equal_runs
 
 FILE = "images/train 3.jpg"
+ARGUMENTS = (*test_killed_runs.ARGUMENTS, "--no-plots")
 FINISHED = ("--epochs", "3")
 
 

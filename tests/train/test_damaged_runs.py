@@ -14,7 +14,7 @@ from tests.engine.test_integrity import flipped, zeroed
 from tests.train import runner
 from tests.train.test_killed_runs import ARGUMENTS, assert_equal_runs
 
-TWO = [*ARGUMENTS]
+TWO = [*ARGUMENTS, "--no-plots"]
 TWO[TWO.index("pool_attention_cnn")] = "pool_attention_cnn,simple_cnn"
 
 

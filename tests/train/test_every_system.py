@@ -12,6 +12,7 @@ from polychrome.train.run import main
 from polychrome.train.settings.config import RECIPES
 from polychrome.train.settings.variants import TASKS
 from tests.conftest import write_list_folder
+from tests.train.small import QUICK
 
 
 def text_of(recipe):
@@ -72,7 +73,7 @@ def check_one_epoch(few, tmp_path, task, name, *options):
         "1",
         *options,
     ]
-    assert main([task, *arguments, "--image-size", "64", "--batch-size", "12", "--workers", "1"]) == 0
+    assert main([task, *arguments, "--image-size", "64", "--batch-size", "12", *QUICK]) == 0
     found = json.loads((tmp_path / task / "x/results.json").read_text())["models"][entry]
     assert list(found["test"]) == ["RGB", "RG", "GB", "RB", "R", "G", "B"]
     assert all(0 <= row["accuracy"] <= 1 and row["loss"] > 0 for row in found["test"].values())
