@@ -1,7 +1,9 @@
 """Exceptions: what the command line shows as one line, and image files that cannot be used."""
 
 import re
+from collections.abc import Sequence
 
+SHOWN_FILES = 3
 FORMULAS = ("=", "+", "-", "@")
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -18,6 +20,12 @@ def shown(text: str) -> str:
     """
     text = CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def some_of(files: Sequence[str]) -> str:
+    """Return the first three names of several, and how many more there are."""
+    more = f" and {len(files) - SHOWN_FILES:,} more" if len(files) > SHOWN_FILES else ""
+    return ", ".join(files[:SHOWN_FILES]) + more
 
 
 def spreadsheet_cell(text: str) -> str:

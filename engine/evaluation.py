@@ -14,19 +14,23 @@ from polychrome.engine.channels import masks
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.data.batches import Batch, gathered
 from polychrome.engine.data.loader import Loader
+from polychrome.engine.errors import some_of
 from polychrome.engine.machine import distributed
 from polychrome.engine.metrics import Scorer, Scores
 from polychrome.engine.watch.profiling import decoded, span
 from polychrome.kernels.augment import Recipe, draw
+
+UNTESTED = -2  # below the -1 of an image without a likeliest class: of several processes one has tested an image
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Scores and predictions by channel combination; confusion matrix [true, predicted] on the first combination.
 
-    Predictions are int64 [images], the likeliest classes in the split's order; -1 for an image that could not be read
-    or lacks a channel of the combination. `probabilities`, float32 [images], are those of the predictions on the first
-    combination. `flipped` and `flipped_predictions` are of flip averaging, where asked for.
+    Predictions are int64 [images], the likeliest classes in the split's order; -1 for an image that could not be read,
+    lacks a channel of the combination or has no likeliest class. `probabilities`, float32 [images], are those of the
+    predictions on the first combination. `flipped` and `flipped_predictions` are of flip averaging, where asked for.
+    `no_class` has the files that have no likeliest class on some combination.
     """
 
     scores: dict[str, Scores]
@@ -35,6 +39,17 @@ class Evaluation:
     probabilities: Tensor
     flipped: dict[str, Scores] = field(default_factory=dict)
     flipped_predictions: dict[str, Tensor] = field(default_factory=dict)
+    no_class: tuple[str, ...] = ()
+
+    @property
+    def fault(self) -> str | None:
+        """A line on the files in `no_class`; None where there is none."""
+        if not self.no_class:
+            return None
+        return (
+            f"no class for {len(self.no_class):,} image{'s' * (len(self.no_class) > 1)}, as logits are not finite; "
+            f"counted as wrong: {some_of(self.no_class)}"
+        )
 
 
 @torch.no_grad()
@@ -70,7 +85,8 @@ def evaluate(
     masked = loader.device.type == "cuda" and getattr(model, "any_channels", False)
     scorers = {name: Scorer(num_classes, loader.device) for name in combinations}
     flipped = {name: Scorer(num_classes, loader.device) for name in combinations if flip}
-    guesses = torch.full((1 + flip, len(combinations), loader.samples), -1, dtype=torch.int64, device=loader.device)
+    shape = 1 + flip, len(combinations), loader.samples
+    guesses = torch.full(shape, UNTESTED, dtype=torch.int64, device=loader.device)
     sure = torch.zeros(loader.samples, device=loader.device)
     was_training = model.training
     model.eval()
@@ -87,20 +103,21 @@ def evaluate(
                     logits = model(*arguments)
                     mirrored = model(arguments[0].flip(3), *arguments[1:]) if flip else None
                 where = _on(images.device, batch.indices[rows])
-                scorers[name].update(logits, labels)
-                guesses[0, number].scatter_(0, where, logits.argmax(1))
+                found = scorers[name].update(logits, labels)
+                guesses[0, number].scatter_(0, where, found)
                 if not number:
-                    sure.scatter_(0, where, logits.float().softmax(1).amax(1))
+                    sure.scatter_(0, where, torch.where(found < 0, 0, logits.float().softmax(1).amax(1)))
                 if flip:
                     both = (logits.float() + mirrored.float()) / 2
-                    flipped[name].update(both, labels)
-                    guesses[1, number].scatter_(0, where, both.argmax(1))
+                    guesses[1, number].scatter_(0, where, flipped[name].update(both, labels))
         on_batch(batch.total)
     model.train(was_training)
     confusion = next(iter(scorers.values())).confusion()
-    found = [dict(zip(combinations, each, strict=True)) for each in distributed.largest(guesses).cpu()]
-    sure = distributed.largest(sure).cpu()
-    return Evaluation(_computed(scorers), confusion, found[0], sure, _computed(flipped), found[1] if flip else {})
+    guesses, sure = distributed.largest(guesses).cpu(), distributed.largest(sure).cpu()
+    no_class = loader.files((guesses == -1).flatten(0, 1).any(0).nonzero().flatten().numpy())
+    found = [dict(zip(combinations, each, strict=True)) for each in guesses.clamp_min(-1)]
+    flips = _computed(flipped), found[1] if flip else {}
+    return Evaluation(_computed(scorers), confusion, found[0], sure, *flips, tuple(no_class))
 
 
 def _computed(scorers: dict[str, Scorer]) -> dict[str, Scores]:

@@ -16,6 +16,7 @@ class Scores:
     """Mean cross-entropy in nats; accuracy and macro precision, recall and F1 in 0..1; the number of images.
 
     Balanced accuracy is the mean over the classes that have images of the share of their images that is right.
+    `no_class` of the images have no likeliest class, see `likeliest`, and count as wrong.
     """
 
     loss: float
@@ -25,9 +26,19 @@ class Scores:
     recall: float
     f1: float
     images: int
+    no_class: int
 
     def as_dict(self) -> dict[str, float | int]:
         return asdict(self)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """Return the likeliest classes, int64 [batch], of logits or probabilities [batch, classes]; -1 where none is.
+
+    None is where the greatest value is NaN or infinite. `argmax` takes NaN for the greatest, and so names the first
+    class.
+    """
+    return torch.where(logits.amax(1).isfinite(), logits.argmax(1), -1)
 
 
 class Scorer:
@@ -39,23 +50,26 @@ class Scorer:
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self._classes = num_classes
-        self._confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=device)
+        # The last column is for images without a likeliest class.
+        self._confusion = torch.zeros(num_classes * (num_classes + 1), dtype=torch.int64, device=device)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._count = 0
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits [batch, classes] of any float type, labels [batch] int64."""
+    def update(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Add a batch, logits [batch, classes] of any float type and labels int64 [batch]; return its `likeliest`."""
         logits = logits.float()
         self._loss += F.cross_entropy(logits, labels, reduction="sum")
         self._count += len(labels)
-        cells = labels * self._classes + logits.argmax(1)
+        guesses, columns = likeliest(logits), self._classes + 1
+        cells = labels * columns + guesses % columns
         self._confusion.index_add_(0, cells, torch.ones_like(cells))
+        return guesses
 
     def compute(self) -> Scores:
         """Return the scores of everything added so far; NaN where nothing was."""
         loss, total = distributed.summed(self._loss, torch.tensor(self._count, device=self._loss.device))
-        confusion = self.confusion().double()
-        hits, actual, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+        confusion = self._counts().double()
+        hits, actual, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)[:-1]
         occurs = actual + predicted > 0
         balanced = (hits / actual)[actual > 0].mean().item()
         # A divisor of 0 becomes 1, which changes nothing: the hits are 0 there as well.
@@ -63,9 +77,13 @@ class Scorer:
             (part / whole.clamp_min(1))[occurs].mean().item()
             for part, whole in ((hits, predicted), (hits, actual), (2 * hits, actual + predicted))
         ]
-        return Scores((loss / total).item(), (hits.sum() / confusion.sum()).item(), balanced, *means, int(total))
+        shares = (loss / total).item(), (hits.sum() / confusion.sum()).item(), balanced
+        return Scores(*shares, *means, int(total), int(confusion[:, -1].sum()))
 
     def confusion(self) -> Tensor:
-        """Return the counts [true class, predicted class], in host memory."""
+        """Return the counts [true class, likeliest class], in host memory, of the images that have such a class."""
+        return self._counts()[:, :-1]
+
+    def _counts(self) -> Tensor:
         (counts,) = distributed.summed(self._confusion)
-        return counts.view(self._classes, self._classes).cpu()
+        return counts.view(self._classes, self._classes + 1).cpu()

@@ -119,3 +119,17 @@ def test_each_step_of_a_way_leads_to_the_next(graph):
             assert name in {getattr(node, "name", None) for node in tree.body}, f"{path} has no {name}"
         for one, other in pairwise(module_name(ROOT / path) for path, _ in way):
             assert imports(one, other) or imports(other, one), f"{one} and {other}"
+
+
+def test_a_class_is_chosen_from_logits_in_one_place():
+    """By `engine.metrics.likeliest`, as `argmax` names the first class where a logit is NaN.
+
+    In training a logit that is not finite ends the run by its loss.
+    """
+    choosing = re.compile(r"argmax\(1\)|argmax\(dim=|\.max\(1\)|\.max\(dim=")
+    found = [
+        name
+        for name, path in MODULES.items()
+        if name.startswith(("engine", "train")) and choosing.search(path.read_text(encoding="utf-8"))
+    ]
+    assert found == ["engine.metrics", "engine.training.trainer"]

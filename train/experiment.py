@@ -24,6 +24,7 @@ from polychrome.engine.evaluation import Evaluation, evaluate, inputs
 from polychrome.engine.history import TrainingHistory
 from polychrome.engine.machine import distributed, hardware
 from polychrome.engine.machine.memory import PeakMemory
+from polychrome.engine.metrics import likeliest
 from polychrome.engine.report import comparison, console, pages, plots
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import compilation, state, trainer
@@ -391,7 +392,10 @@ class Experiment:
         ):
             precision = hardware.autocast(plan.device, plan.precision)
             how = plan.num_classes, precision, bar.advance, plan.protocol, settings.flip_test
-            return evaluate(network.model, images, network.combinations, *how)
+            tested = evaluate(network.model, images, network.combinations, *how)
+        if tested.fault:
+            console.say(f"{network.name} on {split}: {tested.fault}")
+        return tested
 
     def _show(self, entry: str, tested: Evaluation) -> None:
         """Draw the confusion matrix on the first combination and write its predictions as CSV."""
@@ -426,10 +430,11 @@ class Experiment:
                 given = inputs(model, images, chosen, protocol, batch.indices, batch.present)
                 with hardware.autocast(plan.device, plan.precision):
                     logits = model(*given)
-                share, guess = logits.float().softmax(1).max(1)
+                share, guess = logits.float().softmax(1).amax(1), likeliest(logits)
                 pictures = plots.as_pictures(batch.images, batch.present)
                 for row in zip(pictures, batch.labels.tolist(), guess.tolist(), share.tolist(), strict=True):
-                    found.append(plots.Prediction(row[0], names[row[1]], names[row[2]], row[3]))
+                    said = (names[row[2]], row[3]) if row[2] >= 0 else ("no class", 0.0)
+                    found.append(plots.Prediction(row[0], names[row[1]], *said))
         self.predictions[entry] = found
 
     def _picture_of_predictions(self, entry: str) -> Path:

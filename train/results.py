@@ -59,7 +59,8 @@ def predictions_of(networks: Iterable[dict[str, Evaluation]], splits: Mapping[st
     """Return the predictions of an entry's networks as CSV, a row for each image of each split.
 
     The columns: split, image, label, then the predicted class for each combination of channels and, where flips are
-    averaged, "COMBINATION flipped". A field is empty where the image was not tested on the combination.
+    averaged, "COMBINATION flipped". A field is empty where the image was not tested on the combination, or has no
+    likeliest class.
     """
     tested: dict[str, dict[str, list[int]]] = {}
     for evaluations in networks:
@@ -82,7 +83,7 @@ def named_predictions(tested: Evaluation, split: Split, class_names: Sequence[st
     """Return the predictions on the first combination as CSV, a row for each image of a split.
 
     The columns: path, true and predicted class by name, and the prediction's probability. The last two are empty where
-    the image was not tested on the combination.
+    the image was not tested on the combination, or has no likeliest class.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -105,7 +106,8 @@ def submission(tested: Evaluation, positions: Iterable[int]) -> str:
 def confused(tested: Evaluation, class_names: Sequence[str]) -> dict[str, list[dict]]:
     """Return the pairs of classes that most images were confused in, as "confused" of an entry; the most images first.
 
-    Each is a dict: "true" and "predicted" by name, "images", and "of", the images of the true class.
+    Each is a dict: "true" and "predicted" by name, "images", and "of", the images of the true class that were put into
+    some class.
     """
     counts = tested.confusion.clone()
     total = counts.sum(1).tolist()

@@ -27,6 +27,7 @@ from polychrome.engine.data.sets.inspection import scale_of
 from polychrome.engine.data.sets.sensors.naming import split
 from polychrome.engine.errors import UserError
 from polychrome.engine.evaluation import inputs
+from polychrome.engine.metrics import likeliest
 from polychrome.train.commands.finished import Source, opened
 from polychrome.train.data import make_loader
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     Given = str | Path | np.ndarray | Tensor | Image
 
 BATCH = 64  # images at once
+NOT_FINITE = "the network's logits are not finite: look for values far from the training's, such as undeclared nodata"
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,11 @@ class Prediction:
     """What a network says of an image.
 
     Attributes:
-        name: the likeliest class; None where the file could not be classified.
+        name: the likeliest class; None where the image could not be classified.
         probability: the probability of this class, 0 to 1; None as well.
         probabilities: the probability of every class by name, the likeliest first.
         path: the file, as it was given or found; None for an array or a tensor.
-        reason: in one line, why the file could not be classified.
+        reason: in one line, why the image could not be classified.
     """
 
     name: str | None
@@ -157,26 +159,33 @@ class TrainedModel:
             channels: the combination of channels to use, such as "RG"; by default as given to `load`.
 
         Raises:
-            UserError: a single file cannot be classified, there is no such file or channel, or an array does not fit.
-                Of several files each that cannot be classified has a prediction with a reason.
+            UserError: a single image cannot be classified, there is no such file or channel, or an array does not fit.
+                Of several images each that cannot be classified has a prediction with a reason.
         """
-        if isinstance(images, str | Path):
-            path = Path(images)
-            if path.is_dir():
-                return self.predict_files(files_below(path), channels)
-            (found,) = self.predict_files([path], channels)
-            if found.reason is not None:
-                raise UserError(f"{images}: {found.reason}")
-            return found
-        if _is_one(images):
-            return self._predict_array(images, channels)
-        many = _several(images)
+        is_path = isinstance(images, str | Path)
+        if is_path and Path(images).is_dir():
+            return self.predict_files(files_below(Path(images)), channels)
+        if is_path:
+            (found,) = self.predict_files([Path(images)], channels)
+        elif _is_one(images):
+            found = self._predict_array(images, channels)
+        else:
+            return self._predict_several(_several(images), channels)
+        if found.reason is not None:
+            raise UserError(f"{images if is_path else type(images).__name__}: {found.reason}")
+        return found
+
+    def _predict_several(self, many: list, channels: str | None) -> list[Prediction]:
         if all(isinstance(each, str | Path) for each in many):
             return self.predict_files(found_files(many), channels)
         found = []
         for each in many:
-            more = self.predict([each] if isinstance(each, str | Path) else each, channels)
-            found += more if isinstance(more, list) else [more]
+            if isinstance(each, str | Path):
+                found += self.predict_files(found_files([each]), channels)
+            elif _is_one(each):
+                found.append(self._predict_array(each, channels))
+            else:
+                found += self._predict_several(_several(each), channels)
         return found
 
     def predict_files(
@@ -229,8 +238,8 @@ class TrainedModel:
         for batch in self._batches(images, unread.__setitem__):
             x = batch.standardised(self._channels)
             logits = self._logits(network, chosen, x, batch.indices, batch.present)
-            for index, shares in zip(batch.indices, logits.float().softmax(1).cpu(), strict=True):
-                yield paths[index], self._prediction(shares)
+            for index, each in zip(batch.indices, logits.float().cpu(), strict=True):
+                yield paths[index], self._prediction(each)
             done(len(batch))
         for path, reason in unread.items():
             yield path, Prediction(None, None, reason=reason)
@@ -267,7 +276,11 @@ class TrainedModel:
         with torch.no_grad(), self._source.autocast():
             return network(*shown)
 
-    def _prediction(self, shares: Tensor) -> Prediction:
+    def _prediction(self, logits: Tensor) -> Prediction:
+        """Return the prediction of logits, float32 [classes] in host memory."""
+        if likeliest(logits[None]) < 0:
+            return Prediction(None, None, reason=NOT_FINITE)
+        shares = logits.softmax(0)
         order = shares.argsort(descending=True, stable=True).tolist()
         probabilities = {self.classes[index]: shares[index].item() for index in order}
         name = self.classes[order[0]]
@@ -277,7 +290,7 @@ class TrainedModel:
         _, chosen, network = self._part(channels)
         x = self._standardised(self._pixels(image, channels))
         logits = self._logits(network, chosen, x, np.arange(1), None)
-        return self._prediction(logits[0].float().softmax(0).cpu())
+        return self._prediction(logits[0].float().cpu())
 
     def _standardised(self, pixels: np.ndarray) -> Tensor:
         (crop,) = sampling.center_crops(np.array([pixels.shape[:2]]), self.crop)

@@ -12,6 +12,7 @@ from polychrome.engine.channels.masks import present, protocol, shown
 from polychrome.engine.data.batches import normalise
 from polychrome.engine.errors import RunError
 from polychrome.engine.export.classifier import Description
+from polychrome.engine.metrics import likeliest
 
 TOLERANCE = 1e-3
 
@@ -61,8 +62,14 @@ def compare(run: Callable[..., Tensor], model: nn.Module, description: Descripti
         images=len(images),
         difference=(given - wanted).abs().max().item(),
         largest_logit=wanted.abs().max().item(),
-        agreement=(given.argmax(1) == wanted.argmax(1)).double().mean().item(),
+        agreement=agreement(given, wanted),
     )
+
+
+def agreement(given: Tensor, wanted: Tensor) -> float:
+    """Return the share of images that two outputs [images, classes] put into the same class; NaN puts into none."""
+    classes = likeliest(given)
+    return ((classes == likeliest(wanted)) & (classes >= 0)).double().mean().item()
 
 
 def _results(run, model, description, images) -> Iterator[tuple[Tensor, Tensor]]:

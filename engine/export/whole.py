@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from polychrome.engine.data import sampling
 from polychrome.engine.data.batches import normalise
 from polychrome.engine.data.readers.resizing import cropped
-from polychrome.engine.export.check import Check
+from polychrome.engine.export.check import Check, agreement
 from polychrome.engine.export.classifier import KEY, Description
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def compare(
         images=len(images),
         difference=(given - wanted).abs().max().item(),
         largest_logit=wanted.abs().max().item(),
-        agreement=(given.argmax(1) == wanted.argmax(1)).double().mean().item(),
+        agreement=agreement(given, wanted),
     )
 
 

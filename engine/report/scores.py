@@ -106,6 +106,11 @@ def images(results: dict, split: str = "test") -> dict[str, int]:
     return found if len(set(found.values())) > 1 else {}
 
 
+def no_class(entry: dict, split: str = "test") -> float:
+    """Return how many images of a split got no class, as logits were not finite: the most over the combinations."""
+    return max((number(row.get("no_class")) or 0 for row in of_split(entry, split).values()), default=0)
+
+
 def tested_on(results: dict, entry: dict, label: str) -> int:
     """Return how many test images an entry's score on a combination is of; 0 where that is not known."""
     return int(of_split(entry).get(label, {}).get("images") or results["data"].get("test") or 0)

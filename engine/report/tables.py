@@ -74,20 +74,25 @@ FIGURES: dict[str, Callable[[dict, str], str]] = {
 
 
 def combinations(name: str, entry: dict, split: str = "test") -> Table:
-    """Return one model's scores on a split by channel combination, with the images of each where these differ."""
+    """Return one model's scores on a split by channel combination.
+
+    The images of each are shown where these differ, images without a class where there are some.
+    """
     alone = {"models": {name: entry}}
     kinds, images = (*scores.kinds(alone, split), "precision", "recall", "f1"), scores.images(alone, split)
+    some_without = scores.no_class(entry, split) > 0
     rows = tuple(
         (
             channels,
             *(_share(row.get(kind)) for kind in kinds),
             _number(row.get("loss"), ".3f"),
             *([_number(images.get(channels), ",")] if images else ()),
+            *([_number(row.get("no_class"), ",.4g")] if some_without else ()),
         )
         for channels, row in scores.of_split(entry, split).items()
     )
     names = ("F1" if kind == "f1" else kind.removesuffix("_accuracy") for kind in kinds)
-    heads = ("channels", *names, "loss", *(["images"] if images else ()))
+    heads = ("channels", *names, "loss", *(["images"] if images else ()), *(["no class"] if some_without else ()))
     return Table(f"{name} ({entry.get('protocol', '-')})", heads, rows)
 
 

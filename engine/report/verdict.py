@@ -176,6 +176,12 @@ def _on_accuracy(results: dict, models: Sequence[_Model]) -> Iterator[str]:
             channels = f" on {scores.in_words(full)}" if len(labels) > 1 else ""
             yield f"Classes have different numbers of images: its balanced accuracy{channels} is {balanced:.1%}."
     yield from _against_resnet34(results, models)
+    for model in models:
+        if count := scores.no_class(results["models"][model.name]):
+            yield (
+                f"{shown(model.name)} has no class for {count:,.4g} test image{'s' * (count != 1)}, as logits are not "
+                "finite: counted as wrong."
+            )
     poor = [
         model.name
         for model in models

@@ -19,8 +19,8 @@ from polychrome.engine.channels.masks import channel_index, dropped
 from polychrome.engine.data.augmentation import SIZES
 from polychrome.engine.data.batches import Batch
 from polychrome.engine.data.loader import Loader
-from polychrome.engine.errors import Interrupted, NotFiniteError
-from polychrome.engine.evaluation import evaluate
+from polychrome.engine.errors import Interrupted, NotFiniteError, some_of
+from polychrome.engine.evaluation import Evaluation, evaluate
 from polychrome.engine.history import EpochRow, TrainingHistory
 from polychrome.engine.machine import distributed
 from polychrome.engine.machine.hardware import autocast
@@ -34,8 +34,6 @@ from polychrome.engine.training.state import Division, Position, State, Totals
 from polychrome.engine.training.sync_batch_norm import synchronised
 from polychrome.engine.training.transfer import head_of
 from polychrome.engine.watch.profiling import decoded, span
-
-SHOWN_FILES = 3
 
 
 @dataclass
@@ -189,12 +187,14 @@ class Trainer:
         loss, accuracy = state_.totals.means()
         speed = state_.totals.count / (time.perf_counter() - self.started)
         self._check_finite()
-        tested = self._validate()
+        evaluation = self._validate()
+        (tested,) = evaluation.scores.values()
         row = EpochRow(state_.name, epoch, self.rate(0.0), loss, accuracy, tested.loss, tested.accuracy)
         if not math.isfinite(loss + tested.loss):
+            images = f" (images: {some_of(evaluation.no_class)})" if evaluation.no_class else ""
             raise NotFiniteError(
-                f"{state_.name}: epoch {epoch} ended with training loss {loss} and validation loss {tested.loss}; "
-                f"{self._last_checkpoint()}; {NotFiniteError.ADVICE} or --precision fp32"
+                f"{state_.name}: epoch {epoch} ended with training loss {loss} and validation loss {tested.loss}"
+                f"{images}; {self._last_checkpoint()}; {NotFiniteError.ADVICE} or --precision fp32"
             )
         self.history.epochs.append(row)
         self.history.speeds.append(speed)
@@ -312,7 +312,7 @@ class Trainer:
                     parameter.grad = torch.zeros_like(parameter)
         self.optimizer.zero_grad(set_to_none=not own)
 
-    def _validate(self):
+    def _validate(self) -> Evaluation:
         plan = self.plan
         name, everything = plan.channels or (self.val.channels.full, self.val.channels.everything)
         wanted: Combinations = {name: everything}
@@ -326,8 +326,7 @@ class Trainer:
                 self._stop(self.interruption.signal)
 
         distributed.share_buffers(self.state.validated)
-        tested = evaluate(self.val_model, self.val, wanted, plan.num_classes, precision, on_batch, plan.protocol)
-        return tested.scores[name]
+        return evaluate(self.val_model, self.val, wanted, plan.num_classes, precision, on_batch, plan.protocol)
 
     def _save_or_stop(self) -> None:
         """Save if a save is due, and end the training after a signal; all processes do so after the same step."""
@@ -363,10 +362,9 @@ class Trainer:
             return
         epoch, (turn, number) = self.state.position.epoch, divmod(step, len(self.train))
         files = self.train.files(self.train.requests(epoch, self.plan.draw(epoch, turn))[number].indices)
-        more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
         raise NotFiniteError(
             f"{self.state.name}: the loss of batch {step + 1} of epoch {epoch} is not finite (images: "
-            f"{', '.join(files[:SHOWN_FILES])}{more}); {self._last_checkpoint()}; "
+            f"{some_of(files)}); {self._last_checkpoint()}; "
             f"{NotFiniteError.ADVICE}, --clip-norm 1 or --precision fp32"
         )
 

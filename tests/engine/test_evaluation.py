@@ -99,6 +99,52 @@ def test_a_combination_that_no_image_has_is_left_out(tmp_path):
     assert found.scores["RG"].images == 1
 
 
+class Broken(nn.Module):
+    """Names class 0, surely; of images whose first pixel is above a value, a logit is NaN or infinite."""
+
+    def __init__(self, above, fault, mirrored=False):
+        super().__init__()
+        self.above, self.fault, self.mirrored = above, fault, mirrored
+
+    def forward(self, x):
+        logits = x.new_tensor([4.0, 0, 0, 0]).repeat(len(x), 1)
+        logits[x[:, 0, 0, -1 if self.mirrored else 0] > self.above] = torch.tensor(self.fault)
+        return logits
+
+
+@pytest.mark.parametrize("fault", [[float("nan")] * 4, [float("inf"), 0.0, 0.0, 0.0], [0.0, 0.0, float("nan"), 0.0]])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_an_image_without_finite_logits_has_no_class_is_wrong_and_is_named(loaders, fault, mirrored):
+    _, val = loaders
+    (batch,) = val.epoch(0)
+    corner = batch.standardised(val.channels)[:, 0, 0, -1 if mirrored else 0]
+    above = corner.median().item()
+    bad, zeros = corner > above, batch.labels == 0
+    assert 0 < bad.sum() < 8
+    assert (bad & zeros).any()
+    found = evaluate(Broken(above, fault, mirrored), val, {"RGB": (0, 1, 2), "R": (0,)}, 4, nullcontext(), flip=True)
+    for name in ("RGB", "R"):
+        assert found.predictions[name].tolist() == [-1 if each else 0 for each in bad]
+        assert found.scores[name].accuracy == (zeros & ~bad).sum() / 8
+        assert found.scores[name].no_class == bad.sum()
+        assert (found.flipped_predictions[name][bad] == -1).all()
+        assert found.flipped[name].no_class >= bad.sum()
+    assert (found.probabilities[bad] == 0).all()
+    assert (found.probabilities[~bad] > 0.9).all()
+    assert found.confusion.sum() == 8 - bad.sum()
+    flipped = found.flipped_predictions["RGB"] == -1
+    assert list(found.no_class) == [f"val{index}" for index in range(8) if bad[index] or flipped[index]]
+    assert found.fault == (
+        f"no class for {len(found.no_class)} images, as logits are not finite; counted as wrong: "
+        f"{', '.join(found.no_class[:3])} and {len(found.no_class) - 3} more"
+    )
+
+
+def test_finite_logits_have_no_fault(loaders):
+    found = evaluate(Broken(1e9, [0.0] * 4), loaders[1], {"RGB": (0, 1, 2)}, 4, nullcontext())
+    assert (found.no_class, found.fault, found.scores["RGB"].no_class) == ((), None, 0)
+
+
 def test_the_model_is_told_which_channels_each_image_has(sensors):
     _, val = sensors
     model = Recorder()

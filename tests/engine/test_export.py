@@ -14,7 +14,7 @@ from polychrome import kernels, models
 from polychrome.engine.channels.names import Channels
 from polychrome.engine.errors import UserError
 from polychrome.engine.export import Check, Classifier, Description, ExportError, load, save, whole
-from polychrome.engine.export.check import compare
+from polychrome.engine.export.check import agreement, compare
 from polychrome.engine.export.program import traced
 from polychrome.kernels import dynamic_conv2d, per_sample_conv2d
 from polychrome.kernels.decompositions import OPS, STACKED
@@ -274,6 +274,13 @@ def test_a_difference_passes_up_to_a_thousandth_of_the_logits():
     assert not Check(16, 1.1e-3, 0.5, 1.0).passed
     assert Check(16, 1e-2, 50.0, 1.0).passed
     assert not Check(16, float("nan"), 0.5, 1.0).passed
+
+
+def test_a_class_that_no_finite_logit_names_is_no_agreement():
+    nan = torch.full((2, 3), float("nan"))
+    some = torch.tensor([[0.0, 2, 1], [3.0, 2, 1]])
+    assert agreement(nan, nan) == agreement(nan, some) == agreement(some, nan) == 0
+    assert agreement(some, torch.tensor([[0.0, 2, 1], [1.0, 2, 1]])) == 0.5
 
 
 def test_a_difference_shows_with_absent_channels_alone():

@@ -244,6 +244,17 @@ def test_a_loss_that_is_not_finite_names_step_and_files_and_keeps_the_checkpoint
     assert not (tmp_path / "m/step.pt").exists()
 
 
+class BrokenInValidation(Net):
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits if self.training else logits.index_fill(0, torch.tensor([1, 6]), float("nan"))
+
+
+def test_a_validation_loss_that_is_not_finite_names_the_files(loaders, tmp_path):
+    with pytest.raises(NotFiniteError, match=r"validation loss nan \(images: val1, val6\); no checkpoint has been"):
+        fit("m", BrokenInValidation(), *loaders, PLAN, tmp_path / "m")
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 300 kB."""

@@ -202,3 +202,17 @@ def test_a_mean_of_shuffled_channels_alone_is_of_them():
 def test_names_are_shown_as_they_are(name):
     results = results_of({name: entry({"RGB": 0.5, "R": 0.3})}, TWO)
     assert "\x1b" not in verdict.sentences(results) + next(iter(bars_of(results)))
+
+
+def test_images_without_a_class_are_told_and_stand_in_the_table():
+    broken, whole = entry({"RGB": 0.5, "R": 0.4}), entry({"RGB": 0.6, "R": 0.4})
+    for label, count in (("RGB", 3), ("R", 1200)):
+        broken["scores"]["test"][label]["no_class"] = count
+        whole["scores"]["test"][label]["no_class"] = 0
+    said = verdict.sentences(results_of({"a": broken, "b": whole}, TWO))
+    assert "a has no class for 1,200 test images, as logits are not finite: counted as wrong." in said
+    assert "b has no class" not in said
+    table = tables.combinations("a", broken)
+    assert table.columns[-1] == "no class"
+    assert [row[-1] for row in table.rows] == ["3", "1,200"]
+    assert "no class" not in tables.combinations("b", whole).columns

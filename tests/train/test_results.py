@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from polychrome.engine.data.image_set import Split
 from polychrome.engine.evaluation import Evaluation
 from polychrome.engine.history import EpochRow
 from polychrome.engine.metrics import Scores
 from polychrome.engine.report.scores import MOST_COMBINATIONS
-from polychrome.train.results import PAIRS, confused, figures
+from polychrome.train.results import PAIRS, confused, figures, named_predictions, predictions_of
 
 NAMES = ("cat", "dog", "bus")
 
@@ -53,3 +54,10 @@ def test_loggers_get_the_accuracy_on_each_combination_or_of_many_the_means_by_nu
         f"test accuracy/{MOST_COMBINATIONS} channels": 1.0,
         "test accuracy/1 channel": pytest.approx((MOST_COMBINATIONS - 1) / 8),
     }
+
+
+def test_an_image_without_a_class_has_empty_fields():
+    split = Split(("a.jpg", "b.jpg"), (0, 1), None)
+    tested = Evaluation({}, torch.empty(0), {"RGB": torch.tensor([-1, 1])}, torch.tensor([0.0, 0.75]))
+    assert named_predictions(tested, split, NAMES).splitlines()[1:] == ["a.jpg,cat,,", "b.jpg,dog,dog,0.750000"]
+    assert predictions_of([{"test": tested}], {"test": split}).splitlines()[1:] == ["test,a.jpg,0,", "test,b.jpg,1,1"]

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from rich.console import Console
 import polychrome
 from polychrome.engine.errors import UserError
 from polychrome.engine.report import console
-from polychrome.train.commands.predict import as_table
+from polychrome.train.commands.predict import as_csv, as_table
 from polychrome.train.run import main
 from polychrome.train.trained import Prediction
 from tests.train.small import QUICK
@@ -360,3 +361,38 @@ def test_wrong_use_is_told_in_a_line(run, files, tmp_path, capsys):
     ):
         assert main(["predict", str(run), *arguments]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_an_image_without_finite_logits_has_a_reason_and_no_class():
+    trained = polychrome.load("prism4_small-shapes")
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    assert trained.predict(pixels).name in trained.classes
+    with torch.no_grad():
+        list(trained.network.parameters())[-1][0] = float("nan")
+    for each in trained.predict([pixels, torch.zeros(3, 40, 40, dtype=torch.uint8)]):
+        assert (each.name, each.probability, dict(each.probabilities)) == (None, None, {})
+        assert each.reason.startswith("the network's logits are not finite")
+    with pytest.raises(UserError, match="ndarray: the network's logits are not finite"):
+        trained.predict(pixels)
+
+
+def test_files_without_finite_logits_are_rows_with_a_reason(tmp_path):
+    trained = polychrome.load("prism4_small-shapes")
+    files = [tmp_path / name for name in ("a.png", "b.png")]
+    for file, value in zip(files, (0, 200), strict=True):
+        Image.new("RGB", (40, 40), (value, value, value)).save(file)
+    trained.network.forward = partial(_nan_for_bright, trained.network.forward)
+    good, bad = trained.predict(files)
+    assert good.name in trained.classes
+    assert (bad.name, bad.probability, dict(bad.probabilities)) == (None, None, {})
+    with pytest.raises(UserError, match=r"b\.png: the network's logits are not finite"):
+        trained.predict(files[1])
+    rows = list(csv.DictReader(io.StringIO(as_csv([good, bad], trained.classes))))
+    assert [row["class"] for row in rows] == [good.name, ""]
+    assert "not finite" in rows[1]["reason"]
+    assert as_table("m", [good, bad], 3).rows[1][1] == "left out"
+
+
+def _nan_for_bright(forward, x, *mask):
+    bright = x.mean((1, 2, 3), keepdim=True)[:, 0, 0] > 0
+    return forward(x, *mask).masked_fill(bright, float("nan"))

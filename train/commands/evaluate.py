@@ -103,7 +103,9 @@ def _evaluated(trained: Run, settings: Settings, opened: Opened, wanted: Combina
                     console.progress(f"evaluating {name} on {split}", loader.samples) as bar,
                 ):
                     given = (loader, part, trained.num_classes, trained.autocast(), bar.advance)
-                    scores[split] = evaluate(model, *given, *how)
+                    scores[split] = found = evaluate(model, *given, *how)
+                if found.fault:
+                    console.say(f"{name} on {split}: {found.fault}")
             tested.append(scores)
         where = trained.folder.every_prediction(name, "evaluation")
         trained.folder.write(where, predictions_of(tested, opened.images.splits))
