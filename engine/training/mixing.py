@@ -32,27 +32,42 @@ class Mixing:
         ]
         self._mix = v2.RandomChoice(methods)
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, labels: Tensor, sources: Tensor | None = None, present: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return images [batch, channels, height, width] mixed, and targets float32 [batch, classes] that sum to 1.
 
-        images: floating point; the result is channels_last. labels: int64 [batch]. A lone image stays as it is.
+        A lone image stays as it is, and so does one whose neighbour has none of the channels that it will be shown
+        with: its label would name an image of which nothing is seen.
+
+        Args:
+            images: floating point, with all the channels that they have; the result is channels_last.
+            labels: int64 [batch].
+            sources: int64 [batch, inputs], the channels that each image will be shown with, -1 for none; None: all.
+            present: bool [batch, channels], the channels that each image has; None: all.
         """
         if len(images) == 1 or (self.share < 1 and torch.rand(()) >= self.share):
             return images, F.one_hot(labels, self.num_classes).float()
-        images, targets = self._mix(images, labels)
+        mixed, targets = self._mix(images, labels)
+        if sources is not None and present is not None:
+            seen = (present.roll(1, 0).gather(1, sources.clamp_min(0)) & (sources >= 0)).any(1)
+            mixed = torch.where(seen[:, None, None, None], mixed, images)
+            targets = torch.where(seen[:, None], targets, F.one_hot(labels, self.num_classes))
         # On CUDA torch.roll, by which mixup finds the neighbours, returns NCHW.
-        return images.contiguous(memory_format=torch.channels_last), targets
+        return mixed.contiguous(memory_format=torch.channels_last), targets
 
 
 def beside_all(images: Tensor, present: Tensor, every: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return a batch twice as large: each image with zeros for its absent channels, then each with all channels.
+    """Return a batch twice as large: each image on the channels `present`, then on all that it has; others are zero.
 
-    images: [batch, channels, height, width] with all channels; channels_last stays so. present: bool [batch, channels].
-    every: bool [batch, channels], all channels that each image has; None: all. The second result says which channels
-    are present, bool [2 * batch, channels].
+    images: [batch, channels, height, width]; channels_last stays so. present: bool [batch, channels]. every: bool
+    [batch, channels], all channels that each image has; None: all. The second result says which channels are present,
+    bool [2 * batch, channels].
     """
     some = images * present[:, :, None, None]
-    return torch.cat([some, images]), torch.cat([present, torch.ones_like(present) if every is None else every])
+    if every is None:
+        return torch.cat([some, images]), torch.cat([present, torch.ones_like(present)])
+    return torch.cat([some, images * every[:, :, None, None]]), torch.cat([present, every])
 
 
 def divergence(logits: Tensor) -> Tensor:

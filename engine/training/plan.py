@@ -82,6 +82,11 @@ class Plan(Hyperparameters):
         return self.consistency > 0 and self.channel_sampling in ("on", "drop", "cycle") and self.channels is None
 
     @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed."""
+        return bool(self.mixup or self.cutmix)
+
+    @property
     def protocol(self) -> str | None:
         """The protocol by which the model is shown `channels`, "subset" or "zero-pad"; None for all channels."""
         return None if self.channels is None else "zero-pad" if self.padded else "subset"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.channels.masks import channel_index, dropped
 from polychrome.engine.data.augmentation import SIZES
-from polychrome.engine.data.batches import Batch
+from polychrome.engine.data.batches import Batch, gathered
 from polychrome.engine.data.loader import Loader
 from polychrome.engine.errors import Interrupted, NotFiniteError, some_of
 from polychrome.engine.evaluation import Evaluation, evaluate
@@ -128,7 +128,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
         self.weights = None if plan.weights is None else torch.tensor(plan.weights, device=plan.device)
         self.mixing = None
-        if plan.mixup or plan.cutmix:
+        if plan.mixes:
             self.mixing = Mixing(plan.mixup, plan.cutmix, plan.num_classes, plan.mix_share)
         shares = plan.accumulate, distributed.world_size(), plan.device.type
         division = Division(train.samples, train.batch_size, *shares)
@@ -244,14 +244,12 @@ class Trainer:
     def _forward_and_backward(self, batch: Batch, epoch: int, turn: int, number: int, ends_step: bool) -> None:
         plan = self.plan
         with span("augment"):
-            images, present = _images(batch, self.train, plan, epoch, turn, number)
-            targets = batch.labels
+            images, sources = _images(batch, self.train, plan, epoch, turn, number)
+            present, targets = None if sources is None else sources >= 0, batch.labels
             if self.mixing is not None:
-                images, targets = self.mixing(images, targets)
-                own = batch.present if plan.consistent else present
-                if own is not None:
-                    # An image must not get from its neighbour the channels that it lacks.
-                    images = images * own[:, :, None, None]
+                images, targets = self.mixing(images, targets, sources, batch.present)
+                if sources is not None and not plan.consistent:
+                    images = gathered(images, sources)
             if plan.consistent:
                 images, present = mixing.beside_all(images, present, batch.present)
                 targets = torch.cat([targets, targets])
@@ -411,10 +409,11 @@ def _train_mode(model: nn.Module, plan: Plan) -> None:
 def _images(
     batch: Batch, loader: Loader, plan: Plan, epoch: int, turn: int, number: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Return augmented images, and bool [batch, channels], true where a channel is present; None if all are present.
+    """Return augmented images, and the channel of each input, int64 [batch, channels], -1 for none; None: all in order.
 
-    For a consistency loss the images have all their channels, and the mask, never None, says which channels to show.
-    An image that has none of the channels chosen for its batch is shown with all that it has.
+    The images have these inputs; where they are to be mixed, or for a consistency loss, they have all their channels,
+    and the second result, of a consistency loss never None, says which to show. An image that has none of the channels
+    chosen for its batch is shown with all that it has.
     """
     count, channels = batch.shape[:2]
     parameters = dict(batch.drawn)
@@ -432,11 +431,10 @@ def _images(
         own = batch.sources()
         chosen = own if chosen is None else batch.sources(chosen)
         chosen = torch.where((chosen >= 0).any(1, keepdim=True), chosen, own)
-    if plan.consistent:
-        whole = torch.ones(count, channels, dtype=torch.bool, device=batch.device)
-        return batch.standardised(loader.channels, **parameters), whole if chosen is None else chosen >= 0
-    images = batch.standardised(loader.channels, chosen, **parameters)
-    return images, None if chosen is None else chosen >= 0
+    if plan.consistent and chosen is None:
+        chosen = torch.arange(channels, device=batch.device).expand(count, -1)
+    whole = plan.consistent or plan.mixes
+    return batch.standardised(loader.channels, None if whole else chosen, **parameters), chosen
 
 
 def _others_absent(present: Tensor, channels: int) -> Tensor:

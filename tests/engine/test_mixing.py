@@ -1,6 +1,7 @@
 """Mixup and CutMix of a batch: what is mixed with what, and in which shares."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -132,7 +133,7 @@ def test_absent_channels_get_nothing_of_the_neighbours_whatever_the_network_is_t
 
 def test_training_accuracy_counts_the_class_of_the_larger_share(loaders, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        Mixing, "__call__", lambda self, x, labels: (x, x.new_tensor([0.3, 0, 0.7, 0]).expand(len(x), -1))
+        Mixing, "__call__", lambda self, x, *labels: (x, x.new_tensor([0.3, 0, 0.7, 0]).expand(len(x), -1))
     )
     model = Recorder()
     with torch.no_grad():
@@ -155,3 +156,96 @@ def test_mixing_does_not_make_the_host_wait(batch):
     for mixed, targets in results:
         assert mixed.is_contiguous(memory_format=torch.channels_last)
         assert targets.sum(1).tolist() == pytest.approx([1] * 6)
+
+
+class Halves(Mixing):
+    """Puts the left half of the neighbour into each image; `made` has what each batch was and what became of it."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self._mix = self.halves
+
+    def halves(self, images, labels):
+        mixed = torch.cat([images.roll(1, 0)[..., :8], images[..., 8:]], 3)
+        one_hot = F.one_hot(labels, self.num_classes).float()
+        return mixed, (one_hot + one_hot.roll(1, 0)) / 2
+
+    def __call__(self, images, labels, *more):
+        found = super().__call__(images, labels, *more)
+        self.made.append((images, labels, *found))
+        return found
+
+
+class Trained(Recorder):
+    """Keeps what it is shown in training alone."""
+
+    def forward(self, x, mask=None):
+        logits = super().forward(x, mask)
+        if not self.training:
+            self.seen.pop()
+        return logits
+
+
+SAMPLED = [("on", 0.0), ("on", 1.0), ("shuffle", 0.0), ("drop", 0.0), ("drop", 1.0), ("cycle", 0.0), ("cycle", 1.0)]
+
+
+def on_halves(loaders, folder, monkeypatch, sampling, consistency):
+    """Yield, for each image of a training on halves, what it and its neighbour were, and what it became.
+
+    Of each: pixels and label, pixels and label of the neighbour, mixed pixels and target, and the pixels that the model
+    is shown with the channel of `mixed` of each input, None for an absent one.
+    """
+    monkeypatch.setattr(trainer, "Mixing", Halves)
+    monkeypatch.setattr(Halves, "made", [])
+    model, sampled = Trained(), {"channel_sampling": sampling, "consistency": consistency, "cycle": ((0,), (1, 2))}
+    trainer.fit("m", model, *loaders, replace(PLAN, cutmix=1.0, **sampled), folder)
+    assert any(mask is not None and not mask.all() for _, mask in model.seen)
+    for (own, labels, mixed, targets), (shown, mask) in zip(Halves.made, model.seen, strict=True):
+        mask = torch.ones(shown.shape[:2], dtype=torch.bool) if mask is None else mask
+        assert not shown[~mask].any()
+        for row in range(len(own)):
+            channels = [None] * 3
+            for place in mask[row].nonzero().flatten().tolist():
+                possible = range(3) if sampling == "shuffle" else [place]
+                (channels[place],) = [c for c in possible if torch.equal(shown[row, place], mixed[row, c])]
+            assert channels != [None] * 3
+            both = zip((own, labels), (own.roll(1, 0), labels.roll(1, 0)), (mixed, targets), strict=True)
+            yield [(one[row], other[row], third[row]) for one, other, third in both], (shown[row], channels)
+
+
+@pytest.mark.parametrize(("sampling", "consistency"), SAMPLED)
+def test_the_image_mixed_in_is_seen_with_the_channels_that_are_shown(
+    loaders, tmp_path, monkeypatch, sampling, consistency
+):
+    count = 0
+    for ((own, other, _), (_, label, target)), (shown, channels) in on_halves(
+        loaders, tmp_path, monkeypatch, sampling, consistency
+    ):
+        assert own.flatten(1).any(1).all()  # no channel is lost before images are mixed
+        assert target[label] >= 0.5
+        for place, channel in enumerate(channels):
+            if channel is not None:
+                assert torch.equal(shown[place, :, :8], other[channel, :, :8])
+                assert torch.equal(shown[place, :, 8:], own[channel, :, 8:])
+        count += 1
+    assert count == 40 * 3 * (2 if sampling == "cycle" else 1)
+
+
+@pytest.mark.parametrize(("sampling", "consistency"), [("off", 0.0), *SAMPLED])
+def test_an_image_is_not_mixed_with_one_that_has_none_of_its_channels(
+    sensors, tmp_path, monkeypatch, sampling, consistency
+):
+    alone = 0
+    for ((own, other, mixed), (label, neighbours, target)), (_, channels) in on_halves(
+        sensors, tmp_path, monkeypatch, sampling, consistency
+    ):
+        seen = any(other[channel].any() for channel in channels if channel is not None)
+        expected = torch.zeros(4)
+        expected[label] += 0.5
+        expected[neighbours if seen else label] += 0.5
+        assert torch.equal(target, expected)
+        assert torch.equal(mixed, own) != seen
+        alone += not seen
+    assert alone >= 10
