@@ -54,7 +54,7 @@ class RunError(Exception):
 
 
 class NotFiniteError(RunError):
-    """A loss became NaN or infinite; the message says which, when and what to try, first `ADVICE`."""
+    """A loss, or all gradients, became NaN or infinite; the message says which, when and what to try."""
 
     ADVICE = "try a smaller --lr"
 

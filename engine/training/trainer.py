@@ -35,6 +35,10 @@ from polychrome.engine.training.sync_batch_norm import synchronised
 from polychrome.engine.training.transfer import head_of
 from polychrome.engine.watch.profiling import decoded, span
 
+# The scale of the loss in fp16 at first, and how many steps of an epoch are skipped at most until a scale fits: as many
+# as halve the first one to 1.
+FIRST_SCALE, MOST_SKIPPED = 2.0**16, 16
+
 
 @dataclass
 class Hooks:
@@ -76,7 +80,8 @@ def fit(
     checkpoint has a copy of `run`, plain data to go on from where other files of the run are damaged.
 
     Raises:
-        NotFiniteError: a loss is NaN or infinite; the earlier checkpoints are kept.
+        NotFiniteError: a loss is NaN or infinite, or steps in fp16 are skipped and the weights stay as they are; the
+            earlier checkpoints are kept.
         Interrupted: the training was ended by a signal after it was saved.
         OutOfMemoryError: the message says which batch size fits.
         StorageError: a checkpoint cannot be written; the earlier checkpoint is kept.
@@ -125,7 +130,9 @@ class Trainer:
         self.model = model.to(plan.device, memory_format=torch.channels_last)
         self.ema = MovingAverage(self.model, plan.ema) if plan.ema else None
         self.optimizer = plan.make_optimizer(self.model)
-        self.scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(plan.device.type, FIRST_SCALE, enabled=plan.precision == "fp16")
+        self.one = torch.ones((), device=plan.device)
+        self.steps, self.skipped = 0, torch.zeros((), dtype=torch.int64, device=plan.device)  # of an epoch
         self.weights = None if plan.weights is None else torch.tensor(plan.weights, device=plan.device)
         self.mixing = None
         if plan.mixes:
@@ -197,6 +204,7 @@ class Trainer:
                 f"{images}; {self._last_checkpoint()}; {NotFiniteError.ADVICE} or --precision fp32"
             )
         self.history.epochs.append(row)
+        self._check_steps()
         self.history.speeds.append(speed)
         self.history.seconds += time.perf_counter() - self.started
         state_.position, state_.totals, state_.elapsed = Position(epoch + 1), Totals(plan.device), 0.0
@@ -214,14 +222,15 @@ class Trainer:
             if hasattr(model, "start_epoch"):
                 model.start_epoch(epoch)
         _train_mode(self.model, self.plan)
+        self.steps = 0
+        self.skipped.zero_()
         self.rate = self.plan.rates(self.history.epochs)
         if self.state.position.at_start:
             torch.manual_seed(_mix(self.plan.seed, epoch, distributed.rank()))
 
     def _pass(self, epoch: int, turn: int) -> None:
         """Train on the rest of a pass over the data."""
-        position, steps = self.state.position, len(self.train)
-        updates = -(-steps // self.plan.accumulate)
+        position, steps, updates = self.state.position, len(self.train), self._updates
         loaded = self.train.epoch(epoch, position.batch, self.plan.draw(epoch, turn), self.plan.recipe(epoch))
         batches = decoded(loaded, self.hooks.waiting)
         for number, batch in enumerate(batches, position.batch):
@@ -240,6 +249,11 @@ class Trainer:
                 self._save_or_stop()
         self.state.position = Position(epoch, turn + 1)
         self._save_or_stop()
+
+    @property
+    def _updates(self) -> int:
+        """The number of steps of the optimizer in a pass over the data."""
+        return -(-len(self.train) // self.plan.accumulate)
 
     def _forward_and_backward(self, batch: Batch, epoch: int, turn: int, number: int, ends_step: bool) -> None:
         plan = self.plan
@@ -294,8 +308,13 @@ class Trainer:
             if self.plan.clip_norm:
                 self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip_norm)
+            # A product with the scale, which the host does not wait for.
+            before = self.scaler.scale(self.one) if self.scaler.is_enabled() else None
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            self.steps += 1
+            if before is not None:
+                self.skipped += self.scaler.scale(self.one) < before
             self._clear_gradients()
             if self.ema is not None:
                 self.ema.update_parameters(self.model)
@@ -365,6 +384,25 @@ class Trainer:
             f"{some_of(files)}); {self._last_checkpoint()}; "
             f"{NotFiniteError.ADVICE}, --clip-norm 1 or --precision fp32"
         )
+
+    def _check_steps(self) -> None:
+        """Tell how many steps of the epoch that ends were skipped in fp16; raise NotFiniteError if nothing is trained.
+
+        A skipped step halves the scale of the loss. The first steps are skipped until it fits, in a short epoch all.
+        """
+        if not self.scaler.is_enabled():
+            return
+        skipped, scale, epochs = int(self.skipped), self.scaler.get_scale(), len(self.history.epochs)
+        so_far = epochs * self.plan.passes * self._updates
+        told = (
+            f"{self.state.name}: {skipped} of {self.steps} steps of epoch {epochs} were skipped, as gradients in fp16 "
+            f"were not finite; the loss is scaled by {scale:g} now"
+        )
+        untrained = self._is_over() and scale == FIRST_SCALE * 0.5**so_far
+        if scale < 1 or skipped == self.steps > MOST_SKIPPED or untrained:
+            raise NotFiniteError(f"{told}; {self._last_checkpoint()}; try --precision bf16 or fp32")
+        if skipped:
+            self.hooks.say(told)
 
     def _last_checkpoint(self) -> str:
         if self.saved is None:

@@ -1,4 +1,4 @@
-"""The parts of a plan: optimisers, schedules, frozen weights, passes over the data."""
+"""The parts of a plan: optimisers, schedules, frozen weights, passes over the data, steps in fp16."""
 
 from dataclasses import replace
 from itertools import product
@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from polychrome.engine.data import loader
 from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.image_set import Split
+from polychrome.engine.errors import NotFiniteError
 from polychrome.engine.history import EpochRow
 from polychrome.engine.training import trainer, transfer
 from polychrome.engine.training.trainer import Hooks, fit
-from tests.engine.small import PLAN, Recorder
+from tests.engine.small import PLAN, Net, Recorder
 
 
 def rows(*accuracies):
@@ -231,3 +233,69 @@ def test_a_network_for_one_combination_is_shown_that_alone(loaders, tmp_path, pa
         assert images.shape[1] == width
         assert (images[:, 1] == 0).all() == padded
         assert (images[:, [0, width - 1]] != 0).any()
+
+
+class NoGradient(nn.Module):
+    """A network whose gradient is NaN in some training batches, that of a square root at 0; the loss is finite."""
+
+    def __init__(self, bad):
+        super().__init__()
+        self.net, self.bad, self.batches = Net(), bad, 0
+
+    def forward(self, x):
+        logits = self.net(x)
+        self.batches += self.training
+        if self.training and self.bad(self.batches - 1):
+            logits = logits + ((logits - logits.detach()) ** 2).sqrt()
+        return logits
+
+
+FP16 = replace(PLAN, precision="fp16", lr=0.01)
+
+
+@pytest.mark.parametrize(("batch_size", "epochs"), [(8, 3), (40, 2), (8, 12), (2, 1)])
+def test_a_training_in_fp16_without_a_step_ends_with_an_error(images, tmp_path, batch_size, epochs):
+    model = NoGradient(lambda number: True)
+    before = [value.clone() for value in model.parameters()]
+    options = {"size": 16, "batch_size": batch_size, "backend": "synthetic"}
+    steps, said = 40 // batch_size, []
+    with (
+        loader.Loader(images, "train", train=True, **options) as train,
+        loader.Loader(images, "val", train=False, **options) as val,
+        pytest.raises(NotFiniteError) as caught,
+    ):
+        fit("m", model, train, val, replace(FP16, epochs=epochs), tmp_path, Hooks(say=said.append))
+    ends = min(epochs, -(-17 // steps))  # after the scale is below 1, or after the last epoch
+    kept = f"the checkpoint of epoch {ends - 1} is kept" if ends > 1 else "no checkpoint has been written"
+    assert str(caught.value) == (
+        f"m: {steps} of {steps} steps of epoch {ends} were skipped, as gradients in fp16 were not finite; the loss is "
+        f"scaled by {2.0 ** (16 - ends * steps):g} now; {kept}; try --precision bf16 or fp32"
+    )
+    assert len(said) == ends - 1
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("skips", [0, 3, 7, 12])
+def test_steps_that_are_skipped_until_the_scale_fits_are_told_and_the_training_goes_on(loaders, tmp_path, skips):
+    model, said = NoGradient(lambda number: number < skips), []
+    history = fit("m", model, *loaders, FP16, tmp_path, Hooks(say=said.append))
+    assert len(history.epochs) == 3
+    counts = [min(5, max(0, skips - 5 * epoch)) for epoch in range(3)]
+    assert said == [
+        f"m: {count} of 5 steps of epoch {epoch} were skipped, as gradients in fp16 were not finite; the loss is "
+        f"scaled by {2.0 ** (16 - sum(counts[:epoch])):g} now"
+        for epoch, count in enumerate(counts, 1)
+        if count
+    ]
+
+
+def test_a_long_epoch_in_fp16_without_a_step_ends_the_training_whatever_the_scale(
+    images, loaders, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trainer, "FIRST_SCALE", 2.0**40)
+    options = {"size": 16, "batch_size": 2, "backend": "synthetic"}
+    with (
+        loader.Loader(images, "train", train=True, **options) as train,
+        pytest.raises(NotFiniteError, match=r"20 of 20 steps of epoch 1 .* scaled by 1\.04858e"),
+    ):
+        fit("m", NoGradient(lambda number: True), train, loaders[1], FP16, tmp_path)
