@@ -95,7 +95,8 @@ class Loader:
         of the epoch's augmentations; a last batch of a single image, or of fewer than two for each rank, is left out.
         Further parameters that `recipe` draws are in `Batch.drawn`. Evaluation: every image once in list order, centre
         crop, whatever the epoch. Each rank gets its share of every batch. In place of an unreadable file, training
-        repeats another image of the batch; evaluation leaves the file out.
+        repeats another image of the batch, and a batch of one is empty, so that the batches keep their numbers;
+        evaluation leaves the file out.
 
         Raises:
             UserError: no image of a batch could be read, or of the epoch so far more than a tenth, and at least 10.
@@ -155,7 +156,7 @@ class Loader:
                 tally.add(request.indices, decoded.faults)
                 if decoded.faults:
                     batch = batch.rows(faults.rows(len(batch), decoded.faults, self.train))
-                if len(batch):
+                if len(batch) or self.train:
                     yield batch
 
     def _all(self, column: torch.Tensor | None, requests: list[BatchRequest]) -> Sequence[torch.Tensor | None]:

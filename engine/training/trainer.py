@@ -232,17 +232,20 @@ class Trainer:
         """Train on the rest of a pass over the data."""
         position, steps, updates = self.state.position, len(self.train), self._updates
         loaded = self.train.epoch(epoch, position.batch, self.plan.draw(epoch, turn), self.plan.recipe(epoch))
-        batches = decoded(loaded, self.hooks.waiting)
+        batches, has_gradient = decoded(loaded, self.hooks.waiting), False
         for number, batch in enumerate(batches, position.batch):
             ends_step = (number + 1) % self.plan.accumulate == 0 or number + 1 == steps
             # The same for all batches of a step, as for one batch of as many images.
             rate = self.rate((turn * updates + number // self.plan.accumulate) / (self.plan.passes * updates))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
-            self._forward_and_backward(batch, epoch, turn, number, ends_step)
+            if len(batch):  # none is left of a lone image that cannot be read
+                self._forward_and_backward(batch, epoch, turn, number, ends_step)
+                has_gradient = True
             if ends_step:
-                self._update()
-                position.batch = number + 1
+                if has_gradient:
+                    self._update()
+                position.batch, has_gradient = number + 1, False
                 self.hooks.step()
             self.hooks.batch(batch.total)
             if ends_step and number + 1 < steps:

@@ -1,5 +1,8 @@
 """Files that are lost or damaged while an epoch is read."""
 
+import signal
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,10 @@ import torch
 from polychrome.engine.data import faults, image_set, loader
 from polychrome.engine.data.readers import choice
 from polychrome.engine.data.stores.whole import WholeImages
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import Interrupted, UserError
+from polychrome.engine.training import trainer
 from tests.engine.data import photos
+from tests.engine.small import PLAN
 
 BACKENDS = sorted({choice.resolve("auto"), "torch"})
 COUNT, BATCH = 64, 8
@@ -105,8 +110,81 @@ def test_a_batch_without_a_good_image_ends_the_run(images):
 def test_a_batch_of_a_single_bad_image_is_passed_over(images, train):
     truncate(images, 5)
     with create(images, workers=0, train=train, batch_size=1) as batches:
-        seen = [int(batch.indices[0]) for batch in batches.epoch(1)]
-    assert sorted(seen) == [i for i in range(COUNT) if i != 5]
+        seen = [batch.indices.tolist() for batch in batches.epoch(1)]
+        order = [int(request.indices[0]) for request in batches.requests(1)]
+    assert sorted(index for each in seen for index in each) == [i for i in range(COUNT) if i != 5]
+    if train:  # batches keep their numbers
+        assert seen == [[index] if index != 5 else [] for index in order]
+
+
+class Stepwise(trainer.Trainer):
+    """Keeps the images of each step that is taken, and the gradients that are left before a validation."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.images, self.steps_taken, self.left = [], [], []
+
+    def _forward_and_backward(self, batch, *arguments):
+        self.images += batch.indices.tolist()
+        super()._forward_and_backward(batch, *arguments)
+
+    def _update(self):
+        assert all(parameter.grad is not None for parameter in self.model.parameters())
+        self.steps_taken.append(self.images)
+        self.images = []
+        super()._update()
+
+    def _validate(self):
+        self.left += [parameter.grad for parameter in self.model.parameters()]
+        return super()._validate()
+
+
+@pytest.mark.parametrize("accumulate", [1, 4, 12])
+@pytest.mark.parametrize("place", [0, 5, 11])
+def test_every_step_is_taken_where_a_lone_image_cannot_be_read(tmp_path, monkeypatch, accumulate, place):
+    images = photos.write(tmp_path / "photos", photos.sizes(12))
+    made, stop = [], []
+
+    def trained(folder, *arguments):
+        monkeypatch.setattr(trainer, "Trainer", lambda *given: made.append(Stepwise(*given)) or made[-1])
+        with (
+            create(images, workers=0, batch_size=1) as train,
+            create(images, workers=0, batch_size=4, train=False) as val,
+        ):
+            trainer.fit("m", Flat(), train, val, plan, tmp_path / folder, *arguments)
+
+    plan = replace(PLAN, epochs=2, accumulate=accumulate, num_classes=12)
+    with create(images, workers=0, batch_size=1) as train:
+        order = [[int(request.indices[0]) for request in train.requests(epoch)] for epoch in (1, 2)]
+    bad = order[0][place]
+    truncate(images, bad)
+    trained("whole")
+    steps = [
+        [index for index in epoch[start : start + accumulate] if index != bad]
+        for epoch in order
+        for start in range(0, 12, accumulate)
+    ]
+    assert made[0].steps_taken == [step for step in steps if step]
+    assert made[0].left == [None] * len(made[0].left)
+
+    def ask():
+        stop.append(None)
+        if len(stop) == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        trained("broken", trainer.Hooks(step=ask))
+    trained("broken")
+    assert made[1].steps_taken + made[2].steps_taken == made[0].steps_taken
+
+
+class Flat(torch.nn.Sequential):
+    """A small network without batch normalisation, which a lone image would not do for."""
+
+    def __init__(self):
+        super().__init__(
+            torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(2, 12)
+        )
 
 
 def test_more_than_a_tenth_and_at_least_ten_bad_images_end_the_run(images):
