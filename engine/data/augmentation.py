@@ -20,7 +20,7 @@ class Augmentations:
 
     names: some of "crop" (a random crop, else the centre), "flip" and "vflip" (mirrored in half the cases), "rotation"
         (within 15 degrees), "jitter" (brightness and contrast within 20%), "gamma" (within 20%) and "grayscale" (a
-        tenth of the images).
+        tenth of the images, of those that are shown with all channels).
     one_at_a_time: the `epochs` are cut into as many successive passes as there are names, each with one of them alone
         (report E's schedule).
     crop_scale: the range of the share of the area that a random crop keeps; `crop_ratio` that of width / height.

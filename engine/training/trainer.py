@@ -454,7 +454,8 @@ def _images(
 
     The images have these inputs; where they are to be mixed, or for a consistency loss, they have all their channels,
     and the second result, of a consistency loss never None, says which to show. An image that has none of the channels
-    chosen for its batch is shown with all that it has.
+    chosen for its batch is shown with all that it has. None becomes gray that is not shown with all channels: it would
+    be seen in gray what the others hold.
     """
     count, channels = batch.shape[:2]
     parameters = dict(batch.drawn)
@@ -462,6 +463,8 @@ def _images(
     if plan.channels:
         shown = channel_index(plan.channels[1], batch.device)
         shown = _others_absent(shown, channels) if plan.padded else shown
+        if len(set(plan.channels[1])) < channels:
+            parameters.pop("grayscale", None)
         return batch.standardised(loader.channels, shown, **parameters), None
     if plan.channel_sampling == "cycle":
         chosen = _others_absent(channel_index(plan.cycle[turn], batch.device), channels).expand(count, -1)
@@ -472,6 +475,8 @@ def _images(
         own = batch.sources()
         chosen = own if chosen is None else batch.sources(chosen)
         chosen = torch.where((chosen >= 0).any(1, keepdim=True), chosen, own)
+    if chosen is not None and (gray := parameters.get("grayscale")) is not None:
+        parameters["grayscale"] = gray & (chosen >= 0).all(1)
     if plan.consistent and chosen is None:
         chosen = torch.arange(channels, device=batch.device).expand(count, -1)
     whole = plan.consistent or plan.mixes

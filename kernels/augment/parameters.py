@@ -39,7 +39,8 @@ class Recipe:
 
     scale, ratio: the range of the crop's share of the area and of its width / height (`RandomResizedCrop`); None for
         whole images.
-    flip, vflip, grayscale: probabilities.
+    flip, vflip, grayscale: probabilities; an image that loses a channel, or lacks one, does not become gray, as gray is
+        made of all three.
     degrees: angles are drawn from [-degrees, degrees].
     brightness, contrast, gamma: factors are drawn from [1 - value, 1 + value].
     gain: the brightness of each channel is multiplied by a factor of its own, drawn from [1 - gain, 1 + gain].
@@ -129,6 +130,11 @@ def draw(
     if recipe.gain:
         each = _factor(gains.flatten(1)[:, :channels], recipe.gain)
         brightness = each if brightness is None else each * brightness[:, None]
+    shown = _channels(recipe, order.flatten(1), run.flatten(1), channels, present)
+    grayscale = color[3] < recipe.grayscale if recipe.grayscale else None
+    for there in (present, None if shown is None else shown >= 0):
+        if grayscale is not None and there is not None:
+            grayscale = grayscale & there.all(1)
     return Parameters(
         crops=random_crops(crop, _pairs(sizes, indices), recipe.scale, recipe.ratio) if recipe.scale else None,
         flips=space[0] < recipe.flip if recipe.flip else None,
@@ -137,8 +143,8 @@ def draw(
         brightness=brightness,
         contrast=_factor(color[1], recipe.contrast),
         gamma=_factor(color[2], recipe.gamma),
-        grayscale=color[3] < recipe.grayscale if recipe.grayscale else None,
-        channels=_channels(recipe, order.flatten(1), run.flatten(1), channels, present),
+        grayscale=grayscale,
+        channels=shown,
         cutouts=_squares(space[2], space[3], recipe.cutout, size) if recipe.cutout else None,
     )
 

@@ -1,6 +1,7 @@
 """What is drawn of an image follows from (seed, epoch, image): batches, ranks and resuming change no pixel."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from polychrome.engine.channels.names import Channels
+from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.data import loader
 from polychrome.engine.data.augmentation import NAMES, Augmentations
-from polychrome.engine.data.batches import normalise
+from polychrome.engine.data.batches import Batch, Streamed, gathered, normalise
 from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.training.trainer import _images
+from polychrome.kernels.augment import draw
 from tests.engine.data import photos
 from tests.engine.data.stores import squeezed
 from tests.engine.small import PLAN
@@ -109,3 +111,51 @@ def test_an_epoch_draws_other_pixels_and_channels_than_the_one_before(images):
     for name, values in first.drawn.items():
         assert not torch.equal(values, second.drawn[name])
     assert not torch.equal(first.images, second.images)
+
+
+ONE_NETWORK = {"channels": ("RB", (0, 2))}
+WAYS = [
+    *({"channel_sampling": sampling} for sampling in ("off", "on", "shuffle", "drop", "cycle")),
+    *({"channel_sampling": sampling, "consistency": 1.0} for sampling in ("on", "drop", "cycle")),
+    *({"channel_sampling": sampling, "cutmix": 1.0} for sampling in ("off", "on", "shuffle", "drop", "cycle")),
+    ONE_NETWORK,
+    ONE_NETWORK | {"padded": True},
+    ONE_NETWORK | {"cutmix": 1.0},
+    {"channels": ("BGR", (2, 1, 0))},
+]
+
+
+@pytest.mark.parametrize("lacking", [False, True])
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_what_a_network_sees_does_not_depend_on_channels_that_are_not_shown(way, lacking):
+    """Whatever is drawn of an image: with grayscale each of its channels would show the others."""
+    plan = replace(PLAN, augmentations=Augmentations(NAMES), gain=0.2, cycle=((0,), (1, 2)), **way)
+    recipe = replace(plan.recipe(1), scale=None, degrees=0.0, grayscale=0.9)
+    present = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [1, 1, 1]]).bool().repeat(4, 1) if lacking else None
+    indices, pixels = torch.arange(16), torch.randint(256, (2, 16, 3, 12, 12), dtype=torch.uint8)
+    drawn = draw(recipe, indices, (12, 12), 0, 1, channels=3, present=present)._asdict()
+    drawn = {name: value for name, value in drawn.items() if value is not None and name != "flips"}
+    fixed = plan.channels[1] if plan.channels else (0, 1, 2)
+    if plan.padded:
+        fixed = [channel if channel in fixed else -1 for channel in range(3)]
+
+    def shown(images, number):
+        """Return what a network sees, and the channel of each of its inputs, -1 for none."""
+        source = Streamed(images.contiguous(memory_format=torch.channels_last))
+        batch = Batch(source, torch.zeros(16, dtype=torch.int64), indices.numpy(), 16, drawn, present)
+        x, sources = _images(batch, SimpleNamespace(channels=RGB), plan, 1, number % plan.passes, number)
+        if sources is None:
+            return x, torch.tensor(fixed).expand(16, -1)
+        return gathered(x, sources) if plan.mixes or plan.consistent else x, sources
+
+    gray, whole, statistics = 0, 0, torch.tensor([RGB.mean, RGB.std])
+    for number in range(12):
+        x, sources = shown(pixels[0], number)
+        seen = torch.stack([(sources == channel).any(1) for channel in range(3)], 1)
+        other, _ = shown(torch.where(seen[:, :, None, None], *pixels), number)
+        assert torch.equal(x, other)
+        mean, std = statistics[:, sources.clamp_min(0)][..., None, None]
+        values = (x * std + mean)[seen.all(1) if present is None else seen.all(1) & present.all(1)]
+        gray += ((values - values[:, :1]).abs().amax((1, 2, 3)) < 1e-5).sum()
+        whole += len(values)
+    assert 0.5 * whole <= gray <= whole

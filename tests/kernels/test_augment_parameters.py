@@ -1,5 +1,7 @@
 """What is drawn for each image: by (seed, epoch, image index) alone, and distributed as it should be."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torchvision.transforms import v2
@@ -98,7 +100,8 @@ def test_a_row_depends_on_seed_epoch_and_index_alone():
 def test_another_seed_or_epoch_draws_anew(other):
     base = {"seed": 7, "epoch": 3}
     one, two = (
-        draw(EVERYTHING, torch.arange(50), (60, 80), size=(32, 32), channels=3, **(base | more)) for more in ({}, other)
+        draw(EVERYTHING, torch.arange(200), (60, 80), size=(32, 32), channels=3, **(base | more))
+        for more in ({}, other)
     )
     for first, second in zip(rows(one, slice(None)), rows(two, slice(None)), strict=True):
         assert not torch.equal(first, second)
@@ -161,7 +164,9 @@ def test_factors_angles_and_switches_have_their_ranges():
     assert abs(drawn.flips.double().mean() - 0.5) < 0.03
     assert abs(drawn.vflips.double().mean() - 0.5) < 0.03
     assert abs((drawn.flips == drawn.vflips).double().mean() - 0.5) < 0.03
-    assert abs(drawn.grayscale.double().mean() - 0.1) < 0.02
+    whole = (drawn.channels >= 0).all(1)
+    assert abs(drawn.grayscale[whole].double().mean() - 0.1) < 0.02
+    assert not drawn.grayscale[~whole].any()
     assert (drawn.cutouts[:, 2:] == 8).all()
     centre = drawn.cutouts[:, :2] + 4
     assert centre.min(0).values.tolist() == [0, 0]
@@ -367,3 +372,18 @@ def test_recipes_out_of_range_are_named(message, changes):
     with pytest.raises(ValueError, match="must be") as caught:
         Recipe(**changes)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("channels", ["all", "subset", "shuffle"])
+def test_an_image_without_some_of_its_channels_is_not_drawn_gray_and_all_else_is_as_before(channels):
+    """Gray is made of all three channels: the ones that are left would show the others."""
+    images, present = torch.arange(600), torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0]]).bool().repeat(200, 1)
+    gray, plain = (replace(EVERYTHING, channels=channels, grayscale=share) for share in (0.5, 0.0))
+    for there in (None, present):
+        drawn, rest = (draw(recipe, images, (60, 80), 7, 3, (32, 32), 3, there) for recipe in (gray, plain))
+        whole = torch.ones(600, dtype=torch.bool) if there is None else there.all(1)
+        whole = whole if drawn.channels is None else whole & (drawn.channels >= 0).all(1)
+        assert abs(drawn.grayscale[whole].double().mean() - 0.5) < 0.15
+        assert not drawn.grayscale[~whole].any()
+        for one, other in zip(drawn._replace(grayscale=None), rest, strict=True):
+            assert one is other is None or torch.equal(one, other)
