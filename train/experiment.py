@@ -164,6 +164,7 @@ class Experiment:
         self.copy |= {"whole": replace(self.settings, **whole).to_toml()} if whole else {}
         trained = {entry: result | self._trained_with(entry) for entry, result in prepared.trained.items()}
         self.results |= {"models": trained, "failed": dict(prepared.left_out)}
+        add_ratio(self.results)  # an earlier version's may be on other channels
         self.remaining = Remaining(self._work(), again=self._seeds_after(whole or {}))
         if distributed.is_main():
             folder.check_writable(self.costs)

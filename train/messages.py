@@ -53,7 +53,10 @@ def at_start(
 
 
 def at_end(results: Mapping, folder: RunFolder) -> list[str]:
-    """Return the lines on a run that has ended: the models in order, those at chance, and commands for what follows."""
+    """Return the lines on a run that has ended: the models in order, those at chance, and commands for what follows.
+
+    Where the report, or the validation images, have another model first, a line says so.
+    """
     report = f"report:    {folder.html}"
     entries, label = results["models"], scores.full_set(results)
     found = {name: scores.score(entry, label) for name, entry in entries.items()}
@@ -63,15 +66,20 @@ def at_end(results: Mapping, folder: RunFolder) -> list[str]:
     lines = []
     ranked = [f"{number}. {name} {_tested(results, name, label)}" for number, name in enumerate(order[:MOST], 1)]
     more = [f"and {len(order) - MOST} more"] if len(order) > MOST else []
-    lines.append(f"test accuracy on {scores.in_words(label)}: {', '.join(ranked + more)}")
+    on = scores.in_words(label) + (", which all were tested on" if label != scores.choices(results)[0] else "")
+    lines.append(f"test accuracy on {on}: {', '.join(ranked + more)}")
+    if without := [name for name in entries if name not in order]:
+        lines.append(f"no test accuracy on {scores.in_words(label)}: {', '.join(without)}")
     lines += [_at_chance(results, name) for name in order if scores.is_at_chance(results, entries[name], label)]
     one = next(iter(folder.seeds.values()), folder)  # of several seeds the first
     entries = one.read_results()["models"] if one is not folder else entries
-    several = has_several(entries[best(entries)]["protocol"])  # a network for each combination: one has to be named
+    chosen = best(entries)
+    lines += _other_firsts(results, order[0], chosen)
+    several = has_several(entries[chosen]["protocol"])  # a network for each combination: one has to be named
     flag, argument = (f" --channels {shlex.quote(label)}", f', channels="{label}"') if several else ("", "")
     run, own, program = shlex.quote(str(folder.root)), shlex.quote(str(one.root)), _program()
     uses = [
-        f"classify:  {program} predict {own} IMAGES{flag}   (by {best(entries)}, the best on validation images)",
+        f"classify:  {program} predict {own} IMAGES{flag}   (by {chosen}, the best on validation images)",
         f'in Python: polychrome.load("{one.root}"{argument}).predict("photo.jpg")',
     ]
     if Conventions.of(results["data"]).apart:  # predict takes images of one file each
@@ -83,6 +91,21 @@ def at_end(results: Mapping, folder: RunFolder) -> list[str]:
         f"again:     {program} evaluate {run}",
         f"elsewhere: {program} export {own} --format onnx{flag}",
     ]
+
+
+def _other_firsts(results: Mapping, first: str, chosen: str) -> list[str]:
+    """Return a line where the report's first model, by its mean, is another, and one where the `chosen` model is."""
+    means, lines = scores.ranked(results), []
+    leader = next(iter(means), first)
+    if leader != first:
+        count = len(scores.shared(results))
+        lines.append(
+            f"{leader} is first in the report, which goes by the mean over {count} choices of channels: "
+            f"{means[leader]:.1%}, {first} {means[first]:.1%}"
+        )
+    if chosen != first:
+        lines.append(f"{chosen} is used below, the best on validation images: test images are not for choosing a model")
+    return lines
 
 
 def _tested(results: Mapping, name: str, label: str) -> str:

@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 
-from polychrome.engine.channels import names
 from polychrome.engine.data.image_set import Split
 from polychrome.engine.data.sets import division
 from polychrome.engine.errors import spreadsheet_cell
@@ -50,7 +49,7 @@ def figures(results: Mapping, best: EpochRow, evaluations: Mapping[str, Evaluati
     entry = scores_of([dict(evaluations)])
     by_name = {label: row["accuracy"] for label, row in entry["scores"]["test"].items()}
     if scores.is_long({"models": {"": entry}}):
-        sizes = scores.by_size(dict(results), entry)
+        sizes = scores.by_size(dict(results), scores.by_combination(entry))
         by_name = {f"{size} channel{'s' * (size > 1)}": scores.mean(each) for size, each in sizes.items()}
     return found | {f"test accuracy/{name}": value for name, value in by_name.items()}
 
@@ -133,22 +132,22 @@ def best(entries: Mapping[str, dict]) -> str:
     All are compared on the first combination of channels that all were tested on. Losses of different models are not
     compared first: label smoothing and confidence move them by more than accuracy.
     """
-    label = scores.common({"models": entries}, "val")
+    label = next(iter(scores.shared({"models": entries}, "val")), "")
 
     def key(name: str) -> tuple[float, float]:
-        found = scores.validation(entries[name], label)
-        loss = scores.number(found["loss"])
-        return found["accuracy"], -inf if loss is None else -loss
+        found = scores.validation(entries[name], label) if label else entries[name]["val"]
+        accuracy, loss = (scores.number(found.get(kind)) for kind in ("accuracy", "loss"))
+        return -inf if accuracy is None else accuracy, -inf if loss is None else -loss
 
     return max(entries, key=key)
 
 
 def add_ratio(results: dict) -> None:
-    """Add each model's test accuracy relative to ResNet34's, where ResNet34 was trained in the same run."""
-    plain = (name for name, chosen in results["combinations"].items() if chosen)
-    found, combination = results["models"], next(plain, names.SHUFFLED)
-    reference = scores.of_split(scores.resnet34(found)).get(combination, {}).get("accuracy")
+    """Add each model's test accuracy on the report's full set relative to ResNet34's, where that was trained too."""
+    found, full = results["models"], scores.full_set(results)
+    reference = scores.score(scores.resnet34(found), full)
     for entry in found.values():
         entry.pop("ratio_to_resnet34", None)  # of a run that goes on
-        if reference:
-            entry["ratio_to_resnet34"] = scores.of_split(entry)[combination]["accuracy"] / reference
+        accuracy = scores.score(entry, full)
+        if reference and accuracy is not None:
+            entry["ratio_to_resnet34"] = accuracy / reference

@@ -33,7 +33,7 @@ COMPARISON = (
 PROTOCOLS = (
     "subset: the model sees only the channels present; mask: it is also told which ones they are; zero-pad: the absent "
     "ones are zero; one-per-combination: each combination has its model, which, with zero-pad, sees zeros for the "
-    "others. The mean is over all combinations tested."
+    "others. Mean and worst are over the combinations that all systems were tested on."
 )
 SENSORS = (
     "Images have different channels. A combination is tested on those test images that have all of it; all: on every "
@@ -153,7 +153,11 @@ def sections(results: dict, folder: Path, has_chart: bool = False) -> list[Secti
         else Section("Accuracy by split"),
         Section("Test protocols", _filled(*_each(tables.protocols, results)), note=PROTOCOLS),
         Section("Variants of training", _filled(*_each(tables.variants, results))),
-        Section("Ablation: validation accuracy", _filled(tables.ablation(results))),
+        Section(
+            "Ablation: validation accuracy",
+            _filled(tables.ablation(results)),
+            note=f"On {scores.in_words(scores.full_set(results))}.",
+        ),
         Section("Training", _filled(tables.training(results)), found("curves", "Loss and accuracy by epoch")),
         Section("Trained with other settings", _filled(tables.settings(results)), note=OTHERS),
         Section("Classes most often confused", _filled(*tables.confused(results)), note=CONFUSED),
@@ -181,6 +185,8 @@ def _by_channels(results: dict, found: _Pictures, has_chart: bool) -> list[Secti
         both = _filled(*kept, tables.single_channels(results))
         pictures = found("channels_kept", "Test accuracy by number of channels kept")
         note = f"{len(scores.labels(results))} combinations were tested; results.json has the scores of each."
+        if scores.how_many(results):
+            note += f" Means are over the {len(scores.shared(results))} that all systems were tested on."
         return [Section("Test accuracy by number of channels kept", both, pictures, note)]
     pictures = found("combinations", "Test accuracy by channel combination")
     several = min(len(entries), len(scores.labels(results))) > 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import sqrt
 from statistics import fmean
 
@@ -29,8 +29,9 @@ def of_split(entry: dict, split: str = "test") -> dict[str, dict]:
 
 
 def labels(results: dict, split: str = "test") -> list[str]:
-    """Return the names of the combinations that some entry was tested on, in order."""
-    return list(dict.fromkeys(label for entry in results["models"].values() for label in of_split(entry, split)))
+    """Return the names of the combinations that some entry was tested on, in the run's order."""
+    found = dict.fromkeys(label for entry in results["models"].values() for label in of_split(entry, split))
+    return list({label: None for label in results.get("combinations", ()) if label in found} | found)
 
 
 def is_long(results: dict, split: str = "test") -> bool:
@@ -38,29 +39,63 @@ def is_long(results: dict, split: str = "test") -> bool:
     return len(labels(results, split)) > MOST_COMBINATIONS
 
 
+def choices(results: dict, split: str = "test") -> list[str]:
+    """Return the combinations tested, in order, without shuffled channels where there are others."""
+    every = labels(results, split)
+    return [label for label in every if label != SHUFFLED] or every
+
+
 def full_set(results: dict) -> str:
-    """Return the combination of an entry's single figures: the first combination tested, by default all channels."""
-    found = labels(results)
-    return next((label for label in found if label != SHUFFLED), found[0] if found else "")
+    """Return the combination of the entries' single figures: the first that all were tested on; "" where none is.
+
+    By default it is all channels. Entries that were not tested at all do not count.
+    """
+    every = [found for entry in results["models"].values() if (found := of_split(entry))]
+    return next((label for label in choices(results) if all(label in found for found in every)), "")
 
 
-def common(results: dict, split: str = "test") -> str:
-    """Return the first combination that all entries have a score for, without shuffled channels; "" where none is."""
-    every = [by_combination(entry, split) for entry in results["models"].values()]
-    return next((label for label in labels(results, split) if all(label in each for each in every)), "")
+def shared(results: dict, split: str = "test", kind: str = "accuracy") -> list[str]:
+    """Return the combinations that all entries have a score for, in order; entries without any score do not count."""
+    every = [found for entry in results["models"].values() if (found := _figures(entry, split, kind))]
+    return [label for label in choices(results, split) if every and all(label in found for found in every)]
+
+
+def compared(results: dict, split: str = "test", kind: str = "accuracy") -> dict[str, dict[str, float]]:
+    """Return each entry's accuracies, or other scores, by combination, on the combinations of `shared`.
+
+    Whatever is said of several entries, means, ranks and differences, is of these: means over different combinations
+    say nothing of the entries. Those of an entry without any score are empty.
+    """
+    common = shared(results, split, kind)
+    every = {name: _figures(entry, split, kind) for name, entry in results["models"].items()}
+    return {name: {label: found[label] for label in common if found} for name, found in every.items()}
+
+
+def ranked(results: dict) -> dict[str, float]:
+    """Return mean test accuracies on the combinations that all entries have, by entry, the best first."""
+    means = {name: fmean(found.values()) for name, found in compared(results).items() if found}
+    return dict(sorted(means.items(), key=lambda item: -item[1]))
+
+
+def how_many(results: dict, split: str = "test", kind: str = "accuracy") -> str:
+    """Return " of N" for the head of a column where the N combinations of `shared` are not all that were tested."""
+    count = len(shared(results, split, kind))
+    return "" if count == len(choices(results, split)) else f" of {count}"
 
 
 def validation(entry: dict, label: str) -> dict:
-    """Return an entry's loss and accuracy on the validation images on a combination.
+    """Return an entry's loss and accuracy on the validation images on a combination; empty where it has none.
 
-    Where it was not tested so, they are those of its training, on all channels or on those of its first network.
+    Results of earlier versions have those of the training alone, which are on the first combination.
     """
-    return of_split(entry, "val").get(label) or entry.get("val", {})
+    if "val" in entry.get("scores", {}):
+        return of_split(entry, "val").get(label, {})
+    return entry.get("val", {}) if label == next(iter(by_combination(entry)), label) else {}
 
 
 def in_words(label: str) -> str:
     """Return a combination's name for a sentence."""
-    return "all channels" if label == ALL else label
+    return {ALL: "all channels", "": "no channels in common"}.get(label, label)
 
 
 def score(entry: dict, label: str, kind: str = "accuracy", split: str = "test") -> float | None:
@@ -70,14 +105,18 @@ def score(entry: dict, label: str, kind: str = "accuracy", split: str = "test") 
 
 def by_combination(entry: dict, split: str = "test", kind: str = "accuracy") -> dict[str, float]:
     """Return an entry's accuracies, or other scores, by combination, without that on shuffled channels."""
-    found = {label: score(entry, label, kind, split) for label in of_split(entry, split) if label != SHUFFLED}
-    return {label: accuracy for label, accuracy in found.items() if accuracy is not None}
+    return {label: value for label, value in _figures(entry, split, kind).items() if label != SHUFFLED}
 
 
-def by_size(results: dict, entry: dict, split: str = "test", kind: str = "accuracy") -> dict[int, list[float]]:
-    """Return an entry's accuracies, or other scores, by the number of channels kept, the largest number first."""
+def _figures(entry: dict, split: str, kind: str) -> dict[str, float]:
+    found = {label: score(entry, label, kind, split) for label in of_split(entry, split)}
+    return {label: value for label, value in found.items() if value is not None}
+
+
+def by_size(results: dict, accuracies: Mapping[str, float]) -> dict[int, list[float]]:
+    """Return accuracies by the number of channels kept, given those by combination; the largest number first."""
     found: dict[int, list[float]] = {}
-    for label, accuracy in by_combination(entry, split, kind).items():
+    for label, accuracy in accuracies.items():
         size = len(results.get("combinations", {}).get(label, ()))
         if size:
             found.setdefault(size, []).append(accuracy)
@@ -168,7 +207,7 @@ def resnet34(found: dict[str, dict]) -> dict:
 
 
 def compared_with(results: dict, name: str) -> str | None:
-    """Return the name of the entry that a variant is compared with; None where that entry is the variant itself.
+    """Return the name of the entry that a variant is compared with; None of a plain model, or where it is the variant.
 
     Compared is the entry without the last variant in the name, else without the last two, and so on; where no such
     entry was trained, the first entry of the same model.
@@ -176,6 +215,6 @@ def compared_with(results: dict, name: str) -> str | None:
     entries, wanted = results["models"], name.rpartition("+")[0]
     while wanted and wanted not in entries:
         wanted = wanted.rpartition("+")[0]
-    if not wanted:
+    if "+" in name and not wanted:
         wanted = next(other for other in entries if base(other) == base(name))
-    return None if wanted == name else wanted
+    return None if wanted == name else wanted or None

@@ -114,7 +114,7 @@ def accuracies(entries: dict[str, dict], split: str = "test", kind: str = "accur
 
 def channels_kept(results: dict, split: str = "test", kind: str = "accuracy") -> Table:
     """Return mean, least and greatest accuracy over the combinations of the same size, by model."""
-    sizes_of = {name: scores.by_size(results, entry, split, kind) for name, entry in results["models"].items()}
+    sizes_of = _by_size(results, split, kind)
     every = sorted({size for sizes in sizes_of.values() for size in sizes}, reverse=True)
     sizes = every if len(every) <= MOST_SIZES else [size for size in every if _is_round(size) or size == every[0]]
     rows = tuple((name, *(_spread(found.get(size, ())) for size in sizes)) for name, found in sizes_of.items())
@@ -125,7 +125,7 @@ def channels_kept(results: dict, split: str = "test", kind: str = "accuracy") ->
 
 def channels_kept_in_short(results: dict, split: str = "test", kind: str = "accuracy") -> Table:
     """Return mean accuracy by the number of channels kept, a row per model, for the terminal."""
-    sizes_of = {name: scores.by_size(results, entry, split, kind) for name, entry in results["models"].items()}
+    sizes_of = _by_size(results, split, kind)
     every = sorted({size for sizes in sizes_of.values() for size in sizes}, reverse=True)
     sizes = chosen_sizes(every)
     rows = ((name, *(_percent(scores.mean(found.get(size, ()))) for size in sizes)) for name, found in sizes_of.items())
@@ -161,7 +161,8 @@ def single_channels(results: dict) -> Table:
 def models(results: dict) -> Table:
     """Return a row per model: accuracy, the ratio to ResNet34's where ResNet34 was trained too, and costs."""
     with_ratio = any("ratio_to_resnet34" in entry for entry in results["models"].values())
-    title = "Models (ratio: of test accuracy to ResNet34's)" if with_ratio else "Models"
+    on = f", tested on {scores.in_words(scores.full_set(results))}" if scores.how_many(results) else ""
+    title = f"Models{on}" + (" (ratio: of test accuracy to ResNet34's)" if with_ratio else "")
     return _select(results, title, ("acc.", "balanced", "ratio", "params", "mult-adds", "best", "train time"))
 
 
@@ -209,7 +210,7 @@ def reported(results: dict) -> Table:
 
 def protocols(results: dict, kind: str = "accuracy") -> Table:
     """Return each protocol's accuracies, by model and as the mean over models; no rows for a single protocol."""
-    entries, full = results["models"], scores.full_set(results)
+    entries, full, compared = results["models"], scores.full_set(results), scores.compared(results, kind=kind)
     groups: dict[str, dict[str, dict]] = {}
     for name, entry in entries.items():
         groups.setdefault(entry.get("protocol", "-"), {})[name] = entry
@@ -217,7 +218,7 @@ def protocols(results: dict, kind: str = "accuracy") -> Table:
     for protocol, members in groups.items() if len(groups) > 1 else ():
         figures = []
         for name, entry in members.items():
-            found = scores.by_combination(entry, kind=kind)
+            found = compared[name]
             worst = min(found, key=found.get, default=None)
             figures.append((scores.score(entry, full, kind), scores.mean(found.values()), found.get(worst)))
             named = f"{_share(found[worst])} ({worst})" if found else "-"
@@ -225,14 +226,15 @@ def protocols(results: dict, kind: str = "accuracy") -> Table:
         if len(figures) > 1:
             means = (_share(scores.mean(column)) for column in zip(*figures, strict=True))
             rows.append((protocol, f"mean of {len(figures)} models", "", *means))
-    columns = ("protocol", "system", "channel sampling", full, "mean", "worst")
+    count = scores.how_many(results, kind=kind)
+    columns = ("protocol", "system", "channel sampling", full, f"mean{count}", f"worst{count}")
     return Table(f"Test protocols: {_named(kind)} over channel combinations", columns, tuple(rows), left=3)
 
 
 def variants(results: dict, kind: str = "accuracy") -> Table:
     """Return each variant's change of accuracy against its base: on the full set, and as the mean over combinations."""
-    entries, full = results["models"], scores.full_set(results)
-    several = len([label for label in scores.labels(results) if label != SHUFFLED]) > 1
+    entries, full, compared = results["models"], scores.full_set(results), scores.compared(results, kind=kind)
+    several = len(scores.choices(results)) > 1
     rows = []
     for name, entry in entries.items():
         other = scores.compared_with(results, name)
@@ -241,11 +243,12 @@ def variants(results: dict, kind: str = "accuracy") -> Table:
         both = entries[other], entry
         row = _change(*(scores.score(each, full, kind) for each in both))
         if several:
-            row += _change(*(scores.mean(scores.by_combination(each, kind=kind).values()) for each in both))
+            row += _change(*(scores.mean(compared[each].values()) for each in (other, name)))
         if SHUFFLED in scores.labels(results):
             row += _change(*(scores.score(each, SHUFFLED, kind) for each in both))
         rows.append((name, other, *row))
-    kinds = (full, *(["mean"] if several else []), *([SHUFFLED] if SHUFFLED in scores.labels(results) else []))
+    mean = f"mean{scores.how_many(results, kind=kind)}"
+    kinds = (full, *([mean] if several else []), *([SHUFFLED] if SHUFFLED in scores.labels(results) else []))
     heads = (head for label in kinds for head in (f"base {label}", label, "points"))
     return Table(f"Variants: test {_named(kind)} of base and variant", ("variant", "base", *heads), tuple(rows), left=2)
 
@@ -259,7 +262,8 @@ def ablation(results: dict) -> Table:
         if before in entries:
             figures = (_share(scores.validation(entries[key], full).get("accuracy")) for key in (before, name))
             rows.append((str(name.count("+")), f"{scores.base(name)}: +{added}", *figures))
-    return Table("Ablation: validation accuracy", ("step", "change", "before", "after"), tuple(rows), left=2)
+    title = f"Ablation: validation accuracy on {scores.in_words(full)}"
+    return Table(title, ("step", "change", "before", "after"), tuple(rows), left=2)
 
 
 def predictions(found: dict[str, list]) -> Table:
@@ -346,6 +350,11 @@ def _select(results: dict, title: str, names: tuple[str, ...]) -> Table:
     texts = {name: column for name, column in texts.items() if set(column) != {"-"}}
     left = 1 + sum(name in ("reported", "protocol", "sampling", "augmentations") for name in texts)
     return Table(title, ("system", *texts), tuple(zip(entries, *texts.values(), strict=True)), left)
+
+
+def _by_size(results: dict, split: str, kind: str) -> dict[str, dict[int, list[float]]]:
+    found = scores.compared(results, split, kind)
+    return {name: scores.by_size(results, accuracies) for name, accuracies in found.items()}
 
 
 def _narrower(table: Table, corner: str) -> Table:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from polychrome.engine.channels.names import SHUFFLED
 from polychrome.engine.errors import shown
 from polychrome.engine.report import scores
 from polychrome.engine.report.tables import Table, chosen_sizes
@@ -76,7 +75,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Model:
-    """A model's accuracies: on all channels, the mean and the least over the combinations tested.
+    """A model's accuracies: on all channels, the mean and the least over the combinations that all models have.
 
     `count` is the number of combinations, `images` that of test images, 0 where combinations have different numbers.
     """
@@ -92,10 +91,11 @@ class _Model:
 def sentences(results: dict) -> str:
     """Return the verdict on a run: the most accurate model, the next, ResNet34 where it was trained too, and failures.
 
-    Models are ranked by their mean accuracy over the combinations of channels tested.
+    Models are ranked by their mean accuracy over the combinations of channels that all were tested on.
     """
     models, failed = _ranked(results), list(results.get("failed", {}))
-    said = [*_on_accuracy(results, models)] if models else ["No model was tested."]
+    none = "No choice of channels was tested with all models." if scores.labels(results) else "No model was tested."
+    said = [*_on_accuracy(results, models)] if models else [none]
     if failed:
         said.append(f"{_listed(failed)} failed.")
     return " ".join(said)
@@ -103,13 +103,13 @@ def sentences(results: dict) -> str:
 
 def chart(results: dict) -> Chart:
     """Return the accuracies of a run as bars; without a panel where nothing was tested."""
-    models, labels = _ranked(results), _labels(results)
-    if len(labels) == 1:
+    models = _ranked(results)
+    if len(scores.choices(results)) == 1:
         panels = [_on(results, models, label) for label in scores.labels(results)]
     elif len(models) > MOST_PANELS:
         panels = [
             Panel(
-                f"Mean test accuracy over {len(labels)} choices of channels, %",
+                f"Mean test accuracy over {models[0].count} choices of channels, %",
                 tuple(replace(model.mean, name=shown(model.name)) for model in models),
             ),
             Panel(
@@ -132,9 +132,10 @@ def chart(results: dict) -> Chart:
 
 def ranking(results: dict) -> Table:
     """Return a row per model, the best mean first: accuracy on all channels, mean with its interval, and worst."""
-    models, labels = _ranked(results), _labels(results)
-    several = len(labels) > 1
-    heads = (scores.in_words(scores.full_set(results)), *(("worst", "mean") if several else ()), "95% interval")
+    models, count = _ranked(results), scores.how_many(results)
+    several = len(scores.choices(results)) > 1
+    summaries = (f"worst{count}", f"mean{count}") if several else ()
+    heads = (scores.in_words(scores.full_set(results)), *summaries, "95% interval")
     rows = tuple(
         (
             model.name,
@@ -150,30 +151,35 @@ def ranking(results: dict) -> Table:
 def by_combination(results: dict) -> bool:
     """Return whether the chart has a bar for every model's accuracy on every combination."""
     labels = scores.labels(results)
-    return len(_labels(results)) == 1 or (len(results["models"]) <= MOST_PANELS and len(labels) <= MOST_ROWS)
+    return len(scores.choices(results)) == 1 or (len(results["models"]) <= MOST_PANELS and len(labels) <= MOST_ROWS)
 
 
 def _on_accuracy(results: dict, models: Sequence[_Model]) -> Iterator[str]:
-    labels, best = _labels(results), models[0]
+    tested, shared, best = scores.choices(results), scores.shared(results), models[0]
+    several = len(shared) > 1
     of = f" of {best.images:,} test images" if best.images else " of the test images"
-    if len(labels) == 1:
-        ends = f" (95% interval {best.full.ends})" if best.full.interval else ""
-        yield f"{shown(best.name)} is right on {_percent(best.full)}{of}{ends}, shown {scores.in_words(labels[0])}."
+    if not several:
+        ends = f" (95% interval {best.mean.ends})" if best.mean.interval else ""
+        only = f", the only one of {len(tested)} choices of channels with all models" if len(tested) > 1 else ""
+        yield f"{shown(best.name)} is right on {_percent(best.mean)}{of}{ends}, shown {best.worst.name}{only}."
     else:
+        over = f"{best.count} choices of channels"
+        if len(tested) > len(shared):
+            over = f"the {best.count} of {len(tested)} choices of channels that all models were tested on"
+        full = f"{_percent(best.full)} with {best.full.name}, " if best.full.share is not None else ""
         yield (
-            f"{shown(best.name)} is right on {_percent(best.mean)}{of}, on average over {best.count} choices of "
-            f"channels: {_percent(best.full)} with {scores.in_words(scores.full_set(results))}, at worst "
+            f"{shown(best.name)} is right on {_percent(best.mean)}{of}, on average over {over}: {full}at worst "
             f"{_percent(best.worst)} ({best.worst.name})."
         )
     for following in models[1:2]:
-        worst = f", at worst {_percent(following.worst)} ({following.worst.name})" if len(labels) > 1 else ""
+        worst = f", at worst {_percent(following.worst)} ({following.worst.name})" if several else ""
         overlap = "; their intervals overlap" if _overlap(best.mean, following.mean) else ""
         yield f"Next is {shown(following.name)} with {_percent(following.mean)}{worst}{overlap}."
     if scores.is_unequal(results):
         entry, full = results["models"][best.name], scores.full_set(results)
         balanced = scores.score(entry, full, "balanced_accuracy")
         if balanced is not None:
-            channels = f" on {scores.in_words(full)}" if len(labels) > 1 else ""
+            channels = f" on {scores.in_words(full)}" if len(tested) > 1 else ""
             yield f"Classes have different numbers of images: its balanced accuracy{channels} is {balanced:.1%}."
     yield from _against_resnet34(results, models)
     for model in models:
@@ -210,25 +216,15 @@ def _against_resnet34(results: dict, models: Sequence[_Model]) -> Iterator[str]:
 def _ranked(results: dict) -> list[_Model]:
     """Return the models that were tested, the best mean first."""
     found = []
-    full = scores.full_set(results)
-    for name, entry in results["models"].items():
-        accuracies = scores.by_combination(entry)
-        if not accuracies and scores.score(entry, full) is None:
-            continue
-        accuracies = accuracies or {full: scores.score(entry, full)}
+    full, compared = scores.full_set(results), scores.compared(results)
+    for name, mean in scores.ranked(results).items():
+        entry, accuracies = results["models"][name], compared[name]
         least = min(accuracies, key=accuracies.get)
-        mean = scores.mean(accuracies.values())
         images = {scores.tested_on(results, entry, label) for label in accuracies}
         spread = scores.number(entry.get("spread", {}).get("mean"))
         bars = _bar(results, entry, full), _interval_of("mean", mean, min(images), spread), _bar(results, entry, least)
         found.append(_Model(name, *bars, len(accuracies), min(images) if len(images) == 1 else 0))
-    return sorted(found, key=lambda model: -model.mean.share)
-
-
-def _labels(results: dict) -> list[str]:
-    """Return the combinations that means are over: all but the shuffled channels, or these where there is no other."""
-    every = scores.labels(results)
-    return [label for label in every if label != SHUFFLED] or every
+    return found
 
 
 def _on(results: dict, models: Sequence[_Model], label: str) -> Panel:
@@ -247,8 +243,9 @@ def _rows(results: dict, model: _Model) -> Iterator[Bar]:
         for label in labels:
             yield _bar(results, entry, label)
         return
-    images = min(scores.tested_on(results, entry, label) for label in scores.by_combination(entry))
-    sizes = scores.by_size(results, entry)
+    accuracies = scores.compared(results)[model.name]
+    images = min(scores.tested_on(results, entry, label) for label in accuracies)
+    sizes = scores.by_size(results, accuracies)
     for size in chosen_sizes(sizes):
         yield _interval_of(f"{size} channel{'s' * (size != 1)}", scores.mean(sizes[size]), images)
 
@@ -270,6 +267,8 @@ def _note(results: dict, panels: Sequence[Panel]) -> str:
     parts = [f"Lines: 95% intervals by the number of test images, n = {numbers}." if max(counts) else ""]
     seeds = len(results.get("seeds", ()))
     parts.append(f"± and thick lines: standard deviation over {seeds} seeds." if seeds > 1 else "")
+    if count := scores.how_many(results):
+        parts.append(f"Mean and worst{count}: of the choices of channels that all models were tested on.")
     parts.append("Dotted: chance.")
     return " ".join(filter(None, parts)) if panels else ""
 

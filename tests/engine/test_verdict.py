@@ -163,7 +163,13 @@ def test_intervals_are_of_the_images_that_have_the_channels():
 def test_a_mean_says_over_how_many_choices_of_channels_it_is():
     results = results_of({"a": entry({"RGB": 0.5, "R": 0.3}), "b": entry({"RGB": 0.3})}, TWO)
     first, second = (bars[0] for bars in bars_of(results).values())
-    assert (first.name, second.name) == ("mean of 2", "mean of 1")
+    assert [(bar.name, bar.text) for bar in (first, second)] == [("mean of 1", "50.0"), ("mean of 1", "30.0")]
+    assert (
+        "Mean and worst of 1: of the choices of channels that all models were tested on." in verdict.chart(results).note
+    )
+    del results["models"]["b"]
+    (bars,) = bars_of(results).values()
+    assert (bars[0].name, bars[0].text) == ("mean of 2", "40.0")
 
 
 def test_balanced_accuracy_is_in_the_verdict_where_classes_are_unequal():
