@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,13 +11,19 @@ from torch import Tensor
 
 from polychrome.engine.machine import distributed
 
+Z = 1.96  # standard deviations that 1 in 40 normal values exceeds
+
 
 @dataclass(frozen=True)
 class Scores:
     """Mean cross-entropy in nats; accuracy and macro precision, recall and F1 in 0..1; the number of images.
 
     Balanced accuracy is the mean over the classes that have images of the share of their images that is right.
-    `no_class` of the images have no likeliest class, see `likeliest`, and count as wrong.
+
+    Attributes:
+        no_class: how many of the images have no likeliest class, see `likeliest`; they count as wrong.
+        guessed: the balanced accuracy that 1 in 40 guessers exceed who give each class as often as the predictions do.
+        largest_class: the share of the class with most images, which always answering that class is right on.
     """
 
     loss: float
@@ -27,6 +34,8 @@ class Scores:
     f1: float
     images: int
     no_class: int
+    guessed: float
+    largest_class: float
 
     def as_dict(self) -> dict[str, float | int]:
         return asdict(self)
@@ -77,8 +86,11 @@ class Scorer:
             (part / whole.clamp_min(1))[occurs].mean().item()
             for part, whole in ((hits, predicted), (hits, actual), (2 * hits, actual + predicted))
         ]
-        shares = (loss / total).item(), (hits.sum() / confusion.sum()).item(), balanced
-        return Scores(*shares, *means, int(total), int(confusion[:, -1].sum()))
+        accuracy, there = (hits.sum() / confusion.sum()).item(), actual > 0
+        guesses = guessed((predicted / confusion.sum())[there], actual[there])
+        largest = (actual.max() / confusion.sum()).item()
+        counts = int(total), int(confusion[:, -1].sum())
+        return Scores((loss / total).item(), accuracy, balanced, *means, *counts, guesses, largest)
 
     def confusion(self) -> Tensor:
         """Return the counts [true class, likeliest class], in host memory, of the images that have such a class."""
@@ -87,3 +99,20 @@ class Scorer:
     def _counts(self) -> Tensor:
         (counts,) = distributed.summed(self._confusion)
         return counts.view(self._classes, self._classes + 1).cpu()
+
+
+def guessed(rates: Tensor, images: Tensor) -> float:
+    """Return the balanced accuracy that 1 in 40 guessers exceed who give each class at a rate whatever the image.
+
+    A guesser's shares of right answers are binomial, class by class. Their mean spreads as the smallest classes do, and
+    is skewed where these are rarely given: its quantile is that of Cornish and Fisher (1938), to the third cumulant.
+
+    Args:
+        rates: [classes], dtype float64, the share of the guesses that each class has.
+        images: [classes], dtype float64, the images of each class, none of them 0.
+    """
+    classes, spread = len(rates), rates * (1 - rates) / images
+    variance = (spread.sum() / classes**2).item()
+    third = ((spread * (1 - 2 * rates) / images).sum() / classes**3).item()
+    skew = max(0.0, third / variance) if variance > 0 else 0.0
+    return (rates.sum() / classes).item() + Z * math.sqrt(variance) + (Z**2 - 1) / 6 * skew

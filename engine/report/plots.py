@@ -143,7 +143,7 @@ def draw(results: dict, history: dict[str, list], folder: Path) -> None:
             name: {shown(label): scores.score(entry, label) for label in scores.labels(results)}
             for name, entry in entries.items()
         }
-        attempt(combinations, accuracy, 1 / results["data"]["classes"], folder / "combinations.png")
+        attempt(combinations, accuracy, scores.baseline(results), folder / "combinations.png")
     if len(_costs(results)) > 1:
         attempt(tradeoff, results, folder / "tradeoff.png")
 
@@ -229,17 +229,22 @@ def _draw_curves(axis: Axes, kind: str, history: dict[str, list]) -> None:
 
 
 @_styled
-def combinations(accuracy: dict[str, dict[str, float | None]], chance: float, path: Path) -> None:
-    """Plot accuracy by channel combination, by model: as bars, or as a heatmap in place of too many bars."""
+def combinations(accuracy: dict[str, dict[str, float | None]], baseline: tuple[float, str], path: Path) -> None:
+    """Plot accuracy by channel combination, by model: as bars, or as a heatmap in place of too many bars.
+
+    `baseline` is marked, see `scores.baseline`.
+    """
     labels = list(next(iter(accuracy.values())))
     values = np.array([[row[label] for label in labels] for row in accuracy.values()], dtype=float) * 100
     if len(accuracy) <= MOST_BARS and len(labels) <= MOST_BESIDE:
-        _combinations_as_bars(list(accuracy), labels, values, 100 * chance, path)
+        _combinations_as_bars(list(accuracy), labels, values, baseline, path)
     else:
-        _combinations_as_heatmap(list(accuracy), labels, values, 100 * chance, path)
+        _combinations_as_heatmap(list(accuracy), labels, values, baseline, path)
 
 
-def _combinations_as_bars(models: list[str], labels: list[str], values: np.ndarray, chance: float, path: Path) -> None:
+def _combinations_as_bars(
+    models: list[str], labels: list[str], values: np.ndarray, baseline: tuple[float, str], path: Path
+) -> None:
     width = 0.8 / len(models)
     figure = _figure(max(NARROW, 0.42 * len(labels) * len(models)), 4)
     axis = figure.subplots()
@@ -247,7 +252,7 @@ def _combinations_as_bars(models: list[str], labels: list[str], values: np.ndarr
         places = np.arange(len(labels)) + (number - (len(models) - 1) / 2) * width
         bars = axis.bar(places, row, width, color=colour, label=model)
         axis.bar_label(bars, ["" if np.isnan(value) else f"{value:.0f}" for value in row], fontsize=8, padding=1)
-    axis.axhline(chance, color="grey", linestyle=":", label="chance")
+    axis.axhline(100 * baseline[0], color="grey", linestyle=":", label=baseline[1])
     _name_columns(axis, labels)
     axis.set(xlabel="channels present", ylabel="test accuracy, %")
     axis.spines[["top", "right"]].set_visible(False)
@@ -256,8 +261,9 @@ def _combinations_as_bars(models: list[str], labels: list[str], values: np.ndarr
 
 
 def _combinations_as_heatmap(
-    models: list[str], labels: list[str], values: np.ndarray, chance: float, path: Path
+    models: list[str], labels: list[str], values: np.ndarray, baseline: tuple[float, str], path: Path
 ) -> None:
+    chance, name = 100 * baseline[0], baseline[1]
     rows, columns = models, labels
     if len(labels) > MOST_BESIDE:
         rows, columns, values = labels, models, values.T
@@ -268,7 +274,11 @@ def _combinations_as_heatmap(
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if value > 0.6 * greatest else "#111111"  # on its cell in every colour scheme
         axis.text(column, row, "-" if np.isnan(value) else f"{value:.1f}", ha="center", va="center", color=colour)
-    bar = figure.colorbar(image, label=f"test accuracy, % (chance: {chance:.1f}, orange)", pad=0.02)
+    bar = figure.colorbar(
+        image,
+        label=f"test accuracy, %{' ' if name == scores.CHANCE else chr(10)}({name}: {chance:.1f}, orange)",
+        pad=0.02,
+    )
     bar.ax.axhline(chance, color=CHANCE_COLOUR, linewidth=2)
     _name_columns(axis, columns)
     axis.set_yticks(range(len(rows)), rows)
@@ -292,6 +302,7 @@ def channels_kept(results: dict, path: Path) -> None:
     Up to four models share the axes; of more models each has its axes, with the other models' means in grey.
     """
     sizes_of = {name: sizes for name, sizes in _by_size(results).items() if sizes}
+    chance, named = scores.baseline(results)
     together = len(sizes_of) <= MOST_BARS
     columns = 1 if together else min(3, len(sizes_of))
     rows = 1 if together else -(-len(sizes_of) // columns)
@@ -310,13 +321,13 @@ def channels_kept(results: dict, path: Path) -> None:
         least, greatest = ([100 * bound(values) for values in sizes_of[name].values()] for bound in (min, max))
         axis.fill_between(list(sizes_of[name]), least, greatest, color=colour, alpha=0.18, linewidth=0)
         axis.plot(*_means(sizes_of[name]), color=colour, label=name)
-        axis.axhline(100 / results["data"]["classes"], color="grey", linestyle=":")
+        axis.axhline(100 * chance, color="grey", linestyle=":")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
     axes.flat[0].set_ylim(bottom=0)  # of all, and when all is drawn: it fixes the upper end as well
     figure.supxlabel("channels kept", fontsize=10)
     figure.supylabel("test accuracy, %", fontsize=10)
-    figure.suptitle("mean and range over the combinations of each size; dotted: chance", fontsize=10)
+    figure.suptitle(f"mean and range over the combinations of each size\ndotted: {named}", fontsize=10)
     if together:
         axes[0, 0].legend(frameon=False)
     _save(figure, path, vector=True)
@@ -355,7 +366,8 @@ def tradeoff(results: dict, path: Path) -> None:
         xlabel="multiply-adds per image",
         ylabel=f"test accuracy on {shown(scores.in_words(scores.full_set(results)))}, %",
     )
-    axis.axhline(100 / results["data"]["classes"], color="grey", linestyle=":", label="chance")
+    chance, named = scores.baseline(results)
+    axis.axhline(100 * chance, color="grey", linestyle=":", label=named)
     if "resnet34" in points:
         axis.axhline(0.9 * points["resnet34"][1], color=COLOURS[1], linestyle="--", label="90% of resnet34's")
     axis.grid(alpha=0.3)

@@ -12,10 +12,12 @@ from math import sqrt
 from statistics import fmean
 
 from polychrome.engine.channels.names import ALL, SHUFFLED
+from polychrome.engine.errors import shown
 
 # With more combinations than this, tables and plots show accuracy by the number of channels kept instead.
 MOST_COMBINATIONS = 32
 EQUAL = 1e-9
+CHANCE = "chance"
 
 
 def number(value) -> float | None:
@@ -167,11 +169,39 @@ def interval(share: float, count: int) -> tuple[float, float]:
 
 
 def is_at_chance(results: dict, entry: dict, label: str) -> bool:
-    """Return whether an entry's accuracy on a combination is not clearly above that of guessing."""
+    """Return whether an entry's balanced accuracy on a combination is within what guessing reaches.
+
+    It is held against `engine.metrics.Scores.guessed`. Results of earlier versions do not have that: there the interval
+    of all images is taken, which is too narrow where classes have different numbers of images.
+    """
+    balanced, guessed = (score(entry, label, kind) for kind in ("balanced_accuracy", "guessed"))
+    if balanced is not None and guessed is not None:
+        return balanced <= guessed + EQUAL
     classes, count = results["data"]["classes"], tested_on(results, entry, label)
     share = score(entry, label, "balanced_accuracy")
     share = score(entry, label) if share is None else share
     return share is not None and count > 0 and classes > 1 and interval(share, count)[0] <= 1 / classes
+
+
+def baseline(results: dict) -> tuple[float, str]:
+    """Return the accuracy to be had without a look at an image, and its name.
+
+    It is chance, or of classes of different sizes the share of the largest among the images of the full set.
+    """
+    classes, full = results["data"]["classes"], full_set(results)
+    chance = 1 / classes if classes else 0.0
+    shares = (score(entry, full, "largest_class") for entry in results["models"].values())
+    largest = next((share for share in shares if share is not None), chance)
+    if largest <= chance + EQUAL:
+        return chance, CHANCE
+    return largest, "the most frequent class"
+
+
+def always(results: dict) -> str:
+    """Return in words what is right without a look at an image; empty where that is chance."""
+    share, name = baseline(results)
+    where = f" on {shown(in_words(full_set(results)))}" if images(results) else ""
+    return "" if name == CHANCE else f"always answering {name}{where} is right on {share:.1%}"
 
 
 def is_unequal(results: dict, split: str = "test") -> bool:

@@ -65,7 +65,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Chart:
-    """Panels side by side, all on the scale from 0 to `end`, with chance marked."""
+    """Panels side by side, all on the scale from 0 to `end`, with `chance` marked, see `scores.baseline`."""
 
     panels: tuple[Panel, ...]
     end: float
@@ -123,8 +123,7 @@ def chart(results: dict) -> Chart:
             Panel(f"{shown(model.name)}: test accuracy, %", tuple(_rows(results, model)), places[model.name])
             for model in models
         ]
-    classes = results["data"]["classes"]
-    chance = 1 / classes if classes else 0.0
+    chance, _ = scores.baseline(results)
     highest = max((bar.highest for panel in panels for bar in panel.bars), default=1.0)
     end = min(1.0, STEP * math.ceil(max(highest, chance) / STEP - 1e-9)) or 1.0
     return Chart(tuple(panels), end, chance, _note(results, panels))
@@ -179,8 +178,12 @@ def _on_accuracy(results: dict, models: Sequence[_Model]) -> Iterator[str]:
         entry, full = results["models"][best.name], scores.full_set(results)
         balanced = scores.score(entry, full, "balanced_accuracy")
         if balanced is not None:
-            channels = f" on {scores.in_words(full)}" if len(tested) > 1 else ""
-            yield f"Classes have different numbers of images: its balanced accuracy{channels} is {balanced:.1%}."
+            channels = f" on {shown(scores.in_words(full))}" if len(tested) > 1 else ""
+            always = scores.always(results)
+            yield (
+                f"Classes have different numbers of images: its balanced accuracy{channels} is {balanced:.1%}"
+                f"{f', and {always}' if always else ''}."
+            )
     yield from _against_resnet34(results, models)
     for model in models:
         if count := scores.no_class(results["models"][model.name]):
@@ -269,7 +272,7 @@ def _note(results: dict, panels: Sequence[Panel]) -> str:
     parts.append(f"± and thick lines: standard deviation over {seeds} seeds." if seeds > 1 else "")
     if count := scores.how_many(results):
         parts.append(f"Mean and worst{count}: of the choices of channels that all models were tested on.")
-    parts.append("Dotted: chance.")
+    parts.append(f"Dotted: {scores.always(results) or scores.CHANCE}.")
     return " ".join(filter(None, parts)) if panels else ""
 
 

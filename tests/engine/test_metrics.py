@@ -1,9 +1,10 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from polychrome.engine.metrics import Scorer, likeliest
+from polychrome.engine.metrics import Scorer, guessed, likeliest
 
 # Predictions 0 0 1 1 2 against labels 0 1 1 1 0, of four classes.
 LOGITS = torch.tensor(
@@ -77,3 +78,59 @@ def test_an_image_without_a_class_is_wrong_whatever_its_label(label):
     assert scores.precision == pytest.approx((1 / 2 + 1) / (4 if label == 3 else 3))
     assert not math.isfinite(scores.loss)
     assert scorer.confusion().tolist() == [[1, 0, 1, 0], [1, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def of_confusion(counts):
+    """Return the scores of predictions with a confusion matrix [true, predicted]."""
+    counts = torch.tensor(counts)
+    labels, predicted = (counts.nonzero().repeat_interleave(counts[counts > 0], 0)).T
+    scorer = Scorer(len(counts), torch.device("cpu"))
+    scorer.update(torch.nn.functional.one_hot(predicted, len(counts)).float(), labels)
+    return scorer.compute()
+
+
+def test_what_guessing_reaches_is_of_the_class_with_few_images():
+    scores = of_confusion([[980, 10], [9, 1]])
+    assert (scores.accuracy, scores.largest_class) == (0.981, 0.99)
+    assert scores.balanced_accuracy == pytest.approx((980 / 990 + 0.1) / 2)
+    # The rates are 0.989 and 0.011, so the small class's share alone has a deviation of 0.033, and half of it counts.
+    rates, images = (0.989, 0.011), (990, 10)
+    variance = sum(p * (1 - p) / n for p, n in zip(rates, images, strict=True)) / 4
+    third = sum(p * (1 - p) * (1 - 2 * p) / n**2 for p, n in zip(rates, images, strict=True)) / 8
+    assert scores.guessed == pytest.approx(0.5 + 1.96 * math.sqrt(variance) + 2.8416 / 6 * third / variance)
+    assert scores.balanced_accuracy < scores.guessed < 0.56
+
+
+def test_one_answer_for_all_images_is_what_guessing_reaches():
+    scores = of_confusion([[7, 0, 0], [5, 0, 0], [0, 0, 0]])
+    assert scores.guessed == scores.balanced_accuracy == 0.5
+
+
+def exceeding(images, rates):
+    """Return the share of 1,000 models that exceed what guessing reaches; `rates` are [true, given]."""
+    rng, images = np.random.default_rng(0), np.array(images)
+    counts = np.stack([rng.multinomial(count, rate, 1000) for count, rate in zip(images, rates, strict=True)], 1)
+    reached = counts.diagonal(axis1=1, axis2=2) / images
+    given = torch.tensor(counts.sum(1) / images.sum())
+    bounds = np.array([guessed(each, torch.tensor(images).double()) for each in given])
+    return np.mean(reached.mean(1) > bounds + 1e-9)
+
+
+SIZES = [(990, 10), (99, 1), (12, 3, 3), (500, 50, 5), (9,) * 50, (20,) * 10, (3,) * 3]
+
+
+@pytest.mark.parametrize("images", SIZES)
+@pytest.mark.parametrize("share", [0.003, 0.01, 0.03, 0.1, 0.5, 0.9, "equal", "frequency"])
+def test_at_most_one_guesser_in_twenty_exceeds_what_guessing_reaches(images, share):
+    """Guessers give the last class in a share of cases, or each as often as the others, or as often as it occurs."""
+    others = len(images) - 1
+    rates = {"equal": [1 / len(images)] * len(images), "frequency": np.array(images) / sum(images)}
+    given = rates.get(share) if isinstance(share, str) else [(1 - share) / others] * others + [share]
+    assert exceeding(images, [given] * len(images)) <= 0.05
+
+
+@pytest.mark.parametrize("images", [size for size in SIZES if size != (99, 1)])
+def test_a_good_model_exceeds_what_guessing_reaches(images):
+    wrong = 0.1 / (len(images) - 1)
+    rates = np.full((len(images), len(images)), wrong) + np.eye(len(images)) * (0.9 - wrong)
+    assert exceeding(images, rates) >= 0.99

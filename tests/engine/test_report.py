@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 from rich.console import Console
 
@@ -456,6 +457,28 @@ def test_whatever_is_drawn_lies_within_its_axes(results, turned, monkeypatch):
                 assert across or ((inside[:, 0] >= -0.001) & (inside[:, 0] <= 1.001)).all()
 
 
+@pytest.mark.parametrize(
+    "results", [task1(), task2(), channels48(), channels48(6)], ids=["task1", "task2", "48 channels", "6 models"]
+)
+def test_the_most_frequent_class_is_named_within_every_picture_where_classes_are_unequal(results, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, _path, **_: figures.append(figure))
+    for found in results["models"].values():
+        for row in found["scores"]["test"].values():
+            row["largest_class"] = 0.25
+    plots.draw(results, {}, Path())
+    assert len(figures) == 2
+    for figure in figures:
+        figure.draw_without_rendering()
+        named = [text for text in figure.findobj(Text) if "the most frequent class" in text.get_text()]
+        assert named
+        for text in named:
+            box = text.get_window_extent()
+            assert box.x0 >= 0 <= box.y0
+            assert box.x1 <= figure.bbox.x1
+            assert box.y1 <= figure.bbox.y1
+
+
 def figure_of(monkeypatch, draw):
     kept = []
     monkeypatch.setattr(plots, "_save", lambda figure, _path, **_: kept.append(figure))
@@ -518,7 +541,7 @@ def test_predictions_of_several_systems_stand_side_by_side():
 
 def test_a_heatmap_shows_every_accuracy(monkeypatch):
     accuracy = {name: {"RGB": 0.01 * n, "R": None} for n, name in enumerate("abcde", 10)}
-    figure = figure_of(monkeypatch, lambda: plots.combinations(accuracy, 0.02, None))
+    figure = figure_of(monkeypatch, lambda: plots.combinations(accuracy, (0.02, "chance"), None))
     shown = [text.get_text() for text in figure.axes[0].texts]
     assert shown == [text for n in range(10, 15) for text in (f"{n}.0", "-")]
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == list("abcde")

@@ -1,10 +1,14 @@
 """The first screen of a report: the verdict in words, and the bars with their intervals."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from polychrome.engine.metrics import Scorer
 from polychrome.engine.report import scores, seeds, tables, verdict
+from polychrome.train import messages
 from tests.engine.test_report import channels48, entry, results_of, task1, task2
 
 ONE = {"RGB": ["R", "G", "B"]}
@@ -222,3 +226,46 @@ def test_images_without_a_class_are_told_and_stand_in_the_table():
     assert table.columns[-1] == "no class"
     assert [row[-1] for row in table.rows] == ["3", "1,200"]
     assert "no class" not in tables.combinations("b", whole).columns
+
+
+def guessing(seen, images=(990, 10)):
+    """Return a run of one model on two classes, right on some images of each, with what the scorer finds of it."""
+    scorer = Scorer(2, torch.device("cpu"))
+    labels = torch.tensor([0] * images[0] + [1] * images[1])
+    right = torch.cat([torch.arange(count) < hits for hits, count in zip(seen, images, strict=True)])
+    scorer.update(torch.nn.functional.one_hot(torch.where(right, labels, 1 - labels), 2).float(), labels)
+    results = results_of({"m": entry({}) | {"scores": {"test": {"RGB": scorer.compute().as_dict()}}}}, ONE)
+    results["data"] |= {"classes": 2, "test": sum(images)}
+    return results
+
+
+@pytest.mark.parametrize(("seen", "is_at_chance"), [((980, 1), True), ((495, 7), True), ((980, 8), False)])
+def test_a_model_of_unequal_classes_is_held_against_guessing_and_the_most_frequent_class(seen, is_at_chance, tmp_path):
+    results = guessing(seen)
+    said, balanced = verdict.sentences(results), (seen[0] / 990 + seen[1] / 10) / 2
+    assert (
+        f"Classes have different numbers of images: its balanced accuracy is {balanced:.1%}, and always answering the "
+        "most frequent class is right on 99.0%." in said
+    )
+    assert said.endswith("No model is clearly better than guessing (50.0%).") == is_at_chance
+    chart = verdict.chart(results)
+    assert chart.chance == pytest.approx(0.99)
+    assert chart.note.endswith("Dotted: always answering the most frequent class is right on 99.0%.")
+    lines = messages.at_end(results, SimpleNamespace(root=tmp_path, html=tmp_path / "report.html", seeds={}))
+    told = (
+        "m is not clearly better than chance, 50.0% for 2 classes (always answering the most frequent class is right "
+        "on 99.0%): try more --epochs, "
+    )
+    assert any(line.startswith(told) for line in lines) == is_at_chance
+
+
+def test_of_equal_classes_chance_is_the_line_to_beat():
+    results = guessing((90, 80), (100, 100))
+    assert scores.baseline(results) == (0.5, "chance")
+    assert verdict.chart(results).note.endswith("Dotted: chance.")
+
+
+def test_the_most_frequent_class_is_that_of_the_channels_named_where_images_differ():
+    results = guessing((980, 1))
+    results["models"]["m"]["scores"]["test"]["R"] = guessing((5, 5), (6, 6))["models"]["m"]["scores"]["test"]["RGB"]
+    assert scores.always(results) == "always answering the most frequent class on RGB is right on 99.0%"
