@@ -1,12 +1,12 @@
 """What is said of several models, which may not all have been tested on the same channels."""
 
-from statistics import fmean
+from statistics import fmean, stdev
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from polychrome.engine.report import pages, plots, scores, tables, verdict
+from polychrome.engine.report import pages, plots, scores, seeds, tables, verdict
 from polychrome.train import messages
 from polychrome.train.results import add_ratio, best
 from tests.engine.test_report import entry, figure_of, results_of
@@ -81,6 +81,13 @@ def test_means_and_ranks_are_over_the_combinations_that_all_models_have(number):
     turned = results | {"models": dict(reversed(results["models"].items()))}
     assert verdict.sentences(turned) == verdict.sentences(results)
     assert sorted(tables.variants(turned).rows) == sorted(tables.variants(results).rows)
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_the_deviation_of_a_mean_over_seeds_is_of_the_same_mean(number):
+    runs = [planted(number, (0.1, 0.9, 0.2)[seed], seed)[0] for seed in range(3)]
+    for found in seeds.combined(runs)["models"].values():
+        assert found["spread"]["mean"] == pytest.approx(stdev([0.0, 0.03, 0.06]))
 
 
 LACKING = {"simple_cnn": {"all": 0.99}, "prism4_small": {"all": 0.9}, "prism4_small+alone": {}}
