@@ -22,7 +22,7 @@ from polychrome.engine.watch.logger import Logger, Value, scalars
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from polychrome.engine.history import EpochRow
+    from polychrome.engine.history import EpochRow, TrainingHistory
 
 # Training images shown, four in a row.
 SHOWN, IN_A_ROW = 16, 4
@@ -39,8 +39,9 @@ class TensorBoard(Logger):
     the package tensorboard, and where the folder cannot be written, one line says so and the training goes on.
 
     Args:
-        first_epoch: the epoch that the training starts with. TensorBoard hides the entries of an earlier process about
-            this epoch and later epochs, so that a resumed run shows each epoch once.
+        first_epoch: the epoch that the training starts with. TensorBoard hides what an earlier process wrote of this
+            epoch and later epochs, and of earlier ones those are written that the folder lacks, so that a resumed run
+            shows each epoch once.
         settings: what the page HPARAMS shows beside the result.
     """
 
@@ -51,6 +52,14 @@ class TensorBoard(Logger):
         self._begun = 0.0
         self._images: tuple[Tensor, Channels] | None = None
         self._seen = False
+
+    def epochs(self, history: TrainingHistory, idle: float | None = None) -> None:
+        def look() -> None:
+            self.last = _shown(self.folder, self.first_epoch - 1)
+
+        if self._writer is None:
+            self._attempt(look)
+        super().epochs(history, idle)
 
     def batch(self, images: Tensor, channels: Channels) -> None:
         """Store some images of the first batch, float [batch, channels, height, width] as the model reads them.
@@ -67,7 +76,7 @@ class TensorBoard(Logger):
 
         def write() -> None:
             if self._writer is None:
-                self._writer, self._begun = _writer(self.folder, purge_step=self.first_epoch), time.time()
+                self._writer, self._begun = _writer(self.folder, purge_step=row.epoch), time.time()
             for name, value in scalars(row, images_per_second, idle).items():
                 self._writer.add_scalar(name, value, row.epoch)
             if images is not None:
@@ -121,6 +130,18 @@ def _writer(folder: Path, **options: Any) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder), **options)
+
+
+def _shown(folder: Path, most: int) -> int:
+    """Return up to which epoch, `most` at most, a folder's files have every epoch."""
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    if not most or not folder.is_dir():
+        return 0
+    events, tag = EventAccumulator(str(folder), {SCALARS: 0}), "loss/train"
+    events.Reload()
+    steps = {event.step for event in events.Scalars(tag)} if tag in events.Tags()[SCALARS] else set()
+    return next(epoch for epoch in range(most + 1) if epoch == most or epoch + 1 not in steps)
 
 
 def grid(images: Tensor, channels: Channels) -> np.ndarray:

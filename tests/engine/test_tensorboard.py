@@ -12,7 +12,7 @@ from PIL import Image
 
 from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.data.batches import normalise
-from polychrome.engine.history import EpochRow
+from polychrome.engine.history import EpochRow, TrainingHistory
 from polychrome.engine.watch import tensorboard
 from polychrome.engine.watch.tensorboard import TensorBoard, grid
 
@@ -85,6 +85,27 @@ def test_a_run_that_is_gone_on_with_shows_each_epoch_once(tmp_path):
         for epoch in (3, 4):
             scalars.epoch(row(epoch, loss=2.0), 100.0)
     assert series(tmp_path, "loss/train") == [(1, 3.0), (2, 3.0), (3, 2.0), (4, 2.0)]
+
+
+@needs_tensorboard
+@pytest.mark.parametrize("before", [[], [1], [1, 2], [1, 2, 3], [1, 2, 3, 4, 5], [1, 3], [2, 3]])
+@pytest.mark.parametrize("first", [1, 3, 4])
+def test_a_folder_has_each_epoch_once_and_none_of_a_training_that_was_left(tmp_path, first, before):
+    """Whatever the epochs that earlier processes wrote there, of which this training shares those before `first`."""
+    with TensorBoard(tmp_path) as board:
+        for epoch in before:
+            board.epoch(row(epoch, loss=3.0 if epoch < first else 9.0), 100.0)
+    for path in tmp_path.iterdir():  # written in an earlier second, by which files are ordered
+        path.rename(path.with_name(path.name.replace("tfevents.", "tfevents.0")))
+    seen = TrainingHistory([row(epoch, loss=3.0) for epoch in range(1, first)], [100.0] * (first - 1))
+    with TensorBoard(tmp_path, first_epoch=first) as board:
+        for epoch in range(first, 6):
+            seen.epochs.append(row(epoch, loss=2.0))
+            seen.speeds.append(200.0)
+            board.epochs(seen)
+    wanted = [(epoch, 3.0 if epoch < first else 2.0) for epoch in range(1, 6)]
+    assert series(tmp_path, "loss/train") == wanted
+    assert [step for step, _ in series(tmp_path, "images per second")] == [1, 2, 3, 4, 5]
 
 
 @needs_tensorboard
