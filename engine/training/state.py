@@ -181,14 +181,15 @@ class State:
     def _mend_best(self, folder: Path, say: Callable[[str], None]) -> None:
         path, wanted, found = folder / BEST, self.history.best.epoch, None
         try:
-            found = checkpoint.load(path).get("epoch")
-            fault = f"{path} is of epoch {found}, the best epoch is {wanted}"
+            content = checkpoint.load(path)
+            if self._is_of(content, wanted):
+                return
+            found = content.get("epoch")
+            fault = f"{path} is of epoch {found}{' of another training' * (found == wanted)}, the best is {wanted}"
         except UserError as error:
             fault = str(error)
-        if found == wanted:
-            return
         with suppress(UserError):
-            if checkpoint.load(folder / NEXT_BEST).get("epoch") == wanted:
+            if self._is_of(checkpoint.load(folder / NEXT_BEST), wanted):
                 return _renamed(folder / NEXT_BEST, path)
         ends = dict(reversed(_ends_of_epochs(folder)))
         if wanted not in ends:
@@ -206,7 +207,12 @@ class State:
             self._write_best(path, best.epoch, weights)
 
     def _write_best(self, path: Path, epoch: int, weights: dict) -> None:
-        checkpoint.save(path, {"name": self.name, "epoch": epoch, "model": weights, "run": self.run})
+        content = {"name": self.name, "epoch": epoch, "model": weights, "run": self.run}
+        checkpoint.save(path, content | {"training": self.history.digest(epoch)})
+
+    def _is_of(self, best: dict, epoch: int) -> bool:
+        """Return whether best weights are of an epoch of this training; those of earlier versions tell no more."""
+        return best.get("epoch") == epoch and best.get("training") in (None, self.history.digest(epoch))
 
     def resume(self, folder: Path, say: Callable[[str], None] = lambda message: None) -> bool:
         """Resume from the newest intact checkpoint in `folder` that fits; return whether there is a checkpoint.

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from polychrome.engine import export
+from polychrome.engine.data import loader
 from polychrome.engine.errors import Interrupted, UserError
 from polychrome.engine.machine import integrity
 from polychrome.engine.training import checkpoint, state, transfer
@@ -244,6 +245,53 @@ def test_a_run_killed_beside_any_renaming_of_its_checkpoints_goes_on_equal(loade
             assert same(parts.state_dict(), whole.state_dict())
             assert {path.name for path in folder.iterdir()} == {"best.pt", "last.pt", "previous.pt"}
     assert kills == (22 if damaged else 10)
+
+
+def test_a_training_that_begins_again_never_ends_with_weights_of_the_one_that_was_left(
+    images, loaders, tmp_path, monkeypatch
+):
+    """Though both have the same best epoch, and wherever among its files the new one is killed."""
+    monkeypatch.setattr(state.TrainingHistory, "best", property(first_is_best))
+    with pytest.raises(Interrupted):
+        fit("m", Net(), *loaders, replace(PLAN, save_every=1e9), tmp_path / "left", at_step(8, ask_to_stop))
+    assert {path.name for path in (tmp_path / "left").iterdir()} == {"best.pt", "step.pt"}
+    replaced, kills = os.replace, 0
+
+    class Killed(Exception):
+        pass
+
+    with loader.Loader(images, "train", train=True, size=16, batch_size=10, backend="synthetic") as train:
+        fit("m", whole := Net(), train, loaders[1], PLAN, tmp_path / "whole")
+        assert not same(whole.state_dict(), checkpoint.load(tmp_path / "left/best.pt")["model"])
+        for number in range(7):
+            left = iter(range(number + 1))
+
+            def replacing(source, target, left=left):
+                if next(left, None) is None:
+                    raise Killed
+                replaced(source, target)
+
+            folder = shutil.copytree(tmp_path / "left", tmp_path / f"{number}")
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "replace", replacing)
+                try:
+                    fit("m", Net(), train, loaders[1], PLAN, folder)
+                except Killed:
+                    kills += 1
+            fit("m", parts := Net(), train, loaders[1], PLAN, folder)
+            assert same(parts.state_dict(), whole.state_dict())
+    assert kills == 7
+
+
+def test_best_weights_of_an_earlier_version_are_known_by_their_epoch(checkpoints, loaders, tmp_path):
+    fit("m", whole := Net(), *loaders, PLAN, tmp_path / "whole")
+    content = checkpoint.load(checkpoints / "best.pt")
+    del content["training"]
+    checkpoint.save(checkpoints / "best.pt", content)
+    said, parts = [], Net()
+    fit("m", parts, *loaders, PLAN, checkpoints, Hooks(say=said.append))
+    assert said == []
+    assert same(parts.state_dict(), whole.state_dict())
 
 
 def writes(monkeypatch) -> list[tuple[str, int]]:
