@@ -165,7 +165,8 @@ class Experiment:
         trained = {entry: result | self._trained_with(entry) for entry, result in prepared.trained.items()}
         self.results |= {"models": trained, "failed": dict(prepared.left_out)}
         add_ratio(self.results)  # an earlier version's may be on other channels
-        self.remaining = Remaining(self._work(), again=self._seeds_after(whole or {}))
+        ended = [name for entry in self.done for name in self._networks(entry)]
+        self.remaining = Remaining(self._work(), ended, self._seeds_after(whole or {}))
         if distributed.is_main():
             folder.check_writable(self.costs)
         folder.begin(self.settings.to_toml(), self.environment, self.results)
@@ -177,14 +178,17 @@ class Experiment:
             folder.write(folder.holdout, "".join(lines))
 
     def _work(self) -> dict[str, float]:
-        """Return the work of each network that is to be trained, by its name: the multiply-adds of all epochs."""
+        """Return the work of each network, by its name: the multiply-adds of all epochs."""
         found = {}
         for entry, cost in self.costs.items():
-            if entry not in self.done:
-                each = self._alone if networks.is_one_per_combination(entry) else [""]
-                work = float(cost.macs * variants.of(self.settings, entry).epochs)
-                found |= {f"{entry} {label}".rstrip(): work for label in each}
+            work = float(cost.macs * variants.of(self.settings, entry).epochs)
+            found |= dict.fromkeys(self._networks(entry), work)
         return found
+
+    def _networks(self, entry: str) -> list[str]:
+        """Return the names of an entry's networks."""
+        each = self._alone if networks.is_one_per_combination(entry) else [""]
+        return [f"{entry} {label}".rstrip() for label in each]
 
     def _seeds_after(self, whole: Mapping[str, Any]) -> int:
         """Return how many seeds of the whole run are trained after this one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 
 class Remaining:
@@ -14,12 +14,19 @@ class Remaining:
 
     Args:
         work: the work of each network by name, in any unit, such as multiply-adds of its training.
+        ended: the names of those that an earlier process has trained.
         again: how many times the whole work is done once more afterwards, such as for other seeds.
     """
 
-    def __init__(self, work: Mapping[str, float], again: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        work: Mapping[str, float],
+        ended: Iterable[str] = (),
+        again: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.work, self.again, self.clock = dict(work), again, clock
-        self._ended: set[str] = set()
+        self._ended = set(ended)
         self._spent = self._worked = 0.0  # of the networks that ended: seconds and work
         self._name, self._begun, self._from = "", clock(), 0.0
 

@@ -52,6 +52,16 @@ def test_a_run_of_several_seeds_takes_all_once_more_for_each(clock):
     assert remaining.left(1.0) == pytest.approx(10 + 2 * 20)
 
 
+@pytest.mark.parametrize("trained", [0, 2, 4])
+def test_what_is_left_is_the_same_whatever_an_earlier_process_has_trained(clock, trained):
+    names = "abcde"
+    remaining = Remaining(dict.fromkeys(names, 10.0), names[:trained], again=2, clock=clock)
+    for name in names[trained:]:
+        remaining.begin(name)
+        clock.now += 5 if name == "e" else 10
+    assert remaining.left(0.5) == pytest.approx(5 + 2 * 50)
+
+
 def test_what_an_earlier_process_did_took_no_time_now(clock):
     remaining = Remaining({"a": 1.0, "b": 1.0}, clock=clock)
     remaining.begin("a", 0.8)
