@@ -5,7 +5,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import nn
 from polychrome.engine.channels import masks
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.data.image_set import Split, having
-from polychrome.engine.data.loader import Loader
 from polychrome.engine.data.opening import Opened
 from polychrome.engine.data.sets import division
 from polychrome.engine.errors import Interrupted, RunError, StorageError, UserError
@@ -30,6 +30,7 @@ from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import compilation, state, trainer
 from polychrome.engine.training.batch_size import largest_batch
 from polychrome.engine.training.plan import Plan
+from polychrome.engine.training.state import Position
 from polychrome.engine.watch import profiling
 from polychrome.engine.watch.idle import Idle
 from polychrome.engine.watch.logger import Logger, Training
@@ -50,10 +51,13 @@ from polychrome.train.results import (
     submission,
     tested_splits,
 )
+from polychrome.train.resume import epochs_shown
 from polychrome.train.settings import changes, variants
 from polychrome.train.settings.config import AUTO, Settings, described
 
 SHOWN_PREDICTIONS = 18
+# What is seen of a training while it runs, by the names in `results.json`.
+OBSERVED = ("peak_memory_mb", "gpu_idle", "input_wait", "kernels")
 
 
 def run(
@@ -109,6 +113,7 @@ class Network:
         combinations: the combinations of channels to test it on.
         data: the set with the images to train and to validate it on.
         checkpoints: the folder of its checkpoints.
+        start: where its training begins or goes on.
     """
 
     name: str
@@ -119,14 +124,32 @@ class Network:
     combinations: Combinations
     data: Opened
     checkpoints: Path
+    start: state.Start
+
+
+@dataclass(frozen=True)
+class Course:
+    """By which settings a network is trained.
+
+    Attributes:
+        before: the stages up to where this process goes on, see `settings.changes`.
+        stages: the same with what this process trains by.
+        mark: see `changes.mark`.
+        anew: whether loggers know epochs that are no part of this training, or none.
+    """
+
+    before: changes.Stages
+    stages: changes.Stages
+    mark: str
+    anew: bool
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a network was trained and what came of it: history, evaluations by split, peak memory in MB.
+    """How a network was trained and what came of it: history, evaluations by split.
 
-    `observed` has what its steps waited for and spent their time on, by the names in `results.json`. The network itself
-    is let go: an entry may have many.
+    `observed` has the peak memory and what its steps waited for and spent their time on, by the names in `OBSERVED`;
+    nothing where this process has not trained it. The network itself is let go: an entry may have many.
     """
 
     protocol: str
@@ -134,7 +157,6 @@ class Outcome:
     batch_size: int
     history: TrainingHistory
     tested: dict[str, Evaluation]
-    peak_memory_mb: float
     observed: dict
 
 
@@ -146,6 +168,7 @@ class Experiment:
         self.images, self.combinations, self.costs = prepared.images, prepared.combinations, prepared.costs
         self.history, self.folder = dict(prepared.history), folder
         self.done, self.stages = prepared.done, {entry: dict(own) for entry, own in prepared.stages.items()}
+        self.shown = epochs_shown(folder)
         self.predictions: dict[str, list[plots.Prediction]] = {}
         self.environment = hardware.describe() | {"began": [*folder.began(), beginning()]}
         self.loggers, self.is_of_seeds = Loggers(self.settings.logger or (), self.settings.tensorboard), bool(whole)
@@ -244,7 +267,6 @@ class Experiment:
                 "best_epoch": best.epoch,
                 "train_seconds": round(sum(outcome.history.seconds for outcome in outcomes), 2),
                 "images_per_second": round(first.history.images_per_second, 1),
-                "peak_memory_mb": round(max(outcome.peak_memory_mb for outcome in outcomes), 1),
                 "protocol": first.protocol,
                 "channel_sampling": first.plan.channel_sampling,
                 "augmentations": list(settings.augmentations),
@@ -253,12 +275,21 @@ class Experiment:
             }
             | scores_of(tested)
             | self._trained_with(entry)
-            | first.observed
+            | self._observed(entry, outcomes)
             | confused(first.tested["test"], self.images.class_names)
         )
         self._show(entry, first.tested["test"])
         self.folder.write(self.folder.every_prediction(entry), predictions_of(tested, self.images.splits))
         add_ratio(self.results)
+
+    def _observed(self, entry: str, outcomes: list[Outcome]) -> dict:
+        """Return what was seen of the trainings of an entry's networks, by this process or an earlier one."""
+        last = self.results["models"].get(entry, {})
+        before = {name: last[name] for name in OBSERVED if name in last}
+        now = [outcome.observed for outcome in outcomes]
+        seen = now if all(now) else [before, *now]
+        peaks = [each["peak_memory_mb"] for each in seen if "peak_memory_mb" in each]
+        return (now[0] or before) | ({"peak_memory_mb": max(peaks)} if peaks else {})
 
     def _trained_with(self, entry: str) -> dict:
         """Return what the networks of an entry were trained with, and in words where that differs from the run's."""
@@ -296,8 +327,7 @@ class Experiment:
             tested = {combination: chosen}
             count, protocol = networks.for_one_combination(entry, settings, count, chosen)
             data = restricted(data, chosen)
-        started = state.exists(folder)
-        model = networks.initialised(entry, settings, len(self.images.class_names), count, started, console.say)
+        model = networks.initialised(entry, settings, len(self.images.class_names), count)
         plan = networks.plan(model, settings, data.images)
         if combination:
             padded = protocol == PADDED_ONE_PER_COMBINATION
@@ -310,17 +340,21 @@ class Experiment:
                 raise UserError(f"--batch-size auto: no batch of {name} fits into memory; take a smaller --image-size")
             console.say(f"{name}: batch size {found}")
             settings = replace(settings, batch_size=found)
+        start = networks.start(settings, samples, folder)
+        if not start.goes_on:
+            networks.load_trained(model, entry, settings, console.say)
         if settings.compile and settings.compile_mode == AUTO:
             steps = plan.epochs * plan.passes * samples // settings.batch_size
             mode = compilation.mode(model, shape, settings.batch_size, plan, steps)
             plan = replace(plan, compile_mode=distributed.of_main(mode))
-        return Network(name, model, protocol or masks.protocol(model), plan, settings, tested, data, folder)
+        return Network(name, model, protocol or masks.protocol(model), plan, settings, tested, data, folder, start)
 
     def _outcome(self, entry: str, network: Network) -> Outcome:
         """Train a network and test it on every split."""
         peak = PeakMemory(network.plan.device)  # of the training, not of the search for what fits
-        with self.loggers.of(self._training(network), self.folder.events(network.name)) as logger:
-            history, observed = self._train(entry, network, logger)
+        course = self._course(entry, network)
+        with self.loggers.of(self._training(network, course), self.folder.events(network.name)) as logger:
+            history, observed = self._train(entry, network, course, logger)
             self._write_history(network.name, history)
             tested = {split: self._test(network, split) for split in tested_splits(self.settings)}
             pictures = {}
@@ -330,34 +364,48 @@ class Experiment:
                     pictures["predictions"] = self._picture_of_predictions(entry)
             logger.result(len(history.epochs), figures(self.results, history.best, tested), pictures)
         trained = network.protocol, network.plan, network.settings.batch_size, history
-        return Outcome(*trained, tested, peak.megabytes(), observed)
+        went_on = len(history.epochs) > network.start.epochs
+        return Outcome(*trained, tested, observed | {"peak_memory_mb": round(peak.megabytes(), 1)} if went_on else {})
 
-    def _training(self, network: Network) -> Training:
+    def _course(self, entry: str, network: Network) -> Course:
+        """Return by which settings a network was trained up to where it goes on, and how loggers know its training."""
+        start, now = network.start, changes.recorded(self.settings, entry)
+        known = self.stages.setdefault(entry, {}).get(network.name, [])
+        known = start.run.get("settings", known)  # of a checkpoint of an earlier version, those of the run
+        before = changes.begun(known, start.epochs + (not start.position.at_start)) if start.goes_on else []
+        leaves = start.differs or changes.leaves(before, now)
+        anew = not start.goes_on or (leaves and self.shown[network.name] > start.epochs)
+        mark = start.run.get("course", "")
+        if anew:
+            mark = changes.mark(mark, start.epochs + 1, now, asdict(start.division))
+        return Course(before, changes.continued(before, now, start.epochs + 1), mark, anew)
+
+    def _training(self, network: Network, course: Course) -> Training:
         """Return what loggers know of a network's training before it begins."""
         root, name, seed = self.folder.root.resolve(), network.name, self.settings.seed
         if self.is_of_seeds:
             root, name = root.parents[1], f"{name} seed {seed}"
-        begun, first_epoch = self.environment["began"][0].get("at", ""), state.epochs(network.checkpoints) + 1
+        begun, first_epoch = self.environment["began"][0].get("at", ""), network.start.epochs + 1
         settings = described(network.settings) | {
             "task": self.task,
             "model": network.name,
             "protocol": network.protocol,
             "channel_sampling": network.plan.channel_sampling,
         }
-        return Training(self.task, root.name, name, begun, settings, first_epoch)
+        return Training(self.task, root.name, name, begun, settings, first_epoch, course.mark, course.anew)
 
-    def _train(self, entry: str, network: Network, logger: Logger) -> tuple[TrainingHistory, dict]:
+    def _train(self, entry: str, network: Network, course: Course, logger: Logger) -> tuple[TrainingHistory, dict]:
         """Train a network; return its history, and what was observed of its steps for the results."""
         name, plan, settings = network.name, network.plan, network.settings
-        begun, asked = state.epochs(network.checkpoints), changes.recorded(self.settings, entry)
-        before = self.stages.setdefault(entry, {}).get(name, [])
-        stages = changes.continued(before, asked, begun + 1)
         traced = settings.profile and distributed.is_main()
-        self.remaining.begin(name, begun / plan.epochs)
+        validated = len(network.data.images.splits["val"].paths)
+        images = partial(Position.images, division=network.start.division, passes=plan.passes, validated=validated)
+        total = images(Position(plan.epochs + 1))
+        self.remaining.begin(name, images(network.start.position) / total)
         with (
             make_loader(network.data, "train", settings, plan.augmentations, shared=True) as train,
             make_loader(network.data, "val", settings, shared=True) as val,
-            console.training(name, self._images(plan, train, val), plan.epochs, self.remaining.left) as bar,
+            console.training(name, total, plan.epochs, self.remaining.left) as bar,
             profiling.trace(self.folder.trace, name) if traced else nullcontext() as trace,
             Idle(plan.device) as idle,
         ):
@@ -382,10 +430,11 @@ class Experiment:
                 say=console.say,
                 waiting=idle.waiting,
             )
-            copy = self.copy | {"settings": stages}
+            copy = self.copy | {"settings": course.stages, "course": course.mark}
             history = trainer.fit(name, network.model, train, val, plan, network.checkpoints, hooks, copy)
-        went_on = len(history.epochs) > begun or not before
-        self.stages[entry][name] = stages if went_on else changes.tested(before, asked)
+        went_on = len(history.epochs) > network.start.epochs or not course.before
+        asked = changes.recorded(self.settings, entry)
+        self.stages[entry][name] = course.stages if went_on else changes.tested(course.before, asked)
         console.say(f"{name}: {idle}")
         return history, idle.figures() | ({"kernels": trace.kernels} if trace and trace.kernels else {})
 
@@ -451,10 +500,6 @@ class Experiment:
     def _write_history(self, name: str, history: TrainingHistory) -> None:
         self.history[name] = history.epochs
         self.folder.write_history([row for rows in self.history.values() for row in rows])
-
-    @staticmethod
-    def _images(plan: Plan, train: Loader, val: Loader) -> int:
-        return plan.epochs * (plan.passes * train.samples + val.samples)
 
     def _record(self, name: str, plan: Plan, history: TrainingHistory) -> None:
         self._write_history(name, history)

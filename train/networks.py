@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ from polychrome.engine.errors import UserError, one_line
 from polychrome.engine.machine.files import expanded
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.run_folder import check_names as check_names_of_files
-from polychrome.engine.training import checkpoint, schedules, transfer
-from polychrome.engine.training.hyperparameters import Hyperparameters
+from polychrome.engine.training import checkpoint, schedules, state, transfer
+from polychrome.engine.training.hyperparameters import AUTO, Hyperparameters
 from polychrome.engine.training.plan import Plan
 from polychrome.engine.training.state import BEST
 from polychrome.models import complexity, initialise
@@ -193,24 +194,40 @@ def initialised(
     settings: Settings,
     num_classes: int,
     in_channels: int,
-    started: bool = False,
-    say: Callable[[str], None] = lambda line: None,
 ) -> nn.Module:
-    """Return a new network with its first weights; trained ones are not loaded where its training has `started`.
-
-    `say` is told which trained weights were loaded.
-
-    Raises:
-        UserError: the weights cannot be read or downloaded, or are of another architecture.
-    """
+    """Return a new network with random weights, those of the settings' seed."""
     torch.manual_seed(settings.seed)
     model = create(entry, settings, num_classes, in_channels)
     if settings.init == "he":
         initialise.he_(model)
-    if settings.transfer in ("frozen", "finetuned") and not started:
+    return model
+
+
+def start(settings: Settings, samples: int, folder: Path) -> state.Start:
+    """Return where a network's training on `samples` images begins, or goes on from a checkpoint in `folder`.
+
+    A batch size of "auto" is the one of the checkpoints.
+
+    Raises:
+        UserError: all checkpoints are damaged.
+    """
+    size = state.batch_size(folder) if settings.batch_size == AUTO else settings.batch_size
+    return state.start(
+        folder, state.Division.of(samples, size or 0, settings.accumulate, torch.device(settings.device))
+    )
+
+
+def load_trained(
+    model: nn.Module, entry: str, settings: Settings, say: Callable[[str], None] = lambda line: None
+) -> None:
+    """Load the trained weights that an entry is to begin with, if any, and tell `say` which.
+
+    Raises:
+        UserError: the weights cannot be read or downloaded, or are of another architecture.
+    """
+    if settings.transfer in ("frozen", "finetuned"):
         name = variants.model_name(entry)
         say(f"{entry} starts from {transfer.load(model, *_weights(name, settings))}")
-    return model
 
 
 def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], str]:

@@ -144,7 +144,7 @@ def _so_far(
             done.add(entry)
         elif entry in entries:
             for folder in sorted({path.parent for path in run.checkpoints(entry).rglob("*.pt")}):
-                state.newest(folder, None, lambda fault: None)
+                state.newest(folder)
     return trained, history, frozenset(done), stages
 
 
@@ -272,6 +272,8 @@ class GoingOn:
 def _check_weights(resume: RunFolder | None, settings: Settings, images: ImageSet, entries: tuple[str, ...]) -> None:
     """Raise UserError where the weights that an entry is to start from cannot be had."""
     for entry in entries:
-        started = resume is not None and state.exists(resume.checkpoints(entry))
-        own = variants.of(settings, entry)
-        networks.initialised(entry, own, len(images.class_names), len(images.channels), started)
+        own, samples = variants.of(settings, entry), len(images.splits["train"].paths)
+        if resume is None or not networks.start(own, samples, resume.checkpoints(entry)).goes_on:
+            networks.load_trained(
+                networks.initialised(entry, own, len(images.class_names), len(images.channels)), entry, own
+            )

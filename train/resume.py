@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -154,6 +155,14 @@ def history(run: RunFolder) -> dict[str, list[EpochRow]]:
     for entry in Settings.of_run(run.config).models or ():
         found |= {name: epochs for name, epochs, _ in _courses(run, entry)}
     return found
+
+
+def epochs_shown(run: RunFolder) -> Counter[str]:
+    """Return how many epochs of each network earlier processes have shown, of which checkpoints may lack the last."""
+    try:
+        return Counter(row.get("model") for row in run.read_history())
+    except (OSError, ValueError, csv.Error):
+        return Counter()
 
 
 def stages(run: RunFolder, results: dict, entries: Iterable[str]) -> dict[str, dict[str, Stages]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,11 @@ class Position:
     def at_start(self) -> bool:
         """Whether the epoch has not begun."""
         return (self.turn, self.batch) == (0, 0)
+
+    def images(self, division: Division, passes: int, validated: int) -> int:
+        """Return how many images were trained on and validated before this position, `validated` after each epoch."""
+        within = min(self.batch * division.batch_size, division.samples)
+        return (self.epoch - 1) * (passes * division.samples + validated) + self.turn * division.samples + within
 
 
 class Totals:
@@ -98,6 +104,35 @@ class Division:
     accumulate: int
     world_size: int
     device: str = "cpu"
+
+    @classmethod
+    def of(cls, samples: int, batch_size: int, accumulate: int, device: torch.device) -> Division:
+        """Return the division of `samples` images among the processes that there are."""
+        return cls(samples, batch_size, accumulate, distributed.world_size(), device.type)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins or goes on.
+
+    Attributes:
+        division: how the training images are divided now.
+        goes_on: whether there is a checkpoint to go on from.
+        position: the next batch.
+        run: what that checkpoint tells of its run, see `trainer.fit`.
+        differs: whether that checkpoint, or a newer one that is passed over, was saved under another division.
+    """
+
+    division: Division
+    goes_on: bool = False
+    position: Position = field(default_factory=Position)
+    run: dict = field(default_factory=dict)
+    differs: bool = False
+
+    @property
+    def epochs(self) -> int:
+        """The number of whole epochs that are trained."""
+        return self.position.epoch - 1
 
 
 @dataclass
@@ -223,7 +258,7 @@ class State:
             UserError: there are checkpoints, but all are damaged or belong to another model.
             StorageError: a checkpoint cannot be renamed, or the best weights written.
         """
-        path, content = newest(folder, self.division, say)
+        path, content, _ = newest(folder, self.division, say)
         if content is None:
             return False
         if content["format"] < checkpoint.FORMAT:
@@ -336,19 +371,31 @@ def exists(folder: Path) -> bool:
     return any((folder / name).exists() for name in (WITHIN, NEXT, LAST, PREVIOUS))
 
 
+def start(folder: Path, division: Division) -> Start:
+    """Return where `State.resume` lets a training of this division begin or go on.
+
+    Raises:
+        UserError: there are checkpoints, but all are damaged.
+    """
+    _, content, differs = newest(folder, division)
+    if content is None:
+        return Start(division, differs=differs)
+    return Start(division, True, Position(**content["position"]), content.get("run") or {}, differs)
+
+
 def batch_size(folder: Path) -> int | None:
     """Return the batch size of the training whose checkpoints are in `folder`; None without a checkpoint.
 
     Raises:
         UserError: all checkpoints are damaged.
     """
-    _, content = newest(folder, None, lambda fault: None)
+    content = newest(folder).content
     return content and content["division"]["batch_size"]
 
 
 def epochs(folder: Path) -> int:
-    """Return the number of completed epochs of the training in `folder`; raises as `batch_size`."""
-    _, content = newest(folder, None, lambda fault: None)
+    """Return the number of whole epochs of the newest checkpoint in `folder`; raises as `batch_size`."""
+    content = newest(folder).content
     return len(content["course"]["history"]) if content else 0
 
 
@@ -374,8 +421,16 @@ def _intact(folder: Path) -> Iterator[dict]:
             yield checkpoint.load(folder / name)
 
 
-def newest(folder: Path, division: Division | None, say: Callable[[str], None]) -> tuple[Path, dict | None]:
-    """Return the newest intact checkpoint; within an epoch it must fit the division of the data.
+class Newest(NamedTuple):
+    """A checkpoint to go on from, its content (None: there is none), and whether divisions differ, see `Start`."""
+
+    path: Path
+    content: dict | None
+    differs: bool
+
+
+def newest(folder: Path, division: Division | None = None, say: Callable[[str], None] = lambda message: None) -> Newest:
+    """Return the newest intact checkpoint; within an epoch it must fit the division of the data, if one is given.
 
     Raises:
         UserError: there are checkpoints, but all are damaged.
@@ -386,14 +441,12 @@ def newest(folder: Path, division: Division | None, say: Callable[[str], None]) 
             continue
         try:
             content = checkpoint.load(folder / name)  # in host memory, which has room for two checkpoints
-            position = content["position"]
-            if name != WITHIN or division is None or Division(**content["division"]) == division:
+            position, before = Position(**content["position"]), Division(**content["division"])
+            if name != WITHIN or division in (None, before):
                 found[name] = content
             else:
-                changes = _changes(Division(**content["division"]), division)
-                misfit = (
-                    f"{folder / name} stands in the middle of epoch {position['epoch']} and was saved with {changes}"
-                )
+                changes = _changes(before, division)
+                misfit = f"{folder / name} stands in the middle of epoch {position.epoch} and was saved with {changes}"
         except (KeyError, TypeError) as error:
             faults.append(f"{folder / name} is not a checkpoint to go on from ({type(error).__name__}: {error})")
         except UserError as error:
@@ -403,13 +456,14 @@ def newest(folder: Path, division: Division | None, say: Callable[[str], None]) 
             raise UserError(faults[0])
         if misfit:
             say(f"{misfit}: beginning again")
-        return folder, None
+        return Newest(folder, None, misfit is not None)
     name = max(found, key=lambda name: tuple(found[name]["position"].values()))
     if misfit:
         say(f"{misfit}: going on from {_progress(found[name])}")
     for fault in faults:
         say(f"{fault}: going on from {name}, {_progress(found[name])}")
-    return folder / name, found[name]
+    differs = misfit is not None or division not in (None, Division(**found[name]["division"]))
+    return Newest(folder / name, found[name], differs)
 
 
 def _progress(content: dict) -> str:

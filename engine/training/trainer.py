@@ -137,8 +137,7 @@ class Trainer:
         self.mixing = None
         if plan.mixes:
             self.mixing = Mixing(plan.mixup, plan.cutmix, plan.num_classes, plan.mix_share)
-        shares = plan.accumulate, distributed.world_size(), plan.device.type
-        division = Division(train.samples, train.batch_size, *shares)
+        division = Division.of(train.samples, train.batch_size, plan.accumulate, plan.device)
         trained = self.model, self.optimizer, self.scaler, self.ema
         self.state = State(name, *trained, Totals(plan.device), division, plan.described(), run)
         self.state.history.keep = plan.keep
@@ -178,10 +177,7 @@ class Trainer:
 
     def _count_done(self) -> None:
         """Advance the progress bar by the images that an earlier process has trained on."""
-        position, epochs = self.state.position, len(self.history.epochs)
-        passes = epochs * self.plan.passes + position.turn
-        within = min(position.batch * self.train.batch_size, self.train.samples)
-        if done := passes * self.train.samples + epochs * self.val.samples + within:
+        if done := self.state.position.images(self.state.division, self.plan.passes, self.val.samples):
             self.hooks.batch(done)
 
     def _epoch(self) -> None:

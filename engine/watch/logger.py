@@ -33,6 +33,8 @@ class Training:
         begun: when the run began, which tells it from another run of this name.
         settings: what the network is trained with, by name.
         first_epoch: the epoch that this process starts with.
+        course: tells the training from others of the network that were left and begun again; may be empty.
+        anew: whether no earlier process was on this course, or none that came to a checkpoint.
     """
 
     task: str
@@ -41,6 +43,8 @@ class Training:
     begun: str
     settings: Mapping[str, Value]
     first_epoch: int = 1
+    course: str = ""
+    anew: bool = False
 
     @property
     def name(self) -> str:
@@ -49,8 +53,8 @@ class Training:
 
     @property
     def id(self) -> str:
-        """A name of 16 letters and digits, the same when the run goes on, wherever its folder then is."""
-        parts = "\n".join((self.task, self.run, self.network, self.begun))
+        """A name of 16 letters and digits, the same when the training goes on, wherever its folder then is."""
+        parts = "\n".join((self.task, self.run, self.network, self.begun, *([self.course] if self.course else [])))
         return hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
 
 

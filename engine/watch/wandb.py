@@ -38,7 +38,7 @@ class WandB(Logger):
             # Nobody knows the run but the folders of earlier processes, which W&B later uploads one after another.
             folders = Path(self.run.dir).parents[1].glob(f"offline-run-*-{training.id}/run-{training.id}.wandb")
             steps = [row["_step"] for path in folders for row in history(path)]
-            self.last = max(steps, default=training.first_epoch - 1)
+            self.last = max(steps, default=0 if training.anew else training.first_epoch - 1)
 
     def epoch(self, row: EpochRow, images_per_second: float, idle: float | None = None) -> None:
         self.run.log(scalars(row, images_per_second, idle), step=row.epoch, commit=True)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from polychrome.engine.errors import Interrupted, NotFiniteError, OutOfMemoryErr
 from polychrome.engine.machine import files
 from polychrome.engine.machine.interruption import SIGNALS, terminable
 from polychrome.engine.training import checkpoint, state
+from polychrome.engine.training.state import Division, Position
 from polychrome.engine.training.trainer import Hooks, fit
 from tests import disks
 from tests.engine.small import PLAN, Net
@@ -223,6 +224,43 @@ def test_another_batch_size_goes_on_at_the_end_of_an_epoch_and_says_so(images, l
         "from the end of epoch 1",
         f"{tmp_path / 'm/last.pt'} was saved with batch size 8 (now 10)",
     ]
+
+
+BATCHES = {"as before": 8, "others": 10}
+
+
+@pytest.mark.parametrize("kept", [("last.pt", "step.pt"), ("step.pt",), ("last.pt",), ()], ids=" ".join)
+@pytest.mark.parametrize("batches", BATCHES)
+def test_where_a_training_begins_is_told_before_it_begins(images, loaders, tmp_path, kept, batches):
+    with pytest.raises(Interrupted):
+        fit("m", Net(), *loaders, PLAN, tmp_path, at_step(8, ask_to_stop), {"settings": "a"})
+    for path in tmp_path.glob("*.pt"):
+        if path.name not in kept:
+            path.unlink()
+    size, done = BATCHES[batches], []
+    division = Division.of(40, size, PLAN.accumulate, PLAN.device)
+    start = state.start(tmp_path, division)
+    with loader.Loader(images, "train", train=True, size=16, batch_size=size, backend="synthetic") as train:
+        fit("m", Net(), train, loaders[1], PLAN, tmp_path, Hooks(batch=done.append))
+    # A batch, or all that is done already; an epoch has 40 images and 8 to validate.
+    assert start.position.images(division, PLAN.passes, 8) == (done[0] if start.goes_on else 0)
+    within = "step.pt" in kept and size == 8
+    goes_on = within or "last.pt" in kept
+    assert (start.goes_on, start.epochs) == (goes_on, int(goes_on))
+    assert start.position == (Position(2, 0, 3) if within else Position(1 + goes_on))
+    assert start.run == ({"settings": "a"} if goes_on else {})
+    assert start.differs == (size != 8 and kept != ())
+
+
+@pytest.mark.parametrize("name", [item.name for item in fields(Division)])
+def test_a_checkpoint_within_an_epoch_of_any_other_division_is_none_to_go_on_from(loaders, tmp_path, name):
+    with pytest.raises(Interrupted):
+        fit("m", Net(), *loaders, PLAN, tmp_path, at_step(3, ask_to_stop))
+    own = Division.of(40, 8, 1, torch.device("cpu"))
+    assert state.start(tmp_path, own).goes_on
+    other = "cuda" if name == "device" else getattr(own, name) + 1
+    found = state.start(tmp_path, replace(own, **{name: other}))
+    assert (found.goes_on, found.epochs, found.differs) == (False, 0, True)
 
 
 def test_a_loss_that_is_not_finite_names_step_and_files_and_keeps_the_checkpoint(loaders, tmp_path):

@@ -141,9 +141,12 @@ def test_no_logger_is_imported_unless_asked_for():
 
 
 def test_a_training_has_its_id_wherever_its_folder_is_and_no_other_has_it():
-    ids = {TRAINING.id, *(replace(TRAINING, **{name: "x"}).id for name in ("task", "run", "network", "begun"))}
-    assert len(ids) == 5
-    assert replace(TRAINING, settings={}, first_epoch=7).id == TRAINING.id
+    ids = {
+        TRAINING.id,
+        *(replace(TRAINING, **{name: "x"}).id for name in ("task", "run", "network", "begun", "course")),
+    }
+    assert len(ids) == 6
+    assert replace(TRAINING, settings={}, first_epoch=7, anew=True).id == TRAINING.id == "c67fc64f299d9912"
     assert all(len(each) == 16 and each.isalnum() for each in ids)
 
 

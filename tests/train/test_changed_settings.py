@@ -1,16 +1,20 @@
 """A run that goes on with other settings: what was trained is never called by settings that it was not trained with."""
 
+import os
 import shutil
+import signal
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from polychrome.engine.errors import UserError
+from polychrome.engine.report import console
 from polychrome.engine.run_folder import RunFolder
-from polychrome.engine.training import checkpoint, trainer
+from polychrome.engine.training import checkpoint, state, trainer
 from polychrome.engine.training.hyperparameters import Number
-from polychrome.train import preparation
+from polychrome.engine.watch.remaining import Remaining
+from polychrome.train import experiment, preparation
 from polychrome.train.run import main
 from polychrome.train.settings import changes, variants
 from polychrome.train.settings.config import OF_AN_ENTRY, SHARED, NameList, Settings
@@ -224,3 +228,87 @@ def test_a_run_of_an_earlier_version_has_the_settings_of_its_folder(run, capsys)
     assert main(["task1", "--resume", str(run), "--lr", "0.02"]) == 2
     assert "has simple_cnn trained with lr = 0.001" in capsys.readouterr().err
     assert main(["task1", "--resume", str(run)]) == 0
+
+
+@pytest.fixture
+def stopped(few, tmp_path, monkeypatch):
+    """A function that returns a run stopped in the middle of its third epoch of four; 12 images in batches of 6.
+
+    Its only checkpoint is step.pt, or last.pt is there too, with the first epochs.
+    """
+
+    def run(saved=0):
+        steps, update, save = [0], trainer.Trainer._update, state.State.save_epoch
+
+        def stopping(self):
+            update(self)
+            steps[0] += 1
+            if steps[0] == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.Trainer, "_update", stopping)
+            patch.setattr(state.State, "save_epoch", lambda self, to: self.position.epoch > saved + 1 or save(self, to))
+            begun = ["task1", "--data", str(few), "--out", str(tmp_path), "--name", "s", "--models", "simple_cnn"]
+            assert main([*begun, *ARGUMENTS, "--epochs", "4"]) != 0
+        run = tmp_path / "task1/s"
+        assert len(runner.history(run)) == 2
+        return run
+
+    return run
+
+
+@pytest.mark.usefixtures("signals_heard")
+@pytest.mark.parametrize("saved", [0, 1, 2])
+def test_epochs_that_are_left_are_not_told_among_what_a_network_was_trained_with(stopped, saved):
+    """Other batches go on from the last end of an epoch that was saved, and the epochs since then are left."""
+    run = stopped(saved=saved)
+    assert main(["task1", "--resume", str(run), "--batch-size", "4"]) == 0
+    entry = runner.results(run)["models"]["simple_cnn"]
+    first, now = {"epoch": 1, "settings": 6}, {"epoch": saved + 1, "settings": 4}
+    stages = [{**stage, "settings": stage["settings"]["batch_size"]} for stage in entry["settings"]["simple_cnn"]]
+    assert stages == ([first, now] if saved else [now])
+    assert entry["differs"] == ([["simple_cnn", "batch_size", f"6, from epoch {saved + 1} 4"]] if saved else [])
+    assert (entry["batch_size"], entry["epochs"]) == (4, 4)
+
+
+@pytest.mark.usefixtures("signals_heard")
+def test_settings_that_were_left_and_taken_again_are_those_of_the_checkpoint(stopped, monkeypatch):
+    run = stopped(saved=1)
+    with monkeypatch.context() as patch:  # killed before it saves
+        patch.setattr(trainer.Trainer, "_update", lambda self: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            main(["task1", "--resume", str(run), "--batch-size", "4"])
+    assert main(["task1", "--resume", str(run), "--batch-size", "6"]) == 0
+    entry = runner.results(run)["models"]["simple_cnn"]
+    assert [stage["epoch"] for stage in entry["settings"]["simple_cnn"]] == [1]
+    assert entry["differs"] == []
+
+
+@pytest.mark.usefixtures("signals_heard")
+def test_the_time_that_is_left_counts_from_where_a_training_goes_on(stopped, monkeypatch):
+    run, begun, advanced = stopped(), [], []
+    monkeypatch.setattr(Remaining, "begin", lambda self, *given: begun.append(given))
+    monkeypatch.setattr(console.Bar, "advance", lambda self, count: advanced.append(count))
+    assert main(["task1", "--resume", str(run)]) == 0
+    done = 2 * (12 + 6) + 6
+    assert advanced[0] == done
+    assert begun == [("simple_cnn", done / (4 * (12 + 6)))]
+
+
+def test_what_was_seen_of_a_training_stays_where_it_is_tested_again(run):
+    folder = RunFolder(run)
+    results = folder.read_results()
+    seen = {"peak_memory_mb": 98765.4, "input_wait": 0.4321, "gpu_idle": 0.1234, "kernels": []}
+    results["models"][MODELS[0]] |= seen
+    for name in experiment.OBSERVED:
+        results["models"][MODELS[1]].pop(name, None)  # never known
+    folder.write_results(results)
+    assert main(["task1", "--resume", str(run), "--flip-test"]) == 0
+    found = runner.results(run)["models"]
+    assert {name: found[MODELS[0]][name] for name in experiment.OBSERVED} == seen
+    assert not {*experiment.OBSERVED} & found[MODELS[1]].keys()
+    assert main(["task1", "--resume", str(run), "--epochs", "3"]) == 0
+    for entry in runner.results(run)["models"].values():
+        assert 1 < entry["peak_memory_mb"] < 98765
+        assert entry["input_wait"] != 0.4321

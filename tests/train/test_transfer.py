@@ -1,16 +1,20 @@
 """Task transfer: from a run of ours to other classes, and from a file of weights."""
 
 import json
+import os
 import re
 import shutil
+import signal
 
 import pytest
 import torch
 
 from polychrome import models
 from polychrome.engine.training import checkpoint, transfer
+from polychrome.engine.training.trainer import Trainer
 from polychrome.train.run import main
 from tests.conftest import write_list_folder
+from tests.train import runner
 from tests.train.small import QUICK
 
 SMALL = ["--image-size", "32", "--batch-size", "12", *QUICK]
@@ -73,3 +77,33 @@ def test_a_run_without_the_model_is_refused(source, few, tmp_path, capsys):
     shutil.rmtree(tmp_path / "transfer", ignore_errors=True)
     assert main(["transfer", *arguments, "--weights", str(few)]) == 2
     assert "is not a run folder" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("signals_heard")
+@pytest.mark.parametrize("entry", ["attention_cnn+frozen", "attention_cnn+finetuned"])
+def test_a_training_that_begins_again_begins_with_the_trained_weights(
+    source, few, tmp_path, monkeypatch, capsys, entry
+):
+    """As where it was stopped in its first epoch and goes on with other batches, which fit no middle of an epoch."""
+    start = ["transfer", "--data", str(few), "--out", str(tmp_path), *SMALL, "--epochs", "2", "--models", entry]
+    start += ["--weights", str(source)]
+    assert main([*start, "--name", "whole", "--batch-size", "6"]) == 0
+    with monkeypatch.context() as patch:
+        update = Trainer._update
+        patch.setattr(Trainer, "_update", lambda self: update(self) or os.kill(os.getpid(), signal.SIGTERM))
+        assert main([*start, "--name", "parts"]) != 0
+    run = tmp_path / "transfer/parts"
+    assert [path.name for path in (run / "checkpoints" / entry).iterdir()] == ["step.pt"]
+    for resumed, said in (["--batch-size", "6"], 1), ([], 0):
+        capsys.readouterr()
+        copy = shutil.copytree(run, tmp_path / f"transfer/{said}")
+        assert main(["transfer", "--resume", str(copy), *resumed]) == 0
+        assert " ".join(capsys.readouterr().out.split()).count(f"{entry} starts from") == said
+    assert runner.history(tmp_path / "transfer/1") == runner.history(tmp_path / "transfer/whole")
+    # Weights that are gone are missed before anything is trained, and only where they are needed.
+    source.rename(source.with_name("moved"))
+    try:
+        assert main(["transfer", "--resume", str(run), "--batch-size", "6"]) == 2
+        assert main(["transfer", "--resume", str(run)]) == 0
+    finally:
+        source.with_name("moved").rename(source)

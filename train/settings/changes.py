@@ -5,6 +5,8 @@ A stage is a dict: "epoch", the first that was trained so, and "settings", see `
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -66,10 +68,30 @@ def continued(stages: Stages, now: dict[str, Any], epoch: int) -> Stages:
     """Return the stages of a training that goes on with `epoch`, its number from 1, by the settings `now`."""
     if not stages:
         return [{"epoch": epoch, "settings": now}]
-    last = stages[-1]["settings"]
-    if differing(last, now).keys() - _quiet(now):
+    if leaves(stages, now):
         return [*stages, {"epoch": epoch, "settings": now}]
     return _with(stages, now, _quiet(now))
+
+
+def begun(stages: Stages, epoch: int) -> Stages:
+    """Return those of the stages that begin with `epoch` or before it: later ones are of a training that was left."""
+    return [stage for stage in stages if stage["epoch"] <= epoch]
+
+
+def leaves(stages: Stages, now: Mapping[str, Any]) -> bool:
+    """Return whether a training that goes on by the settings `now` takes another course than by its last stage's."""
+    return bool(stages) and bool(differing(stages[-1]["settings"], now).keys() - _quiet(now))
+
+
+def mark(before: str, epoch: int, now: Mapping[str, Any], division: Mapping[str, Any]) -> str:
+    """Return what tells the course of a training that is another from `epoch` on from all others of its network.
+
+    `before` is the mark of the course that it was on. The same settings and division of the images give the same mark,
+    as they give the same training.
+    """
+    course = {name: value for name, value in now.items() if name not in _quiet(now)}
+    text = json.dumps([before, epoch, course, division], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def tested(stages: Stages, now: dict[str, Any]) -> Stages:
