@@ -76,8 +76,10 @@ class MLflow(Logger):
 
     def result(self, epoch: int, figures: Mapping[str, float], pictures: Mapping[str, Path]) -> None:
         figures = named(figures)
-        if epoch not in self._steps(next(iter(figures))):  # else the network is tested again
-            self._log(epoch, figures)
+        shown = {}
+        if epoch in self._steps(next(iter(figures))):  # the network is tested again: the last of a step's values counts
+            shown = self.client.get_run(self.run).data.metrics
+        self._log(epoch, {name: value for name, value in figures.items() if shown.get(name) != value})
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric

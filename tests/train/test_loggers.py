@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import os
 import shutil
+import signal
 import time
 import tomllib
 
 import pytest
 
+from polychrome.engine.history import TrainingHistory
 from polychrome.engine.training.state import State
 from polychrome.engine.training.trainer import Trainer
 from polychrome.engine.watch import wandb
@@ -180,6 +183,64 @@ def test_a_finished_run_that_goes_on_has_its_new_epochs_and_results_in_the_same_
         "resumed with epochs": "4",
         "resumed with lr": "0.0001",
     }
+
+
+@needs_tensorboard
+@pytest.mark.usefixtures("signals_heard")
+@pytest.mark.parametrize("saved", [0, 1])
+def test_epochs_that_are_left_and_trained_otherwise_are_in_no_logger_among_the_new(
+    stripes, tmp_path, monkeypatch, saved
+):
+    """A run that was stopped in its third epoch goes on after the last that was saved, with other batches."""
+    steps, update, save = [0], Trainer._update, State.save_epoch
+
+    def stopping(self):
+        update(self)
+        steps[0] += 1
+        if steps[0] == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    name = f"left {saved}"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", stopping)
+        patch.setattr(State, "save_epoch", lambda self, folder: self.position.epoch > saved + 1 or save(self, folder))
+        few = ("--channels", "RGB", "--no-plots")
+        assert start(stripes, tmp_path, "--name", name, "--logger", "mlflow", *few, models=MODELS[:1]) != 0
+    run, before = tmp_path / "task1" / name, logged(name)["simple_cnn"]
+    old = course(before, "loss/train")
+    assert [epoch for epoch, _ in old] == [1, 2]
+    mlflow.MlflowClient().set_tag(before.info.run_id, "polychrome.run", "left behind")
+    for more in (["--batch-size", "36"], ["--epochs", "4"]):  # the second goes on in the run of the first
+        assert main(["task1", "--resume", str(run), *more]) == 0
+        after = logged(name)["simple_cnn"]
+        assert after.info.run_id != before.info.run_id
+        assert_has_history(run, "simple_cnn", lambda name, after=after: course(after, name))
+        rows = [(int(row["epoch"]), pytest.approx(float(row["train_loss"]))) for row in runner.history(run)]
+        assert series(run / "tensorboard/simple_cnn", "loss/train") == rows
+    assert course(before, "loss/train") == old
+    assert course(after, "loss/train")[saved:2] != old[saved:]
+    assert after.data.params["batch_size"] == "36"
+
+
+@needs_tensorboard
+def test_loggers_show_the_figures_of_the_last_test(stripes, tmp_path, monkeypatch):
+    def best(history):
+        """The first epoch whose weights are there has the weights to keep, where not the last has them."""
+        return history.epochs[-1 if history.keep == "last" else history.lost] if history.epochs else None
+
+    monkeypatch.setattr(TrainingHistory, "best", property(best))
+    network, begun = MODELS[0], ("--name", "tested again", "--logger", "mlflow", "--channels", "RGB,G", "--no-plots")
+    assert start(stripes, tmp_path, *begun, models=[network]) == 0
+    run = tmp_path / "task1/tested again"
+    for more in (["--keep", "last"], ["--submission"], ["--keep", "loss"]):
+        assert main(["task1", "--resume", str(run), *more]) == 0
+        figures, found = results_of(run, network), logged("tested again")[network]
+        assert {name: found.data.metrics[name] for name in figures} == figures
+        for name, value in figures.items():
+            assert series(run / "tensorboard" / network, name) == [(3, value)]
+    # Once again where a test changed it, and not where it did not.
+    assert len(course(found, "result/validation loss")) == 2
+    assert all(len(course(found, name)) in (1, 2) for name in figures)
 
 
 def test_a_new_run_of_the_same_name_is_another_run_of_mlflow(stripes, tmp_path):
