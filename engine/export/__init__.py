@@ -5,7 +5,18 @@ Every file takes images that are not standardised, float32 [batch, channels, hei
 """
 
 from polychrome.engine.export.check import Check, ExportError
-from polychrome.engine.export.classifier import Classifier, Description
+from polychrome.engine.export.classifier import Classifier, Description, Exported
 from polychrome.engine.export.files import FORMATS, check_target, load, save, save_whole
 
-__all__ = ["FORMATS", "Check", "Classifier", "Description", "ExportError", "check_target", "load", "save", "save_whole"]
+__all__ = [
+    "FORMATS",
+    "Check",
+    "Classifier",
+    "Description",
+    "ExportError",
+    "Exported",
+    "check_target",
+    "load",
+    "save",
+    "save_whole",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from polychrome import models
 from polychrome.engine.channels.names import Channels
+from polychrome.engine.errors import UserError
 
 KEY = "polychrome"  # of the description in the metadata of an exported file
 
@@ -26,6 +28,7 @@ class Description:
     any_channels: whether the model is told by a mask which channels are present.
     crop: the side of the central square that was cropped and resized for tests, as a share of the short side.
     options: further arguments of `models.create`; JSON values.
+    whole: whether the file takes whole images as they are stored, see `engine.export.save_whole`.
     """
 
     model: str
@@ -36,11 +39,18 @@ class Description:
     any_channels: bool
     crop: float
     options: dict = field(default_factory=dict)
+    whole: bool = False
 
     @property
     def scale(self) -> int:
         """The divisor that makes input values of stored values."""
         return 255 if self.dtype == "uint8" else 1
+
+    @property
+    def shape(self) -> tuple[str | int, ...]:
+        """The shape of the images; a word stands for any size from 1."""
+        count, size = len(self.channels), self.image_size
+        return ("batch", "height", "width", count) if self.whole else ("batch", count, size, size)
 
     @property
     def absent_channels(self) -> str:
@@ -50,13 +60,33 @@ class Description:
     def as_dict(self) -> dict:
         """Return the description with the inputs and the output in words, JSON-ready."""
         values = "8-bit values / 255, 0..1" if self.dtype == "uint8" else f"as stored ({self.dtype})"
-        shape = ["batch", len(self.channels), self.image_size, self.image_size]
-        images = {"dtype": "float32", "shape": shape, "layout": "contiguous", "values": values}
+        images = {"dtype": "float32", "shape": list(self.shape), "layout": "contiguous", "values": values}
         inputs = {"images": {**images, "absent_channels": self.absent_channels}}
         if self.any_channels:
-            inputs["mask"] = {"dtype": "bool", "shape": shape[:2], "values": "true where a channel is present"}
+            shape = ["batch", len(self.channels)]
+            inputs["mask"] = {"dtype": "bool", "shape": shape, "values": "true where a channel is present"}
         output = {"dtype": "float32", "shape": ["batch", len(self.classes)]}
         return {**asdict(self), "inputs": inputs, "outputs": {"logits": output}, "torch": torch.__version__}
+
+    def check(self, images: Tensor, mask: Tensor | None = None) -> None:
+        """Raise UserError where images or mask are not of the types and shapes that the file takes.
+
+        The formats check little of it: compiled code takes any memory for what it was compiled for.
+
+        Args:
+            images: float32 [batch, channels, size, size]; of a whole file `dtype` [batch, height, width, channels].
+            mask: bool [batch, channels], of a model for any channels.
+        """
+        _check("pixels" if self.whole else "images", images, self.dtype if self.whole else "float32", self.shape)
+        if not self.any_channels:
+            if mask is not None:
+                raise UserError(f"{self.model} takes no mask: absent channels hold {self.absent_channels}")
+            return
+        if mask is None:
+            raise UserError(f"{self.model} takes a mask, too: bool [batch, channels], true where a channel is present")
+        _check("mask", mask, "bool", (len(images), len(self.channels)))
+        if not mask.any(1).all():
+            raise UserError("mask must leave at least one channel of every image")
 
     def to_json(self) -> str:
         """Return the text that `from_json` reads."""
@@ -70,12 +100,43 @@ class Description:
             ValueError: `text` is not a description.
         """
         try:
-            found = {"options": {}} | json.loads(text)
+            found = {"options": {}, "whole": False} | json.loads(text)
             values = {name: found[name] for name in cls.__dataclass_fields__}
             names, mean, std = (tuple(found["channels"][key]) for key in ("names", "mean", "std"))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"no description of a model ({type(error).__name__}: {error})") from None
         return cls(**values | {"classes": tuple(found["classes"]), "channels": Channels(names, mean, std)})
+
+
+def _check(name: str, given: Tensor, dtype: str, shape: tuple[str | int, ...]) -> None:
+    got = type(given).__name__
+    if isinstance(given, Tensor):
+        got = f"{str(given.dtype).removeprefix('torch.')} {list(given.shape)}"
+        if given.dtype == getattr(torch, dtype) and given.dim() == len(shape):
+            pairs = zip(given.shape, shape, strict=True)
+            if all(side == wanted if isinstance(wanted, int) else side > 0 for side, wanted in pairs):
+                return
+    raise UserError(f"{name} must be a tensor of {dtype} [{', '.join(map(str, shape))}], got {got}")
+
+
+class Exported:
+    """An exported file, loaded: called as (images) or (images, mask), it returns what the file computes.
+
+    Attributes:
+        description: what the file says of the model.
+    """
+
+    def __init__(self, run: Callable[..., Tensor], description: Description) -> None:
+        self._run, self.description = run, description
+
+    def __call__(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return logits, or probabilities of whole images, [batch, classes].
+
+        Raises:
+            UserError: images or mask are others than the description says, see `Description.check`.
+        """
+        self.description.check(images, mask)
+        return self._run(images) if mask is None else self._run(images, mask)
 
 
 class Classifier(nn.Module):
@@ -97,10 +158,15 @@ class Classifier(nn.Module):
         return cls(model, description)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map [batch, channels, height, width], valued as `description` says, to logits [batch, classes].
+        """Map [batch, channels, size, size], float32, valued as `description` says, to logits [batch, classes].
 
         mask: [batch, channels] bool, true where a channel is present, for models that take any channels.
+
+        Raises:
+            UserError: images or mask are others than the description says, see `Description.check`.
         """
+        if not torch.compiler.is_exporting():
+            self.description.check(images, mask)
         mean, std = self.statistics
         x = (images - mean) / std
         return self.model(x) if mask is None else self.model(x, mask)

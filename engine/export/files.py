@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from polychrome.engine.errors import UserError, one_line
 from polychrome.engine.export.check import Check, ExportError, compare
-from polychrome.engine.export.classifier import Classifier, Description
+from polychrome.engine.export.classifier import Classifier, Description, Exported
 from polychrome.engine.machine import integrity
 from polychrome.engine.machine.files import check_writable, write_atomically
 
@@ -100,13 +100,14 @@ def _keep(made: Path, path: Path, about: dict) -> None:
     write_atomically(integrity.description_of(path), text + "\n")
 
 
-def load(path: Path | str) -> Callable[..., Tensor]:
+def load(path: Path | str) -> Exported | Classifier:
     """Return an exported model, called as (images) or, if made for any channels, (images, mask).
 
-    Images are float32 [batch, channels, height, width] with the values that the file's description says, mask bool
+    Images are float32 [batch, channels, size, size] with the values that the file's description says, mask bool
     [batch, channels]; the result is logits [batch, classes]. A file with preprocessing takes pixels [batch, height,
-    width, channels] as stored, and gives probabilities. `.safetensors` gives a `Classifier`, whose `model` is the
-    network.
+    width, channels] as stored, and gives probabilities. Other types and shapes are refused with a `UserError`. The
+    result has the file's `description`, with the names of the classes. `.safetensors` gives a `Classifier`, whose
+    `model` is the network.
 
     A `.pt2` holds compiled code, which loading it runs: load only files whose maker you trust. The other formats hold
     no code. Where the file's description `<path>.json` is there, the file is compared with the digest in it.
@@ -120,7 +121,7 @@ def load(path: Path | str) -> Callable[..., Tensor]:
         raise UserError(f"{path}: no such file")
     try:
         fault = integrity.fault_of_described(path)
-        model = None if fault else form.read(path)[0]
+        model = None if fault else form.read(path)
     except Exception as error:  # each reader answers damaged bytes with errors of its own
         raise UserError(f"{path} is damaged or was not exported by this project ({one_line(error)})") from error
     if fault:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polychrome.engine.errors import UserError, one_line
-from polychrome.engine.export.classifier import KEY, Classifier, Description
+from polychrome.engine.export.classifier import KEY, Classifier, Description, Exported
 from polychrome.engine.export.program import traced
 from polychrome.kernels.decompositions import STACKED
 
@@ -74,8 +74,8 @@ def _reason(error: BaseException) -> str:
     return one_line(error)
 
 
-def read(path: Path):
-    """Return the graph in onnxruntime, called as (images) or (images, mask) with tensors, and its description.
+def read(path: Path) -> Exported:
+    """Return the graph in onnxruntime.
 
     A file with preprocessing takes pixels in place of images, see `engine.export.whole`.
     """
@@ -85,7 +85,7 @@ def read(path: Path):
     names = [item.name for item in session.get_inputs()]
 
     def run(*arguments: Tensor) -> Tensor:
-        given = {name: np.asarray(value.cpu()) for name, value in zip(names, arguments, strict=True)}
+        given = {name: np.asarray(value.detach().cpu()) for name, value in zip(names, arguments, strict=True)}
         return torch.from_numpy(session.run(None, given)[0])
 
-    return run, Description.from_json(session.get_modelmeta().custom_metadata_map[KEY])
+    return Exported(run, Description.from_json(session.get_modelmeta().custom_metadata_map[KEY]))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from polychrome.engine.errors import UserError
-from polychrome.engine.export.classifier import KEY, Classifier, Description
+from polychrome.engine.export.classifier import KEY, Classifier, Description, Exported
 from polychrome.engine.export.program import traced
 
 PACKAGES = ()
@@ -38,12 +38,17 @@ def write(classifier: Classifier, path: Path) -> None:
     torch._inductor.aoti_compile_and_package(traced(classifier), package_path=str(path), inductor_configs=configs)
 
 
-def read(path: Path):
-    """Return the compiled model, called as (images) or (images, mask), and its description."""
+def read(path: Path) -> Exported:
+    """Return the compiled model; a call raises UserError where a tensor is not on the device it is compiled for."""
     compiled = torch._inductor.aoti_load_package(str(path))
+    metadata = compiled.loader.get_metadata()
+    made_for = metadata["AOTI_DEVICE_KEY"]
 
     def run(*arguments: Tensor) -> Tensor:
+        for argument in arguments:
+            if argument.device.type != made_for:
+                raise UserError(f"{path} is compiled for {made_for}, got a tensor on {argument.device.type}")
         # Compiled code reads the memory of arguments as contiguous.
         return compiled(*(argument.contiguous() for argument in arguments))
 
-    return run, Description.from_json(compiled.loader.get_metadata()[KEY])
+    return Exported(run, Description.from_json(metadata[KEY]))

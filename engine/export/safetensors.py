@@ -17,8 +17,8 @@ def write(classifier: Classifier, path: Path) -> None:
     save_file(weights, str(path), metadata={KEY: classifier.description.to_json()})
 
 
-def read(path: Path):
-    """Return the `Classifier`, on the CPU, and its description."""
+def read(path: Path) -> Classifier:
+    """Return the `Classifier`, on the CPU."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -26,4 +26,4 @@ def read(path: Path):
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     classifier = Classifier.create(description)
     classifier.model.load_state_dict(weights)
-    return classifier, description
+    return classifier

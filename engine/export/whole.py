@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,15 +56,16 @@ def write(core: Path, path: Path, description: Description) -> None:
 
 def about(description: Description) -> dict:
     """Return the description of such a file, JSON-ready: as of the network alone, with other inputs and outputs."""
+    description = replace(description, whole=True)
     found = description.as_dict()
-    shape = ["batch", "height", "width", len(description.channels)]
     absent = description.absent_channels
     if not description.any_channels and description.scale != 1:
         absent += f" * {description.scale}, rounded"
+    shape = list(description.shape)
     pixels = {"dtype": description.dtype, "shape": shape, "values": "as stored", "absent_channels": absent}
     inputs = {INPUT: pixels} | {name: each for name, each in found["inputs"].items() if name != "images"}
     output = {"dtype": "float32", "shape": ["batch", len(description.classes)]}
-    return found | {"inputs": inputs, "outputs": {OUTPUT: output}, "whole": True}
+    return found | {"inputs": inputs, "outputs": {OUTPUT: output}}
 
 
 def _preprocessing(description: Description) -> onnx.GraphProto:

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torchvision.ops import SqueezeExcitation
 from polychrome import kernels, models
 from polychrome.engine.channels.names import Channels
 from polychrome.engine.errors import UserError
-from polychrome.engine.export import Check, Classifier, Description, ExportError, load, save, whole
+from polychrome.engine.export import Check, Classifier, Description, ExportError, load, save, save_whole, whole
 from polychrome.engine.export.check import agreement, compare
 from polychrome.engine.export.program import traced
 from polychrome.kernels import dynamic_conv2d, per_sample_conv2d
@@ -72,15 +73,96 @@ def check_file(name, file_format, folder, size):
     for batch in (1, 3, 16):
         mask = (torch.ones(batch, 3, dtype=torch.bool),) * about.any_channels
         torch.testing.assert_close(
-            run(values[:batch], *mask), Classifier(model, about)(values[:batch]), atol=1e-3, rtol=1e-4
+            run(values[:batch], *mask), Classifier(model, about)(values[:batch], *mask), atol=1e-3, rtol=1e-4
         )
 
 
-def test_a_mask_in_the_file_gives_what_the_model_makes_of_the_present_channels(tmp_path):
-    needs("onnx")
+IMAGES, MASK = torch.rand(2, 3, 32, 32), torch.ones(2, 3, dtype=torch.bool)
+WRONG = {
+    "uint8": ((IMAGES * 255).to(torch.uint8), MASK),
+    "float64": (IMAGES.double(), MASK),
+    "an array": (IMAGES.numpy(), MASK),
+    "larger": (torch.rand(2, 3, 48, 48), MASK),
+    "fewer channels": (IMAGES[:, :1], MASK[:, :1]),
+    "one image": (IMAGES[0], MASK[0]),
+    "no image": (IMAGES[:0], MASK[:0]),
+    "no mask": (IMAGES,),
+    "whole numbers as mask": (IMAGES, MASK.long()),
+    "fractions as mask": (IMAGES, MASK.float()),
+    "a mask of fewer channels": (IMAGES, MASK[:, :2]),
+    "a mask of fewer images": (IMAGES, MASK[:1]),
+    "an image without channels": (IMAGES, MASK & torch.tensor([[True], [False]])),
+}
+
+
+def packed(path, about, monkeypatch):
+    """Return a pt2, loaded, without compiling: it gives the sums of its images."""
+
+    class Package:
+        loader = SimpleNamespace(get_metadata=lambda: {"polychrome": about.to_json(), "AOTI_DEVICE_KEY": "cpu"})
+
+        def __call__(self, images, *mask):
+            assert all(each.is_contiguous() for each in (images, *mask))
+            return images.sum((2, 3))
+
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path: Package())
+    path.write_bytes(b"")
+    return load(path)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A network with a mask, by format; of pt2 its description alone."""
     model, about, images = made("pool_attention_cnn")
-    save(model, about, tmp_path / "x.onnx", images, "noise")
-    run, values = load(tmp_path / "x.onnx"), images[:3].float() / 255
+    folder = tmp_path_factory.mktemp("written")
+    for file_format in ("onnx", "safetensors"):
+        needs(file_format)
+        save(model, about, folder / f"x.{file_format}", images, "noise")
+    return folder, about
+
+
+@pytest.mark.parametrize("file_format", ["pt2", "onnx", "safetensors"])
+def test_every_format_takes_the_described_inputs_and_refuses_all_others(file_format, written, tmp_path, monkeypatch):
+    folder, about = written
+    if file_format == "pt2":
+        run = packed(tmp_path / "x.pt2", about, monkeypatch)
+        with pytest.raises(UserError, match=r"x.pt2 is compiled for cpu, got a tensor on meta"):
+            run(IMAGES.to("meta"), MASK)
+    else:
+        run = load(folder / f"x.{file_format}")
+    assert run.description == about
+    assert run.description.classes == ("a", "b", "c")
+    for images in (IMAGES, IMAGES.to(memory_format=torch.channels_last), IMAGES.clone().requires_grad_()):
+        assert run(images, MASK).shape == (2, 3)
+    for arguments in WRONG.values():
+        with pytest.raises(UserError, match=r"^(images must be|mask must|pool_attention_cnn takes a mask)") as caught:
+            run(*arguments)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_network_for_all_channels_takes_no_mask():
+    model, about, images = made("simple_cnn")
+    with pytest.raises(UserError, match="simple_cnn takes no mask: absent channels hold the channel's mean"):
+        Classifier(model, about)(images / 255, torch.ones(16, 3, dtype=torch.bool))
+
+
+def test_a_file_for_whole_images_takes_pixels_of_any_size_as_stored_and_refuses_all_else(tmp_path):
+    needs("onnx")
+    model, about, images = Layers(nn.Conv2d(3, 3, 3)), description("small"), made("simple_cnn")[2]
+    pixels = torch.randint(256, (2, 40, 50, 3), dtype=torch.uint8)
+    save_whole(model, about, tmp_path / "x.onnx", images, list(pixels.numpy()), "noise")
+    run = load(tmp_path / "x.onnx")
+    assert run.description == replace(about, whole=True)
+    for wanted in (pixels, pixels[:, :33], pixels[:1, :, :9]):
+        assert run(wanted).sum(1).tolist() == pytest.approx([1.0] * len(wanted), abs=1e-5)
+    for wrong in (pixels / 255, pixels[0], pixels[..., :2], pixels[:, :0], pixels.permute(0, 3, 1, 2)):
+        with pytest.raises(UserError, match=r"pixels must be a tensor of uint8 \[batch, height, width, 3\], got "):
+            run(wrong)
+
+
+def test_a_mask_in_the_file_gives_what_the_model_makes_of_the_present_channels(written):
+    model, _, images = made("pool_attention_cnn")
+    run, values = load(written[0] / "x.onnx"), images[:3].float() / 255
     chosen = ([0], [1, 2], [0, 2])
     mask = torch.tensor([[place in some for place in range(3)] for some in chosen])
     mean, std = torch.tensor([CHANNELS.mean, CHANNELS.std])[:, :, None, None]
