@@ -116,35 +116,64 @@ class TrainedModel:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, channels: str | None = None) -> Tensor:
-        """Return logits [batch, classes] of x [batch, channels, height, width], as `preprocess` returns it.
+        """Return logits [batch, classes] of x, float32 [batch, channels, size, size], as `preprocess` returns it.
+
+        A channel of an image that is NaN throughout is absent: the network is shown the channels that the image has.
 
         Raises:
-            UserError: the model has no such channels, or no network for them.
+            UserError: the model has no such channels, or no network for them; x is of another type or shape, or lacks
+                channels that are asked for.
         """
-        _, chosen, network = self._part(channels)
-        return self._logits(network, chosen, x.to(self.device), np.arange(len(x)), None)
+        combination, chosen, network = self._part(channels)
+        wanted = (len(self.channels), self.image_size, self.image_size)
+        if x.dtype != torch.float32 or x.shape[1:] != wanted:
+            has = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+            raise UserError(f"x must be float32 [batch, {', '.join(map(str, wanted))}], of preprocess, got {has}")
+        x = x.to(self.device)
+        present = ~x.isnan().all(3).all(2)
+        if not present.any(1).all():
+            raise UserError("x has an image without a single channel: all of it is NaN")
+        everywhere = present.all(0).tolist()
+        if absent := [self.channels[place] for place in chosen or () if not everywhere[place]]:
+            if self._asked(channels) or self._source.has_several(self.name):
+                raise UserError(f"x lacks {listed(absent)} of channels {combination}: give those of preprocess")
+            chosen = None  # what each image has
+        x = x.masked_fill(~present[:, :, None, None], 0.0)
+        return self._logits(network, chosen, x, np.arange(len(x)), None if all(everywhere) else present)
 
     def preprocess(self, images: Given | Sequence[Given], channels: str | None = None) -> Tensor:
         """Return images as the network's input: cropped, resized and standardised, [batch, channels, size, size].
 
         Args:
             images: an image or several, as `predict` takes them.
-            channels: the channels that arrays have, where these are not all. The result has all channels; give the same
-                to the call, which then ignores the others.
+            channels: the channels that arrays have, where these are not all. Give the same to the call, which then
+                ignores the others.
+
+        The result has all channels, float32; those that an image lacks are NaN, which the call takes for absent.
 
         Raises:
             UserError: as `predict`, and for every file that cannot be read.
         """
         many = [images] if isinstance(images, str | Path) or _is_one(images) else _several(images)
-        found = []
+        found = [torch.empty(0, len(self.channels), self.image_size, self.image_size, device=self.device)]
         for each in many:
             if isinstance(each, str | Path):
                 files = files_below(Path(each)) if Path(each).is_dir() else [Path(each)]
-                for _, part in self._sets(files, channels, partial(_refuse, files)):
-                    found += [batch.standardised(self._channels) for batch in self._batches(part)]
+                found.append(self._of_files(files, channels))
             else:
-                found.append(self._standardised(self._pixels(each, channels)))
+                found.append(self._standardised(*self._pixels(each, channels)))
         return torch.cat(found)
+
+    def _of_files(self, files: Sequence[Path], channels: str | None) -> Tensor:
+        """Return files as `preprocess` does, in their order."""
+        rows = {}
+        for places, part in self._sets(files, channels, partial(_refuse, files)):
+            for batch in self._batches(part):
+                x = batch.standardised(self._channels)
+                if batch.present is not None:
+                    x = x.masked_fill(~batch.present[:, :, None, None], torch.nan)
+                rows |= {places[index]: row for index, row in zip(batch.indices, x, strict=True)}
+        return torch.stack([rows[place] for place in range(len(files))])
 
     def predict(self, images: Given | Sequence[Given], channels: str | None = None) -> Prediction | list[Prediction]:
         """Return the prediction for an image, or a list of predictions for several images or a folder.
@@ -287,19 +316,20 @@ class TrainedModel:
         return Prediction(name, probabilities[name], probabilities)
 
     def _predict_array(self, image: np.ndarray | Tensor | Image, channels: str | None) -> Prediction:
-        _, chosen, network = self._part(channels)
-        x = self._standardised(self._pixels(image, channels))
-        logits = self._logits(network, chosen, x, np.arange(1), None)
+        logits = self(self._standardised(*self._pixels(image, channels)), channels)
         return self._prediction(logits[0].float().cpu())
 
-    def _standardised(self, pixels: np.ndarray) -> Tensor:
+    def _standardised(self, pixels: np.ndarray, present: Sequence[int]) -> Tensor:
+        """Return an image [height, width, channels] as the network's input, NaN but for the channels `present`."""
         (crop,) = sampling.center_crops(np.array([pixels.shape[:2]]), self.crop)
+        absent = [place for place in range(len(self.channels)) if place not in present]
         batch = empty(1, self.image_size, len(self.channels), getattr(torch, self.dtype))
         batch[0] = cropped(pixels, crop, False, self.image_size)
-        return normalise(batch.to(self.device), self._channels)
+        x = normalise(batch.to(self.device), self._channels)
+        return x.index_fill(1, torch.tensor(absent, device=self.device), torch.nan) if absent else x
 
-    def _pixels(self, image: np.ndarray | Tensor | Image, channels: str | None) -> np.ndarray:
-        """Return an image as [height, width, channels] with all channels, zeros in place of absent channels."""
+    def _pixels(self, image: np.ndarray | Tensor | Image, channels: str | None) -> tuple[np.ndarray, Sequence[int]]:
+        """Return an image as [height, width, channels] with all channels, and the places of those that it has."""
         kind = type(image).__name__
         if isinstance(image, Tensor):
             values = image.detach().cpu().movedim(0, -1).numpy()
@@ -319,7 +349,7 @@ class TrainedModel:
                     f"the network's, {listed(self.channels)}, and leave channels= out"
                 )
             self._warn_of_other_units(values, range(count), kind)
-            return values
+            return values, range(count)
         if values.shape[2] == 1 and (how := split(self._source.conventions)):
             raise UserError(f"{kind} has 1 channel, {how}: wanted all {count} channels")
         if values.shape[2] != len(named):
@@ -329,9 +359,9 @@ class TrainedModel:
         full = np.zeros((*values.shape[:2], count), values.dtype)
         full[..., list(named)] = values
         self._warn_of_other_units(full, named, kind)
-        return full
+        return full, named
 
-    def _of_pillow(self, image: Image, channels: str | None) -> np.ndarray:
+    def _of_pillow(self, image: Image, channels: str | None) -> tuple[np.ndarray, Sequence[int]]:
         """Return a Pillow image as `_pixels` does."""
         combination, chosen, _ = self._part(channels)
         values, present = of_pillow(image, self._source.data, self._asked(channels))
@@ -339,7 +369,7 @@ class TrainedModel:
         if absent:
             raise UserError(f"{type(image).__name__} lacks {listed(absent)} of channels {combination}")
         self._warn_of_other_units(values, present, type(image).__name__)
-        return values
+        return values, present
 
     def _check_values(self, values: np.ndarray, kind: str) -> None:
         """Raise UserError where values are not of the type, or of the kind, that the network was trained on."""
