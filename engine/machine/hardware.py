@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
@@ -18,17 +19,23 @@ from polychrome.engine.machine.workers import cpus
 INSTRUCTIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512", "avx2": "AVX2"}
 
 
-def device(name: str) -> torch.device:
-    """Return the device called "auto", "cpu" or "cuda".
+def device(name: str | torch.device) -> torch.device:
+    """Return the device called "auto", "cpu", "cuda" or, of several GPUs, such as "cuda:1".
 
     Raises:
-        UserError: CUDA was asked for and there is none.
+        UserError: the name is another, or of a CUDA device that is not there.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
+    name = str(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
+        raise UserError(f"no device is called {name!r}: wanted auto, cpu, cuda or, of several GPUs, such as cuda:1")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
+    found = torch.device(name)
+    if (found.index or 0) >= (count := torch.cuda.device_count() if found.type == "cuda" else 1):
+        raise UserError(f"there is no device {name}: torch sees {count} CUDA devices here, from cuda:0")
+    return found
 
 
 def native_precision(on: torch.device) -> str:

@@ -13,7 +13,10 @@ GONE = (errno.EPIPE, errno.EIO)  # nobody reads any more: a closed pipe, a termi
 
 
 class Lasting:
-    """A text stream that swallows what can no longer be written; `fault` is the first error in writing, if any."""
+    """A text stream that swallows what can no longer be written; `fault` is the first error in writing, if any.
+
+    Letters that its encoding lacks become escapes.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -22,6 +25,9 @@ class Lasting:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
+        except UnicodeEncodeError:  # a name of a file or class in a locale that lacks its letters
+            encoding = self._stream.encoding
+            return self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except OSError as error:
             self._end(error)
             return len(text)
