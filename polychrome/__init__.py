@@ -66,7 +66,11 @@ if not (_folder / "kernels").is_dir():  # in a clone the subpackages lie beside 
 
 
 def load(
-    source: "str | Path", model: "str | None" = None, channels: "str | None" = None, device: str = "auto"
+    source: "str | Path",
+    model: "str | None" = None,
+    channels: "str | None" = None,
+    device: str = "auto",
+    workers: int = 1,
 ) -> "TrainedModel":
     """Return a trained network with everything that its images need: `predict` classifies files and arrays.
 
@@ -77,11 +81,13 @@ def load(
             package, such as "prism4_small-shapes". A file or folder of this name in the working directory wins.
         model: which of the run's models, by name; by default the most accurate one on the validation images.
         channels: the combination of channels that images have, such as "RG" or "red+nir"; by default all.
-        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+        device: "auto" (a GPU where there is one), "cpu", "cuda" or, of several GPUs, such as "cuda:1".
+        workers: how many processes decode files, where a call has more than 64. More than one need the calls of a
+            script to stand below `if __name__ == "__main__":`.
 
     Raises:
-        polychrome.engine.errors.UserError: there is no such run, checkpoint, pretrained network, model or channel, or a
-            file is damaged.
+        polychrome.engine.errors.UserError: there is no such run, checkpoint, pretrained network, model, channel or
+            device, or a file is damaged or the state of a training.
         ModuleNotFoundError: a package of training is not installed.
     """
     try:
@@ -92,7 +98,7 @@ def load(
             raise
         message = f"polychrome.load needs {package}: pip install 'polychrome[train]'"
         raise ModuleNotFoundError(message, name=package) from error
-    return trained.load(source, model, channels, device)
+    return trained.load(source, model, channels, device, workers)
 
 
 if not TYPE_CHECKING:  # else a type checker would accept any name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -60,7 +61,7 @@ class Prediction:
 
 
 def load(
-    source: str | Path, model: str | None = None, channels: str | None = None, device: str = "auto"
+    source: str | Path, model: str | None = None, channels: str | None = None, device: str = "auto", workers: int = 1
 ) -> TrainedModel:
     """Return a trained network with everything that its images need: `predict` classifies files and arrays.
 
@@ -70,12 +71,16 @@ def load(
         model: which of the run's models, by name; by default the most accurate one on the validation images.
         channels: the combination of channels that images have, such as "RG" or "red+nir"; by default all. `predict`
             takes other ones.
-        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+        device: "auto" (a GPU where there is one), "cpu", "cuda" or, of several GPUs, such as "cuda:1".
+        workers: how many processes decode files, where a call has more than 64. More than one are started anew by each
+            such call, and need the calls of a script to stand below `if __name__ == "__main__":`. A file that crashes
+            its decoder then has a reason; with one, which is this process, it takes that with it.
 
     Raises:
-        UserError: there is no such run, checkpoint, pretrained network, model or channel, or a file is damaged.
+        UserError: there is no such run, checkpoint, pretrained network, model, channel or device, or a file is damaged
+            or the state of a training.
     """
-    return TrainedModel(opened(source, device, model), model, channels)
+    return TrainedModel(opened(source, device, model), model, channels, workers)
 
 
 class TrainedModel:
@@ -94,17 +99,15 @@ class TrainedModel:
         network: the `nn.Module`, in evaluation.
     """
 
-    def __init__(self, source: Source, model: str | None = None, channels: str | None = None) -> None:
+    def __init__(self, source: Source, model: str | None = None, channels: str | None = None, workers: int = 1) -> None:
+        self._workers = workers
         self.name = model or source.best()
         self._source, self._channels, self._parts = source, source.channels, {}
         self.channels, self.dtype, self.device = source.channels.names, source.dtype, source.device
         self.precision, self.arithmetic = source.precision, source.arithmetic
-        names = source.class_names
-        self.classes = tuple(
-            f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names)
-        )
-        self._default = channels
-        self.combination, _, self.network = self._part(channels)
+        self.classes = _distinct(source.class_names)
+        self._default = source.own_channels if channels is None else channels
+        self.combination, _, self.network = self._part(None)
         self._settings = replace(source.entry_settings(self.name), batch_size=BATCH)
         self.image_size, self.crop = self._settings.image_size, self._settings.eval_crop
 
@@ -154,14 +157,15 @@ class TrainedModel:
         Raises:
             UserError: as `predict`, and for every file that cannot be read.
         """
-        many = [images] if isinstance(images, str | Path) or _is_one(images) else _several(images)
+        if isinstance(images, str | Path):
+            path = Path(images)
+            return self._of_files(files_below(path) if path.is_dir() else [path], channels)
+        if _is_one(images):
+            return self._standardised(*self._pixels(images, channels))
         found = [torch.empty(0, len(self.channels), self.image_size, self.image_size, device=self.device)]
-        for each in many:
-            if isinstance(each, str | Path):
-                files = files_below(Path(each)) if Path(each).is_dir() else [Path(each)]
-                found.append(self._of_files(files, channels))
-            else:
-                found.append(self._standardised(*self._pixels(each, channels)))
+        for each in _several(images):
+            named = isinstance(each, str | Path)
+            found.append(self._of_files(found_files([each]), channels) if named else self.preprocess(each, channels))
         return torch.cat(found)
 
     def _of_files(self, files: Sequence[Path], channels: str | None) -> Tensor:
@@ -221,16 +225,16 @@ class TrainedModel:
         self,
         files: Sequence[Path],
         channels: str | None = None,
-        say: Callable[[str], None] = lambda line: None,
+        say: Callable[[str], None] = warnings.warn,
         done: Callable[[int], None] = lambda images: None,
         warn: Callable[[str], None] = warnings.warn,
     ) -> list[Prediction]:
         """Return a prediction for each file, in order; a file that cannot be classified has a reason.
 
         Args:
-            say: called with lines on how files are read.
+            say: called with lines on how files are read; by default these are warnings.
             done: called with the number of images that were classified, batch by batch.
-            warn: called with lines on values that are far from those of the training.
+            warn: called with lines on values that are far from those of the training; by default warnings.
 
         Raises:
             UserError: the model has no such channels, or no network for them.
@@ -275,12 +279,15 @@ class TrainedModel:
 
     def _part(self, channels: str | None) -> tuple[str, tuple[int, ...] | None, nn.Module]:
         """Return the name of a combination of channels, its channels, and the network for it."""
-        channels = channels or self._default
+        channels = self._default if channels is None else channels
+        if not isinstance(channels, str | None):
+            raise UserError(f"channels={channels!r}: wanted a name, such as {self._channels.full!r}")
         if channels in (ALL, SHUFFLED, SENSORS):
             raise UserError(f"an image has one combination of channels, not {channels!r}")
         if channels not in self._parts:
             known, sensors = self._channels, self._channels.sensors
-            wanted = parse((channels,), known.names, 0, sensors) if channels else {known.full: known.everything}
+            everything = {known.full: known.everything}
+            wanted = everything if channels is None else parse((channels,), known.names, 0, sensors)
             if self._parts and not self._source.has_several(self.name):
                 _, _, network = next(iter(self._parts.values()))
                 ((label, chosen),) = wanted.items()
@@ -295,10 +302,11 @@ class TrainedModel:
 
         A network for one combination takes them in an order of its own.
         """
-        if wanted := channels or self._default:
-            ((_, chosen),) = parse((wanted,), self.channels, 0, self._channels.sensors).items()
-            return chosen
-        return tuple(range(len(self.channels)))
+        wanted = self._default if channels is None else channels
+        if wanted is None:
+            return tuple(range(len(self.channels)))
+        ((_, chosen),) = parse((wanted,), self.channels, 0, self._channels.sensors).items()
+        return chosen
 
     def _logits(self, network, chosen, x: Tensor, indices: np.ndarray, present: Tensor | None) -> Tensor:
         shown = inputs(network, x, chosen, self._source.shown_as(self.name), indices, present)
@@ -331,6 +339,8 @@ class TrainedModel:
     def _pixels(self, image: np.ndarray | Tensor | Image, channels: str | None) -> tuple[np.ndarray, Sequence[int]]:
         """Return an image as [height, width, channels] with all channels, and the places of those that it has."""
         kind = type(image).__name__
+        if 0 in (image.size if _is_pillow(image) else image.shape):
+            raise UserError(f"{kind} has no pixel")
         if isinstance(image, Tensor):
             values = image.detach().cpu().movedim(0, -1).numpy()
         elif isinstance(image, np.ndarray):
@@ -338,7 +348,7 @@ class TrainedModel:
         else:
             return self._of_pillow(image, channels)
         if values.ndim == 2:
-            gray = are_photos(self._channels, self.dtype) and not (channels or self._default)
+            gray = are_photos(self._channels, self.dtype) and not self._asked(channels)
             values = np.repeat(values[..., None], 3 if gray else 1, 2)
         self._check_values(values, kind)
         combination, count, named = self._part(channels)[0], len(self.channels), self._named(channels)
@@ -397,20 +407,21 @@ class TrainedModel:
 
     def _asked(self, channels: str | None) -> tuple[str, ...]:
         """Return the names of the channels that are asked for, in order; none where all are meant."""
-        return tuple(self.channels[place] for place in self._named(channels)) if channels or self._default else ()
+        asked = channels is not None or self._default is not None
+        return tuple(self.channels[place] for place in self._named(channels)) if asked else ()
 
     def _sets(
         self,
         files: Sequence[Path],
         channels: str | None,
         fail: Callable[[int, str], None],
-        say: Callable[[str], None] = lambda line: None,
+        say: Callable[[str], None] = warnings.warn,
         warn: Callable[[str], None] = warnings.warn,
     ) -> list[tuple[list[int], ImageSet]]:
         """Return sets of the usable files of one kind each, with the places of their images among `files`."""
         combination, chosen, _ = self._part(channels)
         asked, sets = self._asked(channels), []
-        for places, images in image_sets(files, self._source.data, asked, fail, warn):
+        for places, images in image_sets(files, self._source.data, asked, fail, warn, self._workers):
             kept = []
             for row, (place, path) in enumerate(zip(places, images.splits["images"].paths, strict=True)):
                 absent = [self.channels[index] for index in chosen or () if index not in images.present(path)]
@@ -430,7 +441,7 @@ class TrainedModel:
 
     def _batches(self, images: ImageSet, unread: Callable[[str, str], None] | None = None) -> Iterator:
         count = len(images.splits["images"].paths)
-        workers = self._settings.workers if count > FEW else 0
+        workers = self._workers if self._workers > 1 and count > FEW else 0
         opened = Opened(images, Wanted("torch", self.device, workers=workers))
         with make_loader(opened, "images", self._settings, on_fault=unread) as loader:
             yield from loader.epoch(0)
@@ -467,6 +478,18 @@ def files_below(folder: Path) -> list[Path]:
 
 def _refuse(files: Sequence[Path], place: int, reason: str) -> None:
     raise UserError(f"{files[place]}: {reason}")
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of which equal ones are followed by their numbers, as often as makes all of them differ."""
+    found, counts = [], Counter(names)
+    for number, name in enumerate(names):
+        own = name
+        while counts[own] > (own == name):
+            own += f" ({number})"
+        counts[own] += own != name
+        found.append(own)
+    return tuple(found)
 
 
 def _is_one(image: object) -> bool:

@@ -37,6 +37,7 @@ def image_sets(
     asked: tuple[str, ...] = (),
     fail: Callable[[int, str], None] | None = None,
     warn: Said = lambda line: None,
+    workers: int = 1,
 ) -> Sets:
     """Return files as image sets of one kind each, in a split "images", with the statistics of the training.
 
@@ -48,6 +49,7 @@ def image_sets(
         asked: the channels that are asked for, in order.
         fail: called with the place of a file and the reason why it cannot be used; by default that is raised.
         warn: called with a line on files whose values are far from those of the training.
+        workers: the processes that decode more than `FEW` files.
 
     Raises:
         UserError: without `fail`, a file cannot be decoded, or its channels or values are others than the training's.
@@ -70,7 +72,7 @@ def image_sets(
     sets = []
     for (root, described), inside in by_root.items():
         paths = {place: file.relative_to(root).as_posix() for place, file in inside.items()}
-        sets += _of_root(root, described, paths, trained, asked, fail, warn)
+        sets += _of_root(root, described, paths, trained, asked, fail, warn, workers)
     return sets
 
 
@@ -87,11 +89,12 @@ def _of_root(
     asked: tuple[str, ...],
     fail: Callable[[int, str], None],
     warn: Said,
+    workers: int,
 ) -> Sets:
     """Return the sets of files below a folder that describes them; of one that does not, shapes go by the model."""
     counts = () if described else (len(trained.channels), len(asked))
     try:
-        report = _scanned(root, tuple(paths.values()), trained, counts)
+        report = _scanned(root, tuple(paths.values()), trained, counts, workers)
     except UserError as error:
         for place in paths:
             fail(place, str(error))
@@ -134,10 +137,11 @@ def _together(places: list[int], made: Callable[[Sequence[int]], ImageSet | None
     return [*_together(places[:half], made), *_together(places[half:], made)]
 
 
-def _scanned(root: Path, paths: tuple[str, ...], trained: Trained, counts: tuple[int, ...]) -> ScanReport:
+def _scanned(root: Path, paths: tuple[str, ...], trained: Trained, counts: tuple[int, ...], workers: int) -> ScanReport:
     """Return the report on files whose shapes may have one of `counts` channels; empty: as in training."""
     photos = are_photos(trained.channels, trained.dtype)
-    how = {"workers": None if len(paths) > FEW else 1, "cache": False, "photos": photos, "measured": not photos}
+    workers = workers if len(paths) > FEW else 1
+    how = {"workers": workers, "cache": False, "photos": photos, "measured": not photos}
     report = scan.scan(root, paths, channels=counts[0] if counts else None, **how)
     if len(set(counts) - {0}) < 2:
         return report

@@ -68,9 +68,12 @@ def export_run(
 def _network(trained: Source, name: str, channels: str | None) -> tuple[torch.nn.Module, tuple[int, ...]]:
     """Return a network of a model with its best weights, and the indices of the channels it takes."""
     everything = {trained.channels.full: tuple(range(len(trained.channels)))}
-    if channels is not None and not trained.has_several(name):
+    if channels is None:
+        channels = trained.own_channels
+    elif not trained.has_several(name):
         raise UserError(f"--channels picks one of several networks; {name} is one for all channels: leave it out")
-    wanted = parse((channels,), trained.channels.names, 0, trained.channels.sensors) if channels else everything
+    known = trained.channels
+    wanted = everything if channels is None else parse((channels,), known.names, 0, known.sensors)
     if len(wanted) != 1 or not all(wanted.values()):
         raise UserError(f"export takes one combination of channels, not {channels!r}")
     ((part, network),) = trained.networks(name, wanted)

@@ -10,7 +10,7 @@ import torch
 
 from polychrome.engine.channels import masks
 from polychrome.engine.channels.combinations import Combinations
-from polychrome.engine.channels.names import RGB, Channels
+from polychrome.engine.channels.names import RGB, Channels, join
 from polychrome.engine.data.conventions import Conventions, Trained
 from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.errors import UserError
@@ -24,7 +24,7 @@ from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
 
 
-def opened(place: str | Path, device: str, model: str | None = None) -> Source:
+def opened(place: str | Path, device: str | torch.device, model: str | None = None) -> Source:
     """Return the trained networks of a run's folder, of a checkpoint, or of a pretrained network's name.
 
     A file or folder that is there wins over a pretrained network of the same name.
@@ -33,8 +33,9 @@ def opened(place: str | Path, device: str, model: str | None = None) -> Source:
         model: the model that is asked for, of a run.
 
     Raises:
-        UserError: there is no such run, checkpoint or pretrained network, or a file is damaged.
+        UserError: there is no such run, checkpoint, pretrained network or device, or a file is damaged.
     """
+    device = hardware.device(device)  # before a file is read to it
     path = Path(place)
     if not path.exists():
         if str(place) not in pretrained.FILES:
@@ -63,7 +64,7 @@ class Source(ABC):
         class_names: in the order of the logits.
     """
 
-    def __init__(self, place: Path, results: dict, settings: Settings, device: str) -> None:
+    def __init__(self, place: Path, results: dict, settings: Settings, device: str | torch.device) -> None:
         self.place, self.results, self.device = place, results, hardware.device(device)
         self.settings = replace(settings, device=self.device.type)
         self.precision = settings.precision if hardware.is_native(settings.precision, self.device) else "fp32"
@@ -85,6 +86,11 @@ class Source(ABC):
 
     def autocast(self):
         return hardware.autocast(self.device, self.precision)
+
+    @property
+    def own_channels(self) -> str | None:
+        """The combination of channels that images have by default; None for all."""
+        return None
 
     @property
     def arithmetic(self) -> str | None:
@@ -158,11 +164,14 @@ class Checkpoint(Source):
     """The one network of a `best.pt`, wherever it lies.
 
     Raises:
-        UserError: the file is no checkpoint of ours, is damaged, or is of a version that kept only weights in it.
+        UserError: the file is no checkpoint of ours, is damaged, is of a version that kept only weights in it, or is
+            the state of a training, whose weights are not those that were tested.
     """
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, device: str | torch.device) -> None:
         self._content = checkpoint.load(path, hardware.device(device))
+        if "optimizer" in self._content:
+            raise UserError(f"{path} is the state of a training, for --resume: give the best.pt beside it")
         if not (copy := self._content.get("run")):
             raise UserError(f"{path} has weights alone: give the folder of its run")
         settings = Settings.from_text(copy["config"], f"{path}: the copy of the settings")
@@ -194,6 +203,12 @@ class Checkpoint(Source):
     def export(self, name: str, file_format: str) -> Path:
         return Path(f"{name}.{file_format}")
 
+    @property
+    def own_channels(self) -> str | None:
+        if not self._label or len(own := self._own()) == len(self.channels):
+            return None
+        return join([self.channels.names[place] for place in own], self.channels.names)
+
     def _own(self) -> tuple[int, ...]:
         """Return the channels that the network takes, of a model with a network for each combination."""
         return tuple(map(self.channels.names.index, self.results["combinations"][self._label]))
@@ -206,7 +221,7 @@ class Run(Source):
         UserError: the folder is not a run's, has several seeds or no trained model, or is damaged.
     """
 
-    def __init__(self, root: Path, device: str) -> None:
+    def __init__(self, root: Path, device: str | torch.device) -> None:
         self.folder = RunFolder.open(root)
         if own := self.folder.seeds:
             raise UserError(f"{root} has a run for each of {len(own)} seeds: give one of them, {own[min(own)].root}")

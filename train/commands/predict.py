@@ -12,6 +12,7 @@ from pathlib import Path
 
 from polychrome.engine.errors import UserError, shown, spreadsheet_cell
 from polychrome.engine.machine.files import write_atomically
+from polychrome.engine.machine.workers import cpus
 from polychrome.engine.report import console
 from polychrome.engine.report.tables import Table
 from polychrome.train.trained import Prediction, TrainedModel, found_files, load
@@ -37,7 +38,7 @@ def predict_images(
     """
     if output is not None and output.suffix not in FORMATS:
         raise UserError(f"--output {output}: the name must end in {', '.join(FORMATS)}")
-    trained = load(run, model, channels)
+    trained = load(run, model, channels, workers=cpus())
     files = found_files(images)
     with console.progress("classifying", len(files)) as bar:
         found = trained.predict_files(files, say=_note, done=bar.advance, warn=_note)
@@ -73,10 +74,18 @@ def as_table(title: str, found: Sequence[Prediction], top: int) -> Table:
 
 
 def as_csv(found: Sequence[Prediction], classes: Sequence[str]) -> str:
-    """Return predictions as CSV: path, class, its probability, why there is none, and the probability of each class."""
+    """Return predictions as CSV: path, class, its probability, why there is none, and the probability of each class.
+
+    The column of a class is headed by its name, with " (class)" after the name of another column.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["path", "class", "probability", "reason", *map(spreadsheet_cell, classes)])
+    heads = ["path", "class", "probability", "reason"]
+    for head in map(spreadsheet_cell, classes):
+        while head in heads:
+            head += " (class)"
+        heads.append(head)
+    table.writerow(heads)
     for each in found:
         shares = [each.probability, *(each.probabilities.get(name) for name in classes)]
         likely, *others = ("" if share is None else f"{share:.6f}" for share in shares)
@@ -117,11 +126,12 @@ def _parquet(found: Sequence[Prediction], classes: Sequence[str]) -> bytes:
         raise UserError("--output .parquet needs pyarrow: pip install 'polychrome[parquet]'") from error
     columns = {
         "path": [shown(each.path) for each in found],
-        "class": [each.name for each in found],
+        "class": pa.array([each.name and shown(each.name) for each in found], pa.string()),
         "probability": pa.array([each.probability for each in found], pa.float32()),
-        "reason": pa.array([each.reason for each in found], pa.string()),
+        "reason": pa.array([each.reason and shown(each.reason) for each in found], pa.string()),
         "probabilities": pa.array(
-            [list(each.probabilities.items()) for each in found], pa.map_(pa.string(), pa.float32())
+            [[(shown(name), share) for name, share in each.probabilities.items()] for each in found],
+            pa.map_(pa.string(), pa.float32()),
         ),
     }
     stream = pa.BufferOutputStream()
