@@ -10,6 +10,7 @@ from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from polychrome.engine.export.check import Check, ExportError, compare
 from polychrome.engine.export.classifier import Classifier, Description, Exported
 from polychrome.engine.machine import integrity
 from polychrome.engine.machine.files import check_writable, write_atomically
+
+if TYPE_CHECKING:
+    from polychrome.engine.export.whole import WholeCheck
 
 FORMATS = ("pt2", "onnx", "safetensors")
 
@@ -49,7 +53,7 @@ def save(model: nn.Module, description: Description, path: Path, images: Tensor,
 
 def save_whole(
     model: nn.Module, description: Description, path: Path, images: Tensor, pixels: Sequence[np.ndarray], note: str
-) -> Check:
+) -> WholeCheck:
     """Write `model` as ONNX with crop, resize, standardisation and softmax in the graph, see `engine.export.whole`.
 
     Args:
@@ -69,7 +73,7 @@ def save_whole(
         _written(model, description, core, path, images)
         whole.write(core, made, description)
         check = whole.compare(load(made), model, description, pixels)
-        if check.difference > whole.TOLERANCE:
+        if not check.passed:
             raise ExportError(f"{path} was not written: it does not compute what {description.model} does ({check})")
         _keep(made, path, {**whole.about(description), "check": {**asdict(check), "on": note}})
     return check

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from polychrome.engine.data import sampling
 from polychrome.engine.data.batches import normalise
 from polychrome.engine.data.readers.resizing import cropped
-from polychrome.engine.export.check import Check, agreement
+from polychrome.engine.export.check import agreement
 from polychrome.engine.export.classifier import KEY, Description
 
 if TYPE_CHECKING:
@@ -26,11 +26,35 @@ INPUT, OUTPUT = "pixels", "probabilities"
 TOLERANCE = 0.02
 
 
+@dataclass(frozen=True)
+class WholeCheck:
+    """The result of comparing a file for whole images with its network.
+
+    images: how many were shown, one by one.
+    difference: the largest absolute difference of two probabilities.
+    agreement: the share of images that file and network put into the same class.
+    """
+
+    images: int
+    difference: float
+    agreement: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether no two probabilities differ by more than 0.02."""
+        return self.difference <= TOLERANCE
+
+    def __str__(self) -> str:
+        same = f"same class for {self.agreement:.0%} of the images"
+        return f"largest difference of probabilities {self.difference:.1e}, {same}"
+
+
 def write(core: Path, path: Path, description: Description) -> None:
     """Write the ONNX file `core` of a network with everything before it and after it.
 
     The input "pixels", [batch, height, width, channels] of any one height and width, has values as stored, uint8 or
-    float32; a network for any channels also has its "mask". The output "probabilities" is float32 [batch, classes].
+    float32, where NaN is missing and becomes the channel's mean; a network for any channels also has its "mask". The
+    output "probabilities" is float32 [batch, classes].
     """
     import onnx
     from onnx import compose, helper
@@ -82,10 +106,12 @@ def _preprocessing(description: Description) -> onnx.GraphProto:
         "axes": np.array([2, 3], np.int64),
         "share": np.array([description.crop], np.float64),
         "small": np.array([count, size, size], np.int64),
-        "low": np.array(0, np.float32),
-        "high": np.array(255, np.float32),
         "scale": np.array(description.scale, np.float32),
     }
+    if stored == "uint8":
+        constants |= {"low": np.array(0, np.float32), "high": np.array(255, np.float32)}
+    else:
+        constants["mean"] = np.array(description.channels.mean, np.float32)[:, None, None]
     name = {each: f"preprocessing_{each}" for each in constants}
 
     def node(op: str, inputs: list[str], output: str, **attributes):
@@ -94,6 +120,9 @@ def _preprocessing(description: Description) -> onnx.GraphProto:
         made = output if output == "values" else f"preprocessing_{output}"
         return helper.make_node(op, given, [made], name=f"preprocessing_{op}_{output}", **attributes)
 
+    known = [node("Cast", ["square"], "known", to=TensorProto.FLOAT)]
+    if stored != "uint8":  # missing values are the channel's mean, as in `engine.data.files.stacks.opener`
+        known = [node("IsNaN", ["square"], "missing"), node("Where", ["missing", "mean", "square"], "known")]
     nodes = [
         node("Transpose", [INPUT], "channels_first", perm=[0, 3, 1, 2]),
         node("Shape", [INPUT], "shape"),
@@ -108,12 +137,12 @@ def _preprocessing(description: Description) -> onnx.GraphProto:
         node("Div", ["margin", "two"], "start"),
         node("Add", ["start", "side"], "end"),
         node("Slice", ["channels_first", "start", "end", "axes"], "square"),
-        node("Cast", ["square"], "square_float", to=TensorProto.FLOAT),
+        *known,
         node("Slice", ["shape", "zero", "one"], "batch"),
         node("Concat", ["batch", "small"], "sizes", axis=0),
         node(
             "Resize",
-            ["square_float", "", "", "sizes"],
+            ["known", "", "", "sizes"],
             "resized",
             mode="linear",
             antialias=1,
@@ -135,25 +164,28 @@ def _preprocessing(description: Description) -> onnx.GraphProto:
 @torch.no_grad()
 def compare(
     run: Callable[..., Tensor], model: nn.Module, description: Description, images: Sequence[np.ndarray]
-) -> Check:
+) -> WholeCheck:
     """Compare such a file, loaded, with its network on images [height, width, channels] as stored, one by one.
 
-    The differences are of probabilities.
+    Of float32 images some pixels are taken out, as files have missing ones.
     """
     pairs = [_results(run, model, description, image) for image in images]
     given, wanted = (torch.cat(each) for each in zip(*pairs, strict=True))
-    return Check(
+    return WholeCheck(
         images=len(images),
         difference=(given - wanted).abs().max().item(),
-        largest_logit=wanted.abs().max().item(),
         agreement=agreement(given, wanted),
     )
 
 
 def _results(run, model: nn.Module, description: Description, image: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return the probabilities of an image by the file and by the model, [1, classes] each."""
+    stored = np.array(image)
+    if description.dtype == "float32":
+        stored[::3, ::5] = np.nan
+        image = np.where(np.isnan(stored), np.float32(description.channels.mean), stored)
     (crop,) = sampling.center_crops(np.array([image.shape[:2]]), description.crop)
     batch = cropped(image, crop, False, description.image_size)[None].to(next(model.parameters()).device)
     wanted = model(normalise(batch, description.channels)).float().softmax(1).cpu()
     mask = (torch.ones(1, image.shape[2], dtype=torch.bool),) * description.any_channels
-    return run(torch.from_numpy(np.array(image))[None], *mask), wanted
+    return run(torch.from_numpy(stored)[None], *mask), wanted

@@ -6,6 +6,7 @@ from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -158,6 +159,40 @@ def test_a_file_for_whole_images_takes_pixels_of_any_size_as_stored_and_refuses_
     for wrong in (pixels / 255, pixels[0], pixels[..., :2], pixels[:, :0], pixels.permute(0, 3, 1, 2)):
         with pytest.raises(UserError, match=r"pixels must be a tensor of uint8 \[batch, height, width, 3\], got "):
             run(wrong)
+
+
+def test_a_file_for_whole_images_takes_nan_for_missing_values_as_files_are_read(tmp_path):
+    needs("onnx")
+    import onnx
+
+    from polychrome.engine.data.files import stacks
+
+    torch.manual_seed(0)
+    channels = Channels(("a", "b", "c"), (50.0, 7.0, -3.0), (20.0, 3.0, 1.0))
+    about = replace(description("small"), dtype="float32", channels=channels)
+    values = torch.randn(4, 40, 50, 3) * torch.tensor(channels.std) + torch.tensor(channels.mean)
+    model, images = Layers(nn.Conv2d(3, 3, 3)), values[:, :32, :32].permute(0, 3, 1, 2)
+    check = save_whole(model, about, tmp_path / "x.onnx", images, list(values.numpy()), "noise")
+    assert check.difference < 1e-4
+    assert str(check).startswith("largest difference of probabilities ")
+    said = json.loads((tmp_path / "x.onnx.json").read_text())["check"]
+    assert said == {"images": 4, "difference": check.difference, "agreement": 1.0, "on": "noise"}
+    run, raw = load(tmp_path / "x.onnx"), values[0].clone()
+    raw[:9, 4:20, 1], raw[..., 2] = torch.nan, torch.nan
+    np.save(tmp_path / "x.npy", raw.numpy())
+    filled = torch.from_numpy(stacks.read(tmp_path / "x.npy", 3, channels.mean))
+    assert filled.isfinite().all()
+    torch.testing.assert_close(run(raw[None]), run(filled[None]), atol=1e-6, rtol=0)
+    assert (run(raw[None]) - run(values[:1])).abs().max() > 1e-3
+    graph = onnx.load(tmp_path / "x.onnx").graph
+    used = {name for node in graph.node for name in node.input}
+    assert {each.name for each in graph.initializer} <= used
+
+
+def test_probabilities_pass_up_to_a_fiftieth_and_never_as_nan():
+    assert whole.WholeCheck(16, 0.02, 1.0).passed
+    assert not whole.WholeCheck(16, 0.021, 1.0).passed
+    assert not whole.WholeCheck(16, float("nan"), 1.0).passed
 
 
 def test_a_mask_in_the_file_gives_what_the_model_makes_of_the_present_channels(written):
