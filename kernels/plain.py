@@ -68,7 +68,7 @@ class Remembered(NamedTuple):
 
 def remember(module: nn.Module, called: tuple[str, ...] = ()) -> Remembered:
     """Return the state that `is_as_remembered` compares; the submodules at the paths `called` may change."""
-    own = ((name, _frozen(value)) for name, value in vars(module).items() if name not in NOT_REMEMBERED)
+    own = ((name, frozen(value)) for name, value in vars(module).items() if name not in NOT_REMEMBERED)
     held = module._parameters | module._buffers
     names = NOT_REMEMBERED | vars(module).keys() | held.keys()
     absent = (name for name, value in held.items() if value is None)
@@ -91,7 +91,7 @@ def is_as_remembered(module: nn.Module, then: Remembered) -> bool:
     if _holds_more(module, then):
         return False
     for name, value in then.attributes:
-        if not _is_same(_frozen(module.__dict__.get(name, then)), value):
+        if not is_same(frozen(module.__dict__.get(name, then)), value):
             return False
     names = [name for name in module._modules if name != "parametrizations"]
     if len(names) != len(then.children):
@@ -129,7 +129,7 @@ def tensors_beside(module: nn.Module, called: tuple[str, ...] = ()) -> list[str]
     for path, inner in module.named_modules():
         if not any(path == each or path.startswith(f"{each}.") for each in called):
             own = {name: value for name, value in vars(inner).items() if name not in NOT_REMEMBERED}
-            held = [name for name, value in (inner._buffers | own).items() if _has_tensor(_frozen(value))]
+            held = [name for name, value in (inner._buffers | own).items() if _has_tensor(frozen(value))]
             found += [f"{path}.{name}" if path else name for name in held]
     return found
 
@@ -174,18 +174,19 @@ def _geometry(conv: nn.Conv2d) -> tuple:
     return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
 
 
-def _frozen(value: object) -> object:
+def frozen(value: object) -> object:
     """Return `value`, lists and dicts as tuples, which nobody can change afterwards."""
     if isinstance(value, list | tuple):
-        return tuple(map(_frozen, value))
-    return tuple((name, _frozen(each)) for name, each in value.items()) if isinstance(value, dict) else value
+        return tuple(map(frozen, value))
+    return tuple((name, frozen(each)) for name, each in value.items()) if isinstance(value, dict) else value
 
 
-def _is_same(one: object, other: object) -> bool:
+def is_same(one: object, other: object) -> bool:
+    """Return whether two values, each `frozen`, are the same objects, equal numbers or equal strings."""
     if one is other:
         return True
     if type(one) is not type(other):
         return False
     if isinstance(one, tuple):
-        return len(one) == len(other) and all(map(_is_same, one, other))
+        return len(one) == len(other) and all(map(is_same, one, other))
     return isinstance(one, int | float | str | torch.dtype | torch.device) and one == other
