@@ -172,22 +172,24 @@ def line(timing: Timing) -> str:
     told = (
         f"{timing.name}\n    {timing.milliseconds(OURS):8.2f} ms, plain PyTorch {timing.milliseconds(PLAIN):.2f} ms: "
     )
-    told += f"{timing.ratio(PLAIN):.2f} times as fast"
-    if apart := timing.unsteady(PLAIN):
-        told += " (unsteady: {:.2f} to {:.2f})".format(*apart)
+    apart = timing.unsteady(PLAIN)
+    told += "unsteady, {:.2f} to {:.2f}".format(*apart) if apart else f"round by round {timing.ratio(PLAIN):.2f}"
+    told += " times as fast"
     if STATIC in timing.rounds:
         told += f"; {1 / timing.ratio(STATIC):.2f} times the time of one kernel for all samples"
     return told + ("" if timing.agrees else "\n    WRONG: the two do not compute the same")
 
 
 def verdict(found: Sequence[Timing]) -> str:
-    """Return a summary."""
-    ratios = [each.ratio(PLAIN) for each in found]
-    ahead = sum(ratio > 1 for ratio in ratios)
-    told = f"ahead of plain PyTorch in {ahead} of {len(found)} calls, {median(ratios):.2f} times as fast in the median"
-    if unsteady := sum(each.unsteady(PLAIN) is not None for each in found):
-        told += f"\n{unsteady} unsteady: let other programs end, and time again"
-    return told
+    """Return a summary of the steady calls, and how many are not."""
+    ratios = [each.ratio(PLAIN) for each in found if each.unsteady(PLAIN) is None]
+    told = []
+    if ratios:
+        ahead, middle = sum(ratio > 1 for ratio in ratios), f"{median(ratios):.2f} times as fast in the median"
+        told.append(f"ahead of plain PyTorch in {ahead} of {len(ratios)} steady calls, {middle}")
+    if unsteady := len(found) - len(ratios):
+        told.append(f"{unsteady} of {len(found)} calls unsteady: let other programs end, and time again")
+    return "\n".join(told)
 
 
 def main(arguments: list[str] | None = None, program: str = "python -m polychrome.kernels.quick") -> int:

@@ -26,10 +26,12 @@ def test_every_op_is_timed_and_agrees_with_plain_pytorch(small, capsys):
     names = [line.partition(",")[0] for line in lines[1:-1:2]]
     assert names == ["dynamic_conv2d", "per_sample_conv2d", "channel_gate", "spatial_attention"]
     for name, line in zip(names, lines[2:-1:2], strict=True):
-        told = r"^ +[\d.]+ ms, plain PyTorch [\d.]+ ms: [\d.]+ times as fast"
+        told = r"^ +[\d.]+ ms, plain PyTorch [\d.]+ ms: round by round [\d.]+ times as fast"
         more = r"; [\d.]+ times the time of one kernel for all samples" if "conv" in name else ""
         assert re.fullmatch(told + more, line)
-    assert re.fullmatch(r"ahead of plain PyTorch in \d of 4 calls, [\d.]+ times as fast in the median", lines[-1])
+    assert re.fullmatch(
+        r"ahead of plain PyTorch in \d of 4 steady calls, [\d.]+ times as fast in the median", lines[-1]
+    )
 
 
 def test_a_call_by_its_groups_is_the_convolution_of_each_sample():
@@ -48,10 +50,12 @@ def test_ratios_are_of_rounds_and_not_of_medians():
     first, second = quick.line(timing).splitlines()
     assert first == "x"
     assert second.strip() == (
-        "3.00 ms, plain PyTorch 9.00 ms: 2.00 times as fast; 1.00 times the time of one kernel for all samples"
+        "3.00 ms, plain PyTorch 9.00 ms: round by round 2.00 times as fast; "
+        "1.00 times the time of one kernel for all samples"
     )
     slower = Timing("y", {OURS: [0.004], PLAIN: [0.002]}, True)
-    assert quick.verdict([timing, slower]) == "ahead of plain PyTorch in 1 of 2 calls, 1.25 times as fast in the median"
+    told = "ahead of plain PyTorch in 1 of 2 steady calls, 1.25 times as fast in the median"
+    assert quick.verdict([timing, slower]) == told
 
 
 def test_times_of_a_busy_machine_are_told_to_be_unsteady():
@@ -62,8 +66,11 @@ def test_times_of_a_busy_machine_are_told_to_be_unsteady():
     assert "unsteady" not in quick.line(steady)
     low, high = busy.unsteady(PLAIN)
     assert 0.5 <= low < 0.7 < 2 < high <= 3
-    assert f"1.30 times as fast (unsteady: {low:.2f} to {high:.2f})" in quick.line(busy)
-    assert quick.verdict([steady, busy]).splitlines()[1] == "1 unsteady: let other programs end, and time again"
+    assert quick.line(busy).endswith(f" ms: unsteady, {low:.2f} to {high:.2f} times as fast")  # no single ratio
+    of_steady = "ahead of plain PyTorch in 1 of 1 steady calls, 2.05 times as fast in the median"
+    advice = "calls unsteady: let other programs end, and time again"
+    assert quick.verdict([steady, busy, busy]).splitlines() == [of_steady, f"2 of 3 {advice}"]
+    assert quick.verdict([busy]) == f"1 of 1 {advice}"
     assert len(quick.verdict([steady, steady]).splitlines()) == 1
 
 
