@@ -1,6 +1,7 @@
 """The doctor: each thing that a machine may lack is told with what to do about it."""
 
 import re
+import runpy
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -137,6 +138,14 @@ def test_the_doctor_needs_no_more_than_the_ops_do():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "ok       polychrome: " in done.stdout
     assert re.search(r"^status [01]$", done.stdout, re.M)
+
+
+def test_the_package_is_the_command_too(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["polychrome", "doctor", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("polychrome", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("What this machine lacks, and what to do: `polychrome doctor`")
 
 
 @pytest.mark.parametrize("command", ["doctor", "bench --quick --device cpu --seconds 0.1"])
