@@ -93,7 +93,10 @@ def sizes_of(images: ImageSet) -> dict[str, tuple[int, int]]:
 
 
 def without(images: ImageSet, paths: Iterable[str]) -> ImageSet:
-    """Return a scanned set without some of its files; raises UserError where a split is left empty."""
+    """Return a scanned set without some of its files.
+
+    Raises UserError where a split is left empty, or a class without an image to train on.
+    """
     gone = set(paths)
     splits = {}
     for name, split in images.splits.items():
@@ -102,4 +105,34 @@ def without(images: ImageSet, paths: Iterable[str]) -> ImageSet:
         if not usable:
             raise UserError(f"no usable image in {name} of {images.root}: none of {len(split.paths)} could be read")
         splits[name] = Split(*map(tuple, zip(*usable, strict=True)))
-    return replace(images, splits=splits)
+    return with_classes(images, replace(images, splits=splits), dict.fromkeys(gone, "it could not be read"))
+
+
+def with_classes(listed: ImageSet, usable: ImageSet, reasons: Mapping[str, str]) -> ImageSet:
+    """Return the usable part of a listed set, in which every class that had images to train on has some.
+
+    Raises UserError for another, with the first of the reasons why files cannot be used.
+    """
+    if "train" in usable.splits:
+        train, left = listed.splits["train"], set(usable.splits["train"].labels)
+        if lost := [path for path, label in zip(train.paths, train.labels, strict=True) if label not in left]:
+            classes = sorted(set(train.labels) - left)
+            name, first = listed.class_names[classes[0]], lost[0]
+            count = f"class {name!r} has" if len(classes) == 1 else f"{len(classes):,} classes, such as {name!r}, have"
+            why = f"all {len(lost):,} were rejected, the first is {first}: {reasons.get(first, 'not scanned')}"
+            raise UserError(
+                f"{count} no usable image to train on in {listed.root}: {why}: mend the files or remove the class"
+            )
+    return usable
+
+
+def lacking(images: ImageSet) -> tuple[str, ...]:
+    """Return lines for the user on classes without an image in a split, of a set that is trained on."""
+    lines = []
+    for split, rows in images.splits.items() if "train" in images.splits else ():
+        absent = sorted(set(range(len(images.class_names))) - set(rows.labels))
+        if absent:
+            name, count = images.class_names[absent[0]], len(absent)
+            which = f"class {name!r} has" if count == 1 else f"{count:,} classes, such as {name!r}, have"
+            lines.append(f"{which} no image in {split}")
+    return tuple(lines)

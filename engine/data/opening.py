@@ -15,7 +15,7 @@ from polychrome.engine.data.accounting import OTHER_SPLITS, Account
 from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.batches import BatchRequest, Reading
 from polychrome.engine.data.conventions import Trained
-from polychrome.engine.data.image_set import ImageSet, Split, sizes_of, without
+from polychrome.engine.data.image_set import ImageSet, Split, lacking, sizes_of, without
 from polychrome.engine.data.loader import Loader
 from polychrome.engine.data.readers import choice
 from polychrome.engine.data.readers.choice import Store
@@ -153,6 +153,9 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
     if store is not None and store.faults:
         rejected += _left_out(images, store.faults, wanted.strict)
         images = without(images, store.faults)
+    for note in (absent := lacking(images)):
+        console.say(note)
+    images = replace(images, notes=(*images.notes, *absent))
     gone = {item["path"] for item in rejected}
     positions = {
         name: tuple(position for position, path in enumerate(split.paths) if path not in gone)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from polychrome.engine.data.image_set import ImageSet
+from polychrome.engine.data.image_set import ImageSet, lacking
 from polychrome.engine.data.sets import listing, patches, repeats, scan
 from polychrome.engine.data.sets.layouts import lists
 from polychrome.engine.data.sets.sensors import union
@@ -75,6 +75,8 @@ def show_channels(images: ImageSet, report: scan.ScanReport) -> None:
     except UserError as error:
         console.say(f"no single data set: {error}")
         return
+    for line in lacking(images):
+        console.say(line)
     if images.stacks:
         for line in (scan.shape(images), *union.notes(images)):
             console.say(line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from polychrome.engine.data.files.text import numbered_lines
@@ -27,6 +27,18 @@ def numbered_classes(
     else:
         count, source = len(labels), f"found in {where}"
     return tuple([*names, *map(str, range(len(names), count))][:count]), source
+
+
+def check_trained(names: Sequence[str], labels: Collection[int], where: str) -> None:
+    """Raise UserError where classes have no training label, among those found at `where`."""
+    absent = [label for label in range(len(names)) if label not in labels]
+    if absent:
+        which = f"class {names[absent[0]]!r} (label {absent[0]}, counted from 0)"
+        count = f"{which} has" if len(absent) == 1 else f"{len(absent):,} classes, such as {which}, have"
+        raise UserError(
+            f"{where}: {count} no image to train on: give some, or leave it out of the names and the numbers, or say "
+            f"--num-classes {len(names)} to train with an output that is never right"
+        )
 
 
 def class_names(file: Path) -> list[str]:

@@ -19,7 +19,7 @@ from polychrome.engine.data.conventions import Conventions, Trained
 from polychrome.engine.data.files import dali_check, shards, stacks
 from polychrome.engine.data.files.guard import most_pixels
 from polychrome.engine.data.files.kinds import FRAMES, SCALED, TRANSPARENT
-from polychrome.engine.data.image_set import ImageSet, Split, sizes_of
+from polychrome.engine.data.image_set import ImageSet, Split, sizes_of, with_classes
 from polychrome.engine.data.sets import inspection
 from polychrome.engine.data.sets.inspection import Photo, Stack, Verdict
 from polychrome.engine.data.sets.sensors import channel_files, descriptions, union
@@ -186,13 +186,14 @@ def apply(
     training split, unless the images are for a model that is `trained` (see `union.of_stacks`).
 
     Raises:
-        UserError: a split is left empty, or the files differ in kind or number of channels among each other, from
-            channels.txt or from the trained model.
+        UserError: a split is left empty, or a class without an image to train on, or the files differ in kind or
+            number of channels among each other, from channels.txt or from the trained model.
     """
     splits = {name: _usable(f"{name} of {images.root}", split, report) for name, split in images.splits.items()}
     encodings = {path: how for split in splits.values() for path in split.paths if (how := report.encodings.get(path))}
     by_pillow = frozenset(path for split in splits.values() for path in split.paths if path in report.by_pillow)
     scanned = replace(images, splits=splits, encodings=encodings, by_pillow=by_pillow, digests=report.digests)
+    scanned = with_classes(images, scanned, {item.path: item.reason for item in report.rejected})
     found = {path: report.stacks.get(path) for split in splits.values() for path in split.paths}
     return _with_photos(scanned, found) if None in found.values() else _with_stacks(scanned, found, trained, asked)
 

@@ -15,7 +15,7 @@ import numpy as np
 from polychrome.engine.data.accounting import UNLISTED
 from polychrome.engine.data.files import shards
 from polychrome.engine.data.image_set import SPLITS, ImageSet
-from polychrome.engine.data.sets.classes import numbered_classes
+from polychrome.engine.data.sets.classes import check_trained, numbered_classes
 from polychrome.engine.data.sets.division import completed
 from polychrome.engine.data.sets.layouts import members
 from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, in_order
@@ -162,6 +162,8 @@ def _by_label(root: Path, found: Mapping[str, Sequence[Sample]], num_classes: in
         if not 0 <= sample.label < len(names):
             count = f"{len(names)} classes are {source}"
             raise UserError(f"{root / sample.path}: label {sample.label} is outside 0..{len(names) - 1}, as {count}")
+    if num_classes is None:
+        check_trained(names, numbers, f"{root / first}*.tar")
     return names, {name: [sample.label or 0 for sample in samples] for name, samples in found.items()}, 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from polychrome.engine.data.sets import tree
-from polychrome.engine.data.sets.classes import class_names, numbered_classes
+from polychrome.engine.data.sets.classes import check_trained, class_names, numbered_classes
 from polychrome.engine.errors import UserError
 
 UNDIVIDED = ""  # the split of images that are to be divided
@@ -147,7 +147,8 @@ def labelled(
     where the training labels were found. With `known` classes nothing is concluded from the labels that are there.
 
     Raises:
-        UserError: a label is outside the classes, or classes.txt is malformed.
+        UserError: a label is outside the classes, a class that nobody asked for has no training image, or classes.txt is
+            malformed.
     """
     first = "train" if "train" in entries else UNDIVIDED
     every = [entry for some in entries.values() for entry in some]
@@ -169,6 +170,8 @@ def labelled(
                 count = f"{len(names)} classes are {why}"
                 last = len(names) - 1 + start
                 raise UserError(f"{entry.where}: label {label + start} is outside {start}..{last}, as {count}")
+    if not known and num_classes is None:
+        check_trained(names, {label for _, label in splits[first]}, str(root / source))
     notes = (f"labels are 1..{len(names)}: taken as 0..{len(names) - 1}",) if start else ()
     return Labelled(names, splits, notes, first=start)
 
