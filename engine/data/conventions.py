@@ -13,7 +13,7 @@ TOGETHER, BESIDE, APART = "together", "side by side", "a file for each"
 
 
 class Taken(NamedTuple):
-    """The names that files give their channels, none where they name none, the names that hold, and how they lie.
+    """The names that files give their channels, usable or not, the names that hold, and how they lie.
 
     form: `TOGETHER`, `BESIDE` in an image of one channel, or `APART`, each in a file of one channel.
     """

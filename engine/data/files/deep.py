@@ -73,7 +73,7 @@ def read(content: bytes, channels: int | None = None) -> Pixels:
 def _named(values: np.ndarray, channels: int | None) -> Pixels:
     check_type(values.dtype)
     count = values.shape[2]
-    pixels = Pixels(values, (RGB.names if count > 2 else ()) + ("alpha",) * (count == 4))
+    pixels = Pixels(values, (RGB.names if count in (3, 4) else ()) + ("alpha",) * (count == 4))
     return without_opaque(pixels) if count in (2, 4) and channels != count else pixels
 
 

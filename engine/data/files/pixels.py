@@ -15,7 +15,7 @@ EXACT = 2**24  # float32 holds every whole number up to here
 
 
 class Pixels(NamedTuple):
-    """Values [height, width, channels], and the channels' names where the file has them.
+    """Values [height, width, channels], and the channels' names where the file has them, as `cleaned` has them.
 
     `missing` marks values that are none, bool of the same shape; None where all are there. `stored` is the type of the
     values in the file.
@@ -72,9 +72,20 @@ def without_opaque(pixels: Pixels) -> Pixels:
     return _each(pixels, lambda values: values[..., :-1])._replace(names=pixels.names[:-1])
 
 
-def usable_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Return names without the marks that combinations use; none where one is empty or reserved, or two are equal."""
+def cleaned(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of a file's channels without the marks that combinations use; none where all are empty."""
     marks = dict.fromkeys(map(ord, "+,/\0"), " ")
-    cleaned = [" ".join(name.translate(marks).split()) for name in names]
-    good = all(name.strip(".") and not is_reserved(name) for name in cleaned)
-    return tuple(cleaned) if good and len(set(cleaned)) == len(cleaned) else ()
+    found = tuple(" ".join(name.translate(marks).split()) for name in names)
+    return found if any(found) else ()
+
+
+def why_unusable(names: Sequence[str]) -> str | None:
+    """Return why cleaned names cannot be those of channels; None where they can."""
+    for name in names:
+        if not name.strip("."):
+            return "one has no name"
+        if is_reserved(name):
+            return f"{name} has a meaning of its own"
+        if names.count(name) > 1:
+            return f"two are called {name}"
+    return None

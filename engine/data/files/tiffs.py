@@ -16,7 +16,7 @@ from polychrome.engine.channels.names import RGB
 from polychrome.engine.data.files import decode
 from polychrome.engine.data.files.deep import CODECS
 from polychrome.engine.data.files.guard import check_values
-from polychrome.engine.data.files.pixels import Pixels, check_type, upright, usable_names, without_opaque
+from polychrome.engine.data.files.pixels import Pixels, check_type, cleaned, upright, without_opaque
 from polychrome.engine.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def _orientation(page: TiffPage) -> int:
 
 
 def _names(tif: TiffFile, series: TiffPageSeries, axis: str, count: int) -> tuple[str, ...]:
-    """Return the names that the file gives its channels, each different and usable; empty where it gives none."""
+    """Return the names that the file gives its channels, of which some may be empty; none where it gives none."""
     page, found = tif.pages.first, {}
     if GDAL_METADATA in page.tags:
         found = _described(page.tags[GDAL_METADATA].value)
@@ -237,11 +237,12 @@ def _names(tif: TiffFile, series: TiffPageSeries, axis: str, count: int) -> tupl
         found = dict(enumerate(_of_ome(tif.ome_metadata)))
     elif series.kind == "imagej" and axis in CHANNELS:
         found = dict(enumerate((tif.imagej_metadata or {}).get("Labels", ())))
+    found = {number: name for number, name in found.items() if name}
     if len(found) < count and page.photometric == COLOURS and axis == "S":
         found = dict(enumerate([*RGB.names, *map(str, range(3, count))])) | found
     elif len(found) < count and axis and axis not in CHANNELS + UNKNOWN:
         found = {number: f"{axis}{number}" for number in range(count)}
-    return usable_names([found.get(number, "") for number in range(count)])
+    return cleaned([found.get(number, "") for number in range(count)])
 
 
 def _described(text: str) -> dict[int, str]:
@@ -251,5 +252,9 @@ def _described(text: str) -> dict[int, str]:
 
 
 def _of_ome(text: str) -> list[str]:
-    image = next((node for node in ElementTree.fromstring(text).iter() if node.tag.endswith("}Pixels")), None)
-    return [] if image is None else [node.get("Name", "") for node in image if node.tag.endswith("}Channel")]
+    """Return a name for each sample; none of those of a channel of several, such as a stain in colours."""
+    image = next((node for node in ElementTree.fromstring(text).iter() if node.tag.endswith("}Pixels")), ())
+    channels = [node for node in image if node.tag.endswith("}Channel")]
+    samples = [int(node.get("SamplesPerPixel", 1)) for node in channels]
+    named = zip(channels, samples, strict=True)
+    return [node.get("Name", "") if count == 1 else "" for node, count in named for _ in range(count)]

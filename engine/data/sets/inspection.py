@@ -16,7 +16,7 @@ import numpy as np
 from polychrome.engine.data.arrangement import Form
 from polychrome.engine.data.files import dali_check, kinds, shards, stacks
 from polychrome.engine.data.files.guard import guarded, most_pixels, too_large
-from polychrome.engine.data.files.pixels import Pixels
+from polychrome.engine.data.files.pixels import Pixels, why_unusable
 from polychrome.engine.data.files.statistics import Moments, measure
 from polychrome.engine.errors import Unsupported, one_line
 
@@ -51,7 +51,8 @@ class Stack:
 
     dtype: the type of its values as they are read, "uint8" or "float32"; stored: their type in the file.
     moments: the statistics of the channels; highest: the highest value.
-    names: the names of the channels, where the file has them.
+    names: the names of the channels, where the file has them; told: those that it has where they are not usable (see
+        `engine.data.files.pixels.why_unusable`).
     missing: how many values are missing.
     as_photo: what the file is in a set of photos: a photo, the reason why it is none, or empty for an array.
     looks_photo: whether it has four samples of 8 bits of which the last looks like transparency.
@@ -69,6 +70,7 @@ class Stack:
     as_photo: Photo | str = ""
     looks_photo: bool = False
     digest: str = ""
+    told: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -246,7 +248,8 @@ def stack(pixels: Pixels, content: bytes = b"") -> Stack | str:
         return f"{int(np.isinf(values).sum()):,} of {values.size:,} values are infinite"
     found = measure(values, missing)
     digest = _digest(content or values)
-    return Stack(*values.shape[:2], values.dtype.name, stored, found, highest, names, lost, digest=digest)
+    names, told = ((), names) if why_unusable(names) else (names, ())
+    return Stack(*values.shape[:2], values.dtype.name, stored, found, highest, names, lost, digest=digest, told=told)
 
 
 def _looks_like_alpha(band: np.ndarray) -> bool:
@@ -294,7 +297,7 @@ def to_entry(verdict: Verdict) -> list:
         return list(verdict)
     size, kinds = [verdict.height, verdict.width], [verdict.dtype, verdict.stored]
     found = [verdict.moments.to_text(), verdict.highest, list(verdict.names), verdict.missing]
-    return [*size, *kinds, *found, to_entry(verdict.as_photo), verdict.looks_photo, verdict.digest]
+    return [*size, *kinds, *found, to_entry(verdict.as_photo), verdict.looks_photo, verdict.digest, list(verdict.told)]
 
 
 def from_entry(entry: list) -> Verdict | None:
@@ -304,10 +307,24 @@ def from_entry(entry: list) -> Verdict | None:
             return reason
         case [int(), int(), str(), str(), str()]:
             return Photo(*entry)
-        case [int(), int(), str(), str(), str(text), float(), list(names), int(), list(other), bool(), str()]:
+        case [
+            int(),
+            int(),
+            str(),
+            str(),
+            str(text),
+            float(),
+            list(names),
+            int(),
+            list(other),
+            bool(),
+            str(),
+            list(told),
+        ]:
             as_photo = from_entry(other)
             if isinstance(as_photo, (str, Photo)):
                 with suppress(ValueError):
                     moments = Moments.from_text(text)
-                    return Stack(*entry[:4], moments, entry[5], tuple(map(str, names)), entry[7], as_photo, *entry[9:])
+                    own = tuple(map(str, names)), entry[7], as_photo, *entry[9:11], tuple(map(str, told))
+                    return Stack(*entry[:4], moments, entry[5], *own)
     return None

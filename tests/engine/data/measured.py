@@ -125,3 +125,11 @@ def kinds():
 def jpeg_2000(values):
     """Return a lossless JPEG 2000 of 12 bits a sample."""
     return imagecodecs.jpeg2k_encode(values, level=0, bitspersample=12, reversible=True)
+
+
+def ome_colours(values, name):
+    """Return an OME-TIFF of colours, which are the samples of one channel of a name."""
+    stream = io.BytesIO()
+    metadata = {"axes": "YXS", "Channel": {"Name": name}}
+    tifffile.imwrite(stream, values, photometric="rgb", ome=True, metadata=metadata)
+    return stream.getvalue()

@@ -147,8 +147,8 @@ def labelled(
     where the training labels were found. With `known` classes nothing is concluded from the labels that are there.
 
     Raises:
-        UserError: a label is outside the classes, a class that nobody asked for has no training image, or classes.txt is
-            malformed.
+        UserError: a label is outside the classes, or a class that nobody asked for has no training image, or
+            classes.txt is malformed.
     """
     first = "train" if "train" in entries else UNDIVIDED
     every = [entry for some in entries.values() for entry in some]

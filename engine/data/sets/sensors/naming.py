@@ -7,6 +7,7 @@ from pathlib import Path
 
 from polychrome.engine.channels.names import listed
 from polychrome.engine.data.conventions import BESIDE, TOGETHER, Conventions, Taken, Trained, by_itself
+from polychrome.engine.data.files.pixels import why_unusable
 from polychrome.engine.data.sets.inspection import Stack
 from polychrome.engine.data.sets.sensors import channel_files, descriptions
 from polychrome.engine.errors import UserError
@@ -24,8 +25,9 @@ def of_model(
 
     They are `given` where something describes the file, else those that the training took the same names for, else the
     file's own, or `asked` for a file that names none and has as many. A file that names none of the model's channels,
-    and has as many, is taken to have the model's, in its order. In the folder of the training, `at_home`, the names of
-    a file that nothing describes hold, as they did in training.
+    and has as many, is taken to have the model's, in its order, unless a name that it has is elsewhere in this order or
+    in that of the training's files. In the folder of the training, `at_home`, the names of a file that nothing
+    describes hold, as they did in training.
 
     Raises:
         UserError: the file has other channels, or nobody can tell which.
@@ -49,18 +51,41 @@ def _undescribed(path: Path, stack: Stack, trained: Trained, asked: tuple[str, .
         raise UserError(f"{path} has 1 channel, {how}: {instead if conventions.apart else told}")
     if at_home and own:
         return own
+    told, wanted = own or stack.told, trained.channels.names
     if not own and count == len(asked):
+        _check_order(path, stack, asked)
         return asked
-    alike = (each.names for each in conventions.taken if each.form == TOGETHER and each.own == own)
+    together = [each for each in conventions.taken if each.form == TOGETHER]
+    alike = (each.names for each in together if each.own == told)
     known = tuple(dict.fromkeys(names for names in alike if len(names) == count))
     if not own and count < len(trained.channels):
         return own
     if len(known) > 1:
-        has = f"channels {listed(own)}" if own else f"{count} channels without names"
+        has = f"channels {in_words(stack)}" if told else f"{count} channels without names"
         both = f"{listed(known[0])} in some images of the training and {listed(known[1])} in others"
         hint = f"name them in {descriptions.FILE}{', or by --channels' * (not own)}"
         raise UserError(f"{path} has {has}, which were {both}: {hint}")
+    if not known and count == len(wanted) and set(own).isdisjoint(wanted):
+        for order in (wanted, *(each.own for each in together)):
+            _check_order(path, stack, order)
     return known[0] if known else own
+
+
+def _check_order(path: Path, stack: Stack, order: tuple[str, ...]) -> None:
+    if moved(stack.names or stack.told, order):
+        hint = f"name all of them in {descriptions.FILE} in its folder"
+        raise UserError(f"{path} has channels {in_words(stack)}, wanted the order {listed(order)}: {hint}")
+
+
+def moved(own: tuple[str, ...], order: tuple[str, ...]) -> bool:
+    """Return whether a name that a file has is in an order of channels in other places alone."""
+    alike = {name for name, other in zip(own, order, strict=False) if name == other}
+    return any(name and name in order and name not in alike for name in own)
+
+
+def in_words(stack: Stack) -> str:
+    """Return the names that a file gives its channels, in a line."""
+    return listed([name or "(no name)" for name in stack.names or stack.told or ("",) * stack.channels])
 
 
 def split(conventions: Conventions) -> str | None:
@@ -82,6 +107,8 @@ def conventions(scale: str, files: Iterable[Taken], wanted: tuple[str, ...]) -> 
         each
         for (own, count), group in groups.items()
         for each in group
-        if len(each.names) > count or any(other.names != by_itself(own, count, wanted) for other in group)
+        if len(each.names) > count
+        or why_unusable(own)
+        or any(other.names != by_itself(own, count, wanted) for other in group)
     )
     return Conventions(scale, tuple(kept))

@@ -12,6 +12,7 @@ from polychrome.engine.channels.names import SENSOR, Channels, listed, sensor
 from polychrome.engine.data.arrangement import Arrangement, Form
 from polychrome.engine.data.conventions import APART, BESIDE, TOGETHER, Taken, Trained
 from polychrome.engine.data.files import stacks
+from polychrome.engine.data.files.pixels import why_unusable
 from polychrome.engine.data.files.statistics import Moments, combine
 from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.data.sets.inspection import Stack
@@ -44,17 +45,18 @@ def of_stacks(
     """
     described = descriptions.read(images.root, found)
     given = _given(images, found, described)
-    turned = [path for path, stack in found.items() if _is_other_order(stack.names, given[path])]
+    turned = [path for path, stack in found.items() if naming.moved(stack.names or stack.told, given[path])]
     if turned:
         first, count = turned[0], f"{len(turned):,} file{'s' * (len(turned) > 1)} such as {turned[0]}"
         source = descriptions.FILE if described else stacks.NAMES_FILE
-        orders = f"{listed(given[first])} in {source}, {listed(found[first].names)} in {count}"
+        orders = f"{listed(given[first])} in {source}, {naming.in_words(found[first])} in {count}"
         images = replace(images, notes=(*images.notes, f"channels are {orders}: the former is taken"))
     if trained is None:
         channels, names = None, _or_numbers(images, found, given)
     else:
         channels, names = trained.channels, _of_model(images, found, given, described, trained, asked)
         images = replace(images, notes=(*images.notes, *_taken_otherwise(found, given, names)))
+    images = replace(images, notes=(*images.notes, *_not_used(found, given, names)))
     union = channels.names if channels else _union(images, names, described)
     arrangements = _arrangements(images, found, names, union, described or {})
     if channels is None:
@@ -67,10 +69,6 @@ def of_stacks(
     sensors = tuple(sorted(counted, key=lambda present: (-counted[present], -len(present), present)))
     sensors = () if sensors == (tuple(range(len(union))),) else sensors
     return replace(images, channels=replace(channels, sensors=sensors), arrangements=arrangements)
-
-
-def _is_other_order(own: tuple[str, ...], given: tuple[str, ...]) -> bool:
-    return own != given and sorted(own) == sorted(given)
 
 
 def _given(images: ImageSet, found: Mapping[str, Stack], described: Mapping[str, Described] | None) -> Names:
@@ -106,14 +104,20 @@ def _or_numbers(images: ImageSet, found: Mapping[str, Stack], names: Names) -> N
         return names
     hint = f"{descriptions.FILE}, with lines such as folder,red+green+nir, says which channels a file has"
     if named := next((path for path in found if names[path]), None):
-        both = f"{unnamed} has {found[unnamed].channels} channels without names, {named} has {', '.join(names[named])}"
-        raise UserError(f"{images.root}: {both}: {hint}")
+        has = f"{found[unnamed].channels} channels without names"
+        if told := found[unnamed].told:
+            has = f"{naming.in_words(found[unnamed])}, which are no names, as {why_unusable(told)}"
+        raise UserError(f"{images.root}: {unnamed} has {has}, {named} has {', '.join(names[named])}: {hint}")
     first, example = next(iter(found.items()))
     for path, stack in found.items():
         if stack.channels != example.channels:
             counts = f"{first} has {example.channels} channels, {path} has {stack.channels}"
             axis = f"{stacks.NAMES_FILE}, with a line for each, tells which axis has them"
             raise UserError(f"{images.root}: {counts}: where numbers differ, {hint}; where they do not, {axis}")
+        if stack.told != example.told:
+            both = f"{first} has {naming.in_words(example)}, {path} has {naming.in_words(stack)}"
+            why = why_unusable(stack.told or example.told)
+            raise UserError(f"{images.root}: {both}, which cannot be put together by name, as {why}: {hint}")
     return dict.fromkeys(found, tuple(map(str, range(example.channels))))
 
 
@@ -149,6 +153,16 @@ def _taken_otherwise(found: Mapping[str, Stack], given: Names, names: Names) -> 
                 yield f"none of the model's channels is named in {count}: {line}, in this order"
 
 
+def _not_used(found: Mapping[str, Stack], given: Names, names: Names) -> Iterator[str]:
+    """Yield a line for the user on images that have names of channels in which one is unusable."""
+    paths = [path for path, stack in found.items() if stack.told and not given[path]]
+    if paths:
+        first = found[paths[0]]
+        count = f"{len(paths):,} image{'s' * (len(paths) > 1)} such as {paths[0]}"
+        taken = f"{naming.in_words(first)} are taken as {listed(names[paths[0]])}"
+        yield f"names of channels in {count} are not used, as {why_unusable(first.told)}: {taken}, in this order"
+
+
 def _files(
     images: ImageSet, found: Mapping[str, Stack], names: Names, described: Mapping[str, Described]
 ) -> Iterator[Taken]:
@@ -158,7 +172,7 @@ def _files(
             yield Taken((), names[path], APART)
         else:
             beside = path in described and described[path].form.side_by_side
-            yield Taken(stack.names, names[path], BESIDE if beside else TOGETHER)
+            yield Taken(stack.names or stack.told, names[path], BESIDE if beside else TOGETHER)
 
 
 def _union(images: ImageSet, names: Names, described: Mapping[str, Described] | None) -> tuple[str, ...]:
