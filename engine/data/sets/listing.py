@@ -234,7 +234,7 @@ def _parquet(root: Path, found: Mapping[str, str]) -> list[Path]:
     """Return the parquet files of a folder without image files."""
     if tree.IMAGE in found.values():
         return []
-    return parquet.found_in(root, [path for path, kind in found.items() if kind != kinds.HIDDEN])
+    return parquet.found_in(root, [path for path, kind in found.items() if kind not in (kinds.HIDDEN, tree.RUN)])
 
 
 def _from_parquet(

@@ -29,6 +29,7 @@ ROWS = {
     "a file without the name of an image": "used_rejected_and_ignored_are_all_files_of_any_folder, every_image_is_one_"
     "with_the_suffix_or_the_first_bytes_of_an_image",
     "`.x`": "used_rejected_and_ignored_are_all_files_of_any_folder",
+    "what is in the folder of a run": "runs_within_the_data_are_passed_over_in_every_layout",
     "an image outside the class folders": "used_rejected_and_ignored_are_all_files_of_any_folder",
     "a link that leads nowhere": "used_rejected_and_ignored_are_all_files_of_any_folder",
     "a link back": "used_rejected_and_ignored_are_all_files_of_any_folder, pipes_devices_and_folders_are_no_images",

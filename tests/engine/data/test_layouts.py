@@ -346,3 +346,34 @@ def test_folders_of_one_class_in_two_forms_of_unicode_are_one_class(tmp_path):
     touch(tmp_path, f"train/{DECOMPOSED}/9.png")
     assert "two folders in" in fault(tmp_path)
     assert "have one name in different forms of Unicode" in fault(tmp_path)
+
+
+@pytest.mark.parametrize("out", ["runs", "train", "cat", "cat/deeper", "."])
+@pytest.mark.parametrize("form", ["folders", "split folders", "a lone folder", "table", "lists"])
+def test_runs_within_the_data_are_passed_over_in_every_layout(tmp_path, form, out):
+    names = ("cat", "dog")
+    inside = {"a lone folder": "set/", "split folders": "train/"}.get(form, "")
+    paths = [path for name in names for path in numbered(f"{inside}{name}", 10)]
+    touch(tmp_path, *paths)
+    if form == "table":
+        rows = (f"{path},{path.split('/')[0]}\n" for path in paths)
+        (tmp_path / "labels.csv").write_text("file,label\n" + "".join(rows))
+    if form == "lists":
+        (tmp_path / "train.txt").write_text("".join(f"{path} {number % 2}\n" for number, path in enumerate(paths)))
+    before = listing.read(tmp_path)
+    for name in ("one", "two"):
+        written = (
+            "config.toml",
+            "results.json",
+            "plots/a.png",
+            "train.txt",
+            "labels.csv",
+            "packed.tar",
+            "rows.parquet",
+        )
+        touch(tmp_path / out / "task1" / name, *written)
+        after = listing.read(tmp_path)
+        assert (after.class_names, after.splits, after.notes) == (before.class_names, before.splits, before.notes)
+    assert len(listing.every_image(tmp_path).splits["all"].paths) == 20
+    assert after.account.ignored["of a run"] == 2 * len(written)
+    assert after.account.present == before.account.present + 2 * len(written)

@@ -21,8 +21,9 @@ FLAT = "images"  # a folder that some archives put between a split and its image
 
 
 def below(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, in the order of classes."""
-    return in_order(entry.name for entry in folder.iterdir() if entry.is_dir() and not kinds.is_hidden(entry.name))
+    """Return the names of the folders in a folder that may be classes, in their order: not hidden, nor with runs."""
+    seen = (entry for entry in folder.iterdir() if entry.is_dir() and not kinds.is_hidden(entry.name))
+    return in_order(entry.name for entry in seen if not tree.holds_runs(entry))
 
 
 def split_folders(root: Path) -> dict[str, str]:
@@ -104,7 +105,9 @@ def _images(found: Mapping[str, str], prefix: str) -> list[str]:
 def _unread(found: Mapping[str, str], prefix: str) -> str:
     """Return in words which files below a folder are of kinds that are not read; empty where there are none."""
     others = Counter(kind for path, kind in found.items() if path.startswith(prefix))
-    counts = [f"{count:,} {kind}" for kind, count in others.most_common() if kind not in (tree.IMAGE, kinds.HIDDEN)]
+    counts = [
+        f"{count:,} {kind}" for kind, count in others.most_common() if kind not in (tree.IMAGE, kinds.HIDDEN, tree.RUN)
+    ]
     return f"; not read are {', '.join(counts)} in {prefix}" if counts else ""
 
 
