@@ -249,7 +249,7 @@ def evaluate(run: Path, **options) -> None:
     """Evaluate the best checkpoints of a RUN folder, of every seed, on channel combinations.
 
     Writes RUN/evaluation.json and RUN/evaluation.csv, and every prediction into RUN/evaluation/MODEL.csv; says how many
-    figures agree with RUN/table.csv to the digit.
+    figures of the run's own images agree with RUN/table.csv to the digit.
     """
     from polychrome.train.commands.evaluate import evaluate_run
 

@@ -1,5 +1,7 @@
 """Data that changed since a run began: told before it is used, never trained on without a word."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -183,3 +185,26 @@ def test_seeds_are_trained_on_the_same_data_or_not_at_all(data, tmp_path, capsys
         assert f"{run} cannot go on: its seeds must agree, and seed 0 is done, but train of {data} changed" in error
         assert not (run / "seeds/2").exists()
     assert (run / "table.csv").read_bytes() == before
+
+
+def test_only_figures_of_the_runs_own_images_are_compared_with_its_table(unbroken, data, tmp_path, capsys):
+    run = Path(shutil.copytree(unbroken, tmp_path / "run"))
+    alone = tmp_path / "alone"  # without splits, its images are all tested
+    for number, row in enumerate((data / "test.txt").read_text().splitlines()):
+        path, label = row.rsplit(" ", 1)
+        (alone / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(data / path, alone / label / f"{number}.png")
+
+    def told(folder):
+        assert main(["evaluate", str(run), "--data", str(folder), "--channels", "RGB", "--split", "test"]) == 0
+        assert json.loads((run / "evaluation.json").read_text())["data"] == str(folder)
+        return " ".join(capsys.readouterr().out.split())
+
+    same = Path(shutil.copytree(data, tmp_path / "same"))
+    for folder in (data, same):
+        assert re.search(r"(\d+) of \1 figures are those of", told(folder))
+    CHANGES["test"][0](same)
+    for folder in (alone, same):
+        said = told(folder)
+        assert "figures are those of" not in said
+        assert f"these are figures of {folder}, other images than the run's, and not of" in said

@@ -37,15 +37,16 @@ def evaluate_run(
 
     Of a folder `data` without splits that is not the run's own all images are tested.
 
-    Writes `evaluation.json` and, in the form of the run's `table.csv`, `evaluation.csv` into the run's folder, and
-    `evaluation/<model>.csv` with every prediction, of several seeds into the folder of each.
+    Writes `evaluation.json`, which names the data, and, in the form of the run's `table.csv`, `evaluation.csv` into the
+    run's folder, and `evaluation/<model>.csv` with every prediction, of several seeds into the folder of each. Of the
+    run's own images the figures are compared with those of `table.csv`.
 
     Raises:
         UserError: the folder is not a run's, or its data, a checkpoint, a channel or the split is not usable.
     """
     folder = RunFolder.open(run)
     every = [Run(each.root, device) for each in folder.seeds.values()] or [Run(run, device)]
-    opened, whole, found = None, False, []
+    opened, whole, others, found = None, False, False, []
     if every[0].arithmetic:
         console.warn(f"not to the digit the run's figures: {every[0].arithmetic}")
     for trained in every:
@@ -62,10 +63,12 @@ def evaluate_run(
             whole = opened is not None
         splits = ("test",) if whole else splits
         opened = opened or open_data(settings, trained.results["task"], splits, trained.data)
-        if not whole and (change := moved(trained.results["data"], opened, splits)):
-            console.warn(f"not the run's figures: {change}, and some may be among those it was trained on")
-        elif not whole and (change := changed(trained.results["data"], opened, splits)):
-            console.warn(f"not the run's figures: {change}")
+        other = whole
+        if not whole and (other := moved(trained.results["data"], opened, splits)):
+            console.warn(f"not the run's figures: {other}, and some may be among those it was trained on")
+        elif not whole and (other := changed(trained.results["data"], opened, splits)):
+            console.warn(f"not the run's figures: {other}")
+        others = others or bool(other)
         trained.check_fits(opened.images)
         how = opened.images, splits, settings.division_seed, trained.channels
         found.append(_evaluated(trained, settings, opened, combinations_to_test(channels, *how), splits))
@@ -75,11 +78,16 @@ def evaluate_run(
     else:
         console.show_scores(results)
         console.show_comparison(results)
-    content = {"splits": list(splits), "models": {name: _scores(row) for name, row in results["models"].items()}}
+    images = {"data": str(opened.images.root), "splits": list(splits)}
+    content = images | {"models": {name: _scores(row) for name, row in results["models"].items()}}
     folder.write_json(folder.root / "evaluation.json", content)
     table = comparison.as_csv(results)
     folder.write(folder.root / "evaluation.csv", table)
-    if folder.table.is_file():
+    if others:
+        console.say(
+            f"these are figures of {opened.images.root}, other images than the run's, and not of {folder.table}"
+        )
+    elif folder.table.is_file():
         try:
             figures, equal = comparison.agreement(folder.table.read_text(encoding="utf-8"), table)
         except (KeyError, UnicodeDecodeError, csv.Error) as error:
