@@ -19,13 +19,14 @@ from polychrome.engine.channels.combinations import parse
 from polychrome.engine.channels.names import ALL, SENSORS, SHUFFLED, listed
 from polychrome.engine.data import sampling
 from polychrome.engine.data.batches import normalise
-from polychrome.engine.data.given import FEW, far, image_sets, located, of_pillow
+from polychrome.engine.data.given import FEW, image_sets, located, of_pillow
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.opening import Opened, Wanted, are_photos
 from polychrome.engine.data.readers.resizing import cropped, empty
 from polychrome.engine.data.sets import listing
 from polychrome.engine.data.sets.inspection import scale_of
 from polychrome.engine.data.sets.sensors.naming import split
+from polychrome.engine.data.units import far
 from polychrome.engine.errors import UserError
 from polychrome.engine.evaluation import inputs
 from polychrome.engine.metrics import likeliest

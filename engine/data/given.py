@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polychrome.engine.channels.names import RGB, Channels
+from polychrome.engine.channels.names import RGB
 from polychrome.engine.data.conventions import Trained
 from polychrome.engine.data.files import stacks
 from polychrome.engine.data.image_set import ImageSet, Split
@@ -19,13 +19,13 @@ from polychrome.engine.data.sets import inspection, scan
 from polychrome.engine.data.sets.inspection import Stack
 from polychrome.engine.data.sets.scan import Rejected, ScanReport
 from polychrome.engine.data.sets.sensors import descriptions, union
+from polychrome.engine.data.units import far_off
 from polychrome.engine.errors import Unsupported, UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 FEW = 64  # files that are not worth starting processes for
-FAR = 10  # standard deviations of the training from its mean, where no image of it is likely to have its mean
 
 Sets = list[tuple[list[int], ImageSet]]
 Said = Callable[[str], None]
@@ -166,34 +166,6 @@ def _other_values(stack: Stack, trained: Trained) -> str | None:
     if before in (None, stack.scale) and stack.dtype == trained.dtype:
         return None
     return f"has values of type {stack.stored}, the run was trained on {before or trained.dtype}: wanted one type"
-
-
-def far_off(images: ImageSet, found: Mapping[str, Stack], channels: Channels) -> str | None:
-    """Return a line on images of a set that have a channel whose mean is far from the training's; None without any."""
-    scale, lines = 255 if images.dtype == "uint8" else 1, []
-    for path in images.splits["images"].paths:
-        if path in found:
-            arrangement = images.arrangements.get(path)
-            sources = arrangement.sources if arrangement else range(len(channels))
-            means = found[path].moments.values[1] / scale
-            present = {place: means[source] for place, source in enumerate(sources) if source >= 0}
-            if line := far(present, channels, scale):
-                lines.append(f"{images.root / path}: {line}")
-    more = f" ({len(lines) - 1:,} more such images)" if len(lines) > 1 else ""
-    return lines[0] + more if lines else None
-
-
-def far(means: Mapping[int, float], channels: Channels, scale: float = 1.0) -> str | None:
-    """Return a line on a channel whose mean over an image is `FAR` from the training's; None without any.
-
-    `means` are by the channel's place, in the units of `channels`, of which files have `scale` times as much.
-    """
-    for place, mean in means.items():
-        before, deviation = channels.mean[place], channels.std[place]
-        if abs(mean - before) > FAR * deviation:
-            had = f"the training had {scale * before:,.6g} ± {scale * deviation:,.6g}"
-            return f"channel {channels.names[place]} has a mean of {scale * mean:,.6g}, {had}: other units?"
-    return None
 
 
 def of_pillow(image: Image, trained: Trained, asked: tuple[str, ...] = ()) -> tuple[np.ndarray, tuple[int, ...]]:

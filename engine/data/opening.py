@@ -25,6 +25,7 @@ from polychrome.engine.data.stores.disk import ImageCache
 from polychrome.engine.data.stores.placement import Placement, choose_placement
 from polychrome.engine.data.stores.uniform import UniformImages
 from polychrome.engine.data.stores.whole import WholeImages
+from polychrome.engine.data.units import far_off
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine import distributed
 from polychrome.engine.report import console
@@ -149,6 +150,8 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
     images = replace(images, notes=notes)
     for note in (*images.notes, *union.notes(images)):
         console.say(note)
+    if images.stacks and wanted.trained and (line := far_off(images, report.stacks, wanted.trained.channels)):
+        console.warn(line)
     store = open_store(images, wanted)
     if store is not None and store.faults:
         rejected += _left_out(images, store.faults, wanted.strict)

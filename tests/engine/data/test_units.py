@@ -1,0 +1,58 @@
+"""Images in other units than the training's are warned of, wherever they are given."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from polychrome.engine.channels.names import Channels
+from polychrome.engine.data.conventions import Trained
+from polychrome.engine.data.given import image_sets
+from polychrome.engine.data.image_set import ImageSet, Split
+from polychrome.engine.data.opening import Wanted, open_set
+from polychrome.engine.data.units import far
+from tests.engine.data import photos
+
+MEAN, DEVIATION = 754.0, 213.0
+
+
+def warned(root, values, training, capsys):
+    """Return what predict's and evaluate's ways of opening say of an image for a model of this training."""
+    root.mkdir()
+    for number in range(2):
+        np.save(root / f"{number}.npy", values.astype(np.float32))
+    channels = Channels(("a", "b"), training[:1] * 2, training[1:] * 2)
+    trained, said = Trained(channels, "float32"), []
+    image_sets((root / "0.npy",), trained, warn=said.append)
+    images = ImageSet(root, ("x", "y"), {"test": Split(("0.npy", "1.npy"), (0, 1))})
+    capsys.readouterr()
+    open_set(images, Wanted("auto", photos.CPU, 1, trained=trained))
+    printed = " ".join(" ".join(capsys.readouterr()).split())
+    return len(said), printed.count("other units?")
+
+
+@pytest.mark.parametrize("training", [(MEAN, DEVIATION), (0.0, 1.0), (-40.0, 1.0), (0.1, 3.0)])
+@pytest.mark.parametrize(("factor", "told"), [(1, 0), (0.5, 0), (1e-2, 1), (1e-4, 1), (1e2, 1), (1e4, 1)])
+def test_images_in_other_units_are_warned_of_once_by_predict_and_by_evaluate(tmp_path, capsys, training, factor, told):
+    mean, deviation = training
+    values = np.random.default_rng(0).normal(mean, deviation, (12, 10, 2)) * factor
+    if factor == 0.5 and mean == -40:
+        told = 1  # by its mean, twenty deviations away
+    if factor == 1e2 and abs(mean) < deviation:
+        values += 20 * deviation  # of values around 0 a greater spread alone tells nothing
+    assert warned(tmp_path / "set", values, training, capsys) == (told, told)
+
+
+def test_an_image_of_some_faint_channels_or_of_nothing_is_not_in_other_units(tmp_path, capsys):
+    values = np.random.default_rng(0).normal(MEAN, DEVIATION, (12, 10, 2))
+    for number, factors in enumerate(([1, 1e-4], [0, 0])):
+        wide = values * factors
+        assert warned(tmp_path / str(number), wide, (MEAN, 2 * DEVIATION), capsys) == (0, 0)
+
+
+@pytest.mark.parametrize(("mean", "told"), [(MEAN, False), (MEAN / 40, False), (MEAN / 60, True), (0.0, False)])
+def test_of_arrays_the_means_alone_tell(mean, told):
+    channels = Channels(("a", "b"), (MEAN,) * 2, (DEVIATION,) * 2)
+    assert (far({0: mean, 1: mean}, channels) is not None) == told
+    assert far({0: MEAN, 1: mean}, channels) is None
+    assert far({0: 0.001, 1: 0.001}, replace(channels, mean=(0.01, 0.01))) is None
