@@ -200,7 +200,7 @@ def test_a_table_beside_a_folder_labels_its_images(tmp_path, header, name):
     assert every == {f"images/{i:02d}.png": ("ant", "bee")[i % 2] for i in range(20)}
     columns = re.split(r"[,;\t]", header) if header else ["0", "1"]
     said = f"labels of labels.csv: files in the column {columns[0]}, classes in {columns[-1]}"
-    assert images.notes == (said,)
+    assert images.notes == (said + "; not used: width" * ("width" in columns),)
     assert (images.account.used, own(images)) == (20, 1)
 
 
@@ -377,3 +377,79 @@ def test_runs_within_the_data_are_passed_over_in_every_layout(tmp_path, form, ou
     assert len(listing.every_image(tmp_path).splits["all"].paths) == 20
     assert after.account.ignored["of a run"] == 2 * len(written)
     assert after.account.present == before.account.present + 2 * len(written)
+
+
+SPLIT_NAMES = {"train": ("train", "Training", "training_set", "trainset"), "val": ("val", "valid", "dev", "val set")}
+
+
+def row_of(split, name):
+    """Return the cells of the columns `columns_of` that say a row's split."""
+    return {
+        "is_valid": str(split == "val"),
+        "is_test": "01"[split == "test"],
+        "is_val": "yes" if split == "val" else "",
+    }[name]
+
+
+@pytest.mark.parametrize("form", ["lists", "folders", "table of names", "tables"])
+@pytest.mark.parametrize(("train", "val"), itertools.product(SPLIT_NAMES["train"], SPLIT_NAMES["val"]))
+def test_a_split_has_the_same_names_in_every_form(tmp_path, form, train, val):
+    wanted = {"train": 6, "val": 4, "test": 2}
+    names = {"train": train, "val": val, "test": "testing"}
+    files = {
+        split: [f"{names[split] if form == 'folders' else 'x'}/{'ab'[i % 2]}/{split}{i}.png" for i in range(count)]
+        for split, count in wanted.items()
+    }
+    touch(tmp_path, *(path for paths in files.values() for path in paths))
+    rows = {split: [f"{path},{path.split('/')[1]}" for path in paths] for split, paths in files.items()}
+    if form == "lists":
+        for split, paths in files.items():
+            lines = (f"{path} {i % 2}" for i, path in enumerate(paths))
+            (tmp_path / f"{names[split]}.txt").write_text("\n".join(lines))
+    elif form == "tables":
+        for split in files:
+            (tmp_path / f"{names[split]}.csv").write_text("\n".join(["file,label", *rows[split]]))
+    elif form == "table of names":
+        lines = [f"{row},{names[split]}" for split in files for row in rows[split]]
+        (tmp_path / "labels.csv").write_text("\n".join(["file,label,split", *lines]))
+    images = listing.read(tmp_path)
+    assert sizes(images) == wanted
+    assert {split: set(images.splits[split].paths) for split in wanted} == {s: set(p) for s, p in files.items()}
+
+
+@pytest.mark.parametrize("columns", [("is_valid",), ("is_test",), ("is_valid", "is_test"), ("is_val", "is_test")])
+@pytest.mark.parametrize("file", ["filename", "fname"])
+def test_flags_divide_a_table_and_unused_columns_are_named(tmp_path, columns, file):
+    paths = numbered("x", 40)
+    touch(tmp_path, *paths)
+    places = {path: ("train", "train", "val", "test")[i // 2 % 4] for i, path in enumerate(paths)}
+    rows = [
+        ",".join([path, "ab"[i % 2], str(i % 5), *(row_of(places[path], column) for column in columns)])
+        for i, path in enumerate(paths)
+    ]
+    text(tmp_path, labels_dot_csv="\n".join([",".join([file, "label", "fold", *columns]), *rows]))
+    images = listing.read(tmp_path)
+    said = (
+        f"labels of labels.csv: files in the column {file}, classes in label, splits in {' and '.join(sorted(columns))}"
+    )
+    assert images.notes[0] == f"{said}; not used: fold"
+    found = {path: split for split, rows in images.splits.items() for path in rows.paths}
+    if len(columns) == 2:
+        assert found == places
+    else:  # what is not there is made of the other
+        whole, part = ("test",) * 2 if columns == ("is_test",) else ("val", "test")
+        assert {path for path in paths if found[path] in (whole, part)} == {
+            path for path in paths if places[path] == whole
+        }
+    text(tmp_path, labels_dot_csv=f"{file},label,{columns[0]}\nx/00.png,a,maybe\n")
+    assert "labels.csv:2: wanted true or false for the split" in fault(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names", [("train_images", "test_images"), ("training-data", "validation-data"), ("train1", "test1")]
+)
+def test_folders_that_look_like_splits_of_the_same_classes_are_no_classes(tmp_path, names):
+    touch(tmp_path, *(path for name in names for kind in "ab" for path in numbered(f"{name}/{kind}", 4)))
+    assert "with the same folders inside: name the splits train/, val/ and test/" in fault(tmp_path)
+    touch(tmp_path, *numbered("other/a", 4))
+    assert len(listing.read(tmp_path).class_names) == 3

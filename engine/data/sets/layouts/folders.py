@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,9 +30,15 @@ def below(folder: Path) -> list[str]:
 def split_folders(root: Path) -> dict[str, str]:
     """Return the folder of each split that has one; none where the folders are no splits.
 
-    Raises UserError where two folders are of one split.
+    Raises UserError where two folders are of one split, or folders named after splits have the same classes inside.
     """
-    parts = by_split(below(root), f"{root} has")
+    names = below(root)
+    parts = by_split(names, f"{root} has")
+    if len(parts) < len(names) > 1 and all(re.match("train|val|test", name.lower()) for name in names):
+        inside = [set(below(root / name)) for name in names]
+        if inside[0] and all(each == inside[0] for each in inside):
+            alike = ", ".join(f"{name}/" for name in names)
+            raise UserError(f"{root} has {alike} with the same folders inside: name the splits train/, val/ and test/")
     return parts if "train" in parts or len(parts) > 1 else {}
 
 

@@ -54,20 +54,24 @@ class Entry:
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a folder's or file's name stands for, in any case; None for other names."""
-    return next((split for split, names in FOLDER_NAMES.items() if name.lower() in names), None)
+    """Return the split that a folder's or file's name stands for, in any case, as train or training_set does; or None.
+
+    Names of files are without their suffix.
+    """
+    plain = re.sub("[ _-]?set$", "", name.lower())
+    return next((split for split, names in FOLDER_NAMES.items() if plain in names), None)
 
 
-def by_split(folders: Iterable[str], where: str) -> dict[str, str]:
-    """Return the folder of each split, in the order of splits, among folders by name.
+def by_split(names: Iterable[str], where: str, suffix: str = "/") -> dict[str, str]:
+    """Return the name of each split, in the order of splits, among names of folders, or of files without their suffix.
 
-    Raises UserError, which begins with the words `where`, where two folders are of one split.
+    Raises UserError, which begins with the words `where`, where two are of one split.
     """
     parts: dict[str, str] = {}
-    for name in folders:
+    for name in names:
         split = split_of(name)
         if split in parts:
-            raise UserError(f"{where} {parts[split]}/ and {name}/: which of them is the split {split}?")
+            raise UserError(f"{where} {parts[split]}{suffix} and {name}{suffix}: which of them is the split {split}?")
         if split:
             parts[split] = name
     return {split: parts[split] for split in FOLDER_NAMES if split in parts}

@@ -1,4 +1,4 @@
-"""List files: train.txt, val.txt and test.txt with lines of `path label`."""
+"""List files: train.txt, val.txt (or valid.txt, ...) and test.txt with lines of `path label`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,23 @@ from pathlib import Path
 
 from polychrome.engine.data.files.text import numbered_lines
 from polychrome.engine.data.image_set import SPLITS
-from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Entry, Known, Labelled, Places, labelled
+from polychrome.engine.data.sets.layouts.labelled import (
+    UNDIVIDED,
+    Entry,
+    Known,
+    Labelled,
+    Places,
+    by_split,
+    labelled,
+    split_of,
+)
 from polychrome.engine.errors import UserError
 
 
 def has_lists(root: Path) -> bool:
-    """Return whether a folder has any of train.txt, val.txt and test.txt."""
-    return any((root / f"{split}.txt").exists() for split in SPLITS)
+    """Return whether a folder has any of train.txt, val.txt and test.txt, or another list to train on."""
+    names = [file.stem for file in root.glob("*.txt")]
+    return any(name in SPLITS or split_of(name) == "train" for name in names)
 
 
 def read(root: Path, found: Mapping[str, str], num_classes: int | None, known: Known | None = None) -> Labelled:
@@ -25,7 +35,8 @@ def read(root: Path, found: Mapping[str, str], num_classes: int | None, known: K
     Raises:
         UserError: a list is missing, empty or malformed, or names a file outside the folder; with file and line.
     """
-    files = {split: root / f"{split}.txt" for split in SPLITS if (root / f"{split}.txt").is_file()}
+    names = sorted(file.stem for file in root.glob("*.txt") if file.is_file())
+    files = {split: root / f"{name}.txt" for split, name in by_split(names, f"{root} has", ".txt").items()}
     if "train" not in files:
         raise UserError(f"no train.txt in {root}: wanted train.txt, val.txt and test.txt")
     places, entries, moved = Places(root, found), {}, []
@@ -37,7 +48,7 @@ def read(root: Path, found: Mapping[str, str], num_classes: int | None, known: K
             raise UserError(f"{file} lists no images: wanted lines of `path label`")
     if len(files) == 1:
         entries = {UNDIVIDED: entries["train"]}
-    images, notes = labelled(root, entries, num_classes, "train.txt", known), ()
+    images, notes = labelled(root, entries, num_classes, files["train"].name, known), ()
     if moved:
         count = f"{len(moved):,} path{'s' * (len(moved) > 1)}"
         notes = (f"{count} of the lists have backslashes or another form of Unicode, such as {moved[0]}",)

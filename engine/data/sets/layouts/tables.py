@@ -21,10 +21,12 @@ MARKS = ",;\t"  # between cells
 SAMPLE = 100  # lines that tell the mark
 OF_ALL = ("labels", "metadata", "annotations")  # names of tables of a whole folder
 FILES = ("file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "image", "img", "image_name")
-FILES += ("image_id", "imageid", "img_id", "id", "name")
+FILES += ("fname", "image_id", "imageid", "img_id", "id", "name")
 LABELS = ("label", "labels", "class", "class_name", "classname", "category", "target", "label_name", "species", "breed")
 LABELS += ("class_id", "category_id", "y")
 SPLIT = ("split", "set", "partition", "subset")
+FLAGS = {"is_test": "test", "is_valid": "val", "is_val": "val"}  # columns that say whether a row is of a split
+TRUE, FALSE = ("true", "1", "yes", "1.0"), ("false", "0", "no", "0.0", "")
 
 
 class NoLabels(UserError):
@@ -35,14 +37,14 @@ class NoLabels(UserError):
 class Table:
     """A table: its file, the folder that its paths are in, the split that its name tells, its columns and its rows.
 
-    `roles` are the columns of files, of labels and, if there is one, of splits; None where no column has labels.
+    `roles` are the columns of files, of labels and, if there are any, of splits; None where no column has labels.
     """
 
     file: Path
     folder: str
     split: str
     columns: tuple[str, ...]
-    roles: tuple[int, int, int | None] | None
+    roles: tuple[int, int, tuple[int, ...]] | None
     rows: tuple[tuple[int, tuple[str, ...]], ...]
 
 
@@ -77,15 +79,18 @@ def read(
         if table.roles is None:
             notes.append(f"{file} has no labels: it is not used")
             continue
-        named, kind, part = table.roles
+        named, kind, parts = table.roles
         own.append(file)
-        notes.append(f"labels of {file}: files in the column {table.columns[named]}, classes in {table.columns[kind]}")
+        said = f"labels of {file}: files in the column {columns[named]}, classes in {columns[kind]}"
+        said += f", splits in {' and '.join(columns[part] for part in parts)}" if parts else ""
+        unused = [name or "(no name)" for i, name in enumerate(columns) if i not in (named, kind, *parts)]
+        notes.append(said + f"; not used: {', '.join(unused)}" * bool(unused))
         for number, row in table.rows:
             where = f"{table.file}:{number}"
             if len(row) <= max(named, kind) or not row[named] or not row[kind]:
                 raise UserError(f"{where}: wanted a file and a label, got {','.join(row)!r}")
             check_path(where, row[named], root)
-            split = table.split if part is None else _named_split(where, row, part)
+            split = _named_split(where, row, columns, parts) if parts else table.split
             path = places.anywhere(where, row[named], table.folder, split)
             entries.setdefault(split, {}).setdefault((path, row[kind]), Entry(where, path, row[kind]))
         if again := before + len(table.rows) - sum(map(len, entries.values())):
@@ -100,8 +105,17 @@ def read(
     return replace(images, splits=splits, notes=(*notes, *images.notes), own=tuple(own))
 
 
-def _named_split(where: str, row: Sequence[str], column: int) -> str:
-    name = row[column] if column < len(row) else ""
+def _named_split(where: str, row: Sequence[str], columns: Sequence[str], parts: Sequence[int]) -> str:
+    """Return the split that a row's cell names, or the one that a flag says it is of, else train."""
+    flags = {FLAGS[columns[part].lower()]: row[part] for part in parts if columns[part].lower() in FLAGS}
+    for split, cell in flags.items():
+        if cell.lower() in TRUE:
+            return split
+        if cell.lower() not in FALSE:
+            raise UserError(f"{where}: wanted true or false for the split {split}, got {cell!r}")
+    if flags:
+        return "train"
+    name = row[parts[0]]
     if (split := split_of(name)) is None:
         raise UserError(f"{where}: wanted a split such as train, val or test, got {name!r}")
     return split
@@ -119,7 +133,7 @@ def _table(root: Path, path: str, places: Places) -> Table:
     roles = _roles(header)
     if roles is None and len(header) == 2:  # of no known names, or a table without a line of names
         there = [places.is_there(f"{file}:{number}", row[0], folder, split) for number, row in rows[:2]]
-        roles = (0, 1, None) if any(there) else None
+        roles = (0, 1, ()) if any(there) else None
         if roles and (there[0] or _is_data(header, others)):
             header, others = ("0", "1"), rows
     return Table(file, folder, split, header, roles, tuple(others))
@@ -181,13 +195,14 @@ def _objects(file: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int
         yield number, tuple("" if content.get(column) is None else str(content.get(column)) for column in columns)
 
 
-def _roles(columns: Sequence[str]) -> tuple[int, int, int | None] | None:
+def _roles(columns: Sequence[str]) -> tuple[int, int, tuple[int, ...]] | None:
     """Return `Table.roles` by the names of columns, or by what is left where one is left."""
     lower = [column.lower() for column in columns]
     named = next((lower.index(name) for name in FILES if name in lower), None)
     kind = next((lower.index(name) for name in LABELS if name in lower and lower.index(name) != named), None)
-    part = next((lower.index(name) for name in SPLIT if name in lower), None)
-    others = [i for i in range(len(lower)) if i not in (named, part)]
+    parts = tuple(lower.index(name) for name in SPLIT if name in lower)[:1]
+    parts = parts or tuple(lower.index(name) for name in FLAGS if name in lower)
+    others = [i for i in range(len(lower)) if i not in (named, *parts)]
     if named is not None and kind is None and len(others) == 1:
         kind = others[0]
-    return None if named is None or kind is None else (named, kind, part)
+    return None if named is None or kind is None else (named, kind, parts)
