@@ -95,7 +95,8 @@ def _check_no_tars(channel_files: str | None) -> None:
 def undivided(root: str | Path, known: Known, channel_files: str | None = None) -> ImageSet | None:
     """Return all labelled images of a folder without splits as the split "test"; None where it is no such folder.
 
-    The labels are those of the `known` classes, of which the folder may have a part. For `channel_files` see `read`.
+    Of a folder without images to train on they are those of its test split, or else of val. The labels are those of the
+    `known` classes, of which the folder may have a part. For `channel_files` see `read`.
 
     Raises:
         UserError: the folder is malformed, or has another class, or one that may be either of two.
@@ -110,12 +111,14 @@ def undivided(root: str | Path, known: Known, channel_files: str | None = None) 
         images = _labelled(root, found, None, known)
     except (OSError, Unsupported) as error:
         raise UserError(_unreadable(root, error)) from error
-    if images is None or UNDIVIDED not in images.splits:
+    if images is None or "train" in images.splits:
         return None
+    split = next(name for name in (UNDIVIDED, "test", "val") if name in images.splits)
     images, parts = joined(found, images, channel_files) if channel_files else (images, {})
     labels = _places(root, images, known)
-    rows = [(path, labels[label]) for path, label in images.splits[UNDIVIDED]]
-    notes = (*images.notes, f"{root} has no splits: all {len(rows):,} labelled images are tested")
+    rows = [(path, labels[label]) for path, label in images.splits[split]]
+    lacks, which = ("images to train on", f"images of {split}") if split else ("splits", "labelled images")
+    notes = (*images.notes, f"{root} has no {lacks}: all {len(rows):,} {which} are tested")
     test = Split(*map(tuple, zip(*rows, strict=True)))
     listed = ImageSet(root, known.names, {"test": test}, parts=parts, notes=notes, first_label=images.first)
     return replace(listed, account=_account(root, found, listed, images.own))
@@ -155,6 +158,9 @@ def _labelled(
             table = f"{' and '.join(named)} {'goes' if len(named) == 1 else 'go'} before the folders of {root}"
             raise UserError(f"{error} ({table}: remove it, if these are the classes)") from error
     if parts := folders.split_folders(root):
+        part = parts.get("test") or parts.get("val")
+        if known and "train" not in parts and (images := _inside(root, found, part, num_classes, known)):
+            return images
         return folders.of_splits(root, found, parts, num_classes)
     inside = folders.below(root)
     if len(inside) < 2 and no_labels:
@@ -167,14 +173,15 @@ def _labelled(
 def _inside(
     root: Path, found: Mapping[str, str], name: str, num_classes: int | None, known: Known | None
 ) -> Labelled | None:
-    """Return the set in the only folder of a folder, with paths from `root`; None where that folder is no set."""
+    """Return the set in a folder of a folder, with paths from `root`; None where the inner folder is no set."""
     own = {path.removeprefix(f"{name}/"): kind for path, kind in found.items() if path.startswith(f"{name}/")}
     has_form = lists.has_lists(root / name) or tables.of_folder(root / name, own) or folders.below(root / name)
     images = _labelled(root / name, own, num_classes, known) if has_form else None
     if images is None or len(images.class_names) < 2:
         return None
     splits = {split: [(f"{name}/{path}", label) for path, label in rows] for split, rows in images.splits.items()}
-    notes = (f"the set is that in the only folder of {root}, {name}/", *images.notes)
+    only = "only folder" if len(folders.below(root)) == 1 else "folder to test on"
+    notes = (f"the set is that in the {only} of {root}, {name}/", *images.notes)
     return replace(images, splits=splits, notes=notes, own=tuple(f"{name}/{path}" for path in images.own))
 
 

@@ -110,3 +110,35 @@ def test_runs_of_earlier_versions_tell_of_labels_from_one_in_a_note(tmp_path):
     assert known_classes(before | {"first_label": 0}).first == 0
     with pytest.raises(UserError, match="class '1' is not among those of the training images"):
         listing.undivided(folder, known_classes({"class_names": ["oak", "ash"]}))
+
+
+@pytest.mark.parametrize("form", ["lists", "table", "tables", "folders"])
+@pytest.mark.parametrize("splits", [("val",), ("test",), ("val", "test")])
+@pytest.mark.parametrize("names", [("ant", "bee"), ("1", "2")])
+def test_a_folder_without_training_images_is_tested_on_and_not_trained_on(tmp_path, form, splits, names):
+    known = Known(names, 1 if form != "folders" and names[0].isdecimal() else None)
+    if form == "lists" and known.first is None:
+        known = Known(names, 0)
+    files = {split: {f"{split}{i}.png": names[i % 2] for i in range(4)} for split in splits}
+    rows = {split: [f"x/{file},{label}" for file, label in of.items()] for split, of in files.items()}
+    for split, of in files.items():
+        for file, label in of.items():
+            path = tmp_path / (f"{split}/{label}" if form == "folders" else "x") / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(file.encode())
+        if form == "lists":
+            lines = [f"x/{file} {names.index(label) + known.first}" for file, label in of.items()]
+            (tmp_path / f"{split}.txt").write_text("\n".join(lines))
+        if form == "tables":
+            (tmp_path / f"{split}.csv").write_text("\n".join(["file,label", *rows[split]]))
+    if form == "table":
+        lines = [f"{row},{split}" for split in splits for row in rows[split]]
+        (tmp_path / "labels.csv").write_text("\n".join(["file,label,split", *lines]))
+    if form != "folders" or len(splits) == 2:
+        with pytest.raises(UserError, match=r"wanted images to train on|wanted train"):
+            listing.read(tmp_path)
+    images = listing.undivided(tmp_path, known)
+    (split,) = images.splits.values()
+    found = {path.split("/")[-1]: names[label] for path, label in zip(split.paths, split.labels, strict=True)}
+    assert found == files[splits[-1]]
+    assert images.notes[-1].endswith("are tested")

@@ -151,10 +151,12 @@ def labelled(
     where the training labels were found. With `known` classes nothing is concluded from the labels that are there.
 
     Raises:
-        UserError: a label is outside the classes, or a class that nobody asked for has no training image, or
-            classes.txt is malformed.
+        UserError: there are no training images, a label is outside the classes, a class that nobody asked for has no
+            training image, or classes.txt is malformed.
     """
     first = "train" if "train" in entries else UNDIVIDED
+    if first not in entries and not known:
+        raise UserError(f"{root} has images of {' and '.join(entries)} alone: wanted images to train on")
     every = [entry for some in entries.values() for entry in some]
     numbers = all(re.fullmatch(r"[+-]?[0-9]{1,9}", entry.label) for entry in every)
     if not numbers or (known and known.first is None):

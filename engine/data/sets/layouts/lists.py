@@ -37,7 +37,7 @@ def read(root: Path, found: Mapping[str, str], num_classes: int | None, known: K
     """
     names = sorted(file.stem for file in root.glob("*.txt") if file.is_file())
     files = {split: root / f"{name}.txt" for split, name in by_split(names, f"{root} has", ".txt").items()}
-    if "train" not in files:
+    if "train" not in files and not known:
         raise UserError(f"no train.txt in {root}: wanted train.txt, val.txt and test.txt")
     places, entries, moved = Places(root, found), {}, []
     for split, file in files.items():
@@ -46,9 +46,9 @@ def read(root: Path, found: Mapping[str, str], num_classes: int | None, known: K
         moved += [row[1] for row, entry in zip(rows, entries[split], strict=True) if entry.path != row[1]]
         if not rows:
             raise UserError(f"{file} lists no images: wanted lines of `path label`")
-    if len(files) == 1:
+    if list(files) == ["train"]:
         entries = {UNDIVIDED: entries["train"]}
-    images, notes = labelled(root, entries, num_classes, files["train"].name, known), ()
+    images, notes = labelled(root, entries, num_classes, next(iter(files.values())).name, known), ()
     if moved:
         count = f"{len(moved):,} path{'s' * (len(moved) > 1)}"
         notes = (f"{count} of the lists have backslashes or another form of Unicode, such as {moved[0]}",)
