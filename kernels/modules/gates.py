@@ -35,7 +35,8 @@ class SpatialGate(nn.Module):
 class SpatialAttention(nn.Module):
     """Multiply [batch, channels, h, w] by a map made from its channel mean and max, CBAM's spatial half.
 
-    State dict: `conv.weight` [1, 2, kernel_size, kernel_size], and `conv.bias` [1] with `bias=True`, as in CBAM.
+    State dict: `conv.weight` [1, 2, kernel_size, kernel_size], whose first map is the mean, and `conv.bias` [1] with
+    `bias=True`. The authors' CBAM has the maximum first: of its `conv.weight`, take `weight.flip(1)`.
 
     Raises:
         ValueError: `kernel_size` is even or below 3.
@@ -61,7 +62,8 @@ class ChannelGate(nn.Module):
 
     State dict as torchvision's `SqueezeExcitation` and timm's `SEModule`: `fc1.weight` [hidden, channels, 1, 1],
     `fc1.bias` [hidden], `fc2.weight` [channels, hidden, 1, 1], `fc2.bias` [channels]; no `fc1` where
-    `hidden_channels` is None (then hidden is channels), no biases with `bias=False`.
+    `hidden_channels` is None (then hidden is channels), no biases with `bias=False`. Of theirs with other activations
+    than ReLU and `gate`, as in EfficientNet and MobileNetV3, the weights load and the layers differ.
 
     Raises:
         ValueError: a size is below 1, or `gate` is neither `sigmoid` nor `softmax`.

@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from polychrome.kernels import fuse
-from polychrome.kernels.modules import CBAM, ECA
+from polychrome.kernels.modules import CBAM, ECA, SpatialAttention
 from tests.grids import grid
 from tests.kernels import written_elsewhere
 from tests.kernels.fused import assert_alike, outcome
@@ -72,6 +72,16 @@ def test_layers_load_public_weights_and_train_the_same(name, training, layout, t
     assert_alike(outcome(public, x), outcome(layer, x), 1e-9)
     assert_alike(dict(public.named_buffers()), dict(layer.named_buffers()), 1e-9)
     assert layer(x).is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("flipped", [True, False])
+def test_the_authors_spatial_weights_are_those_of_spatial_attention_with_the_maps_flipped(flipped):
+    public, _ = pair("not normalised")
+    theirs = public.SpatialGate.spatial.conv.weight
+    layer = SpatialAttention(7).double()
+    layer.load_state_dict({"conv.weight": theirs.flip(1) if flipped else theirs})
+    apart = (layer(ties) - public.SpatialGate(ties)).abs().max().item()
+    assert apart < 1e-12 if flipped else apart > 0.1
 
 
 def test_state_dict_names_are_the_authors():

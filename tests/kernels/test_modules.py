@@ -33,6 +33,7 @@ from polychrome.kernels.modules import (
     SpatialGate,
     anneal_temperature,
 )
+from tests.kernels import written_elsewhere
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import randn
 
@@ -262,6 +263,18 @@ def test_dynamic_conv_loads_public_state_dicts():
     layer.load_state_dict(theirs)
     assert layer.attention.temperature == 7
     assert all(torch.equal(layer.state_dict()[name], tensor) for name, tensor in theirs.items())
+
+
+@pytest.mark.parametrize("channels", [3, 8])
+def test_public_weights_compute_the_same_at_the_temperature_they_were_trained_at(channels):
+    theirs, x = written_elsewhere.DynamicConv(channels, 6, 3, padding=1), randn(4, channels, 9, 7)
+    theirs.attention.fc2.weight.data *= 20
+    hidden = 4 if channels == 3 else None
+    for temperature in (34, 1):
+        layer = DynamicConv2d(channels, 6, 3, padding=1, hidden_channels=hidden, temperature=temperature)
+        layer.load_state_dict(theirs.state_dict())
+        same = torch.allclose(layer(x), theirs(x), atol=1e-5)
+        assert same == (temperature == 34)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
