@@ -64,7 +64,7 @@ class Prism(nn.Module):
         self.head = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels, num_classes)
         )
-        _bring_experts_together(self)
+        bring_experts_together(self)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, channels: Tensor | None = None) -> Tensor:
         """Map [batch, any channels, height, width] to logits [batch, num_classes].
@@ -120,7 +120,7 @@ def _conv_norm_relu(
 
 
 @torch.no_grad()
-def _bring_experts_together(model: nn.Module) -> None:
+def bring_experts_together(model: nn.Module) -> None:
     """Move the experts of each dynamic convolution nine tenths of the way to its first expert."""
     for module in model.modules():
         if isinstance(module, DynamicConv2d):

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polychrome import models
 from polychrome.kernels.modules import DynamicConv2d
-from polychrome.models import complexity
+from polychrome.models import complexity, initialise
 from polychrome.models.initialise import he_
 from polychrome.models.resnetv2 import StandardisedConv2d
 from polychrome.models.vgg import vgg19_features
@@ -508,8 +508,35 @@ def test_he_draws_every_expert_by_its_own_fan_out(groups):
         assert expert.std().item() == pytest.approx(deviation, rel=0.06)
     assert (layer.weight[0] - layer.weight[1]).abs().max() > deviation
     assert not layer.bias.any()
-    assert layer.attention.fc1.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.2)
+    assert layer.attention.fc1.weight.std().item() == pytest.approx((2 / 32) ** 0.5, rel=0.2)
     assert not layer.attention.fc2.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in NAMES), ("prism4_small", {"experts": (4, 4, 4, 1)})]
+)
+def test_he_draws_every_layer_on_vectors_by_fan_in(name, options, monkeypatch):
+    fans, vectors = {}, set()
+    monkeypatch.setattr(initialise, "_draw", lambda layer, fan: fans.update({layer: fan}))
+    model = on_meta(name, image_size=128, **options)
+    he_(model)
+    for layer in fans:
+        layer.register_forward_pre_hook(
+            lambda layer, given: vectors.add(layer) if given[0].shape[2:] in ((), (1, 1)) else None
+        )
+    model(torch.empty(2, 3, 128, 128, device="meta"))
+    assert vectors
+    assert {layer: fans[layer] for layer in vectors} == {layer: layer.weight[0].numel() for layer in vectors}
+
+
+def test_he_leaves_the_experts_of_a_prism_nearly_alike():
+    model = made("prism4_small", experts=(4, 4, 4, 1))
+    he_(model)
+    layers = [layer for layer in model.modules() if isinstance(layer, DynamicConv2d)]
+    assert len(layers) == 3
+    for layer in layers:
+        first, *others = layer.weight
+        assert all(0.05 < (other - first).norm() / first.norm() < 0.2 for other in others)
 
 
 @pytest.mark.parametrize("name", ["simple_cnn", "adaptive_channel_cnn", "resnet18", "vgg_slim", "resnetv2"])
