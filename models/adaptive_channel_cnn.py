@@ -94,6 +94,9 @@ class AdaptiveChannels(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """With `mask`, [batch, channels] bool, each sample's input is its present channels alone."""
+        if mask is None and self.training and x.shape[1] >= self.width:
+            # several processes wait for a gradient of each parameter: `summary` gets zeros, as with a mask
+            mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         return self.conv(self._filled(x) if mask is None else self._filled_from_present(x, mask))
 
     def _filled(self, x: Tensor) -> Tensor:

@@ -276,6 +276,32 @@ def test_every_parameter_gets_a_gradient(name):
     assert all(p.grad.any() for n, p in model.named_parameters() if n.endswith("weight") and one_hidden not in n)
 
 
+@pytest.mark.parametrize(("channels", "masked"), [(1, False), (48, False), (48, True)])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in sorted(ANY_CHANNELS - {"prism4", "dwg_densenet121"})),
+        pytest.param("dwg_densenet121", {}, marks=pytest.mark.slow),
+        ("prism4_small", {"experts": (4, 4, 4, 1)}),
+        ("prism4_small", {"fixed_places": True}),
+    ],
+)
+def test_no_parameter_lacks_a_gradient_however_many_channels_are_shown(name, options, channels, masked):
+    """Several processes that train one model would wait for it."""
+    size = SMALLEST.get(name, 16)
+    with torch.device("meta"):
+        model = models.create(name, in_channels=channels, **options)
+        mask = torch.ones(2, channels, dtype=torch.bool) if masked else None
+        model(torch.empty(2, channels, size, size), mask).sum().backward()
+    assert [path for path, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_adaptive_channel_cnn_trained_on_wide_inputs_sees_the_first_channels():
+    module = made("adaptive_channel_cnn").features[0].train()
+    x = images(2, 48, 8, 8)
+    torch.testing.assert_close(module(x), module.conv(x[:, :32]))
+
+
 @every_model_in_memory
 def test_the_same_seed_makes_the_same_network(name):
     one, other = made(name).state_dict(), made(name).state_dict()
