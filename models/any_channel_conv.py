@@ -22,13 +22,14 @@ class AnyChannelConv2d(DynamicConv2d):
     distance^2, the distance in steps from place to place: nearly the channel at that place, or the nearest channel if
     the place has none. A lone channel thus acts as a gray image, and two of three channels estimate the third:
     responses keep their scale whichever channels are present, and kernels that compare channels give zero without a
-    second channel. With all channels present the estimate is invertible: the experts can represent any `nn.Conv2d`.
+    second channel. With all of up to 16 channels present the estimate is invertible: the experts can represent any
+    `nn.Conv2d`. Of more channels 16 weighted means are seen.
 
     A sample's experts are mixed by attention over its places: mean and standard deviation of the pixels there, and the
     nearness of the nearest channel, exp(-4 * distance^2). The estimate is linear and applied to the kernels, not to the
     image, so that the layer computes a single per-sample convolution. A single expert has no attention and makes an
-    ordinary convolution: of the image's estimated places, or, where all samples have the same channels, of the image
-    with the kernels made for these.
+    ordinary convolution: of the image's estimated places, or, where all samples have the same channels and no more
+    than there are places, of the image with the kernels made for these.
 
     With `fixed_places` the channels of a tensor with `in_channels` channels keep their places under any mask, and a
     tensor of another number of channels needs `channels`. A single expert is then told which places have a channel: its
@@ -104,7 +105,8 @@ class AnyChannelConv2d(DynamicConv2d):
         with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
             mask = mask.new_ones(1, mask.shape[1]) if alike else mask
             estimate, nearness = self._places(mask, channels)
-            if alike:
+            exported = torch.compiler.is_exporting() or torch.jit.is_tracing()  # a rule on sizes would fix them
+            if alike and (exported or x.shape[1] <= self.in_channels):
                 weight = torch.einsum("ophw,pc->ochw", weight, estimate[0].to(weight.dtype))
             else:
                 pixels = x.permute(0, 2, 3, 1).flatten(1, 2) @ estimate.transpose(1, 2).to(x.dtype)

@@ -20,7 +20,10 @@ from polychrome.kernels.modules.layers import is_ours
 
 @dataclass(frozen=True)
 class Complexity:
-    """Costs of one image of the measured size.
+    """Costs of one image of the measured size: half of those of two images in a batch, without a mask.
+
+    What a network computes once for a batch counts half, such as the kernels that a `prism4` makes for the channels of
+    all images.
 
     `macs` is half of `flops`, which torch's flop counter gives (convolutions, matrix products and this project's
     ops). `activation_mb` is torchinfo's "forward/backward pass size": twice the outputs of all layers that have

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from polychrome import models
 from polychrome.models import complexity
@@ -92,6 +93,22 @@ def test_activations_are_what_torchinfo_1_8_counts_at_224(name, megabytes):
 def test_resnet34_costs_3_67_billion_multiply_adds_at_224():
     costs = complexity.measure(models.create("resnet34", num_classes=1000), channels=3, size=224)
     assert costs.macs == pytest.approx(3.66e9, rel=0.005)
+
+
+@pytest.mark.parametrize(("channels", "size", "macs"), [(3, 84, 55_254_896), (48, 9, 1_272_832)])
+def test_what_is_made_once_for_a_batch_counts_half(channels, size, macs):
+    model = models.create("prism4_small", in_channels=channels)
+    assert complexity.measure(model, channels, size).macs == macs
+    pair, many = (flops(model.to("meta"), torch.empty(n, channels, size, size, device="meta")) for n in (2, 8))
+    once = {3: 2 * 32 * 49 * 3 * 3, 48: 0}[channels]  # the stem's kernels for all channels
+    assert pair == 4 * macs
+    assert many - once == 4 * (pair - once)
+
+
+def flops(model, images):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images)
+    return counter.get_total_flops()
 
 
 def test_measuring_leaves_the_model_alone():

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.flop_counter import FlopCounterMode
 
 from polychrome import models
 from polychrome.kernels import per_sample_conv2d
@@ -290,6 +291,27 @@ def test_a_single_expert_convolves_the_places_of_the_image(mask, standing):
     expected = per_sample_conv2d(shown, kernels, layer.bias.expand(7, -1), layer.stride, layer.padding)
     torch.testing.assert_close(layer(x, mask, standing), expected, rtol=0, atol=1e-5)
     assert {name for name, _ in layer.named_parameters()} == {"weight", "bias"}
+
+
+@pytest.mark.parametrize(("in_channels", "shown"), [(3, 3), (3, 5), (16, 16), (17, 17), (48, 3), (48, 48)])
+def test_without_a_mask_a_single_expert_gives_the_same_for_no_more_operations(in_channels, shown):
+    layer, x = stem(in_channels, experts=1), images(8, shown, 20, 20)
+    found = []
+    for mask in (None, torch.ones(8, shown, dtype=torch.bool)):
+        with FlopCounterMode(display=False) as counter:
+            found.append((layer(x, mask), counter))
+    (alone, plain), (masked, general) = found
+    torch.testing.assert_close(alone, masked, rtol=1e-4, atol=1e-5)
+    assert plain.get_total_flops() <= general.get_total_flops()
+
+
+def test_an_exported_stem_takes_any_number_of_channels():
+    layer = stem(experts=1)
+    shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("channels", max=30)}
+    exported = torch.export.export(layer, (images(2, 5, 12, 12),), dynamic_shapes=(shape,)).module()
+    for channels in (1, 3, 20):
+        x = images(3, channels, 12, 12)
+        torch.testing.assert_close(exported(x), layer(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("experts", [1, 4])
