@@ -33,14 +33,17 @@ class CBAM(nn.Module):
         spatial: bool = True,
         kernel_size: int = 7,
         batch_norm: bool = True,
+        device=None,
+        dtype=None,
     ):
         super().__init__()
         channels = checked_size("channels", channels, least=1)
         ratio = checked_size("reduction_ratio", reduction_ratio, least=1)
         if channels < ratio:
             raise ValueError(f"reduction_ratio must be at most channels={channels}, got {ratio}")
-        self.ChannelGate = _Channels(channels, channels // ratio)
-        self.SpatialGate = _Pixels(kernel_size, batch_norm) if spatial else None
+        made = {"device": device, "dtype": dtype}
+        self.ChannelGate = _Channels(channels, channels // ratio, **made)
+        self.SpatialGate = _Pixels(kernel_size, batch_norm, **made) if spatial else None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, channels, height, width], with at least one pixel."""
@@ -51,9 +54,10 @@ class CBAM(nn.Module):
 class _Channels(nn.Module):
     """The channels' half: a sigmoid of the sum of what two layers make of the means and of the maxima."""
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(self, channels: int, hidden: int, **made):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Flatten(), nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        first, second = nn.Linear(channels, hidden, **made), nn.Linear(hidden, channels, **made)
+        self.mlp = nn.Sequential(nn.Flatten(), first, nn.ReLU(), second)
 
     def forward(self, x: Tensor) -> Tensor:
         with without_autocast(x):
@@ -75,14 +79,14 @@ class _Channels(nn.Module):
 class _Pixels(nn.Module):
     """The pixels' half: a sigmoid of a convolution of the channels' maximum and mean, perhaps normalised."""
 
-    def __init__(self, kernel_size: int, batch_norm: bool):
+    def __init__(self, kernel_size: int, batch_norm: bool, **made):
         super().__init__()
         size = checked_size("kernel_size", kernel_size, least=3)
         if size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {size}")
         self.spatial = nn.Module()
-        self.spatial.conv = nn.Conv2d(2, 1, size, padding=size // 2, bias=False)
-        self.spatial.bn = nn.BatchNorm2d(1, eps=1e-5, momentum=0.01) if batch_norm else None
+        self.spatial.conv = nn.Conv2d(2, 1, size, padding=size // 2, bias=False, **made)
+        self.spatial.bn = nn.BatchNorm2d(1, eps=1e-5, momentum=0.01, **made) if batch_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm = self.spatial.conv, self.spatial.bn

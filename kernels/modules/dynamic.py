@@ -13,7 +13,7 @@ from polychrome.kernels.dynamic_conv.borders import check_mode
 from polychrome.kernels.dynamic_conv.problem import resolve_ints, resolve_padding
 from polychrome.kernels.leaves import leaf
 from polychrome.kernels.modules.experts import ExpertAttention
-from polychrome.kernels.modules.layers import GEOMETRY, FiveDimensional, checked_size, mode_of, wide
+from polychrome.kernels.modules.layers import GEOMETRY, FiveDimensional, checked_sizes, mode_of, wide
 from polychrome.kernels.plain import computations, is_plain
 
 
@@ -41,12 +41,7 @@ class Experts(FiveDimensional):
         dtype=None,
     ):
         super().__init__()
-        given = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups, "experts": experts}
-        in_channels, out_channels, groups, experts = (checked_size(*each, least=1) for each in given.items())
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f"groups must divide in_channels={in_channels} and out_channels={out_channels}, got {groups}"
-            )
+        in_channels, out_channels, groups, experts = checked_sizes(in_channels, out_channels, groups, experts)
         steps = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
         kernel, stride, dilation = (resolve_ints(*each, self.DIMS) for each in steps.items())
         sides = resolve_padding(padding, kernel, stride, dilation)

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from polychrome.kernels.channel_gate.reference import linear
 from polychrome.kernels.checks import check_float, check_shape
 from polychrome.kernels.leaves import leaf
-from polychrome.kernels.modules.layers import are_plain, checked_size, layered, parameters_of, wide
+from polychrome.kernels.modules.layers import Lasting, are_plain, checked_size, layered, parameters_of, wide
 from polychrome.kernels.tensors import wide_dtype, without_autocast
 
 ROUTINGS = ("softmax", "sigmoid")
 
 
-class Tempered(nn.Module):
+class Tempered(Lasting):
     """A module whose logits are divided by a temperature, a buffer that a schedule sets.
 
     Raises:
@@ -23,21 +23,13 @@ class Tempered(nn.Module):
 
     # Buffers set by a schedule, not by training: a moving average of a model's weights has to copy them.
     SCHEDULED = ("temperature",)
+    LASTING = "temperature"
 
     def __init__(self, temperature: float, device=None):
         super().__init__()
         check_temperature("temperature", temperature)
         self.first_temperature = float(temperature)
         self.register_buffer("temperature", self._first(device))
-
-    def _apply(self, fn, recurse=True):
-        # to_empty() leaves new memory, and many state dicts lack the temperature, which would then be what was there
-        before = self.temperature
-        super()._apply(fn, recurse)
-        after = self.temperature
-        if after is not before and not after.is_meta:
-            after.copy_(self._first(after.device) if before.is_meta else before)
-        return self
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
         if prefix + "temperature" not in state_dict:
@@ -73,6 +65,7 @@ class ExpertAttention(Tempered):
         super().__init__(temperature, device)
         if routing not in ROUTINGS:
             raise ValueError(f"routing must be {' or '.join(map(repr, ROUTINGS))}, got {routing!r}")
+        channels, experts = checked_size("channels", channels, least=1), checked_size("experts", experts, least=1)
         if hidden_channels is None:
             hidden_channels = channels // 4 + 1 if routing == "softmax" else 0
         hidden_channels = checked_size("hidden_channels", hidden_channels, least=0)

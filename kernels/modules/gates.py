@@ -42,12 +42,13 @@ class SpatialAttention(nn.Module):
         ValueError: `kernel_size` is even or below 3.
     """
 
-    def __init__(self, kernel_size: int = 7, bias: bool = False):
+    def __init__(self, kernel_size: int = 7, bias: bool = False, *, device=None, dtype=None):
         super().__init__()
         kernel_size = checked_size("kernel_size", kernel_size, least=3)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=bias)
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=padding, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """See `polychrome.kernels.spatial_attention`."""
@@ -69,15 +70,25 @@ class ChannelGate(nn.Module):
         ValueError: a size is below 1, or `gate` is neither `sigmoid` nor `softmax`.
     """
 
-    def __init__(self, channels: int, hidden_channels: int | None = None, bias: bool = True, gate: str = "sigmoid"):
+    def __init__(
+        self,
+        channels: int,
+        hidden_channels: int | None = None,
+        bias: bool = True,
+        gate: str = "sigmoid",
+        *,
+        device=None,
+        dtype=None,
+    ):
         super().__init__()
         channels = checked_size("channels", channels, least=1)
         if hidden_channels is not None:
             hidden_channels = checked_size("hidden_channels", hidden_channels, least=1)
         check_gate(gate)
         self.gate = gate
-        self.fc1 = None if hidden_channels is None else nn.Conv2d(channels, hidden_channels, 1, bias=bias)
-        self.fc2 = nn.Conv2d(hidden_channels or channels, channels, 1, bias=bias)
+        made = {"bias": bias, "device": device, "dtype": dtype}
+        self.fc1 = None if hidden_channels is None else nn.Conv2d(channels, hidden_channels, 1, **made)
+        self.fc2 = nn.Conv2d(hidden_channels or channels, channels, 1, **made)
 
     def forward(self, x: Tensor) -> Tensor:
         """See `polychrome.kernels.channel_gate`."""
@@ -100,14 +111,14 @@ class ECA(nn.Module):
         ValueError: channels is below 1, or kernel_size is even or below 1.
     """
 
-    def __init__(self, channels: int, kernel_size: int | None = None):
+    def __init__(self, channels: int, kernel_size: int | None = None, *, device=None, dtype=None):
         super().__init__()
         channels = checked_size("channels", channels, least=1)
         size = int((math.log2(channels) + 1) / 2) | 1 if kernel_size is None else kernel_size
         size = checked_size("kernel_size", size, least=1)
         if size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {size}")
-        self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
+        self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, channels, height, width], of any number of channels."""

@@ -1,5 +1,7 @@
 """What the modules share: layers inside them, called or read, and checks of sizes."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +30,24 @@ class FiveDimensional(nn.Module):
             return fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2]) if tensor.dim() == 5 else fn(tensor)
 
         return super()._apply(flattened, recurse)
+
+
+class Lasting(nn.Module):
+    """A module with a buffer, named `LASTING`, that no training makes.
+
+    It keeps its value in new memory; in the first memory it has the value that `_first(device)` gives.
+    """
+
+    LASTING: ClassVar[str]
+
+    def _apply(self, fn, recurse=True):
+        # to_empty() leaves new memory, and no reset_parameters() and not every state dict fills such a buffer
+        before = getattr(self, self.LASTING)
+        super()._apply(fn, recurse)
+        after = getattr(self, self.LASTING)
+        if after is not before and not after.is_meta:
+            after.copy_(self._first(after.device) if before.is_meta else before)
+        return self
 
 
 @leaf
@@ -87,6 +107,15 @@ def parameters_of(layer: nn.Module | None) -> tuple[Tensor | None, Tensor | None
 def mode_of(layer: nn.Module) -> tuple[str, ...]:
     """Return the name of the mode of padding where it is to be shown."""
     return () if layer.padding_mode == "zeros" else ("padding_mode",)
+
+
+def checked_sizes(in_channels: int, out_channels: int, groups: int, experts: int) -> list[int]:
+    """Return the sizes as ints; raise ValueError unless each is one, at least 1, and the groups divide the channels."""
+    given = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups, "experts": experts}
+    in_channels, out_channels, groups, experts = found = [checked_size(*each, least=1) for each in given.items()]
+    if in_channels % groups or out_channels % groups:
+        raise ValueError(f"groups must divide in_channels={in_channels} and out_channels={out_channels}, got {groups}")
+    return found
 
 
 def checked_size(name: str, size: int, least: int) -> int:

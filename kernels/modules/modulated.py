@@ -11,7 +11,7 @@ from polychrome.kernels.checks import check_device, check_float, check_shape
 from polychrome.kernels.dynamic_conv import per_sample_conv2d
 from polychrome.kernels.leaves import leaf
 from polychrome.kernels.modulated import modulated_conv2d
-from polychrome.kernels.modules.layers import FiveDimensional, checked_size
+from polychrome.kernels.modules.layers import FiveDimensional, Lasting, checked_size
 from polychrome.kernels.tensors import wide_dtype, without_autocast
 
 
@@ -46,6 +46,8 @@ class ModulatedConv2d(FiveDimensional):
         *,
         padding: int | None = None,
         eps: float = 1e-8,
+        device=None,
+        dtype=None,
     ):
         super().__init__()
         given = {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size}
@@ -59,15 +61,16 @@ class ModulatedConv2d(FiveDimensional):
             raise ValueError(f"eps must be positive, got {eps!r}")
         self.demodulate, self.upsample, self.downsample, self.eps = demodulate, upsample, downsample, eps
         self.padding = self.kernel_size // 2 if padding is None else checked_size("padding", padding, least=0)
-        self.weight = nn.Parameter(torch.empty(1, out_channels, in_channels, kernel_size, kernel_size))
-        self.modulation = Modulation(style_dim, in_channels)
+        made = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(1, out_channels, in_channels, kernel_size, kernel_size, **made))
+        self.modulation = Modulation(style_dim, in_channels, **made)
         self.blur = None
         if upsample or downsample:
             excess = len(blur_kernel) - 2 + (1 - kernel_size if upsample else kernel_size - 1)
             before = (excess + 1) // 2 + (1 if upsample else 0)
             after = excess // 2 + (1 if upsample else 0)
             channels = out_channels if upsample else in_channels
-            self.blur = Blur(channels, blur_kernel, (before, after), gain=4 if upsample else 1)
+            self.blur = Blur(channels, blur_kernel, (before, after), gain=4 if upsample else 1, **made)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -101,10 +104,10 @@ class Modulation(nn.Module):
     A linear layer with an equalised learning rate. State dict: see `ModulatedConv2d`.
     """
 
-    def __init__(self, style_dim: int, channels: int):
+    def __init__(self, style_dim: int, channels: int, device=None, dtype=None):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels, style_dim))
-        self.bias = nn.Parameter(torch.empty(channels))
+        self.weight = nn.Parameter(torch.empty(channels, style_dim, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(channels, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
         """Reinitialise the parameters."""
@@ -126,7 +129,7 @@ def _modulation(style: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.linear(style.to(wide), weight.to(wide) / math.sqrt(weight.shape[1]), bias.to(wide))
 
 
-class Blur(nn.Module):
+class Blur(Lasting):
     """Every channel convolved with the outer product of a filter with itself, whose sum is `gain`.
 
     `padding`: zeros before and after each axis; where negative, x is cut. Buffer: `kernel` [taps, taps].
@@ -135,14 +138,28 @@ class Blur(nn.Module):
         ValueError: the filter has no taps, or its sum is zero.
     """
 
-    def __init__(self, channels: int, taps: Sequence[float], padding: tuple[int, int], gain: float = 1.0):
+    LASTING = "kernel"
+
+    def __init__(
+        self,
+        channels: int,
+        taps: Sequence[float],
+        padding: tuple[int, int],
+        gain: float = 1.0,
+        device=None,
+        dtype=None,
+    ):
         super().__init__()
-        filter = torch.tensor(tuple(taps), dtype=torch.float32)
+        filter = torch.tensor(tuple(taps), dtype=torch.float32, device="cpu")
         if filter.dim() != 1 or not len(filter) or not filter.sum():
             raise ValueError(f"blur_kernel must be numbers whose sum is not zero, got {taps!r}")
         kernel = filter[:, None] * filter[None, :]
-        self.register_buffer("kernel", kernel * gain / kernel.sum())
+        self.first_kernel = (kernel * gain / kernel.sum()).tolist()
+        self.register_buffer("kernel", self._first(device).to(dtype or torch.float32))
         self.channels, self.padding = channels, padding
+
+    def _first(self, device) -> Tensor:
+        return torch.tensor(self.first_kernel, dtype=torch.float32, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, channels, height, width], blurred in x's dtype."""

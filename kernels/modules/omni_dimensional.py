@@ -7,7 +7,7 @@ from polychrome.kernels.dynamic_conv.api import Padding, Pair
 from polychrome.kernels.dynamic_conv.problem import resolve_pair
 from polychrome.kernels.modules.dynamic import Experts
 from polychrome.kernels.modules.experts import Tempered
-from polychrome.kernels.modules.layers import applied, called, checked_size, means
+from polychrome.kernels.modules.layers import applied, called, checked_size, checked_sizes, means
 from polychrome.kernels.omni_dimensional import Attentions, omni_dimensional_conv2d
 from polychrome.kernels.tensors import without_autocast
 
@@ -96,6 +96,7 @@ class OmniDimensionalAttention(Tempered):
         super().__init__(temperature, device)
         if not 0 < reduction <= 1:
             raise ValueError(f"reduction must be above 0 and at most 1, got {reduction!r}")
+        in_channels, out_channels, groups, experts = checked_sizes(in_channels, out_channels, groups, experts)
         height, width = resolve_pair("kernel_size", kernel_size)
         hidden = max(int(in_channels * reduction), checked_size("min_channels", min_channels, least=1))
         self.in_channels = in_channels

@@ -1,4 +1,5 @@
 import copy
+import inspect
 import io
 import pickle
 
@@ -15,6 +16,7 @@ from polychrome.kernels import (
     channel_gate,
     channel_stats,
     dynamic_conv1d,
+    modules,
     per_sample_conv1d,
     per_sample_conv2d,
     spatial_attention,
@@ -22,11 +24,16 @@ from polychrome.kernels import (
     use_backend,
 )
 from polychrome.kernels.modules import (
+    CBAM,
+    ECA,
     ChannelGate,
     ChannelStats,
     DynamicConv1d,
     DynamicConv2d,
+    ExpertAttention,
+    ModulatedConv2d,
     ODConv2d,
+    OmniDimensionalAttention,
     PerSampleConv1d,
     PerSampleConv2d,
     SpatialAttention,
@@ -310,6 +317,76 @@ TEMPERED = {"images": DynamicConv2d, "signals": DynamicConv1d, "four attentions"
 def garbage(monkeypatch):
     """Let memory that `to_empty` makes hold what no layer may compute with."""
     monkeypatch.setattr(torch, "empty_like", lambda tensor, **where: torch.full_like(tensor, 77, **where))
+
+
+# each layer of kernels.modules with parameters, in each form that has other buffers
+MADE = {
+    "DynamicConv2d": lambda **made: DynamicConv2d(4, 6, 3, **made),
+    "DynamicConv1d": lambda **made: DynamicConv1d(4, 6, 3, **made),
+    "ExpertAttention": lambda **made: ExpertAttention(4, 3, **made),
+    "ODConv2d": lambda **made: ODConv2d(4, 6, 3, **made),
+    "OmniDimensionalAttention": lambda **made: OmniDimensionalAttention(4, 6, 3, **made),
+    "ModulatedConv2d": lambda **made: ModulatedConv2d(4, 6, 3, 5, **made),
+    "ModulatedConv2d, up": lambda **made: ModulatedConv2d(4, 6, 3, 5, upsample=True, **made),
+    "ModulatedConv2d, down": lambda **made: ModulatedConv2d(4, 6, 3, 5, downsample=True, **made),
+    "CBAM": lambda **made: CBAM(4, 2, **made),
+    "ECA": lambda **made: ECA(4, **made),
+    "SpatialAttention": lambda **made: SpatialAttention(bias=True, **made),
+    "ChannelGate": lambda **made: ChannelGate(4, 2, **made),
+}
+every_layer = pytest.mark.parametrize("layer", MADE)
+
+
+def test_every_layer_with_parameters_is_looked_at():
+    without = {"ChannelStats", "PerSampleConv1d", "PerSampleConv2d", "SpatialGate", "anneal_temperature"}
+    assert {name.split(",")[0] for name in MADE} == set(modules.__all__) - without
+
+
+@every_layer
+@pytest.mark.parametrize("size", [0, -1, 2.5, None, "4"])
+def test_every_size_of_a_layer_is_checked(layer, size):
+    kind = getattr(modules, layer.split(",")[0])
+    usual = {"in_channels": 4, "out_channels": 6, "channels": 4, "kernel_size": 3, "style_dim": 5, "groups": 1}
+    usual |= {"reduction_ratio": 2, "hidden_channels": 2, "experts": 3, "min_channels": 16}
+    sizes = usual.keys() & inspect.signature(kind).parameters.keys()
+    for name in sizes:
+        if (name, size) in {("hidden_channels", 0), ("hidden_channels", None), ("kernel_size", None)}:
+            continue  # no hidden layer, or the size that is left out
+        given = {other: usual[other] for other in sizes} | {name: size}
+        with pytest.raises(ValueError, match=rf"^{name} must be "):
+            kind(**given)
+
+
+@pytest.mark.parametrize("kind", [DynamicConv2d, ODConv2d, OmniDimensionalAttention])
+def test_groups_divide_the_channels(kind):
+    with pytest.raises(ValueError, match="groups must divide in_channels=8 and out_channels=8, got 3"):
+        kind(8, 8, 3, groups=3)
+
+
+@every_layer
+@pytest.mark.parametrize("way", ["made there", "made there by a keyword", "moved there"])
+def test_a_layer_that_was_on_the_meta_device_is_completed_by_reset_parameters(layer, way, garbage):
+    usual = MADE[layer]()
+    with torch.device("meta" if way == "made there" else "cpu"):
+        there = MADE[layer](**{"device": "meta"} if way == "made there by a keyword" else {}).to("meta")
+    assert all(tensor.is_meta for tensor in there.state_dict().values())
+    there.to_empty(device="cpu")
+    for module in there.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert not any((parameter == 77).any() for parameter in there.parameters())
+    wanted, found = dict(usual.named_buffers()), dict(there.named_buffers())
+    assert wanted.keys() == found.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@every_layer
+def test_a_layer_made_in_a_dtype_is_the_layer_cast_to_it(layer):
+    made, cast = MADE[layer](dtype=torch.float64), MADE[layer]().double()
+    made.load_state_dict(cast.state_dict())
+    dtypes = {name: tensor.dtype for name, tensor in cast.state_dict().items() if not name.endswith("temperature")}
+    assert {name: made.state_dict()[name].dtype for name in dtypes} == dtypes
+    assert torch.float64 in dtypes.values()
 
 
 def without_temperature(layer):
