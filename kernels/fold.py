@@ -29,8 +29,9 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     parametrisation. The copy is for inference: it computes the same as `model.eval()`, up to rounding, and its
     parameters do not require gradients. `model` itself is not changed.
 
-    The copy is a `torch.fx.GraphModule`: names in the state dict stay, but of the model's own attributes and methods
-    only `forward` is kept. If `forward` asks whether an argument is None, its default, the copy's argument must stay
+    The copy is a `torch.fx.GraphModule`. Its state dict has the model's names without those of the normalisations that
+    were folded, whose `scale` and `shift` the convolutions hold. Of the model's own attributes and methods only
+    `forward` is kept. If `forward` asks whether an argument is None, its default, the copy's argument must stay
     None (AssertionError). A single layer of this package is returned unchanged, in evaluation mode. Fold before
     `torch.compile`.
 
@@ -84,8 +85,8 @@ def _trace(model: nn.Module) -> fx.Graph:
         given = _Tracer().trace(model)
     except Exception as error:
         raise ValueError(
-            f"torch.fx cannot trace {type(model).__name__} ({error}); fuse the parts of it whose forward does not "
-            "branch on tensors, as in model.features = fuse(model.features)"
+            f"torch.fx cannot trace {type(model).__name__} ({error}); fold the parts of it whose forward does not "
+            "branch on tensors, as in model.features = fold_batch_norm(model.features)"
         ) from error
     # Tracing hands every argument over as something, so that a forward that asks whether it is None goes the other way.
     try:

@@ -351,9 +351,28 @@ class Branches(nn.Module):
 
 
 def test_an_untraceable_model_is_refused_with_advice():
-    with pytest.raises(ValueError, match=r"torch.fx cannot trace Branches \(.*fuse the parts of it") as info:
+    with pytest.raises(ValueError, match=r"torch.fx cannot trace Branches \(.*fold the parts of it") as info:
         fold_batch_norm(Branches())
     assert isinstance(info.value.__cause__, torch.fx.proxy.TraceError)
+
+
+def test_the_advice_for_an_untraceable_model_folds_it():
+    class Choosing(Branches):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(DynamicConv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+
+        def forward(self, x):
+            return super().forward(self.features(x))
+
+    model, x = prepared(Choosing()).eval(), randn(2, 4, 8, 8)
+    expected, before = model(x), set(model.state_dict())
+    with pytest.raises(ValueError, match=r"as in model\.features = ") as info:
+        fold_batch_norm(model)
+    exec(str(info.value).rpartition("as in ")[2], {"fold_batch_norm": fold_batch_norm, "model": model})
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    norm = {f"features.1.{name}" for name in nn.BatchNorm2d(6).state_dict()}
+    assert set(model.state_dict()) == before - norm | {"features.0.scale", "features.0.shift"}
 
 
 def test_a_fused_call_is_one_op_and_stays_one_when_exported():
