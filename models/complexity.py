@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -90,12 +91,7 @@ def path(model: nn.Module, images: Tensor) -> tuple[frozenset[str], ...]:
 
 # Operators that apply a linear layer, and which arguments hold the features and the weights.
 _LINEAR = {"aten::addmm": (1, 2), "aten::mm": (0, 1), "aten::bmm": (0, 1), "aten::linear": (0, 1)}
-_CONVOLUTIONS = {
-    "aten::convolution",
-    "aten::_convolution",
-    "polychrome::dynamic_conv2d",
-    "polychrome::per_sample_conv2d",
-}
+_CONVOLUTIONS = re.compile(r"aten::_?convolution|polychrome::(dynamic|per_sample)_conv\w*")
 
 
 # Operators that pool a whole map if their output has one value per channel.
@@ -141,14 +137,16 @@ class _PathMode(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         name = func._schema.name
-        features, weights = (0, 1) if name in _CONVOLUTIONS else _LINEAR.get(name, (None, None))
+        convolves = bool(_CONVOLUTIONS.fullmatch(name))
+        features, weights = (0, 1) if convolves else _LINEAR.get(name, (None, None))
         made_of = [trace for leaf in tree_leaves((args, kwargs)) if (trace := self._trace(leaf))]
         seen = made_of if features is None else filter(None, [self._trace(args[features])])
         paths = [trace for trace in seen if trace.layers is not None]
         pooled = bool(paths) and all(trace.pooled for trace in paths)
         layers = max((trace.layers for trace in paths), key=_length, default=None)
-        if features is not None and paths and not pooled:
-            kernels_of = self._trace(args[weights]) or _Trace(None)
+        kernels_of = None if features is None else self._trace(args[weights])
+        if paths and not pooled and (kernels_of or convolves):  # a product with constants is no layer
+            kernels_of = kernels_of or _Trace(None)
             layers, found = (*layers, kernels_of.weights), frozenset()
         else:
             found = frozenset().union(*(trace.weights for trace in made_of))

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from polychrome import models
+from polychrome import kernels, models
+from polychrome.kernels.modules import DynamicConv2d
 from polychrome.models import complexity
 
 
@@ -58,6 +59,55 @@ def test_layers_whose_kernels_are_made_from_the_input_are_distinct_by_what_makes
 def test_a_recurrent_convolution_is_one_layer_however_often_it_is_applied():
     costs = complexity.measure(models.create("rrdb_rnn"), channels=3, size=16)
     assert costs.distinct_layers < costs.depth
+
+
+class Called(nn.Module):
+    """A convolution of ours between two of torch's."""
+
+    def __init__(self, op, weight):
+        super().__init__()
+        self.op, self.weight = op, nn.Parameter(weight)
+        self.before, self.after = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.after(self.op(self.before(x), self.weight)).mean((2, 3))
+
+
+MIXING, KERNELS = torch.ones(2, 3), torch.randn(3, 4, 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("op", "weight"),
+    [
+        (lambda x, w: kernels.dynamic_conv2d(x, w, MIXING), KERNELS),
+        (lambda x, w: kernels.dynamic_conv2d(x, w, MIXING, scale=torch.ones(4), shift=torch.ones(4)), KERNELS),
+        (lambda x, w: kernels.dynamic_conv_transpose2d(x, w, MIXING), KERNELS),
+        (kernels.per_sample_conv2d, KERNELS[:2]),
+        (kernels.per_sample_conv_transpose2d, KERNELS[:2]),
+        (torch.conv_transpose2d, KERNELS[0]),
+    ],
+    ids=["dynamic", "with a normalisation", "transposed dynamic", "per sample", "transposed per sample", "torch's"],
+)
+def test_every_convolution_is_a_layer_of_the_path(op, weight):
+    layers = complexity.path(Called(op, weight), torch.randn(2, 3, 8, 8))
+    assert layers == tuple(frozenset([name]) for name in ("before.weight", "weight", "after.weight"))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_means_of_many_channels_are_no_layer(masked):
+    with torch.device("meta"):
+        stem = models.create("prism4_small", in_channels=48).stem
+        x, mask = torch.empty(2, 48, 16, 16), torch.ones(2, 48, dtype=torch.bool)
+        model = nn.Module()
+        model.stem, model.forward = stem, lambda x: stem(x, mask if masked else None)
+        assert complexity.path(model, x) == (frozenset(["stem.weight"]),)
+
+
+def test_a_folded_network_is_as_deep_as_it_was():
+    block = DynamicConv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+    model = nn.Sequential(*block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    for each in (model, kernels.fold_batch_norm(model)):
+        assert complexity.depth(each, torch.randn(2, 3, 8, 8)) == 1
 
 
 def test_depth_counts_linear_layers_on_tokens():
