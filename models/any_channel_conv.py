@@ -1,5 +1,7 @@
 """A dynamic convolution whose kernels are made for the channels that a sample has."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,7 +61,9 @@ class AnyChannelConv2d(DynamicConv2d):
         told = fixed_places and experts == 1 and places > 1
         self.presence = nn.Parameter(torch.zeros(out_channels, places)) if told else None
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, channels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, channels: Tensor | Sequence[float] | None = None
+    ) -> Tensor:
         """Map [batch, any channels, height, width] to [batch, out_channels, out_height, out_width].
 
         Args:
@@ -76,6 +80,7 @@ class AnyChannelConv2d(DynamicConv2d):
             ValueError: mask or channels do not fit x; with `fixed_places`, x has another number of channels than
                 `in_channels` and `channels` is not given.
         """
+        channels = None if channels is None else torch.as_tensor(channels)
         alike = mask is None and (channels is None or channels.dim() == 1)
         x, mask = without_absent(x, mask)
         if channels is not None and channels.shape not in (mask.shape, mask.shape[1:]):

@@ -1,5 +1,7 @@
 """Shallow networks of large kernels, for any channels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,10 @@ class Prism(nn.Module):
             tensor of fewer channels then needs `channels`.
         plain_stem: whether the stem is an `nn.Conv2d`; the network then takes exactly `in_channels` channels, and
             `any_channels` is False.
+
+    Raises:
+        ValueError: there are not as many widths, experts or kernels as layers, a large kernel is even, or `plain_stem`
+            is given with `fixed_places` or experts of the stem.
     """
 
     def __init__(
@@ -47,6 +53,16 @@ class Prism(nn.Module):
         plain_stem: bool = False,
     ):
         super().__init__()
+        for name, given, count in (("widths", widths, 4), ("experts", experts, 4), ("large_kernels", large_kernels, 3)):
+            if len(given) != count:
+                raise ValueError(f"{name} must be {count} numbers, got {given}")
+        if any(size and size % 2 == 0 for size in large_kernels):
+            raise ValueError(f"large_kernels must be odd, or 0 for none, got {large_kernels}")
+        if plain_stem and (fixed_places or experts[0] != 1):
+            raise ValueError(
+                "plain_stem has neither places nor experts: fixed_places must be False and the first of experts 1, "
+                f"got fixed_places={fixed_places} and experts={experts}"
+            )
         self.any_channels, self.fixed_places = not plain_stem, fixed_places
         channels, geometry = widths[0], {"stride": 2, "padding": 3}
         if plain_stem:
@@ -66,7 +82,9 @@ class Prism(nn.Module):
         )
         bring_experts_together(self)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, channels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, channels: Tensor | Sequence[float] | None = None
+    ) -> Tensor:
         """Map [batch, any channels, height, width] to logits [batch, num_classes].
 
         With `mask`, [batch, channels] bool, each sample's result depends on its present channels alone (in evaluation;

@@ -161,8 +161,11 @@ def measure(entry: str, settings: Settings, num_classes: int, in_channels: int) 
     """Return the costs of an entry's model for an image of its settings.
 
     Raises:
-        UserError: the image is too small for the model; the message names a size that is large enough.
+        UserError: the model cannot be made by its settings, or the image is too small for it; the message then names a
+            size that is large enough.
     """
+    with torch.device("meta"):
+        create(entry, settings, num_classes, in_channels, LARGEST_TRIED)  # so that no size is blamed for wrong options
     try:
         return _measured(entry, settings, num_classes, in_channels, settings.image_size)
     except (RuntimeError, ValueError, UserError) as error:

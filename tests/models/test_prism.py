@@ -403,6 +403,29 @@ def test_a_whole_step_compiles_once_for_all_masks(options):
     assert backend.frame_count == 1
 
 
+def test_positions_may_be_a_list():
+    """As the message of a layer with fixed places advises: `[0]` for the first alone."""
+    for layer in (stem(fixed_places=True), stem(experts=1)):
+        x = images(2, 1, 12, 12)
+        assert torch.equal(layer(x, None, [0]), layer(x, None, torch.tensor([0])))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"experts": (1, 1, 1)}, r"experts must be 4 numbers, got \(1, 1, 1\)"),
+        ({"widths": (8,) * 5}, "widths must be 4 numbers"),
+        ({"large_kernels": (9, 9)}, "large_kernels must be 3 numbers"),
+        ({"large_kernels": (9, 8, 7)}, r"large_kernels must be odd, or 0 for none, got \(9, 8, 7\)"),
+        ({"plain_stem": True, "fixed_places": True}, "plain_stem has neither places nor experts.*fixed_places=True"),
+        ({"plain_stem": True, "experts": (4, 1, 1, 1)}, r"plain_stem has neither.*experts=\(4, 1, 1, 1\)"),
+    ],
+)
+def test_options_that_cannot_be_followed_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Prism(**options)
+
+
 def test_channels_of_another_shape_say_what_is_wanted():
     with pytest.raises(ValueError, match=r"^channels must be \[channels=3\] or \[batch=2, channels=3\], got \[2\]$"):
         stem()(images(2, 3, 12, 12), None, torch.tensor([0, 1]))

@@ -152,6 +152,23 @@ def test_options_and_the_division_of_a_file_hold_for_the_run(tmp_path, capsys):
     assert (found["seed"], found["split_seed"], found["options"]) == (3, 7, {"widths": [8, 8, 8, 8]})
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nonsense": 1}, "cannot be made with options {'nonsense': 1}"),
+        ({"experts": [1, 1, 1]}, "experts must be 4 numbers, got (1, 1, 1)"),
+        ({"dropout": 2}, "dropout probability has to be between 0 and 1, but got 2"),
+        ({"large_kernels": [8, 8, 8]}, "large_kernels must be odd, or 0 for none, got (8, 8, 8)"),
+    ],
+)
+def test_wrong_options_of_a_model_are_not_blamed_on_the_size_of_images(options, message):
+    settings = resolved(models=("prism4_small",), options=options, image_size=64)
+    with pytest.raises(UserError) as caught:
+        networks.measure("prism4_small", settings, 5, 3)
+    assert message in str(caught.value)
+    assert "px" not in str(caught.value)
+
+
 def test_a_network_for_one_combination_is_shown_what_its_options_make_it_take():
     tables = {"prism4_small+plain+alone": {"options": {"plain_stem": True}}}
     settings = resolved(models=("prism4_small+alone", "prism4_small+plain+alone"), model=tables)
