@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from polychrome.kernels.checks import as_int
+
 POOLED = 16  # four poolings by 2: each rounds an odd height or width down
 
 
@@ -19,11 +21,12 @@ class FixedSizeCNN(nn.Module):
     def __init__(self, image_size: int, blocks: Iterable[nn.Module], width: int):
         """Use `blocks`, the last of which has `width` channels, for images of `image_size` pixels a side."""
         super().__init__()
-        if not isinstance(image_size, int) or image_size < POOLED:
+        size = as_int(image_size)
+        if size is None or size < POOLED:
             raise ValueError(f"image_size must be a whole number of at least {POOLED} pixels, got {image_size!r}")
-        self.image_size = image_size
+        self.image_size = size
         self.features = nn.Sequential(*blocks)
-        self.flat = width * (image_size // POOLED) ** 2
+        self.flat = width * (size // POOLED) ** 2
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, in_channels, image_size, image_size] to logits [batch, num_classes]."""

@@ -58,11 +58,12 @@ def create(
     It maps [batch, in_channels, height, width] to logits [batch, num_classes]. `model.any_channels` says whether it
     takes any number of channels; its forward then also takes `mask`, [batch, channels] bool, true for present channels.
     `image_size`, the height and width of the images in pixels, matters only to models made for one size; other models
-    ignore it, and None means the model's default. `options` go to the model's constructor.
+    ignore it, and raise when images that are too small reach them. None means the model's default. `options` go to the
+    model's constructor.
 
     Raises:
         UnknownModelError: no model is called `name`.
-        ValueError: the model needs larger images than `image_size`.
+        ValueError: the model is made for one size, and `image_size` is too small for it, or an option is out of range.
     """
     if name not in MODELS:
         close = difflib.get_close_matches(str(name), MODELS, n=1, cutoff=0.5)

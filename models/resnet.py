@@ -2,13 +2,14 @@
 
 Their stem, a 7x7 convolution of stride 2 and a maxpool of stride 2, is made for images of 224 px. `small_stem` replaces
 it by a 3x3 convolution of stride 2 without a maxpool: later maps are twice as high and wide, at 3.6 times the
-multiply-adds of images of 84 px.
+multiply-adds of images of 84 px. Where `weights` ask for trained weights, a first convolution that is not torchvision's
+has none of them, and a warning says so; of other models with the option too.
 """
 
 from torch import nn
 from torchvision import models as torchvision_models
 
-from polychrome.models.first_conv import for_channels
+from polychrome.models.first_conv import for_channels, tell_untrained
 
 
 def resnet18(num_classes: int = 50, in_channels: int = 3, *, small_stem: bool = False, **options) -> nn.Module:
@@ -50,6 +51,7 @@ def _resnet(make, num_classes: int, in_channels: int, small_stem: bool, options:
     elif in_channels != 3:
         model.conv1 = for_channels(model.conv1, in_channels)
     if small_stem or in_channels != 3:
+        tell_untrained(options)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.any_channels = False
     return model

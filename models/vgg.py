@@ -6,7 +6,7 @@ from torch import nn
 from torchvision import models as torchvision_models
 
 from polychrome.models.blocks import PlainCNN, norm_relu
-from polychrome.models.first_conv import for_channels
+from polychrome.models.first_conv import for_channels, tell_untrained
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -23,6 +23,7 @@ def vgg19(num_classes: int = 50, in_channels: int = 3, **options) -> nn.Module:
     """
     model = torchvision_models.vgg19(num_classes=num_classes, **options)
     if in_channels != 3:
+        tell_untrained(options)
         model.features[0] = for_channels(model.features[0], in_channels)
         _start(model.features[0])
     model.any_channels = False

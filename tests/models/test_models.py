@@ -1,12 +1,14 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import WeightsEnum
 
 from polychrome import models
 from polychrome.kernels.modules import DynamicConv2d
@@ -134,6 +136,24 @@ def test_a_small_stem_leaves_later_maps_twice_as_large(name):
     assert costs[0].depth == costs[1].depth
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "warned"),
+    [
+        ("resnet18", {}, 0),
+        ("resnet18", {"in_channels": 4}, 1),
+        ("resnet18", {"small_stem": True}, 1),
+        ("vgg19", {}, 0),
+        ("vgg19", {"in_channels": 4}, 1),
+    ],
+)
+def test_trained_weights_without_a_first_convolution_are_told(name, options, warned, monkeypatch, recwarn):
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: {})
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda *_, **__: None)
+    for weights in (None, "IMAGENET1K_V1"):
+        on_meta(name, num_classes=1000, weights=weights, **options)
+    assert [str(w.message)[:41] for w in recwarn] == ["the first convolution is drawn anew: torc"] * warned
+
+
 @pytest.mark.parametrize("channels", [1, 5])
 def test_a_small_stem_takes_any_number_of_channels_it_is_made_for(channels):
     model = made("resnet18", in_channels=channels, small_stem=True)
@@ -202,6 +222,7 @@ def test_the_image_size_goes_to_the_models_made_for_one_size():
     assert on_meta("naive_cnn", image_size=84).head[1].in_features == 128 * 5 * 5
     assert on_meta("attention_separable_cnn", image_size=84).head[-1].in_features == 256 * 5 * 5
     assert on_meta("naive_cnn").image_size == 128
+    assert on_meta("naive_cnn", image_size=np.int64(64)).head[1].in_features == 128 * 4 * 4
     assert on_meta("attention_separable_cnn", image_size=None).image_size == 224
 
 
