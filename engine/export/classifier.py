@@ -29,6 +29,7 @@ class Description:
     crop: the side of the central square that was cropped and resized for tests, as a share of the short side.
     options: further arguments of `models.create`; JSON values.
     whole: whether the file takes whole images as they are stored, see `engine.export.save_whole`.
+    made_for: the number of channels that the network was made for, where it is shown fewer; else 0.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Description:
     crop: float
     options: dict = field(default_factory=dict)
     whole: bool = False
+    made_for: int = 0
 
     @property
     def scale(self) -> int:
@@ -100,7 +102,7 @@ class Description:
             ValueError: `text` is not a description.
         """
         try:
-            found = {"options": {}, "whole": False} | json.loads(text)
+            found = {"options": {}, "whole": False, "made_for": 0} | json.loads(text)
             values = {name: found[name] for name in cls.__dataclass_fields__}
             names, mean, std = (tuple(found["channels"][key]) for key in ("names", "mean", "std"))
         except (KeyError, TypeError, ValueError) as error:
@@ -153,7 +155,7 @@ class Classifier(nn.Module):
     @classmethod
     def create(cls, description: Description) -> Classifier:
         """Return an untrained classifier."""
-        count = len(description.classes), len(description.channels)
+        count = len(description.classes), description.made_for or len(description.channels)
         model = models.create(description.model, *count, description.image_size, **description.options)
         return cls(model, description)
 

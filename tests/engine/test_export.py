@@ -226,6 +226,19 @@ def test_no_convolution_of_an_onnx_file_has_the_batch_as_groups(name, tmp_path):
     assert {item.type.tensor_type.shape.dim[0].dim_param for item in [*graph.input, *graph.output]} == {"batch"}
 
 
+def test_a_network_that_was_made_for_more_channels_than_it_is_shown_is_read_again(tmp_path):
+    needs("safetensors")
+    torch.manual_seed(0)
+    two = Channels(("R", "G"), (0.4, 0.5), (0.2, 0.3))
+    about = Description("prism4_small", 32, ("a", "b", "c"), two, "uint8", True, 0.875, made_for=3)
+    model = models.create("prism4_small", 3, 3).eval()
+    save(model, about, tmp_path / "x.safetensors", torch.randint(256, (16, 2, 32, 32), dtype=torch.uint8), "noise")
+    loaded = load(tmp_path / "x.safetensors")
+    assert loaded.description == about
+    images, mask = torch.rand(4, 2, 32, 32), torch.tensor([[True, True], [True, False]]).repeat(2, 1)
+    assert torch.equal(loaded(images, mask), Classifier(model, about)(images, mask))
+
+
 def test_the_description_is_in_the_file(tmp_path):
     needs("safetensors")
     model, about, images = made("simple_cnn")

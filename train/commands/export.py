@@ -15,6 +15,7 @@ from polychrome.engine.channels.names import Channels, join
 from polychrome.engine.data.files import stacks
 from polychrome.engine.errors import UserError
 from polychrome.engine.report import console
+from polychrome.train import networks
 from polychrome.train.commands.finished import Source, opened
 from polychrome.train.data import make_loader, open_data
 from polychrome.train.settings import variants
@@ -94,7 +95,8 @@ def _table(channels: Channels) -> tuple[tuple, ...]:
 
 
 def _description(trained: Source, name: str, network: torch.nn.Module, channels: Channels) -> export.Description:
-    settings = trained.entry_settings(name)
+    settings, count = trained.entry_settings(name), len(channels)
+    made_for, _ = networks.for_one_combination(name, settings, len(trained.channels), tuple(range(count)))
     return export.Description(
         model=variants.model_name(name),
         image_size=settings.image_size,
@@ -104,6 +106,7 @@ def _description(trained: Source, name: str, network: torch.nn.Module, channels:
         any_channels=getattr(network, "any_channels", False),
         crop=settings.eval_crop,
         options=settings.options,
+        made_for=made_for if made_for > count else 0,
     )
 
 
