@@ -197,7 +197,7 @@ def test_a_training_split_of_one_image(fails, broken):
     first = (broken / "train.txt").read_text().splitlines()[0]
     (broken / "classes.txt").write_text("a\nb\nc\n")
     (broken / "train.txt").write_text(first)
-    assert "has 1 usable images: training needs at least 2" in fails("task1", "--data", broken)
+    assert "has 1 usable images: training needs at least 2" in fails("task1", "--data", broken, "--num-classes", 3)
 
 
 def test_images_too_small_for_the_model(fails, stripes):

@@ -31,14 +31,26 @@ def source(stripes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
-    """The same three classes and a fourth name, with few images to learn them from."""
+    """The same three classes and a fourth name without an image, with few images to learn them from."""
     root = write_list_folder(tmp_path_factory.mktemp("few") / "data", per_class=(6, 12, 12))
     (root / "classes.txt").write_text("level\nupright\nslanted\nnone\n")
     return root
 
 
 def test_trained_weights_beat_fresh_ones_and_every_mode_is_printed(source, few, tmp_path, capsys):
-    arguments = ["--data", str(few), "--out", str(tmp_path), "--name", "t", *SMALL, "--epochs", "3"]
+    arguments = [
+        "--data",
+        str(few),
+        "--num-classes",
+        "4",
+        "--out",
+        str(tmp_path),
+        "--name",
+        "t",
+        *SMALL,
+        "--epochs",
+        "3",
+    ]
     options = ["--models", "attention_cnn", "--weights", str(source), "--augmentations", "none"]
     assert main(["transfer", *arguments, *options]) == 0
     found = json.loads((tmp_path / "transfer/t/results.json").read_text())["models"]
@@ -65,13 +77,25 @@ def test_trained_weights_beat_fresh_ones_and_every_mode_is_printed(source, few, 
 def test_weights_from_a_file_and_a_single_mode(source, few, tmp_path):
     file = tmp_path / "weights.pth"
     torch.save(checkpoint.load(source / "checkpoints/attention_cnn/best.pt")["model"], file)
-    arguments = ["--data", str(few), "--out", str(tmp_path), "--name", "t", *SMALL, "--epochs", "1"]
+    arguments = [
+        "--data",
+        str(few),
+        "--num-classes",
+        "4",
+        "--out",
+        str(tmp_path),
+        "--name",
+        "t",
+        *SMALL,
+        "--epochs",
+        "1",
+    ]
     assert main(["transfer", *arguments, "--models", "attention_cnn+frozen", "--weights", str(file)]) == 0
     assert list(json.loads((tmp_path / "transfer/t/results.json").read_text())["models"]) == ["attention_cnn+frozen"]
 
 
 def test_a_run_without_the_model_is_refused(source, few, tmp_path, capsys):
-    arguments = ["--data", str(few), "--out", str(tmp_path), *SMALL, "--models", "simple_cnn"]
+    arguments = ["--data", str(few), "--num-classes", "4", "--out", str(tmp_path), *SMALL, "--models", "simple_cnn"]
     assert main(["transfer", *arguments, "--weights", str(source)]) == 2
     assert "that run trained attention_cnn, no simple_cnn" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "transfer", ignore_errors=True)
@@ -85,7 +109,20 @@ def test_a_training_that_begins_again_begins_with_the_trained_weights(
     source, few, tmp_path, monkeypatch, capsys, entry
 ):
     """As where it was stopped in its first epoch and goes on with other batches, which fit no middle of an epoch."""
-    start = ["transfer", "--data", str(few), "--out", str(tmp_path), *SMALL, "--epochs", "2", "--models", entry]
+    start = [
+        "transfer",
+        "--data",
+        str(few),
+        "--num-classes",
+        "4",
+        "--out",
+        str(tmp_path),
+        *SMALL,
+        "--epochs",
+        "2",
+        "--models",
+        entry,
+    ]
     start += ["--weights", str(source)]
     assert main([*start, "--name", "whole", "--batch-size", "6"]) == 0
     with monkeypatch.context() as patch:
