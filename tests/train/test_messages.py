@@ -16,18 +16,8 @@ from polychrome.train.results import best
 from polychrome.train.run import main
 from polychrome.train.trained import load
 
-SMALL = [
-    "--image-size",
-    "24",
-    "--batch-size",
-    "24",
-    "--epochs",
-    "2",
-    "--workers",
-    "1",
-    "--no-plots",
-    "--no-tensorboard",
-]
+SMALL = ["--image-size", "24", "--batch-size", "24", "--epochs", "2", "--workers", "1"]
+SMALL += ["--no-plots", "--no-tensorboard"]
 
 
 def entry(loss, accuracy, tested=None):

@@ -37,20 +37,13 @@ def few(tmp_path_factory):
     return root
 
 
+def on(data, out):
+    """Return the options for a folder that has no image of its fourth class."""
+    return ["--data", str(data), "--num-classes", "4", "--out", str(out)]
+
+
 def test_trained_weights_beat_fresh_ones_and_every_mode_is_printed(source, few, tmp_path, capsys):
-    arguments = [
-        "--data",
-        str(few),
-        "--num-classes",
-        "4",
-        "--out",
-        str(tmp_path),
-        "--name",
-        "t",
-        *SMALL,
-        "--epochs",
-        "3",
-    ]
+    arguments = [*on(few, tmp_path), "--name", "t", *SMALL, "--epochs", "3"]
     options = ["--models", "attention_cnn", "--weights", str(source), "--augmentations", "none"]
     assert main(["transfer", *arguments, *options]) == 0
     found = json.loads((tmp_path / "transfer/t/results.json").read_text())["models"]
@@ -77,25 +70,13 @@ def test_trained_weights_beat_fresh_ones_and_every_mode_is_printed(source, few, 
 def test_weights_from_a_file_and_a_single_mode(source, few, tmp_path):
     file = tmp_path / "weights.pth"
     torch.save(checkpoint.load(source / "checkpoints/attention_cnn/best.pt")["model"], file)
-    arguments = [
-        "--data",
-        str(few),
-        "--num-classes",
-        "4",
-        "--out",
-        str(tmp_path),
-        "--name",
-        "t",
-        *SMALL,
-        "--epochs",
-        "1",
-    ]
+    arguments = [*on(few, tmp_path), "--name", "t", *SMALL, "--epochs", "1"]
     assert main(["transfer", *arguments, "--models", "attention_cnn+frozen", "--weights", str(file)]) == 0
     assert list(json.loads((tmp_path / "transfer/t/results.json").read_text())["models"]) == ["attention_cnn+frozen"]
 
 
 def test_a_run_without_the_model_is_refused(source, few, tmp_path, capsys):
-    arguments = ["--data", str(few), "--num-classes", "4", "--out", str(tmp_path), *SMALL, "--models", "simple_cnn"]
+    arguments = [*on(few, tmp_path), *SMALL, "--models", "simple_cnn"]
     assert main(["transfer", *arguments, "--weights", str(source)]) == 2
     assert "that run trained attention_cnn, no simple_cnn" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "transfer", ignore_errors=True)
@@ -109,21 +90,7 @@ def test_a_training_that_begins_again_begins_with_the_trained_weights(
     source, few, tmp_path, monkeypatch, capsys, entry
 ):
     """As where it was stopped in its first epoch and goes on with other batches, which fit no middle of an epoch."""
-    start = [
-        "transfer",
-        "--data",
-        str(few),
-        "--num-classes",
-        "4",
-        "--out",
-        str(tmp_path),
-        *SMALL,
-        "--epochs",
-        "2",
-        "--models",
-        entry,
-    ]
-    start += ["--weights", str(source)]
+    start = ["transfer", *on(few, tmp_path), *SMALL, "--epochs", "2", "--models", entry, "--weights", str(source)]
     assert main([*start, "--name", "whole", "--batch-size", "6"]) == 0
     with monkeypatch.context() as patch:
         update = Trainer._update
