@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from polychrome import models
 from polychrome.engine.channels.names import Channels
+from polychrome.engine.data.units import far_tensor
 from polychrome.engine.errors import UserError
 
 KEY = "polychrome"  # of the description in the metadata of an exported file
@@ -59,10 +61,14 @@ class Description:
         """What absent channels of the input are to hold, in words: a network without a mask reads them, too."""
         return "anything, where the mask is false" if self.any_channels else "the channel's mean"
 
+    @property
+    def values(self) -> str:
+        """The values of the images, in words."""
+        return "8-bit values / 255, 0..1" if self.dtype == "uint8" and not self.whole else f"as stored ({self.dtype})"
+
     def as_dict(self) -> dict:
         """Return the description with the inputs and the output in words, JSON-ready."""
-        values = "8-bit values / 255, 0..1" if self.dtype == "uint8" else f"as stored ({self.dtype})"
-        images = {"dtype": "float32", "shape": list(self.shape), "layout": "contiguous", "values": values}
+        images = {"dtype": "float32", "shape": list(self.shape), "layout": "contiguous", "values": self.values}
         inputs = {"images": {**images, "absent_channels": self.absent_channels}}
         if self.any_channels:
             shape = ["batch", len(self.channels)]
@@ -89,6 +95,12 @@ class Description:
         _check("mask", mask, "bool", (len(images), len(self.channels)))
         if not mask.any(1).all():
             raise UserError("mask must leave at least one channel of every image")
+
+    def far_off(self, images: Tensor, mask: Tensor | None = None) -> str | None:
+        """Return a line on the first of checked images whose values are far from the training's; None without any."""
+        by_channel = images.movedim(3, 1) if self.whole else images
+        line = far_tensor(by_channel, self.channels, self.scale if self.whole else 1, self.dtype == "uint8", mask)
+        return line and f"{'pixels' if self.whole else 'images'}: {line} Wanted: {self.values}"
 
     def to_json(self) -> str:
         """Return the text that `from_json` reads."""
@@ -121,6 +133,21 @@ def _check(name: str, given: Tensor, dtype: str, shape: tuple[str | int, ...]) -
     raise UserError(f"{name} must be a tensor of {dtype} [{', '.join(map(str, shape))}], got {got}")
 
 
+class Warner:
+    """Warns once of images whose values are far from those of the training, which the result would not show."""
+
+    def __init__(self, description: Description) -> None:
+        self._description, self._warned = description, False
+
+    def __call__(self, images: Tensor, mask: Tensor | None = None) -> None:
+        hidden = torch._C._is_tracing() or torch._C._are_functorch_transforms_active() or images.is_meta
+        if self._warned or hidden:
+            return
+        if line := self._description.far_off(images, mask):
+            self._warned = True
+            warnings.warn(line, stacklevel=3)
+
+
 class Exported:
     """An exported file, loaded: called as (images) or (images, mask), it returns what the file computes.
 
@@ -129,15 +156,18 @@ class Exported:
     """
 
     def __init__(self, run: Callable[..., Tensor], description: Description) -> None:
-        self._run, self.description = run, description
+        self._run, self.description, self._warn = run, description, Warner(description)
 
     def __call__(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return logits, or probabilities of whole images, [batch, classes].
+
+        Values far from the training's are warned of, once.
 
         Raises:
             UserError: images or mask are others than the description says, see `Description.check`.
         """
         self.description.check(images, mask)
+        self._warn(images, mask)
         return self._run(images) if mask is None else self._run(images, mask)
 
 
@@ -147,7 +177,7 @@ class Classifier(nn.Module):
     def __init__(self, model: nn.Module, description: Description):
         super().__init__()
         self.model = model
-        self.description = description
+        self.description, self._warn = description, Warner(description)
         statistics = torch.tensor([description.channels.mean, description.channels.std], dtype=torch.float32)
         self.register_buffer("statistics", statistics[:, :, None, None], persistent=False)
         self.eval().requires_grad_(False)
@@ -164,11 +194,15 @@ class Classifier(nn.Module):
 
         mask: [batch, channels] bool, true where a channel is present, for models that take any channels.
 
+        Values far from the training's are warned of, once, outside of `torch.compile`.
+
         Raises:
             UserError: images or mask are others than the description says, see `Description.check`.
         """
         if not torch.compiler.is_exporting():
             self.description.check(images, mask)
+        if not torch.compiler.is_compiling():
+            self._warn(images, mask)
         mean, std = self.statistics
         x = (images - mean) / std
         return self.model(x) if mask is None else self.model(x, mask)

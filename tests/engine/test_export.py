@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
@@ -141,6 +142,43 @@ def test_every_format_takes_the_described_inputs_and_refuses_all_others(file_for
         assert "\n" not in str(caught.value)
 
 
+OTHER = {
+    "0 to 255": (IMAGES * 255, "channel R has a mean of 12"),
+    "standardised": ((IMAGES - 0.4) / 0.25, "channel R has values from -1.59"),
+    "divided twice": (IMAGES / 255, "channel R has a mean of 0.0019"),
+    "one of two": (torch.stack([IMAGES[0], IMAGES[1] * 255]), "channel R has a mean of 12"),
+}
+
+
+@pytest.mark.parametrize("file_format", ["pt2", "onnx", "safetensors"])
+@pytest.mark.parametrize("case", OTHER)
+def test_every_format_warns_once_of_images_in_other_units(case, file_format, written, tmp_path, monkeypatch):
+    folder, about = written
+    at, (images, line) = folder / f"x.{file_format}", OTHER[case]
+    run = packed(tmp_path / "x.pt2", about, monkeypatch) if file_format == "pt2" else load(at)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(IMAGES, MASK)
+        run((IMAGES * 1.9 - 0.45).clamp(-0.4, 1.4), MASK)  # as resizing by splines overshoots
+        run(images.where(torch.tensor([False, True, True])[:, None, None], IMAGES), MASK & (MASK.cumsum(1) == 1))
+    with pytest.warns(UserWarning, match=rf"^images: {line}.*Wanted: 8-bit values / 255, 0..1$"):
+        assert run(images, MASK).shape == (2, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(images, MASK)
+
+
+def test_a_network_in_a_graph_is_compiled_whole_without_the_warning():
+    model, about, images = made("simple_cnn")
+    classifier = Classifier(model, about)
+    compiled = torch.compile(classifier, fullgraph=True, backend="eager")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*other units")
+        torch.testing.assert_close(
+            compiled(images.float()), model((images - classifier.statistics[0]) / classifier.statistics[1])
+        )
+
+
 def test_a_network_for_all_channels_takes_no_mask():
     model, about, images = made("simple_cnn")
     with pytest.raises(UserError, match="simple_cnn takes no mask: absent channels hold the channel's mean"):
@@ -156,6 +194,8 @@ def test_a_file_for_whole_images_takes_pixels_of_any_size_as_stored_and_refuses_
     assert run.description == replace(about, whole=True)
     for wanted in (pixels, pixels[:, :33], pixels[:1, :, :9]):
         assert run(wanted).sum(1).tolist() == pytest.approx([1.0] * len(wanted), abs=1e-5)
+    with pytest.warns(UserWarning, match=r"^pixels: channel R has a mean of 0\.[45].*Wanted: as stored \(uint8\)$"):
+        run(pixels // 128)
     for wrong in (pixels / 255, pixels[0], pixels[..., :2], pixels[:, :0], pixels.permute(0, 3, 1, 2)):
         with pytest.raises(UserError, match=r"pixels must be a tensor of uint8 \[batch, height, width, 3\], got "):
             run(wrong)
@@ -179,6 +219,8 @@ def test_a_file_for_whole_images_takes_nan_for_missing_values_as_files_are_read(
     assert said == {"images": 4, "difference": check.difference, "agreement": 1.0, "on": "noise"}
     run, raw = load(tmp_path / "x.onnx"), values[0].clone()
     raw[:9, 4:20, 1], raw[..., 2] = torch.nan, torch.nan
+    with pytest.warns(UserWarning, match=r"^pixels: channel a has a mean of 4,977.*the training had 50 ± 20"):
+        load(tmp_path / "x.onnx")(raw[None] * 100)
     np.save(tmp_path / "x.npy", raw.numpy())
     filled = torch.from_numpy(stacks.read(tmp_path / "x.npy", 3, channels.mean))
     assert filled.isfinite().all()

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from polychrome.engine.channels.names import Channels
 from polychrome.engine.data.conventions import Trained
 from polychrome.engine.data.given import image_sets
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.opening import Wanted, open_set
-from polychrome.engine.data.units import far
+from polychrome.engine.data.units import far, far_tensor
 from tests.engine.data import photos
 
 MEAN, DEVIATION = 754.0, 213.0
@@ -56,3 +57,15 @@ def test_of_arrays_the_means_alone_tell(mean, told):
     assert (far({0: mean, 1: mean}, channels) is not None) == told
     assert far({0: MEAN, 1: mean}, channels) is None
     assert far({0: 0.001, 1: 0.001}, replace(channels, mean=(0.01, 0.01))) is None
+
+
+@pytest.mark.parametrize(("low", "high", "told"), [(0, 1, False), (-0.4, 1.4, False), (-0.6, 1, True), (0, 1.6, True)])
+def test_of_8_bit_images_values_outside_their_range_tell_too(low, high, told):
+    channels = Channels(("a", "b"), (0.5, 0.4), (0.2, 0.3))
+    images = torch.full((2, 2, 3, 3), 0.5)
+    images[1, 1, 0, 0], images[1, 1, 0, 1] = low, high
+    found = far_tensor(images, channels, 1, True)
+    assert (found is not None) == told
+    assert found is None or f"channel b has values from {low} to {high}, the training had 0 to 1" in found
+    assert far_tensor(images, channels, 1, True, torch.tensor([[True, True], [True, False]])) is None
+    assert far_tensor(images, channels, 1, False) is None
