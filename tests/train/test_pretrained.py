@@ -1,5 +1,6 @@
 """The networks that come with the package: by name, without a net or a run, right on images of their kind."""
 
+import json
 import re
 import shutil
 import socket
@@ -143,6 +144,10 @@ def test_networks_of_bf16_are_used_in_fp32_where_bf16_is_emulated(model, tmp_pat
     assert ("channels RGB, in fp32, as bf16 is only emulated here" in capsys.readouterr().err) != native
 
 
+def flat(text):
+    return " ".join(text.split())
+
+
 def test_commands_take_the_name(model, tmp_path, monkeypatch, capsys):
     pytest.importorskip("safetensors")
     from polychrome.engine import export
@@ -155,12 +160,16 @@ def test_commands_take_the_name(model, tmp_path, monkeypatch, capsys):
     assert main(["predict", SHAPES, "photo.png", "--model", "x"]) == 2
     assert f"{SHAPES} has one network" in capsys.readouterr().err
 
-    def full():
-        raise OSError(28, "No space left on device", "cache")
+    def drawn_whole():
+        raise AssertionError("the whole generated set for a check of 16 images")
 
-    monkeypatch.setattr(generated, "ensure", full)
+    monkeypatch.setattr(generated, "ensure", drawn_whole)
     assert main(["export", SHAPES, "--format", "safetensors"]) == 0
-    assert "on 16 random images" in capsys.readouterr().out
+    assert "same class for 100% of the images, on 16 new images of the generated classes" in flat(
+        capsys.readouterr().out
+    )
+    check = json.loads(Path("prism4_small.safetensors.json").read_text())["check"]
+    assert (check["images"], check["agreement"]) == (16, 1.0)
     exported = export.load(Path("prism4_small.safetensors"))
     assert exported.description.classes == generated.NAMES
     for name, value in model.network.state_dict().items():

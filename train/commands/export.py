@@ -12,7 +12,10 @@ from torch import Tensor
 from polychrome.engine import export
 from polychrome.engine.channels.combinations import parse
 from polychrome.engine.channels.names import Channels, join
+from polychrome.engine.data import sampling
 from polychrome.engine.data.files import stacks
+from polychrome.engine.data.readers.resizing import cropped
+from polychrome.engine.data.sets import generated
 from polychrome.engine.errors import UserError
 from polychrome.engine.report import console
 from polychrome.train import networks
@@ -113,9 +116,12 @@ def _description(trained: Source, name: str, network: torch.nn.Module, channels:
 def _images(trained: Source, name: str, data: str | None) -> tuple[Tensor, list[np.ndarray], str]:
     """Return images [16, channels, size, size], in the stored type, the same before they are resized, and their origin.
 
-    They are the first images of the run's test split, fewer where the split has fewer. Where the split cannot be read
-    and `data` is None, they are random.
+    They are the first images of the run's test split, fewer where the split has fewer; of a training on the generated
+    set they are drawn anew, as the whole set need not be there. Where the split cannot be read and `data` is None, they
+    are random.
     """
+    if data is None and trained.settings.data is None and trained.results["task"] != "cifar100":
+        return *_drawn(trained, name), "new images of the generated classes"
     try:
         return *_test_images(trained, name, data), "images of the test split"
     except UserError as error:
@@ -131,6 +137,15 @@ def _images(trained: Source, name: str, data: str | None) -> tuple[Tensor, list[
         mean, std = torch.tensor([trained.channels.mean, trained.channels.std])[:, :, None, None]
         values = mean + std * torch.randn(shape, generator=generator)
     return values.to(trained.device), _as_pixels(values), "random images"
+
+
+def _drawn(trained: Source, name: str) -> tuple[Tensor, list[np.ndarray]]:
+    """Return images of the generated classes: as the network takes them, and before they are cropped and resized."""
+    settings, rng = trained.entry_settings(name), np.random.default_rng(trained.settings.seed)
+    pixels = [generated.draw(label, rng) for label in rng.permutation(len(generated.NAMES))[:IMAGES]]
+    crops = sampling.center_crops(np.array([image.shape[:2] for image in pixels]), settings.eval_crop)
+    parts = [cropped(image, crop, False, settings.image_size) for image, crop in zip(pixels, crops, strict=True)]
+    return torch.stack(parts).to(trained.device), pixels
 
 
 def _as_pixels(images: Tensor) -> list[np.ndarray]:
