@@ -229,6 +229,11 @@ cli.add_command(
 assert list(cli.commands) == list(TASKS)
 
 
+device_option = click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]), help="Device to run on."
+)
+
+
 @cli.command(short_help="Test a run's models again, also on other data.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--channels", default="all", show_default=True, type=NameList(), help="As for a task.")
@@ -244,7 +249,7 @@ assert list(cli.commands) == list(TASKS)
 @click.option(
     "--backend", type=click.Choice(["auto", "dali", "torch"]), help="Decoder of the images.  [default: the run's]"
 )
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
+@device_option
 def evaluate(run: Path, **options) -> None:
     """Evaluate the best checkpoints of a RUN folder, of every seed, on channel combinations.
 
@@ -265,6 +270,7 @@ def evaluate(run: Path, **options) -> None:
 @click.option(
     "--output", type=click.Path(path_type=Path), help="File to write, .csv, .json or .parquet.  [default: print]"
 )
+@device_option
 def predict(run: Path, **options) -> None:
     """Classify IMAGES, files, folders or patterns, by a model of a RUN folder, a best.pt or a pretrained network.
 

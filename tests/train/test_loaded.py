@@ -272,11 +272,16 @@ def test_many_files_are_read_without_a_process_that_would_run_a_script_again(tmp
         polychrome.load(path, device="cpu", workers=2).predict(many)
 
 
-def test_the_command_starts_a_process_for_each_core(tmp_path, monkeypatch):
+def test_the_command_starts_a_process_for_each_core_and_runs_on_the_device_of_its_name(tmp_path, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(predict, "load", lambda run, *_, **how: asked.append(how) or polychrome.load(run))
-    assert main(["predict", str(network(tmp_path, photos())), str(tmp_path / "data")]) == 0
-    assert asked == [{"workers": cpus()}]
+    monkeypatch.setattr(predict, "load", lambda run, *_, **how: asked.append(how) or polychrome.load(run, **how))
+    command = ["predict", str(network(tmp_path, photos())), str(tmp_path / "data/0.png")]
+    assert main(command) == 0
+    assert main([*command, "--device", "cpu"]) == 0
+    assert asked == [{"device": each, "workers": cpus()} for each in ("auto", "cpu")]
+    capsys.readouterr()
+    assert main([*command, "--device", "cuda"]) == 2
+    assert capsys.readouterr().err.startswith("error: --device cuda: torch sees no CUDA device here")
 
 
 @pytest.mark.parametrize("classes", [("path", "probability", "x"), ("class", "class (class)", "reason"), ("a", "=1")])

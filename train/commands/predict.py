@@ -21,7 +21,13 @@ FORMATS = (".csv", ".json", ".parquet")
 
 
 def predict_images(
-    run: Path, images: tuple[Path, ...], model: str | None, channels: str | None, top: int, output: Path | None
+    run: Path,
+    images: tuple[Path, ...],
+    model: str | None,
+    channels: str | None,
+    top: int,
+    output: Path | None,
+    device: str = "auto",
 ) -> None:
     """Print or write the likeliest classes of each image.
 
@@ -31,6 +37,7 @@ def predict_images(
         images: files, folders and patterns.
         top: how many classes the table has.
         output: a file that is written in place of what is printed, of one of `FORMATS` by its ending.
+        device: "auto", "cpu" or "cuda".
 
     Raises:
         UserError: the folder is not a run's, the model was not trained there, there is no such image, or none of the
@@ -38,7 +45,7 @@ def predict_images(
     """
     if output is not None and output.suffix not in FORMATS:
         raise UserError(f"--output {output}: the name must end in {', '.join(FORMATS)}")
-    trained = load(run, model, channels, workers=cpus())
+    trained = load(run, model, channels, device=device, workers=cpus())
     files = found_files(images)
     with console.progress("classifying", len(files)) as bar:
         found = trained.predict_files(files, say=_note, done=bar.advance, warn=_note)
