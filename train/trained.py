@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from polychrome.engine.channels.combinations import parse
 from polychrome.engine.channels.names import ALL, SENSORS, SHUFFLED, listed
 from polychrome.engine.data import sampling
 from polychrome.engine.data.batches import normalise
-from polychrome.engine.data.given import FEW, image_sets, located, of_pillow
+from polychrome.engine.data.given import FEW, Apart, image_sets, located, of_pillow, together
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.opening import Opened, Wanted, are_photos
 from polychrome.engine.data.readers.resizing import cropped, empty
@@ -164,21 +165,26 @@ class TrainedModel:
         if _is_one(images):
             return self._standardised(*self._pixels(images, channels))
         found = [torch.empty(0, len(self.channels), self.image_size, self.image_size, device=self.device)]
-        for each in _several(images):
-            named = isinstance(each, str | Path)
-            found.append(self._of_files(found_files([each]), channels) if named else self.preprocess(each, channels))
+        for named, some in groupby(_several(images), _is_named):
+            if named:
+                found.append(self._of_files(found_files(list(some)), channels))
+            else:
+                found += [self.preprocess(each, channels) for each in some]
         return torch.cat(found)
 
     def _of_files(self, files: Sequence[Path], channels: str | None) -> Tensor:
-        """Return files as `preprocess` does, in their order."""
-        rows = {}
-        for places, part in self._sets(files, channels, partial(_refuse, files)):
+        """Return the images of files as `preprocess` does, in the order of the files."""
+        places_of = _places(files)
+        unique, apart = together(list(places_of), self._source.data)
+        rows, given = {}, [files[places_of[file][0]] for file in unique]
+        for numbers, part in self._sets(unique, apart, channels, partial(_refuse, given)):
+            places = [places_of[unique[number]] for number in numbers]
             for batch in self._batches(part):
                 x = batch.standardised(self._channels)
                 if batch.present is not None:
                     x = x.masked_fill(~batch.present[:, :, None, None], torch.nan)
-                rows |= {places[index]: row for index, row in zip(batch.indices, x, strict=True)}
-        return torch.stack([rows[place] for place in range(len(files))])
+                rows |= {place: row for index, row in zip(batch.indices, x, strict=True) for place in places[index]}
+        return torch.stack([rows[place] for place in sorted(place for file in unique for place in places_of[file])])
 
     def predict(self, images: Given | Sequence[Given], channels: str | None = None) -> Prediction | list[Prediction]:
         """Return the prediction for an image, or a list of predictions for several images or a folder.
@@ -210,16 +216,16 @@ class TrainedModel:
         return found
 
     def _predict_several(self, many: list, channels: str | None) -> list[Prediction]:
-        if all(isinstance(each, str | Path) for each in many):
-            return self.predict_files(found_files(many), channels)
         found = []
-        for each in many:
-            if isinstance(each, str | Path):
-                found += self.predict_files(found_files([each]), channels)
-            elif _is_one(each):
-                found.append(self._predict_array(each, channels))
-            else:
-                found += self._predict_several(_several(each), channels)
+        for named, some in groupby(many, _is_named):
+            if named:
+                found += self.predict_files(found_files(list(some)), channels)
+                continue
+            for each in some:
+                one = _is_one(each)
+                found += (
+                    [self._predict_array(each, channels)] if one else self._predict_several(_several(each), channels)
+                )
         return found
 
     def predict_files(
@@ -232,25 +238,26 @@ class TrainedModel:
     ) -> list[Prediction]:
         """Return a prediction for each file, in order; a file that cannot be classified has a reason.
 
+        Where the training's images had a file for each channel, those of one image have one prediction, at the place
+        and with the path of the first channel's.
+
         Args:
             say: called with lines on how files are read; by default these are warnings.
-            done: called with the number of images that were classified, batch by batch.
+            done: called with the number of files that were classified, batch by batch.
             warn: called with lines on values that are far from those of the training; by default warnings.
 
         Raises:
             UserError: the model has no such channels, or no network for them.
         """
-        places_of: dict[Path, list[int]] = {}
-        for place, file in enumerate(files):
-            places_of.setdefault(located(Path(file)), []).append(place)
-        unique, found = list(places_of), {}
+        places_of, found = _places(files), {}
+        unique, apart = together(list(places_of), self._source.data)
         if not unique:
             return []
 
         def fail(number: int, reason: str) -> None:
             found[number] = Prediction(None, None, reason=reason)
 
-        for numbers, images in self._sets(unique, channels, fail, say, warn):
+        for numbers, images in self._sets(unique, apart, channels, fail, say, warn):
             number_of = dict(zip(images.splits["images"].paths, numbers, strict=True))
             for path, prediction in self._classified(images, channels, done):
                 found[number_of[path]] = prediction
@@ -274,7 +281,7 @@ class TrainedModel:
             logits = self._logits(network, chosen, x, batch.indices, batch.present)
             for index, each in zip(batch.indices, logits.float().cpu(), strict=True):
                 yield paths[index], self._prediction(each)
-            done(len(batch))
+            done(sum(len(images.files(paths[index])) for index in batch.indices))
         for path, reason in unread.items():
             yield path, Prediction(None, None, reason=reason)
 
@@ -414,20 +421,27 @@ class TrainedModel:
     def _sets(
         self,
         files: Sequence[Path],
+        apart: Apart,
         channels: str | None,
         fail: Callable[[int, str], None],
         say: Callable[[str], None] = warnings.warn,
         warn: Callable[[str], None] = warnings.warn,
     ) -> list[tuple[list[int], ImageSet]]:
         """Return sets of the usable files of one kind each, with the places of their images among `files`."""
-        combination, chosen, _ = self._part(channels)
-        asked, sets = self._asked(channels), []
-        for places, images in image_sets(files, self._source.data, asked, fail, warn, self._workers):
+        combination, chosen, network = self._part(channels)
+        asked, sets, sensors = self._asked(channels), [], self._channels.sensors
+        takes_any = getattr(network, "any_channels", False)
+        for places, images in image_sets(files, self._source.data, asked, fail, warn, self._workers, apart):
             kept = []
             for row, (place, path) in enumerate(zip(places, images.splits["images"].paths, strict=True)):
-                absent = [self.channels[index] for index in chosen or () if index not in images.present(path)]
-                if absent and (asked or self._source.has_several(self.name)):
-                    fail(place, f"lacks {listed(absent)} of channels {combination}: name others by --channels")
+                present, by_files = images.present(path), files[place] in apart
+                # A file may have been forgotten: no image of the training had these channels alone.
+                odd = by_files and sensors and present not in sensors
+                wanted = range(len(self.channels)) if odd and not chosen else chosen or ()
+                absent = [self.channels[index] for index in wanted if index not in present]
+                if absent and (asked or self._source.has_several(self.name) or (by_files and not takes_any)):
+                    more = f"give the files of all, such as that of {absent[0]}, or " * by_files
+                    fail(place, f"lacks {listed(absent)} of channels {combination}: {more}name others by --channels")
                     continue
                 if absent:
                     say(f"{files[place]} lacks {listed(absent)}: the model is shown the channels that it has")
@@ -477,6 +491,14 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(images.root / path for path in images.splits["all"].paths)
 
 
+def _places(files: Sequence[Path]) -> dict[Path, list[int]]:
+    """Return the places among `files` of each file, `located`."""
+    places: dict[Path, list[int]] = {}
+    for place, file in enumerate(files):
+        places.setdefault(located(Path(file)), []).append(place)
+    return places
+
+
 def _refuse(files: Sequence[Path], place: int, reason: str) -> None:
     raise UserError(f"{files[place]}: {reason}")
 
@@ -491,6 +513,11 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
         counts[own] += own != name
         found.append(own)
     return tuple(found)
+
+
+def _is_named(image: object) -> bool:
+    """Return whether an image is given by its path."""
+    return isinstance(image, str | Path)
 
 
 def _is_one(image: object) -> bool:

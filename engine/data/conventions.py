@@ -55,13 +55,15 @@ class Conventions:
 class Trained(NamedTuple):
     """What is known of the data that a network was trained on.
 
-    dtype: the type of its values, "uint8" or "float32". root: its folder, if that is known.
+    dtype: the type of its values, "uint8" or "float32". root: its folder, if that is known. channel_files: the regular
+    expression that found the channel in the path of a file, where images have a file for each of their channels.
     """
 
     channels: Channels
     dtype: str = "uint8"
     conventions: Conventions = Conventions()
     root: Path | None = None
+    channel_files: str | None = None
 
 
 def by_itself(own: tuple[str, ...], count: int, wanted: tuple[str, ...]) -> tuple[str, ...] | None:

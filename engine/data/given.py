@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,7 @@ from polychrome.engine.data.opening import are_photos
 from polychrome.engine.data.sets import inspection, scan
 from polychrome.engine.data.sets.inspection import Stack
 from polychrome.engine.data.sets.scan import Rejected, ScanReport
-from polychrome.engine.data.sets.sensors import descriptions, union
+from polychrome.engine.data.sets.sensors import channel_files, descriptions, union
 from polychrome.engine.data.units import far_off
 from polychrome.engine.errors import Unsupported, UserError
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 FEW = 64  # files that are not worth starting processes for
 
 Sets = list[tuple[list[int], ImageSet]]
+Apart = Mapping[Path, Mapping[str, Path]]
 Said = Callable[[str], None]
 
 
@@ -38,6 +40,7 @@ def image_sets(
     fail: Callable[[int, str], None] | None = None,
     warn: Said = lambda line: None,
     workers: int = 1,
+    apart: Apart | None = None,
 ) -> Sets:
     """Return files as image sets of one kind each, in a split "images", with the statistics of the training.
 
@@ -50,6 +53,7 @@ def image_sets(
         fail: called with the place of a file and the reason why it cannot be used; by default that is raised.
         warn: called with a line on files whose values are far from those of the training.
         workers: the processes that decode more than `FEW` files.
+        apart: the files of each image that has one for each channel, by the one among `files`, see `together`.
 
     Raises:
         UserError: without `fail`, a file cannot be decoded, or its channels or values are others than the training's.
@@ -60,7 +64,7 @@ def image_sets(
     for place, file in enumerate(files):
         absolute = located(file)
         by_folder.setdefault(absolute.parent, {})[place] = absolute
-    by_root: dict[tuple[Path, bool], dict[int, Path]] = {}
+    by_root: dict[tuple[Path, bool, bool], dict[int, Path]] = {}
     for folder, inside in by_folder.items():
         try:
             root = descriptions.folder_of(folder, home)
@@ -68,12 +72,48 @@ def image_sets(
             for place in inside:
                 fail(place, str(error))
             continue
-        by_root.setdefault((root or Path(folder.anchor), root is not None), {}).update(inside)
+        for place, file in inside.items():
+            key = root or Path(folder.anchor), root is not None, file in (apart or {})
+            by_root.setdefault(key, {})[place] = file
     sets = []
-    for (root, described), inside in by_root.items():
+    for (root, described, in_parts), inside in by_root.items():
         paths = {place: file.relative_to(root).as_posix() for place, file in inside.items()}
-        sets += _of_root(root, described, paths, trained, asked, fail, warn, workers)
+        parts = {
+            paths[place]: {name: os.path.relpath(part, root) for name, part in apart[file].items()}
+            for place, file in inside.items()
+            if in_parts
+        }
+        sets += _of_root(root, described, paths, parts, trained, asked, fail, warn, workers)
     return sets
+
+
+def together(files: Sequence[Path], trained: Trained) -> tuple[list[Path], Apart]:
+    """Return the files that images go by, and the files of each image that has one for each of its channels.
+
+    Files are of one image where the training took such files for one. Files outside of its folder are told by their
+    paths from the folder that all of them lie in; where these do not tell, a file is left on its own.
+
+    Args:
+        files: `located`, each once.
+    """
+    if trained.channel_files is None:
+        return list(files), {}
+    home = trained.root and trained.root.resolve()
+    folders = dict.fromkeys(file.parent for file in files)
+    inside = {each: next((up for up in (each, *each.parents) if up.resolve() == home), None) for each in folders}
+    outside = [folder for folder, base in inside.items() if base is None]
+    common = Path(os.path.commonpath(outside)) if outside else None
+    by_base: dict[tuple[Path, bool], list[Path]] = {}
+    for file in files:
+        base = inside[file.parent]
+        by_base.setdefault((base or common, base is not None), []).append(file)
+    apart = {}
+    for (base, certain), own in by_base.items():
+        paths = [file.relative_to(base).as_posix() for file in own]
+        for path, parts in channel_files.together(paths, trained.channel_files, certain).items():
+            apart[base / path] = {name: base / part for name, part in parts.items()}
+    others = {file for first, parts in apart.items() for file in parts.values() if file != first}
+    return [file for file in files if file not in others], apart
 
 
 def located(file: Path) -> Path:
@@ -85,6 +125,7 @@ def _of_root(
     root: Path,
     described: bool,
     paths: Mapping[int, str],
+    parts: Mapping[str, Mapping[str, str]],
     trained: Trained,
     asked: tuple[str, ...],
     fail: Callable[[int, str], None],
@@ -92,9 +133,9 @@ def _of_root(
     workers: int,
 ) -> Sets:
     """Return the sets of files below a folder that describes them; of one that does not, shapes go by the model."""
-    counts = () if described else (len(trained.channels), len(asked))
+    counts = () if described or parts else (len(trained.channels), len(asked))
     try:
-        report = _scanned(root, tuple(paths.values()), trained, counts, workers)
+        report = _scanned(root, tuple(paths.values()), parts, trained, counts, workers)
     except UserError as error:
         for place in paths:
             fail(place, str(error))
@@ -110,7 +151,8 @@ def _of_root(
 
     def made(places: Sequence[int]) -> ImageSet | None:
         own = [paths[place] for place in places]
-        listed = ImageSet(root, ("",), {"images": Split(tuple(own), (0,) * len(own))})
+        split = Split(tuple(own), (0,) * len(own))
+        listed = ImageSet(root, ("",), {"images": split}, parts={path: parts[path] for path in own if path in parts})
         try:
             found = scan.apply(listed, report, trained, asked)
         except UserError as error:
@@ -137,11 +179,18 @@ def _together(places: list[int], made: Callable[[Sequence[int]], ImageSet | None
     return [*_together(places[:half], made), *_together(places[half:], made)]
 
 
-def _scanned(root: Path, paths: tuple[str, ...], trained: Trained, counts: tuple[int, ...], workers: int) -> ScanReport:
+def _scanned(
+    root: Path,
+    paths: tuple[str, ...],
+    parts: Mapping[str, Mapping[str, str]],
+    trained: Trained,
+    counts: tuple[int, ...],
+    workers: int,
+) -> ScanReport:
     """Return the report on files whose shapes may have one of `counts` channels; empty: as in training."""
     photos = are_photos(trained.channels, trained.dtype)
     workers = workers if len(paths) > FEW else 1
-    how = {"workers": workers, "cache": False, "photos": photos, "measured": not photos}
+    how = {"workers": workers, "cache": False, "photos": photos, "measured": not photos, "parts": parts}
     report = scan.scan(root, paths, channels=counts[0] if counts else None, **how)
     if len(set(counts) - {0}) < 2:
         return report

@@ -3,7 +3,9 @@
 import io
 import shutil
 import tarfile
+import warnings
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +155,7 @@ CASES = {
     "sensors": (arrays(3, 1) | {"1.npy": npy(drawn(2, 1))} | csv("0.npy,red+green+nir", "1.npy,nir+red"), 2, 1),
     "side by side": (strips() | csv(".,dna|er|agp"), 3, 0),
     "side by side of each": (strips((3, 2, 3)) | csv("0.png,dna|er|agp", "1.png,dna|agp", "2.png,agp|er|dna"), 3, 0),
-    "a file for each": (apart(), 0, 0),
+    "a file for each": (apart(), 3, 3),
     "NaN": (missing("npy"), 3, 3),
     "nodata": (missing("tif"), 3, 3),
     "PNG of 16 bits": ({f"{i}.png": measured.image_kinds.png16(drawn(3, i), 2) for i in range(3)}, 3, 3),
@@ -176,15 +178,15 @@ def opened_set(root, pattern=None, of=None):
     return open_set(listing.read(root, channel_files=pattern), Wanted("torch", torch.device("cpu"), 1, trained=of))
 
 
-def trained(root, at, pattern=None):
+def trained(root, at, pattern=None, entry="simple_cnn"):
     """Return the set of a folder as a training opens it, and a network for it, untrained, as a run keeps it."""
     opened = opened_set(root, pattern)
     names = opened.images.channels.names
     torch.manual_seed(0)
-    network = networks.create("simple_cnn", SETTINGS, 2, len(names)).eval()
+    network = networks.create(entry, SETTINGS, 2, len(names)).eval()
     results = {"task": "task1", "data": summary(opened), "models": {}, "combinations": {}}
-    copy = {"config": SETTINGS.to_toml(), "results": results}
-    checkpoint.save(at, {"name": "simple_cnn", "model": network.state_dict(), "run": copy})
+    copy = {"config": replace(SETTINGS, channel_files=pattern).to_toml(), "results": results}
+    checkpoint.save(at, {"name": entry, "model": network.state_dict(), "run": copy})
     return opened, network
 
 
@@ -218,11 +220,12 @@ def test_predict_says_of_each_file_what_evaluate_does_or_refuses_it(tmp_path, ca
     for place, count in ((root, there), (copies, elsewhere)):
         found = model.predict(place)
         taken = [each for each in found if each.reason is None]
-        assert (len(found), len(taken)) == (len(own), count), [each.reason for each in found]
+        assert (len(found), len(taken)) == (len(wanted), count), [each.reason for each in found]
         assert all(agree(each, wanted[Path(each.path).name]) for each in taken)
         assert all("\n" not in each.reason for each in found if each.reason)
         for each in taken[:1]:
-            assert agree(model.predict(each.path), wanted[Path(each.path).name])
+            files_of = opened.images.files(Path(each.path).name)
+            assert agree(*model.predict([place / file for file in files_of]), wanted[Path(each.path).name])
     read, count = stacks.opener(opened.images), len(model.channels)
     for path, each in wanted.items():
         if len(opened.images.present(path)) == count:
@@ -241,9 +244,9 @@ def test_these_networks_tell_the_orders_of_channels_apart(tmp_path):
         assert not agree(model.predict(values[::-1].copy()), each)
 
 
-def loaded(tmp_path, files, pattern=None, **options):
+def loaded(tmp_path, files, pattern=None, entry="simple_cnn", **options):
     """Return a network for a data folder of these files."""
-    trained(folder(tmp_path / "data", files), tmp_path / "best.pt", pattern)
+    trained(folder(tmp_path / "data", files), tmp_path / "best.pt", pattern, entry)
     return polychrome.load(tmp_path / "best.pt", **options)
 
 
@@ -313,10 +316,83 @@ def test_channels_in_parts_or_files_of_one_channel_are_refused_where_nothing_des
     (tmp_path / "channels.csv").write_text(".,dna|er|agp\n")  # the line that was told
     found, wanted = (model.predict(each).probabilities for each in (file, tmp_path / "data/0.png"))
     assert found == pytest.approx(wanted, abs=1e-6)
+    (tmp_path / "channels.csv").unlink()
     model = loaded(tmp_path / "apart", apart(), "_w([0-9])")
-    told = "has 1 channel, and the channels of the training were a file for each (--channel-files): use evaluate, or"
+    told = (
+        "has 1 channel, and the channels of the training were a file for each (--channel-files): give the file of each"
+    )
+    other = str(shutil.copy(tmp_path / "apart/data/0_w0.png", tmp_path / "apart/other.png"))
     for channels in (None, "0"):
-        assert f"0_w0.png: {told}" in reason(model, tmp_path / "apart/data/0_w0.png", channels)
+        assert f"other.png: {told}" in reason(model, other, channels)
+
+
+def named(folder, *names):
+    """Write images of one channel under these names, each with values of its own, and return their paths."""
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn(1, number, np.uint8)[..., 0]).save(folder / name)
+    return [folder / name for name in names]
+
+
+APART = ["a_w0.png", "a_w1.png", "a_w2.png"]
+
+
+@pytest.mark.parametrize("entry", ["simple_cnn", "prism4_small"])
+def test_the_files_of_an_image_are_one_prediction_wherever_they_lie_and_in_any_order(tmp_path, entry):
+    model = loaded(tmp_path, apart(), "_w([0-9])", entry)
+    given = named(tmp_path / "in_w7/new", *APART, "b_w0.png", "b_w2.png", "b_w1.png")
+    whole = np.dstack([np.asarray(Image.open(file)) for file in given[:3]])
+    found = model.predict(given[::-1])
+    assert [Path(each.path).name for each in found] == ["b_w0.png", "a_w0.png"]
+    assert found[1].probabilities == pytest.approx(model.predict(whole).probabilities, abs=1e-6)
+    assert model.predict(given[0].parent)[0].probabilities == pytest.approx(found[1].probabilities, abs=1e-6)
+    x = model.preprocess([*given, whole])
+    assert x.shape[0] == 3
+    assert torch.equal(x[0], x[2])
+    mixed = model.predict([given[0], given[2], given[1], whole])
+    assert [each.name for each in mixed] == [found[1].name] * 2
+    done = []
+    model.predict_files(given, done=done.append)
+    assert sum(done) == 6
+    other = model.predict([given[0], given[2]], "0+2" if "+" in model.combination else "02")
+    assert len(other) == 1
+
+
+def test_an_image_that_lacks_a_file_is_refused_or_shown_as_it_is_with_a_line(tmp_path):
+    given = named(tmp_path / "new", *APART)[:2]
+    told = r"a_w0.png: lacks 2 of channels 012: give the files of all, such as that of 2, or name others by --channels"
+    fixed = loaded(tmp_path / "fixed", apart(), "_w([0-9])")
+    with pytest.raises(UserError, match=told):
+        fixed.preprocess(given)
+    (found,) = fixed.predict(given)
+    assert f"a_w0.png: {found.reason}".endswith(told)
+    flexible = loaded(tmp_path / "any", apart(), "_w([0-9])", "prism4_small")
+    with pytest.warns(UserWarning, match="a_w0.png lacks 2: the model is shown the channels that it has"):
+        (found,) = flexible.predict(given)
+    assert found.probabilities == pytest.approx(flexible.predict(given, "01")[0].probabilities, abs=1e-6)
+    sensors = {name: content for name, content in apart().items() if name != "0_w2.png"}
+    varied = loaded(tmp_path / "sensors", sensors, "_w([0-9])", "prism4_small")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert varied.predict(given)[0].probabilities  # as an image of the training
+    with pytest.warns(UserWarning, match="a_w0.png lacks 1, 2: the model is shown the channels that it has"):
+        varied.predict(given[:1])
+
+
+@pytest.mark.parametrize(
+    ("names", "refused"),
+    [
+        (["in_w1/a_w1.png", "in_w2/a_w1.png"], [False, True]),  # not channels 1 and 2 of one image
+        (["a_w1.png", "a_w1.tif"], [True, True]),
+        (["a_w1.png", "b/a.png"], [False, True]),
+    ],
+)
+def test_files_whose_paths_do_not_tell_image_and_channel_are_refused(tmp_path, names, refused):
+    model = loaded(tmp_path, apart(), "_w([0-9])", "prism4_small")
+    found = model.predict(named(tmp_path / "new", *names))
+    told = "has 1 channel, and the channels of the training were a file for each"
+    assert [told in (each.reason or "") for each in found] == refused
+    assert [each.name is None for each in found] == refused
 
 
 @pytest.mark.parametrize("trained_on", ["uint8", "uint16", "float32"])

@@ -187,4 +187,11 @@ def test_images_with_a_file_for_each_channel_train_a_model(tmp_path):
     assert [row["channels"] for row in found["sensors"]] == [["1", "2", "3"], ["1", "2"]]
     assert sum(found[split] for split in ("train", "val", "test")) == 36
     assert (found["files"]["used"], found["files"]["present"]) == (90, 90)
-    assert main(["evaluate", str(tmp_path / "task1/x"), "--split", "test"]) == 0
+    run, found = str(tmp_path / "task1/x"), tmp_path / "found.csv"
+    assert main(["evaluate", run, "--split", "test"]) == 0
+    assert main(["predict", run, str(tmp_path / "data"), "--output", str(found)]) == 0
+    rows = {row["path"]: row["class"] for row in csv.DictReader(found.open())}
+    assert len(rows) == 36
+    with (tmp_path / "task1/x/predictions/dynamic_cnn_v2.csv").open() as file:
+        before = {str(tmp_path / "data" / row["image"]): f"class{row['all']}" for row in csv.DictReader(file)}
+    assert before.items() <= rows.items()

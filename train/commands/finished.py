@@ -82,7 +82,8 @@ class Source(ABC):
     def data(self) -> Trained:
         """What is known of the data that the models were trained on."""
         root = self.results["data"].get("root")
-        return Trained(self.channels, self.dtype, self.conventions, Path(root) if root else None)
+        apart = self.settings.channel_files
+        return Trained(self.channels, self.dtype, self.conventions, Path(root) if root else None, apart)
 
     def autocast(self):
         return hardware.autocast(self.device, self.precision)

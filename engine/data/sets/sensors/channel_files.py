@@ -36,8 +36,8 @@ def joined(found: Mapping[str, str], images: Labelled, pattern: str) -> tuple[La
     rows = {split: list(dict.fromkeys(every)) for split, every in images.splits.items()}
     listed = dict.fromkeys(path for every in rows.values() for path, _ in every)
     for path in [*listed, *(path for path, kind in found.items() if kind == tree.IMAGE and path not in listed)]:
-        if (match := re.search(pattern, path)) is not None:
-            keys[path] = _without(path, match), match[match.re.groups and 1] or ""
+        if key := _key(path, re.search(pattern, path)):
+            keys[path] = key
         elif path in listed:
             unnamed.append(path)
     if len(unnamed) == len(listed):
@@ -49,7 +49,7 @@ def joined(found: Mapping[str, str], images: Labelled, pattern: str) -> tuple[La
             raise UserError(f"{OPTION}: {other} and {path} are both channel {channel!r} of one image")
     names = in_order({channel for parts in parts_of.values() for channel in parts})
     stacks.checked_names((f"{OPTION} {pattern!r}", name) for name in names)
-    ordered = {key: {name: parts[name] for name in names if name in parts} for key, parts in parts_of.items()}
+    ordered = {key: _ordered(parts, names) for key, parts in parts_of.items()}
     path_of = {key: next(iter(parts.values())) for key, parts in ordered.items()}
     splits = {split: _images(every, keys, path_of) for split, every in rows.items()}
     notes = images.notes
@@ -59,10 +59,38 @@ def joined(found: Mapping[str, str], images: Labelled, pattern: str) -> tuple[La
     return replace(images, splits=splits, notes=notes), {path_of[key]: parts for key, parts in ordered.items()}
 
 
-def _without(path: str, match: re.Match) -> str:
+def together(paths: Sequence[str], pattern: str, certain: bool) -> Parts:
+    """Return the images that files make which nobody has labelled, by the path of the first channel's file of each.
+
+    Files without a channel in the path are left out, and so are those of one image that have the same channel. Unless
+    the paths are `certain` to begin where those of the training did, so are paths in which the expression finds several
+    channels, of which the training may have had another one.
+    """
+    images: dict[str, dict[str, str]] = {}
+    several: set[str] = set()
+    for path in paths:
+        found = {key: None for match in re.finditer(pattern, path) if (key := _key(path, match))}
+        if len({channel for _, channel in found}) != 1 and not (certain and found):
+            continue
+        key, channel = next(iter(found))
+        if images.setdefault(key, {}).setdefault(channel, path) != path:
+            several.add(key)
+    names = in_order({channel for parts in images.values() for channel in parts})
+    ordered = [_ordered(parts, names) for key, parts in images.items() if key not in several]
+    return {next(iter(parts.values())): parts for parts in ordered}
+
+
+def _key(path: str, match: re.Match | None) -> tuple[str, str] | None:
+    """Return the path of a file without its channel and suffix, and the channel that was found; None without any."""
+    if match is None:
+        return None
     rest = path[: match.start()] + path[match.end() :]
     stem, suffix = posixpath.splitext(rest)
-    return stem if suffix.lower() in kinds.SUFFIXES else rest
+    return stem if suffix.lower() in kinds.SUFFIXES else rest, match[match.re.groups and 1] or ""
+
+
+def _ordered(parts: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    return {name: parts[name] for name in names if name in parts}
 
 
 def _images(

@@ -47,7 +47,7 @@ def _undescribed(path: Path, stack: Stack, trained: Trained, asked: tuple[str, .
     if count == 1 and (how := split(conventions)):
         line = f".,{descriptions.BESIDE.join(conventions.taken[0].names)}"
         told = f"{descriptions.FILE} in its folder says so, with a line such as `{line}`"
-        instead = "use evaluate, or give arrays of all channels"
+        instead = "give the file of each, as the training had them, or arrays of all channels"
         raise UserError(f"{path} has 1 channel, {how}: {instead if conventions.apart else told}")
     if at_home and own:
         return own
