@@ -16,7 +16,7 @@ from polychrome.engine.data.batches import Batch, gathered
 from polychrome.engine.data.loader import Loader
 from polychrome.engine.errors import some_of
 from polychrome.engine.machine import distributed
-from polychrome.engine.metrics import Scorer, Scores
+from polychrome.engine.metrics import Scorer, Scores, confidence
 from polychrome.engine.watch.profiling import decoded, span
 from polychrome.kernels.augment import Recipe, draw
 
@@ -106,7 +106,7 @@ def evaluate(
                 found = scorers[name].update(logits, labels)
                 guesses[0, number].scatter_(0, where, found)
                 if not number:
-                    sure.scatter_(0, where, torch.where(found < 0, 0, logits.float().softmax(1).amax(1)))
+                    sure.scatter_(0, where, confidence(logits, found))
                 if flip:
                     both = (logits.float() + mirrored.float()) / 2
                     guesses[1, number].scatter_(0, where, flipped[name].update(both, labels))

@@ -1,4 +1,4 @@
-"""Loss, accuracy, balanced accuracy and macro precision, recall and F1 over a pass, accumulated on the device."""
+"""Loss, accuracies, macro precision, recall and F1, and calibration over a pass, accumulated on the device."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from polychrome.engine.machine import distributed
 
+TOP = 5
+BINS = 15  # of equal width, of the probability of the likeliest class
+UNIT = 2**24  # probabilities are summed as whole numbers of 1 / UNIT: in any order the sum is the same
 Z = 1.96  # standard deviations that 1 in 40 normal values exceeds
 
 
@@ -24,6 +27,11 @@ class Scores:
         no_class: how many of the images have no likeliest class, see `likeliest`; they count as wrong.
         guessed: the balanced accuracy that 1 in 40 guessers exceed who give each class as often as the predictions do.
         largest_class: the share of the class with most images, which always answering that class is right on.
+        calibration_error: the expected calibration error in 0..1, over 15 bins of equal width: the mean over the images
+            of the distance, in an image's bin, between the mean probability of the likeliest class and the share of
+            images that are right (Guo et al., "On Calibration of Modern Neural Networks", 2017). The probability of an
+            image without a likeliest class counts as 0.
+        top5_accuracy: the share of images whose class is among the five likeliest; None of five classes or fewer.
     """
 
     loss: float
@@ -36,9 +44,12 @@ class Scores:
     no_class: int
     guessed: float
     largest_class: float
+    calibration_error: float
+    top5_accuracy: float | None = None
 
     def as_dict(self) -> dict[str, float | int]:
-        return asdict(self)
+        """Return the scores by name, without those that are None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def likeliest(logits: Tensor) -> Tensor:
@@ -50,11 +61,19 @@ def likeliest(logits: Tensor) -> Tensor:
     return torch.where(logits.amax(1).isfinite(), logits.argmax(1), -1)
 
 
+def confidence(logits: Tensor, guesses: Tensor) -> Tensor:
+    """Return the probabilities of the likeliest classes, float32 [batch], of logits [batch, classes]; 0 of none.
+
+    guesses: int64 [batch], `likeliest(logits)`.
+    """
+    return torch.where(guesses < 0, 0, logits.float().softmax(1).amax(1))
+
+
 class Scorer:
     """Accumulates one pass of predictions, over all processes; nothing is copied to the host before `compute`.
 
-    A class that occurs neither in the labels nor in the predictions does not enter the macro averages. All but the loss
-    follows from the confusion matrix; torchmetrics counts by `torch.bincount`, which makes the host wait for a GPU.
+    A class that occurs neither in the labels nor in the predictions does not enter the macro averages. Most scores
+    follow from the confusion matrix; torchmetrics counts by `torch.bincount`, which makes the host wait for a GPU.
     """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
@@ -63,6 +82,9 @@ class Scorer:
         self._confusion = torch.zeros(num_classes * (num_classes + 1), dtype=torch.int64, device=device)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._count = 0
+        self._among_top = torch.zeros((), dtype=torch.int64, device=device)
+        # By bin: the images, those that are right, and the sum of the probabilities, in 1 / UNIT.
+        self._bins = torch.zeros(BINS, 3, dtype=torch.int64, device=device)
 
     def update(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Add a batch, logits [batch, classes] of any float type and labels int64 [batch]; return its `likeliest`."""
@@ -71,12 +93,22 @@ class Scorer:
         self._count += len(labels)
         guesses, columns = likeliest(logits), self._classes + 1
         cells = labels * columns + guesses % columns
-        self._confusion.index_add_(0, cells, torch.ones_like(cells))
+        ones = torch.ones_like(cells)
+        self._confusion.index_add_(0, cells, ones)
+        sure = confidence(logits, guesses).double()
+        bins = (sure * BINS).ceil().long().clamp(1, BINS) - 1  # a bin has its upper end
+        self._bins.index_add_(0, bins, torch.stack([ones, guesses == labels, (sure * UNIT).round().long()], 1))
+        if self._classes > TOP:
+            own, places = logits.gather(1, labels[:, None]), torch.arange(self._classes, device=logits.device)
+            # Of equal logits the first class is the likelier one, as in `likeliest`.
+            before = (logits > own) | ((logits == own) & (places < labels[:, None]))
+            self._among_top += ((before.sum(1) < TOP) & (guesses >= 0)).sum()
         return guesses
 
     def compute(self) -> Scores:
         """Return the scores of everything added so far; NaN where nothing was."""
-        loss, total = distributed.summed(self._loss, torch.tensor(self._count, device=self._loss.device))
+        count = torch.tensor(self._count, device=self._loss.device)
+        loss, total, among = distributed.summed(self._loss, count, self._among_top)
         confusion = self._counts().double()
         hits, actual, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)[:-1]
         occurs = actual + predicted > 0
@@ -90,7 +122,13 @@ class Scorer:
         guesses = guessed((predicted / confusion.sum())[there], actual[there])
         largest = (actual.max() / confusion.sum()).item()
         counts = int(total), int(confusion[:, -1].sum())
-        return Scores((loss / total).item(), accuracy, balanced, *means, *counts, guesses, largest)
+        top = (among / total).item() if self._classes > TOP else None
+        return Scores((loss / total).item(), accuracy, balanced, *means, *counts, guesses, largest, self._error(), top)
+
+    def _error(self) -> float:
+        (bins,) = distributed.summed(self._bins)
+        images, right, sure = bins.cpu().double().T
+        return ((right - sure / UNIT).abs().sum() / images.sum()).item()
 
     def confusion(self) -> Tensor:
         """Return the counts [true class, likeliest class], in host memory, of the images that have such a class."""

@@ -178,11 +178,13 @@ def show(*every: Table, narrow: Table | None = None) -> None:
 def show_scores(results: dict, split: str = "test") -> None:
     """Print the models' scores by channel combination, as fully as the terminal's width allows.
 
-    By width, tables of all scores are printed side by side, or a table of accuracies, or of mean accuracies by the
-    number of channels kept; the last also where the combinations are too many.
+    By width, tables of all scores are printed side by side, or without those in `tables.MORE`, or a table of
+    accuracies, or of mean accuracies by the number of channels kept; the last also where the combinations are too many.
     """
     entries = results["models"]
     each = [tables.combinations(name, entry, split) for name, entry in entries.items()]
+    if not _fits(*each):
+        each = [table.without(tables.MORE.__contains__) for table in each]
     kinds = scores.kinds(results, split)
     overview = [tables.accuracies(entries, split, kind) for kind in kinds]
     short = [tables.channels_kept_in_short(results, split, kind) for kind in kinds]

@@ -44,6 +44,8 @@ class Table:
         return Table(self.title, tuple(self.columns[index] for index in columns), rows, left)
 
 
+# Column head -> score, of columns that a narrow terminal leaves out.
+MORE = {"top 5": "top5_accuracy", "ECE": "calibration_error"}
 # Column head -> text of the figure in a model's entry of `results.json`; `full` is the combination of all channels.
 FIGURES: dict[str, Callable[[dict, str], str]] = {
     "reported": lambda entry, full: _reported_figures(entry, full),
@@ -52,6 +54,8 @@ FIGURES: dict[str, Callable[[dict, str], str]] = {
     "precision": lambda entry, full: _share(scores.score(entry, full, "precision")),
     "recall": lambda entry, full: _share(scores.score(entry, full, "recall")),
     "F1": lambda entry, full: _share(scores.score(entry, full, "f1")),
+    "top 5": lambda entry, full: _share(scores.score(entry, full, MORE["top 5"])),
+    "ECE": lambda entry, full: _share(scores.score(entry, full, MORE["ECE"])),
     "val acc.": lambda entry, full: _share(scores.validation(entry, full).get("accuracy")),
     "ratio": lambda entry, full: _share(entry.get("ratio_to_resnet34")),
     "params": lambda entry, full: _number(entry.get("params"), ","),
@@ -76,23 +80,27 @@ FIGURES: dict[str, Callable[[dict, str], str]] = {
 def combinations(name: str, entry: dict, split: str = "test") -> Table:
     """Return one model's scores on a split by channel combination.
 
-    The images of each are shown where these differ, images without a class where there are some.
+    Top-5 accuracy and calibration error (`MORE`) are shown where they are known, the images of each where these differ,
+    images without a class where there are some.
     """
     alone = {"models": {name: entry}}
     kinds, images = (*scores.kinds(alone, split), "precision", "recall", "f1"), scores.images(alone, split)
-    some_without = scores.no_class(entry, split) > 0
+    some_without, every = scores.no_class(entry, split) > 0, scores.of_split(entry, split)
+    more = [head for head, kind in MORE.items() if any(kind in row for row in every.values())]
     rows = tuple(
         (
             channels,
             *(_share(row.get(kind)) for kind in kinds),
+            *(_share(row.get(MORE[head])) for head in more),
             _number(row.get("loss"), ".3f"),
             *([_number(images.get(channels), ",")] if images else ()),
             *([_number(row.get("no_class"), ",.4g")] if some_without else ()),
         )
-        for channels, row in scores.of_split(entry, split).items()
+        for channels, row in every.items()
     )
     names = ("F1" if kind == "f1" else kind.removesuffix("_accuracy") for kind in kinds)
-    heads = ("channels", *names, "loss", *(["images"] if images else ()), *(["no class"] if some_without else ()))
+    last = (*(["images"] if images else ()), *(["no class"] if some_without else ()))
+    heads = ("channels", *names, *more, "loss", *last)
     return Table(f"{name} ({entry.get('protocol', '-')})", heads, rows)
 
 
@@ -168,7 +176,7 @@ def models(results: dict) -> Table:
 
 def systems(results: dict) -> Table:
     """Return a row per trained system: reported figures, measured figures on the full set, and costs."""
-    measured = ("reported", "acc.", "balanced", "precision", "recall", "F1", "val acc.", "ratio")
+    measured = ("reported", "acc.", "balanced", "top 5", "precision", "recall", "F1", "ECE", "val acc.", "ratio")
     costs = ("params", "mult-adds", "FLOPs", "act. MB", "train time")
     return _select(results, f"Systems, tested on {scores.in_words(scores.full_set(results))}", measured + costs)
 

@@ -25,6 +25,10 @@ def test_scores_equal_hand_computed_ones_over_several_batches():
     assert scores.precision == pytest.approx((1 / 2 + 1 + 0) / 3)
     assert scores.recall == pytest.approx((1 / 2 + 2 / 3 + 0) / 3)
     assert scores.f1 == pytest.approx((1 / 2 + 4 / 5 + 0) / 3)
+    # All five have the probability 0.711, in the bin up to 0.733, and three are right.
+    assert scores.calibration_error == pytest.approx(math.exp(2) / (math.exp(2) + 3) - 3 / 5, abs=1e-6)
+    assert scores.top5_accuracy is None
+    assert "top5_accuracy" not in scores.as_dict()
     normaliser = math.log(math.exp(2) + 3)
     assert scores.loss == pytest.approx((5 * normaliser - 3 * 2) / 5, rel=1e-6)
     assert scorer.confusion().tolist() == [[1, 0, 1, 0], [1, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
@@ -50,6 +54,44 @@ def test_scores_equal_torchmetrics():
         expected = getattr(classification, f"multiclass_{name}")(logits, labels, 9, average="macro")
         assert score == pytest.approx(expected.item(), rel=1e-5)
     assert torch.equal(scorer.confusion(), classification.multiclass_confusion_matrix(logits, labels, 9))
+    top = classification.multiclass_accuracy(logits, labels, 9, average="micro", top_k=5)
+    assert scores.top5_accuracy == pytest.approx(top.item(), rel=1e-6)
+    error = classification.multiclass_calibration_error(logits.softmax(1), labels, 9, n_bins=15)
+    assert scores.calibration_error == pytest.approx(error.item(), rel=1e-5)
+
+
+def test_the_calibration_error_is_the_mean_over_images_of_their_bins_distance():
+    shares = torch.tensor([0.59, 0.59, 0.65, 0.95, 0.94])  # the bins up to 0.6, 0.667 and 1
+    right = torch.tensor([True, False, True, True, False])
+    scorer = Scorer(2, torch.device("cpu"))
+    scorer.update(torch.stack([shares, 1 - shares], 1).log(), (~right).long())
+    bins = [abs(1 / 2 - 0.59) * 2, abs(1 - 0.65), abs(1 / 2 - 0.945) * 2]
+    assert scorer.compute().calibration_error == pytest.approx(sum(bins) / 5, abs=1e-6)
+
+
+def test_the_five_likeliest_of_equal_logits_are_the_first():
+    for label, hit in enumerate([1, 1, 1, 1, 1, 0, 0]):
+        scorer = Scorer(7, torch.device("cpu"))
+        scorer.update(torch.zeros(1, 7), torch.tensor([label]))
+        assert scorer.compute().top5_accuracy == hit
+
+
+def test_calibration_does_not_depend_on_the_order_of_images_or_the_size_of_batches():
+    logits, labels = torch.randn(999, 6), torch.randint(6, (999,))
+    found = set()
+    for size in (1, 10, 999):
+        scorer, order = Scorer(6, torch.device("cpu")), torch.randperm(999)
+        for part in order.split(size):
+            scorer.update(logits[part], labels[part])
+        scores = scorer.compute()
+        found.add((scores.calibration_error, scores.top5_accuracy))
+    assert len(found) == 1
+
+
+def test_no_image_has_no_scores():
+    scores = Scorer(6, torch.device("cpu")).compute()
+    assert math.isnan(scores.calibration_error)
+    assert math.isnan(scores.top5_accuracy)
 
 
 NAN, INF = float("nan"), float("inf")
@@ -77,6 +119,8 @@ def test_an_image_without_a_class_is_wrong_whatever_its_label(label):
     assert scores.balanced_accuracy == pytest.approx(sum(right.get(c, 0) / of[c] for c in of) / len(of))
     assert scores.precision == pytest.approx((1 / 2 + 1) / (4 if label == 3 else 3))
     assert not math.isfinite(scores.loss)
+    # Of six images the probability is 0, which none of them is right by.
+    assert scores.calibration_error == pytest.approx(5 / 11 * (math.exp(2) / (math.exp(2) + 3) - 3 / 5), abs=1e-6)
     assert scorer.confusion().tolist() == [[1, 0, 1, 0], [1, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 

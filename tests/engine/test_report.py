@@ -718,3 +718,20 @@ def test_a_wide_terminal_shows_all_scores_side_by_side(monkeypatch):
     results = results_of({name: entry({"RGB": 0.5, "R": 0.25}) for name in ("a", "b")})
     lines = [line.split() for line in printed(monkeypatch, results, 140).splitlines()]
     assert ["R", "25.0%", "26.0%", "25.0%", "24.0%", "3.000"] * 2 in lines
+
+
+def test_top_5_and_calibration_stand_in_the_tables_where_they_are_known_and_fit(monkeypatch):
+    results = results_of({name: entry({"RGB": 0.5, "R": 0.25}) for name in ("a", "b")})
+    row = results["models"]["a"]["scores"]["test"]["RGB"]
+    assert {"top 5", "ECE"}.isdisjoint(tables.systems(results).columns)
+    row["calibration_error"] = 0.034
+    assert "top 5" not in tables.systems(results).columns
+    row["top5_accuracy"] = 0.875
+    found = rows_of(tables.systems(results))
+    assert [(each["top 5"], each["ECE"]) for each in found] == [("87.5%", "3.4%"), ("-", "-")]
+    table = tables.combinations("a", results["models"]["a"])
+    assert table.columns[-3:] == ("top 5", "ECE", "loss")
+    assert [each[-3:] for each in table.rows] == [("87.5%", "3.4%", "2.000"), ("-", "-", "3.000")]
+    shown = {width: printed(monkeypatch, results, width) for width in (140, 120)}
+    assert ["ECE" in text for text in shown.values()] == [True, False]
+    assert all(text.count("precision") == 2 for text in shown.values())  # none is given up for another

@@ -68,7 +68,7 @@ def test_results_hold_every_figure_for_every_combination(task1):
     for entry in found["models"].values():
         assert list(entry["test"]) == COMBINATIONS
         figures = {"loss", "accuracy", "balanced_accuracy", "precision", "recall", "f1", "images"}
-        figures |= {"guessed", "largest_class", "no_class"}
+        figures |= {"guessed", "largest_class", "no_class", "calibration_error"}
         assert all(set(row) == figures for row in entry["test"].values())
         assert {row["images"] for row in entry["test"].values()} == {18}
         assert entry["macs"] * 2 == entry["flops"]
