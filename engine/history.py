@@ -61,10 +61,10 @@ class TrainingHistory:
 
     def ended_early(self, patience: int) -> str:
         """Return in words that a training ended by its patience."""
-        count = self.epochs_without_improvement
+        count, kept = self.epochs_without_improvement, "; --keep last keeps its weights" * (self.keep == "last")
         return (
             f"ended after epoch {len(self.epochs)}, {count} epoch{'s' * (count != 1)} without a better validation loss "
-            f"(--patience {patience}; 0 never stops)"
+            f"(--patience {patience}; 0 never stops){kept}"
         )
 
     @property

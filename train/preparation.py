@@ -257,7 +257,7 @@ class GoingOn:
 
     def _ended_early(self, name: str) -> str:
         """Return in words that patience ended the training of a network, or nothing."""
-        history = TrainingHistory(list(self.rows.get(name, ())))
+        history = TrainingHistory(list(self.rows.get(name, ())), keep=self.now["keep"])
         if history.is_over(self.now["epochs"], 0) or not history.is_over(self.now["epochs"], self.now["patience"]):
             return ""
         return f"; it {history.ended_early(self.now['patience'])}"

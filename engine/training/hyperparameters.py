@@ -75,7 +75,8 @@ class Hyperparameters:
     )
     keep: str = own_setting(
         "loss",
-        "Epoch whose weights are kept and tested: loss, of the least validation loss; last, the last.",
+        "Epoch whose weights are kept and tested: loss, of the least validation loss; last, the last, which may come "
+        "early: see --patience.",
         ("loss", "last"),
     )
     mixup: float = own_setting(0.0, "Mixup's alpha; 0: off.", ALPHA)
@@ -100,7 +101,10 @@ class Hyperparameters:
         ("none", "balanced"),
     )
     patience: int = own_setting(
-        10, "Stop after this many epochs without a better validation loss; 0 never stops.", Number(int, least=0)
+        10,
+        "Stop after this many epochs without a better validation loss; 0 never stops. Holds with --keep last too: with "
+        "a rate that falls up to the last epoch take 0.",
+        Number(int, least=0),
     )
     channel_sampling: str = own_setting(
         AUTO,

@@ -336,6 +336,17 @@ def test_the_last_weights_are_kept_whatever_their_loss(loaders, tmp_path, save_e
     assert checkpoint.load(tmp_path / "m/best.pt")["epoch"] == 4
 
 
+def test_an_end_by_patience_holds_with_the_last_weights_and_is_told_with_them(loaders, tmp_path):
+    said = []
+    plan = replace(PLAN, epochs=9, lr=2.0, keep="last", patience=1)
+    history = fit("m", Net(), *loaders, plan, tmp_path / "m", Hooks(say=said.append))
+    count = len(history.epochs)
+    assert history.best.epoch == count < 9
+    assert checkpoint.load(tmp_path / "m/best.pt")["epoch"] == count
+    told = f"m ended after epoch {count}, 1 epoch without a better validation loss (--patience 1; 0 never stops)"
+    assert said[-1] == f"{told}; --keep last keeps its weights"
+
+
 def test_a_training_that_keeps_the_last_weights_goes_on_equal(loaders, tmp_path):
     plan, said = replace(PLAN, epochs=4, keep="last", ema=0.9), []
     fit("m", whole := Net(), *loaders, plan, tmp_path / "whole")
