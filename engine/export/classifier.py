@@ -97,7 +97,12 @@ class Description:
             raise UserError("mask must leave at least one channel of every image")
 
     def far_off(self, images: Tensor, mask: Tensor | None = None) -> str | None:
-        """Return a line on the first of checked images whose values are far from the training's; None without any."""
+        """Return a line on the first image whose values are far from the training's; None without any.
+
+        Args:
+            images: [batch, channels, size, size], of a whole file [batch, height, width, channels]; `check` took them.
+            mask: [batch, channels] bool; channels where it is false do not count.
+        """
         by_channel = images.movedim(3, 1) if self.whole else images
         line = far_tensor(by_channel, self.channels, self.scale if self.whole else 1, self.dtype == "uint8", mask)
         return line and f"{'pixels' if self.whole else 'images'}: {line} Wanted: {self.values}"
