@@ -32,10 +32,17 @@ from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
 
 
-def open_data(settings: Settings, task: str, splits: tuple[str, ...] = (), trained: Trained | None = None) -> Opened:
+def open_data(
+    settings: Settings,
+    task: str,
+    splits: tuple[str, ...] = (),
+    trained: Trained | None = None,
+    known: Known | None = None,
+) -> Opened:
     """Return the opened data set of a run, or some splits of it. Files left out are named on the terminal.
 
-    `trained` is what is known of a model's data, for use with that model.
+    `trained` is what is known of a model's data, for use with that model, and `known` are its classes, of which other
+    data may have a part.
 
     Of several processes on a machine the first decodes the images, and the others read its disk cache.
 
@@ -44,7 +51,7 @@ def open_data(settings: Settings, task: str, splits: tuple[str, ...] = (), train
             `strict`, a file that cannot be decoded.
     """
     with distributed.main_first():
-        return open_set(*_listed(settings, task, how_to_open(settings, splits)._replace(trained=trained)))
+        return open_set(*_listed(settings, task, how_to_open(settings, splits)._replace(trained=trained), known))
 
 
 def open_undivided(settings: Settings, before: dict, trained: Trained) -> Opened | None:
@@ -59,16 +66,17 @@ def open_undivided(settings: Settings, before: dict, trained: Trained) -> Opened
     root = Path(settings.data)
     if root.resolve() == Path(before["root"]).resolve():
         return None
-    if (images := listing.undivided(root, known_classes(before), settings.channel_files)) is None:
+    known = known_classes(before)
+    if (images := listing.undivided(root, known, settings.channel_files)) is None:
         return None
     how = how_to_open(settings)._replace(holdout=0, trained=trained)
     with suppress(UserError):  # a class may have too few images to be divided
-        divided = _read(settings, root)
+        divided = _read(settings, root, known)
         if all(digest == before["division"].get(name) for name, digest in division.digests(divided).items()):
-            if not (known := before.get("contents")):
+            if not (of_run := before.get("contents")):
                 console.say(f"{root} is taken for the run's data, as its files have the same names and labels")
                 return None
-            if any(digest == known.get(name) for name, digest in contents(divided, how).items()):
+            if any(digest == of_run.get(name) for name, digest in contents(divided, how).items()):
                 return None
             note = f"{root} has files of the names and labels of the run's, but of other content in every split"
             images = replace(images, notes=(note, *images.notes))
@@ -97,7 +105,9 @@ def how_to_open(settings: Settings, splits: tuple[str, ...] = ()) -> Wanted:
     )
 
 
-def _listed(settings: Settings, task: str, how: Wanted) -> tuple[ImageSet, Wanted, WholeImages | None]:
+def _listed(
+    settings: Settings, task: str, how: Wanted, known: Known | None
+) -> tuple[ImageSet, Wanted, WholeImages | None]:
     """Return the data set of the settings, `how` to open it, and its images where the data holds them decoded."""
     from polychrome.engine.data.sets import cifar100  # torchvision's, with all its models
 
@@ -108,12 +118,12 @@ def _listed(settings: Settings, task: str, how: Wanted) -> tuple[ImageSet, Wante
     if settings.data is None:
         with console.waiting("making the generated set"):
             return listing.read(_generated()), how, None
-    return _read(settings, Path(settings.data)), how, None
+    return _read(settings, Path(settings.data), known), how, None
 
 
-def _read(settings: Settings, root: Path) -> ImageSet:
-    how = settings.num_classes, settings.division_seed, settings.group_by, settings.channel_files
-    return listing.read(root, *how)
+def _read(settings: Settings, root: Path, known: Known | None) -> ImageSet:
+    count = None if known else settings.num_classes
+    return listing.read(root, count, settings.division_seed, settings.group_by, settings.channel_files, known)
 
 
 def _stored_size(settings: Settings) -> int:

@@ -17,6 +17,7 @@ from polychrome.train.commands.finished import Run
 from polychrome.train.data import (
     changed,
     combinations_to_test,
+    known_classes,
     make_loader,
     moved,
     open_data,
@@ -62,7 +63,8 @@ def evaluate_run(
             opened = open_undivided(settings, trained.results["data"], trained.data)
             whole = opened is not None
         splits = ("test",) if whole else splits
-        opened = opened or open_data(settings, trained.results["task"], splits, trained.data)
+        known = known_classes(trained.results["data"]) if data else None
+        opened = opened or open_data(settings, trained.results["task"], splits, trained.data, known)
         other = whole
         if not whole and (other := moved(trained.results["data"], opened, splits)):
             console.warn(f"not the run's figures: {other}, and some may be among those it was trained on")

@@ -10,11 +10,12 @@ from polychrome.engine.errors import UserError
 
 
 def numbered_classes(
-    root: Path, num_classes: int | None, labels: Collection[int], where: str
+    root: Path, num_classes: int | None, labels: Collection[int], where: str, known: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], str]:
     """Return the names of the classes of labels found at `where`, and in words the source of their number.
 
-    The source is `num_classes`, else classes.txt in the folder, else the number of different labels.
+    The source is `num_classes`, else classes.txt in the folder, else the classes of a run, `known`, else the number of
+    different labels.
 
     Raises:
         UserError: classes.txt cannot be read or is malformed.
@@ -24,6 +25,8 @@ def numbered_classes(
         count, source = num_classes, "asked for"
     elif names:
         count, source = len(names), "named in classes.txt"
+    elif known:
+        names, count, source = list(known), len(known), "the run's"
     else:
         count, source = len(labels), f"found in {where}"
     return tuple([*names, *map(str, range(len(names), count))][:count]), source

@@ -21,6 +21,7 @@ from polychrome.engine.data.sets.sensors.channel_files import OPTION, joined
 from polychrome.engine.errors import Unsupported, UserError, one_line
 from polychrome.engine.machine.files import expanded
 
+How = tuple[int | None, int, str | None, Known | None]  # number of classes, seed, group_by and the known classes
 DESCRIPTIONS = (*(f"{split}.txt" for split in SPLITS), "classes.txt", NAMES_FILE, descriptions.FILE)
 
 
@@ -30,6 +31,7 @@ def read(
     seed: int = 0,
     group_by: str | None = None,
     channel_files: str | None = None,
+    known: Known | None = None,
 ) -> ImageSet:
     """Return the set of the images under a folder, with an account of every file there; no image is decoded.
 
@@ -41,14 +43,15 @@ def read(
     Splits that are not there are made, by `seed` (see `engine.data.sets.division.completed`); equal files stay together
     in them, as do files in whose paths the regular expression `group_by` finds the same. Where each channel of an image
     has a file, the regular expression `channel_files` finds the channel in the path (see
-    `engine.data.sets.sensors.channel_files`).
+    `engine.data.sets.sensors.channel_files`). Of a set for a run its classes are `known`: the set has all of them,
+    though it may have images of a part alone, in training too.
 
     Raises:
         UserError: anything else is there; the message names file and line.
     """
     root = expanded(root)
     try:
-        images = _read(root, num_classes, seed, group_by, channel_files)
+        images = _read(root, num_classes, seed, group_by, channel_files, known)
     except (OSError, Unsupported) as error:
         raise UserError(_unreadable(root, error)) from error
     if len(images.class_names) < 2:
@@ -56,22 +59,31 @@ def read(
     return images
 
 
-def _read(root: Path, num_classes: int | None, seed: int, group_by: str | None, channel_files: str | None) -> ImageSet:
+def _read(
+    root: Path,
+    num_classes: int | None,
+    seed: int,
+    group_by: str | None,
+    channel_files: str | None,
+    known: Known | None,
+) -> ImageSet:
+    how = num_classes, seed, group_by, known
     if not root.is_dir():
         from polychrome.engine.data.sets import webdataset
 
         if webdataset.names_shards(root):
             _check_no_tars(channel_files)
-            return webdataset.read(webdataset.expand(root), num_classes, seed, group_by)
+            return webdataset.read(webdataset.expand(root), *how)
         if root.is_file() and root.suffix.lower() == parquet.SUFFIX:
             _check_no_tars(channel_files)
-            return _from_parquet([root], {}, num_classes, seed, group_by)
+            return _from_parquet([root], {}, how)
         raise UserError(f"no data folder at {root}: wanted list files or a folder per class in it, or tars")
     found = tree.files(root)
     if packed := _parquet(root, found):
         _check_no_tars(channel_files)
-        return _from_parquet(packed, found, num_classes, seed, group_by)
-    if images := _labelled(root, found, num_classes):
+        return _from_parquet(packed, found, how)
+    if images := _labelled(root, found, num_classes, known):
+        images = _of_run(root, images, known)
         images, parts = joined(found, images, channel_files) if channel_files else (images, {})
         alike = repeats.grouping(root, group_by, parts)
         splits, notes = division.completed(root, images.class_names, images.splits, seed, alike)
@@ -80,7 +92,7 @@ def _read(root: Path, num_classes: int | None, seed: int, group_by: str | None, 
         return replace(listed, account=_account(root, found, listed, images.own))
     if tars := [path for path, kind in found.items() if kind == shards.SUFFIX]:
         _check_no_tars(channel_files)
-        return _from_tars(root, found, tars, num_classes, seed, group_by)
+        return _from_tars(root, found, tars, how)
     wanted = (
         "train.txt, val.txt and test.txt nor train/, val/ and test/ nor class folders nor a table nor tars nor parquet"
     )
@@ -114,33 +126,26 @@ def undivided(root: str | Path, known: Known, channel_files: str | None = None) 
     if images is None or "train" in images.splits:
         return None
     split = next(name for name in (UNDIVIDED, "test", "val") if name in images.splits)
+    images = _of_run(root, images, known)
     images, parts = joined(found, images, channel_files) if channel_files else (images, {})
-    labels = _places(root, images, known)
-    rows = [(path, labels[label]) for path, label in images.splits[split]]
+    rows = images.splits[split]
     lacks, which = ("images to train on", f"images of {split}") if split else ("splits", "labelled images")
     notes = (*images.notes, f"{root} has no {lacks}: all {len(rows):,} {which} are tested")
     test = Split(*map(tuple, zip(*rows, strict=True)))
-    listed = ImageSet(root, known.names, {"test": test}, parts=parts, notes=notes, first_label=images.first)
+    listed = ImageSet(root, images.class_names, {"test": test}, parts=parts, notes=notes, first_label=images.first)
     return replace(listed, account=_account(root, found, listed, images.own))
 
 
-def _places(root: Path, images: Labelled, known: Known) -> Sequence[int]:
-    """Return the place of each class of a folder among the known classes."""
-    if images.class_names == known.names:
-        return range(len(known.names))
-    for name in images.class_names:
-        if (count := known.names.count(name)) != 1:
-            has = f"{count} classes of the run have this name" if count else f"wanted some of {', '.join(known.names)}"
-            raise UserError(f"{root} has the class {name!r}, {has}")
-        if images.first is None and known.first == 1 and name.isdecimal():
-            both = f"the run's label {name}, or its class {name}, which is label {int(name) + 1}"
-            raise UserError(f"{root}: the folder {name} may be {both}: give a table of files and labels")
-    return [known.names.index(name) for name in images.class_names]
+def _of_run(root: Path, images: Labelled, known: Known | None) -> Labelled:
+    """Return the images of a folder with the known classes, if any, which are told by their names."""
+    if known is None:
+        return images
+    places = known.places(str(root), images.class_names, of_numbers=images.first is not None)
+    splits = {split: [(path, places[label]) for path, label in rows] for split, rows in images.splits.items()}
+    return replace(images, class_names=known.names, splits=splits)
 
 
-def _labelled(
-    root: Path, found: Mapping[str, str], num_classes: int | None, known: Known | None = None
-) -> Labelled | None:
+def _labelled(root: Path, found: Mapping[str, str], num_classes: int | None, known: Known | None) -> Labelled | None:
     """Return the labelled images of a folder in the first form that it has; None where it has none."""
     if lists.has_lists(root):
         return lists.read(root, found, num_classes, known)
@@ -161,7 +166,7 @@ def _labelled(
         part = parts.get("test") or parts.get("val")
         if known and "train" not in parts and (images := _inside(root, found, part, num_classes, known)):
             return images
-        return folders.of_splits(root, found, parts, num_classes)
+        return folders.of_splits(root, found, parts, num_classes, known)
     inside = folders.below(root)
     if len(inside) < 2 and no_labels:
         raise no_labels
@@ -244,23 +249,19 @@ def _parquet(root: Path, found: Mapping[str, str]) -> list[Path]:
     return parquet.found_in(root, [path for path, kind in found.items() if kind not in (kinds.HIDDEN, tree.RUN)])
 
 
-def _from_parquet(
-    files: Sequence[Path], found: Mapping[str, str], num_classes: int | None, seed: int, group_by: str | None
-) -> ImageSet:
+def _from_parquet(files: Sequence[Path], found: Mapping[str, str], how: How) -> ImageSet:
     from polychrome.engine.data.sets import webdataset
 
     tars, notes = parquet.unpacked(files)
-    images = webdataset.read(tars, num_classes, seed, group_by)
+    images = webdataset.read(tars, *how)
     others = {path: kind for path, kind in found.items() if kind != parquet.SUFFIX}
     account = images.account.with_ignored(Account.of(others, ()).ignored)
     return replace(images, account=account, notes=(*notes, *images.notes))
 
 
-def _from_tars(
-    root: Path, found: Mapping[str, str], tars: Sequence[str], num_classes: int | None, seed: int, group_by: str | None
-) -> ImageSet:
+def _from_tars(root: Path, found: Mapping[str, str], tars: Sequence[str], how: How) -> ImageSet:
     from polychrome.engine.data.sets import webdataset
 
-    images = webdataset.read([root / tar for tar in tars], num_classes, seed, group_by)
+    images = webdataset.read([root / tar for tar in tars], *how)
     others = {path: OWN if path in DESCRIPTIONS else kind for path, kind in found.items() if path not in tars}
     return replace(images, account=images.account.with_ignored(Account.of(others, ()).ignored))

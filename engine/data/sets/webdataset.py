@@ -8,6 +8,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ import numpy as np
 from polychrome.engine.data.accounting import UNLISTED
 from polychrome.engine.data.files import shards
 from polychrome.engine.data.image_set import SPLITS, ImageSet
-from polychrome.engine.data.sets.classes import check_trained, numbered_classes
+from polychrome.engine.data.sets.classes import check_trained, class_names, numbered_classes
 from polychrome.engine.data.sets.division import completed
 from polychrome.engine.data.sets.layouts import members
-from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, in_order
+from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Known, in_order
 from polychrome.engine.data.sets.layouts.members import WANTED, Sample
 from polychrome.engine.data.sets.repeats import grouping
 from polychrome.engine.errors import UserError
@@ -73,7 +74,13 @@ def _expanded(text: str) -> list[str]:
     return [name for item in items for name in _expanded(before + item + after)]
 
 
-def read(tars: Sequence[Path], num_classes: int | None = None, seed: int = 0, group_by: str | None = None) -> ImageSet:
+def read(
+    tars: Sequence[Path],
+    num_classes: int | None = None,
+    seed: int = 0,
+    group_by: str | None = None,
+    known: Known | None = None,
+) -> ImageSet:
     """Return the set of the samples in tars: members whose paths agree up to the first dot, one of them an image.
 
     A sample's label is in its .cls (a whole number) or its .json (a number or name, "label" or "cls"); where none has
@@ -81,7 +88,7 @@ def read(tars: Sequence[Path], num_classes: int | None = None, seed: int = 0, gr
     and test* are these splits, else folders of these names in the tars; those that are not there are made (see
     `engine.data.sets.division.completed`); else all samples are split 80/10/10 per class by `seed`, whole groups in one
     split (see `engine.data.sets.repeats.grouping`). Paths begin with the tar's path, relative to the folder that all
-    tars are in.
+    tars are in. Of a set for a run its classes are `known`, as `engine.data.sets.listing.read` has them.
 
     Raises:
         UserError: a tar is unreadable or damaged, samples have no label or two, or there is none to train on.
@@ -98,7 +105,10 @@ def read(tars: Sequence[Path], num_classes: int | None = None, seed: int = 0, gr
     every = sum(map(len, found.values()))
     labelled = _has_labels(root, [sample for samples in found.values() for sample in samples])
     found, said = members.placed(root, found, labelled)
-    classes, labels, first = (_by_label if labelled else _by_name)(root, found, num_classes)
+    classes, labels, first = (_by_label if labelled else _by_name)(root, found, num_classes, known)
+    if known:
+        places = known.places(str(root), classes, of_numbers=first is not None)
+        classes, labels = known.names, {name: [places[label] for label in own] for name, own in labels.items()}
     paths = {name: [sample.path for sample in samples] for name, samples in found.items()}
     rows = {name: list(zip(paths[name], labels[name], strict=True)) for name in sorted(found, key=SPLITS_FIRST.index)}
     if list(rows) == [UNDIVIDED]:
@@ -148,33 +158,50 @@ def _has_labels(root: Path, samples: Sequence[Sample]) -> bool:
     return labelled
 
 
-def _by_label(root: Path, found: Mapping[str, Sequence[Sample]], num_classes: int | None) -> Labelled:
+def _by_label(
+    root: Path, found: Mapping[str, Sequence[Sample]], num_classes: int | None, known: Known | None
+) -> Labelled:
     every = [sample for samples in found.values() for sample in samples if sample.label is not None]
     kinds = {type(sample.label): sample.path for sample in every}
     if len(kinds) > 1:
         raise UserError(f"{root}: {kinds[int]} has a number as its label, {kinds[str]} a name: wanted one kind")
     if str in kinds:
-        return _by_name(root, found, num_classes)
+        return _by_name(root, found, num_classes, known)
+    if known and known.first is None and not class_names(root / "classes.txt"):
+        return _by_name(root, {split: list(map(_named, samples)) for split, samples in found.items()}, None, known)
     first = "train" if "train" in found else ""
     numbers = {sample.label for sample in found[first] if sample.label is not None}
-    names, source = numbered_classes(root, num_classes, numbers, f"{first}*.tar")
+    names, source = numbered_classes(root, num_classes, numbers, f"{first}*.tar", known.names if known else ())
+    start = known.first or 0 if known else 0
     for sample in every:
-        if not 0 <= sample.label < len(names):
-            count = f"{len(names)} classes are {source}"
-            raise UserError(f"{root / sample.path}: label {sample.label} is outside 0..{len(names) - 1}, as {count}")
-    if num_classes is None:
+        if not start <= sample.label < start + len(names):
+            outside = f"outside {start}..{start + len(names) - 1}, as {len(names)} classes are {source}"
+            raise UserError(f"{root / sample.path}: label {sample.label} is {outside}")
+    if num_classes is None and not known:
         check_trained(names, numbers, f"{root / first}*.tar")
-    return names, {name: [sample.label or 0 for sample in samples] for name, samples in found.items()}, 0
+    labels = {
+        name: [0 if sample.label is None else sample.label - start for sample in samples]
+        for name, samples in found.items()
+    }
+    return names, labels, start
 
 
-def _by_name(root: Path, found: Mapping[str, Sequence[Sample]], num_classes: int | None) -> Labelled:
+def _named(sample: Sample) -> Sample:
+    return sample if sample.label is None else replace(sample, label=str(sample.label))
+
+
+def _by_name(
+    root: Path, found: Mapping[str, Sequence[Sample]], num_classes: int | None, known: Known | None
+) -> Labelled:
     first = "train" if "train" in found else ""
-    names = in_order({sample.label for sample in found[first] if sample.label is not None})
+    names = known.names if known else in_order({each.label for each in found[first] if each.label is not None})
     if num_classes not in (None, len(names)):
         raise UserError(f"{len(names)} classes in {root}, {num_classes} classes asked for")
     numbers = {name: label for label, name in enumerate(names)} | {None: 0}  # a cut sample is not used anyway
     for split, samples in found.items():
         for sample in samples:
-            if sample.label not in numbers:
+            if known and sample.label is not None:
+                known.check(str(root / sample.path), sample.label)
+            elif sample.label not in numbers:
                 raise UserError(f"class {sample.label!r} of {root / sample.path} is in {split} but not in train")
     return tuple(names), {name: [numbers[sample.label] for sample in samples] for name, samples in found.items()}, None

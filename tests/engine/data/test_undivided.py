@@ -1,4 +1,4 @@
-"""Folders without splits that a network is tested on: whatever part of the classes they have, labels are its."""
+"""Data that a network is tested on: whatever part of the classes they have, and wherever, labels are the network's."""
 
 from itertools import chain, combinations, product
 
@@ -8,6 +8,7 @@ from polychrome.engine.data.sets import listing
 from polychrome.engine.data.sets.layouts.labelled import Known
 from polychrome.engine.errors import UserError
 from polychrome.train.data import known_classes
+from tests.engine.data import tars
 
 FORMS = ("labels.csv", "train.txt", "a lone folder", "folders")
 EACH = 3  # images of a class, in a folder that is divided
@@ -88,17 +89,18 @@ def test_any_part_of_named_classes_has_the_runs_labels(tmp_path, form, names):
 def test_class_folders_of_a_run_with_labels_from_one_are_refused_as_they_may_be_either(tmp_path):
     known = trained(tmp_path / "run", "labels.csv", [1, 2, 3])
     folder = write(tmp_path / "folders", "folders", ["1", "2"])
-    with pytest.raises(
-        UserError, match="the folder 1 may be the run's label 1, or its class 1, which is label 2: give a"
-    ):
+    with pytest.raises(UserError, match="'1' may be the run's label 1, or its class 1, which is label 2: give a table"):
         listing.undivided(folder, known)
     assert found(folder, known._replace(first=0)) == {0: 1, 1: 2}
 
 
-def test_a_class_name_that_two_classes_have_is_refused(tmp_path):
-    folder = write(tmp_path / "folders", "folders", ["ash", "oak"])
-    with pytest.raises(UserError, match="has the class 'ash', 2 classes of the run have this name"):
-        listing.undivided(folder, Known(("ash", "oak", "ash"), None))
+@pytest.mark.parametrize("form", FORMS)
+def test_a_class_name_that_two_classes_have_is_refused(tmp_path, form):
+    known = Known(("ash", "oak", "ash"), 0)
+    labels, classes = ([0, 1], ("ash", "oak")) if form == "train.txt" else (["ash", "oak"], ())
+    folder = write(tmp_path / "folders", form, labels, classes)
+    with pytest.raises(UserError, match="2 classes of the run have the name 'ash': wanted their numbers"):
+        listing.undivided(folder, known)
 
 
 def test_runs_of_earlier_versions_tell_of_labels_from_one_in_a_note(tmp_path):
@@ -108,7 +110,7 @@ def test_runs_of_earlier_versions_tell_of_labels_from_one_in_a_note(tmp_path):
         known = known_classes(before | {"notes": notes})
         assert found(folder, known) == {place: number - first for place, number in enumerate(part)}
     assert known_classes(before | {"first_label": 0}).first == 0
-    with pytest.raises(UserError, match="class '1' is not among those of the training images"):
+    with pytest.raises(UserError, match=r"class '1' is not among those of the run, oak, ash; classes.txt beside"):
         listing.undivided(folder, known_classes({"class_names": ["oak", "ash"]}))
 
 
@@ -142,3 +144,78 @@ def test_a_folder_without_training_images_is_tested_on_and_not_trained_on(tmp_pa
     found = {path.split("/")[-1]: names[label] for path, label in zip(split.paths, split.labels, strict=True)}
     assert found == files[splits[-1]]
     assert images.notes[-1].endswith("are tested")
+
+
+@pytest.mark.parametrize("form", ["train.txt", "labels.csv", "a lone folder"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_numbers_are_matched_through_classes_txt_with_a_run_on_class_folders(tmp_path, form, first):
+    known, own = trained(tmp_path / "run", "folders", ["ash", "elm", "fir"]), ("fir", "ash", "elm")
+    folder = write(tmp_path / "all", form, [first, first + 1, first + 2], own)
+    assert found(folder, known) == {0: 2, 1: 0, 2: 1}
+    folder = write(tmp_path / "part", form, [0, 1], own[:2])
+    assert found(folder, known) == {0: 2, 1: 0}
+    folder = write(tmp_path / "another", form, [0, 1], ("fir", "oak"))
+    with pytest.raises(UserError, match=r"class 'oak' is not among those of the run, ash, elm, fir$"):
+        listing.undivided(folder, known)
+
+
+def divided(folder, form, splits, classes):
+    """Write a set of splits, in which every image is called as its label, in a form."""
+    folder.mkdir()
+    for split, labels in splits.items():
+        rows = [(f"{split}{place}_{label}", label) for place, label in enumerate(labels)]
+        if form == "tars":
+            pairs = [(f"{name}.png", name.encode()) for name, _ in rows]
+            pairs += [(f"{name}.cls", str(label).encode()) for name, label in rows]
+            tars.write(folder / f"{split}.tar", sorted(pairs))
+            continue
+        inside = {name: f"{split}/{classes[label]}" if form == "folders" else "x" for name, label in rows}
+        for name, place in inside.items():
+            (folder / place).mkdir(parents=True, exist_ok=True)
+            (folder / place / f"{name}.png").write_bytes(name.encode())
+        if form == "lists":
+            (folder / f"{split}.txt").write_text("".join(f"x/{name}.png {label}\n" for name, label in rows))
+        if form == "tables":
+            cells = "".join(f"x/{name}.png,{classes[label]}\n" for name, label in rows)
+            (folder / f"{split}.csv").write_text(f"file,label\n{cells}")
+    if form in ("lists", "tars"):
+        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["lists", "tars", "tables", "folders"])
+@pytest.mark.parametrize("first", [None, 0])
+def test_a_set_for_a_run_may_lack_training_images_of_its_classes(tmp_path, form, first):
+    own, names = ("fir", "ash", "elm"), ("ash", "elm", "fir", "oak")
+    splits = {"train": [0, 1] * 2, "val": [0, 1, 2], "test": [2, 1, 2]}
+    root = divided(tmp_path / "set", form, splits, own)
+    with pytest.raises(UserError, match="'elm'"):
+        listing.read(root)
+    images = listing.read(root, known=Known(names, first))
+    assert images.class_names == names
+    places = [names.index(name) for name in own]
+    for split, labels in splits.items():
+        rows = images.splits[split]
+        assert sorted(rows.labels) == sorted(places[label] for label in labels)
+        called = [int(path.rsplit("_", 1)[1][:-4]) for path in rows.paths]
+        assert list(rows.labels) == [places[label] for label in called]
+
+
+@pytest.mark.parametrize(
+    ("first", "labels", "wanted"), [(0, [0, 2], [0, 2]), (1, [1, 3], [0, 2]), (None, [7, 9], [1, 2])]
+)
+def test_numbers_in_tars_are_the_runs_labels_or_the_names_of_its_classes(tmp_path, first, labels, wanted):
+    names = ("5", "7", "9") if first is None else ("ash", "elm", "fir")
+    pairs = [(f"{label}{i}.{end}", str(label).encode()) for label in labels for i in range(3) for end in ("cls", "png")]
+    images = listing.read(tars.write(tmp_path / "set.tar", pairs), known=Known(names, first))
+    assert sorted(set(images.splits["train"].labels)) == wanted
+    assert images.class_names == names
+    tars.write(tmp_path / "set.tar", [(name, b"4") for name, _ in pairs])
+    with pytest.raises(UserError, match=r"label 4 is outside|class '4' is not among those of the run, 5, 7, 9"):
+        listing.read(tmp_path / "set.tar", known=Known(names, first))
+
+
+def test_class_folders_in_tars_that_may_be_labels_from_one_are_refused(tmp_path):
+    pairs = [(f"{label}/{i}.png", b"x") for label in "12" for i in range(3)]
+    with pytest.raises(UserError, match="'1' may be the run's label 1, or its class 1, which is label 2"):
+        listing.read(tars.write(tmp_path / "set.tar", pairs), known=Known(("0", "1", "2"), 1))

@@ -12,7 +12,15 @@ from polychrome.engine.data.files import kinds
 from polychrome.engine.data.files.kinds import SUFFIXES
 from polychrome.engine.data.files.text import numbered_lines
 from polychrome.engine.data.sets import tree
-from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Labelled, by_split, in_order, normal, split_of
+from polychrome.engine.data.sets.layouts.labelled import (
+    UNDIVIDED,
+    Known,
+    Labelled,
+    by_split,
+    in_order,
+    normal,
+    split_of,
+)
 from polychrome.engine.errors import UserError
 
 TINY = "val_annotations.txt"  # of tiny-imagenet-200, in val/
@@ -42,16 +50,21 @@ def split_folders(root: Path) -> dict[str, str]:
     return parts if "train" in parts or len(parts) > 1 else {}
 
 
-def of_splits(root: Path, found: Mapping[str, str], parts: Mapping[str, str], num_classes: int | None) -> Labelled:
+def of_splits(
+    root: Path, found: Mapping[str, str], parts: Mapping[str, str], num_classes: int | None, known: Known | None = None
+) -> Labelled:
     """Return the images in the folders of splits, `parts`; a test folder without labels is left out.
 
     Raises:
-        UserError: train/ is missing, or classes or labels are, or a class has no images.
+        UserError: train/ is missing, or classes or labels are, or a class that is not `known` has no image to train on.
     """
     if "train" not in parts:
         raise UserError(f"no train/ in {root}: wanted train/, val/ and test/ with a folder per class")
     train = root / parts["train"]
     names = _checked(train, below(train), num_classes)
+    if known:
+        more = (name for part in parts.values() for name in below(root / part) if normal(name) in known.names)
+        names = in_order({normal(name): name for name in (*more, *names)}.values())
     splits, notes, own, deep = {}, [], [], []
     for split, part in parts.items():
         folder = root / part
@@ -75,7 +88,7 @@ def of_splits(root: Path, found: Mapping[str, str], parts: Mapping[str, str], nu
             unread = _unread(found, f"{part}/")
             raise UserError(f"no images in the class folders of {folder}: wanted {wanted}{unread}")
         deep += _deeper(of_class, 2)
-    for label in set(range(len(names))) - {label for _, label in splits["train"]}:
+    for label in set(range(len(names))) - {label for _, label in splits["train"]} if not known else ():
         unread = _unread(found, f"{parts['train']}/{names[label]}/")
         raise UserError(f"no images of class {names[label]!r} in {train / names[label]}{unread}")
     if list(splits) == ["train"]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from polychrome.engine.channels.names import listed
 from polychrome.engine.data.sets import tree
 from polychrome.engine.data.sets.classes import check_trained, class_names, numbered_classes
 from polychrome.engine.errors import UserError
@@ -42,6 +43,28 @@ class Known(NamedTuple):
 
     names: tuple[str, ...]
     first: int | None
+
+    def check(self, where: str, name: str, of_number: bool = False) -> None:
+        """Raise UserError where it is not clear which class has a name, which is written at `where`.
+
+        `of_number` says that the name is one that classes.txt gives a number.
+        """
+        if (count := self.names.count(name)) > 1:
+            raise UserError(f"{where}: {count} classes of the run have the name {name!r}: wanted their numbers")
+        if not count:
+            hint = "; classes.txt beside the images names classes that have numbers" * name.isdecimal()
+            raise UserError(f"{where}: class {name!r} is not among those of the run, {listed(self.names)}{hint}")
+        if self.first == 1 and name.isdecimal() and not of_number:
+            both = f"the run's label {name}, or its class {name}, which is label {self.names.index(name) + 1}"
+            raise UserError(f"{where}: {name!r} may be {both}: give a table of files and labels")
+
+    def places(self, where: str, names: Sequence[str], of_numbers: bool) -> Sequence[int]:
+        """Return the place of each class of a set at `where` among those of the run; raises UserError as `check`."""
+        if tuple(names) == self.names:
+            return range(len(self.names))
+        for name in names:
+            self.check(where, name, of_numbers)
+        return [self.names.index(name) for name in names]
 
 
 @dataclass(frozen=True)
@@ -148,26 +171,26 @@ def labelled(
     """Return entries with their classes and labels, and a line for the user.
 
     Labels are whole numbers from 0, or from 1 where these are as many as the classes; or else names. `source` says
-    where the training labels were found. With `known` classes nothing is concluded from the labels that are there.
+    where the training labels were found. With `known` classes numbers are those of classes.txt, else of the run, and
+    begin as the run's do, where its classes have numbers.
 
     Raises:
-        UserError: there are no training images, a label is outside the classes, a class that nobody asked for has no
-            training image, or classes.txt is malformed.
+        UserError: there are no training images, a label is outside the classes, a class that nobody asked for and that
+            is not known has no training image, or classes.txt is malformed.
     """
     first = "train" if "train" in entries else UNDIVIDED
     if first not in entries and not known:
         raise UserError(f"{root} has images of {' and '.join(entries)} alone: wanted images to train on")
     every = [entry for some in entries.values() for entry in some]
     numbers = all(re.fullmatch(r"[+-]?[0-9]{1,9}", entry.label) for entry in every)
-    if not numbers or (known and known.first is None):
+    if not numbers or (known and known.first is None and not class_names(root / "classes.txt")):
         return _by_name(root, entries, first, num_classes, known)
-    if known:
-        own = class_names(root / "classes.txt")
-        names, why = (tuple(own), "named in classes.txt") if own else (known.names, "the run's")
+    found = {int(entry.label) for entry in entries.get(first, every)}
+    names, why = numbered_classes(root, num_classes, found, source, known.names if known else ())
+    if known and known.first is not None:
         start = known.first
     else:
-        names, why = numbered_classes(root, num_classes, {int(entry.label) for entry in entries[first]}, source)
-        found = [int(entry.label) for entry in every]
+        found = {int(entry.label) for entry in every}
         start = int(min(found) == 1 and max(found) == len(names))
     splits = {split: [(entry.path, int(entry.label) - start) for entry in some] for split, some in entries.items()}
     for split, some in entries.items():
@@ -191,7 +214,9 @@ def _by_name(
     labels = {name: label for label, name in enumerate(names)}
     for some in entries.values():
         for entry in some:
-            if normal(entry.label) not in labels:
+            if known:
+                known.check(entry.where, normal(entry.label))
+            elif normal(entry.label) not in labels:
                 raise UserError(f"{entry.where}: class {entry.label!r} is not among those of the training images")
     splits = {split: [(entry.path, labels[normal(entry.label)]) for entry in some] for split, some in entries.items()}
     return Labelled(tuple(names), splits)
