@@ -151,25 +151,29 @@ def _labelled(root: Path, found: Mapping[str, str], num_classes: int | None, kno
         return lists.read(root, found, num_classes, known)
     if closed := next((path for path, kind in found.items() if kind == tree.CLOSED), None):
         raise UserError(f"{root / closed} cannot be read: permission denied")
-    no_labels = None
     if named := tables.of_folder(root, found):
         try:
             return tables.read(root, found, named, num_classes, known)
         except tables.NoLabels as error:
-            no_labels = error
+            if (images := _of_folders(root, found, num_classes, known)) is None or len(images.class_names) < 2:
+                raise
+            return replace(images, notes=(f"{error}; the folders are the classes", *images.notes))
         except UserError as error:
             if len(folders.below(root)) < 2:
                 raise
             table = f"{' and '.join(named)} {'goes' if len(named) == 1 else 'go'} before the folders of {root}"
             raise UserError(f"{error} ({table}: remove it, if these are the classes)") from error
+    return _of_folders(root, found, num_classes, known)
+
+
+def _of_folders(root: Path, found: Mapping[str, str], num_classes: int | None, known: Known | None) -> Labelled | None:
+    """Return the labelled images in folders of splits and classes; None where there are no folders."""
     if parts := folders.split_folders(root):
         part = parts.get("test") or parts.get("val")
         if known and "train" not in parts and (images := _inside(root, found, part, num_classes, known)):
             return images
         return folders.of_splits(root, found, parts, num_classes, known)
     inside = folders.below(root)
-    if len(inside) < 2 and no_labels:
-        raise no_labels
     if len(inside) == 1 and (images := _inside(root, found, inside[0], num_classes, known)):
         return images
     return folders.of_classes(root, found, num_classes) if inside else None

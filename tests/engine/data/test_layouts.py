@@ -310,13 +310,44 @@ def test_lists_with_backslashes_and_other_forms_of_unicode_find_their_files(tmp_
 def test_a_table_whose_labels_are_none_is_told_to_go_before_class_folders(tmp_path):
     paths = [*numbered("cat", 6), *numbered("dog", 6)]
     touch(tmp_path, *paths)
-    text(tmp_path, metadata_dot_csv="image,width\n" + "".join(f"{path},{10 * i}\n" for i, path in enumerate(paths)))
+    text(tmp_path, metadata_dot_csv="image,target\n" + "".join(f"{path},{10 * i}\n" for i, path in enumerate(paths)))
     assert fault(tmp_path).endswith(
         f"as 12 classes are found in metadata.csv (metadata.csv goes before the folders of {tmp_path}: remove it, if "
         "these are the classes)"
     )
     (tmp_path / "metadata.csv").unlink()
     assert listing.read(tmp_path).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("place", ["", "only/", "train/"])
+@pytest.mark.parametrize("header", ["file_name,width\n", "picture,caption\n", ""])
+def test_a_column_that_is_left_over_does_not_go_before_class_folders(tmp_path, place, header):
+    paths = [f"{place}{path}" for path in (*numbered("cat", 6), *numbered("dog", 6))]
+    touch(tmp_path, *paths)
+    rows = "".join(f"{path},{10 * i}\n" for i, path in enumerate(paths))
+    text(tmp_path, metadata_dot_csv=header + rows)
+    images = listing.read(tmp_path)
+    assert images.class_names == ("cat", "dog")
+    assert sum(sizes(images).values()) == 12
+    columns = header.strip().replace(",", ", ") or "0, 1"
+    said = (
+        f"{tmp_path / 'metadata.csv'} has the columns {columns}: wanted filename and label; the folders are the classes"
+    )
+    assert images.notes[0] == said
+    (tmp_path / "metadata.csv").rename(tmp_path / "labels.csv")  # by its name the column has labels
+    assert "12 classes are found in labels.csv" in fault(tmp_path)
+    (tmp_path / "labels.csv").unlink()
+    text(tmp_path, metadata_dot_csv=f"file_name,label\n{rows}")
+    assert "12 classes are found in metadata.csv" in fault(tmp_path)
+
+
+def test_a_column_that_is_left_over_labels_images_that_are_in_no_folders_of_classes(tmp_path):
+    """As in competitions: train.csv beside train_images/ and test_images/."""
+    touch(tmp_path, *numbered("train_images", 12), *(f"test_images/9{i}.png" for i in range(5)))
+    text(tmp_path, train_dot_csv="id_code,diagnosis\n" + "".join(f"{i:02d},{i % 3}\n" for i in range(12)))
+    images = listing.read(tmp_path)
+    assert images.class_names == ("0", "1", "2")
+    assert sum(sizes(images).values()) == 12
 
 
 def test_labels_from_one_are_taken_from_zero_and_said(tmp_path):

@@ -19,7 +19,8 @@ from polychrome.engine.errors import UserError
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 MARKS = ",;\t"  # between cells
 SAMPLE = 100  # lines that tell the mark
-OF_ALL = ("labels", "metadata", "annotations")  # names of tables of a whole folder
+OF_LABELS = ("labels", "annotations")
+OF_ALL = (*OF_LABELS, "metadata")  # names of tables of a whole folder
 FILES = ("file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "image", "img", "image_name")
 FILES += ("fname", "image_id", "imageid", "img_id", "id", "name")
 LABELS = ("label", "labels", "class", "class_name", "classname", "category", "target", "label_name", "species", "breed")
@@ -69,7 +70,7 @@ def read(
     """Return the images that tables name; for `known` see `labelled`.
 
     Raises:
-        NoLabels: no table has a column of files and a column of labels.
+        NoLabels: no table has a column of files and a column of labels, which in class folders is called so.
         UserError: a table is malformed, or a name is that of several files, or some rows alone have a split.
     """
     places, entries, notes, own, columns = Places(root, found), {}, [], [], ()
@@ -78,6 +79,9 @@ def read(
         columns, before = table.columns, sum(map(len, entries.values()))
         if table.roles is None:
             notes.append(f"{file} has no labels: it is not used")
+            continue
+        if _goes_after_folders(table, places):
+            notes.append(f"{file} has no column called label or the like: it is not used")
             continue
         named, kind, parts = table.roles
         own.append(file)
@@ -103,6 +107,23 @@ def read(
     images = labelled(root, listed, num_classes, own[0], known)
     splits = {UNDIVIDED: images.splits["train"]} if list(images.splits) == ["train"] else images.splits
     return replace(images, splits=splits, notes=(*notes, *images.notes), own=tuple(own))
+
+
+def _goes_after_folders(table: Table, places: Places) -> bool:
+    """Return whether a table's images are in folders of classes, and its labels only what is left beside its files.
+
+    A table that is called after labels has them in whatever column.
+    """
+    named, kind, _ = table.roles
+    if table.columns[kind].lower() in LABELS or table.file.stem.lower() in OF_LABELS:
+        return False
+    rows = ((f"{table.file}:{number}", row[named]) for number, row in table.rows if row[named])
+    paths = (places.anywhere(where, path, table.folder, table.split) for where, path in rows)
+    inside = [path.split("/")[:-1] for path in paths]
+    while inside and all(inside) and len({folders[0] for folders in inside}) == 1:  # a lone folder
+        inside = [folders[1:] for folders in inside]
+    inside = [folders[1:] if folders and split_of(folders[0]) else folders for folders in inside]
+    return all(inside) and len({folders[0] for folders in inside}) > 1
 
 
 def _named_split(where: str, row: Sequence[str], columns: Sequence[str], parts: Sequence[int]) -> str:
