@@ -5,10 +5,22 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 BLOCK = 2**22  # values measured at once
+VISIBLE = 0.01  # of a channel's values
+NO_DATA = (-9999, -32768, 32767, 65535, -999, -99)  # values that often stand for none
+NEARER = 0.1  # of the spread of the others: so far from them one of `NO_DATA` is that, any other value the whole spread
+
+
+class Apart(NamedTuple):
+    """A value that looks as if it stood for none, as -9999 does: the channel's place, the value, its share in it."""
+
+    channel: int
+    value: float
+    share: float
 
 
 @dataclass(frozen=True)
@@ -73,3 +85,35 @@ def _of_block(pixels: np.ndarray, missing: np.ndarray | None) -> Moments:
     counts = len(pixels) - missing.sum(0, dtype=np.float64)
     mean = np.where(missing, 0, pixels).sum(0) / np.maximum(counts, 1)
     return Moments(np.stack([counts, mean, np.where(missing, 0, (pixels - mean) ** 2).sum(0)]))
+
+
+def apart(image: np.ndarray, missing: np.ndarray | None = None) -> Apart | None:
+    """Return the value that fills the largest share of a channel, `VISIBLE` at least, far below or above all others.
+
+    None without any; 0 is none, as it is the background of many images. The image is float32 [height, width,
+    channels], without the values that are `missing`, bool.
+    """
+    there, found = True if missing is None else ~missing, []
+    for find, start in ((np.min, np.inf), (np.max, -np.inf)):
+        extremes = find(image, (0, 1), where=there, initial=start)
+        shares = ((image == extremes) & there).mean((0, 1))
+        found += [
+            Apart(int(place), float(extremes[place]), float(shares[place]))
+            for place in np.flatnonzero((shares >= VISIBLE) & (extremes != 0))
+        ]
+    found.sort(key=lambda each: -each.share)
+    return next((each for each in found if _is_far(each, image, missing)), None)
+
+
+def _is_far(each: Apart, image: np.ndarray, missing: np.ndarray | None) -> bool:
+    """Return whether the lowest or the highest value of a channel is far from all others of it."""
+    values, usual = image[..., each.channel].astype(np.float64), each.value in NO_DATA
+    others = (
+        values[values != each.value]
+        if missing is None
+        else values[(values != each.value) & ~missing[..., each.channel]]
+    )
+    if not others.size or others.min() == others.max():
+        return usual
+    gap = max(others.min() - each.value, each.value - others.max())
+    return bool(gap >= (NEARER if usual else 1) * np.ptp(others))

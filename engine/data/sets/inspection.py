@@ -17,7 +17,7 @@ from polychrome.engine.data.arrangement import Form
 from polychrome.engine.data.files import dali_check, kinds, shards, stacks
 from polychrome.engine.data.files.guard import guarded, most_pixels, too_large
 from polychrome.engine.data.files.pixels import Pixels, why_unusable
-from polychrome.engine.data.files.statistics import Moments, measure
+from polychrome.engine.data.files.statistics import Apart, Moments, apart, measure
 from polychrome.engine.errors import Unsupported, one_line
 
 AT_ONCE = 2**28  # bytes of a file that are read at once
@@ -57,6 +57,7 @@ class Stack:
     as_photo: what the file is in a set of photos: a photo, the reason why it is none, or empty for an array.
     looks_photo: whether it has four samples of 8 bits of which the last looks like transparency.
     digest: the same for equal files, and arrays of equal values, alone.
+    apart: a value that looks as if it stood for none; None of bytes too, whose extremes are black and white.
     """
 
     height: int
@@ -71,6 +72,7 @@ class Stack:
     looks_photo: bool = False
     digest: str = ""
     told: tuple[str, ...] = ()
+    apart: Apart | None = None
 
     @property
     def channels(self) -> int:
@@ -249,7 +251,9 @@ def stack(pixels: Pixels, content: bytes = b"") -> Stack | str:
     found = measure(values, missing)
     digest = _digest(content or values)
     names, told = ((), names) if why_unusable(names) else (names, ())
-    return Stack(*values.shape[:2], values.dtype.name, stored, found, highest, names, lost, digest=digest, told=told)
+    far = None if stored == "uint8" else apart(values, missing)
+    kind = values.dtype.name, stored
+    return Stack(*values.shape[:2], *kind, found, highest, names, lost, digest=digest, told=told, apart=far)
 
 
 def _looks_like_alpha(band: np.ndarray) -> bool:
@@ -297,7 +301,8 @@ def to_entry(verdict: Verdict) -> list:
         return list(verdict)
     size, kinds = [verdict.height, verdict.width], [verdict.dtype, verdict.stored]
     found = [verdict.moments.to_text(), verdict.highest, list(verdict.names), verdict.missing]
-    return [*size, *kinds, *found, to_entry(verdict.as_photo), verdict.looks_photo, verdict.digest, list(verdict.told)]
+    more = [verdict.looks_photo, verdict.digest, list(verdict.told), list(verdict.apart or ())]
+    return [*size, *kinds, *found, to_entry(verdict.as_photo), *more]
 
 
 def from_entry(entry: list) -> Verdict | None:
@@ -320,11 +325,12 @@ def from_entry(entry: list) -> Verdict | None:
             bool(),
             str(),
             list(told),
+            [] | [int(), float(), float()] as far,
         ]:
             as_photo = from_entry(other)
             if isinstance(as_photo, (str, Photo)):
                 with suppress(ValueError):
                     moments = Moments.from_text(text)
                     own = tuple(map(str, names)), entry[7], as_photo, *entry[9:11], tuple(map(str, told))
-                    return Stack(*entry[:4], moments, entry[5], *own)
+                    return Stack(*entry[:4], moments, entry[5], *own, Apart(*far) if far else None)
     return None

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from polychrome.engine.data.conventions import Conventions, Trained
 from polychrome.engine.data.files import dali_check, shards, stacks
 from polychrome.engine.data.files.guard import most_pixels
 from polychrome.engine.data.files.kinds import FRAMES, SCALED, TRANSPARENT
+from polychrome.engine.data.files.statistics import Apart
 from polychrome.engine.data.image_set import ImageSet, Split, sizes_of, with_classes
 from polychrome.engine.data.sets import inspection
 from polychrome.engine.data.sets.inspection import Photo, Stack, Verdict
@@ -27,7 +28,7 @@ from polychrome.engine.errors import UserError
 from polychrome.engine.machine.files import Stamps, cache_folder, new_file
 from polychrome.engine.machine.workers import cpus, parallel_chunks
 
-RULES = 8  # raise this number when a file's verdict may change
+RULES = 9  # raise this number when a file's verdict may change
 CHUNK = 64
 KILLS = "damaged: it crashes the decoder, or needs more memory than there is"
 DIM = 2**14  # a quarter of the range of 16 bits
@@ -222,7 +223,23 @@ def remarks(report: ScanReport, by_dali: bool) -> tuple[str, ...]:
     if by_dali:
         groups.append(("photo", list(report.by_pillow), "left to Pillow, as DALI decodes them otherwise or not at all"))
     counted = ((f"{len(paths):,} {kind}{'s' * (len(paths) > 1)}", paths, what) for kind, paths, what in groups if paths)
-    return tuple(f"{count} {what}, such as {paths[0]}" for count, paths, what in counted)
+    return (*(f"{count} {what}, such as {paths[0]}" for count, paths, what in counted), *_apart(report))
+
+
+def _apart(report: ScanReport) -> Iterator[str]:
+    """Yield a line for each value that looks as if it stood for none in stacks."""
+    by_value: dict[float, dict[str, Apart]] = {}
+    for path, stack in report.stacks.items():
+        if stack.apart:
+            by_value.setdefault(stack.apart.value, {})[path] = stack.apart
+    for value, found in by_value.items():
+        path, (place, _, share) = next(iter(found.items()))
+        name = (report.stacks[path].names or {place: place})[place]
+        where = f"{len(found):,} stack{'s' * (len(found) > 1)}, such as {share:.0%} of channel {name} of {path}"
+        yield (
+            f"the value {value:.6g}, far from all others, fills a part of {where}: if it stands for missing values, "
+            "save them as NaN, or give a GeoTIFF its nodata value"
+        )
 
 
 def _is_missing_elsewhere(stack: Stack, channels: int) -> bool:

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from polychrome.engine.channels.names import RGB
 from polychrome.engine.data.arrangement import Form
 from polychrome.engine.data.conventions import Trained
-from polychrome.engine.data.files import decode, stacks
+from polychrome.engine.data.files import decode, stacks, statistics
 from polychrome.engine.data.files.pixels import Pixels, upright
 from polychrome.engine.data.given import image_sets
 from polychrome.engine.data.sets import inspection, listing, scan
@@ -389,6 +389,52 @@ def test_what_stands_for_no_value_may_be_beyond_what_is_read(tmp_path, dtype, no
     np.testing.assert_array_equal(read[missing], expected[missing])
 
 
+def unusual(dtype, low, high, none, share=0.1, form="npy"):
+    """Return a file of two channels with a value in a share of the second one's pixels."""
+    values = np.random.default_rng(0).uniform(low, high, (20, 30, 2)).astype(dtype)
+    values[: round(20 * share), :, 1] = none
+    return npy(values) if form == "npy" else measured.tiff(values)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (("float32", 0, 1, -9999), "-9999"),
+        (("float32", 0, 4000, -9999, 0.1, "tif"), "-9999"),
+        (("int16", 0, 12000, -9999), "-9999"),
+        (("int16", -100, 12000, -32768), "-32768"),
+        (("uint16", 0, 40000, 65535), "65535"),
+        (("float64", 250, 320, -3.4e38), "-3.4e+38"),
+        (("float32", 0, 1, -1), "-1"),
+        (("float32", 0, 1, -9999, 0), None),
+        (("uint16", 64000, 65535, 65535), None),  # too bright
+        (("uint16", 3000, 4000, 0), None),  # a background
+        (("float32", 0, 1, 1.2), None),
+        (("float32", -20000, 0, -9999), None),  # a value among others
+        (("uint8", 0, 100, 255), None),
+    ],
+)
+def test_a_value_that_looks_as_if_it_stood_for_none_is_told(tmp_path, made, told):
+    _, report = opened(write(tmp_path, dict.fromkeys(("a.tif", "b.tif"), unusual(*made))))
+    if told:
+        told = (
+            f"the value {told}, far from all others, fills a part of 2 stacks, such as 10% of channel 1 of a.tif: if "
+            "it stands for missing values, save them as NaN, or give a GeoTIFF its nodata value",
+        )
+    assert scan.remarks(report, by_dali=False) == (told or ())
+
+
+def test_values_that_are_missing_do_not_look_as_if_they_stood_for_none(tmp_path):
+    values = np.full((20, 30, 2), -9999, np.int16)
+    values[2:] = measured.drawn(2, np.uint16, height=18, width=30)
+    holed = np.where(values == -9999, np.nan, values)
+    report = scan.scan(write(tmp_path, {"a.tif": measured.tiff(values, nodata=-9999)}), ["a.tif"], cache=False)
+    assert (report.stacks["a.tif"].missing, report.stacks["a.tif"].apart) == (120, None)
+    assert statistics.apart(np.nan_to_num(holed).astype(np.float32), np.isnan(holed)) is None
+    assert statistics.apart(values.astype(np.float32)) == (0, -9999, 0.1)
+    assert statistics.apart(np.full((4, 5, 1), -9999, np.float32)) == (0, -9999, 1)
+
+
 def test_what_a_photo_loses_is_told(tmp_path):
     deep = b"P6\n8 9\n1023\n" + np.full((9, 8, 3), 1023, ">u2").tobytes()
     stream = io.BytesIO()
@@ -531,6 +577,7 @@ def test_a_compression_that_needs_imagecodecs_says_so_where_it_is_lacking(tmp_pa
 
 def test_a_second_scan_reads_nothing_and_tells_the_same_of_measured_data(tmp_path):
     files = {f"{i}.tif": kind.content for i, kind in enumerate(KINDS.values())} | PHOTOS
+    files["none.npy"] = unusual("float32", 0, 1, -9999)
     root = write(tmp_path, files)
     first = scan.scan(root, list(files), workers=1)
     again = scan.scan(root, list(files), workers=1)

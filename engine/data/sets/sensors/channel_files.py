@@ -137,6 +137,7 @@ def _assembled(files: Mapping[str, tuple[str, Verdict]]) -> Verdict:
         max(stack.highest for stack in every),
         tuple(files),
         sum(stack.missing for stack in every),
+        apart=next((stack.apart._replace(channel=i) for i, stack in enumerate(every) if stack.apart), None),
         digest=hashlib.sha256(digests.encode("utf-8", "backslashreplace")).hexdigest()[:24],
     )
 
