@@ -156,9 +156,9 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
     if store is not None and store.faults:
         rejected += _left_out(images, store.faults, wanted.strict)
         images = without(images, store.faults)
-    for note in (absent := lacking(images)):
+    for note in (told := (*lacking(images), *union.told_apart(images))):
         console.say(note)
-    images = replace(images, notes=(*images.notes, *absent))
+    images = replace(images, notes=(*images.notes, *told))
     gone = {item["path"] for item in rejected}
     positions = {
         name: tuple(position for position, path in enumerate(split.paths) if path not in gone)

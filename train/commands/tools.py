@@ -75,7 +75,7 @@ def show_channels(images: ImageSet, report: scan.ScanReport) -> None:
     except UserError as error:
         console.say(f"no single data set: {error}")
         return
-    for line in lacking(images):
+    for line in (*lacking(images), *union.told_apart(images)):
         console.say(line)
     if images.stacks:
         for line in (scan.shape(images), *union.notes(images)):

@@ -19,6 +19,7 @@ from polychrome.engine.data.sets import listing, scan
 from polychrome.engine.data.sets.sensors import union
 from polychrome.engine.errors import UserError
 from polychrome.kernels.augment import Recipe
+from polychrome.train.commands.tools import show_channels
 from tests.engine.data import measured
 
 NAMES = ("dna", "er", "rna", "agp", "mito", "nir")
@@ -206,6 +207,34 @@ def test_the_lines_before_training_say_which_images_have_which_channels(tmp_path
         "sensor 1: 2 train, 2 val, 2 test images of 6 channels",
         "er+rna+agp+mito+nir: 1 train, 1 val, 1 test images",
     )
+
+
+@pytest.mark.parametrize(
+    ("choices", "told"),
+    [
+        ({0: [2, 3], 1: [3, 2]}, None),
+        ({0: [3, 3], 1: [3, 2]}, None),
+        ({0: [2, 2], 1: [3, 3]}, "2 classes, such as '0', can be told by channels alone"),
+        ({0: [3, 3], 1: [3, 3], 2: [2, 2]}, "class '2' can be told by channels alone"),
+        ({0: [3, 3], 1: [3, 2], 2: [1, 1]}, "class '2' can be told by channels alone"),
+        ({0: [3, 3], 1: [3, 3]}, None),
+    ],
+)
+def test_classes_that_channels_alone_tell_are_named(tmp_path, capsys, choices, told):
+    rows = [(label, count) for label, counts in choices.items() for count in counts]
+    names = [NAMES[:count] for _, count in rows]
+    files = {f"{i}.npy": npy(pixels(own, i)) for i, own in enumerate(names)}
+    lines = "".join(f"{path},{'+'.join(own)}\n" for path, own in zip(files, names, strict=True))
+    root = write(tmp_path, files, lines, {path: label for path, (label, _) in zip(files, rows, strict=True)})
+    images = opened(root)
+    found = [note for note in images.notes if "channels alone" in note]
+    assert [note.partition(", as no other")[0] for note in found] == [told] * bool(told)
+    if told:
+        count = choices[int(told.split("'")[1])][0]
+        assert f"training images of the same channels ({'+'.join(NAMES[:count])}): a network" in found[0]
+    capsys.readouterr()
+    show_channels(listing.read(root), scan.scan(root, list(files), cache=False))
+    assert ("can be told by channels alone" in " ".join(capsys.readouterr().out.split())) == bool(told)
 
 
 @pytest.mark.parametrize(

@@ -279,3 +279,25 @@ def notes(images: ImageSet) -> tuple[str, ...]:
         lines.append(f"{len(found) - MOST_LINES:,} more choices of channels, each in fewer images")
     head = f"images have {len(found):,} different choices of the {len(images.channels)} channels:"
     return (head, *lines) if len(found) > 1 else (f"every image lacks channels: {lines[0]}",) if found else ()
+
+
+def told_apart(images: ImageSet) -> tuple[str, ...]:
+    """Return a line for the user on classes that channels alone tell, of a set that is trained on; else none.
+
+    Of such a class no training image has the same choice of channels as one of another class.
+    """
+    if not images.channels.sensors or "train" not in images.splits:
+        return ()
+    rows = images.splits["train"]
+    pairs = {(images.present(path), label) for path, label in zip(rows.paths, rows.labels, strict=True)}
+    counts = Counter(present for present, _ in pairs)
+    shared = {label for present, label in pairs if counts[present] > 1}
+    alone = {label: present for present, label in sorted(pairs, key=lambda pair: pair[1]) if label not in shared}
+    if not alone:
+        return ()
+    label, present = next(iter(alone.items()))
+    names, everything = images.class_names, images.channels.sensors
+    which = f"class {names[label]!r}" if len(alone) == 1 else f"{len(alone):,} classes, such as {names[label]!r},"
+    choice = sensor(everything.index(present) + 1, present, images.channels.names)
+    has = f"no other class has training images of the same channels ({choice})"
+    return (f"{which} can be told by channels alone, as {has}: a network may learn that in place of what images show",)
