@@ -20,6 +20,7 @@ from polychrome.engine.channels.combinations import parse
 from polychrome.engine.channels.names import ALL, SENSORS, SHUFFLED, listed
 from polychrome.engine.data import sampling
 from polychrome.engine.data.batches import normalise
+from polychrome.engine.data.files.statistics import measure
 from polychrome.engine.data.given import FEW, Apart, image_sets, located, of_pillow, together
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.opening import Opened, Wanted, are_photos
@@ -408,9 +409,7 @@ class TrainedModel:
                 raise UserError(f"{kind} has fractions, the network was trained on {before}: give them without scaling")
 
     def _warn_of_other_units(self, values: np.ndarray, present: Sequence[int], kind: str) -> None:
-        scale = 255 if self.dtype == "uint8" else 1
-        means = {place: float(values[..., place].mean(dtype=np.float64)) / scale for place in present}
-        if line := far(means, self._channels, scale):
+        if line := far(measure(values), {place: place for place in present}, self._channels, self.dtype):
             warnings.warn(f"{kind}: {line}", stacklevel=5)
 
     def _asked(self, channels: str | None) -> tuple[str, ...]:

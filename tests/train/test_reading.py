@@ -447,6 +447,20 @@ def test_values_far_from_those_of_the_training_are_warned_of(tmp_path, capsys):
     assert "far.npy: channel 2 has a mean of" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("factor", "told"), [(1, False), (1 / 100, True)])
+def test_an_array_is_warned_of_as_its_file_is(tmp_path, factor, told):
+    """By its spread too: the values are around 0, where the mean tells nothing."""
+    every = [measured.drawn(3, np.float32, seed) for seed in range(4)]
+    model = loaded(tmp_path, {f"{i}.npy": npy(each) for i, each in enumerate(every)})
+    values = every[0] * np.float32(factor)
+    (tmp_path / "x.npy").write_bytes(npy(values))
+    for given in (tmp_path / "x.npy", values, torch.from_numpy(values).permute(2, 0, 1)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.predict(given)
+        assert ["other units?" in str(each.message) for each in caught] == [True] * told
+
+
 def test_where_both_axes_may_have_the_channels_a_file_is_refused(tmp_path):
     model = loaded(tmp_path, arrays(12, size=(12, 12)))
     first = drawn(3, 0, size=(12, 12))

@@ -251,7 +251,7 @@ def stack(pixels: Pixels, content: bytes = b"") -> Stack | str:
     found = measure(values, missing)
     digest = _digest(content or values)
     names, told = ((), names) if why_unusable(names) else (names, ())
-    far = None if stored == "uint8" else apart(values, missing)
+    far = None if values.dtype == np.uint8 else apart(values, missing)
     kind = values.dtype.name, stored
     return Stack(*values.shape[:2], *kind, found, highest, names, lost, digest=digest, told=told, apart=far)
 

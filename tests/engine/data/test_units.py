@@ -8,6 +8,7 @@ import torch
 
 from polychrome.engine.channels.names import Channels
 from polychrome.engine.data.conventions import Trained
+from polychrome.engine.data.files.statistics import measure
 from polychrome.engine.data.given import image_sets
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.opening import Wanted, open_set
@@ -51,14 +52,6 @@ def test_an_image_of_some_faint_channels_or_of_nothing_is_not_in_other_units(tmp
         assert warned(tmp_path / str(number), wide, (MEAN, 2 * DEVIATION), capsys) == (0, 0)
 
 
-@pytest.mark.parametrize(("mean", "told"), [(MEAN, False), (MEAN / 40, False), (MEAN / 60, True), (0.0, False)])
-def test_of_arrays_the_means_alone_tell(mean, told):
-    channels = Channels(("a", "b"), (MEAN,) * 2, (DEVIATION,) * 2)
-    assert (far({0: mean, 1: mean}, channels) is not None) == told
-    assert far({0: MEAN, 1: mean}, channels) is None
-    assert far({0: 0.001, 1: 0.001}, replace(channels, mean=(0.01, 0.01))) is None
-
-
 @pytest.mark.parametrize(("low", "high", "told"), [(0, 1, False), (-0.4, 1.4, False), (-0.6, 1, True), (0, 1.6, True)])
 def test_of_8_bit_images_values_outside_their_range_tell_too(low, high, told):
     channels = Channels(("a", "b"), (0.5, 0.4), (0.2, 0.3))
@@ -69,3 +62,17 @@ def test_of_8_bit_images_values_outside_their_range_tell_too(low, high, told):
     assert found is None or f"channel b has values from {low} to {high}, the training had 0 to 1" in found
     assert far_tensor(images, channels, 1, True, torch.tensor([[True, True], [True, False]])) is None
     assert far_tensor(images, channels, 1, False) is None
+
+
+@pytest.mark.parametrize(("factor", "told"), [(1, False), (1 / 40, False), (1 / 60, True), (0, False)])
+@pytest.mark.parametrize("mean", [MEAN, 0.0])
+def test_an_image_is_far_by_its_mean_or_by_size_in_all_of_its_channels(mean, factor, told):
+    channels = Channels(("a", "b"), (mean,) * 2, (DEVIATION,) * 2)
+    near = np.random.default_rng(0).normal(mean, DEVIATION, (20, 20, 2))
+    near = mean + (near - near.mean((0, 1))) * DEVIATION / near.std((0, 1))
+    everywhere = {0: 0, 1: 1}
+    assert (far(measure(near * factor), everywhere, channels, "float32") is not None) == told
+    assert far(measure(near * [1, factor]), everywhere, channels, "float32") is None
+    assert (far(measure(near * [1, factor]), {0: 1}, channels, "float32") is not None) == told
+    of_bytes = replace(channels, mean=(mean / 255,) * 2, std=(DEVIATION / 255,) * 2)
+    assert (far(measure(near * factor), everywhere, of_bytes, "uint8") is not None) == told
