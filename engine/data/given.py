@@ -13,7 +13,7 @@ import numpy as np
 
 from polychrome.engine.channels.names import RGB
 from polychrome.engine.data.conventions import Trained
-from polychrome.engine.data.files import stacks
+from polychrome.engine.data.files import shards, stacks
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.opening import are_photos
 from polychrome.engine.data.sets import inspection, scan
@@ -60,11 +60,12 @@ def image_sets(
     """
     fail = fail or partial(_refuse, files)
     home = trained.root and trained.root.resolve()
+    apart = apart or {}
     by_folder: dict[Path, dict[int, Path]] = {}
     for place, file in enumerate(files):
         absolute = located(file)
         by_folder.setdefault(absolute.parent, {})[place] = absolute
-    by_root: dict[tuple[Path, bool, bool], dict[int, Path]] = {}
+    by_root: dict[tuple[Path | None, bool], dict[int, Path]] = {}
     for folder, inside in by_folder.items():
         try:
             root = descriptions.folder_of(folder, home)
@@ -73,17 +74,18 @@ def image_sets(
                 fail(place, str(error))
             continue
         for place, file in inside.items():
-            key = root or Path(folder.anchor), root is not None, file in (apart or {})
-            by_root.setdefault(key, {})[place] = file
+            by_root.setdefault((root, file in apart), {})[place] = file
     sets = []
-    for (root, described, in_parts), inside in by_root.items():
+    for (own, in_parts), inside in by_root.items():
+        parts_of = {place: apart[file] for place, file in inside.items() if in_parts}
+        every = [*inside.values(), *(part for parts in parts_of.values() for part in parts.values())]
+        root = own or Path(os.path.commonpath([Path(shards.container(file)).parent for file in every]))
         paths = {place: file.relative_to(root).as_posix() for place, file in inside.items()}
         parts = {
-            paths[place]: {name: os.path.relpath(part, root) for name, part in apart[file].items()}
-            for place, file in inside.items()
-            if in_parts
+            paths[place]: {name: os.path.relpath(part, root) for name, part in parts.items()}
+            for place, parts in parts_of.items()
         }
-        sets += _of_root(root, described, paths, parts, trained, asked, fail, warn, workers)
+        sets += _of_root(root, own is not None, paths, parts, trained, asked, fail, warn, workers)
     return sets
 
 

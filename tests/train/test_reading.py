@@ -447,6 +447,17 @@ def test_values_far_from_those_of_the_training_are_warned_of(tmp_path, capsys):
     assert "far.npy: channel 2 has a mean of" in capsys.readouterr().err
 
 
+def test_notes_on_files_name_them_as_they_lie_below_the_folder_that_all_are_in(tmp_path, monkeypatch, capsys):
+    loaded(tmp_path, photos())
+    for folder in ("kinds/cat", "kinds/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / f"alpha_{folder[6:]}.png").write_bytes(photos()["alpha.png"])
+    monkeypatch.chdir(tmp_path)
+    for given, path in (("kinds", "cat/alpha_cat.png"), ("kinds/dog", "alpha_dog.png")):
+        assert main(["predict", "best.pt", given]) == 0
+        assert f"with transparency, which is dropped, such as {path}\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("factor", "told"), [(1, False), (1 / 100, True)])
 def test_an_array_is_warned_of_as_its_file_is(tmp_path, factor, told):
     """By its spread too: the values are around 0, where the mean tells nothing."""

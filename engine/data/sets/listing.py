@@ -15,13 +15,15 @@ from polychrome.engine.data.files.stacks import NAMES_FILE
 from polychrome.engine.data.image_set import SPLITS, ImageSet, Split
 from polychrome.engine.data.sets import division, repeats, tree
 from polychrome.engine.data.sets.layouts import folders, lists, parquet, tables
-from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Known, Labelled
+from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Known, Labelled, split_of
 from polychrome.engine.data.sets.sensors import descriptions
 from polychrome.engine.data.sets.sensors.channel_files import OPTION, joined
 from polychrome.engine.errors import Unsupported, UserError, one_line
 from polychrome.engine.machine.files import expanded
 
 How = tuple[int | None, int, str | None, Known | None]  # number of classes, seed, group_by and the known classes
+ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
+WANTED = "wanted list files or a folder per class in it, or tars"
 DESCRIPTIONS = (*(f"{split}.txt" for split in SPLITS), "classes.txt", NAMES_FILE, descriptions.FILE)
 
 
@@ -55,7 +57,7 @@ def read(
     except (OSError, Unsupported) as error:
         raise UserError(_unreadable(root, error)) from error
     if len(images.class_names) < 2:
-        raise UserError(f"{root} has one class: wanted at least 2")
+        raise UserError(f"{root} has one class: wanted at least 2{_passed_over(root)}")
     return images
 
 
@@ -77,7 +79,7 @@ def _read(
         if root.is_file() and root.suffix.lower() == parquet.SUFFIX:
             _check_no_tars(channel_files)
             return _from_parquet([root], {}, how)
-        raise UserError(f"no data folder at {root}: wanted list files or a folder per class in it, or tars")
+        raise UserError(f"no data folder at {root}: {_archive(root) or WANTED}")
     found = tree.files(root)
     if packed := _parquet(root, found):
         _check_no_tars(channel_files)
@@ -96,7 +98,22 @@ def _read(
     wanted = (
         "train.txt, val.txt and test.txt nor train/, val/ and test/ nor class folders nor a table nor tars nor parquet"
     )
-    raise UserError(f"{root} has neither {wanted}")
+    raise UserError(f"{root} has neither {wanted}{_passed_over(root)}")
+
+
+def _archive(file: Path) -> str:
+    """Return what to do with an archive that is no tar; empty for another file."""
+    return "it is an archive: unpack it" if file.is_file() and file.suffix.lower() in ARCHIVES else ""
+
+
+def _passed_over(root: Path) -> str:
+    """Return in words which table of a folder is not read, as its name tells nothing; empty where there is none."""
+    for path, kind in sorted(tree.files(root).items(), key=lambda item: item[0].count("/")) if root.is_dir() else ():
+        stem, suffix = posixpath.splitext(posixpath.basename(path).lower())
+        told = split_of(stem) or stem in tables.OF_ALL or stem + suffix == descriptions.FILE
+        if suffix in tables.SUFFIXES and kind == suffix and not told:
+            return f"; {path} is not read: tables are called {', '.join(tables.OF_ALL)}, or as a split, such as train"
+    return ""
 
 
 def _check_no_tars(channel_files: str | None) -> None:
@@ -214,7 +231,7 @@ def every_image(folder: str | Path) -> ImageSet:
             raise UserError(_unreadable(folder, error)) from error
         tars = [path for path, kind in found.items() if kind == shards.SUFFIX]
     else:
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: {_archive(folder) or 'no such folder'}")
     paths = [path for path, kind in found.items() if kind == tree.IMAGE]
     account = Account.of(found, paths)
     if not paths:
@@ -222,7 +239,7 @@ def every_image(folder: str | Path) -> ImageSet:
         others = {path: kind for path, kind in found.items() if path not in tars}
         account = shards.account([folder / tar for tar in tars]).with_ignored(Account.of(others, ()).ignored)
     if not paths:
-        raise UserError(f"{folder} has no images: wanted {' '.join(sorted(SUFFIXES))}")
+        raise UserError(f"{folder} has no images: wanted {' '.join(sorted(SUFFIXES))}{folders.unread(found)}")
     return ImageSet(folder, ("",), {"all": Split(tuple(paths), (0,) * len(paths))}, account=account)
 
 

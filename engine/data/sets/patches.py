@@ -170,8 +170,12 @@ def _missing(labels: np.ndarray, parts: np.ndarray) -> Iterator[str]:
 
 def _read(file: Path) -> Scene:
     try:
-        with guarded(), np.load(file, allow_pickle=False) as content:
-            arrays = {key: content[key] for key in ("cube", "labels", "bands", "names") if key in content.files}
+        with guarded():
+            content = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                raise Unsupported("a single array, wanted one of cube and one of labels")
+            with content:
+                arrays = {key: content[key] for key in ("cube", "labels", "bands", "names") if key in content.files}
     except (OSError, Unsupported) as error:
         if why := getattr(error, "strerror", ""):
             raise UserError(f"{file} cannot be read: {why}") from error

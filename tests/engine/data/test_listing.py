@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from polychrome.engine.data import image_set
-from polychrome.engine.data.sets import listing
+from polychrome.engine.data.sets import listing, scan
+from polychrome.engine.data.sets.layouts.labelled import Known
 from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds, photos
 
@@ -96,6 +97,54 @@ def test_missing_folder_and_missing_forms_are_faults(tmp_path):
     assert "no data folder at" in fault(tmp_path / "file")
 
 
+@pytest.mark.parametrize("name", ["photos.zip", "photos.7Z", "photos.tar.zip"])
+def test_archives_are_to_be_unpacked(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK\3\4")
+    told = f"{tmp_path / name}: it is an archive: unpack it"
+    if not name.endswith(".tar.zip"):
+        assert fault(tmp_path / name) == f"no data folder at {told}"
+    with pytest.raises(UserError, match=re.escape(told)):
+        listing.every_image(tmp_path / name)
+    report = scan.scan(tmp_path, [name], workers=1, cache=False)
+    assert [item.reason for item in report.rejected] == ["an archive, such as .zip or .npz: unpack it"]
+
+
+@pytest.mark.parametrize("place", ["", "set/"])
+@pytest.mark.parametrize("name", ["data.csv", "Index.jsonl"])
+def test_a_table_that_is_passed_over_is_named(tmp_path, place, name):
+    touch(tmp_path, *(f"{place}images/{i}.png" for i in range(4)))
+    names = "; {} is not read: tables are called labels, annotations, metadata, or as a split, such as train"
+    for other in ("channels.csv", "notes.md", ".x.csv"):
+        (tmp_path / place / other).write_text("images,a\n")
+    assert fault(tmp_path) == f"{tmp_path} has one class: wanted at least 2"
+    (tmp_path / place / name).write_text("file,label\n0.png,a\n")
+    assert fault(tmp_path) == f"{tmp_path} has one class: wanted at least 2{names.format(place + name)}"
+    for path in sorted((tmp_path / place / "images").iterdir()):
+        path.rename(tmp_path / path.name)
+    (tmp_path / place / "images").rmdir()
+    if not place:
+        assert fault(tmp_path).endswith(f"nor tars nor parquet{names.format(name)}")
+
+
+@pytest.mark.parametrize(
+    ("file", "head", "line"), [("train.txt", "", "{} {}\n"), ("labels.csv", "file,y\n", "{},{}\n")]
+)
+def test_absolute_paths_within_the_folder_are_read(tmp_path, monkeypatch, file, head, line):
+    root, link = tmp_path / "set", tmp_path / "link"
+    link.symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    touch(root, "x/a.png", "x/b.png")
+    for given, base in ((root, root), (link, root), (link, link), ("set", root)):
+        rows = (line.format(f"{base}/x/{name}.png", label) for name, label in ("a1", "b0"))
+        (root / file).write_text(head + "".join(rows))
+        images = listing.undivided(given, Known(("0", "1"), 0))
+        assert images.splits["test"] == image_set.Split(("x/a.png", "x/b.png"), (1, 0))
+        assert (images.account.missing, len(images.notes)) == (0, 1 + bool(head))
+    for path in (f"{root}/../link/x/a.png", f"{tmp_path}/other/a.png", f"{root}x/a.png"):
+        (root / file).write_text(head + line.format(path, 0))
+        assert re.search(":[12]: path (must be relative to|leaves the data folder)", fault(root))
+
+
 def test_a_path_within_the_folder_may_turn_back(tmp_path):
     assert listing.read(write(tmp_path, train="x/../a.jpg 0\nb.jpg 1\n")).splits["train"].paths[0] == "x/../a.jpg"
 
@@ -171,6 +220,14 @@ def test_every_image_is_one_with_the_suffix_or_the_first_bytes_of_an_image(tmp_p
     (tmp_path / "deep/scan_0007").write_bytes(image_kinds.encoded(image_kinds.picture(), "PNG"))
     (tmp_path / "deep/set.tar").write_bytes(b"P5 1 is the name of its first member")
     assert photos.below(tmp_path) == ["a.jpg", "deep/scan_0007", "deep/x.PNG"]
+
+
+def test_files_that_are_no_images_are_counted_where_there_is_no_image(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.mat").write_bytes(b"MATLAB 5.0")
+    (tmp_path / "x.hdr").write_text("ENVI")
+    with pytest.raises(UserError, match=r"has no images: wanted .*; not read are 3 \.mat, 1 \.hdr$"):
+        listing.every_image(tmp_path)
 
 
 @pytest.mark.parametrize(("folder", "message"), [("none", "no such folder"), ("", "has no images: wanted .apng .avif")])

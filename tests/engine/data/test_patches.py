@@ -196,7 +196,9 @@ def test_faults_of_size_and_folder_are_named(tmp_path):
     with pytest.raises(UserError, match=r"text\.npz is not an \.npz file of numbers"):
         patches.cut(tmp_path / "text.npz", tmp_path / "new")
     np.save(tmp_path / "array.npy", np.zeros((3, 3)))
-    with pytest.raises(UserError, match=r"array\.npy is not an \.npz file of numbers"):
+    with pytest.raises(
+        UserError, match=r"array\.npy is not an \.npz file of numbers: a single array, wanted one of cube"
+    ):
         patches.cut(tmp_path / "array.npy", tmp_path / "new")
 
 

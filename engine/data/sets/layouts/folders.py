@@ -84,13 +84,12 @@ def of_splits(
         of_class = _by_class(found, f"{part}/", names)
         splits[split] = [(path, label) for label, paths in of_class.items() for path in paths]
         if not splits[split]:
-            wanted = " ".join(sorted(SUFFIXES))
-            unread = _unread(found, f"{part}/")
-            raise UserError(f"no images in the class folders of {folder}: wanted {wanted}{unread}")
+            wanted = " ".join(sorted(SUFFIXES)) + unread(found, f"{part}/")
+            raise UserError(f"no images in the class folders of {folder}: wanted {wanted}")
         deep += _deeper(of_class, 2)
     for label in set(range(len(names))) - {label for _, label in splits["train"]} if not known else ():
-        unread = _unread(found, f"{parts['train']}/{names[label]}/")
-        raise UserError(f"no images of class {names[label]!r} in {train / names[label]}{unread}")
+        others = unread(found, f"{parts['train']}/{names[label]}/")
+        raise UserError(f"no images of class {names[label]!r} in {train / names[label]}{others}")
     if list(splits) == ["train"]:
         splits = {UNDIVIDED: splits["train"]}
     return Labelled(tuple(map(normal, names)), splits, (*on_deeper(deep), *notes), tuple(own))
@@ -102,7 +101,7 @@ def of_classes(root: Path, found: Mapping[str, str], num_classes: int | None) ->
     of_class = _by_class(found, "", names)
     for label, paths in of_class.items():
         if not paths:
-            wanted = f"wanted at least 3, for train, val and test{_unread(found, f'{names[label]}/')}"
+            wanted = f"wanted at least 3, for train, val and test{unread(found, f'{names[label]}/')}"
             raise UserError(f"0 images of class {names[label]!r} in {root}: {wanted}")
     rows = [(path, label) for label, paths in of_class.items() for path in paths]
     return Labelled(tuple(map(normal, names)), {UNDIVIDED: rows}, on_deeper(_deeper(of_class, 1)))
@@ -122,13 +121,13 @@ def _images(found: Mapping[str, str], prefix: str) -> list[str]:
     return [path for path, kind in found.items() if kind == tree.IMAGE and path.startswith(prefix)]
 
 
-def _unread(found: Mapping[str, str], prefix: str) -> str:
+def unread(found: Mapping[str, str], prefix: str = "") -> str:
     """Return in words which files below a folder are of kinds that are not read; empty where there are none."""
     others = Counter(kind for path, kind in found.items() if path.startswith(prefix))
     counts = [
         f"{count:,} {kind}" for kind, count in others.most_common() if kind not in (tree.IMAGE, kinds.HIDDEN, tree.RUN)
     ]
-    return f"; not read are {', '.join(counts)} in {prefix}" if counts else ""
+    return f"; not read are {', '.join(counts)}{f' in {prefix}' * bool(prefix)}" if counts else ""
 
 
 def _by_class(found: Mapping[str, str], prefix: str, names: Sequence[str]) -> dict[int, list[str]]:

@@ -111,6 +111,14 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=int) if all(re.fullmatch("[0-9]{1,9}", name) for name in names) else names
 
 
+def inside(path: str, folder: Path) -> str:
+    """Return an absolute path of a file within a folder relative to the folder; any other path as it is."""
+    for base in (folder.absolute(), folder.resolve()) if path.startswith("/") else ():
+        if path.startswith(f"{base}/"):
+            return path.removeprefix(f"{base}/")
+    return path
+
+
 class Places:
     """Where the files are that lists and tables name, in whatever form they name them."""
 
@@ -140,6 +148,7 @@ class Places:
 
         Raises UserError where several files may be meant.
         """
+        path = inside(path, self._root)
         for exact in (posixpath.join(folder, path), path):
             if (there := self.exact(exact)) in self._found:
                 return there

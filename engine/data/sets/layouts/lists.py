@@ -17,6 +17,7 @@ from polychrome.engine.data.sets.layouts.labelled import (
     Labelled,
     Places,
     by_split,
+    inside,
     labelled,
     split_of,
 )
@@ -63,15 +64,16 @@ def _listed(file: Path) -> Iterator[tuple[str, str, str]]:
             raise UserError(f"{file}:{number}: wanted `path label`, got {line!r}")
         if not re.fullmatch(r"[+-]?[0-9]{1,9}", label):
             raise UserError(f"{file}:{number}: label must be a whole number, got {label!r}")
-        check_path(f"{file}:{number}", path, file.parent)
-        yield f"{file}:{number}", path, label
+        yield f"{file}:{number}", relative(f"{file}:{number}", path, file.parent), label
 
 
-def check_path(where: str, path: str, folder: Path) -> None:
-    """Raise UserError for a path, named at `where`, that is not of a file within a folder."""
+def relative(where: str, path: str, folder: Path) -> str:
+    """Return a path, named at `where`, relative to a folder; raises UserError where no file within it can have it."""
     if "\0" in path:
         raise UserError(f"{where}: path has a null character")
+    path = inside(path, folder)
     if path.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", path):
-        raise UserError(f"{where}: path must be relative to {folder}, got {path!r}")
+        raise UserError(f"{where}: path must be relative to {folder}, or within it, got {path!r}")
     if ".." in (posixpath.normpath(path).split("/")[0], posixpath.normpath(path.replace("\\", "/")).split("/")[0]):
         raise UserError(f"{where}: path leaves the data folder: {path!r}")
+    return path

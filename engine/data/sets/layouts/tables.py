@@ -13,7 +13,7 @@ from polychrome.engine.data.files.guard import guarded
 from polychrome.engine.data.files.kinds import SUFFIXES as IMAGES
 from polychrome.engine.data.files.text import numbered_lines
 from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Entry, Known, Labelled, Places, labelled, split_of
-from polychrome.engine.data.sets.layouts.lists import check_path
+from polychrome.engine.data.sets.layouts.lists import relative
 from polychrome.engine.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -93,7 +93,7 @@ def read(
             where = f"{table.file}:{number}"
             if len(row) <= max(named, kind) or not row[named] or not row[kind]:
                 raise UserError(f"{where}: wanted a file and a label, got {','.join(row)!r}")
-            check_path(where, row[named], root)
+            relative(where, row[named], root)
             split = _named_split(where, row, columns, parts) if parts else table.split
             path = places.anywhere(where, row[named], table.folder, split)
             entries.setdefault(split, {}).setdefault((path, row[kind]), Entry(where, path, row[kind]))
