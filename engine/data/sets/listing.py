@@ -23,7 +23,6 @@ from polychrome.engine.machine.files import expanded
 
 How = tuple[int | None, int, str | None, Known | None]  # number of classes, seed, group_by and the known classes
 ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
-WANTED = "wanted list files or a folder per class in it, or tars"
 DESCRIPTIONS = (*(f"{split}.txt" for split in SPLITS), "classes.txt", NAMES_FILE, descriptions.FILE)
 
 
@@ -79,7 +78,9 @@ def _read(
         if root.is_file() and root.suffix.lower() == parquet.SUFFIX:
             _check_no_tars(channel_files)
             return _from_parquet([root], {}, how)
-        raise UserError(f"no data folder at {root}: {_archive(root) or WANTED}")
+        if archive := _archive(root):
+            raise UserError(f"no data folder at {root}: {archive}")
+        raise UserError(f"no data folder at {root}: wanted list files or a folder per class in it, or tars")
     found = tree.files(root)
     if packed := _parquet(root, found):
         _check_no_tars(channel_files)
