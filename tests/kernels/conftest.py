@@ -11,18 +11,18 @@ from polychrome.kernels.backend import is_interpreted, triton_is_installed
 
 @pytest.fixture(autouse=True)
 def interpreter_as_fast_as_it_goes(request, monkeypatch):
-    """Let Triton's interpreter look for builtins once and, but in slow runs, leave out its check of sums for overflow.
+    """Let Triton's interpreter repeat no work and, but in slow runs, leave out its check of sums for overflow.
 
-    `-m slow` is one, and so is `-m "slow or not slow"`, which runs all tests with the check.
+    `-m slow` is one, and so is `-m "slow or not slow"`, which runs all tests with the check. Triton itself computes it
+    always, and raises for what it found in debugging alone.
     """
     slow = "slow" in request.config.option.markexpr.replace("not slow", "")
     if triton_is_installed() and is_interpreted():
         from triton.runtime import interpreter
 
         quicken(interpreter)
-        if not slow:
-            builder = interpreter.interpreter_builder
-            monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
+        builder = interpreter.interpreter_builder
+        monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=slow, debug=slow))
 
 
 @pytest.fixture(autouse=True)
