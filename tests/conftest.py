@@ -1,6 +1,7 @@
 """Fixtures that several test folders share."""
 
 import fcntl
+import gc
 import os
 import random
 import shutil
@@ -19,6 +20,12 @@ torch.set_num_threads(1)  # a plugin may have imported it before
 if not torch.cuda.is_available():
     # Read when Triton is imported, which nothing has done yet: its kernels then run on CPU tensors.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_finish():
+    """Keep what was imported out of every later garbage collection, of which the search for a batch size has many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

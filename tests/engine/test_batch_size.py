@@ -1,7 +1,6 @@
 """The largest batch that fits: the search, real allocations that fail, the estimate on the CPU, the advice."""
 
 import errno
-import gc
 import subprocess
 import sys
 import weakref
@@ -32,15 +31,6 @@ used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20, resource.RLIM_INFINITY))
 print(batch_size.largest(try_batch, 10_000, 16), max(tried))
 """
-
-
-@pytest.fixture(autouse=True)
-def few_objects():
-    """Keep what the tests imported out of the garbage collection before each try."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 class Limit:
