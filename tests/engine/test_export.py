@@ -4,6 +4,7 @@ import json
 import sys
 import warnings
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -21,10 +22,12 @@ from polychrome.engine.export.check import agreement, compare
 from polychrome.engine.export.program import traced
 from polychrome.kernels import dynamic_conv2d, per_sample_conv2d
 from polychrome.kernels.decompositions import OPS, STACKED
+from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.written_elsewhere import DynamicConv
 
-FAST = ("simple_cnn", "pool_attention_cnn", "attention_cnn", "dynamic_cnn_v2", "resnet18")
+FAST = ("simple_cnn", "pool_attention_cnn", "dynamic_cnn_v2")
+LARGER = ("attention_cnn", "resnet18")
 CHANNELS = Channels(("R", "G", "B"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
 
 
@@ -48,11 +51,24 @@ def made(name, size=32):
     return model.eval(), description(name, size, getattr(model, "any_channels", False)), images
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Return a function that writes a network as it is made, each once: its path, what `made` returns, the check."""
+
+    @cache
+    def written(name, file_format, size):
+        needs(file_format)
+        model, about, images = made(name, size)
+        path = tmp_path_factory.mktemp("files") / f"x.{file_format}"
+        return path, (model, about, images), save(model, about, path, images, "noise")
+
+    return written
+
+
 @pytest.mark.parametrize("file_format", ["onnx", "safetensors"])
-@pytest.mark.parametrize("name", FAST)
-def test_a_file_computes_what_the_model_does(name, file_format, tmp_path):
-    needs(file_format)
-    check_file(name, file_format, tmp_path, 32)
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGER)])
+def test_a_file_computes_what_the_model_does(name, file_format, files):
+    check_file(*files(name, file_format, 32))
 
 
 @pytest.mark.slow
@@ -60,17 +76,16 @@ def test_a_file_computes_what_the_model_does(name, file_format, tmp_path):
 @pytest.mark.parametrize("name", models.names())
 def test_every_model_is_written_in_every_format(name, file_format, tmp_path):
     needs(file_format)
-    check_file(name, file_format, tmp_path, 64)
+    network, path = made(name, 64), tmp_path / f"x.{file_format}"
+    check_file(path, network, save(*network[:2], path, network[2], "noise"))
 
 
-def check_file(name, file_format, folder, size):
-    model, about, images = made(name, size)
-    path = folder / f"x.{file_format}"
-    check = save(model, about, path, images, "noise")
+def check_file(path, network, check):
+    model, about, images = network
     assert check.images == 16
     assert check.agreement == 1
     assert check.difference < 1e-4 * max(1, check.largest_logit)
-    assert json.loads((folder / f"x.{file_format}.json").read_text())["check"]["difference"] == check.difference
+    assert json.loads(path.with_name(f"{path.name}.json").read_text())["check"]["difference"] == check.difference
     run, values = load(path), (images.float() / 255).contiguous(memory_format=torch.channels_last)
     for batch in (1, 3, 16):
         mask = (torch.ones(batch, 3, dtype=torch.bool),) * about.any_channels
@@ -79,7 +94,8 @@ def check_file(name, file_format, folder, size):
         )
 
 
-IMAGES, MASK = torch.rand(2, 3, 32, 32), torch.ones(2, 3, dtype=torch.bool)
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+MASK = torch.ones(2, 3, dtype=torch.bool)
 WRONG = {
     "uint8": ((IMAGES * 255).to(torch.uint8), MASK),
     "float64": (IMAGES.double(), MASK),
@@ -112,26 +128,21 @@ def packed(path, about, monkeypatch):
     return load(path)
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """A network with a mask, by format; of pt2 its description alone."""
-    model, about, images = made("pool_attention_cnn")
-    folder = tmp_path_factory.mktemp("written")
-    for file_format in ("onnx", "safetensors"):
-        needs(file_format)
-        save(model, about, folder / f"x.{file_format}", images, "noise")
-    return folder, about
+def of_format(file_format, files, tmp_path, monkeypatch):
+    """Return a network with a mask as a file of a format, loaded, and its description."""
+    if file_format == "pt2":
+        _, about, _ = made("pool_attention_cnn")
+        return packed(tmp_path / "x.pt2", about, monkeypatch), about
+    path, (_, about, _), _ = files("pool_attention_cnn", file_format, 32)
+    return load(path), about
 
 
 @pytest.mark.parametrize("file_format", ["pt2", "onnx", "safetensors"])
-def test_every_format_takes_the_described_inputs_and_refuses_all_others(file_format, written, tmp_path, monkeypatch):
-    folder, about = written
+def test_every_format_takes_the_described_inputs_and_refuses_all_others(file_format, files, tmp_path, monkeypatch):
+    run, about = of_format(file_format, files, tmp_path, monkeypatch)
     if file_format == "pt2":
-        run = packed(tmp_path / "x.pt2", about, monkeypatch)
         with pytest.raises(UserError, match=r"x.pt2 is compiled for cpu, got a tensor on meta"):
             run(IMAGES.to("meta"), MASK)
-    else:
-        run = load(folder / f"x.{file_format}")
     assert run.description == about
     assert run.description.classes == ("a", "b", "c")
     for images in (IMAGES, IMAGES.to(memory_format=torch.channels_last), IMAGES.clone().requires_grad_()):
@@ -152,10 +163,9 @@ OTHER = {
 
 @pytest.mark.parametrize("file_format", ["pt2", "onnx", "safetensors"])
 @pytest.mark.parametrize("case", OTHER)
-def test_every_format_warns_once_of_images_in_other_units(case, file_format, written, tmp_path, monkeypatch):
-    folder, about = written
-    at, (images, line) = folder / f"x.{file_format}", OTHER[case]
-    run = packed(tmp_path / "x.pt2", about, monkeypatch) if file_format == "pt2" else load(at)
+def test_every_format_warns_once_of_images_in_other_units(case, file_format, files, tmp_path, monkeypatch):
+    run, _ = of_format(file_format, files, tmp_path, monkeypatch)
+    images, line = OTHER[case]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(IMAGES, MASK)
@@ -237,9 +247,9 @@ def test_probabilities_pass_up_to_a_fiftieth_and_never_as_nan():
     assert not whole.WholeCheck(16, float("nan"), 1.0).passed
 
 
-def test_a_mask_in_the_file_gives_what_the_model_makes_of_the_present_channels(written):
-    model, _, images = made("pool_attention_cnn")
-    run, values = load(written[0] / "x.onnx"), images[:3].float() / 255
+def test_a_mask_in_the_file_gives_what_the_model_makes_of_the_present_channels(files):
+    path, (model, _, images), _ = files("pool_attention_cnn", "onnx", 32)
+    run, values = load(path), images[:3].float() / 255
     chosen = ([0], [1, 2], [0, 2])
     mask = torch.tensor([[place in some for place in range(3)] for some in chosen])
     mean, std = torch.tensor([CHANNELS.mean, CHANNELS.std])[:, :, None, None]
@@ -249,14 +259,14 @@ def test_a_mask_in_the_file_gives_what_the_model_makes_of_the_present_channels(w
     torch.testing.assert_close(run(values, mask), wanted, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["dynamic_cnn_v2", pytest.param("adaptive_channel_cnn", marks=pytest.mark.slow)])
-def test_no_convolution_of_an_onnx_file_has_the_batch_as_groups(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "size"), [("dynamic_cnn_v2", 32), pytest.param("adaptive_channel_cnn", 64, marks=pytest.mark.slow)]
+)
+def test_no_convolution_of_an_onnx_file_has_the_batch_as_groups(name, size, files):
     needs("onnx")
     import onnx
 
-    model, about, images = made(name, 64)
-    save(model, about, tmp_path / "x.onnx", images, "noise")
-    graph = onnx.load(tmp_path / "x.onnx").graph
+    graph = onnx.load(files(name, "onnx", size)[0]).graph
     groups = {
         attribute.i
         for node in graph.node
@@ -302,7 +312,7 @@ def test_the_description_is_in_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("stored", ["uint8", "float32"])
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", [*FAST, *LARGER])
 def test_absent_channels_are_described_as_the_network_takes_them(name, stored):
     """What is written into them changes nothing, or is said."""
     model, about, images = made(name)
@@ -352,10 +362,14 @@ class Convolutions(nn.Module):
         return torch.cat([first, second, third], 1)
 
 
-@pytest.mark.parametrize("form", [OPS, STACKED], ids=["mixed", "stacked"])
-@pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize(
-    "geometry", [{"stride": (2, 1), "padding": (2, 0), "dilation": (1, 2)}, {"padding": "same"}, {"padding": 1}]
+@grid(
+    form={"mixed": OPS, "stacked": STACKED},
+    groups=(1, 3),
+    geometry={
+        "uneven": {"stride": (2, 1), "padding": (2, 0), "dilation": (1, 2)},
+        "same": {"padding": "same"},
+        "one around": {"padding": 1},
+    },
 )
 @torch.no_grad()
 def test_convolutions_without_groups_for_samples_equal_the_ops(geometry, groups, form):
