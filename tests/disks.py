@@ -1,5 +1,6 @@
 """File systems that are small enough to fill."""
 
+import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,3 +30,14 @@ def fill(disk: Path) -> Path:
         while True:
             stream.write(b"x" * 4096)
     return file
+
+
+@contextmanager
+def quota(most: int) -> Iterator[None]:
+    """Have the system refuse this process files above a size in bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))  # Python ignores the signal that comes with it
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,8 +1,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -317,31 +315,16 @@ def test_a_disk_that_another_process_fills_meanwhile_is_no_error(images, said, s
     assert len(said) == 1
 
 
-LIMITED = """
-import resource, sys
-import numpy as np
-from polychrome.engine.data.stores import disk
-from tests.engine.data import photos
-from pathlib import Path
-
-root, limit = Path(sys.argv[1]), int(sys.argv[2])
-images = photos.write(root, [(8, 8)] * 3)
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-entry = disk.ImageCache(images, "whole", "definition", print)
-entry.save(np.zeros(100_000, np.uint8), {})
-print(sorted(path.name for path in entry.folder.parent.iterdir()))
-"""
-
-
-def test_a_disk_that_runs_full_in_the_middle_leaves_nothing_behind(tmp_path):
+def test_a_disk_that_runs_full_in_the_middle_leaves_nothing_behind(tmp_path, said, cache_home):
     """As far as a process can tell: no file may grow beyond 40,000 bytes."""
-    run = [sys.executable, "-c", LIMITED, str(tmp_path), "40000"]
-    result = subprocess.run(run, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    line, left = result.stdout.splitlines()
+    images = photos.write(tmp_path / "photos", [(8, 8)] * 3)
+    with disks.quota(40_000):
+        entry = disk.ImageCache(images, "whole", "definition", said.append)
+        entry.save(np.zeros(100_000, np.uint8), {})
+    (line,) = said
     assert line.startswith("decoded images are not kept in ")
     assert line.endswith("File too large")
-    assert left == "[]"
+    assert list(entry.folder.parent.iterdir()) == []
 
 
 def test_what_a_killed_writer_left_is_removed_once_it_is_old(images, said, cache_home):
