@@ -10,6 +10,7 @@ from polychrome.engine.channels import masks as channels
 from polychrome.engine.errors import UserError
 from polychrome.engine.training.trainer import fit
 from tests.engine.small import PLAN, Recorder
+from tests.grids import grid
 
 
 def test_off_shows_every_image_whole(loaders, tmp_path):
@@ -79,9 +80,7 @@ def test_cycle_follows_report_c_and_takes_few_channels_only():
 HAS = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
 
 
-@pytest.mark.parametrize("mixup", [0.0, 0.5])
-@pytest.mark.parametrize("consistency", [0.0, 1.0])
-@pytest.mark.parametrize("sampling", ["off", "on", "shuffle", "drop", "cycle"])
+@grid(mixup=(0.0, 0.5), consistency=(0.0, 1.0), sampling=("off", "on", "shuffle", "drop", "cycle"))
 def test_no_way_shows_or_tells_of_a_channel_that_an_image_lacks(sensors, tmp_path, sampling, consistency, mixup):
     model, (train, val) = Recorder(), sensors
     plan = replace(PLAN, epochs=1, channel_sampling=sampling, consistency=consistency, mixup=mixup)

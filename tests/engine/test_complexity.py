@@ -124,7 +124,7 @@ def test_depth_counts_linear_layers_on_tokens():
         ("simple_cnn", 139_570, 3),
         ("pool_attention_cnn", 139_299, 5),
         ("attention_cnn", 446_868, 4),
-        ("resnet34", 21_310_322, 33),
+        pytest.param("resnet34", 21_310_322, 33, marks=pytest.mark.slow),
     ],
 )
 def test_report_a_systems(name, params, depth):

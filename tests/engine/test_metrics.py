@@ -164,7 +164,13 @@ SIZES = [(990, 10), (99, 1), (12, 3, 3), (500, 50, 5), (9,) * 50, (20,) * 10, (3
 
 
 @pytest.mark.parametrize("images", SIZES)
-@pytest.mark.parametrize("share", [0.003, 0.01, 0.03, 0.1, 0.5, 0.9, "equal", "frequency"])
+@pytest.mark.parametrize(
+    "share",
+    [
+        *(0.01, 0.1, "equal", "frequency"),
+        *(pytest.param(share, marks=pytest.mark.slow) for share in (0.003, 0.03, 0.5, 0.9)),
+    ],
+)
 def test_at_most_one_guesser_in_twenty_exceeds_what_guessing_reaches(images, share):
     """Guessers give the last class in a share of cases, or each as often as the others, or as often as it occurs."""
     others = len(images) - 1

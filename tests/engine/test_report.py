@@ -374,9 +374,9 @@ def is_drawn(path):
     ("results", "pictures"),
     [
         (task1(), {"curves", "combinations", "tradeoff"}),
-        (task2(), {"curves", "combinations", "tradeoff"}),
+        pytest.param(task2(), {"curves", "combinations", "tradeoff"}, marks=pytest.mark.slow),
         (channels48(), {"curves", "channels_kept", "tradeoff"}),
-        (channels48(6), {"curves", "channels_kept", "tradeoff"}),
+        pytest.param(channels48(6), {"curves", "channels_kept", "tradeoff"}, marks=pytest.mark.slow),
         (results_of({"one": entry({"RGB": 0.3, "RG": None})}), {"curves", "combinations"}),
         (results_of({}, failed={"one": "no"}), set()),
     ],
@@ -433,10 +433,18 @@ def backwards(results):
     return results | {"models": dict(reversed(results["models"].items()))}
 
 
-@pytest.mark.parametrize("turned", [lambda results: results, backwards])
+OF_ALL_KINDS = [
+    pytest.param(task1(), id="task1"),
+    pytest.param(task2(), id="task2"),
+    pytest.param(channels48(), id="48 channels"),
+    pytest.param(channels48(6), id="6 models", marks=pytest.mark.slow),
+]
+
+
 @pytest.mark.parametrize(
-    "results", [task1(), task2(), channels48(), channels48(6)], ids=["task1", "task2", "48 channels", "6 models"]
+    "turned", [pytest.param(lambda results: results, id="as it is", marks=pytest.mark.slow), backwards]
 )
+@pytest.mark.parametrize("results", OF_ALL_KINDS)
 def test_whatever_is_drawn_lies_within_its_axes(results, turned, monkeypatch):
     figures, results = [], turned(results)
     monkeypatch.setattr(plots, "_save", lambda figure, _path, **_: figures.append(figure))
@@ -457,9 +465,7 @@ def test_whatever_is_drawn_lies_within_its_axes(results, turned, monkeypatch):
                 assert across or ((inside[:, 0] >= -0.001) & (inside[:, 0] <= 1.001)).all()
 
 
-@pytest.mark.parametrize(
-    "results", [task1(), task2(), channels48(), channels48(6)], ids=["task1", "task2", "48 channels", "6 models"]
-)
+@pytest.mark.parametrize("results", OF_ALL_KINDS)
 def test_the_most_frequent_class_is_named_within_every_picture_where_classes_are_unequal(results, monkeypatch):
     figures = []
     monkeypatch.setattr(plots, "_save", lambda figure, _path, **_: figures.append(figure))

@@ -17,6 +17,7 @@ from polychrome.engine.history import EpochRow
 from polychrome.engine.training import trainer, transfer
 from polychrome.engine.training.trainer import Hooks, fit
 from tests.engine.small import PLAN, Net, Recorder
+from tests.grids import grid
 
 
 def rows(*accuracies):
@@ -31,14 +32,15 @@ def test_learning_rates():
     )
 
 
-@pytest.mark.parametrize(
-    ("count", "batch_size", "accumulate"), [(72, 8, 3), (40, 8, 3), (40, 4, 4), (37, 3, 5), (9, 2, 9)]
+@grid(
+    parts=[(72, 8, 3), (40, 8, 3), (40, 4, 4), (37, 3, 5), (9, 2, 9)],  # images, of a batch, batches of a step
+    schedule=("cosine", "linear", "onecycle"),
+    sampling=("off", "cycle"),
 )
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "onecycle"])
-@pytest.mark.parametrize("sampling", ["off", "cycle"])
 def test_batches_that_make_a_step_have_the_rate_of_one_large_batch(
-    images, tmp_path, monkeypatch, schedule, sampling, count, batch_size, accumulate
+    images, tmp_path, monkeypatch, schedule, sampling, parts
 ):
+    count, batch_size, accumulate = parts
     train = images.splits["train"]
     split = Split(*(tuple(column[i % 40] for i in range(count)) for column in (train.paths, train.labels, train.sizes)))
     images = replace(images, splits=images.splits | {"train": split})

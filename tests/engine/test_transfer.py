@@ -5,6 +5,7 @@ from torch import nn
 from polychrome import models
 from polychrome.engine.errors import UserError
 from polychrome.engine.training import checkpoint, transfer
+from tests.grids import grid
 
 
 def made(name="attention_cnn", num_classes=50, seed=0):
@@ -29,9 +30,11 @@ def test_weights_are_loaded_but_for_a_head_of_another_size():
         assert torch.equal(value, wanted), key
 
 
-@pytest.mark.parametrize("name", ["attention_cnn", "simple_cnn", "resnet18", "prism4_small"])
-@pytest.mark.parametrize("change", [lambda value: None, lambda value: value[:3], lambda value: value])
-@pytest.mark.parametrize("part", ["weight", "bias"])
+@grid(
+    name=("attention_cnn", "simple_cnn", "resnet18", "prism4_small"),
+    change={"missing": lambda value: None, "shorter": lambda value: value[:3], "whole": lambda value: value},
+    part=("weight", "bias"),
+)
 def test_a_head_is_loaded_whole_or_not_at_all_and_that_is_said(name, part, change):
     weights, target = made(name).state_dict(), made(name, seed=1)
     head = transfer.head_of(target)[0]

@@ -10,6 +10,7 @@ import pytest
 from polychrome.engine.data.sets import listing
 from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds
+from tests.grids import grid
 
 SEEDS = itertools.count()  # equal files would stay together
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
@@ -422,8 +423,7 @@ def row_of(split, name):
     }[name]
 
 
-@pytest.mark.parametrize("form", ["lists", "folders", "table of names", "tables"])
-@pytest.mark.parametrize(("train", "val"), itertools.product(SPLIT_NAMES["train"], SPLIT_NAMES["val"]))
+@grid(form=("lists", "folders", "table of names", "tables"), train=SPLIT_NAMES["train"], val=SPLIT_NAMES["val"])
 def test_a_split_has_the_same_names_in_every_form(tmp_path, form, train, val):
     wanted = {"train": 6, "val": 4, "test": 2}
     names = {"train": train, "val": val, "test": "testing"}

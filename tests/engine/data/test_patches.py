@@ -154,7 +154,11 @@ def test_more_channels_than_the_patch_is_wide_are_still_channels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "named"), [("bands", np.array([450, 550, 650, 860])), ("names", np.array(list("RGBN")))]
+    ("key", "named"),
+    [
+        ("bands", np.array([450, 550, 650, 860])),
+        pytest.param("names", np.array(list("RGBN")), marks=pytest.mark.slow),
+    ],
 )
 def test_channels_have_the_scenes_names(tmp_path, key, named):
     cut(tmp_path, field() | {key: named})

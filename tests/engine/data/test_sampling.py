@@ -37,7 +37,7 @@ def test_purposes_draw_from_different_streams():
     assert abs(np.corrcoef(flips, crops[:, 0])[0, 1]) < 0.06
 
 
-@pytest.mark.parametrize("size", [(375, 500), (64, 64), (40, 300)])
+@pytest.mark.parametrize("size", [(375, 500), pytest.param((64, 64), marks=pytest.mark.slow), (40, 300)])
 def test_random_crops_are_distributed_as_torchvisions(size):
     from torchvision.transforms import RandomResizedCrop
 

@@ -17,6 +17,7 @@ from polychrome.engine.data.sets import listing, scan
 from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds, photos, tars
+from tests.grids import grid
 
 needs_dali = pytest.mark.skipif(choice.resolve("auto") != "dali", reason="NVIDIA DALI is not installed")
 BOTH = [pytest.param("dali", marks=needs_dali), "torch"]
@@ -200,9 +201,7 @@ SPLITS = {
 }
 
 
-@pytest.mark.parametrize("above", ["", "data/", "data/set/"])
-@pytest.mark.parametrize("splits", SPLITS)
-@pytest.mark.parametrize("classes", CLASSES)
+@grid(above=("", "data/", "data/set/"), splits=SPLITS.keys(), classes=CLASSES.keys())
 def test_folders_in_a_tar_are_the_splits_and_classes_that_folders_are(tmp_path, above, splits, classes):
     members = [
         f"{above}{CLASSES[classes]}.png".format(split=split, name=name, year=2020 + i % 2, i=f"{name}{i}")

@@ -9,6 +9,7 @@ from polychrome.engine.data.sets.layouts.labelled import Known
 from polychrome.engine.errors import UserError
 from polychrome.train.data import known_classes
 from tests.engine.data import tars
+from tests.grids import grid
 
 FORMS = ("labels.csv", "train.txt", "a lone folder", "folders")
 EACH = 3  # images of a class, in a folder that is divided
@@ -51,9 +52,7 @@ def parts(labels):
     return chain.from_iterable(combinations(labels, size) for size in range(1, len(labels) + 1))
 
 
-@pytest.mark.parametrize("form", FORMS[:3])
-@pytest.mark.parametrize("classes", [(), ("oak", "ash", "elm", "fir"), ("ash", "ash", "0", "1")])
-@pytest.mark.parametrize("first", [0, 1])
+@grid(form=FORMS[:3], classes=((), ("oak", "ash", "elm", "fir"), ("ash", "ash", "0", "1")), first=(0, 1))
 def test_any_part_of_numbered_classes_has_the_runs_labels(tmp_path, form, classes, first):
     for count in (2, 3, 4):
         numbers = [first + place for place in range(count)]
