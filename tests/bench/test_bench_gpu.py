@@ -28,14 +28,15 @@ from polychrome.kernels import check
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("bench", "engine", "kernels", "models", "polychrome", "tests", "train")
 # Left out are those that take minutes here at any size, the engine's and torch.compile's, and more of the same.
-STEPS = (
+WHOLE = (
     *("first-light", "tests-kernels", "times-dynamic_conv", "times-augment", "host-time", "tune", "counters"),
     "baselines-dynamic_conv",
 )
+# Without those of convolutions, whose kernels the interpreter takes minutes for.
+USUAL = ("first-light", "tests-kernels", "times-augment", "host-time", "counters")
 # What the processes of a dry run begin with: a pretended GPU, whose kernels Triton's interpreter computes; small sizes.
-SITE = f"""
+SITE = """
 import sys
-STEPS = {STEPS}
 from bench.stand_in import cuda, results
 cuda.install(results.interpret, cuda.Card(L2_cache_size=2**20))
 import torch
@@ -75,7 +76,7 @@ if "bench.tune" in words:
     tune.rows, tune.ROUNDS = lambda *given: rows(*given)[:1], (1, 1)
 if "polychrome.kernels.check" in words or "first_light" in words:
     from polychrome.kernels import check
-    few = {{"spatial_gate": ((2, 24, 5, 3), (2, 1, 5, 3)), "channel_scale": ((2, 24, 5, 3), (2, 24))}}
+    few = {"spatial_gate": ((2, 24, 5, 3), (2, 1, 5, 3)), "channel_scale": ((2, 24, 5, 3), (2, 24))}
     every = [case for case in check.cases() if case.function.__name__ in few]
     check.cases = lambda: [case._replace(make=check._tensors(*few[case.function.__name__])) for case in every]
 """
@@ -108,8 +109,19 @@ print('"0","GPU Speed Of Light Throughput","Duration","ns","38000"')
 """
 
 
+@pytest.fixture(
+    scope="module", params=[pytest.param(USUAL, id="usual"), pytest.param(WHOLE, id="whole", marks=pytest.mark.slow)]
+)
+def listed(request):
+    """The steps of a dry run."""
+    return request.param
+
+
+whole = pytest.mark.parametrize("listed", [pytest.param(WHOLE, id="whole", marks=pytest.mark.slow)], indirect=True)
+
+
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory):
+def tree(tmp_path_factory, listed):
     """A copy of what the command runs, with few GPU tests, one of which fails, and the environment of a dry run."""
     root = tmp_path_factory.mktemp("tree")
     for name in COPIED:
@@ -124,7 +136,7 @@ def tree(tmp_path_factory):
             path.unlink()
     site = root / "site"
     site.mkdir()
-    (site / "sitecustomize.py").write_text(SITE)
+    (site / "sitecustomize.py").write_text(f"STEPS = {listed}\n{SITE}")
     (site / "ncu").write_text(NCU)
     (site / "ncu").chmod(stat.S_IRWXU)
     return root
@@ -156,13 +168,13 @@ def calls(tree, tmp_path_factory):
     return (first, began), (second, command(tree, second, "--from", first / "all.tgz"))
 
 
-def test_a_call_goes_on_where_the_one_before_it_ended(calls):
+def test_a_call_goes_on_where_the_one_before_it_ended(calls, listed):
     (first, began), (second, ended) = calls
     before, after = results(first)["steps"], results(second)["steps"]
     assert list(before) == ["first-light"]
     assert before["first-light"]["outcome"] == "passed"
-    assert f"not started: {', '.join(STEPS[1:])}"[:150] in began.stdout
-    assert list(after) == list(STEPS)
+    assert f"not started: {', '.join(listed[1:])}"[:150] in began.stdout
+    assert list(after) == list(listed)
     assert after["first-light"] == before["first-light"]
     assert "first-light: " not in ended.stdout.partition("\n\n")[0]
     assert {name for name, step in after.items() if step["outcome"] != "passed"} == {"tests-kernels"}
@@ -207,11 +219,6 @@ def test_every_way_that_was_asked_for_is_measured(calls):
     assert [each["fault"] for each in found["first_light"]["check"]] == [None] * 4
     assert [each["op"] for each in found["host_time"]["rows"]] == ["spatial_gate", "channel_stats"]
     assert all(us > 0 for row in found["host_time"]["rows"] for us in row["us"].values())
-    shapes = found["sections"]["dynamic_conv"]["shapes"]
-    assert list(shapes) == ["bfloat16 C256 14x14", "bfloat16 C256 14x14 b1"]
-    for entry in shapes.values():
-        assert {"ours", "naive", "naive fp32", "static", "stacked", "compiled"} <= set(entry["ms"])
-        assert NOT_ASKED not in entry["skipped"].values()
     (images,) = found["sections"]["augment"]["shapes"].values()
     assert set(images["ms"]) == {"ours", "eager"}
     assert images["skipped"]["torchvision"] == NOT_ASKED
@@ -220,6 +227,17 @@ def test_every_way_that_was_asked_for_is_measured(calls):
     assert metrics == {"GPU Speed Of Light Throughput: Duration [ns]": "38000"}
 
 
+@whole
+def test_a_convolution_is_measured_beside_every_baseline(calls):
+    _, (out, _) = calls
+    shapes = results(out)["sections"]["dynamic_conv"]["shapes"]
+    assert list(shapes) == ["bfloat16 C256 14x14", "bfloat16 C256 14x14 b1"]
+    for entry in shapes.values():
+        assert {"ours", "naive", "naive fp32", "static", "stacked", "compiled"} <= set(entry["ms"])
+        assert NOT_ASKED not in entry["skipped"].values()
+
+
+@whole
 def test_tuning_measures_every_candidate_and_writes_what_beats_the_rules(calls):
     _, (out, _) = calls
     tuned = json.loads((out / "tuned.json").read_text())
@@ -236,6 +254,7 @@ def test_tuning_measures_every_candidate_and_writes_what_beats_the_rules(calls):
     assert tuned["table"]["device"] == "NVIDIA H200"
 
 
+@whole
 def test_kernels_are_looked_up_by_the_jit(calls):
     """A later step finds what an earlier one had compiled; the first call began without."""
     _, (out, _) = calls
