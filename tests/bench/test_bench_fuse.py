@@ -9,6 +9,7 @@ from bench.report import targets
 from bench.test_fuse import CASES, Case
 
 TRAINING = Case(torch.float32, "training")
+USUAL = ("float32 training", "bfloat16 inference")  # each dtype and each mode
 
 
 def entry(ours, unfused=100.0, **others):
@@ -36,7 +37,10 @@ def small(monkeypatch):
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.key)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.key, marks=[pytest.mark.slow] * (case.key not in USUAL)) for case in CASES],
+)
 def test_both_models_are_checked_and_timed_in_every_case(case):
     found, times, ceilings = test_fuse.measured(case)
     assert (found["dtype"], found["batch"], found["size"], found["runs"]) == (case.key.split()[0], 2, 32, 2)

@@ -236,6 +236,7 @@ def test_the_kernels_of_before_take_what_a_count_by_hand_gave(committed, shape):
     assert found == pytest.approx(dict.fromkeys(found, 1), abs=0.15)
 
 
+@pytest.mark.slow
 def test_the_newest_predictions_are_of_the_kernels_as_they_are(committed, tmp_path):
     """Within what another Triton compiles otherwise: `python -m bench.predict --as now` writes them anew."""
     found = tmp_path / "found.json"

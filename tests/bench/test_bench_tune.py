@@ -9,6 +9,8 @@ from polychrome.kernels.dynamic_conv.configs import HOPPER
 from polychrome.kernels.dynamic_conv.plan import plan
 
 SHAPES = {shape.name: shape for shape in shapes_on("cuda")}
+USUAL = ("C256 14x14", "C512 7x7", "1x1 C256 28x28", "dw C256 28x28", "C128 56x56 s2")
+BY_NAME = [pytest.param(name, marks=[pytest.mark.slow] * (name not in USUAL)) for name in SHAPES]
 
 
 def candidates(name, dtype, regime):
@@ -16,7 +18,7 @@ def candidates(name, dtype, regime):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_every_candidate_has_the_plan_its_choice_asks_for(name, dtype):
     for regime in tune.regimes(SHAPES[name].problem(dtype)):
         for candidate in candidates(name, dtype, regime):
@@ -27,7 +29,7 @@ def test_every_candidate_has_the_plan_its_choice_asks_for(name, dtype):
             assert getattr(planned, candidate.name)._asdict().items() >= wanted.items()
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", BY_NAME)
 def test_no_plan_is_tried_twice_for_a_pass(name):
     for regime in tune.regimes(SHAPES[name].problem(torch.bfloat16)):
         tried = candidates(name, torch.bfloat16, regime)

@@ -18,7 +18,7 @@ from bench.report import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 # Without the eager forms' numbers nobody looks at: two sizes of a gate through the public function and autograd.
-LAUNCHES = """
+GATES = """
 from bench.stand_in import cuda
 from bench.gpu import lookups
 lookups.count()
@@ -29,28 +29,37 @@ for size in (8, 16):
     x = torch.zeros(4, 32, size, size, device="cuda", dtype=torch.bfloat16).requires_grad_()
     weights = [torch.zeros(*shape, device="cuda", dtype=torch.bfloat16) for shape in ((8, 32), (8,), (32, 8), (32,))]
     channel_gate(x, *weights).sum().backward()
+"""
+CONVOLUTIONS = """
     experts = torch.zeros(4, 48, 32, 3, 3, device="cuda", dtype=torch.bfloat16).requires_grad_()
     mixing = torch.zeros(4, 4, device="cuda").requires_grad_()
     dynamic_conv2d(x, experts, mixing, padding=1).sum().backward()
 """
 
 
-def launched(cache, counts, **environment):
-    """Run LAUNCHES in a process of its own on a folder of Triton's cache; return the hits and misses."""
+def launched(launches, cache, counts, **environment):
+    """Run launches in a process of its own on a folder of Triton's cache; return the hits and misses."""
     known = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     known |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT), lookups.VARIABLE: str(counts)} | environment
-    subprocess.run([sys.executable, "-c", LAUNCHES], cwd=ROOT, env=known, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", launches], cwd=ROOT, env=known, check=True, capture_output=True)
     return lookups.counted(counts)
 
 
-def test_every_kernel_is_found_in_an_archive_unpacked_elsewhere(tmp_path):
+@pytest.mark.parametrize(
+    ("launches", "least"),
+    [
+        pytest.param(GATES, 4, id="gates"),
+        pytest.param(GATES + CONVOLUTIONS, 15, id="gates and convolutions", marks=pytest.mark.slow),
+    ],
+)
+def test_every_kernel_is_found_in_an_archive_unpacked_elsewhere(tmp_path, launches, least):
     made, archive, elsewhere = tmp_path / "made", tmp_path / "warm.tar.xz", tmp_path / "deep" / "elsewhere"
-    first = launched(made, tmp_path / "first", TRITON_STORE_BINARY_ONLY="1")
-    assert first["misses"] > 15
+    first = launched(launches, made, tmp_path / "first", TRITON_STORE_BINARY_ONLY="1")
+    assert first["misses"] > least
     assert warm.pack(made, archive) == first["misses"]
     made.rename(tmp_path / "gone")
     assert warm.unpack(archive, elsewhere) == first["misses"]
-    assert launched(elsewhere, tmp_path / "second") == {"hits": sum(first.values()), "misses": 0}
+    assert launched(launches, elsewhere, tmp_path / "second") == {"hits": sum(first.values()), "misses": 0}
     assert archive.stat().st_size < 10_000 * first["misses"]
 
 
