@@ -112,32 +112,23 @@ def test_the_extras_are_those_of_the_distribution():
     assert '"parquet": ["pyarrow"]' in text
 
 
-def test_the_ops_are_all_imported_without_the_packages_of_training_and_load_says_what_it_needs():
-    import subprocess
-
-    code = (
-        "import sys\n"
-        "sys.modules['torchvision'] = sys.modules['rich'] = sys.modules['click'] = None\n"
-        "from polychrome import *\n"
-        "try:\n    load('x')\nexcept ModuleNotFoundError as error:\n    print(dynamic_conv2d.__name__, error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"dynamic_conv2d polychrome\.load needs \w+: pip install 'polychrome\[train\]'\n", done.stdout)
-
-
-def test_the_doctor_needs_no_more_than_the_ops_do():
+def test_the_doctor_and_all_ops_need_no_package_of_training_and_load_says_what_it_needs():
     """As `polychrome check`: with every package of training hidden."""
-    hidden = [name for name in doctor.EXTRAS["train"]] + ["PIL"]
+    hidden = [*doctor.EXTRAS["train"], "PIL", "torchvision", "rich", "click"]
     code = (
         "import sys\n"
         f"for name in {hidden}: sys.modules[name] = None\n"
         "sys.argv = ['polychrome', 'doctor']\n"
         "from polychrome.command import main\n"
-        "print('status', main())"
+        "print('status', main())\n"
+        "from polychrome import *\n"
+        "try:\n    load('x')\nexcept ModuleNotFoundError as error:\n    print(dynamic_conv2d.__name__, error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "ok       polychrome: " in done.stdout
     assert re.search(r"^status [01]$", done.stdout, re.M)
+    said = r"^dynamic_conv2d polychrome\.load needs \w+: pip install 'polychrome\[train\]'\n\Z"
+    assert re.search(said, done.stdout, re.M)
 
 
 def test_the_package_is_the_command_too(monkeypatch, capsys):
@@ -148,7 +139,9 @@ def test_the_package_is_the_command_too(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("What this machine lacks, and what to do: `polychrome doctor`")
 
 
-@pytest.mark.parametrize("command", ["doctor", "bench --quick --device cpu --seconds 0.1"])
+@pytest.mark.parametrize(
+    "command", ["doctor", pytest.param("bench --quick --device cpu --seconds 0.1", marks=pytest.mark.slow)]
+)
 def test_a_reader_who_has_seen_enough_ends_no_command_with_a_traceback(command):
     """`polychrome doctor | head -1`: the pipe is closed while the command still prints."""
     code = f"import sys; sys.argv = ['polychrome', *{command.split()!r}]\n"

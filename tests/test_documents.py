@@ -288,7 +288,7 @@ def torchrun_flags() -> str:
 
 @cache
 def pytest_help() -> str:
-    asked = [sys.executable, "-m", "pytest", "--help"]
+    asked = [sys.executable, "-m", "pytest", "--help", "--noconftest"]
     return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 

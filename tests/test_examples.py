@@ -27,6 +27,7 @@ def test_the_plain_training_loop_learns(capsys):
     assert f"accuracy: {accuracy:.1%} (chance: 25%)" in printed
 
 
+@pytest.mark.slow  # docs/fuse.md has the same model, in test_documents
 def test_timms_model_computes_the_same_after_fuse(capsys):
     pytest.importorskip("timm")
     report, difference = load("fused_timm_model").main(steps=1)

@@ -110,6 +110,7 @@ def test_the_ops_ask_for_torch_triton_and_numpy_alone(wheel):
     assert any(line.startswith("Requires-Dist: click") and 'extra == "train"' in line for line in asked)
 
 
+@pytest.mark.slow
 def test_a_layer_trains_compiled_in_a_project_with_packages_called_as_ours(python, tmp_path):
     for name in SUBPACKAGES:
         (tmp_path / name).mkdir()
@@ -136,6 +137,7 @@ def test_the_wheel_brings_a_trained_network(python, tmp_path):
     assert run(str(python), "-c", SHAPES, cwd=tmp_path).splitlines() == ["blotched triangle"] * 3
 
 
+@pytest.mark.slow
 def test_the_installed_command_trains_and_writes_its_report(python, stripes, tmp_path):
     command = str(python.with_name("polychrome"))
     assert "task1" in run(command, "--help", cwd=tmp_path)
@@ -177,6 +179,7 @@ def test_another_distribution_called_kernels_is_served_from_a_folder_of_its_own(
 OTHERS = "import kernels, models, engine, train; print(kernels.NAME, models.NAME, engine.NAME, train.NAME)"
 
 
+@pytest.mark.slow
 def test_another_distribution_with_our_former_names_stays_whole_beside_ours(wheel, tmp_path):
     """Both are installed, one after the other, and either is uninstalled; the other goes on."""
     other = tmp_path / "other-1-py3-none-any.whl"
