@@ -71,7 +71,9 @@ def predicted(run, model):
         return [int(row["predicted"]) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("file_format", ["onnx", "safetensors", pytest.param("pt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "file_format", ["safetensors", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "pt2"))]
+)
 @pytest.mark.parametrize("model", ["simple_cnn", "pool_attention_cnn"])
 def test_an_exported_model_predicts_what_the_run_did(run, images, model, file_format, tmp_path, capsys):
     needs(file_format)
@@ -86,7 +88,10 @@ def test_an_exported_model_predicts_what_the_run_did(run, images, model, file_fo
     assert export.load(path)(images, *mask).argmax(1).tolist() == predicted(run, model)
 
 
-@pytest.mark.parametrize("model", ["simple_cnn", "pool_attention_cnn", "naive_cnn"])
+@pytest.mark.parametrize(
+    "model",
+    ["pool_attention_cnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("simple_cnn", "naive_cnn"))],
+)
 def test_preprocessing_in_the_file_gives_what_predict_does(run, stripes, model, tmp_path, capsys):
     needs("onnx")
     path = tmp_path / "whole.onnx"
@@ -139,6 +144,7 @@ def test_preprocessing_is_checked_on_random_images_where_the_data_is_gone(run, s
     assert "on 16 random images" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_package_runs_where_nothing_of_ours_is_imported(run, images, tmp_path):
     path = tmp_path / "x.pt2"
     command = ["export", str(run), "--format", "pt2", "--model", "pool_attention_cnn", "--output", str(path)]
@@ -196,16 +202,17 @@ def several(stripes, tmp_path_factory):
     """A run of models of each kind with a network for each combination."""
     out = tmp_path_factory.mktemp("several")
     start = ["--data", str(stripes), "--out", str(out), "--name", "a", *SMALL, "--channels", ",".join(ALONE)]
-    assert main(["task1", *start, "--models", "simple_cnn+alone,pool_attention_cnn+alone,naive_cnn"]) == 0
+    assert main(["task1", *start, "--models", ",".join(SEVERAL)]) == 0
     return out / "task1/a"
 
 
+SEVERAL = ("simple_cnn+alone", "pool_attention_cnn+alone", "naive_cnn")
 ALONE = ("GBR", "RG", "GR", "B")
 
 
 @pytest.mark.parametrize("channels", ALONE)
-@pytest.mark.parametrize("model", ["simple_cnn+alone", "pool_attention_cnn+alone", "naive_cnn"])
-@pytest.mark.parametrize("file_format", ["safetensors", "onnx"])
+@pytest.mark.parametrize("model", SEVERAL)
+@pytest.mark.parametrize("file_format", ["safetensors", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_a_network_for_one_combination_is_exported_for_the_channels_it_takes_or_refused(
     several, images, tmp_path, capsys, file_format, model, channels
 ):
