@@ -9,11 +9,10 @@ import pytest
 
 from polychrome.train.run import main
 from polychrome.train.settings.config import Settings
-from tests.train import runner, test_killed_runs
-from tests.train.test_killed_runs import assert_equal_runs
+from tests.train import runner
+from tests.train.test_killed_runs import ARGUMENTS, assert_equal_runs
 
 FILE = "images/train 3.jpg"
-ARGUMENTS = (*test_killed_runs.ARGUMENTS, "--no-plots")
 FINISHED = ("--epochs", "3")
 
 
@@ -89,7 +88,10 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change",
+    [each if each in ("content", "order", "test") else pytest.param(each, marks=pytest.mark.slow) for each in CHANGES],
+)
 def test_a_run_does_not_go_on_with_other_data_and_goes_on_equal_where_they_are_put_back(
     begun, data, unbroken, stripes, capsys, change
 ):

@@ -14,7 +14,7 @@ from tests.engine.test_integrity import flipped, zeroed
 from tests.train import runner
 from tests.train.test_killed_runs import ARGUMENTS, assert_equal_runs
 
-TWO = [*ARGUMENTS, "--no-plots"]
+TWO = [*ARGUMENTS, "--channels", "RGB,G"]
 TWO[TWO.index("pool_attention_cnn")] = "pool_attention_cnn,simple_cnn"
 
 
@@ -42,8 +42,19 @@ def go_on(run, *arguments):
     return main(["task1", "--out", str(run.parents[1]), "--resume", "auto", "--epochs", "3", *arguments])
 
 
-@pytest.mark.parametrize("content", ["", "models = 3", "\0\0", "epochs = " + "9" * 5000, "a = " + "[" * 5000, None])
-@pytest.mark.parametrize("name", ["config.toml", "results.json", "history.csv"])
+CONTENTS = ["", "models = 3", "\0\0", "epochs = " + "9" * 5000, "a = " + "[" * 5000, None]
+# The usual run has each content, in the file that is likeliest to choke on it.
+USUAL = {"config.toml": CONTENTS[3:5], "results.json": [CONTENTS[2], None], "history.csv": CONTENTS[:2]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        pytest.param(name, content, marks=() if content in usual else pytest.mark.slow)
+        for name, usual in USUAL.items()
+        for content in CONTENTS
+    ],
+)
 def test_a_run_goes_on_where_a_file_of_its_folder_is_damaged_or_gone(begun, unbroken, capsys, name, content):
     if content is None:
         (begun / name).unlink()
@@ -58,7 +69,13 @@ def test_a_run_goes_on_where_a_file_of_its_folder_is_damaged_or_gone(begun, unbr
         assert name in said
 
 
-@pytest.mark.parametrize("content", ["model,epoch\nsimple_cnn,1\n", "model\n\xff", "\xff", "a,b\n" + "x" * 200_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "model,epoch\nsimple_cnn,1\n",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("model\n\xff", "\xff", "a,b\n" + "x" * 200_000)),
+    ],
+)
 def test_a_damaged_history_is_told_and_made_again(begun, unbroken, capsys, content):
     (begun / "history.csv").write_bytes(content.encode("latin-1"))
     assert go_on(begun) == 0
