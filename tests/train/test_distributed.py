@@ -62,6 +62,7 @@ def test_the_first_process_alone_speaks_and_writes(pair):
     assert division == {"samples": 72, "batch_size": 8, "accumulate": 1, "world_size": 2, "device": "cpu"}
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_restarted_and_the_run_ends_the_same(stripes, tmp_path, pair):
     run, _ = pair
     script = tmp_path / "killed.py"
@@ -74,6 +75,7 @@ def test_a_killed_worker_is_restarted_and_the_run_ends_the_same(stripes, tmp_pat
     assert_close_runs(tmp_path / "task1/a", run, 1e-6)
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_at_the_end_of_an_epoch(stripes, tmp_path, alone, capsys):
     script = tmp_path / "killed.py"
     script.write_text(runner.KILLED)
@@ -86,6 +88,7 @@ def test_another_number_of_processes_goes_on_at_the_end_of_an_epoch(stripes, tmp
     assert_close_runs(tmp_path / "task1/a", alone, 1e-5)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_users_is_said_once(tmp_path):
     done = runner.torchrun(2, "task1", "--data", str(tmp_path / "none"), "--out", str(tmp_path))
     assert done.returncode != 0
@@ -140,6 +143,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_what_only_another_process_meets_is_told(stripes, tmp_path):
     script = tmp_path / "missing.py"
     script.write_text(MISSING)

@@ -15,7 +15,10 @@ from polychrome.train.run import main
 from tests.train import runner
 from tests.train.test_killed_runs import assert_equal_runs
 
-SMALL = ("--image-size", "32", "--batch-size", "16", "--precision", "fp32", "--models", "pool_attention_cnn")
+SMALL = (
+    *("--image-size", "32", "--batch-size", "16", "--precision", "fp32", "--models", "pool_attention_cnn"),
+    "--no-plots",
+)
 # Two workers, which decode in every epoch.
 DECODING = (*SMALL, "--workers", "2", "--backend", "torch", "--cache", "none", "--no-tensorboard")
 PATIENCE = 60
@@ -84,10 +87,8 @@ def unbroken(stripes, tmp_path_factory):
     return out / "task1/a"
 
 
-@pytest.mark.parametrize(
-    "number",
-    [each if each == signal.SIGHUP else pytest.param(each, marks=pytest.mark.slow) for each in SIGNALS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_to_all_processes_saves_and_the_run_goes_on_equal(stripes, tmp_path, unbroken, number):
     """As a terminal that closes sends SIGHUP, or systemd SIGTERM, to the workers too."""
     run = begun("task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "a", *DECODING, "--epochs", "4")
@@ -103,6 +104,7 @@ def test_a_signal_to_all_processes_saves_and_the_run_goes_on_equal(stripes, tmp_
     assert_equal_runs(tmp_path / "task1/a", unbroken)
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_parent_that_is_killed(stripes, tmp_path):
     run = begun("task1", "--data", str(stripes), "--out", str(tmp_path), *DECODING, "--epochs", "1000")
     assert wait_for(lambda: len(list(filter(is_worker, descendants(run)))) >= 2)
@@ -127,7 +129,7 @@ def test_workers_that_are_busy_end_with_a_parent_that_is_killed_or_stopped(tmp_p
         assert alive(workers) == set()
 
 
-@pytest.mark.parametrize("closed", ["pipe", "closed"])
+@pytest.mark.parametrize("closed", ["pipe", pytest.param("closed", marks=pytest.mark.slow)])
 def test_a_run_whose_output_nobody_reads_trains_to_its_end(stripes, tmp_path, closed):
     arguments = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "a", *SMALL]
     arguments += ["--workers", "1", "--epochs", "1"]
@@ -169,6 +171,7 @@ def job(tmp_path, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_job_that_slurm_warns_saves_goes_back_into_the_queue_and_ends_equal(stripes, tmp_path, unbroken):
     run = tmp_path / "task1/job-17"
     start = ["task1", "--data", str(stripes), "--out", str(tmp_path), *DECODING, "--epochs", "4"]

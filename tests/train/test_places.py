@@ -24,7 +24,7 @@ HOSTILE = ["/../../x", "..", ".", "/", "a/b", "../x", "\0", "x" * 300, "日" * 1
 @pytest.fixture(scope="module")
 def trained(stripes, tmp_path_factory):
     out = tmp_path_factory.mktemp("places")
-    start = ["--data", str(stripes), "--out", str(out), "--name", "a", *ARGUMENTS, "--epochs", "1"]
+    start = ["--data", str(stripes), "--out", str(out), "--name", "a", *ARGUMENTS, "--epochs", "1", "--plots"]
     assert main(["task1", *start]) == 0
     return out / "task1/a"
 
@@ -55,8 +55,19 @@ def test_an_entry_of_a_config_cannot_be_a_path(stripes, tmp_path, capsys, name):
     assert files(tmp_path) == ["config.toml"]
 
 
-@pytest.mark.parametrize("command", ["export", "predict", "evaluate", "resume"])
-@pytest.mark.parametrize("name", ["simple_cnn+/../../x", "../../x", "..", "", "x" * 300])
+ANOTHERS = ["simple_cnn+/../../x", "../../x", "..", "", "x" * 300]
+# The usual run has each command on one name, and each name once.
+USUAL = dict(zip(ANOTHERS, ("export", "predict", "evaluate", "resume", "evaluate"), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        pytest.param(command, name, marks=() if USUAL[name] == command else pytest.mark.slow)
+        for command in ("export", "predict", "evaluate", "resume")
+        for name in ANOTHERS
+    ],
+)
 def test_an_entry_of_anothers_results_cannot_be_a_path(run, stripes, tmp_path, capsys, command, name):
     results = json.loads((run / "results.json").read_text())
     results["models"] = {name: next(iter(results["models"].values()))}
@@ -69,7 +80,7 @@ def test_an_entry_of_anothers_results_cannot_be_a_path(run, stripes, tmp_path, c
         "export": ["export", str(run), "--format", "safetensors"],
         "predict": ["predict", str(run), str(stripes / "images/test 0.jpg")],
         "evaluate": ["evaluate", str(run)],
-        "resume": ["task1", "--resume", str(run), "--epochs", "2"],
+        "resume": ["task1", "--resume", str(run), "--epochs", "2", "--no-plots"],
     }
     if command == "resume":  # goes on with the copy that its checkpoints have
         assert main(commands[command]) == 0
@@ -137,6 +148,7 @@ def ended(processes):
     return [process.returncode for process in processes], said
 
 
+@pytest.mark.slow
 def test_evaluations_while_a_run_goes_on_and_beside_each_other_are_whole(run):
     resumed = started("task1", "--resume", str(run), "--epochs", "4")
     codes, said = ended([started("evaluate", str(run)), started("evaluate", str(run)), resumed])
@@ -152,6 +164,7 @@ def test_evaluations_while_a_run_goes_on_and_beside_each_other_are_whole(run):
     assert (run / "evaluation.csv").read_text() == (run / "table.csv").read_text()
 
 
+@pytest.mark.slow
 def test_two_starts_at_once_have_a_run_each_and_two_of_one_name_a_single_one(stripes, tmp_path):
     start = ["task1", "--data", str(stripes), *ARGUMENTS, "--epochs", "1", "--out"]
     codes, said = ended([started(*start, str(tmp_path / "dated")) for _ in range(2)])
