@@ -12,7 +12,7 @@ from tests.train import runner
 # 72 images: 5 steps of 16 an epoch, the last one of 8. The second model has dropout and draws channels.
 ARGUMENTS = [
     *("--image-size", "32", "--batch-size", "16", "--epochs", "3", "--workers", "1", "--precision", "fp32"),
-    *("--models", "pool_attention_cnn", "--backend", "torch", "--no-tensorboard"),
+    *("--models", "pool_attention_cnn", "--backend", "torch", "--no-tensorboard", "--no-plots"),
 ]
 STEPS = 15
 
@@ -59,6 +59,7 @@ def test_a_run_killed_within_an_epoch_goes_on_from_the_step_before(stripes, tmp_
     assert_equal_runs(run, unbroken)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_its_first_epoch_without_a_checkpoint_starts_again(stripes, tmp_path, unbroken):
     check(stripes, tmp_path, unbroken, 3, "--save-every", "0")
 

@@ -28,7 +28,7 @@ from tests.train.test_killed_runs import ARGUMENTS, assert_equal_runs
 
 EPOCHS, STEPS = 40, 18  # steps of an epoch
 # Two workers decode the files anew in each epoch.
-OPTIONS = [*ARGUMENTS, "--epochs", str(EPOCHS), "--batch-size", "4", "--cache", "none", "--workers", "2"]
+OPTIONS = [*ARGUMENTS, "--epochs", str(EPOCHS), "--batch-size", "4", "--cache", "none", "--workers", "2", "--plots"]
 KINDS = {"kill": 60, "early kill": 20, "signal": 60, "full_disk": 10, "quota": 10, "damage": 20, "data": 20}
 EVENTS = sum(KINDS.values())
 MODEL = "pool_attention_cnn"
