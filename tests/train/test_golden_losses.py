@@ -37,6 +37,10 @@ CASES = {
 }
 
 
+# One network that is shown draws of the channels, and one that is shown all of them; the others take longer.
+USUAL = ("task1 pool_attention_cnn", "cifar100 base_net")
+
+
 class Enough(Exception):
     """Ends a training after the steps that are wanted."""
 
@@ -101,7 +105,9 @@ def sizes(root: Path, paths: list[str]) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case in USUAL else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_first_losses_are_as_recorded(case, tmp_path):
     golden = json.loads(GOLDEN.read_text())[case]
     # Processors and versions of torch round differently, and that grows with each step.
