@@ -203,13 +203,13 @@ def test_tiff_pages_are_channels(tmp_path):
 
 def test_patches_of_a_scene_train(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    labels = np.repeat(np.repeat(rng.integers(0, 4, (5, 5)), 8, 0), 8, 1).astype(np.uint8)
-    cube = (rng.normal(500, 20, (40, 40, 6)) + 60 * labels[..., None] * np.arange(6)).astype(np.uint16)
+    labels = np.repeat(np.repeat(rng.integers(0, 4, (4, 4)), 8, 0), 8, 1).astype(np.uint8)
+    cube = (rng.normal(500, 20, (32, 32, 6)) + 60 * labels[..., None] * np.arange(6)).astype(np.uint16)
     np.savez(tmp_path / "scene.npz", cube=cube, labels=labels)
     assert main(["patches", str(tmp_path / "scene.npz"), str(tmp_path / "data"), "--size", "5"]) == 0
     assert "patches of 5 x 5 x 6" in capsys.readouterr().out
     start = ["--data", str(tmp_path / "data"), "--out", str(tmp_path), "--name", "x", *SMALL]
-    assert main(["task1", *start, "--models", "dynamic_cnn_v2", "--image-size", "8", "--epochs", "6"]) == 0
+    assert main(["task1", *start, "--models", "dynamic_cnn_v2", "--image-size", "8", "--epochs", "4"]) == 0
     found = results(tmp_path / "task1/x")["models"]["dynamic_cnn_v2"]["test"]
     assert found["all"]["accuracy"] > 0.5
 

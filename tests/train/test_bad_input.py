@@ -279,7 +279,7 @@ def test_config_files(fails, tmp_path):
 
 def test_the_exit_status_and_the_one_line_reach_the_shell():
     result = subprocess.run(
-        [sys.executable, "-m", "train.run", "task1", "--data", "/nowhere/at all"],
+        [sys.executable, "-m", "train.run", "task1", "--config", "/nowhere/at all"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -24,6 +24,7 @@ mlflow = pytest.importorskip("mlflow", reason="the package mlflow-skinny is not 
 
 MODELS = ("simple_cnn", "pool_attention_cnn")
 SMALL = ["--image-size", "16", "--batch-size", "24", "--workers", "1", "--precision", "fp32", "--backend", "torch"]
+SMALL += ["--no-plots"]
 COLUMNS = {
     "loss/train": "train_loss",
     "loss/validation": "val_loss",
@@ -204,8 +205,8 @@ def test_epochs_that_are_left_and_trained_otherwise_are_in_no_logger_among_the_n
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_update", stopping)
         patch.setattr(State, "save_epoch", lambda self, folder: self.position.epoch > saved + 1 or save(self, folder))
-        few = ("--channels", "RGB", "--no-plots")
-        assert start(stripes, tmp_path, "--name", name, "--logger", "mlflow", *few, models=MODELS[:1]) != 0
+        begun = ("--name", name, "--logger", "mlflow", "--channels", "RGB")
+        assert start(stripes, tmp_path, *begun, models=MODELS[:1]) != 0
     run, before = tmp_path / "task1" / name, logged(name)["simple_cnn"]
     old = course(before, "loss/train")
     assert [epoch for epoch, _ in old] == [1, 2]
@@ -229,7 +230,7 @@ def test_loggers_show_the_figures_of_the_last_test(stripes, tmp_path, monkeypatc
         return history.epochs[-1 if history.keep == "last" else history.lost] if history.epochs else None
 
     monkeypatch.setattr(TrainingHistory, "best", property(best))
-    network, begun = MODELS[0], ("--name", "tested again", "--logger", "mlflow", "--channels", "RGB,G", "--no-plots")
+    network, begun = MODELS[0], ("--name", "tested again", "--logger", "mlflow", "--channels", "RGB,G")
     assert start(stripes, tmp_path, *begun, models=[network]) == 0
     run = tmp_path / "task1/tested again"
     for more in (["--keep", "last"], ["--submission"], ["--keep", "loss"]):

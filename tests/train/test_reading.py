@@ -175,7 +175,7 @@ def folder(place, files):
 
 
 def opened_set(root, pattern=None, of=None):
-    return open_set(listing.read(root, channel_files=pattern), Wanted("torch", torch.device("cpu"), 1, trained=of))
+    return open_set(listing.read(root, channel_files=pattern), Wanted("torch", torch.device("cpu"), 0, trained=of))
 
 
 def trained(root, at, pattern=None, entry="simple_cnn"):
