@@ -110,7 +110,7 @@ def few(tmp_path_factory):
     return write_list_folder(tmp_path_factory.mktemp("few") / "few", (4, 2, 2))
 
 
-@pytest.mark.parametrize("seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(20, 320))])
+@pytest.mark.parametrize("seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 320))])
 def test_random_settings_end_in_a_line_or_a_run(few, tmp_path, monkeypatch, capsys, seed):
     monkeypatch.chdir(tmp_path)
     rng = random.Random(seed)

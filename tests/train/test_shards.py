@@ -46,7 +46,13 @@ def course(run):
     return [(row["train_loss"], row["val_loss"], row["val_accuracy"]) for row in rows]
 
 
-@pytest.mark.parametrize("options", [[], ["--cache", "none"], ["--cache", "none", "--backend", "torch"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--cache", "none"],
+        *(pytest.param(row, marks=pytest.mark.slow) for row in ([], ["--cache", "none", "--backend", "torch"])),
+    ],
+)
 def test_a_run_on_a_tar_equals_the_run_on_the_same_files_in_folders(files, tmp_path, options):
     for name, content in files.items():
         (tmp_path / "folders" / name).parent.mkdir(parents=True, exist_ok=True)

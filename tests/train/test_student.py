@@ -35,6 +35,7 @@ def photos(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_from_a_folder_of_photos_to_classes_that_agree_on_the_command_line_in_python_and_in_onnx(
     photos, monkeypatch, capsys
 ):
