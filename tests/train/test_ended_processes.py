@@ -17,10 +17,10 @@ from tests.train.test_killed_runs import assert_equal_runs
 
 SMALL = (
     *("--image-size", "32", "--batch-size", "16", "--precision", "fp32", "--models", "pool_attention_cnn"),
-    "--no-plots",
+    *("--no-plots", "--no-tensorboard"),
 )
 # Two workers, which decode in every epoch.
-DECODING = (*SMALL, "--workers", "2", "--backend", "torch", "--cache", "none", "--no-tensorboard")
+DECODING = (*SMALL, "--workers", "2", "--backend", "torch", "--cache", "none")
 PATIENCE = 60
 
 # Scans a folder of files each of which takes a minute.

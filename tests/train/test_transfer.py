@@ -85,7 +85,9 @@ def test_a_run_without_the_model_is_refused(source, few, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("signals_heard")
-@pytest.mark.parametrize("entry", ["attention_cnn+frozen", "attention_cnn+finetuned"])
+@pytest.mark.parametrize(
+    "entry", ["attention_cnn+frozen", pytest.param("attention_cnn+finetuned", marks=pytest.mark.slow)]
+)
 def test_a_training_that_begins_again_begins_with_the_trained_weights(
     source, few, tmp_path, monkeypatch, capsys, entry
 ):
