@@ -2,7 +2,8 @@
 
 python -m bench.compiled.report                  # the table in bench/results/compiled.md
 python -m bench.compiled.report --json FILE      # the same numbers for the test suite
-python -m bench.compiled.report --json FILE --sample    # of fewer cubins: each use and target once
+python -m bench.compiled.report --json FILE --sample uses    # of fewer cubins: each use and target once
+python -m bench.compiled.report --json FILE --sample kernels    # of the fewest: each kernel and dtype once, on Hopper
 """
 
 import argparse
@@ -337,17 +338,17 @@ def _augment(channels: int) -> Iterator[Variant]:
         yield _variant("augment", use, "bfloat16", str(channels), launch, *blocks)
 
 
-def compile_all(sampled: bool = False) -> list[dict]:
-    """Return a row of findings per variant and target, in the order of `variants`; if `sampled`, of a sample."""
+def compile_all(sample: str | None = None) -> list[dict]:
+    """Return a row of findings per variant and target, in the order of `variants`; of a sample, if one is named."""
     listed = list(variants())
     jobs = [(index, capability) for index, variant in enumerate(listed) for capability in variant.capabilities]
-    if sampled:
-        jobs = covering(jobs, lambda job: _traits(listed[job[0]], job[1]))
+    if sample:
+        jobs = covering(jobs, lambda job: SAMPLES[sample](listed[job[0]], job[1]))
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn"), _collect) as pool:
         return list(pool.map(_compile, jobs, chunksize=4))
 
 
-def _traits(variant: Variant, capability: int) -> set[tuple]:
+def _uses(variant: Variant, capability: int) -> set[tuple]:
     """Return the traits that a sample covers: on Hopper every use and layout; on other targets the products."""
     kernel = variant.kernel
     streaming = ":" in kernel
@@ -359,6 +360,19 @@ def _traits(variant: Variant, capability: int) -> set[tuple]:
     return {(kernel, variant.dtype), (kernel, variant.use), (kernel, variant.channels)}
 
 
+def _kernels(variant: Variant, capability: int) -> set[tuple]:
+    """Return the traits of the smallest sample: on Hopper every kernel and dtype; on other targets one product."""
+    kernel = variant.kernel
+    if capability != 90:
+        return {(kernel, capability)} if kernel == "convolution" and variant.dtype == "bfloat16" else set()
+    rows = {
+        "convolution": variant.channels,
+        "weight gradient": variant.use,
+    }  # tables apart, each with its own registers
+    return {(kernel, variant.dtype), (kernel, rows.get(kernel))}
+
+
+SAMPLES = {"kernels": _kernels, "uses": _uses}
 _variants: list[Variant] = []
 
 
@@ -437,7 +451,7 @@ def _label(*blocks: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the findings to this file, not the table")
-    parser.add_argument("--sample", action="store_true", help="compile each use and target only once; needs --json")
+    parser.add_argument("--sample", choices=SAMPLES, help="compile each kernel or each use only once; needs --json")
     arguments = parser.parse_args()
     if arguments.sample and not arguments.json:
         parser.error("--sample makes no whole table: give --json FILE")

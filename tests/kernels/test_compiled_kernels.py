@@ -25,13 +25,21 @@ def listed():
     return [variant._asdict() | {"capability": each} for variant in variants() for each in variant.capabilities]
 
 
-@pytest.fixture(scope="module", params=["sample", pytest.param("whole", marks=pytest.mark.slow)])
-def cubins(request, tmp_path_factory):
-    """What was found in the cubins, of a sample or of all; made by another process: in this one Triton interprets."""
+@pytest.fixture(
+    scope="module", params=["kernels", *(pytest.param(each, marks=pytest.mark.slow) for each in ("uses", "whole"))]
+)
+def extent(request):
+    """Of what cubins are made: each kernel once, each use once, or the whole report."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def cubins(extent, tmp_path_factory):
+    """What was found in the cubins; made by another process: in this one Triton interprets."""
     found = tmp_path_factory.mktemp("cubins") / "found.json"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "bench.compiled.report", "--json", str(found)]
-    command += ["--sample"] if request.param == "sample" else []
+    command += [] if extent == "whole" else ["--sample", extent]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     return json.loads(found.read_text())
 
@@ -80,13 +88,17 @@ def test_every_streaming_kernel_is_compiled(listed):
     assert {c["use"] for c in listed if c["kernel"] == "augment"} == {"copied", "cropped", "whole recipe"}
 
 
-def test_the_whole_report_leaves_nothing_out_and_a_sample_most(cubins, listed, request):
-    whole = request.node.callspec.params["cubins"] == "whole"
-    assert len(cubins) == len(listed) if whole else 50 < len(cubins) < len(listed) / 4
+def test_the_whole_report_leaves_nothing_out_and_a_sample_most(cubins, listed, extent):
+    least, most = {"kernels": (30, len(listed) / 12), "uses": (50, len(listed) / 4), "whole": (len(listed),) * 2}[
+        extent
+    ]
+    assert least <= len(cubins) <= most
+    assert {cubin["capability"] for cubin in cubins} == set(SHARED_LIMIT)
 
 
-def test_every_kernel_use_and_dtype_is_among_what_was_compiled_for_hopper(cubins, listed):
-    for traits in (("kernel",), ("kernel", "use"), ("kernel", "dtype"), ("kernel", "channels")):
+def test_every_kernel_use_and_dtype_is_among_what_was_compiled_for_hopper(cubins, listed, extent):
+    of_uses = (("kernel", "use"), ("kernel", "channels")) if extent != "kernels" else ()
+    for traits in (("kernel",), ("kernel", "dtype"), *of_uses):
         wanted, found = (
             {tuple(c[trait] for trait in traits) for c in some if ":" not in c["kernel"] and c["capability"] == 90}
             for some in (listed, cubins)
@@ -170,7 +182,7 @@ def test_of_a_row_that_spills_the_nearest_that_does_not_is_named():
     assert failing([cubin], lambda each: not each["spilled"])[0].endswith(f"; no spill: {cubin['instead']}")
 
 
-def test_streaming_kernels_read_and_write_16_bytes_at_a_time(cubins, listed):
+def test_streaming_kernels_read_and_write_16_bytes_at_a_time(cubins, extent):
     """x, y and their gradients; 49 pixels beside each other are no multiple of 16 bytes."""
     passes = ("scale pixels", "scale pixels backward")
     reading = ("stats", "attend", "attend sample", "dot", "spread", "reduce", "scale", *passes)
@@ -179,7 +191,8 @@ def test_streaming_kernels_read_and_write_16_bytes_at_a_time(cubins, listed):
         for c in cubins
         if c["kernel"].partition(": ")[2] in reading and c["channels"] != "13" and "7x7 contiguous" not in c["use"]
     ]
-    assert len(streaming) >= (40 if len(cubins) == len(listed) else 20)
+    assert {cubin["kernel"].partition(": ")[2] for cubin in streaming} == set(reading)
+    assert len(streaming) >= {"kernels": len(reading), "uses": 20, "whole": 40}[extent]
     assert not failing(streaming, lambda cubin: cubin["wide_loads"] > 0)
     writing = [c for c in streaming if c["kernel"].partition(": ")[2] not in ("stats", "dot", "reduce")]
     assert not failing(writing, lambda cubin: cubin["wide_stores"] > 0)
