@@ -1,9 +1,11 @@
-"""Grids of test cases: the usual run takes a pairwise covering of them, `-m slow` what is left.
+"""Grids of test cases: the usual run takes a covering of them, `-m slow` what is left.
 
 Most faults show with two values together (Kuhn, Wallace and Gallo, "Software fault interactions", IEEE TSE 2004): any
-two values of two axes that occur together in the grid occur together in a case of the covering.
+two values of two axes that occur together in the grid occur together in a case of the covering. Where
+a case takes long, a covering of strength 1 has each value of each axis once.
 """
 
+import random
 from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations, product
 
@@ -12,9 +14,10 @@ import pytest
 from bench.compiled.covering import covering
 
 
-def grid(where: Callable[..., bool] = lambda **_: True, **axes: Iterable) -> pytest.MarkDecorator:
-    """Return the mark that runs a test on every combination of the axes, those beyond a pairwise covering as `slow`.
+def grid(where: Callable[..., bool] = lambda **_: True, strength: int = 2, **axes: Iterable) -> pytest.MarkDecorator:
+    """Return the mark that runs a test on every combination of the axes, those beyond a covering as `slow`.
 
+    In the covering, any `strength` values of as many axes meet that do so in the grid; those marked slow stay so.
     An axis holds the values, or `pytest.param`s of one, of the argument it is called by, or maps an id to each.
     `where`, called with one value of each axis, says which combinations there are.
     """
@@ -23,19 +26,32 @@ def grid(where: Callable[..., bool] = lambda **_: True, **axes: Iterable) -> pyt
         names, values, marks = zip(*row, strict=True)
         if where(**dict(zip(axes, values, strict=True))):
             rows[names] = values, sum(marks, ())
-    usual = set(pairwise(list(rows)))
+    covered = set(covering_of([names for names, (_, marks) in rows.items() if not _slow(marks)], strength))
     return pytest.mark.parametrize(
         tuple(axes),
         [
-            pytest.param(*values, id="-".join(names), marks=marks if names in usual else (*marks, pytest.mark.slow))
+            pytest.param(*values, id="-".join(names), marks=marks if names in covered else (*marks, pytest.mark.slow))
             for names, (values, marks) in rows.items()
         ],
     )
 
 
-def pairwise(rows: list[tuple]) -> list[tuple]:
-    """Return some of the rows: any two values that stand in two columns of a row do so in one of those."""
-    return covering(rows, lambda row: set(combinations(enumerate(row), 2)))
+def covering_of(rows: list[tuple], strength: int) -> list[tuple]:
+    """Return some of the rows: any `strength` values that stand in as many columns of a row do so in one of those."""
+    if strength == 1:  # many rows add as much: drawn, they have the values of the shorter axes by turns
+        rows = random.Random(0).sample(rows, len(rows))
+    return covering(rows, lambda row: set(combinations(enumerate(row), strength)))
+
+
+def usual(cases: Iterable[str], *names: str) -> list:
+    """Return all cases as parameters, those that are not named as `slow`."""
+    cases = list(cases)
+    assert set(names) <= set(cases)
+    return [case if case in names else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
+def _slow(marks: tuple) -> bool:
+    return any(mark.name == "slow" for mark in marks)
 
 
 def _params(axis: Iterable) -> Iterator[tuple[str, object, tuple]]:

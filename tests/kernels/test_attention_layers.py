@@ -9,7 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from polychrome.kernels import fuse
 from polychrome.kernels.modules import CBAM, ECA, SpatialAttention
-from tests.grids import grid
+from tests.grids import grid, usual
 from tests.kernels import written_elsewhere
 from tests.kernels.fused import assert_alike, outcome
 from tests.kernels.oracle import assert_one_compilation, randn, rms_ratio
@@ -116,7 +116,7 @@ def test_gates_stay_wide_in_low_precision(name, dtype):
     assert rms_ratio(y, layer.double()(x.double())) < (1e-2 if name == "not normalised" else 1e-5)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", usual(PAIRS, "normalised", "neighbours"))
 def test_first_and_second_derivatives_are_those_of_differences(name):
     _, layer = pair(name)
     layer.eval()
@@ -138,7 +138,7 @@ def test_layers_with_hooks_are_called(name):
     assert {id(each) for each in seen} == {id(each) for each in inner}
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", usual(PAIRS, "normalised", "neighbours"))
 def test_one_compilation_serves_every_batch(name):
     _, layer = pair(name)
     layer.eval()

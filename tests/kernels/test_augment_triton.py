@@ -36,7 +36,7 @@ def assert_near_definition(source, dtype=torch.float32, **arguments):
     return got
 
 
-@grid(case=list(CASES), size=list(SIZES), dtype=list(DTYPES))
+@grid(strength=1, case=list(CASES), size=list(SIZES), dtype=list(DTYPES))
 def test_kernel_is_near_the_definition_and_the_cpu_path(case, size, dtype):
     arguments = CASES[case] | statistics() | {"size": SIZES[size]}
     got = assert_near_definition(images(), dtype, **arguments)
@@ -44,7 +44,7 @@ def test_kernel_is_near_the_definition_and_the_cpu_path(case, size, dtype):
         assert (got - augment(images(), dtype=dtype, **arguments)).abs().max() * SMALLEST_STD <= 1.001 / 255
 
 
-@grid(form=("flat", "pixels"), resized=list(RESIZED), channels=(4, 13))
+@grid(strength=1, form=("flat", "pixels"), resized=list(RESIZED), channels=(4, 13))
 def test_both_forms_are_near_the_definition(form, resized, channels, monkeypatch):
     from polychrome.kernels.augment.triton import ops
 
@@ -206,8 +206,7 @@ def op_arguments(names, dtype, backend, size=(8, 9), channels=3):
     return (images(channels)[:, :9, :8], *chosen, statistic["mean"], statistic["std"], *size, dtype, backend)
 
 
-@pytest.mark.parametrize("backend", ["auto", "triton"])
-@pytest.mark.parametrize("names", [(), ("indices", "crops"), tuple(PARAMETERS)], ids=["none", "two", "all"])
+@grid(strength=1, names={"none": (), "two": ("indices", "crops"), "all": tuple(PARAMETERS)}, backend=["auto", "triton"])
 def test_opcheck(names, backend):
     torch.use_deterministic_algorithms(False)
     for dtype in (torch.float32, torch.float16):

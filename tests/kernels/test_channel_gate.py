@@ -3,6 +3,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from polychrome.kernels import channel_gate, use_backend
+from tests.grids import grid
 from tests.kernels.oracle import (
     TOLERANCES,
     assert_near_exact,
@@ -170,8 +171,11 @@ def test_nan_and_infinite_gradients_are_the_definitions(backend):
     assert got[2][1].eq(0).all()
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("form", ["convolutional", "single_convolutional_no_bias"])
+@grid(
+    strength=1,
+    form=["convolutional", "single_convolutional_no_bias"],
+    layout=[torch.contiguous_format, torch.channels_last],
+)
 def test_opcheck(form, layout):
     x, *weights = (None if a is None else a.requires_grad_() for a in arguments_of(**FORMS[form]))
     x = x.detach().to(memory_format=layout).requires_grad_()

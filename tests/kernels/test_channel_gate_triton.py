@@ -110,7 +110,7 @@ def test_many_shares_of_one_launch_are_near_the_exact_result(gate, form, layout,
     assert [launch.options["TILES"] for launch in launches[:2]] == [7, 7]
 
 
-@grid(gate=GATES, form=["linear", "no_bias", "single"], layout=LAYOUTS)
+@grid(strength=1, gate=GATES, form=["linear", "no_bias", "single"], layout=LAYOUTS)
 def test_many_blocks_splits_and_shares_are_near_the_exact_result(gate, form, layout, small_tiles):
     arguments = in_layout(arguments_of((2, 5, 5, 5), 3, **FORMS[form]), layout)
     with record_launches() as launches:
@@ -128,6 +128,7 @@ def test_layers_left_to_torch_are_near_the_exact_result(gate, form, layout, wide
 
 @grid(
     lambda hidden, gate, **_: hidden == 8 or gate == "sigmoid",
+    strength=1,
     shape=[(3, 1, 5, 4), (2, 2, 7, 7), (2, 3, 4, 4), (2, 40, 3, 3), (1, 256, 2, 2), (4, 32, 1, 1), (1, 2, 33, 17)],
     hidden=[1, 8, None],
     gate=GATES,
@@ -243,6 +244,7 @@ def test_only_the_gradients_asked_for_are_computed(frozen, apart):
 
 @grid(
     lambda shape, hidden, **_: hidden is None or shape[1] > 8,
+    strength=1,
     shape=[(1, 3, 2, 2), (33, 40, 1, 2), (70, 16, 2, 1), (2, 100, 1, 1)],
     hidden=[1, 33, None],
     dtype=[torch.float32, torch.float16],
@@ -396,7 +398,7 @@ def test_the_choice_of_backend_holds_for_the_gradients():
     assert kernels_of(launches) == [FUSED[1], LAYERS]
 
 
-@grid(layout=LAYOUTS, form=["convolutional", "single_convolutional_no_bias"], fits=[True, False])
+@grid(strength=1, layout=LAYOUTS, form=["convolutional", "single_convolutional_no_bias"], fits=[True, False])
 def test_opcheck(layout, form, fits, monkeypatch):
     torch.use_deterministic_algorithms(False)  # opcheck compares placeholders too
     monkeypatch.setattr(ops, "layers_fit", lambda *_: fits)

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polychrome.kernels import dynamic_conv2d, per_sample_conv2d, use_backend
 from polychrome.kernels.dynamic_conv import api
-from tests.grids import grid
+from tests.grids import grid, usual
 from tests.kernels.conv_cases import ARGUMENTS, CASES, dynamic_arguments, per_sample_arguments
 from tests.kernels.oracle import (
     TOLERANCES,
@@ -259,8 +259,11 @@ def test_empty_batch(function, dtype):
             assert not gradient.any()
 
 
-@pytest.mark.parametrize("case", ["padded", "same_even_kernel", "groups", "one_pixel_out"])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@grid(
+    strength=1,
+    case=usual(["padded", "same_even_kernel", "groups", "one_pixel_out"], "same_even_kernel", "groups"),
+    layout=[torch.contiguous_format, torch.channels_last],
+)
 def test_opcheck(case, layout):
     arguments, _ = dynamic_arguments(case, with_bias=case != "groups")
     geometry = {

@@ -15,7 +15,7 @@ from polychrome.kernels.dynamic_conv import configs
 from polychrome.kernels.dynamic_conv.plan import plan, rule
 from polychrome.kernels.dynamic_conv.problem import Geometry, Problem
 from polychrome.kernels.launch import record_launches
-from tests.grids import grid
+from tests.grids import grid, usual
 from tests.kernels.conv_cases import ARGUMENTS, CASES, WIDE_CASES, dynamic_arguments, wide_arguments
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import assert_near_exact, assert_one_compilation, exact_outcome, outcome, randn, rms_ratio
@@ -83,7 +83,7 @@ def kernels_of(launches):
     return {launch.kernel.__name__ for launch in launches}
 
 
-@grid(function=list(ARGUMENTS), case=list(CASES), dtype=[torch.float32, torch.float16])
+@grid(strength=1, function=list(ARGUMENTS), case=list(CASES), dtype=[torch.float32, torch.float16])
 def test_output_and_gradients_are_near_the_exact_ones(function, case, dtype):
     arguments, options = ARGUMENTS[function](case, dtype)
     assert_near_exact(function, arguments, **options)
@@ -97,6 +97,7 @@ def has_regimes_or_is_apart(case, regime, swap, apart):
 
 @grid(
     has_regimes_or_is_apart,
+    strength=1,
     case=list(WIDE_CASES),
     regime=["aggregate", "stacked"],
     swap=[False, True, None],
@@ -112,7 +113,7 @@ def test_every_regime_is_near_the_exact_result(case, regime, swap, apart, force)
     assert_near_exact(dynamic_conv2d, arguments, **options)
 
 
-@pytest.mark.parametrize("case", WIDE_CASES)
+@pytest.mark.parametrize("case", usual(WIDE_CASES, "grouped", "strided_dilated", "depthwise_wider_out", "few_pixels"))
 def test_wide_weights_per_sample_are_near_the_exact_result(case, force):
     force()
     (x, experts, _, bias), options = wide_arguments(case, torch.float32)
@@ -145,6 +146,7 @@ def test_experts_together_are_near_the_exact_result(experts, options, force):
 
 
 @grid(
+    strength=1,
     case=["one_wide_sample", "grouped", "strided_dilated", "stride_beyond_the_kernel", "three_channels"],
     dtype=[torch.float32, torch.float16],
     splits=[2, 5],
@@ -189,7 +191,7 @@ DEPTHWISE = [
 ]
 
 
-@grid(case=DEPTHWISE, experts=[0, 9], form=[{"rows": 4}, {"splits": 3}])
+@grid(strength=1, case=DEPTHWISE, experts=[0, 9], form=[{"rows": 4}, {"splits": 3}])
 def test_both_forms_of_a_depthwise_convolution_are_near_the_exact_result(case, experts, form, force):
     """Strips of 4 rows by 4 pixels, and blocks of 4 pixels in 3 parts; weights mixed before, within, or given."""
     kernel, padding = case
@@ -254,16 +256,16 @@ print(allows_tf32())
 
 
 def test_every_row_of_the_tables_is_near_the_exact_result(force):
-    arguments, options = wide_arguments("wide", torch.float16)
-    problem_experts = len(arguments[1])
+    arguments, options = wide_arguments("one_wide_sample", torch.float16)
     for row in configs.CONVOLUTION + configs.SWAPPED:
         force(regime="aggregate", forward=row, input_gradient=row)
         assert_near_exact(dynamic_conv2d, arguments, frozen=(1, 2), **options)
-    for row in configs.STACKED + configs.rows_together(problem_experts):
+    for row in configs.STACKED + configs.rows_together(len(arguments[1])):
         force(regime="stacked", forward=row, input_gradient=row)
         assert_near_exact(dynamic_conv2d, arguments, frozen=(1,), **options)
+    arguments, options = wide_arguments("few_pixels", torch.float16)  # of several samples, whose products are added up
     for limit, rows in configs.WEIGHT_GRADIENT.items():
-        for row in rows if limit >= problem_experts else ():
+        for row in rows if limit >= len(arguments[1]) else ():
             force(weight_gradient=row)
             assert_near_exact(dynamic_conv2d, arguments, frozen=(0,), **options)
 
@@ -282,7 +284,7 @@ def test_the_layout_of_x_is_kept(function, layout, force):
     assert got[1].is_contiguous(memory_format=layout)
 
 
-@pytest.mark.parametrize("case", ["wide", "depthwise", "pointwise", "few_pixels"])
+@pytest.mark.parametrize("case", usual(["wide", "depthwise", "pointwise", "few_pixels"], "depthwise", "few_pixels"))
 def test_bias_scale_and_shift_of_any_stride(case, force):
     """Biases are often slices of what a network generated, scales a broadcast number."""
     force()
@@ -304,7 +306,7 @@ def test_bias_scale_and_shift_of_any_stride(case, force):
 SHAPES = [(6, 20, 3, 3), (3, 16, 5, 3), (5, 3, 7, 7), (2, 8, 1, 1), (1, 8, 17, 16), (2, 1, 46, 46)]
 
 
-@grid(shape=SHAPES, experts=[1, 4, 40])
+@grid(strength=1, shape=SHAPES, experts=[1, 4, 40])
 def test_the_mix_is_right_however_many_samples_a_program_takes(monkeypatch, shape, experts):
     kernels, weights = randn(experts, *shape, seed=1), randn(7, experts, seed=2)
     exact = torch.einsum("bk,koihw->bohwi", weights.double(), kernels.double()).flatten(2, 3)
@@ -319,11 +321,10 @@ def test_the_mix_is_right_however_many_samples_a_program_takes(monkeypatch, shap
         assert rms_ratio(mixed, exact) <= 1e-6
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize(("samples", "chunk"), [(5, 5), (70, 70), (7, 3)])
-@pytest.mark.parametrize("experts", [1, 4, 9, 20])
-def test_the_samples_own_gradients_are_contracted_in_chunks(experts, samples, chunk, dtype):
+@grid(experts=[1, 4, 9, 20], samples={"5": (5, 5), "70": (70, 70), "7": (7, 3)}, dtype=[torch.float16, torch.float32])
+def test_the_samples_own_gradients_are_contracted_in_chunks(experts, samples, dtype):
     """Shares keep more than the 11 bits of float16: each is multiplied as the sum of two numbers."""
+    samples, chunk = samples
     own, kernels = randn(samples, 5, 9, 7).to(dtype), randn(experts, 5, 9, 7, seed=1).to(dtype)
     shares = randn(samples, experts, seed=2)
     gradient = torch.full((experts, 5, 9, 7), torch.nan)
@@ -384,8 +385,11 @@ def test_x_and_gradients_of_any_stride(function):
         assert rms_ratio(leaf.grad, exact[1]) <= 1e-5
 
 
-@pytest.mark.parametrize("regime", ["aggregate", "stacked"])
-@pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (3,), (0, 1), (1, 2), (0, 1, 3), (1, 2, 3), (0, 2, 3), (0, 1, 2)])
+@grid(
+    strength=1,
+    frozen=[(0,), (1,), (2,), (3,), (0, 1), (1, 2), (0, 1, 3), (1, 2, 3), (0, 2, 3), (0, 1, 2)],
+    regime=["aggregate", "stacked"],
+)
 def test_only_the_gradients_asked_for_are_computed(frozen, regime, force):
     force(regime=regime)
     arguments, options = dynamic_arguments("padded")
@@ -547,8 +551,8 @@ def assert_gradients_agree(problem, regime, chunk):
     [
         ("same_even_kernel", "aggregate", torch.contiguous_format),
         ("groups", "stacked", torch.channels_last),
-        ("depthwise", "depthwise", torch.channels_last),
-        ("one_by_one", "pointwise", torch.contiguous_format),
+        pytest.param("depthwise", "depthwise", torch.channels_last, marks=pytest.mark.slow),
+        pytest.param("one_by_one", "pointwise", torch.contiguous_format, marks=pytest.mark.slow),
         pytest.param("same_even_kernel", "aggregate", torch.channels_last, marks=pytest.mark.slow),
         pytest.param("groups", "stacked", torch.contiguous_format, marks=pytest.mark.slow),
         pytest.param("depthwise", "depthwise", torch.contiguous_format, marks=pytest.mark.slow),

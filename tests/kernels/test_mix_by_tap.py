@@ -10,7 +10,7 @@ from polychrome.kernels.dynamic_conv.eager import ops as eager
 from polychrome.kernels.dynamic_conv.eager.forms import Choice, Forms, cpu_forms
 from polychrome.kernels.dynamic_conv.problem import problem_of, resolve_geometry
 from polychrome.kernels.explain import explain
-from tests.grids import grid
+from tests.grids import grid, usual
 from tests.kernels.conv_cases import CASES, WIDE_CASES, dynamic_arguments, wide_arguments
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.oracle import assert_near_exact, assert_one_compilation, outcome, randn
@@ -83,7 +83,7 @@ def test_many_samples_in_bfloat16_keep_the_mixs_precision():
 
 
 @needs_interpreter
-@pytest.mark.parametrize("case", WIDE_CASES)
+@pytest.mark.parametrize("case", usual(WIDE_CASES, "strided_dilated", "depthwise_wider_out", "pointwise", "few_pixels"))
 @pytest.mark.usefixtures("poisoned_memory")
 def test_kernels_are_near_the_exact_result(case):
     arguments, options = wide_arguments(case)
@@ -92,7 +92,7 @@ def test_kernels_are_near_the_exact_result(case):
 
 
 @needs_interpreter
-@pytest.mark.parametrize("case", ["wide", "depthwise", "pointwise"])
+@pytest.mark.parametrize("case", usual(["wide", "few_pixels", "depthwise", "pointwise"], "few_pixels", "depthwise"))
 def test_second_derivatives_through_the_kernels_are_near_the_exact_ones(case):
     arguments, options = wide_arguments(case)
     arguments = with_taps(arguments)
@@ -108,7 +108,9 @@ def small(dtype=torch.float64):
     return [randn(*shape, seed=place, dtype=dtype).requires_grad_() for place, shape in enumerate(shapes)]
 
 
-@pytest.mark.parametrize("options", [{"padding": 1}, {"stride": 2, "padding": (1, 2)}])
+@pytest.mark.parametrize(
+    "options", [pytest.param({"padding": 1}, marks=pytest.mark.slow), {"stride": 2, "padding": (1, 2)}]
+)
 def test_first_and_second_derivatives_are_those_of_differences(options):
     assert gradcheck(lambda *given: dynamic_conv2d(*given, **options), small())
     assert gradgradcheck(lambda *given: dynamic_conv2d(*given, **options), small())

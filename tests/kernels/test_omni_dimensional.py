@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from polychrome.kernels import fuse
 from polychrome.kernels.modules import ODConv2d, anneal_temperature
 from polychrome.kernels.omni_dimensional import omni_dimensional_conv2d
-from tests.grids import grid
+from tests.grids import grid, usual
 from tests.kernels.fused import assert_alike, assert_equal_training, outcome
 from tests.kernels.oracle import assert_one_compilation, randn, rms_ratio
 from tests.kernels.written_elsewhere import OfficialODConv
@@ -88,7 +88,7 @@ def test_low_precision_is_near_the_exact_numbers(name, dtype):
     assert rms_ratio(y, exact) < {torch.bfloat16: 3e-2, torch.float16: 6e-3}[dtype]
 
 
-@pytest.mark.parametrize("name", ["3x3", "1x1", "one expert", "1x1, one expert"])
+@pytest.mark.parametrize("name", usual(["3x3", "1x1", "one expert", "1x1, one expert"], "1x1", "one expert"))
 def test_first_and_second_derivatives_are_those_of_differences(name):
     (_, _, taps), options = LAYERS[name]
     count = options.get("experts", 2)
@@ -161,7 +161,7 @@ def test_a_layer_converts_to_channels_last():
     torch.testing.assert_close(converted(x.to(memory_format=torch.channels_last)), expected)
 
 
-@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("kernel_size", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_one_compilation_serves_every_batch(kernel_size):
     layer = ODConv2d(6, 8, kernel_size).eval()
     assert_one_compilation(lambda x: layer(x), lambda batch: [randn(batch, 6, 8, 9)], (0,))

@@ -191,6 +191,7 @@ LARGE = ("SpatialAttention.conv", "ECA.conv", "CBAM.conv")
         and (by not in OF_CONVOLUTIONS or "mlp" not in layer)
         and (layer, by) != ("ECA.conv", "quantisation")
     ),
+    strength=1,
     layer=list(OURS),
     by=list(CHANGES),
 )
@@ -243,6 +244,7 @@ REFUSED = [("SE, first", by) for by in ("sequence", "backward hook", "backward p
 
 @grid(
     lambda layer, by: (layer, by) not in REFUSED and (by not in OF_CONVOLUTIONS or layer not in LINEAR),
+    strength=1,
     layer=list(FUSED),
     by=list(CHANGES),
 )
@@ -267,9 +269,13 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize(("layer", "path"), [(layer, path) for layer, paths in ACTIVATIONS.items() for path in paths])
-@pytest.mark.parametrize("by", ["another", "a hook", "a forward"])
-def test_an_activation_changed_after_fuse_is_what_is_computed(layer, path, by):
+@grid(
+    strength=1,
+    place={f"{layer}-{path}": (layer, path) for layer, paths in ACTIVATIONS.items() for path in paths},
+    by=["another", "a hook", "a forward"],
+)
+def test_an_activation_changed_after_fuse_is_what_is_computed(place, by):
+    layer, path = place
     own, fused, x, _ = twins(layer)
     plain = own(x)
     for module in (own, fused):

@@ -23,6 +23,7 @@ from polychrome import kernels
 from polychrome.kernels import dynamic_conv2d, library, replay, spatial_attention, spatial_gate, use_backend
 from polychrome.kernels.dynamic_conv import plan as planning
 from polychrome.kernels.launch import record_launches
+from tests.grids import grid, usual
 from tests.kernels.conv_cases import ARGUMENTS, CASES, WIDE_CASES, wide_arguments
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.op_calls import differentiable, op_arguments, registered
@@ -41,8 +42,7 @@ def on_kernels():
         yield
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("name", registered())
+@grid(strength=1, name=registered(), layout=LAYOUTS)
 def test_a_call_made_again_gives_what_the_op_does_of_other_numbers_elsewhere_in_memory(name, layout):
     arguments = op_arguments(name, torch.float32, layout, "triton")
     others = [elsewhere(each) if isinstance(each, Tensor) else each for each in arguments]
@@ -59,13 +59,7 @@ def test_a_call_made_again_gives_what_the_op_does_of_other_numbers_elsewhere_in_
         assert torch.equal(one, other)
 
 
-def usual(cases, *names: str) -> list:
-    """Return all cases, those that are not named as `slow`."""
-    return [pytest.param(case, marks=() if case in names else pytest.mark.slow) for case in cases]
-
-
-@pytest.mark.parametrize("case", usual(CASES, "stride_2_odd", "groups", "one_by_one"))
-@pytest.mark.parametrize("function", ARGUMENTS)
+@grid(strength=1, case=usual(CASES, "stride_2_odd", "groups", "one_by_one"), function=list(ARGUMENTS))
 def test_every_convolution_made_again_is_the_same(function, case, on_kernels):
     arguments, options = ARGUMENTS[function](case)
     first, _, third = (outcome(function, arguments, **options) for _ in range(3))
@@ -74,7 +68,7 @@ def test_every_convolution_made_again_is_the_same(function, case, on_kernels):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("case", usual(WIDE_CASES, "strided_dilated", "depthwise_wider_out", "few_pixels"))
+@pytest.mark.parametrize("case", usual(WIDE_CASES, "strided_dilated", "few_pixels"))
 def test_every_convolution_of_more_channels_made_again_in_chunks_is_the_same(case, on_kernels, monkeypatch):
     from polychrome.kernels.dynamic_conv.triton import ops
 
@@ -231,7 +225,7 @@ def test_an_output_that_nobody_used_gives_no_gradient(on_kernels):
         assert x.grad is None
 
 
-@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "hooks"])
+@pytest.mark.parametrize("reentrant", [pytest.param(True, marks=pytest.mark.slow), False], ids=["reentrant", "hooks"])
 def test_checkpoints_and_saved_tensors_moved_elsewhere_give_the_same_gradients(reentrant, on_kernels):
     x, weight, _ = (leaf(each) for each in op_arguments("spatial_attention", torch.float32)[:3])
     (wanted,) = torch.autograd.grad(spatial_attention(x, weight).sum(), x)

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from polychrome.kernels import dynamic_conv2d, library, spatial_attention, use_backend
 from polychrome.kernels.dynamic_conv import api
-from tests.grids import grid
+from tests.grids import grid, usual
 from tests.kernels.conv_cases import ARGUMENTS, CASES, WIDE_CASES, wide_arguments
 from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.op_calls import differentiable, function_arguments, op_arguments, public
@@ -18,11 +18,6 @@ from tests.kernels.oracle import TOLERANCES, as_leaf, outputs, randn, rms_ratio
 FUNCTIONS = {function.__name__: function for function in public() if function.__name__ in differentiable()}
 every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 both = pytest.mark.parametrize("function", ARGUMENTS, ids=lambda function: function.__name__)
-
-
-def usual(cases, *names: str) -> list:
-    """Return all cases, those not named as `slow`: the kernels are the same as in the first derivatives' tests."""
-    return [case if case in names else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 @pytest.fixture
@@ -122,10 +117,11 @@ def test_any_gradients_may_be_used_for_any_others(function, seed, mixed_inside):
 
 
 @needs_interpreter
-@pytest.mark.parametrize(
-    "case", usual(CASES, "uneven_pairs", "same_even_dilated", "groups", "one_by_one", "one_channel")
+@grid(
+    strength=1,
+    case=usual(CASES, "uneven_pairs", "same_even_dilated", "groups", "one_by_one", "one_channel"),
+    function=list(ARGUMENTS),
 )
-@both
 def test_kernels_are_exact_to_float32(function, case):
     arguments, options = ARGUMENTS[function](case)
     with use_backend("triton"):
@@ -133,7 +129,7 @@ def test_kernels_are_exact_to_float32(function, case):
 
 
 @needs_interpreter
-@pytest.mark.parametrize("case", usual(WIDE_CASES, "grouped", "strided_dilated", "pointwise", "few_pixels"))
+@pytest.mark.parametrize("case", usual(WIDE_CASES, "strided_dilated", "few_pixels"))
 def test_matrix_kernels_are_exact_to_float32(case):
     arguments, options = wide_arguments(case)
     with use_backend("triton"):
@@ -142,7 +138,7 @@ def test_matrix_kernels_are_exact_to_float32(case):
 
 
 @needs_interpreter
-@grid(function=list(FUNCTIONS.values()), layout=[torch.contiguous_format, torch.channels_last])
+@grid(strength=1, function=list(FUNCTIONS.values()), layout=[torch.contiguous_format, torch.channels_last])
 def test_kernels_of_every_op_in_every_layout(function, layout):
     arguments, options = function_arguments(function.__name__, torch.float32, layout)
     exact = exactly(function, arguments, **options)
@@ -178,7 +174,7 @@ def test_an_empty_batch_has_zero_derivatives(function):
         assert derivative is None or (derivative.shape == argument.shape and not derivative.any())
 
 
-@grid(function=list(FUNCTIONS.values()), layout=[torch.contiguous_format, torch.channels_last])
+@grid(strength=1, function=list(FUNCTIONS.values()), layout=[torch.contiguous_format, torch.channels_last])
 def test_opcheck_of_backward(function, layout):
     name = f"{function.__name__}_backward"
     arguments = [as_leaf(each) for each in op_arguments(name, torch.float32, layout)]

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from polychrome.kernels import channel_stats, spatial_attention, use_backend
+from tests.grids import grid
 from tests.kernels.oracle import (
     TOLERANCES,
     assert_near_exact,
@@ -214,8 +215,9 @@ def test_nan_passes_through(function):
     assert not y[[0, 2]].isnan().any()
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("shape", [(3, 5, 9, 8), (2, 1, 4, 3), (2, 5, 1, 1)], ids=str)
+@grid(
+    strength=1, shape=[(3, 5, 9, 8), (2, 1, 4, 3), (2, 5, 1, 1)], layout=[torch.contiguous_format, torch.channels_last]
+)
 def test_opcheck(shape, layout):
     x, weight, bias = attention_arguments(shape)
     x = x.to(memory_format=layout).requires_grad_()

@@ -96,9 +96,11 @@ def test_programs_that_share_a_sample_make_of_any_numbers_what_blocks_make(layou
     assert torch.equal(argmax, in_blocks[2])
 
 
-@layouts
-@pytest.mark.parametrize("shape", [(2, 3, 20, 16), (2, 5, 7, 33), (1, 70, 16, 8), (3, 256, 6, 7)], ids=str)
-@both
+@grid(
+    function=[channel_stats, spatial_attention],
+    shape=[(2, 3, 20, 16), (2, 5, 7, 33), (1, 70, 16, 8), (3, 256, 6, 7)],
+    layout=LAYOUTS,
+)
 def test_wide_blocks_are_near_the_exact_result(function, shape, layout, few_programs):
     x, *rest = arguments_of(function, shape, torch.float16)
     with record_launches() as launches:
@@ -142,8 +144,7 @@ def test_masks_of_many_channels(layout, few_programs):
     assert_near_exact(channel_stats, [randn(2, 70, 5, 3).to(memory_format=layout), sliced])
 
 
-@layouts
-@pytest.mark.parametrize("kernel", [3, 5, 7, 11, 13])
+@grid(strength=1, kernel=[3, 5, 7, 11, 13], layout=LAYOUTS)
 def test_attention_of_every_kernel_size(kernel, layout):
     with_bias = layout == torch.channels_last
     x, *rest = attention_arguments((2, 4, 6, 7), kernel, with_bias=with_bias)
@@ -187,7 +188,15 @@ def test_partial_sums_of_the_weight_gradient_are_bounded(monkeypatch):
     assert launched.arguments[4].shape == (3, 2, 49)
 
 
-@pytest.mark.parametrize(("kernel", "shape"), [(3, (2, 2, 17, 67)), (7, (1, 2, 19, 37)), (9, (2, 2, 18, 17))], ids=str)
+@pytest.mark.parametrize(
+    ("kernel", "shape"),
+    [
+        (7, (1, 2, 19, 37)),
+        pytest.param(3, (2, 2, 17, 67), marks=pytest.mark.slow),
+        pytest.param(9, (2, 2, 18, 17), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_images_of_several_strips_each_way_are_near_the_exact_result(kernel, shape):
     tile = configs.strip_tile(shape[0], *shape[2:], kernel)
     assert tile.rows < shape[2]
@@ -297,8 +306,7 @@ def test_x_and_gradients_of_any_stride(function):
         assert rms_ratio(leaf.grad, exact[1]) <= 1e-5
 
 
-@pytest.mark.parametrize("form", ["in samples", "in blocks"])
-@pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2)])
+@grid(strength=1, frozen=[(0,), (1,), (2,), (0, 1), (1, 2), (0, 2)], form=["in samples", "in blocks"])
 def test_only_the_gradients_asked_for_are_computed(frozen, form, request):
     if form == "in blocks":
         request.getfixturevalue("in_blocks")
@@ -374,7 +382,12 @@ def test_the_choice_of_backend_holds_for_the_gradients(function):
 
 @pytest.mark.parametrize(
     ("shape", "layout"),
-    [((2, 5, 4, 3), LAYOUTS[0]), ((2, 5, 4, 3), LAYOUTS[1]), ((2, 1, 4, 3), LAYOUTS[1]), ((2, 5, 1, 1), LAYOUTS[1])],
+    [
+        ((2, 5, 4, 3), LAYOUTS[1]),
+        pytest.param((2, 5, 4, 3), LAYOUTS[0], marks=pytest.mark.slow),
+        pytest.param((2, 1, 4, 3), LAYOUTS[1], marks=pytest.mark.slow),
+        pytest.param((2, 5, 1, 1), LAYOUTS[1], marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_opcheck(shape, layout):
@@ -421,8 +434,7 @@ def test_offsets_have_64_bits_beyond_2_to_the_31_elements():
     assert [name for name, wide in large.items() if not wide] == ["maps_kernel", "sum_kernel"]
 
 
-@layouts
-@both
+@grid(strength=1, function=[channel_stats, spatial_attention], layout=LAYOUTS)
 def test_64_bit_offsets_change_no_number(function, layout, monkeypatch):
     x, *rest = arguments_of(function)
     arguments = [x.to(memory_format=layout), *rest]

@@ -319,7 +319,7 @@ def test_the_choice_of_backend_holds_for_the_gradients():
     assert [launch.kernel.__name__ for launch in launches] == ["scale_pixels_backward_kernel"]
 
 
-@grid(shape=[SHAPE, (2, 1, 4, 3), (2, 5, 1, 1)], layout=LAYOUTS, backend=BACKENDS)
+@grid(strength=1, shape=[SHAPE, (2, 1, 4, 3), (2, 5, 1, 1)], layout=LAYOUTS, backend=BACKENDS)
 def test_opcheck(shape, layout, backend):
     torch.use_deterministic_algorithms(False)  # opcheck compares placeholders too
     ops = torch.ops.polychrome

@@ -26,7 +26,7 @@ from polychrome.kernels.modules import (
     SpatialAttention,
     SpatialGate,
 )
-from tests.grids import grid
+from tests.grids import grid, usual
 from tests.kernels.op_calls import function_arguments, public
 from tests.kernels.oracle import randn
 from tests.kernels.written_elsewhere import ECA as ForeignECA
@@ -179,7 +179,7 @@ def test_features_are_taken_from_models_of_our_modules():
     torch.testing.assert_close(found["mixing"], model[2].attention(model[:2](x)))
 
 
-@grid(name=list(MODULES), training=[False, True], dtype=[torch.float32, torch.float64])
+@grid(strength=1, name=list(MODULES), training=[False, True], dtype=[torch.float32, torch.float64])
 def test_a_traced_module_serves_calls_with_and_without_gradients_and_other_batches(name, training, dtype):
     """`torch.jit.trace` runs a module twice, in two ways of recording gradients, and compares the graphs."""
     module = made(name).train(training).to(dtype)
@@ -238,7 +238,8 @@ OF_ANY_BATCH = {
 
 @grid(
     lambda name, way: (name, way) != ("fused", "traced"),  # it cannot write the forward that the model had
-    name=[*MODULES, "fused"],
+    strength=1,
+    name=usual([*MODULES, "fused"], "dynamic", "CBAM", "signals", "generated", "enlarged", "styled", "fused"),
     way=list(OF_ANY_BATCH),
 )
 def test_torchs_own_onnx_export_writes_our_ops_for_a_batch_of_any_size(name, way):

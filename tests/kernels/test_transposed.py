@@ -115,7 +115,7 @@ def test_near_the_exact_result_with_its_gradients(function, case, layout):
 
 
 @needs_interpreter
-@grid(function=list(ARGUMENTS), case=list(CASES), layout=list(LAYOUTS))
+@grid(strength=1, function=list(ARGUMENTS), case=list(CASES), layout=list(LAYOUTS))
 def test_kernels_are_near_the_exact_result(function, case, layout):
     arguments, options = ARGUMENTS[function](case)
     arguments[0] = arguments[0].to(memory_format=LAYOUTS[layout])
@@ -127,6 +127,7 @@ def test_kernels_are_near_the_exact_result(function, case, layout):
 @pytest.mark.usefixtures("poisoned_memory")
 @grid(
     lambda regime, splits, **_: regime == "aggregate" or splits == 1,  # stacked has no splits
+    strength=1,
     case=list(CASES),
     regime=["aggregate", "stacked"],
     splits=[1, 2],
@@ -288,9 +289,12 @@ def test_random_geometries_in_every_form(form, seed, monkeypatch):
             torch.testing.assert_close(one, other, msg=f"{form} {options} {list(x.shape)}")
 
 
-@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_interpreter)])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@both
+@grid(
+    strength=1,
+    function=list(ARGUMENTS),
+    layout=list(LAYOUTS),
+    backend={"auto": "auto", "triton": pytest.param("triton", marks=needs_interpreter)},
+)
 def test_opcheck(function, layout, backend):
     (x, *rest), _ = ARGUMENTS[function]("doubled")
     leaves = [each.requires_grad_() for each in (x.to(memory_format=LAYOUTS[layout]), *rest)]
