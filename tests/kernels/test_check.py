@@ -1,5 +1,6 @@
 """`python -m kernels.check`: a fault of an op is told, whatever it does to its process. Where Triton cannot compile."""
 
+import json
 import math
 import os
 import subprocess
@@ -45,6 +46,7 @@ del check.TOLERANCES[torch.bfloat16]
 """
 
 
+@pytest.mark.slow
 def test_every_fault_is_told_and_the_ops_after_it_are_checked(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(SITE)
     known = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -70,29 +72,55 @@ def test_every_fault_is_told_and_the_ops_after_it_are_checked(tmp_path):
 
 
 ANSWERS = """
-import json, sys, time
-from polychrome.kernels import check
-first = int(sys.argv[1])
-for number, call in list(enumerate(check.listed()[:4]))[first:]:
+import json, os, sys, time
+answers, first = json.loads(sys.argv[1]), int(sys.argv[2])
+for number in range(first, len(answers)):
     if number == 1:
         time.sleep(60)
-    print(json.dumps(check._outcome(*call, 1e-4, 1e-4, None, 3)), flush=True)
+    if number == 3:
+        print("Segmentation fault", file=sys.stderr, flush=True)
+        os._exit(9)
+    print(json.dumps(answers[number]), flush=True)
 """
 
 
-def test_a_case_that_hangs_costs_one_case(monkeypatch):
+def test_a_case_that_hangs_or_ends_its_process_costs_one_case(monkeypatch):
     """Another process answers for the ops here: a kernel that never ends cannot be had without a GPU."""
-    monkeypatch.setattr(check, "COMMAND", (sys.executable, "-c", ANSWERS))
-    monkeypatch.setattr(check, "PATIENCE", 8.0)
-    four = check.listed()[:4]
-    monkeypatch.setattr(check, "listed", lambda: four)
+    five = check.listed()[:5]
+    answers = [check._outcome(*call, 1e-4, 1e-4, None, 3) for call in five]
+    monkeypatch.setattr(check, "COMMAND", (sys.executable, "-c", ANSWERS, json.dumps(answers)))
+    monkeypatch.setattr(check, "PATIENCE", 3.0)
+    monkeypatch.setattr(check, "listed", lambda: five)
     outcomes = list(check.checked(60))
-    assert [outcome.fault for outcome in outcomes] == [None, "no answer within 8 s", None, None]
+    died = "the process died with status 9: Segmentation fault"
+    assert [outcome.fault for outcome in outcomes] == [None, "no answer within 3 s", None, died, None]
     assert [(outcome.op, outcome.dtype) for outcome in outcomes] == [
-        (case.function.__name__, str(dtype)[6:]) for case, dtype in four
+        (case.function.__name__, str(dtype)[6:]) for case, dtype in five
     ]
     monkeypatch.setattr(check, "PATIENCE", 60.0)
-    assert [outcome.fault for outcome in check.checked(5)][1:] == [check.LATE] * 3
+    assert [outcome.fault for outcome in check.checked(2)][1:] == [check.LATE] * 4
+
+
+def test_an_error_of_an_op_is_told_and_the_process_goes_on_unless_the_gpu_is_lost(monkeypatch, capsys):
+    case, dtype = check.listed()[0]
+    right = check._outcome(case, dtype, 1e-4, 1e-4, None, 3)
+
+    def fail(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with more")
+
+    monkeypatch.setattr(check, "listed", lambda: [(case, dtype)] * 3)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    for function, faults in (
+        (lambda *_: right, [None] * 3),
+        (fail, ["RuntimeError: CUDA error: an illegal memory access was encountered"] * 3),
+    ):
+        monkeypatch.setattr(check, "check", function)
+        assert check._report(0) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [check.Outcome(*json.loads(line)).fault for line in lines] == faults
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    assert check._report(0) == 3
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_what_is_no_number_is_wrong_wherever_it_stands():
