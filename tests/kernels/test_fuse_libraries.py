@@ -25,6 +25,7 @@ def test_efficientnet_with_conditional_convolutions_is_equal_in_every_gradient()
     fused.load_state_dict(model.state_dict(), strict=True)
 
 
+@pytest.mark.slow
 def test_efficientnet_with_conditional_convolutions_has_the_same_logits_in_float32_and_trains():
     timm = pytest.importorskip("timm", reason="timm is not installed")
     torch.manual_seed(0)
@@ -58,8 +59,8 @@ def test_efficientnet_with_conditional_convolutions_has_the_same_logits_in_float
     ("library", "name", "op", "count"),
     [
         ("timm", "mobilenetv3_small_050", "channel_scale", 9),
-        ("timm", "regnety_002", "channel_gate", 13),
-        ("torchvision", "efficientnet_b0", "channel_scale", 16),
+        pytest.param("timm", "regnety_002", "channel_gate", 13, marks=pytest.mark.slow),
+        pytest.param("torchvision", "efficientnet_b0", "channel_scale", 16, marks=pytest.mark.slow),
         ("torchvision", "mobilenet_v3_small", "channel_scale", 9),
         ("torchvision", "regnet_y_400mf", "channel_gate", 16),
     ],

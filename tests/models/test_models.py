@@ -16,6 +16,7 @@ from polychrome.models import complexity, initialise
 from polychrome.models.initialise import he_
 from polychrome.models.resnetv2 import StandardisedConv2d
 from polychrome.models.vgg import vgg19_features
+from tests.grids import grid, usual
 
 # with 3 channels, 50 classes and the model's own image size
 PARAMETERS = {
@@ -95,11 +96,9 @@ FIRST = {
     "prism4": 64 * 49,
     "prism4_small": 32 * 49,
 }
-every_model = pytest.mark.parametrize("name", NAMES)
-# 140 million parameters take longer than all other models together
-every_model_in_memory = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "vgg19" else ()) for name in NAMES]
-)
+# the largest: 140 million parameters take longer than all other models together
+LARGE = {"vgg19", "resnet34", "resnet50", "vgg_resnet_concat"}
+every_model_in_memory = pytest.mark.parametrize("name", usual(NAMES, *(name for name in NAMES if name not in LARGE)))
 any_channels = pytest.mark.parametrize("name", ["pool_attention_cnn", "dynamic_cnn_v1", "dynamic_cnn_v2"])
 
 
@@ -122,7 +121,7 @@ def on_meta(name, **options):
         return models.create(name, **options).eval()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("name", usual(["resnet18", "resnet34", "resnet50"], "resnet18"))
 def test_a_small_stem_leaves_later_maps_twice_as_large(name):
     usual, small = on_meta(name), on_meta(name, small_stem=True)
     assert parameter_count(usual) - parameter_count(small) == 64 * 3 * (49 - 9)
@@ -230,9 +229,9 @@ def test_naive_cnn_alone_is_trained_once_per_combination():
     assert [name for name in NAMES if getattr(on_meta(name), "one_per_combination", False)] == ["naive_cnn"]
 
 
-@every_model
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (97, 84), (128, 70)])
-def test_any_spatial_size_and_class_count(name, height, width):
+@grid(strength=1, name=NAMES, size=[(64, 64), (97, 84), (128, 70)])
+def test_any_spatial_size_and_class_count(name, size):
+    height, width = size
     width = height if name in ONE_SIZE else width
     model = on_meta(name, num_classes=7, image_size=height)
     assert model(torch.empty(2, 3, height, width, device="meta")).shape == (2, 7)
@@ -249,8 +248,7 @@ def test_the_smallest_image(name):
             on_meta(name, image_size=size - 1)(torch.empty(2, 3, size - 1, size - 1, device="meta"))
 
 
-@every_model
-@pytest.mark.parametrize("channels", [1, 2, 5])
+@grid(strength=1, name=NAMES, channels=[1, 2, 5])
 def test_in_channels_sets_the_width_of_the_first_convolution(name, channels):
     model = on_meta(name, in_channels=channels, image_size=64)
     assert model(torch.empty(2, channels, 64, 64, device="meta")).shape == (2, 50)
@@ -395,7 +393,7 @@ def test_bfloat16_autocast_stays_near_float32(name):
     assert (got - expected).norm() <= 0.03 * expected.norm()
 
 
-@pytest.mark.parametrize("name", ["simple_cnn", "pool_attention_cnn", "attention_cnn"])
+@pytest.mark.parametrize("name", usual(["simple_cnn", "pool_attention_cnn", "attention_cnn"], "pool_attention_cnn"))
 def test_one_compilation_serves_every_batch_size(name):
     torch._dynamo.reset()
     backend = CompileCounterWithBackend("aot_eager")
@@ -586,7 +584,9 @@ def test_he_leaves_the_experts_of_a_prism_nearly_alike():
         assert all(0.05 < (other - first).norm() / first.norm() < 0.2 for other in others)
 
 
-@pytest.mark.parametrize("name", ["simple_cnn", "adaptive_channel_cnn", "resnet18", "vgg_slim", "resnetv2"])
+@pytest.mark.parametrize(
+    "name", usual(["simple_cnn", "adaptive_channel_cnn", "resnet18", "vgg_slim", "resnetv2"], "simple_cnn", "vgg_slim")
+)
 def test_he_is_repeatable_and_gives_finite_logits(name):
     model = made(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -388,7 +388,7 @@ def test_channels_last_and_bfloat16_change_little(options):
     assert (got - expected).norm() <= 0.03 * expected.norm()
 
 
-@both_forms
+@pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), PARTS], ids=["plain", "all parts"])
 def test_a_whole_step_compiles_once_for_all_masks(options):
     torch._dynamo.reset()
     backend = CompileCounterWithBackend("aot_eager")

@@ -207,7 +207,7 @@ def test_every_parameter_gets_a_gradient_and_a_step_lowers_the_loss(make):
         assert F.cross_entropy(model(x), labels) < before - 1e-3
 
 
-@residual
+@pytest.mark.parametrize("make", [RESIDUAL[0], *(pytest.param(make, marks=pytest.mark.slow) for make in RESIDUAL[1:])])
 def test_the_residual_networks_learn_random_labels(make):
     model = made(make)
     x, labels = images(32, 3, 24, 24), torch.arange(32)
@@ -331,7 +331,7 @@ def test_float64_and_channels_last(make):
     torch.testing.assert_close(wide.float(), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", [first_layers, RRDBRNN])
+@pytest.mark.parametrize("make", [first_layers, pytest.param(RRDBRNN, marks=pytest.mark.slow)])
 def test_one_compilation_serves_every_batch_size(make):
     torch._dynamo.reset()
     backend = CompileCounterWithBackend("aot_eager")

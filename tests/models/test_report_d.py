@@ -211,7 +211,7 @@ def test_float64_and_channels_last(make):
     torch.testing.assert_close(made(make).eval().double()(x.double()).float(), model(x), rtol=1e-4, atol=1e-5)
 
 
-@dynamic
+@pytest.mark.parametrize("make", [*(pytest.param(make, marks=pytest.mark.slow) for make in DYNAMIC[:-1]), DYNAMIC[-1]])
 def test_one_compilation_serves_every_batch_size(make):
     torch._dynamo.reset()
     backend = CompileCounterWithBackend("aot_eager")
