@@ -344,6 +344,9 @@ def compile_all(sample: str | None = None) -> list[dict]:
     jobs = [(index, capability) for index, variant in enumerate(listed) for capability in variant.capabilities]
     if sample:
         jobs = covering(jobs, lambda job: SAMPLES[sample](listed[job[0]], job[1]))
+    if sample == "kernels":  # other processes would take as long to start as several cubins to compile
+        _variants[:] = listed
+        return list(map(_compile, jobs))
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn"), _collect) as pool:
         return list(pool.map(_compile, jobs, chunksize=4))
 
