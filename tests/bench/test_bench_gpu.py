@@ -33,7 +33,7 @@ WHOLE = (
     "baselines-dynamic_conv",
 )
 # Without those of convolutions, whose kernels the interpreter takes minutes for.
-USUAL = ("first-light", "tests-kernels", "times-augment", "host-time", "counters")
+USUAL = ("first-light", "tests-kernels", "times-augment", "host-time")
 # What the processes of a dry run begin with: a pretended GPU, whose kernels Triton's interpreter computes; small sizes.
 SITE = """
 import sys
@@ -222,7 +222,12 @@ def test_every_way_that_was_asked_for_is_measured(calls):
     (images,) = found["sections"]["augment"]["shapes"].values()
     assert set(images["ms"]) == {"ours", "eager"}
     assert images["skipped"]["torchvision"] == NOT_ASKED
-    ((name, metrics),) = found["counters"]["counters"].items()
+
+
+@whole
+def test_counters_of_a_kernel_are_kept(calls):
+    _, (out, _) = calls
+    ((name, metrics),) = results(out)["counters"]["counters"].items()
     assert name == "dynamic_conv bfloat16 C256 14x14 weight_gradient_kernel"
     assert metrics == {"GPU Speed Of Light Throughput: Duration [ns]": "38000"}
 

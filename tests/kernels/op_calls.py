@@ -24,7 +24,8 @@ def registered() -> list[str]:
 
 def differentiable() -> list[str]:
     """Return the names of the ops whose gradient is an op of its own."""
-    return [name for name in registered() if f"{name}_backward" in registered()]
+    names = set(registered())  # torch lists thousands
+    return sorted(name for name in names if f"{name}_backward" in names)
 
 
 def public() -> list[Callable]:
