@@ -368,10 +368,8 @@ def _kernels(variant: Variant, capability: int) -> set[tuple]:
     kernel = variant.kernel
     if capability != 90:
         return {(kernel, capability)} if kernel == "convolution" and variant.dtype == "bfloat16" else set()
-    rows = {
-        "convolution": variant.channels,
-        "weight gradient": variant.use,
-    }  # tables apart, each with its own registers
+    # of tables apart, whose rows have registers of their own
+    rows = {"convolution": variant.channels, "weight gradient": variant.use}
     return {(kernel, variant.dtype), (kernel, rows.get(kernel))}
 
 

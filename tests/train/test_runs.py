@@ -193,17 +193,8 @@ def test_a_run_without_plots_has_a_report_without_pictures_and_none_of_an_earlie
 
 def test_a_resumed_run_trains_at_the_learning_rate_asked_for(task1, tmp_path):
     shutil.copytree(task1, tmp_path / "run")
-    arguments = [
-        "--resume",
-        str(tmp_path / "run"),
-        "--epochs",
-        "4",
-        "--lr",
-        "1e-5",
-        "--models",
-        "simple_cnn",
-        "--no-plots",
-    ]
+    again = ["--resume", str(tmp_path / "run"), "--no-plots"]
+    arguments = [*again, "--epochs", "4", "--lr", "1e-5", "--models", "simple_cnn"]
     assert main(["task1", *arguments]) == 0
     (group,) = checkpoint.load(tmp_path / "run/checkpoints/simple_cnn/last.pt")["optimizer"]["param_groups"]
     assert group["lr"] == 1e-5
@@ -481,20 +472,8 @@ def test_predict_refuses_other_models_and_several_combinations(task1, stripes, c
 
 def test_task2_prints_accuracy_ratio_and_cost(tmp_path, capsys):
     few = write_list_folder(tmp_path / "few", per_class=(8, 6, 6))
-    arguments = [
-        "--data",
-        str(few),
-        "--out",
-        str(tmp_path),
-        "--name",
-        "b",
-        *SMALL,
-        "--epochs",
-        "2",
-        "--batch-size",
-        "8",
-        "--profile",
-    ]
+    place = ["--data", str(few), "--out", str(tmp_path), "--name", "b"]
+    arguments = [*place, *SMALL, "--epochs", "2", "--batch-size", "8", "--profile"]
     assert main(["task2", *arguments, "--channels", "RGB,G"]) == 0
     entries = results(tmp_path / "task2/b")["models"]
     assert list(entries) == ["resnet34", "attention_cnn"]
