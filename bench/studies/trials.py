@@ -196,13 +196,15 @@ def make_folders(data: Path, out: Path) -> None:
     parts = division.hold_out(kept, DECIDING).splits
     choices = {"train": parts["train"], "val": parts["val"], "test": parts[division.HOLDOUT]}
     runs.write_folder(out / "choices", images, choices)
-    step = len(parts["train"].paths) // PROBED
-    few = {"train": _every(parts["train"], step, PROBED), "val": _every(parts["val"], 1, 64)}
+    few = {"train": _spread(parts["train"], PROBED), "val": _spread(parts["val"], 64)}
     runs.write_folder(out / "probe", images, few | {"test": few["val"]})
 
 
-def _every(split: Split, step: int, count: int) -> Split:
-    return Split(split.paths[::step][:count], split.labels[::step][:count])
+def _spread(split: Split, count: int) -> Split:
+    """Return `count` images of a split, or all if it has fewer, at equal distances in its order."""
+    total = len(split.paths)
+    places = range(total) if total <= count else [place * total // count for place in range(count)]
+    return Split(tuple(split.paths[place] for place in places), tuple(split.labels[place] for place in places))
 
 
 def train(

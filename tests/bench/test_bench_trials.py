@@ -150,6 +150,23 @@ def test_no_image_that_is_held_out_trains_or_decides(small, stripes):
     assert choices.class_names == whole.class_names
 
 
+@pytest.mark.parametrize("probed", [24, 34, 50, 51, 60])
+def test_the_images_of_a_probe_are_of_all_classes(monkeypatch, stripes, tmp_path, probed):
+    """Of a list in the order of its classes too: a class without an image would be refused, and end the study."""
+    for name in ("images", "train.txt", "val.txt", "test.txt"):
+        (tmp_path / name).symlink_to(stripes / name)
+    lines = (stripes / "train.txt").read_text().splitlines()
+    (tmp_path / "train.txt").unlink()
+    (tmp_path / "train.txt").write_text("\n".join(sorted(lines, key=lambda line: int(line.split()[-1]))))
+    for name, value in {"HELD_OUT": 12, "DECIDING": 9, "PROBED": probed}.items():
+        monkeypatch.setattr(trials, name, value)
+    trials.make_folders(tmp_path, tmp_path / "out")
+    whole, labels = (listing.read(tmp_path / "out" / name).splits["train"].labels for name in ("choices", "probe"))
+    assert len(labels) == min(probed, len(whole))
+    shares = [whole.count(label) * len(labels) / len(whole) for label in range(3)]
+    assert [labels.count(label) for label in range(3)] == pytest.approx(shares, abs=1)
+
+
 def test_trials_with_a_row_are_not_run_again(small, monkeypatch, tmp_path):
     """With results that follow from the settings in place of trainings, which the next test has."""
     ran = []
