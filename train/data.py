@@ -109,12 +109,13 @@ def _listed(
     settings: Settings, task: str, how: Wanted, known: Known | None
 ) -> tuple[ImageSet, Wanted, WholeImages | None]:
     """Return the data set of the settings, `how` to open it, and its images where the data holds them decoded."""
-    from polychrome.engine.data.sets import cifar100  # torchvision's, with all its models
+    if task == "cifar100":
+        from polychrome.engine.data.sets import cifar100  # torchvision's, with all its models
 
-    if task == "cifar100" and (settings.data is None or cifar100.find(Path(settings.data)) is not None):
-        with console.waiting("reading CIFAR-100"):
-            images, decoded = cifar100.read(settings.data and Path(settings.data))
-        return images, how, decoded
+        if settings.data is None or cifar100.find(Path(settings.data)) is not None:
+            with console.waiting("reading CIFAR-100"):
+                images, decoded = cifar100.read(settings.data and Path(settings.data))
+            return images, how, decoded
     if settings.data is None:
         with console.waiting("making the generated set"):
             return listing.read(_generated()), how, None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import v2
 
 
 class Mixing:
@@ -24,6 +23,8 @@ class Mixing:
     def __init__(self, mixup: float, cutmix: float, num_classes: int, share: float = 1.0):
         if min(mixup, cutmix) < 0 or mixup == cutmix == 0:
             raise ValueError(f"mixup and cutmix must be 0 or more, one of them more, got {mixup} and {cutmix}")
+        from torchvision.transforms import v2  # here: it takes seconds, and few trainings mix
+
         self.num_classes, self.share = num_classes, share
         methods = [
             method(alpha=alpha, num_classes=num_classes)

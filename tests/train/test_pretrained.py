@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import socket
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from polychrome.train import pretrained
 from polychrome.train.pretrained.__main__ import main as add
 from polychrome.train.run import main
 from polychrome.train.trained import TrainedModel
+from tests.train import runner
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = "prism4_small-shapes"
@@ -174,6 +176,17 @@ def test_commands_take_the_name(model, tmp_path, monkeypatch, capsys):
     assert exported.description.classes == generated.NAMES
     for name, value in model.network.state_dict().items():
         assert torch.equal(exported.model.state_dict()[name], value), name
+
+
+def test_a_prediction_starts_without_the_packages_that_it_does_not_need(tmp_path):
+    """torchvision brings the compiler: together they take longer than torch itself."""
+    Image.fromarray(drawn(1)[0][0]).save(tmp_path / "photo.png")
+    code = (
+        "import sys; from train.run import main; status = main(sys.argv[1:]);"
+        "print(status, sorted({'torchvision', 'torch._dynamo', 'matplotlib', 'nvidia.dali'} & set(sys.modules)))"
+    )
+    done = runner.run([sys.executable, "-c", code, "predict", SHAPES, str(tmp_path / "photo.png"), "--device", "cpu"])
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
 
 
 def test_a_checkpoint_is_put_among_them_without_the_places_of_its_run(tmp_path, monkeypatch, capsys, model):

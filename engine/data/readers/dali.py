@@ -41,7 +41,7 @@ _agrees: dict[tuple[str, str], bool] = {}  # by device and encoding
 class DaliReader:
     """Decoded, cropped and resized batches of a split's files.
 
-    On CUDA the whole pipeline is DALI's. On the CPU, DALI decodes and torchvision resizes: its uint8 kernels are
+    On CUDA the whole pipeline is DALI's. On the CPU, DALI decodes and torch resizes: its uint8 kernels are
     three times as fast as DALI's there, and the two backends then agree to the bit. A file that DALI cannot decode ends
     its pipeline: a new pipeline starts with the next batch, and Pillow decodes the intact files of the current batch.
     Files that Pillow cannot read either are only given to Pillow from then on. On CUDA, whose decoders are others, a

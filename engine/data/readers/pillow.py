@@ -1,4 +1,4 @@
-"""Loading with Pillow and torchvision in the worker processes of a DataLoader."""
+"""Loading with Pillow in the worker processes of a DataLoader."""
 
 from __future__ import annotations
 

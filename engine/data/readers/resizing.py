@@ -10,8 +10,8 @@ from threading import Barrier
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 
 def resize(crop: Tensor, size: int, flip: bool) -> Tensor:
@@ -20,7 +20,9 @@ def resize(crop: Tensor, size: int, flip: bool) -> Tensor:
     A crop of this size is not resampled.
     """
     if crop.shape[1:] != (size, size):
-        crop = functional.resize(crop, [size, size], antialias=True)
+        # To torch a batch of one is channels last if made of [height, width, channels], and not if made of `crop`.
+        batch = crop.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+        crop = F.interpolate(batch, (size, size), mode="bilinear", antialias=True)[0]
     return crop.flip(-1) if flip else crop
 
 

@@ -100,7 +100,7 @@ def test_an_image_of_the_size_wanted_is_not_resized(images, decoded, monkeypatch
     split = images.splits["train"]
     index = split.paths.index("48.png")
     only = dataclasses.replace(images, splits={"test": image_set.Split(("48.png",), (0,), (split.sizes[index],))})
-    monkeypatch.setattr("polychrome.engine.data.readers.resizing.functional.resize", None)
+    monkeypatch.setattr("polychrome.engine.data.readers.resizing.F.interpolate", None)
     with create(only, "auto", split="test", train=False, eval_crop=1.0, store=decoded) as batches:
         (batch,) = batches.epoch(0)
     np.testing.assert_array_equal(batch.images[0].permute(1, 2, 0).numpy(), decoded["48.png"])
