@@ -142,14 +142,16 @@ def has_several(protocol: str) -> bool:
 def for_one_combination(entry: str, settings: Settings, channels: int, combination: tuple[int, ...]) -> tuple[int, str]:
     """Return the number of input channels and the protocol of a network for one combination of the data's channels.
 
-    A model with the attribute `one_per_combination` takes the combination's channels alone. Other models take all
-    channels and are shown zeros for absent ones, except models for any number of channels, which are shown a subset.
+    A model with the attribute `one_per_combination` takes the combination's channels alone, and so does one that a mask
+    would name its channels to, as they are always there. Other models take all channels and are shown zeros for absent
+    ones, except models for any number of channels, which are shown a subset.
     """
     if _takes_one_combination(entry):
         return len(combination), ONE_PER_COMBINATION
     with torch.device("meta"):
-        padded = masks.protocol(create(entry, settings, 2, channels)) == "zero-pad"
-    return channels, PADDED_ONE_PER_COMBINATION if padded else ONE_PER_COMBINATION
+        protocol = masks.protocol(create(entry, settings, 2, channels))
+    count = len(combination) if protocol == "mask" else channels
+    return count, PADDED_ONE_PER_COMBINATION if protocol == "zero-pad" else ONE_PER_COMBINATION
 
 
 def _takes_one_combination(entry: str) -> bool:

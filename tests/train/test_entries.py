@@ -6,8 +6,10 @@ from importlib import resources
 from itertools import product
 
 import pytest
+import torch
 
 from polychrome import models
+from polychrome.engine.channels import masks
 from polychrome.engine.errors import UserError
 from polychrome.train import networks, recipes, systems
 from polychrome.train.preparation import prepare
@@ -15,6 +17,7 @@ from polychrome.train.run import main
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import OF_AN_ENTRY, RECIPES, Settings, read_toml, typed
 from polychrome.train.settings.variants import TASKS, resolve
+from tests.grids import usual
 
 
 def effective(capsys, *arguments):
@@ -177,6 +180,25 @@ def test_a_network_for_one_combination_is_shown_what_its_options_make_it_take():
     )
     assert whole == (3, networks.ONE_PER_COMBINATION)
     assert plain == (3, networks.PADDED_ONE_PER_COMBINATION)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    usual(
+        [*models.names(), "prism4+places", "prism4_small+places"],
+        *("naive_cnn", "pool_attention_cnn", "prism4_small", "prism4_small+places", "simple_cnn"),  # of each protocol
+    ),
+)
+def test_every_network_for_one_combination_takes_what_it_is_shown(entry):
+    """Whatever it knows of its channels: places of three would be another network's where two are shown."""
+    settings = variants.of(resolved(models=(f"{entry}+alone",), image_size=96), f"{entry}+alone")
+    for chosen in ((0, 1, 2), (0, 2), (1,)):
+        count, protocol = networks.for_one_combination(f"{entry}+alone", settings, 3, chosen)
+        how = "zero-pad" if protocol == networks.PADDED_ONE_PER_COMBINATION else "subset"
+        with torch.device("meta"):
+            network = networks.create(entry, settings, 5, count).eval()
+            logits = network(masks.select(torch.empty(2, 3, 96, 96), chosen, how))
+        assert logits.shape == (2, 5), chosen
 
 
 @pytest.mark.parametrize(("task", "models"), [("task1", 5), ("task2", 5)])
