@@ -23,6 +23,8 @@ def quicken(interpreter: ModuleType) -> None:
     def patch_builtins(package, builder, scope) -> None:
         if package not in names:
             names[package] = [name for name, _ in interpreter.inspect.getmembers(package, is_builtin)]
+        if not is_builtin(getattr(package, names[package][0])):
+            return  # by the function that calls this one, until it returns
         for name in names[package]:
             member = getattr(package, name)
             if is_builtin(member):
