@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polychrome.engine.errors import FailedModelsError
-from polychrome.engine.machine import distributed
+from polychrome.engine.machine import distributed, hardware, memory
 from polychrome.engine.report import console, tables
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train import experiment, seeds
@@ -18,6 +18,7 @@ def run(task: str, settings: Settings, resume: RunFolder | None = None) -> None:
         FailedModelsError: some of several models failed; the others are trained and reported.
     """
     console.console.quiet = not distributed.is_main()
+    memory.keep_freed(hardware.device(settings.device))
     repeats = settings.seeds > 1 or (resume is not None and Settings.of_run(resume.config).seeds > 1)
     done = (seeds if repeats else experiment).run(task, settings, resume)
     results = done.results

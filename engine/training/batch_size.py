@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import errno
 import gc
 import math
@@ -16,13 +15,14 @@ from torch import nn
 from polychrome.engine.errors import OutOfMemoryError
 from polychrome.engine.machine import distributed
 from polychrome.engine.machine.hardware import autocast
-from polychrome.engine.machine.memory import PeakMemory, available
+from polychrome.engine.machine.memory import PeakMemory, available, release_freed
 from polychrome.engine.training.plan import Plan
 
 HEADROOM = 0.1  # the share of a fitting batch that is left free
 START, MOST = 64, 1024  # larger steps are bound by arithmetic on any device, and a rate for small batches fails there
 LEAST = 2  # images: batch normalisation has no variance of a single image
 MULTIPLE = 8
+STEPS = 4  # memory that is kept when freed fits the next step's blocks less well than the first one's
 MEASURABLE = 256  # MB between two batches, far above the noise of the resident set
 SIGNS = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
 
@@ -107,11 +107,12 @@ def _fits(try_batch: Callable[[int], None], size: int) -> bool:
 
 
 def _resident(try_batch: Callable[[int], None], size: int) -> tuple[float, float]:
-    """Return the resident set in MB before a step of `size` images, and its peak during the step."""
+    """Return the resident set in MB before steps of `size` images, and its peak during them."""
     _free()
     memory = PeakMemory(torch.device("cpu"))
     rest = memory.megabytes()
-    try_batch(size)
+    for _ in range(STEPS):
+        try_batch(size)
     return rest, memory.megabytes()
 
 
@@ -120,8 +121,8 @@ def _free() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc alone
-        trim(0)
+    else:
+        release_freed()
 
 
 def _with_headroom(fitting: int, most: int) -> int:

@@ -11,6 +11,7 @@ from polychrome.engine.data.opening import Opened
 from polychrome.engine.data.sets import division
 from polychrome.engine.errors import UserError
 from polychrome.engine.evaluation import evaluate
+from polychrome.engine.machine.memory import keep_freed
 from polychrome.engine.report import comparison, console, seeds
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train.commands.finished import Run
@@ -47,6 +48,7 @@ def evaluate_run(
     """
     folder = RunFolder.open(run)
     every = [Run(each.root, device) for each in folder.seeds.values()] or [Run(run, device)]
+    keep_freed(every[0].device)
     opened, whole, others, found = None, False, False, []
     if every[0].arithmetic:
         console.warn(f"not to the digit the run's figures: {every[0].arithmetic}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from polychrome.engine.errors import UserError, shown, spreadsheet_cell
 from polychrome.engine.machine.files import write_atomically
+from polychrome.engine.machine.memory import keep_freed
 from polychrome.engine.machine.workers import cpus
 from polychrome.engine.report import console
 from polychrome.engine.report.tables import Table
@@ -47,6 +48,7 @@ def predict_images(
         raise UserError(f"--output {output}: the name must end in {', '.join(FORMATS)}")
     trained = load(run, model, channels, device=device, workers=cpus())
     files = found_files(images)
+    keep_freed(trained.device)
     with console.progress("classifying", len(files)) as bar:
         found = trained.predict_files(files, say=_note, done=bar.advance, warn=_note)
     bad = [each for each in found if each.reason is not None]
