@@ -21,7 +21,7 @@ from polychrome.engine.training import checkpoint, state
 from polychrome.engine.training.state import Division, Position
 from polychrome.engine.training.trainer import Hooks, fit
 from tests import disks
-from tests.engine.small import PLAN, Net
+from tests.engine.small import FALLING, PLAN, Net
 
 pytestmark = pytest.mark.usefixtures("signals_heard")
 
@@ -184,10 +184,10 @@ def cut(path):
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(loaders, tmp_path):
-    unbroken = fit("m", Net(), *loaders, PLAN, tmp_path / "m")
+    unbroken = fit("m", Net(), *loaders, FALLING, tmp_path / "m")
     cut(tmp_path / "m/last.pt")
     said = []
-    again = fit("m", Net(), *loaders, PLAN, tmp_path / "m", Hooks(say=said.append))
+    again = fit("m", Net(), *loaders, FALLING, tmp_path / "m", Hooks(say=said.append))
     assert again.epochs == unbroken.epochs
     (line,) = said
     assert line.startswith(f"{tmp_path / 'm/last.pt'} is damaged")
