@@ -65,7 +65,11 @@ def release_freed() -> None:
 
 
 def available(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes of memory that this process may still take, within the limits of its control groups."""
+    """Return the bytes of memory that this process may still take, within the limits of its control groups.
+
+    Memory that it keeps though it has freed it is returned first, and counts.
+    """
+    release_freed()
     try:
         fields = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024

@@ -57,6 +57,10 @@ def options(monkeypatch):
             given.append((name, value))
             return 1
 
+        def malloc_trim(self, left):
+            given.append(("returned, but for", left))
+            return 1
+
     for name in ("GLIBC_TUNABLES", *memory.OF_GLIBC):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Library())
@@ -66,6 +70,13 @@ def options(monkeypatch):
 def test_blocks_are_neither_mapped_nor_returned(options):
     assert memory.keep_freed(CPU)
     assert options == [(-4, 0), (-1, -1)]  # M_MMAP_MAX, M_TRIM_THRESHOLD
+
+
+@pytest.mark.parametrize("look", [memory.available, lambda: memory.PeakMemory(CPU)])
+def test_freed_memory_is_returned_before_memory_is_measured(options, look):
+    """Memory that a run's first seed freed is free when its second chooses a cache, and is not in the second's peak."""
+    look()
+    assert options == [("returned, but for", 0)]
 
 
 @pytest.mark.parametrize(
