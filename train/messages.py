@@ -127,11 +127,14 @@ def _at_chance(results: Mapping, name: str) -> str:
 
 
 def beginning() -> dict[str, str]:
-    """Return the time now and the command that is run, for the environment of a run."""
+    """Return the time now and the command that is run, for the environment of a run.
+
+    Loggers tell runs of a name apart by the time, so it is to the microsecond: a script begins two runs in a second.
+    """
     context = click.get_current_context(silent=True)
     given = context.find_root().obj if context else None
     command = f"{_program()} {shlex.join(given)}" if given else ""
-    return {"at": datetime.now(UTC).isoformat(timespec="seconds")} | ({"command": command} if command else {})
+    return {"at": datetime.now(UTC).isoformat(timespec="microseconds")} | ({"command": command} if command else {})
 
 
 def _program() -> str:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 import tomllib
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,8 @@ from polychrome.engine.history import TrainingHistory
 from polychrome.engine.training.state import State
 from polychrome.engine.training.trainer import Trainer
 from polychrome.engine.watch import wandb
-from polychrome.engine.watch.logger import InBackground
+from polychrome.engine.watch.logger import InBackground, Training
+from polychrome.train import messages
 from polychrome.train.run import main
 from polychrome.train.settings.config import Settings, described
 from tests.engine.test_tensorboard import hyperparameters, needs_tensorboard, series
@@ -254,6 +256,14 @@ def test_a_new_run_of_the_same_name_is_another_run_of_mlflow(stripes, tmp_path):
     (second,) = logged("same").values()
     assert second.info.run_id != first.info.run_id
     assert len(course(second, "loss/train")) == 1
+
+
+def test_runs_of_a_name_that_begin_in_the_same_second_are_told_apart():
+    training, runs = Training("task1", "same", "simple_cnn", "", {}), set()
+    for _ in range(20):
+        runs.add(replace(training, begun=messages.beginning()["at"]).id)
+        time.sleep(1e-3)
+    assert len(runs) == 20
 
 
 def test_a_run_whose_server_is_gone_says_so_once_and_trains(stripes, tmp_path, monkeypatch, capsys):
