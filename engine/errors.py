@@ -46,6 +46,10 @@ class Unsupported(ValueError):
     """An image file of a kind that is not read; the message is one line."""
 
 
+class Unavailable(Unsupported):
+    """An image file that this machine cannot read now, for want of a package or of memory; the message is one line."""
+
+
 class RunError(Exception):
     """A run ended without an error in its input; the message, one line, says what happened and what to do.
 

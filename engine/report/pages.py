@@ -21,8 +21,8 @@ from polychrome.engine.run_folder import RunFolder
 
 REPORTED = "Reported: the reports' figures, by report, on their data and schedules."
 COSTS = (
-    "Measured with the weights of the epoch under best. Costs are of one image; act. MB: forward and backward "
-    "activations as torchinfo counts them."
+    "Measured with the weights of the epoch under best, of several seeds with each one's own. Costs are of one image; "
+    "act. MB: forward and backward activations as torchinfo counts them."
 )
 BALANCED = "balanced: balanced accuracy, the mean over the classes of the share of a class's images that is right."
 RATIO = "ratio: of test accuracy to ResNet34's in this run."

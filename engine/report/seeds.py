@@ -7,17 +7,18 @@ from statistics import fmean, stdev
 
 from polychrome.engine.report import scores
 
-MEANS = ("val", "scores", "flipped", "train_seconds", "images_per_second")
+MEANS = ("val", "scores", "flipped", "train_seconds", "images_per_second", "gpu_idle", "input_wait")
 OWN = ("best_epoch", "epochs", "train_seconds", "val")  # figures that are also kept by seed
 
 
 def combined(runs: Sequence[dict]) -> dict:
     """Return the content of `results.json` for several seeds, given the content for each seed's run.
 
-    Scores, training time and images a second are means. Each model also has "seeds", the seeds of its trainings;
-    "spread", the standard deviation (of a sample, n - 1) of each test figure, as "plain" and "flipped" by split and
-    combination, and of the "mean" accuracy over the combinations that all models were tested on, with two seeds or
-    more; and "per_seed". A figure that some seed lacks is None. A failure names its seed.
+    Scores, training time, images a second and shares of waiting are means. Each model also has "seeds", the seeds of
+    its trainings; "spread", the standard deviation (of a sample, n - 1) of each test figure, as "plain" and "flipped"
+    by split and combination, and of the "mean" accuracy over the combinations that all models were tested on, with two
+    seeds or more; and "per_seed". A figure that some seed lacks is None, and whatever is neither joined nor the same
+    for every seed is left out. A failure names its seed.
     """
     names = dict.fromkeys(name for run in runs for name in run["models"])
     failed = {f"{name} (seed {run['seed']})": why for run in runs for name, why in run.get("failed", {}).items()}
@@ -36,8 +37,8 @@ def _entry(of_seed: dict[int, dict]) -> dict:
     every = list(of_seed.values())
     means = _joined(fmean, every, MEANS)
     own = [{"seed": seed} | {key: entry[key] for key in OWN if key in entry} for seed, entry in of_seed.items()]
-    found = every[0] | means | {"seeds": list(of_seed), "per_seed": own}
-    found.pop("confused", None)  # of a single seed
+    same = {key: value for key, value in every[0].items() if all(entry.get(key) == value for entry in every)}
+    found = same | means | {"seeds": list(of_seed), "per_seed": own}
     told = dict.fromkeys(tuple(row) for entry in every for row in entry.get("differs", ()))
     found["differs"] = list(map(list, told))
     found |= _joined(max, every, ("epochs", "peak_memory_mb"))

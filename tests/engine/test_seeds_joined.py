@@ -50,6 +50,17 @@ def test_the_peak_of_several_seeds_is_the_greatest():
     assert (found["peak_memory_mb"], found["epochs"]) == (900.0, 3)
 
 
+def test_no_figure_of_a_single_seed_stands_for_all():
+    own = [{"gpu_idle": 0.9, "input_wait": 0.5, "best_epoch": 2, "kernels": [1], "batch_size": 32}]
+    own += [{"gpu_idle": 0.1, "input_wait": 0.3, "best_epoch": 40, "epochs": 50, "batch_size": 32}]
+    results = seeds.combined(runs_of(*map(dict, own)))
+    found = results["models"]["m"]
+    assert (found["gpu_idle"], found["input_wait"], found["batch_size"]) == (0.5, 0.4, 32)
+    assert "kernels" not in found
+    assert [row["best_epoch"] for row in found["per_seed"]] == [2, 40]
+    assert tables.FIGURES["best"](found, []) == "-/50"
+
+
 def test_a_split_that_some_seed_was_not_tested_on_is_there_without_figures():
     runs = runs_of({}, {})
     runs[1]["models"]["m"]["scores"]["holdout"] = {"a": {"accuracy": 0.5}}

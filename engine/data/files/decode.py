@@ -128,6 +128,7 @@ def opened(file: str | os.PathLike | IO[bytes]) -> Iterator[Image.Image]:
 
     Raises:
         Unsupported: the image has more pixels.
+        Unavailable: it needs more memory than there is.
         OSError: the file is missing or damaged, or the block inside fails, whatever the decoder raises.
         UserError: the environment names no number of pixels.
     """

@@ -10,7 +10,7 @@ from polychrome.engine.channels.names import RGB
 from polychrome.engine.data.files import decode, kinds
 from polychrome.engine.data.files.guard import check_values
 from polychrome.engine.data.files.pixels import Pixels, check_type, upright, without_opaque
-from polychrome.engine.errors import Unsupported
+from polychrome.engine.errors import Unavailable
 
 PNG_DEPTH = 24  # the byte of a PNG that has the bits of a sample
 CODESTREAM, BITS = b"\xff\x4f\xff\x51", 42  # the start of a JPEG 2000 codestream, and the byte of a sample's bits in it
@@ -57,7 +57,8 @@ def read(content: bytes, channels: int | None = None) -> Pixels:
     everywhere and `channels` does not count it.
 
     Raises:
-        Unsupported: the file is too large, or its reading needs a package.
+        Unsupported: the file is too large.
+        Unavailable: its reading needs a package.
         OSError: the file is damaged (in `guard.guarded`).
     """
     kind = kinds.of(content[: kinds.HEAD])
@@ -82,6 +83,6 @@ def _decoded(content: bytes, kind: str) -> np.ndarray:
     try:
         import imagecodecs
     except ImportError as error:
-        raise Unsupported(f"{kind} of more than 8 bits {CODECS}") from error
+        raise Unavailable(f"{kind} of more than 8 bits {CODECS}") from error
     values = imagecodecs.png_decode(content) if kind == "PNG" else imagecodecs.jpeg2k_decode(content)
     return values if values.ndim == 3 else values[..., None]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 
-from polychrome.engine.errors import Unsupported, UserError, one_line
+from polychrome.engine.errors import Unavailable, Unsupported, UserError, one_line
 
 PIXELS_VARIABLE = "POLYCHROME_MAX_PIXELS"
 DAMAGED = "damaged: "
@@ -19,14 +19,15 @@ MOST_PIXELS = 178_956_970  # Pillow's own bound
 def guarded() -> Iterator[None]:
     """Raise whatever the reading of a file's bytes raises inside as OSError, a damaged file, or as Unsupported.
 
-    Decoders raise errors of many kinds over damaged bytes: IndexError, struct.error, RecursionError and more.
+    Decoders raise errors of many kinds over damaged bytes: IndexError, struct.error, RecursionError and more. Raises
+    Unavailable where there is too little memory.
     """
     try:
         yield
     except (OSError, Unsupported, UserError):
         raise
     except MemoryError as error:
-        raise Unsupported("it needs more memory than there is: shrink it, or cut it into tiles") from error
+        raise Unavailable("it needs more memory than there is: shrink it, or cut it into tiles") from error
     except Exception as error:
         raise OSError(f"{DAMAGED}{one_line(error)}") from error
 

@@ -9,6 +9,7 @@ SUFFIXES = frozenset(
     [".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".webp", ".tif", ".tiff", ".gif"]
     + [".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ARRAY]
 )
+OVERVIEWS = ".ovr"  # smaller copies of an image, beside it: TIFF files
 _OF_THE_SYSTEM = frozenset(
     ["thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin", "lost+found"]
     + ["system volume information", "__pycache__"]

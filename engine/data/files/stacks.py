@@ -81,6 +81,7 @@ def read(
 
     Raises:
         Unsupported: the file is whole but of another kind, or too large; the message is one line.
+        Unavailable: its reading needs a package, or memory that is not there.
         OSError: the file is missing or damaged.
     """
     with guarded():

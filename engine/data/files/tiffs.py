@@ -17,7 +17,7 @@ from polychrome.engine.data.files import decode
 from polychrome.engine.data.files.deep import CODECS
 from polychrome.engine.data.files.guard import check_values
 from polychrome.engine.data.files.pixels import Pixels, check_type, cleaned, upright, without_opaque
-from polychrome.engine.errors import Unsupported
+from polychrome.engine.errors import Unavailable, Unsupported
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
@@ -29,6 +29,8 @@ CODED = (MINISWHITE, PALETTE, SEPARATED, YCBCR)
 IMAGE, CHANNELS, UNKNOWN = "YX", "CS", "IQ"  # tifffile's names of axes
 ALPHA = (1, 2)  # of ExtraSamples
 NEEDS = "needs tifffile: pip install tifffile"
+COPIES = "a TIFF of smaller copies or masks alone, as raw photos and overviews are: export the image itself as TIFF"
+BEHIND = "a smaller copy before the image, among photos: save the image alone"
 
 
 class Nature(NamedTuple):
@@ -52,11 +54,14 @@ class Nature(NamedTuple):
 def nature(content: bytes) -> Nature:
     """Return what a TIFF file of these bytes is.
 
-    Raises Unsupported where tifffile is not installed, OSError (in `guard.guarded`) where the file is damaged.
+    Raises Unavailable where tifffile is not installed, Unsupported where the file has smaller copies of an image alone,
+    OSError (in `guard.guarded`) where it is damaged.
     """
     with _opened(content) as tif:
         pages = _main_pages(tif)
         page = pages[0]
+        if page.index:  # Pillow would decode the first
+            return Nature(photo=False, measured=True, why_not=BEHIND)
         # A description may tell of images that follow the first without pages of their own.
         told = tif.series[0].size // max(page.size, 1) if tif.is_imagej or tif.is_shaped or tif.is_ome else 1
         if (count := max(len(pages), told)) > 1:
@@ -91,15 +96,18 @@ def read(content: bytes, channels: int | None = None) -> Pixels:
     a palette, CMYK, YCbCr or white as 0 are read as `decode.samples` reads them.
 
     Raises:
-        Unsupported: the file holds several images, or axes that cannot be channels, or its reading needs a package.
+        Unsupported: the file holds several images, or axes that cannot be channels.
+        Unavailable: its reading needs a package.
         OSError: the file is damaged (in `guard.guarded`).
     """
     with _opened(content) as tif:
         series, mask = _parts(tif)
-        page = tif.pages.first
+        page = series.keyframe
         check_type(np.dtype("uint8") if series.dtype == bool else series.dtype)
         check_values(series.shape)
         if _is_coded_photo(page, series):
+            if page.index:
+                raise Unsupported(BEHIND)
             return decode.samples(content, channels)
         if page.photometric == PALETTE:
             raise Unsupported("pages with palettes, wanted pages of one channel each")
@@ -127,7 +135,7 @@ def _opened(content: bytes) -> Iterator[TiffFile]:
     try:
         import tifffile
     except ImportError as error:
-        raise Unsupported(f"TIFF {NEEDS}") from error
+        raise Unavailable(f"TIFF {NEEDS}") from error
     with _logged() as faults, tifffile.TiffFile(BytesIO(content)) as tif:
         if not len(tif.pages):
             raise OSError("damaged: no page")
@@ -159,9 +167,11 @@ def _logged() -> Iterator[list[str]]:
 
 
 def _main_pages(tif: TiffFile) -> list[TiffPage]:
-    """Return the pages that are neither a smaller copy of another nor a mask."""
+    """Return the pages that are neither a smaller copy of another nor a mask; raises Unsupported where none is."""
     pages = [page for page in tif.pages if not page.is_reduced and not page.is_mask]
-    return pages or [tif.pages.first]
+    if not pages:
+        raise Unsupported(COPIES)
+    return pages
 
 
 def _parts(tif: TiffFile) -> tuple[TiffPageSeries, np.ndarray | None]:
@@ -169,26 +179,34 @@ def _parts(tif: TiffFile) -> tuple[TiffPageSeries, np.ndarray | None]:
     images, masks = [], []
     for series in tif.series:
         page = series.keyframe
+        if page.is_reduced:
+            continue
         if page.is_mask:
             masks.append(series)
-        elif not page.is_reduced:
+        else:
             images.append(series)
+    if not images:
+        raise Unsupported(COPIES)
     if len(images) != 1:
         sizes = ", ".join(f"{' x '.join(map(str, series.shape))} {series.dtype}" for series in images[:4])
         raise Unsupported(f"{len(images)} images of different size or type in one file ({sizes}), wanted one")
     (series,) = images
     if series.is_multifile or (tif.is_ome and series.kind == "generic"):
         raise Unsupported("its OME description tells of further files, wanted all in one")
-    masks = [mask for mask in masks if mask.shape == series.keyframe.shape[:2]]
+    lengths = dict(zip(series.axes, series.shape, strict=False))
+    size = lengths.get("Y"), lengths.get("X")
+    if masks and masks[0].shape != size:
+        shape = " x ".join(map(str, masks[0].shape))
+        raise Unsupported(f"a mask of {shape} beside an image of {size[0]} x {size[1]}, wanted one of its size")
     return series, _values(masks[0]) if masks else None
 
 
 def _values(series: TiffPageSeries) -> np.ndarray:
     try:
         return series.asarray(maxworkers=1)
-    except (ValueError, KeyError, RuntimeError) as error:
-        if "imagecodecs" in str(error):
-            raise Unsupported(f"its compression {CODECS}") from error
+    except (ValueError, KeyError, RuntimeError, ImportError) as error:
+        if "imagecodecs" in str(error) or isinstance(error, ImportError):
+            raise Unavailable(f"its compression {CODECS}") from error
         raise
 
 
@@ -230,7 +248,7 @@ def _orientation(page: TiffPage) -> int:
 
 def _names(tif: TiffFile, series: TiffPageSeries, axis: str, count: int) -> tuple[str, ...]:
     """Return the names that the file gives its channels, of which some may be empty; none where it gives none."""
-    page, found = tif.pages.first, {}
+    page, found = series.keyframe, {}
     if GDAL_METADATA in page.tags:
         found = _described(page.tags[GDAL_METADATA].value)
     elif series.kind == "ome" and axis in CHANNELS:

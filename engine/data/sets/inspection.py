@@ -18,7 +18,7 @@ from polychrome.engine.data.files import dali_check, kinds, shards, stacks
 from polychrome.engine.data.files.guard import guarded, most_pixels, too_large
 from polychrome.engine.data.files.pixels import Pixels, why_unusable
 from polychrome.engine.data.files.statistics import Apart, Moments, apart, measure
-from polychrome.engine.errors import Unsupported, one_line
+from polychrome.engine.errors import Unavailable, Unsupported, one_line
 
 AT_ONCE = 2**28  # bytes of a file that are read at once
 DEEPEST = 65535  # the highest value of a photo's samples
@@ -91,6 +91,10 @@ def scale_of(stored: str) -> str:
     return stored if stored == "uint8" else "fractions" if stored.startswith("f") else "whole numbers"
 
 
+class Passing(str):
+    """Why a file is rejected here and now: for want of a package or of memory, or as a disk or a network failed."""
+
+
 Verdict = Photo | Stack | str  # or why the file is rejected
 Seen = list[tuple[bytes, np.ndarray]]
 
@@ -150,14 +154,17 @@ def _of(file: str, form: Form, measured: bool, seen: Seen | None) -> Verdict:
             return _image(file, content, kind, form, seen)
     except FileNotFoundError:
         return NOWHERE if os.path.islink(file) else MISSING
-    except Unsupported as error:
-        return one_line(error)
-    except OSError as error:
+    except (Unsupported, OSError) as error:
         return _failure(file, error)
 
 
-def _failure(file: str, error: OSError) -> str:
-    return _unidentified(file) if type(error).__name__ == UNIDENTIFIED else error.strerror or _damage(error)
+def _failure(file: str, error: Unsupported | OSError) -> str:
+    """Return why a file is rejected, as `Passing` where it may be otherwise when it is read again."""
+    if isinstance(error, Unsupported):
+        return Passing(one_line(error)) if isinstance(error, Unavailable) else one_line(error)
+    if type(error).__name__ == UNIDENTIFIED:
+        return _unidentified(file)
+    return Passing(error.strerror) if error.strerror else _damage(error)
 
 
 def _samples(file: str, form: Form, content: bytes) -> Stack | str:
@@ -204,9 +211,7 @@ def _as_photo(file: str, content: bytes, seen: Seen | None, wanted: Pixels | Non
     try:
         with guarded():
             return _photo(file, content, seen, wanted)
-    except Unsupported as error:
-        return one_line(error)
-    except OSError as error:
+    except (Unsupported, OSError) as error:
         return _failure(file, error)
 
 
@@ -273,7 +278,7 @@ def _unidentified(file: str) -> str:
     if head.startswith(b"PF"):
         return "a PFM of colours, which is not read: save it as TIFF or .npy"
     if kind in ("AVIF", "HEIC", "JPEG XL") and not _is_read(kind):
-        return f"{kind}, which this installation of Pillow does not read: install a plugin, or save it as PNG"
+        return Passing(f"{kind}, which this installation of Pillow does not read: install a plugin, or save it as PNG")
     if head.startswith(ZIP):
         return "an archive, such as .zip or .npz: unpack it"
     if kind or head.startswith(DAMAGED):
@@ -294,6 +299,11 @@ def _damage(error: OSError) -> str:
         return text
     cut = "truncated" in text.lower() or isinstance(error.__cause__, EOFError)
     return f"{'truncated' if cut else 'damaged'}: {text}"
+
+
+def is_passing(verdict: Verdict) -> bool:
+    """Return whether a verdict, or the verdict on the file as a photo, may be otherwise when the file is read again."""
+    return isinstance(verdict.as_photo if isinstance(verdict, Stack) else verdict, Passing)
 
 
 def to_entry(verdict: Verdict) -> list:

@@ -22,15 +22,15 @@ from polychrome.engine.data.files.kinds import FRAMES, SCALED, TRANSPARENT
 from polychrome.engine.data.files.statistics import Apart
 from polychrome.engine.data.image_set import ImageSet, Split, sizes_of, with_classes
 from polychrome.engine.data.sets import inspection
-from polychrome.engine.data.sets.inspection import Photo, Stack, Verdict
+from polychrome.engine.data.sets.inspection import Passing, Photo, Stack, Verdict, is_passing
 from polychrome.engine.data.sets.sensors import channel_files, descriptions, union
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine.files import Stamps, cache_folder, new_file
 from polychrome.engine.machine.workers import cpus, parallel_chunks
 
-RULES = 9  # raise this number when a file's verdict may change
+RULES = 10  # raise this number when a file's verdict may change
 CHUNK = 64
-KILLS = "damaged: it crashes the decoder, or needs more memory than there is"
+KILLS = Passing("damaged: it crashes the decoder, or needs more memory than there is")
 DIM = 2**14  # a quarter of the range of 16 bits
 
 
@@ -119,7 +119,8 @@ def scan(
         for chunk, found in zip(chunks, inspected, strict=True):
             for path, verdict in zip(chunk, found, strict=True):
                 verdicts[path] = verdict
-                known.put(path, verdict)
+                if not is_passing(verdict):
+                    known.put(path, verdict)
             if progress:
                 progress(len(verdicts), len(paths))
     finally:

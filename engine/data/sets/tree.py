@@ -79,7 +79,7 @@ def _kind(entry: os.DirEntry) -> str:
         return IMAGE  # a link that leads nowhere too: the scan names it
     if broken:
         return NOWHERE
-    if suffix == shards.SUFFIX:  # it begins with the name of a member, whatever it is
+    if suffix in (shards.SUFFIX, kinds.OVERVIEWS):  # a tar begins with the name of a member, whatever it is
         return suffix
     try:
         with open(entry.path, "rb") as file:

@@ -19,7 +19,7 @@ from polychrome.engine.data.image_set import SPLITS, ImageSet
 from polychrome.engine.data.sets.classes import check_trained, class_names, numbered_classes
 from polychrome.engine.data.sets.division import completed
 from polychrome.engine.data.sets.layouts import members
-from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Known, in_order
+from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Known, in_order, splits_told
 from polychrome.engine.data.sets.layouts.members import WANTED, Sample
 from polychrome.engine.data.sets.repeats import grouping
 from polychrome.engine.errors import UserError
@@ -84,18 +84,19 @@ def read(
     """Return the set of the samples in tars: members whose paths agree up to the first dot, one of them an image.
 
     A sample's label is in its .cls (a whole number) or its .json (a number or name, "label" or "cls"); where none has
-    such a label, the folder in the tar is its class (see `engine.data.sets.layouts.members`). Tars named train*, val*
-    and test* are these splits, else folders of these names in the tars; those that are not there are made (see
-    `engine.data.sets.division.completed`); else all samples are split 80/10/10 per class by `seed`, whole groups in one
-    split (see `engine.data.sets.repeats.grouping`). Paths begin with the tar's path, relative to the folder that all
-    tars are in. Of a set for a run its classes are `known`, as `engine.data.sets.listing.read` has them.
+    such a label, the folder in the tar is its class (see `engine.data.sets.layouts.members`). Tars whose names or
+    folders tell splits (see `engine.data.sets.layouts.labelled.splits_told`) are these, else folders of such names in
+    the tars; those that are not there are made (see `engine.data.sets.division.completed`); else all samples are split
+    80/10/10 per class by `seed`, whole groups in one split (see `engine.data.sets.repeats.grouping`), which is said.
+    Paths begin with the tar's path, relative to the folder that all tars are in. Of a set for a run its classes are
+    `known`, as `engine.data.sets.listing.read` has them.
 
     Raises:
         UserError: a tar is unreadable or damaged, samples have no label or two, or there is none to train on.
     """
     tars = [tar.absolute() for tar in tars]
     root = Path(os.path.commonpath([tar.parent for tar in tars]))
-    names = _split_names(tars, root)
+    names = splits_told(tars)
     found: dict[str, list[Sample]] = defaultdict(list)
     for tar, rows in zip(tars, _indexed(tars), strict=True):
         found[names[tar]] += _samples(tar.relative_to(root).as_posix(), rows)
@@ -113,25 +114,12 @@ def read(
     rows = {name: list(zip(paths[name], labels[name], strict=True)) for name in sorted(found, key=SPLITS_FIRST.index)}
     if list(rows) == [UNDIVIDED]:
         rows[UNDIVIDED].sort()
+        said = (*said, f"no file's name tells a split: {len(rows[UNDIVIDED]):,} images are split 80/10/10 per class")
     splits, notes = completed(root, classes, rows, seed, grouping(root, group_by))
     account = shards.account(tars)
     if unused := every - sum(map(len, found.values())):
         account = account.with_ignored({UNLISTED: unused}, among_used=True)
     return ImageSet(root, classes, splits, account=account, notes=(*said, *notes), first_label=first)
-
-
-def _split_names(tars: Sequence[Path], root: Path) -> dict[Path, str]:
-    """Return each tar's split; "" for all tars where the samples are to be split."""
-    names = {tar: next((split for split in SPLITS if tar.name.startswith(split)), "") for tar in tars}
-    present = set(names.values())
-    if len(present) == 1:
-        return dict.fromkeys(tars, UNDIVIDED)
-    if UNDIVIDED in present:
-        other = next(tar for tar, name in names.items() if not name)
-        raise UserError(f"{other} is neither train*.tar nor val*.tar nor test*.tar, as others are: which split is it?")
-    if "train" not in present:
-        raise UserError(f"no train*.tar in {root}: wanted train*, val* and test*, or tars of one kind")
-    return names
 
 
 def _indexed(tars: Sequence[Path]) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from polychrome.engine.channels.names import RGB
 from polychrome.engine.data.arrangement import Form
 from polychrome.engine.data.conventions import Trained
-from polychrome.engine.data.files import decode, stacks, statistics
+from polychrome.engine.data.files import decode, stacks, statistics, tiffs
 from polychrome.engine.data.files.pixels import Pixels, upright
 from polychrome.engine.data.given import image_sets
 from polychrome.engine.data.sets import inspection, listing, scan
@@ -316,6 +316,37 @@ def test_overviews_and_masks_are_no_channels(tmp_path):
     np.testing.assert_array_equal(stacks.opener(images)("0.tif"), values)
 
 
+def paged_tiff(*pages):
+    """Return a TIFF of pages, each an array and whether it is a smaller copy."""
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as writer:
+        for values, smaller in pages:
+            writer.write(values, metadata=None, subfiletype=int(smaller), photometric="rgb")
+    return stream.getvalue()
+
+
+def test_a_smaller_copy_is_never_taken_for_the_image(tmp_path):
+    photo = image_kinds.picture(80, 60)
+    behind = paged_tiff((photo[::4, ::4], True), (photo, False))
+    assert reason(tmp_path, paged_tiff((photo, True), (photo[::2, ::2], True))) == tiffs.COPIES
+    (tmp_path / "behind.tif").write_bytes(behind)
+    np.testing.assert_array_equal(stacks.pixels(tmp_path / "behind.tif").values, photo)
+    _, report = opened(write(tmp_path / "set", PHOTOS | {"behind.tif": behind}))
+    assert [(item.path, item.reason) for item in report.rejected] == [("behind.tif", tiffs.BEHIND)]
+
+
+def test_overviews_beside_images_are_not_images(tmp_path):
+    photo = image_kinds.picture(80, 60)
+    files = {f"{name}/{i}.tif": paged_tiff((photo, False)) for name in "ab" for i in range(4)}
+    for path, content in files.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+        (tmp_path / f"{path}.ovr").write_bytes(paged_tiff((photo[::2, ::2], True)))
+    images = listing.read(tmp_path)
+    assert {path for split in images.splits.values() for path in split.paths} == set(files)
+    assert images.account.ignored == {".ovr": 8}
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_images_that_follow_the_first_without_pages_of_their_own_are_channels(tmp_path, dtype):
     values = measured.drawn(5, dtype)
@@ -331,22 +362,26 @@ def test_images_that_follow_the_first_without_pages_of_their_own_are_channels(tm
     assert isinstance(inspection.of_all([(str(tmp_path / "a.tif"), Form())], False)[0], str)
 
 
-def masked(values, mask):
+def masked(values, mask, planar="contig"):
     stream = io.BytesIO()
+    values = values if planar == "contig" else np.moveaxis(values, -1, 0)
     with tifffile.TiffWriter(stream) as writer:
-        writer.write(values, metadata=None, photometric="minisblack", planarconfig="contig")
+        writer.write(values, metadata=None, photometric="minisblack", planarconfig=planar)
         writer.write(mask, subfiletype=4, photometric="mask", metadata=None)
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("how", ["nodata", "NaN", "NaN in an array", "mask", "bytes"])
+@pytest.mark.parametrize("how", ["nodata", "NaN", "NaN in an array", "mask", "planar mask", "bytes"])
 def test_missing_values_are_left_out_of_the_statistics_and_become_the_mean(tmp_path, how):
-    dtype = {"nodata": np.int16, "mask": np.uint16, "bytes": np.uint8}.get(how, np.float32)
+    dtype = {"nodata": np.int16, "mask": np.uint16, "planar mask": np.uint16, "bytes": np.uint8}.get(how, np.float32)
     files, every, gone = {}, [], []
     for i in range(3):
         values = measured.drawn(3, dtype, i)
         missing = np.random.default_rng(i).random(values.shape) < 0.2
-        if how == "mask":
+        if how == "planar mask":
+            missing = np.repeat(missing[..., :1], 3, 2)
+            files[f"{i}.tif"] = masked(values, ~missing[..., 0], "separate")
+        elif how == "mask":
             missing = np.repeat(missing[..., :1], 3, 2)
             files[f"{i}.tif"] = masked(values, ~missing[..., 0])
         elif how in ("nodata", "bytes"):
@@ -561,6 +596,11 @@ def test_where_a_package_is_lacking_it_is_named(tmp_path, monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "tifffile", None)
     assert reason(tmp_path, KINDS["pages"].content) == "TIFF needs tifffile: pip install tifffile"
+
+
+def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path):
+    content = masked(measured.drawn(5), np.ones((3, 4), bool))
+    assert reason(tmp_path, content).startswith("a mask of 3 x 4 beside an image of ")
 
 
 def test_a_compression_that_needs_imagecodecs_says_so_where_it_is_lacking(tmp_path):

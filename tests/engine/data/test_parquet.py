@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -97,6 +98,36 @@ def test_a_file_is_unpacked_once_until_it_changes(tmp_path, cache_home):
     write(tmp_path / "all.parquet", [0, 1] * 7)
     assert sum(len(split.paths) for split in listing.read(tmp_path).splits.values()) == 14
     assert len(list((cache_home / "parquet").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train/0", "valid/0", "test/0"), ("cifar10_train", "cifar10_val", "cifar10_test"), ("Train", "Dev", "Test")],
+    ids=lambda names: names[0],
+)
+def test_splits_are_told_by_folders_and_any_word_of_a_name(tmp_path, names):
+    for number, name in enumerate(names):
+        write(tmp_path / f"{name}.parquet", [0, 1] * (3 + number), first=20 * number)
+    assert [len(split.paths) for split in opened(tmp_path).splits.values()] == [6, 8, 10]
+
+
+def test_a_file_in_the_place_of_another_of_its_size_and_time_is_unpacked(tmp_path):
+    file = tmp_path / "all.parquet"
+    write(file, [0, 1] * 6)
+    before, state = listing.read(tmp_path), file.stat()
+    write(tmp_path / "other", [1, 0] * 6)
+    os.utime(tmp_path / "other", ns=(state.st_atime_ns, state.st_mtime_ns))
+    os.replace(tmp_path / "other", file)
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (state.st_size, state.st_mtime_ns)
+    own, others = (
+        {
+            path.rpartition("/")[2]: label
+            for split in images.splits.values()
+            for path, label in zip(split.paths, split.labels, strict=True)
+        }
+        for images in (before, listing.read(tmp_path))
+    )
+    assert others == {path: 1 - label for path, label in own.items()}
 
 
 def test_a_split_without_labels_is_left_out_with_a_line(tmp_path):

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -9,8 +10,9 @@ import pytest
 from PIL import features
 
 from polychrome.engine.data import image_set
+from polychrome.engine.data.files import decode
 from polychrome.engine.data.sets import scan as scanning
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import Unavailable, UserError
 from tests.engine.data import image_kinds, photos
 
 WHOLE = image_kinds.encoded(image_kinds.picture(), "JPEG", quality=90)
@@ -171,6 +173,24 @@ def test_a_second_scan_decodes_nothing_and_a_changed_file_is_scanned_again(tmp_p
     assert scanning.scan(tmp_path, list(files)).decoded == 1
     assert scanning.scan(tmp_path, list(files), cache=False).decoded == 3
     assert [path.suffix for path in cache_home.iterdir()] == [".json"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EIO, "Input/output error"), MemoryError(), Unavailable("needs a package")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_fails_here_and_now_is_read_again_by_the_next_scan(tmp_path, monkeypatch, error):
+    def fail(content):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "verify", fail)
+        first = scan(tmp_path, {"a.jpg": WHOLE})
+    assert len(first.rejected) == 1
+    again = scanning.scan(tmp_path, ["a.jpg"], workers=1)
+    assert (again.decoded, again.rejected, again.sizes) == (1, (), {"a.jpg": (93, 121)})
+    assert scanning.scan(tmp_path, ["a.jpg"], workers=1).decoded == 0
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"rules": 1}', b"\xff\xfe", b"null"])

@@ -116,6 +116,35 @@ def test_rows_with_other_cells_than_the_first_are_refused_by_line(tmp_path, text
     assert message in str(caught.value)
 
 
+def test_lines_of_json_have_the_fields_of_all_lines(tmp_path):
+    rows = [f'{{"file": "{i}.png", "label": {i % 2}.0}}' for i in range(4)]
+    rows += [f'{{"file": "{i}.png", "label": {i % 2}, "split": "test"}}' for i in range(4, 6)]
+    (tmp_path / "labels.jsonl").write_text("\n".join(rows))
+    files = {f"{i}.png": "" for i in range(6)} | {"labels.jsonl": ""}
+    with pytest.raises(UserError, match="split"):
+        tables.read(tmp_path, files, ["labels.jsonl"], None)
+    rows[:4] = [row.replace("}", ', "split": "train"}') for row in rows[:4]]
+    (tmp_path / "labels.jsonl").write_text("\n".join(rows))
+    images = tables.read(tmp_path, files, ["labels.jsonl"], None)
+    assert images.class_names == ("0", "1")
+    assert {split: len(own) for split, own in images.splits.items()} == {"train": 4, "test": 2}
+
+
+@pytest.mark.parametrize("table", ["train.csv", "train/metadata.csv"])
+def test_a_missing_file_is_not_replaced_by_another_splits_file_of_its_name(tmp_path, table):
+    files = {f"train/{i}.png": "" for i in range(3)} | {f"test/{i}.png": "" for i in range(5)}
+    for path in (*files, table):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / table).write_text("file,label\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(4)))
+    images = tables.read(tmp_path, files | {table: ""}, [table], None)
+    (rows,) = images.splits.values()
+    assert [path for path, _ in rows] == [*(f"train/{i}.png" for i in range(3)), "3.png"]
+    # Where a split has no folder of its own, its images may lie in another split's.
+    (tmp_path / "val.csv").write_text("file,label\n4.png,0\n")
+    both = tables.read(tmp_path, files | {table: "", "val.csv": ""}, [table, "val.csv"], None)
+    assert both.splits["val"] == [("test/4.png", 0)]
+
+
 def test_empty_cells_are_cells(tmp_path):
     assert read(tmp_path, "file,label,,\na.png,x,,\nb.png,y,,\n", ["a.png", "b.png"]) == {"a.png": "x", "b.png": "y"}
     text = "file\tlabel\tnotes\na.png\tx\t\nb.png\ty\tz\n"

@@ -85,6 +85,42 @@ def split_of(name: str) -> str | None:
     return next((split for split, names in FOLDER_NAMES.items() if plain in names), None)
 
 
+def splits_told(files: Sequence[Path]) -> dict[Path, str]:
+    """Return the split that the name or a folder of each file tells; "" for all files where none are told apart.
+
+    A word tells a split as `split_of` has it, and the beginning of a file's name does, as in train0 or traindata.
+    Folders are those below the folder that all files are in, and words that all files share tell nothing.
+
+    Raises UserError where a file tells several splits, or none and others do, or all tell others than train.
+    """
+    root = Path(os.path.commonpath([file.parent for file in files]))
+    words = {file: _words_of(file.relative_to(root)) for file in files}
+    shared = set.intersection(*map(set, words.values()))
+    told = {file: {own[word] for word in own.keys() - shared} for file, own in words.items()}
+    if not any(told.values()):
+        return dict.fromkeys(files, UNDIVIDED)
+    for file, found in told.items():
+        if len(found) != 1:
+            names = f"tells the splits {' and '.join(sorted(found))}" if found else "tells no split, as others do"
+            raise UserError(f"{file} {names}: which is it? wanted train, val or test in the name or a folder")
+    if {"train"} not in told.values():
+        raise UserError(
+            f"no train in {root}, only {' and '.join(sorted(set.union(*told.values())))}: wanted images to train on"
+        )
+    return {file: min(found) for file, found in told.items()}
+
+
+def _words_of(file: Path) -> dict[str, str]:
+    """Return the words of a relative path that tell a split, and which."""
+    name = file.name.partition(".")[0]
+    words = [word for part in (*file.parts[:-1], name) for word in (part, *re.findall("[A-Za-z]+", part))]
+    found = {word: split for word in words if (split := split_of(word))}
+    first = re.match("[A-Za-z]*", name)[0]
+    if begun := [split for split in FOLDER_NAMES if first.lower().startswith(split)]:
+        found[first] = begun[0]
+    return found
+
+
 def by_split(names: Iterable[str], where: str, suffix: str = "/") -> dict[str, str]:
     """Return the name of each split, in the order of splits, among names of folders, or of files without their suffix.
 
@@ -126,6 +162,8 @@ class Places:
         self._root, self._found = root, found
         self._normal = {normal(path): path for path, kind in found.items() if kind == tree.IMAGE}
         self._by_name: dict[str, list[str]] = {}
+        self._splits = {path: _splits_of(posixpath.dirname(path)) for path in self._normal}
+        self._with_folders = frozenset().union(*self._splits.values())
         for path in self._normal:
             name = posixpath.basename(path)
             for key in {name, posixpath.splitext(name)[0]}:
@@ -143,8 +181,8 @@ class Places:
     def anywhere(self, where: str, path: str, folder: str, split: str) -> str:
         """Return the path of a file that a table in `folder` names, with more or less of its folders and its suffix.
 
-        Of several files of that name the one in the folder of `split` is meant. A file that is nowhere is returned as
-        named.
+        Of several files of that name the one in a folder of `split` is meant; where such a folder is, files in folders
+        of other splits alone are not. A file that is nowhere is returned as named.
 
         Raises UserError where several files may be meant.
         """
@@ -155,7 +193,9 @@ class Places:
         wanted = normal(posixpath.normpath(path.replace("\\", "/")))
         named = self._by_name.get(posixpath.basename(wanted), [])
         found = [other for other in named if any(f"/{each}".endswith(f"/{wanted}") for each in (other, _stem(other)))]
-        near = [other for other in found if split and split_of(other.split("/")[0]) == split]
+        near = [other for other in found if split in self._splits[other]]
+        if split in self._with_folders:
+            found = [other for other in found if not self._splits[other]]
         found = near or found
         if len(found) > 1:
             raise UserError(f"{where}: {path!r} may be {found[0]} or {found[1]}: wanted a path within {self._root}")
@@ -164,6 +204,11 @@ class Places:
     def is_there(self, where: str, path: str, folder: str, split: str) -> bool:
         """Return whether `anywhere` finds a file; raises UserError as it does."""
         return self.anywhere(where, path, folder, split) in self._found
+
+
+def _splits_of(folder: str) -> frozenset[str]:
+    """Return the splits that the names of a folder and of those above it stand for."""
+    return frozenset(filter(None, map(split_of, folder.split("/"))))
 
 
 def _stem(path: str) -> str:

@@ -6,17 +6,16 @@ import hashlib
 import io
 import json
 import os
-import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polychrome.engine.data.files import kinds, shards
-from polychrome.engine.data.sets.layouts.labelled import split_of
+from polychrome.engine.data.sets.layouts.labelled import splits_told
 from polychrome.engine.data.sets.layouts.tables import LABELS
 from polychrome.engine.errors import UserError, one_line
-from polychrome.engine.machine.files import cache_folder, new_folder
+from polychrome.engine.machine.files import Stamps, cache_folder, new_folder
 from polychrome.engine.report import console
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 SUFFIX = ".parquet"
-RULES = 1  # raise this number when the tars of a file may change
+RULES = 2  # raise this number when the tars of a file may change
 IMAGES = ("image", "img", "picture", "pixel_values")
 BYTES = "bytes"  # of an image's struct, beside its path
 AT_ONCE = 64  # rows
@@ -51,14 +50,16 @@ class Unpacked(NamedTuple):
 def unpacked(files: Sequence[Path]) -> Unpacked:
     """Return tar shards of the rows of parquet files; they are written into the cache folder where they are not there.
 
-    Images keep their bytes. A tar is named after its file and begins with the file's split, where its name tells one. A
+    Images keep their bytes. A tar is named after its file and begins with the file's split, where files tell splits. A
     file whose labels are all -1 or missing has none, and is left out where others have labels.
 
     Raises:
-        UserError: pyarrow is not installed, a file is damaged or has no such columns, or the folder cannot be written.
+        UserError: pyarrow is not installed, a file is damaged, has no such columns or tells no split as others do, or
+            the folder cannot be written.
     """
-    stamps = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    digest = hashlib.sha256(json.dumps([RULES, stamps]).encode()).hexdigest()[:24]
+    stamps = Stamps()
+    known = [(str(file.resolve()), *stamps.of(file)) for file in files]
+    digest = hashlib.sha256(json.dumps([RULES, known]).encode()).hexdigest()[:24]
     folder = cache_folder() / "parquet" / digest
     if not folder.exists():
         try:
@@ -77,13 +78,13 @@ def unpacked(files: Sequence[Path]) -> Unpacked:
 
 def _unpack(files: Sequence[Path], folder: Path) -> None:
     notes, columns = [], None
-    for file in files:
+    splits = splits_told([file.absolute() for file in files])
+    for file, split in zip(files, splits.values(), strict=True):
         with _opened(file) as parquet:
             own = _columns(file, parquet.schema_arrow)
             if columns is not None and own[:3] != columns[:3]:
                 raise UserError(f"{file} has other columns or classes than {files[0]}: wanted the same in all")
             columns = own
-            split = _split(file)
             tar = folder / f"{split}{'-' * bool(split)}{file.stem}{shards.SUFFIX}"
             if tar.exists():
                 raise UserError(f"{file}: two files have the name {file.name}: rename one")
@@ -102,12 +103,6 @@ def _unpack(files: Sequence[Path], folder: Path) -> None:
 
 def _line(name: str) -> str:
     return " ".join(name.split()) or "?"
-
-
-def _split(file: Path) -> str:
-    """Return the split that a file's name begins with, as in train-00000-of-00002.parquet; empty for other names."""
-    first = re.match("[A-Za-z]+", file.stem)
-    return (split_of(first[0]) if first else None) or ""
 
 
 def _opened(file: Path) -> ParquetFile:

@@ -201,7 +201,7 @@ def _is_data(first: Sequence[str], others: Sequence[tuple[int, Sequence[str]]]) 
 
 
 def _objects(file: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    columns: tuple[str, ...] = ()
+    rows: list[tuple[int, dict]] = []
     for number, line in lines:
         try:
             with guarded():
@@ -210,10 +210,19 @@ def _objects(file: Path, lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int
             content = None
         if not isinstance(content, dict):
             raise UserError(f"{file}:{number}: wanted a JSON object, got {line[:40]!r}")
-        if not columns:
-            columns = tuple(content)
-            yield number, columns
-        yield number, tuple("" if content.get(column) is None else str(content.get(column)) for column in columns)
+        rows.append((number, content))
+    columns = tuple(dict.fromkeys(name for _, content in rows for name in content))  # some writers omit empty fields
+    if rows:
+        yield rows[0][0], columns
+    for number, content in rows:
+        yield number, tuple(_cell(content.get(column)) for column in columns)
+
+
+def _cell(value: object) -> str:
+    """Return a value of JSON as the text of a cell; a whole number is the same with a fraction of 0."""
+    if value is None:
+        return ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _roles(columns: Sequence[str]) -> tuple[int, int, tuple[int, ...]] | None:
