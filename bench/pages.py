@@ -1,11 +1,11 @@
 """Tables in README.md and docs/, made from the files of `bench/results`: `python -m bench.pages` rewrites them."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.measuring import record
 from bench.report import columns, overview
 from bench.report.columns import ENGINE, ON_CPU, SECTIONS
 from bench.report.markdown import grid, wrapped
@@ -138,7 +138,7 @@ def _picture(devices: dict[Path, dict[str, dict]]) -> list[str]:
 
 def _devices(results: Path) -> dict[Path, dict[str, dict]]:
     """Return the sections of each device by the path of its file, GPUs first."""
-    found = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
+    found = {path: record.sections(path) for path in sorted(results.glob("*.json"))}
     return dict(sorted(found.items(), key=lambda item: (overview.is_cpu(item[1]), overview.device(item[1]))))
 
 

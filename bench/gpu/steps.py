@@ -113,7 +113,7 @@ def studies(data: str) -> list[Step]:
     """
     runs = RUNS.format(kind="comparison")
     words = ("-m", "bench.studies.comparison", "--data", data, "--out", runs, "--results", f"{runs}/results")
-    options = ("--epochs", str(EPOCHS), "--seeds", "2")
+    options = ("--epochs", str(EPOCHS))
     sources = ("train/**/*.py", "engine/**/*.py", "bench/studies/comparison.py", "bench/results/mini50/trials.csv")
     return [Step("study-comparison", (*words, *options), 590, 60, sources)]
 

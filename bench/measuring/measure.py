@@ -30,6 +30,9 @@ OURS = {torch.bfloat16: (5e-3, 1e-2), torch.float32: (1e-5, 1e-5)}
 # Baselines round more than once, and on a GPU torch lets float32 convolutions use TF32.
 THEIRS = {torch.bfloat16: (2e-2, 2e-2), torch.float32: (2e-3, 2e-3) if DEVICE == "cuda" else (1e-4, 1e-4)}
 
+# The definitions of ops by their names among the baselines.
+USUAL = ("naive", "eager")
+
 # Errors of other packages for calls that they do not support; any error of ours ends the run.
 FAILURES = (RuntimeError, AssertionError, ImportError, ValueError, TypeError, OSError)
 
@@ -169,7 +172,10 @@ def exact_results(parts: timing.Parts) -> list[Tensor]:
 def figures(calls: dict[str, timing.Parts], work: dict[str, Work]) -> tuple[dict, dict[str, list[float]]]:
     """Return an entry's runs, median ms, work, bounds, memory and (on a GPU) host time; and the ms of each run."""
     memory = {name: memory_bytes(parts) for name, parts in calls.items()}
-    host = timing.host_times(calls["ours"]) if DEVICE == "cuda" else None
+    usual = next((name for name in USUAL if name in calls), None)
+    host, usual_host = (
+        timing.host_times(calls[name]) if DEVICE == "cuda" and name else None for name in ("ours", usual)
+    )
     times = timing.take_turns(calls, DEVICE, ROUNDS, SECONDS)
     entry = {
         "runs": len(times["ours"]),
@@ -180,6 +186,7 @@ def figures(calls: dict[str, timing.Parts], work: dict[str, Work]) -> tuple[dict
         },
         "memory_bytes": memory,
         "host_us": host,
+        "usual_host_us": usual_host,
     }
     if DEVICE == "cpu":
         entry["chosen"] = chosen_baseline(times)

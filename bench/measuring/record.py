@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Iterable, Iterator
 from datetime import date
 from pathlib import Path
 
@@ -60,10 +61,50 @@ def sections(path: Path) -> dict[str, dict]:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = content["sections"] if "benchmarks" in content else content
         if all("shapes" in section and "device" in section for section in found.values()):
-            return found
+            return {name: with_reached(section) for name, section in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError(f"{path} is neither a file of bench/results nor a run that pytest bench saved")
+
+
+def with_reached(section: dict) -> dict:
+    """Return a section in which no way exceeds the FLOPs of the ceiling: the fastest way is the ceiling instead."""
+    ceilings, rates = {}, {}
+    for name, rate in section.get("ceilings", {}).items():
+        dtype = name.split()[1]
+        reached = max(_reached(section["shapes"].values(), dtype), default=0)
+        if name.startswith("TFLOP/s ") and reached > rate:
+            name, rate = f"TFLOP/s {dtype} in the fastest call", round(reached, 3)
+            rates[dtype] = reached
+        ceilings[name] = rate
+    if not rates:
+        return section
+
+    def bounded(entry: dict) -> dict:
+        if entry.get("dtype") not in rates:
+            return entry
+        least = {
+            part: min(old, max(moved / ceilings["GB/s copy"] / 1e6, flops / rates[entry["dtype"]] / 1e9))
+            for part, old, moved, flops in _work(entry)
+        }
+        return entry | ({"bound_ms": entry["bound_ms"] | least} if least else {})
+
+    shapes = {key: bounded(entry) for key, entry in section["shapes"].items()}
+    return section | {"ceilings": ceilings, "shapes": shapes}
+
+
+def _reached(entries: Iterable[dict], dtype: str) -> Iterator[float]:
+    """Yield the TFLOPs a second of each way and direction of entries in a dtype."""
+    for entry in entries:
+        if entry.get("dtype") == dtype:
+            for way in entry["ms"].values():
+                yield from (flops / way[part] / 1e9 for part, *_, flops in _work(entry) if part in way)
+
+
+def _work(entry: dict) -> list[tuple[str, float, int, int]]:
+    """Return a direction's name, bound in milliseconds, bytes and FLOPs, for each direction whose work is recorded."""
+    flops = entry.get("flops") or {}
+    return [(part, entry["bound_ms"][part], entry["bytes"][part], done) for part, done in flops.items()]
 
 
 def row(section: str, key: str, way: str, entry: dict) -> dict:

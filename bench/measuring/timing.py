@@ -120,10 +120,22 @@ def copy_rate(device: str) -> float:
 
 @cache
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """Return the FLOPs a second of a large matrix product."""
+    """Return the FLOPs a second of a large matrix product, on a CPU of a large convolution where that is faster.
+
+    On an AMD processor MKL's product reaches half the rate of oneDNN's convolution.
+    """
     size = SIDE[device]
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / _seconds((lambda _: left @ right,), device)
+    product = 2 * size**3 / _seconds((lambda _: left @ right,), device)
+    return product if device == "cuda" else max(product, _convolution_rate(dtype))
+
+
+def _convolution_rate(dtype: torch.dtype) -> float:
+    batch, channels, side = 16, 256, 28
+    x, weight = (torch.randn(shape).to(dtype) for shape in ((batch, channels, side, side), (channels, channels, 3, 3)))
+    x, weight = (each.to(memory_format=torch.channels_last) for each in (x, weight))
+    flops = 2 * batch * side**2 * channels**2 * 9
+    return flops / _seconds((lambda _: torch.nn.functional.conv2d(x, weight, padding=1),), "cpu")
 
 
 def _seconds(parts: Parts, device: str) -> float:

@@ -43,8 +43,11 @@ def compiled_over_ours(entry: Entry) -> float | None:
 def best_baseline(entry: Entry) -> tuple[str, float] | None:
     """Return the fastest baseline's name in tables, and its time over ours; "static" is not a baseline.
 
-    Where recorded it is the one chosen in half of the runs and compared in the others.
+    None where some baselines were not asked for: the fastest of the others would be the slowest of all. Where recorded
+    the baseline is the one chosen in half of the runs and compared in the others.
     """
+    if NOT_ASKED in entry.get("skipped", {}).values():
+        return None
     if chosen := entry.get("chosen"):
         return chosen["way"].replace(" fp32", "32"), chosen["over_ours"]
     ways = [way for way in entry["ms"] if way not in ("ours", "static")]
@@ -55,14 +58,9 @@ def best_baseline(entry: Entry) -> tuple[str, float] | None:
 
 
 def best_over_ours(entry: Entry) -> float | None:
-    """Return the fastest baseline's time over ours."""
+    """Return the fastest baseline's time over ours, where every baseline that can run was run."""
     best = best_baseline(entry)
     return best and best[1]
-
-
-def best_of_all_over_ours(entry: Entry) -> float | None:
-    """Return the fastest baseline's time over ours, where every baseline that can run was run."""
-    return None if NOT_ASKED in entry.get("skipped", {}).values() else best_over_ours(entry)
 
 
 def share_of_bound(direction: str) -> Metric:
@@ -108,6 +106,25 @@ def host_overhead(part: str) -> Metric:
         return spent["call"] - spent["launches"] if spent else None
 
     return overhead
+
+
+def host_waits(entry: Entry) -> float | None:
+    """Return the microseconds that the host takes for a call of ours, where the device takes less."""
+    spent = (entry.get("host_us") or {}).get("both")
+    return spent["call"] if spent and spent["call"] > 1e3 * entry["ms"]["ours"]["both"] else None
+
+
+def eager_over_ours(usual: str) -> Metric:
+    """Return the time of `usual` over ours, each the host's or the device's time, whichever is longer."""
+
+    def whole(entry: Entry) -> float | None:
+        ours, theirs = ((entry.get(name) or {}).get("both") for name in ("host_us", "usual_host_us"))
+        if not (ours and theirs and usual in entry["ms"]):
+            return None
+        theirs_ms, ours_ms = entry["ms"][usual]["both"], entry["ms"]["ours"]["both"]
+        return max(theirs["call"] / 1e3, theirs_ms) / max(ours["call"] / 1e3, ours_ms)
+
+    return whole
 
 
 def input_share(entry: Entry) -> float:

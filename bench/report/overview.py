@@ -1,18 +1,22 @@
 """The overview of a device's results: a row for each op, for `kernels.fuse` and for training."""
 
+from collections.abc import Sequence
 from statistics import geometric_mean, median
 
 from bench.report import columns, metrics, targets
 from bench.report.columns import ratio
 from bench.report.metrics import Metric
+from bench.report.targets import Verdict
 from polychrome.engine.report.tables import Table
 
 HEADS = ("what", "shapes", "usual / ours", "best / ours", "% fwd", "% bwd", "targets met")
 LEGEND = (
-    "usual / ours: the time of the op's definition in eager PyTorch (naive) over ours, forward + backward, so that "
-    "above 1 ours is faster; fuse: of the unfused model; training: of an epoch the reports' way, the shapes being "
-    "models. best: the fastest baseline at each shape. Both are geometric means over shapes, all dtypes together. "
-    "% fwd, % bwd: the least possible time over ours, medians."
+    "usual / ours: the time of the op's definition in eager PyTorch (naive) over ours, forward + backward (augment: "
+    "forward), so that above 1 ours is faster; fuse: of the unfused model; training: of an epoch the reports' way, the "
+    "shapes being models. On a GPU the times of ops are those of the device, without the host's. best: the fastest "
+    "baseline at each shape where all were run, and at how many. Both are geometric means over shapes, all dtypes "
+    "together. % fwd, % bwd: the least possible time over ours, medians. targets met: at every shape; a target that is "
+    "met where it was measured, but was not measured everywhere, is not."
 )
 
 
@@ -43,17 +47,40 @@ def headline(sections: dict[str, dict]) -> str:
         ratios = list(filter(None, map(usual_over_ours(name), sections[name]["shapes"].values())))
         if ratios:
             found[name] = f"`{name}` {ratio(geometric_mean(ratios))}x"
-    judged = [
-        verdict.met
-        for name, section in sections.items()
-        for verdict in targets.verdicts(name, section)
-        if verdict.met is not None
-    ]
+    verdicts = [verdict for name, section in sections.items() for verdict in targets.verdicts(name, section)]
     return (
-        f"**{device(sections)}** ({dates(sections)}), forward + backward, over the op's definition in eager PyTorch, "
-        f"geometric means over shapes: {', '.join(found.values())}. {sum(judged)} of {len(judged)} speed targets are "
-        "met."
+        f"**{device(sections)}** ({dates(sections)}), time on the device of forward + backward (`augment`: forward), "
+        f"over the op's definition in eager PyTorch, geometric means over shapes: {', '.join(found.values())}. "
+        f"{_waits(sections)}{_met(verdicts)}"
     )
+
+
+def _waits(sections: dict[str, dict]) -> str:
+    """Return a sentence on how often the host takes longer than the device for a call; empty where it never does."""
+    entries = [entry for name in columns.OPS if name in sections for entry in sections[name]["shapes"].values()]
+    found = [took for took in map(metrics.host_waits, entries) if took is not None]
+    if not found:
+        return ""
+    whole = [each for name in columns.OPS if name in sections for each in _with_the_host(name, sections[name])]
+    counted = f"; the longer of the two counted on both sides, {ratio(geometric_mean(whole))}x" if whole else ""
+    return (
+        f"The host's time is not in these: at {len(found)} of {len(entries)} shapes it took longer for an eager call "
+        f"of ours, {min(found):,.0f} to {max(found):,.0f} us, than the device{counted}. "
+    )
+
+
+def _with_the_host(name: str, section: dict) -> list[float]:
+    """Return the definition's time over ours, each the host's or the device's, whichever is longer."""
+    found = map(metrics.eager_over_ours(usual(name)), section["shapes"].values())
+    return [each for each in found if each is not None]
+
+
+def _met(verdicts: Sequence[Verdict]) -> str:
+    """Return how many of the judged targets are met, and how many more are as far as they are measured."""
+    judged = [verdict for verdict in verdicts if verdict.met is not None or verdict.partly]
+    partly = sum(verdict.partly for verdict in judged)
+    met = f"{sum(bool(verdict.met) for verdict in judged)} of {len(judged)} targets are met"
+    return met + f", and {partly} more at the few shapes where they were measured." * (partly > 0) + "." * (not partly)
 
 
 def device(sections: dict[str, dict]) -> str:
@@ -83,20 +110,22 @@ def dates(sections: dict[str, dict]) -> str:
 
 
 def _row(name: str, section: dict) -> tuple[str, ...]:
-    judged = [verdict.met for verdict in targets.verdicts(name, section) if verdict.met is not None]
+    verdicts = targets.verdicts(name, section)
+    judged = [verdict for verdict in verdicts if verdict.met is not None or verdict.partly]
+    count = len(section["shapes"])
 
     def over_shapes(average, metric: Metric, text) -> str:
         found = [value for value in map(metric, section["shapes"].values()) if value is not None]
-        return text(average(found)) if found else "-"
+        return text(average(found)) + f" ({len(found)})" * (len(found) < count) if found else "-"
 
     return (
         name,
-        str(len(section["shapes"])),
+        str(count),
         over_shapes(geometric_mean, usual_over_ours(name), ratio),
         over_shapes(geometric_mean, metrics.best_over_ours, ratio) if name in columns.OPS else "-",
         *(
             over_shapes(median, metrics.share_of_bound(direction), lambda share: f"{100 * share:.0f}")
             for direction in ("forward", "backward")
         ),
-        f"{sum(judged)} of {len(judged)}" if judged else "-",
+        f"{sum(bool(verdict.met) for verdict in judged)} of {len(judged)}" if judged else "-",
     )

@@ -22,9 +22,9 @@ HEADINGS = {
 }
 ROOFLINE = (
     "Each point is one direction of ours at one shape. The roofs are the greatest rates measured in these runs: a "
-    "large copy, bytes read plus written, and a large matrix product in each dtype. Calls without FLOPs have their "
-    "bytes a second beside the copy's of their own run. Bytes are the least that any implementation moves, so what a "
-    "cache keeps from one call to the next can lift a point above the copy's roof."
+    "large copy, bytes read plus written, and in each dtype a large matrix product, or a call that was faster. Calls "
+    "without FLOPs have their bytes a second beside the copy's of their own run. Bytes are the least that any "
+    "implementation moves, so what a cache keeps from one call to the next can lift a point above the copy's roof."
 )
 
 

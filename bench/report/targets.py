@@ -31,11 +31,15 @@ class Target(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """A target in words, the measured value, and whether the target is met: None if not measured."""
+    """A target in words, the measured value, and whether the target is met: None if that is not measured.
+
+    partly: whether the target is met as far as it is measured, and not measured at every entry.
+    """
 
     demand: str
     measured: str
     met: bool | None
+    partly: bool = False
 
 
 def verdicts(name: str, section: dict) -> list[Verdict]:
@@ -50,12 +54,20 @@ def _verdict(target: Target, entries: dict[str, Entry]) -> Verdict:
     demand = f"{target.what}: {'geometric mean ' * target.mean}{sign} {limit:g}"
     if not values:
         return Verdict(demand, "-", None)
+    # A baseline that cannot run at a shape leaves nothing to measure there.
+    lacking = sum(
+        metrics.NOT_ASKED in entry.get("skipped", {}).values() for key, entry in chosen.items() if key not in values
+    )
+    lacking += len(set(target.names) - entries.keys())
     if target.mean:
         values = {"": geometric_mean(values.values())}
     missed = sum(worst(value, limit) != limit for value in values.values())
     at = worst(values, key=values.get)
     where = "" if target.mean else f" at {at}; {missed} of {len(values)} miss"
-    return Verdict(demand, f"{values[at]:.2f}{where}", missed == 0)
+    if lacking:
+        where += f"; {lacking} not measured"
+    open_ = lacking > 0 and (target.mean or not missed)
+    return Verdict(demand, f"{values[at]:.2f}{where}", None if open_ else missed == 0, open_ and not missed)
 
 
 def _launches(direction: str, launches: int, share: float) -> Target:
@@ -127,7 +139,7 @@ _FEATURE_MAPS = {
     "cuda": [
         Target("eager / ours on every shape", over_ours("eager"), 3),
         Target("compiled / ours on every shape", metrics.compiled_over_ours, 1.3),
-        Target("slower than no baseline on any shape", metrics.best_of_all_over_ours, 1),
+        Target("slower than no baseline on any shape", metrics.best_over_ours, 1),
         *_shares("large maps", 0.8, 0.7, _is_large),
         _launches("forward", 3, 0.8),
         _launches("backward", 4, 0.7),
@@ -155,8 +167,8 @@ TARGETS: dict[str, dict[str, list[Target]]] = {
         "cuda": [
             Target("float32 naive / ours, forward + backward", over_ours("naive fp32"), 10, mean=True),
             Target("same-dtype naive / ours, forward + backward", over_ours("naive"), 5, mean=True),
-            Target("best baseline / ours on every shape", metrics.best_of_all_over_ours, 1.3),
-            Target("slower than no baseline on any shape", metrics.best_of_all_over_ours, 1),
+            Target("best baseline / ours on every shape", metrics.best_over_ours, 1.3),
+            Target("slower than no baseline on any shape", metrics.best_over_ours, 1),
             # At 14x14 every weight is made and read for 196 pixels, and at 7x7 each product is made for all experts.
             *_shares("28x28 and above", 0.6, 0.5, _28),
             *_shares("14x14", 0.35, 0.3, _14),

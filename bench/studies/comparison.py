@@ -42,7 +42,9 @@ from polychrome.train.networks import create
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
 
-MINUTES, SEEDS = 60.0, 3
+MINUTES = 60.0
+# Trainings of each network at equal minutes, and at equal epochs, of which half an hour of a GPU allows two.
+SEEDS, SEEDS_OF_EPOCHS = 3, 2
 FRESH = "fresh"
 RIVALS = ("resnet34", "resnet34+small_stem")  # each contender is compared with
 LONG = (*RIVALS, "prism4")  # the networks of the comparison at equal epochs
@@ -266,12 +268,9 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
     """
     parser = runs.parser("comparison", "train each contender alike", MINUTES, trials.CONTENDERS)
     parser.add_argument("--epochs", type=int, help="equal epochs of all in place of equal minutes")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="trainings of each network, at equal epochs alone")
     parser.add_argument("--results", type=Path, help="folder of the rows and predictions  [default: bench/results]")
     parser.add_argument("--fresh", type=Path, help="list of images never used for a choice, to test each run on, once")
     asked, lock, reading = parser.parse_args(arguments), Lock(), Lock()
-    if asked.seeds != SEEDS and asked.epochs is None:
-        parser.error(f"a comparison at equal minutes has {SEEDS} seeds, and no more after a look at it")
     runs.check_machine()
     asked.out.mkdir(parents=True, exist_ok=True)
     tried = trials.read(results)
@@ -293,7 +292,8 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
 
     test(read(folder))
     done = {(row.seed, row.network, row.channels) for row in read(folder)}
-    left = [each for each in wanted(tried, asked.seeds, asked.epochs) if each not in done]
+    seeds = SEEDS if asked.epochs is None else SEEDS_OF_EPOCHS
+    left = [each for each in wanted(tried, seeds, asked.epochs) if each not in done]
     with runs.stoppable():
         runs.on_cores(work, [each for each in left if each[1] in asked.networks.split(",")])
     return 0

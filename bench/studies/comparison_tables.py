@@ -16,6 +16,7 @@ from bench.studies.comparison import (
     FRESH,
     RIVALS,
     SEEDS,
+    SEEDS_OF_EPOCHS,
     TABLE,
     Training,
     predictions,
@@ -83,7 +84,8 @@ def _study(results: Path, place: Path) -> Study:
     rows, tried = read(folder), trials.read(results)
     done = {(row.seed, row.network, row.channels) for row in rows}
     try:
-        every = wanted(tried, SEEDS, epochs=1 if place == EQUAL_EPOCHS else None)
+        seeds, epochs = (SEEDS_OF_EPOCHS, 1) if place == EQUAL_EPOCHS else (SEEDS, None)
+        every = wanted(tried, seeds, epochs)
     except ValueError:
         missing = None
     else:

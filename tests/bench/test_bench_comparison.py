@@ -3,9 +3,11 @@
 import lzma
 import shutil
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
+from bench.gpu import steps
 from bench.studies import comparison, comparison_tables, runs, trials
 from bench.studies.comparison import Training
 from bench.studies.trials import Choice
@@ -141,7 +143,22 @@ def test_a_training_has_one_row(folder):
 def test_no_seeds_are_added_after_a_look(tmp_path, capsys):
     with pytest.raises(SystemExit):
         comparison.main(["--data", str(tmp_path), "--out", str(tmp_path), "--seeds", "5"], tmp_path)
-    assert "a comparison at equal minutes has 3 seeds, and no more after a look at it" in capsys.readouterr().err
+    assert "unrecognized arguments: --seeds 5" in capsys.readouterr().err
+
+
+def test_the_gpu_command_trains_all_that_the_table_at_equal_epochs_wants(tmp_path, monkeypatch):
+    def train(core, seed, network, channels, epochs, **_):
+        return replace(RUN, network=network, channels=channels, seed=seed, epochs=epochs)
+
+    (step,) = steps.studies("data")
+    monkeypatch.setattr(comparison, "train", train)
+    arguments = step.arguments[2:]
+    assert comparison.main([*arguments, "--out", str(tmp_path), "--results", str(tmp_path)], tmp_path) == 0
+    rows = comparison.read(tmp_path / comparison.EQUAL_EPOCHS)
+    assert {(row.network, row.seed) for row in rows} == set(product(comparison.LONG, range(2)))
+    for row in rows:
+        keep(tmp_path / comparison.EQUAL_EPOCHS, row.network, row.seed, 500)
+    assert "not final" not in comparison_tables.equal_epochs(tmp_path)
 
 
 def test_gates_on_the_path_are_told_beside(folder, tmp_path):
@@ -313,7 +330,7 @@ def test_a_network_is_trained_and_then_tested_on_images_it_has_never_seen(
         comparison.main([*start, "--fresh", str(fresh)], tmp_path)
     monkeypatch.setattr(comparison, "LONG", ("prism4_small",))
     with pytest.raises(ValueError, match="was trained with epochs 3, not 9"):
-        comparison.main([*start, "--epochs", "9", "--seeds", "1"], tmp_path)
+        comparison.main([*start, "--epochs", "9"], tmp_path)
     comparison.write(rows, folder)
     assert "`prism4_small`" in comparison_tables.equal_minutes(tmp_path)
     assert "`prism4_small`, one for all" in comparison_tables.one_for_all(tmp_path)
@@ -324,7 +341,8 @@ def test_a_comparison_at_equal_epochs_is_kept_apart(tmp_path, stripes, monkeypat
     monkeypatch.setattr(trials, "HELD_OUT", 12)
     monkeypatch.setattr(comparison, "LONG", ("prism4_small",))
     trials.write(tried("prism4_small", 0.5), tmp_path)
-    start = ["--data", str(stripes), "--out", str(tmp_path / "runs"), "--epochs", "4", "--seeds", "1"]
+    start = ["--data", str(stripes), "--out", str(tmp_path / "runs"), "--epochs", "4"]
+    monkeypatch.setattr(comparison, "SEEDS_OF_EPOCHS", 1)
     assert comparison.main([*start, "--results", str(tmp_path / "apart")], tmp_path) == 0
     (row,) = comparison.read(tmp_path / "apart" / comparison.EQUAL_EPOCHS)
     assert (row.epochs, row.minutes) == (4, pytest.approx(row.train_seconds / 60, abs=1e-3))

@@ -126,7 +126,8 @@ def command_section():
 
     accuracy = {"simple_cnn": 0.798, "pool_attention_cnn": 0.893}
     task1 = command(92_000.0, 1, peak_bytes=1.18e9, accuracy=accuracy)
-    return section(**{"--help": command(60.0, 5), "task1 from nothing": task1})
+    starts = {name: command(60.0, 5) for name in ("import train.run", "--help")}
+    return section(**starts, **{"task1 from nothing": task1})
 
 
 @pytest.fixture
@@ -191,6 +192,48 @@ def test_a_best_baseline_is_judged_only_where_all_were_run():
     found = {verdict.demand: verdict.met for verdict in targets.verdicts("dynamic_conv", section("cuda", some=some))}
     assert found["slower than no baseline on any shape: >= 1"] is None
     assert found["same-dtype naive / ours, forward + backward: geometric mean >= 5"] is False
+
+
+def test_a_target_is_met_only_where_every_shape_was_measured():
+    lacking = entry() | {"skipped": {"timm": metrics.NOT_ASKED}}
+    shapes = {"C64": entry(), "C128": lacking}
+    (found,) = (each for each in targets.verdicts("dynamic_conv", section("cuda", **shapes)) if "slower" in each.demand)
+    assert (found.met, found.partly) == (None, True)
+    assert found.measured == "2.50 at C64; 0 of 1 miss; 1 not measured"
+    shapes["C64"] = entry(ours=9.0)
+    (found,) = (each for each in targets.verdicts("dynamic_conv", section("cuda", **shapes)) if "slower" in each.demand)
+    assert (found.met, found.partly) == (False, False)
+    inference = {"bfloat16 training": fuse_section()["shapes"]["bfloat16 training"]}
+    inference["float32 inference"] = inference["bfloat16 training"]
+    told = {each.demand: each for each in targets.verdicts("fuse", section("cuda", **inference))}
+    assert told["inference, unfused / fused: >= 1"].partly
+
+
+def test_the_time_of_the_host_stands_beside_the_devices():
+    waits = {"both": {"call": 3000.0, "launches": 9.0}}
+    shapes = {
+        "C64": entry() | {"host_us": waits},
+        "C128": entry() | {"host_us": {"both": {"call": 1500.0, "launches": 9.0}}},
+    }
+    sections = {"dynamic_conv": section("cuda", **shapes)}
+    said = overview.headline(sections)
+    assert "at 1 of 2 shapes it took longer for an eager call of ours, 3,000 to 3,000 us, than the device. " in said
+    for each in shapes.values():
+        each["usual_host_us"] = {"both": {"call": 12000.0}}
+    # 12 over 3 and over 2 ms.
+    assert "the longer of the two counted on both sides, 4.90x. " in overview.headline(sections)
+
+
+def test_no_way_exceeds_the_ceiling_of_a_section(tmp_path):
+    work = {"bytes": {"forward": 1000, "backward": 1000}, "flops": {"forward": 4 * 10**9, "backward": 12 * 10**9}}
+    found = section(fast=entry(dtype="float32", static=1.0) | work, other=entry() | work)
+    found["ceilings"] = {"GB/s copy": 1.0, "TFLOP/s float32 matmul": 10.0}
+    record.write(tmp_path / "some.json", "dynamic_conv", found)
+    read = record.sections(tmp_path / "some.json")["dynamic_conv"]
+    # 4 GFLOP in a quarter of a millisecond.
+    assert read["ceilings"] == {"GB/s copy": 1.0, "TFLOP/s float32 in the fastest call": 16.0}
+    assert read["shapes"]["fast"]["bound_ms"] == {"forward": 0.25, "backward": 0.75}
+    assert read["shapes"]["other"] == found["shapes"]["other"]
 
 
 def test_targets_of_maps_hold_every_shape_to_eager_compiled_and_the_bound():
@@ -301,8 +344,8 @@ def test_the_headline_has_the_figures_of_the_overview_of_each_gpu(results):
     row = next(line for line in new.splitlines() if line.startswith("| dynamic_conv |"))
     usual, met = row.split(" | ")[2], row.split(" | ")[-1].removesuffix(" |")
     said = " ".join(new.split())
-    assert "**Some GPU** (2026-01-01), forward + backward" in said
-    assert f"`dynamic_conv` {usual}x. {met} speed targets are met." in said
+    assert "**Some GPU** (2026-01-01), time on the device of forward + backward" in said
+    assert f"`dynamic_conv` {usual}x. {met} targets are met." in said
     assert "Some Device" not in new.partition("<!-- /bench:headline -->")[0]
 
 
@@ -398,6 +441,7 @@ def test_fuse_shows_the_ratio_of_the_same_rounds_where_there_is_one():
 def test_commands_show_seconds_memory_and_accuracy():
     found = command_section()
     assert tables.rows("commands", found["shapes"]) == [
+        ["import train.run", "0.06", "5", "-", "-"],
         ["--help", "0.06", "5", "-", "-"],
         ["task1 from nothing", "92.00", "1", "1,180", "simple_cnn 79.8%, pool_attention_cnn 89.3%"],
     ]
