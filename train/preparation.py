@@ -263,10 +263,13 @@ class GoingOn:
         return f"; it {history.ended_early(self.now['patience'])}"
 
     def _is_over(self, name: str) -> bool:
-        if self.result is not None and self.result["epochs"] >= self.now["epochs"]:
+        """Return whether no epoch of a network follows; a network without rows is judged by the entry's result."""
+        history = TrainingHistory(list(self.rows.get(name, ())))
+        # Of several networks the result has the most epochs that any had.
+        of_result = name == self.entry or not history.epochs
+        if of_result and self.result is not None and self.result["epochs"] >= self.now["epochs"]:
             return True
-        rows = TrainingHistory(list(self.rows.get(name, ())))
-        return rows.is_over(self.now["epochs"], self.now["patience"])
+        return history.is_over(self.now["epochs"], self.now["patience"])
 
 
 def _check_weights(resume: RunFolder | None, settings: Settings, images: ImageSet, entries: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from polychrome.engine.errors import UserError
+from polychrome.engine.history import EpochRow
 from polychrome.engine.report import console
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint, state, trainer
@@ -128,6 +129,19 @@ def test_a_training_that_ends_by_its_patience_says_so_and_a_resumed_run_again(fe
     assert main(["task1", "--resume", str(run), "--epochs", str(count + 1), "--patience", "0"]) == 0
     assert len(runner.history(run)) == count + 1
     assert runner.results(run)["models"]["simple_cnn"]["differs"] == []
+
+
+@pytest.mark.parametrize("patience", [0, 1, 9])
+def test_each_network_of_a_model_is_trained_further_whatever_its_siblings_have(patience):
+    """Of two networks one has all six epochs; patience ended the other after two, the second without a better loss."""
+    entry, settings = "simple_cnn+alone", Settings(epochs=6, patience=patience)
+    losses = {f"{entry} RGB": (6, 5, 4, 3, 2, 1), f"{entry} G": (1, 2)}
+    history = {
+        name: [EpochRow(name, epoch, 0.1, 1.0, 0.5, loss, 0.5) for epoch, loss in enumerate(own, 1)]
+        for name, own in losses.items()
+    }
+    going_on = preparation.GoingOn(RunFolder(Path("a")), entry, settings, {"epochs": 6}, history, {})
+    assert going_on.is_done() == (patience == 1)
 
 
 def test_options_are_compared_one_by_one():
