@@ -215,7 +215,7 @@ class Trainer:
 
     def _begin(self, epoch: int) -> None:
         for model in (self.model, *([self.ema.module] if self.ema else [])):
-            if hasattr(model, "start_epoch"):
+            if hasattr(model, "start_epoch") and not self.plan.frozen:
                 model.start_epoch(epoch)
         _train_mode(self.model, self.plan)
         self.steps = 0

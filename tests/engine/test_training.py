@@ -114,10 +114,22 @@ def test_optimisers(name, kind):
     assert (group["lr"], group["weight_decay"], group.get("momentum", 0.9)) == (0.1, 0.25, 0.9)
 
 
-def test_a_frozen_backbone_keeps_its_weights_and_statistics(loaders, tmp_path):
-    model = Recorder()
+class Scheduled(Recorder):
+    """A tiny network with a buffer that each epoch sets."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("temperature", torch.tensor(1.0))
+
+    def start_epoch(self, epoch):
+        self.temperature.fill_(34.0 - epoch)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_frozen_backbone_keeps_its_weights_and_statistics_and_what_epochs_set(loaders, tmp_path, ema):
+    model = Scheduled()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    fit("m", model, *loaders, replace(PLAN, frozen=True), tmp_path / "m")
+    fit("m", model, *loaders, replace(PLAN, frozen=True, ema=ema), tmp_path / "m")
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]) is not key.startswith("head."), key
     assert transfer.head_of(model)[0] == "head"
