@@ -122,14 +122,14 @@ class Repeated:
 
 
 def is_finished(folder: RunFolder, settings: Settings) -> bool:
-    """Return whether a seed's run came to its end by these settings."""
+    """Return whether a seed's run came to its end by these settings, which fit it: see `unchanged`."""
     if not folder.begun or not folder.finished:
         return False
     before, results = Settings.of_run(folder.config), folder.read_results()
-    same = all(getattr(before, name) == getattr(settings, name) for name in ("channels", "holdout", "flip_test"))
     there = results["models"].keys() | (results.get("failed", {}).keys() if settings.sweep else set())
     trained = {entry: variants.of(before, entry).epochs for entry in there}
-    return same and all(trained.get(entry, 0) >= variants.of(settings, entry).epochs for entry in settings.models)
+    same_files = before.submission == settings.submission
+    return same_files and all(trained.get(entry, 0) >= variants.of(settings, entry).epochs for entry in settings.models)
 
 
 def unchanged(task: str, settings: Settings, run: RunFolder) -> Settings:

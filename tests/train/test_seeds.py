@@ -14,7 +14,7 @@ import torch
 from polychrome.engine.errors import UserError
 from polychrome.engine.history import EpochRow
 from polychrome.engine.run_folder import RunFolder
-from polychrome.engine.training import checkpoint
+from polychrome.engine.training import checkpoint, trainer
 from polychrome.engine.training.hyperparameters import Hyperparameters
 from polychrome.engine.training.plan import Plan
 from polychrome.train import experiment, networks, seeds
@@ -180,6 +180,18 @@ def test_a_finished_run_goes_on_to_more_seeds_and_no_other_change(run, tmp_path,
     assert "seed 2" in capsys.readouterr().out
     assert runner.results(more)["seeds"] == [0, 1, 2]
     assert runner.results(more)["models"]["pool_attention_cnn"]["seeds"] == [0, 1, 2]
+
+
+def test_files_that_finished_seeds_lack_are_written_and_nothing_is_trained(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer.Trainer, "_epoch", lambda self: pytest.fail("trained"))
+    more = shutil.copytree(run, tmp_path / "more")
+    for _ in range(2):
+        assert main(["task1", "--resume", str(more), "--submission", "--models", MODELS[0]]) == 0
+        found = sorted(more.rglob("submission-*.csv"))
+        assert found == [more / f"seeds/{seed}/submission-{MODELS[0]}.csv" for seed in SEEDS]
+        monkeypatch.setattr(experiment.Experiment, "_test", lambda *_: pytest.fail("tested again"))
+    same, before = ([row | {"train_seconds": ""} for row in table(each)] for each in (more, run))
+    assert [row for row in before if row["model"] == MODELS[0]] == [row for row in same if row["model"] == MODELS[0]]
 
 
 @pytest.fixture(scope="module")
