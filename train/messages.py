@@ -71,8 +71,7 @@ def at_end(results: Mapping, folder: RunFolder) -> list[str]:
     if without := [name for name in entries if name not in order]:
         lines.append(f"no test accuracy on {scores.in_words(label)}: {', '.join(without)}")
     lines += [_at_chance(results, name) for name in order if scores.is_at_chance(results, entries[name], label)]
-    one = next(iter(folder.seeds.values()), folder)  # of several seeds the first
-    entries = one.read_results()["models"] if one is not folder else entries
+    one, entries = _used(folder, entries)
     chosen = best(entries)
     lines += _other_firsts(results, order[0], chosen)
     several = has_several(entries[chosen]["protocol"])  # a network for each combination: one has to be named
@@ -91,6 +90,12 @@ def at_end(results: Mapping, folder: RunFolder) -> list[str]:
         f"again:     {program} evaluate {run}",
         f"elsewhere: {program} export {own} --format onnx{flag}",
     ]
+
+
+def _used(folder: RunFolder, entries: Mapping) -> tuple[RunFolder, Mapping]:
+    """Return the run that the commands name, of several seeds the first with a trained model, and its models."""
+    found = ((run, run.read_results()["models"]) for run in folder.seeds.values())
+    return next((each for each in found if each[1]), (folder, entries))
 
 
 def _other_firsts(results: Mapping, first: str, chosen: str) -> list[str]:

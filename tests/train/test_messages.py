@@ -138,6 +138,17 @@ def test_several_seeds_name_one_of_them_where_one_is_needed(stripes, tmp_path, c
     assert main(["predict", str(run / "seeds/0"), str(stripes / "images/test 0.jpg")]) == 0
 
 
+def test_commands_name_the_first_seed_with_a_trained_model(tmp_path):
+    """The first seed has none where all of its models failed."""
+    seeds = {seed: Folder(tmp_path / str(seed)) for seed in range(3)}
+    for seed, folder in seeds.items():
+        folder.read_results = lambda seed=seed: {"models": {"x": entry(1.0, 0.8)} if seed else {}}
+    whole = Folder(tmp_path)
+    whole.seeds = seeds
+    lines = messages.at_end(results(0.8, 500), whole)
+    assert any(f"predict {tmp_path / '1'} IMAGES" in line for line in lines)
+
+
 def test_the_commands_name_the_network_of_a_model_that_has_several(stripes, tmp_path, capsys):
     start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "x", *SMALL, "--models", "naive_cnn"]
     assert main([*start, "--channels", "RG"]) == 0
