@@ -69,7 +69,10 @@ def prepare(task: str, settings: Settings, resume: RunFolder | None = None, data
     """
     networks.check_names(settings.models)
     for entry in settings.models:
-        networks.check_schedule(variants.of(settings, entry))
+        own = variants.of(settings, entry)
+        networks.check_schedule(own)
+        if unused := networks.augmentations(own).unused:
+            console.warn(f"{entry}: --one-at-a-time has too few epochs ({own.epochs}) to use {', '.join(unused)}")
     if unused := variants.unused_tables(settings):
         console.say(
             f"tables of settings for models that are not trained: {', '.join(f'[model.{each}]' for each in unused)}"

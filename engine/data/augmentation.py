@@ -44,6 +44,14 @@ class Augmentations:
             return 0
         return min(max(epoch - 1, 0) * len(self.names) // self.epochs, len(self.names) - 1)
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The names that hold in no epoch: some, where there are fewer epochs than names that hold one at a time."""
+        if not self.one_at_a_time or self.epochs >= len(self.names):
+            return ()
+        passes = {self.pass_of(epoch) for epoch in range(1, self.epochs + 1)}
+        return tuple(name for number, name in enumerate(self.names) if number not in passes)
+
     def size(self, epoch: int, full: int) -> int:
         """Return height and width of the images in an epoch: `full` in the end, before it up to four smaller sizes.
 

@@ -16,6 +16,15 @@ def test_one_at_a_time_gives_each_augmentation_its_share_of_the_epochs():
     assert Augmentations((), one_at_a_time=True).at(1) == ()
 
 
+@pytest.mark.parametrize("epochs", range(1, 10))
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+def test_unused_are_the_names_that_hold_in_no_epoch(epochs, one_at_a_time):
+    schedule = Augmentations(NAMES, one_at_a_time, epochs)
+    used = {name for epoch in range(1, epochs + 1) for name in schedule.at(epoch)}
+    assert {*schedule.unused} == {*NAMES} - used
+    assert len(schedule.unused) == (max(len(NAMES) - epochs, 0) if one_at_a_time else 0)
+
+
 def test_each_name_draws_its_parameters_by_seed_epoch_and_index():
     def drawn_of(names, indices=INDICES, epoch=2):
         drawn = draw(Augmentations(names).recipe(epoch), indices, (8, 8), 3, epoch)._asdict()

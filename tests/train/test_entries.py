@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from dataclasses import replace
 from importlib import resources
 from itertools import product
 
@@ -337,6 +338,15 @@ def test_unused_tables_are_told_in_a_line(stripes, capsys):
     prepare("task1", settings)
     said = " ".join(capsys.readouterr().out.split())
     assert "tables of settings for models that are not trained: [model.naive_cnn], [model.simple_cnn+few]" in said
+
+
+@pytest.mark.parametrize(("epochs", "told"), [(2, True), (3, False)])
+def test_augmentations_that_no_epoch_uses_are_told_in_a_line(stripes, capsys, epochs, told):
+    own = {"augmentations": ["crop", "flip", "vflip"], "one_at_a_time": True, "epochs": epochs}
+    settings = resolved(models=("simple_cnn", "simple_cnn+noaug"), model={"simple_cnn": own}, image_size=32)
+    prepare("task1", replace(settings, data=str(stripes)))
+    line = "simple_cnn: --one-at-a-time has too few epochs (2) to use vflip"
+    assert (line in " ".join(capsys.readouterr().out.split())) == told
 
 
 def test_augmentations_by_name():
