@@ -320,13 +320,14 @@ class Experiment:
         A batch size and a compiler's mode that are "auto" are found here, by measurement.
         """
         name, folder, tested = entry, self.folder.checkpoints(entry), self.combinations
-        count, protocol, data = len(self.images.channels), None, self.data
+        names, protocol, data = self.images.channels.names, None, self.data
+        count = len(names)
         if combination:
             chosen = self.combinations[combination]
             name, folder = f"{entry} {combination}", self.folder.checkpoints(entry, combination)
             tested = {combination: chosen}
             count, protocol = networks.for_one_combination(entry, settings, count, chosen)
-            data = restricted(data, chosen)
+            names, data = networks.shown(protocol, names, chosen), restricted(data, chosen)
         model = networks.initialised(entry, settings, len(self.images.class_names), count)
         plan = networks.plan(model, settings, data.images)
         if combination:
@@ -342,7 +343,7 @@ class Experiment:
             settings = replace(settings, batch_size=found)
         start = networks.start(settings, samples, folder)
         if not start.goes_on:
-            networks.load_trained(model, entry, settings, console.say)
+            networks.load_trained(model, entry, settings, names, self.images.class_names, console.say)
         if settings.compile and settings.compile_mode == AUTO:
             steps = plan.epochs * plan.passes * samples // settings.batch_size
             mode = compilation.mode(model, shape, settings.batch_size, plan, steps)

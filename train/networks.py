@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from polychrome import models
 from polychrome.engine.channels import combinations, masks
+from polychrome.engine.channels.names import listed
 from polychrome.engine.data import augmentation
 from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.image_set import ImageSet, having
@@ -154,6 +156,11 @@ def for_one_combination(entry: str, settings: Settings, channels: int, combinati
     return count, PADDED_ONE_PER_COMBINATION if protocol == "zero-pad" else ONE_PER_COMBINATION
 
 
+def shown(protocol: str, names: tuple[str, ...], combination: tuple[int, ...]) -> tuple[str, ...]:
+    """Return the names of the channels that a network for one combination is shown, in order, of those of the data."""
+    return names if protocol == PADDED_ONE_PER_COMBINATION else tuple(names[place] for place in combination)
+
+
 def _takes_one_combination(entry: str) -> bool:
     with torch.device("meta"):
         return getattr(models.create(variants.model_name(entry)), "one_per_combination", False)
@@ -223,20 +230,65 @@ def start(settings: Settings, samples: int, folder: Path) -> state.Start:
 
 
 def load_trained(
-    model: nn.Module, entry: str, settings: Settings, say: Callable[[str], None] = lambda line: None
+    model: nn.Module,
+    entry: str,
+    settings: Settings,
+    channels: Sequence[str],
+    classes: Sequence[str],
+    say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Load the trained weights that an entry is to begin with, if any, and tell `say` which.
 
+    `channels` and `classes` are the names of the network's, in order.
+
     Raises:
-        UserError: the weights cannot be read or downloaded, or are of another architecture.
+        UserError: the weights cannot be read or downloaded, or are of another architecture, or of other channels.
     """
     if settings.transfer in ("frozen", "finetuned"):
-        name = variants.model_name(entry)
-        say(f"{entry} starts from {transfer.load(model, *_weights(name, settings))}")
+        weights, source, about = _weights(variants.model_name(entry), settings)
+        known_channels, known_classes = _known(about)
+        taken = _channels_taken(model, source, known_channels, tuple(channels))
+        say(f"{entry} starts from {transfer.load(model, weights, source, (known_classes, classes))}{taken}")
 
 
-def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], str]:
-    """Return trained weights for a model, and a note on their origin."""
+def _channels_taken(model: nn.Module, source: str, before: tuple[str, ...], now: tuple[str, ...]) -> str:
+    """Return in words how a model takes channels that are others than those of its weights; empty where none is.
+
+    Raises:
+        UserError: the model would take a channel for another.
+    """
+    if not before or before == now:
+        return ""
+    both = f"{listed(before)}, the data has {listed(now)}"
+    if any(names == tuple(map(str, range(len(names)))) for names in (before, now)):
+        return f"; channels without names are taken by their places: its were {both}"
+    if masks.protocol(model) == "subset" and {*before} != {*now}:
+        return f"; its channels were {both}"
+    raise UserError(f"{source}: its channels were {both}: wanted the same in the same order")
+
+
+def _known(about: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of the channels that a network takes, and of its classes, in order; empty where not known.
+
+    `about` is what is known of its weights, see `transfer.read`.
+    """
+    description = about.get("description") or {}
+    if {"any_channels", "channels", "classes"} <= description.keys():  # by `export`
+        return tuple(description["channels"]["names"]), tuple(description["classes"])
+    if not isinstance(copy := about.get("run"), dict) or "results" not in copy:
+        return (), ()
+    data = copy["results"]["data"]
+    channels, (entry, _, label) = tuple(data.get("channels", ())), about["name"].partition(" ")
+    if label:
+        chosen = copy["results"]["combinations"][label]
+        own = variants.of(Settings.from_text(copy["config"], "the copy of the settings in the weights"), entry)
+        places = tuple(map(channels.index, chosen))
+        channels = shown(for_one_combination(entry, own, len(channels), places)[1], channels, places)
+    return channels, tuple(data["class_names"])
+
+
+def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], str, dict[str, Any]]:
+    """Return trained weights for a model, a note on their origin, and what is known of them."""
     if settings.weights is None:
         found = transfer.of_torchvision(name)
         if found is None:
@@ -244,10 +296,11 @@ def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], st
                 f"torchvision has no weights of {name}: give --weights FILE, a state dict or the folder of a run that "
                 f"trained {name}"
             )
-        return found, f"torchvision's weights of {name}"
+        return found, f"torchvision's weights of {name}", {}
     source = expanded(settings.weights)
     if not source.is_dir():
-        return transfer.read(source), f"--weights {source}"
+        weights, about = transfer.read(source)
+        return weights, f"--weights {source}", about
     folder = RunFolder.open(source)
     if own := folder.seeds:
         raise UserError(f"--weights {source}: give the run of one of its seeds, such as {own[min(own)].root}")
@@ -260,7 +313,8 @@ def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], st
             f"--weights {source}: {name} has a network for each combination there; give one best.pt of them"
         )
     path = folder.checkpoints(best({entry: results[entry] for entry in trained})) / BEST
-    return checkpoint.load(path)["model"], f"--weights {path}"
+    content = checkpoint.load(path)
+    return content["model"], f"--weights {path}", content
 
 
 def plan(model: nn.Module, settings: Settings, images: ImageSet) -> Plan:

@@ -280,6 +280,5 @@ def _check_weights(resume: RunFolder | None, settings: Settings, images: ImageSe
     for entry in entries:
         own, samples = variants.of(settings, entry), len(images.splits["train"].paths)
         if resume is None or not networks.start(own, samples, resume.checkpoints(entry)).goes_on:
-            networks.load_trained(
-                networks.initialised(entry, own, len(images.class_names), len(images.channels)), entry, own
-            )
+            model = networks.initialised(entry, own, len(images.class_names), len(images.channels))
+            networks.load_trained(model, entry, own, images.channels.names, images.class_names)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -21,14 +24,20 @@ def head_of(model: nn.Module) -> tuple[str, nn.Module]:
     return layers[-1]
 
 
-def read(file: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+def read(file: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights in a file: a checkpoint of ours, a state dict saved by torch, or safetensors.
+
+    Beside them is returned what else is in a checkpoint, or as "description" what the JSON of safetensors says.
 
     Raises:
         UserError: the file is missing, is of another kind, or has no weights.
     """
+    about: dict[str, Any] = {}
     try:
-        content = _of_safetensors(file, device) if file.suffix == ".safetensors" else checkpoint.read(file, device)
+        if file.suffix == ".safetensors":
+            content, about["description"] = _of_safetensors(file, device)
+        else:
+            content = checkpoint.read(file, device)
     except OSError as error:
         raise UserError(f"--weights {file} cannot be read: {error.strerror or error}") from None
     except ImportError:
@@ -37,22 +46,25 @@ def read(file: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         raise UserError(f"--weights {file} is damaged or is not a file of weights ({error})") from None
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
+            about = {name: value for name, value in content.items() if name != key}
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"--weights {file} holds no state dict: wanted tensors by name")
     if not content:
         raise UserError(f"--weights {file} holds no weights")
-    return content
+    return content, about
 
 
-def _of_safetensors(file: Path, device: torch.device | str) -> dict[str, Tensor]:
+def _of_safetensors(file: Path, device: torch.device | str) -> tuple[dict[str, Tensor], Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if found := integrity.fault_of_described(file):
         raise ValueError(found)
     try:
-        return load_file(file, device=str(device))
+        description = integrity.description_of(file)
+        about = json.loads(description.read_text(encoding="utf-8")) if description.exists() else None
+        return load_file(file, device=str(device)), about
     except SafetensorError as error:
         raise ValueError(one_line(error)) from None
 
@@ -89,10 +101,16 @@ def _check_downloaded(url: str) -> None:
         raise UserError(f"{file} is damaged: its checksum is not {wanted}; remove it to have it downloaded again")
 
 
-def load(model: nn.Module, weights: dict[str, Tensor], source: str) -> str:
+def load(
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    source: str,
+    classes: tuple[Sequence[str], Sequence[str]] = ((), ()),
+) -> str:
     """Copy weights into a model, and return in words what was copied and what starts fresh.
 
-    A head for another number of classes, or one that is not whole, keeps its fresh weights.
+    A head for other classes, or one that is not whole, keeps its fresh weights. `classes` are the names of the weights'
+    classes and of the model's, in order; where either are not known, their number alone is compared.
 
     Raises:
         UserError: the weights are of another architecture; the message lists the misfitting weights.
@@ -115,16 +133,24 @@ def load(model: nn.Module, weights: dict[str, Tensor], source: str) -> str:
         more = f" and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
         raise UserError(f"{source}: weights of another architecture: {'; '.join(misfits[:SHOWN])}{more}")
     ends = {key for key in own if key.startswith(head)}
-    fresh = {key for key in ends if key not in weights or weights[key].shape != own[key].shape}
-    left_out = ends if fresh else set()
+    why = _why_fresh(own, weights, ends, head) or _other_class(*classes)
+    left_out = ends if why else set()
     model.load_state_dict({key: value for key, value in weights.items() if key not in left_out}, strict=False)
-    return f"{len(weights.keys() - left_out)} tensors of {source}" + (
-        _why_fresh(own, weights, fresh, head) if fresh else ""
-    )
+    more = f"; the last layer, {head.rstrip('.')}, starts fresh, as its {why}" if why else ""
+    return f"{len(weights.keys() - left_out)} tensors of {source}{more}"
 
 
-def _why_fresh(own: dict[str, Tensor], weights: dict[str, Tensor], fresh: set[str], head: str) -> str:
-    """Return in words that the head starts fresh, by the first of its weights that do not fit."""
-    key = min(fresh, key=list(own).index)
-    there = f"{list(weights[key].shape)} for {list(own[key].shape)}" if key in weights else "missing"
-    return f"; the last layer, {head.rstrip('.')}, starts fresh, as its {key.removeprefix(head)} is {there}"
+def _why_fresh(own: dict[str, Tensor], weights: dict[str, Tensor], ends: set[str], head: str) -> str:
+    """Return in words the first of the head's weights that does not fit; empty where all do."""
+    for key in (key for key in own if key in ends):
+        if key not in weights:
+            return f"{key.removeprefix(head)} is missing"
+        if weights[key].shape != own[key].shape:
+            return f"{key.removeprefix(head)} is {list(weights[key].shape)} for {list(own[key].shape)}"
+    return ""
+
+
+def _other_class(before: Sequence[str], now: Sequence[str]) -> str:
+    """Return in words the first of as many classes that was another; empty where none was, or they are not known."""
+    pairs = zip(before, now, strict=False)
+    return next((f"class {place} is {old!r} for {new!r}" for place, (old, new) in enumerate(pairs) if old != new), "")

@@ -84,7 +84,7 @@ def test_files_of_every_form_are_read(tmp_path):
     torch.save({"state_dict": state}, tmp_path / "wrapped.pth")
     checkpoint.save(tmp_path / "ours.pt", {"name": "attention_cnn", "model": state})
     for name in ("plain.pth", "wrapped.pth", "ours.pt"):
-        assert transfer.read(tmp_path / name).keys() == state.keys()
+        assert transfer.read(tmp_path / name)[0].keys() == state.keys()
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path):

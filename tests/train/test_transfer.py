@@ -5,14 +5,21 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 
 from polychrome import models
+from polychrome.engine import export
+from polychrome.engine.channels.names import Channels
+from polychrome.engine.errors import UserError
 from polychrome.engine.training import checkpoint, transfer
 from polychrome.engine.training.trainer import Trainer
+from polychrome.train import networks
 from polychrome.train.run import main
+from polychrome.train.settings import variants
+from polychrome.train.settings.config import Settings
 from tests.conftest import write_list_folder
 from tests.train import runner
 from tests.train.small import QUICK
@@ -82,6 +89,102 @@ def test_a_run_without_the_model_is_refused(source, few, tmp_path, capsys):
     shutil.rmtree(tmp_path / "transfer", ignore_errors=True)
     assert main(["transfer", *arguments, "--weights", str(few)]) == 2
     assert "is not a run folder" in capsys.readouterr().err
+
+
+def kept(path, entry, channels, classes, label=""):
+    """Write a checkpoint of a network that is not trained, in the form of a run's best.pt, and return its path."""
+    names = label.split("+") if label and "alone" not in entry else channels
+    settings = Settings(image_size=32)
+    model = networks.create(entry, variants.of(settings, entry), len(classes), len(names))
+    data = {"channels": list(channels), "class_names": list(classes)}
+    results = {"data": data, "combinations": {label: label.split("+")}}
+    run = {"config": settings.to_toml(), "results": results}
+    checkpoint.save(path, {"name": f"{entry} {label}".strip(), "model": model.state_dict(), "run": run})
+    return path
+
+
+def started(file, entry, channels, classes=("cat", "dog")):
+    """Return what is said of a network of `channels` that starts from the weights in a file, and the network."""
+    own = variants.of(replace(Settings(), image_size=32, weights=str(file), transfer="finetuned"), entry)
+    model, said = networks.create(entry, own, len(classes), len(channels)), []
+    networks.load_trained(model, entry, own, channels, classes, said.append)
+    return said[0], model
+
+
+ONE, TWO, OTHERS = ("red", "green", "nir"), ("nir", "red", "green"), ("red", "green", "blue")
+
+
+@pytest.mark.parametrize(
+    ("entry", "before", "now", "wanted"),
+    [
+        *((entry, ONE, ONE, "") for entry in ("simple_cnn", "pool_attention_cnn", "prism4_small")),
+        *(
+            (entry, ONE, TWO, None)
+            for entry in ("simple_cnn", "pool_attention_cnn", "prism4_small", "simple_cnn+alone")
+        ),
+        ("simple_cnn", ONE, OTHERS, None),
+        ("simple_cnn", ONE, ONE[:2], None),
+        ("prism4_small+places", ONE, OTHERS, None),
+        ("pool_attention_cnn", ONE, OTHERS, "; its channels were red, green, nir, the data has red, green, blue"),
+        ("pool_attention_cnn", ONE, ("red",), "; its channels were red, green, nir, the data has red"),
+        *(
+            ("simple_cnn", *names, "; channels without names are taken by their places: its were ")
+            for names in ((ONE, ("0", "1", "2")), (("0", "1", "2"), ONE))
+        ),
+    ],
+)
+def test_weights_of_other_channels_or_another_order_are_told_or_refused(tmp_path, entry, before, now, wanted):
+    file = kept(tmp_path / "best.pt", entry, before, ("cat", "dog"))
+    if wanted is None:
+        both = f"{', '.join(before)}, the data has {', '.join(now)}: wanted the same in the same order"
+        with pytest.raises(UserError, match=re.escape(f"best.pt: its channels were {both}")):
+            started(file, entry, now)
+    else:
+        said, _ = started(file, entry, now)
+        assert re.search(rf"{entry} starts from \d+ tensors of --weights {re.escape(str(file) + wanted)}", said)
+        assert said.endswith(wanted) or wanted.endswith(" ")
+
+
+@pytest.mark.parametrize(("entry", "takes"), [("naive_cnn", ("nir", "red")), ("simple_cnn+alone", ONE)])
+def test_the_channels_of_one_of_several_networks_are_those_that_it_is_shown(tmp_path, entry, takes):
+    file = kept(tmp_path / "best.pt", entry, ONE, ("cat", "dog"), "nir+red")
+    assert started(file, entry, takes)[0].endswith("best.pt")
+    with pytest.raises(UserError, match=f"its channels were {', '.join(takes)}, the data has {', '.join(takes[::-1])}"):
+        started(file, entry, takes[::-1])
+
+
+def test_exported_weights_are_compared_by_their_description(tmp_path):
+    pytest.importorskip("safetensors")
+    file = tmp_path / "m.safetensors"
+    model = networks.create("baseline_cnn", Settings(image_size=32), 2, 3).eval()
+    channels = Channels(ONE, (0.5,) * 3, (0.2,) * 3)
+    about = export.Description("baseline_cnn", 32, ("cat", "dog"), channels, "uint8", False, 1.0)
+    export.save(model, about, file, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "black")
+    assert "fresh" not in started(file, "baseline_cnn", ONE)[0]
+    assert "as its class 0 is 'cat' for 'dog'" in started(file, "baseline_cnn", ONE, ("dog", "cat"))[0]
+    with pytest.raises(UserError, match=r"m\.safetensors: its channels were red, green, nir, the data has nir, red, "):
+        started(file, "baseline_cnn", TWO)
+    file.with_name("m.safetensors.json").write_text('{"channels": 3, "classes": 2}')  # of another program
+    assert "fresh" not in started(file, "baseline_cnn", TWO, ("dog", "cat"))[0]
+
+
+@pytest.mark.parametrize(
+    ("now", "wanted"),
+    [
+        (("cat", "dog"), ""),
+        (("dog", "cat"), "class 0 is 'cat' for 'dog'"),
+        (("cat", "cow"), "class 1 is 'dog' for 'cow'"),
+        (("cat", "dog", "cow"), "weight is [2, "),
+    ],
+)
+def test_a_head_for_other_classes_or_another_order_starts_fresh_and_that_is_said(tmp_path, now, wanted):
+    file = kept(tmp_path / "best.pt", "simple_cnn", ONE, ("cat", "dog"))
+    said, model = started(file, "simple_cnn", ONE, now)
+    weights, head = checkpoint.load(file)["model"], transfer.head_of(model)[0]
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(f"{head}.") == bool(wanted)}
+    same = [weights[key].shape == value.shape and torch.equal(weights[key], value) for key, value in own.items()]
+    assert not any(same) if wanted else all(same)
+    assert (f"; the last layer, {head}, starts fresh, as its {wanted}" in said) == bool(wanted)
 
 
 @pytest.mark.usefixtures("signals_heard")
