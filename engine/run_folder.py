@@ -13,6 +13,8 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
+
 from polychrome.engine.errors import StorageError, UserError
 from polychrome.engine.machine import distributed
 from polychrome.engine.machine.files import check_writable, hold, remove_unfinished, within, write_atomically
@@ -26,9 +28,9 @@ class RunFolder:
 
     `config.toml`, `environment.json`, `history.csv`, `results.json`, `report.md`, `report.html`, `plots/`,
     `table.csv`, `predictions-<model>.csv`, `submission-<model>.csv`, `predictions/<model>.csv`,
-    `checkpoints/<model>/{last,best,previous,step}.pt`, `tensorboard/<model>/`, `trace/`; `holdout.txt` where images are
-    held out. A run with several seeds has a folder like this for each, `seeds/<seed>/`, and no
-    checkpoints of its own.
+    `checkpoints/<model>/{last,best,previous,step}.pt`, `tensorboard/<model>/`, `trace/`; `trained-on.npz`, fingerprints
+    of the training images, see `repeats.fingerprints`; `holdout.txt` where images are held out. A run with several
+    seeds has a folder like this for each, `seeds/<seed>/`, and no checkpoints of its own.
     """
 
     def __init__(self, root: Path) -> None:
@@ -40,6 +42,7 @@ class RunFolder:
         self.html = root / "report.html"
         self.table = root / "table.csv"
         self.holdout = root / "holdout.txt"
+        self.trained_on = root / "trained-on.npz"
         self.plots = root / "plots"
         self.trace = root / "trace"
         self.tensorboard = root / "tensorboard"
@@ -212,6 +215,21 @@ class RunFolder:
     def write_json(self, path: Path, content: dict) -> None:
         """Write a JSON file whole or not at all; NaN and infinity become null."""
         self.write(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def write_trained_on(self, fingerprints: np.ndarray) -> None:
+        """Write `trained-on.npz`, uint64 [images]; raises StorageError where the file cannot be written."""
+        content = io.BytesIO()
+        np.savez(content, fingerprints=fingerprints)
+        if distributed.is_main():
+            write_atomically(self.trained_on, content.getbuffer())
+
+    def read_trained_on(self) -> np.ndarray | None:
+        """Return the content of `trained-on.npz`, uint64 [images]; None where the file is missing or damaged."""
+        try:
+            with np.load(self.trained_on) as content:
+                return content["fingerprints"].astype(np.uint64, casting="no")
+        except Exception:  # the reader answers damaged bytes with errors of every kind
+            return None
 
     def read_environment(self) -> dict:
         """Return the content of `environment.json`; empty where the file cannot be read."""

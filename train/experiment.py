@@ -195,6 +195,8 @@ class Experiment:
         folder.begin(self.settings.to_toml(), self.environment, self.results)
         for line in at_start(self.settings, self.results["data"], self.costs, self.results["device"], folder.root):
             console.say(line)
+        if prepared.trained_on is not None:
+            folder.write_trained_on(prepared.trained_on)
         if division.HOLDOUT in self.images.splits:
             held = self.images.splits[division.HOLDOUT]
             lines = (f"{path} {label}\n" for path, label in zip(held.paths, held.labels, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -315,6 +316,23 @@ def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], st
     path = folder.checkpoints(best({entry: results[entry] for entry in trained})) / BEST
     content = checkpoint.load(path)
     return content["model"], f"--weights {path}", content
+
+
+def trained_before(settings: Settings) -> tuple[np.ndarray | None, dict[str, Any] | None]:
+    """Return the fingerprints of the images that --weights were trained on, and the "data" of their run's results.
+
+    None for what is not known: of a checkpoint outside its run's folder the former, of other weights both.
+
+    Raises:
+        UserError: the path begins with `~`, and no home folder is known.
+    """
+    place = expanded(settings.weights)
+    run = next((run for each in (place, *place.parents[:4]) if (run := RunFolder(each)).begun), None)
+    known, data = run and run.read_trained_on(), None
+    with suppress(UserError):  # damaged, which is told where the weights are needed
+        copy = {"results": run.read_results()} if run else transfer.read(place)[1].get("run")
+        data = copy["results"]["data"] if isinstance(copy, dict) and "results" in copy else None
+    return known, data
 
 
 def plan(model: nn.Module, settings: Settings, images: ImageSet) -> Plan:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import date
 
+import numpy as np
+
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.data import loader
 from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.data.opening import Opened
 from polychrome.engine.data.readers import choice
+from polychrome.engine.data.sets import repeats
 from polychrome.engine.errors import UserError
 from polychrome.engine.history import EpochRow, TrainingHistory
 from polychrome.engine.machine import distributed
@@ -42,6 +45,8 @@ class Prepared:
         done: entries of the resumed run that are neither trained nor tested again.
         stages: what the networks of the resumed run were trained with, by entry and network, see `settings.changes`.
         changes: what changed in the data since the resumed run began, a sentence for each time.
+        trained_on: fingerprints of all images that its networks are trained on, up to now and by their first weights,
+            uint64 [images]; None where those of an earlier start are not known.
     """
 
     task: str
@@ -55,6 +60,7 @@ class Prepared:
     done: frozenset[str]
     stages: dict[str, dict[str, Stages]]
     changes: tuple[str, ...]
+    trained_on: np.ndarray | None
 
     @property
     def images(self) -> ImageSet:
@@ -72,7 +78,7 @@ def prepare(task: str, settings: Settings, resume: RunFolder | None = None, data
         own = variants.of(settings, entry)
         networks.check_schedule(own)
         if unused := networks.augmentations(own).unused:
-            console.warn(f"{entry}: --one-at-a-time has too few epochs ({own.epochs}) to use {', '.join(unused)}")
+            console.say(f"{entry}: --one-at-a-time has too few epochs ({own.epochs}) to use {', '.join(unused)}")
     if unused := variants.unused_tables(settings):
         console.say(
             f"tables of settings for models that are not trained: {', '.join(f'[model.{each}]' for each in unused)}"
@@ -89,10 +95,14 @@ def prepare(task: str, settings: Settings, resume: RunFolder | None = None, data
         raise UserError(next(iter(left_out.values())))
     so_far = _so_far(resume, settings, data, tested, tuple(costs)) if resume else ({}, {}, frozenset(), {})
     in_data = _changes(resume, settings, data, so_far[1]) if resume else ()
+    by_weights = None
     if task == "transfer":
         _check_weights(resume, settings, data.images, tuple(costs))
+        if settings.weights and any(variants.of(settings, entry).transfer != "scratch" for entry in costs):
+            data, by_weights = _noted(data, settings, resume)
+    trained_on = _trained_on(data.images, resume, in_data, by_weights)
     settings = replace(settings, changed_data=False)  # of this start alone: the next change is told again
-    return Prepared(task, settings, data, tested, costs, left_out, *so_far, in_data)
+    return Prepared(task, settings, data, tested, costs, left_out, *so_far, in_data, trained_on)
 
 
 def _costs(settings: Settings, images: ImageSet, tested: Combinations) -> tuple[dict[str, Complexity], dict[str, str]]:
@@ -273,6 +283,44 @@ class GoingOn:
         if of_result and self.result is not None and self.result["epochs"] >= self.now["epochs"]:
             return True
         return history.is_over(self.now["epochs"], self.now["patience"])
+
+
+def _trained_on(
+    images: ImageSet, resume: RunFolder | None, changes: tuple[str, ...], by_weights: np.ndarray | None
+) -> np.ndarray | None:
+    """Return the fingerprints of the training images, of those before `changes` of the data, and of the first weights'.
+
+    None where images have no digests, or those before a change are not known.
+    """
+    before = resume and resume.read_trained_on()
+    if not images.digests or (changes and before is None):
+        return None
+    every = repeats.fingerprints(images, "train"), before, by_weights
+    return np.unique(np.concatenate([each for each in every if each is not None]))
+
+
+def _noted(data: Opened, settings: Settings, resume: RunFolder | None) -> tuple[Opened, np.ndarray | None]:
+    """Return the data with a note on images to test on that --weights were trained on, and all that are known of these.
+
+    What the images of --weights were is known of a run of this version; of another the division of its data.
+    """
+    images, (known, before) = data.images, networks.trained_before(settings)
+    trained, splits = f"--weights {settings.weights}", [split for split in images.splits if split != "train"]
+    gone = known is None and before is None
+    if gone and resume and (of_run := resume.read_trained_on()) is not None:
+        known = np.setdiff1d(of_run, repeats.fingerprints(images, "train"))
+    note = ""
+    if known is not None:
+        note = repeats.trained_on(images, splits, known, trained)
+    elif before is not None:
+        divided = before.get("division", {})
+        if differing := [split for split in splits if divided.get(split) != data.division[split]]:
+            some = f"some images of {', '.join(differing)} may be among those that {trained} was trained on"
+            note = f"{some}, which are not known"
+    if note and note not in images.notes:
+        console.say(note)
+        data = replace(data, images=replace(images, notes=(*images.notes, note)))
+    return data, known
 
 
 def _check_weights(resume: RunFolder | None, settings: Settings, images: ImageSet, entries: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from polychrome.engine import export
 from polychrome.engine.data import loader
 from polychrome.engine.errors import Interrupted, UserError
 from polychrome.engine.machine import integrity
+from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint, state, transfer
 from polychrome.engine.training.trainer import Hooks, fit
 from tests.engine import test_export
@@ -116,6 +118,17 @@ def test_damage_of_exported_weights_is_noticed(tmp_path, count):
         export.load(path)
     (tmp_path / "m.safetensors.json").unlink()
     assert same(transfer.read(path)[0], export.load(path).model.state_dict())
+
+
+def test_damage_of_what_a_run_was_trained_on_is_noticed_or_changes_nothing(tmp_path):
+    folder, wanted = RunFolder(tmp_path), np.arange(2**63, 2**63 + 50, dtype=np.uint64)
+    folder.write_trained_on(wanted)
+    found = []
+    for damaged in damages(folder.trained_on.read_bytes(), 200):
+        folder.trained_on.write_bytes(damaged)
+        found.append(folder.read_trained_on())
+    assert all(each is None or np.array_equal(each, wanted) for each in found)
+    assert sum(each is None for each in found) > 100
 
 
 def test_a_checkpoint_is_an_archive_that_torch_reads(checkpoints):

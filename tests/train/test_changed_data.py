@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from polychrome.engine.run_folder import RunFolder
 from polychrome.train.run import main
 from polychrome.train.settings.config import Settings
 from tests.train import runner
@@ -117,7 +118,10 @@ def test_the_file_that_was_modified_last_is_named(begun, data, capsys):
 
 def test_changed_data_are_used_where_that_is_asked_for_and_the_report_says_so(begun, data, capsys):
     other_content(data)
+    trained_on = RunFolder(begun).read_trained_on()
+    assert len(trained_on) == 72
     assert go_on(begun, "--changed-data") == 0
+    assert list(RunFolder(begun).read_trained_on()) == list(trained_on)  # with the image that is gone
     (line,) = runner.results(begun)["data"]["changes"]
     assert f"train of {data} changed since the run began" in line
     assert line.endswith("Epochs before: pool_attention_cnn had 2")
@@ -125,6 +129,13 @@ def test_changed_data_are_used_where_that_is_asked_for_and_the_report_says_so(be
     assert "changed since the run began" in (begun / "report.md").read_text()
     assert "changed since the run began" in (begun / "report.html").read_text()
     assert Settings.of_run(begun / "config.toml").changed_data is False
+
+
+def test_where_changed_images_of_an_earlier_version_are_not_known_none_are_said_to_be(begun, data):
+    RunFolder(begun).trained_on.unlink()
+    other_content(data)
+    assert go_on(begun, "--changed-data") == 0
+    assert RunFolder(begun).read_trained_on() is None
 
 
 def test_a_change_that_was_accepted_stays_in_the_results_and_the_next_is_asked_for_again(begun, data, capsys):
@@ -148,8 +159,6 @@ def test_test_images_that_moved_to_training_are_refused_even_then(begun, data, c
 
 
 def test_results_of_earlier_versions_have_nothing_to_compare(begun, data):
-    from polychrome.engine.run_folder import RunFolder
-
     folder = RunFolder(begun)
     results = folder.read_results()
     del results["data"]["contents"], results["data"]["changes"]

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from polychrome.engine.data.files import decode
+from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint, trainer
 from polychrome.kernels import use_backend
 from polychrome.kernels.launch import record_launches
@@ -49,6 +50,7 @@ def test_task1_leaves_a_whole_run_folder(task1):
     models = ("simple_cnn", "pool_attention_cnn")
     assert names == {
         "config.toml", "environment.json", "history.csv", "results.json", "table.csv", "report.md", "report.html",
+        "trained-on.npz",
         *(f"plots/{chart}.{form}" for chart in ("curves", "combinations", "tradeoff") for form in ("png", "svg")),
         *(f"predictions-{model}.csv" for model in models), *(f"predictions/{model}.csv" for model in models),
         *(f"plots/{kind}-{model}.png" for kind in ("confusion", "predictions") for model in models),
@@ -354,6 +356,26 @@ def evaluated(run, data, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(run), "--data", str(data), "--channels", "RGB"]) == 0
     return json.loads((run / "evaluation.json").read_text())["splits"], " ".join(capsys.readouterr().out.split())
+
+
+def test_evaluate_counts_the_images_that_the_run_was_trained_on_wherever_they_lie(on_folders, tmp_path, capsys):
+    run, own = Path(shutil.copytree(on_folders[0], tmp_path / "run")), on_folders[1]
+    trained = results(run)["data"]["train"]
+    fewer = Path(shutil.copytree(own, tmp_path / "fewer"))
+    (fewer / next(csv.DictReader((run / "predictions-simple_cnn.csv").open()))["path"]).unlink()  # a test image
+    splits, said = evaluated(run, fewer, capsys)
+    assert splits == ["test"]
+    assert f"{trained} of 23 images of test are among those that {run} was trained on" in said
+    assert f"these are figures of {fewer} and not of" in said
+    assert "these are figures of" not in evaluated(run, own, capsys)[1]
+    other = class_folders(tmp_path / "other", 1)
+    said = evaluated(run, other, capsys)[1]
+    assert f"these are figures of {other}, other images than the run's, and not of" in said
+    assert "are among those" not in said
+    for damage in (b"", b"\0" * 99, None):
+        RunFolder(run).trained_on.unlink() if damage is None else RunFolder(run).trained_on.write_bytes(damage)
+        said = evaluated(run, other, capsys)[1]
+        assert f"{other}, of which some may be among those the run was trained on, and not of" in said
 
 
 def test_a_folder_of_the_same_names_and_other_content_is_another_folder(on_folders, tmp_path, capsys):

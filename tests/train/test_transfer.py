@@ -6,21 +6,26 @@ import re
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from polychrome import models
 from polychrome.engine import export
 from polychrome.engine.channels.names import Channels
+from polychrome.engine.data.sets import repeats
 from polychrome.engine.errors import UserError
+from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint, transfer
 from polychrome.engine.training.trainer import Trainer
-from polychrome.train import networks
+from polychrome.train import networks, preparation
+from polychrome.train.data import open_data, summary
 from polychrome.train.run import main
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
-from tests.conftest import write_list_folder
+from tests.conftest import draw, write_list_folder
 from tests.train import runner
 from tests.train.small import QUICK
 
@@ -185,6 +190,101 @@ def test_a_head_for_other_classes_or_another_order_starts_fresh_and_that_is_said
     same = [weights[key].shape == value.shape and torch.equal(weights[key], value) for key, value in own.items()]
     assert not any(same) if wanted else all(same)
     assert (f"; the last layer, {head}, starts fresh, as its {wanted}" in said) == bool(wanted)
+
+
+def run_on(opened, root):
+    """Write the folder of a run of simple_cnn on opened data, which is not trained, and return it."""
+    folder, images = RunFolder(root), opened.images
+    folder.root.mkdir()
+    path = folder.checkpoints("simple_cnn") / "best.pt"
+    kept(path, "simple_cnn", images.channels.names, images.class_names)
+    models = {"simple_cnn": {"protocol": "zero-pad", "epochs": 1, "val": {"loss": 1.0, "accuracy": 1.0}}}
+    models["simple_cnn"]["scores"] = {"test": {"RGB": {"accuracy": 1.0}}}
+    folder.write_results({"task": "task1", "data": summary(opened), "models": models})
+    folder.write(folder.config, Settings(image_size=32).to_toml())
+    folder.write_trained_on(repeats.fingerprints(images, "train"))
+    return folder
+
+
+def prepared(data, weights, resume=None, models=("simple_cnn+finetuned",), **settings):
+    own = Settings(data=str(data), models=models, weights=str(weights), image_size=32, workers=1, **settings)
+    return preparation.prepare("transfer", variants.resolve(own, "transfer"), resume)
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory):
+    """A folder of three classes of 20 images each, which a seed divides, and a run on them by seed 0."""
+    root = tmp_path_factory.mktemp("divided")
+    for number in range(60):
+        (root / f"data/{number % 3}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw(number % 3, number)).save(root / f"data/{number % 3}/{number}.png")
+    settings = Settings(data=str(root / "data"), image_size=32, workers=1)
+    return root / "data", run_on(open_data(variants.resolve(settings, "task1"), "task1"), root / "run")
+
+
+@pytest.mark.parametrize("given", ["run", "run/checkpoints/simple_cnn/best.pt"])
+def test_images_to_test_on_that_the_weights_were_trained_on_are_counted_and_noted(divided, capsys, given):
+    data, run = divided
+    files = {name: set(split.paths) for name, split in prepared(data, run.root).images.splits.items()}
+    assert "trained on" not in capsys.readouterr().out
+    found = prepared(data, run.root.parent / given, seed=1, holdout=6)
+    counts = [
+        f"{len(files['train'] & set(split.paths))} of {len(split.paths)} images of {name}"
+        for name, split in found.images.splits.items()
+        if name != "train"
+    ]
+    said = " ".join(capsys.readouterr().out.split())
+    line = f"{' and '.join(counts)} are among those that --weights {run.root.parent / given} was trained on: accuracy "
+    assert line in said
+    assert [note for note in summary(found.data)["notes"] if note.startswith(line)]
+    seeds = preparation.prepare("transfer", found.settings, data=found.data)  # another seed, with the data that is open
+    assert summary(seeds.data)["notes"] == summary(found.data)["notes"]
+    every = repeats.fingerprints(found.images, "train"), run.read_trained_on()
+    assert set(found.trained_on) == {*every[0], *every[1]} > set(every[0])
+    scratch = prepared(data, run.root, models=("simple_cnn+scratch",), seed=1)
+    assert not any("trained on" in note for note in summary(scratch.data)["notes"])
+
+
+@pytest.mark.parametrize("place", ["run of an earlier version", "best.pt"])
+def test_without_what_a_run_was_trained_on_another_division_is_told(divided, tmp_path, capsys, place):
+    data, run = divided
+    moved, copy = Path(shutil.copytree(data, tmp_path / "moved")), tmp_path / place
+    if place == "best.pt":  # alone, with its copy of what was known of the data
+        content = checkpoint.load(run.checkpoints("simple_cnn") / "best.pt")
+        content["run"]["results"] |= {"data": run.read_results()["data"]}
+        checkpoint.save(copy, content)
+    else:
+        shutil.copytree(run.root, copy)
+        RunFolder(copy).trained_on.unlink()
+    for folder in (data, moved):
+        prepared(folder, copy)
+        assert "trained on" not in capsys.readouterr().out
+        prepared(folder, copy, seed=1)
+        said = " ".join(capsys.readouterr().out.split())
+        assert (
+            f"some images of val, test may be among those that --weights {copy} was trained on, which are not known"
+            in said
+        )
+
+
+def test_a_run_keeps_what_its_weights_were_trained_on_and_its_note_where_these_are_gone(divided, tmp_path, capsys):
+    data, run = divided
+    weights = Path(shutil.copytree(run.root, tmp_path / "weights"))
+    start = ["transfer", "--data", str(data), "--out", str(tmp_path), "--name", "t", "--seed", "1", "--epochs", "1"]
+    assert main([*start, *SMALL, "--models", "simple_cnn+finetuned", "--weights", str(weights)]) == 0
+    folder = RunFolder(tmp_path / "transfer/t")
+    notes = folder.read_results()["data"]["notes"]
+    assert [note for note in notes if f"--weights {weights} was trained on" in note]
+    assert "was trained on: accuracy there says less" in (folder.root / "report.md").read_text()
+    trained_on = folder.read_trained_on()
+    assert {*trained_on} > {*run.read_trained_on()}
+    shutil.rmtree(weights)
+    assert main(["transfer", "--resume", str(folder.root), "--epochs", "2"]) == 0
+    assert folder.read_results()["data"]["notes"] == notes
+    assert list(folder.read_trained_on()) == list(trained_on)
+    capsys.readouterr()
+    assert main(["evaluate", str(folder.root)]) == 0
+    assert f"are among those that {folder.root} was trained on" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.usefixtures("signals_heard")

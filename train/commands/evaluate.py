@@ -8,7 +8,7 @@ from pathlib import Path
 
 from polychrome.engine.channels.combinations import Combinations, parse
 from polychrome.engine.data.opening import Opened
-from polychrome.engine.data.sets import division
+from polychrome.engine.data.sets import division, repeats
 from polychrome.engine.errors import UserError
 from polychrome.engine.evaluation import evaluate
 from polychrome.engine.machine.memory import keep_freed
@@ -49,7 +49,7 @@ def evaluate_run(
     folder = RunFolder.open(run)
     every = [Run(each.root, device) for each in folder.seeds.values()] or [Run(run, device)]
     keep_freed(every[0].device)
-    opened, whole, others, found = None, False, False, []
+    opened, whole, others, found, repeated = None, False, False, [], []
     if every[0].arithmetic:
         console.warn(f"not to the digit the run's figures: {every[0].arithmetic}")
     for trained in every:
@@ -67,15 +67,19 @@ def evaluate_run(
         splits = ("test",) if whole else splits
         known = known_classes(trained.results["data"]) if data else None
         opened = opened or open_data(settings, trained.results["task"], splits, trained.data, known)
+        repeated.append(_repeated(trained, opened, [each for each in splits if data or each != "train"], run))
         other = whole
         if not whole and (other := moved(trained.results["data"], opened, splits)):
-            console.warn(f"not the run's figures: {other}, and some may be among those it was trained on")
+            may = ", and some may be among those it was trained on" if repeated[-1] is None else ""
+            console.warn(f"not the run's figures: {other}{may}")
         elif not whole and (other := changed(trained.results["data"], opened, splits)):
             console.warn(f"not the run's figures: {other}")
         others = others or bool(other)
         trained.check_fits(opened.images)
         how = opened.images, splits, settings.division_seed, trained.channels
         found.append(_evaluated(trained, settings, opened, combinations_to_test(channels, *how), splits))
+    for line in dict.fromkeys(filter(None, repeated)):
+        console.warn(line)
     results = seeds.combined(found) if folder.seeds else found[0]
     if len(splits) == 1:
         console.show_scores(results, splits[0])
@@ -88,9 +92,12 @@ def evaluate_run(
     table = comparison.as_csv(results)
     folder.write(folder.root / "evaluation.csv", table)
     if others:
-        console.say(
-            f"these are figures of {opened.images.root}, other images than the run's, and not of {folder.table}"
-        )
+        which = ", other images than the run's,"
+        if any(repeated):
+            which = ""
+        elif None in repeated:
+            which = ", of which some may be among those the run was trained on,"
+        console.say(f"these are figures of {opened.images.root}{which} and not of {folder.table}")
     elif folder.table.is_file():
         try:
             figures, equal = comparison.agreement(folder.table.read_text(encoding="utf-8"), table)
@@ -98,6 +105,14 @@ def evaluate_run(
             console.warn(f"{folder.table} is damaged and not compared with ({type(error).__name__}: {error})")
         else:
             console.say(f"{equal} of {figures} figures are those of {folder.table}, to the digit")
+
+
+def _repeated(trained: Run, opened: Opened, splits: list[str], run: Path) -> str | None:
+    """Return in words how many images of some splits a run was trained on, or nothing; None where that is not known."""
+    known = trained.folder.read_trained_on()
+    if known is None or not opened.images.digests:
+        return None
+    return repeats.trained_on(opened.images, splits, known, str(run))
 
 
 def _evaluated(trained: Run, settings: Settings, opened: Opened, wanted: Combinations, splits: tuple[str, ...]) -> dict:

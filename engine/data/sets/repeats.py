@@ -1,4 +1,4 @@
-"""Equal files in a set: in two splits, with two labels, or kept together where a set is divided."""
+"""Equal files: in two splits of a set, with two labels, kept together where a set is divided, or known from a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from polychrome.engine.data.files import shards
 from polychrome.engine.data.image_set import SPLITS, ImageSet
@@ -115,6 +117,27 @@ def notes(images: ImageSet, digests: Mapping[str, str], pattern: str | None = No
                 differing.setdefault(digest, (other, other_label, path, label))
     lines = (_repeated(images, *splits, pairs) for splits, pairs in repeated.items())
     return (*lines, *_shared(images, pattern), *_differing(images, differing))
+
+
+def fingerprints(images: ImageSet, split: str) -> np.ndarray:
+    """Return 64 bits of the digest of each image of a split that has one, uint64 [images]."""
+    digests = map(images.digests.get, images.splits[split].paths)
+    return np.array([int(digest[:16], 16) for digest in digests if digest], np.uint64)
+
+
+def trained_on(images: ImageSet, splits: Iterable[str], known: np.ndarray, trained: str) -> str:
+    """Return in words how many images of some splits are those of `known` fingerprints; empty where none is.
+
+    `trained` names what was trained on the images that are known.
+    """
+    counts = {split: int(np.isin(fingerprints(images, split), known).sum()) for split in splits}
+    which = " and ".join(
+        f"{count:,} of {len(images.splits[split].paths):,} images of {split}"
+        for split, count in counts.items()
+        if count
+    )
+    told = f"{which} are among those that {trained} was trained on: accuracy there says less about new images"
+    return told if which else ""
 
 
 def _in_order(images: ImageSet) -> list[str]:

@@ -1,9 +1,11 @@
 """Equal files in two splits, or with two labels, are counted and named."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from polychrome.engine.data.opening import Wanted, open_set
 from polychrome.engine.data.sets import listing, repeats, scan
@@ -167,3 +169,25 @@ def test_a_run_takes_a_pattern_and_refuses_what_is_none(tmp_path, capsys):
     assert "'(' is no regular expression" in capsys.readouterr().err
     assert main(["task1", "--group-by", "(p[0-9]+)_", "--print-config"]) == 0
     assert 'group_by = "(p[0-9]+)_"' in capsys.readouterr().out
+
+
+def test_images_that_a_run_was_trained_on_are_counted_by_content_whatever_their_names(tmp_path):
+    """The run of `first` is trained on pictures 0 to 5, the `second` set has 4 of them, in two splits."""
+    for root, numbers in (("first", range(8)), ("second", (0, 9, 3, 10, 1, 5, 11))):
+        image_kinds.write(tmp_path / root, {f"{place}.png": photo(number) for place, number in enumerate(numbers)})
+    lists = {"first": ("012345", "6", "7"), "second": ("056", "123", "4")}
+    opened = {}
+    for root, splits in lists.items():
+        for name, places in zip(("train", "val", "test"), splits, strict=True):
+            rows = (f"{place}.png {number % 2}\n" for number, place in enumerate(places))
+            (tmp_path / root / f"{name}.txt").write_text("".join(rows))
+        opened[root] = open_set(listing.read(tmp_path / root), Wanted("torch", torch.device("cpu"), 1)).images
+    known = repeats.fingerprints(opened["first"], "train")
+    assert (known.dtype, len({*known})) == (np.uint64, 6)
+    told = repeats.trained_on(opened["second"], ("val", "test"), known, "X")
+    which = "1 of 3 images of val and 1 of 1 images of test are among those that X was trained on"
+    assert told == f"{which}: accuracy there says less about new images"
+    assert repeats.trained_on(opened["first"], ("val", "test"), known, "X") == ""
+    undigested = replace(opened["second"], digests={})
+    assert repeats.trained_on(undigested, ("val", "test"), known, "X") == ""
+    assert len(repeats.fingerprints(undigested, "train")) == 0
