@@ -26,7 +26,8 @@ def joined() -> Iterator[None]:
     NCCL moves CUDA tensors, Gloo tensors on the CPU.
 
     Raises:
-        UserError: there are more processes on this machine than CUDA devices.
+        UserError: there are more processes on this machine than CUDA devices, or the environment tells of several
+            processes, but not how to find the others.
     """
     _join()
     yield
@@ -36,9 +37,16 @@ def joined() -> Iterator[None]:
 
 
 def _join() -> None:
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", 1)) < 2:
+    size = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    if dist.is_initialized() or size == "1":
         return
     cuda = torch.cuda.is_available() and torch.cuda.device_count() > 0
+    wanted = ("RANK", "MASTER_ADDR", "MASTER_PORT", *(("LOCAL_RANK",) if cuda else ()))
+    if missing := [name for name in wanted if not os.environ.get(name)]:
+        names = ", ".join(missing)
+        raise UserError(f"WORLD_SIZE is {size}, but there is no {names}: start by torchrun, or unset WORLD_SIZE")
+    if not size.isdigit():
+        raise UserError(f"WORLD_SIZE must be a number of processes, got {size}: start by torchrun, or unset it")
     if cuda:
         local, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= devices:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import secrets
@@ -198,6 +199,9 @@ def _to_disk(path: Path) -> None:
         return
     try:
         os.fsync(descriptor)
+    except OSError as error:  # some file systems flush no folders
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
     finally:
         os.close(descriptor)
 

@@ -17,6 +17,7 @@ from polychrome.engine.machine import distributed
 from polychrome.engine.machine.hardware import autocast
 from polychrome.engine.machine.memory import PeakMemory, available, release_freed
 from polychrome.engine.training.plan import Plan
+from polychrome.engine.training.sync_batch_norm import alone
 
 HEADROOM = 0.1  # the share of a fitting batch that is left free
 START, MOST = 64, 1024  # larger steps are bound by arithmetic on any device, and a rate for small batches fails there
@@ -55,7 +56,8 @@ def largest_on_cpu(try_batch: Callable[[int], None], most: int) -> int:
 
     Linux kills a process rather than refuse it memory. So the need of an image is measured, as the growth of the peak
     resident set over batches of 2, 4, 8 and so on until the growth is far above noise, and the batch size computed
-    from the memory available. Errors of `try_batch` are raised.
+    from the memory available, of which the processes of this machine have equal shares. Errors of `try_batch` are
+    raised.
     """
     try_batch(LEAST)  # the optimiser's state and the threads are made by the first step alone
     size, grown = LEAST, 0.0
@@ -68,7 +70,9 @@ def largest_on_cpu(try_batch: Callable[[int], None], most: int) -> int:
         if grown >= MEASURABLE and last > 0:
             _free()
             fixed = max(0.0, peak - rest - 2 * grown)  # such as gradients, as large for every batch
-            return _with_headroom(int((available() / 1e6 - fixed) * size / grown), most)
+            return _with_headroom(
+                int((available() / distributed.local_world_size() / 1e6 - fixed) * size / grown), most
+            )
         size *= 2
     return _rounded(most)
 
@@ -170,9 +174,12 @@ def step_on_random(
     plan: Plan,
     compiled: Callable[[nn.Module], nn.Module] = lambda own: own,
 ) -> Callable[[int], None]:
-    """Return a function of a number of random images that takes a whole training step of a copy of the model."""
+    """Return a function of a number of random images that takes a whole training step of a copy of the model.
+
+    The step waits for no other process: after a failed step the others are elsewhere.
+    """
     copies = 2 if plan.consistent else 1
-    own = copy.deepcopy(model).to(plan.device, memory_format=torch.channels_last).train().requires_grad_()
+    own = alone(copy.deepcopy(model)).to(plan.device, memory_format=torch.channels_last).train().requires_grad_()
     optimizer, network = plan.make_optimizer(own), compiled(own)
 
     def step(count: int) -> None:

@@ -55,16 +55,25 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if type(model) is nn.BatchNorm2d:
-        return _converted(model)
+    return _converted(model, (nn.BatchNorm2d,), SyncBatchNorm2d)
+
+
+def alone(model: nn.Module) -> nn.Module:
+    """Return the model with batch normalisations over this process's images: it waits for no other process."""
+    return _converted(model, (SyncBatchNorm2d, nn.SyncBatchNorm), nn.BatchNorm2d)
+
+
+def _converted(model: nn.Module, kinds: tuple[type, ...], kind: type[nn.BatchNorm2d]) -> nn.Module:
+    if type(model) in kinds:
+        return _made(kind, model)
     for name, child in model.named_children():
-        setattr(model, name, synchronised(child, device))
+        setattr(model, name, _converted(child, kinds, kind))
     return model
 
 
-def _converted(layer: nn.BatchNorm2d) -> SyncBatchNorm2d:
+def _made(kind: type[nn.BatchNorm2d], layer: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.BatchNorm2d:
     options = {"affine": layer.affine, "track_running_stats": layer.track_running_stats}
-    made = SyncBatchNorm2d(layer.num_features, layer.eps, layer.momentum, **options)
+    made = kind(layer.num_features, layer.eps, layer.momentum, **options)
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
         setattr(made, name, getattr(layer, name))
     return made.train(layer.training)

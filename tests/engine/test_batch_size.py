@@ -9,8 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
 
+from polychrome.engine.machine import distributed
 from polychrome.engine.training import batch_size
+from polychrome.engine.training.sync_batch_norm import SyncBatchNorm2d
+from tests.engine.small import PLAN
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -116,6 +121,27 @@ def test_on_the_cpu_the_growth_of_the_resident_set_predicts_the_largest(monkeypa
     assert found % 8 == 0
     assert found * 8e6 == pytest.approx(0.9 * (4e9 - 200e6), rel=0.1)
     assert max(tried) == 64  # 32 images more grow it by 256 MB
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch):
+    def step(size):
+        assert np.ones(size * 10**6)[-1] == 1  # 8 MB an image
+
+    monkeypatch.setattr(batch_size, "available", lambda: 4 * 10**9)
+    alone = batch_size.largest_on_cpu(step, 10**6)
+    monkeypatch.setattr(distributed, "local_world_size", lambda: 4)
+    assert batch_size.largest_on_cpu(step, 10**6) == pytest.approx(alone / 4, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", [SyncBatchNorm2d, nn.SyncBatchNorm])
+def test_the_search_for_a_batch_that_fits_waits_for_no_other_process(monkeypatch, kind):
+    """After a step of several processes that one process failed in, the others are anywhere."""
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: pytest.fail("waits"))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), kind(4), nn.Flatten(), nn.LazyLinear(PLAN.num_classes))
+    nn.Sequential(model[0], *model[2:])(torch.zeros(1, 3, 8, 8))  # the lazy layer's size
+    batch_size.step_on_random(model, (3, 8, 8), PLAN)(4)
+    assert type(model[1]) is kind
 
 
 def test_on_the_cpu_no_more_than_the_most_is_returned():

@@ -1,5 +1,6 @@
 """Files and folders that are whole or not there, whoever writes and whatever ends it."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -110,6 +111,21 @@ def test_a_name_that_leads_elsewhere_or_has_no_place_is_refused(tmp_path, name):
 def test_any_other_name_can_be_written(tmp_path, name):
     files.write_atomically(files.within(tmp_path, name), name)
     assert os.listdir(tmp_path) == [name]
+
+
+def test_where_a_file_system_flushes_no_folders_files_are_written(tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def files_alone(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_alone)
+    files.write_atomically(tmp_path / "a", "there")
+    with files.new_folder(tmp_path / "b") as draft:
+        (draft / "c").write_text("too")
+    assert ((tmp_path / "a").read_text(), (tmp_path / "b/c").read_text()) == ("there", "too")
 
 
 def test_a_link_is_replaced_and_not_followed(tmp_path):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from polychrome.train.run import main
 
@@ -119,6 +120,27 @@ def test_wrong_lines_of_a_list_file(fails, broken, line, message):
     (broken / "classes.txt").write_text("0\ta\n1\tb\n2\tc\n")
     add_line(broken, line)
     assert message in fails("task1", "--data", broken)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but there is no RANK, MASTER_ADDR, MASTER_PORT: start by torchrun"),
+        (
+            {"WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1"},
+            "must be a number of processes",
+        ),
+    ],
+    ids=["alone", "no number"],
+)
+def test_several_processes_that_cannot_find_each_other(fails, stripes, monkeypatch, environment, message):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if torch.cuda.is_available() and "RANK" in environment:
+        monkeypatch.setenv("LOCAL_RANK", "0")
+    assert message in fails("task1", "--data", stripes)
 
 
 def test_empty_and_missing_lists(fails, broken):
