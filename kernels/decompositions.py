@@ -23,6 +23,7 @@ from polychrome.kernels.dynamic_conv.borders import evenly_padded
 from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.library import record_as
 from polychrome.kernels.spatial_attention import reference as spatial_attention
+from polychrome.kernels.tensors import wide_dtype
 
 
 def _dynamic_conv2d(x, experts, mixing, bias, *geometry_and_backend):
@@ -39,8 +40,10 @@ def _stacked_conv2d(x, experts, mixing, bias, stride, padding, dilation, groups,
     x, symmetric = evenly_padded(x, padding)
     y = F.conv2d(x, stacked, None, stride, symmetric, dilation, groups)
     y = y.unflatten(1, (groups, count, out_channels // groups))
-    y = (y * mixing[:, None, :, None, None, None]).sum(2).flatten(1, 2)
-    return y if bias is None else y + dynamic_conv.mix(mixing, bias)[:, :, None, None]
+    wide = mixing.to(wide_dtype(x.dtype))
+    y = (y * wide[:, None, :, None, None, None]).sum(2).flatten(1, 2)
+    y = y if bias is None else y + (wide @ bias.to(wide.dtype))[:, :, None, None]
+    return y.to(x.dtype)
 
 
 def _then_affine(convolve: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -24,6 +24,8 @@ from polychrome.kernels import dynamic_conv2d, per_sample_conv2d
 from polychrome.kernels.decompositions import OPS, STACKED
 from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
+from tests.kernels.op_calls import op_arguments
+from tests.kernels.oracle import outputs
 from tests.kernels.written_elsewhere import DynamicConv
 
 FAST = ("simple_cnn", "pool_attention_cnn", "dynamic_cnn_v2")
@@ -341,6 +343,26 @@ def test_every_op_is_written_out():
     # images are standardised by the classifier itself
     forward = {name for name in ops if not name.endswith("_backward")} - {"polychrome::augment"}
     assert forward == {op.name() for op in OPS}
+
+
+FORMS = [(op, form[op]) for form in (OPS, STACKED) for op in form]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("op", "written"), FORMS, ids=[op.name() for op, _ in FORMS])
+@torch.no_grad()
+def test_what_is_written_of_an_op_has_its_dtype_and_values(op, written, dtype):
+    arguments = op_arguments(op.name().removeprefix("polychrome::"), dtype)
+    if "dynamic_conv" in op.name():
+        arguments[2] = arguments[2].float()  # a mix, which an attention gives in float32
+    assert outputs(written(*arguments))[0].dtype == outputs(op(*(to_meta(each) for each in arguments)))[0].dtype
+    tolerance = 20 * torch.finfo(dtype).eps
+    expected = outputs(op(*arguments))[0]
+    torch.testing.assert_close(outputs(written(*arguments))[0], expected, rtol=tolerance, atol=4 * tolerance)
+
+
+def to_meta(argument):
+    return argument.to("meta") if isinstance(argument, torch.Tensor) else argument
 
 
 class Convolutions(nn.Module):
