@@ -63,7 +63,9 @@ def create(
 
     Raises:
         UnknownModelError: no model is called `name`.
-        ValueError: the model is made for one size, and `image_size` is too small for it, or an option is out of range.
+        ValueError: the model is made for one size, and `image_size` is too small for it, or an option's value is refused.
+        TypeError: the constructor has no such option, or a value of an option is of a wrong type.
+        KeyError: `weights`, in torchvision's models, has no such name.
     """
     if name not in MODELS:
         close = difflib.get_close_matches(str(name), MODELS, n=1, cutoff=0.5)

@@ -203,6 +203,21 @@ def test_an_unknown_name_lists_the_names_and_the_closest(name, ending):
     assert isinstance(caught.value, ValueError)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "error"),
+    [
+        ("prism4", {"foo": 1}, TypeError),
+        ("prism4", {"widths": 3}, TypeError),
+        ("prism4", {"widths": (3,)}, ValueError),
+        ("naive_cnn", {"image_size": 3}, ValueError),
+        ("resnet50", {"weights": "NOPE"}, KeyError),
+    ],
+)
+def test_a_refused_option_raises_what_the_documentation_says(name, option, error):
+    with pytest.raises(error):
+        models.create(name, **option)
+
+
 def test_listing_the_names_imports_no_torch():
     code = """
 import sys, time
