@@ -18,8 +18,9 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 # The attributes of a swapped module: its plan, with the places of the op's operands, and its remembered state.
 PLAN, REMEMBERED = "_fuse_plan", "_fuse_remembered"
 TRACES_ATTRIBUTES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)  # before, Dynamo cannot list them
+OF_COMPILE = "_compiled_call_impl", "_is_torch_compile"  # which torch.compile and nn.Module.compile set
 # What every module has from torch, and what a swapped one gets, is looked at apart or has no say in a forward.
-NOT_REMEMBERED = frozenset((*vars(nn.Module()), "_compiled_call_impl", PLAN, REMEMBERED))
+NOT_REMEMBERED = frozenset((*vars(nn.Module()), *OF_COMPILE, PLAN, REMEMBERED))
 
 
 def is_plain(layer: nn.Module | None, kind: type[nn.Module]) -> bool:

@@ -88,7 +88,7 @@ class _Walk:
 
     def _visit_called(self, module: nn.Module, path: str) -> None:
         """Visit the modules inside a swapped module that runs its own forward."""
-        if isinstance(module, GatedChannels):
+        if module._fuse_form is GatedChannels:
             self._visit_children(module, path)
 
     def _visit_children(self, module: nn.Module, path: str) -> None:
@@ -102,7 +102,7 @@ class _Walk:
         except TypeError as error:
             self.left.append(Left(path, name, f"its class cannot be changed: {error}"))
         else:
-            self.swapped.append(Swap(path, name, match.kind.ops(match.plan), note))
+            self.swapped.append(Swap(path, name, match.form.ops(match.plan), note))
 
     def _note(self, module: nn.Module, path: str) -> str:
         """Return where else the module or a parameter of it is used."""

@@ -4,14 +4,14 @@ from typing import NamedTuple
 
 from torch import nn
 
-from polychrome.kernels.fuse.swapped import Swapped
+from polychrome.kernels.fuse.swapped import Form
 from polychrome.kernels.plain import HOOKS, has_any_global_hook, replaced_method
 
 
 class Match(NamedTuple):
-    """The forward that a module may get, and where its operands are."""
+    """The form that a module may be given, and where its operands are."""
 
-    kind: type[Swapped]
+    form: type[Form]
     plan: tuple | None = None
 
 
@@ -23,7 +23,7 @@ class Refusal(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """The forwards that a module may compute; the first that a trial confirms is taken.
+    """The forms that a module may compute; the first that a trial confirms is taken.
 
     `inputs`: shapes of the forward's arguments, x first; of several tuples the first that the module takes. `certain`:
     its structure leaves no doubt about its purpose, so that a failed trial is reported. `told`: hooks are reported, and

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from polychrome.kernels.dynamic_conv import dynamic_conv2d, trust
 from polychrome.kernels.dynamic_conv.eager.forms import cpu_forms
 from polychrome.kernels.dynamic_conv.problem import Problem, resolve_geometry
-from polychrome.kernels.fuse.swapped import PLAN, Swapped, has_changed, prefers_its_own
+from polychrome.kernels.fuse.swapped import PLAN, Form, has_changed, prefers_its_own
 from polychrome.kernels.modulated import modulated_conv2d
 from polychrome.kernels.omni_dimensional import Attentions, omni_dimensional_conv2d
 from polychrome.kernels.tensors import autocasts, is_channels_last
@@ -23,7 +23,7 @@ def prefers_its_own_convolution(x: Tensor, experts: tuple[int, ...], stride, pad
     """
     if not prefers_its_own(x):
         return False
-    if not isinstance(x, Tensor) or x.device.type != "cpu":
+    if x.device.type != "cpu":
         return True
     if torch.compiler.is_compiling():
         return False
@@ -57,37 +57,42 @@ def same_sides(size, kernel, stride, dilation) -> list[int]:
     return sides
 
 
-class CondConv(Swapped):
+class CondConv(Form):
     """timm's CondConv2d: the experts flattened, the mixing weights given at the call."""
 
     op = "dynamic_conv2d"
+    dims = 4, 2
 
-    def forward(self, x: Tensor, routing_weights: Tensor) -> Tensor:
+    @staticmethod
+    def gives_way(module: nn.Module, x: Tensor, routing_weights: Tensor) -> bool:
+        """Return whether the module's own forward is as fast for x, or changed."""
+        shape, padding = (module.num_experts, *module.weight_shape), SAME if module.dynamic_padding else module.padding
+        geometry = module.stride, padding, module.dilation, module.groups
+        return prefers_its_own_convolution(x, shape, *geometry) or has_changed(module)
+
+    @staticmethod
+    def computed(module: nn.Module, x: Tensor, routing_weights: Tensor) -> Tensor:
         """x [batch, in_channels, height, width], routing_weights [batch, experts]."""
-        shape = (self.num_experts, *self.weight_shape)
-        padding = SAME if self.dynamic_padding else self.padding
-        geometry = self.stride, padding, self.dilation, self.groups
-        if prefers_its_own_convolution(x, shape, *geometry) or has_changed(self):
-            return super().forward(x, routing_weights)
-        if padding == SAME:
-            top, bottom, left, right = same_sides(x.shape[2:], self.kernel_size, self.stride, self.dilation)
+        stride, padding, dilation = module.stride, module.padding, module.dilation
+        if module.dynamic_padding:
+            top, bottom, left, right = same_sides(x.shape[2:], module.kernel_size, stride, dilation)
             padding = left, right, top, bottom
-        experts = self.weight.view(shape)
-        return dynamic_conv2d(x, experts, routing_weights, self.bias, self.stride, padding, self.dilation, self.groups)
+        experts = module.weight.view(module.num_experts, *module.weight_shape)
+        return dynamic_conv2d(x, experts, routing_weights, module.bias, stride, padding, dilation, module.groups)
 
 
 class ExpertPlan(NamedTuple):
-    """Names of the parameters [experts, out, in/groups, kh, kw] and [experts, out], and of what gives the mix.
+    """Names of the parameters [experts, out, in/groups, kh, kw] and [experts, out], and of the submodule of the mix.
 
-    The mix comes from the attention, a submodule, or in `RoutedConv` from the forward's second argument.
+    No submodule in `RoutedConv`: its mix is the forward's second argument.
     """
 
     weight: str
     bias: str | None
-    mixing: str
+    mixing: str | None
 
 
-class ExpertConv(Swapped):
+class ExpertConv(Form):
     """A dynamic convolution of user code: its attention gives [batch, experts], the rest is attributes."""
 
     op = "dynamic_conv2d"
@@ -108,27 +113,35 @@ class ExpertConv(Swapped):
         got = list(mixing.shape) if isinstance(mixing, Tensor) else f"a {type(mixing).__name__}"
         return None if got == wanted else f"its {plan.mixing} gives {got}, not a mix [batch, experts]"
 
-    def forward(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def gives_way(module: nn.Module, x: Tensor) -> bool:
+        """Return whether the module's own forward is as fast for x, or changed."""
+        return _gives_way(module, x)
+
+    @staticmethod
+    def computed(module: nn.Module, x: Tensor) -> Tensor:
         """x [batch, in_channels, height, width]."""
-        if _keeps_its_own_convolution(self, x):
-            return super().forward(x)
-        return _mixed_experts(self, x, getattr(self, self.__dict__[PLAN].mixing)(x))
+        return _mixed_experts(module, x, getattr(module, module.__dict__[PLAN].mixing)(x))
 
 
-class RoutedConv(Swapped):
+class RoutedConv(Form):
     """A dynamic convolution of user code that is given its mix [batch, experts]."""
 
     op = "dynamic_conv2d"
+    dims = 4, 2
 
-    def forward(self, x: Tensor, *mixing: Tensor, **named: Tensor) -> Tensor:
-        """x [batch, in_channels, height, width]; the mixing by place or name."""
-        given = [*mixing, *(value for name, value in named.items() if name == self.__dict__[PLAN].mixing)]
-        if len(given) != 1 or len(mixing) + len(named) != 1 or _keeps_its_own_convolution(self, x):
-            return super().forward(x, *mixing, **named)
-        return _mixed_experts(self, x, *given)
+    @staticmethod
+    def gives_way(module: nn.Module, x: Tensor, mixing: Tensor) -> bool:
+        """Return whether the module's own forward is as fast for x, or changed."""
+        return _gives_way(module, x)
+
+    @staticmethod
+    def computed(module: nn.Module, x: Tensor, mixing: Tensor) -> Tensor:
+        """x [batch, in_channels, height, width], mixing [batch, experts]."""
+        return _mixed_experts(module, x, mixing)
 
 
-def _keeps_its_own_convolution(module: nn.Module, x: Tensor) -> bool:
+def _gives_way(module: nn.Module, x: Tensor) -> bool:
     experts = getattr(module, module.__dict__[PLAN].weight)
     return prefers_its_own_convolution(x, tuple(experts.shape), *geometry_of(module)) or has_changed(module)
 
@@ -154,7 +167,7 @@ class AttentionsPlan(NamedTuple):
     attention: str
 
 
-class OmniDimensionalConv(Swapped):
+class OmniDimensionalConv(Form):
     """ODConv: four attentions weigh the experts; the kernels of all samples and experts are not made."""
 
     op = "dynamic_conv2d"
@@ -172,17 +185,21 @@ class OmniDimensionalConv(Swapped):
             return f"its {plan.attention} does not give a mix [batch, experts], nor ODConv's four attentions"
         return None
 
-    def forward(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def gives_way(module: nn.Module, x: Tensor) -> bool:
+        """Return whether the module changed."""
+        return has_changed(module)
+
+    @staticmethod
+    def computed(module: nn.Module, x: Tensor) -> Tensor:
         """x [batch, in_channels, height, width]."""
-        plan = self.__dict__[PLAN]
-        if not isinstance(x, Tensor) or has_changed(self):
-            return super().forward(x)
-        experts = getattr(self, plan.weight)
-        attentions = _attentions(getattr(self, plan.attention)(x), x, experts)
+        plan = module.__dict__[PLAN]
+        experts = getattr(module, plan.weight)
+        attentions = _attentions(getattr(module, plan.attention)(x), x, experts)
         if attentions is None:
             raise TypeError(f"{plan.attention} gave ODConv's four attentions when it was fused, and gives others now")
-        mode = getattr(self, "padding_mode", "zeros")
-        return omni_dimensional_conv2d(x, experts, *attentions, *geometry_of(self), padding_mode=mode)
+        mode = getattr(module, "padding_mode", "zeros")
+        return omni_dimensional_conv2d(x, experts, *attentions, *geometry_of(module), padding_mode=mode)
 
 
 def _attentions(found, x: Tensor, experts: Tensor) -> Attentions | None:
@@ -217,30 +234,34 @@ class ModulationPlan(NamedTuple):
     up: bool
 
 
-class ModulatedConv(Swapped):
+class ModulatedConv(Form):
     """StyleGAN2's convolution: a style scales the input channels of one kernel, which may be normalised."""
 
     op = "modulated_conv2d"
+    dims = 4, 2
 
     @classmethod
     def called(cls, plan: ModulationPlan) -> tuple[str, ...]:
         """Return the paths of the modulation and the blur."""
         return (plan.modulation,) if plan.blur is None else (plan.modulation, plan.blur)
 
-    def forward(self, *given: Tensor, **named: Tensor) -> Tensor:
-        """x [batch, in_channels, height, width] and style [batch, features], both by place."""
-        if named or len(given) != 2 or not isinstance(given[0], Tensor) or has_changed(self):
-            return super().forward(*given, **named)
-        x, style = given
-        plan: ModulationPlan = self.__dict__[PLAN]
-        weight = getattr(self, plan.weight).squeeze(0)
+    @staticmethod
+    def gives_way(module: nn.Module, x: Tensor, style: Tensor) -> bool:
+        """Return whether the module changed."""
+        return has_changed(module)
+
+    @staticmethod
+    def computed(module: nn.Module, x: Tensor, style: Tensor) -> Tensor:
+        """x [batch, in_channels, height, width] and style [batch, features]."""
+        plan: ModulationPlan = module.__dict__[PLAN]
+        weight = getattr(module, plan.weight).squeeze(0)
         if plan.scale is not None:
-            weight = weight * getattr(self, plan.scale)
-        scales = getattr(self, plan.modulation)(style).flatten(1)
-        options = {"demodulate": plan.demodulate, "eps": 1e-8 if plan.eps is None else getattr(self, plan.eps)}
+            weight = weight * getattr(module, plan.scale)
+        scales = getattr(module, plan.modulation)(style).flatten(1)
+        options = {"demodulate": plan.demodulate, "eps": 1e-8 if plan.eps is None else getattr(module, plan.eps)}
         if plan.blur is None:
-            return modulated_conv2d(x, weight, scales, 1, getattr(self, "padding", 0), **options)
-        blur = getattr(self, plan.blur)
+            return modulated_conv2d(x, weight, scales, 1, getattr(module, "padding", 0), **options)
+        blur = getattr(module, plan.blur)
         if plan.up:
             return blur(modulated_conv2d(x, weight, scales, 2, transposed=True, **options))
         return modulated_conv2d(blur(x), weight, scales, 2, **options)

@@ -58,9 +58,9 @@ def _experts(module: nn.Module) -> Candidate | Refusal | None:
         return Refusal(f"groups {groups!r} is no positive int")
     size = max(_reach(k, d) for k, d in zip(kernel, _both(dilation), strict=True))
     shape = (3, in_channels * groups, size + 5, size + 8)
-    kind, mixing = (convolutions.ExpertConv, attentions[0]) if attentions else (convolutions.RoutedConv, arguments[1])
+    form, mixing = (convolutions.ExpertConv, attentions[0]) if attentions else (convolutions.RoutedConv, None)
     plan = convolutions.ExpertPlan(experts[0], biases[0] if biases else None, mixing)
-    matches = [Match(kind, plan)]
+    matches = [Match(form, plan)]
     if attentions and not biases:
         matches.append(Match(convolutions.OmniDimensionalConv, convolutions.AttentionsPlan(experts[0], mixing)))
     return Candidate(tuple(matches), ((shape,) if attentions else (shape, (3, count)),), certain=True)

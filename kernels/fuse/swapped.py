@@ -1,10 +1,12 @@
 """The classes that swapped modules get: their own, with a forward that calls an op.
 
-A swapped module stays the object it was, as with torch's parametrisations: parameters, buffers, attributes, methods and
-`isinstance` are unchanged. It runs its own forward where no op is faster, such as on a CPU, and where the parts whose
-parameters an op would take have changed since.
+A swapped module stays the object it was, as with torch's parametrisations: parameters, buffers, attributes, methods,
+`isinstance` and the forward's signature are unchanged. It runs its own forward where no op is faster, such as on a CPU,
+where the parts whose parameters an op would take have changed since, and for other arguments than a trial gives.
 """
 
+from functools import wraps
+from inspect import signature
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -21,19 +23,23 @@ from polychrome.kernels.spatial_attention import channel_stats, spatial_attentio
 _classes: WeakValueDictionary = WeakValueDictionary()
 
 
-class Swapped:
-    """Mixin before a module's own class."""
+class Form:
+    """What a swapped module computes in place of its own forward; the classes have no instances.
+
+    `dims`: the numbers of dimensions of its arguments, x first.
+    """
 
     op = ""
+    dims: tuple[int, ...] = (4,)
 
     @classmethod
     def ops(cls, plan: tuple | None) -> str:
-        """Return the names of the ops that the forward calls."""
+        """Return the names of the ops that it calls."""
         return cls.op
 
     @classmethod
     def called(cls, plan: tuple | None) -> tuple[str, ...]:
-        """Return the paths of the submodules that the forward calls, which may become anything."""
+        """Return the paths of the submodules that it calls, which may become anything."""
         return ()
 
     @classmethod
@@ -41,39 +47,80 @@ class Swapped:
         """Return why a trial with x would fail, in words for a user; None for no known reason."""
         return None
 
+    @staticmethod
+    def gives_way(module: nn.Module, x: Tensor) -> bool:
+        """Return whether the module's own forward is as good for x, or something else than when it was swapped."""
+        return prefers_its_own(x) or has_changed(module)
+
+    @staticmethod
+    def computed(module: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
+        """Return the result for arguments of `dims` dimensions."""
+        raise NotImplementedError
+
+
+class Swapped:
+    """Mixin before a module's own class; no name of it but dunders and `_fuse...`, which the own class has not."""
+
+    _fuse_form: type[Form]
+    _fuse_own: type[nn.Module]
+
     def __reduce_ex__(self, protocol):
-        return _restore, type(self).__bases__, self.__getstate__()
+        return _restore, (self._fuse_form, self._fuse_own), self.__getstate__()
 
 
-def swap(module: nn.Module, kind: type[Swapped], plan: tuple | None) -> None:
-    """Give `module` the forward of `kind`.
+def swap(module: nn.Module, form: type[Form], plan: tuple | None) -> None:
+    """Let `module` compute by `form`.
 
     Raises:
         TypeError: Python cannot change the class of `module`.
     """
-    then = remember(module, kind.called(plan))
-    module.__class__ = _class_of(kind, type(module))
+    then = remember(module, form.called(plan))
+    module.__class__ = _class_of(form, type(module))
     module.__dict__.update({PLAN: plan, REMEMBERED: then})
 
 
-def _class_of(kind: type[Swapped], own: type[nn.Module]) -> type[nn.Module]:
-    """Return the class that puts `kind` before `own`, always the same object."""
-    made = _classes.get((kind, own))
+def _class_of(form: type[Form], own: type[nn.Module]) -> type[nn.Module]:
+    """Return the class that puts a forward by `form` before `own`, always the same object."""
+    made = _classes.get((form, own))
     if made is None:
-        made = type(f"Fused{own.__name__}", (kind, own), {"__module__": own.__module__})
-        _classes[kind, own] = made
+        names = {"__module__": own.__module__, "forward": _forward(form, own), "_fuse_form": form, "_fuse_own": own}
+        made = type(f"Fused{own.__name__}", (Swapped, own), names)
+        _classes[form, own] = made
     return made
 
 
-def _restore(kind: type[Swapped], own: type[nn.Module]) -> nn.Module:
-    made = _class_of(kind, own)
+def _restore(form: type[Form], own: type[nn.Module]) -> nn.Module:
+    made = _class_of(form, own)
     return made.__new__(made)
 
 
+def _forward(form: type[Form], own: type[nn.Module]):
+    """Return a forward of the own one's signature, by `form` for arguments as a trial gives them, else the own."""
+    parameters = list(signature(own.forward).parameters.values())[1 : len(form.dims) + 1]
+    names = [each.name if each.kind is each.POSITIONAL_OR_KEYWORD else None for each in parameters]
+
+    @wraps(own.forward)
+    def forward(self, *given, **named):
+        operands = _by_place(names, given, named) if named else given
+        if _dims(operands) != form.dims or form.gives_way(self, *operands):
+            return own.forward(self, *given, **named)
+        return form.computed(self, *operands)
+
+    return forward
+
+
+def _by_place(names: list[str | None], given: tuple, named: dict) -> tuple:
+    """Return the arguments of a call by place, with those of the names that come next; none if others are named."""
+    found = [named[name] for name in names[len(given) :] if name in named]
+    return (*given, *found) if len(found) == len(named) else ()
+
+
+def _dims(operands: tuple) -> tuple[int | None, ...]:
+    return tuple([each.dim() if isinstance(each, Tensor) else None for each in operands])
+
+
 def prefers_its_own(x: Tensor) -> bool:
-    """Return whether no kernel would run on x, so that a module's own forward is not slower; also for fx's proxies."""
-    if not isinstance(x, Tensor):
-        return True
+    """Return whether no kernel would run on x, so that a module's own forward is not slower."""
     return current_backend() == "auto" and not runs_triton(x, "auto")
 
 
@@ -90,29 +137,32 @@ class LayersPlan(NamedTuple):
     second: str
 
 
-class ChannelGate(Swapped):
+class ChannelGate(Form):
     """Squeeze-excitation with a ReLU and a sigmoid."""
 
     op = "channel_gate"
 
-    def forward(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def computed(module: nn.Module, x: Tensor) -> Tensor:
         """x [batch, channels, height, width]."""
-        if prefers_its_own(x) or has_changed(self):
-            return super().forward(x)
-        return channel_gate(x, *_layers(self))
+        return channel_gate(x, *_layers(module))
 
 
-class GatedChannels(Swapped):
+class GatedChannels(Form):
     """A module that multiplies its input by a gate of its channels: its own forward, the product by an op."""
 
     op = "channel_scale"
 
-    def forward(self, x: Tensor, *others, **named) -> Tensor:
+    @staticmethod
+    def gives_way(module: nn.Module, x: Tensor) -> bool:
+        """Return whether no kernel would run on x, or the product can fuse with its neighbours, in a compiled graph."""
+        return prefers_its_own(x) or torch.compiler.is_compiling()
+
+    @staticmethod
+    def computed(module: nn.Module, x: Tensor) -> Tensor:
         """x [batch, channels, height, width]."""
-        if prefers_its_own(x) or torch.compiler.is_compiling():  # in a graph the product can fuse with its neighbours
-            return super().forward(x, *others, **named)
         with _Products(x):
-            return super().forward(x, *others, **named)
+            return module._fuse_own.forward(module, x)
 
 
 class _Products(TorchFunctionMode):
@@ -157,12 +207,12 @@ class SpatialPlan(NamedTuple):
     whole: bool
 
 
-class SpatialAttention(Swapped):
+class SpatialAttention(Form):
     """CBAM's spatial attention: one op, or the ops around the module's own convolution and normalisation."""
 
     @classmethod
     def ops(cls, plan: SpatialPlan) -> str:
-        """Return the names of the ops that the forward calls."""
+        """Return the names of the ops that it calls."""
         if plan.whole:
             return "spatial_attention"
         return "channel_stats, spatial_gate" if plan.multiplies else "channel_stats"
@@ -172,11 +222,10 @@ class SpatialAttention(Swapped):
         """Return the paths of the convolution and the normalisation, unless the op takes the convolution's weight."""
         return () if plan.whole else plan.modules
 
-    def forward(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def computed(module: nn.Module, x: Tensor) -> Tensor:
         """x [batch, channels, height, width]."""
-        if prefers_its_own(x) or has_changed(self):
-            return super().forward(x)
-        return _attended(self, x, self.__dict__[PLAN])
+        return _attended(module, x, module.__dict__[PLAN])
 
 
 class BlockPlan(NamedTuple):
@@ -186,12 +235,12 @@ class BlockPlan(NamedTuple):
     spatial: SpatialPlan
 
 
-class AttentionBlock(Swapped):
+class AttentionBlock(Form):
     """CBAM's two attentions, one after the other, in a module that multiplies by both itself."""
 
     @classmethod
     def ops(cls, plan: BlockPlan) -> str:
-        """Return the names of the ops that the forward calls."""
+        """Return the names of the ops that it calls."""
         return f"channel_scale, {SpatialAttention.ops(plan.spatial)}"
 
     @classmethod
@@ -199,12 +248,11 @@ class AttentionBlock(Swapped):
         """Return the paths of the child that makes the channels' gate and of the spatial attention's parts."""
         return plan.channels, *SpatialAttention.called(plan.spatial)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def computed(module: nn.Module, x: Tensor) -> Tensor:
         """x [batch, channels, height, width]."""
-        if prefers_its_own(x) or has_changed(self):
-            return super().forward(x)
-        plan = self.__dict__[PLAN]
-        return _attended(self, channel_scale(x, getattr(self, plan.channels)(x)), plan.spatial)
+        plan = module.__dict__[PLAN]
+        return _attended(module, channel_scale(x, getattr(module, plan.channels)(x)), plan.spatial)
 
 
 def _attended(module: nn.Module, x: Tensor, plan: SpatialPlan) -> Tensor:

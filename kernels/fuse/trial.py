@@ -110,18 +110,18 @@ def _confirmed(module: nn.Module, candidate: Candidate) -> Match | Refusal | str
     for match in candidate.matches:
         if not _uses_its_op(match, gates, shapes[0]):
             continue
-        settings = OF_A_PRODUCT if match.kind is GatedChannels else SETTINGS
+        settings = OF_A_PRODUCT if match.form is GatedChannels else SETTINGS
         try:
             swapped = copy.deepcopy(copied)
             if found := _objection(swapped, match, shapes):
                 why = why or found
                 continue
-            swap(swapped, match.kind, match.plan)
+            swap(swapped, match.form, match.plan)
             if has_changed(copy.deepcopy(swapped)):  # it would run its own forward, which equals itself
                 why = why or "a copy of it is not as it is"
                 continue
         except Exception as error:
-            why = why or f"not computed by {match.kind.ops(match.plan)}: {_line(error)}"
+            why = why or f"not computed by {match.form.ops(match.plan)}: {_line(error)}"
             continue
         agreed, difference = _difference(settings, own, _defined(swapped, shapes))
         if not difference:
@@ -129,10 +129,10 @@ def _confirmed(module: nn.Module, candidate: Candidate) -> Match | Refusal | str
             attributes = dict.fromkeys(name for outcome in outcomes for name in outcome.attributes)
             return f"its forward sets {', '.join(attributes)}" if attributes else match
         if agreed > furthest:
-            why, furthest = f"not what {match.kind.ops(match.plan)} computes: {difference}", agreed
+            why, furthest = f"not what {match.form.ops(match.plan)} computes: {difference}", agreed
     if output == one_gate != shape:
         return "it returns the gate alone; its caller multiplies, which is what the op is for"
-    if any(match.kind is GatedChannels for match in candidate.matches) and (gate := _other_gate(gates, shapes[0])):
+    if any(match.form is GatedChannels for match in candidate.matches) and (gate := _other_gate(gates, shapes[0])):
         return Refusal(gate)
     return why or None
 
@@ -164,14 +164,14 @@ def _other_gate(gates: Gates, x: tuple[int, ...]) -> str:
 
 def _uses_its_op(match: Match, gates: Gates, x: tuple[int, ...]) -> bool:
     """Return whether the module has the product that the op of `match` is for."""
-    return match.kind.op != "channel_scale" or (*x[:2], 1, 1) in gates.of_x
+    return match.form.op != "channel_scale" or (*x[:2], 1, 1) in gates.of_x
 
 
 def _objection(module: nn.Module, match: Match, shapes: tuple[tuple[int, ...], ...]) -> str | None:
-    if match.kind is not GatedChannels and (found := tensors_beside(module, match.kind.called(match.plan))):
-        return f"{match.kind.ops(match.plan)} would not read its {', '.join(found)}"  # now neutral, they may change
+    if match.form is not GatedChannels and (found := tensors_beside(module, match.form.called(match.plan))):
+        return f"{match.form.ops(match.plan)} would not read its {', '.join(found)}"  # now neutral, they may change
     with torch.no_grad():  # of a copy: a normalisation inside counts its batches
-        return match.kind.objection(copy.deepcopy(module), match.plan, _inputs(shapes, SETTINGS[0])[0])
+        return match.form.objection(copy.deepcopy(module), match.plan, _inputs(shapes, SETTINGS[0])[0])
 
 
 def _randomised(module: nn.Module) -> nn.Module:
