@@ -8,6 +8,7 @@ from torch import nn
 
 from polychrome.kernels.fuse import convolutions, swapped
 from polychrome.kernels.fuse.candidates import Match, Refusal
+from polychrome.kernels.fuse.generators import kept, next_numbers
 from polychrome.kernels.plain import is_plain, is_pointwise
 
 
@@ -74,17 +75,21 @@ ACTIVATIONS = {"relu": F.relu, "sigmoid": torch.sigmoid}
 def activation_name(module: nn.Module) -> str | None:
     """Return which of ACTIVATIONS a module without parameters computes in either mode, judged by values and gradients.
 
-    Both are compared at sizes from 1e-7 to 1e7: some activations are clipped.
+    Both are compared at sizes from 1e-7 to 1e7: some activations are clipped. None for those that draw random numbers.
     """
     if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return None
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    with kept():
+        without_draws = next_numbers()
+    with torch.enable_grad(), kept():
         near = torch.linspace(-7, 7, 61, device="cpu", dtype=torch.float64)
         sizes = 10**near
         grid = torch.cat([near, near.new_zeros(1), sizes, -sizes])
         try:
             got = [each for mode in (True, False) for each in _values(copy.deepcopy(module).train(mode), grid)]
         except Exception:  # a foreign module may raise anything: it is then no known activation
+            return None
+        if next_numbers() != without_draws:
             return None
         for name, function in ACTIVATIONS.items():
             wanted = 2 * _values(function, grid)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from polychrome.kernels.backend import use_backend
 from polychrome.kernels.fuse.candidates import Candidate, Match, Refusal
 from polychrome.kernels.fuse.gates import Gates, in_words, may_gate
+from polychrome.kernels.fuse.generators import kept, next_numbers, seed
 from polychrome.kernels.fuse.swapped import GatedChannels, has_changed, swap
 from polychrome.kernels.plain import NOT_REMEMBERED, frozen, is_same, tensors_beside
 
@@ -22,10 +23,14 @@ TOLERANCE = 1e-5  # of the largest value; a forward that rounds to float32 passe
 
 
 class Outcome(NamedTuple):
-    """The results of a forward and backward pass: tensors by name, and the names of attributes that it set."""
+    """The results of a forward and backward pass.
+
+    Tensors by name, the names of attributes that it set, and the random numbers that come after those that it drew.
+    """
 
     tensors: dict[str, Tensor]
     attributes: list[str]
+    next_numbers: tuple[float, ...]
 
 
 class Setting(NamedTuple):
@@ -82,11 +87,11 @@ def confirmed(module: nn.Module, candidate: Candidate) -> Match | Refusal | None
     """Return the first forward that equals the module's own, or why none does; None for an unrelated module.
 
     Outputs, gradients of the inputs and of every parameter, and inputs and buffers afterwards have to agree in all
-    SETTINGS, and the module's own forward must not set attributes, as an op's forward would not. `module` and torch's
-    random generators are as before.
+    SETTINGS, and the module's own forward must not set attributes, nor draw random numbers, as an op's forward would
+    not. `module` and the generators of random numbers are as before.
     """
     with (
-        torch.random.fork_rng(devices=[]),
+        kept(),
         torch.autocast("cpu", enabled=False),
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -177,7 +182,7 @@ def _objection(module: nn.Module, match: Match, shapes: tuple[tuple[int, ...], .
 def _randomised(module: nn.Module) -> nn.Module:
     """Return a copy with random parameters and buffers: initial ones may be zero or equal; no variance is negative."""
     copied = copy.deepcopy(module).to("cpu", torch.float64)
-    torch.manual_seed(1)
+    seed(1)
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.copy_(torch.randn(parameter.shape, dtype=parameter.dtype, device="cpu") / 2)
@@ -192,7 +197,7 @@ def _inputs(shapes: tuple[tuple[int, ...], ...], setting: Setting) -> list[Tenso
 
     So each unit of a layer with a ReLU behind it is alive in some sample.
     """
-    torch.manual_seed(2)
+    seed(2)
     if setting.alone:
         (*outer, height, width), *others = shapes
         shapes = (*outer, 2 * height + 1, 2 * width + 1), *others
@@ -244,6 +249,7 @@ def _run(module: nn.Module, shapes: tuple[tuple[int, ...], ...], setting: Settin
     with watched, torch.set_grad_enabled(setting.gradients):
         samples = zip(*(tensor.split(1) for tensor in given), strict=True)
         y = torch.cat([module(*sample) for sample in samples]) if setting.alone else module(*given)
+    after_draws = next_numbers()
     if not isinstance(y, Tensor):
         raise TypeError(f"it returns a {type(y).__name__}, not a tensor")
     found = {"the output": y.detach(), **{f"buffer {name}": value for name, value in module.named_buffers()}}
@@ -256,7 +262,8 @@ def _run(module: nn.Module, shapes: tuple[tuple[int, ...], ...], setting: Settin
         for (name, value), gradient in zip(trained.items(), gradients, strict=True):
             found[f"the gradient of {name}"] = torch.zeros_like(value) if gradient is None else gradient
     after = _attributes(module)
-    return Outcome(found, [name for name in after if not is_same(after[name], before.get(name, _run))]), watched
+    attributes = [name for name in after if not is_same(after[name], before.get(name, _run))]
+    return Outcome(found, attributes, after_draws), watched
 
 
 def _attributes(module: nn.Module) -> dict[str, object]:
@@ -294,6 +301,8 @@ def _difference(settings: tuple[Setting, ...], own, ours) -> tuple[int, str]:
         if isinstance(want, Exception) or isinstance(got, Exception):
             who, error = ("it", want) if isinstance(want, Exception) else ("the op", got)
             return agreed - 1, f"{setting.words} {who} alone raises {_line(error)}"
+        if want.next_numbers != got.next_numbers:
+            return agreed - 1, f"{setting.words} it alone draws random numbers"
         for name, value in want.tensors.items():
             other = got.tensors[name]
             if other.shape != value.shape:

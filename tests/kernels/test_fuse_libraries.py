@@ -81,8 +81,13 @@ def test_squeeze_excitation_of_other_libraries_is_found_and_equal(library, name,
 
 @pytest.mark.parametrize(
     "activation",
-    [lambda: nn.Hardtanh(0, 20), lambda: nn.Sequential(nn.ReLU(), nn.Dropout(0.5)), lambda: nn.Threshold(0.01, 0)],
-    ids=["clipped", "dropout", "threshold"],
+    [
+        lambda: nn.Hardtanh(0, 20),
+        lambda: nn.Sequential(nn.ReLU(), nn.Dropout(0.5)),
+        lambda: nn.Sequential(nn.ReLU(), nn.Dropout(1e-4)),
+        lambda: nn.Threshold(0.01, 0),
+    ],
+    ids=["clipped", "dropout", "seldom dropout", "threshold"],
 )
 def test_an_activation_that_is_nearly_a_relu_keeps_its_layers(activation):
     misc = pytest.importorskip("torchvision").ops.misc

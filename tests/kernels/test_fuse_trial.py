@@ -1,7 +1,9 @@
 """Modules that equal an op at most values, sizes and calls, and not at all: `kernels.fuse` must not swap them."""
 
 import inspect
+import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -148,6 +150,59 @@ def test_a_result_of_another_dtype_keeps_it():
         assert layer.bfloat16()(randn(2, 8, 5, 5, dtype=torch.bfloat16)).dtype == torch.float32
     (left,) = fuse(changed(DynamicConv(6, 8, 3), y=torch.Tensor.float)).left
     assert left.reason.endswith("the output of float64 is torch.float32, not torch.float64")
+
+
+DRAWS = {"torch": lambda: torch.rand(()).item(), "Python": random.random, "NumPy": lambda: np.random.rand()}
+
+
+def seldom_skipped(kind, draw):
+    """Return a class that returns its input, or its input's first channels, in one of fifty calls in training."""
+
+    class Skipped(kind):
+        def forward(self, x):
+            y = super().forward(x)
+            return x[:, : y.shape[1]] if self.training and draw() < 0.02 else y
+
+    return Skipped
+
+
+def seed_all_of_the_cpu(number):
+    torch.default_generator.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number)
+
+
+@pytest.mark.parametrize("generator", DRAWS)
+def test_what_draws_random_numbers_goes_on_drawing_them(generator):
+    conv = seldom_skipped(DynamicConv, DRAWS[generator])(8, 8, 3, padding=1)
+    (left,) = fuse(conv).left
+    assert left.reason == "not what dynamic_conv2d computes: in training it alone draws random numbers"
+    own, fused, report = twins(seldom_skipped(Squeezed, DRAWS[generator])())
+    assert [swap.op for swap in report.swapped] == ["channel_scale"]  # in its own forward
+    x, found = randn(2, 8, 5, 5), []
+    for module in (own, fused):
+        seed_all_of_the_cpu(1)
+        with use_backend("reference"), torch.no_grad():
+            found.append(torch.stack([module(x) for _ in range(100)]))
+    torch.testing.assert_close(*found)
+    assert 0 < sum(torch.equal(y, x) for y in found[1]) < 10
+
+
+def test_a_verdict_does_not_depend_on_the_generators_nor_change_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", None)  # a GPU's generator is not ours to seed
+    for number in range(3):
+        layer, draws = seldom_skipped(Squeezed, random.random)(), (random.random, np.random.rand, DRAWS["torch"])
+        seed_all_of_the_cpu(number)
+        expected = [draw() for draw in draws]
+        seed_all_of_the_cpu(number)
+        assert len(fuse(layer).swapped) == 1
+        assert [draw() for draw in draws] == expected
+
+
+def test_dropout_of_logits_that_the_op_calls_too_is_no_difference():
+    layer = DynamicConv(8, 6, 3)
+    layer.attention.fc2 = nn.Sequential(nn.Dropout(0.5), layer.attention.fc2)
+    assert [swap.op for swap in fuse(layer).swapped] == ["dynamic_conv2d"]
 
 
 class Meter:
