@@ -53,6 +53,30 @@ def is_centred(layer: nn.Module | None) -> bool:
     return k % 2 == 1 and k > 1 and _geometry(layer) == ((k, k), (1, 1), (k // 2, k // 2), (1, 1), 1, "zeros")
 
 
+class Definition:
+    """What a class and its bases but torch's defined, which copies of a module share.
+
+    A pickle has the numbers and strings; other objects are read from the class again, as its functions are.
+    """
+
+    def __init__(self, kind: type[nn.Module], known: dict[str, object] | None = None):
+        self.kind, self.entries = kind, tuple((of_class(kind) | (known or {})).items())
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        return Definition, (self.kind, {n: value for n, value in self.entries if isinstance(value, int | float | str)})
+
+    def holds(self) -> bool:
+        """Return whether the class defines the same now."""
+        for name, value in self.entries:
+            found = getattr(self.kind, name, self)
+            if found is not value and not is_same(frozen(found), value):
+                return False
+        return True
+
+
 class Remembered(NamedTuple):
     """The state of a module: its class, what it computes by, its attributes, lists and dicts as tuples, its children.
 
@@ -61,6 +85,7 @@ class Remembered(NamedTuple):
 
     kind: type[nn.Module]
     computations: tuple[Callable, ...]
+    definition: Definition
     attributes: tuple[tuple[str, Any], ...]
     names: frozenset[str]
     absent: tuple[str, ...]
@@ -79,17 +104,20 @@ def remember(module: nn.Module, called: tuple[str, ...] = ()) -> Remembered:
             continue
         inside = tuple(path[len(name) + 1 :] for path in called if path.startswith(f"{name}."))
         children.append((name, None if child is None or name in called else remember(child, inside)))
-    return Remembered(_class_of(module), computations(type(module)), tuple(own), names, tuple(absent), tuple(children))
+    kind, found = _class_of(module), computations(type(module))
+    return Remembered(kind, found, Definition(kind), tuple(own), names, tuple(absent), tuple(children))
 
 
 def is_as_remembered(module: nn.Module, then: Remembered) -> bool:
     """Return whether `module` is as it was remembered, apart from its own hooks and forward.
 
     Parameters may have any values, and parametrisations; buffers too, which `tensors_beside` tells before. Submodules
-    have to be of the same classes, without hooks, and attributes the same objects, or equal where they are numbers and
-    strings; no attribute, parameter or buffer may be new.
+    have to be of the same classes, without hooks, and attributes, also of classes, the same objects, or equal where
+    they are numbers and strings; no attribute, parameter or buffer may be new.
     """
     if _holds_more(module, then):
+        return False
+    if not _are_hidden() and then.definition.entries and not then.definition.holds():
         return False
     for name, value in then.attributes:
         if not is_same(frozen(module.__dict__.get(name, then)), value):
@@ -113,8 +141,7 @@ def is_as_remembered(module: nn.Module, then: Remembered) -> bool:
 
 def _holds_more(module: nn.Module, then: Remembered) -> bool:
     """Return whether a module has an attribute, a parameter or a buffer that it had not."""
-    hidden = not TRACES_ATTRIBUTES and torch.compiler.is_compiling()
-    for held in (module._parameters, module._buffers, {} if hidden else module.__dict__):
+    for held in (module._parameters, module._buffers, {} if _are_hidden() else module.__dict__):
         for name in held:
             if name not in then.names and name[:2] != "__":  # names with two underscores are torch's, of FSDP
                 return True
@@ -124,12 +151,28 @@ def _holds_more(module: nn.Module, then: Remembered) -> bool:
     return False
 
 
+def _are_hidden() -> bool:
+    """Return whether Dynamo runs and cannot list attributes."""
+    return not TRACES_ATTRIBUTES and torch.compiler.is_compiling()
+
+
+def of_class(kind: type[nn.Module]) -> dict[str, object]:
+    """Return the attributes, properties and methods of a class and its bases but torch's, lists and dicts as tuples.
+
+    Without `__...` names, and what is another object at every look, as a class method is.
+    """
+    own = (base for base in kind.__mro__ if base is not object and not base.__module__.startswith("torch."))
+    found = {name: frozen(getattr(kind, name, None)) for base in own for name in vars(base) if name[:2] != "__"}
+    return {name: value for name, value in found.items() if is_same(frozen(getattr(kind, name, None)), value)}
+
+
 def tensors_beside(module: nn.Module, called: tuple[str, ...] = ()) -> list[str]:
     """Return the paths of buffers, and of attributes with tensors, outside the submodules at the paths `called`."""
     found = []
     for path, inner in module.named_modules():
         if not any(path == each or path.startswith(f"{each}.") for each in called):
-            own = {name: value for name, value in vars(inner).items() if name not in NOT_REMEMBERED}
+            own = of_class(type(inner))
+            own |= {name: value for name, value in vars(inner).items() if name not in NOT_REMEMBERED}
             held = [name for name, value in (inner._buffers | own).items() if _has_tensor(frozen(value))]
             found += [f"{path}.{name}" if path else name for name in held]
     return found

@@ -17,7 +17,7 @@ from polychrome.kernels.fuse.candidates import Candidate, Match, Refusal
 from polychrome.kernels.fuse.gates import Gates, in_words, may_gate
 from polychrome.kernels.fuse.generators import kept, next_numbers, seed
 from polychrome.kernels.fuse.swapped import GatedChannels, has_changed, swap
-from polychrome.kernels.plain import NOT_REMEMBERED, frozen, is_same, tensors_beside
+from polychrome.kernels.plain import NOT_REMEMBERED, frozen, is_same, of_class, tensors_beside
 
 TOLERANCE = 1e-5  # of the largest value; a forward that rounds to float32 passes, another formula does not
 
@@ -267,11 +267,11 @@ def _run(module: nn.Module, shapes: tuple[tuple[int, ...], ...], setting: Settin
 
 
 def _attributes(module: nn.Module) -> dict[str, object]:
-    """Return the attributes of a module and of its parts, with what they hold now."""
+    """Return the attributes of a module and of its parts, also of their classes, with what they hold now."""
     return {
         f"{path}.{name}" if path else name: _names(value) if name in NOT_REMEMBERED else _held(value)
         for path, inner in module.named_modules()
-        for name, value in vars(inner).items()
+        for name, value in (of_class(type(inner)) | vars(inner)).items()
     }
 
 

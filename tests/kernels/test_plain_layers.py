@@ -4,6 +4,7 @@ import copy
 import pickle
 import warnings
 from functools import partial
+from threading import Lock
 
 import pytest
 import torch
@@ -374,6 +375,97 @@ def test_a_convolution_changed_on_a_class_is_what_is_computed(kind, monkeypatch)
         torch.testing.assert_close(ours(small), theirs(small))
     with use_backend("reference"):
         torch.testing.assert_close(fused(x), own(x))
+
+
+class Activation(nn.Module):
+    gain = 1.0
+
+    def forward(self, x):
+        return torch.relu(x * self.gain)
+
+
+class Defined(SELayer):
+    """A forward that goes by what its class defines."""
+
+    gain, factors, lock = 1.0, [1.0], Lock()  # a lock cannot be copied
+
+    def __init__(self, planes):
+        super().__init__(planes)
+        self.fc[1] = Activation()
+
+    @property
+    def shift(self):
+        return 0.0
+
+    @classmethod
+    def made(cls, planes):
+        return cls(planes)
+
+    def scaled(self, x):
+        return x * self.gain * self.factors[0] + self.shift
+
+    def forward(self, x):
+        return self.scaled(super().forward(x))
+
+
+class Derived(Defined):
+    pass
+
+
+# What is changed of which class.
+OF_CLASSES = {
+    "a number": (Derived, "gain", 2.0),
+    "a number of a base": (Defined, "gain", 2.0),
+    "a list": (Defined, "factors", [2.0]),
+    "a property": (Defined, "shift", property(lambda self: 1.0)),
+    "a method": (Defined, "scaled", lambda self, x: 3 * x),
+    "an activation's number": (Activation, "gain", -2.0),
+}
+
+
+@pytest.mark.parametrize("name", OF_CLASSES)
+def test_what_a_class_defines_is_heard_when_it_changes_after_fuse(name, monkeypatch):
+    own, fused, x = made(Derived, 8), made(Derived, 8), randn(2, 8, 5, 5, dtype=torch.float64)
+    assert [swap.op for swap in fuse(fused).swapped] == ["channel_gate"]
+    alike = fused, copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))
+    plain, kept = own(x), pickle.dumps(fused)
+    assert not any(map(has_changed, alike))
+    monkeypatch.setattr(*OF_CLASSES[name], raising=False)
+    for twin in (*alike, *([pickle.loads(kept)] if "number" in name else [])):
+        with use_backend("reference"):
+            torch.testing.assert_close(twin(x), own(x))
+        assert has_changed(twin)
+    assert not torch.allclose(own(x), plain, rtol=1e-4)
+
+
+def test_a_compiled_module_hears_a_number_of_its_class(monkeypatch):
+    torch._dynamo.reset()
+    fused, x = made(Defined, 8), randn(2, 8, 5, 5, dtype=torch.float64)
+    assert fuse(fused).swapped
+    with use_backend("reference"):
+        compiled = torch.compile(fused, backend="eager")
+        torch.testing.assert_close(compiled(x), Defined.forward(fused, x))
+        monkeypatch.setattr(Defined, "gain", 0.5)
+        torch.testing.assert_close(compiled(x), Defined.forward(fused, x))
+
+
+def test_a_tensor_and_a_count_that_a_class_holds_keep_the_own_forward():
+    class WithTensor(SELayer):
+        mask = torch.ones(())
+
+        def forward(self, x):
+            return super().forward(x) * self.mask
+
+    class Counting(SELayer):
+        calls = 0
+
+        def forward(self, x):
+            Counting.calls += 1
+            return super().forward(x)
+
+    assert [swap.op for swap in fuse(made(WithTensor, 8)).swapped] == ["channel_scale"]  # in its own forward
+    (left,) = fuse(made(Counting, 8)).left
+    assert left.reason == "its forward sets calls"
 
 
 METHODS = {"forward": "fc.2", "_conv_forward": "sa.conv1", "scaled": ""}
