@@ -63,7 +63,7 @@ def create(
 
     Raises:
         UnknownModelError: no model is called `name`.
-        ValueError: the model is made for one size, and `image_size` is too small for it, or an option's value is refused.
+        ValueError: the model is made for one size, and `image_size` is too small for it, or an option is out of range.
         TypeError: the constructor has no such option, or a value of an option is of a wrong type.
         KeyError: `weights`, in torchvision's models, has no such name.
     """
