@@ -233,4 +233,4 @@ def is_same(one: object, other: object) -> bool:
         return False
     if isinstance(one, tuple):
         return len(one) == len(other) and all(map(is_same, one, other))
-    return isinstance(one, int | float | str | torch.dtype | torch.device) and one == other
+    return isinstance(one, int | float | str | bytes | torch.dtype | torch.device) and one == other

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+import pickle
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -280,12 +281,15 @@ def _names(value: object) -> object:
 
 
 def _held(value: object) -> object:
-    """Return a value with what it holds now: a container's members, and an object's attributes."""
+    """Return a value with what it holds now: a container's members, and an object's state, such as a generator's."""
     if isinstance(value, set | deque):
         return frozen(list(value))
-    if isinstance(value, nn.Module | Tensor | type) or inspect.isroutine(value) or not hasattr(value, "__dict__"):
+    if isinstance(value, nn.Module | Tensor | list | tuple | dict | type) or inspect.isroutine(value):
         return frozen(value)
-    return value, frozen(vars(value))
+    try:
+        return value, pickle.dumps(value)
+    except Exception:  # a foreign object may raise anything
+        return value, frozen(getattr(value, "__dict__", None))
 
 
 def _difference(settings: tuple[Setting, ...], own, ours) -> tuple[int, str]:

@@ -215,22 +215,29 @@ class Meter:
         self.total += value
 
 
-@pytest.mark.parametrize("kind", ["an object", "a list", "a dict", "a set"])
+WRITTEN = {
+    "an object": (Meter, Meter.update),
+    "a list": (lambda: [0.0], lambda held, value: held.append(value)),
+    "a dict": (lambda: {"sum": 0.0}, lambda held, value: held.update(sum=value)),
+    "a set": (lambda: {0.0}, set.add),
+    "an array": (lambda: np.zeros(2), np.ndarray.fill),
+    "Python's generator": (lambda: random.Random(1), lambda held, _: held.random()),
+    "NumPy's generator": (lambda: np.random.default_rng(1), lambda held, _: held.random()),
+    "torch's generator": (torch.Generator, lambda held, _: torch.rand((), generator=held)),
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
 def test_what_a_forward_writes_into_an_attribute_goes_on_being_written(kind):
-    held = {"an object": Meter(), "a list": [0.0], "a dict": {"sum": 0.0}, "a set": {0.0}}[kind]
+    made, write = WRITTEN[kind]
 
     class Keeps(DynamicConv):
         def forward(self, x):
             value = 1 + abs(float(x.detach().sum()))
-            if kind == "an object":
-                self.held.update(value)
-            elif kind == "a set":
-                self.held.add(value)
-            else:
-                self.held[0 if kind == "a list" else "sum"] += value
+            write(self.held, value)
             return super().forward(x)
 
     layer = Keeps(6, 8, 3)
-    layer.held = held
+    layer.held = made()
     (left,) = fuse(layer).left
     assert left.reason == "its forward sets held"
