@@ -22,7 +22,7 @@ from polychrome.kernels.fuse.swapped import has_changed
 from polychrome.kernels.modules import CBAM as BothAttentions
 from polychrome.kernels.modules import ECA as NeighboursGate
 from polychrome.kernels.modules import ChannelGate, DynamicConv2d, SpatialAttention
-from polychrome.kernels.plain import is_centred, is_plain, is_pointwise
+from polychrome.kernels.plain import TRACES_ATTRIBUTES, is_centred, is_plain, is_pointwise
 from tests.grids import grid
 from tests.kernels.fused import OpsCalled, assert_alike
 from tests.kernels.oracle import randn
@@ -438,6 +438,7 @@ def test_what_a_class_defines_is_heard_when_it_changes_after_fuse(name, monkeypa
     assert not torch.allclose(own(x), plain, rtol=1e-4)
 
 
+@pytest.mark.skipif(not TRACES_ATTRIBUTES, reason="this torch's Dynamo does not see what a class holds")
 def test_a_compiled_module_hears_a_number_of_its_class(monkeypatch):
     torch._dynamo.reset()
     fused, x = made(Defined, 8), randn(2, 8, 5, 5, dtype=torch.float64)
