@@ -58,9 +58,10 @@ def test_a_penalty_step_differentiates_the_slopes():
 
 
 def test_targets_are_judged_by_their_lines():
-    found = {each.demand: (each.met, each.measured) for each in targets.verdicts("layers", layers_section())}
-    assert [met for met, _ in found.values()] == [True, True, True]
-    assert "3.00 at bfloat16 ODConv C256 14x14" in next(iter(found.values()))[1]
+    found = targets.verdicts("layers", layers_section())
+    # Of the others some shapes are lacking there.
+    assert [(each.met, each.partly) for each in found] == [(True, False), (None, True), (None, True)]
+    assert "3.00 at bfloat16 ODConv C256 14x14" in found[0].measured
 
 
 def test_every_case_has_a_name_of_its_own():
