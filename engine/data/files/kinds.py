@@ -18,6 +18,7 @@ HIDDEN, SPECIAL = "hidden or of the system", "no regular file"
 FRAMES = "the first frame of"  # in the encoding of a photo of several frames
 SCALED = "more than 8 bits"  # in the encoding of a photo that is scaled to 8
 TRANSPARENT = "transparent"  # in the encoding of a photo with some transparency
+UNHEARD = "names or nodata"  # in the encoding of a photo whose file has names of channels or a nodata value
 HEAD = 32  # bytes that tell the kind
 
 # By kind the bytes that a file of it begins with.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 from xml.etree import ElementTree
@@ -13,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from polychrome.engine.channels.names import RGB
-from polychrome.engine.data.files import decode
+from polychrome.engine.data.files import decode, kinds
 from polychrome.engine.data.files.deep import CODECS
 from polychrome.engine.data.files.guard import check_values
 from polychrome.engine.data.files.pixels import Pixels, check_type, cleaned, upright, without_opaque
@@ -28,6 +29,8 @@ SAMPLES = {MINISWHITE: 1, MINISBLACK: 1, COLOURS: 3, PALETTE: 1, SEPARATED: 4, Y
 CODED = (MINISWHITE, PALETTE, SEPARATED, YCBCR)
 IMAGE, CHANNELS, UNKNOWN = "YX", "CS", "IQ"  # tifffile's names of axes
 ALPHA = (1, 2)  # of ExtraSamples
+# Names, in small letters, that say no more of a photo's samples than their places do.
+OF_PHOTOS = (("r", "red", "gray", "grey", "0"), ("g", "green", "alpha", "1"), ("b", "blue", "2"), ("a", "alpha", "3"))
 NEEDS = "needs tifffile: pip install tifffile"
 COPIES = "a TIFF of smaller copies or masks alone, as raw photos and overviews are: export the image itself as TIFF"
 BEHIND = "a smaller copy before the image, among photos: save the image alone"
@@ -41,6 +44,7 @@ class Nature(NamedTuple):
     alpha: whether it has a fourth sample of 8 bits that may be transparency or a band.
     mask: whether it has a mask beside its image.
     exact: whether its values, scaled to 8 bits, are the photo's: of more bits, and not multiplied by transparency.
+    unheard: whether it names channels other than a photo's, or a nodata value, which a photo of 8 bits does not have.
     """
 
     photo: bool
@@ -49,6 +53,7 @@ class Nature(NamedTuple):
     why_not: str = ""
     mask: bool = False
     exact: bool = False
+    unheard: bool = False
 
 
 def nature(content: bytes) -> Nature:
@@ -84,7 +89,16 @@ def nature(content: bytes) -> Nature:
             multiplied = has_alpha and extra[:1] == (1,)
             return Nature(photo=samples == 1 or wanted == 3, measured=True, why_not=kind, exact=not multiplied)
         ambiguous, mask = has_alpha and wanted == 3, any(each.is_mask for each in tif.pages)
-        return Nature(photo=True, measured=ambiguous, alpha=ambiguous, mask=mask)
+        return Nature(photo=True, measured=ambiguous, alpha=ambiguous, mask=mask, unheard=_tells_more(tif, samples))
+
+
+def _tells_more(tif: TiffFile, samples: int) -> bool:
+    """Return whether a photo's file has names of channels that are no photo's, or a nodata value."""
+    names = ()
+    with suppress(ElementTree.ParseError):  # a description that nobody can read names nothing
+        names = _names(tif, tif.series[0], "", samples)
+    other = (name and name.lower() not in known for name, known in zip(names, OF_PHOTOS, strict=False))
+    return GDAL_NODATA in tif.pages.first.tags or any(other)
 
 
 def read(content: bytes, channels: int | None = None) -> Pixels:
@@ -254,13 +268,21 @@ def _names(tif: TiffFile, series: TiffPageSeries, axis: str, count: int) -> tupl
     elif series.kind == "ome" and axis in CHANNELS:
         found = dict(enumerate(_of_ome(tif.ome_metadata)))
     elif series.kind == "imagej" and axis in CHANNELS:
-        found = dict(enumerate((tif.imagej_metadata or {}).get("Labels", ())))
+        found = dict(enumerate(_labels(tif)))
     found = {number: name for number, name in found.items() if name}
     if len(found) < count and page.photometric == COLOURS and axis == "S":
         found = dict(enumerate([*RGB.names, *map(str, range(3, count))])) | found
     elif len(found) < count and axis and axis not in CHANNELS + UNKNOWN:
         found = {number: f"{axis}{number}" for number in range(count)}
     return cleaned([found.get(number, "") for number in range(count)])
+
+
+def _labels(tif: TiffFile) -> Sequence[str]:
+    """Return ImageJ's labels of planes; none where a file's name is the label of the only plane."""
+    labels = (tif.imagej_metadata or {}).get("Labels", ())
+    if isinstance(labels, str):  # of one plane
+        return () if os.path.splitext(labels)[1].lower() in kinds.SUFFIXES else (labels,)
+    return labels
 
 
 def _described(text: str) -> dict[int, str]:

@@ -22,10 +22,14 @@ Row = tuple[str, int]  # path and label
 
 
 class Alike(NamedTuple):
-    """For some paths a name that a group has in common: equal and related files, `joined`, or related files alone."""
+    """For some paths a name that a group has in common: equal and related files, `joined`, or related files alone.
+
+    notes: lines for the user on the groups.
+    """
 
     joined: Mapping[str, str]
     related: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def completed(
@@ -45,8 +49,9 @@ def completed(
         UserError: there is no train, or a class or a split has too few images to be divided.
     """
     if "" in rows:
-        divided = _divided(root, names, rows[""], seed, grouping([path for path, _ in rows[""]]))
-        return {split: _split(divided[split]) for split in SPLITS}, ()
+        alike = grouping([path for path, _ in rows[""]])
+        divided = _divided(root, names, rows[""], seed, alike)
+        return {split: _split(divided[split]) for split in SPLITS}, alike.notes
     if "train" not in rows:
         raise UserError(f"no train in {root}, only {' and '.join(rows)}: wanted images to train on")
     parts, notes = dict(rows), []
@@ -63,7 +68,7 @@ def completed(
             where = f"{source} of {root}"
             raise UserError(f"{where} has too few images, or groups of them, to divide: give it a {lacking} split")
         count = f"{len(parts[lacking]):,} of {len(rows[source]):,} images of {source}"
-        notes.append(f"no {lacking}: {count}, {words} of each class, are {lacking}")
+        notes += [f"no {lacking}: {count}, {words} of each class, are {lacking}", *alike.notes]
     return {split: _split(parts[split]) for split in SPLITS}, tuple(notes)
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from polychrome.engine.data.files.guard import guarded, most_pixels, too_large
 from polychrome.engine.data.files.pixels import Pixels, why_unusable
 from polychrome.engine.data.files.statistics import Apart, Moments, apart, measure
 from polychrome.engine.errors import Unavailable, Unsupported, one_line
+
+if TYPE_CHECKING:
+    from polychrome.engine.data.files import tiffs
 
 AT_ONCE = 2**28  # bytes of a file that are read at once
 DEEPEST = 65535  # the highest value of a photo's samples
@@ -191,8 +194,7 @@ def _image(file: str, content: bytes, kind: str, form: Form, seen: Seen | None) 
     else:
         return _photo(file, content, seen)
     if not nature.measured:
-        photo = _photo(file, content, seen)
-        return photo._replace(encoding=f"{photo.encoding}, {kinds.TRANSPARENT}") if nature.mask else photo
+        return _noted(_photo(file, content, seen), nature)
     pixels = _pixels(file, form, content)
     found = stack(pixels, content)
     if isinstance(found, str):
@@ -201,9 +203,17 @@ def _image(file: str, content: bytes, kind: str, form: Form, seen: Seen | None) 
         return replace(found, as_photo=nature.why_not)
     looks_photo = nature.alpha and _looks_like_alpha(pixels.values[..., 3])
     as_photo = _as_photo(file, content, seen, pixels if nature.exact else None)
-    if isinstance(as_photo, Photo) and kind != "TIFF" and deep.white(content) < DEEPEST:
+    if isinstance(as_photo, Photo) and kind == "TIFF":
+        as_photo = _noted(as_photo, nature)
+    elif isinstance(as_photo, Photo) and deep.white(content) < DEEPEST:
         as_photo = as_photo._replace(encoding=f"{as_photo.encoding}, {kinds.SCALED}")
     return replace(found, as_photo=as_photo, looks_photo=looks_photo)
+
+
+def _noted(photo: Photo, nature: tiffs.Nature) -> Photo:
+    """Return the photo of a TIFF with notes in its encoding on what the photo leaves out."""
+    notes = [kinds.TRANSPARENT] * nature.mask + [kinds.UNHEARD] * nature.unheard
+    return photo._replace(encoding=", ".join((photo.encoding, *notes)))
 
 
 def _as_photo(file: str, content: bytes, seen: Seen | None, wanted: Pixels | None) -> Photo | str:

@@ -18,7 +18,7 @@ from polychrome.engine.data.arrangement import Form
 from polychrome.engine.data.conventions import Conventions, Trained
 from polychrome.engine.data.files import dali_check, shards, stacks
 from polychrome.engine.data.files.guard import most_pixels
-from polychrome.engine.data.files.kinds import FRAMES, SCALED, TRANSPARENT
+from polychrome.engine.data.files.kinds import FRAMES, SCALED, TRANSPARENT, UNHEARD
 from polychrome.engine.data.files.statistics import Apart
 from polychrome.engine.data.image_set import ImageSet, Split, sizes_of, with_classes
 from polychrome.engine.data.sets import inspection
@@ -28,7 +28,7 @@ from polychrome.engine.errors import UserError
 from polychrome.engine.machine.files import Stamps, cache_folder, new_file
 from polychrome.engine.machine.workers import cpus, parallel_chunks
 
-RULES = 10  # raise this number when a file's verdict may change
+RULES = 11  # raise this number when a file's verdict may change
 CHUNK = 64
 KILLS = Passing("damaged: it crashes the decoder, or needs more memory than there is")
 DIM = 2**14  # a quarter of the range of 16 bits
@@ -205,8 +205,9 @@ def remarks(report: ScanReport, by_dali: bool) -> tuple[str, ...]:
 
     `by_dali` says whether DALI decodes the photos.
     """
-    several, clear, deep = (
-        [path for path, how in report.encodings.items() if word in how] for word in (FRAMES, TRANSPARENT, SCALED)
+    several, clear, deep, unheard = (
+        [path for path, how in report.encodings.items() if word in how]
+        for word in (FRAMES, TRANSPARENT, SCALED, UNHEARD)
     )
     dim = {path: highest for path, highest in report.scaled.items() if highest < DIM}
     lost = {path: int((stack.moments.counts == 0).sum()) for path, stack in report.stacks.items() if stack.missing}
@@ -216,6 +217,7 @@ def remarks(report: ScanReport, by_dali: bool) -> tuple[str, ...]:
         ("photo", several, "of several frames, of which the first is used"),
         ("photo", clear, "with transparency, which is dropped"),
         ("photo", deep, "of more than 8 bits, scaled from 0..their maximum to 0..255"),
+        ("photo", unheard, f"with names of channels or nodata, which photos have not: {descriptions.FILE} tells bands"),
         ("photo", list(report.scaled), "of 16 bits among photos of 8, scaled from 0..65535 to 0..255"),
         ("photo", list(dim), f"of these with no value above {max(dim.values(), default=0):,.0f}: they become dark"),
         ("stack", incomplete, "with missing values, which become the mean of their channel"),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from polychrome.engine.data.image_set import ImageSet
 
-RULES = 4  # raise this number when a decoder, or the resizing to a stored size, gives other values
+RULES = 5  # raise this number when a decoder, or the resizing to a stored size, gives other values
 CHUNK = 2**24  # bytes of a checksum's block
 HEADER, VALUES = "header.json", "values"
 
@@ -59,7 +59,7 @@ class ImageCache:
         self._images, self._stamps, sizes = images, Stamps(), sizes_of(images)
         # Of a file too large for a digest its stamp tells whether it is the same.
         files = [(path, sizes[path], images.digests.get(path) or self._stamp(path)) for path in paths]
-        arranged = [astuple(images.arrangements[path]) for path in paths if path in images.arrangements]
+        arranged = [(path, *astuple(images.arrangements[path])) for path in paths if path in images.arrangements]
         self.key = _digest([RULES, about, images.channels.mean, files, arranged])
         self.folder = cache_folder() / "images" / f"{group[:16]}-{self.key[:16]}"
         self._group, self._say, self._workers = group[:16], say, max(1, workers)

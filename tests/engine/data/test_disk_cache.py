@@ -2,12 +2,14 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from polychrome.engine.data import image_set, loader, opening
+from polychrome.engine.data.arrangement import Arrangement
 from polychrome.engine.data.files import decode
 from polychrome.engine.data.sets import scan
 from polychrome.engine.data.stores import disk
@@ -338,6 +340,19 @@ def test_what_a_killed_writer_left_is_removed_once_it_is_old(images, said, cache
     shutil.rmtree(entry.folder)
     start(images, "device", said)
     assert entries(cache_home) == [entry.folder, entry.folder.with_name(f"{entry.folder.name}young.partial")]
+
+
+def test_bands_that_two_files_have_the_other_way_round_are_other_pixels(tmp_path, said):
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"1")
+    split = image_set.Split(("a", "b"), (0, 1), ((8, 8), (8, 8)))
+    images = image_set.ImageSet(tmp_path, ("x", "y"), {"train": split})
+    one, other = Arrangement((1, 0)), Arrangement((0, -1))
+    keys = {
+        disk.ImageCache(replace(images, arrangements=held), "whole", "definition", said.append).key
+        for held in ({"a": one}, {"b": one}, {"a": one, "b": other}, {"a": other, "b": one})
+    }
+    assert len(keys) == 4
 
 
 def test_members_of_a_changed_tar_are_other_files(tmp_path, said):

@@ -598,6 +598,39 @@ def test_where_a_package_is_lacking_it_is_named(tmp_path, monkeypatch):
     assert reason(tmp_path, KINDS["pages"].content) == "TIFF needs tifffile: pip install tifffile"
 
 
+def test_names_and_nodata_that_a_photo_cannot_have_are_told(tmp_path):
+    def named(names, nodata=None, **options):
+        items = "".join(
+            f'<Item name="DESCRIPTION" sample="{i}" role="description">{n}</Item>' for i, n in enumerate(names)
+        )
+        tags = [(tiffs.GDAL_METADATA, "s", 0, f"<GDALMetadata>{items}</GDALMetadata>", True)] if names else []
+        tags += [(tiffs.GDAL_NODATA, "s", 0, nodata, True)] if nodata else []
+        stream = io.BytesIO()
+        tifffile.imwrite(stream, image_kinds.picture(9, 8), photometric="rgb", metadata=None, extratags=tags, **options)
+        return stream.getvalue()
+
+    files = {"nir.tif": named(["nir", "red", "green"]), "empty.tif": named([], "0")}
+    files |= {"plain.tif": named([]), "red.tif": named(["Red", "Green", "Blue"])}
+    _, report = opened(write(tmp_path, files))
+    (line,) = (line for line in scan.remarks(report, False) if "names of channels" in line)
+    assert line == (
+        "2 photos with names of channels or nodata, which photos have not: channels.csv tells bands, such as nir.tif"
+    )
+
+
+def test_the_label_of_imagejs_only_plane_is_its_channels_name(tmp_path):
+    def plane(label):
+        stream = io.BytesIO()
+        tifffile.imwrite(stream, measured.drawn(1, np.uint16)[..., 0], imagej=True, metadata={"Labels": [label]})
+        return stream.getvalue()
+
+    files = {"a.tif": plane("DAPI"), "b.tif": plane("DsRed")}
+    images, _ = opened(write(tmp_path / "stains", files))
+    assert images.channels.names == ("DAPI", "DsRed")
+    images, _ = opened(write(tmp_path / "files", {f"{i}.tif": plane(f"well {i}.tif") for i in range(2)}))
+    assert images.channels.names == ("0",)
+
+
 def test_a_mask_of_another_size_than_its_image_is_refused(tmp_path):
     content = masked(measured.drawn(5), np.ones((3, 4), bool))
     assert reason(tmp_path, content).startswith("a mask of 3 x 4 beside an image of ")

@@ -152,6 +152,15 @@ def test_groups_that_given_splits_share_are_told(tmp_path):
     assert repeats.notes(images, {}) == ()
 
 
+def test_a_pattern_that_finds_nothing_or_a_part_is_told(tmp_path):
+    root = classes(tmp_path, [f"{c}/Plate{p}_{i}.png" for c in "ab" for p in range(6) for i in range(2)])
+    with pytest.raises(UserError, match=r"--group-by '\(plate\)' finds nothing in any path, such as a/Plate0_0.png"):
+        listing.read(root, group_by="(plate)")
+    assert listing.read(root, group_by="(Plate[0-9])").notes == ("6 groups by --group-by, each in one split",)
+    said = "12 of 24 images are in no group by --group-by, such as a/Plate3_0.png"
+    assert said in listing.read(root, group_by="(Plate[0-2])").notes
+
+
 def test_groups_cannot_be_held_out_image_by_image(tmp_path):
     images = listing.read(classes(tmp_path, [f"{c}/p{i}_0.png" for c in "ab" for i in range(9)]))
     with pytest.raises(UserError, match="--holdout draws single images, and --group-by keeps groups together"):

@@ -483,6 +483,31 @@ def test_a_set_for_a_trained_model_has_the_models_channels_and_statistics(tmp_pa
     assert scan.shape(images).startswith("3 channels, 10 x 8, named a, b, c")
 
 
+def test_a_pattern_that_matches_no_file_is_told(tmp_path):
+    paths = [f"x/landsat_{i}.npy" for i in range(2)]
+    root = write(tmp_path, {path: npy(pixels(("dna",), i)) for i, path in enumerate(paths)}, ".,a\nlandsat_*,b\n")
+    line = f"{root / 'channels.csv'}:2: no file matches landsat_*; a pattern is of the whole path below {root}"
+    assert line in opened(root).notes
+    (root / "channels.csv").write_text(".,a\n*/landsat_*,b\n")
+    images = opened(root)
+    assert (images.channels.names, [note for note in images.notes if "matches" in note]) == (("b",), [])
+
+
+def test_names_in_other_capitals_do_not_hide_an_order(tmp_path):
+    files = []
+    for name, names in {"alike": ("A", "B", "C"), "other": ("x", "y", "z"), "moved": ("B", "A", "C")}.items():
+        files.append(tmp_path / f"{name}.tif")
+        files[-1].write_bytes(measured.tiff(pixels(NAMES[:3], 0, np.uint16), names))
+    images = image_sets(tuple(files[:2]), Trained(TRAINED, "float32"))[0][1]
+    told = "none of the model's channels is named in 1 image such as"
+    assert images.notes == (
+        f"{told} alike.tif: A, B, C are taken as a, b, c, in this order",
+        f"{told} other.tif: x, y, z are taken as a, b, c, in this order",
+    )
+    with pytest.raises(UserError, match="has channels B, A, C, wanted the order a, b, c"):
+        image_sets((files[2],), Trained(TRAINED, "float32"))
+
+
 def test_other_names_for_as_many_channels_are_taken_in_order_and_told(tmp_path):
     file = tmp_path / "x.tif"
     file.write_bytes(measured.tiff(pixels(NAMES[:3], 0, np.uint16), ("x", "y", "z")))

@@ -50,7 +50,7 @@ def read(root: Path, paths: Iterable[str]) -> dict[str, Described] | None:
         return None
     lines = list(_lines(root / FILE))
     exact = {line.target: line for line in lines}
-    patterns = [line for line in lines if "*" in line.target or "?" in line.target]
+    patterns = list(filter(_is_pattern, lines))
     found, used = {}, set()
     for path in paths:
         plain = normal(posixpath.normpath(path))
@@ -64,6 +64,17 @@ def read(root: Path, paths: Iterable[str]) -> dict[str, Described] | None:
         if line.number not in used and line not in patterns and not _is_there(root, line.target):
             raise UserError(f"{line.described.where}: no file or folder {line.target!r} in {root}")
     return found
+
+
+def unmatched(root: Path, paths: Iterable[str]) -> Iterator[str]:
+    """Yield a line for the user for each pattern of `channels.csv`, if there is any, that matches none of the paths.
+
+    Raises UserError where the file is malformed.
+    """
+    paths = [normal(posixpath.normpath(path)) for path in paths]
+    for line in _lines(root / FILE) if (root / FILE).exists() else ():
+        if _is_pattern(line) and not any(fnmatchcase(path, line.target) for path in paths):
+            yield f"{line.described.where}: no file matches {line.target}; a pattern is of the whole path below {root}"
 
 
 def folder_of(folder: Path, trained: Path | None = None) -> Path | None:
@@ -111,6 +122,10 @@ def _lines(file: Path) -> Iterator[_Line]:
         yield _Line(number, normal(posixpath.normpath(cells[0].replace("\\", "/"))), _described(where, cells[1]))
     if not found:
         raise UserError(f"{file} has no line: {WANTED}")
+
+
+def _is_pattern(line: _Line) -> bool:
+    return "*" in line.target or "?" in line.target
 
 
 def _described(where: str, text: str) -> Described:

@@ -78,7 +78,8 @@ def _check_order(path: Path, stack: Stack, order: tuple[str, ...]) -> None:
 
 
 def moved(own: tuple[str, ...], order: tuple[str, ...]) -> bool:
-    """Return whether a name that a file has is in an order of channels in other places alone."""
+    """Return whether a name that a file has, in any case, is in an order of channels in other places alone."""
+    own, order = (tuple(name.casefold() for name in names) for names in (own, order))
     alike = {name for name, other in zip(own, order, strict=False) if name == other}
     return any(name and name in order and name not in alike for name in own)
 

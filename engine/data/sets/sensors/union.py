@@ -45,6 +45,7 @@ def of_stacks(
     """
     described = descriptions.read(images.root, found)
     given = _given(images, found, described)
+    images = replace(images, notes=(*images.notes, *descriptions.unmatched(images.root, found)))
     turned = [path for path, stack in found.items() if naming.moved(stack.names or stack.told, given[path])]
     if turned:
         first, count = turned[0], f"{len(turned):,} file{'s' * (len(turned) > 1)} such as {turned[0]}"
@@ -142,15 +143,16 @@ def _of_model(
 def _taken_otherwise(found: Mapping[str, Stack], given: Names, names: Names) -> Iterator[str]:
     """Yield lines for the user on images whose channels are others than they are named."""
     other = [path for path in found if given[path] and given[path] != names[path]]
-    for as_in_training in (False, True):
-        paths = [path for path in other if set(given[path]).isdisjoint(names[path]) != as_in_training]
-        if paths:
-            line = f"{listed(given[paths[0]])} are taken as {listed(names[paths[0]])}"
-            count = f"{len(paths):,} image{'s' * (len(paths) > 1)} such as {paths[0]}"
-            if as_in_training:
-                yield f"channels of {count} are named otherwise than they were in training: {line}, as there"
-            else:
-                yield f"none of the model's channels is named in {count}: {line}, in this order"
+    alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for path in other:
+        alike.setdefault((given[path], names[path]), []).append(path)
+    for (own, taken), paths in alike.items():
+        line = f"{listed(own)} are taken as {listed(taken)}"
+        count = f"{len(paths):,} image{'s' * (len(paths) > 1)} such as {paths[0]}"
+        if set(own).isdisjoint(taken):
+            yield f"none of the model's channels is named in {count}: {line}, in this order"
+        else:
+            yield f"channels of {count} are named otherwise than they were in training: {line}, as there"
 
 
 def _not_used(found: Mapping[str, Stack], given: Names, names: Names) -> Iterator[str]:
