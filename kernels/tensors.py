@@ -54,7 +54,14 @@ def empty_as(x: Tensor, shape, dtype: torch.dtype | None = None) -> Tensor:
 
 def laid_out_as(x: Tensor, y: Tensor) -> Tensor:
     """Return `y` in x's dtype and memory format."""
-    return y.to(x.dtype).contiguous(memory_format=memory_layout(x))
+    return in_layout(x, y.to(x.dtype))
+
+
+def in_layout(x: Tensor, y: Tensor) -> Tensor:
+    """Return `y` dense in x's memory format; under functorch's transforms, which know no such format, as it is."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return y
+    return y.contiguous(memory_format=memory_layout(x))
 
 
 def not_asked(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from polychrome.kernels.backend import call_reference, chosen_backend, runs_trit
 from polychrome.kernels.checks import check_device, check_float, check_input, check_shape
 from polychrome.kernels.leaves import leaf
 from polychrome.kernels.library import call, register_product
-from polychrome.kernels.tensors import laid_out_as, memory_layout, not_asked, wide_dtype
+from polychrome.kernels.tensors import in_layout, laid_out_as, not_asked, wide_dtype
 
 
 @leaf
@@ -78,7 +78,7 @@ def _backward(
 
 
 def _dense(tensor: Tensor, x: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=memory_layout(x))
+    return in_layout(x, tensor)
 
 
 register_product("channel_scale", _forward, _backward, _reference)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from polychrome.kernels.checks import check_device, sizes
 from polychrome.kernels.dynamic_conv.problem import Geometry, axes_of, resolve_pair
-from polychrome.kernels.tensors import memory_layout
+from polychrome.kernels.tensors import in_layout
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -43,7 +43,7 @@ def with_borders(x: Tensor, geometry: Geometry, mode: str) -> tuple[Tensor, Geom
     """
     if mode == "zeros" or not any(geometry.padding):
         return x, geometry
-    padded = bordered(x, geometry.padding, mode).contiguous(memory_format=memory_layout(x))
+    padded = in_layout(x, bordered(x, geometry.padding, mode))
     return padded, geometry._replace(padding=[0, 0, 0, 0])
 
 

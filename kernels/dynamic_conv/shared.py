@@ -13,7 +13,7 @@ from polychrome.kernels.dynamic_conv.arguments import (
     checked_geometry,
     checked_transposed_geometry,
 )
-from polychrome.kernels.tensors import cast_for_autocast, memory_layout
+from polychrome.kernels.tensors import cast_for_autocast, in_layout
 
 
 def is_shared(weight) -> bool:
@@ -59,5 +59,5 @@ def _prepared(op: str, x, weight, bias, groups, transposed: bool = False):
 
 def _laid_out(x: Tensor, y: Tensor, is_image: bool) -> Tensor:
     """Return y in x's memory format, without the batch of an image."""
-    y = y.contiguous(memory_format=memory_layout(x))
+    y = in_layout(x, y)
     return owned(y.squeeze(0)) if is_image else y

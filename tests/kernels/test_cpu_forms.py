@@ -11,6 +11,7 @@ from polychrome.kernels.dynamic_conv.eager import ops as eager
 from polychrome.kernels.dynamic_conv.eager.forms import Choice, Forms, cpu_forms, forms_of
 from polychrome.kernels.dynamic_conv.problem import Geometry, Problem
 from polychrome.kernels.dynamic_conv.reference import mix
+from polychrome.kernels.dynamic_conv.trust import is_trusted
 from tests.grids import grid
 from tests.kernels import op_calls
 from tests.kernels.oracle import assert_near_exact, exact_outcome, outcome, randn, rms_ratio
@@ -387,6 +388,14 @@ def test_every_kept_form_is_near_the_exact_result(monkeypatch, form, case, layou
     monkeypatch.setattr(api, "forms_of", lambda *_, **__: Forms(choice, choice, choice, keep_the_mix=True))
     arguments, options = arguments_of(case, dtype, layout)
     assert_near_exact(dynamic_conv2d, arguments, **options)
+
+
+def test_large_kernels_of_few_channels_are_not_left_to_a_convolution_that_does_not_end():
+    x, psf = randn(2, 3, 64, 64).to(memory_format=torch.channels_last), randn(2, 3, 1, 15, 15, seed=1)
+    narrow = x.bfloat16(), psf.bfloat16()
+    assert not is_trusted(narrow[0], (15, 15), Geometry((1, 1), (7, 7, 7, 7), (1, 1), 3))
+    wide = per_sample_conv2d(*(each.float() for each in narrow), padding="same", groups=3)
+    torch.testing.assert_close(per_sample_conv2d(*narrow, padding="same", groups=3), wide.bfloat16())
 
 
 @grid(
