@@ -116,7 +116,7 @@ def forget() -> None:
 def rule(problem: Problem) -> tuple[str, str]:
     """Return the regime and why."""
     if problem.is_depthwise:
-        return "depthwise", "one input channel per group: bound by memory, no matrix product"
+        return "depthwise", "one input channel per group: no matrix product"
     if problem.is_pointwise:
         return "pointwise", "a 1x1 kernel with stride 1 is a batched matrix product"
     if not problem.experts:
