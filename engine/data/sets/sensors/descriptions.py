@@ -71,9 +71,10 @@ def unmatched(root: Path, paths: Iterable[str]) -> Iterator[str]:
 
     Raises UserError where the file is malformed.
     """
-    paths = [normal(posixpath.normpath(path)) for path in paths]
-    for line in _lines(root / FILE) if (root / FILE).exists() else ():
-        if _is_pattern(line) and not any(fnmatchcase(path, line.target) for path in paths):
+    patterns = list(filter(_is_pattern, _lines(root / FILE))) if (root / FILE).exists() else []
+    plain = [normal(posixpath.normpath(path)) for path in paths] if patterns else []
+    for line in patterns:
+        if not any(fnmatchcase(path, line.target) for path in plain):
             yield f"{line.described.where}: no file matches {line.target}; a pattern is of the whole path below {root}"
 
 
