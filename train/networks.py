@@ -14,7 +14,7 @@ from torch import nn
 
 from polychrome import models
 from polychrome.engine.channels import combinations, masks
-from polychrome.engine.channels.names import listed
+from polychrome.engine.channels.names import RGB, listed
 from polychrome.engine.data import augmentation
 from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.image_set import ImageSet, having
@@ -32,6 +32,7 @@ from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
 
 LARGEST_TRIED = 512
+OF_TORCHVISION = "torchvision's weights of"
 ONE_PER_COMBINATION = "one-per-combination"
 PADDED_ONE_PER_COMBINATION = "one-per-combination, zero-pad"
 MOST_NETWORKS = 15  # networks of an entry
@@ -263,6 +264,8 @@ def _channels_taken(model: nn.Module, source: str, before: tuple[str, ...], now:
     both = f"{listed(before)}, the data has {listed(now)}"
     if any(names == tuple(map(str, range(len(names)))) for names in (before, now)):
         return f"; channels without names are taken by their places: its were {both}"
+    if source.startswith(OF_TORCHVISION) and {*before} != {*now}:  # as false-colour composites usually are trained
+        return f"; its channels were {both}, which are taken by their places"
     if masks.protocol(model) == "subset" and {*before} != {*now}:
         return f"; its channels were {both}"
     raise UserError(f"{source}: its channels were {both}: wanted the same in the same order")
@@ -297,7 +300,8 @@ def _weights(name: str, settings: Settings) -> tuple[dict[str, torch.Tensor], st
                 f"torchvision has no weights of {name}: give --weights FILE, a state dict or the folder of a run that "
                 f"trained {name}"
             )
-        return found, f"torchvision's weights of {name}", {}
+        about = {"any_channels": False, "channels": {"names": RGB.names}, "classes": ()}
+        return found, f"{OF_TORCHVISION} {name}", {"description": about}
     source = expanded(settings.weights)
     if not source.is_dir():
         weights, about = transfer.read(source)

@@ -150,6 +150,27 @@ def test_weights_of_other_channels_or_another_order_are_told_or_refused(tmp_path
         assert said.endswith(wanted) or wanted.endswith(" ")
 
 
+@pytest.mark.parametrize(
+    ("now", "wanted"),
+    [
+        (("R", "G", "B"), ""),
+        (("nir", "R", "G"), "; its channels were R, G, B, the data has nir, R, G, which are taken by their places"),
+        (("0", "1", "2"), "; channels without names are taken by their places: its were R, G, B, the data has 0, 1, 2"),
+        (("B", "G", "R"), None),
+    ],
+)
+def test_torchvisions_weights_are_for_red_green_and_blue(monkeypatch, now, wanted):
+    own = variants.of(replace(Settings(), transfer="finetuned"), "resnet18")
+    monkeypatch.setattr(transfer, "of_torchvision", lambda name: networks.create(name, own, 2, 3).state_dict())
+    model, said = networks.create("resnet18", own, 2, 3), []
+    if wanted is None:
+        with pytest.raises(UserError, match="its channels were R, G, B, the data has B, G, R: wanted the same in the"):
+            networks.load_trained(model, "resnet18", own, now, ("cat", "dog"), said.append)
+    else:
+        networks.load_trained(model, "resnet18", own, now, ("cat", "dog"), said.append)
+        assert said == [f"resnet18 starts from 122 tensors of torchvision's weights of resnet18{wanted}"]
+
+
 @pytest.mark.parametrize(("entry", "takes"), [("naive_cnn", ("nir", "red")), ("simple_cnn+alone", ONE)])
 def test_the_channels_of_one_of_several_networks_are_those_that_it_is_shown(tmp_path, entry, takes):
     file = kept(tmp_path / "best.pt", entry, ONE, ("cat", "dog"), "nir+red")
