@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from polychrome.train.commands import export
+from polychrome.train.commands.finished import Run
 from polychrome.train.run import main
 from tests.conftest import draw
 from tests.train.small import QUICK
@@ -126,6 +128,17 @@ def test_a_single_image_is_predicted_by_the_channels_that_it_has(three, tmp_path
     for model in ("pool_attention_cnn", "baseline_cnn"):
         assert main(["predict", str(three), image, "--channels", "blue+nir", "--model", model]) == 0
         assert f"{model}, channels blue+nir" in capsys.readouterr().err
+
+
+def test_an_export_is_checked_on_images_whose_absent_channels_hold_the_mean(three):
+    trained = Run(three, "cpu")
+    images, pixels = export.first_tested(trained, "baseline_cnn", None)
+    assert len(images) == len(pixels) == 9
+    for place, (image, whole) in enumerate(zip(images, pixels, strict=True)):
+        sensor = list(SENSORS.values())[place // 3 % 3]
+        for channel, (name, mean) in enumerate(zip(NAMES, trained.channels.mean, strict=True)):
+            for found in (image[channel].numpy(), whole[..., channel]):
+                assert (np.ptp(found) > 100) if name in sensor else (found == np.float32(mean)).all()
 
 
 def test_a_run_does_not_go_on_with_other_channels(three, capsys):

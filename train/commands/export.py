@@ -118,12 +118,12 @@ def _images(trained: Source, name: str, data: str | None) -> tuple[Tensor, list[
 
     They are the first images of the run's test split, fewer where the split has fewer; of a training on the generated
     set they are drawn anew, as the whole set need not be there. Where the split cannot be read and `data` is None, they
-    are random.
+    are random. Channels that an image lacks hold their mean.
     """
     if data is None and trained.settings.data is None and trained.results["task"] != "cifar100":
         return *_drawn(trained, name), "new images of the generated classes"
     try:
-        return *_test_images(trained, name, data), "images of the test split"
+        return *first_tested(trained, name, data), "images of the test split"
     except UserError as error:
         if data is not None:
             raise
@@ -152,7 +152,8 @@ def _as_pixels(images: Tensor) -> list[np.ndarray]:
     return list(images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
-def _test_images(trained: Source, name: str, data: str | None) -> tuple[Tensor, list[np.ndarray]]:
+def first_tested(trained: Source, name: str, data: str | None) -> tuple[Tensor, list[np.ndarray]]:
+    """Return the first images of the test split, as `_images` does; raises UserError where they cannot be read."""
     settings = trained.settings
     backend = settings.backend if settings.backend == "synthetic" else "torch"
     settings = replace(settings, data=data or settings.data, backend=backend, cache="none", workers=1)
@@ -160,8 +161,15 @@ def _test_images(trained: Source, name: str, data: str | None) -> tuple[Tensor, 
     trained.check_fits(test.images)
     settings = replace(trained.entry_settings(name, settings), batch_size=IMAGES)
     with make_loader(test, "test", settings) as loader:
-        images = next(iter(loader.epoch(0))).images
+        batch = next(iter(loader.epoch(0)))
+    images, present = batch.images, batch.present
+    mean = (np.array(trained.channels.mean) * (255 if trained.dtype == "uint8" else 1)).astype(trained.dtype)
+    if present is not None:
+        images = images.where(present[:, :, None, None], torch.from_numpy(mean).to(images)[:, None, None])
     if test.store is not None or settings.backend == "synthetic":  # there are no files
         return images, _as_pixels(images)
     read = stacks.opener(test.images)
-    return images, [read(path) for path in test.images.splits["test"].paths[:IMAGES]]
+    pixels = [read(path) for path in test.images.splits["test"].paths[:IMAGES]]
+    if present is not None:
+        pixels = [np.where(own, each, mean) for own, each in zip(present.cpu().numpy(), pixels, strict=True)]
+    return images, pixels
