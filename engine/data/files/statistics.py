@@ -42,15 +42,19 @@ class Moments:
         """The number of values of each channel, float64 [channels]."""
         return self.values[0]
 
+    @property
+    def constant(self) -> np.ndarray:
+        """Whether each channel has one value throughout, to the precision of float32, or none, bool [channels]."""
+        count, mean, squares = self.values
+        return np.sqrt(squares / np.maximum(count, 1)) <= np.finfo(np.float32).eps * np.abs(mean)
+
     def scaled(self, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation of the values divided by `scale`, float64 [channels] each.
 
         The deviation is 1 where a channel is constant to the precision of float32.
         """
         count, mean, squares = self.values
-        std = np.sqrt(squares / np.maximum(count, 1))
-        varies = std > np.finfo(np.float32).eps * np.abs(mean)
-        return mean / scale, np.where(varies, std / scale, 1.0)
+        return mean / scale, np.where(self.constant, 1.0, np.sqrt(squares / np.maximum(count, 1)) / scale)
 
     def to_text(self) -> str:
         """Return the values as text, exactly."""

@@ -31,6 +31,7 @@ from polychrome.engine.machine.workers import cpus, parallel_chunks
 RULES = 11  # raise this number when a file's verdict may change
 CHUNK = 64
 KILLS = Passing("damaged: it crashes the decoder, or needs more memory than there is")
+LACKS = f"NaN stands for a channel that an image lacks, or {descriptions.FILE} tells its channels"
 DIM = 2**14  # a quarter of the range of 16 bits
 
 
@@ -213,6 +214,9 @@ def remarks(report: ScanReport, by_dali: bool) -> tuple[str, ...]:
     lost = {path: int((stack.moments.counts == 0).sum()) for path, stack in report.stacks.items() if stack.missing}
     incomplete = [path for path, count in lost.items() if _is_missing_elsewhere(report.stacks[path], count)]
     lacking = [path for path, count in lost.items() if count]
+    flat = [
+        path for path, stack in report.stacks.items() if (stack.moments.constant & (stack.moments.counts > 1)).any()
+    ]
     groups = [
         ("photo", several, "of several frames, of which the first is used"),
         ("photo", clear, "with transparency, which is dropped"),
@@ -222,6 +226,7 @@ def remarks(report: ScanReport, by_dali: bool) -> tuple[str, ...]:
         ("photo", list(dim), f"of these with no value above {max(dim.values(), default=0):,.0f}: they become dark"),
         ("stack", incomplete, "with missing values, which become the mean of their channel"),
         ("stack", lacking, "with channels that have no value, which they are taken to lack"),
+        ("stack", flat, f"with channels of one value throughout, taken as measured: {LACKS}"),
     ]
     if by_dali:
         groups.append(("photo", list(report.by_pillow), "left to Pillow, as DALI decodes them otherwise or not at all"))

@@ -71,14 +71,14 @@ def rows():
     return found
 
 
-def tests():
+def named_tests():
     """Return the names of the tests of this folder."""
     trees = (ast.parse(file.read_text(encoding="utf-8")) for file in HERE.glob("test_*.py"))
     return {node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 def test_each_row_of_the_page_has_tests_that_are_there():
-    listed, known = rows(), tests()
+    listed, known = rows(), named_tests()
     assert len(listed) == len(ROWS)
     for cell in listed:
         of_row = [names for start, names in ROWS.items() if cell.startswith(start)]

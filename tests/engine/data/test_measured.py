@@ -470,6 +470,22 @@ def test_values_that_are_missing_do_not_look_as_if_they_stood_for_none(tmp_path)
     assert statistics.apart(np.full((4, 5, 1), -9999, np.float32)) == (0, -9999, 1)
 
 
+@pytest.mark.parametrize("kind", ["float32", "uint16", "uint8"])
+def test_channels_of_one_value_throughout_are_told(tmp_path, kind):
+    values = np.arange(4 * 5 * 2, dtype=kind).reshape(4, 5, 2)
+    zeros, flat = (np.concatenate([values, np.full((4, 5, 1), value, kind)], 2) for value in (0, 200))
+    files = {"a.npy": zeros, "b.npy": flat, "c.npy": np.concatenate([values, values[..., :1]], 2)}
+    for name, image in files.items():
+        np.save(tmp_path / name, image)
+    report = scan.scan(tmp_path, list(files), cache=False)
+    assert scan.remarks(report, by_dali=False) == (
+        "2 stacks with channels of one value throughout, taken as measured: NaN stands for a channel that an image "
+        "lacks, or channels.csv tells its channels, such as a.npy",
+    )
+    np.save(tmp_path / "one.npy", np.ones((1, 1, 3), np.float32))
+    assert scan.remarks(scan.scan(tmp_path, ["one.npy"], cache=False), by_dali=False) == ()
+
+
 def test_what_a_photo_loses_is_told(tmp_path):
     deep = b"P6\n8 9\n1023\n" + np.full((9, 8, 3), 1023, ">u2").tobytes()
     stream = io.BytesIO()
