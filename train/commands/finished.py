@@ -178,13 +178,18 @@ class Checkpoint(Source):
         settings = Settings.from_text(copy["config"], f"{path}: the copy of the settings")
         super().__init__(path, copy["results"], settings, device)
         self.name, _, self._label = self._content["name"].partition(" ")
+        self._protocols: dict[str, str] = {}  # every prediction asks, and finding one takes longer than a small network
 
     def best(self) -> str:
         return self.name
 
     def protocol(self, name: str) -> str:
-        count = len(self.channels)
-        settings = self.entry_settings(name)
+        if name not in self._protocols:
+            self._protocols[name] = self._found_protocol(name)
+        return self._protocols[name]
+
+    def _found_protocol(self, name: str) -> str:
+        count, settings = len(self.channels), self.entry_settings(name)
         if self._label:
             return networks.for_one_combination(name, settings, count, self._own())[1]
         with torch.device("meta"):
