@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from importlib.util import find_spec
 import torch
 from torch.autograd import forward_ad
 
-from polychrome.kernels.tensors import autocasts
+from polychrome.kernels.tensors import autocasts, in_layout, without_autocast
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = ("auto", "triton", "reference")
@@ -169,13 +170,13 @@ def _check_triton(op: str, x: torch.Tensor, dtype: torch.dtype | None) -> None:
 
 
 def call_reference(definition: Callable, x: torch.Tensor, *arguments):
-    """Return `definition(x, *arguments)`, not a view, with autocast off: the caller has cast the arguments."""
-    if autocasts(x):
-        with torch.autocast(x.device.type, enabled=False):
-            y = definition(x, *arguments)
-    else:
+    """Return `definition(x, *arguments)`, not a view, with autocast off: the caller has cast the arguments.
+
+    Of images the result is in x's memory format.
+    """
+    with without_autocast(x) if autocasts(x) else nullcontext():
         y = definition(x, *arguments)
-    return owned(y)
+    return owned(in_layout(x, y) if x.dim() == y.dim() == 4 else y)
 
 
 def owned(y: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,18 @@ from torch import Tensor
 
 from polychrome.kernels.backend import call_reference, current_backend
 from polychrome.kernels.channel_gate.scale import channel_scale
-from polychrome.kernels.checks import check_device, check_float, check_input, check_shape, check_small_dtype, sizes
+from polychrome.kernels.checks import (
+    check_device,
+    check_float,
+    check_input,
+    check_same_dtype,
+    check_shape,
+    check_small_dtype,
+    sizes,
+)
 from polychrome.kernels.dynamic_conv import per_sample_conv2d, per_sample_conv_transpose2d
 from polychrome.kernels.dynamic_conv.api import Padding, Pair
+from polychrome.kernels.dynamic_conv.arguments import checked_geometry, checked_transposed_geometry
 from polychrome.kernels.dynamic_conv.problem import resolve_pair
 from polychrome.kernels.leaves import leaf
 from polychrome.kernels.tensors import cast_for_autocast, wide_dtype, without_autocast
@@ -57,7 +66,7 @@ def modulated_conv2d(
     """
     check_input(x)
     x, weight = cast_for_autocast(x, weight)
-    check_float("weight", weight)
+    check_same_dtype("weight", weight, x)
     check_device("weight", weight, x)
     check_shape("weight", weight, out_channels=None, in_channels=x.shape[1], kernel_height=None, kernel_width=None)
     if 0 in weight.shape:
@@ -69,8 +78,15 @@ def modulated_conv2d(
         _check_gain(input_gain, x)
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps!r}")
+    for name, flag in (("demodulate", demodulate), ("transposed", transposed)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be a bool, got {flag!r}")
     given = stride, padding, demodulate, input_gain, transposed, eps
     if current_backend() == "reference":
+        if transposed:
+            checked_transposed_geometry(x, weight, stride, padding, 0, 1, 1)
+        else:
+            checked_geometry(x, weight, stride, padding, 1, 1, "zeros")
         return call_reference(_definition, x, weight, style, *given)
     convolve = per_sample_conv_transpose2d if transposed else per_sample_conv2d
     if _scales_kernels(x, weight, stride, transposed):

@@ -68,22 +68,22 @@ def check_values(given: Arguments) -> None:
     count, height, width, channels = given.images.shape
     if given.indices is not None:
         wrong = (given.indices < 0) | (given.indices >= count)
-        _refuse("indices", given.indices, wrong, f"0 to {count - 1}" if count else "none, as there are no images")
+        refuse("indices", given.indices, wrong, f"0 to {count - 1}" if count else "none, as there are no images")
     if given.channels is not None:
-        _refuse("channels", given.channels, given.channels >= channels, f"at most {channels - 1}")
+        refuse("channels", given.channels, given.channels >= channels, f"at most {channels - 1}")
     for name in ("angles", "brightness", "contrast"):
         factor = getattr(given, name)
         if factor is not None:
-            _refuse(name, factor, ~factor.isfinite(), "finite")
+            refuse(name, factor, ~factor.isfinite(), "finite")
     if given.gamma is not None:
-        _refuse("gamma", given.gamma, ~(given.gamma.isfinite() & (given.gamma > 0)), "finite and above 0")
+        refuse("gamma", given.gamma, ~(given.gamma.isfinite() & (given.gamma > 0)), "finite and above 0")
     if given.crops is not None:
         empty = (clamped(given.crops, given.batch, given.images)[:, 2:] < 1).any(1)
         wanted = f"boxes (top, left, height, width) that meet the images of {height} x {width} pixels"
-        _refuse("crops", given.crops, empty, wanted)
+        refuse("crops", given.crops, empty, wanted)
 
 
-def _refuse(name: str, values: Tensor, wrong: Tensor, wanted: str) -> None:
+def refuse(name: str, values: Tensor, wrong: Tensor, wanted: str) -> None:
     """Raise ValueError naming the first sample with a wrong value, if there is one."""
     if wrong.any():
         place = wrong.nonzero()[0].tolist()

@@ -4,13 +4,15 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from polychrome.kernels.augment.philox import uniforms
+from polychrome.kernels.augment.arguments import refuse
+from polychrome.kernels.augment.philox import kept, uniforms
+from polychrome.kernels.checks import as_int
 
 TRIES = 10
 # The numbers of the draws: later additions take new numbers, so that existing draws keep their values.
@@ -75,7 +77,7 @@ class Recipe:
         ranges = {"degrees": (0.0, 180.0), "channel_bias": (-1e6, 1e6)}
         for field in fields(self):
             value, (least, most) = getattr(self, field.name), ranges.get(field.name, (0.0, 1.0))
-            if isinstance(field.default, float) and not (isinstance(value, (int, float)) and least <= value <= most):
+            if isinstance(field.default, float) and not (isinstance(value, Real) and least <= value <= most):
                 raise ValueError(f"{field.name} must be from {least:g} to {most:g}, got {value!r}")
         if self.gamma == 1:
             raise ValueError("gamma must be below 1, or an image could be raised to the power of 0")
@@ -112,8 +114,9 @@ def draw(
             absent where the recipe samples channels. None: all.
 
     Raises:
-        TypeError: `indices` are not integers, or `present` is not bool.
-        ValueError: seed, epoch or sizes are out of range, or an argument that the recipe needs is missing.
+        TypeError: `indices` or `sizes` are not integers, or `present` is not bool.
+        ValueError: seed, epoch, channels or a size is no int or out of range, an argument that the recipe needs is
+            missing, or, on the CPU, an image has no channel.
     """
     _check_draw(recipe, indices, sizes, seed, epoch, size, channels, present)
     order = range(CHANNELS, CHANNELS + 1 + channels // 4) if recipe.channels != "all" else ()
@@ -183,20 +186,55 @@ def _check_draw(recipe: Recipe, indices: Tensor, sizes, seed: int, epoch: int, s
         raise TypeError(f"indices must be an int32 or int64 tensor [n], got {type(indices).__name__}")
     if indices.dtype not in (torch.int32, torch.int64) or indices.dim() != 1:
         raise TypeError(f"indices must be int32 or int64 [n], got {indices.dtype} {list(indices.shape)}")
-    if not 0 <= seed < 2**64 or not 0 <= epoch < 2**32:
-        raise ValueError(f"seed must be from 0 to 2**64 - 1 and epoch to 2**32 - 1, got {seed} and {epoch}")
-    shape = list(sizes.shape) if isinstance(sizes, Tensor) else [len(sizes)]
-    if shape not in ([2], [len(indices), 2]):
-        raise ValueError(f"sizes must be (height, width) or [n={len(indices)}, 2], got {shape}")
+    if not 0 <= _whole(seed) < 2**64 or not 0 <= _whole(epoch) < 2**32:
+        raise ValueError(f"seed must be from 0 to 2**64 - 1 and epoch to 2**32 - 1, got {seed!r} and {epoch!r}")
+    _check_sizes(sizes, len(indices))
+    if size is not None and not _is_pair(size):
+        raise ValueError(f"size must be (height, width), each an int of at least 1, got {size!r}")
     if recipe.cutout and size is None:
         raise ValueError("a recipe with a cutout needs the size of the output, got None")
     if channels is None and (recipe.gain or recipe.channels != "all"):
         raise ValueError("a recipe that samples channels, or has a gain for each, needs their number, got None")
+    if channels is not None and _whole(channels) < 1:
+        raise ValueError(f"channels must be an int of at least 1, got {channels!r}")
     if present is not None:
         if not isinstance(present, Tensor) or present.dtype != torch.bool:
             raise TypeError(f"present must be a bool tensor, got {getattr(present, 'dtype', type(present).__name__)}")
         if list(present.shape) != [len(indices), channels]:
             raise ValueError(f"present must be [n={len(indices)}, channels={channels}], got {list(present.shape)}")
+        if _may_be_read(present):
+            refuse("present", present, ~present.any(1), "true for at least one channel")
+
+
+def _check_sizes(sizes, count: int) -> None:
+    """Raise unless the sizes are as `draw` wants them; values on other devices than the CPU are not read."""
+    wanted = f"sizes must be (height, width) or [n={count}, 2], integers of at least 1"
+    if not isinstance(sizes, Tensor):
+        if not _is_pair(sizes):
+            raise ValueError(f"{wanted}, got {sizes!r}")
+        return
+    if sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool:
+        raise TypeError(f"{wanted}, got {sizes.dtype}")
+    if list(sizes.shape) not in ([2], [count, 2]):
+        raise ValueError(f"{wanted}, got {list(sizes.shape)}")
+    if _may_be_read(sizes):
+        refuse("sizes", sizes.expand(count, 2), (sizes.expand(count, 2) < 1).any(1), "at least 1")
+
+
+def _whole(value) -> int:
+    """Return an integer of any library as an int; -1 for anything else."""
+    found = as_int(value)
+    return -1 if found is None else found
+
+
+def _is_pair(value) -> bool:
+    return isinstance(value, Sequence) and len(value) == 2 and all(_whole(side) >= 1 for side in value)
+
+
+def _may_be_read(tensor: Tensor) -> bool:
+    """Return whether reading values costs no wait, and is no fault of a trace."""
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    return tensor.device.type == "cpu" and not traced
 
 
 def _is_range(pair, most: float) -> bool:
@@ -228,11 +266,13 @@ def _channels(recipe: Recipe, drawn: Tensor, run: Tensor, count: int, present: T
     places = torch.arange(count, device=drawn.device)
     there = count if present is None else present.sum(1, keepdim=True)
     if recipe.channel_bias:
-        bounds = _bounds(count, recipe.channel_bias, drawn.device)
+        bounds = kept(_bounds, count, recipe.channel_bias, drawn.device)
         bounds = bounds[count] if present is None else bounds[there[:, 0]]
         shown = 1 + (drawn[:, :1] >= bounds).sum(1, keepdim=True)
     else:
         shown = 1 + (drawn[:, :1] * there).floor().long()
+    if present is not None:
+        shown = torch.minimum(shown, there)  # none of an image that has none
     order = drawn[:, 1 : 1 + count]
     if run.numel():
         start = (run[:, 1:2] * (there - shown + 1)).floor().long()
@@ -245,14 +285,14 @@ def _channels(recipe: Recipe, drawn: Tensor, run: Tensor, count: int, present: T
     return places.where(rank < shown, -1)
 
 
-@lru_cache(64)
 def _bounds(count: int, bias: float, device: torch.device) -> Tensor:
-    """Return the probabilities that no more than 1 to `count - 1` channels are shown, kept on the device.
+    """Return the probabilities that no more than 1 to `count - 1` channels are shown.
 
     Row k of [count + 1, count - 1] is for images that have k channels; beyond these it is 2.
     """
-    bounds = torch.full((count + 1, count - 1), 2.0, dtype=torch.float64)
+    made = {"dtype": torch.float64, "device": "cpu"}
+    bounds = torch.full((count + 1, count - 1), 2.0, **made)
     for there in range(2, count + 1):
-        shares = (-bias * torch.arange(1, there + 1, dtype=torch.float64).log()).softmax(0)
+        shares = (-bias * torch.arange(1, there + 1, **made).log()).softmax(0)
         bounds[there, : there - 1] = shares.cumsum(0)[:-1]
     return bounds.to(device)

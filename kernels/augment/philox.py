@@ -1,6 +1,6 @@
 """Philox4x32-10, a counter-based generator: the numbers depend on key and counter alone (Salmon et al. 2011)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -26,14 +26,24 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 def uniforms(indices: Tensor, seed: int, epoch: int, draws: Sequence[int]) -> Tensor:
     """Return float64 [n, draws, 4] in [0, 1) for the images `indices` [n]: by seed, epoch, index and draw alone."""
-    numbers = _numbers(tuple(draws), indices.device)
+    numbers = kept(_numbers, tuple(draws), indices.device)
     index = indices.long()[:, None]
     key = seed & MASK, seed >> 32 & MASK
     words = philox((index & MASK, index >> 32 & MASK, torch.full_like(index, epoch & MASK), numbers), key)
     return torch.stack(torch.broadcast_tensors(*words), -1).double() / 2**32
 
 
-@lru_cache(64)
+def kept(table: Callable[..., Tensor], *arguments) -> Tensor:
+    """Return `table(*arguments)`, kept from call to call, but where a mode such as that of fake tensors is on."""
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+    return table(*arguments) if traced else _kept(table, *arguments)
+
+
+@lru_cache(128)
+def _kept(table: Callable[..., Tensor], *arguments) -> Tensor:
+    return table(*arguments)
+
+
 def _numbers(draws: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return the numbers of draws, int64, kept on a device: every copy makes the host wait."""
+    """Return the numbers of draws, int64, on a device: every copy makes the host wait."""
     return torch.tensor(draws, dtype=torch.int64, device=device)

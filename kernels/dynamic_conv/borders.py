@@ -1,6 +1,7 @@
 """What lies around an image, the modes of padding of `nn.Conv2d`, and around a kernel smaller than others."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from polychrome.kernels.checks import check_device, sizes
 from polychrome.kernels.dynamic_conv.problem import Geometry, axes_of, resolve_pair
-from polychrome.kernels.tensors import in_layout
+from polychrome.kernels.tensors import autocasts, in_layout, without_autocast
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -52,7 +53,8 @@ def bordered(x: Tensor, padding: list[int], mode: str) -> Tensor:
     if not any(padding):
         return x
     last_first = [side for axis in reversed(range(x.dim() - 2)) for side in padding[2 * axis : 2 * axis + 2]]
-    return F.pad(x, last_first, mode="constant" if mode == "zeros" else mode)
+    with without_autocast(x) if autocasts(x) else nullcontext():  # a CPU's autocast would pad some modes in float32
+        return F.pad(x, last_first, mode="constant" if mode == "zeros" else mode)
 
 
 def evenly_padded(x: Tensor, padding: list[int]) -> tuple[Tensor, tuple[int, int]]:

@@ -13,7 +13,7 @@ from polychrome.kernels.dynamic_conv.arguments import (
     checked_geometry,
     checked_transposed_geometry,
 )
-from polychrome.kernels.tensors import cast_for_autocast, in_layout
+from polychrome.kernels.tensors import cast_for_autocast
 
 
 def is_shared(weight) -> bool:
@@ -32,7 +32,8 @@ def shared_conv2d(x, weight, bias, stride, padding, dilation, groups, mode: str)
     x, weight, bias, groups, is_image = _prepared("per_sample_conv2d", x, weight, bias, groups)
     checked_geometry(x, weight, stride, padding, dilation, groups, mode)
     definition = partial(reference.per_sample_conv2d, padding_mode=mode)
-    return _laid_out(x, call_reference(definition, x, weight, bias, stride, padding, dilation, groups), is_image)
+    y = call_reference(definition, x, weight, bias, stride, padding, dilation, groups)
+    return owned(y.squeeze(0)) if is_image else y
 
 
 def shared_conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups, dilation) -> Tensor:
@@ -41,7 +42,8 @@ def shared_conv_transpose2d(x, weight, bias, stride, padding, output_padding, gr
     x, weight, bias, groups, is_image = _prepared(op, x, weight, bias, groups, transposed=True)
     checked_transposed_geometry(x, weight, stride, padding, output_padding, dilation, groups)
     rest = stride, padding, output_padding, groups, dilation
-    return _laid_out(x, call_reference(reference.per_sample_conv_transpose2d, x, weight, bias, *rest), is_image)
+    y = call_reference(reference.per_sample_conv_transpose2d, x, weight, bias, *rest)
+    return owned(y.squeeze(0)) if is_image else y
 
 
 def _prepared(op: str, x, weight, bias, groups, transposed: bool = False):
@@ -55,9 +57,3 @@ def _prepared(op: str, x, weight, bias, groups, transposed: bool = False):
     if current_backend() == "triton":
         raise RuntimeError(f"{op} has no kernel for a weight that all samples share; call it under use_backend('auto')")
     return x, weight, bias, groups, is_image
-
-
-def _laid_out(x: Tensor, y: Tensor, is_image: bool) -> Tensor:
-    """Return y in x's memory format, without the batch of an image."""
-    y = in_layout(x, y)
-    return owned(y.squeeze(0)) if is_image else y

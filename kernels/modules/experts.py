@@ -29,17 +29,18 @@ class Tempered(Lasting):
         super().__init__()
         check_temperature("temperature", temperature)
         self.first_temperature = float(temperature)
-        self.register_buffer("temperature", self._first(device))
+        self.register_buffer("temperature", self._first(device, torch.float32))
 
     def _load_from_state_dict(self, state_dict, prefix, *arguments):
         if prefix + "temperature" not in state_dict:
             given = (value for name, value in state_dict.items() if name.startswith(prefix))
             place = next((value.device for value in given if isinstance(value, Tensor) and not value.is_meta), "cpu")
-            state_dict[prefix + "temperature"] = self._first(place) if self.temperature.is_meta else self.temperature
+            own = self.temperature
+            state_dict[prefix + "temperature"] = self._first(place, own.dtype) if own.is_meta else own
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
-    def _first(self, device) -> Tensor:
-        return torch.tensor(self.first_temperature, dtype=torch.float32, device=device)
+    def _first(self, device, dtype: torch.dtype) -> Tensor:
+        return torch.tensor(self.first_temperature, dtype=dtype, device=device)
 
 
 class ExpertAttention(Tempered):

@@ -35,7 +35,7 @@ class FiveDimensional(nn.Module):
 class Lasting(nn.Module):
     """A module with a buffer, named `LASTING`, that no training makes.
 
-    It keeps its value in new memory; in the first memory it has the value that `_first(device)` gives.
+    It keeps its value in new memory; in the first memory it has the value that `_first(device, dtype)` gives.
     """
 
     LASTING: ClassVar[str]
@@ -46,7 +46,7 @@ class Lasting(nn.Module):
         super()._apply(fn, recurse)
         after = getattr(self, self.LASTING)
         if after is not before and not after.is_meta:
-            after.copy_(self._first(after.device) if before.is_meta else before)
+            after.copy_(self._first(after.device, after.dtype) if before.is_meta else before)
         return self
 
 

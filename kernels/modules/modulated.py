@@ -82,6 +82,9 @@ class ModulatedConv2d(FiveDimensional):
         """Return `polychrome.kernels.modulated_conv2d` of x [batch, in_channels, height, width].
 
         style: [batch, style_dim], any float dtype. input_gain: StyleGAN3's, [], [in_channels] or [batch, in_channels].
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as `polychrome.kernels.modulated_conv2d`.
         """
         weight = self.weight.squeeze(0) / math.sqrt(self.weight[0, 0].numel())
         style, options = self.modulation(style), {"demodulate": self.demodulate, "eps": self.eps}
@@ -115,7 +118,7 @@ class Modulation(nn.Module):
         nn.init.ones_(self.bias)
 
     def forward(self, style: Tensor) -> Tensor:
-        """Return the scales (float64 for float64), under autocast too."""
+        """Return the scales (float64 for a layer of float64), under autocast too."""
         return _modulation(style, self.weight, self.bias)
 
 
@@ -124,7 +127,7 @@ def _modulation(style: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     check_float("style", style)
     check_device("style", style, weight, "the layer's")
     check_shape("style", style, batch=None, style_dim=weight.shape[1])
-    wide = wide_dtype(style.dtype)
+    wide = wide_dtype(weight.dtype)
     with without_autocast(style):
         return F.linear(style.to(wide), weight.to(wide) / math.sqrt(weight.shape[1]), bias.to(wide))
 
@@ -150,16 +153,16 @@ class Blur(Lasting):
         dtype=None,
     ):
         super().__init__()
-        filter = torch.tensor(tuple(taps), dtype=torch.float32, device="cpu")
+        filter = torch.tensor(tuple(taps), dtype=torch.float64, device="cpu")
         if filter.dim() != 1 or not len(filter) or not filter.sum():
             raise ValueError(f"blur_kernel must be numbers whose sum is not zero, got {taps!r}")
         kernel = filter[:, None] * filter[None, :]
         self.first_kernel = (kernel * gain / kernel.sum()).tolist()
-        self.register_buffer("kernel", self._first(device).to(dtype or torch.float32))
+        self.register_buffer("kernel", self._first(device, dtype or torch.float32))
         self.channels, self.padding = channels, padding
 
-    def _first(self, device) -> Tensor:
-        return torch.tensor(self.first_kernel, dtype=torch.float32, device=device)
+    def _first(self, device, dtype: torch.dtype) -> Tensor:
+        return torch.tensor(self.first_kernel, dtype=dtype, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, channels, height, width], blurred in x's dtype."""

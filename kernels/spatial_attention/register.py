@@ -120,6 +120,8 @@ def _stats_backward_gradient(ctx, cotangent):
     else:
         present = mask[:, :, None, None]
         mean = wide.where(present, 0).sum(1, keepdim=True) / present.sum(1, keepdim=True)
+        # as in the first derivative: the max's channel may be an absent one
+        largest = largest.where(present.expand(-1, -1, *argmax.shape[2:]).gather(1, argmax.long()), 0)
     return torch.cat([mean, largest], 1).to(cotangent.dtype), None, None, None, None, None
 
 

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import v2
 
-from polychrome.kernels.augment import Parameters, Recipe, augment, draw
+from polychrome.kernels.augment import Parameters, Recipe, augment, draw, parameters
 from polychrome.kernels.augment.parameters import random_crops
 from polychrome.kernels.augment.philox import philox, uniforms
 from tests.kernels.augment_cases import images
@@ -310,6 +312,47 @@ def test_what_is_drawn_is_what_augment_takes():
     torch.testing.assert_close(again[0], got[2])
 
 
+@pytest.mark.parametrize("order", ["subset", "shuffle"])
+@pytest.mark.parametrize("options", [{}, {"channel_bias": 2.0}, {"channel_runs": 1.0}], ids=str)
+def test_no_channel_is_drawn_of_an_image_that_has_none(order, options, monkeypatch):
+    monkeypatch.setattr(parameters, "_may_be_read", lambda tensor: False)  # as on a GPU
+    present = torch.tensor([[False] * 3, [False, True, False], [True, True, False]])
+    shown = draw(Recipe(channels=order, **options), torch.arange(3), (8, 8), 0, 0, channels=3, present=present).channels
+    assert (shown >= 0).sum(1).tolist()[:2] == [0, 1]
+    assert 1 <= (shown[2] >= 0).sum() <= 2
+
+
+@pytest.mark.parametrize("first", ["fake", "real"])
+def test_fake_tensors_leave_real_draws_alone(first):
+    recipe = Recipe(flip=0.25, channels="subset", channel_bias=0.5 if first == "fake" else 0.75)
+
+    def drawn():
+        return draw(recipe, torch.arange(3), (5, 5), 0, 0, channels=7)
+
+    def faked():
+        with FakeTensorMode():
+            return drawn()
+
+    found = [made() for made in ((faked, drawn, faked) if first == "fake" else (drawn, faked, drawn))]
+    real = found[1] if first == "fake" else found[2]
+    assert [each.channels.shape for each in found] == [(3, 7)] * 3
+    assert type(real.channels) is torch.Tensor
+    assert torch.equal(real.channels, draw(recipe, torch.arange(3), (5, 5), 0, 0, channels=7).channels)
+
+
+def test_a_default_device_does_not_matter():
+    recipe, indices = Recipe(channels="subset", channel_bias=1.25), torch.arange(3)
+    with torch.device("meta"):
+        found = draw(recipe, indices, (5, 5), 0, 0, channels=5)
+    assert torch.equal(found.channels, draw(recipe, indices, (5, 5), 0, 0, channels=5).channels)
+
+
+def test_a_recipe_takes_numbers_of_any_library():
+    indices = torch.arange(20)
+    found = [draw(Recipe(flip=flip), indices, (8, 8), 0, 0).flips for flip in (0.5, np.float32(0.5))]
+    assert torch.equal(*found)
+
+
 def test_indices_beyond_32_bits_are_told_apart():
     near, far = torch.tensor([5]), torch.tensor([5 + 2**32])
     assert not torch.equal(uniforms(near, 0, 0, [0]), uniforms(far, 0, 0, [0]))
@@ -322,7 +365,32 @@ def test_indices_beyond_32_bits_are_told_apart():
         (TypeError, "indices must be an int32 or int64 tensor [n], got list", {"indices": [0, 1]}),
         (ValueError, "seed must be from 0 to 2**64 - 1 and epoch to 2**32 - 1, got -1 and 0", {"seed": -1}),
         (ValueError, "seed must be from 0 to 2**64 - 1 and epoch to 2**32 - 1, got 0 and 4294967296", {"epoch": 2**32}),
-        (ValueError, "sizes must be (height, width) or [n=3, 2], got [2, 2]", {"sizes": torch.ones(2, 2)}),
+        (ValueError, "seed must be from 0 to 2**64 - 1 and epoch to 2**32 - 1, got 0.5 and 0", {"seed": 0.5}),
+        *(
+            (error, f"sizes must be (height, width) or [n=3, 2], integers of at least 1, got {got}", {"sizes": sizes})
+            for error, got, sizes in (
+                (ValueError, "[2, 2]", torch.ones(2, 2, dtype=torch.long)),
+                (ValueError, "(0, 10)", (0, 10)),
+                (ValueError, "(8, 10.5)", (8, 10.5)),
+                (ValueError, "5", 5),
+                (TypeError, "torch.float32", torch.ones(3, 2)),
+                (TypeError, "torch.bool", torch.ones(3, 2, dtype=torch.bool)),
+            )
+        ),
+        (
+            ValueError,
+            "sizes must be at least 1, got [7, 0] in sample 1",
+            {"sizes": torch.tensor([[5, 6], [7, 0], [-1, 3]])},
+        ),
+        (ValueError, "sizes must be at least 1, got [-5, 10] in sample 0", {"sizes": torch.tensor([-5, 10])}),
+        (ValueError, "size must be (height, width), each an int of at least 1, got 4", {"size": 4}),
+        (ValueError, "channels must be an int of at least 1, got 0", {"channels": 0}),
+        (ValueError, "channels must be an int of at least 1, got -1", {"recipe": Recipe(gain=0.5), "channels": -1}),
+        (
+            ValueError,
+            "present must be true for at least one channel, got [False, False] in sample 2",
+            {"present": torch.tensor([[True, False], [True, True], [False, False]]), "channels": 2},
+        ),
         (
             ValueError,
             "a recipe with a cutout needs the size of the output, got None",

@@ -5,12 +5,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from polychrome.kernels import dynamic_conv2d, explain, fuse, per_sample_conv2d, use_backend
+from polychrome.kernels import (
+    dynamic_conv1d,
+    dynamic_conv2d,
+    explain,
+    fuse,
+    per_sample_conv1d,
+    per_sample_conv2d,
+    use_backend,
+)
 from polychrome.kernels.dynamic_conv.borders import PADDING_MODES
 from polychrome.kernels.modules import DynamicConv2d, PerSampleConv2d
 from tests.grids import grid
 from tests.kernels.conv_cases import ARGUMENTS, dynamic_arguments, per_sample_arguments
 from tests.kernels.interpreter import needs_interpreter
+from tests.kernels.op_calls import function_arguments
 from tests.kernels.oracle import assert_near_exact, assert_one_compilation, outcome, randn, rms_ratio
 from tests.kernels.written_elsewhere import DynamicConv
 
@@ -113,6 +122,22 @@ def test_bad_borders_are_named(function, options, message):
             DynamicConv2d(4, 6, 3, **options)
         with pytest.raises(ValueError, match=message):
             PerSampleConv2d(**options)
+
+
+PADDED = [dynamic_conv1d, dynamic_conv2d, per_sample_conv1d, per_sample_conv2d]
+
+
+@grid(function=PADDED, mode=PADDING_MODES, backend=["auto", "reference"], dtype=[torch.bfloat16, torch.float16])
+def test_under_autocast_borders_are_made_in_its_dtype(function, mode, backend, dtype):
+    (x, kernels, *rest), _ = function_arguments(function.__name__, torch.float32)
+    x = torch.cat([x] * 3, 2)
+    options = {"padding": 1, "padding_mode": mode, "groups": 2}
+    with use_backend(backend):
+        expected = function(x.to(dtype), kernels.to(dtype), *rest[:-1], rest[-1].to(dtype), **options)
+        with torch.autocast("cpu", dtype):
+            found = function(x, kernels, *rest, **options)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("mode", PADDING_MODES)

@@ -212,14 +212,19 @@ def test_one_compilation_of_each_form_serves_every_batch_and_size(kind, dynamic,
         ),
         ({"input_gain": 2.0}, TypeError, "input_gain must be a tensor, got float"),
         ({"eps": 0}, ValueError, "eps must be positive, got 0"),
+        ({"demodulate": "no"}, TypeError, "demodulate must be a bool, got 'no'"),
+        ({"transposed": 1}, TypeError, "transposed must be a bool, got 1"),
+        ({"transposed": True, "padding": "same"}, ValueError, "padding must be an int"),
+        ({"transposed": True, "padding": 5}, ValueError, "output must be at least 1 x 1"),
         ({"stride": 0}, ValueError, "stride must be an int or a pair of ints, at least 1, got 0"),
         ({"padding": -1}, ValueError, "padding must be an int"),
         ({"weight": randn(5, 6, 11, 11)}, ValueError, "output must be at least 1 x 1"),
     ],
 )
-def test_misfits_are_named(changes, error, message, form):
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_misfits_are_named(changes, error, message, backend, form):
     x, weight, style = arguments(torch.float32)
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message), use_backend(backend):
         modulated_conv2d(**{"x": x, "weight": weight, "style": style, **changes})
 
 
@@ -242,6 +247,24 @@ def test_the_layer_loads_public_weights_and_computes_the_same(kind, kernel_size,
     for (name, one), (other_name, other) in zip(layer.named_parameters(), public.named_parameters(), strict=True):
         assert name == other_name
         torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("taps", [(1, 2, 3), (1, 3, 3, 1), (2, 5)])
+def test_a_layer_of_float64_blurs_in_float64(taps):
+    layer = ModulatedConv2d(6, 8, 3, 5, upsample=True, blur_kernel=taps, dtype=torch.float64)
+    line = torch.tensor(taps, dtype=torch.float64)
+    torch.testing.assert_close(layer.blur.kernel, 4 * line[:, None] * line / line.sum() ** 2, rtol=1e-15, atol=0)
+    with torch.device("meta"):
+        hollow = ModulatedConv2d(6, 8, 3, 5, upsample=True, blur_kernel=taps, dtype=torch.float64)
+    torch.testing.assert_close(hollow.to_empty(device="cpu").blur.kernel, layer.blur.kernel, rtol=0, atol=0)
+
+
+@grid(style=[torch.float32, torch.float64, torch.bfloat16], dtype=[torch.float32, torch.float64, torch.bfloat16])
+def test_a_style_has_any_float_dtype(style, dtype):
+    layer, x = ModulatedConv2d(6, 8, 3, 5, dtype=dtype), randn(3, 6, 8, 8, dtype=dtype)
+    w = randn(3, 5, seed=1).to(style)
+    assert layer(x, w).dtype == dtype
+    assert rms_ratio(layer(x, w), layer(x, w.to(dtype))) < 0.01
 
 
 def test_sizes_double_and_halve():

@@ -1,13 +1,15 @@
 """An output is the caller's alone: no view, no alias, and free to be changed in place, as after torch's own layers."""
 
 import copy
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from polychrome.kernels import dynamic_conv2d, use_backend
+from polychrome.kernels import augment, dynamic_conv2d, use_backend
 from polychrome.kernels.dynamic_conv import api
 from polychrome.kernels.dynamic_conv.eager import ops as eager
 from polychrome.kernels.dynamic_conv.eager.forms import Choice, Forms
@@ -98,6 +100,20 @@ def test_outputs_of_every_function_are_the_callers_own(function, layout, dtype, 
         leaves = [as_leaf(argument) for argument in arguments]
         assert_its_own([function(*leaves, **options)], tensors(leaves))
         assert_may_change_in_place(function, arguments, **options)
+
+
+OF_IMAGES = [
+    function for function in public() if function is not augment and function.__name__[-2:] not in ("1d", "3d")
+]
+
+
+@grid(function=OF_IMAGES, backend=["auto", "reference"], way=["called", "with tangents"])
+def test_outputs_of_every_function_of_images_lie_as_x_does(function, backend, way):
+    arguments, options = function_arguments(function.__name__, torch.float32, torch.channels_last)
+    with use_backend(backend), forward_ad.dual_level() if way == "with tangents" else nullcontext():
+        assert function(*arguments, **options).is_contiguous(memory_format=torch.channels_last)
+        contiguous = [tensor.contiguous() if isinstance(tensor, Tensor) else tensor for tensor in arguments]
+        assert function(*contiguous, **options).is_contiguous()
 
 
 WITH_GRADIENT = [name for name in registered() if name in differentiable() or "transpose" in name]

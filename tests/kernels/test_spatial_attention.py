@@ -96,6 +96,18 @@ def test_the_max_sends_its_gradient_to_one_channel_as_torch_max_does(backend, ch
     assert x.grad.sum() == 2 * 4 * 3
 
 
+def test_an_absent_channel_has_no_part_in_the_second_derivative_either():
+    x = torch.tensor([[[[0.0]], [[-torch.inf]]]], dtype=torch.float64, requires_grad=True)
+    mask, found = torch.tensor([[False, True]]), []
+    for function in (channel_stats, channel_stats.reference):
+        y = function(x, mask)
+        grad = torch.ones_like(y, requires_grad=True)
+        (dx,) = torch.autograd.grad(y, x, grad, create_graph=True)
+        change = torch.tensor([5.0, 7.0], dtype=torch.float64).reshape(dx.shape)
+        found.append(torch.autograd.grad(dx, grad, change)[0].flatten().tolist())
+    assert found == [[7, 0]] * 2
+
+
 def test_attention_on_ties_equals_the_reference():
     x = randn(2, 8, 6, 5).relu() * torch.tensor([0.0, 1.0])[:, None, None, None]
     arguments = [x, *attention_arguments()[1:]]
