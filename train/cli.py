@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,12 +142,30 @@ def _settings(context: click.Context, task: str, resume: str | None, values: dic
     return variants.resolve(Settings(**values), task), folder
 
 
+def _with_tables(context: click.Context, values: dict) -> dict:
+    """Return the values of a command's flags with the settings that files alone have."""
+    given = context.default_map or {}
+    own = {name: given[name] for name in OF_FILES if name in given}
+    return values | {"model": context.meta.get("tables", {})} | own
+
+
+def settings_of(task: str, arguments: Sequence[str]) -> Settings:
+    """Return the settings of a new run by the arguments of a task's command, such as `["--recipe", "strong"]`.
+
+    Raises:
+        UserError, click.ClickException: an argument cannot be used.
+    """
+    command = cli.get_command(click.Context(cli), task)
+    with command.make_context(task, list(arguments)) as context:
+        flags = {name: value for name, value in context.params.items() if name not in ("config", "recipe")}
+        del flags["print_config"], flags["resume"]
+        return _settings(context, task, None, _with_tables(context, flags))[0]
+
+
 def _task_command(task: str, summary: str, short: str) -> click.Command:
     @click.pass_context
     def run(context: click.Context, print_config: bool, config: None, recipe: None, resume: str | None, **values):
-        values["model"] = context.meta.get("tables", {})
-        given = context.default_map or {}
-        values |= {name: given[name] for name in OF_FILES if name in given}
+        values = _with_tables(context, values)
         if print_config:
             click.echo(_settings(context, task, resume, values)[0].to_toml(), nl=False)
             return

@@ -170,7 +170,8 @@ class Experiment:
         self.done, self.stages = prepared.done, {entry: dict(own) for entry, own in prepared.stages.items()}
         self.shown = epochs_shown(folder)
         self.predictions: dict[str, list[plots.Prediction]] = {}
-        self.environment = hardware.describe() | {"began": [*folder.began(), beginning()]}
+        self.environment = hardware.describe()
+        self.environment["began"] = [*folder.began(), beginning(self.environment)]
         self.loggers, self.is_of_seeds = Loggers(self.settings.logger or (), self.settings.tensorboard), bool(whole)
         names = self.images.channels.names
         self.results = {

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -131,15 +132,22 @@ def _at_chance(results: Mapping, name: str) -> str:
     )
 
 
-def beginning() -> dict[str, str]:
-    """Return the time now and the command that is run, for the environment of a run.
+def beginning(environment: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the time now, the command that is run, and the code and device, for the environment of a run.
 
-    Loggers tell runs of a name apart by the time, so it is to the microsecond: a script begins two runs in a second.
+    A run that goes on may be on another machine then, or of another commit. Loggers tell runs of a name apart by the
+    time, so it is to the microsecond: a script begins two runs in a second.
+
+    Args:
+        environment: as `hardware.describe` returns it.
     """
     context = click.get_current_context(silent=True)
     given = context.find_root().obj if context else None
     command = f"{_program()} {shlex.join(given)}" if given else ""
-    return {"at": datetime.now(UTC).isoformat(timespec="microseconds")} | ({"command": command} if command else {})
+    where = {"commit": environment["commit"], "device": environment["gpu"] or environment["cpu"]}
+    where |= {"torch": environment["versions"]["torch"]}
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    return {"at": now} | ({"command": command} if command else {}) | where
 
 
 def _program() -> str:

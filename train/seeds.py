@@ -43,7 +43,8 @@ class Repeated:
     def __init__(self, task: str, settings: Settings, resume: RunFolder | None) -> None:
         self.task, self.folder = task, resume
         self.settings = settings if resume is None else unchanged(task, settings, resume)
-        self.environment = hardware.describe() | {"began": [*(resume.began() if resume else ()), beginning()]}
+        self.environment = hardware.describe()
+        self.environment["began"] = [*(resume.began() if resume else ()), beginning(self.environment)]
         self.begun = False
         self._whole = {name: getattr(settings, name) for name in ("seed", "seeds", "split_seed")}
         self.data: Opened | None = None

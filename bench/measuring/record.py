@@ -42,7 +42,7 @@ def circumstances(device: str, packages: tuple[str, ...] = ("timm",)) -> dict:
         "versions": versions,
         "settings": settings,
         "date": date.today().isoformat(),
-        "commit": commit(12, apart_from="bench/results"),
+        "commit": commit(12),
     }
 
 

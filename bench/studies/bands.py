@@ -53,10 +53,17 @@ Found = dict[str, dict[int | str, list[float]]]
 
 
 def read(results: Path = study.RESULTS, split: str = "test") -> tuple[Found, dict[str, list[dict[str, str]]]]:
-    """Return the accuracies of all divisions, and by system a row of each with its costs; empty without files."""
+    """Return the accuracies of all divisions, and by system a row of each with its costs; empty without files.
+
+    Raises:
+        ValueError: some divisions have no file.
+    """
     found: Found = defaultdict(lambda: defaultdict(list))
     about: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for file in sorted((results / "houston48" / "bands").glob("*/table.csv")):
+    files = sorted((results / "houston48" / "bands").glob("*/table.csv"))
+    if len(files) not in (0, SPLITS):
+        raise ValueError(f"{results / 'houston48' / 'bands'} has tables of {len(files)} of {SPLITS} divisions")
+    for file in files:
         each: dict[tuple[str, int | str], list[float]] = defaultdict(list)
         costs: dict[str, dict[str, str]] = {}
         with file.open(encoding="utf-8", newline="") as stream:
@@ -218,8 +225,8 @@ def train(core: int | None, split: int, scene: Path, out: Path, results: Path) -
 def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> int:
     """Train what the study lacks and draw its picture; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.studies.bands", description="48 bands, any of them present")
-    parser.add_argument("scene", type=Path, help="houston48.npz")
-    parser.add_argument("out", type=Path, help="folder for patches and runs")
+    parser.add_argument("scene", type=runs.whole, help="houston48.npz")
+    parser.add_argument("out", type=runs.whole, help="folder for patches and runs")
     asked = parser.parse_args(arguments)
     asked.out.mkdir(parents=True, exist_ok=True)
     with runs.stoppable():

@@ -12,17 +12,19 @@ With `--epochs N` both ResNet34s and `prism4` are trained for N epochs each, wha
 
 `--fresh LIST` tests every run when it is finished, once, on images that no choice was made on. No command and no table
 shows what it found before all runs are tested, and no settings can follow from it: the command refuses to go on where
-the best trials are not those that the runs there were trained by, and the number of seeds is fixed.
+the best trials are not those that the runs there were trained by, and the number of seeds is fixed. It refuses as well
+where the code is another than the rows' commits have: a clone of its own keeps the code of a study that takes days.
 """
 
 from __future__ import annotations
 
 import csv
 import lzma
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 from threading import Lock
@@ -33,7 +35,9 @@ from bench.studies import runs, study, trials
 from bench.studies.trials import Choice, Trial
 from polychrome.engine.data.image_set import Split
 from polychrome.engine.data.sets import listing
+from polychrome.engine.errors import UserError
 from polychrome.engine.machine.files import write_atomically
+from polychrome.engine.machine.hardware import PACKAGES, commit
 from polychrome.engine.report import console
 from polychrome.engine.run_folder import RunFolder
 from polychrome.models import complexity
@@ -51,6 +55,8 @@ LONG = (*RIVALS, "prism4")  # the networks of the comparison at equal epochs
 ALONE = ("RG", "G")  # combinations that networks are trained for alone, beside RGB
 EQUAL_MINUTES, EQUAL_EPOCHS = Path("mini50/equal-minutes"), Path("mini50/equal-epochs")
 TABLE = "comparison.csv"
+# Columns in which the trainings of a network differ.
+OWN = ("seed", "train_seconds", "seconds_per_image", "commit", "machine")
 
 
 @dataclass(frozen=True)
@@ -111,10 +117,20 @@ def _name(network: str, channels: str, seed: int) -> str:
 
 
 def read(folder: Path) -> list[Training]:
-    """Return the rows of a comparison; none where there is no file. Raises ValueError where a training has two rows."""
+    """Return the rows of a comparison; none where there is no file.
+
+    Raises:
+        ValueError: a training has two rows, or trainings of a network differ in their settings or costs.
+    """
     rows = runs.read(folder / TABLE, Training)
     if twice := [name for name, count in Counter(row.name for row in rows).items() if count > 1]:
         raise ValueError(f"{folder / TABLE} has several rows for {', '.join(twice)}")
+    first: dict[tuple[str, str], Training] = {}
+    for row in rows:
+        before = first.setdefault((row.network, row.channels), row)
+        for item in fields(row):
+            if item.name not in OWN and getattr(row, item.name) != getattr(before, item.name):
+                raise ValueError(f"{folder / TABLE}: {before.name} and {row.name} differ in {item.name}")
     return rows
 
 
@@ -177,7 +193,7 @@ def train(
     choice = trials.tuned(network, _tuned_on(channels), tried)
     seconds = trials.of(network, _tuned_on(channels), tried)[0].seconds_per_image
     images = len(listing.read(data).splits["train"].paths) - trials.HELD_OUT
-    count = epochs or max(3, int(60 * minutes / (seconds * images)))
+    count = epochs or epochs_of(minutes, seconds, images)
     name, how = _name(network, channels, seed), {"epochs": count, "holdout": trials.HELD_OUT, "seed": seed}
     run, entry = trials.train(name, network, channels, choice, data, out, core, **how)
     found, facts = run.read_results()["models"][entry], run.read_environment()
@@ -196,15 +212,42 @@ def train(
     return Training(network, channels, seed, *asdict(choice).values(), *about, *costs, *stamps)
 
 
+def epochs_of(minutes: float, seconds: float, images: int) -> int:
+    """Return the epochs whose minutes are the nearest, at least 3, from the seconds of one image of one epoch."""
+    return max(3, round(60 * minutes / (seconds * images)))
+
+
 def _tuned_on(channels: str) -> str:
     return channels if channels == trials.ANY else study.FULL
 
 
-def check_choices(rows: Iterable[Training], tried: Sequence[Trial]) -> None:
-    """Raise ValueError where trainings were not by the best of the trials `tried`, as after more trials."""
+def check_choices(rows: Iterable[Training], tried: Sequence[Trial], minutes: float, epochs: int | None) -> None:
+    """Raise ValueError where trainings were not by the best of the trials `tried`, or not for as long as is asked for.
+
+    As after more trials, or after a command with other minutes or epochs.
+    """
     for row in rows:
         if row.choice != (best := trials.tuned(row.network, _tuned_on(row.channels), tried)):
             raise ValueError(f"{row.name} was trained by {row.choice}, and the best trial is now {best}")
+        if row.epochs != (count := epochs or epochs_of(minutes, row.seconds_per_image, row.images)):
+            raise ValueError(f"{row.name} was trained for {row.epochs} epochs, not for {count}")
+
+
+def check_code(rows: Iterable[Training]) -> None:
+    """Raise UserError where the code has no commit, or one by which other runs would be trained than the rows' were."""
+    now = commit()
+    if now is None or now.endswith("changes"):
+        raise UserError(f"the runs' code has to be in a commit, which their rows name, and is in {now or 'none'}")
+    for code in sorted({code for row in rows for code in row.commit.split(", ")}):
+        if not is_same_code(code):
+            raise UserError(f"some runs are of commit {code}: go on with that code, in a clone of its own")
+
+
+def is_same_code(code: str) -> bool:
+    """Return whether the packages, and the study's recipes with them, are as in another commit."""
+    root = Path(__file__).resolve().parents[2]
+    command = ("git", "-C", str(root), "diff", "--quiet", code, "HEAD", "--", *PACKAGES)
+    return not subprocess.run(command, capture_output=True).returncode
 
 
 def test_on_fresh(rows: Sequence[Training], data: Path, out: Path, fresh: Path, folder: Path) -> None:
@@ -233,15 +276,21 @@ def test_on_fresh(rows: Sequence[Training], data: Path, out: Path, fresh: Path, 
     for row in rows:
         run, entry = _run(row, out), trials.entry_of(row.network, row.channels, row.places)
         path, every = predictions(folder, row.name), run.every_prediction(entry, "evaluation")
-        if not every.is_file():  # else this command was interrupted here
+        found = _images_of(every)
+        if not {line[1] for line in csv.reader(found)} & {*tested.paths}:  # else this command was interrupted here
             with console.silent():
                 evaluate_run(run.root, (trials.asked(row.channels),), "test", str(place), None, "auto")
-        found = every.read_text(encoding="utf-8").splitlines()[1:]
+            found = _images_of(every)
         if sorted(line[1] for line in csv.reader(found)) != sorted(tested.paths):
             raise ValueError(f"{every} is not of the {len(tested.paths)} images of {fresh}")
         text = lzma.decompress(path.read_bytes()).decode("utf-8")
         lines = (f"{FRESH}{line.removeprefix('test')}\n" for line in found)
         write_atomically(path, lzma.compress((text + "".join(lines)).encode("utf-8")))
+
+
+def _images_of(predictions: Path) -> list[str]:
+    """Return the lines of a file of predictions, a line for each image; none where there is no file."""
+    return predictions.read_text(encoding="utf-8").splitlines()[1:] if predictions.is_file() else []
 
 
 def _run(row: Training, out: Path) -> RunFolder:
@@ -263,20 +312,25 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
     """Train what the comparison lacks, on each core a network, and test it on fresh images; return the exit status.
 
     Raises:
-        ValueError: trials are missing or have others as their best than before, or fresh images cannot be read.
-        UserError: the processor only emulates the runs' precision.
+        ValueError: trials are missing or have others as their best than before, the minutes or epochs are others, or
+            fresh images cannot be read.
+        UserError: the processor only emulates the runs' precision, or the code is not that of the rows.
     """
     parser = runs.parser("comparison", "train each contender alike", MINUTES, trials.CONTENDERS)
     parser.add_argument("--epochs", type=int, help="equal epochs of all in place of equal minutes")
     parser.add_argument("--results", type=Path, help="folder of the rows and predictions  [default: bench/results]")
-    parser.add_argument("--fresh", type=Path, help="list of images never used for a choice, to test each run on, once")
+    parser.add_argument(
+        "--fresh", type=runs.whole, help="list of images never used for a choice, to test each run on, once"
+    )
     asked, lock, reading = parser.parse_args(arguments), Lock(), Lock()
     runs.check_machine()
     asked.out.mkdir(parents=True, exist_ok=True)
     tried = trials.read(results)
     folder = (asked.results or results) / (EQUAL_MINUTES if asked.epochs is None else EQUAL_EPOCHS)
     given = {"minutes": asked.minutes, "epochs": asked.epochs, "tried": tried, "folder": folder}
-    check_choices(read(folder), tried)
+    check_choices(read(folder), tried, asked.minutes, asked.epochs)
+    if asked.epochs is None:  # at equal epochs the runs are of one visit to a GPU
+        check_code(read(folder))
 
     def work(core: int | None, *who) -> None:
         row = train(core, *who, data=asked.data, out=asked.out, **given)

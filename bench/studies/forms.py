@@ -58,11 +58,11 @@ def read(results: Path = study.RESULTS) -> list[Form]:
     return runs.read(results / FOLDER / "forms.csv", Form)
 
 
-def check_choices(rows: Iterable[Form], network: str, choice: Choice) -> None:
-    """Raise ValueError where a row is not of the network, or not trained by the choice, as after more trials."""
+def check_choices(rows: Iterable[Form], network: str, choice: Choice, epochs: int) -> None:
+    """Raise ValueError where a row is not of the network, or not trained by the choice and for as many epochs."""
     for row in rows:
-        used = row.network, row.lr, row.weight_decay, row.strength
-        if used != (best := (network, choice.lr, choice.weight_decay, choice.strength)):
+        used = row.network, row.lr, row.weight_decay, row.strength, row.epochs
+        if used != (best := (network, choice.lr, choice.weight_decay, choice.strength, epochs)):
             raise ValueError(f"{row.form} of seed {row.seed} was trained by {used}, and the best trial is now {best}")
 
 
@@ -109,7 +109,9 @@ def table(results: Path = study.RESULTS) -> str:
         costs = f"{own[0].params:,}", f"{own[0].macs / 1e6:,.0f} M", minutes, " ".join(str(row.seed) for row in own)
         cells.append((f"`{own[0].network}`", form, spread(found), ahead, *costs))
     stamp = f"`{COMMAND}`: `bench/results/{FOLDER}`; {study.stamps((row.commit, row.machine) for row in rows)}."
-    return "\n\n".join([grid(Table("forms", heads, tuple(cells), 2)), wrapped(stamp)])
+    count = len(SEEDS) * len(FORMS)
+    told = [f"{count - len(rows)} of {count} runs are missing: not final."] * (len(rows) < count)
+    return "\n\n".join([*told, grid(Table("forms", heads, tuple(cells), 2)), wrapped(stamp)])
 
 
 def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> int:
@@ -126,7 +128,8 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
     trials.make_folders(asked.data, asked.out)
     tried = trials.read(results)
     network = trials.best(trials.FLAGSHIPS, tried)
-    check_choices(read(results), network, trials.tuned(network, study.FULL, tried))
+    epochs = trials.of(network, study.FULL, tried)[0].epochs
+    check_choices(read(results), network, trials.tuned(network, study.FULL, tried), epochs)
 
     def work(core: int | None, seed: int, form: str) -> None:
         row = train(core, seed, form, network, asked.out, results)

@@ -25,7 +25,9 @@ from polychrome.engine.errors import NotFiniteError, UserError
 from polychrome.engine.machine import hardware
 from polychrome.engine.machine.files import write_atomically
 from polychrome.engine.run_folder import RunFolder
-from polychrome.train.settings.config import Settings, typed
+from polychrome.train.cli import settings_of
+from polychrome.train.settings import changes
+from polychrome.train.settings.config import Settings
 
 Row, Result = TypeVar("Row"), TypeVar("Result")
 KINDS = {"int": int, "float": float, "str": str}
@@ -34,7 +36,11 @@ _running: set[subprocess.Popen] = set()
 _stopped = Event()
 
 
-class DivergedError(Exception):
+class FailedError(Exception):
+    """A run's command failed; the message says where its output is."""
+
+
+class DivergedError(FailedError):
     """A training ended with a loss that is not finite."""
 
 
@@ -50,7 +56,10 @@ def check_machine() -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let SIGTERM and SIGINT end the runs, which save their state, and then this process with `os.EX_TEMPFAIL`."""
+    """Let SIGTERM and SIGINT end the runs, which save their state, and then this process with `os.EX_TEMPFAIL`.
+
+    Where runs failed, the process ends with status 1 and a line on each.
+    """
 
     def stop(*_) -> None:
         _stopped.set()
@@ -63,6 +72,8 @@ def stoppable() -> Iterator[None]:
     except StoppedError as error:
         print(f"stopped in {error}; the same command goes on from there", file=sys.stderr)
         raise SystemExit(os.EX_TEMPFAIL) from None
+    except FailedError as error:
+        raise SystemExit(f"error: {error}") from None
     finally:
         _stopped.clear()
         for name, handler in before.items():
@@ -109,22 +120,19 @@ def train(name: str, task: str, out: Path, core: int | None, flags: Mapping[str,
         core: the CPU core that the run has for itself; None: it takes the whole machine.
 
     Raises:
-        ValueError: the run of this name was begun with other settings.
+        ValueError: the run of this name was begun with other settings than those of the flags and their recipe.
         StoppedError: the process was asked to stop.
         DivergedError: a loss was not finite.
-        subprocess.CalledProcessError: the command failed; `out/name.log` has its output.
+        FailedError: the command failed; `out/name.log` has its output.
     """
-    folder = RunFolder(out / task / name)
+    folder, program = RunFolder(out / task / name), [sys.executable, "-m", "train.run", task]
+    command = [*program, "--out", str(out), "--name", name, "--no-tensorboard"]
+    command += [part for key, value in flags.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     if folder.begun:
-        _check_same(folder, flags)
+        _check_same(folder, task, command[len(program) :])
+        command = [*program, "--resume", str(folder.root)]
     if folder.root.exists() and folder.finished:
         return folder
-    command = [sys.executable, "-m", "train.run", task]
-    if folder.begun:
-        command += ["--resume", str(folder.root)]
-    else:
-        command += ["--out", str(out), "--name", name, "--no-tensorboard"]
-        command += [part for key, value in flags.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if core is not None else {}
     if _stopped.is_set():
         raise StoppedError(name)
@@ -146,18 +154,21 @@ def train(name: str, task: str, out: Path, core: int | None, flags: Mapping[str,
     if status:
         *_, last = "", *(out / f"{name}.log").read_text(encoding="utf-8").splitlines()
         if NotFiniteError.ADVICE in last:
-            raise DivergedError(name)
-        raise subprocess.CalledProcessError(status, command)
+            raise DivergedError(f"{name} ended with a loss that is not finite")
+        raise FailedError(f"{name} failed with status {status}: {out / name}.log has its output")
     return folder
 
 
-def _check_same(folder: RunFolder, flags: Mapping[str, Any]) -> None:
-    """Raise ValueError where a run was begun with other settings than those of `flags`."""
-    given = {name: value for name, value in flags.items() if name not in ("recipe", "config")}
-    wanted, has = typed(given | {"data": str(flags["data"])}, "flags"), Settings.of_run(folder.config)
-    for name, value in wanted.items():
-        if getattr(has, name) != value:
-            raise ValueError(f"{folder.root} was trained with {name} {getattr(has, name)}, not {value}")
+def _check_same(folder: RunFolder, task: str, arguments: Sequence[str]) -> None:
+    """Raise ValueError where a run was begun with other settings than the arguments give, with recipe and defaults."""
+    wanted, has = settings_of(task, arguments).with_whole_paths(), Settings.of_run(folder.config)
+    names = ("models", *changes.OF_DATA)
+    pairs = {name: (getattr(has, name), getattr(wanted, name)) for name in names}
+    for entry in wanted.models:
+        pairs |= changes.differing(*(changes.recorded(each, entry) for each in (has, wanted)))
+    for name, (before, now) in pairs.items():
+        if before != now and name not in changes.OF_MACHINE:
+            raise ValueError(f"{folder.root} was trained with {name} {before}, not {now}")
 
 
 def cores() -> list[int | None]:
@@ -166,7 +177,12 @@ def cores() -> list[int | None]:
 
 
 def on_cores(work: Callable[..., Result], tasks: Iterable[tuple]) -> list[Result]:
-    """Return `work(core, *task)` for each task, each on one of `cores()` of its own, in the order of the tasks."""
+    """Return `work(core, *task)` for each task, each on one of `cores()` of its own, in the order of the tasks.
+
+    Raises:
+        StoppedError: the process was asked to stop.
+        FailedError: some runs failed; `work` was called for all others.
+    """
     free: Queue[int | None] = Queue()
     for core in cores():
         free.put(core)
@@ -179,7 +195,19 @@ def on_cores(work: Callable[..., Result], tasks: Iterable[tuple]) -> list[Result
             free.put(core)
 
     with ThreadPoolExecutor(free.qsize()) as pool:
-        return list(pool.map(on_one, tasks))
+        begun = [pool.submit(on_one, task) for task in tasks]
+    failed = [error for each in begun if (error := each.exception())]
+    for error in failed:
+        if not isinstance(error, FailedError):
+            raise error
+    if failed:
+        raise FailedError("; ".join(map(str, failed)))
+    return [each.result() for each in begun]
+
+
+def whole(path: str) -> Path:
+    """Return a path as a run's settings have it, absolute."""
+    return Path(path).absolute()
 
 
 def parser(
@@ -187,8 +215,8 @@ def parser(
 ) -> argparse.ArgumentParser:
     """Return the parser of a study's command, which takes minutes of a run and networks where these are given."""
     made = argparse.ArgumentParser(prog=f"python -m bench.studies.{name}", description=description)
-    made.add_argument("--data", type=Path, required=True, help="mini50's folder")
-    made.add_argument("--out", type=Path, required=True, help="folder for runs")
+    made.add_argument("--data", type=whole, required=True, help="mini50's folder")
+    made.add_argument("--out", type=whole, required=True, help="folder for runs")
     if minutes is not None:
         made.add_argument("--minutes", type=float, default=minutes, help="minutes of a run on one core")
     if networks:

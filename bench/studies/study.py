@@ -14,6 +14,7 @@ from functools import partial
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from bench.report.markdown import grid, wrapped
 from polychrome.engine.report.tables import Table
@@ -250,23 +251,30 @@ def _page(
 
 
 def commit(facts: dict) -> str:
-    """Return the commit of a run's code, shortened, by its `environment.json`."""
-    code = facts.get("commit") or "none"  # 40 digits, and " with changes"
-    return code[:12] + code[40:]
+    """Return the commit of a run's code, shortened, by its `environment.json`; of a run that went on by others, all."""
+    codes = (code or "none" for code in _each(facts, "commit", facts.get("commit")))
+    return ", ".join(dict.fromkeys(code[:12] + code[40:] for code in codes))  # 40 digits, and " with changes"
 
 
 def machine(facts: dict) -> str:
-    """Return the device and the versions of a run, by its `environment.json`."""
-    device = facts["gpu"] or f"{facts['cores']} core{'s' if facts['cores'] != 1 else ''} of {facts['cpu']}"
-    versions = (f"{name} {facts['versions'][name]}" for name in ("torch", "torchvision"))
-    return ", ".join([device, f"python {facts['python']}", *versions])
+    """Return the device and the versions of a run, by its `environment.json`; of one that went on elsewhere, all."""
+    every = _each(facts, "device", facts["gpu"] or facts["cpu"]), _each(facts, "torch", facts["versions"]["torch"])
+    device, torch = (" and ".join(dict.fromkeys(each)) for each in every)
+    cores = "" if facts["gpu"] else f"{facts['cores']} core{'s' if facts['cores'] != 1 else ''} of "
+    versions = f"python {facts['python']}", f"torch {torch}", f"torchvision {facts['versions']['torchvision']}"
+    return ", ".join([f"{cores}{device}", *versions])
+
+
+def _each(facts: dict, name: str, last: Any) -> list:
+    """Return what a run's `environment.json` has of each time that it was begun or gone on with, `last` of the last."""
+    return [*(began[name] for began in facts.get("began", [])[:-1] if name in began), last]
 
 
 def stamps(made: Iterable[tuple[str, str]]) -> str:
     """Return the commits of runs and the machines of each, from pairs of both."""
     by_machine: dict[str, set[str]] = {}
     for commit, machine in made:
-        by_machine.setdefault(machine, set()).add(commit)
+        by_machine.setdefault(machine, set()).update(commit.split(", "))
     return "; ".join(f"commit {', '.join(sorted(by_machine[each]))}, {each}" for each in sorted(by_machine))
 
 

@@ -15,6 +15,8 @@ from polychrome.engine.errors import UserError
 from polychrome.engine.machine import distributed
 from polychrome.engine.machine.workers import cpus
 
+# Folders of a clone: the packages that train, and what benchmarks write.
+PACKAGES, RESULTS = ("engine", "kernels", "models", "polychrome", "train"), "bench/results"
 # Of x86 processors, by the kernel's name: processors that are named alike may differ in these by much.
 INSTRUCTIONS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512", "avx2": "AVX2"}
 
@@ -95,18 +97,19 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def commit(digits: int = 40, apart_from: str | None = None) -> str | None:
-    """Return the commit of the code, followed by " with changes" where tracked files differ; None outside a clone.
+def commit(digits: int = 40) -> str | None:
+    """Return the commit of the code, followed by " with changes" where that is not all; None outside a clone.
 
-    apart_from: a folder whose changes do not count.
+    Changes are those of tracked files, apart from what benchmarks write, and files of the packages that git has not.
     """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     found = output_of("git", "-C", str(root), "rev-parse", "--verify", "--quiet", f"--short={digits}", "HEAD")
-    where = (".", f":!{apart_from}") if apart_from else (".",)
-    changed = output_of("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no", "--", *where)
-    return f"{found} with changes" if found and changed else found
+    where = ("git", "-C", str(root))
+    changed = output_of(*where, "status", "--porcelain", "--untracked-files=no", "--", ".", f":!{RESULTS}")
+    new = changed or output_of(*where, "ls-files", "--others", "--exclude-standard", "--", *PACKAGES)
+    return f"{found} with changes" if found and new else found
 
 
 def output_of(*command: str) -> str | None:

@@ -42,7 +42,8 @@ def course(full):
 
 
 @pytest.fixture
-def results(tmp_path):
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(bands, "SPLITS", 3)
     keep(tmp_path, [{"prism4_small": course(full), "pool": course(full - 0.3)} for full in (0.7, 0.8, 0.9)])
     return tmp_path
 
@@ -67,6 +68,12 @@ def test_the_table_has_means_over_choices_then_over_divisions(results):
     assert "| `pool` | +30.0 ± 0.0 | +30.0 ± 0.0 |" in whole
     # Student's t of one degree of freedom; the share of test to training patches is 5/12.
     assert bands._lead([0.5, 0.6], [0.4, 0.4]) == f"+15.0 ± {12.7062 * 50**0.5 * (1 / 2 + 5 / 12) ** 0.5:.1f}"
+
+
+def test_a_division_that_lacks_is_told(results, monkeypatch):
+    monkeypatch.setattr(bands, "SPLITS", 5)
+    with pytest.raises(ValueError, match="houston48/bands has tables of 3 of 5 divisions"):
+        bands.table(results)
 
 
 def test_the_picture_shows_a_line_for_each_system(results):
@@ -96,12 +103,12 @@ def test_a_scene_is_divided_trained_on_and_kept(tmp_path, monkeypatch):
     np.savez(tmp_path / "scene.npz", cube=cube, labels=labels)
     config = tmp_path / "bands.toml"
     lines = [line for line in bands.CONFIG.read_text().splitlines() if not line.startswith(("    ", "models", "]"))]
-    config.write_text("\n".join(['models = ["baseline_cnn"]', *lines]).replace("epochs = 60", "epochs = 3"))
+    config.write_text("\n".join(['models = ["prism4_small"]', *lines]).replace("epochs = 60", "epochs = 3"))
     monkeypatch.setattr(bands, "CONFIG", config)
     monkeypatch.setattr(bands, "SPLITS", 2)
     assert bands.main([str(tmp_path / "scene.npz"), str(tmp_path / "out")], tmp_path) == 0
     found, _ = bands.read(tmp_path)
-    assert set(found) == {"baseline_cnn"}
-    assert set(found["baseline_cnn"]) == {*range(1, 49), *bands.SENSORS.values()}
-    assert all(len(each) == 2 for each in found["baseline_cnn"].values())
+    assert set(found) == {"prism4_small"}
+    assert set(found["prism4_small"]) == {*range(1, 49), *bands.SENSORS.values()}
+    assert all(len(each) == 2 for each in found["prism4_small"].values())
     assert (tmp_path / "houston48/bands.png").exists()

@@ -4,6 +4,7 @@ import lzma
 import shutil
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +13,10 @@ from bench.studies import comparison, comparison_tables, runs, trials
 from bench.studies.comparison import Training
 from bench.studies.trials import Choice
 from polychrome.engine.channels.combinations import every
+from polychrome.engine.errors import UserError
 from polychrome.engine.machine import hardware
 
+CHECK_CODE = comparison.check_code
 RUN = Training(
     network="prism4",
     channels="RGB",
@@ -46,6 +49,12 @@ def folder(tmp_path):
 def native(monkeypatch):
     """Lets the studies run on processors that emulate bfloat16: slow, but right."""
     monkeypatch.setattr(hardware, "native_precision", lambda on: runs.PRECISION)
+
+
+@pytest.fixture(autouse=True)
+def committed(monkeypatch):
+    """Lets the comparison run from a tree with changes."""
+    monkeypatch.setattr(comparison, "check_code", lambda rows: None)
 
 
 @pytest.fixture
@@ -138,6 +147,64 @@ def test_a_training_has_one_row(folder):
     comparison.write([RUN, replace(RUN, epochs=71)], folder)
     with pytest.raises(ValueError, match=r"comparison\.csv has several rows for prism4-seed0"):
         comparison.read(folder)
+
+
+@pytest.mark.parametrize(("name", "value"), [("epochs", 700), ("lr", 0.02), ("params", 1), ("images", 9)])
+def test_the_trainings_of_a_network_differ_in_nothing_but_chance(folder, name, value):
+    comparison.write([RUN, replace(RUN, seed=1, train_seconds=1.0, commit="b", machine="m"), DEEP], folder)
+    assert len(comparison.read(folder)) == 3
+    comparison.write([RUN, replace(RUN, seed=1, **{name: value})], folder)
+    with pytest.raises(ValueError, match=rf"comparison\.csv: prism4-seed0 and prism4-seed1 differ in {name}"):
+        comparison.read(folder)
+
+
+def test_a_comparison_goes_on_with_the_code_of_its_rows(monkeypatch):
+    monkeypatch.setattr(comparison, "is_same_code", lambda code: code == RUN.commit)
+    monkeypatch.setattr(comparison, "commit", lambda: "a" * 40)
+    CHECK_CODE([RUN])
+    other = replace(RUN, seed=1, commit=f"{RUN.commit}, fedcba987654 with changes")
+    with pytest.raises(UserError, match="some runs are of commit fedcba987654 with changes: go on with that code"):
+        CHECK_CODE([RUN, other])
+    for code in (None, "a" * 40 + " with changes"):
+        monkeypatch.setattr(comparison, "commit", lambda code=code: code)
+        with pytest.raises(
+            UserError, match=f"has to be in a commit, which their rows name, and is in {code or 'none'}"
+        ):
+            CHECK_CODE([])
+
+
+def test_code_is_the_same_where_the_packages_are():
+    if not (Path(comparison.__file__).resolve().parents[2] / ".git").exists():
+        pytest.skip("no clone")
+    assert comparison.is_same_code("HEAD")
+    assert not comparison.is_same_code("0123456789ab")  # no commit
+    assert not comparison.is_same_code("HEAD with changes")
+
+
+def test_an_evaluation_by_hand_does_not_stand_for_the_reading_of_fresh_images(folder, tmp_path, stripes, monkeypatch):
+    keep(folder, "prism4", 0, 500, splits=("val", "holdout", "test"))
+    every = tmp_path / "task2" / RUN.name / "evaluation" / "prism4.csv"
+    every.parent.mkdir(parents=True)
+    head = "split,image,label,RGB,RGB flipped\n"
+    every.write_text(head + "test,images/other.jpg,1,1,1\n")
+    fresh = tmp_path / "fresh.txt"
+    fresh.write_text("images/new 1.jpg 2\nimages/new 2.jpg 0\n")
+
+    def evaluated(root, channels, split, place, *_):
+        lines = (Path(place) / "test.txt").read_text().splitlines()
+        rows = [line.rsplit(maxsplit=1) for line in lines]
+        every.write_text(head + "".join(f"test,{image},{label},2,2\n" for image, label in rows))
+
+    monkeypatch.setattr(comparison, "evaluate_run", evaluated)
+    comparison.test_on_fresh([RUN], stripes, tmp_path, fresh, folder)
+    assert runs_right(comparison.predictions(folder, RUN.name), "fresh") == {
+        "images/new 1.jpg": True,
+        "images/new 2.jpg": False,
+    }
+
+
+def test_equal_minutes_are_the_nearest():
+    assert [comparison.epochs_of(60, 0.0264, images) for images in (8649, 9000, 10**6)] == [16, 15, 3]
 
 
 def test_no_seeds_are_added_after_a_look(tmp_path, capsys):
@@ -275,7 +342,11 @@ def test_after_a_training_no_other_settings_are_chosen(folder, tmp_path, monkeyp
     everything = [tried(name, 0.4, channels=what) for name in ("prism4", "resnet34") for what in ("RGB", "any")]
     trials.write([each for own in everything for each in own], tmp_path)
     row = replace(RUN, channels=channels)
-    comparison.check_choices([row], trials.read(tmp_path))
+    comparison.check_choices([row], trials.read(tmp_path), row.minutes, None)
+    comparison.check_choices([row], trials.read(tmp_path), 1.0, row.epochs)
+    for asked in ((row.minutes + 1, None), (row.minutes, 71)):
+        with pytest.raises(ValueError, match="was trained for 70 epochs, not for 71"):
+            comparison.check_choices([row], trials.read(tmp_path), *asked)
     comparison.write([replace(row, **vars(best))], folder)
     monkeypatch.setattr(comparison, "train", lambda *_, **__: pytest.fail("trained"))
     start = ["--data", str(tmp_path), "--out", str(tmp_path), "--fresh", "fresh.txt"]

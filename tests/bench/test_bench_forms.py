@@ -28,10 +28,11 @@ def keep(results, row, right, images=500):
 
 
 def test_forms_are_of_the_best_trial_s_network_and_choice():
-    forms.check_choices([ROW], "prism4_small", Choice(lr=0.02, strength=1))
-    for network, choice in (("prism4", Choice(lr=0.02, strength=1)), ("prism4_small", Choice(strength=1))):
+    best = "prism4_small", Choice(lr=0.02, strength=1), ROW.epochs
+    forms.check_choices([ROW], *best)
+    for place, other in enumerate(("prism4", Choice(strength=1), ROW.epochs + 1)):
         with pytest.raises(ValueError, match=r"plain of seed 0 was trained by .* and the best trial is now"):
-            forms.check_choices([ROW], network, choice)
+            forms.check_choices([ROW], *best[:place], other, *best[place + 1 :])
 
 
 def test_no_seed_is_a_trial_s():
@@ -46,6 +47,7 @@ def test_the_table_says_what_a_form_brings_over_the_plain_one(tmp_path):
     for row in rows:
         keep(tmp_path, row, {"plain": 240, "gates": 240, "dynamic": 290}[row.form] + 10 * row.seed)
     lines = [line.strip("| ").split(" | ") for line in forms.table(tmp_path).splitlines() if line.startswith("|")]
+    assert forms.table(tmp_path).startswith("3 of 9 runs are missing: not final.")
     plain, gates, dynamic = (dict(zip(lines[0], line, strict=True)) for line in lines[2:])
     assert plain["deciding"] == gates["deciding"] == "49.0 ± 1.4"
     assert plain["less plain"] == "-"

@@ -2,19 +2,17 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
-from subprocess import CalledProcessError
+from dataclasses import replace
 
 import pytest
 
 from bench.studies import comparison, forms, runs, trials
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine import hardware
-from polychrome.train.settings.config import Settings
+from polychrome.train.cli import settings_of
 
 
 @pytest.fixture
@@ -67,10 +65,12 @@ def test_no_study_runs_where_its_arithmetic_is_emulated(monkeypatch, tmp_path, s
     runs.check_machine()
 
 
-def test_a_failed_run_is_no_stop(command):
-    with pytest.raises(subprocess.CalledProcessError) as caught, runs.stoppable():
-        runs.on_cores(command("exit 2"), [("one",)])
-    assert caught.value.returncode == 2
+def test_a_failed_run_is_named_at_the_end_and_keeps_no_other_from_running(command, tmp_path):
+    work = command('case "$*" in *run1*) exit 2;; esac')
+    with pytest.raises(SystemExit) as caught, runs.stoppable():
+        runs.on_cores(work, [(f"run{number}",) for number in range(5)])
+    assert caught.value.code == f"error: run1 failed with status 2: {tmp_path}/run1.log has its output"
+    assert notes(tmp_path) == ["began"] * 5
 
 
 def test_a_run_has_its_core_for_itself(command, tmp_path):
@@ -95,7 +95,7 @@ def test_on_a_gpu_runs_follow_each_other_on_the_whole_machine(monkeypatch):
     assert runs.on_cores(work, [(0,), (1,), (2,)]) == [(None, 0), (None, 1), (None, 2)]
 
 
-@pytest.mark.parametrize(("last", "error"), [("; try a smaller --lr", runs.DivergedError), ("", CalledProcessError)])
+@pytest.mark.parametrize(("last", "error"), [("; try a smaller --lr", runs.DivergedError), ("", runs.FailedError)])
 def test_a_loss_that_is_not_finite_is_told_from_other_failures(command, last, error):
     work = command(f"echo 'error: prism4: the loss is not finite{last} or --precision fp32'; exit 1")
     with pytest.raises(error, match="run0"):
@@ -103,15 +103,28 @@ def test_a_loss_that_is_not_finite_is_told_from_other_failures(command, last, er
 
 
 def test_a_run_of_other_settings_is_not_taken_for_the_one_wanted(tmp_path):
-    run = tmp_path / "task2" / "run"
+    recipe, run = tmp_path / "own.toml", tmp_path / "task2" / "run"
+    recipe.write_text("[task2]\nlabel_smoothing = 0.1\n[task2.model.prism4_small]\nlr = 0.5\n")
+    flags = {"recipe": recipe, "models": "prism4", "epochs": 3, "data": tmp_path / "data", "lr": 0.02}
+    flags |= {"precision": "bf16", "image_size": 84}
+    words = [part for key, value in flags.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+    own = replace(settings_of("task2", words), workers=1, backend="torch")
     run.mkdir(parents=True)
-    own = Settings(models=("prism4",), epochs=3, image_size=84, precision="bf16", workers=1, data="mini50", lr=0.02)
     (run / "config.toml").write_text(own.to_toml())
     for name in ("results.json", "report.html"):
         (run / name).touch()
-    flags = {"recipe": "strong", "models": "prism4", "epochs": 3, "data": Path("mini50"), "lr": 0.02}
     assert runs.train("run", "task2", tmp_path, None, flags).root == run
-    for other in ({"epochs": 17}, {"lr": 0.01}, {"data": Path("other")}, {"models": "prism4_small"}):
-        ((name, value),) = other.items()
-        with pytest.raises(ValueError, match=rf"task2/run was trained with {name} .*, not .*{value}"):
-            runs.train("run", "task2", tmp_path, None, flags | other)
+    others = {"epochs": 17, "lr": 0.01, "data": tmp_path / "other", "models": "prism4_small", "channels": "RG"}
+    for name, value in (others | {"cutmix": 1.0}).items():  # of which the run has the default
+        told = rf"task2/run was trained with {name} .*, not .*{value}"
+        with pytest.raises(ValueError, match=told):
+            runs.train("run", "task2", tmp_path, None, flags | {name: value})
+    recipe.write_text("[task2]\nlabel_smoothing = 0.3\n")
+    with pytest.raises(ValueError, match=r"task2/run was trained with label_smoothing 0\.1, not 0\.3"):
+        runs.train("run", "task2", tmp_path, None, flags)
+
+
+def test_a_study_s_paths_are_those_of_its_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    asked = runs.parser("trials", "tune").parse_args(["--data", "mini50", "--out", "../runs"])
+    assert (asked.data, asked.out) == (tmp_path / "mini50", tmp_path / "../runs")

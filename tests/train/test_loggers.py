@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from polychrome.engine.history import TrainingHistory
+from polychrome.engine.machine import hardware
 from polychrome.engine.training.state import State
 from polychrome.engine.training.trainer import Trainer
 from polychrome.engine.watch import wandb
@@ -260,8 +261,9 @@ def test_a_new_run_of_the_same_name_is_another_run_of_mlflow(stripes, tmp_path):
 
 def test_runs_of_a_name_that_begin_in_the_same_second_are_told_apart():
     training, runs = Training("task1", "same", "simple_cnn", "", {}), set()
+    about = hardware.describe()
     for _ in range(20):
-        runs.add(replace(training, begun=messages.beginning()["at"]).id)
+        runs.add(replace(training, begun=messages.beginning(about)["at"]).id)
         time.sleep(1e-3)
     assert len(runs) == 20
 
