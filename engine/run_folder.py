@@ -54,11 +54,8 @@ class RunFolder:
         Raises:
             UserError: the folder cannot be written, the name is a path, or a run of this name is there already.
         """
-        parent = out / task
-        try:
-            root = parent if name is None else within(parent, name)
-        except UserError as error:
-            raise UserError(f"--name must be a plain folder name: {error}") from None
+        cls.check_new(out, task, name)
+        parent, root = out / task, out / task / (name or "")
         try:
             parent.mkdir(parents=True, exist_ok=True)
             if name is not None:
@@ -71,6 +68,23 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"the output folder {out} cannot be written: {error.strerror}") from None
         return cls(root)
+
+    @classmethod
+    def check_new(cls, out: Path, task: str, name: str | None) -> None:
+        """Raise UserError as `create` does, and make nothing: before hours of work on the data."""
+        if name is not None:
+            try:
+                root = within(out / task, name)
+            except UserError as error:
+                raise UserError(f"--name must be a plain folder name: {error}") from None
+            if name != name.strip():
+                raise UserError(f"--name must be a plain folder name: {name!r} begins or ends with a space")
+            if os.path.lexists(root):
+                raise UserError(f"{root} is there already; choose another --name or --out")
+        try:
+            check_writable(out)
+        except UserError as error:
+            raise UserError(f"the output folder {error}") from None
 
     @classmethod
     def open(cls, root: Path) -> RunFolder:
@@ -130,6 +144,11 @@ class RunFolder:
     def of_seed(self, seed: int) -> RunFolder:
         """Return the folder of a seed within a run with several seeds; it need not exist yet."""
         return RunFolder(self.root / "seeds" / str(seed))
+
+    @property
+    def of_all_seeds(self) -> RunFolder:
+        """The folder of the run with several seeds that this run is a seed's of."""
+        return RunFolder(self.root.parents[1])
 
     @property
     def begun(self) -> bool:

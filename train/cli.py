@@ -46,6 +46,16 @@ class Commands(click.Group):
     def list_commands(self, ctx):
         return list(self.commands)
 
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            for word in ctx.obj or ():
+                if word.startswith(error.option_name) and not word.startswith("--") and Path(word).exists():
+                    error.message += f" For the file of that name: ./{word}"
+                    break
+            raise
+
 
 # The settings by subject, in the order in which --help shows them; the last group also has --help.
 GROUPS = {

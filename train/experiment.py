@@ -38,7 +38,7 @@ from polychrome.engine.watch.loggers import Loggers
 from polychrome.engine.watch.remaining import Remaining
 from polychrome.train import networks, systems
 from polychrome.train.data import make_loader, restricted, summary
-from polychrome.train.messages import at_start, beginning
+from polychrome.train.messages import again, at_start, beginning
 from polychrome.train.networks import PADDED_ONE_PER_COMBINATION
 from polychrome.train.preparation import Prepared, prepare
 from polychrome.train.results import (
@@ -86,6 +86,8 @@ def run(
         UserError: data, a model, a channel or the output folder is not usable; nothing has been written then.
         Interrupted: Ctrl-C or SIGTERM asked for the end.
     """
+    if resume is None and make is None and distributed.is_main():
+        RunFolder.check_new(Path(settings.out), task, settings.name)
     prepared = prepare(task, settings, resume, data)
     if make is not None:
         folder = make(prepared)
@@ -94,10 +96,10 @@ def run(
     experiment = Experiment(prepared, folder, whole)
     try:
         experiment.train_all()
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"stopped; --resume auto goes on from the last checkpoint in {experiment.folder.root}"
-        ) from None
+    except (Interrupted, KeyboardInterrupt) as error:
+        whole_run = folder.root if whole is None else folder.of_all_seeds.root
+        said = f"{error}; go on" if isinstance(error, Interrupted) else "stopped; go on from the last checkpoint"
+        raise Interrupted(f"{said}: {again(task, whole_run)}") from None
     return experiment
 
 

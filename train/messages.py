@@ -77,7 +77,7 @@ def at_end(results: Mapping, folder: RunFolder) -> list[str]:
     lines += _other_firsts(results, order[0], chosen)
     several = has_several(entries[chosen]["protocol"])  # a network for each combination: one has to be named
     flag, argument = (f" --channels {shlex.quote(label)}", f', channels="{label}"') if several else ("", "")
-    run, own, program = shlex.quote(str(folder.root)), shlex.quote(str(one.root)), _program()
+    run, own, program = _quoted(folder.root), _quoted(one.root), _program()
     uses = [
         f"classify:  {program} predict {own} IMAGES{flag}   (by {chosen}, the best on validation images)",
         f'in Python: polychrome.load("{one.root}"{argument}).predict("photo.jpg")',
@@ -148,6 +148,16 @@ def beginning(environment: Mapping[str, Any]) -> dict[str, str | None]:
     where |= {"torch": environment["versions"]["torch"]}
     now = datetime.now(UTC).isoformat(timespec="microseconds")
     return {"at": now} | ({"command": command} if command else {}) | where
+
+
+def again(task: str, run: Path) -> str:
+    """Return the command that goes on with a run."""
+    return f"{_program()} {task} --resume {_quoted(run)}"
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as an argument of a command: no flag, though its name begin with a dash."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def _program() -> str:

@@ -125,9 +125,10 @@ def _tell_changes(run: RunFolder, before: Settings) -> None:
     """Print the settings of a run that are others than when its newest checkpoint was written."""
     now = Settings.of_run(run.config)
     pairs = {item.name: (getattr(before, item.name), getattr(now, item.name)) for item in fields(Settings)}
-    changes = [f"{name} {old!r} is now {new!r}" for name, (old, new) in pairs.items() if old != new]
-    if changes:
-        console.say(f"{run.config} has changed since the last checkpoint: {', '.join(changes)}")
+    # Those without effect change by a command, such as --seeds 3, which writes them into the file.
+    told = (name for name, (old, new) in pairs.items() if old != new and name not in changes.WITHOUT_EFFECT)
+    if words := [f"{name} {pairs[name][0]!r} is now {pairs[name][1]!r}" for name in told]:
+        console.say(f"{run.config} has changed since the last checkpoint: {', '.join(words)}")
 
 
 def _copy(run: RunFolder) -> dict | None:

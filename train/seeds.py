@@ -42,6 +42,8 @@ class Repeated:
 
     def __init__(self, task: str, settings: Settings, resume: RunFolder | None) -> None:
         self.task, self.folder = task, resume
+        if resume is None and distributed.is_main():
+            RunFolder.check_new(Path(settings.out), task, settings.name)
         self.settings = settings if resume is None else unchanged(task, settings, resume)
         self.environment = hardware.describe()
         self.environment["began"] = [*(resume.began() if resume else ()), beginning(self.environment)]

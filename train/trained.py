@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,9 +81,13 @@ def load(
             its decoder then has a reason; with one, which is this process, it takes that with it.
 
     Raises:
-        UserError: there is no such run, checkpoint, pretrained network, model, channel or device, or a file is damaged
-            or the state of a training.
+        UserError: there is no such run, checkpoint, pretrained network, model, channel or device, a file is damaged or
+            the state of a training, or an argument is of another type.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise UserError(f"source must be a path or a pretrained network's name, got {type(source).__name__}")
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise UserError(f"workers must be an int of at least 1, got {workers!r}")
     return TrainedModel(opened(source, device, model), model, channels, workers)
 
 

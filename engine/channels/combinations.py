@@ -105,7 +105,8 @@ def parse(
     have different channels "sensors" for each sensor's channels, "sensor 2" for those of one.
 
     Raises:
-        UserError: a combination names an unknown channel or sensor, or a channel twice, or is itself named twice.
+        UserError: a combination names an unknown channel or sensor, or a channel twice, or is itself named twice, by
+            one name or by two, as RG and R+G are. One that is named beside "all" or "sensors" is in the result once.
     """
     found: dict[str, tuple[int, ...] | None] = {}
     by_number = {f"{naming.SENSOR} {number}": chosen for number, chosen in enumerate(sensors, 1)}
@@ -113,16 +114,30 @@ def parse(
         if wanted.count(combination) > 1:
             raise UserError(f"channels {combination!r} are named {wanted.count(combination)} times")
         if combination == ALL:
-            found |= every(names, seed, sensors)
+            found |= _new(every(names, seed, sensors), found)
         elif combination == SENSORS:
-            found |= of_sensors(names, sensors) or {naming.full(names): tuple(range(len(names)))}
+            found |= _new(of_sensors(names, sensors) or {naming.full(names): tuple(range(len(names)))}, found)
         elif combination in by_number:
             found[combination] = by_number[combination]
         elif naming.is_reserved(combination) and combination != SHUFFLED:
             raise UserError(f"channels {combination!r}: the images have {max(len(sensors), 1)} choices of channels")
         else:
             found[combination] = () if combination == SHUFFLED else indices(combination, names)
+    _check_once(found)
     return MappingProxyType(found)
+
+
+def _new(more: Combinations, found: Combinations) -> Combinations:
+    """Return those of `more` combinations that are not found by another name; in another order they are others."""
+    there = {chosen for chosen in found.values() if chosen}
+    return {name: chosen for name, chosen in more.items() if chosen not in there}
+
+
+def _check_once(found: Combinations) -> None:
+    first: dict[tuple[int, ...], str] = {}
+    for name, chosen in found.items():
+        if chosen and first.setdefault(chosen, name) != name:
+            raise UserError(f"channels {name!r} are {first[chosen]!r} again")
 
 
 def indices(combination: str, names: Sequence[str] = RGB.names) -> tuple[int, ...]:

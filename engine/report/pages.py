@@ -236,10 +236,11 @@ def _runs(results: dict) -> str:
     return f"Means of {len(seeds)} runs, seeds {', '.join(map(str, seeds))}."
 
 
-def _began(environment: dict) -> dict[str, str]:
-    """Return the first command of a run and the day of the last, as text; each is empty where it is not known."""
+def _began(environment: dict) -> dict[str, str | list[str]]:
+    """Return the commands that began a run and went on with it, and the day of the last; empty where not known."""
     began = environment.get("began") or [{}]
-    return {"command": str(began[0].get("command", "")), "day": str(began[-1].get("at", ""))[:10]}
+    commands = list(dict.fromkeys(str(each["command"]) for each in began if each.get("command")))
+    return {"commands": commands, "day": str(began[-1].get("at", ""))[:10]}
 
 
 def _short(commit: str | None) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, BinaryIO
 
 import torch
 
@@ -15,6 +16,7 @@ from polychrome.engine.machine.files import write_atomically
 
 # 1, without a number: channels and flips were drawn batch by batch. 2: by image.
 FORMAT = 2
+ZIP, PICKLE = b"PK\3\4", b"\x80"  # what a checkpoint begins with, and what those of old versions of torch do
 
 
 def save(path: Path, content: dict) -> None:
@@ -65,18 +67,29 @@ def read(path: Path, device: torch.device | str = "cpu") -> Any:
     """
     while True:
         with open(path, "rb") as file:
-            if found := integrity.fault(file):
+            if found := _other_kind(file) or integrity.fault(file):
                 raise ValueError(found)
             try:
                 content = torch.load(path, map_location=device, weights_only=True)  # slower from an open file
             except (MemoryError, torch.OutOfMemoryError):
                 raise
+            except UnpicklingError as error:  # whose message advises to load it all the same
+                unsafe = "weights_only" in str(error)
+                raise ValueError("it holds more than plain data" if unsafe else one_line(error)) from None
             except Exception as error:  # the unpickler answers damaged bytes with errors of every kind
                 reason = str(error).strip().partition("\n")[0]
                 raise ValueError(reason or type(error).__name__) from None
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 return content
         # Another process has replaced the file in between.
+
+
+def _other_kind(file: BinaryIO) -> str | None:
+    """Return in words how a file begins that cannot be a checkpoint, an image for instance; None of others."""
+    head = file.read(len(ZIP))
+    file.seek(0)
+    begins = not head or head.startswith((ZIP, PICKLE))
+    return None if begins else f"it begins with {head!r}"
 
 
 def fault(path: Path) -> str | None:

@@ -92,10 +92,7 @@ def fit(
             trainer = Trainer(name, model, train, val, plan, checkpoints, hooks or Hooks(), interruption, run or {})
             history = trainer.run()
         if interruption.signal:  # came after the last step
-            raise Interrupted(
-                f"{name} was stopped by {interruption.signal} after its last epoch; all is saved, --resume auto goes "
-                "on from there"
-            )
+            raise Interrupted(f"{name} was stopped by {interruption.signal} after its last epoch; all is saved")
         return history
     except Exception as error:
         if not is_out_of_memory(error):
@@ -368,7 +365,7 @@ class Trainer:
         batch = position.turn * len(self.train) + position.batch
         raise Interrupted(
             f"{self.state.name} was stopped by {cause} in epoch {position.epoch} after batch {batch} of "
-            f"{self.plan.passes * len(self.train)}; all is saved, --resume auto goes on from there"
+            f"{self.plan.passes * len(self.train)}; all is saved"
         )
 
     def _check_finite(self) -> None:

@@ -94,6 +94,8 @@ def test_what_the_user_asks_for_becomes_positions():
         (("RR",), "RGB", "channels 'RR': a channel is named twice"),
         (("",), "RGB", "channels must name at least one of R, G, B"),
         (("RG", "B", "RG"), "RGB", "channels 'RG' are named 2 times"),
+        (("RG", "GR", "R+G"), "RGB", "channels 'R+G' are 'RG' again"),
+        (("all", "R+G+B"), "RGB", "channels 'R+G+B' are 'RGB' again"),
         (
             ("red+blue",),
             ("red", "nir"),
@@ -105,6 +107,18 @@ def test_unknown_and_repeated_channels_are_refused(wanted, names, message):
     with pytest.raises(UserError) as caught:
         combinations.parse(wanted, tuple(names))
     assert str(caught.value) == message
+
+
+def test_a_combination_is_in_once_by_whichever_name_it_was_given_first():
+    found = combinations.parse(("R+G", "GR", "all"))
+    assert list(found)[:2] == ["R+G", "GR"]
+    assert "RG" not in found
+    assert len(found) == len({*found.values()}) == 8
+    sensors = ((0, 1), (1, 2))
+    names = ("red", "green", "nir")
+    assert list(combinations.parse(("red+green", "sensors"), names, 0, sensors).values()).count((0, 1)) == 1
+    with pytest.raises(UserError, match=r"channels 'red\+green' are 'sensor 1' again"):
+        combinations.parse(("sensor 1", "red+green"), names, 0, sensors)
 
 
 def test_subset_keeps_only_the_channels_present_and_zero_pad_blanks_the_rest():

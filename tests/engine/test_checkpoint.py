@@ -42,9 +42,18 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
             return os.mkdir, (str(tmp_path / "owned"),)
 
     torch.save({"model": Attack()}, tmp_path / "evil.pt")
-    with pytest.raises(UserError, match="is damaged or is not a checkpoint"):
+    with pytest.raises(UserError, match=r"evil\.pt is .* not a checkpoint \(it holds more than plain data\)"):
         checkpoint.load(tmp_path / "evil.pt")
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("head", [b"\xff\xd8\xff\xe0", b"<!do", b"\x08\x09\x12\x07"])
+def test_a_file_of_another_kind_is_named_by_how_it_begins_and_no_advice_is_given(tmp_path, head):
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(head * 100)
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(file)
+    assert str(caught.value) == f"{file} is damaged or is not a checkpoint (it begins with {head!r})"
 
 
 def test_a_format_is_written_and_a_later_one_refused(saved):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from polychrome.train import preparation
 from polychrome.train.run import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -272,7 +273,17 @@ def test_an_output_folder_that_cannot_be_written(fails, stripes, tmp_path):
     (tmp_path / "file").write_text("")
     error = fails("task1", "--data", stripes, "--out", tmp_path / "file", "--image-size", 32)
     assert f"the output folder {tmp_path / 'file'} cannot be written" in error
-    assert "must be a plain folder name" in fails("task1", "--data", stripes, "--name", "../x", "--image-size", 32)
+    for name in ("../x", " ", "x "):
+        assert "must be a plain folder name" in fails("task1", "--data", stripes, "--name", name, "--image-size", 32)
+
+
+@pytest.mark.parametrize("arguments", [["--name", "mine"], ["--name", "a/b"], ["--out", "file"], ["--name", "x" * 300]])
+@pytest.mark.parametrize("seeds", [[], ["--seeds", "2"]])
+def test_a_folder_that_cannot_be_made_is_told_before_the_data_is_read(fails, tmp_path, monkeypatch, arguments, seeds):
+    (tmp_path / "cwd/runs/task1/mine").mkdir(parents=True)
+    (tmp_path / "cwd/file").write_text("")
+    monkeypatch.setattr(preparation, "open_data", lambda *_: pytest.fail("read"))
+    fails("task1", *arguments, *seeds, leaves=["file", "runs"])
 
 
 def test_a_run_of_this_name_exists(fails, stripes, tmp_path):

@@ -1,6 +1,8 @@
 """Signals to a whole group of processes, workers whose parent dies, and output that nobody reads."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -100,7 +102,8 @@ def test_a_signal_to_all_processes_saves_and_the_run_goes_on_equal(stripes, tmp_
     assert f"was stopped by {name} in epoch" in errors
     assert "Traceback" not in output + errors
     assert (tmp_path / "task1/a/checkpoints/pool_attention_cnn/step.pt").exists()
-    assert main(["task1", "--out", str(tmp_path), "--resume", "auto"]) == 0
+    again = re.search("; go on: python -m train.run (task1 --resume .*)", errors)[1]
+    assert main(shlex.split(again)) == 0
     assert_equal_runs(tmp_path / "task1/a", unbroken)
 
 

@@ -308,7 +308,7 @@ def test_a_labelled_folder_alone_is_evaluated_whole(stripes, task1, tmp_path, ca
             shutil.copy(stripes / path, data / label)
     capsys.readouterr()
     assert main(["evaluate", str(run), "--data", str(data), "--channels", "RGB"]) == 0
-    assert f"{data} has no splits: all 12 labelled images are tested" in " ".join(capsys.readouterr().out.split())
+    assert f"{data} has no splits: all 12 labelled images are to be tested" in " ".join(capsys.readouterr().out.split())
     content = json.loads((run / "evaluation.json").read_text())
     assert content["splits"] == ["test"]
     found = content["models"]["simple_cnn"]["test"]["RGB"]
@@ -383,7 +383,7 @@ def test_a_folder_of_the_same_names_and_other_content_is_another_folder(on_folde
     splits, said = evaluated(run, class_folders(tmp_path / "other", 1), capsys)
     assert splits == ["test"]
     assert "but of other content in every split" in said
-    assert "has no splits: all 24 labelled images are tested" in said
+    assert "has no splits: all 24 labelled images are to be tested" in said
     splits, said = evaluated(run, Path(shutil.copytree(own, tmp_path / "moved")), capsys)
     assert splits != ["test"]
     assert "not the run's figures" not in said
@@ -421,7 +421,8 @@ def test_a_run_stopped_while_testing_says_how_to_go_on(stripes, tmp_path, monkey
     monkeypatch.setattr(experiment, "evaluate", lambda *_: os.kill(os.getpid(), number))
     start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "a", "--models", "simple_cnn", *SMALL]
     assert main(start) == 1
-    message = f"error: stopped; --resume auto goes on from the last checkpoint in {tmp_path / 'task1/a'}\n"
+    again = f"python -m train.run task1 --resume {tmp_path / 'task1/a'}"
+    message = f"error: stopped; go on from the last checkpoint: {again}\n"
     assert capsys.readouterr().err == message
     monkeypatch.undo()
     assert main(["task1", "--out", str(tmp_path), "--resume", "auto"]) == 0

@@ -180,6 +180,11 @@ def test_a_finished_run_goes_on_to_more_seeds_and_no_other_change(run, tmp_path,
     assert "seed 2" in capsys.readouterr().out
     assert runner.results(more)["seeds"] == [0, 1, 2]
     assert runner.results(more)["models"]["pool_attention_cnn"]["seeds"] == [0, 1, 2]
+    page = (more / "report.html").read_text()
+    assert page.index("--seeds 2</code>") < page.index("then <code>") < page.index("--seeds 3")
+    capsys.readouterr()
+    assert main(["task1", "--resume", str(more)]) == 0
+    assert "has changed since" not in capsys.readouterr().out
 
 
 def test_files_that_finished_seeds_lack_are_written_and_nothing_is_trained(run, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import tarfile
 from functools import partial
@@ -349,15 +350,31 @@ def test_a_terminal_gets_the_table(run, files, monkeypatch):
     assert text.count("%") == 10
 
 
-def test_wrong_use_is_told_in_a_line(run, files, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": 3}, "source must be a path or a pretrained network's name, got int"),
+        ({"source": "prism4_small-shapes", "workers": 0}, "workers must be an int of at least 1, got 0"),
+        ({"source": "prism4_small-shapes", "workers": 1.5}, "workers must be an int of at least 1, got 1.5"),
+    ],
+)
+def test_arguments_of_another_type_are_named(arguments, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        polychrome.load(**arguments)
+
+
+def test_wrong_use_is_told_in_a_line(run, files, tmp_path, monkeypatch, capsys):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"\xff\xd8")
+    monkeypatch.chdir(tmp_path)
+    Path("-x.jpg").write_bytes(b"")
     for arguments, said in (
         ([str(files[0]), "--output", "x.txt"], "--output x.txt: the name must end in .csv, .json, .parquet"),
         ([str(bad)], "bad.jpg: "),
         ([str(bad), "nowhere.png"], "(and none of the other 1)"),
         ([str(files[0]), "--channels", "all"], "an image has one combination of channels, not 'all'"),
         ([str(tmp_path / "*.webp")], "no file has such a name"),
+        (["-x.jpg"], " For the file of that name: ./-x.jpg"),
     ):
         assert main(["predict", str(run), *arguments]) == 2
         assert said in capsys.readouterr().err

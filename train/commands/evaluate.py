@@ -104,7 +104,8 @@ def evaluate_run(
         except (KeyError, UnicodeDecodeError, csv.Error) as error:
             console.warn(f"{folder.table} is damaged and not compared with ({type(error).__name__}: {error})")
         else:
-            console.say(f"{equal} of {figures} figures are those of {folder.table}, to the digit")
+            if figures:  # none of the training images
+                console.say(f"{equal} of {figures} figures are those of {folder.table}, to the digit")
 
 
 def _repeated(trained: Run, opened: Opened, splits: list[str], run: Path) -> str | None:

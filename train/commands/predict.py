@@ -58,7 +58,8 @@ def predict_images(
     title = ", ".join(filter(None, [trained.name, f"channels {trained.combination}", trained.arithmetic]))
     if output is not None:
         _write(output, found, trained)
-        _note(f"{title}: {len(found):,} images in {output}")
+        more = f", and why {len(bad):,} more have no class" if bad else ""
+        _note(f"{title}: {len(found) - len(bad):,} images in {output}{more}")
     elif console.console.is_terminal:
         console.show(as_table(title, found, top))
     else:

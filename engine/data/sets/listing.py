@@ -148,7 +148,7 @@ def undivided(root: str | Path, known: Known, channel_files: str | None = None) 
     images, parts = joined(found, images, channel_files) if channel_files else (images, {})
     rows = images.splits[split]
     lacks, which = ("images to train on", f"images of {split}") if split else ("splits", "labelled images")
-    notes = (*images.notes, f"{root} has no {lacks}: all {len(rows):,} {which} are tested")
+    notes = (*images.notes, f"{root} has no {lacks}: all {len(rows):,} {which} are to be tested")
     test = Split(*map(tuple, zip(*rows, strict=True)))
     listed = ImageSet(root, images.class_names, {"test": test}, parts=parts, notes=notes, first_label=images.first)
     return replace(listed, account=_account(root, found, listed, images.own))

@@ -142,7 +142,7 @@ def test_a_folder_without_training_images_is_tested_on_and_not_trained_on(tmp_pa
     (split,) = images.splits.values()
     found = {path.split("/")[-1]: names[label] for path, label in zip(split.paths, split.labels, strict=True)}
     assert found == files[splits[-1]]
-    assert images.notes[-1].endswith("are tested")
+    assert images.notes[-1].endswith("are to be tested")
 
 
 @pytest.mark.parametrize("form", ["train.txt", "labels.csv", "a lone folder"])
