@@ -13,6 +13,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, as some go on for paragraphs; its type if there is no message."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def shown(text: str) -> str:
     """Return text in one line that a terminal shows and does not obey, whatever names of files are in it.
 

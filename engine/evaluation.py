@@ -20,7 +20,9 @@ from polychrome.engine.metrics import Scorer, Scores, confidence
 from polychrome.engine.watch.profiling import decoded, span
 from polychrome.kernels.augment import Recipe, draw
 
-UNTESTED = -2  # below the -1 of an image without a likeliest class: of several processes one has tested an image
+# An image that this process has not tested. Below the -1 of an image without a likeliest class, so that the maximum
+# over processes keeps what the process has that tested the image.
+UNTESTED = -2
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ class TrainingHistory:
     """For each epoch its row and its speed in training images per second; the total time in seconds.
 
     keep: which epoch has the weights to keep, the best: "loss", the one with the lowest validation loss; "last".
-    lost: of "loss", the number of first epochs that are not looked at. It is 0 unless `best.pt` was damaged.
+    lost: with "loss", how many of the first epochs cannot be the best because their weights are gone; 0 unless
+        `best.pt` was damaged.
     """
 
     epochs: list[EpochRow] = field(default_factory=list)

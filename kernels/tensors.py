@@ -47,9 +47,9 @@ def memory_layout(x: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
-def empty_as(x: Tensor, shape, dtype: torch.dtype | None = None) -> Tensor:
-    """Return an uninitialised [batch, channels, height, width] tensor in x's memory format."""
-    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_layout(x))
+def empty_as(x: Tensor, shape) -> Tensor:
+    """Return an uninitialised [batch, channels, height, width] tensor in x's dtype and memory format."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_layout(x))
 
 
 def laid_out_as(x: Tensor, y: Tensor) -> Tensor:

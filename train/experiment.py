@@ -16,10 +16,10 @@ from torch import nn
 
 from polychrome.engine.channels import masks
 from polychrome.engine.channels.combinations import Combinations
-from polychrome.engine.data.image_set import Split, having
+from polychrome.engine.data.image_set import having
 from polychrome.engine.data.opening import Opened
 from polychrome.engine.data.sets import division
-from polychrome.engine.errors import Interrupted, RunError, StorageError, UserError
+from polychrome.engine.errors import Interrupted, RunError, StorageError, UserError, one_line
 from polychrome.engine.evaluation import Evaluation, evaluate, inputs
 from polychrome.engine.history import TrainingHistory
 from polychrome.engine.machine import distributed, hardware
@@ -250,7 +250,7 @@ class Experiment:
             ends_all = isinstance(error, (Interrupted, StorageError)) or distributed.world_size() > 1
             if len(self.costs) == 1 or ends_all:
                 raise
-            self.results["failed"][entry] = reason = " ".join((str(error) or type(error).__name__).split())
+            self.results["failed"][entry] = reason = one_line(error)
             where = self.folder.failure(entry)
             self.folder.write(where, traceback.format_exc())
             console.say(f"{entry} failed, going on: {reason} (details: {where})")
@@ -283,7 +283,7 @@ class Experiment:
             | self._observed(entry, outcomes)
             | confused(first.tested["test"], self.images.class_names)
         )
-        self._show(entry, first.tested["test"])
+        self._write_tested(entry, first.tested["test"])
         self.folder.write(self.folder.every_prediction(entry), predictions_of(tested, self.images.splits))
         add_ratio(self.results)
 
@@ -457,7 +457,7 @@ class Experiment:
             console.say(f"{network.name} on {split}: {tested.fault}")
         return tested
 
-    def _show(self, entry: str, tested: Evaluation) -> None:
+    def _write_tested(self, entry: str, tested: Evaluation) -> None:
         """Draw the confusion matrix on the first combination and write its predictions as CSV."""
         if not distributed.is_main():
             return
@@ -479,7 +479,7 @@ class Experiment:
         if not test.paths:
             return
         chosen = np.unique(np.linspace(0, len(test.paths) - 1, SHOWN_PREDICTIONS).astype(int))
-        few = Split(*(column and tuple(column[i] for i in chosen) for column in (test.paths, test.labels, test.sizes)))
+        few = test.at(chosen)
         found = []
         model.eval()
         shown = replace(self.data, images=replace(self.images, splits={"few": few}))

@@ -18,7 +18,7 @@ from polychrome.engine.channels.names import RGB, listed
 from polychrome.engine.data import augmentation
 from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.image_set import ImageSet, having
-from polychrome.engine.errors import UserError, one_line
+from polychrome.engine.errors import UserError, first_line, one_line
 from polychrome.engine.machine.files import expanded
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.run_folder import check_names as check_names_of_files
@@ -129,7 +129,7 @@ def _check_first_size(entry: str, settings: Settings, num_classes: int, in_chann
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"{entry} cannot take the {first} px images that --progressive {settings.progressive:g} begins with; give "
-            f"it progressive = 1 in a table [model.{entry}] ({str(error).splitlines()[0]})"
+            f"it progressive = 1 in a table [model.{entry}] ({first_line(error)})"
         ) from None
 
 
@@ -180,9 +180,8 @@ def measure(entry: str, settings: Settings, num_classes: int, in_channels: int) 
     try:
         return _measured(entry, settings, num_classes, in_channels, settings.image_size)
     except (RuntimeError, ValueError, UserError) as error:
-        reason = str(error).splitlines()[0]
         size, smallest = settings.image_size, _smallest(entry, settings, num_classes, in_channels)
-        advice = f"it needs at least {smallest} px: --image-size {smallest}" if smallest else f"{reason}"
+        advice = f"it needs at least {smallest} px: --image-size {smallest}" if smallest else first_line(error)
         raise UserError(f"{entry} cannot take {size} px images; {advice}") from None
 
 

@@ -153,8 +153,8 @@ def unchanged(task: str, settings: Settings, run: RunFolder) -> Settings:
     for name in changes.SAME_FOR_SEEDS:
         every = (before, *(() if name in ("seed", "split_seed") else of_seeds))
         if any(getattr(each, name) != getattr(settings, name) for each in every):
-            flag = "--" + name.replace("_", "-")
-            raise UserError(f"{run.root} has another {flag}: its seeds must agree, leave it so or start another run")
+            setting = f"table [{name}]" if name in ("model", "options") else "--" + name.replace("_", "-")
+            raise UserError(f"{run.root} has another {setting}: its seeds must agree, leave it so or start another run")
     for seed, own in zip(begun, of_seeds, strict=True):
         results = seed.read_results()["models"]
         for entry in settings.models:

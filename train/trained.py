@@ -23,7 +23,7 @@ from polychrome.engine.data import sampling
 from polychrome.engine.data.batches import normalise
 from polychrome.engine.data.files.statistics import measure
 from polychrome.engine.data.given import FEW, Apart, image_sets, located, of_pillow, together
-from polychrome.engine.data.image_set import ImageSet, Split
+from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.data.opening import Opened, Wanted, are_photos
 from polychrome.engine.data.readers.resizing import cropped, empty
 from polychrome.engine.data.sets import listing
@@ -78,7 +78,7 @@ def load(
         device: "auto" (a GPU where there is one), "cpu", "cuda" or, of several GPUs, such as "cuda:1".
         workers: how many processes decode files, where a call has more than 64. More than one are started anew by each
             such call, and need the calls of a script to stand below `if __name__ == "__main__":`. A file that crashes
-            its decoder then has a reason; with one, which is this process, it takes that with it.
+            its decoder then has a reason; with 1 files are decoded in this process, which such a file ends.
 
     Raises:
         UserError: there is no such run, checkpoint, pretrained network, model, channel or device, a file is damaged or
@@ -453,9 +453,8 @@ class TrainedModel:
             for note in images.notes:
                 say(note)
             if kept:
-                split = images.splits["images"]
-                rows = (tuple(column[row] for row in kept) for column in (split.paths, split.labels, split.sizes))
-                sets.append(([places[row] for row in kept], replace(images, splits={"images": Split(*rows)})))
+                few = images.splits["images"].at(kept)
+                sets.append(([places[row] for row in kept], replace(images, splits={"images": few})))
         return sets
 
     def _batches(self, images: ImageSet, unread: Callable[[str, str], None] | None = None) -> Iterator:

@@ -270,7 +270,7 @@ def test_on_fresh(rows: Sequence[Training], data: Path, out: Path, fresh: Path, 
     images, place = listing.read(data), out / FRESH
     parts = [line.rsplit(maxsplit=1) for line in fresh.read_text(encoding="utf-8").splitlines()]
     tested = Split(tuple(path for path, _ in parts), tuple(int(label) for _, label in parts))
-    if known := set(tested.paths) & {path for split in images.splits.values() for path in split.paths}:
+    if known := set(tested.paths) & set(images.paths):
         raise ValueError(f"{len(known)} fresh images are in a split of {data}, such as {min(known)}")
     runs.write_folder(place, images, {**images.splits, "test": tested})
     for row in rows:

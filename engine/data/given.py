@@ -164,21 +164,21 @@ def _of_root(
         part = replace(report, stacks={path: report.stacks[path] for path in own if path in report.stacks})
         return replace(found, notes=(*found.notes, *scan.remarks(part, by_dali=False)))
 
-    sets = [(places, images) for rows in kinds.values() for places, images in _together(rows, made)]
+    sets = [(places, images) for rows in kinds.values() for places, images in _largest_sets(rows, made)]
     for _, images in sets:
         if line := far_off(images, report.stacks, trained.channels):
             warn(line)
     return sets
 
 
-def _together(places: list[int], made: Callable[[Sequence[int]], ImageSet | None]) -> Sets:
+def _largest_sets(places: list[int], made: Callable[[Sequence[int]], ImageSet | None]) -> Sets:
     """Return as large sets as can be made of some files, halving them where some do not fit."""
     if (images := made(places)) is not None:
         return [(places, images)]
     if len(places) == 1:
         return []
     half = len(places) // 2
-    return [*_together(places[:half], made), *_together(places[half:], made)]
+    return [*_largest_sets(places[:half], made), *_largest_sets(places[half:], made)]
 
 
 def _scanned(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,16 @@ class Split:
     paths: tuple[str, ...]
     labels: tuple[int, ...]
     sizes: tuple[tuple[int, int], ...] | None = None
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple]) -> Split:
+        """Return the split of some rows, at least one: path and label of each image, and its size once scanned."""
+        return cls(*map(tuple, zip(*rows, strict=True)))
+
+    def at(self, places: Sequence[int]) -> Split:
+        """Return the split of the images at some places, in their order; it may be left empty."""
+        columns = (self.paths, self.labels, self.sizes)
+        return Split(*(column and tuple(column[place] for place in places) for column in columns))
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,11 @@ class ImageSet:
     notes: tuple[str, ...] = ()
     first_label: int | None = None
 
+    @property
+    def paths(self) -> list[str]:
+        """The path of each image of all splits, once."""
+        return list(dict.fromkeys(path for split in self.splits.values() for path in split.paths))
+
     def files(self, path: str) -> tuple[str, ...]:
         """Return the files of an image of the set."""
         return tuple(self.parts[path].values()) if path in self.parts else (path,)
@@ -73,12 +88,7 @@ def having(images: ImageSet, split: str, chosen: Iterable[int]) -> Split:
     wanted, rows = set(chosen), images.splits[split]
     if not images.arrangements:
         return rows
-    places = [place for place, path in enumerate(rows.paths) if wanted <= set(images.present(path))]
-    return Split(*(column and tuple(column[place] for place in places) for column in _columns(rows)))
-
-
-def _columns(split: Split) -> tuple:
-    return split.paths, split.labels, split.sizes
+    return rows.at([place for place, path in enumerate(rows.paths) if wanted <= set(images.present(path))])
 
 
 def sizes_of(images: ImageSet) -> dict[str, tuple[int, int]]:
@@ -104,7 +114,7 @@ def without(images: ImageSet, paths: Iterable[str]) -> ImageSet:
         usable = [row for row in rows if row[0] not in gone]
         if not usable:
             raise UserError(f"no usable image in {name} of {images.root}: none of {len(split.paths)} could be read")
-        splits[name] = Split(*map(tuple, zip(*usable, strict=True)))
+        splits[name] = Split.of(usable)
     return with_classes(images, replace(images, splits=splits), dict.fromkeys(gone, "it could not be read"))
 
 

@@ -38,7 +38,7 @@ class Wanted(NamedTuple):
 
     backend: the decoder, one of `choice.BACKENDS` or "auto", with `workers` threads or processes.
     device: the device of the batches.
-    cache: the memory for decoded images, one of `placement.CACHES`.
+    cache: the memory for decoded images, "auto", "device", "host" or "none".
     stored_size: height and width in pixels that cached images are squeezed to.
     holdout: the number of training images to hold out.
     splits: the splits to open; empty: all.
@@ -178,7 +178,7 @@ def contents(images: ImageSet, wanted: Wanted) -> dict[str, str]:
 
 
 def _checked(images: ImageSet, wanted: Wanted) -> scan.ScanReport:
-    paths = _paths(images)
+    paths = images.paths
     photos = None if wanted.trained is None else are_photos(wanted.trained.channels, wanted.trained.dtype)
     with console.progress("checking files", sum(len(images.files(path)) for path in paths)) as bar:
         return scan.scan(images.root, paths, wanted.workers, bar.reach, photos=photos, parts=images.parts)
@@ -289,13 +289,8 @@ def are_photos(channels: Channels, dtype: str) -> bool:
     return channels == RGB and dtype == "uint8"
 
 
-def _paths(images: ImageSet) -> list[str]:
-    """Return the path of each image of the splits once."""
-    return list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
-
-
 def _files(images: ImageSet) -> set[str]:
-    return {posixpath.normpath(file) for path in _paths(images) for file in images.files(path)}
+    return {posixpath.normpath(file) for path in images.paths for file in images.files(path)}
 
 
 def _left_out(images: ImageSet, reasons: Mapping[str, str], strict: bool) -> list[dict[str, str]]:

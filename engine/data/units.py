@@ -21,7 +21,7 @@ BEYOND = 0.5  # of the range 0..1, which resizing by splines leaves by less, and
 def far_off(images: ImageSet, found: Mapping[str, Stack], channels: Channels) -> str | None:
     """Return a line on images of a scanned set whose values are far from the training's; None without any."""
     lines = []
-    for path in dict.fromkeys(path for split in images.splits.values() for path in split.paths):
+    for path in images.paths:
         if path in found:
             arrangement = images.arrangements.get(path)
             sources = arrangement.sources if arrangement else range(len(channels))

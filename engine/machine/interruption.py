@@ -43,7 +43,7 @@ class Interruption:
 def terminable() -> Iterator[None]:
     """Within this context each of `SIGNALS` raises KeyboardInterrupt as Ctrl-C does, so that workers are ended too.
 
-    The first signal does: those that follow, as a batch system sends them, do not disturb what it began.
+    Only the first signal raises; later ones, such as a batch system's repeats, are ignored while the program ends.
     """
     ours = [number for number in SIGNALS if _is_ours(number) and signal.getsignal(number) is signal.SIG_DFL]
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from polychrome.engine.errors import StorageError, UserError, one_line
+from polychrome.engine.errors import StorageError, UserError, first_line, one_line
 from polychrome.engine.machine import integrity
 from polychrome.engine.machine.files import write_atomically
 
@@ -77,8 +77,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> Any:
                 unsafe = "weights_only" in str(error)
                 raise ValueError("it holds more than plain data" if unsafe else one_line(error)) from None
             except Exception as error:  # the unpickler answers damaged bytes with errors of every kind
-                reason = str(error).strip().partition("\n")[0]
-                raise ValueError(reason or type(error).__name__) from None
+                raise ValueError(first_line(error)) from None
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 return content
         # Another process has replaced the file in between.

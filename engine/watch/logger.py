@@ -11,6 +11,7 @@ from threading import Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from polychrome.engine.errors import first_line
 from polychrome.engine.history import EpochRow, TrainingHistory
 from polychrome.engine.report import console
 
@@ -106,11 +107,6 @@ def scalars(row: EpochRow, images_per_second: float, idle: float | None = None) 
     return found if idle is None else found | {"idle share": idle}
 
 
-def reason(error: Exception) -> str:
-    """Return the first line of an error's message, as those of MLflow go on for paragraphs; else the error's type."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
 class InBackground(Logger):
     """Tells another logger of the training in a thread, so that the training never waits for a network.
 
@@ -152,7 +148,7 @@ class InBackground(Logger):
             while (call := self._calls.get()) is not None and not self.failed:
                 call(logger)
         except Exception as error:
-            self._fail(reason(error))
+            self._fail(first_line(error))
 
     def _fail(self, reason: str) -> None:
         if not self.failed:

@@ -9,9 +9,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import UserError, first_line
 from polychrome.engine.history import EpochRow
-from polychrome.engine.watch.logger import Logger, Training, reason, scalars
+from polychrome.engine.watch.logger import Logger, Training, scalars
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 MOST = 100  # parameters in a request
@@ -115,4 +115,4 @@ def check() -> None:
     try:
         mlflow.MlflowClient()
     except Exception as error:  # of MLflow, of its database, of a plugin
-        raise UserError(f"--logger mlflow: {reason(error)}") from error
+        raise UserError(f"--logger mlflow: {first_line(error)}") from error

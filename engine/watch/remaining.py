@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 class Remaining:
     """Estimates the seconds that are left of a run, of which networks are trained one after another.
 
-    What is left of a network takes as long as it took so far for as much; the networks that follow take as long as
-    their work says, at the mean speed of this run.
+    The rest of the current network is assumed to go at the network's pace so far; the networks that follow at the mean
+    pace of this run per unit of work.
 
     Args:
         work: the work of each network by name, in any unit, such as multiply-adds of its training.

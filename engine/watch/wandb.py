@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polychrome.engine.errors import UserError
+from polychrome.engine.errors import UserError, first_line
 from polychrome.engine.history import EpochRow
-from polychrome.engine.watch.logger import PATIENCE, Logger, Training, reason, scalars
+from polychrome.engine.watch.logger import PATIENCE, Logger, Training, scalars
 
 if TYPE_CHECKING:
     import wandb
@@ -100,4 +100,4 @@ def check() -> None:
         if wandb.setup().settings.mode not in ("offline", "dryrun", "disabled"):
             wandb.login(verify=False)
     except Exception as error:
-        raise UserError(f"--logger wandb: {reason(error)}; WANDB_MODE=offline needs no account") from error
+        raise UserError(f"--logger wandb: {first_line(error)}; WANDB_MODE=offline needs no account") from error

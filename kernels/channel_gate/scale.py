@@ -53,7 +53,7 @@ def _forward(x: Tensor, scale: Tensor, backend: str = "auto") -> Tensor:
         return laid_out_as(x, _reference(x, scale))
     from polychrome.kernels.channel_gate.triton.pixels import scale_channels
 
-    return scale_channels(_dense(x, x), scale.float().contiguous())
+    return scale_channels(in_layout(x, x), scale.float().contiguous())
 
 
 def _backward(
@@ -69,16 +69,12 @@ def _backward(
         return dx, dscale
     from polychrome.kernels.channel_gate.triton.pixels import scale_channels, sum_over_pixels
 
-    grad = _dense(grad, x)
+    grad = in_layout(x, grad)
     if needed[1]:
-        dscale = sum_over_pixels(grad, _dense(x, x)).sum(0).to(scale.dtype)
+        dscale = sum_over_pixels(grad, in_layout(x, x)).sum(0).to(scale.dtype)
     if needed[0]:
         dx = scale_channels(grad, scale.float().contiguous())
     return dx, dscale
-
-
-def _dense(tensor: Tensor, x: Tensor) -> Tensor:
-    return in_layout(x, tensor)
 
 
 register_product("channel_scale", _forward, _backward, _reference)

@@ -73,7 +73,7 @@ def stored(striped):
 def lacking(striped):
     """The same images, of which a third has red and green alone, and a third blue."""
     sources = ((0, 1, 2), (0, 1, -1), (-1, -1, 2))
-    paths = dict.fromkeys(path for split in striped.splits.values() for path in split.paths)
+    paths = striped.paths
     arrangements = {path: Arrangement(sources[number % 3]) for number, path in enumerate(paths)}
     return replace(striped, channels=replace(RGB, sensors=((0, 1, 2), (0, 1), (2,))), arrangements=arrangements)
 

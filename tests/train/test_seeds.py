@@ -251,7 +251,8 @@ def test_a_setting_is_the_same_for_all_seeds_or_said_to_change_no_result(begun, 
     if name in changes.OF_A_SEED:
         assert going_on(begun, **{name: changed})
     else:
-        with pytest.raises(UserError, match=f"has another --{name.replace('_', '-')}: its seeds must agree"):
+        setting = rf"table \[{name}\]" if name in ("model", "options") else f"--{name.replace('_', '-')}"
+        with pytest.raises(UserError, match=f"has another {setting}: its seeds must agree"):
             going_on(begun, **{name: changed})
 
 

@@ -37,7 +37,7 @@ def scan_folder(folder: Path, workers: int | None, output: Path | None, channel_
     images = _listed(folder, channel_files)
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(f"--output {output} cannot be written: no folder {output.absolute().parent}")
-    paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
+    paths = images.paths
     with console.progress("decoding", sum(len(images.files(path)) for path in paths)) as bar:
         report = scan.scan(images.root, paths, workers, bar.reach, cache=False, parts=images.parts)
     rows = tuple((item.path, item.reason) for item in report.rejected)

@@ -74,7 +74,7 @@ def continued(stages: Stages, now: dict[str, Any], epoch: int) -> Stages:
 
 
 def begun(stages: Stages, epoch: int) -> Stages:
-    """Return those of the stages that begin with `epoch` or before it: later ones are of a training that was left."""
+    """Return the stages that begin at `epoch` or earlier; later stages belong to a training that was abandoned."""
     return [stage for stage in stages if stage["epoch"] <= epoch]
 
 
@@ -84,9 +84,9 @@ def leaves(stages: Stages, now: Mapping[str, Any]) -> bool:
 
 
 def mark(before: str, epoch: int, now: Mapping[str, Any], division: Mapping[str, Any]) -> str:
-    """Return what tells the course of a training that is another from `epoch` on from all others of its network.
+    """Return a short digest that identifies the course of a training which is another from `epoch` on.
 
-    `before` is the mark of the course that it was on. The same settings and division of the images give the same mark,
+    `before` is the digest of the course up to there. The same settings and division of the images give the same digest,
     as they give the same training.
     """
     course = {name: value for name, value in now.items() if name not in _quiet(now)}

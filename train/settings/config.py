@@ -302,7 +302,7 @@ class Settings(Hyperparameters, Subject):
 
     @classmethod
     def from_text(cls, text: str, source: str) -> Settings:
-        """Read the same from text; an error calls it `source`.
+        """Return the settings in TOML text; error messages name the text `source`.
 
         Raises:
             UserError: as `from_toml`.

@@ -61,7 +61,7 @@ class Filler:
         self._threads, self._pool = threads, single_threaded_pool(threads)
 
     def start(self, images: Tensor, image: Callable[[int], Tensor]) -> Filling:
-        """Begin to set each `images[i]` of uint8 [batch, height, width, channels] to `image(i)`."""
+        """Begin to set each `images[i]` of [batch, channels, height, width], of any dtype and layout, to `image(i)`."""
 
         def fill(part: np.ndarray) -> None:
             for i in part.tolist():

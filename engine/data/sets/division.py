@@ -22,8 +22,10 @@ Row = tuple[str, int]  # path and label
 
 
 class Alike(NamedTuple):
-    """For some paths a name that a group has in common: equal and related files, `joined`, or related files alone.
+    """Which files must stay in one split: for some paths the name of their group.
 
+    joined: the groups of equal and related files together.
+    related: the groups of related files alone.
     notes: lines for the user on the groups.
     """
 
@@ -51,7 +53,7 @@ def completed(
     if "" in rows:
         alike = grouping([path for path, _ in rows[""]])
         divided = _divided(root, names, rows[""], seed, alike)
-        return {split: _split(divided[split]) for split in SPLITS}, alike.notes
+        return {split: Split.of(divided[split]) for split in SPLITS}, alike.notes
     if "train" not in rows:
         raise UserError(f"no train in {root}, only {' and '.join(rows)}: wanted images to train on")
     parts, notes = dict(rows), []
@@ -69,11 +71,7 @@ def completed(
             raise UserError(f"{where} has too few images, or groups of them, to divide: give it a {lacking} split")
         count = f"{len(parts[lacking]):,} of {len(rows[source]):,} images of {source}"
         notes += [f"no {lacking}: {count}, {words} of each class, are {lacking}", *alike.notes]
-    return {split: _split(parts[split]) for split in SPLITS}, tuple(notes)
-
-
-def _split(rows: Sequence[Row]) -> Split:
-    return Split(*map(tuple, zip(*rows, strict=True)))
+    return {split: Split.of(parts[split]) for split in SPLITS}, tuple(notes)
 
 
 def _divided(root: Path, names: Sequence[str], rows: Sequence[Row], seed: int, alike: Alike) -> dict[str, list[Row]]:
@@ -163,9 +161,7 @@ def hold_out(images: ImageSet, count: int) -> ImageSet:
         UserError: more than half of the training images, or of a class's training images, would be held out.
     """
     train = images.splits["train"]
-    of_class: dict[int, list[str]] = {}
-    for path, label in sorted(dict(zip(train.paths, train.labels, strict=True)).items()):
-        of_class.setdefault(label, []).append(path)
+    of_class = _by_label(sorted(dict(zip(train.paths, train.labels, strict=True)).items()))
     chosen: set[str] = set()
     shares = _shares(count, {label: len(paths) for label, paths in sorted(of_class.items())})
     for label, share in shares.items():
@@ -179,7 +175,7 @@ def hold_out(images: ImageSet, count: int) -> ImageSet:
         chosen |= {paths[number] for number in drawn}
     rows = list(zip(train.paths, train.labels, strict=True))
     parts = {
-        name: Split(*map(tuple, zip(*(row for row in rows if (row[0] in chosen) == held), strict=True)))
+        name: Split.of(row for row in rows if (row[0] in chosen) == held)
         for name, held in (("train", False), (HOLDOUT, True))
     }
     return replace(images, splits=images.splits | parts)

@@ -149,7 +149,7 @@ def undivided(root: str | Path, known: Known, channel_files: str | None = None) 
     rows = images.splits[split]
     lacks, which = ("images to train on", f"images of {split}") if split else ("splits", "labelled images")
     notes = (*images.notes, f"{root} has no {lacks}: all {len(rows):,} {which} are to be tested")
-    test = Split(*map(tuple, zip(*rows, strict=True)))
+    test = Split.of(rows)
     listed = ImageSet(root, images.class_names, {"test": test}, parts=parts, notes=notes, first_label=images.first)
     return replace(listed, account=_account(root, found, listed, images.own))
 
@@ -245,8 +245,7 @@ def every_image(folder: str | Path) -> ImageSet:
 
 
 def _account(root: Path, found: Mapping[str, str], images: ImageSet, described: Sequence[str]) -> Account:
-    every = dict.fromkeys(path for split in images.splits.values() for path in split.paths)
-    listed = {posixpath.normpath(file) for path in every for file in images.files(path)}
+    listed = {posixpath.normpath(file) for path in images.paths for file in images.files(path)}
     # In tars, or by way of a link to a folder above.
     elsewhere = [
         path for path in listed if path not in found and (os.path.lexists(root / path) or _is_member(root, path))

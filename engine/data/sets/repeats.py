@@ -70,7 +70,10 @@ def _joined(paths: Sequence[str], *keys: Mapping[str, str]) -> dict[str, str]:
 
 
 def _equal(root: Path, files: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Return what images of equal files alone have in common, without most that none equals; read as needed."""
+    """Return a digest of each image whose files another image's may equal; files are read no further than needed.
+
+    Images of a size of their own, or of first bytes of their own, are left out.
+    """
 
     def each(path: str, how: Callable[[Path], object]) -> str:
         return " ".join(str(_read(root / file, how)) for file in files[path])

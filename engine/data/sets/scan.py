@@ -307,7 +307,7 @@ def _usable(name: str, split: Split, report: ScanReport) -> Split:
         first = split.paths[0]
         why = f"{first}: {reasons.get(first, 'not scanned')}"
         raise UserError(f"no usable image in {name}: all {len(split.paths)} were rejected, the first is {why}")
-    return Split(*map(tuple, zip(*rows, strict=True)))
+    return Split.of(rows)
 
 
 def _inspect(root: str, compared: bool, measured: bool, files: Sequence[tuple[str, Form]]) -> list[Verdict]:

@@ -52,7 +52,7 @@ class ImageCache:
             ValueError: the set has not been scanned.
             UserError: there is no cache folder.
         """
-        paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
+        paths = images.paths
         self._root = os.path.realpath(images.root)
         about = [self._root, sorted(images.splits), form, decoder, list(images.channels.names), images.dtype]
         group = _digest(about)

@@ -13,8 +13,6 @@ from polychrome.engine.machine import memory
 if TYPE_CHECKING:
     import torch
 
-CACHES = ("auto", "device", "host", "none")
-
 
 @dataclass(frozen=True)
 class Placement:

@@ -149,12 +149,9 @@ def _in_order(weights: Tensor, order: tuple[int, ...]) -> Tensor:
     return weights.permute([order.index(dim) for dim in range(5)])
 
 
-def sample_slices(batch: int, experts: Tensor, at_least: int = 1, elements: int = 0) -> list[slice]:
-    """Return slices of the batch whose mixed weights fill about SLICE_BYTES, so that their memory is used again.
-
-    Where a sample has other `elements`, more of them than of weights, those fill the slices.
-    """
-    size = max(at_least, SLICE_BYTES // (max(elements, experts[0].numel()) * experts.element_size()))
+def sample_slices(batch: int, experts: Tensor, at_least: int = 1) -> list[slice]:
+    """Return slices of the batch whose mixed weights fill about SLICE_BYTES, so that their memory is used again."""
+    size = max(at_least, SLICE_BYTES // (experts[0].numel() * experts.element_size()))
     return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
 
 

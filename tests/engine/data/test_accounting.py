@@ -90,7 +90,7 @@ def opened(root):
 def holds(opened):
     """Check the identity of an opened set's account, with the counts that the set itself tells."""
     account = opened.account
-    used = {path for split in opened.images.splits.values() for path in split.paths}
+    used = set(opened.images.paths)
     rejected = {item["path"] for item in opened.rejected}
     assert (account.used, account.rejected) == (len(used), len(rejected))
     assert account.used + account.rejected + sum(account.ignored.values()) == account.present + account.missing
@@ -170,7 +170,7 @@ def test_members_of_tars_are_accounted_for(tmp_path):
     assert [item["path"] for item in found.rejected] == ["set.tar/9.cls"]
     ignored = {"labels": 10, ".txt": 1, ".mask.png": 1, "hidden or of the system": 1, "without a suffix": 1, ".md": 1}
     assert holds(found) == Account(len(members) + 1, 9, 1, 0, ignored)
-    assert "set.tar/8.img" in {path for split in found.images.splits.values() for path in split.paths}
+    assert "set.tar/8.img" in set(found.images.paths)
 
 
 def test_a_damaged_tar_that_lists_name_costs_its_own_files_alone(tmp_path):

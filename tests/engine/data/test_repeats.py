@@ -22,7 +22,7 @@ def told(root, **lists):
     for name in ("train", "val", "test"):
         (root / f"{name}.txt").write_text("".join(f"{row}\n" for row in lists[name]))
     images = listing.read(root)
-    paths = list(dict.fromkeys(path for split in images.splits.values() for path in split.paths))
+    paths = images.paths
     first = scan.scan(root, paths, workers=1)
     again = scan.scan(root, paths, workers=1)
     assert again.decoded == 0

@@ -521,7 +521,7 @@ def test_many_shards_are_indexed_in_processes(tmp_path, monkeypatch):
     pattern = in_shards(tmp_path, files, count=16)
     monkeypatch.setattr("polychrome.engine.data.sets.webdataset.cpus", lambda: 2)
     images = listing.read(pattern)
-    found = {path for split in images.splits.values() for path in split.paths}
+    found = set(images.paths)
     assert found == {f"{i % 16:03d}.tar/{'ab'[i % 2]}/{i:02d}.jpg" for i in range(32)}
 
 
