@@ -351,7 +351,8 @@ class Experiment:
             networks.load_trained(model, entry, settings, names, self.images.class_names, console.say)
         if settings.compile and settings.compile_mode == AUTO:
             steps = plan.epochs * plan.passes * samples // settings.batch_size
-            mode = compilation.mode(model, shape, settings.batch_size, plan, steps)
+            share = -(-settings.batch_size // distributed.world_size())
+            mode = compilation.mode(model, shape, share, plan, steps)
             plan = replace(plan, compile_mode=distributed.of_main(mode))
         return Network(name, model, protocol or masks.protocol(model), plan, settings, tested, data, folder, start)
 

@@ -202,8 +202,11 @@ def check_same(folder: RunFolder, given: Settings, names: Iterable[str], flags: 
     """
     own = variants.resolve(Settings.of_run(folder.config), task)
     own = replace(own, model={entry: without(table, flags) for entry, table in own.model.items()})
-    for name in sorted(names):
-        if name != "sweep" and getattr(own, name) != getattr(given, name):
+    given = given.with_whole_paths()
+    if given.backend == AUTO:
+        given = replace(given, backend=own.backend)
+    for name in sorted({*names} - {"sweep", "changed_data"}):  # which the settings of a run never have
+        if getattr(own, name) != getattr(given, name):
             raise UserError(
                 f"{folder.root} goes on with its own settings, and --config or --recipe has another {name}: leave them "
                 "out, or start another run"

@@ -21,7 +21,8 @@ class MovingAverage(AveragedModel):
         super().__init__(model, use_buffers=True)
         self.decay = decay
         scheduled = set(map(id, _scheduled(self.module)))
-        self.copied = [id(value) in scheduled for value in _values(self.module)]
+        # Of whole numbers, such as a table of indices, there is no mean.
+        self.copied = [id(value) in scheduled or not value.is_floating_point() for value in _values(self.module)]
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:

@@ -86,16 +86,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
-def advice(error: BaseException, batch_size: int, largest: int) -> str:
-    """Return the error message for a step of `batch_size` images that ran out of memory, where `largest` would fit."""
+def advice(error: BaseException, batch_size: int, largest: int, accumulate: int = 1) -> str:
+    """Return the error message for a step of `batch_size` images that ran out of memory, where `largest` would fit.
+
+    accumulate: how many such batches made a step of the optimizer.
+    """
     failed = f"out of memory at batch size {batch_size}"
     if largest < 1:
         return f"{failed}; no batch would fit: take a smaller --image-size or a smaller model"
     if largest >= batch_size:
         reason = " ".join(str(error).split(". ")[0].split())
         return f"{failed} ({reason}), which fits alone: another process or the cached data took the memory"
-    parts = math.ceil(batch_size / largest)
-    return f"{failed}; {largest} would fit: --batch-size {largest} (or --accumulate {parts})"
+    parts = accumulate * math.ceil(batch_size / largest)
+    same = f"for steps of as many images with --accumulate {parts}"
+    return f"{failed}; {largest} would fit: --batch-size {largest}, {same}"
 
 
 def _fits(try_batch: Callable[[int], None], size: int) -> bool:
@@ -141,7 +145,8 @@ def largest_batch(model: nn.Module, shape: tuple[int, int, int], plan: Plan, sam
     """Return the largest batch of images [channels, height, width] that `model` can be trained on here.
 
     The result counts the images of all processes: the number of processes times the images that fit this one, at most
-    1024. An epoch of `samples` images keeps at least 16 steps. The result is 0 where not even the smallest batch fits.
+    1024. An epoch of `samples` images keeps at least 16 batches. The result is 0 where not even the smallest batch
+    fits.
     """
     processes = distributed.world_size()
     most = max(LEAST, min(MOST, samples // 16 // processes))
@@ -161,7 +166,7 @@ def explained(
     model.zero_grad()  # the failed step has left gradients
     processes = distributed.world_size()
     fits = largest(_attempt(model, shape, plan), -(-size // processes), LEAST)
-    return OutOfMemoryError(advice(error, size, processes * fits))
+    return OutOfMemoryError(advice(error, size, processes * fits, plan.accumulate))
 
 
 def _attempt(model: nn.Module, shape: tuple[int, int, int], plan: Plan) -> Callable[[int], None]:
@@ -179,7 +184,8 @@ def step_on_random(
     The step waits for no other process: after a failed step the others are elsewhere.
     """
     copies = 2 if plan.consistent else 1
-    own = alone(copy.deepcopy(model)).to(plan.device, memory_format=torch.channels_last).train().requires_grad_()
+    own = alone(copy.deepcopy(model)).to(plan.device, memory_format=torch.channels_last)
+    plan.set_training(own)
     optimizer, network = plan.make_optimizer(own), compiled(own)
 
     def step(count: int) -> None:

@@ -95,6 +95,13 @@ class Plan(Hyperparameters):
         """Return the number of input channels of the model for data with `channels` channels."""
         return channels if self.protocol in (None, "zero-pad") else len(self.channels[1])
 
+    def set_training(self, model: nn.Module) -> None:
+        """Put a model into training; of a frozen model the head alone, which alone gets gradients then."""
+        model.train(not self.frozen)
+        if self.frozen:
+            model.requires_grad_(False)
+            head_of(model)[1].train().requires_grad_()
+
     def draw(self, epoch: int, turn: int) -> int:
         """Return the number of a pass over the data, which seeds its order, augmentations and channels."""
         return (epoch - 1) * self.passes + turn + 1

@@ -74,8 +74,13 @@ class Totals:
         return found
 
     def means(self) -> tuple[float, float]:
-        """Return loss and accuracy over all processes; the host waits for the device here."""
+        """Return loss and accuracy over all processes; the host waits for the device here.
+
+        Raises UserError where no image could be read.
+        """
         loss, correct = distributed.summed(self.loss, self.correct)
+        if not self.count:
+            raise UserError("none of the images to train on could be read")
         return loss.item() / self.count, correct.item() / self.count
 
     def as_dict(self) -> dict:
@@ -416,7 +421,8 @@ def run_of(folder: Path) -> dict:
 
 
 def _intact(folder: Path) -> Iterator[dict]:
-    for name in (NEXT, LAST, WITHIN, PREVIOUS):
+    """Yield the checkpoints that can be read, the newest first: that within an epoch goes with the epoch's end."""
+    for name in (NEXT, WITHIN, LAST, PREVIOUS):
         with suppress(UserError):
             yield checkpoint.load(folder / name)
 

@@ -19,7 +19,7 @@ from polychrome.engine.channels.masks import channel_index, dropped
 from polychrome.engine.data.augmentation import SIZES
 from polychrome.engine.data.batches import Batch, gathered
 from polychrome.engine.data.loader import Loader
-from polychrome.engine.errors import Interrupted, NotFiniteError, some_of
+from polychrome.engine.errors import Interrupted, NotFiniteError, UserError, some_of
 from polychrome.engine.evaluation import Evaluation, evaluate
 from polychrome.engine.history import EpochRow, TrainingHistory
 from polychrome.engine.machine import distributed
@@ -32,7 +32,6 @@ from polychrome.engine.training.mixing import Mixing
 from polychrome.engine.training.plan import Plan
 from polychrome.engine.training.state import Division, Position, State, Totals
 from polychrome.engine.training.sync_batch_norm import synchronised
-from polychrome.engine.training.transfer import head_of
 from polychrome.engine.watch.profiling import decoded, span
 
 # The scale of the loss in fp16 at first, and how many steps of an epoch are skipped at most until a scale fits: as many
@@ -149,7 +148,7 @@ class Trainer:
         """Train to the end."""
         plan = self.plan
         self.saved = replace(self.state.position) if self.state.resume(self.folder, self.hooks.say) else None
-        _train_mode(self.model, plan)
+        plan.set_training(self.model)
         self.replica = distributed.wrapped(self.model, plan.device)
         self.step_model = _compiled(self.replica, plan)
         # Not the replica: at each call it waits for the other processes, which may have fewer images to validate.
@@ -188,6 +187,8 @@ class Trainer:
         speed = state_.totals.count / (time.perf_counter() - self.started)
         self._check_finite()
         evaluation = self._validate()
+        if not evaluation.scores:
+            raise UserError("none of the images to validate on could be read")
         (tested,) = evaluation.scores.values()
         row = EpochRow(state_.name, epoch, self.rate(0.0), loss, accuracy, tested.loss, tested.accuracy)
         if not math.isfinite(loss + tested.loss):
@@ -214,7 +215,7 @@ class Trainer:
         for model in (self.model, *([self.ema.module] if self.ema else [])):
             if hasattr(model, "start_epoch") and not self.plan.frozen:
                 model.start_epoch(epoch)
-        _train_mode(self.model, self.plan)
+        self.plan.set_training(self.model)
         self.steps = 0
         self.skipped.zero_()
         self.rate = self.plan.rates(self.history.epochs)
@@ -431,13 +432,6 @@ def _room_for_sizes(plan: Plan) -> AbstractContextManager:
         return nullcontext()
     config = torch._dynamo.config
     return config.patch(recompile_limit=max(config.recompile_limit, 2 * SIZES + 2))
-
-
-def _train_mode(model: nn.Module, plan: Plan) -> None:
-    model.train(not plan.frozen)
-    if plan.frozen:
-        model.requires_grad_(False)
-        head_of(model)[1].train().requires_grad_()
 
 
 def _images(

@@ -50,6 +50,19 @@ def test_a_temperature_is_copied_and_not_averaged():
     assert not torch.equal(average.module[1].running_mean, model[1].running_mean)
 
 
+def test_whole_numbers_are_copied_and_not_averaged():
+    model = nn.Linear(2, 2)
+    model.register_buffer("index", torch.arange(200))
+    model.register_buffer("flag", torch.tensor([True]))
+    average = MovingAverage(model, 0.999)
+    for _ in range(3):
+        average.update_parameters(model)
+    assert average.module.index.equal(model.index)
+    model.flag.logical_not_()
+    average.update_parameters(model)
+    assert not average.module.flag.item()
+
+
 def test_the_number_of_steps_is_not_copied_to_the_device():
     """On a GPU the copy, and the way back, would make the host wait."""
     model = nn.Linear(3, 2)

@@ -178,9 +178,13 @@ def test_refusals_of_the_allocators_here_are_errors_of_memory():
 def test_the_advice_names_the_batch_size_that_fits():
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 4 GiB.")
     assert batch_size.advice(error, 512, 176) == (
-        "out of memory at batch size 512; 176 would fit: --batch-size 176 (or --accumulate 3)"
+        "out of memory at batch size 512; 176 would fit: --batch-size 176, for steps of as many images with "
+        "--accumulate 3"
     )
-    assert batch_size.advice(error, 512, 256).endswith("(or --accumulate 2)")
+    assert batch_size.advice(error, 512, 256).endswith("for steps of as many images with --accumulate 2")
+    assert batch_size.advice(error, 512, 256, 3).endswith(
+        "--batch-size 256, for steps of as many images with --accumulate 6"
+    )
     assert batch_size.advice(error, 512, 0) == (
         "out of memory at batch size 512; no batch would fit: take a smaller --image-size or a smaller model"
     )

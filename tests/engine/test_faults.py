@@ -388,7 +388,9 @@ class Hungry(Net):
 
 def test_out_of_memory_says_which_batch_size_fits(loaders, tmp_path):
     """A tenth of what fits is left free."""
-    message = r"^out of memory at batch size 8; 3 would fit: --batch-size 3 \(or --accumulate 3\)$"
+    message = (
+        "^out of memory at batch size 8; 3 would fit: --batch-size 3, for steps of as many images with --accumulate 3$"
+    )
     with pytest.raises(OutOfMemoryError, match=message):
         fit("m", Hungry(), *loaders, PLAN, tmp_path / "m")
 

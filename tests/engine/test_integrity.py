@@ -260,6 +260,18 @@ def test_a_run_killed_beside_any_renaming_of_its_checkpoints_goes_on_equal(loade
     assert kills == (22 if damaged else 10)
 
 
+def test_what_is_known_of_a_training_is_from_its_newest_checkpoint(loaders, tmp_path):
+    """From that within an epoch, where the last one at an epoch's end is older."""
+    folder, run = tmp_path / "m", {"config": "old", "results": {}}
+    fit("m", Net(), *loaders, PLAN, folder, run=run)
+    longer = replace(PLAN, epochs=PLAN.epochs + 4, save_every=1e9)
+    with pytest.raises(Interrupted):
+        fit("m", Net(), *loaders, longer, folder, at_step(12, ask_to_stop), run=run | {"config": "new"})
+    assert {"last.pt", "step.pt"} < {path.name for path in folder.iterdir()}
+    assert len(state.course(folder)[1]) == state.epochs(folder) == PLAN.epochs + 2
+    assert state.run_of(folder)["config"] == "new"
+
+
 def test_a_training_that_begins_again_never_ends_with_weights_of_the_one_that_was_left(
     images, loaders, tmp_path, monkeypatch
 ):

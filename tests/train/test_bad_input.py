@@ -277,6 +277,19 @@ def test_an_output_folder_that_cannot_be_written(fails, stripes, tmp_path):
         assert "must be a plain folder name" in fails("task1", "--data", stripes, "--name", name, "--image-size", 32)
 
 
+def test_a_path_that_no_settings_can_name_is_refused_before_the_training(fails, tmp_path):
+    (tmp_path / "ph\udcff").mkdir()
+    error = fails("task1", "--data", tmp_path / "ph\udcff")
+    assert "its bytes are no UTF-8, and config.toml is text: rename it" in error
+    assert "--name " in fails("task1", "--name", "a\udcff")
+
+
+def test_the_last_of_several_seeds_has_to_be_a_seed(fails):
+    assert "--seed 4294967295 --seeds 2: the last seed is above 4294967295" in fails(
+        "task1", "--seed", 2**32 - 1, "--seeds", 2
+    )
+
+
 @pytest.mark.parametrize("arguments", [["--name", "mine"], ["--name", "a/b"], ["--out", "file"], ["--name", "x" * 300]])
 @pytest.mark.parametrize("seeds", [[], ["--seeds", "2"]])
 def test_a_folder_that_cannot_be_made_is_told_before_the_data_is_read(fails, tmp_path, monkeypatch, arguments, seeds):

@@ -401,12 +401,14 @@ def test_a_folder_of_the_same_names_and_other_content_is_another_folder(on_folde
 def test_the_same_command_with_its_files_goes_on_until_it_is_done(stripes, tmp_path, monkeypatch, capsys):
     recipe, config = tmp_path / "recipe.toml", tmp_path / "config.toml"
     recipe.write_text('[task1]\nmodels = ["simple_cnn"]\nlr = 0.01\n[task1.model.simple_cnn]\nweight_decay = 0.1\n')
-    config.write_text('augmentations = ["flip"]\n')
+    monkeypatch.chdir(stripes.parent)
+    own = f'data = "{stripes.name}"\nbackend = "auto"\nchanged_data = true\n'  # as a run has them otherwise
+    config.write_text(f'augmentations = ["flip"]\n{own}')
     files = ["--recipe", str(recipe), "--config", str(config), "--resume", "auto"]
-    command = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "a", *SMALL, *files]
-    monkeypatch.setattr(experiment, "evaluate", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    assert main(command) == 1
-    monkeypatch.undo()
+    command = ["task1", "--out", str(tmp_path), "--name", "a", *SMALL, *files]
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "evaluate", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        assert main(command) == 1
     recipe.write_text(recipe.read_text().replace("0.1", "0.2"))
     assert main(command) == 2
     assert "--config or --recipe has another model: leave them out" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from polychrome.engine.errors import UserError, one_line
+from polychrome.engine.errors import UserError, one_line, shown
 from polychrome.engine.machine.files import expanded
 from polychrome.engine.training.hyperparameters import AUTO, Hyperparameters, Number, own_setting, setting
 from polychrome.train.settings import toml
@@ -126,7 +126,8 @@ class Subject:
     )
     batch_size: int | str | None = own_setting(
         None,
-        "Images in a training batch, over all processes; auto: the most that fit.  [default: 64; 8 for transfer]",
+        "Images in a training batch, over all processes; auto: the most that fit, up to 1024 in each and a 16th of the "
+        "training images.  [default: 64; 8 for transfer]",
         BatchSize(),
     )
     image_size: int | None = own_setting(
@@ -269,10 +270,15 @@ class Settings(Hyperparameters, Subject):
         """Return these settings with absolute paths of data and weights, as a run's `config.toml` has them.
 
         Raises:
-            UserError: a path begins with `~`, and no home folder is known.
+            UserError: a path begins with `~`, and no home folder is known, or a path is no text, which TOML has to be.
         """
         places = {name: getattr(self, name) for name in ("data", "weights")}
-        return replace(self, **{n: p and str(expanded(p).absolute()) for n, p in places.items()})
+        whole = replace(self, **{n: p and str(expanded(p).absolute()) for n, p in places.items()})
+        for name in ("data", "weights", "out", "name"):
+            value = getattr(whole, name) or ""
+            if not value.isprintable() and any(0xD800 <= ord(each) <= 0xDFFF for each in value):
+                raise UserError(f"--{name} {shown(value)}: its bytes are no UTF-8, and config.toml is text: rename it")
+        return whole
 
     def to_toml(self) -> str:
         """Return the settings as TOML; unset ones are left out."""

@@ -224,6 +224,8 @@ def resolve(settings: Settings, task: str) -> Settings:
     from polychrome.engine.machine.hardware import device, native_precision
     from polychrome.engine.machine.workers import cpus
 
+    if settings.seed + settings.seeds > 2**32:
+        raise UserError(f"--seed {settings.seed} --seeds {settings.seeds}: the last seed is above 4294967295")
     defaults = TASKS[task]
     generated = settings.data is None
     on = device(settings.device)
