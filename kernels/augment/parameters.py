@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polychrome.kernels.augment.arguments import refuse
-from polychrome.kernels.augment.philox import kept, uniforms
+from polychrome.kernels.augment.philox import is_traced, kept, uniforms
 from polychrome.kernels.checks import as_int
 
 TRIES = 10
@@ -233,8 +233,7 @@ def _is_pair(value) -> bool:
 
 def _may_be_read(tensor: Tensor) -> bool:
     """Return whether reading values costs no wait, and is no fault of a trace."""
-    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-    return tensor.device.type == "cpu" and not traced
+    return tensor.device.type == "cpu" and not is_traced()
 
 
 def _is_range(pair, most: float) -> bool:

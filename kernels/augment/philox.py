@@ -34,13 +34,24 @@ def uniforms(indices: Tensor, seed: int, epoch: int, draws: Sequence[int]) -> Te
 
 
 def kept(table: Callable[..., Tensor], *arguments) -> Tensor:
-    """Return `table(*arguments)`, kept from call to call, but where a mode such as that of fake tensors is on."""
-    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-    return table(*arguments) if traced else _kept(table, *arguments)
+    """Return `table(*arguments)`, kept from call to call; by `torch.compile`'s trace it is made anew."""
+    if torch.compiler.is_compiling():
+        return table(*arguments)
+    return _kept(_fake_mode(), table, *arguments)
+
+
+def is_traced() -> bool:
+    """Return whether tensors are those of a trace: of `torch.compile` or of fake tensors."""
+    return torch.compiler.is_compiling() or _fake_mode() is not None
+
+
+def _fake_mode() -> object | None:
+    """Return the mode of fake tensors that is on, whose tensors are no other mode's; None without any."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
 
 
 @lru_cache(128)
-def _kept(table: Callable[..., Tensor], *arguments) -> Tensor:
+def _kept(_mode: object | None, table: Callable[..., Tensor], *arguments) -> Tensor:
     return table(*arguments)
 
 
