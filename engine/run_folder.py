@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import astuple, fields
 from datetime import datetime
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from polychrome.engine.errors import StorageError, UserError
 from polychrome.engine.machine import distributed
-from polychrome.engine.machine.files import check_writable, hold, remove_unfinished, within, write_atomically
+from polychrome.engine.machine.files import check_writable, csv_text, hold, remove_unfinished, within, write_atomically
 
 CHECKSUM = "checksum"  # of all else in `results.json`
 ROOM = 64  # bytes that names of files have beside the name of a model
@@ -203,11 +203,8 @@ class RunFolder:
 
     def write_history(self, rows: list) -> None:
         """Write `history.csv` from dataclass rows of one type."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [item.name for item in fields(rows[0])], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(asdict, rows))
-        self.write(self.history, text.getvalue())
+        heads = [item.name for item in fields(rows[0])]
+        self.write(self.history, csv_text(heads, map(astuple, rows)))
 
     def read_history(self) -> list[dict[str, str]]:
         """Return the rows of `history.csv` as text by column; an empty list without a file."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 
@@ -12,6 +10,7 @@ from polychrome.engine.data.sets import division
 from polychrome.engine.errors import spreadsheet_cell
 from polychrome.engine.evaluation import Evaluation
 from polychrome.engine.history import EpochRow
+from polychrome.engine.machine.files import csv_text
 from polychrome.engine.report import scores
 from polychrome.train.settings.config import Settings
 
@@ -68,14 +67,12 @@ def predictions_of(networks: Iterable[dict[str, Evaluation]], splits: Mapping[st
             columns = {name: guesses.tolist() for name, guesses in (each.predictions | flipped).items()}
             tested.setdefault(split, {}).update(columns)
     names = dict.fromkeys(name for columns in tested.values() for name in columns)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["split", "image", "label", *names])
+    rows = []
     for split, columns in tested.items():
         for number, about in enumerate(zip(splits[split].paths, splits[split].labels, strict=True)):
             guesses = (columns[name][number] if name in columns else -1 for name in names)
-            table.writerow([split, *about, *("" if guess < 0 else guess for guess in guesses)])
-    return text.getvalue()
+            rows.append((split, *about, *("" if guess < 0 else guess for guess in guesses)))
+    return csv_text(("split", "image", "label", *names), rows)
 
 
 def named_predictions(tested: Evaluation, split: Split, class_names: Sequence[str]) -> str:
@@ -84,22 +81,16 @@ def named_predictions(tested: Evaluation, split: Split, class_names: Sequence[st
     The columns: path, true and predicted class by name, and the prediction's probability. The last two are empty where
     the image was not tested on the combination, or has no likeliest class.
     """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["path", "true", "predicted", "probability"])
-    guesses, shares = _first(tested), tested.probabilities.tolist()
+    guesses, shares, rows = _first(tested), tested.probabilities.tolist(), []
     for path, label, guess, share in zip(split.paths, split.labels, guesses, shares, strict=True):
         found = ("", "") if guess < 0 else (spreadsheet_cell(class_names[guess]), f"{share:.6f}")
-        table.writerow([spreadsheet_cell(path), spreadsheet_cell(class_names[label]), *found])
-    return text.getvalue()
+        rows.append((spreadsheet_cell(path), spreadsheet_cell(class_names[label]), *found))
+    return csv_text(("path", "true", "predicted", "probability"), rows)
 
 
 def submission(tested: Evaluation, positions: Iterable[int]) -> str:
     """Return the predictions on the first combination as CSV of ID, an image's place in the list, and Category."""
-    text = io.StringIO()
-    rows = zip(positions, _first(tested), strict=True)
-    csv.writer(text, lineterminator="\n").writerows([("ID", "Category"), *rows])
-    return text.getvalue()
+    return csv_text(("ID", "Category"), zip(positions, _first(tested), strict=True))
 
 
 def confused(tested: Evaluation, class_names: Sequence[str]) -> dict[str, list[dict]]:

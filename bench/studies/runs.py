@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from queue import Queue
 from threading import Event
@@ -23,7 +22,7 @@ import torch
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.errors import NotFiniteError, UserError
 from polychrome.engine.machine import hardware
-from polychrome.engine.machine.files import write_atomically
+from polychrome.engine.machine.files import csv_text, write_atomically
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train.cli import settings_of
 from polychrome.train.settings import changes
@@ -93,12 +92,8 @@ def read(path: Path, kind: type[Row]) -> list[Row]:
 
 def write(path: Path, rows: Sequence[Any]) -> None:
     """Write instances of one dataclass, at least one, as `read` reads them."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, [item.name for item in fields(rows[0])], lineterminator="\n")
-    table.writeheader()
-    table.writerows(map(asdict, rows))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.getvalue())
+    write_atomically(path, csv_text([item.name for item in fields(rows[0])], map(astuple, rows)))
 
 
 def write_folder(folder: Path, images: ImageSet, splits: Mapping[str, Split]) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import glob
+import io
 import os
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +28,13 @@ PARTIAL, STALE = ".partial", 3600
 LONGEST = 255  # bytes of a name on a disk
 
 _held: dict[tuple[int, int], int] = {}  # open descriptors of folders, by device and number
+
+
+def csv_text(heads: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """Return rows of text and numbers as CSV below a row of heads; None is an empty field."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([heads, *rows])
+    return text.getvalue()
 
 
 def hold(folder: Path) -> bool:

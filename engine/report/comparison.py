@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from polychrome.engine.errors import spreadsheet_cell
+from polychrome.engine.machine.files import csv_text
 from polychrome.engine.report import scores
 from polychrome.engine.report.tables import Table
 
@@ -93,15 +94,11 @@ def rows(results: dict) -> list[dict]:
 
 def as_csv(results: dict) -> str:
     """Return the table as CSV text; figures are written in full, so that equal figures are equal to the last digit."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _csv(value) for key, value in row.items()} for row in rows(results))
-    return text.getvalue()
+    return csv_text(COLUMNS, ([_text(row[name]) for name in COLUMNS] for row in rows(results)))
 
 
-def _csv(value: object) -> object:
-    return "" if value is None else spreadsheet_cell(value) if isinstance(value, str) else value
+def _text(value: object) -> object:
+    return spreadsheet_cell(value) if isinstance(value, str) else value
 
 
 def agreement(table: str, again: str) -> tuple[int, int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import sys
@@ -11,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from polychrome.engine.errors import UserError, shown, spreadsheet_cell
-from polychrome.engine.machine.files import write_atomically
+from polychrome.engine.machine.files import csv_text, write_atomically
 from polychrome.engine.machine.memory import keep_freed
 from polychrome.engine.machine.workers import cpus
 from polychrome.engine.report import console
@@ -88,20 +86,17 @@ def as_csv(found: Sequence[Prediction], classes: Sequence[str]) -> str:
 
     The column of a class is headed by its name, with " (class)" after the name of another column.
     """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    heads = ["path", "class", "probability", "reason"]
+    heads, rows = ["path", "class", "probability", "reason"], []
     for head in map(spreadsheet_cell, classes):
         while head in heads:
             head += " (class)"
         heads.append(head)
-    table.writerow(heads)
     for each in found:
         shares = [each.probability, *(each.probabilities.get(name) for name in classes)]
         likely, *others = ("" if share is None else f"{share:.6f}" for share in shares)
         words = [spreadsheet_cell(word or "") for word in (each.path, each.name, each.reason)]
-        table.writerow([*words[:2], likely, words[2], *others])
-    return text.getvalue()
+        rows.append((*words[:2], likely, words[2], *others))
+    return csv_text(heads, rows)
 
 
 def _write(output: Path, found: Sequence[Prediction], trained: TrainedModel) -> None:
@@ -118,9 +113,9 @@ def _write(output: Path, found: Sequence[Prediction], trained: TrainedModel) -> 
             }
             for each in found
         ]
-        content = (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        content = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
     else:
-        content = as_csv(found, trained.classes).encode("utf-8")
+        content = as_csv(found, trained.classes)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from polychrome.engine.data.image_set import ImageSet, lacking
@@ -10,7 +9,7 @@ from polychrome.engine.data.sets import listing, patches, repeats, scan
 from polychrome.engine.data.sets.layouts import lists
 from polychrome.engine.data.sets.sensors import union
 from polychrome.engine.errors import UserError, spreadsheet_cell
-from polychrome.engine.machine.files import expanded
+from polychrome.engine.machine.files import csv_text, expanded, write_atomically
 from polychrome.engine.report import console
 from polychrome.engine.report.tables import Table
 
@@ -32,7 +31,8 @@ def scan_folder(folder: Path, workers: int | None, output: Path | None, channel_
     data set.
 
     Raises:
-        UserError: the folder is missing or has no images, or the output cannot be written.
+        UserError: the folder is missing or has no images, or there is no folder for the output.
+        StorageError: the output cannot be written.
     """
     images = _listed(folder, channel_files)
     if output is not None and not output.absolute().parent.is_dir():
@@ -42,11 +42,7 @@ def scan_folder(folder: Path, workers: int | None, output: Path | None, channel_
         report = scan.scan(images.root, paths, workers, bar.reach, cache=False, parts=images.parts)
     rows = tuple((item.path, item.reason) for item in report.rejected)
     if output is not None:
-        try:
-            with open(output, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-                csv.writer(file).writerows([("path", "reason"), *(map(spreadsheet_cell, row) for row in rows)])
-        except OSError as error:
-            raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
+        write_atomically(output, csv_text(("path", "reason"), (map(spreadsheet_cell, row) for row in rows)))
     if rows:
         console.show(Table("Files that cannot be used", ("path", "reason"), rows))
     for note in (*images.notes, *scan.remarks(report, by_dali=True), *repeats.notes(images, report.digests)):
