@@ -15,8 +15,8 @@ from bench.measuring.measure import DEVICE, OURS, THEIRS, Candidate, Measured, W
 from bench.measuring.replay import clock
 from bench.ops import augment as baselines
 from bench.ops.augment import Call, Shape, shapes_on
-from bench.ops.availability import dali_package
 from bench.report.metrics import NOT_ASKED
+from polychrome.engine.data.files import dali_check
 
 # Tolerances for steps in uint8: torchvision's and DALI's steps round, DALI's filter reads beyond the crop's edge, and
 # torchvision normalises in the output's dtype.
@@ -33,7 +33,7 @@ WORKER_SECONDS = 2 if DEVICE == "cuda" else 0.5
 @pytest.mark.parametrize("way", ["ours", *baselines.BASELINES, "workers"])
 @pytest.mark.parametrize("shape", shapes_on(DEVICE), ids=lambda shape: shape.key)
 def test_augment(compare, shape, way):
-    packages = ("torchvision", *filter(None, [dali_package()]))
+    packages = ("torchvision", *filter(None, [dali_check.package()]))
     compare("augment", shape.key, way, lambda: measured(shape), packages)
 
 

@@ -23,10 +23,10 @@ import torch
 from bench.measuring import measure, photographs
 from bench.measuring.measure import DEVICE, Measured, Stopwatch
 from bench.measuring.replay import clock
-from bench.ops.availability import dali_package
 from bench.ops.trainings import Reports, Timm
 from polychrome.engine.data import batches, loader, opening
 from polychrome.engine.data.batches import normalise
+from polychrome.engine.data.files import dali_check
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.stores import placement
 from polychrome.engine.machine.workers import cpus
@@ -43,7 +43,7 @@ FILES = {"train": 20_000, "val": 500, "test": 500} if ON_GPU else {"train": 400,
 SIZE, BATCH = 256, 64
 # The baselines of a training.
 OTHERS = ("reports", "timm")
-PACKAGES = ("torchvision", "timm", *filter(None, [dali_package()]))
+PACKAGES = ("torchvision", "timm", *filter(None, [dali_check.package()]))
 
 # Epochs of a training, the first a warm-up; SHORT: of the runs that compare numbers of processes.
 EPOCHS, SHORT = 4 if ON_GPU else 3, 3
@@ -119,7 +119,7 @@ def test_input(compare, benchmark, folder, source):
     """Times of a batch."""
     if source == "dali gpu" and not ON_GPU:
         pytest.skip("no GPU")
-    if source.startswith("dali") and dali_package() is None:
+    if source.startswith("dali") and not dali_check.is_installed():
         pytest.skip("NVIDIA DALI is not installed")
     compare("input", source, "ours", lambda: beside_torch(folder, source), PACKAGES, group="input")
 

@@ -22,7 +22,7 @@ from polychrome.engine.channels.names import ALL, SENSORS, SHUFFLED, listed
 from polychrome.engine.data import sampling
 from polychrome.engine.data.batches import normalise
 from polychrome.engine.data.files.statistics import measure
-from polychrome.engine.data.given import FEW, Apart, image_sets, located, of_pillow, together
+from polychrome.engine.data.given import FEW, Apart, image_sets, located, of_pillow, refuse, together
 from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.data.opening import Opened, Wanted, are_photos
 from polychrome.engine.data.readers.resizing import cropped, empty
@@ -183,7 +183,7 @@ class TrainedModel:
         places_of = _places(files)
         unique, apart = together(list(places_of), self._source.data)
         rows, given = {}, [files[places_of[file][0]] for file in unique]
-        for numbers, part in self._sets(unique, apart, channels, partial(_refuse, given)):
+        for numbers, part in self._sets(unique, apart, channels, partial(refuse, given)):
             places = [places_of[unique[number]] for number in numbers]
             for batch in self._batches(part):
                 x = batch.standardised(self._channels)
@@ -500,10 +500,6 @@ def _places(files: Sequence[Path]) -> dict[Path, list[int]]:
     for place, file in enumerate(files):
         places.setdefault(located(Path(file)), []).append(place)
     return places
-
-
-def _refuse(files: Sequence[Path], place: int, reason: str) -> None:
-    raise UserError(f"{files[place]}: {reason}")
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:

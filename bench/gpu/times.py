@@ -15,11 +15,11 @@ from bench.gpu.state import json_of
 from bench.gpu.steps import UNFINISHED
 from bench.measuring import record
 from bench.measuring.measure import DEVICE, Measured
-from bench.ops.availability import dali_package
 from bench.report import tables
 from bench.report.metrics import NOT_ASKED
+from polychrome.engine.data.files import dali_check
 
-PACKAGES = {"augment": ("torchvision", *filter(None, [dali_package()]))}
+PACKAGES = {"augment": ("torchvision", *filter(None, [dali_check.package()]))}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from functools import cache
-from importlib import metadata
 from importlib.util import find_spec
 
 import torch
+
+from polychrome.engine.data.files import dali_check
 
 # torch.compile's modes by the names of the baselines that use them; CUDA graphs copy x and dy before every run.
 MODES = {"compiled": "max-autotune", "compiled no graphs": "max-autotune-no-cudagraphs"}
@@ -15,19 +16,11 @@ def reason_to_skip(name: str, device: str) -> str | None:
     """Return why a baseline is not run on "cuda" or "cpu" at any shape; None if it can be."""
     if name in ("timm", "torchvision") and find_spec(name) is None:
         return "not installed"
-    if name == "dali" and dali_package() is None:
+    if name == "dali" and not dali_check.is_installed():
         return "not installed"
     if name.startswith("compiled") and device == "cpu":
         return "compiling takes too long on a CPU"
     return None
-
-
-@cache
-def dali_package() -> str | None:
-    """Return the name of NVIDIA DALI's distribution, which tells its CUDA version; None if it is not installed."""
-    if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
-        return None
-    return next((name for name in metadata.packages_distributions().get("nvidia", ()) if "dali" in name), None)
 
 
 def compiled_forms(function: Callable) -> dict[str, Callable]:

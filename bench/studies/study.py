@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.report.markdown import grid, wrapped
+from polychrome.engine.report import scores
 from polychrome.engine.report.tables import Table
 from polychrome.train import recipes
 from polychrome.train.networks import ONE_PER_COMBINATION
@@ -280,10 +281,7 @@ def stamps(made: Iterable[tuple[str, str]]) -> str:
 
 def percent(found: tuple[float, float | None] | float | None) -> str:
     """Return an accuracy, with its spread if there is one, in percent."""
-    if found is None:
-        return "-"
-    accuracy, spread = found if isinstance(found, tuple) else (found, None)
-    return f"{100 * accuracy:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+    return scores.percent(*(found if isinstance(found, tuple) else (found,)))
 
 
 def _difference(labels: Iterable[str], every: Iterable[System], item: System) -> str:

@@ -58,7 +58,7 @@ def image_sets(
     Raises:
         UserError: without `fail`, a file cannot be decoded, or its channels or values are others than the training's.
     """
-    fail = fail or partial(_refuse, files)
+    fail = fail or partial(refuse, files)
     home = trained.root and trained.root.resolve()
     apart = apart or {}
     by_folder: dict[Path, dict[int, Path]] = {}
@@ -252,5 +252,6 @@ def of_pillow(image: Image, trained: Trained, asked: tuple[str, ...] = ()) -> tu
     return pixels.values if arrangement is None else arrangement.placed(pixels.values), images.present(path)
 
 
-def _refuse(files: Sequence[Path], place: int, reason: str) -> None:
+def refuse(files: Sequence[Path], place: int, reason: str) -> None:
+    """Raise UserError for a file, by its place among the files, with the reason."""
     raise UserError(f"{files[place]}: {reason}")

@@ -150,18 +150,12 @@ def _table(results: dict, split: str, kind: str) -> Table:
         labels = dict.fromkeys([scores.full_set(results)])
     several = any("spread" in entry for entry in results["models"].values())
     title = f"{TITLES[split]} {kind.replace('_', ' ')}, %" + (", mean ± std" if several else "")
-    rows = tuple(
-        (name, "yes" if item.flipped else "no", *(_cell(item, label) for label in labels)) for name, item in found
-    )
-    return Table(title, ("system", "flip avg.", *labels), rows, left=2)
+    rows = []
+    for name, item in found:
+        shares = (scores.percent(item.accuracy.get(label), item.spread.get(label)) for label in labels)
+        rows.append((name, "yes" if item.flipped else "no", *shares))
+    return Table(title, ("system", "flip avg.", *labels), tuple(rows), left=2)
 
 
 def _of_kind(found: dict[str, dict], kind: str) -> dict[str, float | None]:
     return {label: scores.number(row.get(kind)) for label, row in found.items()}
-
-
-def _cell(item: Accuracies, label: str) -> str:
-    accuracy, spread = item.accuracy.get(label), item.spread.get(label)
-    if accuracy is None:
-        return "-"
-    return f"{100 * accuracy:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")

@@ -25,6 +25,13 @@ def number(value) -> float | None:
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
+def percent(value: float | None, spread: float | None = None) -> str:
+    """Return a share in percent, with its spread if there is one; "-" where it is not a finite number."""
+    if number(value) is None:
+        return "-"
+    return f"{100 * value:.1f}" + ("" if number(spread) is None else f" ± {100 * spread:.1f}")
+
+
 def of_split(entry: dict, split: str = "test") -> dict[str, dict]:
     """Return an entry's scores on a split by channel combination; empty where the entry was not tested on the split."""
     return entry.get("scores", {}).get(split, {})

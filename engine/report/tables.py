@@ -112,7 +112,7 @@ def accuracies(entries: dict[str, dict], split: str = "test", kind: str = "accur
     """
     labels, images = scores.labels({"models": entries}, split), scores.images({"models": entries}, split)
     rows = tuple(
-        (name, *(_percent(scores.score(entry, label, kind, split)) for label in labels))
+        (name, *(scores.percent(scores.score(entry, label, kind, split)) for label in labels))
         for name, entry in entries.items()
     )
     if images:
@@ -136,7 +136,10 @@ def channels_kept_in_short(results: dict, split: str = "test", kind: str = "accu
     sizes_of = _by_size(results, split, kind)
     every = sorted({size for sizes in sizes_of.values() for size in sizes}, reverse=True)
     sizes = chosen_sizes(every)
-    rows = ((name, *(_percent(scores.mean(found.get(size, ()))) for size in sizes)) for name, found in sizes_of.items())
+    rows = (
+        (name, *(scores.percent(scores.mean(found.get(size, ()))) for size in sizes))
+        for name, found in sizes_of.items()
+    )
     title = f"Mean {split} {_named(kind)}, %, by number of channels kept"
     return Table(title, ("system", *map(str, sizes)), tuple(rows) if sizes else ())
 
@@ -429,7 +432,7 @@ def _sampling(entry: dict) -> str:
 def _spread(values: list[float]) -> str:
     if not values:
         return "-"
-    mean, least, greatest = map(_percent, (scores.mean(values), min(values), max(values)))
+    mean, least, greatest = map(scores.percent, (scores.mean(values), min(values), max(values)))
     return mean if len(values) == 1 else f"{mean} ({least}-{greatest})"
 
 
@@ -441,12 +444,8 @@ def _is_round(size: int) -> bool:
 
 def _share(value: float | list[float] | None) -> str:
     if isinstance(value, list | tuple):
-        return "-".join(map(_percent, value)) + "%"
-    return "-" if scores.number(value) is None else f"{_percent(value)}%"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if scores.number(value) is None else f"{100 * value:.1f}"
+        return "-".join(map(scores.percent, value)) + "%"
+    return "-" if scores.number(value) is None else f"{scores.percent(value)}%"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -35,9 +35,7 @@ class Bar:
     @property
     def text(self) -> str:
         """The accuracy in %, with its deviation over seeds."""
-        if self.share is None:
-            return "-"
-        return f"{100 * self.share:.1f}" + ("" if self.spread is None else f" ± {100 * self.spread:.1f}")
+        return scores.percent(self.share, self.spread)
 
     @property
     def highest(self) -> float:

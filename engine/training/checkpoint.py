@@ -16,7 +16,7 @@ from polychrome.engine.machine.files import write_atomically
 
 # 1, without a number: channels and flips were drawn batch by batch. 2: by image.
 FORMAT = 2
-ZIP, PICKLE = b"PK\3\4", b"\x80"  # what a checkpoint begins with, and what those of old versions of torch do
+PICKLE = b"\x80"  # what a checkpoint of an old version of torch begins with
 
 
 def save(path: Path, content: dict) -> None:
@@ -85,9 +85,9 @@ def read(path: Path, device: torch.device | str = "cpu") -> Any:
 
 def _other_kind(file: BinaryIO) -> str | None:
     """Return in words how a file begins that cannot be a checkpoint, an image for instance; None of others."""
-    head = file.read(len(ZIP))
+    head = file.read(len(integrity.ARCHIVE))
     file.seek(0)
-    begins = not head or head.startswith((ZIP, PICKLE))
+    begins = not head or head.startswith((integrity.ARCHIVE, PICKLE))
     return None if begins else f"it begins with {head!r}"
 
 

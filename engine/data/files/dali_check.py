@@ -138,10 +138,22 @@ def _compared(theirs: np.ndarray, pixels: np.ndarray, tolerance: int) -> str:
     return f"DALI's pixels differ by up to {largest}" if largest > tolerance else ""
 
 
+def is_installed() -> bool:
+    """Return whether DALI can be imported."""
+    # Other packages of NVIDIA's make the outer one.
+    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+
+
+@functools.cache
+def package() -> str | None:
+    """Return the name of DALI's distribution, which tells its CUDA version; None where it is not installed."""
+    names = metadata.packages_distributions().get("nvidia", ()) if is_installed() else ()
+    return min((name for name in names if "dali" in name), default=None)
+
+
 @functools.cache
 def version() -> str | None:
     """Return the version of DALI, None where it is not installed."""
-    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+    if not is_installed():
         return None
-    names = {name for name in metadata.packages_distributions().get("nvidia", ()) if "dali" in name}
-    return metadata.version(min(names)) if names else "unknown"
+    return metadata.version(package()) if package() else "unknown"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from polychrome.engine.data.batches import BatchRequest, DecodedBatch, Reading
+from polychrome.engine.data.files import dali_check
 from polychrome.engine.data.readers.pillow import PillowReader
 from polychrome.engine.data.readers.synthetic import SyntheticReader
 from polychrome.engine.data.readers.uniform import UniformReader
@@ -65,10 +65,7 @@ def resolve(backend: str, stacks: bool = False) -> str:
         return backend
     if stacks and backend == "dali":
         raise UserError("backend dali reads photos of 8 bits, not measured values: use --backend torch")
-    try:
-        installed = importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:
-        installed = False
+    installed = dali_check.is_installed()
     if backend == "dali" and not installed:
         raise UserError("backend dali needs NVIDIA DALI: pip install nvidia-dali-cuda130, or use --backend torch")
     return "dali" if installed and not stacks else "torch"

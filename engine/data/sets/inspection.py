@@ -19,6 +19,7 @@ from polychrome.engine.data.files.guard import guarded, most_pixels, too_large
 from polychrome.engine.data.files.pixels import Pixels, why_unusable
 from polychrome.engine.data.files.statistics import Apart, Moments, apart, measure
 from polychrome.engine.errors import Unavailable, Unsupported, one_line
+from polychrome.engine.machine import integrity
 
 if TYPE_CHECKING:
     from polychrome.engine.data.files import tiffs
@@ -31,7 +32,6 @@ DEEP = ("TIFF", "PNG", "PPM", "JPEG 2000")  # kinds that may hold more than phot
 LARGEST = 24  # bytes of such a file for each pixel that an image may have
 MISSING, NOWHERE = "missing file", "a link that leads nowhere"
 UNIDENTIFIED = "UnidentifiedImageError"  # of Pillow, which is not imported where every verdict is known
-ZIP = b"PK\3\4"
 DAMAGED = (b"\x89PNG", b"RIFF", b"BM")  # what damaged images begin with
 
 
@@ -289,7 +289,7 @@ def _unidentified(file: str) -> str:
         return "a PFM of colours, which is not read: save it as TIFF or .npy"
     if kind in ("AVIF", "HEIC", "JPEG XL") and not _is_read(kind):
         return Passing(f"{kind}, which this installation of Pillow does not read: install a plugin, or save it as PNG")
-    if head.startswith(ZIP):
+    if head.startswith(integrity.ARCHIVE):
         return "an archive, such as .zip or .npz: unpack it"
     if kind or head.startswith(DAMAGED):
         return "truncated or damaged in its header"
