@@ -268,7 +268,7 @@ class Experiment:
             vars(self.costs[entry])
             | {
                 "batch_size": first.batch_size,
-                "epochs": max(len(outcome.history.epochs) for outcome in outcomes),
+                "epochs": len(first.history.epochs),
                 "best_epoch": best.epoch,
                 "train_seconds": round(sum(outcome.history.seconds for outcome in outcomes), 2),
                 "images_per_second": round(first.history.images_per_second, 1),
