@@ -154,7 +154,10 @@ def _shared_memory() -> Iterator[Finding]:
     folder = Path("/dev/shm")
     if folder.is_dir():
         size = shutil.disk_usage(folder).total
-        advice = "workers hand batches over in it: start the container with --shm-size=8g, or train with --workers 0"
+        advice = (
+            "workers hand batches over in it: start the container with --shm-size=8g, or train with fewer --workers or "
+            "--cache host"
+        )
         yield Finding("shared memory", OK if size >= SHARED else WRONG, f"{size / 2**30:.1f} GiB", advice)
 
 

@@ -19,6 +19,7 @@ from polychrome.train.settings.config import (
     RECIPES,
     TEXT,
     NameList,
+    Pattern,
     Settings,
     merged,
     read_toml,
@@ -392,7 +393,10 @@ def patches(scene: Path, folder: Path, **options) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--workers", type=click.IntRange(1, MOST_WORKERS), help="Processes.  [default: one per core]")
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the list as CSV (path, reason).")
-@click.option("--channel-files", help="As for a task: finds the channel in a path, where each channel has a file.")
+@click.option(
+    "--channel-files", type=Pattern(), help="As for a task: finds the channel in a path, where each channel has a file."
+)
+@click.option("--group-by", type=Pattern(), help="As for a task: images in whose paths it finds the same are a group.")
 def scan(folder: Path, **options) -> None:
     """Decode every image under FOLDER and list the files that cannot be read, with the reason."""
     from polychrome.train.commands.tools import scan_folder

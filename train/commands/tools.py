@@ -22,19 +22,22 @@ def cut_patches(scene: Path, folder: Path, size: int, seed: int) -> None:
         console.say(line)
 
 
-def scan_folder(folder: Path, workers: int | None, output: Path | None, channel_files: str | None) -> None:
+def scan_folder(
+    folder: Path, workers: int | None, output: Path | None, channel_files: str | None, group_by: str | None
+) -> None:
     """Decode every image of a data set, and list the files that cannot be used.
 
     The images are those that training on the folder, or pattern of tars, would use. In a folder that is no labelled set
     they are all images below it. What became of every file there is printed, and of stacks the mean and standard
     deviation of each channel. Where images differ in kind or in number of channels, a line says why they cannot be one
-    data set.
+    data set. Groups by the regular expression `group_by` are counted, and told where given splits share some.
 
     Raises:
-        UserError: the folder is missing or has no images, or there is no folder for the output.
+        UserError: the folder is missing or has no images, the expression finds no group, or there is no folder for the
+            output.
         StorageError: the output cannot be written.
     """
-    images = _listed(folder, channel_files)
+    images = _listed(folder, channel_files, group_by)
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(f"--output {output} cannot be written: no folder {output.absolute().parent}")
     paths = images.paths
@@ -45,19 +48,19 @@ def scan_folder(folder: Path, workers: int | None, output: Path | None, channel_
         write_atomically(output, csv_text(("path", "reason"), (map(spreadsheet_cell, row) for row in rows)))
     if rows:
         console.show(Table("Files that cannot be used", ("path", "reason"), rows))
-    for note in (*images.notes, *scan.remarks(report, by_dali=True), *repeats.notes(images, report.digests)):
+    for note in (*images.notes, *scan.remarks(report, by_dali=True), *repeats.notes(images, report.digests, group_by)):
         console.say(note)
     console.say(str(images.account.without(sum(len(images.files(path)) for path, _ in rows))))
     if report.sizes:
         show_channels(images, report)
 
 
-def _listed(folder: Path, channel_files: str | None) -> ImageSet:
+def _listed(folder: Path, channel_files: str | None, group_by: str | None) -> ImageSet:
     """Return the set that training would read, else all images below the folder, and say which of the two."""
     try:
-        images = listing.read(folder, channel_files=channel_files)
+        images = listing.read(folder, channel_files=channel_files, group_by=group_by)
     except UserError as error:
-        if channel_files or lists.has_lists(expanded(folder)):
+        if channel_files or group_by or lists.has_lists(expanded(folder)):
             raise
         images = listing.every_image(folder)
         console.say(f"not a labelled set, every image below the folder is decoded: {error}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -34,12 +34,19 @@ class Alike(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class Grouping(Protocol):
+    """Finds which files are alike, and what to tell the user of groups (see `engine.data.sets.repeats.grouping`)."""
+
+    def __call__(self, paths: Sequence[str], divided: bool = True) -> Alike:
+        """Return which of `paths` are alike; only lines for the user where the paths are not to be `divided`."""
+
+
 def completed(
     root: Path,
     names: Sequence[str],
     rows: Mapping[str, Sequence[Row]],
     seed: int,
-    grouping: Callable[[Sequence[str]], Alike],
+    grouping: Grouping,
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Return the three splits of path and label by split, and lines for the user on splits that were made.
 
@@ -53,7 +60,8 @@ def completed(
     if "" in rows:
         alike = grouping([path for path, _ in rows[""]])
         divided = _divided(root, names, rows[""], seed, alike)
-        return {split: Split.of(divided[split]) for split in SPLITS}, alike.notes
+        notes = f"no split is given: {len(rows['']):,} images are split 80/10/10 per class", *alike.notes
+        return {split: Split.of(divided[split]) for split in SPLITS}, notes
     if "train" not in rows:
         raise UserError(f"no train in {root}, only {' and '.join(rows)}: wanted images to train on")
     parts, notes = dict(rows), []
@@ -71,6 +79,8 @@ def completed(
             raise UserError(f"{where} has too few images, or groups of them, to divide: give it a {lacking} split")
         count = f"{len(parts[lacking]):,} of {len(rows[source]):,} images of {source}"
         notes += [f"no {lacking}: {count}, {words} of each class, are {lacking}", *alike.notes]
+    else:
+        notes += grouping([path for own in rows.values() for path, _ in own], divided=False).notes
     return {split: Split.of(parts[split]) for split in SPLITS}, tuple(notes)
 
 

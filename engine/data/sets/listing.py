@@ -264,8 +264,8 @@ def _is_member(root: Path, path: str) -> bool:
 
 
 def _parquet(root: Path, found: Mapping[str, str]) -> list[Path]:
-    """Return the parquet files of a folder without image files."""
-    if tree.IMAGE in found.values():
+    """Return the parquet files of a folder without image files and tars, whose metadata they may be."""
+    if {tree.IMAGE, shards.SUFFIX} & {*found.values()}:
         return []
     return parquet.found_in(root, [path for path, kind in found.items() if kind not in (kinds.HIDDEN, tree.RUN)])
 

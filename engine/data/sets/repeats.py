@@ -11,37 +11,38 @@ import numpy as np
 
 from polychrome.engine.data.files import shards
 from polychrome.engine.data.image_set import SPLITS, ImageSet
-from polychrome.engine.data.sets.division import HOLDOUT, Alike
+from polychrome.engine.data.sets.division import HOLDOUT, Alike, Grouping
 from polychrome.engine.errors import UserError
 
 HEAD = 4096  # bytes that are compared before whole files are
 ORDER = ("train", HOLDOUT, *SPLITS[1:])  # a file that is in an earlier split is repeated in a later split
 
 
-def grouping(
-    root: Path, pattern: str | None, parts: Mapping[str, Mapping[str, str]] | None = None
-) -> Callable[[Sequence[str]], Alike]:
+def grouping(root: Path, pattern: str | None, parts: Mapping[str, Mapping[str, str]] | None = None) -> Grouping:
     """Return a function from paths below `root` to names that equal and related files have in common.
 
     Related are files in whose paths the regular expression `pattern` finds the same: its first group, else its match.
     Of an image that has several files, `parts` (see `ImageSet`), all have to be equal. The function raises UserError
-    where the pattern finds nothing in any path.
+    where the pattern finds nothing in any path. Of paths that are not to be `divided` it has lines for the user alone.
     """
 
-    def alike(paths: Sequence[str]) -> Alike:
+    def alike(paths: Sequence[str], divided: bool = True) -> Alike:
         related = _related(paths, pattern)
+        notes = tuple(_of_groups(paths, related, pattern, divided)) if pattern else ()
+        if not divided:
+            return Alike({}, {}, notes)
         files = {path: tuple(parts[path].values()) if parts and path in parts else (path,) for path in paths}
-        notes = tuple(_of_groups(paths, related, pattern)) if pattern else ()
         return Alike(_joined(paths, related, _equal(root, files)), _joined(paths, related), notes)
 
     return alike
 
 
-def _of_groups(paths: Sequence[str], related: Mapping[str, str], pattern: str) -> Iterator[str]:
+def _of_groups(paths: Sequence[str], related: Mapping[str, str], pattern: str, divided: bool) -> Iterator[str]:
     """Yield lines for the user on the groups that a pattern finds; raises UserError where it finds none."""
     if not related:
         raise UserError(f"--group-by {pattern!r} finds nothing in any path, such as {paths[0]}")
-    yield f"{len(set(related.values())):,} groups by --group-by, each in one split"
+    count = len(set(related.values()))
+    yield f"{count:,} group{'s' * (count > 1)} by --group-by" + (", each in one split" if divided else "")
     if lacking := [path for path in paths if path not in related]:
         yield f"{len(lacking):,} of {len(paths):,} images are in no group by --group-by, such as {lacking[0]}"
 

@@ -114,7 +114,6 @@ def read(
     rows = {name: list(zip(paths[name], labels[name], strict=True)) for name in sorted(found, key=SPLITS_FIRST.index)}
     if list(rows) == [UNDIVIDED]:
         rows[UNDIVIDED].sort()
-        said = (*said, f"no file's name tells a split: {len(rows[UNDIVIDED]):,} images are split 80/10/10 per class")
     splits, notes = completed(root, classes, rows, seed, grouping(root, group_by))
     account = shards.account(tars)
     if unused := every - sum(map(len, found.values())):

@@ -11,7 +11,7 @@ from polychrome.engine.data.files import decode, shards
 from polychrome.engine.data.sets import listing, scan
 from polychrome.engine.data.sets.layouts.labelled import Known
 from polychrome.engine.errors import UserError
-from tests.engine.data import image_kinds
+from tests.engine.data import image_kinds, tars
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -204,6 +204,15 @@ def test_images_beside_parquet_files_are_the_set(tmp_path):
             (tmp_path / f"class{label}/{number}.png").write_bytes(photo(10 * label + number))
     write(tmp_path / "train.parquet", [0, 1])
     assert sum(len(split.paths) for split in listing.read(tmp_path).splits.values()) == 10
+
+
+def test_parquet_files_beside_tars_are_their_metadata(tmp_path):
+    members = {f"{i:03d}.png": photo(i) for i in range(12)} | {f"{i:03d}.cls": b"%d" % (i % 2) for i in range(12)}
+    tars.write(tmp_path / "00000.tar", members)
+    parquet.write_table(pa.table({"url": ["a"] * 12, "status": ["success"] * 12}), tmp_path / "00000.parquet")
+    images = listing.read(tmp_path)
+    assert sum(len(split.paths) for split in images.splits.values()) == 12
+    assert all(".tar/" in path for split in images.splits.values() for path in split.paths)
 
 
 def test_values_of_measured_data_in_parquet_are_read(tmp_path):

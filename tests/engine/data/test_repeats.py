@@ -150,15 +150,37 @@ def test_groups_that_given_splits_share_are_told(tmp_path):
         "4 of 4 images of test are of groups of --group-by that an earlier split has too, such as p0",
     )
     assert repeats.notes(images, {}) == ()
+    assert images.notes == ("2 groups by --group-by",)
 
 
 def test_a_pattern_that_finds_nothing_or_a_part_is_told(tmp_path):
     root = classes(tmp_path, [f"{c}/Plate{p}_{i}.png" for c in "ab" for p in range(6) for i in range(2)])
     with pytest.raises(UserError, match=r"--group-by '\(plate\)' finds nothing in any path, such as a/Plate0_0.png"):
         listing.read(root, group_by="(plate)")
-    assert listing.read(root, group_by="(Plate[0-9])").notes == ("6 groups by --group-by, each in one split",)
+    divided = "no split is given: 24 images are split 80/10/10 per class"
+    found = listing.read(root, group_by="(Plate[0-9])")
+    assert found.notes == (divided, "6 groups by --group-by, each in one split")
     said = "12 of 24 images are in no group by --group-by, such as a/Plate3_0.png"
     assert said in listing.read(root, group_by="(Plate[0-2])").notes
+    given = classes(
+        tmp_path / "given",
+        [f"{split}/{c}/p{i}.png" for split in ("train", "val", "test") for c in "ab" for i in range(2)],
+    )
+    with pytest.raises(UserError, match=r"--group-by '\(plate\)' finds nothing in any path, such as train/a/p0.png"):
+        listing.read(given, group_by="(plate)")
+    lacking = "6 of 12 images are in no group by --group-by, such as train/a/p0.png"
+    assert listing.read(given, group_by="(p1)").notes == ("1 group by --group-by", lacking)
+
+
+def test_scan_tells_groups_and_refuses_a_pattern_that_finds_none(tmp_path, capsys):
+    classes(tmp_path, [f"{split}/{c}/p{i}.png" for split in ("train", "val", "test") for c in "ab" for i in range(2)])
+    assert main(["scan", str(tmp_path), "--workers", "1", "--group-by", "(p[0-9])"]) == 0
+    out = capsys.readouterr().out
+    assert "2 groups by --group-by\n" in out
+    assert "4 of 4 images of val are of groups of --group-by that an earlier split has too, such as p0\n" in out
+    for pattern, why in (("(plate)", "finds nothing in any path"), ("(", "is no regular expression")):
+        assert main(["scan", str(tmp_path), "--workers", "1", "--group-by", pattern]) == 2
+        assert why in capsys.readouterr().err
 
 
 def test_groups_cannot_be_held_out_image_by_image(tmp_path):

@@ -243,7 +243,7 @@ def test_splits_in_a_tar_hold_where_samples_have_labels(tmp_path):
     train = {path: content for path, content in members.items() if path.startswith("train")}
     alone = listing.read(tars.write(tmp_path / "train only.tar", train))
     assert {name: len(split.paths) for name, split in alone.splits.items()} == {"train": 8, "val": 2, "test": 2}
-    assert alone.notes == ("no file's name tells a split: 12 images are split 80/10/10 per class",)
+    assert alone.notes == ("no split is given: 12 images are split 80/10/10 per class",)
     other = {path.replace("val/", "wagon/").replace("test/", "plane/"): content for path, content in members.items()}
     kinds = listing.read(tars.write(tmp_path / "trains.tar", other))
     assert {path.split("/")[1] for path in kinds.splits["train"].paths} == {"train", "wagon", "plane"}
