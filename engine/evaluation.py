@@ -84,7 +84,6 @@ def evaluate(
         flip: also score flip averaging: the mean of the logits of each image and of its mirror image.
     """
     protocol = protocol or masks.protocol(model)
-    masked = loader.device.type == "cuda" and getattr(model, "any_channels", False)
     scorers = {name: Scorer(num_classes, loader.device) for name in combinations}
     flipped = {name: Scorer(num_classes, loader.device) for name in combinations if flip}
     shape = 1 + flip, len(combinations), loader.samples
@@ -99,7 +98,7 @@ def evaluate(
                 rows, own, labels, present = _having(batch, images, chosen, loader.present)
                 if not len(rows):
                     continue
-                how = protocol_of(protocol, chosen, masked)
+                how = protocol_on(loader.device, model, protocol, chosen)
                 arguments = inputs(model, own, chosen, how, batch.indices[rows], present)
                 with autocast:
                     logits = model(*arguments)
@@ -149,8 +148,10 @@ def _on(device: torch.device, indices: np.ndarray) -> Tensor:
     return torch.from_numpy(indices).to(device, non_blocking=True)
 
 
-def protocol_of(protocol: str, chosen: tuple[int, ...] | None, masked: bool) -> str:
-    """Return the protocol for a combination: "mask" for "subset" if `masked` and the scores are the same."""
+def protocol_on(device: torch.device, model: nn.Module, protocol: str, chosen: tuple[int, ...] | None) -> str:
+    """Return the protocol for a combination on a device: on a GPU "mask" for "subset" where the scores are the same."""
+    # A network for a combination alone that knows its channels' places takes no other channels.
+    masked = device.type == "cuda" and masks.protocol(model) == "subset"
     in_order = list(chosen or ()) == sorted(chosen or ())  # a mask cannot reorder the channels
     return "mask" if masked and protocol == "subset" and in_order else protocol
 

@@ -493,9 +493,10 @@ class Experiment:
                     logits = model(*given)
                 share, guess = logits.float().softmax(1).amax(1), likeliest(logits)
                 pictures = plots.as_pictures(batch.images, batch.present)
-                for row in zip(pictures, batch.labels.tolist(), guess.tolist(), share.tolist(), strict=True):
-                    said = (names[row[2]], row[3]) if row[2] >= 0 else ("no class", 0.0)
-                    found.append(plots.Prediction(row[0], names[row[1]], *said))
+                columns = (each.tolist() for each in (batch.indices, batch.labels, guess, share))
+                for picture, place, label, number, sure in zip(pictures, *columns, strict=True):
+                    said = (names[number], sure) if number >= 0 else ("no class", 0.0)
+                    found.append(plots.Prediction(few.paths[place], picture, names[label], *said))
         self.predictions[entry] = found
 
     def _picture_of_predictions(self, entry: str) -> Path:

@@ -72,8 +72,9 @@ WORTH_A_PLACE = 12
 
 @dataclass(frozen=True)
 class Prediction:
-    """An image uint8 [height, width, 3] with its true class, the predicted class and its probability."""
+    """An image uint8 [height, width, 3] of a path, with its true class, the predicted class and its probability."""
 
+    path: str
     image: np.ndarray
     truth: str
     predicted: str

@@ -278,10 +278,12 @@ def ablation(results: dict) -> Table:
 
 
 def predictions(found: dict[str, list]) -> Table:
-    """Return each system's predictions for the same images, from `plots.Prediction`s by entry."""
+    """Return each system's predictions from `plots.Prediction`s by entry, of the images that all entries have."""
+    by_path = [{item.path: item for item in own} for own in found.values()]
+    paths = [path for path in next(iter(by_path), ()) if all(path in own for own in by_path)]
     rows = tuple(
         (row[0].truth, *(f"{item.predicted} {item.probability:.0%}, {_verdict(item)}" for item in row))
-        for row in zip(*found.values(), strict=False)
+        for row in ([own[path] for own in by_path] for path in paths)
     )
     return Table("Predictions on test images", ("true class", *found), rows, left=1 + len(found))
 

@@ -38,7 +38,11 @@ def create(
     parameters = [item for item in model.parameters() if item.requires_grad] if only is None else list(only)
     options = {"lr": lr, "weight_decay": weight_decay}
     if name in ("sgd", "nesterov"):
-        return torch.optim.SGD(parameters, momentum=MOMENTUM, nesterov=name == "nesterov", fused=True, **options)
+        optimizer = torch.optim.SGD(parameters, momentum=MOMENTUM, nesterov=name == "nesterov", fused=True, **options)
+        for item in parameters:
+            # torch's own is uninitialised memory, and stays so where a gradient scaler skips the first step.
+            optimizer.state[item]["momentum_buffer"] = torch.zeros_like(item)
+        return optimizer
     if name == "adam":
         return torch.optim.Adam(parameters, fused=True, **options)
     if name == "adamw":

@@ -44,7 +44,7 @@ def factor(name: str, position: float, epochs: int, warmup: float = 0.0) -> floa
 def plateau(accuracies: Iterable[float], lr: float) -> float:
     """Return the rate after epochs of these accuracies: a tenth whenever more than 3 epochs in a row do not improve."""
     replay = torch.optim.SGD([torch.zeros(1)], lr=lr)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(replay, mode="max", factor=0.1, patience=3)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(replay, mode="max", factor=0.1, patience=3, threshold=0.0)
     for accuracy in accuracies:
         scheduler.step(accuracy)
     return replay.param_groups[0]["lr"]

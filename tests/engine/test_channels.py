@@ -159,12 +159,12 @@ def test_channels_can_be_described_without_torch():
 
 @pytest.mark.parametrize("chosen", [(0, 1, 2), (0, 2), (1,), (2, 1, 0), (2, 0), ()])
 def test_a_mask_stands_for_a_subset_only_where_it_gives_the_same(chosen):
-    assert evaluation.protocol_of("subset", chosen, masked=False) == "subset"
-    assert evaluation.protocol_of("zero-pad", chosen, masked=True) == "zero-pad"
-    way = evaluation.protocol_of("subset", chosen, masked=True)
-    assert (way == "mask") == (list(chosen) == sorted(chosen))
     torch.manual_seed(0)
     model, images = models.create("prism4_small", num_classes=4).eval(), torch.randn(2, 3, 32, 32)
+    assert evaluation.protocol_on(torch.device("cpu"), model, "subset", chosen) == "subset"
+    assert evaluation.protocol_on(torch.device("cuda"), model, "zero-pad", chosen) == "zero-pad"
+    way = evaluation.protocol_on(torch.device("cuda"), model, "subset", chosen)
+    assert (way == "mask") == (list(chosen) == sorted(chosen))
     with torch.no_grad():
         plain, other = (model(*masks.shown(images, chosen or (0, 1, 2), how)) for how in ("subset", way))
     torch.testing.assert_close(plain, other)

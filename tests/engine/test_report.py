@@ -537,12 +537,13 @@ def test_images_of_any_channels_and_values_become_pictures():
 
 
 def test_predictions_of_several_systems_stand_side_by_side():
-    def said(predicted, probability):
-        return plots.Prediction(np.zeros((2, 2, 3), np.uint8), "cat", predicted, probability)
+    def said(predicted, probability, path="x.png"):
+        return plots.Prediction(path, np.zeros((2, 2, 3), np.uint8), "cat", predicted, probability)
 
-    table = tables.predictions({"a": [said("cat", 0.981)], "b": [said("dog", 0.5)]})
+    table = tables.predictions({"a": [said("cat", 0.981)], "b": [said("cow", 0.7, "y.png"), said("dog", 0.5)]})
     assert table.columns == ("true class", "a", "b")
     assert table.rows == (("cat", "cat 98%, right", "dog 50%, wrong"),)
+    assert tables.predictions({}).rows == ()
 
 
 def test_a_heatmap_shows_every_accuracy(monkeypatch):

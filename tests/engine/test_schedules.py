@@ -94,3 +94,4 @@ def test_plateau_cuts_the_rate_when_more_than_three_epochs_bring_no_better_accur
     course = [0.2, 0.3, 0.3, 0.29, 0.28, 0.3, 0.3, 0.5]
     found = [schedules.plateau(course[:epochs], 0.1) for epochs in range(len(course) + 1)]
     assert found == pytest.approx([0.1] * 6 + [0.01] * 3)
+    assert schedules.plateau([k / 50000 for k in range(45000, 45010)], 0.1) == 0.1  # one image more in each epoch

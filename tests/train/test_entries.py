@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from polychrome import models
+from polychrome.engine import evaluation
 from polychrome.engine.channels import masks
 from polychrome.engine.errors import UserError
 from polychrome.train import networks, recipes, systems
@@ -200,6 +201,10 @@ def test_every_network_for_one_combination_takes_what_it_is_shown(entry):
             network = networks.create(entry, settings, 5, count).eval()
             logits = network(masks.select(torch.empty(2, 3, 96, 96), chosen, how))
         assert logits.shape == (2, 5), chosen
+        on_gpu = evaluation.protocol_on(torch.device("cuda"), network, how, chosen)
+        with torch.device("meta"):
+            logits = network(*masks.shown(torch.empty(2, 3, 96, 96), chosen, on_gpu))
+        assert logits.shape == (2, 5), (chosen, on_gpu)
 
 
 @pytest.mark.parametrize(("task", "models"), [("task1", 5), ("task2", 5)])
