@@ -36,9 +36,17 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     `torch.compile`.
 
     Raises:
-        ValueError: torch.fx cannot trace `model`, or the graph would lose a forward hook.
+        ValueError: torch.fx cannot trace `model`, the graph would lose a forward hook, or an attribute is a tensor that
+            torch does not copy.
     """
-    copied = copy.deepcopy(model).eval().requires_grad_(False)  # a call that records gradients is not fused
+    try:
+        copied = copy.deepcopy(model)
+    except RuntimeError as error:  # torch copies no tensor that a graph has made, such as a weight just pruned
+        raise ValueError(
+            f"the model cannot be copied: {error}; make pruning permanent by torch.nn.utils.prune.remove, or call the "
+            "model once under torch.no_grad"
+        ) from error
+    copied = copied.eval().requires_grad_(False)  # a call that records gradients is not fused
     if _is_ours(copied):
         return copied
     graph = _trace(copied)

@@ -113,12 +113,25 @@ modulated_conv2d.reference = _definition
 def _kernels(weight: Tensor, style: Tensor, demodulate: bool, input_gain: Tensor | None, eps: float) -> Tensor:
     """Return the kernel of each sample, [batch, out_channels, in_channels, ...], in weight's dtype."""
     wide = wide_dtype(weight.dtype)
-    kernels = weight.to(wide) * style.to(wide)[:, None, :, None, None]
+    style = style.to(wide)
+    if demodulate:
+        style, eps = _bounded(style, eps)
+        eps = eps[:, :, None, None, None]
+    kernels = weight.to(wide) * style[:, None, :, None, None]
     if demodulate:
         kernels = kernels * (kernels.square().sum((2, 3, 4), keepdim=True) + eps).rsqrt()
     if input_gain is not None:
         kernels = kernels * input_gain.to(wide).expand(style.shape)[:, None, :, None, None]
     return kernels.to(weight.dtype)
+
+
+def _bounded(style: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return styles [batch, in_channels] over the largest of each sample, and eps [batch, 1] for their demodulation.
+
+    The largest cancels out of the demodulated kernels, whose squares it would make infinite, or zero.
+    """
+    largest = style.detach().abs().amax(1, keepdim=True).clamp(min=1e-12)
+    return style / largest, eps / largest.square()
 
 
 def _scales(
@@ -131,10 +144,10 @@ def _scales(
     wide = wide_dtype(weight.dtype)
     before, after = style.to(wide), None
     if demodulate:
-        # The largest style and a kernel's norm cancel out of the quotient; without them x and y keep their sizes, which
-        # float16 may need.
-        largest = before.detach().abs().amax(1, keepdim=True).clamp(min=1e-12)
-        least, before, eps = eps, before / largest, eps / largest.square()  # [batch, 1]
+        # Without a kernel's norm, which cancels out of the quotient too, x and y keep their sizes, which float16 may
+        # need.
+        least = eps
+        before, eps = _bounded(before, eps)
         exact = weight.to(wide)
         squares = exact.square().sum((2, 3))  # [out_channels, in_channels]
         if weight.dtype == torch.float16:

@@ -202,7 +202,9 @@ def resolve_padding(padding, kernel: Sequence[int], stride: list[int], dilation:
     if padding == "same":
         if max(stride) > 1:
             raise ValueError(f"padding='same' needs stride 1, got stride {tuple(stride)}")
-        totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        # torch.jit.trace has tensors for sizes, and an op takes none in a list of ints
+        widths = [int(k) if isinstance(k, torch.Tensor) else k for k in kernel]
+        totals = [d * (k - 1) for d, k in zip(dilation, widths, strict=True)]
         return [side for total in totals for side in (total // 2, total - total // 2)]
     if isinstance(padding, tuple | list) and len(padding) == 2 * count:
         ints = [as_int(each) for each in padding]

@@ -142,7 +142,10 @@ class RoutedConv(Form):
 
 
 def _gives_way(module: nn.Module, x: Tensor) -> bool:
-    experts = getattr(module, module.__dict__[PLAN].weight)
+    name = module.__dict__[PLAN].weight
+    if name not in module._parameters:  # a parametrisation computes it whenever it is read, which is to be once
+        return has_changed(module)
+    experts = getattr(module, name)
     return prefers_its_own_convolution(x, tuple(experts.shape), *geometry_of(module)) or has_changed(module)
 
 

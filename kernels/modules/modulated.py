@@ -86,7 +86,8 @@ class ModulatedConv2d(FiveDimensional):
         Raises:
             ValueError, TypeError, RuntimeError: as `polychrome.kernels.modulated_conv2d`.
         """
-        weight = self.weight.squeeze(0) / math.sqrt(self.weight[0, 0].numel())
+        weight = self.weight.squeeze(0)
+        weight = weight / math.sqrt(weight[0].numel())
         style, options = self.modulation(style), {"demodulate": self.demodulate, "eps": self.eps}
         if self.upsample:
             y = modulated_conv2d(x, weight, style, 2, 0, transposed=True, input_gain=input_gain, **options)

@@ -2,6 +2,8 @@
 
 import copy
 
+from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from polychrome.kernels import fuse, use_backend
@@ -20,6 +22,27 @@ class OpsCalled(TorchDispatchMode):
         if name.startswith("polychrome::") and not name.endswith("_backward"):
             self.names.add(name.removeprefix("polychrome::").split(".")[0])
         return func(*args, **(kwargs or {}))
+
+
+def count_reads(model):
+    """Return how often each parameter of a model is read from now on, by path, as its parametrisation hears it."""
+    reads = {}
+
+    class Counted(nn.Module):
+        def __init__(self, path):
+            super().__init__()
+            self.path = path
+
+        def forward(self, weight):
+            reads[self.path] = reads.get(self.path, 0) + 1
+            return weight
+
+    for path, module in list(model.named_modules()):
+        for name in list(module._parameters):
+            if module._parameters[name] is not None:
+                parametrize.register_parametrization(module, name, Counted(f"{path}.{name}"), unsafe=True)
+    reads.clear()
+    return reads
 
 
 def twins(model):

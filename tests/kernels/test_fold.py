@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 from polychrome.kernels import channel_stats, fold_batch_norm
 from polychrome.kernels.modules import DynamicConv2d, SpatialAttention, anneal_temperature
@@ -385,3 +386,13 @@ def test_a_fused_call_is_one_op_and_stays_one_when_exported():
     torch.testing.assert_close(program.module()(x), model(x))
     with torch.autocast("cpu", torch.bfloat16):
         assert fused.half()(x).dtype == torch.bfloat16
+
+
+def test_a_model_that_torch_does_not_copy_is_refused_with_the_remedy():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), DynamicConv2d(4, 4, 3), nn.BatchNorm2d(4)).eval()
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    with pytest.raises(ValueError, match=r"cannot be copied: .*; make pruning permanent by torch\.nn\.utils\.prune\."):
+        fold_batch_norm(model)
+    prune.remove(model[0], "weight")
+    x = randn(2, 4, 9, 9)
+    torch.testing.assert_close(fold_batch_norm(model)(x), model(x))

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from polychrome.kernels import fuse, use_backend
 from polychrome.kernels.fuse.swapped import Form
-from tests.kernels.fused import twins
+from tests.kernels.fused import count_reads, twins
 from tests.kernels.oracle import randn
 from tests.kernels.test_fuse_state import KINDS
 from tests.kernels.written_elsewhere import RoutedCondConv, SELayer, SwishSE
@@ -85,6 +85,23 @@ def test_every_call_of_a_swapped_module_gives_the_modules_own_result(name, compu
                 assert found == expected
             else:
                 torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_swapped_module_reads_no_parameter_more_often_than_the_module_did(name, backend):
+    """A parametrisation computes a parameter whenever it is read: a random one would differ, spectral norm move on."""
+    kind, sizes, *shapes = FORMS[name]
+    torch.manual_seed(0)
+    own, fused, report = twins(kind(*sizes).eval())
+    assert [swap.path for swap in report.swapped] == [""]
+    given = [randn(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    before, reads = count_reads(own), count_reads(fused)
+    with use_backend(backend):
+        torch.testing.assert_close(fused(*given), own(*given))
+    assert before.keys() == reads.keys()
+    assert before
+    assert {path: count for path, count in reads.items() if count > before[path]} == {}
 
 
 def test_every_form_is_called(computed):

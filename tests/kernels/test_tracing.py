@@ -27,6 +27,7 @@ from polychrome.kernels.modules import (
     SpatialGate,
 )
 from tests.grids import grid, usual
+from tests.kernels.fused import count_reads
 from tests.kernels.op_calls import function_arguments, public
 from tests.kernels.oracle import randn
 from tests.kernels.written_elsewhere import ECA as ForeignECA
@@ -39,7 +40,7 @@ class Generated(nn.Module):
     def __init__(self, channels):
         super().__init__()
         self.make, self.channels = nn.Linear(channels, channels * channels * 9), channels
-        self.conv, self.stats, self.gate = PerSampleConv2d(padding=1), ChannelStats(), SpatialGate()
+        self.conv, self.stats, self.gate = PerSampleConv2d(padding="same"), ChannelStats(), SpatialGate()
 
     def forward(self, x):
         weight = self.make(x.mean((2, 3))).unflatten(1, (self.channels, self.channels, 3, 3))
@@ -89,6 +90,7 @@ class Styled(nn.Module):
 MODULES = {
     "dynamic": lambda: DynamicConv2d(6, 4, 3, padding=1),
     "dynamic, one layer": lambda: DynamicConv2d(6, 4, 3, stride=2, routing="sigmoid", bias=False),
+    "dynamic, same": lambda: DynamicConv2d(6, 4, (3, 4), padding="same", dilation=(1, 2)),
     "dynamic, reflecting": lambda: DynamicConv2d(6, 4, 3, padding=(0, 3, 2, 1), padding_mode="reflect"),
     "channel gate": lambda: ChannelGate(6, 3),
     "one layer": lambda: ChannelGate(6, gate="softmax"),
@@ -198,6 +200,15 @@ def test_a_traced_module_serves_calls_with_and_without_gradients_and_other_batch
                 torch.testing.assert_close(one, other)
             else:
                 assert (one.dtype, one.shape) == (other.dtype, other.shape)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_reads_each_parameter_once(name):
+    """A parametrisation computes a parameter whenever it is read: a random one would differ, spectral norm move on."""
+    module = made(name).train()
+    reads = count_reads(module)
+    module(randn(2, 6, 7, 8))
+    assert {path: count for path, count in reads.items() if count != 1} == {}
 
 
 def test_a_traced_epilogue_can_be_trained():
