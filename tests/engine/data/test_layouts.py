@@ -120,7 +120,10 @@ def test_a_lone_folder_is_entered_and_said(tmp_path):
     images = listing.read(tmp_path)
     assert images.class_names == ("ant", "bee")
     assert sizes(images) == {"train": 16, "val": 2, "test": 2}
-    assert images.notes == (f"the set is that in the only folder of {tmp_path}, 101_ObjectCategories/",)
+    assert images.notes == (
+        f"the set is that in the only folder of {tmp_path}, 101_ObjectCategories/",
+        "no split is given: 20 images are split 80/10/10 per class",
+    )
     assert (images.account.present, images.account.used) == (21, 20)
     assert all(path.startswith("101_ObjectCategories/") for path in images.splits["test"].paths)
 
@@ -201,7 +204,8 @@ def test_a_table_beside_a_folder_labels_its_images(tmp_path, header, name):
     assert every == {f"images/{i:02d}.png": ("ant", "bee")[i % 2] for i in range(20)}
     columns = re.split(r"[,;\t]", header) if header else ["0", "1"]
     said = f"labels of labels.csv: files in the column {columns[0]}, classes in {columns[-1]}"
-    assert images.notes == (said + "; not used: width" * ("width" in columns),)
+    drawn = "no split is given: 20 images are split 80/10/10 per class"
+    assert images.notes == (said + "; not used: width" * ("width" in columns), drawn)
     assert (images.account.used, own(images)) == (20, 1)
 
 
@@ -265,7 +269,8 @@ def test_a_table_of_two_columns_of_unknown_names_has_a_header_only_where_its_fir
         images = listing.read(tmp_path)
         assert images.class_names == ("a", "b")
         assert (images.account.used, images.account.missing) == (12, 0)
-    assert images.notes == ("labels of labels.csv: files in the column picture, classes in kind",)
+    drawn = "no split is given: 12 images are split 80/10/10 per class"
+    assert images.notes == ("labels of labels.csv: files in the column picture, classes in kind", drawn)
     text(tmp_path, labels_dot_csv="license,author\nfree,me\n")
     assert "labels.csv has the columns license, author: wanted filename and label" in fault(tmp_path)
 
