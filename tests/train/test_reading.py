@@ -27,6 +27,7 @@ from polychrome.train.run import main
 from polychrome.train.settings.config import Settings
 from tests.engine.data import measured
 from tests.engine.data.test_sensors import npy, write
+from tests.refusals import refusal
 
 SETTINGS = Settings(image_size=8, batch_size=4, workers=1, precision="fp32", eval_crop=1.0)
 RED, TURNED = ("red", "green", "nir"), ("nir", "green", "red")
@@ -251,10 +252,7 @@ def loaded(tmp_path, files, pattern=None, entry="simple_cnn", **options):
 
 
 def reason(model, image, channels=None):
-    with pytest.raises(UserError) as caught:
-        model.predict(image, channels)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refusal(model.predict, image, channels)
 
 
 def test_the_nearest_description_above_a_file_holds_and_one_within_the_training_folder_is_refused(tmp_path):

@@ -6,8 +6,8 @@ import pytest
 from polychrome.engine.data.image_set import lacking, without
 from polychrome.engine.data.opening import Wanted, open_set
 from polychrome.engine.data.sets import listing, scan
-from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds, photos
+from tests.refusals import refusal
 
 NAMES = ("cat", "dog", "eel")
 PNG = image_kinds.encoded(image_kinds.picture(), "PNG")
@@ -50,13 +50,6 @@ def scanned(root):
     return scan.apply(images, scan.scan(root, paths, workers=1, cache=False))
 
 
-def fault(call, *arguments):
-    with pytest.raises(UserError) as caught:
-        call(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("content", "others", "why"),
@@ -65,7 +58,7 @@ def fault(call, *arguments):
 def test_a_class_whose_images_are_all_unusable_is_refused_with_the_reason(tmp_path, form, content, others, why):
     whole = scanned(write(tmp_path / "whole", form, dict.fromkeys(NAMES, others)))
     assert set(whole.splits["train"].labels) == {0, 1, 2}
-    found = fault(scanned, write(tmp_path / "other", form, {"cat": content, "dog": others, "eel": others}))
+    found = refusal(scanned, write(tmp_path / "other", form, {"cat": content, "dog": others, "eel": others}))
     assert "class 'cat' has no usable image to train on" in found
     assert "were rejected, the first is " in found
     assert f".png: {why}" in found
@@ -78,7 +71,7 @@ def test_a_class_of_which_some_images_are_left_is_trained(tmp_path):
     images = scanned(tmp_path)
     assert np.bincount(images.splits["train"].labels).tolist() == [1, 4, 4]
     gone = ["train/cat/traincat3.png"]  # it can no longer be read when it is decoded
-    assert "class 'cat' has no usable image to train on" in fault(without, images, gone)
+    assert "class 'cat' has no usable image to train on" in refusal(without, images, gone)
 
 
 def test_classes_without_an_image_in_a_split_are_told(tmp_path):
@@ -103,7 +96,7 @@ def test_a_class_that_no_training_image_has_is_refused_unless_its_number_is_aske
         kept = [line for line in lines if split != "train" or not line.endswith(f" {gap}")]
         numbered = (f"{line[:-1]}{int(line[-1]) + first}\n" for line in kept)
         (tmp_path / f"{split}.txt").write_text("".join(numbered))
-    found = fault(listing.read, tmp_path)
+    found = refusal(listing.read, tmp_path)
     assert f"train.txt: class {NAMES[gap]!r} (label {gap}, counted from 0) has no image to train on" in found
     assert "--num-classes 3" in found
     images = listing.read(tmp_path, num_classes=3)

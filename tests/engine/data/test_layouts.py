@@ -8,9 +8,9 @@ import unicodedata
 import pytest
 
 from polychrome.engine.data.sets import listing
-from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds
 from tests.grids import grid
+from tests.refusals import refusal
 
 SEEDS = itertools.count()  # equal files would stay together
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
@@ -43,11 +43,8 @@ def sizes(images):
     return {name: len(split.paths) for name, split in images.splits.items()}
 
 
-def fault(root, **options):
-    with pytest.raises(UserError) as caught:
-        listing.read(root, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+def fault(*arguments, **options):
+    return refusal(listing.read, *arguments, **options)
 
 
 def own(images):

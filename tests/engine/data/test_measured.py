@@ -21,6 +21,7 @@ from polychrome.engine.data.given import image_sets
 from polychrome.engine.data.sets import inspection, listing, scan
 from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds, measured
+from tests.refusals import refusal
 
 KINDS = measured.kinds()
 tifffile = measured.tifffile
@@ -65,11 +66,8 @@ def test_every_value_and_name_of_measured_data_is_read(tmp_path, name):
     assert scan.shape(images) == f"{count}, {size}, named {', '.join(images.channels.names)}; values are {images.dtype}"
 
 
-def fault(root):
-    with pytest.raises(UserError) as caught:
-        opened(root)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+def fault(*arguments, **options):
+    return refusal(opened, *arguments, **options)
 
 
 def reason(tmp_path, content, name="a.tif"):

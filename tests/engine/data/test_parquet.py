@@ -10,8 +10,8 @@ import pytest
 from polychrome.engine.data.files import decode, shards
 from polychrome.engine.data.sets import listing, scan
 from polychrome.engine.data.sets.layouts.labelled import Known
-from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds, tars
+from tests.refusals import refusal
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -44,11 +44,8 @@ def opened(root, **options):
     return scan.apply(images, scan.scan(images.root, paths, workers=1, cache=False))
 
 
-def fault(root):
-    with pytest.raises(UserError) as caught:
-        listing.read(root)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+def fault(*arguments, **options):
+    return refusal(listing.read, *arguments, **options)
 
 
 def test_splits_classes_bytes_and_labels_of_hugging_faces_files_are_read(tmp_path):

@@ -21,6 +21,7 @@ from polychrome.engine.errors import UserError
 from polychrome.kernels.augment import Recipe
 from polychrome.train.commands.tools import show_channels
 from tests.engine.data import measured
+from tests.refusals import refusal
 
 NAMES = ("dna", "er", "rna", "agp", "mito", "nir")
 HOW = Wanted("torch", torch.device("cpu"), 1)
@@ -62,11 +63,8 @@ def opened(root, channel_files=None, **options):
     return open_set(listing.read(root, channel_files=channel_files), HOW._replace(**options)).images
 
 
-def fault(root, channel_files=None):
-    with pytest.raises(UserError) as caught:
-        opened(root, channel_files)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+def fault(*arguments, **options):
+    return refusal(opened, *arguments, **options)
 
 
 def as_written(way, number, names, values):
