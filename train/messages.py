@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from polychrome.train.results import best
 from polychrome.train.settings.config import Settings
 
 SPLITS = {"train": "images to train on", "val": "to validate on", "holdout": "held out", "test": "to test on"}
-MOST = 6  # models named in a line
+MOST = 6  # models, or classes, named in a line
 
 
 def at_start(
@@ -45,12 +45,18 @@ def at_start(
     if not hardware.is_native(settings.precision, on):
         slow = [f"{settings.precision} is emulated on {device}: many times slower than fp32, and with larger errors"]
     return [
-        f"{origin}: {counts}; {data['classes']} classes; channels {listed(data['channels'])}",
+        f"{origin}: {counts}; {in_words(data['class_names'])}; channels {listed(data['channels'])}",
         f"models: {', '.join(named[:MOST] + more)}",
         f"{epochs} of {settings.image_size} px images in batches of {settings.batch_size}, {settings.precision} on "
         f"{device}; results in {folder}",
         *slow,
     ]
+
+
+def in_words(classes: Sequence[str]) -> str:
+    """Return how many classes there are, and the names of the first."""
+    more = ", ..." * (len(classes) > MOST)
+    return f"{len(classes)} classes ({', '.join(classes[:MOST])}{more})"
 
 
 def at_end(results: Mapping, folder: RunFolder) -> list[str]:

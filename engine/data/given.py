@@ -105,14 +105,13 @@ def together(files: Sequence[Path], trained: Trained) -> tuple[list[Path], Apart
     inside = {each: next((up for up in (each, *each.parents) if up.resolve() == home), None) for each in folders}
     outside = [folder for folder, base in inside.items() if base is None]
     common = Path(os.path.commonpath(outside)) if outside else None
-    by_base: dict[tuple[Path, bool], list[Path]] = {}
+    by_base: dict[Path, list[Path]] = {}
     for file in files:
-        base = inside[file.parent]
-        by_base.setdefault((base or common, base is not None), []).append(file)
+        by_base.setdefault(inside[file.parent] or common, []).append(file)
     apart = {}
-    for (base, certain), own in by_base.items():
+    for base, own in by_base.items():
         paths = [file.relative_to(base).as_posix() for file in own]
-        for path, parts in channel_files.together(paths, trained.channel_files, certain).items():
+        for path, parts in channel_files.together(paths, trained.channel_files).items():
             apart[base / path] = {name: base / part for name, part in parts.items()}
     others = {file for first, parts in apart.items() for file in parts.values() if file != first}
     return [file for file in files if file not in others], apart

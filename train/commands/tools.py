@@ -12,6 +12,7 @@ from polychrome.engine.errors import UserError, spreadsheet_cell
 from polychrome.engine.machine.files import csv_text, expanded, write_atomically
 from polychrome.engine.report import console
 from polychrome.engine.report.tables import Table
+from polychrome.train.messages import in_words
 
 
 def cut_patches(scene: Path, folder: Path, size: int, seed: int) -> None:
@@ -48,6 +49,8 @@ def scan_folder(
         write_atomically(output, csv_text(("path", "reason"), (map(spreadsheet_cell, row) for row in rows)))
     if rows:
         console.show(Table("Files that cannot be used", ("path", "reason"), rows))
+    if len(images.class_names) > 1:
+        console.say(in_words(images.class_names))
     for note in (*images.notes, *scan.remarks(report, by_dali=True), *repeats.notes(images, report.digests, group_by)):
         console.say(note)
     console.say(str(images.account.without(sum(len(images.files(path)) for path, _ in rows))))

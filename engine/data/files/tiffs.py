@@ -28,6 +28,7 @@ MINISWHITE, MINISBLACK, COLOURS, PALETTE, MASK, SEPARATED, YCBCR = range(7)  # p
 SAMPLES = {MINISWHITE: 1, MINISBLACK: 1, COLOURS: 3, PALETTE: 1, SEPARATED: 4, YCBCR: 3}
 CODED = (MINISWHITE, PALETTE, SEPARATED, YCBCR)
 IMAGE, CHANNELS, UNKNOWN = "YX", "CS", "IQ"  # tifffile's names of axes
+OF_PLANES = ("ome", "mmstack")  # series whose description tells of planes that a file may lack
 ALPHA = (1, 2)  # of ExtraSamples
 # Names, in small letters, that say no more of a photo's samples than their places do.
 OF_PHOTOS = (("r", "red", "gray", "grey", "0"), ("g", "green", "alpha", "1"), ("b", "blue", "2"), ("a", "alpha", "3"))
@@ -207,6 +208,8 @@ def _parts(tif: TiffFile) -> tuple[TiffPageSeries, np.ndarray | None]:
     (series,) = images
     if series.is_multifile or (tif.is_ome and series.kind == "generic"):
         raise Unsupported("its OME description tells of further files, wanted all in one")
+    if series.kind in OF_PLANES and (absent := sum(page is None for page in series)):  # tifffile would give zeros
+        raise Unsupported(f"its description tells of {len(series)} planes, {absent} of which are not in this file")
     lengths = dict(zip(series.axes, series.shape, strict=False))
     size = lengths.get("Y"), lengths.get("X")
     if masks and masks[0].shape != size:

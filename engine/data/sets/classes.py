@@ -8,6 +8,8 @@ from pathlib import Path
 from polychrome.engine.data.files.text import numbered_lines
 from polychrome.engine.errors import UserError
 
+FOUND = "found in"  # the labels, as the source of the number of classes
+
 
 def numbered_classes(
     root: Path, num_classes: int | None, labels: Collection[int], where: str, known: Sequence[str] = ()
@@ -28,7 +30,7 @@ def numbered_classes(
     elif known:
         names, count, source = list(known), len(known), "the run's"
     else:
-        count, source = len(labels), f"found in {where}"
+        count, source = len(labels), f"{FOUND} {where}"
     return tuple([*names, *map(str, range(len(names), count))][:count]), source
 
 

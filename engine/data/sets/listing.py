@@ -23,6 +23,7 @@ from polychrome.engine.machine.files import expanded
 
 How = tuple[int | None, int, str | None, Known | None]  # number of classes, seed, group_by and the known classes
 ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
+NOT_READ = "is not read"
 DESCRIPTIONS = (*(f"{split}.txt" for split in SPLITS), "classes.txt", NAMES_FILE, descriptions.FILE)
 
 
@@ -56,7 +57,7 @@ def read(
     except (OSError, Unsupported) as error:
         raise UserError(_unreadable(root, error)) from error
     if len(images.class_names) < 2:
-        raise UserError(f"{root} has one class: wanted at least 2{_passed_over(root)}")
+        raise UserError(f"{root} has one class: wanted at least 2{_passed_over(tree.files(root)) * root.is_dir()}")
     return images
 
 
@@ -87,7 +88,7 @@ def _read(
         return _from_parquet(packed, found, how)
     if images := _labelled(root, found, num_classes, known):
         images = _of_run(root, images, known)
-        images, parts = joined(found, images, channel_files) if channel_files else (images, {})
+        images, parts = joined(root, found, images, channel_files) if channel_files else (images, {})
         alike = repeats.grouping(root, group_by, parts)
         splits, notes = division.completed(root, images.class_names, images.splits, seed, alike)
         notes = (*images.notes, *notes)
@@ -99,7 +100,7 @@ def _read(
     wanted = (
         "train.txt, val.txt and test.txt nor train/, val/ and test/ nor class folders nor a table nor tars nor parquet"
     )
-    raise UserError(f"{root} has neither {wanted}{_passed_over(root)}")
+    raise UserError(f"{root} has neither {wanted}{_passed_over(found) or folders.unread(found)}")
 
 
 def _archive(file: Path) -> str:
@@ -107,13 +108,13 @@ def _archive(file: Path) -> str:
     return "it is an archive: unpack it" if file.is_file() and file.suffix.lower() in ARCHIVES else ""
 
 
-def _passed_over(root: Path) -> str:
-    """Return in words which table of a folder is not read, as its name tells nothing; empty where there is none."""
-    for path, kind in sorted(tree.files(root).items(), key=lambda item: item[0].count("/")) if root.is_dir() else ():
+def _passed_over(found: Mapping[str, str]) -> str:
+    """Return in words which table among files is not read, as its name tells nothing; empty where there is none."""
+    for path, kind in sorted(found.items(), key=lambda item: item[0].count("/")):
         stem, suffix = posixpath.splitext(posixpath.basename(path).lower())
         told = split_of(stem) or stem in tables.OF_ALL or stem + suffix == descriptions.FILE
         if suffix in tables.SUFFIXES and kind == suffix and not told:
-            return f"; {path} is not read: tables are called {', '.join(tables.OF_ALL)}, or as a split, such as train"
+            return f"; {path} {NOT_READ}: tables are called {', '.join(tables.OF_ALL)}, or as a split, such as train"
     return ""
 
 
@@ -145,7 +146,7 @@ def undivided(root: str | Path, known: Known, channel_files: str | None = None) 
         return None
     split = next(name for name in (UNDIVIDED, "test", "val") if name in images.splits)
     images = _of_run(root, images, known)
-    images, parts = joined(found, images, channel_files) if channel_files else (images, {})
+    images, parts = joined(root, found, images, channel_files) if channel_files else (images, {})
     rows = images.splits[split]
     lacks, which = ("images to train on", f"images of {split}") if split else ("splits", "labelled images")
     notes = (*images.notes, f"{root} has no {lacks}: all {len(rows):,} {which} are to be tested")
@@ -181,7 +182,14 @@ def _labelled(root: Path, found: Mapping[str, str], num_classes: int | None, kno
                 raise
             table = f"{' and '.join(named)} {'goes' if len(named) == 1 else 'go'} before the folders of {root}"
             raise UserError(f"{error} ({table}: remove it, if these are the classes)") from error
-    return _of_folders(root, found, num_classes, known)
+    table = _passed_over(found)
+    try:
+        images = _of_folders(root, found, num_classes, known)
+    except UserError as error:
+        raise UserError(f"{error}{table * (NOT_READ not in str(error))}") from error
+    if images is None or not table or any(NOT_READ in note for note in images.notes):
+        return images
+    return replace(images, notes=(*images.notes, table.removeprefix("; ")))
 
 
 def _of_folders(root: Path, found: Mapping[str, str], num_classes: int | None, known: Known | None) -> Labelled | None:

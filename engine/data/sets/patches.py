@@ -179,6 +179,9 @@ def _read(file: Path) -> Scene:
     except (OSError, Unsupported) as error:
         if why := getattr(error, "strerror", ""):
             raise UserError(f"{file} cannot be read: {why}") from error
+        if file.suffix not in (".npz", ".npy"):
+            arrays = "numpy.savez('scene.npz', cube=cube, labels=labels)"
+            raise UserError(f"{file} is not an .npz file: write its arrays as one, by {arrays}") from error
         raise UserError(f"{file} is not an .npz file of numbers: {one_line(error).removeprefix(DAMAGED)}") from error
     for key in ("cube", "labels"):
         if key not in arrays:

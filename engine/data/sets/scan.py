@@ -28,7 +28,7 @@ from polychrome.engine.errors import UserError
 from polychrome.engine.machine.files import Stamps, cache_folder, new_file
 from polychrome.engine.machine.workers import cpus, parallel_chunks
 
-RULES = 11  # raise this number when a file's verdict may change
+RULES = 12  # raise this number when a file's verdict may change
 CHUNK = 64
 KILLS = Passing("damaged: it crashes the decoder, or needs more memory than there is")
 LACKS = f"NaN stands for a channel that an image lacks, or {descriptions.FILE} tells its channels"
@@ -291,7 +291,7 @@ def _with_stacks(
     for path, stack in found.items():
         if stack.scale != example.scale:
             types = f"{first} has values of type {example.stored}, {path} of {stack.stored}"
-            raise UserError(f"{images.root}: {types}: wanted one type")
+            raise UserError(f"{images.root}: {types}: wanted one type, such as float32 in all")
     images = replace(images, dtype=example.dtype, stacks=True, conventions=Conventions(example.scale))
     return union.of_stacks(images, found, trained, asked)
 

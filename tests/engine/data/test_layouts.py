@@ -220,6 +220,91 @@ def test_tables_of_splits_are_read_beside_their_flat_folders(tmp_path):
     assert sizes(images) == {"train": 20 - len(images.splits["val"].paths), "val": sizes(images)["val"], "test": 6}
 
 
+@pytest.mark.parametrize("name", ["label", "grade"])
+def test_a_column_that_the_training_has_for_something_else_is_no_label_of_the_test_images(tmp_path, name):
+    touch(tmp_path, *numbered("train", 20), *numbered("test", 6))
+    rows = [f"{i:02d},{i % 3}" for i in range(20)]
+    text(tmp_path, train_dot_csv="\n".join([f"image,{name}", *rows]), test_dot_csv="image,fold\n00,0\n01,1\n")
+    images = listing.read(tmp_path)
+    assert sum(sizes(images).values()) == 20
+    assert {path.partition("/")[0] for path in images.paths} == {"train"}
+    assert f"test.csv has no column {name}, as train.csv has: it is not used" in images.notes
+    text(tmp_path, test_dot_csv=f"{name},image\n" + "\n".join(f"{i % 3},{i:02d}" for i in range(6)))
+    assert named(listing.read(tmp_path), "test") == {f"test/{i:02d}.png": str(i % 3) for i in range(6)}
+
+
+@pytest.mark.parametrize("stem", ["train_labels", "trainLabels", "Train-Annotations", "training_metadata"])
+def test_tables_called_after_a_split_and_labels_are_read(tmp_path, stem):
+    touch(tmp_path, *numbered("train", 12), *numbered("test", 3))
+    (tmp_path / f"{stem}.csv").write_text("id,label\n" + "".join(f"{i:02d},{i % 2}\n" for i in range(12)))
+    images = listing.read(tmp_path)
+    assert sum(sizes(images).values()) == 12
+    assert {path.partition("/")[0] for path in images.paths} == {"train"}
+
+
+def test_files_are_in_the_column_whose_cells_are_files(tmp_path):
+    touch(tmp_path, *numbered("images", 12))
+    rows = "".join(f"{100 + i},{i:02d}.png,{i % 2}\n" for i in range(12))
+    text(tmp_path, labels_dot_csv=f"id,photo,label\n{rows}")
+    images = listing.read(tmp_path)
+    assert (images.account.used, images.account.missing) == (12, 0)
+    assert images.notes[0] == "labels of labels.csv: files in the column photo, classes in label; not used: id"
+
+
+def test_a_table_called_after_labels_that_has_none_is_refused_where_folders_would_be_the_classes(tmp_path):
+    touch(tmp_path, *numbered("part_1", 6), *numbered("part_2", 6))
+    columns = ",".join(["image_id", *(f"pixel{i}" for i in range(9))])
+    text(tmp_path, labels_dot_csv=f"{columns}\n" + "00" + ",0" * 9)
+    assert (
+        "labels.csv has the columns image_id, pixel0, pixel1, pixel2, pixel3, pixel4, pixel5, pixel6 and 2 more: the "
+        "files are in image_id, wanted a column of their labels called label"
+    ) in fault(tmp_path)
+
+
+SPLIT_FOLDERS = {
+    "images": ("train_images", "test_images"),
+    "years": ("train2017", "val2017"),
+    "before": ("seg_train", "seg_test", "seg_pred"),
+    "capitals": ("Final_Training", "Final_Test"),
+}
+
+
+@pytest.mark.parametrize("form", SPLIT_FOLDERS)
+def test_folders_that_are_splits_by_their_names_are_not_taken_for_classes(tmp_path, form):
+    names = SPLIT_FOLDERS[form]
+    touch(tmp_path, *(path for name in names for path in numbered(name, 6)))
+    text(tmp_path, boxes_dot_csv="a,b\n")
+    message, first = fault(tmp_path), ", ".join(f"{name}/" for name in sorted(names[:2]))
+    assert f"has {first}, which are splits by their names and would be the classes: " in message
+    assert message.endswith(
+        "; boxes.csv is not read: tables are called labels, annotations, metadata, or as a split, such as train"
+    )
+    touch(tmp_path, *(path for name in "abcd" for path in numbered(name, 6)))  # most folders are none
+    assert names[0] in listing.read(tmp_path).class_names
+
+
+def test_a_table_that_is_not_read_is_named_where_folders_are_the_classes(tmp_path):
+    touch(tmp_path, *numbered("part_1", 6), *numbered("part_2", 6))
+    text(tmp_path, HAM10000_metadata_dot_csv="image_id,dx\n")
+    said = "HAM10000_metadata.csv is not read: tables are called labels, annotations, metadata, or as a split, such as"
+    assert any(note.startswith(said) for note in listing.read(tmp_path).notes)
+
+
+def test_a_class_called_train_beside_others_is_told_where_to_lie(tmp_path):
+    touch(tmp_path, *(path for name in ("bus", "car", "train") for path in numbered(name, 6)))
+    hint = "if train is a class as bus is, move the folders of all classes into a folder train/"
+    assert fault(tmp_path).endswith(f"wanted one folder per class; {hint}")
+    for name in ("bus", "car", "train"):
+        (tmp_path / "all" / "train").mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).rename(tmp_path / "all" / "train" / name)
+    assert listing.read(tmp_path / "all").class_names == ("bus", "car", "train")
+
+
+def test_files_of_kinds_that_are_not_read_are_counted_where_there_is_nothing_else(tmp_path):
+    (tmp_path / "scene.mat").write_bytes(b"MATLAB 5.0")
+    assert fault(tmp_path).endswith("nor parquet; not read are 1 .mat")
+
+
 def test_a_column_of_splits_divides_a_table(tmp_path):
     touch(tmp_path, *numbered("images", 12))
     splits = ["train"] * 6 + ["valid"] * 3 + ["test"] * 3
@@ -315,8 +400,8 @@ def test_a_table_whose_labels_are_none_is_told_to_go_before_class_folders(tmp_pa
     touch(tmp_path, *paths)
     text(tmp_path, metadata_dot_csv="image,target\n" + "".join(f"{path},{10 * i}\n" for i, path in enumerate(paths)))
     assert fault(tmp_path).endswith(
-        f"as 12 classes are found in metadata.csv (metadata.csv goes before the folders of {tmp_path}: remove it, if "
-        "these are the classes)"
+        "as 12 classes are found in metadata.csv, column target; wanted labels without gaps, or names (metadata.csv "
+        f"goes before the folders of {tmp_path}: remove it, if these are the classes)"
     )
     (tmp_path / "metadata.csv").unlink()
     assert listing.read(tmp_path).class_names == ("cat", "dog")
@@ -485,4 +570,6 @@ def test_folders_that_look_like_splits_of_the_same_classes_are_no_classes(tmp_pa
     touch(tmp_path, *(path for name in names for kind in "ab" for path in numbered(f"{name}/{kind}", 4)))
     assert "with the same folders inside: name the splits train/, val/ and test/" in fault(tmp_path)
     touch(tmp_path, *numbered("other/a", 4))
-    assert len(listing.read(tmp_path).class_names) == 3
+    assert "which are splits by their names and would be the classes" in fault(tmp_path)
+    touch(tmp_path, *numbered("another/a", 4), *numbered("third/a", 4))
+    assert len(listing.read(tmp_path).class_names) == 5

@@ -294,6 +294,23 @@ def test_an_ome_file_that_tells_of_further_files_is_refused(tmp_path):
     assert reason(tmp_path, stream.getvalue()) == "its OME description tells of further files, wanted all in one"
 
 
+@pytest.mark.parametrize("there", [(0,), (0, 2), (1,), (0, 1, 2)])
+def test_planes_that_an_ome_file_lacks_are_not_taken_for_zeros(tmp_path, there):
+    values = np.moveaxis(measured.drawn(3), -1, 0)
+    with tifffile.TiffFile(io.BytesIO(measured.described(values, "CYX", ome=True))) as whole:
+        text = whole.ome_metadata
+    planes = "".join(f'<TiffData FirstC="{plane}" IFD="{page}" PlaneCount="1"/>' for page, plane in enumerate(there))
+    text, stream = re.sub(r"<TiffData[^>]*/>", planes, text), io.BytesIO()
+    with tifffile.TiffWriter(stream) as writer:
+        for plane in there:
+            writer.write(values[plane], description=text if plane == there[0] else "", metadata=None)
+    if len(there) < 3:
+        lacking = f"{3 - len(there)} of which are not in this file"
+        assert reason(tmp_path, stream.getvalue()) == f"its description tells of 3 planes, {lacking}"
+    else:
+        np.testing.assert_array_equal(tiffs.read(stream.getvalue()).values, measured.drawn(3))
+
+
 def test_overviews_and_masks_are_no_channels(tmp_path):
     def layered(values, **options):
         stream = io.BytesIO()

@@ -147,6 +147,15 @@ def test_rows_without_an_image_are_rejected_by_the_scan(tmp_path):
     assert rejected["000000011.jpg"].startswith("not an image")
 
 
+def test_a_file_that_holds_paths_alone_is_refused(tmp_path):
+    images = [{"bytes": None, "path": f"/data/{number}.jpg"} for number in range(12)]
+    table = pa.table({"image": pa.array(images, pa.struct({"bytes": pa.binary(), "path": pa.string()}))})
+    parquet.write_table(table.append_column("label", [[0, 1] * 6]), tmp_path / "all.parquet")
+    assert fault(tmp_path) == (
+        f"{tmp_path / 'all.parquet'}: no row of column image has bytes, maybe paths alone: wanted encoded images"
+    )
+
+
 def test_of_two_columns_of_labels_the_first_is_taken_and_the_other_named(tmp_path):
     names = {"fine": {"names": ["a", "b"]}, "coarse": {"names": ["c", "d"]}}
     table = pa.table({"img": [photo(i) for i in range(12)], "fine": [0, 1] * 6, "coarse": [0] * 12})

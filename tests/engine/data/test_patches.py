@@ -198,6 +198,9 @@ def test_faults_of_size_and_folder_are_named(tmp_path):
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(UserError, match=r"text\.npz is not an \.npz file of numbers"):
         patches.cut(tmp_path / "text.npz", tmp_path / "new")
+    (tmp_path / "scene.mat").write_bytes(b"MATLAB 5.0 MAT-file" * 9)
+    with pytest.raises(UserError, match=r"scene\.mat is not an \.npz file: write its arrays as one, by numpy\.savez"):
+        patches.cut(tmp_path / "scene.mat", tmp_path / "new")
     np.save(tmp_path / "array.npy", np.zeros((3, 3)))
     with pytest.raises(
         UserError, match=r"array\.npy is not an \.npz file of numbers: a single array, wanted one of cube"

@@ -46,11 +46,16 @@ def pixels(names, seed, dtype=np.uint8, height=10, width=8):
     return (drawn + offsets).astype(dtype)
 
 
-def write(root, files, described=None, labels=None):
-    """Write files and lists that have every file in each split, in two classes by turns, and maybe channels.csv."""
+def put(root, files):
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
+    return root
+
+
+def write(root, files, described=None, labels=None):
+    """Write files and lists that have every file in each split, in two classes by turns, and maybe channels.csv."""
+    put(root, files)
     rows = "".join(f"{name} {(labels or {}).get(name, number % 2)}\n" for number, name in enumerate(files))
     for split in ("train", "val", "test"):
         (root / f"{split}.txt").write_text(rows)
@@ -318,6 +323,51 @@ def test_faults_of_channel_files_name_both_files(tmp_path):
     assert "finds no channel in any path, such as s1_w0.png" in fault(twice, "_z([0-9])")
     named = write(tmp_path / "c", {**site(1, (0,)), **site(2, (0,))}, "s1_w0.png,x\n", labels)
     assert fault(named, "_w([0-9])").endswith("has channels.csv and --channel-files: wanted one of the two")
+
+
+def test_a_channel_that_folder_and_file_both_name_is_found_once(tmp_path):
+    files = {path: content for number in range(6) for path, content in site(number, (0, 1, 2)).items()}
+    both = {f"c{int(path[1]) % 2}/red_w{path[4]}/{path}": content for path, content in files.items()}
+    images = listing.read(put(tmp_path / "both", both), channel_files="_w([0-9])")
+    assert len(images.paths) == 6
+    assert images.parts["c1/red_w0/s3_w0.png"] == {str(c): f"c1/red_w{c}/s3_w{c}.png" for c in range(3)}
+    unlike = {f"c{int(path[1]) % 2}/plate_w7/{path}": content for path, content in files.items()}
+    assert fault(put(tmp_path / "unlike", unlike), "_w([0-9])") == (
+        "--channel-files '_w([0-9])' finds the channels '7' and '0' in c0/plate_w7/s0_w0.png: make it find one"
+    )
+    assert len(listing.read(tmp_path / "unlike", channel_files="_w([0-9]).png").paths) == 6
+
+
+def test_files_that_are_not_joined_are_told(tmp_path):
+    files = {
+        f"c{number % 2}/{c}/s{number}_w{c}.png": png(pixels(("er",), number)) for number in range(6) for c in (0, 1)
+    }
+    notes = listing.read(put(tmp_path, files), channel_files="_w([0-9])").notes
+    assert "--channel-files '_w([0-9])' joins no files: each image has one, such as c0/0/s0_w0.png" in notes
+
+
+def test_a_table_may_name_images_without_their_channels(tmp_path):
+    files = {}
+    for folder in ("train/", "val/", "test/"):
+        for number in range(4):
+            files |= site(number, (0, 1), folder)
+    root = put(tmp_path, files)
+    rows = [f"s{number},{number % 2}\n" for number in range(4)]
+    (root / "train.csv").write_text("".join(["Id,Target\n", *rows[:3], "s9,0\n"]))
+    (root / "val.csv").write_text("".join(["Id,Target\n", *rows]))
+    (root / "test.csv").write_text("".join(["Id,Target\n", *(f"test/{row}" for row in rows)]))
+    images = listing.read(root, channel_files="_w([0-9])")
+    assert images.splits["train"].paths == ("train/s0_w0.png", "train/s1_w0.png", "train/s2_w0.png")
+    assert images.splits["train"].labels == (0, 1, 0)
+    assert images.splits["val"].paths == tuple(f"val/s{number}_w0.png" for number in range(4))
+    assert images.splits["test"].paths == tuple(f"test/s{number}_w0.png" for number in range(4))
+    assert images.splits["test"].labels == (0, 1, 0, 1)
+    assert images.parts["train/s1_w0.png"] == {"0": "train/s1_w0.png", "1": "train/s1_w1.png"}
+    assert "1 file without a channel in the path (--channel-files), such as s9: not used" in images.notes
+    for split in ("train", "val", "test"):
+        (root / f"{split}.csv").unlink()
+    (root / "labels.csv").write_text("".join(["Id,Target\n", *rows]))
+    assert fault(root, "_w([0-9])").startswith("--channel-files: 's0' may be test/s0 or train/s0: wanted a path within")
 
 
 def test_an_image_is_left_out_where_a_file_of_it_is_unusable_or_differs(tmp_path):

@@ -259,7 +259,7 @@ def test_files_of_a_set_are_of_one_kind(tmp_path):
     assert "0.npy has 5 channels, x.npy has 4: where numbers differ, channels.csv, with lines such as " in counts
     assert counts.endswith("where they do not, channels.txt, with a line for each, tells which axis has them")
     types = fault(folder(tmp_path / "c", arrays | {"x.npy": npy(values(6, 7, 5, dtype=np.uint8))}))
-    assert types.endswith("0.npy has values of type float32, x.npy of uint8: wanted one type")
+    assert types.endswith("0.npy has values of type float32, x.npy of uint8: wanted one type, such as float32 in all")
 
 
 def test_tiff_pages_are_channels_where_photos_are_not_the_more(tmp_path):

@@ -20,6 +20,7 @@ from polychrome.engine.data.sets.layouts.labelled import (
     in_order,
     normal,
     split_of,
+    splits_in,
 )
 from polychrome.engine.errors import UserError
 
@@ -61,7 +62,11 @@ def of_splits(
     if "train" not in parts:
         raise UserError(f"no train/ in {root}: wanted train/, val/ and test/ with a folder per class")
     train = root / parts["train"]
-    names = _checked(train, below(train), num_classes)
+    names = below(train)
+    if not names and (others := [name for name in below(root) if name not in parts.values()]):
+        hint = f"; if {train.name} is a class as {others[0]} is, move the folders of all classes into a folder train/"
+        raise UserError(f"no class folders in {train}: wanted one folder per class{hint}")
+    names = _checked(train, names, num_classes)
     if known:
         more = (name for part in parts.values() for name in below(root / part) if normal(name) in known.names)
         names = in_order({normal(name): name for name in (*more, *names)}.values())
@@ -96,8 +101,12 @@ def of_splits(
 
 
 def of_classes(root: Path, found: Mapping[str, str], num_classes: int | None) -> Labelled:
-    """Return the images in the folders of classes; raises UserError where there are other than `num_classes`."""
+    """Return the images in the folders of classes.
+
+    Raises UserError where there are other than `num_classes`, or they are splits by their names.
+    """
     names = _checked(root, below(root), num_classes)
+    _check_no_splits(root, names)
     of_class = _by_class(found, "", names)
     for label, paths in of_class.items():
         if not paths:
@@ -115,6 +124,17 @@ def _checked(folder: Path, names: list[str], num_classes: int | None) -> list[st
     if len(set(map(normal, names))) < len(names):
         raise UserError(f"two folders in {folder} have one name in different forms of Unicode: rename one of them")
     return names
+
+
+def _check_no_splits(root: Path, names: Sequence[str]) -> None:
+    """Raise UserError where at least half of the folders are called after splits, such as train2017 and val2017."""
+    told = {name: splits for name in names if (splits := splits_in(name))}
+    if len(told) * 2 >= len(names) and "train" in (splits := set().union(*told.values())) and len(splits) > 1:
+        some = ", ".join(f"{name}/" for name in told)
+        raise UserError(
+            f"{root} has {some}, which are splits by their names and would be the classes: wanted train/, val/ and "
+            "test/ with a folder per class in each, or a table of labels"
+        )
 
 
 def _images(found: Mapping[str, str], prefix: str) -> list[str]:

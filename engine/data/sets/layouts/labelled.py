@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from polychrome.engine.channels.names import listed
 from polychrome.engine.data.sets import tree
-from polychrome.engine.data.sets.classes import check_trained, class_names, numbered_classes
+from polychrome.engine.data.sets.classes import FOUND, check_trained, class_names, numbered_classes
 from polychrome.engine.errors import UserError
 
 UNDIVIDED = ""  # the split of images that are to be divided
@@ -110,6 +110,11 @@ def splits_told(files: Sequence[Path]) -> dict[Path, str]:
     return {file: min(found) for file, found in told.items()}
 
 
+def splits_in(folder: str) -> set[str]:
+    """Return the splits that words of a folder's name tell, as seg_train and train2017 do."""
+    return set(_words_of(Path(folder) / "_").values())
+
+
 def _words_of(file: Path) -> dict[str, str]:
     """Return the words of a relative path that tell a split, and which."""
     name = file.name.partition(".")[0]
@@ -168,6 +173,10 @@ class Places:
             name = posixpath.basename(path)
             for key in {name, posixpath.splitext(name)[0]}:
                 self._by_name.setdefault(key, []).append(path)
+
+    def __contains__(self, path: object) -> bool:
+        """Return whether a path is that of an image, as it was found."""
+        return path in self._found
 
     def exact(self, path: str) -> str:
         """Return the path of a named file, which may be written with backslashes or in another form of Unicode."""
@@ -251,6 +260,8 @@ def labelled(
         for entry, (_, label) in zip(some, splits[split], strict=True):
             if not 0 <= label < len(names):
                 count = f"{len(names)} classes are {why}"
+                if why.startswith(FOUND):
+                    count += "; wanted labels without gaps, or names"
                 last = len(names) - 1 + start
                 raise UserError(f"{entry.where}: label {label + start} is outside {start}..{last}, as {count}")
     if not known and num_classes is None:

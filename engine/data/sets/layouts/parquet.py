@@ -151,11 +151,11 @@ def _features(schema: pa.Schema) -> dict[str, dict]:
 
 def _write(file: Path, parquet: ParquetFile, columns: Columns, tar: Path) -> bool:
     """Write the rows of a file into a tar; return whether they have labels."""
-    labelled = unlabelled = 0
+    labelled = unlabelled = held = 0
     with tarfile.open(tar, "w") as packed:
         for number, image, label in _rows(file, parquet, columns):
             content, there = _bytes(image), label not in (None, NO_LABEL)
-            labelled, unlabelled = labelled + there, unlabelled + (not there)
+            labelled, unlabelled, held = labelled + there, unlabelled + (not there), held + bool(content)
             if labelled and unlabelled:
                 raise UserError(f"{file}: row {number} has no label, or those before have none: wanted a label in each")
             extension = EXTENSIONS.get(kinds.of(content[: kinds.HEAD]), "jpg")  # what is no image the scan rejects
@@ -163,6 +163,8 @@ def _write(file: Path, parquet: ParquetFile, columns: Columns, tar: Path) -> boo
             if there:
                 kind, text = ("json", json.dumps({"label": label})) if isinstance(label, str) else ("cls", str(label))
                 _add(packed, f"{number:09d}.{kind}", text.encode())
+    if labelled and not held:
+        raise UserError(f"{file}: no row of column {columns.image} has bytes, maybe paths alone: wanted encoded images")
     return labelled > 0
 
 

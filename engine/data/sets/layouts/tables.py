@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import posixpath
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,20 +19,22 @@ from polychrome.engine.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 MARKS = ",;\t"  # between cells
-SAMPLE = 100  # lines that tell the mark
+SAMPLE, FIRST = 100, 3  # lines that tell the mark, and a column of files
 OF_LABELS = ("labels", "annotations")
 OF_ALL = (*OF_LABELS, "metadata")  # names of tables of a whole folder
 FILES = ("file_name", "filename", "file", "path", "filepath", "file_path", "image_path", "image", "img", "image_name")
-FILES += ("fname", "image_id", "imageid", "img_id", "id", "name")
+FILES += ("fname", "image_id", "imageid", "img_id", "patch_id", "id", "name")
 LABELS = ("label", "labels", "class", "class_name", "classname", "category", "target", "label_name", "species", "breed")
-LABELS += ("class_id", "category_id", "y")
+LABELS += ("class_id", "classid", "category_id", "y", "diagnosis", "dx")
+UNNAMED = ("0", "1")  # columns of a table without a line of names
+MOST = 8  # columns that a line names
 SPLIT = ("split", "set", "partition", "subset")
 FLAGS = {"is_test": "test", "is_valid": "val", "is_val": "val"}  # columns that say whether a row is of a split
 TRUE, FALSE = ("true", "1", "yes", "1.0"), ("false", "0", "no", "0.0", "")
 
 
 class NoLabels(UserError):
-    """No table names images and their labels; the message has the columns of one."""
+    """No table names images and their labels; the message says what one lacks, and its columns."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class Table:
     roles: tuple[int, int, tuple[int, ...]] | None
     rows: tuple[tuple[int, tuple[str, ...]], ...]
 
+    @property
+    def label(self) -> str:
+        """The name of the column of labels, for a table that has one."""
+        return self.columns[self.roles[1]]
+
 
 def of_folder(root: Path, found: Mapping[str, str]) -> list[str]:
     """Return the paths of the tables that label the images of a folder, in it or in its splits' folders."""
@@ -57,11 +65,16 @@ def of_folder(root: Path, found: Mapping[str, str]) -> list[str]:
         stem, suffix = posixpath.splitext(name)
         if suffix.lower() not in SUFFIXES or "/" in folder:
             continue
-        if (not folder and (split_of(stem) or stem.lower() in OF_ALL)) or (
+        if (not folder and (_split_of(stem) or stem.lower() in OF_ALL)) or (
             split_of(folder) and stem.lower() == "metadata"
         ):
             tables.append(path)
     return tables
+
+
+def _split_of(stem: str) -> str | None:
+    """Return the split that a table's name tells, as train, train_labels and trainLabels do; None where it does not."""
+    return split_of(re.sub(f"[ _-]?({'|'.join((*OF_ALL, 'label'))})$", "", stem, flags=re.IGNORECASE) or stem)
 
 
 def read(
@@ -71,24 +84,31 @@ def read(
 
     Raises:
         NoLabels: no table has a column of files and a column of labels, which in class folders is called so.
-        UserError: a table is malformed, or a name is that of several files, or some rows alone have a split.
+        UserError: a table is malformed, or one that is called after labels names files and no labels, or a name is that
+            of several files, or some rows alone have a split.
     """
-    places, entries, notes, own, columns = Places(root, found), {}, [], [], ()
-    for file in paths:
-        table = _table(root, file, places)
-        columns, before = table.columns, sum(map(len, entries.values()))
+    places, entries, notes, own = Places(root, found), {}, [], []
+    read = {file: _table(root, file, places) for file in paths}
+    training = next((table for table in read.values() if table.split in ("train", UNDIVIDED) and table.roles), None)
+    for file, table in read.items():
+        before = sum(map(len, entries.values()))
         if table.roles is None:
+            if table.file.stem.lower() in OF_LABELS and _named(table.columns) is not None:
+                raise UserError(_lacking(table))
             notes.append(f"{file} has no labels: it is not used")
+            continue
+        if training and not _are_alike(table, training):
+            notes.append(f"{file} has no column {training.label}, as {training.file.name} has: it is not used")
             continue
         if _goes_after_folders(table, places):
             notes.append(f"{file} has no column called label or the like: it is not used")
             continue
-        named, kind, parts = table.roles
+        columns, (named, kind, parts) = table.columns, table.roles
         own.append(file)
         said = f"labels of {file}: files in the column {columns[named]}, classes in {columns[kind]}"
         said += f", splits in {' and '.join(columns[part] for part in parts)}" if parts else ""
-        unused = [name or "(no name)" for i, name in enumerate(columns) if i not in (named, kind, *parts)]
-        notes.append(said + f"; not used: {', '.join(unused)}" * bool(unused))
+        unused = [name for i, name in enumerate(columns) if i not in (named, kind, *parts)]
+        notes.append(said + f"; not used: {_listed(unused)}" * bool(unused))
         for number, row in table.rows:
             where = f"{table.file}:{number}"
             if len(row) <= max(named, kind) or not row[named] or not row[kind]:
@@ -100,13 +120,33 @@ def read(
         if again := before + len(table.rows) - sum(map(len, entries.values())):
             notes.append(f"{again:,} row{'s' * (again > 1)} of {file} repeat a file and its label: taken once")
     if not entries:
-        raise NoLabels(f"{root / paths[-1]} has the columns {', '.join(columns)}: wanted filename and label")
+        raise NoLabels(_lacking(read[paths[-1]]))
     if UNDIVIDED in entries and len(entries) > 1:
         raise UserError(f"{root}: {' and '.join(own)} name images with and without a split: wanted one of them")
     listed = {split: list(some.values()) for split, some in entries.items()}
-    images = labelled(root, listed, num_classes, own[0], known)
+    source = own[0] if training is None else f"{own[0]}, column {training.label}"
+    images = labelled(root, listed, num_classes, source, known)
     splits = {UNDIVIDED: images.splits["train"]} if list(images.splits) == ["train"] else images.splits
     return replace(images, splits=splits, notes=(*notes, *images.notes), own=tuple(own))
+
+
+def _are_alike(table: Table, training: Table) -> bool:
+    """Return whether the labels of a table are of the same column as those of the training, or called so in both."""
+    names = {table.label.lower(), training.label.lower()}
+    return len(names) == 1 or names <= {*LABELS, UNNAMED[1]}
+
+
+def _lacking(table: Table) -> str:
+    """Return what columns a table has, and which it should have."""
+    wanted = "wanted filename and label"
+    if table.roles is None and (named := _named(table.columns)) is not None:
+        wanted = f"the files are in {table.columns[named]}, wanted a column of their labels called label"
+    return f"{table.file} has the columns {_listed(table.columns)}: {wanted}"
+
+
+def _listed(columns: Sequence[str]) -> str:
+    names = [name or "(no name)" for name in columns]
+    return ", ".join(names[:MOST]) + f" and {len(names) - MOST} more" * (len(names) > MOST)
 
 
 def _goes_after_folders(table: Table, places: Places) -> bool:
@@ -145,18 +185,28 @@ def _named_split(where: str, row: Sequence[str], columns: Sequence[str], parts: 
 def _table(root: Path, path: str, places: Places) -> Table:
     file, (folder, name) = root / path, posixpath.split(path)
     stem = posixpath.splitext(name)[0]
-    split = split_of(folder if stem.lower() in OF_ALL and folder else stem) or UNDIVIDED
+    split = (split_of(folder) if stem.lower() in OF_ALL and folder else _split_of(stem)) or UNDIVIDED
     lines = list(numbered_lines(file, " \r"))  # a tab begins a cell, which may be empty
     if not lines:
         raise UserError(f"{file} is empty: wanted a line of columns such as filename,label")
     rows = list(_objects(file, lines) if path.lower().endswith(".jsonl") else _cells(file, lines))
     (_, header), *others = rows
+
+    def there(column: int, number: int, row: Sequence[str]) -> bool:
+        try:
+            return bool(row[column]) and places.is_there(f"{file}:{number}", row[column], folder, split)
+        except UserError:  # several may be meant, which is told where the row is read
+            return True
+
     roles = _roles(header)
+    if roles and not any(there(roles[0], *row) for row in others[:SAMPLE]):
+        rest = (i for i in range(len(header)) if i not in (roles[0], roles[1], *roles[2]))
+        roles = (next((i for i in rest if any(there(i, *row) for row in others[:FIRST])), roles[0]), *roles[1:])
     if roles is None and len(header) == 2:  # of no known names, or a table without a line of names
-        there = [places.is_there(f"{file}:{number}", row[0], folder, split) for number, row in rows[:2]]
-        roles = (0, 1, ()) if any(there) else None
-        if roles and (there[0] or _is_data(header, others)):
-            header, others = ("0", "1"), rows
+        found = [there(0, *row) for row in rows[:2]]
+        roles = (0, 1, ()) if any(found) else None
+        if roles and (found[0] or _is_data(header, others)):
+            header, others = UNNAMED, rows
     return Table(file, folder, split, header, roles, tuple(others))
 
 
@@ -227,8 +277,7 @@ def _cell(value: object) -> str:
 
 def _roles(columns: Sequence[str]) -> tuple[int, int, tuple[int, ...]] | None:
     """Return `Table.roles` by the names of columns, or by what is left where one is left."""
-    lower = [column.lower() for column in columns]
-    named = next((lower.index(name) for name in FILES if name in lower), None)
+    lower, named = [column.lower() for column in columns], _named(columns)
     kind = next((lower.index(name) for name in LABELS if name in lower and lower.index(name) != named), None)
     parts = tuple(lower.index(name) for name in SPLIT if name in lower)[:1]
     parts = parts or tuple(lower.index(name) for name in FLAGS if name in lower)
@@ -236,3 +285,9 @@ def _roles(columns: Sequence[str]) -> tuple[int, int, tuple[int, ...]] | None:
     if named is not None and kind is None and len(others) == 1:
         kind = others[0]
     return None if named is None or kind is None else (named, kind, parts)
+
+
+def _named(columns: Sequence[str]) -> int | None:
+    """Return the column of files by its name; None where none has such a name."""
+    lower = [column.lower() for column in columns]
+    return next((lower.index(name) for name in FILES if name in lower), None)
