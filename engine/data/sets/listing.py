@@ -23,7 +23,7 @@ from polychrome.engine.machine.files import expanded
 
 How = tuple[int | None, int, str | None, Known | None]  # number of classes, seed, group_by and the known classes
 ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst")
-NOT_READ = "is not read"
+NOT_READ = "is not read: tables are called"
 DESCRIPTIONS = (*(f"{split}.txt" for split in SPLITS), "classes.txt", NAMES_FILE, descriptions.FILE)
 
 
@@ -114,7 +114,7 @@ def _passed_over(found: Mapping[str, str]) -> str:
         stem, suffix = posixpath.splitext(posixpath.basename(path).lower())
         told = split_of(stem) or stem in tables.OF_ALL or stem + suffix == descriptions.FILE
         if suffix in tables.SUFFIXES and kind == suffix and not told:
-            return f"; {path} {NOT_READ}: tables are called {', '.join(tables.OF_ALL)}, or as a split, such as train"
+            return f"; {path} {NOT_READ} {', '.join(tables.OF_ALL)}, or as a split, such as train"
     return ""
 
 
