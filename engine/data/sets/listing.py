@@ -57,7 +57,8 @@ def read(
     except (OSError, Unsupported) as error:
         raise UserError(_unreadable(root, error)) from error
     if len(images.class_names) < 2:
-        raise UserError(f"{root} has one class: wanted at least 2{_passed_over(tree.files(root)) * root.is_dir()}")
+        table = _passed_over(tree.files(root)) if root.is_dir() else ""
+        raise UserError(f"{root} has one class: wanted at least 2{table}")
     return images
 
 
