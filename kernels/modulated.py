@@ -130,8 +130,13 @@ def _bounded(style: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
     The largest cancels out of the demodulated kernels, whose squares it would make infinite, or zero.
     """
-    largest = style.detach().abs().amax(1, keepdim=True).clamp(min=1e-12)
+    largest = _largest(style)
     return style / largest, eps / largest.square()
+
+
+def _largest(factors: Tensor) -> Tensor:
+    """Return the largest size of each sample's factors [batch, in_channels], as [batch, 1], above 0."""
+    return factors.detach().abs().amax(1, keepdim=True).clamp(min=1e-12)
 
 
 def _scales(
@@ -141,23 +146,24 @@ def _scales(
 
     The factors are wide.
     """
-    wide = wide_dtype(weight.dtype)
+    wide, is_half = wide_dtype(weight.dtype), weight.dtype == torch.float16
     before, after = style.to(wide), None
-    if demodulate:
-        # Without a kernel's norm, which cancels out of the quotient too, x and y keep their sizes, which float16 may
-        # need.
-        least = eps
+    exact = weight.to(wide)
+    squares = exact.square().sum((2, 3)) if demodulate or is_half else None  # [out_channels, in_channels]
+    if is_half:  # without the norms of kernels and factors, y is of x's size, and does not leave float16's range
+        norm = (squares.detach().sum(1) + eps).sqrt()  # [out_channels]
+        weight = (exact / norm[:, None, None, None]).to(weight.dtype)
+    if demodulate:  # the norms cancel out of the quotient
         before, eps = _bounded(before, eps)
-        exact = weight.to(wide)
-        squares = exact.square().sum((2, 3))  # [out_channels, in_channels]
-        if weight.dtype == torch.float16:
-            norm = (squares.detach().sum(1) + least).sqrt()  # [out_channels]
-            weight = (exact / norm[:, None, None, None]).to(weight.dtype)
+        if is_half:
             squares, eps = squares / norm.square()[:, None], eps / norm.square()
         with without_autocast(weight):
             after = (before.square() @ squares.t() + eps).rsqrt()
     if input_gain is not None:
         before = before * input_gain.to(wide)
+    if is_half and (input_gain is not None or not demodulate):
+        largest = _largest(before)
+        before, after = before / largest, (norm if after is None else after) * largest
     return weight, before, after
 
 

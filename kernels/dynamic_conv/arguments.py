@@ -72,6 +72,7 @@ def check_kernels(
     """
     check_same_dtype(name, kernels, x)
     check_device(name, kernels, x)
+    name = f"{name}, one kernel for all samples as it has no batch," if shared else name
     channels, given = x.shape[1], groups
     groups = as_int(given)
     if groups is None or groups < 1 or channels % groups:
@@ -86,7 +87,8 @@ def check_kernels(
     if 0 in kernels.shape[first:] or (name == "experts" and kernels.shape[0] == 0):
         raise ValueError(f"{name} must have no dimension of size 0, got {sizes(kernels)}")
     if not transposed and kernels.shape[first] % groups:
-        raise ValueError(f"out_channels must be a multiple of groups={groups}, got {int(kernels.shape[first])}")
+        of = f" of {name}" if shared else ""
+        raise ValueError(f"out_channels{of} must be a multiple of groups={groups}, got {int(kernels.shape[first])}")
     return groups
 
 

@@ -10,6 +10,7 @@ from polychrome.kernels.fuse.candidates import Candidate, Match, Refusal, obstac
 from polychrome.kernels.fuse.gates import is_torchs, may_gate
 from polychrome.kernels.plain import is_centred
 
+LARGEST_EPS = 1e-4  # a larger number of a module is a scale of its weights
 BIGGEST = 5_000_000  # parameters of a module that is tried for a gate: a trial copies it in float64
 
 
@@ -72,11 +73,13 @@ def _modulated(module: nn.Module, weight: str, children: list[str]) -> Candidate
     if features.count(None) != len(features) - 1:
         return None
     (modulation,) = (name for name, size in zip(children, features, strict=True) if size is not None)
+    numbers = [name for name, value in vars(module).items() if type(value) is float]
+    small = [name for name in numbers if getattr(module, name) <= LARGEST_EPS]
     plans = [
         convolutions.ModulationPlan(weight, scale, modulation, demodulate, eps, blur, up)
         for blur, up in _resampling(module, modulation)
-        for scale in _attributes(module, "scale")
-        for eps in _attributes(module, "eps")
+        for scale in (*(name for name in numbers if name not in small), None)
+        for eps in (*small, None)
         for demodulate in (True, False)
     ]
     size = next(size for size in features if size is not None)
@@ -99,11 +102,6 @@ def _resampling(module: nn.Module, modulation: str):
     for name, _ in module.named_children():
         if name != modulation:
             yield from ((name, True), (name, False))
-
-
-def _attributes(module: nn.Module, name: str) -> tuple[str | None, ...]:
-    """Return an attribute's name, if the module has such a number, and None."""
-    return (name, None) if isinstance(getattr(module, name, None), float) else (None,)
 
 
 def _arguments(module: nn.Module) -> list[str]:

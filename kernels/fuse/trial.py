@@ -5,9 +5,10 @@ import inspect
 import math
 import pickle
 from collections import deque
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
+from threading import get_ident
 from typing import NamedTuple
 
 import torch
@@ -106,7 +107,7 @@ def _confirmed(module: nn.Module, candidate: Candidate) -> Match | Refusal | str
     if isinstance(tried, Exception):
         words = f"its forward cannot be tried on x {list(candidate.inputs[0][0])}: {_line(tried)}"
         return Refusal(words) if candidate.certain or (candidate.told and may_gate(module)) else None
-    copied, shapes, first, gates = tried
+    copied, shapes, first, gates, sets_autocast = tried
     shape, output = list(shapes[0]), list(first.tensors["the output"].shape)
     one_map, one_gate = [shape[0], 1, *shape[2:]], [*shape[:2], 1, 1]
     if not candidate.certain and output not in (one_map, one_gate) and not gates.any():
@@ -117,6 +118,9 @@ def _confirmed(module: nn.Module, candidate: Candidate) -> Match | Refusal | str
         if not _uses_its_op(match, gates, shapes[0]):
             continue
         settings = OF_A_PRODUCT if match.form is GatedChannels else SETTINGS
+        if sets_autocast and match.form is not GatedChannels:
+            why = why or f"its forward sets autocast, which {match.form.ops(match.plan)} would not hear"
+            continue
         try:
             swapped = copy.deepcopy(copied)
             if found := _objection(swapped, match, shapes):
@@ -144,7 +148,9 @@ def _confirmed(module: nn.Module, candidate: Candidate) -> Match | Refusal | str
 
 
 def _tried(module: nn.Module, candidate: Candidate):
-    """Return a copy of the module, its input shapes, the first results and gates of its forward; or the first error."""
+    """Return a copy of the module, its input shapes, the first results and gates of its forward, and whether it sets
+    autocast; or the first error.
+    """
     first = None
     try:
         copied = _randomised(module)
@@ -152,10 +158,28 @@ def _tried(module: nn.Module, candidate: Candidate):
         return error
     for shapes in candidate.inputs:
         try:
-            return copied, shapes, *_run(copied, shapes, SETTINGS[0], Gates)
+            with _autocast_entered() as entered:
+                return copied, shapes, *_run(copied, shapes, SETTINGS[0], Gates), entered
         except Exception as error:  # a foreign module may raise anything: it is left alone
             first = first or error
     return first
+
+
+@contextmanager
+def _autocast_entered() -> Iterator[list[str]]:
+    """Collect the devices for which this thread enters autocast; as a context, as a decorator calls the same."""
+    entered, thread, enter = [], get_ident(), torch.autocast.__enter__
+
+    def watched(self):
+        if get_ident() == thread:
+            entered.append(self.device)
+        return enter(self)
+
+    torch.autocast.__enter__ = watched
+    try:
+        yield entered
+    finally:
+        torch.autocast.__enter__ = enter
 
 
 def _other_gate(gates: Gates, x: tuple[int, ...]) -> str:

@@ -184,7 +184,8 @@ class DynamicConv1d(_DynamicConv):
     """`nn.Conv1d` with `experts` kernels, mixed for each sample by attention over its channel means.
 
     As `DynamicConv2d`, for x [batch, in_channels, length]; padding may also be two ints (left, right). State dict:
-    `weight` [experts, out_channels, in_channels/groups, kernel_length], the others as those of `DynamicConv2d`.
+    `weight` [experts, out_channels, in_channels/groups, kernel_length], the others as those of `DynamicConv2d`; those
+    of the attention may lack their last dimension, as in Dynamic-convolution-Pytorch's layer.
 
     Raises:
         ValueError: a size, the padding, the routing or the temperature is out of range.

@@ -75,6 +75,12 @@ class ExpertAttention(Tempered):
         self.fc1 = nn.Conv2d(channels, hidden_channels, 1, bias=False, **made) if hidden_channels else None
         self.fc2 = nn.Conv2d(hidden_channels or channels, experts, 1, **made)
 
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        for name in (f"{prefix}fc1.weight", f"{prefix}fc2.weight"):
+            if isinstance(value := state_dict.get(name), Tensor) and value.dim() == 3:  # of an nn.Conv1d
+                state_dict[name] = value.unsqueeze(3)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def reset_parameters(self) -> None:
         """Reinitialise the parameters and reset the temperature to the constructor's."""
         for layer in self.children():

@@ -110,6 +110,23 @@ def test_styles_of_any_size_are_exact(size, dtype, error, form):
     assert rms_ratio(modulated_conv2d(x, weight, style, padding=1), exact) < error
 
 
+@pytest.mark.parametrize("gain", [None, torch.tensor(300.0)])
+@pytest.mark.parametrize("demodulate", [False, True])
+def test_large_styles_of_small_weights_are_exact_in_float16(demodulate, gain, form):
+    """Products of x and the style leave float16's range, those of the weights and x are below its normal numbers."""
+    x, weight, style = randn(2, 32, 4, 4), randn(8, 32, 3, 3, seed=1) * 1e-4, randn(2, 32, seed=2) * 1e5
+    given = [x.half(), weight.half(), style / (gain or 1)]
+    options = {
+        "padding": 1,
+        "demodulate": demodulate,
+        "input_gain": gain,
+        "grad": randn(2, 8, 4, 4, seed=3).half() / 512,
+    }
+    both = (run(modulated_conv2d, given, **options) for run in (outcome, exact_outcome))
+    for got, exact in zip(*both, strict=True):
+        assert rms_ratio(got, exact) < 2e-3
+
+
 @pytest.mark.parametrize("size", [1e-5, 1e-3, 1.0, 1000.0])
 @pytest.mark.parametrize("geometry", ["same", "doubled"])
 def test_weights_of_any_size_are_exact_in_float16(size, geometry, form):
@@ -331,14 +348,47 @@ def test_public_layers_are_recognised_and_train_the_same(name):
     assert report.left == ()
 
 
+def test_a_layer_is_recognised_by_whatever_names_its_numbers_have():
+    class Renamed(StyledConv):
+        scale, eps = property(lambda self: self.wtScale), property(lambda self: self.epsilon)
+
+    layer = StyledConv(6, 8, 3, 5)
+    layer.slope = 0.2  # a number that is neither
+    layer.wtScale, layer.epsilon = layer.__dict__.pop("scale"), layer.__dict__.pop("eps")
+    layer.__class__ = Renamed
+    _, report = assert_equal_training(layer, randn(3, 6, 8, 8), randn(3, 5, seed=1))
+    assert [swap.op for swap in report.swapped] == ["modulated_conv2d"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("decorated", [False, True])
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_a_layer_that_sets_autocast_keeps_its_own_forward(device, decorated):
+    class Wide(StyledConv):
+        if decorated:
+            forward = torch.autocast(device, enabled=False)(StyledConv.forward)
+        else:
+
+            def forward(self, x, style):
+                with torch.autocast(device, enabled=False):
+                    return super().forward(x, style)
+
+    layer, entered = Wide(6, 8, 3, 5), torch.autocast.__enter__
+    report = fuse(layer)
+    assert torch.autocast.__enter__ is entered
+    assert [each.reason for each in report.left] == ["its forward sets autocast, which modulated_conv2d would not hear"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(randn(3, 6, 8, 8), randn(3, 5)).dtype == (torch.float32 if device == "cpu" else torch.bfloat16)
+
+
 def test_a_layer_with_another_epsilon_than_its_attribute_is_understood_or_left_alone():
     class Fixed(StyledConv):
         """Its attribute is not what it computes with."""
 
-        used = 1e-8
+        used = (1e-8,)
 
         def forward(self, x, style):
-            own, self.__dict__["eps"] = self.eps, self.used
+            own, (self.__dict__["eps"],) = self.eps, self.used
             try:
                 return super().forward(x, style)
             finally:
@@ -346,7 +396,7 @@ def test_a_layer_with_another_epsilon_than_its_attribute_is_understood_or_left_a
 
     for used, eps, op in ((1e-8, 1e-5, "modulated_conv2d"), (1e-5, 1e-5, "modulated_conv2d"), (1e-6, 1e-5, None)):
         layer = Fixed(6, 8, 3, 5)
-        layer.used, layer.eps = used, eps
+        layer.used, layer.eps = (used,), eps
         _, report = assert_equal_training(layer, randn(3, 6, 8, 8), randn(3, 5, seed=1) / 1000)
         assert [swap.op for swap in report.swapped] == [op] * (op is not None), used
 
