@@ -1,19 +1,21 @@
 """The comparison at equal training minutes: `python -m bench.studies.comparison --data DIR --out RUNS`.
 
-Each contender is trained by its best trial's settings (`bench.studies.trials`) for as many epochs as fit into the
+Each contender is trained by its best trial's settings (`bench.studies.trials`) for the epochs that are nearest to the
 minutes on one core, with several seeds, on the training images that are not held out: on RGB; then the better one of
-the flagships for every combination of channels, and for some combinations alone, as is the better ResNet34. A finished
-run's predictions for every image go to `bench/results/mini50/equal-minutes`, with a row about it in `comparison.csv`,
-and `bench.studies.comparison_tables` draws the tables from these. A run that was interrupted goes on when the command
-is given again.
+the flagships for every combination of channels, and for some combinations alone, as is the better ResNet34, by their
+networks' epochs on RGB. What an image takes is probed before the first run: `probes.csv` keeps it. A finished run's
+predictions for every image go to `bench/results/mini50/equal-minutes`, with a row about it in `comparison.csv`, and
+`bench.studies.comparison_tables` draws the tables from these. A run that was interrupted goes on when the command is
+given again.
 
 With `--epochs N` both ResNet34s and `prism4` are trained for N epochs each, whatever the time, and kept in
 `equal-epochs`: work for a GPU.
 
 `--fresh LIST` tests every run when it is finished, once, on images that no choice was made on. No command and no table
 shows what it found before all runs are tested, and no settings can follow from it: the command refuses to go on where
-the best trials are not those that the runs there were trained by, and the number of seeds is fixed. It refuses as well
-where the code is another than the rows' commits have: a clone of its own keeps the code of a study that takes days.
+the best trials are not those that the runs there were trained by, and the number of seeds is fixed. Before each run it
+refuses as well where the code is another than the commits of the rows and of runs that have begun: a clone of its own
+keeps the code of a study that takes days.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import lzma
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -32,11 +34,11 @@ from threading import Lock
 import torch
 
 from bench.studies import runs, study, trials
-from bench.studies.trials import Choice, Trial
+from bench.studies.trials import RIVALS, Choice, Trial
 from polychrome.engine.data.image_set import Split
 from polychrome.engine.data.sets import listing
 from polychrome.engine.errors import UserError
-from polychrome.engine.machine.files import write_atomically
+from polychrome.engine.machine.files import hold, write_atomically
 from polychrome.engine.machine.hardware import PACKAGES, commit
 from polychrome.engine.report import console
 from polychrome.engine.run_folder import RunFolder
@@ -50,11 +52,11 @@ MINUTES = 60.0
 # Trainings of each network at equal minutes, and at equal epochs, of which half an hour of a GPU allows two.
 SEEDS, SEEDS_OF_EPOCHS = 3, 2
 FRESH = "fresh"
-RIVALS = ("resnet34", "resnet34+small_stem")  # each contender is compared with
 LONG = (*RIVALS, "prism4")  # the networks of the comparison at equal epochs
 ALONE = ("RG", "G")  # combinations that networks are trained for alone, beside RGB
 EQUAL_MINUTES, EQUAL_EPOCHS = Path("mini50/equal-minutes"), Path("mini50/equal-epochs")
-TABLE = "comparison.csv"
+TABLE, PROBES = "comparison.csv", "probes.csv"
+CODE = (*PACKAGES, "bench/studies")  # what trains a run
 # Columns in which the trainings of a network differ.
 OWN = ("seed", "train_seconds", "seconds_per_image", "commit", "machine")
 
@@ -63,7 +65,7 @@ OWN = ("seed", "train_seconds", "seconds_per_image", "commit", "machine")
 class Training:
     """A row of `comparison.csv`: a training, its settings and its costs; `depth_written_out` counts gates, too.
 
-    `seconds_per_image` is of the probe before the trials, by which equal minutes become epochs, or at equal epochs of
+    `seconds_per_image` is of the network's probe on RGB, by which equal minutes become epochs, or at equal epochs of
     the training itself.
     """
 
@@ -110,6 +112,26 @@ class Training:
     def trained_macs(self) -> float:
         """Multiply-adds of the whole training, taking a step for three times its forward pass at full size."""
         return 3.0 * self.macs * self.images * self.epochs
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A row of `probes.csv`: the seconds of an image of one epoch of a network on RGB, all cores at the same work."""
+
+    network: str
+    seconds_per_image: float
+    commit: str
+
+
+def probes(data: Path, out: Path, folder: Path) -> dict[str, float]:
+    """Return the seconds of one image of one epoch of each contender, measured here if `folder` has not kept them."""
+    found = runs.read(folder / PROBES, Probe)
+    if not found:
+        trials.make_folders(data, out)
+        seconds = trials.probed([(network, study.FULL) for network in trials.CONTENDERS], None, out)
+        found = [Probe(network, each, (commit() or "none")[:12]) for (network, _), each in seconds.items()]
+        runs.write(folder / PROBES, found)
+    return {row.network: row.seconds_per_image for row in found}
 
 
 def _name(network: str, channels: str, seed: int) -> str:
@@ -180,6 +202,7 @@ def train(
     out: Path,
     minutes: float,
     epochs: int | None,
+    seconds: Mapping[str, float],
     tried: Sequence[Trial],
     folder: Path,
 ) -> Training:
@@ -188,12 +211,11 @@ def train(
     A network for one combination is trained by what its trials on RGB found.
 
     Args:
-        minutes: of a training by the probe of the trials `tried`, where `epochs` is None.
+        minutes: of a training by its network's `seconds`, see `probes`, where `epochs` is None.
     """
     choice = trials.tuned(network, _tuned_on(channels), tried)
-    seconds = trials.of(network, _tuned_on(channels), tried)[0].seconds_per_image
     images = len(listing.read(data).splits["train"].paths) - trials.HELD_OUT
-    count = epochs or epochs_of(minutes, seconds, images)
+    count = epochs or epochs_of(minutes, seconds[network], images)
     name, how = _name(network, channels, seed), {"epochs": count, "holdout": trials.HELD_OUT, "seed": seed}
     run, entry = trials.train(name, network, channels, choice, data, out, core, **how)
     found, facts = run.read_results()["models"][entry], run.read_environment()
@@ -204,9 +226,8 @@ def train(
         own = variants.of(Settings.of_run(run.config), entry)
         model = create(entry, own, len(run.read_results()["data"]["class_names"]), 3).eval()
     depth = complexity.depth(model, torch.empty(2, 3, own.image_size, own.image_size, device="meta"), gates=True)
-    if epochs is not None:
-        seconds = round(found["train_seconds"] / (images * epochs), 6)
-    about = found["epochs"], images, round(found["train_seconds"], 1), seconds
+    each = seconds[network] if epochs is None else round(found["train_seconds"] / (images * epochs), 6)
+    about = found["epochs"], images, round(found["train_seconds"], 1), each
     costs = found["params"], found["macs"], found["depth"], depth
     stamps = study.commit(facts), study.machine(facts)
     return Training(network, channels, seed, *asdict(choice).values(), *about, *costs, *stamps)
@@ -233,20 +254,24 @@ def check_choices(rows: Iterable[Training], tried: Sequence[Trial], minutes: flo
             raise ValueError(f"{row.name} was trained for {row.epochs} epochs, not for {count}")
 
 
-def check_code(rows: Iterable[Training]) -> None:
-    """Raise UserError where the code has no commit, or one by which other runs would be trained than the rows' were."""
+def check_code(codes: Iterable[str]) -> None:
+    """Raise UserError where the code has no commit, or one by which other runs would be trained than by `codes`.
+
+    Args:
+        codes: the commits of rows, as they have them.
+    """
     now = commit()
     if now is None or now.endswith("changes"):
         raise UserError(f"the runs' code has to be in a commit, which their rows name, and is in {now or 'none'}")
-    for code in sorted({code for row in rows for code in row.commit.split(", ")}):
+    for code in sorted({code for some in codes for code in some.split(", ")}):
         if not is_same_code(code):
             raise UserError(f"some runs are of commit {code}: go on with that code, in a clone of its own")
 
 
 def is_same_code(code: str) -> bool:
-    """Return whether the packages, and the study's recipes with them, are as in another commit."""
+    """Return whether the packages and the studies are as in another commit."""
     root = Path(__file__).resolve().parents[2]
-    command = ("git", "-C", str(root), "diff", "--quiet", code, "HEAD", "--", *PACKAGES)
+    command = ("git", "-C", str(root), "diff", "--quiet", code, "HEAD", "--", *CODE)
     return not subprocess.run(command, capture_output=True).returncode
 
 
@@ -267,11 +292,7 @@ def test_on_fresh(rows: Sequence[Training], data: Path, out: Path, fresh: Path, 
             f"the weights of {', '.join(lost)} are not in {out} to be tested on the fresh images: without their rows "
             "they are trained again"
         )
-    images, place = listing.read(data), out / FRESH
-    parts = [line.rsplit(maxsplit=1) for line in fresh.read_text(encoding="utf-8").splitlines()]
-    tested = Split(tuple(path for path, _ in parts), tuple(int(label) for _, label in parts))
-    if known := set(tested.paths) & set(images.paths):
-        raise ValueError(f"{len(known)} fresh images are in a split of {data}, such as {min(known)}")
+    images, place, tested = listing.read(data), out / FRESH, fresh_images(data, fresh)
     runs.write_folder(place, images, {**images.splits, "test": tested})
     for row in rows:
         run, entry = _run(row, out), trials.entry_of(row.network, row.channels, row.places)
@@ -288,13 +309,29 @@ def test_on_fresh(rows: Sequence[Training], data: Path, out: Path, fresh: Path, 
         write_atomically(path, lzma.compress((text + "".join(lines)).encode("utf-8")))
 
 
+def fresh_images(data: Path, fresh: Path) -> Split:
+    """Return the images of a list; raises ValueError where it cannot be read, or a split of `data` has one of them."""
+    try:
+        parts = [line.rsplit(maxsplit=1) for line in fresh.read_text(encoding="utf-8").splitlines()]
+        tested = Split(tuple(path for path, _ in parts), tuple(int(label) for _, label in parts))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{fresh} is no list of images and labels: {error}") from error
+    if known := set(tested.paths) & set(listing.read(data).paths):
+        raise ValueError(f"{len(known)} fresh images are in a split of {data}, such as {min(known)}")
+    return tested
+
+
 def _images_of(predictions: Path) -> list[str]:
     """Return the lines of a file of predictions, a line for each image; none where there is no file."""
     return predictions.read_text(encoding="utf-8").splitlines()[1:] if predictions.is_file() else []
 
 
 def _run(row: Training, out: Path) -> RunFolder:
-    return RunFolder(out / trials.task_of(row.channels) / row.name)
+    return _folder(out, row.seed, row.network, row.channels)
+
+
+def _folder(out: Path, seed: int, network: str, channels: str) -> RunFolder:
+    return RunFolder(out / trials.task_of(channels) / _name(network, channels, seed))
 
 
 def tested_on_fresh(path: Path) -> bool:
@@ -314,7 +351,8 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
     Raises:
         ValueError: trials are missing or have others as their best than before, the minutes or epochs are others, or
             fresh images cannot be read.
-        UserError: the processor only emulates the runs' precision, or the code is not that of the rows.
+        UserError: the processor only emulates the runs' precision, the code is not that of the rows, or another command
+            trains in the same folder.
     """
     parser = runs.parser("comparison", "train each contender alike", MINUTES, trials.CONTENDERS)
     parser.add_argument("--epochs", type=int, help="equal epochs of all in place of equal minutes")
@@ -328,15 +366,27 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
     tried = trials.read(results)
     folder = (asked.results or results) / (EQUAL_MINUTES if asked.epochs is None else EQUAL_EPOCHS)
     given = {"minutes": asked.minutes, "epochs": asked.epochs, "tried": tried, "folder": folder}
+    seeds = SEEDS if asked.epochs is None else SEEDS_OF_EPOCHS
     check_choices(read(folder), tried, asked.minutes, asked.epochs)
-    if asked.epochs is None:  # at equal epochs the runs are of one visit to a GPU
-        check_code(read(folder))
+    every = wanted(tried, seeds, asked.epochs)
+    if not hold(asked.out):
+        raise UserError(f"another command trains in {asked.out}: wanted one at a time")
+    if asked.fresh is not None:
+        fresh_images(asked.data, asked.fresh)
+
+    def check() -> None:
+        if asked.epochs is None:  # at equal epochs the runs are of one visit to a GPU
+            begun = [_folder(asked.out, *who) for who in every]
+            codes = [study.commit(each.read_environment()) for each in begun if each.begun]
+            check_code([*(row.commit for row in read(folder)), *codes])
 
     def work(core: int | None, *who) -> None:
+        with lock:
+            check()
         row = train(core, *who, data=asked.data, out=asked.out, **given)
         test([row])
         with lock:
-            write([*read(folder), row], folder)
+            write([*(each for each in read(folder) if each.name != row.name), row], folder)
         print(f"{row.name}: {row.epochs} epochs in {row.train_seconds / 60:.0f} min", file=sys.stderr, flush=True)
 
     def test(rows: Sequence[Training]) -> None:
@@ -344,11 +394,12 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
             with reading:
                 test_on_fresh(rows, asked.data, asked.out, asked.fresh, folder)
 
+    check()
     test(read(folder))
     done = {(row.seed, row.network, row.channels) for row in read(folder)}
-    seeds = SEEDS if asked.epochs is None else SEEDS_OF_EPOCHS
-    left = [each for each in wanted(tried, seeds, asked.epochs) if each not in done]
+    left = [each for each in every if each not in done]
     with runs.stoppable():
+        given["seconds"] = probes(asked.data, asked.out, folder) if asked.epochs is None else {}
         runs.on_cores(work, [each for each in left if each[1] in asked.networks.split(",")])
     return 0
 

@@ -14,7 +14,6 @@ from bench.studies.comparison import (
     EQUAL_EPOCHS,
     EQUAL_MINUTES,
     FRESH,
-    RIVALS,
     SEEDS,
     SEEDS_OF_EPOCHS,
     TABLE,
@@ -24,10 +23,12 @@ from bench.studies.comparison import (
     tested_on_fresh,
     wanted,
 )
+from bench.studies.trials import RIVALS
 from polychrome.engine.channels.combinations import every
 from polychrome.engine.report.tables import Table
 
 MARGIN = -0.02  # of the accuracy of a network for one combination: the one network for all may be as far behind
+LARGEST_P = 0.05  # of any two trainings by McNemar's test, where a lead is shown
 NOTHING = "Not measured yet."
 
 
@@ -53,14 +54,23 @@ class Study:
     untested: int
 
     @property
-    def whole(self) -> bool:
-        """Whether all trainings are there."""
-        return self.missing is not None and not self.missing
+    def lacks(self) -> str:
+        """What keeps the study from being final, in words; empty where it is."""
+        count = len(self.rows)
+        if self.missing is None:
+            return "Trials are missing"
+        if self.missing:
+            return f"{len(self.missing)} of {len(self.missing) + count} runs are missing"
+        if self.untested and self.folder.name == EQUAL_MINUTES.name:
+            return f"{self.untested} of {count} runs are not tested on `{FRESH}`"
+        if len(codes := sorted({row.commit for row in self.rows})) > 1 or "changes" in codes[0]:
+            return f"Runs are of the code of {', '.join(codes)}"
+        return ""
 
     @property
     def final(self) -> str:
         """The split that decides: fresh images where all trainings are tested on them, else held-out ones."""
-        return FRESH if self.whole and not self.untested else "holdout"
+        return FRESH if not self.missing and self.missing is not None and not self.untested else "holdout"
 
     def answers(self, network: str, channels: str, column: str, split: str | None = None) -> paired.Answers | None:
         """Return a network's answers on a split, by default the one that decides; None without trainings."""
@@ -72,11 +82,7 @@ class Study:
         """Return in words which images decide, and what is missing."""
         which = f"{images:,} images of `{FRESH}`" if self.final == FRESH else f"{images:,} held-out images"
         words = f"Intervals, leads and flip averages are of the {which}."
-        if self.missing is None:
-            words = f"Trials are missing: not final. {words}"
-        elif self.missing:
-            words = f"{len(self.missing)} of {len(self.missing) + len(self.rows)} runs are missing: not final. {words}"
-        return wrapped(words)
+        return wrapped(f"{self.lacks}: not final. {words}" if self.lacks else words)
 
 
 def _study(results: Path, place: Path) -> Study:
@@ -97,7 +103,8 @@ def _study(results: Path, place: Path) -> Study:
 def one_for_all(results: Path = study.RESULTS) -> str:
     """Return the table of the one network for every combination of channels against networks for one combination.
 
-    A combination is met where the lower end of the 95% interval of the difference is above `MARGIN`.
+    A combination is met where the lower end of the 95% interval of the difference is above `MARGIN`, and refuted where
+    the upper end is below it.
     """
     made = _study(results, EQUAL_MINUTES)
     one = next((row.network for row in made.rows if row.channels == trials.ANY), None)
@@ -115,11 +122,24 @@ def one_for_all(results: Path = study.RESULTS) -> str:
             if theirs is None:
                 scores += ["-", "-"]
             else:
-                scores += [_range(paired.accuracy(theirs)), lead(ours, theirs) + _met(ours, theirs) * made.whole]
+                found = paired.difference(ours, theirs)
+                verdict = "" if made.lacks else f", {_verdict(found, MARGIN)}"
+                scores += [_range(paired.accuracy(theirs)), _signed(found) + verdict]
         cells.append((channels, _range(paired.accuracy(ours)), *scores))
     command = "python -m bench.studies.comparison --data DIR --out RUNS --fresh LIST"
     table = grid(Table("channels", tuple(heads), tuple(cells)))
-    return "\n\n".join([made.told(count), table, _stamp(command, made.folder, made.rows)])
+    trainings = {}
+    for row in made.rows:
+        if row.network in rivals and (row.channels in (study.FULL, trials.ANY, *ALONE)):
+            trainings.setdefault((row.network, row.channels), []).append(row)
+    costs = "; ".join(f"`{name}` for {channels} {_costs(own)}" for (name, channels), own in trainings.items())
+    told = wrapped(f"Trainings: {costs}.")
+    return "\n\n".join([made.told(count), table, told, _stamp(command, made.folder, made.rows)])
+
+
+def _costs(own: Sequence[Training]) -> str:
+    taken = f"{fmean(row.taken for row in own):.0f} minutes"
+    return f"{own[0].epochs} epochs, {taken}, {len(own)} seed{'s' * (len(own) > 1)}"
 
 
 def _contenders(made: Study, command: str) -> str:
@@ -147,7 +167,24 @@ def _contenders(made: Study, command: str) -> str:
         seeds = " ".join(str(row.seed) for row in own)
         cells.append((f"`{name}`", str(first.epochs), *minutes, *scores, *costs, f"{first.depth}{written_out}", seeds))
     table = grid(Table("comparison", tuple(heads), tuple(cells)))
-    return "\n\n".join([made.told(len(found[final].images)), table, _stamp(command, made.folder, rows)])
+    told = [made.told(len(found[final].images)), table]
+    if not made.lacks and made.folder.name == EQUAL_MINUTES.name:
+        told += [wrapped(line) for line in _claim(made)]
+    return "\n\n".join([*told, _stamp(command, made.folder, rows)])
+
+
+def _claim(made: Study) -> list[str]:
+    """Return a line on whether the better flagship by its trials is ahead of both rivals: both leads have to hold."""
+    ours = next((row.network for row in made.rows if row.channels == trials.ANY), None)
+    if ours is None:
+        return []
+    own, verdicts = made.answers(ours, study.FULL, study.FULL), []
+    for rival in RIVALS:
+        theirs = made.answers(rival, study.FULL, study.FULL)
+        found = _verdict(paired.difference(own, theirs), 0.0)
+        chance = paired.mcnemar(own, theirs) >= LARGEST_P
+        verdicts.append(f"{'not shown' if found == 'met' and chance else found} against `{rival}`")
+    return [f"That `{ours}`, the better flagship by the trials, is more accurate: {', '.join(verdicts)}."]
 
 
 def _stamp(command: str, folder: Path, rows: Iterable[Training]) -> str:
@@ -165,12 +202,17 @@ def spread(found: paired.Answers) -> str:
     return f"{each.mean():.1f}" + (f" ± {each.std(ddof=1):.1f}" if len(each) > 1 else "")
 
 
+def _signed(found: paired.Difference) -> str:
+    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+
+
 def lead(ours: paired.Answers, theirs: paired.Answers) -> str:
     """Return a lead with its interval, and the largest p-value of any two trainings."""
     found, p = paired.difference(ours, theirs), paired.mcnemar(ours, theirs)
     told = "p < 0.001" if p < 0.001 else f"p {p:.3f}"
-    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f}; {told})"
+    return f"{_signed(found)[:-1]}; {told})"
 
 
-def _met(ours: paired.Answers, theirs: paired.Answers) -> str:
-    return ", met" if paired.difference(ours, theirs).low > MARGIN else ", not met"
+def _verdict(found: paired.Difference, margin: float) -> str:
+    """Return whether a difference is shown to be above a margin, shown to be below it, or neither."""
+    return "met" if found.low > margin else "refuted" if found.high < margin else "not shown"

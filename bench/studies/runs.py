@@ -174,18 +174,28 @@ def cores() -> list[int | None]:
 def on_cores(work: Callable[..., Result], tasks: Iterable[tuple]) -> list[Result]:
     """Return `work(core, *task)` for each task, each on one of `cores()` of its own, in the order of the tasks.
 
+    An error is printed at once. After another one than `FailedError` no task is begun.
+
     Raises:
         StoppedError: the process was asked to stop.
         FailedError: some runs failed; `work` was called for all others.
     """
     free: Queue[int | None] = Queue()
+    broken = Event()
     for core in cores():
         free.put(core)
 
-    def on_one(task: tuple) -> Result:
+    def on_one(task: tuple) -> Result | None:
         core = free.get()
         try:
-            return work(core, *task)
+            return None if broken.is_set() else work(core, *task)
+        except StoppedError:
+            raise
+        except Exception as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            if not isinstance(error, FailedError):
+                broken.set()
+            raise
         finally:
             free.put(core)
 

@@ -2,7 +2,8 @@
 
 Every network gets the same number of trials of the same minutes on one core: three learning rates, then stronger
 augmentation, then more weight decay, then a rate beyond the best of the three where that is the first or the last, else
-less weight decay, each at the best settings so far. 6,149 training images train, 2,500 others
+less weight decay, each at the best settings so far. The `RIVALS` get more, where their best is the lowest rate or the
+largest weight decay of these. 6,149 training images train, 2,500 others
 of the training set decide; images held out, the validation images but for the log, and the test images decide nothing.
 When both `FLAGSHIPS` are tuned, the better one is tuned as the network for every combination of channels:
 its best choice on RGB, then few channels more often, known places, the other strength of augmentation, more weight
@@ -34,13 +35,14 @@ from polychrome.engine.run_folder import RunFolder
 TABLE = Path("mini50/trials.csv")
 COMMAND = "python -m bench.studies.trials --data DIR --out RUNS"
 CONTENDERS = ("resnet34", "resnet34+small_stem", "prism4", "prism4_small", "simple_4layer_cnn")
+RIVALS = ("resnet34", "resnet34+small_stem")  # each contender is compared with
 FLAGSHIPS = ("prism4", "prism4_small")  # the better one is the network for every combination of channels
 ANY = "any"  # what a network is trained for, if not RGB or another combination by its name
 HELD_OUT, DECIDING = 2500, 2500  # training images: never read here; those that trials are compared on
 MINUTES = 20.0
 RATES, DECAYS, BIASES = (0.01, 0.005, 0.02), (0.1, 0.3, 0.03), (0.0, 1.0, 2.0)
 BEYOND = {0.005: 0.0025, 0.02: 0.04}  # rates by those at the ends of the three
-TRIALS = 6  # of each network
+TRIALS, MORE = 6, 3  # of each network, and at the most more of a rival's
 # By strength of augmentation, beyond crops and flips.
 STRENGTHS: Mapping[int, Mapping[str, float]] = {
     0: {},
@@ -114,6 +116,16 @@ def following(done: Sequence[Trial]) -> Choice | None:
         return replace(best, weight_decay=DECAYS[1])
     if len(done) == len(RATES) + 2:
         return replace(best, lr=BEYOND[best.lr]) if best.lr in BEYOND else replace(best, weight_decay=DECAYS[2])
+    return _beyond(best, done) if done[0].network in RIVALS and len(done) < TRIALS + MORE else None
+
+
+def _beyond(best: Choice, done: Sequence[Trial]) -> Choice | None:
+    """Return what to try where the best rate is the lowest tried, or the best weight decay the largest; or None."""
+    rates, decays = ({getattr(trial.choice, name) for trial in done} for name in ("lr", "weight_decay"))
+    if best.lr == min(rates) < max(rates):
+        return replace(best, lr=best.lr / 2)
+    if best.weight_decay == max(decays) > min(decays):
+        return replace(best, weight_decay=round(best.weight_decay * 10 / 3, 6))
     return None
 
 
@@ -138,9 +150,15 @@ def of(network: str, channels: str, trials: Iterable[Trial]) -> list[Trial]:
 def tuned(network: str, channels: str, trials: Iterable[Trial]) -> Choice:
     """Return the best choice of a network's trials. Raises ValueError where not all of them are there."""
     own = of(network, channels, trials)
-    if len(own) < TRIALS:
-        raise ValueError(f"{network} on {channels} has {len(own)} of {TRIALS} trials")
+    if not _is_whole(own):
+        edge = ", and the best of them is at their edge" if len(own) >= TRIALS else ""
+        raise ValueError(f"{network} on {channels} has {len(own)} of {TRIALS} trials{edge}")
     return _best(own).choice
+
+
+def _is_whole(own: Sequence[Trial]) -> bool:
+    """Return whether nothing follows the trials of a network."""
+    return len(own) >= TRIALS and (own[0].channels != study.FULL or following(own) is None)
 
 
 def best(networks: Iterable[str], trials: Sequence[Trial]) -> str:
@@ -174,7 +192,7 @@ def table(results: Path = study.RESULTS) -> str:
     cells = []
     for row in rows:
         own = of(row.network, row.channels, rows)
-        mark = "**" * (len(own) == TRIALS and row == _best(own))
+        mark = "**" * (_is_whole(own) and row == _best(own))
         many = (f"{row.subset_bias:g}", "known" if row.places else "-") if row.channels == ANY else ("-", "-")
         settings = f"{row.lr:g}", f"{row.weight_decay:g}", ("usual", "strong")[row.strength], *many, str(row.epochs)
         found = f"{mark}{100 * row.accuracy:.1f}{mark}", f"{100 * row.flipped:.1f}", f"{row.train_seconds / 60:.0f}"
@@ -307,7 +325,7 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
 
 
 def _one_for_all(tried: Sequence[Trial]) -> list[tuple[str, str]]:
-    ready = all(len(of(network, study.FULL, tried)) == TRIALS for network in FLAGSHIPS)
+    ready = all(_is_whole(of(network, study.FULL, tried)) for network in FLAGSHIPS)
     return [(best(FLAGSHIPS, tried), ANY)] if ready else []
 
 
@@ -317,7 +335,7 @@ def _tune_all(networks: Sequence[tuple[str, str]], out: Path, minutes: float, re
     tried = read(results)
     found = {(row.network, row.channels): row.seconds_per_image for row in tried}
     if new := [who for who in networks if who not in found]:
-        found |= _probed(new, next(iter(found.items()), None), out)
+        found |= probed(new, next(iter(found.items()), None), out)
     seconds = [found[who] for who in networks]
     for (network, channels), each in zip(networks, seconds, strict=True):
         print(f"{network} on {channels}: {1000 * each:.2f} ms an image", file=sys.stderr, flush=True)
@@ -327,7 +345,7 @@ def _tune_all(networks: Sequence[tuple[str, str]], out: Path, minutes: float, re
     )
 
 
-def _probed(
+def probed(
     new: Sequence[tuple[str, str]], known: tuple[tuple[str, str], float] | None, out: Path
 ) -> dict[tuple[str, str], float]:
     """Return the seconds for each image of networks, on the machine on which those of a network `known` were measured.

@@ -54,7 +54,7 @@ def native(monkeypatch):
 @pytest.fixture(autouse=True)
 def committed(monkeypatch):
     """Lets the comparison run from a tree with changes."""
-    monkeypatch.setattr(comparison, "check_code", lambda rows: None)
+    monkeypatch.setattr(comparison, "check_code", lambda codes: None)
 
 
 @pytest.fixture
@@ -134,6 +134,7 @@ def test_before_all_are_tested_on_fresh_images_the_held_out_ones_are_compared(fo
     assert shallow["less `resnet34`"].startswith("+10.0 (")
     told, lacking = comparison_tables.equal_minutes(tmp_path), missing.get("networks", 2) * missing.get("seeds", 1) - 2
     assert (f"{lacking} of {lacking + 2} runs are missing: not final." in told) is (lacking > 0)
+    assert ("1 of 2 runs are not tested on `fresh`: not final." in told) is ("fresh" in missing)
     assert "leads and flip averages are of the 1,000 held-out images." in " ".join(told.split())
 
 
@@ -141,6 +142,78 @@ def test_without_all_trials_nothing_is_final(folder, tmp_path):
     comparison.write([RUN], folder)
     keep(folder, "prism4", 0, 500)
     assert comparison_tables.equal_minutes(tmp_path).startswith("Trials are missing: not final. Intervals")
+
+
+@pytest.mark.usefixtures("two")
+@pytest.mark.parametrize("codes", [("a", "b"), ("a with changes", "a with changes")])
+def test_runs_of_several_codes_are_not_final(folder, tmp_path, codes):
+    comparison.write([replace(RUN, commit=codes[0]), replace(DEEP, commit=codes[1])], folder)
+    keep(folder, "prism4", 0, 500)
+    keep(folder, "resnet34", 0, 400)
+    told = " ".join(comparison_tables.equal_minutes(tmp_path).split())
+    assert told.startswith(f"Runs are of the code of {', '.join(dict.fromkeys(codes))}: not final.")
+
+
+@pytest.mark.parametrize(
+    ("right", "verdict"),
+    [(600, "met"), (402, "not shown"), (400, "not shown"), (399, "not shown"), (300, "refuted")],
+)
+def test_the_claim_of_a_lead_over_both_stems_is_answered(folder, tmp_path, monkeypatch, right, verdict):
+    names = ("resnet34", "resnet34+small_stem", "prism4")
+    rows = [replace(RUN, network=name, seed=seed) for name in names for seed in (0, 1)]
+    comparison.write([*rows, *(replace(RUN, channels="any", seed=seed) for seed in (0, 1))], folder)
+    monkeypatch.setattr(comparison_tables, "wanted", lambda *_: [])
+    for name, count in zip(names, (400, 200, right), strict=True):
+        for seed in (0, 1):
+            keep(folder, name, seed, count)
+    for seed in (0, 1):
+        keep(folder, "prism4", seed, 500, channels="any")
+    told = " ".join(comparison_tables.equal_minutes(tmp_path).split())
+    claim = "That `prism4`, the better flagship by the trials, is more accurate"
+    assert f"{claim}: {verdict} against `resnet34`, met against `resnet34+small_stem`." in told
+
+
+def test_epochs_follow_from_probes_that_are_made_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "make_folders", lambda data, out: None)
+    seconds = {(name, "RGB"): 0.001 * number for number, name in enumerate(trials.CONTENDERS, 1)}
+    monkeypatch.setattr(trials, "probed", lambda new, known, out: {who: seconds[who] for who in new})
+    found = comparison.probes(tmp_path, tmp_path, folder)
+    assert found == {name: 0.001 * number for number, name in enumerate(trials.CONTENDERS, 1)}
+    monkeypatch.setattr(trials, "probed", lambda *_: pytest.fail("probed again"))
+    assert comparison.probes(tmp_path, tmp_path, folder) == found
+
+
+def test_one_command_trains_in_a_folder_at_a_time(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "hold", lambda out: False)
+    monkeypatch.setattr(comparison, "wanted", lambda *_: [])
+    with pytest.raises(UserError, match=r"another command trains in .*: wanted one at a time"):
+        comparison.main(["--data", str(tmp_path), "--out", str(tmp_path)], tmp_path)
+
+
+def test_a_list_of_fresh_images_that_is_none_is_found_before_the_first_run(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "wanted", lambda *_: [(0, "prism4", "RGB")])
+    monkeypatch.setattr(comparison, "train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=r"nosuch\.txt is no list of images and labels: .*No such file"):
+        comparison.main(["--data", str(tmp_path), "--out", str(tmp_path), "--fresh", "nosuch.txt"], tmp_path)
+
+
+def test_each_run_is_begun_with_the_code_of_rows_and_of_begun_runs(folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(comparison, "check_code", lambda codes: asked.append(list(codes)))
+    monkeypatch.setattr(comparison, "wanted", lambda *_: [(seed, "prism4", "RGB") for seed in (0, 1, 2)])
+    monkeypatch.setattr(comparison, "probes", lambda *_: {})
+    monkeypatch.setattr(comparison, "train", lambda core, seed, *_, **__: replace(RUN, seed=seed))
+    monkeypatch.setattr(trials, "tuned", lambda *_: RUN.choice)
+    monkeypatch.setattr(runs, "cores", lambda: [None])
+    begun = comparison._folder(tmp_path, 2, "prism4", "RGB").root
+    begun.mkdir(parents=True)
+    for name in ("config.toml", "results.json", "last.pt"):
+        (begun / name).write_text("{}")
+    (begun / "environment.json").write_text('{"commit": "fedcba98765432100000aaaaaaaaaaaaaaaaaaaa"}')
+    comparison.main(["--data", str(tmp_path), "--out", str(tmp_path)], tmp_path)
+    own = "fedcba987654"
+    assert asked == [[own], [own], [RUN.commit, own], [RUN.commit, RUN.commit, own]]
+    assert [row.seed for row in comparison.read(folder)] == [0, 1, 2]
 
 
 def test_a_training_has_one_row(folder):
@@ -161,10 +234,9 @@ def test_the_trainings_of_a_network_differ_in_nothing_but_chance(folder, name, v
 def test_a_comparison_goes_on_with_the_code_of_its_rows(monkeypatch):
     monkeypatch.setattr(comparison, "is_same_code", lambda code: code == RUN.commit)
     monkeypatch.setattr(comparison, "commit", lambda: "a" * 40)
-    CHECK_CODE([RUN])
-    other = replace(RUN, seed=1, commit=f"{RUN.commit}, fedcba987654 with changes")
+    CHECK_CODE([RUN.commit])
     with pytest.raises(UserError, match="some runs are of commit fedcba987654 with changes: go on with that code"):
-        CHECK_CODE([RUN, other])
+        CHECK_CODE([RUN.commit, f"{RUN.commit}, fedcba987654 with changes"])
     for code in (None, "a" * 40 + " with changes"):
         monkeypatch.setattr(comparison, "commit", lambda code=code: code)
         with pytest.raises(
@@ -256,7 +328,7 @@ def test_one_network_is_compared_with_those_for_a_combination_alone(folder, tmp_
     lacking = [(0, "resnet34+small_stem", "RGB")] * (not whole)
     monkeypatch.setattr(comparison_tables, "wanted", lambda *_, **__: [*every, *lacking])
     found = {row["channels"]: row for row in rows_of(comparison_tables.one_for_all(tmp_path))}
-    met, unmet = (", met", ", not met") if whole else ("", "")
+    met, unmet = (", met", ", refuted") if whole else ("", "")
     images = "1,000 images of `fresh`" if whole else "1,000 held-out images"
     assert images in " ".join(comparison_tables.one_for_all(tmp_path).split())
     assert list(found) == ["RGB", "RG", "GB", "RB", "R", "G", "B"]
@@ -268,12 +340,12 @@ def test_one_network_is_compared_with_those_for_a_combination_alone(folder, tmp_
     ]
     assert found["RGB"][one].startswith("50.0 (")
     assert found["RGB"]["`prism4`, alone"].startswith("50.0 (")
-    assert found["RGB"]["`prism4`, lead"] == f"+0.0 (+0.0 to +0.0; p 1.000){met}"
+    assert found["RGB"]["`prism4`, lead"] == f"+0.0 (+0.0 to +0.0){met}"
     # 10 of 1,000 images behind, with a standard error of 0.3 points.
-    assert found["RGB"]["`resnet34`, lead"] == f"-1.0 (-1.6 to -0.4; p 0.002){met}"
+    assert found["RGB"]["`resnet34`, lead"] == f"-1.0 (-1.6 to -0.4){met}"
     assert found["RG"]["`prism4`, lead"].startswith("-4.0 (")
-    assert found["RG"]["`prism4`, lead"].endswith(f"p < 0.001){unmet}")
-    assert found["RG"]["`resnet34`, lead"].endswith(f"p < 0.001){met}")
+    assert found["RG"]["`prism4`, lead"].endswith(f"){unmet}")
+    assert found["RG"]["`resnet34`, lead"].endswith(f"){met}")
     assert found["R"] == {"channels": "R", one: found["RGB"][one]} | dict.fromkeys(list(found["R"])[2:], "-")
 
 
@@ -370,6 +442,7 @@ def test_a_network_is_trained_and_then_tested_on_images_it_has_never_seen(
     (data / "test.txt").write_text("".join(lines[9:]))
     seconds = 60 * 0.05 / (60 * 3)
     trials.write([each for what in ("RGB", "any") for each in tried("prism4_small", 0.5, seconds, what)], tmp_path)
+    runs.write(folder / comparison.PROBES, [comparison.Probe("prism4_small", seconds, "a")])
     fresh = tmp_path / "fresh.txt"
     fresh.write_text("".join(lines[:9]))
     start = ["--data", str(data), "--out", str(tmp_path / "runs"), "--networks", "prism4_small"]

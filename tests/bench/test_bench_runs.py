@@ -56,6 +56,21 @@ def test_a_signal_ends_the_runs_which_save_and_begins_no_others(command, tmp_pat
     assert notes(tmp_path)[-1] == "began"
 
 
+def test_a_failure_is_printed_at_once_and_any_other_error_ends_the_study(monkeypatch, capsys):
+    monkeypatch.setattr(runs, "cores", lambda: [None])
+    ran = []
+
+    def work(core, error):
+        ran.append(capsys.readouterr().err)
+        if error:
+            raise error
+
+    with pytest.raises(FileNotFoundError, match="gone"):
+        runs.on_cores(work, [(runs.FailedError("first"),), (None,), (FileNotFoundError("gone"),), (None,)])
+    assert ran == ["", "error: first\n", ""]
+    assert capsys.readouterr().err == "error: gone\n"
+
+
 @pytest.mark.parametrize("study", [trials, comparison, forms])
 def test_no_study_runs_where_its_arithmetic_is_emulated(monkeypatch, tmp_path, study):
     monkeypatch.setattr(hardware, "native_precision", lambda on: "fp32")

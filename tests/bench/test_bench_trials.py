@@ -61,6 +61,23 @@ def test_six_trials_go_from_rates_to_augmentation_to_decays():
     assert trials.tuned("prism4", "RGB", done) == best
 
 
+def lower(choice):
+    """Return an accuracy by which lower rates and larger weight decays are better without end."""
+    return 1 - 10 * choice.lr - 0.1 / choice.weight_decay * choice.lr
+
+
+def test_rivals_get_more_trials_where_their_best_is_at_the_edge_of_what_was_tried():
+    more = [each.choice for each in all_trials(lower, "resnet34")[6:]]
+    assert more == [Choice(0.00125, 0.3), Choice(0.000625, 0.3), Choice(0.0003125, 0.3)]
+    within = Choice(lr=0.02, weight_decay=0.3)
+    assert [each.choice for each in all_trials(matching(within), "resnet34")[6:]] == [Choice(0.02, 1.0)]
+    assert len(all_trials(lower, "prism4")) == trials.TRIALS
+    done = all_trials(matching(within), "resnet34")
+    with pytest.raises(ValueError, match="resnet34 on RGB has 6 of 6 trials, and the best of them is at their edge"):
+        trials.tuned("resnet34", "RGB", done[:6])
+    assert trials.tuned("resnet34", "RGB", done) == within
+
+
 def test_the_network_for_any_channels_starts_from_the_best_on_rgb():
     start = Choice(lr=0.02, weight_decay=0.3, strength=1)
     best = replace(start, subset_bias=1.0, places=1, weight_decay=0.9)
@@ -251,12 +268,12 @@ def test_a_network_is_probed_by_what_has_been_probed_before(monkeypatch, tmp_pat
 
     monkeypatch.setattr(trials, "_seconds_per_image", seconds)
     monkeypatch.setattr(runs, "cores", lambda: [0, 1])
-    assert trials._probed([("prism4", "any")], (("resnet34", "RGB"), 0.01), tmp_path) == {("prism4", "any"): 0.0045}
+    assert trials.probed([("prism4", "any")], (("resnet34", "RGB"), 0.01), tmp_path) == {("prism4", "any"): 0.0045}
     assert sorted(names) == [
         *(f"probe-prism4-any-{core}" for core in (0, 1)),
         *(f"probe-resnet34-beside-prism4-any-{core}" for core in (0, 1)),
     ]
-    assert trials._probed([("prism4", "RGB")], None, tmp_path) == {("prism4", "RGB"): 0.009}
+    assert trials.probed([("prism4", "RGB")], None, tmp_path) == {("prism4", "RGB"): 0.009}
 
 
 @pytest.mark.slow

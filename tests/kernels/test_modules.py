@@ -593,6 +593,18 @@ def test_a_layer_for_signals_has_the_names_and_the_temperature_of_the_layer_for_
     )
 
 
+def test_a_layer_for_signals_loads_an_attention_of_convolutions_of_signals():
+    trained, layer = DynamicConv1d(6, 4, 3), DynamicConv1d(6, 4, 3)
+    public = {
+        name: value.squeeze(3) if name.endswith(("fc1.weight", "fc2.weight")) else value
+        for name, value in trained.state_dict().items()
+    }
+    layer.load_state_dict(public)
+    assert public["attention.fc1.weight"].dim() == 3
+    x = randn(5, 6, 20)
+    torch.testing.assert_close(layer(x), trained(x), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("conv", [nn.Conv1d(6, 4, 3, padding=1), nn.Conv1d(6, 4, 5, 2, 2, 1, 2, False, "circular")])
 def test_a_layer_made_from_a_conv_of_signals_computes_what_the_conv_does(conv):
     x = randn(5, 6, 20)
