@@ -54,9 +54,9 @@ def at_start(
 
 
 def in_words(classes: Sequence[str]) -> str:
-    """Return how many classes there are, and the names of the first."""
-    more = ", ..." * (len(classes) > MOST)
-    return f"{len(classes)} classes ({', '.join(classes[:MOST])}{more})"
+    """Return how many classes there are, and the names of the first, unless all are numbers."""
+    named = ", ".join([*classes[:MOST], *["..."] * (len(classes) > MOST)])
+    return f"{len(classes)} classes" + ("" if all(map(str.isdecimal, classes)) else f" ({named})")
 
 
 def at_end(results: Mapping, folder: RunFolder) -> list[str]:

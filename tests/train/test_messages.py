@@ -99,6 +99,18 @@ def test_a_run_says_first_what_is_trained_on_what(said, stripes):
     assert "epoch 1/2" in lines[start + 3]
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("train2017", "val2017"), "2 classes (train2017, val2017)"),
+        (tuple("abcdefg"), "7 classes (a, b, c, d, e, f, ...)"),
+        (("0", "1", "2"), "3 classes"),
+    ],
+)
+def test_classes_are_named_before_they_are_trained(names, words):
+    assert messages.in_words(names) == words
+
+
 def test_a_run_says_last_what_came_of_it_and_the_commands_that_follow(said, stripes, capsys):
     run, lines = said
     ranked = next(line for line in lines if line.startswith("test accuracy on RGB: 1. "))
