@@ -148,8 +148,9 @@ def _scales(
     """
     wide, is_half = wide_dtype(weight.dtype), weight.dtype == torch.float16
     before, after = style.to(wide), None
-    exact = weight.to(wide)
-    squares = exact.square().sum((2, 3)) if demodulate or is_half else None  # [out_channels, in_channels]
+    if demodulate or is_half:
+        exact = weight.to(wide)
+        squares = exact.square().sum((2, 3))  # [out_channels, in_channels]
     if is_half:  # without the norms of kernels and factors, y is of x's size, and does not leave float16's range
         norm = (squares.detach().sum(1) + eps).sqrt()  # [out_channels]
         weight = (exact / norm[:, None, None, None]).to(weight.dtype)

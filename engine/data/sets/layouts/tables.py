@@ -124,8 +124,8 @@ def read(
     if UNDIVIDED in entries and len(entries) > 1:
         raise UserError(f"{root}: {' and '.join(own)} name images with and without a split: wanted one of them")
     listed = {split: list(some.values()) for split, some in entries.items()}
-    source = own[0] if training is None else f"{own[0]}, column {training.label}"
-    images = labelled(root, listed, num_classes, source, known)
+    first = next((file for file in own if read[file] is training), own[0])
+    images = labelled(root, listed, num_classes, f"{first}, column {read[first].label}", known)
     splits = {UNDIVIDED: images.splits["train"]} if list(images.splits) == ["train"] else images.splits
     return replace(images, splits=splits, notes=(*notes, *images.notes), own=tuple(own))
 
