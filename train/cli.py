@@ -182,7 +182,7 @@ def _task_command(task: str, summary: str, short: str) -> click.Command:
             return
         from polychrome.engine.machine import distributed
         from polychrome.engine.machine.files import release
-        from polychrome.train.tasks import run as run_task
+        from polychrome.train.commands.task import run as run_task
 
         with distributed.joined():
             settings, folder = _settings(context, task, resume, values)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from polychrome.engine import console
 from polychrome.engine.channels import combinations
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.channels.names import ALL, SENSORS, Channels
@@ -27,7 +28,6 @@ from polychrome.engine.data.sets.sensors import union
 from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine import distributed
-from polychrome.engine.report import console
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from polychrome.engine import console
 from polychrome.engine.channels import masks
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.data.image_set import having
@@ -25,7 +26,7 @@ from polychrome.engine.history import TrainingHistory
 from polychrome.engine.machine import distributed, hardware
 from polychrome.engine.machine.memory import PeakMemory
 from polychrome.engine.metrics import likeliest
-from polychrome.engine.report import comparison, console, pages, plots
+from polychrome.engine.report import comparison, pages, plots
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import compilation, state, trainer
 from polychrome.engine.training.batch_size import largest_batch

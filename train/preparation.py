@@ -7,6 +7,7 @@ from datetime import date
 
 import numpy as np
 
+from polychrome.engine import console
 from polychrome.engine.channels.combinations import Combinations
 from polychrome.engine.data import loader
 from polychrome.engine.data.image_set import ImageSet
@@ -16,7 +17,6 @@ from polychrome.engine.data.sets import repeats
 from polychrome.engine.errors import UserError
 from polychrome.engine.history import EpochRow, TrainingHistory
 from polychrome.engine.machine import distributed
-from polychrome.engine.report import console
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint, state
 from polychrome.engine.watch import loggers

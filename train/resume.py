@@ -9,11 +9,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from polychrome.engine import console
 from polychrome.engine.errors import UserError
 from polychrome.engine.history import EpochRow
 from polychrome.engine.machine import distributed
 from polychrome.engine.machine.files import hold
-from polychrome.engine.report import console
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import state
 from polychrome.train.settings import changes, variants

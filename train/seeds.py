@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from polychrome.engine import console
 from polychrome.engine.data.opening import Opened
 from polychrome.engine.errors import UserError
 from polychrome.engine.history import EpochRow
 from polychrome.engine.machine import distributed, hardware
-from polychrome.engine.report import comparison, console, pages, seeds
+from polychrome.engine.report import comparison, pages, seeds
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train import experiment
 from polychrome.train import resume as resuming

@@ -33,8 +33,8 @@ from polychrome.engine.data.units import far
 from polychrome.engine.errors import UserError
 from polychrome.engine.evaluation import inputs
 from polychrome.engine.metrics import likeliest
-from polychrome.train.commands.finished import Source, opened
 from polychrome.train.data import make_loader
+from polychrome.train.finished import Source, opened
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -35,12 +35,12 @@ import torch
 
 from bench.studies import runs, study, trials
 from bench.studies.trials import RIVALS, Choice, Trial
+from polychrome.engine import console
 from polychrome.engine.data.image_set import Split
 from polychrome.engine.data.sets import listing
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine.files import hold, write_atomically
 from polychrome.engine.machine.hardware import PACKAGES, commit
-from polychrome.engine.report import console
 from polychrome.engine.run_folder import RunFolder
 from polychrome.models import complexity
 from polychrome.train.commands.evaluate import evaluate_run

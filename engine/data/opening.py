@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from polychrome.engine import console
 from polychrome.engine.channels.names import RGB, Channels
 from polychrome.engine.data.accounting import OTHER_SPLITS, Account
 from polychrome.engine.data.augmentation import Augmentations
@@ -28,7 +29,6 @@ from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.data.units import far_off
 from polychrome.engine.errors import UserError
 from polychrome.engine.machine import distributed
-from polychrome.engine.report import console
 
 BATCH = 64  # images decoded at once
 

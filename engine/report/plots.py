@@ -22,9 +22,10 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
+from polychrome.engine import console
 from polychrome.engine.errors import one_line, shown
 from polychrome.engine.machine.files import new_file
-from polychrome.engine.report import console, scores
+from polychrome.engine.report import scores
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # Dark enough for letters.

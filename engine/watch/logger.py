@@ -11,9 +11,9 @@ from threading import Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from polychrome.engine import console
 from polychrome.engine.errors import first_line
 from polychrome.engine.history import EpochRow, TrainingHistory
-from polychrome.engine.report import console
 
 if TYPE_CHECKING:
     from torch import Tensor

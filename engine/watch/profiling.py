@@ -12,7 +12,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from polychrome.engine.report import console
+from polychrome.engine import console
 from polychrome.engine.watch.recorder import Recorder
 
 # The names of `span` that a step and an evaluation consist of.

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from polychrome.engine import console
 from polychrome.engine.channels.names import Channels
-from polychrome.engine.report import console
 from polychrome.engine.report.plots import as_pictures
 from polychrome.engine.watch.logger import Logger, Value, scalars
 

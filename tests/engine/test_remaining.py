@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
+from polychrome.engine import console
 from polychrome.engine.history import EpochRow
-from polychrome.engine.report import console
 from polychrome.engine.watch.remaining import Remaining
 
 

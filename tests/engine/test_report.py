@@ -19,7 +19,8 @@ from matplotlib.text import Text
 from PIL import Image
 from rich.console import Console
 
-from polychrome.engine.report import comparison, console, pages, plots, scores, tables
+from polychrome.engine import console
+from polychrome.engine.report import comparison, pages, plots, printed, scores, tables
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train.run import main
 
@@ -659,7 +660,7 @@ def test_no_character_of_a_name_reaches_the_terminal_as_a_command(monkeypatch, c
     recording = Console(width=80, highlight=False, file=io.StringIO())
     monkeypatch.setattr(console, "console", recording)
     console.say(f"left out: {name} (train): é 日本")
-    console.show(tables.Table(name, (name, "y"), ((name, name),)))
+    printed.show(tables.Table(name, (name, "y"), ((name, name),)))
     written = recording.file.getvalue()
     assert chr(code) not in written.replace("\n", "" if code == 10 else "\n").replace(" ", "")
     assert written.count("left out: a\\") == 1
@@ -670,16 +671,16 @@ def test_no_character_of_a_name_reaches_the_terminal_as_a_command(monkeypatch, c
     assert chr(code) not in error.replace("\n", "").replace(" ", "")
 
 
-def printed(monkeypatch, results, width):
+def summary(monkeypatch, results, width):
     recording = Console(width=width, highlight=False, record=True, file=io.StringIO())
     monkeypatch.setattr(console, "console", recording)
-    console.summarise(results)
+    printed.summarise(results)
     return recording.export_text()
 
 
 @pytest.mark.parametrize("results", [task1(), task2(), channels48(), channels48(6)])
 def test_the_summary_fits_80_columns(monkeypatch, results):
-    text = printed(monkeypatch, results, 80)
+    text = summary(monkeypatch, results, 80)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
     for name, found in results["models"].items():
@@ -689,7 +690,7 @@ def test_the_summary_fits_80_columns(monkeypatch, results):
 
 
 def test_the_summary_prints_what_the_variants_changed_and_what_failed(monkeypatch):
-    text = printed(monkeypatch, task1(), 80)
+    text = summary(monkeypatch, task1(), 80)
     lines = [line.split() for line in text.splitlines()]
     assert ["dynamic_cnn_v1+drop", "21.0%", "-2.0", "16.0%", "+2.4", "-", "-"] in lines
     assert ["1", "dynamic_cnn_v1:", "+drop", "30.0%", "30.0%"] in lines
@@ -701,7 +702,7 @@ def test_the_summary_prints_what_the_variants_changed_and_what_failed(monkeypatc
 def test_however_narrow_a_terminal_is_no_figure_is_cut(monkeypatch, width, columns):
     monkeypatch.setattr(console, "console", Console(width=width, file=io.StringIO()))
     rows = tuple((f"resnet34+small_stem+{row}", *(f"{row}{n:02}.25 ± 1.5" for n in range(columns))) for row in range(3))
-    console.show(tables.Table("held-out accuracy", ("system", *(f"column {n}" for n in range(columns))), rows))
+    printed.show(tables.Table("held-out accuracy", ("system", *(f"column {n}" for n in range(columns))), rows))
     text = console.console.file.getvalue()
     assert max(map(len, text.splitlines())) <= width
     for row in rows:
@@ -714,7 +715,7 @@ def test_however_narrow_a_terminal_is_no_figure_is_cut(monkeypatch, width, colum
 def test_a_long_text_on_the_right_is_folded_and_not_cut(monkeypatch):
     monkeypatch.setattr(console, "console", Console(width=50, file=io.StringIO()))
     reason = "damaged: the file ends after 3 of 900 lines of its first scan, and a second one follows"
-    console.show(
+    printed.show(
         tables.Table("Files that cannot be used", ("path", "reason"), (("a/rather/long/name/of/a.jpg", reason),))
     )
     words = console.console.file.getvalue().split()
@@ -723,7 +724,7 @@ def test_a_long_text_on_the_right_is_folded_and_not_cut(monkeypatch):
 
 def test_a_wide_terminal_shows_all_scores_side_by_side(monkeypatch):
     results = results_of({name: entry({"RGB": 0.5, "R": 0.25}) for name in ("a", "b")})
-    lines = [line.split() for line in printed(monkeypatch, results, 140).splitlines()]
+    lines = [line.split() for line in summary(monkeypatch, results, 140).splitlines()]
     assert ["R", "25.0%", "26.0%", "25.0%", "24.0%", "3.000"] * 2 in lines
 
 
@@ -739,6 +740,6 @@ def test_top_5_and_calibration_stand_in_the_tables_where_they_are_known_and_fit(
     table = tables.combinations("a", results["models"]["a"])
     assert table.columns[-3:] == ("top 5", "ECE", "loss")
     assert [each[-3:] for each in table.rows] == [("87.5%", "3.4%", "2.000"), ("-", "-", "3.000")]
-    shown = {width: printed(monkeypatch, results, width) for width in (140, 120)}
+    shown = {width: summary(monkeypatch, results, width) for width in (140, 120)}
     assert ["ECE" in text for text in shown.values()] == [True, False]
     assert all(text.count("precision") == 2 for text in shown.values())  # none is given up for another

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from polychrome.engine import console
 from polychrome.engine.errors import UserError
 from polychrome.engine.history import EpochRow
-from polychrome.engine.report import console
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint, state, trainer
 from polychrome.engine.training.hyperparameters import Number

@@ -18,8 +18,8 @@ from polychrome.engine import export
 from polychrome.engine.data.files import decode
 from polychrome.engine.data.given import image_sets
 from polychrome.engine.data.opening import Opened, Wanted
-from polychrome.train.commands.finished import Run
 from polychrome.train.data import make_loader
+from polychrome.train.finished import Run
 from polychrome.train.run import main
 from tests.train.small import QUICK
 

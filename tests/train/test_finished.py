@@ -7,7 +7,7 @@ import pytest
 
 from polychrome.engine.channels.names import RGB, SHUFFLED
 from polychrome.engine.run_folder import RunFolder
-from polychrome.train.commands.finished import Run
+from polychrome.train.finished import Run
 from polychrome.train.run import main
 from polychrome.train.settings.config import Settings
 from tests.train import runner

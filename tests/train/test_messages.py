@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 import polychrome
+from polychrome.engine import console
 from polychrome.engine.machine import hardware
-from polychrome.engine.report import console, scores, tables
+from polychrome.engine.report import scores, tables
 from polychrome.train import messages
 from polychrome.train.results import best
 from polychrome.train.run import main

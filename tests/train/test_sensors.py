@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from polychrome.train.commands import export
-from polychrome.train.commands.finished import Run
+from polychrome.train.finished import Run
 from polychrome.train.run import main
 from tests.conftest import draw
 from tests.train.small import QUICK

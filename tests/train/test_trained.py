@@ -16,8 +16,9 @@ from PIL import Image
 from rich.console import Console
 
 import polychrome
+from polychrome.engine import console
 from polychrome.engine.errors import UserError
-from polychrome.engine.report import console
+from polychrome.engine.report import printed
 from polychrome.train.commands.predict import as_csv, as_table
 from polychrome.train.run import main
 from polychrome.train.trained import Prediction
@@ -312,7 +313,7 @@ def test_a_terminal_shows_whole_names(monkeypatch, width):
     found.append(Prediction(None, None, path="/data/photos/sub/bad.jpg", reason="damaged: cut off"))
     shown = Console(width=width, file=io.StringIO())
     monkeypatch.setattr(console, "console", shown)
-    console.show(as_table("prism4, channels RGB", found, 3))
+    printed.show(as_table("prism4, channels RGB", found, 3))
     text = shown.file.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert "prism4, channels RGB, images of /data/photos" in text

@@ -6,15 +6,15 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
+from polychrome.engine import console
 from polychrome.engine.channels.combinations import Combinations, parse
 from polychrome.engine.data.opening import Opened
 from polychrome.engine.data.sets import division, repeats
 from polychrome.engine.errors import UserError
 from polychrome.engine.evaluation import evaluate
 from polychrome.engine.machine.memory import keep_freed
-from polychrome.engine.report import comparison, console, seeds
+from polychrome.engine.report import comparison, printed, seeds
 from polychrome.engine.run_folder import RunFolder
-from polychrome.train.commands.finished import Run
 from polychrome.train.data import (
     changed,
     combinations_to_test,
@@ -25,6 +25,7 @@ from polychrome.train.data import (
     open_undivided,
     with_sensors,
 )
+from polychrome.train.finished import Run
 from polychrome.train.results import predictions_of, scores_of, tested_splits
 from polychrome.train.settings.config import Settings
 
@@ -82,10 +83,10 @@ def evaluate_run(
         console.warn(line)
     results = seeds.combined(found) if folder.seeds else found[0]
     if len(splits) == 1:
-        console.show_scores(results, splits[0])
+        printed.show_scores(results, splits[0])
     else:
-        console.show_scores(results)
-        console.show_comparison(results)
+        printed.show_scores(results)
+        printed.show_comparison(results)
     images = {"data": str(opened.images.root), "splits": list(splits)}
     content = images | {"models": {name: _scores(row) for name, row in results["models"].items()}}
     folder.write_json(folder.root / "evaluation.json", content)

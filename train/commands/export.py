@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polychrome.engine import export
+from polychrome.engine import console, export
 from polychrome.engine.channels.combinations import parse
 from polychrome.engine.channels.names import Channels, join
 from polychrome.engine.data import sampling
@@ -17,10 +17,9 @@ from polychrome.engine.data.files import stacks
 from polychrome.engine.data.readers.resizing import cropped
 from polychrome.engine.data.sets import generated
 from polychrome.engine.errors import UserError
-from polychrome.engine.report import console
 from polychrome.train import networks
-from polychrome.train.commands.finished import Source, opened
 from polychrome.train.data import make_loader, open_data
+from polychrome.train.finished import Source, opened
 from polychrome.train.settings import variants
 
 IMAGES = 16

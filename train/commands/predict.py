@@ -8,11 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from polychrome.engine import console
 from polychrome.engine.errors import UserError, shown, spreadsheet_cell
 from polychrome.engine.machine.files import csv_text, write_atomically
 from polychrome.engine.machine.memory import keep_freed
 from polychrome.engine.machine.workers import cpus
-from polychrome.engine.report import console
+from polychrome.engine.report import printed
 from polychrome.engine.report.tables import Table
 from polychrome.train.trained import Prediction, TrainedModel, found_files, load
 
@@ -59,7 +60,7 @@ def predict_images(
         more = f", and why {len(bad):,} more have no class" if bad else ""
         _note(f"{title}: {len(found) - len(bad):,} images in {output}{more}")
     elif console.console.is_terminal:
-        console.show(as_table(title, found, top))
+        printed.show(as_table(title, found, top))
     else:
         _note(title)
         sys.stdout.write(as_csv(found, trained.classes))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from polychrome.engine import console
 from polychrome.engine.data.image_set import ImageSet, lacking
 from polychrome.engine.data.sets import listing, patches, repeats, scan
 from polychrome.engine.data.sets.layouts import lists
 from polychrome.engine.data.sets.sensors import union
 from polychrome.engine.errors import UserError, spreadsheet_cell
 from polychrome.engine.machine.files import csv_text, expanded, write_atomically
-from polychrome.engine.report import console
+from polychrome.engine.report import printed
 from polychrome.engine.report.tables import Table
 from polychrome.train.messages import in_words
 
@@ -48,7 +49,7 @@ def scan_folder(
     if output is not None:
         write_atomically(output, csv_text(("path", "reason"), (map(spreadsheet_cell, row) for row in rows)))
     if rows:
-        console.show(Table("Files that cannot be used", ("path", "reason"), rows))
+        printed.show(Table("Files that cannot be used", ("path", "reason"), rows))
     if len(images.class_names) > 1:
         console.say(in_words(images.class_names))
     for note in (*images.notes, *scan.remarks(report, by_dali=True), *repeats.notes(images, report.digests, group_by)):
@@ -85,4 +86,4 @@ def show_channels(images: ImageSet, report: scan.ScanReport) -> None:
         columns = images.channels.names, images.channels.mean, images.channels.std
         rows = tuple((name, f"{mean:.6g}", f"{std:.6g}") for name, mean, std in zip(*columns, strict=True))
         unit = "0..1" if images.dtype == "uint8" else "as stored"
-        console.show(Table(f"Channels, values {unit}", ("channel", "mean", "deviation"), rows))
+        printed.show(Table(f"Channels, values {unit}", ("channel", "mean", "deviation"), rows))

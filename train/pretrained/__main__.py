@@ -11,7 +11,7 @@ from pathlib import Path
 
 from polychrome.engine.errors import UserError
 from polychrome.engine.training import checkpoint
-from polychrome.train.commands.finished import Checkpoint
+from polychrome.train.finished import Checkpoint
 from polychrome.train.pretrained import FOLDER
 from polychrome.train.settings.config import Settings
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
 
+from polychrome.engine import console
 from polychrome.engine.data.batches import BatchRequest, DecodedBatch, Reading, Streamed
 from polychrome.engine.data.files import decode, shards
 from polychrome.engine.data.readers import resizing
 from polychrome.engine.data.readers.resizing import Filler, Filling, empty, one_ahead, resize
 from polychrome.engine.errors import one_line
-from polychrome.engine.report import console
 
 if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline

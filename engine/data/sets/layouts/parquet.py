@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from polychrome.engine import console
 from polychrome.engine.data.files import kinds, shards
 from polychrome.engine.data.sets.layouts.labelled import splits_told
 from polychrome.engine.data.sets.layouts.tables import LABELS
 from polychrome.engine.errors import UserError, one_line
 from polychrome.engine.machine.files import Stamps, cache_folder, new_folder
-from polychrome.engine.report import console
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from polychrome.engine import console
 from polychrome.engine.errors import FailedModelsError
 from polychrome.engine.machine import distributed, hardware, memory
-from polychrome.engine.report import console, tables
+from polychrome.engine.report import printed, tables
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train import experiment, seeds
 from polychrome.train.messages import at_end
@@ -23,9 +24,9 @@ def run(task: str, settings: Settings, resume: RunFolder | None = None) -> None:
     done = (seeds if repeats else experiment).run(task, settings, resume)
     results = done.results
     if entries := results["models"]:
-        console.summarise(results)
+        printed.summarise(results)
         if task == "transfer" and done.predictions:
-            console.show(tables.predictions(done.predictions))
+            printed.show(tables.predictions(done.predictions))
         for line in at_end(results, done.folder):
             console.say(line)
     if failed := results["failed"]:
