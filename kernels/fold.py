@@ -47,7 +47,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
             "model once under torch.no_grad"
         ) from error
     copied = copied.eval().requires_grad_(False)  # a call that records gradients is not fused
-    if _is_ours(copied):
+    if is_ours(copied):
         return copied
     graph = _trace(copied)
     named = dict(copied.named_modules())
@@ -66,16 +66,12 @@ class _Tracer(fx.Tracer):
     """Keeps the modules of `kernels` whole, as its functions are anyway."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return _is_ours(module) or super().is_leaf_module(module, name)
+        return is_ours(module) or super().is_leaf_module(module, name)
 
     def call_module(self, m: nn.Module, forward, args, kwargs):
         if not self.is_leaf_module(m, name := self.path_of_module(m)):
             _check_hooks(m, name)
         return super().call_module(m, forward, args, kwargs)
-
-
-def _is_ours(module: nn.Module) -> bool:
-    return any(map(is_ours, type(module).__mro__))
 
 
 def _check_hooks(module: nn.Module, name: str) -> None:

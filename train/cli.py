@@ -23,7 +23,6 @@ from polychrome.train.settings.config import (
     Settings,
     merged,
     read_toml,
-    typed,
     without,
 )
 from polychrome.train.settings.variants import SWEEP, TASKS
@@ -102,7 +101,7 @@ def cli():
 
 def _load_config(context: click.Context, _option: click.Option, path: Path | None) -> None:
     if path is not None:
-        _add_defaults(context, "config", typed(read_toml(path), str(path)))
+        _add_defaults(context, "config", read_toml(path))
 
 
 def _load_recipe(context: click.Context, _option: click.Option, name: str | None) -> None:

@@ -228,18 +228,21 @@ def summary(opened: Opened) -> dict:
     }
 
 
+def _differing(before: dict[str, str], now: dict[str, str], splits: Iterable[str] | None) -> list[str]:
+    """Return the splits, of all or of some, that were known before and are otherwise now."""
+    return [name for name in (now if splits is None else splits) if name in before and before[name] != now.get(name)]
+
+
 def moved(before: dict, opened: Opened, splits: Iterable[str] | None = None) -> str:
     """Return a sentence about splits whose images differ from a run's; empty where all are the same.
 
     `before` is the "data" of the run's results. In a folder without list files, one added or removed file moves other
     files of its class between training and test.
     """
-    known = before.get("division", {})
-    asked = opened.division.keys() if splits is None else splits
-    changed = [name for name in asked if name in known and known[name] != opened.division.get(name)]
-    if not changed:
+    others = _differing(before.get("division", {}), opened.division, splits)
+    if not others:
         return ""
-    return f"{', '.join(changed)} of {opened.images.root} are other images: files were added, removed or renamed"
+    return f"{', '.join(others)} of {opened.images.root} are other images: files were added, removed or renamed"
 
 
 def changed(before: dict, opened: Opened, splits: Iterable[str] | None = None) -> str:
@@ -248,9 +251,7 @@ def changed(before: dict, opened: Opened, splits: Iterable[str] | None = None) -
     `before` is the "data" of the run's results; results of earlier versions, and data that is not in files, have
     nothing to be compared with.
     """
-    known = before.get("contents", {})
-    asked = opened.contents.keys() if splits is None else splits
-    differing = [name for name in asked if name in known and known[name] != opened.contents.get(name)]
+    differing = _differing(before.get("contents", {}), opened.contents, splits)
     if not differing:
         return ""
     which = f"{', '.join(differing)} of {opened.images.root}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 UNLISTED = "in no split"
 OWN, LABELS, OTHER_SPLITS = "lists and names", "labels", "of splits not used"
@@ -60,10 +60,4 @@ class Account:
 
     def as_dict(self) -> dict:
         """Return the counts as values for JSON."""
-        return {
-            "present": self.present,
-            "used": self.used,
-            "rejected": self.rejected,
-            "missing": self.missing,
-            "ignored": dict(self.ignored),
-        }
+        return asdict(self)

@@ -163,14 +163,14 @@ class Agreement:
     The flags travel between two calls, so that no process waits for them.
     """
 
-    def __init__(self, flags: int) -> None:
-        self._flags, self._work, self._shared = flags, None, None
+    def __init__(self) -> None:
+        self._work, self._shared = None, None
 
     def __call__(self, *raised: bool) -> tuple[bool, ...]:
         """Raise this process's flags; return the flags raised anywhere by the last call, in a lone process by now."""
         if world_size() == 1:
             return raised
-        agreed = (False,) * self._flags
+        agreed = (False,) * len(raised)
         if self._work is not None:
             self._work.wait()
             agreed = tuple(map(bool, self._shared.tolist()))

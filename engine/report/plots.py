@@ -138,7 +138,7 @@ def draw(results: dict, history: dict[str, list], folder: Path) -> None:
     if any(history.values()):
         attempt(curves, {shown(name): rows for name, rows in history.items()}, folder / "curves.png")
     if scores.is_long(results):
-        if any(_by_size(results).values()):
+        if any(scores.sizes(results).values()):
             attempt(channels_kept, results, folder / "channels_kept.png")
     elif scores.labels(results):
         accuracy = {
@@ -303,7 +303,7 @@ def channels_kept(results: dict, path: Path) -> None:
 
     Up to four models share the axes; of more models each has its axes, with the other models' means in grey.
     """
-    sizes_of = {name: sizes for name, sizes in _by_size(results).items() if sizes}
+    sizes_of = {name: sizes for name, sizes in scores.sizes(results).items() if sizes}
     chance, named = scores.baseline(results)
     together = len(sizes_of) <= MOST_BARS
     columns = 1 if together else min(3, len(sizes_of))
@@ -333,10 +333,6 @@ def channels_kept(results: dict, path: Path) -> None:
     if together:
         axes[0, 0].legend(frameon=False)
     _save(figure, path, vector=True)
-
-
-def _by_size(results: dict) -> dict[str, dict[int, list[float]]]:
-    return {name: scores.by_size(results, accuracies) for name, accuracies in scores.compared(results).items()}
 
 
 def _means(sizes: dict[int, list[float]]) -> tuple[list[int], list[float]]:

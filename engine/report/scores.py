@@ -86,10 +86,10 @@ def ranked(results: dict) -> dict[str, float]:
     return dict(sorted(means.items(), key=lambda item: -item[1]))
 
 
-def how_many(results: dict, split: str = "test", kind: str = "accuracy") -> str:
+def how_many(results: dict, kind: str = "accuracy") -> str:
     """Return " of N" for the head of a column where the N combinations of `shared` are not all that were tested."""
-    count = len(shared(results, split, kind))
-    return "" if count == len(choices(results, split)) else f" of {count}"
+    count = len(shared(results, kind=kind))
+    return "" if count == len(choices(results)) else f" of {count}"
 
 
 def validation(entry: dict, label: str) -> dict:
@@ -130,6 +130,11 @@ def by_size(results: dict, accuracies: Mapping[str, float]) -> dict[int, list[fl
         if size:
             found.setdefault(size, []).append(accuracy)
     return dict(sorted(found.items(), reverse=True))
+
+
+def sizes(results: dict, split: str = "test", kind: str = "accuracy") -> dict[str, dict[int, list[float]]]:
+    """Return each entry's accuracies by the number of channels kept, on the combinations that all entries have."""
+    return {name: by_size(results, found) for name, found in compared(results, split, kind).items()}
 
 
 def singles(results: dict, entry: dict) -> list[tuple[str, float]]:

@@ -120,20 +120,20 @@ def accuracies(entries: dict[str, dict], split: str = "test", kind: str = "accur
     return _narrower(Table(f"{split.capitalize()} {_named(kind)}, %", ("system", *labels), rows), "channels")
 
 
-def channels_kept(results: dict, split: str = "test", kind: str = "accuracy") -> Table:
-    """Return mean, least and greatest accuracy over the combinations of the same size, by model."""
-    sizes_of = _by_size(results, split, kind)
+def channels_kept(results: dict, kind: str = "accuracy") -> Table:
+    """Return mean, least and greatest test accuracy over the combinations of the same size, by model."""
+    sizes_of = scores.sizes(results, kind=kind)
     every = sorted({size for sizes in sizes_of.values() for size in sizes}, reverse=True)
     sizes = every if len(every) <= MOST_SIZES else [size for size in every if _is_round(size) or size == every[0]]
     rows = tuple((name, *(_spread(found.get(size, ())) for size in sizes)) for name, found in sizes_of.items())
     choice = "" if sizes == every else f", {len(sizes)} of {len(every)} sizes"
-    title = f"{split.capitalize()} {_named(kind)}, %, by number of channels kept: mean (least-greatest){choice}"
+    title = f"Test {_named(kind)}, %, by number of channels kept: mean (least-greatest){choice}"
     return _narrower(Table(title, ("system", *map(str, sizes)), rows if sizes else ()), "kept")
 
 
 def channels_kept_in_short(results: dict, split: str = "test", kind: str = "accuracy") -> Table:
     """Return mean accuracy by the number of channels kept, a row per model, for the terminal."""
-    sizes_of = _by_size(results, split, kind)
+    sizes_of = scores.sizes(results, split, kind)
     every = sorted({size for sizes in sizes_of.values() for size in sizes}, reverse=True)
     sizes = chosen_sizes(every)
     rows = (
@@ -363,11 +363,6 @@ def _select(results: dict, title: str, names: tuple[str, ...]) -> Table:
     texts = {name: column for name, column in texts.items() if set(column) != {"-"}}
     left = 1 + sum(name in ("reported", "protocol", "sampling", "augmentations") for name in texts)
     return Table(title, ("system", *texts), tuple(zip(entries, *texts.values(), strict=True)), left)
-
-
-def _by_size(results: dict, split: str, kind: str) -> dict[str, dict[int, list[float]]]:
-    found = scores.compared(results, split, kind)
-    return {name: scores.by_size(results, accuracies) for name, accuracies in found.items()}
 
 
 def _narrower(table: Table, corner: str) -> Table:

@@ -78,7 +78,7 @@ class Muon(torch.optim.Optimizer):
     A filter [out, in, height, width] is orthogonalised as the matrix [out, in * height * width], a bank of experts
     [experts, out, in, height, width] as one matrix per expert; the momentum is 0.95, Nesterov's. The update is scaled
     to the root mean square of AdamW's (adjust_lr_fn="match_rms_adamw", Liu et al. 2025, arXiv 2502.16982), so one rate
-    and one weight decay serve both groups: try a rate that suits AdamW first. Both groups have "lr_scale" 1.
+    and one weight decay serve both groups: try a rate that suits AdamW first.
 
     dtype: of the matrix products: bfloat16 as in torch's Muon, or float32 for processors that only emulate bfloat16.
 
@@ -104,7 +104,7 @@ class Muon(torch.optim.Optimizer):
         adamw = torch.optim.AdamW([{"params": []}], fused=True, **options)
         self._parts, self._products = (muon, adamw), _InFloat32 if dtype == torch.float32 else nullcontext
         groups = [{"params": hidden} | muon.defaults, {"params": others} | adamw.defaults]
-        super().__init__(groups, options | {"lr_scale": 1.0})
+        super().__init__(groups, options)
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Take one step and return the loss of `closure`, which computes the loss anew; None without a closure."""

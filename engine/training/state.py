@@ -180,22 +180,21 @@ class State:
         Raises:
             StorageError: a file cannot be written; earlier files are intact.
         """
-        content = self._content()
-        if distributed.is_main():
-            self._save(folder, NEXT, content)
+        self._save(folder, NEXT)
 
     def save_within(self, folder: Path) -> None:
         """Write `step.pt` in the middle of an epoch, and `best.pt` of a better epoch before it."""
-        content = self._content()
-        if distributed.is_main():
-            self._save(folder, WITHIN, content)
+        self._save(folder, WITHIN)
 
-    def _save(self, folder: Path, name: str, content: dict) -> None:
-        """Write a checkpoint and the best weights that no file has.
+    def _save(self, folder: Path, name: str) -> None:
+        """Write, in the main process, a checkpoint and the best weights that no file has.
 
         The best weights get their name after the checkpoint that tells of them: of a run that is killed in between,
         `keep_best` finds them under either name.
         """
+        content = self._content()  # to which every process contributes
+        if not distributed.is_main():
+            return
         if self.unsaved is not None:
             self._write_best(folder / NEXT_BEST, *self.unsaved)
         checkpoint.save(folder / name, content)

@@ -121,7 +121,7 @@ class Trainer:
         run: dict,
     ) -> None:
         self.train, self.val, self.plan, self.folder, self.hooks = train, val, plan, checkpoints, hooks
-        self.interruption, self.agreement = interruption, distributed.Agreement(2)
+        self.interruption, self.agreement = interruption, distributed.Agreement()
         model = synchronised(model, plan.device) if plan.sync_bn and distributed.world_size() > 1 else model
         self.model = model.to(plan.device, memory_format=torch.channels_last)
         self.ema = MovingAverage(self.model, plan.ema) if plan.ema else None
@@ -232,7 +232,7 @@ class Trainer:
             # The same for all batches of a step, as for one batch of as many images.
             rate = self.rate((turn * updates + number // self.plan.accumulate) / (self.plan.passes * updates))
             for group in self.optimizer.param_groups:
-                group["lr"] = rate * group.get("lr_scale", 1.0)
+                group["lr"] = rate
             if len(batch):  # none is left of a lone image that cannot be read
                 self._forward_and_backward(batch, epoch, turn, number, ends_step)
                 has_gradient = True

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from polychrome.kernels.dynamic_conv.problem import Problem
+from polychrome.kernels.launch import next_power_of_2
 
 
 class ConvolutionConfig(NamedTuple):
@@ -230,7 +231,7 @@ def convolution_config(
         tile = (config.block_n, config.block_m) if config.swap else (config.block_m, config.block_n)
         loaded = rows / row_tiles, channels / column_tiles
         if config.together:
-            tile = tile[0], tile[1] * _power_of_2(problem.experts)
+            tile = tile[0], tile[1] * next_power_of_2(problem.experts)
             loaded = loaded[0], loaded[1] * problem.experts
         if config.stages == 1 and taps > 1 and not gathers:
             loaded = loaded[0] / REUSED, loaded[1]  # a pixel's taps find it in L1
@@ -257,13 +258,8 @@ def convolution_rows(problem: Problem, stacked: bool) -> tuple[ConvolutionConfig
 
 def rows_together(experts: int) -> tuple[ConvolutionConfig, ...]:
     """Return the rows with so many experts together, at least 16 columns for each."""
-    each = [row._replace(block_n=row.block_n // _power_of_2(experts)) for row in TOGETHER]
+    each = [row._replace(block_n=row.block_n // next_power_of_2(experts)) for row in TOGETHER]
     return tuple(row for row in each if row.block_n >= 16)
-
-
-def _power_of_2(size: int) -> int:
-    """Return the least power of two that is not below `size`."""
-    return 1 << max(size - 1, 0).bit_length()
 
 
 def weight_gradient_config(problem: Problem, device: Device) -> WeightGradientConfig:
@@ -435,11 +431,11 @@ def contracted_block(dtype: torch.dtype) -> int:
 
 def depthwise_config(problem: Problem, device: Device, gradient: bool) -> DepthwiseConfig:
     """Return the tile of the depthwise kernels: 16-byte loads along the channels."""
-    block_c = min(64, max(16, _power_of_2(problem.out_channels)))
+    block_c = min(64, max(16, next_power_of_2(problem.out_channels)))
     others = problem.batch * ceil(problem.out_channels / block_c)
     if takes_strips(problem):
         height, width = problem.out_size
-        block_w = min(1024 // block_c, _power_of_2(width))
+        block_w = min(1024 // block_c, next_power_of_2(width))
         others *= ceil(width / block_w)
 
         def cost(rows: int) -> int:

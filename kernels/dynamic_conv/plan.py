@@ -26,8 +26,6 @@ from polychrome.kernels.dynamic_conv.configs import (
 )
 from polychrome.kernels.dynamic_conv.problem import Problem
 
-REGIMES = ("pointwise", "depthwise", "stacked", "aggregate")
-
 # What a table of measured choices has rows for: the fields of a pass's launch config that differ from the rules', and
 # the `share` of the L2 cache that the weights mixed at a time, or the samples' own gradients, fill.
 PASSES = ("forward", "input_gradient", "weight_gradient")
@@ -145,7 +143,7 @@ def stacked_pixels(problem: Problem) -> float:
     return RIDGE[problem.dtype] * problem.dtype.itemsize * (1 / problem.experts - 1 / problem.batch)
 
 
-def chunk_of(problem: Problem, device: Device, share: float = MIXED_SHARE) -> int:
+def chunk_of(problem: Problem, device: Device, share: float) -> int:
     """Return how many samples are mixed at a time: chunks of one size, whose weights stay in the L2 cache.
 
     They are written, read once and overwritten, and x and y pass through the cache beside them.
@@ -154,15 +152,13 @@ def chunk_of(problem: Problem, device: Device, share: float = MIXED_SHARE) -> in
     return _equal_chunk(problem.batch, share * device.l2_bytes // size)
 
 
-def backward_chunk(problem: Problem, device: Device, share: float = MIXED_SHARE) -> int:
+def backward_chunk(problem: Problem, device: Device, share: float) -> int:
     """Return how many samples are mixed at a time for the gradient of x: at most a fifth of the naive form's memory."""
     most = min(share * device.l2_bytes, naive_bytes(problem) / 5)
     return _equal_chunk(problem.batch, most // (problem.weights * mixed_dtype(problem).itemsize))
 
 
-def own_chunk(
-    problem: Problem, device: Device, config: WeightGradientConfig | DepthwiseConfig, share: float = MIXED_SHARE
-) -> int:
+def own_chunk(problem: Problem, device: Device, config: WeightGradientConfig | DepthwiseConfig, share: float) -> int:
     """Return how many samples' weight gradients are made at a time, which stay in the L2 cache.
 
     With the experts, their sums in float32 and the products in parts they take at most a quarter of the naive form's

@@ -7,7 +7,7 @@ from polychrome.kernels.channel_gate.reference import linear
 from polychrome.kernels.channel_gate.scale import channel_scale
 from polychrome.kernels.checks import check_input, sizes
 from polychrome.kernels.leaves import leaf
-from polychrome.kernels.modules.layers import called, checked_size, wide
+from polychrome.kernels.modules.layers import called, checked_odd, checked_size, wide
 from polychrome.kernels.plain import is_centred, is_plain
 from polychrome.kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
 from polychrome.kernels.tensors import wide_dtype, without_autocast
@@ -81,9 +81,7 @@ class _Pixels(nn.Module):
 
     def __init__(self, kernel_size: int, batch_norm: bool, **made):
         super().__init__()
-        size = checked_size("kernel_size", kernel_size, least=3)
-        if size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {size}")
+        size = checked_odd("kernel_size", kernel_size, least=3)
         self.spatial = nn.Module()
         self.spatial.conv = nn.Conv2d(2, 1, size, padding=size // 2, bias=False, **made)
         self.spatial.bn = nn.BatchNorm2d(1, eps=1e-5, momentum=0.01, **made) if batch_norm else None

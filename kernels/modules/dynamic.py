@@ -57,6 +57,11 @@ class Experts(FiveDimensional):
         """Stride, padding, dilation and groups."""
         return self.stride, self.padding, self.dilation, self.groups
 
+    def reset_parameters(self) -> None:
+        """Reinitialise all parameters, the attention's too, and reset the temperature."""
+        self._reset_experts()
+        self.attention.reset_parameters()
+
     def extra_repr(self) -> str:
         shown = ("kernel_size", *GEOMETRY, *mode_of(self), "experts")
         words = [f"{name}={getattr(self, name)!r}" for name in shown]
@@ -97,11 +102,6 @@ class _DynamicConv(Experts):
             if conv.bias is not None:
                 layer.bias.copy_(conv.bias)
         return layer.train(conv.training)
-
-    def reset_parameters(self) -> None:
-        """Reinitialise all parameters, the attention's too, and reset the temperature."""
-        self._reset_experts()
-        self.attention.reset_parameters()
 
     def _reset_experts(self) -> None:
         # nn.Conv2d's kaiming_uniform_(a=sqrt(5)) is this bound; given all experts at once it would misread the fan

@@ -10,7 +10,16 @@ from polychrome.kernels.channel_gate.api import check_gate
 from polychrome.kernels.channel_gate.reference import gate_of_logits
 from polychrome.kernels.channel_gate.scale import channel_scale
 from polychrome.kernels.leaves import leaf
-from polychrome.kernels.modules.layers import are_plain, called, checked_size, layered, means, parameters_of, wide
+from polychrome.kernels.modules.layers import (
+    are_plain,
+    called,
+    checked_odd,
+    checked_size,
+    layered,
+    means,
+    parameters_of,
+    wide,
+)
 from polychrome.kernels.plain import is_along_channels, is_centred
 from polychrome.kernels.spatial_attention import channel_stats, spatial_attention, spatial_gate
 from polychrome.kernels.tensors import without_autocast
@@ -44,9 +53,7 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, kernel_size: int = 7, bias: bool = False, *, device=None, dtype=None):
         super().__init__()
-        kernel_size = checked_size("kernel_size", kernel_size, least=3)
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        kernel_size = checked_odd("kernel_size", kernel_size, least=3)
         padding = kernel_size // 2
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=padding, bias=bias, device=device, dtype=dtype)
 
@@ -115,9 +122,7 @@ class ECA(nn.Module):
         super().__init__()
         channels = checked_size("channels", channels, least=1)
         size = int((math.log2(channels) + 1) / 2) | 1 if kernel_size is None else kernel_size
-        size = checked_size("kernel_size", size, least=1)
-        if size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {size}")
+        size = checked_odd("kernel_size", size, least=1)
         self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:

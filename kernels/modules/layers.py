@@ -16,9 +16,9 @@ PACKAGE = __name__.rpartition(".")[0]
 GEOMETRY = ("stride", "padding", "dilation", "groups")
 
 
-def is_ours(kind: type[nn.Module]) -> bool:
-    """Return whether a class is one of the modules of this package itself, not a subclass made elsewhere."""
-    return kind.__module__.startswith(f"{PACKAGE}.")
+def is_ours(module: nn.Module) -> bool:
+    """Return whether a module is of a class of this package, or of a subclass of one."""
+    return any(kind.__module__.startswith(f"{PACKAGE}.") for kind in type(module).__mro__)
 
 
 class FiveDimensional(nn.Module):
@@ -123,4 +123,12 @@ def checked_size(name: str, size: int, least: int) -> int:
     found = as_int(size)
     if found is None or found < least:
         raise ValueError(f"{name} must be an int, at least {least}, got {size!r}")
+    return found
+
+
+def checked_odd(name: str, size: int, least: int) -> int:
+    """Return `size` as an int; raise ValueError unless it is odd, at least `least`."""
+    found = checked_size(name, size, least)
+    if found % 2 == 0:
+        raise ValueError(f"{name} must be odd, got {found}")
     return found

@@ -56,11 +56,6 @@ class ODConv2d(Experts):
         self.attention = OmniDimensionalAttention(*attention, reduction, min_channels, temperature, **made)
         self._reset_experts()
 
-    def reset_parameters(self) -> None:
-        """Reinitialise all parameters, the attentions' too, and reset the temperature."""
-        self._reset_experts()
-        self.attention.reset_parameters()
-
     def _reset_experts(self) -> None:
         for expert in self.weight:
             nn.init.kaiming_normal_(expert, mode="fan_out", nonlinearity="relu")

@@ -1,7 +1,9 @@
-"""Tiles of the kernels, by rule. Plain Python, no Triton needed."""
+"""Tiles of the kernels, by rule. No Triton needed."""
 
 from math import ceil
 from typing import NamedTuple
+
+from polychrome.kernels.launch import next_power_of_2
 
 # Programs that keep a large GPU busy, about eight for each multiprocessor, and so few that a program needs more warps.
 PROGRAMS, FEW = 1024, 256
@@ -72,18 +74,18 @@ def stream_tile(
     carries: whether a tile is kept from one block of channels to the next. Along the pixels it then has a single
     channel, if there are programs enough, and nothing is reduced.
     """
-    all_channels = _power_of_2(channels)
+    all_channels = next_power_of_2(channels)
     if channels_last:
         least = max(1, (ELEMENTS // 2 if carries else ELEMENTS) // all_channels)
         block_p = ELEMENTS // min(all_channels, CHANNELS_AT_ONCE)
     elif carries and widest >= COLUMN and batch * (pixels // COLUMN) >= PROGRAMS:
         return Tile(COLUMN, 1)
     elif batch * ceil(pixels / LEAST_BLOCK) < FEW:
-        block_p, block_c = min(NARROW_BLOCK, _power_of_2(pixels)), min(all_channels, NARROW_CHANNELS)
+        block_p, block_c = min(NARROW_BLOCK, next_power_of_2(pixels)), min(all_channels, NARROW_CHANNELS)
         return Tile(block_p, block_c, max(1, min(MANY_WARPS, block_p * block_c // 128)))
     else:
         least, block_p = LEAST_BLOCK, max(BLOCK_THAT_CARRIES if carries else BLOCK, ELEMENTS // all_channels)
-    block_p = min(block_p, widest, _power_of_2(pixels))
+    block_p = min(block_p, widest, next_power_of_2(pixels))
     while block_p > least and batch * ceil(pixels / block_p) < PROGRAMS:
         block_p //= 2
     halved = carries and block_p == (least if channels_last else BLOCK_THAT_CARRIES)
@@ -96,21 +98,21 @@ def sample_tile(batch: int, channels: int, pixels: int, itemsize: int, kernel: i
     A program takes as long as one multiprocessor needs for a sample, however many programs run beside it. Two launches
     take at least 5 us: on an H200, 11 and 14 for 64 samples of 128 KiB, which took one launch 12 and 22.
     """
-    block_p = _power_of_2(pixels)
+    block_p = next_power_of_2(pixels)
     fits = block_p * channels * itemsize <= SAMPLE_BYTES and pixels <= SAMPLE_PIXELS and kernel <= KERNEL_ROWS
     if not fits or batch > 2 * MULTIPROCESSORS:
         return None
-    block_c = min(_power_of_2(channels), SAMPLE_ELEMENTS // block_p)
+    block_c = min(next_power_of_2(channels), SAMPLE_ELEMENTS // block_p)
     blocks = ceil(channels / block_c)
     shares = min(blocks, max(1, MULTIPROCESSORS // batch))
-    warps = ceil(block_p * max(block_c, _power_of_2(kernel)) / SAMPLE_WARP)
+    warps = ceil(block_p * max(block_c, next_power_of_2(kernel)) / SAMPLE_WARP)
     return SampleTile(shares, block_p, block_c, blocks, warps)
 
 
 def strip_tile(batch: int, height: int, width: int, kernel: int) -> Strip:
     """Return the strip of an image that a program goes over from above, and the columns of a k x k kernel."""
-    columns = _power_of_2(kernel)
-    block_w = min(max(1, STRIP_ELEMENTS // columns), _power_of_2(width))
+    columns = next_power_of_2(kernel)
+    block_w = min(max(1, STRIP_ELEMENTS // columns), next_power_of_2(width))
     rows = height
     while rows > FEW_ROWS and batch * ceil(width / block_w) * ceil(height / rows) < PROGRAMS:
         rows = ceil(rows / 2)
@@ -133,8 +135,3 @@ def sample_gradient_tiles(
         if batch * ceil(width / strip.block_w) * ceil(height / rows) <= MULTIPROCESSORS:
             return tile, strip._replace(rows=rows, warps=tile.warps)
     return None
-
-
-def _power_of_2(size: int) -> int:
-    """Return the least power of two that is not below `size`."""
-    return 1 << max(size - 1, 0).bit_length()

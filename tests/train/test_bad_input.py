@@ -174,9 +174,17 @@ def test_a_single_class(fails, broken):
         ("[model.simple_cnn]\nmixup = 1e-300", "1e-300 is too small: wanted 0 or at least 0.01"),
     ],
 )
-def test_wrong_lines_of_a_config(fails, tmp_path, line, message):
-    (tmp_path / "config.toml").write_text(line)
-    assert message in fails("task1", "--config", tmp_path / "config.toml")
+@pytest.mark.parametrize("option", ["--config", "--recipe"])
+def test_wrong_lines_of_a_file_of_settings(fails, tmp_path, option, line, message):
+    file = tmp_path / "settings.toml"
+    file.write_text(line if option == "--config" else "[task1]\n" + line.replace("[model.", "[task1.model."))
+    assert message in fails("task1", option, file)
+
+
+@pytest.mark.parametrize("option", ["--config", "--recipe"])
+def test_a_file_of_settings_that_is_no_text(fails, tmp_path, option):
+    (tmp_path / "settings.toml").write_bytes(b"\xff\xfe")
+    assert "settings.toml is not valid TOML: 'utf-8' codec" in fails("task1", option, tmp_path / "settings.toml")
 
 
 def test_without_a_home_folder_there_is_a_line(tmp_path):

@@ -108,7 +108,7 @@ options = { experts = [4, 4, 4, 1], attention = true }
 [model."prism4+parts+off"]
 options = { expert = 1 }
 """)
-    settings = resolve(Settings(**typed(read_toml(config), "ablation.toml"), image_size=32), "task1")
+    settings = resolve(Settings(**read_toml(config), image_size=32), "task1")
     whole, parts, wrong = (variants.of(settings, entry) for entry in settings.models)
     assert (whole.options, parts.options) == ({}, {"experts": [4, 4, 4, 1], "attention": True})
     assert wrong.channel_sampling == "off"

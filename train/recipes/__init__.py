@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from polychrome.engine.errors import UserError
-from polychrome.train.settings.config import RECIPES, check_names, typed
+from polychrome.train.settings.config import RECIPES, checked, read_text, toml_of
 from polychrome.train.settings.variants import TASKS
 
 
@@ -24,10 +23,7 @@ def load(name: str, task: str) -> dict[str, Any]:
         raise UserError(
             f"--recipe {name}: there is no such recipe; there are {', '.join(RECIPES)}, or give a .toml file"
         )
-    try:
-        tables = tomllib.loads(source.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"--recipe {name}: {error}") from None
+    tables = toml_of(read_text(source), f"--recipe {name}")
     for key in tables:
         if key not in TASKS:
             close = get_close_matches(key, TASKS, n=1)
@@ -37,5 +33,4 @@ def load(name: str, task: str) -> dict[str, Any]:
             )
     if not isinstance(tables.get(task), dict):
         raise UserError(f"--recipe {name} has nothing for {task}; it has {', '.join(tables)}")
-    source = f"{name}: [{task}]"
-    return typed(check_names(tables[task], source), source)
+    return checked(tables[task], f"{name}: [{task}]")

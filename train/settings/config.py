@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -313,7 +314,7 @@ class Settings(Hyperparameters, Subject):
         Raises:
             UserError: as `from_toml`.
         """
-        return cls(**typed(parse_toml(text, source), source))
+        return cls(**parse_toml(text, source))
 
 
 # Settings that an entry of `models` may have a value of its own for.
@@ -363,15 +364,15 @@ def typed(values: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return the settings in a TOML file, keys checked.
+    """Return the settings in a TOML file.
 
     Raises:
-        UserError: the file is missing or is not valid TOML, or a key is not a setting.
+        UserError: the file is missing or is not valid TOML, a key is not a setting, or a value is not its kind.
     """
     return parse_toml(read_text(path), str(path))
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path | Traversable) -> str:
     """Return the text of a TOML file. Raises UserError where the file cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
@@ -382,16 +383,29 @@ def read_text(path: Path) -> str:
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Return the settings in TOML text, keys checked; an error calls it `source`.
+    """Return the settings in TOML text; an error calls it `source`.
 
     Raises:
-        UserError: the text is not valid TOML, or a key is not a setting.
+        UserError: the text is not valid TOML, a key is not a setting, or a value is not its kind.
     """
+    return checked(toml_of(text, source), source)
+
+
+def toml_of(text: str, source: str) -> dict[str, Any]:
+    """Return the values in TOML text. Raises UserError, which names the text `source`, where it is not valid TOML."""
     try:
-        values = tomllib.loads(text)
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number of too many digits is a ValueError of its own
         raise UserError(f"{source} is not valid TOML: {one_line(error)}") from None
-    return check_names(values, source)
+
+
+def checked(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return settings from TOML as `Settings` takes them.
+
+    Raises:
+        UserError: a key is not a setting, or a value is not its kind.
+    """
+    return typed(check_names(values, source), source)
 
 
 def without(table: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -422,8 +436,8 @@ def check_names(values: dict[str, Any], source: str) -> dict[str, Any]:
             )
         if name in settings:
             raise UserError(f"{source}: {key} is set twice, with a dash and with an underscore")
-        wanted = _toml_kind(_click_type(known[name].metadata["type"]))
-        if not _is_kind(value, wanted):
+        wanted, fits = _toml_kind(_click_type(known[name].metadata["type"]))
+        if not fits(value):
             raise UserError(f"{source}: {key} must be {wanted}, got {value!r}")
         settings[name] = value
     for entry, table in settings.get("model", {}).items():
@@ -441,34 +455,29 @@ def _entry_settings(table: Any, source: str) -> dict[str, Any]:
     return table
 
 
-def _toml_kind(kind: Any) -> str:
-    """Return in words the value that a TOML file has to give for a setting of click type `kind`."""
+def _toml_kind(kind: Any) -> tuple[str, Callable[[Any], bool]]:
+    """Return in words the value that a TOML file has to give for a setting of click type `kind`, and its check."""
+
+    def of(*types: type) -> Callable[[Any], bool]:
+        return lambda value: type(value) in types
+
     if kind is bool:
-        return "true or false"
+        return "true or false", of(bool)
     if isinstance(kind, BatchSize):
-        return 'a whole number or "auto"'
+        return 'a whole number or "auto"', lambda value: type(value) is int or value == AUTO
     if isinstance(kind, click.FloatRange):
-        return "a number"
+        return "a number", of(int, float)
     if isinstance(kind, click.IntRange):
-        return "a whole number"
+        return "a whole number", of(int)
     if kind is dict:
-        return "tables"
-    return "a list of names" if isinstance(kind, NameList) else "text"
+        return "tables", of(dict)
+    if isinstance(kind, NameList):
+        return "a list of names", lambda value: all(isinstance(item, str) for item in _listed(value))
+    return "text", of(str)
 
 
-def _is_kind(value: Any, wanted: str) -> bool:
-    if wanted == "a list of names":
-        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
-    if wanted == 'a whole number or "auto"':
-        return type(value) is int or value == AUTO
-    types = {
-        "true or false": (bool,),
-        "a number": (int, float),
-        "a whole number": (int,),
-        "text": (str,),
-        "tables": (dict,),
-    }
-    return type(value) in types[wanted]
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _click_type(kind: Any) -> Any:
