@@ -14,7 +14,8 @@ from bench.studies.comparison import Training
 from bench.studies.trials import Choice
 from polychrome.engine.channels.combinations import every
 from polychrome.engine.errors import UserError
-from polychrome.engine.machine import hardware
+
+pytestmark = pytest.mark.usefixtures("native")
 
 CHECK_CODE = comparison.check_code
 RUN = Training(
@@ -43,12 +44,6 @@ DEEP = replace(RUN, network="resnet34", epochs=30, params=21_310_322, macs=612_3
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / comparison.EQUAL_MINUTES
-
-
-@pytest.fixture(autouse=True)
-def native(monkeypatch):
-    """Lets the studies run on processors that emulate bfloat16: slow, but right."""
-    monkeypatch.setattr(hardware, "native_precision", lambda on: runs.PRECISION)
 
 
 @pytest.fixture(autouse=True)

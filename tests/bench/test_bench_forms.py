@@ -4,20 +4,15 @@ import lzma
 
 import pytest
 
-from bench.studies import forms, runs, trials
+from bench.studies import forms, trials
 from bench.studies.forms import Form
 from bench.studies.trials import Choice
-from polychrome.engine.machine import hardware
 from polychrome.train.settings.config import read_toml
+
+pytestmark = pytest.mark.usefixtures("native")
 
 COSTS = 130, 421_362, 55_000_000, 4, 1200.0
 ROW = Form("prism4_small", "plain", 0, 0.02, 0.1, 1, *COSTS, "0123456789ab", "C, python 3.11")
-
-
-@pytest.fixture(autouse=True)
-def native(monkeypatch):
-    """Lets the studies run on processors that emulate bfloat16: slow, but right."""
-    monkeypatch.setattr(hardware, "native_precision", lambda on: runs.PRECISION)
 
 
 def keep(results, row, right, images=500):

@@ -9,10 +9,11 @@ import pytest
 from bench.studies import runs, trials
 from bench.studies.trials import Choice, Trial
 from polychrome.engine.data.sets import division, listing
-from polychrome.engine.machine import hardware
 from polychrome.engine.run_folder import RunFolder
 from polychrome.train import recipes
 from polychrome.train.settings.config import OF_AN_ENTRY
+
+pytestmark = pytest.mark.usefixtures("native")
 
 ABOUT = {
     "epochs": 9,
@@ -22,12 +23,6 @@ ABOUT = {
     "commit": "a",
     "machine": "m",
 }
-
-
-@pytest.fixture(autouse=True)
-def native(monkeypatch):
-    """Lets the studies run on processors that emulate bfloat16: slow, but right."""
-    monkeypatch.setattr(hardware, "native_precision", lambda on: runs.PRECISION)
 
 
 def trial(number, choice, accuracy, network="prism4", channels="RGB"):

@@ -17,6 +17,7 @@ from polychrome.models.initialise import he_
 from polychrome.models.resnetv2 import StandardisedConv2d
 from polychrome.models.vgg import vgg19_features
 from tests.grids import grid, usual
+from tests.models.probes import images, parameter_count
 
 # with 3 channels, 50 classes and the model's own image size
 PARAMETERS = {
@@ -100,14 +101,6 @@ FIRST = {
 LARGE = {"vgg19", "resnet34", "resnet50", "vgg_resnet_concat"}
 every_model_in_memory = pytest.mark.parametrize("name", usual(NAMES, *(name for name in NAMES if name not in LARGE)))
 any_channels = pytest.mark.parametrize("name", ["pool_attention_cnn", "dynamic_cnn_v1", "dynamic_cnn_v2"])
-
-
-def images(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
-def parameter_count(model):
-    return sum(p.numel() for p in model.parameters())
 
 
 def made(name, **options):
@@ -355,8 +348,8 @@ def test_a_masked_result_is_that_of_the_present_channels_alone(name):
     alone = torch.cat([model(x[b : b + 1, mask[b]]) for b in range(7)])
     torch.testing.assert_close(masked, alone, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(model(x, torch.ones(7, 3).bool()), model(x), rtol=1e-6, atol=1e-6)
-    changed = torch.where(mask[:, :, None, None], x, x * 7 + 3)
-    assert torch.equal(model(changed, mask), masked)
+    for other in (x * 7 + 3, torch.nan):
+        assert torch.equal(model(torch.where(mask[:, :, None, None], x, other), mask), masked)
 
 
 @pytest.mark.parametrize("name", ["pool_attention_cnn", "dynamic_cnn_v2"])

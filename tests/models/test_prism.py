@@ -11,7 +11,7 @@ from polychrome.kernels.modules import DynamicConv2d, SpatialAttention
 from polychrome.models import complexity
 from polychrome.models.any_channel_conv import AnyChannelConv2d
 from polychrome.models.prism import Prism
-from tests.models.gradients import with_and_without_mask
+from tests.models.probes import images, with_and_without_mask
 
 MASK = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]).bool()
 TINY = {"widths": (8, 12, 16, 20)}
@@ -19,10 +19,6 @@ PARTS = {"experts": (4, 4, 4, 1), "attention": True}  # those that the default f
 every_prism = pytest.mark.parametrize("name", ["prism4", "prism4_small"])
 both_forms = pytest.mark.parametrize("options", [{}, PARTS], ids=["plain", "all parts"])
 places = pytest.mark.parametrize("fixed_places", [False, True])
-
-
-def images(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def made(name="prism4", **options):

@@ -13,17 +13,13 @@ from polychrome.models.complexity import measure
 from polychrome.models.dwg_densenet import DWGDenseNet121
 from polychrome.models.rrdb import RRDB, RRDBRNN, DenseBlock, RecurrentConv2d, ResidualInResidual
 from tests.kernels.interpreter import needs_interpreter
-from tests.models.gradients import with_and_without_mask
+from tests.models.probes import images, parameter_count, with_and_without_mask
 
 PARAMETERS = {DWGDenseNet121: 7_223_602, RRDB: 169_466, RRDBRNN: 296_874}
 RESIDUAL = (RRDB, RRDBRNN)
 every_model = pytest.mark.parametrize("make", PARAMETERS)
 residual = pytest.mark.parametrize("make", RESIDUAL)
 MASK = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 0, 1]]).bool()
-
-
-def images(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def made(make, **options):
@@ -52,10 +48,6 @@ def first_layers():
 @pytest.fixture(scope="module")
 def dwg():
     return settled(DWGDenseNet121)
-
-
-def parameter_count(model):
-    return sum(p.numel() for p in model.parameters())
 
 
 @every_model

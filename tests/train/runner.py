@@ -72,3 +72,8 @@ def history(run: Path) -> list[dict[str, str]]:
 def results(run: Path) -> dict:
     """Return a run's `results.json`."""
     return json.loads((run / "results.json").read_text())
+
+
+def files_of(run: Path) -> dict[Path, bytes]:
+    """Return what a run's files hold."""
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -10,6 +10,7 @@ from PIL import Image
 from polychrome.engine import export
 from polychrome.train.run import main
 from tests.conftest import draw
+from tests.train.runner import results
 from tests.train.small import QUICK
 
 SMALL = ["--image-size", "32", "--batch-size", "12", "--epochs", "1", *QUICK]
@@ -39,10 +40,6 @@ def four(tmp_path_factory):
     start = ["--data", str(data), "--out", str(data.parent), "--name", "x", *SMALL]
     assert main(["task1", *start, "--models", "pool_attention_cnn,baseline_cnn,naive_cnn", "--plots"]) == 0
     return data.parent / "task1/x"
-
-
-def results(run):
-    return json.loads((run / "results.json").read_text())
 
 
 def test_four_named_channels_are_tested_in_every_combination(four):

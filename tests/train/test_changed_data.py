@@ -11,6 +11,7 @@ from polychrome.engine.run_folder import RunFolder
 from polychrome.train.run import main
 from polychrome.train.settings.config import Settings
 from tests.train import runner
+from tests.train.runner import files_of
 from tests.train.test_killed_runs import ARGUMENTS, assert_equal_runs
 
 FILE = "images/train 3.jpg"
@@ -51,10 +52,6 @@ def begun(two_epochs, data, tmp_path):
 
 def go_on(run, *arguments):
     return main(["task1", "--out", str(run.parents[1]), "--resume", "auto", *FINISHED, *arguments])
-
-
-def files_of(run):
-    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 def other_content(data):

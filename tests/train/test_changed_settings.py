@@ -21,6 +21,7 @@ from polychrome.train.settings import changes, variants
 from polychrome.train.settings.config import OF_AN_ENTRY, SHARED, NameList, Settings
 from tests.conftest import write_list_folder
 from tests.train import runner
+from tests.train.runner import files_of
 from tests.train.small import QUICK
 
 MODELS = ("simple_cnn", "simple_cnn+smoothing")
@@ -72,10 +73,6 @@ def another(item, value):
     if not isinstance(kind, tuple):
         return ("b",) if isinstance(kind, NameList) else "b"
     return next(each for each in kind if each not in (value, "auto", "dali", "synthetic", "cuda"))
-
-
-def files_of(run):
-    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 def prepared(run, **changed):

@@ -26,6 +26,7 @@ from polychrome.train import experiment, systems
 from polychrome.train.run import main
 from polychrome.train.trained import load
 from tests.conftest import write_list_folder
+from tests.train.runner import results
 from tests.train.small import QUICK
 
 COMBINATIONS = ["RGB", "RG", "GB", "RB", "R", "G", "B"]
@@ -38,10 +39,6 @@ def task1(stripes, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     assert main(["task1", "--data", os.path.relpath(stripes), "--out", str(out), "--name", "a", *SMALL, *WHOLE]) == 0
     return out / "task1/a"
-
-
-def results(run):
-    return json.loads((run / "results.json").read_text())
 
 
 def test_task1_leaves_a_whole_run_folder(task1):

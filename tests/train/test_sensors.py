@@ -13,6 +13,7 @@ from polychrome.train.commands import export
 from polychrome.train.finished import Run
 from polychrome.train.run import main
 from tests.conftest import draw
+from tests.train.runner import results
 from tests.train.small import QUICK
 
 SMALL = ["--image-size", "32", "--batch-size", "12", "--epochs", "1", *QUICK]
@@ -39,10 +40,6 @@ def write(root, sensors=SENSORS):
         (root / f"{split}.txt").write_text("".join(lines))
     (root / "channels.csv").write_text("".join(f"{name},{'+'.join(own)}\n" for name, own in sensors.items()))
     return root
-
-
-def results(run):
-    return json.loads((run / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -128,10 +128,6 @@ def done(folder: Path) -> int:
     return (epoch - 1) * STEPS + (STEPS if turn else batch)
 
 
-def files_of(run: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-
-
 class Soak:
     """A run that is struck at random, in one life after another."""
 
@@ -218,7 +214,7 @@ class Soak:
     def change_data(self) -> None:
         """Start the run on other training data, which it refuses, and put them back."""
         path = self.data / "images" / self.rng.choice(sorted(os.listdir(self.data / "images")))
-        whole, before = path.read_bytes(), files_of(self.run)
+        whole, before = path.read_bytes(), runner.files_of(self.run)
         path.write_bytes(self.rng.choice([flipped, zeroed, cut])(whole, self.rng))
         changed = path.read_bytes() != whole
         status, output, errors = self.live().end()
@@ -226,7 +222,7 @@ class Soak:
         assert changed
         assert status == 2, output + errors
         assert f"cannot go on: {path.stem.split()[0]} of {self.data} changed since the run began" in errors
-        assert files_of(self.run) == before
+        assert runner.files_of(self.run) == before
 
 
 @pytest.mark.slow

@@ -25,6 +25,13 @@ def encoded(image, kind, **options):
     return stream.getvalue()
 
 
+def npy(values):
+    """Return an array as the bytes of a .npy file."""
+    stream = io.BytesIO()
+    np.save(stream, values)
+    return stream.getvalue()
+
+
 def orientation(value):
     """Return EXIF data that says how the stored image is rotated."""
     exif = Image.Exif()

@@ -21,6 +21,7 @@ from polychrome.engine.data.given import image_sets
 from polychrome.engine.data.sets import inspection, listing, scan
 from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds, measured
+from tests.engine.data.image_kinds import npy
 from tests.refusals import refusal
 
 KINDS = measured.kinds()
@@ -535,12 +536,6 @@ def test_of_several_frames_the_first_is_read_and_told(tmp_path):
         assert found.mean() <= most < other.mean()
 
 
-def npy(array):
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
-
-
 def test_channels_and_files_without_any_value_are_refused(tmp_path):
     empty = np.full((9, 8, 2), np.nan, np.float32)
     assert reason(tmp_path, npy(empty), "a.npy") == "all values are missing"
@@ -703,19 +698,13 @@ def paged(values, **options):
     return stream.getvalue()
 
 
-def array(values):
-    stream = io.BytesIO()
-    np.save(stream, values)
-    return stream.getvalue()
-
-
 FORMS = {
     "pages": paged,
     "pages, compressed": lambda values: paged(values, compression="zlib"),
     "pages, shape told": lambda values: measured.described(values, None, metadata={"axes": "QYX"}),
     "pages, channels told": lambda values: measured.described(values, "CYX"),
     "pages, times told": lambda values: measured.described(values, "TYX"),
-    "array": array,
+    "array": npy,
     "bands": measured.tiff,
     "bands, planar": lambda values: measured.tiff(values, planarconfig="separate" if len(values) > 1 else None),
 }

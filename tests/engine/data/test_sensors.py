@@ -21,16 +21,11 @@ from polychrome.engine.errors import UserError
 from polychrome.kernels.augment import Recipe
 from polychrome.train.commands.tools import show_channels
 from tests.engine.data import measured
+from tests.engine.data.image_kinds import npy
 from tests.refusals import refusal
 
 NAMES = ("dna", "er", "rna", "agp", "mito", "nir")
 HOW = Wanted("torch", torch.device("cpu"), 1)
-
-
-def npy(values):
-    stream = io.BytesIO()
-    np.save(stream, values)
-    return stream.getvalue()
 
 
 def png(values):

@@ -18,18 +18,13 @@ from polychrome.engine.data.sets import listing, scan
 from polychrome.engine.data.stores.whole import WholeImages
 from polychrome.engine.errors import UserError
 from tests.engine.data import image_kinds, photos
+from tests.engine.data.image_kinds import npy
 from tests.refusals import refusal
 
 
 def values(*shape, seed=0, dtype=np.float32):
     drawn = np.random.default_rng(seed).normal(50, 20, shape)
     return drawn.clip(0, 255).astype(dtype)
-
-
-def npy(array):
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
 
 
 def pages(array, **options):

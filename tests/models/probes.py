@@ -1,6 +1,17 @@
-"""Gradients of a model's parameters."""
+"""What is asked of any model: images to show it, its parameters, and their gradients."""
 
+import torch
 from torch import Tensor, nn
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    """Return random images of a shape, the same for the same seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return how many parameters a model has."""
+    return sum(p.numel() for p in model.parameters())
 
 
 def gradients(model: nn.Module, *arguments: Tensor | None) -> list[Tensor]:
