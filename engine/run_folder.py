@@ -155,6 +155,11 @@ class RunFolder:
         """Whether the folder has the files that a run can be resumed from."""
         return self.config.is_file() and self.results.is_file()
 
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether a network has been trained, if for a part of an epoch."""
+        return any((self.root / "checkpoints").rglob("*.pt"))
+
     def checkpoints(self, model: str, combination: str | None = None) -> Path:
         """Return the folder of a model's checkpoints, or of those of its network for a combination of channels.
 

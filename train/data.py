@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable
+import platform
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from polychrome.engine import console
 from polychrome.engine.channels import combinations
 from polychrome.engine.channels.combinations import Combinations
-from polychrome.engine.channels.names import ALL, SENSORS, Channels
+from polychrome.engine.channels.names import ALL, RGB, SENSORS, Channels
 from polychrome.engine.data.augmentation import Augmentations
-from polychrome.engine.data.conventions import Trained
+from polychrome.engine.data.conventions import Conventions, Trained
 from polychrome.engine.data.files import shards
 from polychrome.engine.data.image_set import ImageSet, having
 from polychrome.engine.data.loader import Loader
@@ -38,11 +41,12 @@ def open_data(
     splits: tuple[str, ...] = (),
     trained: Trained | None = None,
     known: Known | None = None,
+    begun: Channels | None = None,
 ) -> Opened:
     """Return the opened data set of a run, or some splits of it. Files left out are named on the terminal.
 
     `trained` is what is known of a model's data, for use with that model, and `known` are its classes, of which other
-    data may have a part.
+    data may have a part. `begun` are the channels of a run that goes on, whose means and deviations hold.
 
     Of several processes on a machine the first decodes the images, and the others read its disk cache.
 
@@ -50,8 +54,27 @@ def open_data(
         UserError: the data is missing or malformed, does not fit into the memory that `cache` names, or has, with
             `strict`, a file that cannot be decoded.
     """
+    how = how_to_open(settings, splits)._replace(trained=trained, begun=begun)
     with distributed.main_first():
-        return open_set(*_listed(settings, task, how_to_open(settings, splits)._replace(trained=trained), known))
+        opened = open_set(*_listed(settings, task, how, known))
+    _check_everyones(opened)
+    return opened
+
+
+def _check_everyones(opened: Opened) -> None:
+    """Raise UserError where another process has opened other images than the first."""
+    images = opened.images
+    parts = {"classes": images.class_names, "channels": images.channels}
+    for name, split in images.splits.items():
+        parts[f"images of {name}"] = split.paths, split.labels, opened.contents.get(name)
+    own = {part: hashlib.blake2b(repr(value).encode(), digest_size=16).digest() for part, value in parts.items()}
+    (_, first), *others = distributed.everyones((platform.node(), own))
+    for rank, (machine, found) in enumerate(others, 1):
+        if differing := [part for part in first | found if first.get(part) != found.get(part)]:
+            raise UserError(
+                f"{images.root} is not the same everywhere: process {rank}, on {machine}, has other "
+                f"{', '.join(differing)} than process 0"
+            )
 
 
 def open_undivided(settings: Settings, before: dict, trained: Trained) -> Opened | None:
@@ -226,6 +249,34 @@ def summary(opened: Opened) -> dict:
         "notes": list(images.notes),
         "rejected_files": opened.rejected,
     }
+
+
+def channels_of(before: Mapping[str, Any]) -> Channels:
+    """Return the channels of the "data" entry of `results.json`; an earlier version's are those of photos."""
+    if "channels" not in before:
+        return RGB
+    names = tuple(before["channels"])
+    sensors = (tuple(map(names.index, sensor["channels"])) for sensor in before.get("sensors", ()))
+    return Channels(names, tuple(before["channel_mean"]), tuple(before["channel_std"]), tuple(sensors))
+
+
+def check_fits(before: Mapping[str, Any], images: ImageSet, trained: Path) -> None:
+    """Raise UserError where images differ from those of a training in classes, channels or kind of values.
+
+    `before` is the "data" entry of the results of the training, which a message names `trained`.
+    """
+    if before["class_names"] != list(images.class_names):
+        raise UserError(f"{trained} was trained on other classes than {images.root} has")
+    channels = channels_of(before).names
+    if channels != images.channels.names:
+        now = ", ".join(images.channels.names)
+        raise UserError(f"{trained} was trained on channels {', '.join(channels)}, {images.root} has {now}")
+    dtype = before.get("dtype", "uint8")
+    if dtype != images.dtype:
+        raise UserError(f"{trained} was trained on values of type {dtype}, {images.root} has {images.dtype}")
+    scale, now = Conventions.of(before).scale, images.conventions.scale
+    if None not in (scale, now) and scale != now:
+        raise UserError(f"{trained} was trained on {scale}, {images.root} has {now}: wanted one type")
 
 
 def _differing(before: dict[str, str], now: dict[str, str], splits: Iterable[str] | None) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 
 from polychrome.engine.channels import masks
 from polychrome.engine.channels.combinations import Combinations
-from polychrome.engine.channels.names import RGB, Channels, join
+from polychrome.engine.channels.names import join
 from polychrome.engine.data.conventions import Conventions, Trained
 from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.errors import UserError
@@ -19,6 +19,7 @@ from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint
 from polychrome.engine.training.state import BEST
 from polychrome.train import networks, pretrained
+from polychrome.train.data import channels_of, check_fits
 from polychrome.train.results import best
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
@@ -70,12 +71,7 @@ class Source(ABC):
         self.precision = settings.precision if hardware.is_native(settings.precision, self.device) else "fp32"
         data = results["data"]
         self.num_classes, self.class_names = data["classes"], data["class_names"]
-        self.channels, self.dtype = RGB, data.get("dtype", "uint8")
-        if "channels" in data:
-            statistics = tuple(data["channel_mean"]), tuple(data["channel_std"])
-            sensors = (map(data["channels"].index, sensor["channels"]) for sensor in data.get("sensors", ()))
-            self.channels = Channels(tuple(data["channels"]), *statistics, tuple(map(tuple, sensors)))
-
+        self.channels, self.dtype = channels_of(data), data.get("dtype", "uint8")
         self.conventions = Conventions.of(data)
 
     @property
@@ -124,21 +120,8 @@ class Source(ABC):
         """Return the path that an exported network has by default."""
 
     def check_fits(self, images: ImageSet) -> None:
-        """Raise UserError where the images differ in classes, channels or type of values from those of the training."""
-        if list(images.class_names) != self.class_names:
-            raise UserError(f"{self.place} was trained on other classes than {images.root} has")
-        if images.channels.names != self.channels.names:
-            raise UserError(
-                f"{self.place} was trained on channels {', '.join(self.channels.names)}, {images.root} has "
-                f"{', '.join(images.channels.names)}"
-            )
-        if images.dtype != self.dtype:
-            raise UserError(
-                f"{self.place} was trained on values of type {self.dtype}, {images.root} has {images.dtype}"
-            )
-        before, now = self.conventions.scale, images.conventions.scale
-        if None not in (before, now) and before != now:
-            raise UserError(f"{self.place} was trained on {before}, {images.root} has {now}: wanted one type")
+        """Raise UserError where the images differ in classes, channels or kind of values from those of the training."""
+        check_fits(self.results["data"], images, self.place)
 
     def has_several(self, name: str) -> bool:
         """Return whether a model has a network for each combination of channels."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 
 from polychrome.engine import console
 from polychrome.engine.channels.combinations import Combinations
+from polychrome.engine.channels.names import Channels
 from polychrome.engine.data import loader
 from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.data.opening import Opened
@@ -23,7 +25,7 @@ from polychrome.engine.watch import loggers
 from polychrome.models.complexity import Complexity
 from polychrome.train import networks
 from polychrome.train import resume as resuming
-from polychrome.train.data import changed, combinations_to_test, moved, open_data
+from polychrome.train.data import changed, channels_of, check_fits, combinations_to_test, moved, open_data
 from polychrome.train.settings import changes, variants
 from polychrome.train.settings.changes import Stages
 from polychrome.train.settings.config import Settings
@@ -86,7 +88,7 @@ def prepare(task: str, settings: Settings, resume: RunFolder | None = None, data
     choice.resolve(settings.backend)
     loggers.check(settings.logger or ())
     settings = settings.with_whole_paths()
-    data = data or open_data(settings, task)
+    data = data or open_data(settings, task, begun=_begun(resume))
     settings = replace(settings, backend=choice.resolve(settings.backend, data.images.stacks))
     loader.check_trainable(data.images)
     tested = combinations_to_test(settings.channels, data.images, ("test",), settings.division_seed)
@@ -97,12 +99,18 @@ def prepare(task: str, settings: Settings, resume: RunFolder | None = None, data
     in_data = _changes(resume, settings, data, so_far[1]) if resume else ()
     by_weights = None
     if task == "transfer":
-        _check_weights(resume, settings, data.images, tuple(costs))
+        _check_weights(resume, settings, data.images, tested, tuple(costs))
         if settings.weights and any(variants.of(settings, entry).transfer != "scratch" for entry in costs):
             data, by_weights = _noted(data, settings, resume)
     trained_on = _trained_on(data.images, resume, in_data, by_weights)
     settings = replace(settings, changed_data=False)  # of this start alone: the next change is told again
     return Prepared(task, settings, data, tested, costs, left_out, *so_far, in_data, trained_on)
+
+
+def _begun(run: RunFolder | None) -> Channels | None:
+    """Return the channels of a run that has begun to train, with the statistics that its networks know; else None."""
+    data = run.read_results()["data"] if run is not None and run.has_checkpoints else {}
+    return channels_of(data) if "channels" in data else None
 
 
 def _costs(settings: Settings, images: ImageSet, tested: Combinations) -> tuple[dict[str, Complexity], dict[str, str]]:
@@ -128,11 +136,7 @@ def _so_far(
         UserError: the run is damaged, or does not fit the data, the channels or the settings.
     """
     before = run.read_results()
-    if before["data"]["class_names"] != list(data.images.class_names):
-        raise UserError(f"{run.root} was trained on other classes than {data.images.root} has")
-    if (known := before["data"].get("channels")) not in (None, list(data.images.channels.names)):
-        now = ", ".join(data.images.channels.names)
-        raise UserError(f"{run.root} was trained on channels {', '.join(known)}, {data.images.root} has {now}")
+    check_fits(before["data"], data.images, run.root)
     if change := moved(before["data"], data):
         raise UserError(
             f"{run.root} cannot go on: {change}, and some may be among those it was trained on; put the files "
@@ -157,7 +161,7 @@ def _so_far(
             done.add(entry)
         elif entry in entries:
             for folder in sorted({path.parent for path in run.checkpoints(entry).rglob("*.pt")}):
-                state.newest(folder)
+                goes_on.check_end(folder)
     return trained, history, frozenset(done), stages
 
 
@@ -183,18 +187,19 @@ def _changes(run: RunFolder, settings: Settings, data: Opened, history: dict[str
 
 
 def _lacks_weights(run: RunFolder, entry: str) -> bool:
-    """Return whether the best weights of a trained entry are damaged while other checkpoints are there to go on from.
+    """Return whether best weights of a trained entry are damaged or gone while other checkpoints can be gone on from.
 
-    Damaged weights are told.
+    Such weights are told.
     """
-    for path in sorted(run.checkpoints(entry).rglob(state.BEST)):
+    for folder in sorted({path.parent for path in run.checkpoints(entry).rglob("*.pt")}):
+        path = folder / state.BEST
         if fault := checkpoint.fault(path):
             try:
-                begun = state.epochs(path.parent) > 0
+                begun = state.epochs(folder) > 0
             except UserError:
                 begun = False
             console.say(
-                f"{path} is damaged ({fault}): "
+                f"{path} is {f'damaged ({fault})' if path.exists() else 'gone'}: "
                 + (f"{entry} goes on from its other checkpoints" if begun else "its weights are lost, its figures stay")
             )
             if begun:
@@ -245,6 +250,11 @@ class GoingOn:
             elif of_course:
                 after = ", ".join(f"{key} = {new}" for key, (_, new) in of_course.items())
                 console.say(f"{name} goes on with {after}; up to here it was {before}")
+
+    def check_end(self, folder: Path) -> None:
+        """Raise UserError where checkpoints are damaged, or no epoch follows and none has the last epoch's weights."""
+        now = self.now
+        state.check_end(folder, now["epochs"], now["patience"], now["keep"])
 
     def is_done(self) -> bool:
         """Return whether all networks are trained, and tested as the settings ask for; say where patience ended one.
@@ -323,10 +333,21 @@ def _noted(data: Opened, settings: Settings, resume: RunFolder | None) -> tuple[
     return data, known
 
 
-def _check_weights(resume: RunFolder | None, settings: Settings, images: ImageSet, entries: tuple[str, ...]) -> None:
-    """Raise UserError where the weights that an entry is to start from cannot be had."""
+def _check_weights(
+    resume: RunFolder | None, settings: Settings, images: ImageSet, tested: Combinations, entries: tuple[str, ...]
+) -> None:
+    """Raise UserError where the weights that a network is to start from cannot be had."""
+    channels, classes, samples = images.channels.names, images.class_names, len(images.splits["train"].paths)
     for entry in entries:
-        own, samples = variants.of(settings, entry), len(images.splits["train"].paths)
-        if resume is None or not networks.start(own, samples, resume.checkpoints(entry)).goes_on:
-            model = networks.initialised(entry, own, len(images.class_names), len(images.channels))
-            networks.load_trained(model, entry, own, images.channels.names, images.class_names)
+        own, alone = variants.of(settings, entry), networks.is_one_per_combination(entry)
+        for label, chosen in tested.items() if alone else [(None, None)]:
+            if alone and not chosen:
+                continue
+            if resume is not None and networks.start(own, samples, resume.checkpoints(entry, label)).goes_on:
+                continue
+            count, names = len(channels), channels
+            if alone:
+                count, protocol = networks.for_one_combination(entry, own, count, chosen)
+                names = networks.shown(protocol, names, chosen)
+            model = networks.initialised(entry, own, len(classes), count)
+            networks.load_trained(model, entry, own, names, classes)

@@ -46,6 +46,7 @@ class Wanted(NamedTuple):
     group_by: a regular expression that related files have in common; those in two splits are told.
     trained: what is known of a trained model's data. It says whether the files are photos, and missing values become
         the means of its channels.
+    begun: the channels of a training that goes on, whose means and deviations hold in place of those of the files.
     """
 
     backend: str
@@ -58,6 +59,7 @@ class Wanted(NamedTuple):
     strict: bool = False
     group_by: str | None = None
     trained: Trained | None = None
+    begun: Channels | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,9 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
     rejected = _left_out(images, {item.path: item.reason for item in report.rejected}, wanted.strict)
     images = scan.apply(images, report, _of_stacks(wanted))
     contents = division.contents(listed.splits, images, report.contents())
+    measured = images.channels
+    if wanted.begun is not None:
+        images = _with_statistics(images, wanted.begun)
     by_dali = choice.resolve(wanted.backend, images.stacks) == "dali"
     shape = (scan.shape(images),) if images.stacks else ()
     notes = (
@@ -150,7 +155,8 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
     images = replace(images, notes=notes)
     for note in (*images.notes, *union.notes(images)):
         console.say(note)
-    if images.stacks and wanted.trained and (line := far_off(images, report.stacks, wanted.trained.channels)):
+    known = wanted.trained is not None or images.channels != measured
+    if images.stacks and known and (line := far_off(images, report.stacks, images.channels)):
         console.warn(line)
     store = open_store(images, wanted)
     if store is not None and store.faults:
@@ -169,6 +175,22 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
         if account.is_notable:
             console.say(str(account))
     return Opened(images, wanted, rejected, account, digests, contents, store, positions)
+
+
+def _with_statistics(images: ImageSet, begun: Channels) -> ImageSet:
+    """Return a set with the means and deviations of another's channels, and a note where its own differ from these."""
+    own = images.channels
+    if own.names != begun.names:
+        return images
+    rows = zip(own.names, begun.mean, begun.std, own.mean, own.std, strict=True)
+    if not (moved := [row for row in rows if row[1:3] != row[3:]]):
+        return images
+    name, mean, std, own_mean, own_std = max(moved, key=lambda row: abs(row[3] - row[1]) / max(row[2], 1e-12))
+    note = (
+        f"channels are standardised as before by their mean and deviation, such as {mean:.6g} and {std:.6g} of {name}, "
+        f"of which the training images have {own_mean:.6g} and {own_std:.6g} now"
+    )
+    return replace(images, channels=replace(own, mean=begun.mean, std=begun.std), notes=(*images.notes, note))
 
 
 def contents(images: ImageSet, wanted: Wanted) -> dict[str, str]:

@@ -471,6 +471,30 @@ def newest(folder: Path, division: Division | None = None, say: Callable[[str], 
     return Newest(folder / name, found[name], differs)
 
 
+def check_end(folder: Path, epochs: int, patience: int, keep: str) -> None:
+    """Raise UserError where no epoch would follow, see `TrainingHistory.is_over`, and the weights to keep are nowhere.
+
+    Raises:
+        UserError: also where there are checkpoints, but all are damaged.
+    """
+    if (content := newest(folder).content) is None:
+        return
+    history = TrainingHistory.from_dict(content["course"], keep)
+    trained = len(history.epochs)
+    if Position(**content["position"]).at_start or not history.is_over(epochs, patience):
+        return
+    there = {epoch for epoch, _ in _ends_of_epochs(folder)}
+    for path in (folder / BEST, folder / NEXT_BEST):
+        with suppress(UserError):
+            there.add(checkpoint.load(path).get("epoch"))
+    if not there & {trained, history.best and history.best.epoch}:
+        stale = history.is_over(trained + 1, patience)
+        raise UserError(
+            f"{folder} stands within epoch {trained + 1}, and no file has the weights after epoch {trained}: give "
+            f"--epochs {trained + 1} or more{' and --patience 0' * stale}"
+        )
+
+
 def _progress(content: dict) -> str:
     position = Position(**content["position"])
     return f"the end of epoch {position.epoch - 1}" if position.at_start else f"within epoch {position.epoch}"

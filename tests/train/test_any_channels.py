@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import polychrome
 from polychrome.engine import export
 from polychrome.train.run import main
 from tests.conftest import draw
@@ -40,6 +41,35 @@ def four(tmp_path_factory):
     start = ["--data", str(data), "--out", str(data.parent), "--name", "x", *SMALL]
     assert main(["task1", *start, "--models", "pool_attention_cnn,baseline_cnn,naive_cnn", "--plots"]) == 0
     return data.parent / "task1/x"
+
+
+def test_networks_keep_the_means_and_deviations_that_they_were_trained_with(tmp_path, capsys):
+    """Where the training's files are others by now, and the run goes on all the same."""
+    data, run = write_stacks(tmp_path / "data", 2, dtype=np.float32), tmp_path / "task1/x"
+    start = ["--data", str(data), "--out", str(tmp_path), "--name", "x", *SMALL]
+    assert main(["task1", *start, "--models", "baseline_cnn"]) == 0
+    before, image = results(run)["data"], data / "stacks/test_0.npy"
+    probability = polychrome.load(run).predict(image).probability
+    training = sorted(data.glob("stacks/train_*"))
+    for file in training:
+        np.save(file, 100 * np.load(file))
+    go_on = ["task1", "--resume", str(run), "--models", "baseline_cnn,pool_attention_cnn", "--changed-data"]
+    capsys.readouterr()
+    assert main(go_on) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    data_now = results(run)["data"]
+    for name in ("channel_mean", "channel_std"):
+        assert data_now[name] == before[name]
+    note = "channels are standardised as before by their mean and deviation, such as "
+    assert said.count(note) == sum(line.startswith(note) for line in data_now["notes"]) == 1
+    assert ": other units?" in said
+    assert polychrome.load(run, model="baseline_cnn").predict(image).probability == probability
+    assert main(["evaluate", str(run)]) == 0
+    assert re.search(r"(\d+) of \1 figures are those of", capsys.readouterr().out)
+    for file in data.glob("stacks/*"):
+        np.save(file, np.load(file).astype(np.uint16))
+    assert main(go_on) == 2
+    assert f"{run} was trained on fractions, {data} has whole numbers: wanted one type" in capsys.readouterr().err
 
 
 def test_four_named_channels_are_tested_in_every_combination(four):

@@ -176,18 +176,20 @@ def test_a_damaged_table_does_not_end_an_evaluation(unbroken, tmp_path, table):
         ("best.pt", flipped, "its checksum is wrong"),
         ("best.pt", lambda content, rng: content[: rng.randrange(4, len(content))], "its end is missing"),
         ("best.pt", lambda content, rng: b"", "its end is missing"),
+        ("best.pt", None, None),
     ],
 )
-def test_damaged_weights_of_a_finished_model_are_made_again_where_they_can(
+def test_damaged_or_lost_weights_of_a_finished_model_are_made_again_where_they_can(
     unbroken, tmp_path, capsys, name, damage, fault
 ):
     run = Path(shutil.copytree(unbroken, tmp_path / "task1/a"))
     path = run / "checkpoints/simple_cnn" / name
-    path.write_bytes(damage(path.read_bytes(), random.Random(1)))
+    path.write_bytes(damage(path.read_bytes(), random.Random(1))) if damage else path.unlink()
     assert main(["task1", "--resume", str(run)]) == 0
     said = capsys.readouterr().out
     if name == "best.pt":
-        assert f"{path} is damaged ({fault}): simple_cnn goes on from its other checkpoints" in said
+        how = f"damaged ({fault})" if damage else "gone"
+        assert f"{path} is {how}: simple_cnn goes on from its other checkpoints" in said
     wanted = checkpoint.load(unbroken / "checkpoints/simple_cnn/best.pt")
     found = checkpoint.load(run / "checkpoints/simple_cnn/best.pt")
     assert found["epoch"] == wanted["epoch"]

@@ -1,16 +1,21 @@
 """The data of a run as it is opened: what is kept of it, and what is left out."""
 
 import os
+import platform
+import shutil
+from pathlib import Path
 
 import pytest
 
 from polychrome.engine.data.files import decode
 from polychrome.engine.errors import UserError
+from polychrome.engine.machine import distributed
 from polychrome.engine.machine.files import Stamps
 from polychrome.train.data import open_data, summary
 from polychrome.train.settings.config import Settings
 from polychrome.train.settings.variants import resolve
 from tests.conftest import write_list_folder
+from tests.refusals import refusal
 
 
 @pytest.fixture
@@ -88,3 +93,37 @@ def test_a_file_that_fails_after_the_scan_is_left_out(folder, capsys, cache, mon
         assert found.positions["val"] == (0, 1, 2, 4, 5)
     with pytest.raises(UserError, match=r"--strict: 1 files cannot be used; the first is images/val 3\.jpg: can no lo"):
         open_data(settings(folder, cache=cache, strict=True), "task1")
+
+
+def damaged(folder):
+    (folder / "images/val 1.jpg").write_bytes(b"")
+
+
+def relabelled(folder):
+    lines = (folder / "train.txt").read_text().splitlines()
+    (folder / "train.txt").write_text("\n".join([lines[0][:-1] + str(1 - int(lines[0][-1])), *lines[1:]]))
+
+
+@pytest.mark.parametrize(
+    ("change", "other"),
+    [
+        (lambda folder: None, None),
+        (damaged, "images of val"),
+        (relabelled, "images of train"),
+        (lambda folder: shutil.copy(folder / "images/test 0.jpg", folder / "images/test 1.jpg"), "images of test"),
+        (lambda folder: (folder / "classes.txt").write_text("x\ny\nz\n"), "classes"),
+    ],
+)
+def test_processes_that_open_other_data_than_the_first_are_refused(folder, tmp_path, monkeypatch, change, other):
+    """As from copies of the data on several machines, of which one is old or was cut short."""
+    firsts = []
+    monkeypatch.setattr(distributed, "everyones", lambda value: [firsts.append(value) or value])
+    open_data(settings(folder), "task1")
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    change(copy)
+    monkeypatch.setattr(distributed, "everyones", lambda value: [*firsts, value])
+    if other is None:
+        assert open_data(settings(copy), "task1").account.used == 36
+    else:
+        where = f"{copy} is not the same everywhere: process 1, on {platform.node()}, has other {other} than process 0"
+        assert refusal(lambda: open_data(settings(copy), "task1")) == where

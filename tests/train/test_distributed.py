@@ -1,5 +1,8 @@
 """Several processes under torchrun, with Gloo on the CPU."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -151,3 +154,31 @@ def test_what_only_another_process_meets_is_told(stripes, tmp_path):
     done = runner.torchrun(2, *start, script=script)
     assert done.returncode == 1
     assert "error: process 1: 8 of 8 images could not be read\n" in done.stderr
+
+
+# The second process finds another copy of the data at the same path, as on another machine.
+COPY = """
+import os, sys
+from pathlib import Path
+from polychrome.train import data
+read = data._read
+def other(settings, root, known):
+    return read(settings, Path(os.environ["COPY"]) if os.environ["RANK"] == "1" else root, known)
+data._read = other
+from polychrome.train.run import main
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_processes_with_other_copies_of_the_data_do_not_train(stripes, tmp_path):
+    script, copy = tmp_path / "other_copy.py", Path(shutil.copytree(stripes, tmp_path / "copy"))
+    script.write_text(COPY)
+    lines = (copy / "train.txt").read_text().splitlines()
+    (copy / "train.txt").write_text("\n".join([lines[0][:-1] + "2", *lines[1:]]))
+    start = ["task1", "--data", str(stripes), "--out", str(tmp_path), "--name", "a", *ARGUMENTS]
+    done = runner.torchrun(2, *start, script=script, COPY=str(copy))
+    assert done.returncode != 0, done.stderr
+    assert done.stderr.count("is not the same everywhere: process 1, on ") == 1
+    assert not (tmp_path / "task1").exists()

@@ -59,6 +59,30 @@ def test_a_run_killed_within_an_epoch_goes_on_from_the_step_before(stripes, tmp_
     assert_equal_runs(run, unbroken)
 
 
+@pytest.mark.parametrize("keep", ["last", "loss"])
+def test_a_training_does_not_end_where_the_weights_to_keep_are_in_no_file(stripes, tmp_path, capsys, keep):
+    """As where it is stopped in its third epoch, within which alone it was saved, and two epochs will do."""
+    run = killed(stripes, tmp_path, 13, "--save-every", "0.000001", "--keep", keep)
+    step = run / "checkpoints/pool_attention_cnn/step.pt"
+    for path in step.parent.iterdir():
+        if path != step:
+            path.unlink()
+    content = checkpoint.load(step)
+    first, second = content["course"]["history"]
+    second["val_loss"] = 2 * first["val_loss"]
+    checkpoint.save(step, {key: value for key, value in content.items() if key != "format"})
+    before = runner.files_of(run)
+    for fewer, more in ((["--epochs", "2"], ""), (["--patience", "1"], " and --patience 0")):
+        assert main(["task1", "--resume", str(run), *fewer]) == 2
+        told = (
+            f"{step.parent} stands within epoch 3, and no file has the weights after epoch 2: give --epochs 3 or more"
+        )
+        assert f"{told}{more}\n" in capsys.readouterr().err
+    assert runner.files_of(run) == before
+    assert main(["task1", "--resume", str(run)]) == 0
+    assert len(runner.history(run)) == 3
+
+
 @pytest.mark.slow
 def test_a_run_killed_in_its_first_epoch_without_a_checkpoint_starts_again(stripes, tmp_path, unbroken):
     check(stripes, tmp_path, unbroken, 3, "--save-every", "0")

@@ -337,3 +337,17 @@ def test_a_training_that_begins_again_begins_with_the_trained_weights(
         assert main(["transfer", "--resume", str(run)]) == 0
     finally:
         source.with_name("moved").rename(source)
+
+
+def test_weights_are_read_again_only_for_networks_that_begin(source, few, tmp_path, capsys):
+    """Of an entry with a network for each combination, the networks that have begun need them no more."""
+    weights = Path(shutil.copytree(source, tmp_path / "weights"))
+    start = ["transfer", *on(few, tmp_path), *SMALL, "--name", "a", "--models", "attention_cnn+frozen+alone"]
+    assert main([*start, "--channels", "R,G", "--epochs", "1", "--weights", str(weights)]) == 0
+    shutil.rmtree(weights)
+    run = tmp_path / "transfer/a"
+    assert main(["transfer", "--resume", str(run), "--epochs", "2"]) == 0
+    assert len(runner.history(run)) == 4
+    shutil.rmtree(run / "checkpoints/attention_cnn+frozen+alone/G")
+    assert main(["transfer", "--resume", str(run), "--epochs", "3"]) == 2
+    assert f"--weights {weights} cannot be read" in capsys.readouterr().err
