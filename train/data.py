@@ -120,11 +120,12 @@ def how_to_open(settings: Settings, splits: tuple[str, ...] = ()) -> Wanted:
         torch.device(settings.device),
         settings.workers,
         settings.cache,
-        _stored_size(settings),
+        stored_size(settings),
         settings.holdout,
         splits,
         settings.strict,
         settings.group_by,
+        cache_size=settings.cache_size,
     )
 
 
@@ -150,10 +151,8 @@ def _read(settings: Settings, root: Path, known: Known | None) -> ImageSet:
     return listing.read(root, count, settings.division_seed, settings.group_by, settings.channel_files, known)
 
 
-def _stored_size(settings: Settings) -> int:
-    """Return the side in pixels of the squares kept in memory: the largest centre crop of any model has full detail."""
-    if settings.cache_size is not None:
-        return settings.cache_size
+def stored_size(settings: Settings) -> int:
+    """Return the side in pixels of a square image kept in memory whose centre crop has full detail for every model."""
     every = [variants.of(settings, entry) for entry in settings.models or ()] or [settings]
     return max(math.ceil(own.image_size / own.eval_crop) for own in every)
 

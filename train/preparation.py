@@ -10,12 +10,12 @@ import numpy as np
 
 from polychrome.engine import console
 from polychrome.engine.channels.combinations import Combinations
-from polychrome.engine.channels.names import Channels
 from polychrome.engine.data import loader
 from polychrome.engine.data.image_set import ImageSet
 from polychrome.engine.data.opening import Opened
 from polychrome.engine.data.readers import choice
 from polychrome.engine.data.sets import repeats
+from polychrome.engine.data.stores.uniform import UniformImages
 from polychrome.engine.errors import UserError
 from polychrome.engine.history import EpochRow, TrainingHistory
 from polychrome.engine.machine import distributed
@@ -25,7 +25,7 @@ from polychrome.engine.watch import loggers
 from polychrome.models.complexity import Complexity
 from polychrome.train import networks
 from polychrome.train import resume as resuming
-from polychrome.train.data import changed, channels_of, check_fits, combinations_to_test, moved, open_data
+from polychrome.train.data import changed, channels_of, check_fits, combinations_to_test, moved, open_data, stored_size
 from polychrome.train.settings import changes, variants
 from polychrome.train.settings.changes import Stages
 from polychrome.train.settings.config import Settings
@@ -88,8 +88,10 @@ def prepare(task: str, settings: Settings, resume: RunFolder | None = None, data
     choice.resolve(settings.backend)
     loggers.check(settings.logger or ())
     settings = settings.with_whole_paths()
-    data = data or open_data(settings, task, begun=_begun(resume))
+    data = data or _opened(settings, task, resume)
     settings = replace(settings, backend=choice.resolve(settings.backend, data.images.stacks))
+    if resume is None and isinstance(data.store, UniformImages) and data.store.side:
+        settings = replace(settings, cache_size=data.store.side)  # the run is tested again on the same pixels
     loader.check_trainable(data.images)
     tested = combinations_to_test(settings.channels, data.images, ("test",), settings.division_seed)
     costs, left_out = _costs(settings, data.images, tested)
@@ -107,10 +109,14 @@ def prepare(task: str, settings: Settings, resume: RunFolder | None = None, data
     return Prepared(task, settings, data, tested, costs, left_out, *so_far, in_data, trained_on)
 
 
-def _begun(run: RunFolder | None) -> Channels | None:
-    """Return the channels of a run that has begun to train, with the statistics that its networks know; else None."""
-    data = run.read_results()["data"] if run is not None and run.has_checkpoints else {}
-    return channels_of(data) if "channels" in data else None
+def _opened(settings: Settings, task: str, resume: RunFolder | None) -> Opened:
+    """Return the opened data of a run: of one that goes on as its networks know it, and kept in the same size."""
+    if resume is None:
+        return open_data(settings, task)
+    data = resume.read_results()["data"] if resume.has_checkpoints else {}
+    begun = channels_of(data) if "channels" in data else None
+    side = settings.cache_size or stored_size(settings)
+    return open_data(replace(settings, cache_size=side), task, begun=begun)
 
 
 def _costs(settings: Settings, images: ImageSet, tested: Combinations) -> tuple[dict[str, Complexity], dict[str, str]]:

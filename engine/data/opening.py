@@ -39,7 +39,8 @@ class Wanted(NamedTuple):
     backend: the decoder, one of `choice.BACKENDS` or "auto", with `workers` threads or processes.
     device: the device of the batches.
     cache: the memory for decoded images, "auto", "device", "host" or "none".
-    stored_size: height and width in pixels that cached images are squeezed to.
+    stored_size: height and width in pixels that a cached square image needs; cache_size: those that cached images are
+        squeezed to, by default as `choose_placement` says.
     holdout: the number of training images to hold out.
     splits: the splits to open; empty: all.
     strict: whether an unusable file is an error instead of being left out.
@@ -60,6 +61,7 @@ class Wanted(NamedTuple):
     group_by: str | None = None
     trained: Trained | None = None
     begun: Channels | None = None
+    cache_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def open_set(images: ImageSet, wanted: Wanted, decoded: WholeImages | None = Non
             account = account.with_ignored({OTHER_SPLITS: others}, among_used=True)
     digests = division.digests(images)
     if decoded is not None:
-        placement = choose_placement(images, wanted.cache, wanted.device, wanted.stored_size)
+        placement = choose_placement(images, wanted.cache, wanted.device, wanted.stored_size, wanted.cache_size)
         store = placed(decoded, placement) if placement else decoded
         return Opened(images, wanted, account=account, division=digests, store=store)
     if wanted.backend == "synthetic":
@@ -220,7 +222,8 @@ def open_store(images: ImageSet, wanted: Wanted) -> Store | None:
         ValueError: the set has not been scanned.
     """
     backend = choice.resolve(wanted.backend, images.stacks)
-    placement = choose_placement(images, wanted.cache, wanted.device, wanted.stored_size)
+    how = wanted.stored_size, wanted.cache_size, wanted.trained is None
+    placement = choose_placement(images, wanted.cache, wanted.device, *how)
     if placement is None:
         if wanted.cache != "none":
             console.say("images are not kept, as they would take more than half of the free memory: decoded each epoch")
@@ -248,7 +251,7 @@ def disk_cache(
     """Return the disk cache of a scanned set with this placement, decoded by `backend` for `device`."""
     # Whole images have the pixels that `engine.data.files.decode` defines, whatever the backend.
     by = f"{backend} {device.type if backend == 'dali' else 'cpu'}" if placement.resampled else "definition"
-    return ImageCache(images, placement.form, by, say, workers)
+    return ImageCache(images, placement.form, by, say, workers, placement.regions(images))
 
 
 def load_store(images: ImageSet, placement: Placement, cache: ImageCache) -> Store | None:
@@ -260,7 +263,7 @@ def load_store(images: ImageSet, placement: Placement, cache: ImageCache) -> Sto
         return placed(WholeImages.of(images, found.values, found.faults), placement)
     paths = list(sizes_of(images))
     values = found.values.reshape(len(paths), *placement.size, len(images.channels))
-    return UniformImages.of(values, paths, placement.device, found.faults)
+    return UniformImages.of(values, paths, placement.device, found.faults, placement.regions(images))
 
 
 def decode(
@@ -280,10 +283,9 @@ def decode(
     """
     if not placement.resampled:
         return placed(WholeImages.load(images, workers, progress), placement)
-    sizes, side = sizes_of(images), placement.size[0]
-    paths, shapes = tuple(sizes), np.array(list(sizes.values()), np.int64)
+    sizes, side, crops = sizes_of(images), placement.size[0], placement.regions(images)
+    paths = tuple(sizes)
     every = replace(images, splits={"every": Split(paths, (0,) * len(paths), tuple(sizes.values()))})
-    crops = np.concatenate([np.zeros_like(shapes), shapes], 1)
     parts = [np.arange(len(paths))[start : start + BATCH] for start in range(0, len(paths), BATCH)]
     requests = [BatchRequest(part, crops[part], np.zeros(len(part), bool), len(part)) for part in parts]
     values = torch.empty(len(paths), side, side, len(images.channels), dtype=torch.uint8, device=placement.device)
@@ -295,7 +297,7 @@ def decode(
             progress(int(part[-1]) + 1, len(paths))
     finally:
         reader.close()
-    return UniformImages(values, paths, faults)
+    return UniformImages(values, paths, faults, regions=crops)
 
 
 def placed(images: WholeImages, placement: Placement) -> Store:

@@ -26,8 +26,11 @@ from polychrome.train.commands import predict
 from polychrome.train.data import summary
 from polychrome.train.run import main
 from polychrome.train.settings import variants
+from polychrome.train.settings.config import Settings
 from polychrome.train.trained import Prediction
-from tests.engine.data.test_sensors import npy
+from tests.conftest import draw
+from tests.engine.data.image_kinds import npy
+from tests.train.small import QUICK
 from tests.train.test_reading import CASES, SETTINGS, arrays, drawn, folder, opened_set, photos, txt
 
 ENTRIES = ("simple_cnn", "prism4_small", "prism4_small+places", "pool_attention_cnn")
@@ -317,3 +320,27 @@ def test_a_terminal_without_the_letters_of_a_class_gets_their_escapes(tmp_path, 
     stream.flush()
     head = stream.buffer.getvalue().decode("latin-1").splitlines()[0]
     assert head == r"path,class,probability,reason,\u65e5\u672c,é"
+
+
+def test_long_photos_kept_as_squares_are_tested_as_they_are_predicted(tmp_path, capsys):
+    """As where a GPU keeps them: the test sees the detail that files have, and so does the network in training."""
+    data, run = tmp_path / "data", tmp_path / "task1/x"
+    (data / "images").mkdir(parents=True)
+    for split, count in (("train", 24), ("val", 6), ("test", 12)):
+        for number in range(count):
+            image = np.tile(draw(number % 3, 1000 * len(split) + number), (3, 5, 1))[number % 5 :, : 230 + number]
+            Image.fromarray(image).save(data / f"images/{split}{number}.png")
+        (data / f"{split}.txt").write_text(
+            "".join(f"images/{split}{number}.png {number % 3}\n" for number in range(count))
+        )
+    start = ["task1", "--data", str(data), "--out", str(tmp_path), "--name", "x", "--models", "simple_cnn", *QUICK]
+    assert main([*start, "--image-size", "56", "--batch-size", "12", "--epochs", "2", "--cache", "device"]) == 0
+    assert "each squeezed to 109 x 109 pixels\n" in capsys.readouterr().out
+    assert Settings.of_run(run / "config.toml").cache_size == 109
+    with (run / "predictions-simple_cnn.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = polychrome.load(run, device="cpu").predict([data / row["path"] for row in rows])
+    for row, prediction in zip(rows, found, strict=True):
+        assert prediction.probabilities[row["predicted"]] == pytest.approx(float(row["probability"]), abs=0.02)
+    assert main(["evaluate", str(run)]) == 0
+    assert re.search(r"(\d+) of \1 figures are those of", capsys.readouterr().out)

@@ -210,7 +210,7 @@ class Settings(Hyperparameters, Subject):
     )
     cache_size: int | None = setting(
         None,
-        "Side in pixels of images kept on a device.  [default: what the centre crop needs]",
+        "Side in pixels of images kept on a device.  [default: what the crops need]",
         Number(int, least=8),
     )
     backend: str = setting(

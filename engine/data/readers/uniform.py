@@ -21,12 +21,14 @@ class UniformReader:
 
     Raises:
         StorageError: the file that the images are mapped from was cut short.
+        ValueError: a crop is not of what is stored of an image, of which that may be the central square.
     """
 
     def __init__(self, reading: Reading, store: UniformImages):
         self.images, self.size, self.device = store, reading.size, reading.device
         self._indices = store.indices(reading.chosen.paths)
-        self._sizes = np.array(reading.chosen.sizes, np.int64).reshape(-1, 2)
+        sizes = np.array(reading.chosen.sizes, np.int64).reshape(-1, 2)
+        self._regions = store.regions(self._indices, sizes)
         self._upload = Uploads(reading.device)
         on_device = store.values.device.type == reading.device.type
         self._filler = None if on_device else Filler(max(1, reading.workers))
@@ -54,7 +56,7 @@ class UniformReader:
         flips = np.concatenate([request.flips for request in requests])
         # Gathered images lie in the order of their batch.
         rows = self._indices[indices] if self._filler is None else np.concatenate([np.arange(n) for n in counts])
-        every = (rows, stored_crops(crops, self._sizes[indices], self.images.values.shape[1:3]), flips)
+        every = (rows, stored_crops(crops, self._regions[indices], self.images.values.shape[1:3]), flips)
         return [self._upload(self._staged(torch.from_numpy(column))).split(counts) for column in every]
 
     def _staged(self, values: Tensor) -> Tensor:
@@ -73,12 +75,19 @@ class UniformReader:
         return self._filler.start(images, lambda i: self.images.values[rows[i]])
 
 
-def stored_crops(crops: np.ndarray, sizes: np.ndarray, stored: tuple[int, int]) -> np.ndarray:
-    """Return crops of images squeezed to a stored (height, width), in whole stored pixels, at least one.
+def stored_crops(crops: np.ndarray, regions: np.ndarray, stored: tuple[int, int]) -> np.ndarray:
+    """Return crops of images of which parts are squeezed to a stored (height, width), in whole stored pixels.
 
-    crops: int64 [n, 4] of (top, left, height, width) in pixels of images of `sizes` [n, 2]; returns int32 [n, 4].
+    crops, regions: int64 [n, 4] of (top, left, height, width) in pixels of the images, of the crops and of the parts.
+    Returns int32 [n, 4]; height and width are at least 1.
+
+    Raises:
+        ValueError: a crop is not within its part, by more than the pixel that rounding makes.
     """
-    scale = np.array(stored) / sizes
-    start = np.rint(crops[:, :2] * scale).clip(0, np.array(stored) - 1)
-    end = np.rint((crops[:, :2] + crops[:, 2:]) * scale).clip(start + 1, stored)
+    begin = crops[:, :2] - regions[:, :2]
+    if ((begin < -1) | (begin + crops[:, 2:] > regions[:, 2:] + 1)).any():
+        raise ValueError("a crop is not of what is stored: of images that are not trained on, the central square")
+    scale = np.array(stored) / regions[:, 2:]
+    start = np.rint(begin * scale).clip(0, np.array(stored) - 1)
+    end = np.rint((begin + crops[:, 2:]) * scale).clip(start + 1, stored)
     return np.concatenate([start, end - start], 1).astype(np.int32)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from polychrome.engine.data.image_set import ImageSet
 
-RULES = 5  # raise this number when a decoder, or the resizing to a stored size, gives other values
+RULES = 6  # raise this number when a decoder, or the resizing to a stored size, gives other values
 CHUNK = 2**24  # bytes of a checksum's block
 HEADER, VALUES = "header.json", "values"
 
@@ -45,8 +45,18 @@ class ImageCache:
     A file that cannot be read or written is not an error: a line is given to `say`.
     """
 
-    def __init__(self, images: ImageSet, form: str, decoder: str, say: Callable[[str], None], workers: int = 1):
+    def __init__(
+        self,
+        images: ImageSet,
+        form: str,
+        decoder: str,
+        say: Callable[[str], None],
+        workers: int = 1,
+        regions: np.ndarray | None = None,
+    ):
         """Name the folder of a scanned set; `form` is "whole" or the stored size, `decoder` what decodes the files.
+
+        `regions`, int64 [images, 4], are the parts (top, left, height, width) of the images that are kept.
 
         Raises:
             ValueError: the set has not been scanned.
@@ -60,7 +70,8 @@ class ImageCache:
         # Of a file too large for a digest its stamp tells whether it is the same.
         files = [(path, sizes[path], images.digests.get(path) or self._stamp(path)) for path in paths]
         arranged = [(path, *astuple(images.arrangements[path])) for path in paths if path in images.arrangements]
-        self.key = _digest([RULES, about, images.channels.mean, files, arranged])
+        kept = None if regions is None else hashlib.sha256(regions.tobytes()).hexdigest()
+        self.key = _digest([RULES, about, images.channels.mean, files, arranged, kept])
         self.folder = cache_folder() / "images" / f"{group[:16]}-{self.key[:16]}"
         self._group, self._say, self._workers = group[:16], say, max(1, workers)
 

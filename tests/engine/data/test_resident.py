@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +8,7 @@ import torch
 from polychrome.engine.channels.names import RGB
 from polychrome.engine.data import loader, opening
 from polychrome.engine.data.batches import Batch, Streamed
+from polychrome.engine.data.image_set import sizes_of
 from polychrome.engine.data.readers import choice
 from polychrome.engine.data.readers.uniform import stored_crops
 from polychrome.engine.data.stores import placement
@@ -64,23 +68,30 @@ def test_draws_are_those_of_the_streaming_backends(images):
 
 
 def test_crops_are_scaled_to_stored_pixels_and_stay_inside():
-    sizes = np.array([[100, 200], [10, 10], [1000, 1000], [90, 90]])
-    crops = np.array([[10, 20, 50, 100], [9, 9, 1, 1], [999, 0, 1, 1], [0, 0, 90, 90]])
-    assert stored_crops(crops, sizes, (50, 50)).tolist() == [
+    regions = np.array([[0, 0, 100, 200], [5, 7, 10, 10], [0, 0, 1000, 1000], [0, 50, 90, 90]])
+    crops = np.array([[10, 20, 50, 100], [14, 16, 1, 1], [999, 0, 1, 1], [0, 50, 90, 90]])
+    assert stored_crops(crops, regions, (50, 50)).tolist() == [
         [5, 5, 25, 25],
         [45, 45, 5, 5],
         [49, 0, 1, 1],
         [0, 0, 50, 50],
     ]
     rng = np.random.default_rng(0)
-    sizes = rng.integers(1, 300, (1000, 2))
+    sizes, offsets = rng.integers(1, 300, (1000, 2)), rng.integers(0, 300, (1000, 2))
     start = rng.integers(0, sizes)
-    crops = np.concatenate([start, rng.integers(1, sizes - start + 1)], 1)
-    found = stored_crops(crops, sizes, (31, 47))
+    crops = np.concatenate([offsets + start, rng.integers(1, sizes - start + 1)], 1)
+    regions = np.concatenate([offsets, sizes], 1)
+    found = stored_crops(crops, regions, (31, 47))
     assert (found[:, :2] >= 0).all()
     assert (found[:, 2:] >= 1).all()
     assert (found[:, :2] + found[:, 2:] <= (31, 47)).all()
-    np.testing.assert_array_equal(stored_crops(crops, np.full((1000, 2), 300), (300, 300)), crops)
+    same = stored_crops(crops, np.tile([0, 0, 600, 600], (1000, 1)), (600, 600))
+    np.testing.assert_array_equal(same, crops)
+    for side in range(4):  # by two pixels
+        beyond = crops.copy()
+        beyond[7] = regions[7] + np.array([[-2, 0, 0, 0], [0, -2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 2]])[side]
+        with pytest.raises(ValueError, match="a crop is not of what is stored"):
+            stored_crops(beyond, regions, (31, 47))
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -94,6 +105,64 @@ def test_pixels_are_close_to_the_streamed_ones(images, train):
             assert difference.mean() < 6
             mirrored = (a.images.flip(-1).int() - b.images.int()).abs().float()
             assert difference.mean() < mirrored.mean() / 4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("eval_crop", [1.0, 0.875])
+def test_images_to_test_on_have_the_pixels_of_their_files_at_any_aspect(tmp_path, backend, eval_crop):
+    """As `predict` shows them to the network: squeezed, a photo of 3:1 would have a third of its detail along 3."""
+    images = photos.write(tmp_path, [(240, 720), (600, 200), (256, 256), (280, 372), (160, 284)])
+    tested, size = replace(images, splits={"test": images.splits["train"]}), 112
+    side = math.ceil(size / eval_crop)
+    found = opening.decode(tested, placement.choose_placement(tested, "device", CPU, side), backend, CPU, 1)
+    assert found.values.shape == (5, side, side, 3)
+    how = {"size": size, "train": False, "eval_crop": eval_crop, "split": "test"}
+    with create(tested, found, **how) as ours, create(tested, None, backend=backend, workers=1, **how) as theirs:
+        for a, b in zip(ours.epoch(1), theirs.epoch(1), strict=True):
+            difference = (a.images.int() - b.images.int()).abs().float()
+            # With a crop stored pixels begin up to half a pixel beside it.
+            assert difference.mean((1, 2, 3)).max() <= (0 if eval_crop == 1 else 10)
+    with create(tested, found, split="test") as training, pytest.raises(ValueError, match="not of what is stored"):
+        list(training.epoch(1))
+
+
+def test_images_to_train_on_are_kept_whole(tmp_path):
+    wide = photos.write(tmp_path, [(60, 120), (30, 60), (50, 50)])
+    train, (other, *rest) = wide.splits["train"], wide.splits["train"].paths
+    both = replace(wide, splits={"train": replace(train, paths=rest, labels=train.labels[1:], sizes=train.sizes[1:])})
+    both = replace(both, splits=both.splits | {"test": train})  # of which two are trained on
+    found = placement.choose_placement(both, "device", CPU, 40)
+    assert found.squares == {other}
+    assert dict(zip(sizes_of(both), found.regions(both).tolist(), strict=True)) == {
+        other: [0, 30, 60, 60],
+        rest[0]: [0, 0, 30, 60],
+        rest[1]: [0, 0, 50, 50],
+    }
+    unused = placement.choose_placement(both, "device", CPU, 40, trains=False)
+    assert (unused.squares, unused.size) == (set(sizes_of(both)), (40, 40))
+
+
+def test_the_longer_side_of_images_to_train_on_has_its_detail_where_there_is_room(images, tmp_path, monkeypatch):
+    wide = photos.write(tmp_path, [(60, 120), (30, 60), (50, 50)])
+    told = ", each squeezed to 40 x 40 pixels, which blurs the longer side of images to train on: not with "
+    for cache in ("auto", "device"):
+        device = torch.device("cuda") if cache == "auto" else CPU
+        room = {"cuda": 2 * 3 * 80 * 80 * 3, "cpu": 3 * 80 * 80 * 3}
+        monkeypatch.setattr(placement, "free", lambda device, room=room: room[device.type])
+        found = placement.choose_placement(wide, cache, device, 40)
+        assert (found.device.type, found.size, found.detail) == (device.type, (80, 80), 1)
+        assert str(found).endswith(", each squeezed to 80 x 80 pixels")
+        room[device.type] -= 1
+        found = placement.choose_placement(wide, cache, device, 40)
+        assert (found.device.type, found.size, found.detail) == (device.type, (40, 40), 0.5)
+        assert str(found).endswith(f"{told}--cache-size 80")
+    room["cpu"] = 10**6
+    for side in (40, 60, 80, 100):
+        found = placement.choose_placement(wide, "device", CPU, 40, side)
+        assert (found.size, found.detail) == ((side, side), min(1, side / 80))
+        assert str(found).count("--cache-size 80") == (found.detail < placement.BLURRED)
+    panorama = photos.write(tmp_path / "panorama", [(40, 200), (41, 205)])
+    assert placement.choose_placement(panorama, "device", CPU, 40).size == (80, 80)
 
 
 def test_images_of_one_size_equal_the_streamed_ones(equal):
@@ -199,8 +268,6 @@ def test_images_of_one_small_size_are_not_resampled(equal):
 
 def test_what_fits_decides(images, equal, monkeypatch):
     """On a GPU, of which only the free memory is asked here."""
-    import dataclasses
-
     gpu = torch.device("cuda")
     needed = 40 * 40 * 40 * 3
     room = {"cuda": 2 * needed, "cpu": 2 * needed}
@@ -215,7 +282,7 @@ def test_what_fits_decides(images, equal, monkeypatch):
     room["cuda"] = needed - 1
     with pytest.raises(UserError, match=r"--cache device: the images take 0\.2 MB, 0\.2 MB are free; use --cache auto"):
         placement.choose_placement(images, "device", gpu, 40)
-    floats = dataclasses.replace(equal, dtype="float32")
+    floats = replace(equal, dtype="float32")
     room["cpu"] = 10**9
     for cache in ("auto", "device", "host"):
         found = placement.choose_placement(floats, cache, gpu, 60)
