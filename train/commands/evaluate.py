@@ -66,8 +66,9 @@ def evaluate_run(
             opened = open_undivided(settings, trained.results["data"], trained.data)
             whole = opened is not None
         splits = ("test",) if whole else splits
-        known = known_classes(trained.results["data"]) if data else None
-        opened = opened or open_data(settings, trained.results["task"], splits, trained.data, known)
+        known = known_classes(trained.results["data"])
+        own = known if data or known.are_shifted else None
+        opened = opened or open_data(settings, trained.results["task"], splits, trained.data, own)
         repeated.append(_repeated(trained, opened, [each for each in splits if data or each != "train"], run))
         other = whole
         if not whole and (other := moved(trained.results["data"], opened, splits)):

@@ -18,7 +18,7 @@ from polychrome.engine.data.readers.resizing import cropped
 from polychrome.engine.data.sets import generated
 from polychrome.engine.errors import UserError
 from polychrome.train import networks
-from polychrome.train.data import make_loader, open_data
+from polychrome.train.data import known_classes, make_loader, open_data
 from polychrome.train.finished import Source, opened
 from polychrome.train.settings import variants
 
@@ -156,7 +156,9 @@ def first_tested(trained: Source, name: str, data: str | None) -> tuple[Tensor, 
     settings = trained.settings
     backend = settings.backend if settings.backend == "synthetic" else "torch"
     settings = replace(settings, data=data or settings.data, backend=backend, cache="none", workers=1)
-    test = open_data(settings, trained.results["task"], ("test",), trained.data)
+    known = known_classes(trained.results["data"])
+    own = known if known.are_shifted else None
+    test = open_data(settings, trained.results["task"], ("test",), trained.data, own)
     trained.check_fits(test.images)
     settings = replace(trained.entry_settings(name, settings), batch_size=IMAGES)
     with make_loader(test, "test", settings) as loader:

@@ -13,7 +13,7 @@ from polychrome.engine.data.files import kinds, shards
 from polychrome.engine.data.files.kinds import SUFFIXES
 from polychrome.engine.data.files.stacks import NAMES_FILE
 from polychrome.engine.data.image_set import SPLITS, ImageSet, Split
-from polychrome.engine.data.sets import division, repeats, tree
+from polychrome.engine.data.sets import classes, division, repeats, tree
 from polychrome.engine.data.sets.layouts import folders, lists, parquet, tables
 from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Known, Labelled, split_of
 from polychrome.engine.data.sets.sensors import descriptions
@@ -59,7 +59,7 @@ def read(
     if len(images.class_names) < 2:
         table = _passed_over(tree.files(root)) if root.is_dir() else ""
         raise UserError(f"{root} has one class: wanted at least 2{table}")
-    return images
+    return images if known else replace(images, notes=(*images.notes, *classes.alike(images.class_names)))
 
 
 def _read(

@@ -16,7 +16,7 @@ import numpy as np
 from polychrome.engine.data.accounting import UNLISTED
 from polychrome.engine.data.files import shards
 from polychrome.engine.data.image_set import SPLITS, ImageSet
-from polychrome.engine.data.sets.classes import check_trained, class_names, numbered_classes
+from polychrome.engine.data.sets.classes import check_trained, class_names, every_name, numbered_classes
 from polychrome.engine.data.sets.division import completed
 from polychrome.engine.data.sets.layouts import members
 from polychrome.engine.data.sets.layouts.labelled import UNDIVIDED, Known, in_order, splits_told
@@ -158,8 +158,10 @@ def _by_label(
         return _by_name(root, {split: list(map(_named, samples)) for split, samples in found.items()}, None, known)
     first = "train" if "train" in found else ""
     numbers = {sample.label for sample in found[first] if sample.label is not None}
-    names, source = numbered_classes(root, num_classes, numbers, f"{first}*.tar", known.names if known else ())
+    own = known.names if known else ()
+    named, count, source = numbered_classes(root, num_classes, numbers, f"{first}*.tar", own)
     start = known.first or 0 if known else 0
+    names = every_name(named, count, start)
     for sample in every:
         if not start <= sample.label < start + len(names):
             outside = f"outside {start}..{start + len(names) - 1}, as {len(names)} classes are {source}"

@@ -97,7 +97,8 @@ def test_a_class_that_no_training_image_has_is_refused_unless_its_number_is_aske
         numbered = (f"{line[:-1]}{int(line[-1]) + first}\n" for line in kept)
         (tmp_path / f"{split}.txt").write_text("".join(numbered))
     found = refusal(listing.read, tmp_path)
-    assert f"train.txt: class {NAMES[gap]!r} (label {gap}, counted from 0) has no image to train on" in found
+    label = f"label {gap + first}, counted from {first}"
+    assert f"train.txt: class {NAMES[gap]!r} ({label}) has no image to train on" in found
     assert "--num-classes 3" in found
     images = listing.read(tmp_path, num_classes=3)
     assert set(images.splits["train"].labels) == {0, 1, 2} - {gap}

@@ -10,7 +10,8 @@ PAGE = HERE.parents[2] / "docs/data.md"
 # By what a row of the page's tables begins with: the tests that build it.
 ROWS = {
     "a folder with `train.txt`": "list_files_are_read_in_order, lists_with_backslashes_and_other_forms_of_unicode_find_"
-    "their_files, labels_from_one_are_taken_from_zero_and_said, class_names_are_the_first_of_each_line",
+    "their_files, labels_from_one_name_their_classes_and_are_said, "
+    "class_names_are_whole_lines_or_the_first_of_imagenets_words",
     "a folder with `labels.csv`": "a_table_beside_a_folder_labels_its_images, tables_of_splits_are_read_beside_their_"
     "flat_folders, a_column_of_splits_divides_a_table, rows_that_repeat_a_file_and_its_label_are_taken_once_and_said, "
     "every_label_that_a_writer_of_tables_wrote_is_read_whole, rows_with_other_cells_than_the_first_are_refused_by_line",

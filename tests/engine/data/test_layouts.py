@@ -438,15 +438,21 @@ def test_a_column_that_is_left_over_labels_images_that_are_in_no_folders_of_clas
     assert sum(sizes(images).values()) == 12
 
 
-def test_labels_from_one_are_taken_from_zero_and_said(tmp_path):
+def test_labels_from_one_name_their_classes_and_are_said(tmp_path):
     text(tmp_path, train_dot_txt="a.png 1\nb.png 2\nc.png 3\n", val_dot_txt="d.png 1\n", test_dot_txt="e.png 3\n")
     images = listing.read(tmp_path)
     assert images.splits["train"].labels == (0, 1, 2)
     assert (images.splits["val"].labels, images.splits["test"].labels) == ((0,), (2,))
-    assert images.notes == ("labels are 1..3: taken as 0..2",)
-    assert listing.read(tmp_path, num_classes=4).splits["train"].labels == (1, 2, 3)
+    assert images.class_names == ("1", "2", "3")
+    assert images.notes == ("labels are 1..3; files of predictions that number the classes count from 0",)
+    more = listing.read(tmp_path, num_classes=4)
+    assert (more.splits["train"].labels, more.class_names) == ((1, 2, 3), ("0", "1", "2", "3"))
+    text(tmp_path, classes_dot_txt="x\ny\n")
+    part = listing.read(tmp_path, num_classes=3)
+    assert (part.splits["train"].labels, part.class_names) == ((0, 1, 2), ("x", "y", "3"))
     text(tmp_path, classes_dot_txt="x\ny\nz\n")
-    assert listing.read(tmp_path).splits["train"].labels == (0, 1, 2)
+    named = listing.read(tmp_path)
+    assert (named.splits["train"].labels, named.class_names) == ((0, 1, 2), ("x", "y", "z"))
 
 
 def test_class_names_that_are_numbers_are_in_their_order(tmp_path):

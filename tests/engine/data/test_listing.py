@@ -52,11 +52,30 @@ def test_spaces_line_ends_marks_and_other_scripts_are_fine(tmp_path):
     ("text", "names"),
     [
         ("0\tn01\thouse finch, linnet\n1\tn02\ttriceratops\n", ("house finch", "triceratops")),
-        ("house finch, linnet\r\ntriceratops\r\n", ("house finch", "triceratops")),
+        ("house finch, linnet\r\ntriceratops\r\n", ("house finch, linnet", "triceratops")),
+        ("bear, brown\nbear, black\n", ("bear, brown", "bear, black")),
+        ("0\tbear, brown\n1\tbear, black\n", ("bear, brown", "bear, black")),
+        ("0\tmaillot\n1\tn02\tmaillot, tank suit\n", ("maillot", "maillot, tank suit")),
+        ("0\t, brown\n1\tbear\n", (", brown", "bear")),
     ],
 )
-def test_class_names_are_the_first_of_each_line(tmp_path, text, names):
-    assert listing.read(write(tmp_path, classes=text)).class_names == names
+def test_class_names_are_whole_lines_or_the_first_of_imagenets_words(tmp_path, text, names):
+    images = listing.read(write(tmp_path, classes=text))
+    assert images.class_names == names
+    assert images.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "told"),
+    [
+        ("crane\ncrane\n", None, "classes 0 and 1, counted from 0, are both called 'crane'"),
+        ("0\tcrane\n1\tn02\tcrane\n", None, "classes 0 and 1, counted from 0, are both called 'crane'"),
+        ("3\n2\n", 4, "classes 1 and 2, counted from 0, are both called '2' (and 1 more)"),
+    ],
+)
+def test_classes_of_one_name_are_told(tmp_path, text, count, told):
+    images = listing.read(write(tmp_path, classes=text), num_classes=count)
+    assert images.notes == (f"{told}: have classes.txt tell them apart",)
 
 
 def test_a_given_number_of_classes_wins(tmp_path):

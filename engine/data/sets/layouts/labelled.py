@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from polychrome.engine.channels.names import listed
 from polychrome.engine.data.sets import tree
-from polychrome.engine.data.sets.classes import FOUND, check_trained, class_names, numbered_classes
+from polychrome.engine.data.sets.classes import FOUND, check_trained, class_names, every_name, numbered_classes
 from polychrome.engine.errors import UserError
 
 UNDIVIDED = ""  # the split of images that are to be divided
@@ -44,6 +44,11 @@ class Known(NamedTuple):
     names: tuple[str, ...]
     first: int | None
 
+    @property
+    def are_shifted(self) -> bool:
+        """Whether the labels 1, 2, ... have classes called 0, 1, ..., as earlier versions called them."""
+        return self.first == 1 and self.names == every_name((), len(self.names), 0)
+
     def check(self, where: str, name: str, of_number: bool = False) -> None:
         """Raise UserError where it is not clear which class has a name, which is written at `where`.
 
@@ -54,8 +59,9 @@ class Known(NamedTuple):
         if not count:
             hint = "; classes.txt beside the images names classes that have numbers" * name.isdecimal()
             raise UserError(f"{where}: class {name!r} is not among those of the run, {listed(self.names)}{hint}")
-        if self.first == 1 and name.isdecimal() and not of_number:
-            both = f"the run's label {name}, or its class {name}, which is label {self.names.index(name) + 1}"
+        label = self.names.index(name) + 1
+        if self.first == 1 and name.isdecimal() and int(name) != label and not of_number:
+            both = f"the run's label {name}, or its class {name}, which is label {label}"
             raise UserError(f"{where}: {name!r} may be {both}: give a table of files and labels")
 
     def places(self, where: str, names: Sequence[str], of_numbers: bool) -> Sequence[int]:
@@ -249,24 +255,25 @@ def labelled(
     if not numbers or (known and known.first is None and not class_names(root / "classes.txt")):
         return _by_name(root, entries, first, num_classes, known)
     found = {int(entry.label) for entry in entries.get(first, every)}
-    names, why = numbered_classes(root, num_classes, found, source, known.names if known else ())
+    named, count, why = numbered_classes(root, num_classes, found, source, known.names if known else ())
     if known and known.first is not None:
         start = known.first
     else:
         found = {int(entry.label) for entry in every}
-        start = int(min(found) == 1 and max(found) == len(names))
+        start = int(min(found) == 1 and max(found) == count)
+    names = every_name(named, count, start)
     splits = {split: [(entry.path, int(entry.label) - start) for entry in some] for split, some in entries.items()}
     for split, some in entries.items():
         for entry, (_, label) in zip(some, splits[split], strict=True):
             if not 0 <= label < len(names):
-                count = f"{len(names)} classes are {why}"
+                reason = f"{count} classes are {why}"
                 if why.startswith(FOUND):
-                    count += "; wanted labels without gaps, or names"
-                last = len(names) - 1 + start
-                raise UserError(f"{entry.where}: label {label + start} is outside {start}..{last}, as {count}")
+                    reason += "; wanted labels without gaps, or names"
+                last = count - 1 + start
+                raise UserError(f"{entry.where}: label {label + start} is outside {start}..{last}, as {reason}")
     if not known and num_classes is None:
-        check_trained(names, {label for _, label in splits[first]}, str(root / source))
-    notes = (f"labels are 1..{len(names)}: taken as 0..{len(names) - 1}",) if start else ()
+        check_trained(names, {int(entry.label) for entry in entries[first]}, str(root / source), start)
+    notes = (f"labels are 1..{count}; files of predictions that number the classes count from 0",) if start else ()
     return Labelled(names, splits, notes, first=start)
 
 
