@@ -388,10 +388,12 @@ class TrainedModel:
     def _of_pillow(self, image: Image, channels: str | None) -> tuple[np.ndarray, Sequence[int]]:
         """Return a Pillow image as `_pixels` does."""
         combination, chosen, _ = self._part(channels)
-        values, present = of_pillow(image, self._source.data, self._asked(channels))
+        values, present, notes = of_pillow(image, self._source.data, self._asked(channels))
         absent = [self.channels[index] for index in chosen or range(len(self.channels)) if index not in present]
         if absent:
             raise UserError(f"{type(image).__name__} lacks {listed(absent)} of channels {combination}")
+        for note in notes:
+            warnings.warn(f"{type(image).__name__}: {note}", stacklevel=5)
         self._warn_of_other_units(values, present, type(image).__name__)
         return values, present
 

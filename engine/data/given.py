@@ -14,6 +14,7 @@ import numpy as np
 from polychrome.engine.channels.names import RGB
 from polychrome.engine.data.conventions import Trained
 from polychrome.engine.data.files import shards, stacks
+from polychrome.engine.data.files.kinds import SCALED
 from polychrome.engine.data.image_set import ImageSet, Split
 from polychrome.engine.data.opening import are_photos
 from polychrome.engine.data.sets import inspection, scan
@@ -218,25 +219,31 @@ def _other_values(stack: Stack, trained: Trained) -> str | None:
     return f"has values of type {stack.stored}, the run was trained on {before or trained.dtype}: wanted one type"
 
 
-def of_pillow(image: Image, trained: Trained, asked: tuple[str, ...] = ()) -> tuple[np.ndarray, tuple[int, ...]]:
+def of_pillow(
+    image: Image, trained: Trained, asked: tuple[str, ...] = ()
+) -> tuple[np.ndarray, tuple[int, ...], tuple[str, ...]]:
     """Return a Pillow image as its file is read: [height, width, channels of the training], and which of them it has.
 
-    Channels that it lacks are 0.
+    Channels that it lacks are 0. With it come the lines for the user that its file has.
 
     Raises:
         UserError: the image is not of the training's kind, or Pillow does not tell what its file does.
     """
     from polychrome.engine.data.files import decode
 
-    file = located(Path(getattr(image, "filename", "") or "image"))
+    name = getattr(image, "filename", "")
+    file = located(Path(name or "/image"))
     home = trained.root and trained.root.resolve()
-    root = descriptions.folder_of(file.parent, home) if getattr(image, "filename", "") else None
-    path = file.relative_to(root or file.anchor).as_posix()
+    root = descriptions.folder_of(file.parent, home) if name else None
+    path = file.relative_to(root or file.parent).as_posix()
     line = root and (descriptions.read(root, [path]) or {}).get(path)
     names = root and stacks.channel_names(root)
     try:
         if are_photos(trained.channels, trained.dtype) and not line and names in (None, RGB.names):
-            return decode.of_pillow(image), (0, 1, 2)
+            photo, how, highest = decode.of_pillow(image)
+            scaled = {} if highest is None or SCALED in how else {path: highest}
+            report = ScanReport({}, (), 0, encodings={path: how}, scaled=scaled)
+            return photo, (0, 1, 2), scan.remarks(report, by_dali=False)
         if trained.dtype != "uint8":
             raise Unsupported("the network was trained on measured values: give the path of the file, or an array")
         if line and line.form.side_by_side:
@@ -245,10 +252,12 @@ def of_pillow(image: Image, trained: Trained, asked: tuple[str, ...] = ()) -> tu
         stack = inspection.stack(pixels := decode.samples_of_pillow(image, count))
     except Unsupported as error:
         raise UserError(f"{type(image).__name__}: {error}") from None
-    listed = ImageSet(root or Path(file.anchor), ("",), {"images": Split((path,), (0,))}, dtype="uint8", stacks=True)
+    listed = ImageSet(root or file.parent, ("",), {"images": Split((path,), (0,))}, dtype="uint8", stacks=True)
     images = union.of_stacks(listed, {path: stack}, trained, asked)
     arrangement = images.arrangements.get(path)
-    return pixels.values if arrangement is None else arrangement.placed(pixels.values), images.present(path)
+    values = pixels.values if arrangement is None else arrangement.placed(pixels.values)
+    report = ScanReport({}, (), 0, {path: stack})
+    return values, images.present(path), (*images.notes, *scan.remarks(report, by_dali=False))
 
 
 def refuse(files: Sequence[Path], place: int, reason: str) -> None:

@@ -27,6 +27,7 @@ START_OF_SCAN, END_OF_IMAGE = 0xDA, b"\xff\xd9"
 
 # What Pillow says of a file that tells its encoding.
 ENCODED = ("compression", "progressive", "adobe_transform")
+DEEP = re.compile(";16[BLN]")  # of 16 bits, until the image is loaded
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr", "I;16", "I;16B", "I")
 TIFF_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "I;16", "I;16B")
@@ -58,18 +59,26 @@ def inspected(file: str | os.PathLike | IO[bytes]) -> tuple[np.ndarray, str]:
         return _three_channels(_upright(image)), f"{how}, {TRANSPARENT}" if _is_transparent(image) else how
 
 
-def of_pillow(image: Image.Image) -> np.ndarray:
+def of_pillow(image: Image.Image) -> tuple[np.ndarray, str, int | None]:
     """Return the pixels of a Pillow image, which is left as it is, as `rgb` returns those of its file.
 
+    With them come the words of `inspected` and, of 16 bits, the highest value that there may be, else None. Pillow
+    forgets that colours had more than 8 bits once the image is loaded.
+
     Raises:
-        Unsupported: the image is of a mode that no photo has, such as floats.
+        Unsupported: the image is of a mode that no photo has, such as floats, or has values that no photo has.
     """
     if image.mode not in MODES:
         raise Unsupported(f"an image of mode {image.mode} is no photo")
     check_pixels(image.height, image.width)
+    cut = _is_cut(image)
+    how = _encoding(image) + f", {TRANSPARENT}" * _is_transparent(image)
     image = image.copy()
     _drop_other_orientations(image)
-    return _three_channels(ImageOps.exif_transpose(image))
+    pixels = _three_channels(ImageOps.exif_transpose(image))
+    if image.mode.startswith("I"):
+        return pixels, how, int(np.asarray(image).max())
+    return pixels, how, 256 * int(pixels.max()) + 255 if cut else None  # Pillow keeps the upper 8 bits
 
 
 def samples(content: bytes, channels: int | None = None) -> Pixels:
@@ -98,10 +107,12 @@ def samples_of_pillow(image: Image.Image, channels: int | None = None) -> Pixels
 
     Raises:
         Unsupported: the image is no photo of 8 bits, has several frames, or is of a TIFF, of which Pillow does not tell
-            all.
+            all. Pillow forgets that samples had more than 8 bits once the image is loaded.
     """
     if image.mode not in MODES or image.mode.startswith("I"):
         raise Unsupported(f"an image of mode {image.mode} is no photo of 8 bits")
+    if _is_cut(image) or SCALED in _encoding(image):
+        raise Unsupported("it has more than 8 bits a sample, of which Pillow keeps 8: give its path")
     if image.format == "TIFF":
         raise Unsupported("Pillow does not tell all that a TIFF says of its channels: give its path")
     if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:
@@ -159,15 +170,25 @@ def _is_transparent(image: Image.Image) -> bool:
 
 
 def _encoding(image: Image.Image) -> str:
-    found = [image.format, image.mode, f"orientation {image.getexif().get(ORIENTATION, 1)}"]
+    found = [image.format or "no file", image.mode, f"orientation {image.getexif().get(ORIENTATION, 1)}"]
     sampling = [f"{across}x{down}" for _, across, down, _ in getattr(image, "layer", ())]
     found += [f"sampling {' '.join(sampling)}"] * bool(sampling)
     found += [f"{name} {image.info[name]}" for name in ENCODED if name in image.info]
-    if image.format == "PPM" and image.tile[0][0] != "raw" and image.tile[0][3][1] > 255:
+    if image.format == "PPM" and image.tile and image.tile[0][0] != "raw" and image.tile[0][3][1] > 255:
         found.append(SCALED)
-    if image.format not in ("MPO", "TIFF") and (frames := getattr(image, "n_frames", 1)) > 1:
+    if image.format not in ("MPO", "TIFF") and (frames := _frames(image)) > 1:
         found.append(f"{FRAMES} {frames}")
     return ", ".join(found)
+
+
+def _frames(image: Image.Image) -> int:
+    """Return how many frames an image has; 1 where a user has chosen another than the first, or loaded a GIF.
+
+    Pillow counts the frames of a GIF by reading it again, and a change that was made to the loaded image would be lost.
+    """
+    if image.tell() > 0 or (image.format == "GIF" and not image.tile):
+        return 1
+    return getattr(image, "n_frames", 1)
 
 
 def verify(content: bytes) -> None:
@@ -205,6 +226,11 @@ def check(image: Image.Image) -> None:
         raise Unsupported(f"{kind} of mode {image.mode} is no photo")
 
 
+def _is_cut(image: Image.Image) -> bool:
+    """Return whether Pillow keeps 8 of the 16 bits of an image's samples; False once the image is loaded."""
+    return image.mode[0] != "I" and any(DEEP.search(str(tile[3])) for tile in getattr(image, "tile", ()))
+
+
 def _upright(image: Image.Image) -> Image.Image:
     if image.format == "TIFF":  # Pillow has rotated the image while loading
         return image
@@ -214,5 +240,9 @@ def _upright(image: Image.Image) -> Image.Image:
 def _three_channels(image: Image.Image) -> np.ndarray:
     if not image.mode.startswith("I"):
         return np.asarray(image.convert("RGB"))
-    gray = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        has = f"values from {values.min():,} to {values.max():,}"
+        raise Unsupported(f"an image of mode {image.mode} with {has}, wanted 0..65535, or 0..255 in mode L")
+    gray = (values.astype(np.uint32) * 255 + 32767) // 65535
     return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)

@@ -1,4 +1,5 @@
 import io
+import re
 
 import numpy as np
 import pytest
@@ -68,3 +69,35 @@ def test_sixteen_bits_are_rounded():
     values = np.array([[0, 128, 129, 257, 65407, 65535]], np.uint16)
     expected = [0, 0, 1, 1, 255, 255]
     assert decode.rgb(io.BytesIO(image_kinds.png16(values, 0)))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 9), (0, 65536), (-40000, 25000), (-(2**31), 2**31 - 1), (70000, 70001)])
+def test_whole_numbers_that_16_bits_do_not_hold_are_refused(low, high):
+    values = np.array([[low, high]], np.int32)
+    told = f"an image of mode I with values from {low:,} to {high:,}, wanted 0..65535, or 0..255 in mode L"
+    with pytest.raises(decode.Unsupported, match=re.escape(told)):
+        decode.of_pillow(Image.fromarray(values))
+
+
+@pytest.mark.parametrize("mode", ["La", "I;16L", "I;16N", "F", "RGBa", "LAB", "HSV"])
+def test_pillow_images_of_modes_that_photos_have_not_are_refused(mode):
+    with pytest.raises(decode.Unsupported, match=f"^an image of mode {mode} is no photo$"):
+        decode.of_pillow(Image.new(mode, (8, 6)))
+
+
+@pytest.mark.parametrize("mode", decode.MODES)
+def test_pillow_images_of_all_other_modes_have_the_pixels_that_files_have(mode):
+    rng = np.random.default_rng(0)
+    if mode.startswith("I"):
+        values = rng.integers(0, 65536, (6, 8))
+        values[0, :2] = 0, 65535
+        kind = {"I": "<i4", "I;16": "<u2", "I;16B": ">u2"}[mode]
+        pixels, _, highest = decode.of_pillow(Image.frombytes(mode, (8, 6), values.astype(kind).tobytes()))
+        assert highest == 65535
+        np.testing.assert_array_equal(pixels, np.rint(values / 257)[..., None].repeat(3, 2))
+    else:
+        image = Image.fromarray(image_kinds.picture(channels=4)).convert("RGB").convert("L" if mode == "LA" else "RGB")
+        image = image.convert("P").convert("PA") if mode == "PA" else image.convert(mode)
+        pixels, _, highest = decode.of_pillow(image)
+        assert highest is None
+        np.testing.assert_array_equal(pixels, np.asarray(image.convert("RGB")))

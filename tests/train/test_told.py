@@ -1,0 +1,108 @@
+"""What is told of a file by its path is told of it as a Pillow image too, and once, whatever else is given."""
+
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import polychrome
+from tests.engine.data import image_kinds, measured
+from tests.refusals import refusal
+from tests.train.test_reading import csv, loaded, opaque, png
+
+VALUES = np.random.default_rng(0).integers(0, 256, (12, 10, 3))
+DIM = VALUES.astype(np.uint16) * 16 + 15  # 12 bits of 16
+WHOLE = VALUES.astype(np.uint16) * 257
+KINDS = image_kinds.accepted() | image_kinds.uncommon()
+KINDS |= {
+    "png of 12 bits, gray": image_kinds.png16(DIM[..., 0], 0),
+    "png of 12 bits, colours": image_kinds.png16(DIM, 2),
+    "tiff of 12 bits, gray": measured.tiff(DIM[..., :1]),
+    "tiff of 12 bits, colours": measured.tiff(DIM, photometric="rgb"),
+    "tiff of 16 bits, colours": measured.tiff(WHOLE, photometric="rgb", byteorder=">"),
+    "pgm of 12 bits": b"P5 10 12 4095\n" + DIM[..., 0].astype(">u2").tobytes(),
+    "ppm of 12 bits": b"P6 10 12 4095\n" + DIM.astype(">u2").tobytes(),
+}
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A network of photos."""
+    return polychrome.load("prism4_small-shapes")
+
+
+def told(model, image, use="predict"):
+    """Return what a prediction, or another use, warns of, without the kind of the image."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        getattr(model, use)(image)
+    return [str(each.message).removeprefix(f"{type(image).__name__}: ") for each in caught]
+
+
+def notes(model, image):
+    """Return what is `told`, but of values: those are of the central square of a file, and of a whole Pillow image."""
+    return [line for line in told(model, image) if "other units" not in line]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_photo_as_a_pillow_image_is_told_of_as_its_file_is(network, tmp_path, kind):
+    file = tmp_path / "x.png"
+    file.write_bytes(KINDS[kind])
+    with Image.open(file) as image:
+        assert notes(network, image) == notes(network, file)
+
+
+def test_a_dark_image_of_no_file_is_told_of(network, tmp_path):
+    file = tmp_path / "x.png"
+    file.write_bytes(KINDS["png of 12 bits, gray"])
+    with Image.open(file) as image:
+        image.load()
+    for given in (image.copy(), Image.fromarray(np.asarray(image)), Image.fromarray(VALUES[..., 0].astype(np.int32))):
+        highest = np.asarray(given).max()
+        assert notes(network, given) == [
+            "1 photo of 16 bits among photos of 8, scaled from 0..65535 to 0..255, such as image",
+            f"1 photo of these with no value above {highest:,}: they become dark, such as image",
+        ]
+
+
+def test_another_frame_than_the_first_is_not_called_the_first(network, tmp_path):
+    (tmp_path / "x.gif").write_bytes(KINDS["animated gif"])
+    with Image.open(tmp_path / "x.gif") as image:
+        assert notes(network, image) == ["1 photo of several frames, of which the first is used, such as x.gif"]
+        image.seek(1)
+        assert notes(network, image) == []
+
+
+@pytest.mark.parametrize("kind", ["animated gif", "animated png", "animated webp", "png palette transparent"])
+def test_a_change_made_to_a_pillow_image_is_seen_and_stays(network, tmp_path, kind):
+    (tmp_path / "x").write_bytes(KINDS[kind])
+    with Image.open(tmp_path / "x") as image:
+        image.thumbnail((40, 40))
+        pixels = np.asarray(image.convert("RGB"))
+        found = network.predict(image).probabilities
+        assert found == network.predict(Image.fromarray(pixels)).probabilities
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), pixels)
+
+
+@pytest.mark.parametrize("names", ["R+G+B", "B+G+R", "1+2+3", "1+B+R"])
+def test_measured_bytes_as_a_pillow_image_are_told_of_as_their_file_is(tmp_path, names):
+    model = loaded(tmp_path, opaque() | csv(f".,{names}"))
+    flat = np.dstack([VALUES[..., 0], np.full((12, 10), 7), VALUES[..., 1]]).astype(np.uint8)
+    files = {"colours.png": VALUES.astype(np.uint8), "flat.png": flat}
+    for name, values in files.items():
+        (tmp_path / name).write_bytes(png(Image.fromarray(values)))
+        lines = told(model, tmp_path / name)
+        assert any("in this order" in line or "as there" in line for line in lines) == (names != "R+G+B")
+        assert any("one value throughout" in line for line in lines) == (name == "flat.png")
+        with Image.open(tmp_path / name) as image:
+            assert told(model, image) == lines
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if (" 16" in kind or " 12 " in kind) and "bmp" not in kind])
+def test_more_than_8_bits_are_never_taken_for_measured_bytes(tmp_path, kind):
+    model = loaded(tmp_path, opaque() | csv(".,R+G+B"))
+    (tmp_path / "x.png").write_bytes(KINDS[kind])
+    assert refusal(model.predict, tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as image:
+        assert refusal(model.predict, image)
