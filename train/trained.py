@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from polychrome.engine.channels.combinations import parse
 from polychrome.engine.channels.names import ALL, SENSORS, SHUFFLED, listed
 from polychrome.engine.data import sampling
-from polychrome.engine.data.batches import normalise
+from polychrome.engine.data.batches import Batch, normalise
 from polychrome.engine.data.files.statistics import measure
 from polychrome.engine.data.given import FEW, Apart, image_sets, located, of_pillow, refuse, together
 from polychrome.engine.data.image_set import ImageSet
@@ -29,7 +29,7 @@ from polychrome.engine.data.readers.resizing import cropped, empty
 from polychrome.engine.data.sets import listing
 from polychrome.engine.data.sets.inspection import scale_of
 from polychrome.engine.data.sets.sensors.naming import split
-from polychrome.engine.data.units import far
+from polychrome.engine.data.units import far, far_tensors, summed_up
 from polychrome.engine.errors import UserError
 from polychrome.engine.evaluation import inputs
 from polychrome.engine.metrics import likeliest
@@ -265,7 +265,7 @@ class TrainedModel:
 
         for numbers, images in self._sets(unique, apart, channels, fail, say, warn):
             number_of = dict(zip(images.splits["images"].paths, numbers, strict=True))
-            for path, prediction in self._classified(images, channels, done):
+            for path, prediction in self._classified(images, channels, done, warn):
                 found[number_of[path]] = prediction
         return [
             replace(found[number], path=str(files[place]))
@@ -275,14 +275,14 @@ class TrainedModel:
         ]
 
     def _classified(
-        self, images: ImageSet, channels: str | None, done: Callable[[int], None]
+        self, images: ImageSet, channels: str | None, done: Callable[[int], None], warn: Callable[[str], None]
     ) -> Iterator[tuple[str, Prediction]]:
         """Yield path and prediction of each image of a set."""
         paths, unread = images.splits["images"].paths, {}
         _, chosen, network = self._part(channels)
         if any(set(chosen or ()) - set(images.present(path)) for path in paths):
             chosen = None  # what each image has
-        for batch in self._batches(images, unread.__setitem__):
+        for batch in self._batches(images, unread.__setitem__, warn):
             x = batch.standardised(self._channels)
             logits = self._logits(network, chosen, x, batch.indices, batch.present)
             for index, each in zip(batch.indices, logits.float().cpu(), strict=True):
@@ -459,12 +459,25 @@ class TrainedModel:
                 sets.append(([places[row] for row in kept], replace(images, splits={"images": few})))
         return sets
 
-    def _batches(self, images: ImageSet, unread: Callable[[str, str], None] | None = None) -> Iterator:
-        count = len(images.splits["images"].paths)
-        workers = self._workers if self._workers > 1 and count > FEW else 0
+    def _batches(
+        self,
+        images: ImageSet,
+        unread: Callable[[str, str], None] | None = None,
+        warn: Callable[[str], None] = warnings.warn,
+    ) -> Iterator[Batch]:
+        """Yield the images of a set, and warn of photos that are far from the training's, as `image_sets` of stacks."""
+        paths, lines = images.splits["images"].paths, []
+        workers = self._workers if self._workers > 1 and len(paths) > FEW else 0
         opened = Opened(images, Wanted("torch", self.device, workers=workers))
         with make_loader(opened, "images", self._settings, on_fault=unread) as loader:
-            yield from loader.epoch(0)
+            for batch in loader.epoch(0):
+                if not images.stacks:
+                    found = far_tensors(batch.images, self._channels, 255, False)
+                    rows = zip(batch.indices, found, strict=True)
+                    lines += [f"{images.root / paths[index]}: {line}" for index, line in rows if line]
+                yield batch
+        if line := summed_up(lines):
+            warn(line)
 
 
 def found_files(given: Sequence[str | Path]) -> list[Path]:

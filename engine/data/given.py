@@ -161,7 +161,8 @@ def _of_root(
             if len(places) == 1:
                 fail(places[0], str(error).removeprefix(f"{root}: ").removeprefix(f"{root / own[0]} "))
             return None
-        part = replace(report, stacks={path: report.stacks[path] for path in own if path in report.stacks})
+        tables = {name: getattr(report, name) for name in ("stacks", "encodings", "scaled")}
+        part = replace(report, **{name: {path: of[path] for path in own if path in of} for name, of in tables.items()})
         return replace(found, notes=(*found.notes, *scan.remarks(part, by_dali=False)))
 
     sets = [(places, images) for rows in kinds.values() for places, images in _largest_sets(rows, made)]

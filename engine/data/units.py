@@ -28,6 +28,11 @@ def far_off(images: ImageSet, found: Mapping[str, Stack], channels: Channels) ->
             present = {place: source for place, source in enumerate(sources) if source >= 0}
             if line := far(found[path].moments, present, channels, images.dtype):
                 lines.append(f"{images.root / path}: {line}")
+    return summed_up(lines)
+
+
+def summed_up(lines: Sequence[str]) -> str | None:
+    """Return the first of the lines on images, with the number of the others; None without any."""
     more = f" ({len(lines) - 1:,} more such images)" if len(lines) > 1 else ""
     return lines[0] + more if lines else None
 
@@ -44,11 +49,18 @@ def far(moments: Moments, present: Mapping[int, int], channels: Channels, dtype:
     return _far(values, channels, 255 if dtype == "uint8" else 1)
 
 
-@torch.no_grad()
 def far_tensor(
     images: Tensor, channels: Channels, stored: float, unit_range: bool, mask: Tensor | None = None
 ) -> str | None:
-    """Return a line on the first of several images that is `far` from the training's; None without any.
+    """Return the first line of `far_tensors` on images [images, channels, height, width]; None without any."""
+    return next(filter(None, far_tensors(images, channels, stored, unit_range, mask)), None)
+
+
+@torch.no_grad()
+def far_tensors(
+    images: Tensor, channels: Channels, stored: float, unit_range: bool, mask: Tensor | None = None
+) -> list[str | None]:
+    """Return for each image a line where it is `far` from the training's; None for others.
 
     Args:
         images: [images, channels, height, width]; NaN is missing.
@@ -64,14 +76,18 @@ def far_tensor(
     beyond = unit_range & ((low < -BEYOND) | (high > 1 + BEYOND))
     there = torch.ones_like(beyond) if mask is None else mask.to(images.device)
     table = torch.stack([means, spreads, low, high, beyond.float(), there.float()], 2).double().cpu().tolist()
-    for rows in table:
-        present = {place: row for place, row in enumerate(rows) if row[-1]}
-        if line := _far({place: row[:2] for place, row in present.items()}, channels, stored):
-            return line
-        for place, (*_, least, most, outside, _) in present.items():
-            if outside:
-                has = f"channel {channels.names[place]} has values from {least:,.6g} to {most:,.6g}"
-                return f"{has}, the training had 0 to 1: standardised already?"
+    return [_of_rows(rows, channels, stored) for rows in table]
+
+
+def _of_rows(rows: Sequence[Sequence[float]], channels: Channels, stored: float) -> str | None:
+    """Return the line on an image of which a row has what `far_tensors` finds in a channel."""
+    present = {place: row for place, row in enumerate(rows) if row[-1]}
+    if line := _far({place: row[:2] for place, row in present.items()}, channels, stored):
+        return line
+    for place, (*_, least, most, outside, _) in present.items():
+        if outside:
+            has = f"channel {channels.names[place]} has values from {least:,.6g} to {most:,.6g}"
+            return f"{has}, the training had 0 to 1: standardised already?"
     return None
 
 

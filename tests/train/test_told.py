@@ -4,9 +4,11 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import polychrome
+from polychrome.train.run import main
 from tests.engine.data import image_kinds, measured
 from tests.refusals import refusal
 from tests.train.test_reading import csv, loaded, opaque, png
@@ -106,3 +108,51 @@ def test_more_than_8_bits_are_never_taken_for_measured_bytes(tmp_path, kind):
     assert refusal(model.predict, tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as image:
         assert refusal(model.predict, image)
+
+
+@pytest.mark.parametrize("arrays", [0, 1, 2])
+def test_a_line_on_photos_is_told_once_beside_files_of_another_kind(network, tmp_path, arrays):
+    names = ["png of 12 bits, gray", "png of 12 bits, colours", "png rgba", "animated gif", "ppm of 12 bits"]
+    for number, kind in enumerate(names):
+        (tmp_path / f"{number}.png").write_bytes(KINDS[kind])
+    for number, values in enumerate([VALUES, np.where([True, False, True], VALUES, 9)][:arrays]):
+        np.save(tmp_path / f"{number}.npy", values.astype(np.uint8))
+    *of_arrays, first, second, third, fourth, fifth = told(network, tmp_path)
+    assert [first, second, third, fourth, fifth] == [
+        "1 photo of several frames, of which the first is used, such as 3.png",
+        "1 photo with transparency, which is dropped, such as 2.png",
+        "1 photo of more than 8 bits, scaled from 0..their maximum to 0..255, such as 4.png",
+        "2 photos of 16 bits among photos of 8, scaled from 0..65535 to 0..255, such as 0.png",
+        "2 photos of these with no value above 4,095: they become dark, such as 0.png",
+    ]
+    assert [line.rsplit(" ", 1)[1] for line in of_arrays] == ["1.npy"] * (arrays == 2)
+
+
+def given_as(way, file):
+    """Return an image of 8 bits in one of the ways that images are given."""
+    with Image.open(file) as image:
+        pixels = np.array(image)
+    ways = {"path": file, "pillow": Image.fromarray(pixels), "array": pixels}
+    return ways.get(way, torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("way", ["path", "pillow", "array", "tensor"])
+@pytest.mark.parametrize(("factor", "faint"), [(1, False), (1 / 10, False), (1 / 128, True)])
+def test_photos_in_other_units_are_told_of_however_they_are_given(network, tmp_path, way, factor, faint):
+    file = tmp_path / "x.png"
+    Image.fromarray((VALUES * factor).round().astype(np.uint8)).save(file)
+    image = given_as(way, file)
+    for use in ("predict", "preprocess"):
+        lines = told(network, image, use)
+        assert len(lines) == faint
+        assert all("as faint as all others, the training had" in line and "other units?" in line for line in lines)
+
+
+def test_of_many_photos_in_other_units_the_first_is_named_and_the_others_are_counted(network, tmp_path, capsys):
+    for number in range(70):  # more than a batch
+        Image.fromarray((VALUES / (128 if number % 7 == 3 else 1)).astype(np.uint8)).save(tmp_path / f"{number:02}.png")
+    (line,) = told(network, tmp_path)
+    assert line.startswith(f"{tmp_path}/03.png: channel ")
+    assert line.endswith("other units? (9 more such images)")
+    assert main(["predict", "prism4_small-shapes", str(tmp_path)]) == 0
+    assert capsys.readouterr().err.count("other units?") == 1
