@@ -301,7 +301,7 @@ def evaluate(run: Path, **options) -> None:
 )
 @device_option
 def predict(run: Path, **options) -> None:
-    """Classify IMAGES, files, folders or patterns, by a model of a RUN folder, a best.pt or a pretrained network.
+    """Classify IMAGES, files, folders, tars or patterns, by a model of a RUN folder, a best.pt or a pretrained network.
 
     A terminal gets a table; a pipe, or a file by --output, has path, class and the probability of every class. A file
     that cannot be read is a row with the reason.

@@ -21,6 +21,7 @@ from polychrome.engine.channels.combinations import parse
 from polychrome.engine.channels.names import ALL, SENSORS, SHUFFLED, listed
 from polychrome.engine.data import sampling
 from polychrome.engine.data.batches import Batch, normalise
+from polychrome.engine.data.files import shards
 from polychrome.engine.data.files.statistics import measure
 from polychrome.engine.data.given import FEW, Apart, image_sets, located, of_pillow, refuse, together
 from polychrome.engine.data.image_set import ImageSet
@@ -167,7 +168,7 @@ class TrainedModel:
         """
         if isinstance(images, str | Path):
             path = Path(images)
-            return self._of_files(files_below(path) if path.is_dir() else [path], channels)
+            return self._of_files(files_below(path) if _holds_images(path) else [path], channels)
         if _is_one(images):
             return self._standardised(*self._pixels(images, channels))
         found = [torch.empty(0, len(self.channels), self.image_size, self.image_size, device=self.device)]
@@ -193,11 +194,11 @@ class TrainedModel:
         return torch.stack([rows[place] for place in sorted(place for file in unique for place in places_of[file])])
 
     def predict(self, images: Given | Sequence[Given], channels: str | None = None) -> Prediction | list[Prediction]:
-        """Return the prediction for an image, or a list of predictions for several images or a folder.
+        """Return the prediction for an image, or a list of predictions for several images, a folder or a tar.
 
         Args:
-            images: an image or a sequence of images. Each is the path of a file, or of a folder, which stands for all
-                images below it; a Pillow image; an array [height, width, channels] or [height, width]; or a tensor
+            images: an image or a sequence of images. Each is the path of a file, or of a folder or tar, which stands
+                for all images in it; a Pillow image; an array [height, width, channels] or [height, width]; or a tensor
                 [channels, height, width]. Arrays [images, height, width, channels] and tensors [images, channels,
                 height, width] are several. Values are as stored in the files that the network was trained on: 0..255 of
                 type uint8, or float32 for measured data. Arrays have all channels of the network in its order, or
@@ -209,7 +210,7 @@ class TrainedModel:
                 Of several images each that cannot be classified has a prediction with a reason.
         """
         is_path = isinstance(images, str | Path)
-        if is_path and Path(images).is_dir():
+        if is_path and _holds_images(Path(images)):
             return self.predict_files(files_below(Path(images)), channels)
         if is_path:
             (found,) = self.predict_files([Path(images)], channels)
@@ -481,17 +482,17 @@ class TrainedModel:
 
 
 def found_files(given: Sequence[str | Path]) -> list[Path]:
-    """Return files, in place of each folder the images below it, and in place of each pattern its matches, in order.
+    """Return files, in place of each folder or tar the images in it, and of each pattern its matches, in order.
 
     A pattern has "*", "?" or "[", and is not itself the name of a file.
 
     Raises:
-        UserError: there is no image below a folder, or nothing matches a pattern.
+        UserError: there is no image in a folder or tar, a tar is damaged, or nothing matches a pattern.
     """
     found = []
     for each in given:
         path = Path(each)
-        if path.is_dir():
+        if _holds_images(path):
             found += files_below(path)
         elif glob.has_magic(str(each)) and not path.exists():
             matches = sorted(glob.glob(str(each), recursive=True))
@@ -503,8 +504,13 @@ def found_files(given: Sequence[str | Path]) -> list[Path]:
     return found
 
 
+def _holds_images(path: Path) -> bool:
+    """Return whether a path is that of a folder or of a tar, which stand for the images in them."""
+    return path.is_dir() or (path.suffix == shards.SUFFIX and path.is_file())
+
+
 def files_below(folder: Path) -> list[Path]:
-    """Return all images below a folder, sorted. Raises UserError where there is none."""
+    """Return all images below a folder or in a tar, sorted; raises UserError where there are none or it is damaged."""
     images = listing.every_image(folder)
     return sorted(images.root / path for path in images.splits["all"].paths)
 

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 import polychrome
+from polychrome.engine.errors import UserError
 from polychrome.train.run import main
-from tests.engine.data import image_kinds, measured
+from tests.engine.data import image_kinds, measured, tars
 from tests.refusals import refusal
-from tests.train.test_reading import csv, loaded, opaque, png
+from tests.train.test_reading import csv, drawn, loaded, opaque, png
 
 VALUES = np.random.default_rng(0).integers(0, 256, (12, 10, 3))
 DIM = VALUES.astype(np.uint16) * 16 + 15  # 12 bits of 16
@@ -156,3 +157,36 @@ def test_of_many_photos_in_other_units_the_first_is_named_and_the_others_are_cou
     assert line.endswith("other units? (9 more such images)")
     assert main(["predict", "prism4_small-shapes", str(tmp_path)]) == 0
     assert capsys.readouterr().err.count("other units?") == 1
+
+
+@pytest.fixture
+def tar(tmp_path):
+    """A tar of three photos, two of them in folders, and what is no image."""
+    names = ("0.png", "a/1.png", "b/c/2.png")
+    images = {name: png(Image.fromarray(drawn(3, seed, np.uint8))) for seed, name in enumerate(names)}
+    return tars.write(tmp_path / "set/x.tar", images | {"notes.txt": b"none"})
+
+
+def test_a_tar_stands_for_the_images_in_it_wherever_it_is_given(network, tar, capsys):
+    wanted = network.predict(tar.parent)
+    assert [each.path for each in wanted] == [f"{tar}/{name}" for name in ("0.png", "a/1.png", "b/c/2.png")]
+    assert all(each.name in network.classes for each in wanted)
+    for given in (tar, str(tar), [tar], [str(tar.parent / "*.tar")]):
+        assert network.predict(given) == wanted
+        assert network.preprocess(given).equal(network.preprocess(tar.parent))
+    assert network.predict([tar, f"{tar}/0.png"]) == [*wanted, wanted[0]]
+    assert main(["predict", "prism4_small-shapes", str(tar)]) == 0
+    assert capsys.readouterr().out.count(f"{tar}/") == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "has no images: wanted"), (b"x" * 3000, "is not a tar"), (b"", "no images|empty")]
+)
+def test_a_tar_without_images_is_refused(network, tmp_path, content, said):
+    tar = tars.write(tmp_path / "x.tar", {"notes.txt": b"none"})
+    if content is not None:
+        tar.write_bytes(content)
+    for use in (network.predict, network.preprocess):
+        for given in (tar, [tar]):
+            with pytest.raises(UserError, match=said):
+                use(given)
