@@ -471,7 +471,8 @@ class Experiment:
         self.folder.write(self.folder.predictions(entry), named_predictions(tested, test, self.images.class_names))
         if self.settings.submission:
             positions = self.data.positions["test"] if self.data.positions else range(len(test.paths))
-            self.folder.write(self.folder.submission(entry), submission(tested, positions))
+            first = self.images.first_label or 0
+            self.folder.write(self.folder.submission(entry), submission(tested, positions, first))
 
     @torch.no_grad()
     def _predict_some(self, entry: str, network: Network) -> None:

@@ -88,9 +88,14 @@ def named_predictions(tested: Evaluation, split: Split, class_names: Sequence[st
     return csv_text(("path", "true", "predicted", "probability"), rows)
 
 
-def submission(tested: Evaluation, positions: Iterable[int]) -> str:
-    """Return the predictions on the first combination as CSV of ID, an image's place in the list, and Category."""
-    return csv_text(("ID", "Category"), zip(positions, _first(tested), strict=True))
+def submission(tested: Evaluation, positions: Iterable[int], first: int = 0) -> str:
+    """Return the predictions on the first combination as CSV of ID, an image's place in the list, and Category.
+
+    The category is the number of the class, which counts from `first`; -1 of an image that was not tested on the
+    combination, or has no likeliest class.
+    """
+    numbers = (guess if guess < 0 else guess + first for guess in _first(tested))
+    return csv_text(("ID", "Category"), zip(positions, numbers, strict=True))
 
 
 def confused(tested: Evaluation, class_names: Sequence[str]) -> dict[str, list[dict]]:

@@ -33,7 +33,8 @@ def data(stripes, tmp_path_factory):
 def run(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     small = ["--image-size", "24", "--batch-size", "24", "--epochs", "1", "--backend", "torch", *QUICK]
-    assert main(["task1", "--data", str(data), "--out", str(out), "--name", "a", "--models", MODEL, *small]) == 0
+    start = ["task1", "--data", str(data), "--out", str(out), "--name", "a", "--models", MODEL]
+    assert main([*start, *small, "--submission"]) == 0
     return out / "task1/a"
 
 
@@ -60,6 +61,8 @@ def test_every_answer_is_the_users_label(data, run, capsys):
     rows = rows_of((run / f"predictions-{MODEL}.csv").read_text())
     assert {row["path"]: row["true"] for row in rows} == labels(data)
     predicted = {row["path"]: row["predicted"] for row in rows}
+    submitted = rows_of((run / f"submission-{MODEL}.csv").read_text())
+    assert [row["Category"] for row in submitted] == list(predicted.values())
     trained = polychrome.load(run)
     assert trained.classes == ("1", "2", "3")
     for path, wanted in predicted.items():

@@ -241,7 +241,7 @@ class Settings(Hyperparameters, Subject):
     )
     submission: bool = setting(
         False,
-        "Also write submission-MODEL.csv, numbers of the test images and classes (ID, Category), as the CIFAR course "
+        "Also write submission-MODEL.csv, numbers of the test images and labels (ID, Category), as the CIFAR course "
         "asks.",
         bool,
         "--submission/--no-submission",

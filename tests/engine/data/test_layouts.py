@@ -444,7 +444,7 @@ def test_labels_from_one_name_their_classes_and_are_said(tmp_path):
     assert images.splits["train"].labels == (0, 1, 2)
     assert (images.splits["val"].labels, images.splits["test"].labels) == ((0,), (2,))
     assert images.class_names == ("1", "2", "3")
-    assert images.notes == ("labels are 1..3; files of predictions that number the classes count from 0",)
+    assert images.notes == ("labels are 1..3; predictions/ and evaluation/ number the classes from 0",)
     more = listing.read(tmp_path, num_classes=4)
     assert (more.splits["train"].labels, more.class_names) == ((1, 2, 3), ("0", "1", "2", "3"))
     text(tmp_path, classes_dot_txt="x\ny\n")

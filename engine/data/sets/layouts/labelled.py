@@ -273,7 +273,7 @@ def labelled(
                 raise UserError(f"{entry.where}: label {label + start} is outside {start}..{last}, as {reason}")
     if not known and num_classes is None:
         check_trained(names, {int(entry.label) for entry in entries[first]}, str(root / source), start)
-    notes = (f"labels are 1..{count}; files of predictions that number the classes count from 0",) if start else ()
+    notes = (f"labels are 1..{count}; predictions/ and evaluation/ number the classes from 0",) if start else ()
     return Labelled(names, splits, notes, first=start)
 
 
