@@ -25,7 +25,16 @@ from polychrome.engine.watch import loggers
 from polychrome.models.complexity import Complexity
 from polychrome.train import networks
 from polychrome.train import resume as resuming
-from polychrome.train.data import changed, channels_of, check_fits, combinations_to_test, moved, open_data, stored_size
+from polychrome.train.data import (
+    changed,
+    channels_of,
+    check_fits,
+    combinations_to_test,
+    known_classes,
+    moved,
+    open_data,
+    stored_size,
+)
 from polychrome.train.settings import changes, variants
 from polychrome.train.settings.changes import Stages
 from polychrome.train.settings.config import Settings
@@ -113,10 +122,12 @@ def _opened(settings: Settings, task: str, resume: RunFolder | None) -> Opened:
     """Return the opened data of a run: of one that goes on as its networks know it, and kept in the same size."""
     if resume is None:
         return open_data(settings, task)
-    data = resume.read_results()["data"] if resume.has_checkpoints else {}
-    begun = channels_of(data) if "channels" in data else None
+    before = resume.read_results()["data"]
+    known = known_classes(before)
+    begun = channels_of(before) if resume.has_checkpoints and "channels" in before else None
     side = settings.cache_size or stored_size(settings)
-    return open_data(replace(settings, cache_size=side), task, begun=begun)
+    own = known if known.are_shifted else None
+    return open_data(replace(settings, cache_size=side), task, known=own, begun=begun)
 
 
 def _costs(settings: Settings, images: ImageSet, tested: Combinations) -> tuple[dict[str, Complexity], dict[str, str]]:

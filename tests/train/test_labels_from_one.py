@@ -102,6 +102,14 @@ def test_a_run_of_an_earlier_version_is_evaluated_as_it_was(data, run, before, c
     assert tested == RunFolder(run).read_results()["models"][MODEL]["scores"]["test"]
 
 
+def test_a_run_of_an_earlier_version_goes_on_with_its_own_names(before, tmp_path):
+    run = tmp_path / "again"
+    shutil.copytree(before, run)
+    assert main(["task1", "--resume", str(run), "--epochs", "2"]) == 0
+    results = RunFolder(run).read_results()
+    assert (results["data"]["class_names"], results["models"][MODEL]["epochs"]) == (["0", "1", "2"], 2)
+
+
 def test_a_run_of_an_earlier_version_finds_its_images_and_answers_with_its_own_names(run, before):
     images, _ = first_tested(Run(before, "cpu"), MODEL, None)
     assert torch.equal(images, first_tested(Run(run, "cpu"), MODEL, None)[0])
