@@ -114,13 +114,13 @@ def test_on_the_cpu_the_growth_of_the_resident_set_predicts_the_largest(monkeypa
 
     def step(size):
         tried.append(size)
-        fixed, values = np.ones(25 * 10**6), np.ones(size * 10**6)  # 200 MB and 8 MB an image
+        fixed, values = np.ones(25 * 10**6), np.ones(size * 1_250_000)  # 200 MB and 10 MB an image
         assert fixed[0] == values[-1]
 
     found = batch_size.largest_on_cpu(step, 10**6)
     assert found % 8 == 0
-    assert found * 8e6 == pytest.approx(0.9 * (4e9 - 200e6), rel=0.1)
-    assert max(tried) == 64  # 32 images more grow it by 256 MB
+    assert found * 10e6 == pytest.approx(0.9 * (4e9 - 200e6), rel=0.1)
+    assert max(tried) == 64  # 32 images more grow it by 320 MB, 16 by 160
 
 
 def test_processes_of_a_machine_share_its_memory(monkeypatch):
