@@ -117,6 +117,8 @@ def relabelled(folder):
 def test_processes_that_open_other_data_than_the_first_are_refused(folder, tmp_path, monkeypatch, change, other):
     """As from copies of the data on several machines, of which one is old or was cut short."""
     firsts = []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "wait", lambda: None)
     monkeypatch.setattr(distributed, "everyones", lambda value: [firsts.append(value) or value])
     open_data(settings(folder), "task1")
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
