@@ -12,10 +12,10 @@ from torch import Tensor
 
 from bench.measuring import measure, timing
 from bench.measuring.measure import DEVICE, OURS, THEIRS, Candidate, Measured, Work
+from bench.measuring.record import NOT_ASKED
 from bench.measuring.replay import clock
 from bench.ops import augment as baselines
 from bench.ops.augment import Call, Shape, shapes_on
-from bench.report.metrics import NOT_ASKED
 from polychrome.engine.data.files import dali_check
 
 # Tolerances for steps in uint8: torchvision's and DALI's steps round, DALI's filter reads beyond the crop's edge, and

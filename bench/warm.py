@@ -5,24 +5,19 @@ launch; with the same Triton, nothing is left to compile on the machine with the
 """
 
 import argparse
-import json
-import lzma
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from bench.gpu.packed import ARCHIVE, pack
 from bench.gpu.steps import COMPILED, ROOT
 
-ARCHIVE = "warm.tar.xz"
-# The files of a kernel that a launch needs; sources are not packed.
-PACKED = (".cubin", ".json")
 OPS = ("dynamic_conv", "growth", "channel_gate", "spatial_attention", "augment")
 PARTS = ("tune bfloat16", "tune float32", *OPS, "check", "host_time")
 # Tests of processes, graphs and torch.compile launch no kernels of their own.
@@ -71,53 +66,6 @@ def compile_into(cache: Path, only: str = "", jobs: int = 1) -> bool:
             whole &= not status
             print(f"{name}: {said if status else 'done'} ({time.monotonic() - start:.0f} s)", flush=True)
     return whole
-
-
-def pack(cache: Path, archive: Path) -> int:
-    """Write the compiled kernels of a cache as a tar; return their number."""
-    files = sorted(path for path in cache.glob("*/*") if path.suffix in PACKED)
-    draft = archive.with_name(f"{archive.name}.tmp")
-    with tarfile.open(draft, "w:xz") as packed:
-        for path in files:
-            packed.add(path, str(path.relative_to(cache)))
-    draft.replace(archive)
-    return sum(path.suffix == ".cubin" for path in files)
-
-
-def extract(archive: tarfile.TarFile, folder: Path) -> None:
-    """Write the files of an open archive below a folder; raises tarfile.TarError where one would lie outside."""
-    if hasattr(tarfile, "data_filter"):
-        archive.extractall(folder, filter="data")
-        return
-    for member in archive.getmembers():  # Python 3.11 has the filter from 3.11.4 on
-        inside = not member.name.startswith("/") and ".." not in member.name.split("/")
-        if not inside or not (member.isreg() or member.isdir()):
-            raise tarfile.TarError(f"{member.name!r} is no file below the folder")
-    archive.extractall(folder)
-
-
-def unpack(archive: Path, cache: Path) -> int:
-    """Put packed kernels into a folder of Triton's cache; return their number.
-
-    Raises:
-        OSError, EOFError, ValueError, tarfile.TarError: the archive cannot be read; the cache is unchanged.
-    """
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache.parent) as draft:
-        try:
-            with tarfile.open(archive, "r:xz") as opened:
-                extract(opened, Path(draft))
-        except lzma.LZMAError as error:
-            raise ValueError(str(error)) from error
-        for group in Path(draft).glob("*/__grp__*.json"):
-            # Triton stores absolute paths, here of the folder of `bench.warm`.
-            names = json.loads(group.read_text())["child_paths"]
-            # From 3.8 on, Triton ignores a group that names a missing file.
-            packed = [name for name in names if (group.parent / name).exists()]
-            here = {name: str(cache / group.parent.name / name) for name in packed}
-            group.write_text(json.dumps({"child_paths": here}))
-        shutil.copytree(draft, cache, dirs_exist_ok=True)
-        return len(list(Path(draft).glob("*/*.cubin")))
 
 
 def _run(words: list[str], environment: dict[str, str]) -> tuple[int, str]:

@@ -20,8 +20,7 @@ from pathlib import Path
 
 import torch
 
-from bench import warm
-from bench.gpu import lookups, summary
+from bench.gpu import lookups, packed, summary
 from bench.gpu.state import State, unpack
 from bench.gpu.steps import ROOT, UNFINISHED, Step, steps
 from bench.measuring import record
@@ -164,7 +163,7 @@ def _stop(process: subprocess.Popen) -> None:
 
 def _warm_up(archive: Path | None, state: State) -> None:
     """Unpack the compiled kernels into the cache, once; go on without an archive that cannot be read."""
-    given = archive or FOLDER / warm.ARCHIVE
+    given = archive or FOLDER / packed.ARCHIVE
     if not given.exists():
         if archive is not None:
             print(f"bench.gpu: there is no {archive}; going on without compiled kernels", file=sys.stderr)
@@ -174,7 +173,7 @@ def _warm_up(archive: Path | None, state: State) -> None:
         which = f"{about.st_size} {about.st_mtime_ns}"
         if known.exists() and known.read_text() == which:
             return
-        count = warm.unpack(given, state.folder / "cache")
+        count = packed.unpack(given, state.folder / "cache")
         known.write_text(which)
         print(f"{count} compiled kernels unpacked")
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:

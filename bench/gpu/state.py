@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import warm
+from bench.gpu import packed
 from bench.gpu.steps import ROOT, RUNS, Step
 from bench.measuring import record
 
@@ -126,7 +126,7 @@ class State:
 
     def _files(self) -> Iterator[Path]:
         for path in self.folder.rglob("*"):
-            made_anew = path.relative_to(self.folder).parts[0] in ("cache", "inductor", warm.ARCHIVE)
+            made_anew = path.relative_to(self.folder).parts[0] in ("cache", "inductor", packed.ARCHIVE)
             if path.is_file() and not made_anew:
                 yield path
 
@@ -140,7 +140,7 @@ def unpack(archive: Path, folder: Path) -> None:
     draft = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     with tarfile.open(archive, "r:*") as opened:
-        warm.extract(opened, draft)
+        packed.extract(opened, draft)
     shutil.copytree(draft, folder, dirs_exist_ok=True)
     shutil.rmtree(draft)
 

@@ -15,8 +15,8 @@ from bench.gpu.state import json_of
 from bench.gpu.steps import UNFINISHED
 from bench.measuring import record
 from bench.measuring.measure import DEVICE, Measured
+from bench.measuring.record import NOT_ASKED
 from bench.report import tables
-from bench.report.metrics import NOT_ASKED
 from polychrome.engine.data.files import dali_check
 
 PACKAGES = {"augment": ("torchvision", *filter(None, [dali_check.package()]))}

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import polychrome.kernels.flops  # noqa: F401 - counts the FLOPs of our ops
 from bench.measuring import timing
-from bench.report.metrics import NOT_ASKED
+from bench.measuring.record import NOT_ASKED
 from polychrome.kernels.tensors import is_channels_last
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -7,9 +7,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from bench.compiled.cubin import resident_blocks
+from bench.machine import H200, Machine
 from bench.predict import code
 from bench.predict.code import Code, body_of, kind_of, name_of
-from bench.predict.machine import H200, Machine
 from bench.predict.passes import Library
 from bench.predict.trace import Trace, trace
 from bench.stand_in.driver import compile_launch

@@ -3,8 +3,8 @@
 from math import fsum
 from pathlib import Path
 
+from bench.machine import H200, Machine
 from bench.measuring import record
-from bench.predict.machine import H200, Machine
 from bench.report.markdown import bullets, document, grid, wrapped
 from polychrome.engine.report.tables import Table
 

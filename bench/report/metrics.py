@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from bench.predict.machine import H200
+from bench.machine import H200
+from bench.measuring.record import NOT_ASKED
 
 Entry = dict  # the benchmark's record of one shape, model or command
 Metric = Callable[[Entry], float | None]
@@ -10,8 +11,6 @@ Metric = Callable[[Entry], float | None]
 # A call with a bound below SMALL_US microseconds is limited by its launches, whose cost is assumed: an H200 took 1.0 us
 # for a launch in a graph and 2.9 us for a launch in a stream.
 SMALL_US = 2 * H200.launch_us
-# The reason for leaving out a baseline where only others were asked for.
-NOT_ASKED = "not asked for"
 
 
 def time(way: str = "ours", part: str = "both") -> Metric:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from statistics import geometric_mean
 from typing import NamedTuple
 
-from bench.predict.machine import H200
+from bench.machine import H200
+from bench.measuring.record import NOT_ASKED
 from bench.report import metrics
 from bench.report.metrics import Entry, Metric, is_small, ours_over, over_ours, share_of_bound
 
@@ -55,9 +56,7 @@ def _verdict(target: Target, entries: dict[str, Entry]) -> Verdict:
     if not values:
         return Verdict(demand, "-", None)
     # A baseline that cannot run at a shape leaves nothing to measure there.
-    lacking = sum(
-        metrics.NOT_ASKED in entry.get("skipped", {}).values() for key, entry in chosen.items() if key not in values
-    )
+    lacking = sum(NOT_ASKED in entry.get("skipped", {}).values() for key, entry in chosen.items() if key not in values)
     lacking += len(set(target.names) - entries.keys())
     if target.mean:
         values = {"": geometric_mean(values.values())}

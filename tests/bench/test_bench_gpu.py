@@ -20,9 +20,9 @@ from bench import tune
 from bench.gpu import __main__ as gpu
 from bench.gpu import counters, state, steps, times
 from bench.measuring import record
+from bench.measuring.record import NOT_ASKED
 from bench.ops.dynamic_conv import Shape
 from bench.report import tables
-from bench.report.metrics import NOT_ASKED
 from polychrome.kernels import check
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -451,7 +451,7 @@ def test_an_archive_of_kernels_is_unpacked_once(tmp_path, monkeypatch, capsys):
     for content, said in ((b"machine code", 1), (None, 0), (b"other code", 1)):
         if content is not None:
             (tmp_path / "cache" / "KEY" / "a.cubin").write_bytes(content)
-            gpu.warm.pack(tmp_path / "cache", archive)
+            gpu.packed.pack(tmp_path / "cache", archive)
         gpu._warm_up(archive, known)
         assert capsys.readouterr().out.count("1 compiled kernels unpacked") == said
         assert (tmp_path / "state" / "cache" / "KEY" / "a.cubin").read_bytes() == (content or b"machine code")

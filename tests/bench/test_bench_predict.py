@@ -13,9 +13,9 @@ import torch
 
 pytest.importorskip("triton")
 
+from bench.machine import H200
 from bench.predict import __main__ as predict
 from bench.predict import code, measured, table
-from bench.predict.machine import H200
 from bench.predict.model import Block, Memory, Work, bytes_of, library_us, time_of
 from bench.predict.passes import Library
 

@@ -6,6 +6,7 @@ import pytest
 
 from bench import pages
 from bench.measuring import record
+from bench.measuring.record import NOT_ASKED
 from bench.report import metrics, overview, tables, targets
 
 TEXT = "# Title\n\n" + "".join(
@@ -188,14 +189,14 @@ def test_targets_on_a_gpu_are_judged_by_size():
 
 
 def test_a_best_baseline_is_judged_only_where_all_were_run():
-    some = entry() | {"skipped": {"timm": metrics.NOT_ASKED}}
+    some = entry() | {"skipped": {"timm": NOT_ASKED}}
     found = {verdict.demand: verdict.met for verdict in targets.verdicts("dynamic_conv", section("cuda", some=some))}
     assert found["slower than no baseline on any shape: >= 1"] is None
     assert found["same-dtype naive / ours, forward + backward: geometric mean >= 5"] is False
 
 
 def test_a_target_is_met_only_where_every_shape_was_measured():
-    lacking = entry() | {"skipped": {"timm": metrics.NOT_ASKED}}
+    lacking = entry() | {"skipped": {"timm": NOT_ASKED}}
     shapes = {"C64": entry(), "C128": lacking}
     (found,) = (each for each in targets.verdicts("dynamic_conv", section("cuda", **shapes)) if "slower" in each.demand)
     assert (found.met, found.partly) == (None, True)

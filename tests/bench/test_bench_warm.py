@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("triton")
 
 from bench import warm
-from bench.gpu import lookups
+from bench.gpu import lookups, packed
 from bench.report import tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,9 +56,9 @@ def test_every_kernel_is_found_in_an_archive_unpacked_elsewhere(tmp_path, launch
     made, archive, elsewhere = tmp_path / "made", tmp_path / "warm.tar.xz", tmp_path / "deep" / "elsewhere"
     first = launched(launches, made, tmp_path / "first", TRITON_STORE_BINARY_ONLY="1")
     assert first["misses"] > least
-    assert warm.pack(made, archive) == first["misses"]
+    assert packed.pack(made, archive) == first["misses"]
     made.rename(tmp_path / "gone")
-    assert warm.unpack(archive, elsewhere) == first["misses"]
+    assert packed.unpack(archive, elsewhere) == first["misses"]
     assert launched(launches, elsewhere, tmp_path / "second") == {"hits": sum(first.values()), "misses": 0}
     assert archive.stat().st_size < 10_000 * first["misses"]
 
@@ -99,10 +99,10 @@ def test_an_archive_without_the_kernels_of_a_part_that_failed_is_no_success(tmp_
 def test_an_archive_that_was_cut_off_leaves_the_cache_as_it_was(tmp_path):
     (tmp_path / "made" / "hash").mkdir(parents=True)
     (tmp_path / "made" / "hash" / "kernel.cubin").write_bytes(os.urandom(5000))
-    warm.pack(tmp_path / "made", tmp_path / "whole")
+    packed.pack(tmp_path / "made", tmp_path / "whole")
     (tmp_path / "half").write_bytes((tmp_path / "whole").read_bytes()[:2000])
     with pytest.raises((OSError, EOFError, ValueError)):
-        warm.unpack(tmp_path / "half", tmp_path / "cache")
+        packed.unpack(tmp_path / "half", tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
@@ -128,9 +128,9 @@ def test_no_file_of_an_archive_lands_outside_its_folder(tmp_path, monkeypatch, h
         with tarfile.open(fileobj=content) as opened:
             if name in refused:
                 with pytest.raises(tarfile.TarError):
-                    warm.extract(opened, folder)
+                    packed.extract(opened, folder)
             else:
-                warm.extract(opened, folder)
+                packed.extract(opened, folder)
     assert (folder / "good/a.txt").read_text() == "hi"
     assert not (tmp_path / "b.txt").exists()
     assert not Path("/c.txt").exists()
