@@ -16,9 +16,9 @@ def pack(cache: Path, archive: Path) -> int:
     """Write the compiled kernels of a cache as a tar; return their number."""
     files = sorted(path for path in cache.glob("*/*") if path.suffix in SUFFIXES)
     draft = archive.with_name(f"{archive.name}.tmp")
-    with tarfile.open(draft, "w:xz") as packed:
+    with tarfile.open(draft, "w:xz") as opened:
         for path in files:
-            packed.add(path, str(path.relative_to(cache)))
+            opened.add(path, str(path.relative_to(cache)))
     draft.replace(archive)
     return sum(path.suffix == ".cubin" for path in files)
 

@@ -119,10 +119,10 @@ def test_no_file_of_an_archive_lands_outside_its_folder(tmp_path, monkeypatch, h
     refused = ("../b.txt",) if hasattr(tarfile, "data_filter") else ("../b.txt", "/c.txt")
     for name in ("good/a.txt", "../b.txt", "/c.txt"):
         content = io.BytesIO()
-        with tarfile.open(fileobj=content, mode="w") as packed:
+        with tarfile.open(fileobj=content, mode="w") as archive:
             entry = tarfile.TarInfo(name)
             entry.size = 2
-            packed.addfile(entry, io.BytesIO(b"hi"))
+            archive.addfile(entry, io.BytesIO(b"hi"))
         content.seek(0)
         folder = tmp_path / "inside"
         with tarfile.open(fileobj=content) as opened:
