@@ -132,9 +132,10 @@ def _tested(results: Mapping, name: str, label: str) -> str:
 def _at_chance(results: Mapping, name: str) -> str:
     classes, always = results["data"]["classes"], scores.always(results)
     more = f" ({always})" if always else ""
+    on = f" on {scores.in_words(scores.full_set(results))}" if len(scores.choices(results)) > 1 else ""
     return (
-        f"{name} is not clearly better than chance, {1 / classes:.1%} for {classes} classes{more}: try more --epochs, "
-        "another --lr, or a closer look at the images and their labels in the report"
+        f"{name} is not clearly better than chance{on}, {1 / classes:.1%} for {classes} classes{more}: try more "
+        "--epochs, another --lr, or a closer look at the images and their labels in the report"
     )
 
 

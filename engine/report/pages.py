@@ -40,7 +40,7 @@ SENSORS = (
     "image, with the channels that it has."
 )
 OTHERS = "The settings at the end of this page are those that the run was last asked for; these were trained so:"
-CONFUSED = "On the first combination of channels; of: the test images of the true class."
+CONFUSED = "On the first combination of channels; of: the test images of the true class that got a class on it."
 MOST_CLASSES = 12  # of a confusion matrix that is shown at once
 # What CSS calls an inch.
 PIXELS_PER_INCH = 96
@@ -233,7 +233,8 @@ def _runs(results: dict) -> str:
     seeds = results.get("seeds", [])
     if len(seeds) < 2:
         return f"One run, seed {results['seed']}."
-    return f"Means of {len(seeds)} runs, seeds {', '.join(map(str, seeds))}."
+    some = " A model that failed with some has means of the others." if scores.lacking_seeds(results) else ""
+    return f"Means of {len(seeds)} runs, seeds {', '.join(map(str, seeds))}.{some}"
 
 
 def _began(environment: dict) -> dict[str, str | list[str]]:

@@ -220,7 +220,18 @@ def is_unequal(results: dict, split: str = "test") -> bool:
     """Return whether balanced accuracy differs from accuracy: where classes have different numbers of images."""
     found = (row for entry in results["models"].values() for row in of_split(entry, split).values())
     pairs = ((number(row.get("accuracy")), number(row.get("balanced_accuracy"))) for row in found)
-    return any(None not in pair and abs(pair[0] - pair[1]) > EQUAL for pair in pairs)
+    return any(differ(*pair) for pair in pairs)
+
+
+def differ(one: float | None, other: float | None) -> bool:
+    """Return whether two shares that are there differ by more than rounding."""
+    return None not in (one, other) and abs(one - other) > EQUAL
+
+
+def lacking_seeds(results: dict) -> dict[str, list[int]]:
+    """Return the seeds of each entry that lacks some of a run of several seeds, as where it failed with these."""
+    every, entries = results.get("seeds", []), results["models"]
+    return {name: entry["seeds"] for name, entry in entries.items() if entry.get("seeds", every) != every}
 
 
 def kinds(results: dict, split: str = "test") -> tuple[str, ...]:

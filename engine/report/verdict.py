@@ -96,6 +96,10 @@ def sentences(results: dict) -> str:
     said = [*_on_accuracy(results, models)] if models else [none]
     if failed:
         said.append(f"{_listed(failed)} failed.")
+    said += [
+        f"{shown(name)} is a mean of {'seeds' if len(own) > 1 else 'seed'} {', '.join(map(str, own))} alone."
+        for name, own in scores.lacking_seeds(results).items()
+    ]
     return " ".join(said)
 
 
@@ -154,7 +158,7 @@ def by_combination(results: dict) -> bool:
 def _on_accuracy(results: dict, models: Sequence[_Model]) -> Iterator[str]:
     tested, shared, best = scores.choices(results), scores.shared(results), models[0]
     several = len(shared) > 1
-    of = f" of {best.images:,} test images" if best.images else " of the test images"
+    of = f" of {best.images:,} test image{'s' * (best.images != 1)}" if best.images else " of the test images"
     if not several:
         ends = f" (95% interval {best.mean.ends})" if best.mean.interval else ""
         only = f", the only one of {len(tested)} choices of channels with all models" if len(tested) > 1 else ""
@@ -172,32 +176,28 @@ def _on_accuracy(results: dict, models: Sequence[_Model]) -> Iterator[str]:
         worst = f", at worst {_percent(following.worst)} ({following.worst.name})" if several else ""
         overlap = "; their intervals overlap" if _overlap(best.mean, following.mean) else ""
         yield f"Next is {shown(following.name)} with {_percent(following.mean)}{worst}{overlap}."
-    if scores.is_unequal(results):
-        entry, full = results["models"][best.name], scores.full_set(results)
-        balanced = scores.score(entry, full, "balanced_accuracy")
-        if balanced is not None:
-            channels = f" on {shown(scores.in_words(full))}" if len(tested) > 1 else ""
-            always = scores.always(results)
-            yield (
-                f"Classes have different numbers of images: its balanced accuracy{channels} is {balanced:.1%}"
-                f"{f', and {always}' if always else ''}."
-            )
+    full = scores.full_set(results)
+    channels = f" on {shown(scores.in_words(full))}" if len(tested) > 1 else ""
+    balanced = scores.score(results["models"][best.name], full, "balanced_accuracy")
+    if balanced is not None and scores.differ(balanced, scores.score(results["models"][best.name], full)):
+        always = scores.always(results)
+        yield (
+            f"Classes have different numbers of images: its balanced accuracy{channels} is {balanced:.1%}"
+            f"{f', and {always}' if always else ''}."
+        )
     yield from _against_resnet34(results, models)
     for model in models:
         if count := scores.no_class(results["models"][model.name]):
             yield (
-                f"{shown(model.name)} has no class for {count:,.4g} test image{'s' * (count != 1)}, as logits are not "
-                "finite: counted as wrong."
+                f"{shown(model.name)} has no class for {count:,.4g} test image{'s' * (count != 1)}"
+                f"{', on average over the seeds' * (len(results.get('seeds', ())) > 1)}, as logits are not finite: "
+                "counted as wrong."
             )
-    poor = [
-        model.name
-        for model in models
-        if scores.is_at_chance(results, results["models"][model.name], scores.full_set(results))
-    ]
+    poor = [model.name for model in models if scores.is_at_chance(results, results["models"][model.name], full)]
     if len(poor) == len(models):
-        yield f"No model is clearly better than guessing ({100 / results['data']['classes']:.1f}%)."
+        yield f"No model is clearly better than guessing{channels} ({100 / results['data']['classes']:.1f}%)."
     elif poor:
-        yield f"Not clearly better than guessing: {_listed(poor)}."
+        yield f"Not clearly better than guessing{channels}: {_listed(poor)}."
 
 
 def _against_resnet34(results: dict, models: Sequence[_Model]) -> Iterator[str]:
@@ -205,12 +205,14 @@ def _against_resnet34(results: dict, models: Sequence[_Model]) -> Iterator[str]:
     entries = results["models"]
     others = [model.name for model in models if scores.base(model.name) != "resnet34"]
     found = next((name for name in others if entries[name].get("ratio_to_resnet34")), None)
-    params, reference = (entry.get("params") for entry in (entries.get(found, {}), scores.resnet34(entries)))
+    compared = scores.resnet34(entries)
+    params, reference = (entry.get("params") for entry in (entries.get(found, {}), compared))
     if found and params and reference:
+        name = next(name for name, entry in entries.items() if entry is compared)
         ratio, channels = entries[found]["ratio_to_resnet34"], scores.in_words(scores.full_set(results))
         yield (
-            f"{shown(found)} has {ratio:.1%} of the accuracy of resnet34 on {channels}, with {params / reference:.1%} "
-            "of its parameters."
+            f"{shown(found)} has {ratio:.1%} of the accuracy of {shown(name)} on {channels}, with "
+            f"{params / reference:.1%} of its parameters."
         )
 
 
@@ -267,7 +269,8 @@ def _note(results: dict, panels: Sequence[Panel]) -> str:
     numbers = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
     parts = [f"Lines: 95% intervals by the number of test images, n = {numbers}." if max(counts) else ""]
     seeds = len(results.get("seeds", ()))
-    parts.append(f"± and thick lines: standard deviation over {seeds} seeds." if seeds > 1 else "")
+    most = "up to " * bool(scores.lacking_seeds(results))
+    parts.append(f"± and thick lines: standard deviation over {most}{seeds} seeds." if seeds > 1 else "")
     if count := scores.how_many(results):
         parts.append(f"Mean and worst{count}: of the choices of channels that all models were tested on.")
     parts.append(f"Dotted: {scores.always(results) or scores.CHANCE}.")

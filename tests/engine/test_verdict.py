@@ -1,5 +1,6 @@
 """The first screen of a report: the verdict in words, and the bars with their intervals."""
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 
 from polychrome.engine.metrics import Scorer
-from polychrome.engine.report import scores, seeds, tables, verdict
+from polychrome.engine.report import pages, scores, seeds, tables, verdict
 from polychrome.train import messages
+from polychrome.train.results import add_ratio
 from tests.engine.test_report import channels48, entry, results_of, task1, task2
 
 ONE = {"RGB": ["R", "G", "B"]}
@@ -269,3 +271,59 @@ def test_the_most_frequent_class_is_that_of_the_channels_named_where_images_diff
     results = guessing((980, 1))
     results["models"]["m"]["scores"]["test"]["R"] = guessing((5, 5), (6, 6))["models"]["m"]["scores"]["test"]["RGB"]
     assert scores.always(results) == "always answering the most frequent class on RGB is right on 99.0%"
+
+
+def scored(accuracy, images=10, balanced=None, **more):
+    """Return the scores of an entry on a combination."""
+    shares = {"accuracy": accuracy, "balanced_accuracy": accuracy if balanced is None else balanced}
+    return shares | {"images": images, "no_class": 0, "guessed": 0.3, "largest_class": 0.25} | more
+
+
+def told(models, **more):
+    """Return the verdict on scores by model and combination, of four classes."""
+    labels = {label: list(label) for scores in models.values() for label in scores}
+    data = {"classes": 4, "class_names": list("abcd"), "test": 10, "root": "x"}
+    entries = {name: {"scores": {"test": scores}, "params": 10} for name, scores in models.items()}
+    return {"task": "t", "seed": 0, "data": data, "combinations": labels, "models": entries, "failed": {}} | more
+
+
+def test_a_model_is_called_poor_on_the_channels_that_it_is_poor_on():
+    said = verdict.sentences(told({"a": {"RGB": scored(0.2), "R": scored(0.9)}}))
+    assert said.endswith("No model is clearly better than guessing on RGB (25.0%).")
+    said = verdict.sentences(
+        told({"a": {"RGB": scored(0.2), "R": scored(0.9)}, "b": {"RGB": scored(0.8), "R": scored(1)}})
+    )
+    assert said.endswith("Not clearly better than guessing on RGB: a.")
+
+
+def test_classes_that_differ_on_some_channels_alone_are_not_said_to_differ_on_all():
+    assert "Classes have" not in verdict.sentences(told({"a": {"RGB": scored(0.5), "R": scored(0.6, 6, 0.4)}}))
+    said = verdict.sentences(told({"a": {"RGB": scored(0.6, 10, 0.4), "R": scored(0.5)}}))
+    assert "Classes have different numbers of images: its balanced accuracy on RGB is 40.0%." in said
+
+
+def test_a_variant_of_resnet34_that_others_are_compared_with_is_named():
+    results = told({"resnet34+drop": {"RGB": scored(0.5)}, "a": {"RGB": scored(0.6)}})
+    add_ratio(results)
+    assert "a has 120.0% of the accuracy of resnet34+drop on RGB, with 100.0%" in verdict.sentences(results)
+
+
+def test_a_single_image_is_one_image():
+    assert verdict.sentences(told({"a": {"RGB": scored(1.0, 1)}})).startswith("a is right on 100.0% of 1 test image (")
+
+
+def test_a_model_that_lacks_seeds_is_a_mean_of_the_others_and_that_is_said():
+    runs = [
+        told({"a": {"RGB": scored(0.5 + 0.1 * seed)}, "b": {"RGB": scored(0.6, no_class=seed)}}) for seed in range(3)
+    ]
+    runs = [run | {"seed": seed} for seed, run in enumerate(runs)]
+    whole = seeds.combined([copy.deepcopy(run) for run in runs])
+    assert "alone" not in verdict.sentences(whole)
+    assert "b has no class for 1 test image, on average over the seeds, as logits" in verdict.sentences(whole)
+    assert "standard deviation over 3 seeds" in verdict.chart(whole).note
+    del runs[1]["models"]["b"]
+    runs[1]["failed"] = {"b": "out of memory"}
+    some = seeds.combined(runs)
+    assert verdict.sentences(some).endswith("b is a mean of seeds 0, 2 alone.")
+    assert "standard deviation over up to 3 seeds" in verdict.chart(some).note
+    assert pages._runs(some) == "Means of 3 runs, seeds 0, 1, 2. A model that failed with some has means of the others."
