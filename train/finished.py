@@ -255,7 +255,7 @@ class Run(Source):
         return found
 
     def _check_settings(self, name: str, copy: dict | None, path: Path) -> None:
-        """Raise UserError where `config.toml` differs from a checkpoint's copy in what the network's input depends on.
+        """Raise UserError where the run differs from a checkpoint's copy in what the network's input depends on.
 
         A run that goes on cannot change these settings; a damaged file can.
         """
@@ -268,6 +268,13 @@ class Run(Source):
                 raise UserError(
                     f"{self.folder.config} is damaged: {setting} is {new}, and {path} was trained with {old}"
                 )
+        data = copy["results"].get("data", {})
+        own = channels_of(data) if "channels" in data else self.channels
+        if (own.mean, own.std) != (self.channels.mean, self.channels.std):
+            raise UserError(
+                f"{self.folder.results} has other means and deviations of channels than {path} was trained with, as "
+                "where an earlier version went on with changed data: give best.pt itself"
+            )
 
     def _network(self, name: str, path: Path, in_channels: int) -> torch.nn.Module:
         content = checkpoint.load(path, self.device)

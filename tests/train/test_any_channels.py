@@ -9,6 +9,7 @@ from PIL import Image
 
 import polychrome
 from polychrome.engine import export
+from polychrome.engine.run_folder import RunFolder
 from polychrome.train.run import main
 from tests.conftest import draw
 from tests.train.runner import results
@@ -66,6 +67,13 @@ def test_networks_keep_the_means_and_deviations_that_they_were_trained_with(tmp_
     assert polychrome.load(run, model="baseline_cnn").predict(image).probability == probability
     assert main(["evaluate", str(run)]) == 0
     assert re.search(r"(\d+) of \1 figures are those of", capsys.readouterr().out)
+    found = RunFolder(run).read_results()
+    found["data"]["channel_mean"] = [100 * mean for mean in before["channel_mean"]]  # as an earlier version had it
+    RunFolder(run).write_results(found)
+    assert main(["predict", str(run), str(image)]) == 2
+    assert "has other means and deviations of channels than" in capsys.readouterr().err
+    found["data"]["channel_mean"] = before["channel_mean"]
+    RunFolder(run).write_results(found)
     for file in data.glob("stacks/*"):
         np.save(file, np.load(file).astype(np.uint16))
     assert main(go_on) == 2
