@@ -4,19 +4,20 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-EXPORT = ["onnx", "onnxruntime", "onnxscript", "safetensors"]
+# Each lower bound is a version that the tests have seen: `tests/oldest.txt`.
+EXPORT = ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5", "safetensors>=0.4.3"]
 TRAIN = [
-    "torchvision",
+    "torchvision>=0.26",
     "nvidia-dali-cuda130>=2.0; platform_system == 'Linux'",
-    "pillow",
-    "tifffile",
-    "imagecodecs",
-    "click>=8.1",
-    "rich",
-    "jinja2",
-    "markupsafe",
-    "matplotlib",
-    "tensorboard",
+    "pillow>=10.3",
+    "tifffile>=2024.2.12",
+    "imagecodecs>=2024.6.1",
+    "click>=8.2",
+    "rich>=13.7",
+    "jinja2>=3.1",
+    "markupsafe>=2.1.3",
+    "matplotlib>=3.8",
+    "tensorboard>=2.16.2",
 ]
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 # The folders of a clone that are subpackages of `polychrome`.
@@ -42,10 +43,10 @@ setup(
         "polychrome.train.pretrained": ["*.pt"],
         "polychrome.train.recipes": ["*.toml"],
     },
-    install_requires=["torch>=2.11", "triton>=3.6; platform_system == 'Linux'", "numpy"],
+    install_requires=["torch>=2.11", "triton>=3.6; platform_system == 'Linux'", "numpy>=1.26"],
     extras_require={
         "train": TRAIN,
-        "parquet": ["pyarrow"],
+        "parquet": ["pyarrow>=15.0"],
         "browser": ["selenium", "torch-tb-profiler"],
         "export": EXPORT,
         "docs": DOCS,

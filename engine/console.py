@@ -123,9 +123,13 @@ def training(name: str, total: int, epochs: int, left: Callable[[float], float |
         yield Bar(bars, bars.add_task(escape(short), total=total, epoch=1, epochs=epochs, state="", left=left))
 
 
-def _bars(*columns: ProgressColumn, expand: bool = False) -> Progress:
-    # A pipe gets the finished lines only, no frames of a moving bar.
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal, expand=expand)
+@contextmanager
+def _bars(*columns: ProgressColumn, expand: bool = False) -> Iterator[Progress]:
+    # A pipe gets the finished lines only, no frames of a moving bar; rich before 14.3 ends even a disabled bar by an
+    # empty line, so that one is not begun.
+    bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal, expand=expand)
+    with bars if console.is_terminal else nullcontext():
+        yield bars
 
 
 def _clock(seconds: float) -> str:

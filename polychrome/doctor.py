@@ -26,14 +26,25 @@ from polychrome.kernels import probe
 from polychrome.kernels.backend import triton_is_installed
 
 OK, MISSING, WRONG = "ok", "missing", "wrong"
-OLDEST = (2, 11)  # of torch
 DALI = "nvidia-dali-cuda130"
-# By extra: the distributions that it installs, but for those that every machine has.
+# The oldest versions that the tests have seen.
+OLDEST = {"torch": "2.11", "numpy": "1.26"}
+# By extra: the distributions that it installs, but for those that every machine has, with their oldest versions.
 EXTRAS = {
-    "train": ("torchvision", "pillow", "tifffile", "imagecodecs", "click", "rich", "jinja2", "markupsafe", "matplotlib")
-    + ("tensorboard",),
-    "export": ("onnx", "onnxruntime", "onnxscript", "safetensors"),
-    "parquet": ("pyarrow",),
+    "train": {
+        "torchvision": "0.26",
+        "pillow": "10.3",
+        "tifffile": "2024.2.12",
+        "imagecodecs": "2024.6.1",
+        "click": "8.2",
+        "rich": "13.7",
+        "jinja2": "3.1",
+        "markupsafe": "2.1.3",
+        "matplotlib": "3.8",
+        "tensorboard": "2.16.2",
+    },
+    "export": {"onnx": "1.18", "onnxruntime": "1.20", "onnxscript": "0.5", "safetensors": "0.4.3"},
+    "parquet": {"pyarrow": "15.0"},
 }
 PURPOSES = {"train": "training", "export": "ONNX and safetensors files", "parquet": "parquet files"}
 ROOM = 10 * 2**30  # bytes on the disk of the cache, below which it is told
@@ -52,16 +63,31 @@ class Finding(NamedTuple):
 def findings() -> Iterator[Finding]:
     """Yield what is known of this machine, the packages first."""
     yield Finding("polychrome", OK, f"{polychrome.__version__}, Python {platform.python_version()}")
-    for look in (_torch, _gpu, _triton, _dali, _compiler, _extras, _processor, _cache, _shared_memory):
+    for look in (_torch, _numpy, _gpu, _triton, _dali, _compiler, _extras, _processor, _cache, _shared_memory):
         yield from look()
 
 
 def _torch() -> Iterator[Finding]:
     version = torch.__version__
-    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
-        yield Finding("torch", WRONG, version, f"pip install 'torch>={'.'.join(map(str, OLDEST))}'")
+    if _is_older(version, OLDEST["torch"]):
+        yield Finding("torch", WRONG, version, f"pip install 'torch>={OLDEST['torch']}'")
     else:
         yield Finding("torch", OK, f"{version}, {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'for CPUs'}")
+
+
+def _numpy() -> Iterator[Finding]:
+    version = hardware.version_of("numpy")
+    if version is None:
+        yield Finding("numpy", MISSING, "not installed", "pip install numpy")
+    elif _is_older(version, OLDEST["numpy"]):
+        yield Finding("numpy", WRONG, version, f"pip install 'numpy>={OLDEST['numpy']}'")
+    else:
+        yield Finding("numpy", OK, version)
+
+
+def _is_older(version: str, oldest: str) -> bool:
+    found, wanted = (list(map(int, re.findall(r"\d+", each)[:3])) for each in (version, oldest))
+    return found < wanted
 
 
 def _gpu() -> Iterator[Finding]:
@@ -124,12 +150,19 @@ def _compiler() -> Iterator[Finding]:
 
 def _extras() -> Iterator[Finding]:
     for extra, packages in EXTRAS.items():
-        lacking = [name for name in packages if hardware.version_of(name) is None]
+        subject = f"packages for {PURPOSES[extra]}"
+        versions = {name: hardware.version_of(name) for name in packages}
+        lacking = [name for name, version in versions.items() if version is None]
+        old = [name for name, version in versions.items() if version and _is_older(version, packages[name])]
         if lacking:
-            advice = f"pip install 'polychrome[{extra}]'"
-            yield Finding(f"packages for {PURPOSES[extra]}", MISSING, f"no {', '.join(lacking)}", advice)
-        else:
-            yield Finding(f"packages for {PURPOSES[extra]}", OK, f"all {len(packages)}")
+            yield Finding(subject, MISSING, f"no {', '.join(lacking)}", f"pip install 'polychrome[{extra}]'")
+        if old:
+            wanted = " ".join(f"'{name}>={packages[name]}'" for name in old)
+            yield Finding(
+                subject, WRONG, ", ".join(f"{name} {versions[name]}" for name in old), f"pip install {wanted}"
+            )
+        if not lacking and not old:
+            yield Finding(subject, OK, f"all {len(packages)}")
 
 
 def _processor() -> Iterator[Finding]:

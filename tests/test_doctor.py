@@ -4,6 +4,7 @@ import re
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 
 from polychrome import doctor
 from polychrome.train.run import main
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def told(capsys):
@@ -60,14 +63,33 @@ def test_the_command_line_has_the_doctor(capsys):
         (lambda m: m.setattr(doctor, "SHARED", 1 << 62), "shared memory", "wrong", "--shm-size=8g"),
         (lambda m: m.setenv("XDG_CACHE_HOME", "/proc/none"), "cache", "wrong", "set XDG_CACHE_HOME to a folder"),
         (
-            lambda m: m.setitem(doctor.EXTRAS, "parquet", ("no-such",)),
+            lambda m: m.setitem(doctor.EXTRAS, "parquet", {"no-such": "1.0"}),
             "packages for parquet files",
             "missing",
             "[parquet]",
         ),
+        (
+            lambda m: m.setitem(doctor.EXTRAS["train"], "pillow", "1000.1"),
+            "packages for training",
+            "wrong",
+            "pip install 'pillow>=1000.1'",
+        ),
+        (lambda m: m.setitem(doctor.OLDEST, "numpy", "1000.1"), "numpy", "wrong", "pip install 'numpy>=1000.1'"),
         (lambda m: m.setattr(doctor, "DALI", "no-such"), "DALI", "missing", "pip install no-such"),
     ],
-    ids=["old torch", "no triton", "other triton", "compiler", "disk", "shared memory", "cache", "extra", "dali"],
+    ids=[
+        "old torch",
+        "no triton",
+        "other triton",
+        "compiler",
+        "disk",
+        "shared memory",
+        "cache",
+        "extra",
+        "old",
+        "numpy",
+        "dali",
+    ],
 )
 def test_what_is_not_well_is_told_with_what_to_do(monkeypatch, capsys, change, subject, state, said):
     change(monkeypatch)
@@ -101,15 +123,16 @@ def test_a_torch_for_cpus_beside_a_gpu_is_told(monkeypatch, capsys):
     assert "built for CPUs" in told(capsys)["GPU"][2]
 
 
-def test_the_extras_are_those_of_the_distribution():
-    text = (doctor.Path(__file__).resolve().parents[1] / "setup.py").read_text()
-    listed = {
-        name: re.findall(r'"([\w-]+)', re.search(rf"^{name} = \[(.*?)\]", text, re.M | re.S)[1])
-        for name in ("TRAIN", "EXPORT")
-    }
-    assert set(listed["TRAIN"]) - {doctor.DALI} == set(doctor.EXTRAS["train"])
-    assert set(listed["EXPORT"]) == set(doctor.EXTRAS["export"])
-    assert '"parquet": ["pyarrow"]' in text
+def test_the_distribution_asks_for_the_versions_that_the_doctor_looks_for_and_the_tests_have_seen():
+    text = (ROOT / "setup.py").read_text()
+    bounds = dict(re.findall(r'"([\w-]+)>=([\d.]+)[";]', text))
+    known = doctor.OLDEST | {name: oldest for extra in doctor.EXTRAS.values() for name, oldest in extra.items()}
+    assert bounds == known | {"triton": "3.6", doctor.DALI: "2.0"}
+    for name, packages in (("TRAIN", doctor.EXTRAS["train"]), ("EXPORT", doctor.EXTRAS["export"])):
+        listed = re.findall(r'"([\w-]+)', re.search(rf"^{name} = \[(.*?)\]", text, re.M | re.S)[1])
+        assert set(listed) - {doctor.DALI} == set(packages)
+    seen = dict(line.split("==") for line in (ROOT / "tests/oldest.txt").read_text().splitlines())
+    assert all(f"{seen[name]}.".startswith(f"{bound}.") for name, bound in bounds.items())
 
 
 def test_the_doctor_and_all_ops_need_no_package_of_training_and_load_says_what_it_needs():

@@ -56,11 +56,11 @@ class Augmentations:
         """Return height and width of the images in an epoch: `full` in the end, before it up to four smaller sizes.
 
         The size grows from `progressive` times `full` in equal steps over the `epochs`, rounded to multiples of 4
-        pixels below `full`, and is full in the last fifth of the epochs.
+        pixels below `full` but not to 0, and is full in the last fifth of the epochs.
         """
         done = max(epoch - 1, 0) / (self.epochs - 1) if epoch < self.epochs and self.epochs > 1 else 1.0
         missing = 1 - min(int(done * SIZES), SIZES - 1) / (SIZES - 1)
-        return full - STEP * round(full * (1 - self.progressive) * missing / STEP)
+        return max(full - STEP * round(full * (1 - self.progressive) * missing / STEP), min(full, STEP))
 
     def recipe(self, epoch: int) -> Recipe:
         """Return the recipe by which an epoch's images are augmented; epochs count from 1."""

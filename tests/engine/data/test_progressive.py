@@ -27,6 +27,8 @@ CPU = torch.device("cpu")
         (84, 0.6, 2, [52, 84]),
         (84, 0.6, 1, [84]),
         (85, 1.0, 3, [85, 85, 85]),
+        (16, 0.1, 5, [4, 4, 8, 12, 16]),
+        (3, 0.1, 2, [3, 3]),
     ],
 )
 def test_sizes_grow_in_equal_steps_to_the_full_one(full, share, epochs, sizes):
