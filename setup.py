@@ -5,10 +5,10 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 # Each lower bound is a version that the tests have seen: `tests/oldest.txt`.
-EXPORT = ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5", "safetensors>=0.4.3"]
+EXPORT = ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.7", "safetensors>=0.4.3"]
 TRAIN = [
     "torchvision>=0.26",
-    "nvidia-dali-cuda130>=2.0; platform_system == 'Linux'",
+    "nvidia-dali-cuda130>=2.2; platform_system == 'Linux'",
     "pillow>=10.3",
     "tifffile>=2024.2.12",
     "imagecodecs>=2024.6.1",

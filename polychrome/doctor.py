@@ -28,7 +28,7 @@ from polychrome.kernels.backend import triton_is_installed
 OK, MISSING, WRONG = "ok", "missing", "wrong"
 DALI = "nvidia-dali-cuda130"
 # The oldest versions that the tests have seen.
-OLDEST = {"torch": "2.11", "numpy": "1.26"}
+OLDEST = {"torch": "2.11", "numpy": "1.26", DALI: "2.2"}
 # By extra: the distributions that it installs, but for those that every machine has, with their oldest versions.
 EXTRAS = {
     "train": {
@@ -43,7 +43,7 @@ EXTRAS = {
         "matplotlib": "3.8",
         "tensorboard": "2.16.2",
     },
-    "export": {"onnx": "1.18", "onnxruntime": "1.20", "onnxscript": "0.5", "safetensors": "0.4.3"},
+    "export": {"onnx": "1.18", "onnxruntime": "1.20", "onnxscript": "0.7", "safetensors": "0.4.3"},
     "parquet": {"pyarrow": "15.0"},
 }
 PURPOSES = {"train": "training", "export": "ONNX and safetensors files", "parquet": "parquet files"}
@@ -76,13 +76,17 @@ def _torch() -> Iterator[Finding]:
 
 
 def _numpy() -> Iterator[Finding]:
-    version = hardware.version_of("numpy")
+    yield _distribution("numpy", "numpy", "pip install numpy")
+
+
+def _distribution(subject: str, name: str, advice: str) -> Finding:
+    """Return how a distribution of `OLDEST` stands, with `advice` where it is not installed."""
+    version = hardware.version_of(name)
     if version is None:
-        yield Finding("numpy", MISSING, "not installed", "pip install numpy")
-    elif _is_older(version, OLDEST["numpy"]):
-        yield Finding("numpy", WRONG, version, f"pip install 'numpy>={OLDEST['numpy']}'")
-    else:
-        yield Finding("numpy", OK, version)
+        return Finding(subject, MISSING, "not installed", advice)
+    if _is_older(version, OLDEST[name]):
+        return Finding(subject, WRONG, version, f"pip install '{name}>={OLDEST[name]}'")
+    return Finding(subject, OK, version)
 
 
 def _is_older(version: str, oldest: str) -> bool:
@@ -132,11 +136,8 @@ def _wanted_triton() -> str | None:
 
 
 def _dali() -> Iterator[Finding]:
-    if version := hardware.version_of(DALI):
-        yield Finding("DALI", OK, version)
-    else:
-        advice = f"Pillow decodes, on the CPU; on a machine with a GPU: pip install {DALI}"
-        yield Finding("DALI", MISSING, "not installed", advice)
+    advice = f"Pillow decodes, on the CPU; on a machine with a GPU: pip install {DALI}"
+    yield _distribution("DALI", DALI, advice)
 
 
 def _compiler() -> Iterator[Finding]:
