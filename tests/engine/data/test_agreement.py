@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import features
 
 from polychrome.engine.data import image_set, loader
 from polychrome.engine.data.files import dali_check
@@ -27,7 +28,7 @@ def batches(images, backend, **options):
 
 def test_every_kind_has_the_same_pixels_within_two_in_both_backends(every_kind):
     ours, theirs = batches(every_kind, "dali"), batches(every_kind, "torch")
-    assert len(ours) == len(every_kind.splits["test"].paths) >= 60
+    assert len(ours) == len(every_kind.splits["test"].paths) >= 60 + features.check("avif")
     worst = (ours - theirs).abs().amax((1, 2, 3))
     assert {path: int(d) for path, d in zip(every_kind.splits["test"].paths, worst, strict=True) if d > 2} == {}
 
