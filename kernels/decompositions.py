@@ -27,8 +27,8 @@ from polychrome.kernels.tensors import wide_dtype
 
 
 def _dynamic_conv2d(x, experts, mixing, bias, *geometry_and_backend):
-    bias = None if bias is None else dynamic_conv.mix(mixing, bias)
-    return _per_sample_conv2d(x, dynamic_conv.mix(mixing, experts), bias, *geometry_and_backend)
+    weight, bias = dynamic_conv.mix(mixing, experts), dynamic_conv.mix(mixing, bias)
+    return _per_sample_conv2d(x, weight, bias, *geometry_and_backend)
 
 
 def _stacked_conv2d(x, experts, mixing, bias, stride, padding, dilation, groups, backend="auto"):
@@ -66,8 +66,8 @@ def _per_sample_conv2d(x, weight, bias, stride, padding, dilation, groups, backe
 
 
 def _dynamic_conv_transpose2d(x, experts, mixing, bias, *geometry_and_backend):
-    bias = None if bias is None else dynamic_conv.mix(mixing, bias)
-    return _per_sample_conv_transpose2d(x, dynamic_conv.mix(mixing, experts), bias, *geometry_and_backend)
+    weight, bias = dynamic_conv.mix(mixing, experts), dynamic_conv.mix(mixing, bias)
+    return _per_sample_conv_transpose2d(x, weight, bias, *geometry_and_backend)
 
 
 def _per_sample_conv_transpose2d(x, weight, bias, stride, padding, dilation, groups, backend="auto"):

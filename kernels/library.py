@@ -7,7 +7,7 @@ import torch
 
 from polychrome.kernels import replay
 from polychrome.kernels.backend import constant_when_traced
-from polychrome.kernels.tensors import empty_as, not_asked
+from polychrome.kernels.tensors import empty_as, gradients_as
 
 NAMESPACE = "polychrome"
 
@@ -118,10 +118,7 @@ def register_product(name: str, forward: Callable, backward: Callable, definitio
         return empty_as(x, x.shape)
 
     def backward_fake(grad, x, factor, needed, backend="auto"):
-        return (
-            empty_as(x, x.shape) if needed[0] else not_asked(x),
-            factor.new_empty(factor.shape) if needed[1] else not_asked(x),
-        )
+        return gradients_as((x, factor), needed)
 
     def setup(ctx, inputs, output):
         *tensors, ctx.backend = inputs

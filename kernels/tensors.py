@@ -69,6 +69,18 @@ def not_asked(x: Tensor) -> Tensor:
     return x.new_empty(0)
 
 
+def gradients_as(tensors: tuple[Tensor | None, ...], needed: list[bool]) -> tuple[Tensor, ...]:
+    """Return an uninitialised gradient of each tensor, the first in its memory format; `not_asked` if not needed.
+
+    tensors are an op's: x [batch, channels, height, width] and others of any shape.
+    """
+    x, *others = tensors
+    return (
+        empty_as(x, x.shape) if needed[0] else not_asked(x),
+        *(o.new_empty(o.shape) if need else not_asked(x) for o, need in zip(others, needed[1:], strict=True)),
+    )
+
+
 def needs_64_bits(*tensors: Tensor | None) -> bool:
     """Return whether 32-bit offsets do not reach all of a tensor and a tile beyond its end."""
     return any(tensor is not None and tensor.numel() >= 2**31 - 2**20 for tensor in tensors)

@@ -10,12 +10,14 @@ from polychrome.kernels.dynamic_conv.trust import is_trusted, is_trusted_otherwi
 from polychrome.kernels.tensors import wide_dtype
 
 
-def mix(mixing: Tensor, experts: Tensor) -> Tensor:
+def mix(mixing: Tensor, experts: Tensor | None) -> Tensor | None:
     """Return `sum_k mixing[b, k] * experts[k]`, [batch, ...]: summed in float32 (or float64), rounded once.
 
     mixing is [batch, experts]; or a mix for each tap of experts [experts, out, in, height, width], [batch, experts,
-    taps] or [batch, experts, height, width].
+    taps] or [batch, experts, height, width]. Without experts, as of a bias that is not there, None is returned.
     """
+    if experts is None:
+        return None
     wide = wide_dtype(experts.dtype)
     if mixing.dim() > 2:
         taps = experts.shape[3:]
@@ -38,8 +40,7 @@ def per_sample_conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, gro
     geometry = resolve_geometry(weight.shape[-2:], stride, padding, dilation, groups)
     x, geometry = with_borders(x, geometry, padding_mode)
     if x.shape[0] and not is_trusted(x, weight.shape[-2:], geometry):
-        wide = (x.float(), weight.float(), None if bias is None else bias.float())
-        return _per_sample_conv2d(*wide, geometry).to(x.dtype)
+        return _per_sample_conv2d(*_in_float32(x, weight, bias), geometry).to(x.dtype)
     return _per_sample_conv2d(x, weight, bias, geometry)
 
 
@@ -69,8 +70,7 @@ def per_sample_conv_transpose2d(x, weight, bias=None, stride=1, padding=0, outpu
         y = per_sample_conv_transpose2d(_batch(x, weight), weight, bias, *given)
         return y if weight.dim() == 5 else y.squeeze(0)
     if x.shape[0] and not is_trusted_otherwise(x):
-        wide = (x.float(), weight.float(), None if bias is None else bias.float())
-        return per_sample_conv_transpose2d(*wide, *given).to(x.dtype)
+        return per_sample_conv_transpose2d(*_in_float32(x, weight, bias), *given).to(x.dtype)
     if weight.dim() == 4:
         return F.conv_transpose2d(x, weight, bias, *given)
     batch, channels, height, width = x.shape
@@ -93,7 +93,7 @@ def dynamic_conv_transpose2d(
     x, experts, mixing, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
 ):
     """Convolve sample b transposed with its own mix of the experts, `mixing` in at least float32."""
-    bias, weight = None if bias is None else mix(mixing, bias), mix(mixing, experts)
+    weight, bias = mix(mixing, experts), mix(mixing, bias)
     return per_sample_conv_transpose2d(x, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
@@ -113,7 +113,7 @@ def dynamic_conv2d(
     relu=False,
 ):
     """Convolve sample b with its own mix of the experts, `mixing` in at least float32; then scale, shift and ReLU."""
-    bias, weight = None if bias is None else mix(mixing, bias), mix(mixing, experts)
+    weight, bias = mix(mixing, experts), mix(mixing, bias)
     y = per_sample_conv2d(x, weight, bias, stride, padding, dilation, groups, padding_mode=padding_mode)
     return affine(y, scale, shift, relu)
 
@@ -130,19 +130,19 @@ def per_sample_conv3d(x, weight, bias=None, stride=1, padding=0, dilation=1, gro
 
 def dynamic_conv1d(x, experts, mixing, bias=None, stride=1, padding=0, dilation=1, groups=1, *, padding_mode="zeros"):
     """Convolve sample b along its length with its own mix of the experts."""
-    weight, bias = mix(mixing, experts), None if bias is None else mix(mixing, bias)
+    weight, bias = mix(mixing, experts), mix(mixing, bias)
     return per_sample_conv1d(x, weight, bias, stride, padding, dilation, groups, padding_mode=padding_mode)
 
 
 def dynamic_conv3d(x, experts, mixing, bias=None, stride=1, padding=0, dilation=1, groups=1, *, padding_mode="zeros"):
     """Convolve sample b, a volume, with its own mix of the experts."""
-    weight, bias = mix(mixing, experts), None if bias is None else mix(mixing, bias)
+    weight, bias = mix(mixing, experts), mix(mixing, bias)
     return per_sample_conv3d(x, weight, bias, stride, padding, dilation, groups, padding_mode=padding_mode)
 
 
 def _per_sample(convolve, x, weight, bias, stride, padding, dilation, groups, mode):
     if not is_trusted_otherwise(x):
-        wide = (x.float(), weight.float(), None if bias is None else bias.float())
+        wide = _in_float32(x, weight, bias)
         return _per_sample(convolve, *wide, stride, padding, dilation, groups, mode).to(x.dtype)
     kernel = weight.shape[3:]
     stride, dilation = (resolve_ints(n, v, len(kernel)) for n, v in (("stride", stride), ("dilation", dilation)))
@@ -153,6 +153,10 @@ def _per_sample(convolve, x, weight, bias, stride, padding, dilation, groups, mo
     flat, bias = x.flatten().view(1, batch * channels, *size), None if bias is None else bias.flatten()
     y = convolve(flat, weight.contiguous().flatten(0, 1), bias, stride, 0, dilation, batch * groups)
     return y.unflatten(1, (batch, -1)).squeeze(0)
+
+
+def _in_float32(x, weight, bias):
+    return x.float(), weight.float(), None if bias is None else bias.float()
 
 
 def affine(y: Tensor, scale: Tensor | None, shift: Tensor | None, relu: bool) -> Tensor:

@@ -12,7 +12,7 @@ from polychrome.kernels.dynamic_conv import reference
 from polychrome.kernels.dynamic_conv.eager import ops as eager
 from polychrome.kernels.dynamic_conv.problem import Geometry
 from polychrome.kernels.library import asked, call, needs, register_backward, register_op
-from polychrome.kernels.tensors import empty_as, laid_out_as, not_asked, wide_dtype
+from polychrome.kernels.tensors import empty_as, gradients_as, laid_out_as, wide_dtype
 
 
 def _implementation(x: Tensor, backend: str):
@@ -147,11 +147,8 @@ def _per_sample_fake(x, weight, bias, stride, padding, dilation, groups, *_):
 
 
 def _per_sample_backward_fake(grad, x, weight, stride, padding, dilation, groups, needed, backend="auto"):
-    return (
-        empty_as(x, x.shape) if needed[0] else not_asked(x),
-        weight.new_empty(weight.shape) if needed[1] else not_asked(x),
-        weight.new_empty(weight.shape[:2]) if needed[2] else not_asked(x),
-    )
+    bias = weight.new_empty(weight.shape[:2])
+    return gradients_as((x, weight, bias), needed)
 
 
 def _per_sample_setup(ctx, inputs, output):
@@ -198,12 +195,7 @@ def _dynamic_fake(x, experts, mixing, bias, *rest):
 
 
 def _dynamic_backward_fake(grad, x, experts, mixing, bias, stride, padding, dilation, groups, needed, backend="auto"):
-    return (
-        empty_as(x, x.shape) if needed[0] else not_asked(x),
-        experts.new_empty(experts.shape) if needed[1] else not_asked(x),
-        mixing.new_empty(mixing.shape) if needed[2] else not_asked(x),
-        bias.new_empty(bias.shape) if needed[3] else not_asked(x),
-    )
+    return gradients_as((x, experts, mixing, bias), needed)
 
 
 def _dynamic_setup(ctx, inputs, output):

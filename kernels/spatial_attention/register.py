@@ -18,7 +18,7 @@ from polychrome.kernels.library import (
     register_second,
 )
 from polychrome.kernels.spatial_attention import eager, reference
-from polychrome.kernels.tensors import empty_as, is_channels_last, not_asked, wide_dtype
+from polychrome.kernels.tensors import empty_as, gradients_as, is_channels_last, wide_dtype
 
 
 def _implementation(x: Tensor, backend: str):
@@ -131,11 +131,7 @@ def _attention_fake(x, weight, bias, backend="auto"):
 
 
 def _attention_backward_fake(grad, x, weight, bias, stats, argmax, gate, needed, backend="auto"):
-    return (
-        empty_as(x, x.shape) if needed[0] else not_asked(x),
-        weight.new_empty(weight.shape) if needed[1] else not_asked(x),
-        bias.new_empty(bias.shape) if needed[2] else not_asked(x),
-    )
+    return gradients_as((x, weight, bias), needed)
 
 
 def _attention_setup(ctx, inputs, output):

@@ -28,7 +28,7 @@ def dynamic_conv2d(form: str, x, experts, mixing, bias, geometry: Geometry) -> T
     if form == "stacked":
         return laid_out_as(x, _scaled(convolve_with(x, experts[0], geometry), mixing, bias))
     weight = mixed(experts, mixing, form == "loop" and is_channels_last(x))
-    bias = None if bias is None else mix(mixing, bias)
+    bias = mix(mixing, bias)
     if not is_trusted_otherwise(x):  # torch's second derivatives are convolutions of other kinds
         return call("per_sample_conv2d", x, weight, bias, *geometry, "auto")
     return laid_out_as(x, convolve_for_autograd(form, x, weight, bias, geometry))

@@ -16,7 +16,7 @@ def forward(form: str, x, experts, mixing, bias, geometry: Geometry) -> Tensor:
     if form == "columns":
         return columns.forward(x, experts, mixing, bias, geometry)
     weights = mixer(experts, mixing, form == "loop" and is_channels_last(x))
-    biases = None if bias is None else mix(mixing, bias)
+    biases = mix(mixing, bias)
     slices = sample_slices(len(x), experts)
     if len(slices) == 1:
         return laid_out_as(x, convolve(form, x, weights[slices[0]], biases, geometry))
