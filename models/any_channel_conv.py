@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from polychrome.kernels import per_sample_conv2d
 from polychrome.kernels.modules import DynamicConv2d, ExpertAttention
-from polychrome.kernels.tensors import wide_dtype
+from polychrome.kernels.tensors import wide_dtype, without_autocast
 from polychrome.models.generated_conv import present, without_absent
 
 MOST_PLACES = 16
@@ -94,7 +94,7 @@ class AnyChannelConv2d(DynamicConv2d):
         if self.attention is None:
             return self._plain(x, mask, channels, alike)
         # autocast would round the mixing and the estimates
-        with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
+        with without_autocast(x):
             estimate, nearness = self._places(mask, channels)
             variance, mean = torch.var_mean(x.to(wide_dtype(x.dtype)), (2, 3), correction=0)
             pixels = torch.stack([mean, (variance + 1e-5).sqrt()], 1)
@@ -107,7 +107,7 @@ class AnyChannelConv2d(DynamicConv2d):
     def _plain(self, x: Tensor, mask: Tensor, channels: Tensor | None, alike: bool) -> Tensor:
         """Return the single expert's output; `alike` says that all samples have the same channels at one place each."""
         weight = self.weight[0]
-        with torch.autocast("cpu" if x.device.type == "meta" else x.device.type, enabled=False):
+        with without_autocast(x):
             mask = mask.new_ones(1, mask.shape[1]) if alike else mask
             estimate, nearness = self._places(mask, channels)
             exported = torch.compiler.is_exporting() or torch.jit.is_tracing()  # a rule on sizes would fix them

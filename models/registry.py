@@ -51,19 +51,27 @@ def names() -> list[str]:
 
 
 def create(
-    name: str, num_classes: int = 50, in_channels: int = 3, image_size: int | None = None, **options
+    name: str,
+    num_classes: int = 50,
+    in_channels: int = 3,
+    image_size: int | None = None,
+    *,
+    any_channels: bool = False,
+    **options,
 ) -> "nn.Module":
     """Return a new network with its own initialisation, in training mode, in float32 on the CPU.
 
     It maps [batch, in_channels, height, width] to logits [batch, num_classes]. `model.any_channels` says whether it
     takes any number of channels; its forward then also takes `mask`, [batch, channels] bool, true for present channels.
     `image_size`, the height and width of the images in pixels, matters only to models made for one size; other models
-    ignore it, and raise when images that are too small reach them. None means the model's default. `options` go to the
-    model's constructor.
+    ignore it, and raise when images that are too small reach them. None means the model's default. With `any_channels`
+    a model for a fixed number of channels is made to take any of them (`polychrome.models.any_channels`). `options` go
+    to the model's constructor.
 
     Raises:
         UnknownModelError: no model is called `name`.
-        ValueError: the model is made for one size, and `image_size` is too small for it, or an option is out of range.
+        ValueError: the model is made for one size, and `image_size` is too small for it, or an option is out of range;
+            `any_channels` is given of a model that takes any channels already.
         TypeError: the constructor has no such option, or a value of an option is of a wrong type.
         KeyError: `weights`, in torchvision's models, has no such name.
     """
@@ -75,4 +83,9 @@ def create(
     constructor = getattr(import_module(f"polychrome.models.{module}"), attribute)
     if image_size is not None and "image_size" in inspect.signature(constructor).parameters:
         options["image_size"] = image_size
-    return constructor(num_classes=num_classes, in_channels=in_channels, **options)
+    model = constructor(num_classes=num_classes, in_channels=in_channels, **options)
+    if not any_channels:
+        return model
+    from polychrome.models.any_channels import AnyChannels
+
+    return AnyChannels(model, in_channels)

@@ -2,8 +2,9 @@
 
 The scene is divided by place five times, and the networks of `bench/bands.toml` are trained on each division, one
 division on each core, and tested on all, some and single bands, and on those of the pretend sensors of
-`bench.studies.sensors`. A run that was interrupted goes on when the command is given again. The tables of finished runs
-are copied to `bench/results/houston48/bands`, from which a table and a picture are drawn.
+`bench.studies.sensors`. A run that was interrupted goes on when the command is given again, and networks that a
+division's tables lack are trained in a run of their own. The tables of finished runs are copied to
+`bench/results/houston48/bands`, from which a table and a picture are drawn.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from bench.studies.collect import FILES, MARKERS
 from polychrome.engine.data.sets import patches
 from polychrome.engine.report.plots import COLOURS, NARROW
 from polychrome.engine.report.tables import Table
+from polychrome.train.settings.config import read_toml
 
 SPLITS, SIZE = 5, 9
 # Of the same network, of which the best on validation patches is pictured.
@@ -39,7 +41,9 @@ LABELS = dict.fromkeys(FORMS, "Prism, 0.4 M parameters, trained on random bands"
     "dynamic_cnn_v2": "CNN with generated kernels",
     "pool_attention_cnn": "CNN on mean and maximum of the bands",
     "resnet18+small_stem+sampling": "ResNet18, zeros for absent bands",
+    "resnet18+small_stem+any_channels": "ResNet18, the nearest band for an absent one",
     "baseline_cnn+sampling": "plain CNN, zeros for absent bands",
+    "baseline_cnn+any_channels": "plain CNN, the nearest band for an absent one",
 }
 SHOWN = (48, 32, 16, 8, 4, 2, 1)
 COMMAND = "python -m bench.studies.bands SCENE OUT"
@@ -56,26 +60,38 @@ def read(results: Path = study.RESULTS, split: str = "test") -> tuple[Found, dic
     """Return the accuracies of all divisions, and by system a row of each with its costs; empty without files.
 
     Raises:
-        ValueError: some divisions have no file.
+        ValueError: a system was not trained on all divisions.
     """
     found: Found = defaultdict(lambda: defaultdict(list))
     about: dict[str, list[dict[str, str]]] = defaultdict(list)
-    files = sorted((results / "houston48" / "bands").glob("*/table.csv"))
-    if len(files) not in (0, SPLITS):
-        raise ValueError(f"{results / 'houston48' / 'bands'} has tables of {len(files)} of {SPLITS} divisions")
-    for file in files:
+    for division in range(SPLITS):
         each: dict[tuple[str, int | str], list[float]] = defaultdict(list)
         costs: dict[str, dict[str, str]] = {}
-        with file.open(encoding="utf-8", newline="") as stream:
-            for row in csv.DictReader(stream):
-                if row["split"] == split and row["flip_averaging"] == "no":
-                    each[row["model"], _choice(row["combination"])].append(float(row["accuracy"]))
-                    costs.setdefault(row["model"], row)
+        for row in _rows(division, results):
+            if row["split"] == split and row["flip_averaging"] == "no":
+                each[row["model"], _choice(row["combination"])].append(float(row["accuracy"]))
+                costs.setdefault(row["model"], row)
         for model, row in costs.items():
             about[model].append(row)
         for (model, choice), accuracies in each.items():
             found[model][choice].append(fmean(accuracies))
+    for model, rows in about.items():
+        if len(rows) != SPLITS:
+            raise ValueError(f"{_folder(results)} has tables of {len(rows)} of {SPLITS} divisions for {model}")
     return found, about
+
+
+def _folder(results: Path) -> Path:
+    return results / "houston48" / "bands"
+
+
+def _rows(division: int, results: Path) -> list[dict[str, str]]:
+    """Return the rows of the tables of a division, in the order in which they were made."""
+    rows = []
+    for file in sorted(_folder(results).glob(f"split{division}*/table.csv")):
+        with file.open(encoding="utf-8", newline="") as stream:
+            rows += csv.DictReader(stream)
+    return rows
 
 
 def _choice(combination: str) -> int | str:
@@ -118,8 +134,8 @@ def table(results: Path = study.RESULTS) -> str:
         if model != first
     )
     words = f"`{first}` less the others, in points; 95% intervals, corrected for patches that the divisions share:"
-    folder = results / "houston48" / "bands"
-    facts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/environment.json"))]
+    files = sorted(_folder(results).glob("*/environment.json"))
+    facts = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     commits = ", ".join(sorted({study.commit(each) for each in facts}))
     machines = "; ".join(sorted({study.machine(each) for each in facts}))
     stamp = f"`{COMMAND}`: `bench/results/houston48/bands/*/table.csv` (commit {commits}); {machines}."
@@ -204,18 +220,18 @@ def _line(
 
 
 def train(core: int | None, split: int, scene: Path, out: Path, results: Path) -> None:
-    """Train the networks on one division of the scene, or go on with them, and keep the run's table."""
-    data = out / f"split{split}"
+    """Train the networks that a division of the scene lacks, or go on with them, and keep the run's table."""
+    known = {row["model"] for row in _rows(split, results)}
+    lacking = [entry for entry in read_toml(CONFIG)["models"] if entry not in known]
+    if not lacking:
+        return
+    data, before = out / f"split{split}", len([*_folder(results).glob(f"split{split}*")])
     if not data.exists():
         patches.cut(scene, data, SIZE, split)
-    run = runs.train(
-        f"bands-split{split}",
-        "task1",
-        out,
-        core,
-        {"config": CONFIG, "data": data, "channels": ",".join(("all", *SENSORS))},
-    )
-    folder = results / "houston48" / "bands" / f"split{split}"
+    name = f"split{split}" + f"-{before + 1}" * bool(before)
+    flags = {"models": ",".join(lacking), "data": data, "channels": ",".join(("all", *SENSORS))}
+    run = runs.train(f"bands-{name}", "task1", out, core, {"config": CONFIG} | flags)
+    folder = _folder(results) / name
     folder.mkdir(parents=True, exist_ok=True)
     for file in FILES:
         shutil.copyfile(run.root / file, folder / file)

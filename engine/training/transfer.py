@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from polychrome.engine.errors import UserError, one_line
 from polychrome.engine.machine import integrity
 from polychrome.engine.training import checkpoint
+from polychrome.models.any_channels import AnyChannels
 
 SHOWN = 5  # misfitting weights that an error names
 
@@ -109,12 +110,15 @@ def load(
 ) -> str:
     """Copy weights into a model, and return in words what was copied and what starts fresh.
 
-    A head for other classes, or one that is not whole, keeps its fresh weights. `classes` are the names of the weights'
-    classes and of the model's, in order; where either are not known, their number alone is compared.
+    An `AnyChannels` takes its network's, too. A head for other classes, or one that is not whole, keeps its fresh
+    weights. `classes` are the names of the weights' classes and of the model's, in order; where either are not known,
+    their number alone is compared.
 
     Raises:
         UserError: the weights are of another architecture; the message lists the misfitting weights.
     """
+    if isinstance(model, AnyChannels) and not any(key.startswith("network.") for key in weights):
+        model = model.network
     own = model.state_dict()
     head = head_of(model)[0] + "."
     # Old weights lack the counts of batches that batch normalisation keeps today; load_state_dict excuses them too.

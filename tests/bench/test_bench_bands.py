@@ -9,6 +9,7 @@ from PIL import Image
 
 from bench.studies import bands
 from polychrome.engine.report import comparison
+from polychrome.engine.run_folder import RunFolder
 from polychrome.train.settings.config import read_toml
 
 FACTS = {"commit": "f" * 40, "gpu": None, "cores": 1, "cpu": "C", "python": "3.11"}
@@ -72,8 +73,29 @@ def test_the_table_has_means_over_choices_then_over_divisions(results):
 
 def test_a_division_that_lacks_is_told(results, monkeypatch):
     monkeypatch.setattr(bands, "SPLITS", 5)
-    with pytest.raises(ValueError, match="houston48/bands has tables of 3 of 5 divisions"):
+    with pytest.raises(ValueError, match="houston48/bands has tables of 3 of 5 divisions for prism4_small"):
         bands.table(results)
+
+
+def test_networks_that_a_division_lacks_are_trained_beside_those_that_it_has(results, tmp_path, monkeypatch):
+    asked, config = [], tmp_path / "bands.toml"
+    config.write_text('models = ["prism4_small", "later", "pool", "last"]')
+    monkeypatch.setattr(bands, "CONFIG", config)
+    monkeypatch.setattr(bands.patches, "cut", lambda *_: None)
+
+    def train(name, task, out, core, flags):
+        asked.append((name, flags["models"]))
+        keep(out / name, [dict.fromkeys(flags["models"].split(","), course(0.5))])
+        return RunFolder(out / name / "houston48/bands/split0")
+
+    monkeypatch.setattr(bands.runs, "train", train)
+    for split in range(3):
+        bands.train(None, split, tmp_path, tmp_path / "out", results)
+        bands.train(None, split, tmp_path, tmp_path / "out", results)
+    assert asked == [(f"bands-split{split}-2", "later,last") for split in range(3)]
+    found, about = bands.read(results)
+    assert [*found] == ["prism4_small", "pool", "later", "last"]
+    assert [len(about[name]) for name in found] == [3] * 4
 
 
 def test_the_picture_shows_a_line_for_each_system(results):

@@ -187,8 +187,10 @@ def test_a_network_for_one_combination_is_shown_what_its_options_make_it_take():
 @pytest.mark.parametrize(
     "entry",
     usual(
-        [*models.names(), "prism4+places", "prism4_small+places"],
-        *("naive_cnn", "pool_attention_cnn", "prism4_small", "prism4_small+places", "simple_cnn"),  # of each protocol
+        [*models.names(), "prism4+places", "prism4_small+places", "simple_cnn+any_channels"],
+        # of each protocol
+        *("naive_cnn", "pool_attention_cnn", "prism4_small", "prism4_small+places", "simple_cnn"),
+        "simple_cnn+any_channels",
     ),
 )
 def test_every_network_for_one_combination_takes_what_it_is_shown(entry):

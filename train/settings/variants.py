@@ -75,6 +75,7 @@ VARIANTS = {
     "cosine": {"schedule": "cosine"},
     "he": {"init": "he"},
     "small_stem": {"options": {"small_stem": True}},
+    "any_channels": {"options": {"any_channels": True}},
     "places": {"options": {"fixed_places": True}},
     **{name: {"transfer": name} for name in TRANSFERS},
 }
