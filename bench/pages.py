@@ -10,7 +10,7 @@ from bench.report import columns, overview
 from bench.report.columns import ENGINE, ON_CPU, SECTIONS
 from bench.report.markdown import grid, wrapped
 from bench.report.tables import RESULTS, ROOT, legend, section_tables, stamp, verdicts
-from bench.studies import bands, comparison_tables, forms, sensors, study, targets, trials
+from bench.studies import bands, comparison_tables, filled, forms, sensors, study, targets, trials
 
 README = ROOT / "README.md"
 
@@ -25,6 +25,7 @@ STUDIES = study.TABLES | {
     "equal-epochs": comparison_tables.equal_epochs,
     "one-for-all": comparison_tables.one_for_all,
     "forms": forms.table,
+    "filled": filled.table,
 }
 
 # The names of each page's markers, by the page's path beside README.md.
@@ -33,6 +34,7 @@ PAGES = {
     "docs/ops.md": ("overview",),
     "docs/results.md": tuple(columns.COMMANDS),
     "docs/data.md": ("sensors",),
+    "docs/models.md": ("filled",),
     "docs/engine.md": tuple(ENGINE),
     "docs/flagship.md": (
         "equal-minutes",
