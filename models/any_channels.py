@@ -23,8 +23,8 @@ class AnyChannels(nn.Module):
         model(x, mask)  # mask [batch, 3] bool: the samples' present channels
         model(x[:, :2], channels=[0, 1])  # red and green alone
 
-    `network` is the network that was given. Channels should be standardised, or of one scale, as a channel stands for
-    another.
+    `network` is the network that was given. As a channel stands for another, they should be standardised, or of one
+    scale, and in an order in which neighbours are alike, such as by wavelength.
 
     Args:
         network: maps [batch, in_channels, height, width] to anything.

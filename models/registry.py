@@ -65,7 +65,7 @@ def create(
     takes any number of channels; its forward then also takes `mask`, [batch, channels] bool, true for present channels.
     `image_size`, the height and width of the images in pixels, matters only to models made for one size; other models
     ignore it, and raise when images that are too small reach them. None means the model's default. With `any_channels`
-    a model for a fixed number of channels is made to take any of them (`polychrome.models.any_channels`). `options` go
+    a model for a fixed number of channels is made to take any of them (`polychrome.models.AnyChannels`). `options` go
     to the model's constructor.
 
     Raises:
