@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from polychrome.kernels.checks import check_float
 from polychrome.kernels.tensors import in_layout, without_autocast
 from polychrome.models.any_channel_conv import SHARPNESS
 from polychrome.models.generated_conv import without_absent
@@ -58,7 +59,7 @@ class AnyChannels(nn.Module):
                 has all in their order.
 
         Raises:
-            TypeError: the mask is not bool.
+            TypeError: the mask is not bool, or x, with a mask or channels, is not float32, float64, float16 or bfloat16.
             ValueError: mask or channels do not fit x, or x has another number of channels than `in_channels` and
                 `channels` is not given.
         """
@@ -70,6 +71,7 @@ class AnyChannels(nn.Module):
             )
         if mask is None and channels is None:
             return self.network(x)
+        check_float("x", x)
         present, mask = without_absent(x, mask)
         if channels is not None:
             sources = self._sources([int(each) for each in channels], count)

@@ -142,6 +142,17 @@ def test_what_does_not_fit_is_told(count, mask, channels, error, message):
         AnyChannels(nn.Identity(), 3)(images(2, count, 4, 4), mask, channels)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.bool])
+def test_weights_of_a_mean_are_not_rounded_to_whole_numbers(dtype):
+    x, mask = torch.ones(2, 3, 4, 4, dtype=dtype), torch.tensor([[True, False, True]] * 2)
+    model = AnyChannels(nn.Identity(), 3)
+    assert torch.equal(model(x), x)  # a network may take whole numbers, where nothing is filled in
+    with pytest.raises(TypeError, match="x must be"):
+        model(x, mask)
+    with pytest.raises(TypeError, match="x must be"):
+        model(x[:, :2], channels=[0, 1])
+
+
 def test_it_compiles_whole_and_is_exported_with_a_batch_of_any_size():
     model, mask = made("simple_2layer_cnn", any_channels=True), torch.tensor([*LONE])
     x = images(3, 3, 64, 64)
