@@ -59,7 +59,7 @@ class AnyChannels(nn.Module):
                 has all in their order.
 
         Raises:
-            TypeError: the mask is not bool, or x, with a mask or channels, is not float32, float64, float16 or bfloat16.
+            TypeError: the mask is not bool, or x, with mask or channels, is not float32, float64, float16 or bfloat16.
             ValueError: mask or channels do not fit x, or x has another number of channels than `in_channels` and
                 `channels` is not given.
         """
