@@ -262,9 +262,16 @@ device_option = click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]), help="Device to run on."
 )
 
+model_option = click.option(
+    "--model",
+    help="Which of the run's models, or NAME+any_channels: NAME, shown the nearest channels where it was shown zeros.  "
+    "[default: the most accurate on validation]",
+)
+
 
 @cli.command(short_help="Test a run's models again, also on other data.")
 @click.argument("run", type=click.Path(path_type=Path))
+@click.option("--model", help="Which of the run's models, as for predict.  [default: all]")
 @click.option("--channels", default="all", show_default=True, type=NameList(), help="As for a task.")
 @click.option(
     "--split",
@@ -293,7 +300,7 @@ def evaluate(run: Path, **options) -> None:
 @cli.command(short_help="Classify images by a trained model.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", help="Which of the run's models.  [default: the most accurate on validation]")
+@model_option
 @click.option("--channels", help="Channels of the image to use, such as RG.  [default: all]")
 @click.option("--top", default=3, show_default=True, type=click.IntRange(min=1), help="Classes of the table.")
 @click.option(
@@ -314,7 +321,7 @@ def predict(run: Path, **options) -> None:
 @cli.command(short_help="Write a trained model as a file for use elsewhere.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--format", "file_format", required=True, type=click.Choice(["pt2", "onnx", "safetensors"]))
-@click.option("--model", help="Which of the run's models.  [default: the most accurate on validation]")
+@model_option
 @click.option(
     "--channels", help="Which network, where a model has a network for each combination.  [default: all channels']"
 )

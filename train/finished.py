@@ -18,6 +18,7 @@ from polychrome.engine.machine import hardware
 from polychrome.engine.run_folder import RunFolder
 from polychrome.engine.training import checkpoint
 from polychrome.engine.training.state import BEST
+from polychrome.models.any_channels import AnyChannels
 from polychrome.train import networks, pretrained
 from polychrome.train.data import channels_of, check_fits
 from polychrome.train.results import best
@@ -31,10 +32,11 @@ def opened(place: str | Path, device: str | torch.device, model: str | None = No
     A file or folder that is there wins over a pretrained network of the same name.
 
     Args:
-        model: the model that is asked for, of a run.
+        model: the model that is asked for: of a checkpoint, NAME+any_channels of a network for a fixed number of
+            channels alone.
 
     Raises:
-        UserError: there is no such run, checkpoint, pretrained network or device, or a file is damaged.
+        UserError: there is no such run, checkpoint, pretrained network, model or device, or a file is damaged.
     """
     device = hardware.device(device)  # before a file is read to it
     path = Path(place)
@@ -46,13 +48,17 @@ def opened(place: str | Path, device: str | torch.device, model: str | None = No
         path = pretrained.FILES[str(place)]
     if path.is_dir():
         return Run(path, device)
-    if model is not None:
+    checkpoint = Checkpoint(path, device)
+    if model is not None and checkpoint.bare(model) == model:
         raise UserError(f"{place} has one network: leave out model={model!r}")
-    return Checkpoint(path, device)
+    return checkpoint
 
 
 class Source(ABC):
     """Trained networks, and what is known of their data.
+
+    NAME+any_channels names a model, too, where NAME is one that was trained to be shown zeros for absent channels: its
+    networks are those of NAME, and are shown the nearest channels instead.
 
     Attributes:
         place: the run's folder, or the checkpoint.
@@ -100,10 +106,28 @@ class Source(ABC):
         """Return the name of the model that is used by default: the most accurate one on the validation images."""
 
     @abstractmethod
-    def protocol(self, name: str) -> str:
-        """Return a model's protocol, as `results.json` names it. Raises UserError where there is no such model."""
+    def is_trained(self, name: str) -> bool:
+        """Return whether a model of this name was trained."""
 
     @abstractmethod
+    def _protocol(self, name: str) -> str:
+        """Return the protocol of a model that was trained. Raises UserError where there is no such model."""
+
+    @abstractmethod
+    def _networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
+        """Return the networks of a model that was trained, see `networks`."""
+
+    def bare(self, name: str) -> str:
+        """Return the name that a model was trained by: NAME of NAME+any_channels that was trained as NAME."""
+        bare = name.removesuffix(variants.FILLED)
+        is_filled = not self.is_trained(name) and self.is_trained(bare) and self._protocol(bare) == "zero-pad"
+        return bare if is_filled else name
+
+    def protocol(self, name: str) -> str:
+        """Return a model's protocol, as `results.json` names it. Raises UserError where there is no such model."""
+        bare = self.bare(name)
+        return self._protocol(name) if bare == name else "mask"
+
     def networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
         """Return a model's networks with their best weights, each with the combinations to use it for.
 
@@ -114,6 +138,10 @@ class Source(ABC):
             UserError: there is no such model, no network for any wanted combination, or a checkpoint is damaged or of
                 another model.
         """
+        found, bare = self._networks(self.bare(name), wanted), self.bare(name)
+        if bare == name:
+            return found
+        return [(part, AnyChannels(network, len(self.channels))) for part, network in found]
 
     @abstractmethod
     def export(self, name: str, file_format: str) -> Path:
@@ -134,8 +162,11 @@ class Source(ABC):
 
     def entry_settings(self, name: str, settings: Settings | None = None) -> Settings:
         """Return the settings of a model; a batch size of "auto" is replaced by the size that was found."""
-        found = variants.of(settings or self.settings, name)
-        return replace(found, batch_size=self.results["models"].get(name, {}).get("batch_size", found.batch_size))
+        bare = self.bare(name)
+        found = variants.of(settings or self.settings, bare)
+        options = found.options if bare == name else found.options | {"any_channels": True}
+        size = self.results["models"].get(bare, {}).get("batch_size", found.batch_size)
+        return replace(found, batch_size=size, options=options)
 
     def _loaded(self, name: str, content: dict, path: Path, in_channels: int) -> torch.nn.Module:
         """Return a network of a model with the weights of a checkpoint, in evaluation."""
@@ -166,19 +197,22 @@ class Checkpoint(Source):
     def best(self) -> str:
         return self.name
 
-    def protocol(self, name: str) -> str:
+    def is_trained(self, name: str) -> bool:
+        return name == self.name
+
+    def _protocol(self, name: str) -> str:
         if name not in self._protocols:
             self._protocols[name] = self._found_protocol(name)
         return self._protocols[name]
 
     def _found_protocol(self, name: str) -> str:
-        count, settings = len(self.channels), self.entry_settings(name)
+        count, settings = len(self.channels), variants.of(self.settings, name)
         if self._label:
             return networks.for_one_combination(name, settings, count, self._own())[1]
         with torch.device("meta"):
             return masks.protocol(networks.create(name, settings, self.num_classes, count))
 
-    def networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
+    def _networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
         if not self._label:
             return [(wanted, self._loaded(name, self._content, self.place, len(self.channels)))]
         own = self._own()
@@ -222,15 +256,18 @@ class Run(Source):
     def best(self) -> str:
         return best(self.results["models"])
 
-    def protocol(self, name: str) -> str:
-        if name not in self.results["models"]:
+    def is_trained(self, name: str) -> bool:
+        return name in self.results["models"]
+
+    def _protocol(self, name: str) -> str:
+        if not self.is_trained(name):
             raise UserError(f"the run has no model {name!r}; it trained {', '.join(self.results['models'])}")
         return self.results["models"][name]["protocol"]
 
     def export(self, name: str, file_format: str) -> Path:
         return self.folder.export(name, file_format)
 
-    def networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
+    def _networks(self, name: str, wanted: Combinations) -> list[tuple[Combinations, torch.nn.Module]]:
         if not self.has_several(name):
             return [(wanted, self._network(name, self.folder.checkpoints(name) / BEST, len(self.channels)))]
         index = self.channels.names.index

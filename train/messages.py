@@ -19,6 +19,7 @@ from polychrome.models.complexity import Complexity
 from polychrome.train.networks import has_several
 from polychrome.train.results import best
 from polychrome.train.settings.config import Settings
+from polychrome.train.settings.variants import FILLED
 
 SPLITS = {"train": "images to train on", "val": "to validate on", "holdout": "held out", "test": "to test on"}
 MOST = 6  # models, or classes, named in a line
@@ -95,8 +96,19 @@ def at_end(results: Mapping, folder: RunFolder) -> list[str]:
         report,
         *uses,
         f"again:     {program} evaluate {run}",
+        *_filled(results, f"{program} evaluate {run} --model"),
         f"elsewhere: {program} export {own} --format onnx{flag}",
     ]
+
+
+def _filled(results: Mapping, command: str) -> list[str]:
+    """Return how to test the first of the models that saw zeros for absent channels with the nearest channels."""
+    chosen, full = results["combinations"], scores.full_set(results)
+    fewer = [label for label, names in chosen.items() if 0 < len(names) < len(chosen[full])]
+    for name, entry in results["models"].items():
+        if entry["protocol"] == "zero-pad" and any(scores.score(entry, label) is not None for label in fewer):
+            return [f"nearest:   {command} {name}{FILLED}   ({name} saw zeros in place of absent channels)"]
+    return []
 
 
 def _used(folder: RunFolder, entries: Mapping) -> tuple[RunFolder, Mapping]:

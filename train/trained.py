@@ -36,6 +36,7 @@ from polychrome.engine.evaluation import inputs
 from polychrome.engine.metrics import likeliest
 from polychrome.train.data import make_loader
 from polychrome.train.finished import Source, opened
+from polychrome.train.settings.variants import FILLED
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,6 +75,8 @@ def load(
         source: the folder of a run, a `best.pt`, wherever it lies, or the name of a network that comes with the
             package, such as "prism4_small-shapes". A file or folder of this name in the working directory wins.
         model: which of the run's models, by name; by default the most accurate one on the validation images.
+            NAME+any_channels is a model NAME that was trained for a fixed number of channels, in an `AnyChannels`: it
+            is shown the nearest channels in place of absent ones, and not zeros.
         channels: the combination of channels that images have, such as "RG" or "red+nir"; by default all. `predict`
             takes other ones.
         device: "auto" (a GPU where there is one), "cpu", "cuda" or, of several GPUs, such as "cuda:1".
@@ -260,6 +263,7 @@ class TrainedModel:
         unique, apart = together(list(places_of), self._source.data)
         if not unique:
             return []
+        self._tell_of_zeros(channels, say)
 
         def fail(number: int, reason: str) -> None:
             found[number] = Prediction(None, None, reason=reason)
@@ -338,7 +342,18 @@ class TrainedModel:
         name = self.classes[order[0]]
         return Prediction(name, probabilities[name], probabilities)
 
+    def _tell_of_zeros(self, channels: str | None, say: Callable[[str], None]) -> None:
+        """Say that the network is shown zeros for the channels that are not asked for, where it is."""
+        _, chosen, _ = self._part(channels)
+        absent = [name for place, name in enumerate(self.channels) if chosen and place not in chosen]
+        if absent and self._source.protocol(self.name) == "zero-pad":
+            say(f"without {listed(absent)}: {self._is_shown_zeros()}")
+
+    def _is_shown_zeros(self) -> str:
+        return f"{self.name} is shown zeros in place of absent channels, model {self.name}{FILLED} the nearest ones"
+
     def _predict_array(self, image: np.ndarray | Tensor | Image, channels: str | None) -> Prediction:
+        self._tell_of_zeros(channels, warnings.warn)
         logits = self(self._standardised(*self._pixels(image, channels)), channels)
         return self._prediction(logits[0].float().cpu())
 
@@ -451,7 +466,8 @@ class TrainedModel:
                     fail(place, f"lacks {listed(absent)} of channels {combination}: {more}name others by --channels")
                     continue
                 if absent:
-                    say(f"{files[place]} lacks {listed(absent)}: the model is shown the channels that it has")
+                    how = "the model is shown the channels that it has" if takes_any else self._is_shown_zeros()
+                    say(f"{files[place]} lacks {listed(absent)}: {how}")
                 kept.append(row)
             for note in images.notes:
                 say(note)

@@ -21,9 +21,9 @@ from polychrome.engine.data.sets.division import HOLDOUT
 from polychrome.engine.evaluation import evaluate
 from polychrome.engine.machine import hardware
 from polychrome.engine.report.tables import Table
-from polychrome.models.any_channels import AnyChannels
 from polychrome.train.data import make_loader, open_data, with_sensors
 from polychrome.train.finished import Run
+from polychrome.train.settings.variants import FILLED
 
 LABELS = (study.FULL, *study.PAIRS, *study.SINGLES)
 COMMAND = "python -m bench.studies.filled RUN ..."
@@ -58,10 +58,10 @@ def tested(root: Path) -> Iterator[Row]:
     opened = replace(opened, images=replace(opened.images, channels=with_sensors(run.channels, opened.images)))
     wanted = parse(("all",), run.channels.names, run.settings.division_seed, run.channels.sensors)
     for name in run.results["models"]:
-        ((_, network),) = run.networks(name, wanted)
-        for absent, model in (("zeros", network), ("nearest", AnyChannels(network))):
+        for absent, model in (("zeros", name), ("nearest", name + FILLED)):
+            ((_, network),) = run.networks(model, wanted)
             with make_loader(opened, HOLDOUT, run.entry_settings(name)) as loader:
-                found = evaluate(model, loader, wanted, run.num_classes, run.autocast())
+                found = evaluate(network, loader, wanted, run.num_classes, run.autocast())
             for label, scores in found.scores.items():
                 print(f"{name}, {absent}: {label} {100 * scores.accuracy:.1f}%", file=sys.stderr, flush=True)
                 measured = label, scores.accuracy, scores.images, made, study.commit(facts), study.machine(facts)

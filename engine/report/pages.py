@@ -32,8 +32,9 @@ COMPARISON = (
 )
 PROTOCOLS = (
     "subset: the model sees only the channels present; mask: it is also told which ones they are; zero-pad: the absent "
-    "ones are zero; one-per-combination: each combination has its model, which, with zero-pad, sees zeros for the "
-    "others. Mean and worst are over the combinations that all systems were tested on."
+    "ones are zero (with evaluate --model NAME+any_channels the nearest ones); one-per-combination: each combination "
+    "has its model, which, with zero-pad, sees zeros for the others. Mean and worst are over the combinations that all "
+    "systems were tested on."
 )
 SENSORS = (
     "Images have different channels. A combination is tested on those test images that have all of it; all: on every "

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import polychrome
@@ -104,14 +105,46 @@ def test_a_run_on_stacks_is_evaluated_and_used_for_single_files(four, capsys):
     assert image.name in capsys.readouterr().out.replace("\n", "")
 
 
+def test_a_model_that_is_shown_the_nearest_channels_is_evaluated_and_exported(four, tmp_path, capsys):
+    """The channels of a stack are copies of each other: with any of them the network is shown all."""
+    filled, whole = "baseline_cnn+any_channels", results(four)["models"]["baseline_cnn"]["test"]
+    assert len({scores["loss"] for scores in whole.values()}) > 10
+    assert main(["evaluate", str(four), "--model", filled]) == 0
+    (found,) = (every := json.loads((four / "evaluation.json").read_text())["models"]).values()
+    assert list(every) == [filled]
+    assert found["protocol"] == "mask"
+    assert found["test"].keys() == whole.keys()
+    for scores in found["test"].values():
+        assert scores == pytest.approx(whole["red+green+blue+nir"], rel=1e-4)
+    assert "figures are those of" not in capsys.readouterr().out
+    assert main(["evaluate", str(four), "--model", "baseline_cnn"]) == 0
+    assert list(json.loads((four / "evaluation.json").read_text())["models"]) == ["baseline_cnn"]
+    assert re.search(r"(\d+) of \1 figures are those of", " ".join(capsys.readouterr().out.split()))
+    assert main(["evaluate", str(four), "--model", "pool_attention_cnn+any_channels"]) == 2
+    assert "the run has no model 'pool_attention_cnn+any_channels'" in capsys.readouterr().err
+
+    file = tmp_path / "x.safetensors"
+    assert main(["export", str(four), "--model", filled, "--format", "safetensors", "--output", str(file)]) == 0
+    exported, trained = export.load(file), polychrome.load(four, filled)
+    assert exported.description.any_channels
+    x = trained.preprocess(next((four.parents[1] / "data/stacks").glob("test_*.npy")), "green+nir")
+    mask = torch.tensor([[False, True, False, True]])
+    logits = exported.model(x.nan_to_num(0.0), mask)
+    torch.testing.assert_close(logits, trained(x, "green+nir"), atol=1e-5, rtol=1e-5)
+
+
 def test_an_image_that_names_some_of_the_channels_is_predicted_by_these(four, tmp_path, capsys):
     measured = pytest.importorskip("tests.engine.data.measured")
     file = tmp_path / "x.tif"
     file.write_bytes(measured.tiff(measured.drawn(2, height=40, width=40), ("nir", "red")))
-    for model in ("pool_attention_cnn", "baseline_cnn"):
+    for model, shown in (
+        ("pool_attention_cnn", "the model is shown the channels that it has"),
+        ("baseline_cnn", "baseline_cnn is shown zeros in place of absent channels"),
+        ("baseline_cnn+any_channels", "the model is shown the channels that it has"),
+    ):
         assert main(["predict", str(four), str(file), "--model", model]) == 0
         said = capsys.readouterr().err
-        assert "x.tif lacks green, blue: the model is shown the channels that it has" in said
+        assert f"x.tif lacks green, blue: {shown}" in said
         assert f"{model}, channels " in said
     for more in (["--channels", "red+blue"], ["--model", "naive_cnn"]):
         assert main(["predict", str(four), str(file), *more]) == 2

@@ -1,6 +1,7 @@
 """What a run says at its start and at its end, and which of its models is used afterwards."""
 
 import io
+import json
 import re
 from itertools import product
 from math import sqrt
@@ -116,9 +117,10 @@ def test_a_run_says_last_what_came_of_it_and_the_commands_that_follow(said, stri
     run, lines = said
     ranked = next(line for line in lines if line.startswith("test accuracy on RGB: 1. "))
     assert re.search(r"1\. \w+ [\d.]+% \(95% interval of 18 images: [\d.]+% to [\d.]+%\), 2\. \w+ ", ranked)
-    assert lines[-5] == f"report:    {run}/report.html"
-    assert lines[-4].endswith(f"(by {load(run).name}, the best on validation images)")
-    for place, more in ((-4, []), (-2, ["--channels", "RG"]), (-1, [])):
+    assert lines[-6] == f"report:    {run}/report.html"
+    assert lines[-5].endswith(f"(by {load(run).name}, the best on validation images)")
+    assert lines[-2].endswith("   (baseline_cnn saw zeros in place of absent channels)")
+    for place, more in ((-5, []), (-3, ["--channels", "RG"]), (-2, ["--channels", "G"]), (-1, [])):
         command = re.search(r"train\.run (.*?)(?:   \(|$)", lines[place])[1].replace(f"'{run}'", "RUN").split()
         words = [str(run) if word == "RUN" else word for word in command]
         words = [str(stripes / "images/test 0.jpg") if word == "IMAGES" else word for word in words]
@@ -126,7 +128,7 @@ def test_a_run_says_last_what_came_of_it_and_the_commands_that_follow(said, stri
             words[-1] = "safetensors"
             pytest.importorskip("safetensors")
         assert main([*words, *more]) == 0
-    python = lines[-3].removeprefix("in Python: ").replace("photo.jpg", str(stripes / "images/test 0.jpg"))
+    python = lines[-4].removeprefix("in Python: ").replace("photo.jpg", str(stripes / "images/test 0.jpg"))
     assert eval(python, {"polychrome": polychrome}).name in {"0", "1", "2"}
 
 
@@ -149,6 +151,11 @@ def test_several_seeds_name_one_of_them_where_one_is_needed(stripes, tmp_path, c
     assert f"predict {run}/seeds/0 IMAGES" in printed
     assert f"evaluate {run}\n" in printed
     assert main(["predict", str(run / "seeds/0"), str(stripes / "images/test 0.jpg")]) == 0
+    filled = "baseline_cnn+any_channels"
+    assert f"evaluate {run} --model {filled} " in printed
+    assert main(["evaluate", str(run), "--model", filled]) == 0
+    found = json.loads((run / "evaluation.json").read_text())["models"]
+    assert {name: len(row["seeds"]) for name, row in found.items()} == {filled: 2}
 
 
 def test_commands_name_the_first_seed_with_a_trained_model(tmp_path):
@@ -184,6 +191,20 @@ class Folder:
 
     def __init__(self, root):
         self.root, self.html, self.seeds = root, root / "report.html", {}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "fewer", "told"),
+    [("zero-pad", True, True), ("zero-pad", False, False), ("subset", True, False), ("mask", True, False)],
+)
+def test_the_nearest_channels_are_proposed_to_a_model_that_saw_zeros(tmp_path, protocol, fewer, told):
+    found = results(0.8, 500)
+    found["combinations"]["RG"] = ["R", "G"]
+    if fewer:
+        found["models"]["x"]["scores"]["test"]["RG"] = found["models"]["x"]["scores"]["test"]["RGB"]
+    found["models"]["x"]["protocol"] = protocol
+    lines = [line for line in messages.at_end(found, Folder(tmp_path)) if line.startswith("nearest:")]
+    assert [f"evaluate {tmp_path} --model x+any_channels   (x saw zeros" in line for line in lines] == [True] * told
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tarfile
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -112,12 +113,41 @@ def test_weights_without_a_description_are_refused(run, tmp_path):
     from polychrome.engine.training import checkpoint
 
     checkpoint.save(tmp_path / "old.pt", {"name": "simple_cnn", "model": {}})
-    with pytest.raises(UserError, match=r"old.pt has weights alone: give the folder of its run"):
-        polychrome.load(tmp_path / "old.pt")
-    with pytest.raises(UserError, match=r"has one network: leave out model='x'"):
-        polychrome.load(tmp_path / "old.pt", model="x")
+    for model in (None, "x"):
+        with pytest.raises(UserError, match=r"old.pt has weights alone: give the folder of its run"):
+            polychrome.load(tmp_path / "old.pt", model=model)
     with pytest.raises(UserError, match="the run has no model 'x'"):
         polychrome.load(run, "x")
+
+
+@pytest.mark.parametrize("place", ["run", "checkpoint"])
+def test_a_network_that_was_trained_on_all_channels_is_shown_the_nearest_ones(run, files, place, tmp_path):
+    """The stripes are gray: a channel that is filled in with another is as if it were there."""
+    best = next(run.glob("checkpoints/simple_cnn/best.pt"))
+    source = run if place == "run" else shutil.copy(best, tmp_path)
+    bare, filled = polychrome.load(source, "simple_cnn" if place == "run" else None), "simple_cnn+any_channels"
+    model = polychrome.load(source, filled)
+    assert model.name == filled
+    assert model.predict(files) == bare.predict(files)
+    gray = torch.rand(4, 1, 24, 24).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(model(gray, "G"), bare(gray), atol=1e-5, rtol=1e-5)
+    assert (bare(gray, "G") - bare(gray)).abs().max() > 1e-3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = model.predict(files, "G")
+    wanted = [model.classes[row] for row in model(model.preprocess(files), "G").argmax(1)]
+    assert [each.name for each in found] == wanted
+    pixels = np.asarray(Image.open(files[0]).convert("RGB"))
+    zeros = "without R, B: simple_cnn is shown zeros in place of absent channels, model simple_cnn.any_channels the nea"
+    for images in (files[0], files, pixels):
+        with pytest.warns(UserWarning, match=zeros):
+            bare.predict(images, "G")
+
+
+@pytest.mark.parametrize("model", ["prism4_small", "pool_attention_cnn+alone", "x", "simple_cnn+any_channels"])
+def test_only_a_network_that_is_shown_zeros_is_filled_in(run, model):
+    with pytest.raises(UserError, match=rf"the run has no model '{re.escape(model)}\+any_channels'; it trained "):
+        polychrome.load(run, f"{model}+any_channels")
 
 
 def test_a_file_that_cannot_be_read_is_a_prediction_with_its_reason(run, files, tmp_path):

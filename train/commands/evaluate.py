@@ -34,9 +34,15 @@ SCORES = ("scores", "flipped", "spread", "ratio_to_resnet34")
 
 
 def evaluate_run(
-    run: Path, channels: tuple[str, ...], split: str | None, data: str | None, backend: str | None, device: str
+    run: Path,
+    channels: tuple[str, ...],
+    split: str | None,
+    data: str | None,
+    backend: str | None,
+    device: str,
+    model: str | None = None,
 ) -> None:
-    """Test the best checkpoints of a run's models, for every seed, and print and write the scores.
+    """Test the best checkpoints of a run's models, or of one `model`, for every seed, and print and write the scores.
 
     Of a folder `data` without splits that is not the run's own all images are tested.
 
@@ -45,7 +51,8 @@ def evaluate_run(
     run's own images the figures are compared with those of `table.csv`.
 
     Raises:
-        UserError: the folder is not a run's, or its data, a checkpoint, a channel or the split is not usable.
+        UserError: the folder is not a run's, it has no such model, or its data, a checkpoint, a channel or the split is
+            not usable.
     """
     folder = RunFolder.open(run)
     every = [Run(each.root, device) for each in folder.seeds.values()] or [Run(run, device)]
@@ -60,7 +67,8 @@ def evaluate_run(
         if division.HOLDOUT in splits and not settings.holdout:
             raise UserError(f"{run} was trained without --holdout: it has no images held out")
         wanted = parse(channels, trained.channels.names, settings.division_seed, trained.channels.sensors)
-        for name in trained.results["models"]:
+        names = (model,) if model else tuple(trained.results["models"])
+        for name in names:
             trained.networks(name, wanted)  # a damaged checkpoint is found before the data is read
         if data and opened is None and split in (None, "test"):
             opened = open_undivided(settings, trained.results["data"], trained.data)
@@ -79,7 +87,7 @@ def evaluate_run(
         others = others or bool(other)
         trained.check_fits(opened.images)
         how = opened.images, splits, settings.division_seed, trained.channels
-        found.append(_evaluated(trained, settings, opened, combinations_to_test(channels, *how), splits))
+        found.append(_evaluated(trained, names, settings, opened, combinations_to_test(channels, *how), splits))
     for line in dict.fromkeys(filter(None, repeated)):
         console.warn(line)
     results = seeds.combined(found) if folder.seeds else found[0]
@@ -118,11 +126,19 @@ def _repeated(trained: Run, opened: Opened, splits: list[str], run: Path) -> str
     return repeats.trained_on(opened.images, splits, known, str(run))
 
 
-def _evaluated(trained: Run, settings: Settings, opened: Opened, wanted: Combinations, splits: tuple[str, ...]) -> dict:
-    """Return a run's results with scores measured anew on `splits`; scores of other splits are left out."""
+def _evaluated(
+    trained: Run,
+    names: tuple[str, ...],
+    settings: Settings,
+    opened: Opened,
+    wanted: Combinations,
+    splits: tuple[str, ...],
+) -> dict:
+    """Return a run's results with scores of models measured anew on `splits`, and without all other scores."""
     opened = replace(opened, images=replace(opened.images, channels=with_sensors(trained.channels, opened.images)))
     models = {}
-    for name, entry in trained.results["models"].items():
+    for name in names:
+        entry = trained.results["models"][trained.bare(name)] | {"protocol": trained.protocol(name)}
         own, how = trained.entry_settings(name, settings), (trained.shown_as(name), settings.flip_test)
         tested = []
         for part, model in trained.networks(name, wanted):
@@ -140,8 +156,8 @@ def _evaluated(trained: Run, settings: Settings, opened: Opened, wanted: Combina
         where = trained.folder.every_prediction(name, "evaluation")
         trained.folder.write(where, predictions_of(tested, opened.images.splits))
         models[name] = {key: value for key, value in entry.items() if key not in SCORES} | scores_of(tested)
-    names = {label: [trained.channels.names[place] for place in chosen or ()] for label, chosen in wanted.items()}
-    return trained.results | {"models": models, "combinations": names, "failed": {}}
+    shown = {label: [trained.channels.names[place] for place in chosen or ()] for label, chosen in wanted.items()}
+    return trained.results | {"models": models, "combinations": shown, "failed": {}}
 
 
 def _scores(entry: dict) -> dict:

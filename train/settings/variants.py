@@ -55,6 +55,8 @@ TRANSFERS = ("frozen", "finetuned", "scratch")
 
 ALMOST = 0.75  # likeness, from which on a name is taken to be misspelt
 
+FILLED = "+any_channels"  # of a model that is shown zeros for absent channels: it is shown the nearest ones
+
 # The settings that NAME+VARIANT changes. A later variant wins over an earlier one, so NAME+a+b is a step after NAME+a.
 VARIANTS = {
     "off": {"channel_sampling": "off"},
