@@ -91,16 +91,8 @@ def evaluate_run(
     for line in dict.fromkeys(filter(None, repeated)):
         console.warn(line)
     results = seeds.combined(found) if folder.seeds else found[0]
-    if len(splits) == 1:
-        printed.show_scores(results, splits[0])
-    else:
-        printed.show_scores(results)
-        printed.show_comparison(results)
-    images = {"data": str(opened.images.root), "splits": list(splits)}
-    content = images | {"models": {name: _scores(row) for name, row in results["models"].items()}}
-    folder.write_json(folder.root / "evaluation.json", content)
-    table = comparison.as_csv(results)
-    folder.write(folder.root / "evaluation.csv", table)
+    _show(results, splits)
+    table = _written(folder, results, opened, splits)
     if others:
         which = ", other images than the run's,"
         if any(repeated):
@@ -109,13 +101,37 @@ def evaluate_run(
             which = ", of which some may be among those the run was trained on,"
         console.say(f"these are figures of {opened.images.root}{which} and not of {folder.table}")
     elif folder.table.is_file():
-        try:
-            figures, equal = comparison.agreement(folder.table.read_text(encoding="utf-8"), table)
-        except (KeyError, UnicodeDecodeError, csv.Error) as error:
-            console.warn(f"{folder.table} is damaged and not compared with ({type(error).__name__}: {error})")
-        else:
-            if figures:  # none of the training images
-                console.say(f"{equal} of {figures} figures are those of {folder.table}, to the digit")
+        _compare(folder.table, table)
+
+
+def _show(results: dict, splits: tuple[str, ...]) -> None:
+    """Print the scores on the splits."""
+    if len(splits) == 1:
+        printed.show_scores(results, splits[0])
+    else:
+        printed.show_scores(results)
+        printed.show_comparison(results)
+
+
+def _written(folder: RunFolder, results: dict, opened: Opened, splits: tuple[str, ...]) -> str:
+    """Write the scores into a run's folder, and return those of `evaluation.csv`."""
+    images = {"data": str(opened.images.root), "splits": list(splits)}
+    content = images | {"models": {name: _scores(row) for name, row in results["models"].items()}}
+    folder.write_json(folder.root / "evaluation.json", content)
+    table = comparison.as_csv(results)
+    folder.write(folder.root / "evaluation.csv", table)
+    return table
+
+
+def _compare(file: Path, table: str) -> None:
+    """Say how many figures of a table are those of a run's `table.csv`."""
+    try:
+        figures, equal = comparison.agreement(file.read_text(encoding="utf-8"), table)
+    except (KeyError, UnicodeDecodeError, csv.Error) as error:
+        console.warn(f"{file} is damaged and not compared with ({type(error).__name__}: {error})")
+    else:
+        if figures:  # none of the training images, nor of a model that the run did not test
+            console.say(f"{equal} of {figures} figures are those of {file}, to the digit")
 
 
 def _repeated(trained: Run, opened: Opened, splits: list[str], run: Path) -> str | None:
