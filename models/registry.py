@@ -56,7 +56,7 @@ def create(
     in_channels: int = 3,
     image_size: int | None = None,
     *,
-    any_channels: bool = False,
+    any_channels: bool | str = False,
     **options,
 ) -> "nn.Module":
     """Return a new network with its own initialisation, in training mode, in float32 on the CPU.
@@ -65,13 +65,13 @@ def create(
     takes any number of channels; its forward then also takes `mask`, [batch, channels] bool, true for present channels.
     `image_size`, the height and width of the images in pixels, matters only to models made for one size; other models
     ignore it, and raise when images that are too small reach them. None means the model's default. With `any_channels`
-    a model for a fixed number of channels is made to take any of them (`polychrome.models.AnyChannels`). `options` go
-    to the model's constructor.
+    a model for a fixed number of channels is made to take any of them (`polychrome.models.AnyChannels`): an absent one
+    is the "nearest", as with True, or "estimated". `options` go to the model's constructor.
 
     Raises:
         UnknownModelError: no model is called `name`.
         ValueError: the model is made for one size, and `image_size` is too small for it, or an option is out of range;
-            `any_channels` is given of a model that takes any channels already.
+            `any_channels` is no way to fill in channels, or the nearest of a model that takes any channels already.
         TypeError: the constructor has no such option, or a value of an option is of a wrong type.
         KeyError: `weights`, in torchvision's models, has no such name.
     """
@@ -86,6 +86,6 @@ def create(
     model = constructor(num_classes=num_classes, in_channels=in_channels, **options)
     if not any_channels:
         return model
-    from polychrome.models.any_channels import AnyChannels
+    from polychrome.models.any_channels import NEAREST, AnyChannels
 
-    return AnyChannels(model, in_channels)
+    return AnyChannels(model, in_channels, NEAREST if any_channels is True else any_channels)

@@ -34,7 +34,10 @@ from polychrome.train.settings.config import read_toml
 
 SPLITS, SIZE = 5, 9
 # Of the same network, of which the best on validation patches is pictured.
-FORMS = ("prism4_small", "prism4_small+places", "prism4_small+dynamic", "prism4_small+runs")
+FORMS = (
+    *("prism4_small", "prism4_small+places", "prism4_small+dynamic", "prism4_small+runs"),
+    *("prism4_small+estimated", "prism4_small+estimated+runs"),
+)
 # Names for the picture, of systems whose own name does not say it.
 LABELS = dict.fromkeys(FORMS, "Prism, 0.4 M parameters, trained on random bands") | {
     "prism4_small+off": "Prism, trained on all bands alone",

@@ -117,7 +117,11 @@ def load(
     Raises:
         UserError: the weights are of another architecture; the message lists the misfitting weights.
     """
-    if isinstance(model, AnyChannels) and not any(key.startswith("network.") for key in weights):
+    if isinstance(model, AnyChannels):
+        if any(
+            key.startswith("network.") for key in weights
+        ):  # and what its channels are filled in by is of other data
+            weights = {key.removeprefix("network."): weights[key] for key in weights if key not in AnyChannels.MEASURED}
         model = model.network
     own = model.state_dict()
     head = head_of(model)[0] + "."

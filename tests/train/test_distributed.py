@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from polychrome.engine.training import checkpoint
+from polychrome.models.any_channels import AnyChannels
 from polychrome.train.run import main
 from tests.train import runner
 from tests.train.small import QUICK
@@ -54,6 +55,22 @@ def test_two_processes_equal_one_at_the_same_global_batch(alone, pair):
     mine, others = (checkpoint.load(each / f"checkpoints/{MODEL}/last.pt")["model"] for each in (run, alone))
     for key, value in others.items():
         torch.testing.assert_close(mine[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_every_process_fills_in_channels_alike(stripes, tmp_path):
+    """The first process measures how channels vary together, by the images that one process does."""
+    entry, start = "baseline_cnn+estimated", ["task1", "--data", str(stripes), "--out", str(tmp_path), *ARGUMENTS]
+    start[start.index(MODEL)] = entry
+    assert main([*start, "--name", "one"]) == 0
+    done = runner.torchrun(2, *start, "--name", "two")
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        checkpoint.load(tmp_path / f"task1/{name}/checkpoints/{entry}/last.pt")["model"] for name in ("one", "two")
+    )
+    for key in AnyChannels.MEASURED:
+        assert torch.equal(one[key], two[key])
+        assert one[key].any()
+    assert runner.results(tmp_path / "task1/two")["models"][entry]["protocol"] == "mask"
 
 
 def test_the_first_process_alone_speaks_and_writes(pair):

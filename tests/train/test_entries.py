@@ -124,6 +124,7 @@ options = { expert = 1 }
     assert "no variant is named 'partz'" in capsys.readouterr().err
 
 
+FILLED = ("simple_cnn+any_channels", "simple_cnn+estimated")
 WITH_OPTIONS = sorted(name for name, settings in variants.VARIANTS.items() if "options" in settings)
 
 
@@ -131,12 +132,12 @@ WITH_OPTIONS = sorted(name for name, settings in variants.VARIANTS.items() if "o
 @pytest.mark.parametrize("variant", WITH_OPTIONS)
 def test_options_of_run_model_and_entry_add_up_whatever_the_variant(variant, places):
     """Each place has an option of its own and one that the next place has too."""
-    entry, (key,) = f"prism4_small+{variant}", variants.VARIANTS[variant]["options"]
+    entry, ((key, value),) = f"prism4_small+{variant}", variants.VARIANTS[variant]["options"].items()
     given = [{"a": 1, "b": 1}, {"b": 2, "c": 2, key: 2}, {"c": 3, "d": 3}]
     run, model, own = (options if there else {} for options, there in zip(given, places, strict=True))
     tables = {"prism4_small": {"options": model}, entry: {"options": own}}
     found = variants.of(resolved(models=(entry,), options=run, model=tables), entry)
-    assert found.options == run | model | {key: True} | own
+    assert found.options == run | model | {key: value} | own
 
 
 def test_options_of_a_config_win_over_those_of_a_recipe_one_by_one(capsys, tmp_path):
@@ -187,10 +188,10 @@ def test_a_network_for_one_combination_is_shown_what_its_options_make_it_take():
 @pytest.mark.parametrize(
     "entry",
     usual(
-        [*models.names(), "prism4+places", "prism4_small+places", "simple_cnn+any_channels"],
+        [*models.names(), "prism4+places", "prism4_small+places", "prism4_small+estimated", *FILLED],
         # of each protocol
         *("naive_cnn", "pool_attention_cnn", "prism4_small", "prism4_small+places", "simple_cnn"),
-        "simple_cnn+any_channels",
+        *FILLED,
     ),
 )
 def test_every_network_for_one_combination_takes_what_it_is_shown(entry):

@@ -33,7 +33,10 @@ from tests.engine.data.image_kinds import npy
 from tests.train.small import QUICK
 from tests.train.test_reading import CASES, SETTINGS, arrays, drawn, folder, opened_set, photos, txt
 
-ENTRIES = ("simple_cnn", "prism4_small", "prism4_small+places", "pool_attention_cnn", "simple_cnn+any_channels")
+ENTRIES = (
+    *("simple_cnn", "prism4_small", "prism4_small+places", "pool_attention_cnn"),
+    *("simple_cnn+any_channels", "simple_cnn+estimated"),
+)
 SENSORS = CASES["names of sensors"][0]  # 0.tif has red, green and nir, 1.tif nir and red, 2.tif green
 
 

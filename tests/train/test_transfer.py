@@ -150,15 +150,18 @@ def test_weights_of_other_channels_or_another_order_are_told_or_refused(tmp_path
         assert said.endswith(wanted) or wanted.endswith(" ")
 
 
-def test_a_network_for_any_channels_starts_from_the_weights_of_the_network_it_is_made_of(tmp_path):
-    file, entry = kept(tmp_path / "best.pt", "simple_cnn", ONE, ("cat", "dog")), "simple_cnn+any_channels"
+@pytest.mark.parametrize("entry", ["simple_cnn+any_channels", "simple_cnn+estimated"])
+def test_a_network_for_any_channels_starts_from_the_weights_of_the_network_it_is_made_of(tmp_path, entry):
+    file = kept(tmp_path / "best.pt", "simple_cnn", ONE, ("cat", "dog"))
     said, model = started(file, entry, ONE)
     assert said.startswith(f"{entry} starts from ")
     before = checkpoint.load(file)["model"]
     assert all(torch.equal(value, before[key]) for key, value in model.network.state_dict().items())
-    own = kept(tmp_path / "own.pt", entry, ONE, ("cat", "dog"))
-    _, model = started(own, entry, ONE)
-    assert all(torch.equal(value, checkpoint.load(own)["model"][key]) for key, value in model.state_dict().items())
+    for other in ("simple_cnn+any_channels", "simple_cnn+estimated"):
+        own = kept(tmp_path / "own.pt", other, ONE, ("cat", "dog"))
+        before = checkpoint.load(own)["model"]
+        _, model = started(own, entry, ONE)
+        assert all(torch.equal(value, before[f"network.{key}"]) for key, value in model.network.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ VARIANTS = {
     "he": {"init": "he"},
     "small_stem": {"options": {"small_stem": True}},
     "any_channels": {"options": {"any_channels": True}},
+    "estimated": {"options": {"any_channels": "estimated"}},
     "places": {"options": {"fixed_places": True}},
     **{name: {"transfer": name} for name in TRANSFERS},
 }
