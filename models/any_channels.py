@@ -15,6 +15,10 @@ FILLS = NEAREST, ESTIMATED = "nearest", "estimated"
 MOST_AXES = 16
 RIDGE = 1e-3  # least variance, beside the channels' mean variance, that the axes are taken to leave unexplained
 GRID = 64  # pixels to a side that an image is measured at
+MOST_ROUNDS, COMPLETE = (
+    100,
+    1e-6,
+)  # rounds in which a covariance is completed, and its change, of a variance, at the end
 
 
 class AnyChannels(nn.Module):
@@ -110,12 +114,14 @@ class AnyChannels(nn.Module):
         Args:
             images: batches [batch, in_channels, height, width], as the network is shown them: standardised, and not
                 augmented. With (batch, mask), mask [batch, in_channels] bool, a pair of channels is measured on the
-                images that have both. Of an image about 64 x 64 pixels count.
+                images that have both; of channels that no image has both of, each is likely what channels that vary
+                with both make it. Of an image about 64 x 64 pixels count.
 
         Raises:
             TypeError: a mask is not bool.
             ValueError: `fill` is not "estimated", there is no image, a batch has another number of channels, a mask
-                does not fit it, a value is not finite, or no image has two of the channels together.
+                does not fit it, a value is not finite, or two channels are never together in an image, nor joined by
+                channels that are.
         """
         if self.fill != ESTIMATED:
             raise ValueError(f"fill={self.fill!r} has nothing to measure: make it with fill={ESTIMATED!r}")
@@ -135,15 +141,21 @@ class AnyChannels(nn.Module):
             raise ValueError("images must have at least one image")
         if not products.isfinite().all():
             raise ValueError("images have values that are not finite")
-        if apart := (counts == 0).nonzero().tolist():
+        known, joined = counts > 0, counts > 0
+        for _ in range(self.in_channels.bit_length()):
+            joined = (joined.double() @ joined.double()) > 0
+        if apart := (~joined).nonzero().tolist():
             raise ValueError(
-                "no image has both channels {} and {}: how they vary together is not known".format(*apart[0])
+                "channels {} and {} are never together in an image, nor joined by others: how they vary together is "
+                "not known".format(*apart[0])
             )
         mean = sums.diagonal() / counts.diagonal()
         covariance = products / counts - (sums / counts) * (sums / counts).T
+        rest, kept = RIDGE * covariance.diagonal().mean(), self.axes.shape[1]
+        if not known.all():
+            covariance = _completed(covariance.where(known, 0.0), known, rest)
         variances, directions = torch.linalg.eigh(covariance)  # from the least on
-        variances, kept = variances.clamp_min(0), self.axes.shape[1]
-        rest = RIDGE * covariance.diagonal().mean()
+        variances = variances.clamp_min(0)
         if kept < self.in_channels:
             rest = torch.maximum(rest, variances[:-kept].mean())
         self.mean.copy_(mean)
@@ -174,6 +186,27 @@ class AnyChannels(nn.Module):
                 mean = self.mean[:, None].to(dtype)
                 found = (mean + shares @ (x.flatten(2).to(dtype) - mean)).to(x.dtype)
             return torch.where(mask[:, :, None, None], x, found.unflatten(2, x.shape[2:]))
+
+
+def _completed(covariance: Tensor, known: Tensor, rest: Tensor) -> Tensor:
+    """Return a covariance [channels, channels] with the entries that are not known, by those that are.
+
+    Two channels that are never together vary as channels that others are between make likely: they are independent
+    under the condition of these (covariance selection, Dempster 1972), by regressions of one channel after another
+    (Hastie, Tibshirani and Friedman 2009, algorithm 17.1).
+    """
+    found, least = covariance.clone(), covariance.diagonal().mean() * COMPLETE
+    units = rest * torch.eye(len(covariance), dtype=covariance.dtype)
+    for _ in range(MOST_ROUNDS):
+        before = found.clone()
+        for channel, partners in enumerate(known):
+            strange, partners = ~partners, partners.clone()
+            partners[channel] = False
+            factors = torch.linalg.solve((found + units)[partners][:, partners], covariance[partners, channel])
+            found[strange, channel] = found[channel, strange] = found[strange][:, partners] @ factors
+        if (found - before).abs().max() <= least:
+            break
+    return found
 
 
 def _nearest(mask: Tensor) -> Tensor:

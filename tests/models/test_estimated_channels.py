@@ -99,6 +99,36 @@ def test_channels_that_some_images_lack_are_measured_on_the_others():
     torch.testing.assert_close(parts.mean, whole.mean, atol=0.1, rtol=0)
 
 
+def chained(batch, seed):
+    """Return images of seven channels: what the first two and the last two share is in the three between alone."""
+    x = mixed(batch, 3, 3, seed)
+    generator = torch.Generator().manual_seed(seed)
+    ends = []
+    for end in range(2):
+        factors = torch.randn(2, 3, generator=torch.Generator().manual_seed(20 + end))
+        own = 0.3 * torch.randn(batch, 2, 16, 16, generator=generator)
+        ends.append(torch.einsum("cd,bdhw->bchw", factors, x) + own)
+    return torch.cat([ends[0], x, ends[1]], 1)
+
+
+def test_channels_that_are_never_together_are_estimated_by_those_between():
+    """Two sensors with three channels in common: as if every image had all seven channels."""
+    x, mask = chained(400, 0), torch.ones(400, 7, dtype=torch.bool)
+    mask[:200, 5:] = mask[200:, :2] = False
+    whole, parts = filler(7).measure([x]), filler(7).measure([(x, mask)])
+    covariances = [each.axes.double() @ each.axes.double().T for each in (whole, parts)]
+    torch.testing.assert_close(*covariances, atol=0.05 * covariances[0].max().item(), rtol=0)
+    new, shown = chained(64, 1), torch.zeros(64, 7, dtype=torch.bool)
+    shown[:, :2] = True
+    errors = [(model(new, shown) - new)[:, 5:].square().mean() for model in (whole, parts)]
+    assert errors[1] < 1.1 * errors[0]
+    assert errors[0] < 0.7 * new[:, 5:].var()
+    inverse = torch.linalg.inv(covariances[1] + torch.eye(7))  # with the rest, in its own unit
+    scale = inverse.diagonal().sqrt()
+    partial = (inverse / scale / scale[:, None]).abs()
+    assert partial[:2, 5:].max() < 0.01 < partial[:2, 2:5].max()
+
+
 def test_batches_and_one_large_image_are_measured_alike():
     x = mixed()
     one, large = filler().measure(x.split(7)), filler().measure([x.repeat_interleave(16, 2).repeat_interleave(16, 3)])
@@ -152,7 +182,7 @@ def test_a_network_for_any_channels_is_called_with_all():
         (
             [(torch.zeros(2, 5, 4, 4), torch.tensor([[True] * 4 + [False], [False] * 4 + [True]]))],
             ValueError,
-            "no image has both channels 0 and 4: how they vary together is not known",
+            "channels 0 and 4 are never together in an image, nor joined by others: how they vary together is not",
         ),
     ],
 )

@@ -205,3 +205,16 @@ def test_images_with_a_file_for_each_channel_train_a_model(tmp_path):
     with (tmp_path / "task1/x/predictions/dynamic_cnn_v2.csv").open() as file:
         before = {str(tmp_path / "data" / row["image"]): f"class{row['all']}" for row in csv.DictReader(file)}
     assert before.items() <= rows.items()
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_absent_channels_are_estimated_where_sensors_share_channels_and_else_the_nearest(tmp_path, capsys, joined):
+    sensors = SENSORS if joined else {"one": ("red", "green", "blue"), "two": ("nir", "swir")}
+    data, entry = write(tmp_path / "data", sensors), "baseline_cnn+estimated"
+    start = ["--data", str(data), "--out", str(tmp_path), "--name", "x", *SMALL]
+    assert main(["task1", *start, "--models", entry]) == 0
+    network = Run(tmp_path / "task1/x", "cpu").networks(entry, {"all": None})[0][1]
+    assert network.axes.any() == joined
+    said = "channels 0 and 3 are never together in an image, nor joined by others: how they vary together is not known;"
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (f"{entry}: {said} absent channels are filled in with the nearest" in printed) != joined
