@@ -162,6 +162,11 @@ class AnyChannels(nn.Module):
         self.axes.copy_((directions * (variances / rest.clamp_min(torch.finfo(torch.float32).tiny)).sqrt())[:, -kept:])
         return self
 
+    @property
+    def measured(self) -> tuple[Tensor, ...]:
+        """The buffers that `measure` fills, `mean` and `axes`; none of "nearest"."""
+        return tuple(getattr(self, name) for name in self.MEASURED if hasattr(self, name))
+
     def extra_repr(self) -> str:
         return f"in_channels={self.in_channels}, fill={self.fill!r}"
 

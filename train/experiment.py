@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -58,7 +58,6 @@ from polychrome.train.settings import changes, variants
 from polychrome.train.settings.config import AUTO, Settings, described
 
 SHOWN_PREDICTIONS = 18
-MEASURED = 2048  # training images that tell how channels vary together
 # What is seen of a training while it runs, by the names in `results.json`.
 OBSERVED = ("peak_memory_mb", "gpu_idle", "input_wait", "kernels")
 
@@ -353,38 +352,16 @@ class Experiment:
         if not start.goes_on:
             networks.load_trained(model, entry, settings, names, self.images.class_names, console.say)
             if isinstance(model, AnyChannels) and model.fill == ESTIMATED and not combination:
-                self._measure(name, model, data, settings)
+                if distributed.is_main():
+                    networks.measure_channels(model, name, data, settings)
+                for own, measured in zip(model.measured, distributed.of_main(model.measured), strict=True):
+                    own.copy_(measured)
         if settings.compile and settings.compile_mode == AUTO:
             steps = plan.epochs * plan.passes * samples // settings.batch_size
             share = -(-settings.batch_size // distributed.world_size())
             mode = compilation.mode(model, shape, share, plan, steps)
             plan = replace(plan, compile_mode=distributed.of_main(mode))
         return Network(name, model, protocol or masks.protocol(model), plan, settings, tested, data, folder, start)
-
-    def _measure(self, name: str, model: AnyChannels, data: Opened, settings: Settings) -> None:
-        """Take how the channels vary together from training images spread evenly over the list."""
-        images, train = data.images, data.images.splits["train"]
-        few = train.at(np.unique(np.linspace(0, len(train.paths) - 1, MEASURED).astype(int)))
-        found = None
-        if distributed.is_main():
-            shown = replace(data, images=replace(images, splits={"few": few}))
-            with (
-                make_loader(shown, "few", settings) as loader,
-                console.progress(f"measuring how channels of {name} vary together", loader.samples) as bar,
-            ):
-
-                def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-                    for batch in loader.epoch(0):
-                        yield batch.standardised(images.channels), batch.present
-                        bar.advance(batch.total)
-
-                try:
-                    model.measure(batches())
-                except ValueError as error:
-                    console.say(f"{name}: {error}; absent channels are filled in with the nearest")
-            found = {key: getattr(model, key) for key in AnyChannels.MEASURED}
-        for key, value in distributed.of_main(found).items():
-            getattr(model, key).copy_(value)
 
     def _outcome(self, entry: str, network: Network) -> Outcome:
         """Train a network and test it on every split."""

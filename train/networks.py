@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from polychrome import models
+from polychrome.engine import console
 from polychrome.engine.channels import combinations, masks
 from polychrome.engine.channels.names import RGB, listed
 from polychrome.engine.data import augmentation
 from polychrome.engine.data.augmentation import Augmentations
 from polychrome.engine.data.image_set import ImageSet, having
+from polychrome.engine.data.opening import Opened
 from polychrome.engine.errors import UserError, first_line, one_line
 from polychrome.engine.machine.files import expanded
 from polychrome.engine.run_folder import RunFolder
@@ -27,6 +29,8 @@ from polychrome.engine.training.hyperparameters import AUTO, Hyperparameters
 from polychrome.engine.training.plan import Plan
 from polychrome.engine.training.state import BEST
 from polychrome.models import complexity, initialise
+from polychrome.models.any_channels import AnyChannels
+from polychrome.train.data import make_loader
 from polychrome.train.results import best
 from polychrome.train.settings import variants
 from polychrome.train.settings.config import Settings
@@ -36,6 +40,7 @@ OF_TORCHVISION = "torchvision's weights of"
 ONE_PER_COMBINATION = "one-per-combination"
 PADDED_ONE_PER_COMBINATION = "one-per-combination, zero-pad"
 MOST_NETWORKS = 15  # networks of an entry
+MEASURED = 2048  # training images that tell how channels vary together
 
 
 def create(entry: str, settings: Settings, num_classes: int, in_channels: int, size: int | None = None) -> nn.Module:
@@ -228,6 +233,27 @@ def start(settings: Settings, samples: int, folder: Path) -> state.Start:
     return state.start(
         folder, state.Division.of(samples, size or 0, settings.accumulate, torch.device(settings.device))
     )
+
+
+def measure_channels(model: AnyChannels, name: str, data: Opened, settings: Settings) -> None:
+    """Take how channels vary together from training images spread evenly over the list; where it fails, say so."""
+    images, train = data.images, data.images.splits["train"]
+    few = train.at(np.unique(np.linspace(0, len(train.paths) - 1, MEASURED).astype(int)))
+    shown = replace(data, images=replace(images, splits={"few": few}))
+    with (
+        make_loader(shown, "few", settings) as loader,
+        console.progress(f"measuring the channels of {name}", loader.samples) as bar,
+    ):
+
+        def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+            for batch in loader.epoch(0):
+                yield batch.standardised(images.channels), batch.present
+                bar.advance(batch.total)
+
+        try:
+            model.measure(batches())
+        except ValueError as error:
+            console.say(f"{name}: {error}; absent channels are filled in with the nearest")
 
 
 def load_trained(

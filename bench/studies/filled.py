@@ -2,8 +2,9 @@
 
 The trained networks of finished runs, which were made for red, green and blue and shown nothing else, are tested on the
 images held out with every combination of the channels: with zeros for the absent channels, and in an `AnyChannels`,
-which fills them in with the nearest present ones. Nothing is trained. The rows go to `bench/results/mini50/filled.csv`;
-those of a run that is tested again are replaced.
+which fills them in with the nearest present ones, or with estimates by the covariance of the channels in training
+images. Nothing is trained. The rows go to `bench/results/mini50/filled.csv`; those of a run that is tested again are
+replaced.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from polychrome.engine.data.sets.division import HOLDOUT
 from polychrome.engine.evaluation import evaluate
 from polychrome.engine.machine import hardware
 from polychrome.engine.report.tables import Table
+from polychrome.models.any_channels import ESTIMATED, FILLS, NEAREST, AnyChannels
+from polychrome.train import networks
 from polychrome.train.data import make_loader, open_data, with_sensors
 from polychrome.train.finished import Run
-from polychrome.train.settings.variants import FILLED
 
 LABELS = (study.FULL, *study.PAIRS, *study.SINGLES)
 COMMAND = "python -m bench.studies.filled RUN ..."
@@ -54,14 +56,17 @@ def tested(root: Path) -> Iterator[Row]:
     run = Run(root, "cpu")
     made = study.commit(run.folder.read_environment())
     facts = hardware.describe()
-    opened = open_data(replace(run.settings, cache="none"), run.results["task"], (HOLDOUT,), run.data, None)
+    splits = "train", HOLDOUT
+    opened = open_data(replace(run.settings, cache="none"), run.results["task"], splits, run.data, None)
     opened = replace(opened, images=replace(opened.images, channels=with_sensors(run.channels, opened.images)))
     wanted = parse(("all",), run.channels.names, run.settings.division_seed, run.channels.sensors)
     for name in run.results["models"]:
-        for absent, model in (("zeros", name), ("nearest", name + FILLED)):
-            ((_, network),) = run.networks(model, wanted)
-            with make_loader(opened, HOLDOUT, run.entry_settings(name)) as loader:
-                found = evaluate(network, loader, wanted, run.num_classes, run.autocast())
+        ((_, network),), settings = run.networks(name, wanted), run.entry_settings(name)
+        estimated = AnyChannels(network, fill=ESTIMATED)
+        networks.measure_channels(estimated, name, opened, settings)
+        for absent, model in (("zeros", network), (NEAREST, AnyChannels(network)), (ESTIMATED, estimated)):
+            with make_loader(opened, HOLDOUT, settings) as loader:
+                found = evaluate(model, loader, wanted, run.num_classes, run.autocast())
             for label, scores in found.scores.items():
                 print(f"{name}, {absent}: {label} {100 * scores.accuracy:.1f}%", file=sys.stderr, flush=True)
                 measured = label, scores.accuracy, scores.images, made, study.commit(facts), study.machine(facts)
@@ -101,7 +106,8 @@ def main(arguments: list[str] | None = None, results: Path = study.RESULTS) -> i
         again = {(row.network, row.seed) for row in found}
         rows = [row for row in read(results) if (row.network, row.seed) not in again] + found
         runs.write(
-            results / "mini50" / "filled.csv", sorted(rows, key=lambda row: (row.network, row.absent != "zeros"))
+            results / "mini50" / "filled.csv",
+            sorted(rows, key=lambda row: (row.network, ("zeros", *FILLS).index(row.absent))),
         )
     return 0
 

@@ -45,12 +45,14 @@ def test_a_run_is_tested_with_each_combination_and_again_without_a_second_row(tm
         assert filled.main([str(tmp_path / "task2/x")], tmp_path) == 0
     found = filled.read(tmp_path)
     assert [(row.absent, row.combination) for row in found] == [
-        (absent, label) for absent in ("zeros", "nearest") for label in ("RGB", "RG", "GB", "RB", "R", "G", "B")
+        (absent, label)
+        for absent in ("zeros", "nearest", "estimated")
+        for label in ("RGB", "RG", "GB", "RB", "R", "G", "B")
     ]
     with (tmp_path / "task2/x/table.csv").open(newline="") as file:
         held = [row for row in csv.DictReader(file) if (row["split"], row["flip_averaging"]) == ("holdout", "no")]
     whole = [row.accuracy for row in found if row.combination == "RGB"]
-    assert whole == [pytest.approx(float(held[0]["accuracy"]))] * 2
+    assert whole == [pytest.approx(float(held[0]["accuracy"]))] * 3
     assert {row.images for row in found} == {12}
     commit = json.loads((tmp_path / "task2/x/environment.json").read_text())["commit"]
     assert re.match(found[0].trained[:12], commit or "none")
