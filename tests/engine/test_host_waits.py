@@ -19,6 +19,7 @@ from polychrome.engine.metrics import Scorer
 from polychrome.engine.training import trainer
 from polychrome.engine.training.state import Totals
 from polychrome.kernels.augment import draw
+from polychrome.models.any_channels import AnyChannels
 from tests.engine.small import PLAN
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the real thing is tested")
@@ -93,6 +94,12 @@ def lacking():
             evaluation.inputs(model, own, chosen, "mask", given.indices[rows], has)
 
 
+def filled(fill):
+    model = AnyChannels(nn.Identity(), 3, fill).to(DEVICE)
+    images, mask = torch.zeros(BATCH, 3, 8, 8, device=DEVICE), torch.ones(BATCH, 3, dtype=torch.bool, device=DEVICE)
+    return lambda: model(images, mask)
+
+
 def scored():
     scorer = Scorer(5, DEVICE)
     return lambda: scorer.update(torch.zeros(BATCH, 5, device=DEVICE), batch(False).labels)
@@ -108,6 +115,8 @@ PARTS = {
     "augmentation of streamed images": lambda: lambda: augmented(False),
     "channels that are shown": lambda: lambda: shown(False),
     "channels that are told of": lambda: lambda: shown(True),
+    "nearest channels": lambda: filled("nearest"),
+    "estimated channels": lambda: filled("estimated"),
     "channels that images lack": lambda: lacking,
     "scores": scored,
     "totals": counted,
