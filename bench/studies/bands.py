@@ -34,10 +34,8 @@ from polychrome.train.settings.config import read_toml
 
 SPLITS, SIZE = 5, 9
 # Of the same network, of which the best on validation patches is pictured.
-FORMS = (
-    *("prism4_small", "prism4_small+places", "prism4_small+dynamic", "prism4_small+runs"),
-    *("prism4_small+estimated", "prism4_small+estimated+runs"),
-)
+ESTIMATED = ("prism4_small+estimated", "prism4_small+estimated+runs")
+FORMS = ("prism4_small", "prism4_small+places", "prism4_small+dynamic", "prism4_small+runs", *ESTIMATED)
 # Names for the picture, of systems whose own name does not say it.
 LABELS = dict.fromkeys(FORMS, "Prism, 0.4 M parameters, trained on random bands") | {
     "prism4_small+off": "Prism, trained on all bands alone",
@@ -47,8 +45,11 @@ LABELS = dict.fromkeys(FORMS, "Prism, 0.4 M parameters, trained on random bands"
     "resnet18+small_stem+any_channels": "ResNet18, the nearest band for an absent one",
     "baseline_cnn+sampling": "plain CNN, zeros for absent bands",
     "baseline_cnn+any_channels": "plain CNN, the nearest band for an absent one",
+    "baseline_cnn+estimated+runs": "plain CNN, absent bands estimated",
+    **dict.fromkeys(ESTIMATED, "Prism, 0.4 M parameters, absent bands estimated"),
 }
-UNPICTURED = ("pool_attention_cnn",)  # far behind; there are seven colours
+# Of the picture's seven colours none is left for two that are far behind and one that is as accurate as with "+runs".
+UNPICTURED = ("pool_attention_cnn", "dynamic_cnn_v2", "baseline_cnn+estimated")
 SHOWN = (48, 32, 16, 8, 4, 2, 1)
 COMMAND = "python -m bench.studies.bands SCENE OUT"
 CONFIG = Path(__file__).resolve().parents[1] / "bands.toml"
