@@ -15,10 +15,9 @@ FILLS = NEAREST, ESTIMATED = "nearest", "estimated"
 MOST_AXES = 16
 RIDGE = 1e-3  # least variance, beside the channels' mean variance, that the axes are taken to leave unexplained
 GRID = 64  # pixels to a side that an image is measured at
-MOST_ROUNDS, COMPLETE = (
-    100,
-    1e-6,
-)  # rounds in which a covariance is completed, and its change, of a variance, at the end
+ROUNDING = 1e-12  # of a mean square: a variance below is none
+MOST_ROUNDS = 100  # in which a covariance is completed
+COMPLETE = 1e-6  # change of a round, of a mean variance, after which it is
 
 
 class AnyChannels(nn.Module):
@@ -155,7 +154,8 @@ class AnyChannels(nn.Module):
         if not known.all():
             covariance = _completed(covariance.where(known, 0.0), known, rest)
         variances, directions = torch.linalg.eigh(covariance)  # from the least on
-        variances = variances.clamp_min(0)
+        square = products.diagonal() / counts.diagonal()
+        variances = variances.where(variances > ROUNDING * square.mean(), 0.0)
         if kept < self.in_channels:
             rest = torch.maximum(rest, variances[:-kept].mean())
         self.mean.copy_(mean)
