@@ -119,16 +119,29 @@ def is_watched() -> bool:
 
 @cache
 def mend_interpreter() -> None:
-    """Let a scalar of Triton's interpreter bound a loop: before 3.8 it is an array of one, which NumPy 2.4 refuses."""
+    """Mend two faults of Triton's interpreter that kernels meet.
+
+    Before 3.8 a scalar cannot bound a loop: it is an array of one, which NumPy 2.4 refuses. And a comparison of scalars
+    comes out of a broadcast as whole numbers, of the type of what was compared: from 3.9 on no load takes such a mask.
+    """
     import triton
+    from triton import language
     from triton.runtime import interpreter
 
-    patch = interpreter._patch_lang_tensor
-    if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) or patch.__module__ == __name__:
+    patch, splat = interpreter._patch_lang_tensor, interpreter.InterpreterBuilder.create_splat
+    if splat.__module__ == __name__:
         return
 
     def patch_with_index(tensor, *scope) -> None:
         patch(tensor, *scope)
         tensor.__index__ = lambda scalar: int(scalar.handle.data.item())
 
-    interpreter._patch_lang_tensor = patch_with_index
+    def splat_as_compared(builder, *arguments):
+        handle = splat(builder, *arguments)
+        if arguments[-1].data.dtype == bool:
+            handle = interpreter.TensorHandle(handle.data.astype(bool), language.int1)
+        return handle
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8):
+        interpreter._patch_lang_tensor = patch_with_index
+    interpreter.InterpreterBuilder.create_splat = splat_as_compared
