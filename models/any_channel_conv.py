@@ -1,6 +1,7 @@
 """A dynamic convolution whose kernels are made for the channels that a sample has."""
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,18 @@ class AnyChannelConv2d(DynamicConv2d):
         self.fixed_places = fixed_places
         told = fixed_places and experts == 1 and places > 1
         self.presence = nn.Parameter(torch.zeros(out_channels, places)) if told else None
+
+    @classmethod
+    def from_conv(cls, conv: nn.Module, *_, **__) -> NoReturn:
+        """Refuse: the layer's kernels are of places, not of channels.
+
+        Raises:
+            TypeError: always; `polychrome.models.AnyChannels` makes a trained network take any channels.
+        """
+        raise TypeError(
+            f"{cls.__name__} is not made from a convolution: its kernels are of places, not of channels; "
+            "polychrome.models.AnyChannels makes a trained network take any channels"
+        )
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, channels: Tensor | Sequence[float] | None = None

@@ -427,3 +427,8 @@ def test_channels_of_another_shape_say_what_is_wanted():
         stem()(images(2, 3, 12, 12), None, torch.tensor([0, 1]))
     with pytest.raises(TypeError, match=r"^mask must be a bool tensor"):
         stem()(images(2, 3, 12, 12), torch.ones(2, 3))
+
+
+def test_a_stem_of_places_is_not_made_from_a_convolution_of_channels():
+    with pytest.raises(TypeError, match=r"^AnyChannelConv2d is not made from a convolution.*AnyChannels makes"):
+        AnyChannelConv2d.from_conv(nn.Conv2d(3, 6, 5), experts=1)
