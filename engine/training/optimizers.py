@@ -121,12 +121,17 @@ class Muon(torch.optim.Optimizer):
 
 
 class _InFloat32(TorchFunctionMode):
-    """Makes a cast to bfloat16 by `Tensor.bfloat16` a copy in float32: torch's Muon has no setting for its products."""
+    """Makes a cast to bfloat16 a copy in float32: torch's Muon has no setting for its products.
+
+    It casts by `Tensor.bfloat16`, from torch 2.15 on by `Tensor.to`.
+    """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is Tensor.bfloat16:
+        kwargs = kwargs or {}
+        casts = function is Tensor.to and any(value is torch.bfloat16 for value in (*args, *kwargs.values()))
+        if casts or function is Tensor.bfloat16:
             return args[0].to(torch.float32, copy=True)
-        return function(*args, **(kwargs or {}))
+        return function(*args, **kwargs)
 
 
 class _MuonOfViews(torch.optim.Muon):
