@@ -40,11 +40,13 @@ def read(compiled, capability: int) -> Cubin:
     registers, stack = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK"))
     instructions = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", code, re.MULTILINE)
     matrix = {op: sum(i.split(".")[0] == op for i in instructions) for op in ("HGMMA", "HMMA", "UTCHMMA")}
+    # a stack frame that no instruction reads or writes, as with Triton 3.9, holds nothing spilled
+    kept = sum(op.startswith(("LDL", "STL")) for op in instructions)
     copies = [index for index, op in enumerate(instructions) if op.startswith("LDGSTS") and ".128" in op]
     first = next((i for i, op in enumerate(instructions) if op.split(".")[0] in matrix), len(instructions))
     return Cubin(
         registers,
-        stack + sum(op.startswith(("LDL", "STL")) for op in instructions),
+        stack + kept if kept else 0,
         compiled.metadata.shared,
         {op: count for op, count in matrix.items() if count},
         len(copies),
