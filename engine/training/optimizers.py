@@ -14,6 +14,7 @@ from polychrome.kernels.modules import DynamicConv2d
 
 NAMES = ("adam", "adamw", "sgd", "nesterov", "muon")
 MOMENTUM = 0.9  # of sgd and nesterov
+PRODUCTS = {Tensor.__matmul__, Tensor.matmul, torch.matmul, Tensor.mm, torch.mm, Tensor.addmm, torch.addmm}
 
 
 def create(
@@ -107,7 +108,11 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, options)
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Take one step and return the loss of `closure`, which computes the loss anew; None without a closure."""
+        """Take one step and return the loss of `closure`, which computes the loss anew; None without a closure.
+
+        Raises:
+            RuntimeError: float32 is asked for, and this torch's Muon multiplies in bfloat16 all the same.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -131,7 +136,13 @@ class _InFloat32(TorchFunctionMode):
         casts = function is Tensor.to and any(value is torch.bfloat16 for value in (*args, *kwargs.values()))
         if casts or function is Tensor.bfloat16:
             return args[0].to(torch.float32, copy=True)
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        if function in PRODUCTS and result.dtype == torch.bfloat16:
+            raise RuntimeError(
+                f"Muon of torch {torch.__version__} multiplies in bfloat16 where float32 is asked for: take another "
+                "optimizer, or another version of torch"
+            )
+        return result
 
 
 class _MuonOfViews(torch.optim.Muon):

@@ -206,6 +206,22 @@ def test_muon_multiplies_in_the_type_that_is_asked_for(dtype, low, high):
     assert torch.equal(weight.grad, gradient)
 
 
+@pytest.mark.parametrize("product", [torch.matmul, torch.mm, lambda one, other: one @ other])
+def test_a_torch_whose_muon_multiplies_in_bfloat16_all_the_same_is_refused(monkeypatch, product):
+    monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", in_bfloat16(product))
+    weight, other = nn.Parameter(torch.zeros(4, 6)), nn.Parameter(torch.zeros(1))
+    weight.grad = torch.ones(4, 6)
+    optimizers.Muon([weight], [other], lr=1.0).step()
+    assert (weight < 0).all()
+    with pytest.raises(RuntimeError, match=r"^Muon of torch .* multiplies in bfloat16 where float32 is asked for"):
+        optimizers.Muon([weight], [other], lr=1.0, dtype=torch.float32).step()
+
+
+def in_bfloat16(product):
+    """Return a stand-in for the function that torch's Muon multiplies in, which casts by another name."""
+    return lambda gradient, *_: product(torch.ones(4, 4).type(torch.bfloat16), gradient.type(torch.bfloat16))
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp32", torch.float32), ("fp16", torch.float32), ("bf16", torch.bfloat16)]
 )
