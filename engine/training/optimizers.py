@@ -14,7 +14,8 @@ from polychrome.kernels.modules import DynamicConv2d
 
 NAMES = ("adam", "adamw", "sgd", "nesterov", "muon")
 MOMENTUM = 0.9  # of sgd and nesterov
-PRODUCTS = {Tensor.__matmul__, Tensor.matmul, torch.matmul, Tensor.mm, torch.mm, Tensor.addmm, torch.addmm}
+PRODUCTS = {Tensor.__matmul__, torch.addbmm, torch.einsum, torch.linalg.matmul, torch.linalg.multi_dot}
+PRODUCTS |= {getattr(place, name) for place in (torch, Tensor) for name in ("matmul", "mm", "bmm", "addmm", "baddbmm")}
 
 
 def create(

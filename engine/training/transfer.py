@@ -118,9 +118,8 @@ def load(
         UserError: the weights are of another architecture; the message lists the misfitting weights.
     """
     if isinstance(model, AnyChannels):
-        if any(
-            key.startswith("network.") for key in weights
-        ):  # and what its channels are filled in by is of other data
+        if any(key.startswith("network.") for key in weights):
+            # what their channels were filled in by was measured on other data
             weights = {key.removeprefix("network."): weights[key] for key in weights if key not in AnyChannels.MEASURED}
         model = model.network
     own = model.state_dict()

@@ -206,7 +206,15 @@ def test_muon_multiplies_in_the_type_that_is_asked_for(dtype, low, high):
     assert torch.equal(weight.grad, gradient)
 
 
-@pytest.mark.parametrize("product", [torch.matmul, torch.mm, lambda one, other: one @ other])
+PRODUCTS = {
+    "@": lambda one, other: one @ other,
+    "mm": torch.mm,
+    "bmm": lambda one, other: torch.bmm(one[None], other[None])[0],
+    "einsum": lambda one, other: torch.einsum("ij,jk->ik", one, other),
+}
+
+
+@pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS)
 def test_a_torch_whose_muon_multiplies_in_bfloat16_all_the_same_is_refused(monkeypatch, product):
     monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", in_bfloat16(product))
     weight, other = nn.Parameter(torch.zeros(4, 6)), nn.Parameter(torch.zeros(1))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -111,6 +112,19 @@ def test_no_register_is_spilled(cubins):
     # the rotation's sine keeps a table in local memory, for angles of more turns than it is ever given
     assert not failing(cubins, lambda cubin: cubin["spilled"] == 0 or cubin["use"] == "whole recipe")
     assert not failing(cubins, lambda cubin: cubin["spilled"] < 64)
+
+
+@pytest.mark.parametrize(
+    ("stack", "instructions", "spilled"),
+    [(0, "", 0), (8, "", 0), (8, "STL [R1], R2", 9), (16, "@!P0 LDL.64 R4, [R1+0x8]", 17), (0, "LDL R2, [R3]", 1)],
+)
+def test_a_stack_frame_is_a_spill_where_it_is_read_or_written(monkeypatch, stack, instructions, spilled):
+    from bench.compiled import cubin
+
+    code = f"        /*0130*/   IADD3 R1, R1, -0x8, RZ ;\n        /*0140*/   {instructions or 'EXIT'} ;\n"
+    monkeypatch.setattr(cubin, "disassembled", lambda *_: (f"REG:96 STACK:{stack} SHARED:0", code))
+    compiled = SimpleNamespace(asm={"ptx": ""}, metadata=SimpleNamespace(shared=0))
+    assert cubin.read(compiled, 90).spilled == spilled
 
 
 LANES = """

@@ -29,3 +29,14 @@ def with_and_without_mask(model: nn.Module, x: Tensor, mask: Tensor) -> zip:
     absent = x.masked_fill(~mask[:, :, None, None], float("nan"))
     present = x[mask].unflatten(0, (len(x), -1))
     return zip(gradients(model, absent, mask), gradients(model, present), strict=True)
+
+
+def assert_it_compiles_and_is_exported(model, x, mask):
+    """Check the model's outputs compiled as one graph, and exported with a batch of any size, of fewer images."""
+    with torch.no_grad():
+        wanted = model(x, mask)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x, mask), wanted)
+        batch = torch.export.Dim("batch", min=1)
+        program = torch.export.export(model, (x, mask), dynamic_shapes=({0: batch}, {0: batch}))
+        torch.testing.assert_close(program.module()(x[:2], mask[:2]), wanted[:2])

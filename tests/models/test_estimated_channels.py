@@ -6,7 +6,7 @@ from torch import nn
 
 from polychrome import models
 from polychrome.models.any_channels import MOST_AXES, RIDGE, AnyChannels
-from tests.models.probes import images
+from tests.models.probes import assert_it_compiles_and_is_exported, images
 
 COUNT = 5
 
@@ -150,14 +150,7 @@ def test_measured_values_are_in_the_state_dict():
 def test_it_compiles_whole_and_is_exported_with_a_batch_of_any_size(name):
     model = models.create(name, 5, image_size=64, any_channels="estimated").eval()
     model.measure([images(4, 3, 64, 64)])
-    x, mask = images(3, 3, 64, 64), some(3, 3)
-    with torch.no_grad():
-        wanted = model(x, mask)
-        compiled = torch.compile(model, backend="eager", fullgraph=True)
-        torch.testing.assert_close(compiled(x, mask), wanted)
-        batch = torch.export.Dim("batch", min=1)
-        program = torch.export.export(model, (x, mask), dynamic_shapes=({0: batch}, {0: batch}))
-        torch.testing.assert_close(program.module()(x[:2], mask[:2]), wanted[:2])
+    assert_it_compiles_and_is_exported(model, images(3, 3, 64, 64), some(3, 3))
 
 
 def test_a_network_for_any_channels_is_called_with_all():
