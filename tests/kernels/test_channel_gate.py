@@ -138,15 +138,6 @@ def test_autocast_keeps_x_dtype_and_float32_inside():
             assert rms_ratio(got[index], exact[index]) <= TOLERANCES[dtype][1]
 
 
-def test_empty_batch():
-    x, *rest = arguments_of()
-    for backend in ("auto", "reference"):
-        with use_backend(backend):
-            y, dx, *others = outcome(channel_gate, [x[:0], *rest])
-        assert y.shape == dx.shape == (0, 6, 5, 4)
-        assert not any(g.any() for g in others)
-
-
 def test_nan_stays_in_its_sample():
     x, *rest = arguments_of()
     x[1, 2, 3, 3] = torch.nan

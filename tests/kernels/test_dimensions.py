@@ -169,16 +169,6 @@ def test_volumes_have_no_kernel_to_insist_on():
             function(*arguments_of(function))
 
 
-@every
-def test_an_empty_batch(function):
-    x, kernels, *rest = arguments_of(function)
-    _, dynamic = FUNCTIONS[function]
-    given = [x[:0], kernels, rest[0][:0], rest[1]] if dynamic else [x[:0], kernels[:0], rest[0][:0]]
-    for call in (function, function.reference):
-        y = call(*given, padding="same")
-        assert y.shape == (0, 6, *x.shape[2:])
-
-
 @pytest.mark.parametrize(
     ("function", "changes", "message"),
     [

@@ -242,23 +242,6 @@ def test_autocast_casts_what_conv2d_would_cast(function):
     assert torch.equal(y, function(*low, **options))
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-@both
-def test_empty_batch(function, dtype):
-    arguments, options = ARGUMENTS[function]("same_even_kernel", dtype)
-    x = arguments[0][:0]
-    rest = [a[:0] if function is per_sample_conv2d else a for a in arguments[1:]]
-    if function is dynamic_conv2d:
-        rest[1] = rest[1][:0]
-    for backend in ("auto", "reference"):
-        with use_backend(backend):
-            y, *gradients = outcome(function, [x, *rest], **options)
-        assert y.shape == (0, 6, 9, 8)
-        for gradient, argument in zip(gradients, [x, *rest], strict=True):
-            assert gradient.shape == argument.shape
-            assert not gradient.any()
-
-
 @grid(
     strength=1,
     case=usual(["padded", "same_even_kernel", "groups", "one_pixel_out"], "same_even_kernel", "groups"),

@@ -425,19 +425,6 @@ def test_nan_in_one_sample_stays_there(regime, force):
     assert not dmixing[[0, 2]].isnan().any()
 
 
-@both
-def test_empty_batch_launches_nothing(function):
-    arguments, options = ARGUMENTS[function]("same_even_kernel")
-    empty = [a[:0] if index in (0, 2) or function is per_sample_conv2d else a for index, a in enumerate(arguments)]
-    with record_launches() as launches:
-        y, *gradients = outcome(function, empty, **options)
-    assert y.shape == (0, 6, 9, 8)
-    assert not launches
-    for gradient, argument in zip(gradients, empty, strict=True):
-        assert gradient.shape == argument.shape
-        assert not gradient.any()
-
-
 @pytest.mark.parametrize("case", ["wide", "depthwise", "pointwise", "few_pixels", "one_wide_sample"])
 def test_the_epilogue_scales_shifts_and_clamps(case, force):
     force(**({"forward": configs.ConvolutionConfig(64, 32, 32, 4, splits=3)} if case == "one_wide_sample" else {}))

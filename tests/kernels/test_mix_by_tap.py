@@ -148,13 +148,6 @@ def test_graphs_of_other_runtimes_compute_the_same(form):
     torch.testing.assert_close(y, dynamic_conv2d(x, experts, mixing, **options), rtol=1e-5, atol=1e-5)
 
 
-def test_an_empty_batch_has_an_empty_output_and_gradients_of_zeros():
-    experts = randn(4, 6, 4, 3, 3)
-    y, dx, dexperts, dmixing = outcome(dynamic_conv2d, [randn(0, 4, 9, 8), experts, randn(0, 4, 3, 3)], padding=1)
-    assert (y.shape, dx.shape, dmixing.shape) == ((0, 6, 9, 8), (0, 4, 9, 8), (0, 4, 3, 3))
-    assert torch.equal(dexperts, torch.zeros_like(experts))
-
-
 def test_one_compilation_serves_every_batch():
     arguments, _ = dynamic_arguments("padded")
     _, experts, mixing = with_taps(arguments)

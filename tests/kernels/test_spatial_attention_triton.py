@@ -334,17 +334,6 @@ def test_two_runs_agree_bit_for_bit(function):
         assert (one is None and other is None) or torch.equal(one, other)
 
 
-@both
-def test_empty_batch_launches_nothing(function):
-    x, *rest = arguments_of(function)
-    with record_launches() as launches:
-        y, dx, *others = outcome(function, [x[:0], *rest])
-    assert not launches
-    assert y.shape == (0, 2 if function is channel_stats else 5, 9, 8)
-    assert dx.shape == (0, 5, 9, 8)
-    assert not any(gradient.any() for gradient in others)
-
-
 def test_a_sample_without_channels_is_named():
     mask = MASK.clone()
     mask[1] = False

@@ -201,20 +201,6 @@ def test_graphs_of_other_runtimes_compute_the_same(case):
 
 
 @both
-def test_an_empty_batch(function):
-    (x, *rest), options = ARGUMENTS[function]("doubled")
-    shared = (True, False, True) if function is dynamic_conv_transpose2d else (False, False)
-    rest = [each if keep else each[:0] for each, keep in zip(rest, shared, strict=True)]
-    for backend in ("auto", "reference"):
-        with use_backend(backend):
-            y, *gradients = outcome(function, [x[:0], *rest], **options)
-        assert y.shape == (0, 6, 10, 8)
-        for gradient, argument in zip(gradients, [x[:0], *rest], strict=True):
-            assert gradient.shape == argument.shape
-            assert not gradient.any()
-
-
-@both
 def test_autocast_casts_x_and_kernels_and_no_mixing(function):
     arguments, options = ARGUMENTS[function]("doubled")
     with torch.autocast("cpu", torch.bfloat16):

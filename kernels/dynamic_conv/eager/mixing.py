@@ -127,7 +127,7 @@ class TapMixer:
         taps, _, out_channels, in_channels = self.rows.shape
         order = (taps, in_channels) if self.channels_last else (in_channels, taps)
         mixed = self.rows.new_empty(mixing.shape[1], out_channels, *order)
-        step = out_channels if mixed.is_cuda else max(1, BLOCK_ELEMENTS // (mixing.shape[1] * taps * in_channels))
+        step = out_channels if mixed.is_cuda else max(1, BLOCK_ELEMENTS // max(1, mixing.shape[1] * taps * in_channels))
         for start in range(0, out_channels, step):
             part = slice(start, start + step)
             rows = self.rows[:, :, part].flatten(2).to(mixing.dtype)
