@@ -7,6 +7,7 @@ import html
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -114,16 +115,22 @@ def rendered(name: str, content: dict, *packages: str) -> str:
 
     HTML pages extend `page.html.j2`, which has the style, and take tables and pictures from `widgets.html.j2`.
     """
+    return _environment(packages, name.endswith(".html.j2")).get_template(name).render(content)
+
+
+@cache
+def _environment(packages: tuple[str, ...], is_html: bool) -> Environment:
+    """Return what reads and compiles the templates of `packages`, each once in a process."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "polychrome.engine.report")]),
-        autoescape=name.endswith(".html.j2"),
+        autoescape=is_html,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"inline": _inline, "cell": _markdown_cell, "shown": shown, "along": _along}
     environment.globals["colours"] = [f"var(--c-{colour[1:].lower()}, {colour})" for colour in plots.COLOURS]
-    return environment.get_template(name).render(content)
+    return environment
 
 
 def sections(results: dict, folder: Path, has_chart: bool = False) -> list[Section]:

@@ -17,31 +17,36 @@ pytestmark = pytest.mark.dist
 # 72 images: 9 steps of 8 an epoch; 3 epochs are 27. The model has batch normalisation and no dropout, whose masks are
 # each process's own. SGD and a network that is not deep, as rounding grows with Adam, which divides by it, and depth;
 # and with some seeds: losses are 1.7e-5 apart with seed 0, 1.5e-5 with 1.
-MODEL = "baseline_cnn"
+MODEL, FILLED = "baseline_cnn", "baseline_cnn+estimated"
 ARGUMENTS = [
     *("--image-size", "32", "--batch-size", "8", "--epochs", "3", *QUICK),
-    *("--models", MODEL, "--backend", "torch", "--optimizer", "sgd", "--lr", "0.001", "--sync-bn"),
-    *("--seed", "2"),
+    *("--backend", "torch", "--optimizer", "sgd", "--lr", "0.001", "--sync-bn"),
+    *("--seed", "2", "--models", MODEL),
 ]
+BOTH = [*ARGUMENTS[:-1], f"{MODEL},{FILLED}"]  # what starts processes trains both: they take longest to start
 
 
 @pytest.fixture(scope="module")
 def alone(stripes, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone")
-    assert main(["task1", "--data", str(stripes), "--out", str(out), "--name", "a", *ARGUMENTS]) == 0
+    assert main(["task1", "--data", str(stripes), "--out", str(out), "--name", "a", *BOTH]) == 0
     return out / "task1/a"
 
 
 @pytest.fixture(scope="module")
 def pair(stripes, tmp_path_factory):
     out = tmp_path_factory.mktemp("pair")
-    done = runner.torchrun(2, "task1", "--data", str(stripes), "--out", str(out), "--name", "a", *ARGUMENTS)
+    done = runner.torchrun(2, "task1", "--data", str(stripes), "--out", str(out), "--name", "a", *BOTH)
     assert done.returncode == 0, done.stderr
     return out / "task1/a", done.stdout
 
 
+def epochs_of(run, model=MODEL):
+    return [row for row in runner.history(run) if row["model"] == model]
+
+
 def assert_close_runs(run, other, within):
-    for mine, others in zip(runner.history(run), runner.history(other), strict=True):
+    for mine, others in zip(*map(epochs_of, (run, other)), strict=True):
         for key in ("train_loss", "val_loss"):
             assert float(mine[key]) == pytest.approx(float(others[key]), rel=within), (mine, others)
     found, wanted = (runner.results(each)["models"][MODEL]["test"] for each in (run, other))
@@ -57,26 +62,20 @@ def test_two_processes_equal_one_at_the_same_global_batch(alone, pair):
         torch.testing.assert_close(mine[key], value, rtol=1e-4, atol=1e-5)
 
 
-def test_every_process_fills_in_channels_alike(stripes, tmp_path):
+def test_every_process_fills_in_channels_alike(alone, pair):
     """The first process measures how channels vary together, by the images that one process does."""
-    entry, start = "baseline_cnn+estimated", ["task1", "--data", str(stripes), "--out", str(tmp_path), *ARGUMENTS]
-    start[start.index(MODEL)] = entry
-    assert main([*start, "--name", "one"]) == 0
-    done = runner.torchrun(2, *start, "--name", "two")
-    assert done.returncode == 0, done.stderr
-    one, two = (
-        checkpoint.load(tmp_path / f"task1/{name}/checkpoints/{entry}/last.pt")["model"] for name in ("one", "two")
-    )
+    run, _ = pair
+    one, two = (checkpoint.load(each / f"checkpoints/{FILLED}/last.pt")["model"] for each in (alone, run))
     for key in AnyChannels.MEASURED:
         assert torch.equal(one[key], two[key])
         assert one[key].any()
-    assert runner.results(tmp_path / "task1/two")["models"][entry]["protocol"] == "mask"
+    assert runner.results(run)["models"][FILLED]["protocol"] == "mask"
 
 
 def test_the_first_process_alone_speaks_and_writes(pair):
     run, printed = pair
     assert printed.count(f"{MODEL} epoch 1/3") == 1
-    assert len(runner.history(run)) == 3
+    assert [len(epochs_of(run, model)) for model in (MODEL, FILLED)] == [3, 3]
     assert (run / "report.html").exists()
     division = checkpoint.load(run / f"checkpoints/{MODEL}/last.pt")["division"]
     assert division == {"samples": 72, "batch_size": 8, "accumulate": 1, "world_size": 2, "device": "cpu"}
