@@ -8,20 +8,9 @@ from torch import Tensor
 
 from tests.grids import grid
 from tests.kernels.interpreter import needs_interpreter
+from tests.kernels.layouts import backwards, with_gaps
 from tests.kernels.op_calls import op_arguments, registered
 from tests.kernels.oracle import outputs, rms_ratio
-
-
-def with_gaps(tensor: Tensor) -> Tensor:
-    """Return the same numbers, with as many others between them along every dimension."""
-    twice = tensor.new_zeros([2 * size for size in tensor.shape])
-    return twice[tuple(slice(None, None, 2) for _ in tensor.shape)].copy_(tensor)
-
-
-def backwards(tensor: Tensor) -> Tensor:
-    """Return the same numbers with those of the first dimension side by side."""
-    order = tuple(reversed(range(tensor.dim())))
-    return tensor.permute(order).contiguous().permute(order)
 
 
 @grid(
