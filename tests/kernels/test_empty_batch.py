@@ -11,9 +11,9 @@ from tests.kernels.interpreter import needs_interpreter
 from tests.kernels.op_calls import EXPERTS, SHAPE, function_arguments, public
 from tests.kernels.oracle import as_leaf, randn
 
-BY_TAP = "dynamic_conv2d, mixed by tap"
+BY_TAP, UNMASKED = "dynamic_conv2d, mixed by tap", "channel_stats, without a mask"
 FUNCTIONS = {function.__name__: function for function in public()}
-FUNCTIONS[BY_TAP] = FUNCTIONS["dynamic_conv2d"]
+FUNCTIONS |= {BY_TAP: FUNCTIONS["dynamic_conv2d"], UNMASKED: FUNCTIONS["channel_stats"]}
 # The places of the arguments that all samples share.
 SHARED = {"modulated_conv2d": (1,), "channel_gate": (1, 2, 3, 4), "spatial_attention": (1, 2)}
 IN_KERNELS = torch.float32, torch.float16  # the interpreter computes bfloat16 wrongly
@@ -30,11 +30,11 @@ def is_run(name: str, dtype: torch.dtype, backend: str) -> bool:
     backend={"auto": "auto", "reference": "reference", "triton": pytest.param("triton", marks=needs_interpreter)},
 )
 def test_it_has_an_empty_output_and_gradients_of_zeros_without_a_launch(name, dtype, backend):
+    whole, options = function_arguments(FUNCTIONS[name].__name__, dtype)
     if name == BY_TAP:
-        (x, experts, *_), options = function_arguments("dynamic_conv2d", dtype)
-        whole = [x, experts, randn(SHAPE[0], EXPERTS, 3, 3, dtype=dtype), None]
-    else:
-        whole, options = function_arguments(name, dtype)
+        whole[2:] = randn(SHAPE[0], EXPERTS, 3, 3, dtype=dtype), None
+    if name == UNMASKED:
+        whole[1] = None
     shared = (1, 3) if name.startswith("dynamic") else SHARED.get(name, ())
     empty = [
         as_leaf(each[:0] if isinstance(each, Tensor) and place not in shared else each)

@@ -365,9 +365,7 @@ def test_a_model_that_knows_its_channels_is_told_them_in_every_use(four, told, c
     ("entry", "format"),
     [
         ("prism4_small+places", "safetensors"),
-        *((f"simple_cnn+{fill}", format) for fill in FILLS for format in ("safetensors", "onnx")),
-        ("simple_cnn+estimated", "pt2"),
-        pytest.param("simple_cnn+any_channels", "pt2", marks=pytest.mark.slow),  # 20 s of a C++ compiler, as the other
+        *((f"simple_cnn+{fill}", format) for fill in FILLS for format in ("safetensors", "onnx", "pt2")),
     ],
 )
 def test_a_model_that_knows_its_channels_is_told_them_where_it_is_exported(told, entry, format):

@@ -23,7 +23,7 @@ ARGUMENTS = [
     *("--backend", "torch", "--optimizer", "sgd", "--lr", "0.001", "--sync-bn"),
     *("--seed", "2", "--models", MODEL),
 ]
-BOTH = [*ARGUMENTS[:-1], f"{MODEL},{FILLED}"]  # what starts processes trains both: they take longest to start
+BOTH = [*ARGUMENTS[:-1], f"{MODEL},{FILLED}"]  # in one start, which takes longer than the training
 
 
 @pytest.fixture(scope="module")
